@@ -1,0 +1,38 @@
+"""The errors that qpeft raises on purpose.
+
+Each message says what was found, what is allowed, and what to do. The command line turns
+`InputError` and its children into exit code 2 (nothing was done yet) and every other
+`QpeftError` into exit code 1.
+"""
+
+
+class QpeftError(Exception):
+    """Base of every error that qpeft raises on purpose."""
+
+
+class InputError(QpeftError, ValueError):
+    """Something the user gave is not usable; raised before any work is done."""
+
+
+class ConfigError(InputError):
+    """A method's setting is out of range, unknown, or contradicts another."""
+
+
+class DataError(InputError):
+    """A data source is missing, empty, or lacks a needed column."""
+
+
+class CheckpointError(InputError):
+    """A saved adapter or run is corrupt, foreign, newer, or made for another model."""
+
+
+class TiedWeightError(InputError):
+    """A merge or export would also change the weight that the target shares."""
+
+
+class TrainingError(QpeftError, RuntimeError):
+    """Training cannot go on, for example because the loss is not finite."""
+
+
+class VerificationError(QpeftError, RuntimeError):
+    """An exported adapter does not reproduce the live model."""
