@@ -1,0 +1,1 @@
+"""Fine-tune Hugging Face language models with quantum-generated parameters."""
