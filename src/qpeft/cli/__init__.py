@@ -1,1 +1,1 @@
-
+"""The `qpeft` command: one module per command, light until a command runs."""

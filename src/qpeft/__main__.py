@@ -1,0 +1,3 @@
+from qpeft.cli.app import main
+
+main()

@@ -1,0 +1,55 @@
+"""The entry point `qpeft`: what there is, and nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from qpeft.cli.help import HelpfulCommand, HelpfulGroup
+
+COMMANDS = ("demo", "plan", "train", "evaluate", "generate", "export")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"qpeft {version('qpeft')}")
+        raise typer.Exit
+
+
+def qpeft(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Fine-tune Hugging Face language models with quantum-generated adapter numbers.
+
+    A small quantum circuit and a small network, simulated exactly on your machine, make the numbers
+    of a LoRA adapter. What comes out is an ordinary PEFT adapter: it loads where qpeft is not installed.
+
+    Start with:
+
+      qpeft demo
+      qpeft plan --model gpt2 --method qpa --budget 0.5
+      qpeft train --model gpt2 --data text.txt --method qpa --out run
+      qpeft export run --out my-adapter
+    """
+
+
+def build() -> typer.Typer:
+    """The application with the commands whose modules are there."""
+    app = typer.Typer(cls=HelpfulGroup, add_completion=False, no_args_is_help=True)
+    app.callback()(qpeft)
+    for name in COMMANDS:
+        if find_spec(f"qpeft.cli.{name}"):
+            app.command(name, cls=HelpfulCommand)(getattr(import_module(f"qpeft.cli.{name}"), name))
+    return app
+
+
+def main() -> None:
+    """Run the command line; ends the process with one of the documented exit codes."""
+    build()(prog_name="qpeft")

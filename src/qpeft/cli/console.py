@@ -1,0 +1,86 @@
+"""What the commands share for talking to people: consoles, tables, numbers, progress with time left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command found: `data` for machines (`--json`), `show` for people."""
+
+    data: dict[str, Any]
+    show: Callable[[Console], None]
+
+
+def stdout() -> Console:
+    """The console of results: they alone go to standard output."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """The console of everything else: progress, notes, errors."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def say(label: str, message: str, style: str) -> None:
+    """One line for people, on standard error; never wrapped, so that paths and names can be copied."""
+    from rich.text import Text
+
+    stderr().print(Text.assemble((label, style), " ", message), soft_wrap=True)
+
+
+def count(n: int) -> str:
+    """`12345` as `12,345`."""
+    return f"{n:,}"
+
+
+def size(n_bytes: int) -> str:
+    """`1234567` bytes as `1.2 MB`; below 1,000 bytes as `999 B`."""
+    value = float(n_bytes)
+    for unit in ("B", "KB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.1f} TB"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A table whose first column is text and whose other columns are numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, name in enumerate(columns):
+        made.add_column(name, justify="right" if position else "left", header_style="bold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def progress() -> Progress:
+    """A bar with the time left, on standard error; silent where that is not a terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = stderr()
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left {task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )

@@ -1,0 +1,63 @@
+"""From an exception to an exit code and one message that says what happened and what to do."""
+
+from __future__ import annotations
+
+import errno
+
+from qpeft.errors import InputError, QpeftError
+
+WORK_FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_DISK_FULL = ("no space left on device", "disk quota exceeded", "unexpected pos", "file write failed")
+
+
+def exit_code(error: BaseException) -> int:
+    """130 for an interruption, 2 for bad input that was refused before any work, 1 for the rest."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return BAD_INPUT if isinstance(error, InputError) else WORK_FAILED
+
+
+def explain(error: BaseException) -> str:
+    """What to tell the user: our own errors as they are, known disasters with a remedy."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted. Run the same command again to go on."
+    if isinstance(error, QpeftError):
+        return str(error)
+    if is_out_of_memory(error):
+        return "Out of memory. Use a smaller --batch-size or --seq-len, or a smaller model."
+    if is_disk_full(error):
+        return f"The disk is full{_where(error)}. Free some space and run the same command again."
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{_where(error)}."
+    return f"Unexpected {type(error).__name__}: {_first_line(error)}. Run again with --debug to see where."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for Python's MemoryError, torch's OutOfMemoryError, and the RuntimeError of torch's CPU allocator."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and _says(error, _OUT_OF_MEMORY)
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True for the operating system's error and for what safetensors and torch make of it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return _says(error, _DISK_FULL)
+
+
+def _says(error: BaseException, phrases: tuple[str, ...]) -> bool:
+    return any(phrase in str(error).lower() for phrase in phrases)
+
+
+def _where(error: BaseException) -> str:
+    filename = getattr(error, "filename", None)
+    return f": {filename}" if filename else ""
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "no message").splitlines()[0].rstrip(".")

@@ -1,0 +1,103 @@
+"""How `--help` looks: what the command does, then its options in groups, readable at 80 columns."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from qpeft.cli.console import stdout
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_INDENT = 26
+_WIDEST = 100
+
+
+class HelpfulCommand(TyperCommand):
+    """A command whose help groups its options by `rich_help_panel`."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(_render(self, ctx))
+
+
+class HelpfulGroup(TyperGroup):
+    """The group of all commands, with help in the same form."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        formatter.write(_render(self, ctx))
+
+
+def _render(command: Any, ctx: Any) -> str:
+    console = stdout()
+    console.width = min(console.width, _WIDEST)
+    with console.capture() as captured:
+        _print_text(console, ctx.get_usage() + "\n\n" + inspect.cleandoc(command.help))
+        for title, rows in _sections(command, ctx).items():
+            console.print(f"\n[bold]{title}[/]")
+            for left, right in rows:
+                _print_row(console, left, right)
+    return captured.get()
+
+
+def _print_text(console: Console, text: str) -> None:
+    """Paragraphs are filled; indented lines are commands to copy, so they stay as they are."""
+    from rich.text import Text
+
+    for number, paragraph in enumerate(text.split("\n\n")):
+        if number:
+            console.print()
+        if paragraph.startswith(" "):
+            console.print(Text(paragraph, style="cyan"), soft_wrap=True)
+        else:
+            console.print(Text(paragraph.replace("\n", " ")))
+
+
+def _print_row(console: Console, left: str, right: str) -> None:
+    """Option and explanation side by side; an option that is too long has a line of its own."""
+    from rich.text import Text
+
+    head = Text(f"  {left}", style="cyan")
+    if len(head) + 2 > _INDENT:
+        console.print(head, soft_wrap=True)
+        head = Text()
+    for line in Text(right).wrap(console, console.width - _INDENT):
+        head.pad_right(_INDENT - len(head))
+        console.print(head + line, soft_wrap=True)
+        head = Text()
+
+
+def _sections(command: Any, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+    """Section title -> (option with its value, explanation), in the order of the command's parameters."""
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.get_params(ctx):
+        title = getattr(parameter, "rich_help_panel", None) or "Options"
+        sections.setdefault(title, []).append((_left(parameter), _right(parameter)))
+    if isinstance(command, TyperGroup):
+        return {"Commands": [(name, _summary(sub)) for name, sub in command.commands.items()], **sections}
+    return sections
+
+
+def _summary(command: Any) -> str:
+    return inspect.cleandoc(command.help).split("\n\n")[0].replace("\n", " ")
+
+
+def _left(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return parameter.metavar or parameter.name.upper()
+    if parameter.secondary_opts:
+        return f"--[no-]{parameter.opts[0].removeprefix('--')}"
+    return ", ".join(parameter.opts) + ("" if parameter.is_flag else f" {parameter.metavar or 'TEXT'}")
+
+
+def _right(parameter: Any) -> str:
+    text = re.sub(r"\s+", " ", parameter.help or "")
+    if parameter.required:
+        return f"{text} [required]"
+    default = parameter.default
+    if default is None or default is False or not parameter.show_default:
+        return text
+    return f"{text} [default: {','.join(map(str, default)) if isinstance(default, tuple) else default}]"

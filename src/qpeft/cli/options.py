@@ -1,0 +1,158 @@
+"""Dataclass fields as command-line options, so that a setting is explained in one place only.
+
+A command asks for the fields of a settings class with an annotated dict::
+
+    def plan(generator: Annotated[dict[str, Any], Fields(QPAGeneratorConfig, panel="QPA")]): ...
+
+`expand` replaces that parameter by one option per field that has a help text. The dict then holds
+the fields that the user set, and no others: defaults stay where they are, in the settings class.
+Two settings classes may share a field (`seed`): there is one option then, and both receive it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Marks a dict parameter of a command: it is filled from the options of one settings class."""
+
+    settings: type
+    panel: str
+    leave_out: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Field[Any]]:
+        return (f for f in fields(self.settings) if "help" in f.metadata and f.name not in self.leave_out)
+
+
+def expand(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with every `Fields` parameter replaced by that settings class's options."""
+    signature = inspect.signature(function, eval_str=True)
+    groups = {name: group for name, p in signature.parameters.items() if (group := _fields_of(p.annotation))}
+    own = [p for name, p in signature.parameters.items() if name not in groups]
+    options = {f.name: _option(group, f) for group in groups.values() for f in group}
+    options = {name: option for name, option in options.items() if name not in signature.parameters}
+
+    @functools.wraps(function)
+    def call(_context: typer.Context, **values: Any) -> Any:
+        chosen = {name: values[name] for name in values if _was_given(_context, name)}
+        for name, group in groups.items():
+            values[name] = {f.name: chosen[f.name] for f in group if f.name in chosen}
+        return function(**{name: values[name] for name in signature.parameters})
+
+    context = inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *options.values())]
+    return _with_signature(call, [context, *keyword_only])
+
+
+def _fields_of(annotation: Any) -> Fields | None:
+    marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    return next((mark for mark in marks if isinstance(mark, Fields)), None)
+
+
+def _was_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name != "DEFAULT"
+
+
+def _with_signature(call: Callable[..., Any], parameters: list[inspect.Parameter]) -> Callable[..., Any]:
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    return call
+
+
+def _option(group: Fields, field: Field[Any]) -> inspect.Parameter:
+    annotation, extra = _typer_type(get_type_hints(group.settings)[field.name], field)
+    option = typer.Option(
+        help=field.metadata["help"], rich_help_panel=field.metadata.get("panel", group.panel), **extra
+    )
+    default = field.default if field.default is not MISSING else None
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+    )
+
+
+def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
+    """The annotation that Typer understands, and what `typer.Option` needs beside it."""
+    if choices := field.metadata.get("choices"):
+        return _parsed(_one_of(choices), "|".join(choices))
+    kinds = _members(hint)
+    items = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
+    if items:
+        return _parsed(_numbers, "N,N,...") if items == [int] else _parsed(_names, "NAME,...")
+    if float in kinds:
+        return _parsed(number, "NUMBER")
+    if kinds == [int]:
+        return _parsed(_whole, "N")
+    if kinds in ([bool], [str], [Path]):
+        return kinds[0], {}
+    raise TypeError(f"field {field.name} has type {hint}, which no command-line option can hold")
+
+
+def _members(hint: Any) -> list[Any]:
+    is_union = get_origin(hint) in (Union, types.UnionType)
+    return [kind for kind in (get_args(hint) if is_union else (hint,)) if kind is not type(None)]
+
+
+def _parsed(parser: Callable[[str], Any], metavar: str) -> tuple[Any, dict[str, Any]]:
+    """An option read by `parser`; Typer sends defaults through the parser too, and they are values already."""
+
+    def parse(value: Any) -> Any:
+        return parser(value) if isinstance(value, str) else value
+
+    return Any, {"parser": parse, "metavar": metavar}
+
+
+def number(text: str) -> int | float:
+    """`100_000` is a whole number, `0.5` and `1e-3` are not."""
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a number such as 0.5 or 100000, got {text!r}") from None
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected a whole number, got {text!r}") from None
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"expected whole numbers such as 32,64,32, got {text!r}") from None
+
+
+def _names(text: str) -> list[str] | str:
+    """`all-linear` is PEFT's own word; a lone name becomes a list, for PEFT reads a bare string as a pattern."""
+    names = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise typer.BadParameter(f"expected names such as q_proj,v_proj, got {text!r}")
+    return text if text == "all-linear" else names
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def choose(text: str) -> str:
+        if text in choices:
+            return text
+        nearest = get_close_matches(text, choices, n=1)
+        hint = f"did you mean {nearest[0]!r}? Choose" if nearest else "choose"
+        raise typer.BadParameter(f"unknown value {text!r}; {hint} one of {', '.join(choices)}")
+
+    return choose
