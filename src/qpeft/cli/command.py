@@ -10,6 +10,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,14 +33,15 @@ _FLAGS = {
 def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     """Make `function` a command: options from `Fields`, `--json`, `--debug`, errors as exit codes.
 
-    `function` returns an `Answer`, which is printed; what it raises becomes a message and an exit code.
+    `function` returns an `Answer`, which alone goes to standard output, whatever libraries print;
+    what it raises becomes a message and an exit code.
     """
     expanded = expand(function)
 
     @functools.wraps(expanded)
     def run(*, as_json: bool, debug: bool, **options: Any) -> None:
         try:
-            with quiet_libraries(debug):
+            with redirect_stdout(sys.stderr), quiet_libraries(debug):
                 answer = expanded(**options)
             _print(answer, as_json)
         except typer.Exit:

@@ -24,14 +24,14 @@ def stdout() -> Console:
     """The console of results: they alone go to standard output."""
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def stderr() -> Console:
     """The console of everything else: progress, notes, errors."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def say(label: str, message: str, style: str) -> None:

@@ -24,7 +24,7 @@ def exit_code(error: BaseException) -> int:
 def explain(error: BaseException) -> str:
     """What to tell the user: our own errors as they are, known disasters with a remedy."""
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted. Run the same command again to go on."
+        return str(error) or "Interrupted. Run the same command again to go on."
     if isinstance(error, QpeftError):
         return str(error)
     if is_out_of_memory(error):
@@ -37,10 +37,10 @@ def explain(error: BaseException) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for Python's MemoryError, torch's OutOfMemoryError, and the RuntimeError of torch's CPU allocator."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and _says(error, _OUT_OF_MEMORY)
-    )
+    """True for Python's MemoryError and for the RuntimeErrors of torch's allocators."""
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _says(error, _OUT_OF_MEMORY)
 
 
 def is_disk_full(error: BaseException) -> bool:

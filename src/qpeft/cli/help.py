@@ -37,7 +37,7 @@ def _render(command: Any, ctx: Any) -> str:
     with console.capture() as captured:
         _print_text(console, ctx.get_usage() + "\n\n" + inspect.cleandoc(command.help))
         for title, rows in _sections(command, ctx).items():
-            console.print(f"\n[bold]{title}[/]")
+            console.print(f"\n{title}", style="bold")
             for left, right in rows:
                 _print_row(console, left, right)
     return captured.get()

@@ -105,7 +105,7 @@ def _members(hint: Any) -> list[Any]:
 
 
 def _parsed(parser: Callable[[str], Any], metavar: str) -> tuple[Any, dict[str, Any]]:
-    """An option read by `parser`; Typer sends defaults through the parser too, and they are values already."""
+    """An option read by `parser`, to which Typer also gives the default: that is no text, and stays."""
 
     def parse(value: Any) -> Any:
         return parser(value) if isinstance(value, str) else value
@@ -140,7 +140,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _names(text: str) -> list[str] | str:
-    """`all-linear` is PEFT's own word; a lone name becomes a list, for PEFT reads a bare string as a pattern."""
+    """`all-linear` is PEFT's own word; other names form a list, for PEFT takes a string as a pattern."""
     names = [part.strip() for part in text.split(",")]
     if not all(names):
         raise typer.BadParameter(f"expected names such as q_proj,v_proj, got {text!r}")

@@ -1,0 +1,116 @@
+"""What every command shares: exit codes, messages, --json, --debug, quiet libraries."""
+
+import errno
+import json
+import warnings
+from typing import Annotated
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from qpeft.cli.command import command
+from qpeft.cli.console import Answer
+from qpeft.errors import ConfigError, QpeftError, TrainingError
+
+
+def answer() -> Answer:
+    return Answer(
+        {"n": 3, "bad": float("nan"), "where": [1.5, "x"]}, lambda console: console.print("three [n]")
+    )
+
+
+def run(work, *arguments: str):
+    @command
+    def probe(path: Annotated[str, typer.Option()] = "here") -> Answer:
+        """Do the work."""
+        return work()
+
+    app = typer.Typer()
+    app.command()(probe)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def raiser(error: BaseException):
+    def work() -> Answer:
+        raise error
+
+    return work
+
+
+FAILURES = [
+    (ConfigError("r must be at least 1, got 0"), 2, "r must be at least 1, got 0"),
+    (TrainingError("the loss is nan at step 3"), 1, "the loss is nan at step 3"),
+    (QpeftError("something of ours"), 1, "something of ours"),
+    (MemoryError(), 1, "Out of memory"),
+    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "smaller --batch-size"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 1, "Out of memory"),
+    (OSError(errno.ENOSPC, "No space left on device", "run/x"), 1, "The disk is full: run/x"),
+    (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "The disk is full"),
+    (PermissionError(errno.EACCES, "Permission denied", "run"), 1, "Permission denied: run"),
+    (KeyboardInterrupt(), 130, "same command again"),
+    (KeyboardInterrupt("Stopped after step 7."), 130, "Stopped after step 7."),
+    (ZeroDivisionError("a very internal thing\nsecond line"), 1, "run again with --debug"),
+]
+
+
+@pytest.mark.parametrize(("error", "code", "message"), FAILURES, ids=lambda value: type(value).__name__)
+def test_failure_is_one_message_and_its_exit_code(error, code, message):
+    result = run(raiser(error))
+    assert result.exit_code == code
+    assert message.lower() in result.stderr.lower()
+    assert len(result.stderr.splitlines()) == 1
+    assert "Traceback" not in result.output
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(("error", "code", "message"), FAILURES, ids=lambda value: type(value).__name__)
+def test_failure_as_json_is_one_object(error, code, message):
+    result = run(raiser(error), "--json")
+    found = json.loads(result.stdout)
+    assert found["exit_code"] == result.exit_code == code
+    assert message.lower() in found["message"].lower()
+    assert found["error"] == type(error).__name__
+
+
+def test_debug_shows_the_traceback():
+    result = run(raiser(ZeroDivisionError("deep")), "--debug")
+    assert result.exit_code == 1
+    assert "Traceback" in result.stderr
+    assert "raise error" in result.stderr
+
+
+def test_answer_for_people_and_for_machines():
+    assert run(answer).stdout == "three [n]\n"
+    assert json.loads(run(answer, "--json").stdout) == {"n": 3, "bad": None, "where": [1.5, "x"]}
+
+
+def test_what_libraries_print_never_reaches_stdout():
+    def chatty() -> Answer:
+        print("hello from a library")  # noqa: T201
+        return answer()
+
+    assert "hello" not in run(chatty, "--json").stdout
+
+
+def test_only_our_own_warnings_are_shown(capsys):
+    def warns() -> Answer:
+        warnings.warn_explicit("chatter", UserWarning, "/site-packages/transformers/x.py", 1)
+        import qpeft.errors
+
+        warnings.warn_explicit("not a compression", UserWarning, qpeft.errors.__file__, 1)
+        return answer()
+
+    result = run(warns)
+    assert result.exit_code == 0
+    assert result.stderr == "Note: not a compression\n"
+
+
+def test_bad_usage_is_exit_2_with_a_suggestion():
+    result = run(answer, "--pth", "x")
+    assert result.exit_code == 2
+    assert "--path" in result.stderr
+
+
+def test_command_may_end_itself():
+    assert run(raiser(typer.Exit(3))).exit_code == 3
