@@ -1,0 +1,119 @@
+"""The "fold" route for small circuits: two small matrix products per layer, no gather.
+
+Cut the wires into A (the first a) and B (the other b) and hold the state as a matrix psi (2**a, 2**b).
+The ladder is  ladder_B . CNOT(a-1 -> a) . ladder_A, and CNOT(a-1 -> a) before ladder_B reverses all of B where
+A's last bit is 1. Both inner ladders only permute rows of the small rotation matrices, so with s = A's last bit
+
+    Y = W_A psi,    psi_new[s] = Y[s] W_B[s]^T
+
+The rows of psi are kept with wire a-1 as their most significant bit: the two sectors s are then contiguous
+and the second step is one batched product. The small states of all layers are saved, so that the
+gradients of all angles are two batched products at the end.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source, turn_tables
+
+
+class _Tables(NamedTuple):
+    kron: KronTables
+    turns_a: Tensor  # (4**a, a)
+    turns_b: Tensor  # (4**b, b)
+
+
+@cache
+@torch.inference_mode(False)  # a table made in inference mode would be useless for training later
+def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> _Tables:
+    a = n_qubits // 2
+    wires_a, wires_b = (a - 1, *range(a - 1)), tuple(range(a, n_qubits))
+    gray_b = ladder_source(n_qubits - a)
+    top_b = 2 ** (n_qubits - a - 1)
+    blocks = [
+        Block(wires_a, _rotated_ladder_source(a)),
+        Block(wires_b, torch.cat([gray_b, gray_b ^ top_b])),  # s = 0, then s = 1
+    ]
+    turns = (turn_tables(wires, dtype, device) for wires in (wires_a, wires_b))
+    return _Tables(kron_tables(blocks, n_qubits, device), *turns)
+
+
+def _rotated_ladder_source(n: int) -> Tensor:
+    """`ladder_source(n)` when the last wire is written as the most significant bit."""
+    place = torch.arange(2**n)
+    index = ((place << 1) & (2**n - 1)) | (place >> (n - 1))
+    source = index ^ (index >> 1)
+    return (source >> 1) | ((source & 1) << (n - 1))
+
+
+def _matrices(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """W_A (L, 2**a, 2**a) and W_B (L, 2, 2**b, 2**b) of every layer."""
+    w_a, w_b = kron_matrices(angles, _tables(angles.shape[1], angles.dtype, angles.device).kron)
+    return w_a, w_b.unflatten(1, (2, -1))
+
+
+def _start(w_a: Tensor, w_b: Tensor) -> Tensor:
+    psi = w_a.new_zeros(w_a.shape[-1], w_b.shape[-1])
+    psi[0, 0] = 1
+    return psi
+
+
+def _squares(psi: Tensor) -> Tensor:
+    """Probabilities (2**N,) in the order of the wires, from psi (2**a, 2**b)."""
+    return psi.square().unflatten(0, (2, -1)).transpose(0, 1).reshape(-1)
+
+
+def _step(psi: Tensor, w_a: Tensor, w_b: Tensor) -> Tensor:
+    return torch.bmm((w_a @ psi).unflatten(0, (2, -1)), w_b.mT).flatten(0, 1)
+
+
+class FoldProbabilities(torch.autograd.Function):
+    """angles (L, N), N >= 2 -> probabilities (2**N,), and the tensors that backward needs."""
+
+    @staticmethod
+    def forward(angles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        w_a, w_b = _matrices(angles)
+        states = [_start(w_a, w_b)]
+        for layer in zip(w_a.unbind(), w_b.unbind(), strict=True):
+            states.append(_step(states[-1], *layer))
+        return _squares(states[-1]), torch.stack(states), w_a, w_b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, *saved = output
+        ctx.mark_non_differentiable(*saved)
+        ctx.save_for_backward(*saved)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
+        states, w_a, w_b = ctx.saved_tensors  # (L+1, 2**a, 2**b), ...
+        sector = states[-1].unflatten(0, (2, -1))
+        lam = (sector * grad.view_as(sector.transpose(0, 1)).transpose(0, 1)).flatten(0, 1)
+        lams = []  # d loss / d state before each layer, halved
+        for a, b in zip(reversed(w_a.mT.unbind()), reversed(w_b.unbind()), strict=True):
+            lam = a @ torch.bmm(lam.unflatten(0, (2, -1)), b).flatten(0, 1)
+            lams.append(lam)
+        lam, psi = torch.stack(lams[::-1]), states[:-1]
+        n_qubits = (states[0].numel() - 1).bit_length()
+        tables = _tables(n_qubits, grad.dtype, grad.device)
+        of_a = torch.bmm(lam, psi.mT).flatten(1) @ tables.turns_a  # (L, a)
+        of_b = torch.bmm(lam.mT, psi).flatten(1) @ tables.turns_b  # (L, b)
+        return torch.cat([of_a, of_b], dim=1)
+
+
+def fold_probabilities(angles: Tensor) -> Tensor:
+    """Probabilities (2**N,) for angles (L, N) with N >= 2; keeps no states when no gradient is wanted."""
+    if torch.is_grad_enabled() and angles.requires_grad:
+        return FoldProbabilities.apply(angles)[0]
+    w_a, w_b = _matrices(angles)
+    psi = _start(w_a, w_b)
+    for layer in zip(w_a.unbind(), w_b.unbind(), strict=True):
+        psi = _step(psi, *layer)
+    return _squares(psi)

@@ -1,0 +1,114 @@
+"""The "groups" route for large circuits: O(2**N) memory whatever the depth.
+
+The wires are cut into small groups. One matrix product per group rotates it and moves its axis from the
+front of the state to the back, so after all groups the wires are in order again. The ladder is a gather.
+Only the angles and the final state are saved: backward walks the state and its gradient back through the
+inverse layers.
+"""
+
+from __future__ import annotations
+
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source, turn_tables
+
+MAX_GROUP = 5  # wires; larger groups spend more multiplications than they save in passes over the state
+
+
+class _Tables(NamedTuple):
+    kron: KronTables
+    turns: tuple[Tensor, ...]  # per group (4**k, k)
+
+
+@cache
+@torch.inference_mode(False)  # a table made in inference mode would be useless for training later
+def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> _Tables:
+    groups = torch.arange(n_qubits).tensor_split(-(-n_qubits // MAX_GROUP))
+    wires = [tuple(group.tolist()) for group in groups]
+    blocks = [Block(group, torch.arange(2 ** len(group))) for group in wires]
+    return _Tables(
+        kron_tables(blocks, n_qubits, device), tuple(turn_tables(group, dtype, device) for group in wires)
+    )
+
+
+@lru_cache(maxsize=4)  # bounded: these are as long as the state
+@torch.inference_mode(False)
+def _gathers(n_qubits: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The ladder is new = old[source], its inverse new = old[inverse]; both (2**N,)."""
+    source = ladder_source(n_qubits, device)
+    return source, source.argsort()
+
+
+def _layers(angles: Tensor) -> list[tuple[Tensor, ...]]:
+    """For each layer the groups' matrices (2**k, 2**k)."""
+    matrices = kron_matrices(angles, _tables(angles.shape[1], angles.dtype, angles.device).kron)
+    return list(zip(*(matrix.unbind() for matrix in matrices), strict=True))
+
+
+def _turn_front(psi: Tensor, matrix: Tensor) -> Tensor:
+    """Apply `matrix` (2**k, 2**k) to the first k wires of psi (2**N,) and make them the last."""
+    return (psi.view(len(matrix), -1).mT @ matrix.mT).view(-1)
+
+
+def _state(angles: Tensor) -> Tensor:
+    """State (2**N,) before the last ladder."""
+    source, _ = _gathers(angles.shape[1], angles.device)
+    psi = angles.new_zeros(len(source))
+    psi[0] = 1
+    for index, layer in enumerate(_layers(angles)):
+        psi = psi[source] if index else psi
+        for matrix in layer:
+            psi = _turn_front(psi, matrix)
+    return psi
+
+
+def _walk_back(angles: Tensor, psi: Tensor, lam: Tensor) -> Tensor:
+    """<lam, J psi> (L, N) of every angle, from the state before the last ladder and its gradient (2**N,).
+
+    A group's products may be taken while others of its layer are undone: their rotations commute with its J.
+    """
+    _, inverse = _gathers(angles.shape[1], angles.device)
+    turns = _tables(angles.shape[1], angles.dtype, angles.device).turns
+    rows = []
+    for index, layer in enumerate(reversed(_layers(angles))):
+        if index:
+            psi, lam = psi[inverse], lam[inverse]
+        products = []
+        for matrix, turn in zip(layer, turns, strict=True):
+            front = lam.view(len(matrix), -1) @ psi.view(len(matrix), -1).mT
+            products.append(front.flatten() @ turn)
+            psi, lam = _turn_front(psi, matrix.mT), _turn_front(lam, matrix.mT)
+        rows.append(torch.cat(products))
+    return torch.stack(rows[::-1])
+
+
+class GroupProbabilities(torch.autograd.Function):
+    """angles (L, N) -> probabilities (2**N,), and the state that backward starts from."""
+
+    @staticmethod
+    def forward(angles: Tensor) -> tuple[Tensor, Tensor]:
+        psi = _state(angles)
+        source, _ = _gathers(angles.shape[1], angles.device)
+        return psi.square()[source], psi
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(inputs[0], output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
+        angles, psi = ctx.saved_tensors
+        _, inverse = _gathers(angles.shape[1], angles.device)
+        return _walk_back(angles, psi, psi * grad[inverse])
+
+
+def group_probabilities(angles: Tensor) -> Tensor:
+    """Probabilities (2**N,) for angles (L, N)."""
+    return GroupProbabilities.apply(angles)[0]
