@@ -1,0 +1,96 @@
+import inspect
+import json
+import os
+import pydoc_data.topics
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpeft.demo import corpus
+from qpeft.errors import DataError
+
+FRESH = """
+import sys
+from qpeft.demo import corpus
+print(corpus.digest(corpus.stdlib_docs()), corpus.digest(corpus.numpy_docs()))
+print(*sorted({"torch", "numpy", "transformers", "peft", "turtle", "this"} & set(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def stdlib() -> list[str]:
+    return corpus.stdlib_docs()
+
+
+@pytest.fixture(scope="module")
+def numpy() -> list[str]:
+    return corpus.numpy_docs()
+
+
+def test_another_process_reads_the_same_and_imports_nothing_heavy(stdlib, numpy):
+    environment = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=True)
+    digests, imported = result.stdout.split("\n")[:2]
+    assert digests.split() == [corpus.digest(stdlib), corpus.digest(numpy)]
+    assert imported == ""
+
+
+@pytest.mark.parametrize("name", ["stdlib", "numpy"])
+def test_documents_are_distinct_and_normalised(name, request):
+    docs = request.getfixturevalue(name)
+    assert len(set(docs)) == len(docs) > 1000
+    assert all(text == text.strip() != "" for text in docs)
+    assert not any(line != line.rstrip() for text in docs for line in text.split("\n"))
+    assert sum(map(len, docs)) > 1_000_000
+
+
+def test_stdlib_has_what_inspect_shows_and_the_topics(stdlib):
+    assert inspect.getdoc(json.dumps).strip() in stdlib
+    assert pydoc_data.topics.topics["assert"].strip() in stdlib
+
+
+def test_numpy_has_docstrings_of_python_and_of_compiled_functions(numpy):
+    assert any("Return a new array of given shape and type, filled with ones." in text for text in numpy)
+    assert any(text.startswith("a.all(axis=None") or "Returns True if all elements" in text for text in numpy)
+
+
+def test_reading_executes_nothing_and_skips_tests(tmp_path, monkeypatch):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "test_it.py").write_text('"""A test."""')
+    (tmp_path / "module.py").write_text('"""Kept.   \n    And this."""\nraise SystemExit("executed")\n')
+    (tmp_path / "repeats.py").write_text('def f():\n    """Kept.\n    And this.\n    """\n    return "\\d"\n')
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    assert corpus.stdlib_docs() == ["Kept.\nAnd this."]
+
+
+def test_a_python_without_sources_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    with pytest.raises(DataError, match=r"sources are missing") as error:
+        corpus.stdlib_docs()
+    assert str(tmp_path) in str(error.value)
+
+
+def test_digest_depends_on_texts_order_and_borders():
+    variants = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], []]
+    assert len({corpus.digest(docs) for docs in variants}) == len(variants)
+
+
+@given(st.lists(st.text(), unique=True), st.text())
+def test_split_is_a_partition_in_order_that_other_documents_do_not_change(docs, another):
+    parts = corpus.split(docs, held_out=0.3)
+    assert sorted(text for part in parts for text in part) == sorted(docs)
+    assert all(part == [text for text in docs if text in set(part)] for part in parts)
+    if another not in docs:
+        with_another = corpus.split([another, *docs], held_out=0.3)
+        assert [[text for text in part if text != another] for part in with_another] == list(parts)
+
+
+def test_split_gives_the_asked_shares(stdlib):
+    parts = corpus.split(stdlib)
+    shares = [len(part) / len(stdlib) for part in parts]
+    assert shares == pytest.approx([0.90, 0.05, 0.05], abs=0.01)
+    assert not set(parts.train) & {*parts.validation, *parts.test}
