@@ -1,1 +1,60 @@
-"""Fine-tune Hugging Face language models with quantum-generated parameters."""
+"""Fine-tune Hugging Face language models with quantum-generated parameters; hand back a stock PEFT adapter.
+
+Importing qpeft is cheap: names load their modules when first used, and the methods register with PEFT at once
+if peft is imported already, otherwise right after it is.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import wrapt
+
+if TYPE_CHECKING:
+    from qpeft import circuits as circuits
+    from qpeft.adapters.checkpoint import load as load
+    from qpeft.adapters.checkpoint import save as save
+    from qpeft.adapters.export import ExportReport as ExportReport
+    from qpeft.adapters.export import export as export
+    from qpeft.adapters.optimizer import param_groups as param_groups
+    from qpeft.adapters.qpa import QPAConfig as QPAConfig
+    from qpeft.adapters.tied import untie_lm_head as untie_lm_head
+    from qpeft.generators.settings import QPAGeneratorConfig as QPAGeneratorConfig
+    from qpeft.planning import Plan as Plan
+    from qpeft.planning import plan as plan
+
+__version__ = version("qpeft")
+
+_HOME = {
+    "ExportReport": "qpeft.adapters.export",
+    "Plan": "qpeft.planning",
+    "QPAConfig": "qpeft.adapters.qpa",
+    "QPAGeneratorConfig": "qpeft.generators.settings",
+    "export": "qpeft.adapters.export",
+    "load": "qpeft.adapters.checkpoint",
+    "param_groups": "qpeft.adapters.optimizer",
+    "plan": "qpeft.planning",
+    "save": "qpeft.adapters.checkpoint",
+    "untie_lm_head": "qpeft.adapters.tied",
+}
+
+__all__ = ["__version__", "circuits", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "circuits":
+        return import_module("qpeft.circuits")
+    if name not in _HOME:
+        raise AttributeError(f"module 'qpeft' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+@wrapt.when_imported("peft")
+def _register(_peft: Any) -> None:
+    import_module("qpeft.adapters.registry").register()

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
+
+from qpeft.errors import ConfigError
+from qpeft.generators import budget as counting
+from qpeft.generators.budget import QPACount
 
 FEATURE_SOURCES = ("qnn", "qnn_frozen", "free", "random", "none")
 FEATURE_MAPS = ("scaled", "squash")
@@ -45,7 +50,9 @@ class QPAGeneratorConfig:
     )
     feature_map: str = field(
         default="scaled",
-        metadata=_help("From probability p to MLP input: scaled (2^N p - 1) / sqrt(2), or squash.", choices=FEATURE_MAPS),
+        metadata=_help(
+            "From probability p to MLP input: scaled (2^N p - 1) / sqrt(2), or squash.", choices=FEATURE_MAPS
+        ),
     )
     feature_source: str = field(
         default="qnn",
@@ -68,13 +75,100 @@ class QPAGeneratorConfig:
     output_scale: float = field(default=1.0, metadata=_help("Factor on the generated numbers."))
     vector_order: str = field(
         default="peft",
-        metadata=_help("Order in which tensors are filled: PEFT's, or the published code's (lora_B first).", choices=VECTOR_ORDERS),
+        metadata=_help(
+            "Order in which tensors are filled: PEFT's, or the published code's (lora_B first).",
+            choices=VECTOR_ORDERS,
+        ),
     )
     max_qubits: int = field(default=20, metadata=_help("Refuse circuits with more qubits than this."))
     angle_scale: float = field(
-        default=10.0, metadata=_help("Factor folded into the angles' learning rate: angle = start + angle_scale * trained.")
+        default=10.0,
+        metadata=_help("Factor folded into the angles' learning rate: angle = start + angle_scale * trained."),
     )
     mlp_scale: float = field(
-        default=5.0, metadata=_help("Factor folded into the MLP's learning rate: weight = start + mlp_scale * trained.")
+        default=5.0,
+        metadata=_help("Factor folded into the MLP's learning rate: weight = start + mlp_scale * trained."),
     )
-    seed: int = field(default=0, metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start."))
+    seed: int = field(
+        default=0, metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start.")
+    )
+
+    def __post_init__(self) -> None:
+        if self.hidden is not None:
+            self.hidden = tuple(self.hidden)
+        self.check()
+
+    @classmethod
+    def official(cls, **settings: Any) -> Self:
+        """The published code's choices (with its NaN at p = 0 mended): affine MLP, squash, raw, centred."""
+        preset: dict[str, Any] = {
+            "activation": "identity",
+            "feature_map": "squash",
+            "init_mode": "raw",
+            "center_output": True,
+            "vector_order": "official",
+        }
+        if "budget" not in settings:
+            preset["chunk_size"] = 2048
+        return cls(**{**preset, **settings})
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
+        for name in ("activation", "feature_map", "feature_source", "init_mode", "vector_order"):
+            choices = type(self).__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
+        if self.chunk_size is not None and self.budget is not None:
+            raise ConfigError("set at most one of chunk_size and budget")
+        if self.chunk_size is not None and not _is_count(self.chunk_size):
+            raise ConfigError(f"chunk_size must be a positive integer, got {self.chunk_size}")
+        if not _is_count(self.n_layers):
+            raise ConfigError(f"n_layers must be at least 1, got {self.n_layers}")
+        if self.hidden is not None and not (self.hidden and all(map(_is_count, self.hidden))):
+            raise ConfigError(f"hidden must be a non-empty sequence of positive integers, got {list(self.hidden)}")
+        if not _is_count(self.max_qubits):
+            raise ConfigError(f"max_qubits must be a positive integer, got {self.max_qubits}")
+        if self.budget is not None and not _is_budget(self.budget):
+            raise ConfigError(
+                f"budget must be a positive whole number (a count) or a fraction between 0 and 1, got {self.budget}"
+            )
+        for name in ("output_scale", "angle_scale", "mlp_scale"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ConfigError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if not (isinstance(self.seed, int) and self.seed >= 0):
+            raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
+
+    def count(self, m: int) -> QPACount:
+        """The generator's parts for m adapter numbers: total, n_qubits, n_chunks, chunk_size, ...
+
+        Raises:
+            ConfigError: m is 0, the budget is too small, or the chunks need more than `max_qubits` qubits.
+        """
+        if m < 1:
+            raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
+        if self.chunk_size is not None:
+            chunk_size, hidden = self.chunk_size, self.hidden or counting.PAPER_HIDDEN
+        else:
+            chunk_size, hidden = counting.fit(m, self._budget_count(m), self.n_layers, self.hidden, self.max_qubits)
+        counted = counting.count(m, chunk_size, self.n_layers, hidden, self.feature_source)
+        if counted.n_qubits > self.max_qubits:
+            fewest = counting.n_chunks(m, 2**self.max_qubits)
+            raise ConfigError(
+                f"{counted.n_chunks} chunks need {counted.n_qubits} qubits, more than max_qubits={self.max_qubits}; "
+                f"use chunk_size >= {fewest}"
+            )
+        return counted
+
+    def _budget_count(self, m: int) -> int:
+        share = 0.5 if self.budget is None else self.budget
+        return int(share * m) if share < 1 else int(share)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_budget(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    return 0 < value < 1 or (value >= 1 and value == int(value))

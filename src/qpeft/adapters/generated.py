@@ -1,0 +1,230 @@
+"""What a PEFT tuner needs so that a generator, and not the optimiser, writes its adapter tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qpeft.adapters.binding import Binding, Slot
+from qpeft.adapters.tied import check_not_tied
+from qpeft.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    _Tuner = BaseTuner
+else:
+    _Tuner = object
+
+
+class GeneratedMixin(_Tuner):
+    """Mixed in before a stock tuner, for example `class QPAModel(GeneratedMixin, LoraModel)`.
+
+    The generators sit in `qpeft_generator`, one per adapter, and are the only trainable parameters; the stock
+    layers see plain tensors. A subclass supplies `_make_binding`.
+    """
+
+    uses_shared_state = True
+    container = "qpeft_generator"
+    _bindings: dict[str, Binding]
+    _refresh_handle: RemovableHandle
+
+    def _make_binding(self, adapter_name: str) -> Binding:
+        """Bind a new generator to the adapter just injected."""
+        raise NotImplementedError
+
+    # -- life of an adapter
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        if self.container not in self._modules:
+            setattr(self, self.container, nn.ModuleDict())
+            self._bindings = {}
+            self._refresh_handle = self.model.register_forward_pre_hook(self._before_forward)
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        binding = self._make_binding(adapter_name)
+        self.generators[adapter_name] = binding.generator
+        self._bindings[adapter_name] = binding
+        self._train_active_only()
+
+    @property
+    def generators(self) -> nn.ModuleDict:
+        """The generator of each adapter, by the adapter's name."""
+        generators = self._modules[self.container]
+        assert isinstance(generators, nn.ModuleDict)
+        return generators
+
+    def binding(self, adapter_name: str) -> Binding:
+        """What connects the adapter's generator with its tensors."""
+        return self._bindings[adapter_name]
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self._bindings.pop(adapter_name)
+        del self.generators[adapter_name]
+        self._train_active_only()
+
+    @torch.compiler.disable
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if getattr(module, "_is_replica", False):
+            raise ConfigError(
+                "torch.nn.DataParallel copies the generated tensors without their gradient; "
+                "use one device, or torchrun / accelerate launch"
+            )
+        for binding in self._bindings.values():
+            binding.refresh()
+
+    # -- which adapter trains
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self._train_active_only(inference_mode)
+
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self.generators[name].requires_grad_(requires_grad)
+
+    def _train_active_only(self, inference_mode: bool | None = None) -> None:
+        for name, generator in self.generators.items():
+            frozen = self.peft_config[name].inference_mode if inference_mode is None else inference_mode
+            generator.requires_grad_(name in self.active_adapters and not frozen)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """As PEFT does for stock parameters: half-precision adapter tensors become float32."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            binding = self._bindings[adapter_name]
+            for slot in binding.slots:
+                if slot.dtype in (torch.float16, torch.bfloat16):
+                    slot.dtype = torch.float32
+            binding.invalidate()
+            with torch.no_grad():
+                binding.refresh()
+
+    # -- merging and leaving
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        self._refuse_tied_merge()
+        self._refresh_detached()
+        super().merge_adapter(*args, **kwargs)
+
+    def unmerge_adapter(self) -> None:
+        self._refresh_detached()
+        super().unmerge_adapter()
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        if merge:
+            self._refuse_tied_merge()
+        for binding in self._bindings.values():
+            binding.release()
+        self._refresh_handle.remove()
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        raise ConfigError(
+            "a weighted sum of generated adapters is not a generated adapter; "
+            "qpeft.export each one and combine the stock adapters"
+        )
+
+    def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConfigError("a generated adapter has no mutated start to subtract; qpeft.export writes a stock LoRA")
+
+    def _refuse_tied_merge(self) -> None:
+        if not any(module.merged for module in self.model.modules() if isinstance(module, BaseTunerLayer)):
+            check_not_tied(self.model, self.targeted_module_names)
+
+    def _refresh_detached(self) -> None:
+        with torch.no_grad():
+            for binding in self._bindings.values():
+                binding.refresh()
+
+    # -- what is saved: the generator alone
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        prefix = f"base_model.{cls.container}.{adapter_name}."
+        state = _CompactState({k: v for k, v in state_dict.items() if k.startswith(prefix)})
+        dict.update(state, cls._get_learnable_bias_state_dict(model, state_dict, config))
+        return state
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        prefix = f"base_model.{cls.container}."
+        if key.startswith(f"{prefix}{adapter_name}."):
+            return prefix + key.removeprefix(f"{prefix}{adapter_name}.")
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        prefix = f"base_model.{cls.container}."
+        own = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+        generator = model.base_model.generators[adapter_name]
+        _check_tensors({k.removeprefix(prefix): v for k, v in own.items()}, generator.state_dict())
+        others = {k: v for k, v in state_dict.items() if k not in own}
+        return {**others, **{f"{prefix}{adapter_name}.{k.removeprefix(prefix)}": v for k, v in own.items()}}
+
+
+class _CompactState(dict[str, Tensor]):
+    """Keeps base weights out: PEFT adds the whole output head to the file when lm_head is a target."""
+
+    def update(self, other: dict[str, Tensor], /) -> None:  # type: ignore[override]
+        super().update({k: v for k, v in other.items() if ".base_layer." not in k})
+
+
+def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or surplus:
+        raise CheckpointError(
+            f"the checkpoint does not hold this generator: missing {missing or 'nothing'}, "
+            f"unknown {surplus or 'nothing'}; it is damaged or was written with other settings"
+        )
+    for name, value in expected.items():
+        if found[name].shape != value.shape:
+            raise CheckpointError(
+                f"the checkpoint's {name} has shape {list(found[name].shape)}, expected {list(value.shape)}; "
+                "it was written with other settings or for another model"
+            )
+        if not torch.isfinite(found[name]).all():
+            raise CheckpointError(f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint")
+
+
+def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerLayer]) -> list[tuple[Slot, Any]]:
+    """The adapter's tensors in PEFT's order, each once, with the tuner layer that holds it."""
+    found: list[tuple[Slot, Any]] = []
+    seen: set[int] = set()
+    for module_name, layer in model.named_modules():
+        if not isinstance(layer, layer_class):
+            continue
+        for container_name in layer.adapter_layer_names:
+            for owner, name, label in _parameters(getattr(layer, container_name, None), adapter_name):
+                parameter = owner._parameters[name]
+                if parameter is None or id(parameter) in seen:
+                    continue
+                seen.add(id(parameter))
+                full = ".".join(filter(None, (module_name, container_name, label)))
+                found.append((Slot(owner, name, full, parameter.shape, parameter.dtype), layer))
+    return found
+
+
+def _parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:
+    """Owner, attribute and label of each parameter that `container` holds for the adapter."""
+    if not isinstance(container, (nn.ModuleDict, nn.ParameterDict)) or adapter_name not in container:
+        return []
+    if isinstance(container, nn.ParameterDict):
+        return [(container, adapter_name, "")]
+    return [
+        (module, name, ".".join(filter(None, (path, name))))
+        for path, module in container[adapter_name].named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+    ]

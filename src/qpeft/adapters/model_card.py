@@ -1,0 +1,95 @@
+"""The README.md of an adapter folder: what it is, and whether loading it needs qpeft."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qpeft.files import write_text
+
+
+def load_lines(base: str, folder: str, *, needs_qpeft: bool) -> str:
+    """The lines of Python that load an adapter folder on its base."""
+    return "\n".join(
+        [
+            *(["import qpeft"] if needs_qpeft else []),
+            "from peft import PeftModel",
+            "from transformers import AutoModelForCausalLM",
+            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {folder!r})",
+        ]
+    )
+
+
+def write_compact_card(folder: Path, config: Mapping[str, Any]) -> None:
+    """Describe a compact folder, in the place of the card that PEFT wrote."""
+    base = config.get("base_model_name_or_path") or "BASE_MODEL"
+    numbers = sum(_size(shape) for _, shape in config.get("generated") or [])
+    write_text(
+        folder / "README.md",
+        _front_matter(base)
+        + f"""# Compact QPA adapter: loading it needs qpeft
+
+This folder holds the *generator* of a LoRA adapter (circuit angles and a small MLP), not the adapter itself.
+The generator writes {numbers:,} adapter numbers in {len(config.get("generated") or [])} tensors.
+Without `import qpeft`, PEFT answers `KeyError: 'QPEFT_QPA'`.
+
+```python
+{load_lines(base, ".", needs_qpeft=True)}
+```
+
+For a folder that plain PEFT loads, with no qpeft at inference:
+
+```python
+qpeft.export(model, "exported")
+```
+
+Method: Quantum Parameter Adaptation, arXiv 2410.09846. The circuit is simulated exactly on classical hardware;
+whether it contributes anything is a control away (`feature_source="none"`).
+
+Settings: `r={config.get("r")}`, `n_layers={config.get("n_layers")}`, `feature_source={config.get("feature_source")}`,
+`seed={config.get("seed")}`.
+""",
+    )
+
+
+def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, tied: str | None) -> None:
+    """Describe an exported folder; `report` is the content of its qpeft.json."""
+    warning = (
+        f"\n**Do not merge it into the base as it is:** `{tied}` is tied to the input embedding, which merging would "
+        "change as well. Untie it first: `qpeft.untie_lm_head(model)`.\n"
+        if tied
+        else ""
+    )
+    write_text(
+        folder / "README.md",
+        _front_matter(base)
+        + f"""# Stock LoRA adapter: loading it needs PEFT alone
+
+Its {report["n_generated"]:,} numbers were generated during training by qpeft (QPA, arXiv 2410.09846: a simulated
+quantum circuit and a small MLP, {report["n_trained"]:,} trained numbers) and written out once. Inference needs
+neither qpeft nor a quantum device.
+{warning}
+```python
+{load_lines(base, ".", needs_qpeft=False)}
+```
+
+How it was made and verified (`qpeft.json`):
+
+```json
+{json.dumps(dict(report), indent=2)}
+```
+""",
+    )
+
+
+def _front_matter(base: str) -> str:
+    return f"---\nbase_model: {base}\nlibrary_name: peft\ntags:\n- lora\n- qpeft\n---\n\n"
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size

@@ -1,0 +1,51 @@
+"""Every name that a user gives for a module must match one: a typo is an error, not a smaller adapter."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from peft import PeftConfig
+from torch import nn
+
+from qpeft.errors import ConfigError
+
+
+def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
+    """Check `target_modules`, `modules_to_save` and the keys of `rank_pattern` and `alpha_pattern`.
+
+    Raises:
+        ConfigError: a name matches no module of `model`; the message shows the nearest names.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    targets = getattr(config, "target_modules", None)
+    if isinstance(targets, str):
+        if targets != "all-linear" and not any(re.fullmatch(targets, name) for name in names):
+            raise ConfigError(f"target_modules pattern '{targets}' matches no module; {_available(names)}")
+    else:
+        _check_names("target_modules", targets or (), names)
+    _check_names("modules_to_save", getattr(config, "modules_to_save", None) or (), names)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field, None) or {}:
+            if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+                raise ConfigError(f"{field} key '{pattern}' matches no module; {_nearest(pattern, names)}")
+
+
+def _check_names(field: str, wanted: Iterable[str], names: list[str]) -> None:
+    for target in sorted(wanted):
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise ConfigError(f"{field} '{target}' matches no module; {_nearest(target, names)}")
+
+
+def _nearest(wanted: str, names: list[str]) -> str:
+    found = difflib.get_close_matches(wanted, sorted(_last_parts(names)), n=3, cutoff=0.5)
+    return f"nearest names: {', '.join(found)}" if found else _available(names)
+
+
+def _available(names: list[str]) -> str:
+    return f"this model has: {', '.join(sorted(_last_parts(names)))}"
+
+
+def _last_parts(names: list[str]) -> set[str]:
+    return {part for name in names if not (part := name.rpartition(".")[2]).isdigit()}

@@ -1,0 +1,32 @@
+"""A trained tensor written as start + scale * tau, so that one learning rate suits every kind of number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Folded(nn.Module):
+    """value = start + scale * tau, with tau = 0 at first.
+
+    Under Adam this equals a learning rate multiplied by `scale`; it also lifts small gradients above Adam's eps,
+    and weight decay pulls the value to its start instead of to 0. Only tau is stored; the start is drawn again.
+    A frozen value (`trained=False`) has no tau.
+    """
+
+    start: Tensor
+
+    def __init__(self, start: Tensor, scale: float, *, trained: bool = True) -> None:
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("start", start, persistent=False)
+        # written past register_parameter: PEFT may build us inside accelerate's init_empty_weights, which would
+        # replace a registered tensor by one on the meta device
+        self._parameters["tau"] = nn.Parameter(torch.zeros_like(start)) if trained else None
+
+    def forward(self, *, at_start: bool = False) -> Tensor:
+        """The value, same shape as `start`; with `at_start` the value before any training."""
+        tau = self._parameters["tau"]
+        if at_start or tau is None:
+            return self.start
+        return torch.add(self.start, tau, alpha=self.scale)
