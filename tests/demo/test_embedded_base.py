@@ -14,8 +14,6 @@ from qpeft.demo.model_card import model_card
 from qpeft.demo.score import score
 from qpeft.errors import CheckpointError
 
-BASE = qpeft.demo.base_path()
-TRAINING = json.loads((BASE / "training.json").read_text())
 HELD_OUT = {
     "stdlib_validation": lambda: corpus.split(corpus.stdlib_docs()).validation,
     "numpy_test": lambda: corpus.split(corpus.numpy_docs()).test,
@@ -23,41 +21,51 @@ HELD_OUT = {
 
 
 @pytest.fixture(scope="module")
-def model():
-    return AutoModelForCausalLM.from_pretrained(BASE, dtype="float32")
+def base() -> Path:
+    return qpeft.demo.base_path()
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return AutoTokenizer.from_pretrained(BASE)
+def training(base) -> dict:
+    return json.loads((base / "training.json").read_text())
 
 
-def test_it_is_small_and_stored_in_half_precision():
-    with safe_open(BASE / "model.safetensors", "pt") as file:
+@pytest.fixture(scope="module")
+def model(base):
+    return AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(base):
+    return AutoTokenizer.from_pretrained(base)
+
+
+def test_it_is_small_and_stored_in_half_precision(base, training):
+    with safe_open(base / "model.safetensors", "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
         n = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     assert 1_400_000 <= n <= 2_000_000
-    assert n == TRAINING["n_parameters"]
-    assert sum(path.stat().st_size for path in BASE.iterdir()) < 4_000_000
+    assert n == training["n_parameters"]
+    assert sum(path.stat().st_size for path in base.iterdir()) < 4_000_000
 
 
-def test_it_loads_with_tied_head_and_without_dropout(model):
+def test_it_loads_with_tied_head_and_without_dropout(model, training):
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
-    assert model.num_parameters() == TRAINING["n_parameters"]
+    assert model.num_parameters() == training["n_parameters"]
     assert model.config.resid_pdrop == model.config.embd_pdrop == model.config.attn_pdrop == 0.0
 
 
 @pytest.mark.parametrize("name", HELD_OUT)
-def test_it_predicts_as_well_as_its_card_says(name, model, tokenizer):
-    docs, card = HELD_OUT[name](), TRAINING["scores"][name]
+def test_it_predicts_as_well_as_its_card_says(name, model, tokenizer, training):
+    docs, card = HELD_OUT[name](), training["scores"][name]
     same_text = corpus.digest(docs) == card["sha256"]  # else another version of Python or NumPy
     result = score(model, tokenizer, docs)
     assert result.loss == pytest.approx(card["loss"], abs=1e-3 if same_text else 0.3)
     assert result.loss < 0.7 * math.log(model.config.vocab_size)
 
 
-def test_the_card_is_written_from_the_figures():
-    assert (BASE / "README.md").read_text(encoding="utf-8") == model_card(TRAINING)
+def test_the_card_is_written_from_the_figures(base, training):
+    assert (base / "README.md").read_text(encoding="utf-8") == model_card(training)
 
 
 def test_special_tokens(tokenizer, model):
@@ -84,5 +92,5 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
     assert "build_base" in str(error.value)
 
 
-def test_base_path_is_inside_the_package():
-    assert Path(qpeft.demo.__file__).parent == BASE.parent
+def test_base_path_is_inside_the_package(base):
+    assert Path(qpeft.demo.__file__).parent == base.parent
