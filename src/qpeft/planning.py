@@ -102,7 +102,7 @@ def rank_bound(config: QPAConfig, count: QPACount) -> int:
 
 
 def _notes(config: QPAConfig, count: QPACount, layers: Sequence[LoraLayer]) -> list[str]:
-    notes = []
+    notes: list[str] = []
     free = 2**count.n_qubits - 1
     n_angles = config.n_layers * count.n_qubits
     if config.feature_source in ("qnn", "qnn_frozen") and n_angles > free:
