@@ -12,6 +12,7 @@ from itertools import chain
 from math import prod
 from typing import NamedTuple
 
+from qpeft.circuits.drawing import draw
 from qpeft.errors import ConfigError
 
 
@@ -84,9 +85,7 @@ class Ansatz:
         return chain.from_iterable(self.layers())
 
     def draw(self, width: int = 100) -> str:
-        """The circuit as text, at most `width` columns where one layer fits; middle layers are left out first."""
-        from qpeft.circuits.drawing import draw
-
+        """The circuit as text in about `width` columns; layers in the middle are left out where they do not fit."""
         return draw(self, width)
 
 

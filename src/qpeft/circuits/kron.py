@@ -27,13 +27,14 @@ class Block(NamedTuple):
 class KronTables(NamedTuple):
     """Constant indices from cosines and sines to the entries of one layer's matrices."""
 
-    factors: Tensor  # (k_max, F) int64 into [cos (N), sin (N), 1]
+    factors: Tensor  # (k_max * F,) int64 into [cos (N), sin (N), 1]
+    k_max: int
     entries: Tensor  # (E,) int64 into [v, -v]
     shapes: tuple[tuple[int, int], ...]  # of the blocks
 
 
 def ladder_source(n_qubits: int, device: torch.device | str = "cpu") -> Tensor:
-    """Gray code `src` (2**N,): the open CNOT ladder 0->1->...->N-1 is `new = old[src]`, src[c] = c ^ (c >> 1)."""
+    """Gray code (2**N,) of src[c] = c ^ (c >> 1): the open CNOT ladder 0 -> 1 -> ... -> N-1 is `new = old[src]`."""
     index = torch.arange(2**n_qubits, device=device)
     return index ^ (index >> 1)
 
@@ -49,15 +50,15 @@ def kron_tables(blocks: list[Block], n_qubits: int, device: torch.device) -> Kro
         entries.append((offset + (rows[:, None] ^ columns) + factors.shape[1] * negative).flatten())
         offset += len(columns)
     shapes = tuple((len(block.rows), 2 ** len(block.wires)) for block in blocks)
-    return KronTables(factors.to(device), torch.cat(entries).to(device), shapes)
+    return KronTables(factors.flatten().to(device), k_max, torch.cat(entries).to(device), shapes)
 
 
 def kron_matrices(angles: Tensor, tables: KronTables) -> list[Tensor]:
     """Matrices (L, R, 2**k) of every block, for all layers of `angles` (L, N)."""
     half = angles / 2
-    factors = torch.cat([half.cos(), half.sin(), torch.ones_like(half[:, :1])], dim=1)  # (L, 2N+1)
-    v = factors[:, tables.factors].prod(1)  # (L, F)
-    flat = torch.cat([v, -v], dim=1)[:, tables.entries]  # (L, E)
+    factors = torch.cat([half.cos(), half.sin(), half.new_ones(len(half), 1)], dim=1)  # (L, 2N+1)
+    v = factors.index_select(1, tables.factors).view(len(half), tables.k_max, -1).prod(1)  # (L, F)
+    flat = torch.cat([v, -v], dim=1).index_select(1, tables.entries)  # (L, E)
     sizes = [rows * columns for rows, columns in tables.shapes]
     return [part.unflatten(1, shape) for part, shape in zip(flat.split(sizes, 1), tables.shapes, strict=True)]
 

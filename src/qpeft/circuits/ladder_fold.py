@@ -1,8 +1,9 @@
 """The "fold" route for small circuits: two small matrix products per layer, no gather.
 
 Cut the wires into A (the first a) and B (the other b) and hold the state as a matrix psi (2**a, 2**b).
-The ladder is  ladder_B . CNOT(a-1 -> a) . ladder_A, and CNOT(a-1 -> a) before ladder_B reverses all of B where
-A's last bit is 1. Both inner ladders only permute rows of the small rotation matrices, so with s = A's last bit
+The ladder is ladder_B . CNOT(a-1 -> a) . ladder_A, and CNOT(a-1 -> a) before ladder_B reverses all of B
+where A's last bit is 1. Both inner ladders only permute rows of the small rotation matrices: with s = A's
+last bit
 
     Y = W_A psi,    psi_new[s] = Y[s] W_B[s]^T
 
@@ -13,6 +14,7 @@ gradients of all angles are two batched products at the end.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source, turn_tables
+from qpeft.circuits.precision import full_precision
 
 
 class _Tables(NamedTuple):
@@ -55,22 +58,50 @@ def _rotated_ladder_source(n: int) -> Tensor:
 def _matrices(angles: Tensor) -> tuple[Tensor, Tensor]:
     """W_A (L, 2**a, 2**a) and W_B (L, 2, 2**b, 2**b) of every layer."""
     w_a, w_b = kron_matrices(angles, _tables(angles.shape[1], angles.dtype, angles.device).kron)
-    return w_a, w_b.unflatten(1, (2, -1))
+    rows, columns = w_b.shape[1:]
+    return w_a, w_b.view(-1, 2, rows // 2, columns)
 
 
-def _start(w_a: Tensor, w_b: Tensor) -> Tensor:
-    psi = w_a.new_zeros(w_a.shape[-1], w_b.shape[-1])
+def _states(w_a: Tensor, w_b: Tensor) -> Iterator[Tensor]:
+    """The state (2**a, 2**b) before the first layer and after each."""
+    rows, columns = w_a.shape[-1], w_b.shape[-1]
+    psi = w_a.new_zeros(rows, columns)
     psi[0, 0] = 1
-    return psi
+    yield psi
+    for a, b in zip(w_a.unbind(), w_b.mT.unbind(), strict=True):
+        psi = torch.bmm((a @ psi).view(2, -1, columns), b).view(rows, columns)
+        yield psi
 
 
-def _squares(psi: Tensor) -> Tensor:
-    """Probabilities (2**N,) in the order of the wires, from psi (2**a, 2**b)."""
-    return psi.square().unflatten(0, (2, -1)).transpose(0, 1).reshape(-1)
+def _pull_back(lam: Tensor, w_a: Tensor, w_b: Tensor) -> Tensor:
+    """Gradients (L, 2**a, 2**b) with respect to the state before each layer, from that of the last state."""
+    rows, columns = lam.shape
+    lams = []
+    for a, b in zip(reversed(w_a.mT.unbind()), reversed(w_b.unbind()), strict=True):
+        lam = a @ torch.bmm(lam.view(2, -1, columns), b).view(rows, columns)
+        lams.append(lam)
+    return torch.stack(lams[::-1])
 
 
-def _step(psi: Tensor, w_a: Tensor, w_b: Tensor) -> Tensor:
-    return torch.bmm((w_a @ psi).unflatten(0, (2, -1)), w_b.mT).flatten(0, 1)
+def _in_wire_order(psi: Tensor) -> Tensor:
+    """psi (2**a, 2**b) with wire a-1 first -> (2**(a-1), 2, 2**b) with the wires in order."""
+    return psi.view(2, -1, psi.shape[-1]).transpose(0, 1)
+
+
+def _probabilities(psi: Tensor) -> Tensor:
+    return _in_wire_order(psi.square()).reshape(-1)
+
+
+@full_precision
+def _gradient(grad: Tensor, states: Tensor, w_a: Tensor, w_b: Tensor) -> Tensor:
+    """Gradient (L, N) from d loss / d p (2**N,) and the states (L+1, 2**a, 2**b)."""
+    tables = _tables((grad.numel() - 1).bit_length(), grad.dtype, grad.device)
+    psi, last = states[:-1], _in_wire_order(states[-1])
+    lam = last * grad.reshape(last.shape)  # half of d loss / d psi; the other 2 cancels the 1/2 of RY'
+    lam = _pull_back(lam.transpose(0, 1).reshape(states[-1].shape), w_a, w_b)
+    of_a = torch.bmm(lam, psi.mT).flatten(1) @ tables.turns_a  # (L, a)
+    of_b = torch.bmm(lam.mT, psi).flatten(1) @ tables.turns_b  # (L, b)
+    return torch.cat([of_a, of_b], dim=1)
 
 
 class FoldProbabilities(torch.autograd.Function):
@@ -79,10 +110,8 @@ class FoldProbabilities(torch.autograd.Function):
     @staticmethod
     def forward(angles: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         w_a, w_b = _matrices(angles)
-        states = [_start(w_a, w_b)]
-        for layer in zip(w_a.unbind(), w_b.unbind(), strict=True):
-            states.append(_step(states[-1], *layer))
-        return _squares(states[-1]), torch.stack(states), w_a, w_b
+        *_, last = states = list(_states(w_a, w_b))
+        return _probabilities(last), torch.stack(states), w_a, w_b
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -92,28 +121,14 @@ class FoldProbabilities(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
-        states, w_a, w_b = ctx.saved_tensors  # (L+1, 2**a, 2**b), ...
-        sector = states[-1].unflatten(0, (2, -1))
-        lam = (sector * grad.view_as(sector.transpose(0, 1)).transpose(0, 1)).flatten(0, 1)
-        lams = []  # d loss / d state before each layer, halved
-        for a, b in zip(reversed(w_a.mT.unbind()), reversed(w_b.unbind()), strict=True):
-            lam = a @ torch.bmm(lam.unflatten(0, (2, -1)), b).flatten(0, 1)
-            lams.append(lam)
-        lam, psi = torch.stack(lams[::-1]), states[:-1]
-        n_qubits = (states[0].numel() - 1).bit_length()
-        tables = _tables(n_qubits, grad.dtype, grad.device)
-        of_a = torch.bmm(lam, psi.mT).flatten(1) @ tables.turns_a  # (L, a)
-        of_b = torch.bmm(lam.mT, psi).flatten(1) @ tables.turns_b  # (L, b)
-        return torch.cat([of_a, of_b], dim=1)
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _gradient(grad, *ctx.saved_tensors)
 
 
+@full_precision
 def fold_probabilities(angles: Tensor) -> Tensor:
     """Probabilities (2**N,) for angles (L, N) with N >= 2; keeps no states when no gradient is wanted."""
     if torch.is_grad_enabled() and angles.requires_grad:
         return FoldProbabilities.apply(angles)[0]
-    w_a, w_b = _matrices(angles)
-    psi = _start(w_a, w_b)
-    for layer in zip(w_a.unbind(), w_b.unbind(), strict=True):
-        psi = _step(psi, *layer)
-    return _squares(psi)
+    *_, last = _states(*_matrices(angles))
+    return _probabilities(last)

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source, turn_tables
+from qpeft.circuits.precision import full_precision
 
-MAX_GROUP = 5  # wires; larger groups spend more multiplications than they save in passes over the state
+MAX_GROUP = {torch.float32: 5, torch.float64: 4}  # wires; measured: larger groups multiply more than they save
 
 
 class _Tables(NamedTuple):
@@ -28,12 +29,10 @@ class _Tables(NamedTuple):
 @cache
 @torch.inference_mode(False)  # a table made in inference mode would be useless for training later
 def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    groups = torch.arange(n_qubits).tensor_split(-(-n_qubits // MAX_GROUP))
+    groups = torch.arange(n_qubits).tensor_split(-(-n_qubits // MAX_GROUP[dtype]))
     wires = [tuple(group.tolist()) for group in groups]
     blocks = [Block(group, torch.arange(2 ** len(group))) for group in wires]
-    return _Tables(
-        kron_tables(blocks, n_qubits, device), tuple(turn_tables(group, dtype, device) for group in wires)
-    )
+    return _Tables(kron_tables(blocks, n_qubits, device), tuple(turn_tables(group, dtype, device) for group in wires))
 
 
 @lru_cache(maxsize=4)  # bounded: these are as long as the state
@@ -61,23 +60,25 @@ def _state(angles: Tensor) -> Tensor:
     psi = angles.new_zeros(len(source))
     psi[0] = 1
     for index, layer in enumerate(_layers(angles)):
-        psi = psi[source] if index else psi
+        psi = psi.index_select(0, source) if index else psi
         for matrix in layer:
             psi = _turn_front(psi, matrix)
     return psi
 
 
-def _walk_back(angles: Tensor, psi: Tensor, lam: Tensor) -> Tensor:
-    """<lam, J psi> (L, N) of every angle, from the state before the last ladder and its gradient (2**N,).
+@full_precision
+def _gradient(grad: Tensor, angles: Tensor, psi: Tensor) -> Tensor:
+    """Gradient (L, N) from d loss / d p and the state before the last ladder, both (2**N,).
 
-    A group's products may be taken while others of its layer are undone: their rotations commute with its J.
+    A group's <lam, J psi> may be taken while others of its layer are undone: their rotations commute with its J.
     """
     _, inverse = _gathers(angles.shape[1], angles.device)
     turns = _tables(angles.shape[1], angles.dtype, angles.device).turns
+    lam = psi * grad.index_select(0, inverse)  # half of d loss / d psi; the other 2 cancels the 1/2 of RY'
     rows = []
     for index, layer in enumerate(reversed(_layers(angles))):
         if index:
-            psi, lam = psi[inverse], lam[inverse]
+            psi, lam = psi.index_select(0, inverse), lam.index_select(0, inverse)
         products = []
         for matrix, turn in zip(layer, turns, strict=True):
             front = lam.view(len(matrix), -1) @ psi.view(len(matrix), -1).mT
@@ -94,7 +95,7 @@ class GroupProbabilities(torch.autograd.Function):
     def forward(angles: Tensor) -> tuple[Tensor, Tensor]:
         psi = _state(angles)
         source, _ = _gathers(angles.shape[1], angles.device)
-        return psi.square()[source], psi
+        return psi.square().index_select(0, source), psi
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -103,12 +104,11 @@ class GroupProbabilities(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:
-        angles, psi = ctx.saved_tensors
-        _, inverse = _gathers(angles.shape[1], angles.device)
-        return _walk_back(angles, psi, psi * grad[inverse])
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _gradient(grad, *ctx.saved_tensors)
 
 
+@full_precision
 def group_probabilities(angles: Tensor) -> Tensor:
     """Probabilities (2**N,) for angles (L, N)."""
     return GroupProbabilities.apply(angles)[0]
