@@ -1,0 +1,130 @@
+"""Blocks of tokens to train on and to score, cut and batched."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from qpeft.errors import DataError
+from qpeft.training.encoding import Tokens, encode, end_of_text, join
+from qpeft.training.settings import TrainSettings
+from qpeft.training.sources import Columns, Row, has_validation_split, load_examples
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+
+_HELD_OUT_EVERY = 20
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What a run trains on and what it is scored on."""
+
+    train: list[Tokens]
+    evaluation: list[Tokens]
+
+    def sha256(self) -> str:
+        """Hash of every token and mark, in order: another text, tokenizer, length or split gives another one."""
+        sha = hashlib.sha256()
+        for block in (*self.train, *self.evaluation):
+            for part in (np.array([len(block.ids)]), block.ids, block.scored):
+                sha.update(part.tobytes())
+        return sha.hexdigest()
+
+
+def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> Blocks:
+    """Read, tokenise, split and cut the data of a run. Raises DataError if it gives no block to train on."""
+    columns = Columns(settings.text_column, settings.prompt_column, settings.completion_column)
+    rows = load_examples(settings.data, "train", columns)
+    validation = settings.eval_data or (settings.data if has_validation_split(settings.data) else None)
+    if validation:
+        train = cut(rows, seq_len, tokenizer)
+        evaluation = cut(load_examples(validation, "validation", columns), seq_len, tokenizer)
+    else:
+        train, evaluation = _held_out(rows, seq_len, tokenizer)
+    train = [block for block in train if "text" not in rows[0] or len(block.ids) == seq_len]
+    if not train or not evaluation:
+        raise DataError(_too_little(settings.data, rows, seq_len, tokenizer))
+    return Blocks(train, _at_most(settings.eval_blocks, evaluation))
+
+
+def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """Blocks of at most `seq_len` tokens, each with something to score.
+
+    Texts are joined by one end-of-text token and cut; only the last block may be shorter. Rows with a prompt
+    stay apart, and are cut off at `seq_len`; one whose answer begins beyond that is left out.
+    """
+    encoded = encode(rows, tokenizer)
+    if "text" in rows[0]:
+        chain = join(list(_between(encoded, end_of_text(tokenizer))))
+        blocks = [chain.cut(start, start + seq_len) for start in range(0, len(chain.ids), seq_len)]
+    else:
+        blocks = [tokens.cut(0, seq_len) for tokens in encoded]
+    return [block for block in blocks if block.n_targets]
+
+
+def collate(blocks: Sequence[Tokens], padding_side: str = "right") -> dict[str, torch.Tensor]:
+    """A batch of int64 tensors (B, T): input_ids, attention_mask, and labels that are -100 where nothing is scored.
+
+    Padded on the left, it has position_ids too, which count real tokens only. The id of a pad is 0: the
+    attention mask tells it from a real token 0.
+    """
+    import torch
+
+    longest = max(len(block.ids) for block in blocks)
+    rows = {"input_ids": [], "attention_mask": [], "labels": []}
+    for block in blocks:
+        space = longest - len(block.ids)
+        widths = (space, 0) if padding_side == "left" else (0, space)
+        labels = np.where(block.scored, block.ids, IGNORED)
+        labels[0] = IGNORED  # nothing predicts it, and a pad on its left must not
+        rows["input_ids"].append(np.pad(block.ids, widths))
+        rows["attention_mask"].append(np.pad(np.ones_like(block.ids), widths))
+        rows["labels"].append(np.pad(labels, widths, constant_values=IGNORED))
+    batch = {name: torch.from_numpy(np.stack(arrays)) for name, arrays in rows.items()}
+    if padding_side == "left":
+        batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    return batch
+
+
+def _between(documents: Sequence[Tokens], separator: Tokens) -> Iterable[Tokens]:
+    for number, document in enumerate(documents):
+        if number:
+            yield separator
+        yield document
+
+
+def _held_out(
+    rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Tokens], list[Tokens]]:
+    """Every 20th document; of fewer documents, the last 20th of the blocks, at least one."""
+    if len(rows) >= _HELD_OUT_EVERY:
+        kept = [row for number, row in enumerate(rows, start=1) if number % _HELD_OUT_EVERY]
+        return cut(kept, seq_len, tokenizer), cut(rows[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY], seq_len, tokenizer)
+    blocks = cut(rows, seq_len, tokenizer)
+    n_train = len(blocks) - max(1, len(blocks) // _HELD_OUT_EVERY)
+    return blocks[:n_train], blocks[n_train:]
+
+
+def _at_most(limit: int, blocks: list[Tokens]) -> list[Tokens]:
+    """`limit` blocks spread evenly (0: all of them)."""
+    if not limit or len(blocks) <= limit:
+        return blocks
+    return [blocks[i * len(blocks) // limit] for i in range(limit)]
+
+
+def _too_little(source: str, rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> str:
+    if "text" not in rows[0]:
+        return f"no answer in {source} begins within seq_len={seq_len} tokens; raise seq_len or shorten the prompts"
+    n = sum(len(tokens.ids) for tokens in encode(rows, tokenizer))
+    return (
+        f"{source} has {n} tokens: too few for a block of seq_len={seq_len} to train on and one to evaluate on; "
+        "lower seq_len, give more text, or name eval_data"
+    )

@@ -1,0 +1,68 @@
+"""Checkpoints that count only when they are whole.
+
+The Trainer writes `checkpoint-STEP` file by file. A marker inside, written last, makes it count; a folder without
+one is what a kill or a full disk left, and is removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+from qpeft.files import write_text
+
+KEPT = 2
+
+_MARKER = "complete"
+_DISK_FULL = ("no space left on device", "disk quota exceeded", "unexpected pos", "file write failed")
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the Trainer puts the checkpoint of a step."""
+    return folder / f"checkpoint-{step}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps done in a checkpoint."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def seal(checkpoint: Path) -> None:
+    """Declare a checkpoint whole, with all its files on the disk; then remove all but the last two."""
+    for file in checkpoint.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+    write_text(checkpoint / _MARKER, "")
+    for old in _all(checkpoint.parent)[:-KEPT]:
+        (old / _MARKER).unlink(missing_ok=True)  # first: a kill in between must not leave half a checkpoint marked
+        shutil.rmtree(old)
+
+
+def last_whole(folder: Path) -> Path | None:
+    """The newest checkpoint that counts."""
+    whole = [checkpoint for checkpoint in _all(folder) if (checkpoint / _MARKER).exists()]
+    return whole[-1] if whole else None
+
+
+def remove_broken(folder: Path) -> None:
+    """Remove every checkpoint that does not count."""
+    for checkpoint in _all(folder):
+        if not (checkpoint / _MARKER).exists():
+            shutil.rmtree(checkpoint)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True for the operating system's error, and for what safetensors and torch make of it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(phrase in str(error).lower() for phrase in _DISK_FULL)
+
+
+def _all(folder: Path) -> list[Path]:
+    """Oldest first."""
+    found = folder.glob("checkpoint-*") if folder.is_dir() else []
+    return sorted((path for path in found if re.fullmatch(r"checkpoint-\d+", path.name)), key=step_of)

@@ -1,0 +1,120 @@
+"""From rows to tokens, each with its mark "scored" and the UTF-8 bytes it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from qpeft.errors import DataError
+from qpeft.training.sources import Row
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Span = tuple[int, int]  # first character, one past the last
+
+_DOCUMENTS_AT_A_TIME = 256
+
+
+class Tokens(NamedTuple):
+    """A run of T tokens: a document, an example, or a block cut from documents."""
+
+    ids: np.ndarray  # (T,) int64
+    scored: np.ndarray  # (T,) bool
+    n_bytes: np.ndarray  # (T,) int64; special tokens stand for none
+
+    def cut(self, start: int, stop: int) -> Tokens:
+        """Tokens `start` to `stop`, without copying."""
+        return Tokens(*(part[start:stop] for part in self))
+
+    @property
+    def n_targets(self) -> int:
+        """Scored tokens that have a token before them to be predicted from."""
+        return int(self.scored[1:].sum())
+
+
+def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    """Tokens of every row, whole; a row with a prompt or messages ends with the end-of-text token.
+
+    A token that reaches from the prompt into the answer is scored. Raises DataError if the tokenizer
+    cannot say which characters a token stands for, or has no chat template for messages.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(f"{type(tokenizer).__name__} gives no offsets; use a model with a tokenizer.json")
+    encoded: list[Tokens] = []
+    for start in range(0, len(rows), _DOCUMENTS_AT_A_TIME):
+        encoded += _encode(rows[start : start + _DOCUMENTS_AT_A_TIME], tokenizer)
+    return encoded
+
+
+def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    """The token between two documents and behind an answer; no token where the tokenizer has none."""
+    ids = np.array([i for i in (tokenizer.eos_token_id,) if i is not None], dtype=np.int64)
+    return Tokens(ids, np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64))
+
+
+def join(parts: Sequence[Tokens]) -> Tokens:
+    """One run from several."""
+    return Tokens(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    texts, spans = zip(*(_text_and_spans(row, tokenizer) for row in rows), strict=True)
+    templated = "messages" in rows[0]  # a chat template writes the special tokens itself
+    batch = tokenizer(list(texts), add_special_tokens=not templated, return_offsets_mapping=True, verbose=False)
+    encoded = [_tokens(*parts) for parts in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True)]
+    return [_ended(tokens, tokenizer) for tokens in encoded] if "text" not in rows[0] else encoded
+
+
+def _text_and_spans(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span] | None]:
+    """The row as one text, and the parts of it that are scored (None: all)."""
+    if "text" in row:
+        return row["text"], None
+    if "messages" in row:
+        return _conversation(row["messages"], tokenizer)
+    text = row["prompt"] + row["completion"]
+    return text, [(len(row["prompt"]), len(text))]
+
+
+def _conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
+    if tokenizer.chat_template is None:
+        raise DataError(
+            "the data has messages, but the tokenizer has no chat template; use a chat model, "
+            "or give the columns prompt and completion"
+        )
+
+    def render(n: int, opened: bool) -> str:
+        return str(tokenizer.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=opened))
+
+    spans = []
+    for n, message in enumerate(messages):
+        if message["role"] == "assistant":
+            spans.append((len(render(n, opened=True)), len(render(n + 1, opened=False))))
+    return render(len(messages), opened=False), spans
+
+
+def _tokens(text: str, spans: list[Span] | None, ids: list[int], offsets: list[Span]) -> Tokens:
+    starts, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    scored = np.full(len(ids), spans is None)
+    for first, last in spans or []:
+        scored |= (ends > first) & (starts < last)
+    return Tokens(np.array(ids, dtype=np.int64), scored, _bytes_between(text, ends))
+
+
+def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
+    """Bytes from the previous token's end to each token's end, so that they add up to the text's.
+
+    Some tokenizers leave blanks out of their offsets, and several tokens may share one character.
+    """
+    points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
+    before = np.concatenate([[0], np.cumsum(widths)])  # bytes before each character
+    return np.diff(before[np.maximum.accumulate(ends)], prepend=0) if len(ends) else np.zeros(0, dtype=np.int64)
+
+
+def _ended(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+    if len(tokens.ids) and tokens.ids[-1] == tokenizer.eos_token_id:
+        return tokens
+    return join([tokens, end_of_text(tokenizer)])

@@ -1,0 +1,89 @@
+"""What is written when training is done: the compact adapter, the stock one, the card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import qpeft
+from qpeft.adapters.model_card import load_lines
+from qpeft.files import replace_folder, write_text
+from qpeft.training.result import TrainResult
+from qpeft.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def write_adapter(model: Any, folder: RunFolder, method: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Write adapter/ and exported/, each whole or not at all; returns the numbers needed at inference.
+
+    Method full has no adapter: exported/ is the model, with its tokenizer.
+    """
+    if method == "full":
+        with replace_folder(folder.exported) as target:
+            model.save_pretrained(str(target))
+            tokenizer.save_pretrained(str(target))
+        return count_trainable(model)
+    qpeft.save(model, folder.adapter)
+    if method == "qpa":
+        return qpeft.export(model, folder.exported).n_generated
+    qpeft.save(model, folder.exported)
+    return count_trainable(model)
+
+
+def count_trainable(model: Any) -> int:
+    """Numbers that training changes, shared ones once."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def weight_bytes(folder: Path) -> int:
+    """Size of a folder's weights files; 0 without them."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def write_card(folder: RunFolder, result: TrainResult) -> None:
+    """The run's README.md."""
+    write_text(folder.card, _card(result))
+
+
+def _card(result: TrainResult) -> str:
+    before, after = result.before, result.after
+    return f"""---
+base_model: {result.model}
+library_name: peft
+tags:
+- qpeft
+- {result.method}
+---
+
+# {result.model} fine-tuned with {result.method}
+
+| | before | after |
+| --- | ---: | ---: |
+| perplexity | {before.perplexity:.4f} | {after.perplexity:.4f} |
+| loss, nats a token | {before.loss:.6f} | {after.loss:.6f} |
+| bits a byte | {before.bits_per_byte:.6f} | {after.bits_per_byte:.6f} |
+
+Scored on {after.n_tokens:,} tokens of validation data after {result.steps:,} steps. Trained numbers:
+{result.trainable:,}; numbers needed at inference beside the base: {result.deployed:,}.
+
+{_folders(result)}
+Settings, hashes and versions: `config.json`. Losses and scores: `metrics.jsonl`.
+"""
+
+
+def _folders(result: TrainResult) -> str:
+    if result.method == "full":
+        return "`exported/` is the whole model, with its tokenizer; it loads with transformers alone.\n"
+    lines = load_lines(result.model, "exported", needs_qpeft=False)
+    adapter = "the same adapter"
+    if result.method == "qpa":
+        adapter = f"the generator alone ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
+    return f"""- `exported/`: a stock adapter ({result.exported_bytes:,} bytes); it loads with PEFT alone
+- `adapter/`: {adapter}
+
+```python
+{lines}
+```
+"""

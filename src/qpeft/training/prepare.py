@@ -1,0 +1,49 @@
+"""Everything a run needs, loaded and checked before anything is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transformers import set_seed
+
+from qpeft.errors import ConfigError
+from qpeft.training import base
+from qpeft.training.blocks import Blocks, load_blocks
+from qpeft.training.methods import build_adapter, build_config
+from qpeft.training.progress import Progress
+from qpeft.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model at its start, what it is trained and scored on, and what a resumed session must find unchanged."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    blocks: Blocks
+    identity: dict[str, Any]
+
+
+def prepare(settings: TrainSettings, progress: Progress) -> Prepared:
+    """Load data and base, build the adapter. Raises InputError for whatever is not usable; writes nothing."""
+    _check_single_process()
+    reserved = 0 if settings.method == "full" else getattr(build_config(settings), "num_virtual_tokens", 0)
+    progress.on_stage("Reading the data")
+    config = base.load_config(settings.model)
+    tokenizer = base.load_tokenizer(settings.model)
+    blocks = load_blocks(settings, base.block_length(settings.seq_len, config, reserved), tokenizer)
+    progress.on_stage("Loading the base model")
+    identity = {"data": blocks.sha256(), "base": base.fingerprint(settings.model, config)}
+    set_seed(settings.seed)
+    model = build_adapter(settings, base.load_model(settings.model, settings.dtype))
+    return Prepared(model, tokenizer, blocks, identity)
+
+
+def _check_single_process() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a run folder belongs to one process; start it without torchrun or accelerate launch")

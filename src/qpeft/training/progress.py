@@ -1,0 +1,36 @@
+"""What a training run tells whoever shows it; the command line draws a bar from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from qpeft.training.metrics import LanguageModelScore
+
+
+class Progress(Protocol):
+    """Receives a run's events in the training process, between steps; it should return quickly."""
+
+    def on_stage(self, what: str) -> None:
+        """A part of the work begins: `Reading the data`."""
+
+    def on_start(self, total: int, done: int) -> None:
+        """Training begins, or goes on, after `done` of `total` steps."""
+
+    def on_step(self, step: int, loss: float) -> None:
+        """Step number `step` (from 1) is done; `loss` is its mean over scored tokens, in nats."""
+
+    def on_eval(self, step: int, score: LanguageModelScore) -> None:
+        """The validation data was scored after `step` steps (0: before training)."""
+
+
+class Silent:
+    """Shows nothing."""
+
+    def on_stage(self, what: str) -> None: ...
+
+    def on_start(self, total: int, done: int) -> None: ...
+
+    def on_step(self, step: int, loss: float) -> None: ...
+
+    def on_eval(self, step: int, score: LanguageModelScore) -> None: ...

@@ -1,0 +1,67 @@
+"""What a finished run hands back, and the same as result.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qpeft.errors import CheckpointError
+from qpeft.files import write_json
+from qpeft.training.metrics import LanguageModelScore
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Scores, costs and folders of a finished run."""
+
+    out: Path
+    model: str
+    method: str
+    steps: int
+    before: LanguageModelScore  # the base, or for prefix the model as training begins
+    after: LanguageModelScore
+    trainable: int  # numbers trained
+    deployed: int  # numbers needed at inference beside the base
+    stored_bytes: int  # weights file in adapter/
+    exported_bytes: int  # weights files in exported/
+    seconds: float  # of all sessions, with scoring and saving
+    seconds_per_step: float | None  # median, forward to optimiser
+    data_sha256: str
+    already_finished: bool = False
+
+    @property
+    def adapter(self) -> Path:
+        """The compact folder; loading a qpa one needs qpeft."""
+        return self.out / "adapter"
+
+    @property
+    def exported(self) -> Path:
+        """The folder that loads without qpeft."""
+        return self.out / "exported"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        scores = {"before": self.before.to_dict(), "after": self.after.to_dict()}
+        folders = {"out": str(self.out), "adapter": str(self.adapter), "exported": str(self.exported)}
+        return {**asdict(self), **scores, **folders}
+
+
+def write_result(path: Path, result: TrainResult) -> None:
+    """Declare the run finished. Where it lies is left out, for a folder can be moved."""
+    write_json(path, {k: v for k, v in asdict(result).items() if k not in ("out", "already_finished")})
+
+
+def read_result(path: Path) -> TrainResult | None:
+    """The result of a finished run; None of an unfinished one. Raises CheckpointError for a damaged file."""
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        scores = {name: LanguageModelScore(**stored.pop(name)) for name in ("before", "after")}
+        return TrainResult(out=path.parent, already_finished=True, **scores, **stored)
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); delete it, and the same command writes it again"
+        ) from error

@@ -1,0 +1,140 @@
+"""Fine-tune with an unchanged `transformers.Trainer`, in a folder from which a killed run goes on."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainingArguments
+
+from qpeft.errors import ConfigError, TrainingError
+from qpeft.training import outputs
+from qpeft.training.blocks import collate
+from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
+from qpeft.training.checkpoints import is_disk_full, last_whole, remove_broken, step_of
+from qpeft.training.interrupt import StopRequest
+from qpeft.training.metrics import evaluate_language_model
+from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
+from qpeft.training.prepare import Prepared, prepare
+from qpeft.training.progress import Progress, Silent
+from qpeft.training.result import TrainResult, read_result, write_result
+from qpeft.training.run_folder import RunFolder
+from qpeft.training.settings import TrainSettings
+
+
+def train(settings: TrainSettings, progress: Progress | None = None) -> TrainResult:
+    """Run `settings` to the end, or go on with the run that `settings.out` holds; a finished one is left alone.
+
+    On one device and thread count, a run that was killed and resumed ends with the same bits as an unbroken one.
+
+    Raises:
+        InputError: something in the settings, the data, the base or the folder is not usable; nothing was done.
+        TrainingError: a loss is not finite, or the disk is full; earlier checkpoints are intact.
+        KeyboardInterrupt: stopped by Ctrl-C, after saving the step in progress.
+    """
+    settings.check()
+    progress = progress or Silent()
+    folder = RunFolder(Path(settings.out).expanduser())
+    folder.check(settings)
+    if (finished := read_result(folder.result)) is not None:
+        return finished
+    ready = prepare(settings, progress)
+    folder.claim(settings, ready.identity)
+    try:
+        return _finish(settings, ready, folder, progress, _fit(settings, ready, folder, progress))
+    except Exception as error:
+        remove_broken(folder.checkpoints)
+        _explain_full_disk(error, folder)
+        raise
+
+
+def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: Progress) -> Timing:
+    """Train what is left; `ready.model` is changed in place."""
+    remove_broken(folder.checkpoints)
+    checkpoint = last_whole(folder.checkpoints)
+    log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))
+    every, timing = settings.intervals(), Timing()
+    with StopRequest(partial(progress.on_stage, "Stopping after this step; Ctrl-C again stops at once")) as stop:
+        trainer = _trainer(settings, ready, folder)
+        evaluate = partial(evaluate_language_model, ready.model, ready.blocks.evaluation, settings.batch_size)
+        trainer.add_callback(timing)
+        trainer.add_callback(Logging(log, every.log, progress))
+        trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
+        trainer.add_callback(Saving(folder.checkpoints, every.save, stop))
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    if trainer.state.global_step < settings.steps:
+        raise KeyboardInterrupt
+    return timing
+
+
+def _trainer(settings: TrainSettings, ready: Prepared, folder: RunFolder) -> Trainer:
+    trainer = Trainer(
+        model=ready.model,
+        args=_arguments(settings, folder.checkpoints),
+        train_dataset=ready.blocks.train,  # type: ignore[arg-type]
+        data_collator=collate,
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
+    try:
+        return TrainingArguments(
+            output_dir=str(checkpoints),
+            max_steps=settings.steps,
+            per_device_train_batch_size=settings.batch_size,
+            gradient_accumulation_steps=settings.gradient_accumulation_steps,
+            learning_rate=settings.lr,
+            lr_scheduler_type="linear",
+            warmup_steps=settings.warmup,
+            weight_decay=settings.weight_decay,
+            max_grad_norm=settings.max_grad_norm,
+            seed=settings.seed,
+            activation_checkpointing=settings.gradient_checkpointing,
+            logging_steps=1,
+            logging_nan_inf_filter=False,
+            save_strategy="no",  # the Saving callback says when
+            report_to=settings.report_to or "none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _finish(
+    settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: Progress, timing: Timing
+) -> TrainResult:
+    progress.on_stage("Writing the adapter")
+    deployed = outputs.write_adapter(ready.model, folder, settings.method, ready.tokenizer)
+    scores = read_scores(folder.metrics)
+    result = TrainResult(
+        out=folder.path,
+        model=settings.model,
+        method=settings.method,
+        steps=settings.steps,
+        before=scores[0],
+        after=scores[-1],
+        trainable=outputs.count_trainable(ready.model),
+        deployed=deployed,
+        stored_bytes=outputs.weight_bytes(folder.adapter),
+        exported_bytes=outputs.weight_bytes(folder.exported),
+        seconds=read_seconds(folder.metrics),
+        seconds_per_step=timing.median,
+        data_sha256=ready.identity["data"],
+    )
+    outputs.write_card(folder, result)
+    write_result(folder.result, result)
+    return result
+
+
+def _explain_full_disk(error: Exception, folder: RunFolder) -> None:
+    if is_disk_full(error):
+        last = last_whole(folder.checkpoints)
+        kept = f"the checkpoint of step {step_of(last)} is intact" if last else "no step had been saved"
+        raise TrainingError(
+            f"the disk that holds {folder.path} is full; {kept}. Free some space and run the same command again"
+        ) from error

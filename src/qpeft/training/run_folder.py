@@ -1,0 +1,108 @@
+"""The run folder: what is in it, whom it belongs to, whether it is finished.
+
+run/  config.json     settings, hashes of data and base, versions
+      metrics.jsonl   losses and scores, a line each
+      checkpoints/    the Trainer's own; what a resume starts from
+      adapter/        compact: for qpa the generator alone
+      exported/       what loads without qpeft
+      README.md       model card
+      result.json     written last: the run is finished
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.files import write_json
+from qpeft.training.settings import TrainSettings
+
+_FORMAT = 1
+_PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
+_FREE_TO_CHANGE = ("out", "report_to")  # no number of the result depends on them
+
+
+class RunFolder:
+    """Paths of one run, and the guard of its config.json."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = path / "config.json"
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.adapter = path / "adapter"
+        self.exported = path / "exported"
+        self.card = path / "README.md"
+        self.result = path / "result.json"
+
+    def check(self, settings: TrainSettings) -> None:
+        """Refuse a folder that is not a run's, or is another run's. Raises ConfigError or CheckpointError."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file; name a folder for the run")
+        if self.config.exists():
+            self._check_same("settings", _as_json(settings))
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise ConfigError(f"{self.path} is not empty and not a run folder; name another folder")
+
+    def claim(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
+        """Record whose folder this is; a resumed run must have the same `identity` (data, base).
+
+        Raises CheckpointError if it has not.
+        """
+        if self.config.exists():
+            self._check_same("identity", identity)
+            return
+        record = {
+            "format": _FORMAT,
+            "settings": _as_json(settings),
+            "identity": identity,
+            "environment": _environment(),
+        }
+        write_json(self.config, record)
+
+    def _check_same(self, part: str, wanted: dict[str, Any]) -> None:
+        recorded = self._recorded()[part]
+        changed = [
+            f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}"
+            for name in sorted({*recorded, *wanted} - {*_FREE_TO_CHANGE})
+            if recorded.get(name) != wanted.get(name)
+        ]
+        if changed:
+            raise CheckpointError(
+                f"{self.path} holds a run with other {part}: {'; '.join(changed)}. Go on with the recorded ones, "
+                "or name another folder"
+            )
+
+    def _recorded(self) -> dict[str, Any]:
+        try:
+            record = json.loads(self.config.read_text(encoding="utf-8"))
+            found = record["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{self.config} is damaged ({error}); name another folder for the run") from error
+        if found != _FORMAT:
+            raise CheckpointError(
+                f"{self.config} has format {found}, this qpeft reads {_FORMAT}; name another folder, or use the "
+                "qpeft that began the run"
+            )
+        return record
+
+
+def _as_json(settings: TrainSettings) -> dict[str, Any]:
+    """Settings as they come back from JSON: tuples as lists, sets in order."""
+    return json.loads(json.dumps(asdict(settings), default=sorted))
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,141 @@
+"""What a training run is: plain data, checked before any work, free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from math import inf
+from typing import Any, NamedTuple
+
+from qpeft.errors import ConfigError
+
+METHODS = ("qpa", "lora", "dora", "ia3", "vera", "prefix", "full")
+TASKS = ("causal-lm",)
+DTYPES = ("float32", "bfloat16")
+
+_AT_LEAST_ONE = ("steps", "batch_size", "gradient_accumulation_steps", "eval_every", "save_every", "log_every")
+_NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "eval_blocks", "seed")
+
+
+def _help(text: str, **metadata: Any) -> dict[str, Any]:
+    return {"help": text, **metadata}
+
+
+class Intervals(NamedTuple):
+    """Steps from one to the next."""
+
+    evaluate: int
+    save: int
+    log: int
+
+
+@dataclass(kw_only=True)
+class TrainSettings:
+    """One fine-tuning run. `check()` refuses what cannot work."""
+
+    model: str = field(metadata=_help("Base model: a hub id or a folder."))
+    data: str = field(
+        metadata=_help(
+            "Training data: a .txt, .jsonl, .json, .csv or .parquet file, a folder of such files, a built-in "
+            "name (numpy-docs, stdlib-docs), or a hub id, with its configuration after a colon."
+        )
+    )
+    out: str = field(metadata=_help("Run folder. The same command again goes on where it stopped."))
+    method: str = field(default="qpa", metadata=_help("Fine-tuning method.", choices=METHODS))
+    method_settings: dict[str, Any] = field(
+        default_factory=dict, metadata=_help("Fields of the method's config, such as r or budget.")
+    )
+    eval_data: str | None = field(
+        default=None,
+        metadata=_help(
+            "Validation data, in the forms of data. Default: the hub data's validation split; else every "
+            "20th document is held out, or the last 5 % of the text where there are fewer documents."
+        ),
+    )
+    task: str = field(default="causal-lm", metadata=_help("What is learned.", choices=TASKS))
+    steps: int = field(default=500, metadata=_help("Optimiser steps."))
+    lr: float = field(default=1e-3, metadata=_help("Highest learning rate; it falls linearly to 0."))
+    warmup: float = field(default=0.06, metadata=_help("Share of the steps in which the rate rises from 0."))
+    batch_size: int = field(default=8, metadata=_help("Blocks in a forward pass."))
+    gradient_accumulation_steps: int = field(default=1, metadata=_help("Forward passes in an optimiser step."))
+    seq_len: int | None = field(
+        default=None, metadata=_help("Tokens in a block. Default: the model's context, at most 512.")
+    )
+    weight_decay: float = field(default=0.0, metadata=_help("AdamW's weight decay."))
+    max_grad_norm: float = field(default=1.0, metadata=_help("Gradients are clipped to this norm; 0 never clips."))
+    seed: int = field(default=0, metadata=_help("Seed of adapter start, data order and dropout."))
+    dtype: str = field(
+        default="float32",
+        metadata=_help("Precision of the frozen base; the adapter is always float32.", choices=DTYPES),
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata=_help("Spend time to save memory: compute activations again going back.")
+    )
+    eval_every: int | None = field(
+        default=None, metadata=_help("Steps between evaluations. Default: ten in a run; always first and last.")
+    )
+    eval_blocks: int = field(
+        default=512,
+        metadata=_help("Evaluate on at most so many blocks, spread evenly over the validation data; 0: on all."),
+    )
+    save_every: int | None = field(
+        default=None, metadata=_help("Steps between checkpoints. Default: ten in a run, at most 500 steps apart.")
+    )
+    log_every: int | None = field(
+        default=None, metadata=_help("Steps between training losses in metrics.jsonl. Default: at most 1,000 in a run.")
+    )
+    text_column: str = field(default="text", metadata=_help("Column with the text."))
+    prompt_column: str = field(default="prompt", metadata=_help("Column with the prompt; it is not scored."))
+    completion_column: str = field(default="completion", metadata=_help("Column with the answer to the prompt."))
+    report_to: list[str] = field(
+        default_factory=list,
+        metadata=_help("Where the Trainer reports to besides metrics.jsonl: tensorboard, trackio, ..."),
+    )
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot work."""
+        self._check_choices()
+        self._check_ranges()
+        if self.method == "full" and self.dtype != "float32":
+            raise ConfigError(
+                f"method full trains the base's own numbers, and {self.dtype} would round its steps away; "
+                "use dtype float32, or an adapter method"
+            )
+        if self.method == "prefix" and self.gradient_checkpointing:
+            raise ConfigError("method prefix cannot be combined with gradient_checkpointing (PEFT's limit)")
+
+    def intervals(self) -> Intervals:
+        """The chosen intervals, or those that suit `steps`."""
+        return Intervals(
+            evaluate=self.eval_every or max(1, self.steps // 10),
+            save=self.save_every or max(1, min(500, self.steps // 10)),
+            log=self.log_every or -(-self.steps // 1000),
+        )
+
+    def _check_choices(self) -> None:
+        for known in fields(self):
+            choices, value = known.metadata.get("choices"), getattr(self, known.name)
+            if choices and value not in choices:
+                raise ConfigError(unknown(known.name, value, choices))
+
+    def _check_ranges(self) -> None:
+        for name in _AT_LEAST_ONE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        if self.seq_len is not None and self.seq_len < 2:
+            raise ConfigError(f"seq_len must be at least 2 (a token and its target), got {self.seq_len}")
+        if not 0 < self.lr < inf:
+            raise ConfigError(f"lr must be a number above 0, got {self.lr}")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
+
+
+def unknown(what: str, value: Any, choices: Any) -> str:
+    """`unknown method 'lroa'; did you mean 'lora'? Choose one of qpa, lora, ...`"""
+    nearest = get_close_matches(str(value), choices, n=1)
+    hint = f"did you mean {nearest[0]!r}? Choose" if nearest else "choose"
+    return f"unknown {what} {value!r}; {hint} one of {', '.join(choices)}"

@@ -1,0 +1,191 @@
+"""Where examples come from: local files, folders, built-in texts, hub data sets; refused early and clearly.
+
+A row is a dict with one of three forms, told apart by its columns:
+
+    {"messages": [{"role": ..., "content": ...}, ...]}   a conversation: the assistant's words are scored
+    {"prompt": str, "completion": str}                   the completion is scored
+    {"text": str}                                        all of it is scored
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from qpeft.errors import DataError
+
+Row = dict[str, Any]
+
+# A layer above this one supplies the texts, so they are named here and imported only when asked for.
+BUILT_IN = {"numpy-docs": "qpeft.demo.corpus:numpy_docs", "stdlib-docs": "qpeft.demo.corpus:stdlib_docs"}
+
+_READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".txt": ("text", {"sample_by": "document"}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".csv": ("csv", {}),
+    ".parquet": ("parquet", {}),
+}
+_EVALUATION_SPLITS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that are read, where they differ from the usual ones."""
+
+    text: str = "text"
+    prompt: str = "prompt"
+    completion: str = "completion"
+
+
+def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
+    """Rows of `source` in one of the three forms above; empty texts are left out.
+
+    `split` ("train" or "validation") picks a hub data set's part; other sources are one part.
+    Raises DataError for a source that is missing, unreadable, empty, or lacks the columns.
+    """
+    if source in BUILT_IN:
+        rows = [{columns.text: text} for text in _built_in(source)]
+    elif Path(source).expanduser().exists():
+        rows = [row for file in _files(Path(source).expanduser()) for row in _read(file)]
+    elif _looks_local(source):
+        raise DataError(_missing(source))
+    else:
+        rows = _hub(source, split)
+    return _in_form(source, rows, columns)
+
+
+def has_validation_split(source: str) -> bool:
+    """True if `source` is a hub data set with a split made for validation."""
+    local = source in BUILT_IN or Path(source).expanduser().exists() or _looks_local(source)
+    return not local and "validation" in _hub_splits(source)
+
+
+def _built_in(name: str) -> list[str]:
+    module, function = BUILT_IN[name].split(":")
+    load: Callable[[], list[str]] = getattr(import_module(module), function)
+    return load()
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or a folder's readable files in the order of their names."""
+    if path.is_file():
+        if path.suffix.lower() not in _READERS:
+            raise DataError(f"cannot read {path}: its suffix is {path.suffix!r}; {_allowed_suffixes()}")
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
+    if not files:
+        found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
+        raise DataError(f"no data in folder {path}: it holds {found}; {_allowed_suffixes()}")
+    return files
+
+
+def _allowed_suffixes() -> str:
+    return f"files must end in one of {', '.join(_READERS)}"
+
+
+def _read(file: Path) -> list[Row]:
+    """Streamed, so that the library leaves no copy of a local file in its cache."""
+    from datasets import load_dataset
+
+    kind, options = _READERS[file.suffix.lower()]
+    if file.stat().st_size == 0:
+        raise DataError(f"{file} is empty")
+    try:
+        return list(load_dataset(kind, data_files=str(file), split="train", streaming=True, **options))
+    except Exception as error:  # each reader has errors of its own
+        raise DataError(f"cannot read {file} as {kind}: {_root_cause(error)}") from error
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _looks_local(source: str) -> bool:
+    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+    return is_path or Path(source).suffix.lower() in _READERS
+
+
+def _missing(source: str) -> str:
+    path = Path(source).expanduser()
+    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+    names = [entry.name for entry in folder.iterdir()]
+    wanted = path.absolute().relative_to(folder).parts[0]
+    near = get_close_matches(wanted, names, n=3, cutoff=0.5)
+    hint = f"; near it: {', '.join(near)}" if near else ""
+    return f"no file or folder {source}: {folder} has no {wanted!r}{hint}"
+
+
+def _hub(source: str, split: str) -> list[Row]:
+    from datasets import load_dataset
+
+    name, config = _name_and_config(source)
+    splits = _hub_splits(source)
+    wanted = ("train",) if split == "train" else _EVALUATION_SPLITS
+    part = next((candidate for candidate in wanted if candidate in splits), None)
+    if part is None:
+        raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(splits)}")
+    return [dict(row) for row in load_dataset(name, config, split=part)]
+
+
+def _hub_splits(source: str) -> Sequence[str]:
+    from datasets import get_dataset_split_names
+
+    name, config = _name_and_config(source)
+    try:
+        return get_dataset_split_names(name, config)
+    except Exception as error:  # offline, unknown, gated, a missing configuration: the library's words say which
+        near = get_close_matches(source, BUILT_IN, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise DataError(
+            f"{source!r} is no local file or folder, no built-in text ({', '.join(BUILT_IN)}), and the hub did "
+            f"not give a data set of that name: {_root_cause(error)}.{hint}"
+        ) from error
+
+
+def _name_and_config(source: str) -> tuple[str, str | None]:
+    name, _, config = source.partition(":")
+    return name, config or None
+
+
+def _in_form(source: str, rows: Sequence[Row], columns: Columns) -> list[Row]:
+    if not rows:
+        raise DataError(f"{source} is empty")
+    form = _form(source, rows[0], columns)
+    column, scored = list(form.items())[-1]
+    kept = [row for row in _renamed(source, rows, form) if row[scored]]
+    if not kept:
+        raise DataError(f"{source} has {len(rows)} rows, and column {column!r} is empty in every one")
+    return kept
+
+
+def _form(source: str, row: Row, columns: Columns) -> dict[str, str]:
+    """Column in the source -> name in the row's form; the last one is what is scored."""
+    forms = (
+        {"messages": "messages"},
+        {columns.prompt: "prompt", columns.completion: "completion"},
+        {columns.text: "text"},
+    )
+    for form in forms:
+        if form.keys() <= row.keys():
+            return form
+    raise DataError(
+        f"{source} has the columns {', '.join(row)}; needed: {columns.text!r}, or {columns.prompt!r} and "
+        f"{columns.completion!r}, or 'messages'. Name others with text_column, or prompt_column and completion_column"
+    )
+
+
+def _renamed(source: str, rows: Sequence[Row], form: dict[str, str]) -> Iterable[Row]:
+    for number, row in enumerate(rows, start=1):
+        for column, name in form.items():
+            kind = list if name == "messages" else str
+            if not isinstance(row.get(column), kind | None):
+                found = type(row[column]).__name__
+                raise DataError(f"{source}, row {number}: column {column!r} holds a {found}, not a {kind.__name__}")
+        yield {name: row.get(column) or "" for column, name in form.items()}
