@@ -21,12 +21,8 @@ from qpeft.cli.options import expand
 from qpeft.cli.quiet import quiet_libraries
 
 _FLAGS = {
-    "as_json": typer.Option(
-        "--json", help="Print one JSON object instead of text.", rich_help_panel="Output"
-    ),
-    "debug": typer.Option(
-        "--debug", help="Show tracebacks and what the libraries say.", rich_help_panel="Output"
-    ),
+    "as_json": typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel="Output"),
+    "debug": typer.Option("--debug", help="Show tracebacks and what the libraries say.", rich_help_panel="Output"),
 }
 
 
@@ -60,9 +56,7 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
 
 def _with_flags(signature: inspect.Signature) -> inspect.Signature:
     flags = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
-        )
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
         for name, option in _FLAGS.items()
     ]
     return signature.replace(parameters=[*signature.parameters.values(), *flags])
@@ -97,9 +91,7 @@ def _report(error: BaseException, as_json: bool, debug: bool) -> None:
     message = failures.explain(error)
     console.say("Error:", message, style="bold red")
     if as_json:
-        _print_json(
-            {"error": type(error).__name__, "message": message, "exit_code": failures.exit_code(error)}
-        )
+        _print_json({"error": type(error).__name__, "message": message, "exit_code": failures.exit_code(error)})
 
 
 def _close_stdout() -> None:

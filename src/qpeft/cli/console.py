@@ -69,6 +69,31 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
     return made
 
 
+def facts(rows: Iterable[Sequence[str]]) -> Table:
+    """Lines of name, value, and a remark."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(justify="right", style="bold")
+    grid.add_column(style="dim")
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
+def remarks(rows: Iterable[tuple[str, str]]) -> Table:
+    """Lines of a label and a text that may be long."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column()
+    for row in rows:
+        grid.add_row(*row)
+    return grid
+
+
 def progress() -> Progress:
     """A bar with the time left, on standard error; silent where that is not a terminal."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -29,10 +29,14 @@ class Fields:
 
     settings: type
     panel: str
+    only: tuple[str, ...] = ()
     leave_out: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Field[Any]]:
-        return (f for f in fields(self.settings) if "help" in f.metadata and f.name not in self.leave_out)
+        return (f for f in fields(self.settings) if "help" in f.metadata and self._offers(f.name))
+
+    def _offers(self, name: str) -> bool:
+        return name not in self.leave_out and (not self.only or name in self.only)
 
 
 def expand(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,10 +80,16 @@ def _option(group: Fields, field: Field[Any]) -> inspect.Parameter:
     option = typer.Option(
         help=field.metadata["help"], rich_help_panel=field.metadata.get("panel", group.panel), **extra
     )
-    default = field.default if field.default is not MISSING else None
+    default = inspect.Parameter.empty if _is_required(field) else None
+    if field.default is not MISSING:
+        default = field.default
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
     )
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:

@@ -1,0 +1,58 @@
+"""Find and load what a user points at: a run folder, or an adapter folder, compact or stock."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from qpeft.errors import CheckpointError, InputError
+
+CONFIG = "adapter_config.json"
+
+ModelOption = Annotated[str, typer.Option(metavar="ID|PATH", help="Base model: a hub id or a folder.")]
+OptionalModel = Annotated[
+    str | None,
+    typer.Option(metavar="ID|PATH", help="Base model: a hub id or a folder. Default: what the adapter names."),
+]
+
+
+def find_adapter(path: Path) -> Path:
+    """The adapter folder itself, or the compact adapter of a run folder.
+
+    Raises:
+        CheckpointError: neither holds an adapter_config.json.
+    """
+    for folder in (path, path / "adapter"):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise CheckpointError(
+        f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder whose adapter/ has one"
+    )
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The content of adapter_config.json.
+
+    Raises:
+        CheckpointError: it is no JSON, or not PEFT's.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        return {**config, "peft_type": str(config["peft_type"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config; restore it") from error
+
+
+def base_of(folder: Path, given: str | None) -> str:
+    """The base model: as given, or as the adapter names it.
+
+    Raises:
+        InputError: the adapter does not name one.
+    """
+    named = given or adapter_config(folder).get("base_model_name_or_path")
+    if not named:
+        raise InputError(f"{folder / CONFIG} names no base model; give it with --model")
+    return str(named)

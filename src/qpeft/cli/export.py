@@ -1,0 +1,138 @@
+"""`qpeft export`: from a run or a compact adapter to what loads where qpeft was never installed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qpeft.cli.adapters import OptionalModel, adapter_config, base_of, find_adapter
+from qpeft.cli.command import command
+from qpeft.cli.console import Answer, count, size
+from qpeft.cli.stock_process import stock_logits
+from qpeft.errors import ConfigError, TiedWeightError, VerificationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+ADAPTER_TOLERANCE = 1e-6
+MERGED_TOLERANCE = 1e-4  # of the largest logit: merging adds the update to the weights, which rounds
+
+
+@command
+def export(
+    source: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="Run folder or compact adapter folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
+    model: OptionalModel = None,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write the whole model with the adapter merged into its weights.")
+    ] = False,
+    untie: Annotated[
+        bool,
+        typer.Option("--untie", help="With --merge: give the output head its own copy of a weight it shares."),
+    ] = False,
+) -> Answer:
+    """Write an adapter in PEFT's own format, and check it in a process that cannot import qpeft.
+
+    What is written must give the same logits as the adapter in training did, to 1e-6 in float32.
+
+    Examples:
+
+      qpeft export run --out my-adapter
+      qpeft export run --out my-model --merge
+    """
+    if untie and not merge:
+        raise ConfigError("--untie changes the base model, so it goes with --merge only")
+    folder = find_adapter(source)
+    base_name = base_of(folder, model)
+    written = _merged(base_name, folder, out, untie) if merge else _adapter(base_name, folder, out)
+    return Answer(written, lambda console: _show(console, written))
+
+
+def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
+    import qpeft
+    from qpeft.adapters.model_card import load_lines
+    from qpeft.training.base import load_model
+
+    kind = adapter_config(folder)["peft_type"]
+    if not kind.startswith("QPEFT_"):
+        raise ConfigError(f"{folder} holds a stock {kind} adapter already; plain PEFT loads it, --merge merges it")
+    live = qpeft.load(load_model(base_name), folder).eval()
+    report = qpeft.export(live, out)
+    try:
+        difference = _check(*_probe(live), base_name, out, ADAPTER_TOLERANCE)
+    except VerificationError:
+        shutil.rmtree(out)
+        raise
+    load = load_lines(base_name, str(out), needs_qpeft=False)
+    return {**report.to_dict(), "base": base_name, "max_logit_difference": difference, "load": load}
+
+
+def _merged(base_name: str, folder: Path, out: Path, untie: bool) -> dict[str, Any]:
+    import qpeft
+    from qpeft.files import replace_folder
+    from qpeft.training.base import load_model, load_tokenizer
+
+    if out.exists() and (out.is_file() or any(out.iterdir())):
+        raise ConfigError(f"{out} is not empty; give another folder for the merged model")
+    base = load_model(base_name)
+    live: Any = qpeft.load(qpeft.untie_lm_head(base) if untie else base, folder).eval()
+    _check_mergeable(live)
+    ids, logits = _probe(live)
+    with replace_folder(out) as target:
+        live.merge_and_unload().save_pretrained(target)
+        load_tokenizer(base_name).save_pretrained(target)
+        tolerance = MERGED_TOLERANCE * max(1.0, logits.abs().max().item())
+        difference = _check(ids, logits, str(target), None, tolerance)
+        n_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
+    load = f"from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained({str(out)!r})"
+    return {"path": str(out), "n_bytes": n_bytes, "max_logit_difference": difference, "load": load}
+
+
+def _check_mergeable(live: Any) -> None:
+    """Stock PEFT only warns of a tied target, and then changes the input embedding as well."""
+    from qpeft.adapters.tied import check_not_tied
+
+    names = getattr(live.base_model, "targeted_module_names", None)
+    if not names:
+        raise ConfigError("this kind of adapter has no weights to merge into the base; use it with PEFT as it is")
+    try:
+        check_not_tied(live.base_model.model, names)
+    except TiedWeightError as error:
+        raise TiedWeightError(f"{error}; on the command line: --untie") from error
+
+
+def _probe(live: Any) -> tuple[Tensor, Tensor]:
+    """Token ids (2, 16) of a fixed seed, and the live model's logits for them, (2, 16, vocabulary)."""
+    import torch
+
+    vocabulary = live.get_base_model().config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return ids, live(input_ids=ids).logits
+
+
+def _check(ids: Tensor, expected: Tensor, base: str, adapter: Path | None, tolerance: float) -> float:
+    difference = (expected - stock_logits(base, adapter, ids)).abs().max().item()
+    if not difference <= tolerance:
+        raise VerificationError(
+            f"without qpeft the logits differ by {difference:.3g}, more than {tolerance:.1g}; nothing was written. "
+            "Does the base model load the same way twice?"
+        )
+    return difference
+
+
+def _show(console: Console, written: dict[str, Any]) -> None:
+    what = f"{count(written['n_generated'])} numbers, " if "n_generated" in written else ""
+    console.print(f"Exported to {written['path']}: {what}{size(written['n_bytes'])}.", style="bold", soft_wrap=True)
+    console.print(
+        "Checked in a process that cannot import qpeft: "
+        f"logits differ by at most {written['max_logit_difference']:.1g}.\n",
+        soft_wrap=True,
+    )
+    console.print("It loads without qpeft:\n")
+    for line in written["load"].splitlines():
+        console.print(f"  {line}", style="cyan", soft_wrap=True)

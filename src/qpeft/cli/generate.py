@@ -1,0 +1,117 @@
+"""`qpeft generate`: let a model write, with an adapter or without."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qpeft.cli.adapters import OptionalModel, base_of, find_adapter
+from qpeft.cli.command import command
+from qpeft.cli.console import Answer, say
+from qpeft.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@command
+def generate(
+    model: OptionalModel = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Adapter folder (compact or stock) or run folder. Default: the bare base."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="What the text begins with. Default: read from standard input.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Write at most so many tokens.")] = 100,
+    temperature: Annotated[
+        float, typer.Option(metavar="NUMBER", min=0.0, help="0 takes the likeliest token; above 0 draws at random.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the random draws.")] = 0,
+) -> Answer:
+    """Let a model write a text, with an adapter or without.
+
+    Examples:
+
+      qpeft generate --model gpt2 --prompt "Once upon a time"
+      qpeft generate --adapter run --prompt "Once upon a time" --temperature 0.8
+      echo "Once upon a time" | qpeft generate --adapter run
+    """
+    folder = None if adapter is None else find_adapter(adapter)
+    base_name = _base_name(model, folder)
+    start = _prompt(prompt)
+    written, n_new = _write(base_name, folder, start, max_new_tokens, temperature, seed)
+    data = {
+        "model": base_name,
+        "adapter": folder,
+        "prompt": start,
+        "text": written,
+        "n_new_tokens": n_new,
+        "temperature": temperature,
+        "seed": seed,
+    }
+    return Answer(data, lambda console: console.print(start + written, soft_wrap=True))
+
+
+def _base_name(model: str | None, folder: Path | None) -> str:
+    if folder is not None:
+        return base_of(folder, model)
+    if model is None:
+        raise InputError("nothing to write with; give --model, --adapter, or both")
+    return model
+
+
+def _prompt(given: str | None) -> str:
+    if given is None:
+        if sys.stdin.isatty():
+            say("Prompt:", "type it, then end with Ctrl-D", style="bold")
+        given = sys.stdin.read().rstrip("\n")
+    if not given:
+        raise InputError("the prompt is empty; give --prompt or pipe a text into the command")
+    return given
+
+
+def _write(
+    base_name: str, folder: Path | None, start: str, max_new_tokens: int, temperature: float, seed: int
+) -> tuple[str, int]:
+    """What the model writes after `start`, and in how many tokens."""
+    import torch
+
+    import qpeft
+    from qpeft.training.base import load_model, load_tokenizer
+
+    tokenizer = load_tokenizer(base_name)
+    base = load_model(base_name).eval()
+    inputs = tokenizer(start, return_tensors="pt")
+    n_prompt = inputs["input_ids"].shape[1]
+    _check_context(n_prompt, max_new_tokens, base.config)
+    writer: Any = base if folder is None else qpeft.load(base, folder).eval()
+    how = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    torch.manual_seed(seed)
+    written: Tensor = writer.generate(**inputs, max_new_tokens=max_new_tokens, **how, pad_token_id=_pad(tokenizer))
+    new = written[0, n_prompt:]
+    return _continuation(tokenizer, inputs["input_ids"][0], new), len(new)
+
+
+def _check_context(n_prompt: int, max_new_tokens: int, config: Any) -> None:
+    context = getattr(config, "max_position_embeddings", None)
+    if context is not None and n_prompt + max_new_tokens > context:
+        raise InputError(
+            f"the prompt has {n_prompt} tokens, and with {max_new_tokens} new ones it exceeds the model's context "
+            f"of {context}; shorten the prompt or lower --max-new-tokens"
+        )
+
+
+def _pad(tokenizer: Any) -> int:
+    """Nothing is padded in a batch of one, but transformers wants to know the token."""
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+
+
+def _continuation(tokenizer: Any, prompt: Tensor, new: Tensor) -> str:
+    """The new text alone: decoded with what is before it, for tokens may share a character or a blank."""
+    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *new]))
+    return whole[len(before) :]

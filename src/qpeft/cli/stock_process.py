@@ -1,0 +1,64 @@
+"""Ask a second Python process, in which qpeft cannot be imported, what stock libraries make of a folder."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qpeft.errors import VerificationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_SCRIPT = """
+import json, sys
+sys.modules["qpeft"] = None  # from here on, `import qpeft` raises ModuleNotFoundError
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+asked = json.loads(sys.argv[1])
+torch.set_num_threads(asked["threads"])
+model = AutoModelForCausalLM.from_pretrained(asked["base"], dtype=torch.float32)
+if asked["adapter"]:
+    from peft import PeftModel
+    model = PeftModel.from_pretrained(model, asked["adapter"])
+with torch.no_grad():
+    logits = model.eval()(**load_file(asked["inputs"])).logits
+save_file({"logits": logits.contiguous()}, asked["logits"])
+"""
+
+
+def stock_logits(base: str, adapter: Path | None, ids: Tensor) -> Tensor:
+    """Logits (B, T, vocabulary), float32, of `base` with `adapter`, loaded by transformers and PEFT alone.
+
+    Raises:
+        VerificationError: they cannot load it.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    with tempfile.TemporaryDirectory() as name:
+        inputs, logits = Path(name, "inputs.safetensors"), Path(name, "logits.safetensors")
+        save_file({"input_ids": ids}, inputs)
+        asked = {
+            "base": base,
+            "adapter": adapter and str(adapter),
+            "inputs": str(inputs),
+            "logits": str(logits),
+            "threads": torch.get_num_threads(),
+        }
+        _run(json.dumps(asked))
+        return load_file(logits)["logits"]
+
+
+def _run(asked: str) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, asked]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
+        raise VerificationError(f"a process without qpeft could not load what was exported: {last}")
