@@ -1,0 +1,92 @@
+"""The contract of an ansatz and its fast simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import pi
+
+import torch
+from torch import Tensor
+
+from qpeft.circuits import Ansatz
+from qpeft.circuits.gates import gate_probabilities
+
+Probabilities = Callable[[Tensor], Tensor]
+
+
+def ansatz_contract(
+    make: Callable[[], Ansatz],
+    fast: Probabilities,
+    dense_reference: Probabilities,
+    *,
+    device: str = "cpu",
+    seed: int = 0,
+) -> None:
+    """Assert what every ansatz owes its users; raises AssertionError at the first broken promise.
+
+    `make()` gives the circuit as data, `fast(angles)` its probabilities (2**N,) by the route under test and
+    `dense_reference(angles)` the same by means that share no code with qpeft, for example dense matrices.
+    Checked: gates and angles fit together; values against both references (1e-12) and in float32 (2e-6);
+    gradients against gate-by-gate autograd and against parameter shift (1e-10); norm, period, repeatability.
+    """
+    ansatz = make()
+    draw = torch.Generator().manual_seed(seed)
+    angles = (torch.rand(ansatz.angle_shape, generator=draw, dtype=torch.float64) * 2 - 1) * pi
+    weights = torch.randn(2**ansatz.n_qubits, generator=draw, dtype=torch.float64).to(device)
+    angles = angles.to(device)
+    _check_data(ansatz)
+    _check_values(ansatz, fast, dense_reference, angles)
+    _check_gradient(ansatz, fast, angles, weights)
+
+
+def _check_data(ansatz: Ansatz) -> None:
+    gates = list(ansatz.gates())
+    slots = {gate.slot for gate in gates if gate.slot is not None}
+    inside = {tuple(index) for index in torch.ones(ansatz.angle_shape).nonzero().tolist()}
+    assert slots == inside, "every angle must be used, and no angle that does not exist"
+    assert len(inside) == ansatz.n_angles
+    for gate in gates:
+        assert len(set(gate.wires)) == len(gate.wires), f"{gate} uses a wire twice"
+        assert set(gate.wires) <= set(range(ansatz.n_qubits)), f"{gate} acts outside the circuit"
+    assert [gate for layer in ansatz.layers() for gate in layer] == gates
+    assert ansatz.draw().count("q") == ansatz.n_qubits, "the drawing must name every wire once"
+
+
+def _check_values(ansatz: Ansatz, fast: Probabilities, dense_reference: Probabilities, angles: Tensor) -> None:
+    p = fast(angles)
+    assert p.shape == (2**ansatz.n_qubits,)
+    assert (p.dtype, p.device) == (angles.dtype, angles.device)
+    _close(p, dense_reference(angles), 1e-12, "dense reference")
+    _close(p, gate_probabilities(ansatz, angles), 1e-12, "gate-by-gate reference")
+    _close(p.sum(), torch.ones_like(p[0]), 1e-12, "norm")
+    _close(fast(angles + 2 * pi), p, 1e-12, "period 2 pi")
+    assert torch.equal(fast(angles), p), "two evaluations differ"
+    single = fast(angles.float())
+    assert single.dtype == torch.float32
+    _close(single.double(), p, 2e-6, "float32")
+
+
+def _check_gradient(ansatz: Ansatz, fast: Probabilities, angles: Tensor, weights: Tensor) -> None:
+    gradient = _gradient(fast, angles, weights)
+    by_gates = _gradient(lambda at: gate_probabilities(ansatz, at), angles, weights)
+    _close(gradient, by_gates, 1e-10, "gradient against gate-by-gate autograd")
+    _close(gradient, _parameter_shift(fast, angles, weights), 1e-10, "gradient against parameter shift")
+    constant = _gradient(fast, angles, torch.ones_like(weights))
+    _close(constant, torch.zeros_like(constant), 1e-12, "gradient of the norm")
+
+
+def _gradient(probabilities: Probabilities, angles: Tensor, weights: Tensor) -> Tensor:
+    at = angles.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(probabilities(at) @ weights, at)
+    return gradient
+
+
+def _parameter_shift(probabilities: Probabilities, angles: Tensor, weights: Tensor) -> Tensor:
+    shifts = torch.eye(angles.numel(), dtype=angles.dtype, device=angles.device).view(-1, *angles.shape) * (pi / 2)
+    values = [(probabilities(angles + shift) - probabilities(angles - shift)) @ weights / 2 for shift in shifts]
+    return torch.stack(values).view_as(angles)
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
+    distance = (found - expected).abs().max().item()
+    assert distance <= tolerance, f"{what}: off by {distance:.1e}, allowed {tolerance:.0e}"
