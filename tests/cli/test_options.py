@@ -22,6 +22,7 @@ class First:
     n: int = field(default=8, metadata={"help": "Count."})
     out: Path = field(default=Path("run"), metadata={"help": "Where."})
     seed: int = field(default=0, metadata={"help": "Seed."})
+    many: list[str] = field(default_factory=list, metadata={"help": "Several."})
     internal: dict | None = None
 
 
@@ -69,6 +70,7 @@ def test_a_default_given_explicitly_counts_as_given():
         (["--names", "q_proj"], {"names": ["q_proj"]}),
         (["--names", "all-linear"], {"names": "all-linear"}),
         (["--kind", "hard"], {"kind": "hard"}),
+        (["--many", "a,b"], {"many": ["a", "b"]}),
         (["--flag"], {"flag": True}),
         (["--no-flag"], {"flag": False}),
         (["--out", "a/b"], {"out": Path("a/b")}),
@@ -103,6 +105,20 @@ def test_bad_values_are_bad_usage(arguments, message):
     found = call(*arguments)
     assert found["code"] == 2
     assert message in found["output"]
+
+
+def test_a_field_without_a_default_is_required():
+    @dataclass
+    class Strict:
+        model: str = field(metadata={"help": "Which."})
+
+    def probe(group: Annotated[dict, Fields(Strict, "One")]) -> None: ...
+
+    app = typer.Typer()
+    app.command()(expand(probe))
+    assert "--model" in CliRunner().invoke(app, []).output
+    assert CliRunner().invoke(app, []).exit_code == 2
+    assert CliRunner().invoke(app, ["--model", "x"]).exit_code == 0
 
 
 def test_a_type_without_an_option_is_a_programming_error():
