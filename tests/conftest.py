@@ -70,3 +70,41 @@ def llama():
 def ids():
     """Token ids for the tiny models, shape (3, 9)."""
     return torch.randint(50, (3, 9))
+
+
+class Adapters:
+    """What every adapter test does, under short names."""
+
+    @staticmethod
+    def qpa(base, **settings):
+        """`base` under QPA with a generator small enough for a tiny model."""
+        from peft import get_peft_model
+
+        import qpeft
+
+        small = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3, "target_modules": "all-linear", "r": 4}
+        return get_peft_model(base, qpeft.QPAConfig(**{"task_type": "CAUSAL_LM", **small, **settings}))
+
+    @staticmethod
+    def train(model, ids, steps=3, lr=5e-3):
+        """A few AdamW steps; the model in evaluation mode."""
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+        for _ in range(steps):
+            optimiser.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimiser.step()
+        return model.eval()
+
+    @staticmethod
+    def logits(model, ids):
+        with torch.no_grad():
+            return model(input_ids=ids).logits
+
+    @staticmethod
+    def gradients(model):
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="session")
+def adapters() -> type[Adapters]:
+    return Adapters

@@ -117,7 +117,7 @@ def _notes(config: QPAConfig, count: QPACount, layers: Sequence[LoraLayer]) -> l
 
 def _largest_lora(config: QPAConfig, layers: Sequence[LoraLayer], budget: int) -> tuple[int, int]:
     """The largest LoRA rank on the same modules that costs at most `budget`, and its cost."""
-    per_rank = sum(layer.in_features + layer.out_features for layer in layers)
+    per_rank = sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)
     rank = min(budget // per_rank, config.r) if per_rank else 0
     return rank, rank * per_rank
 

@@ -71,7 +71,7 @@ class Binding:
         for slot in self.slots:
             slot.take_parameter()
         _live.add(self)
-        with torch.no_grad():
+        with torch.enable_grad():
             self.refresh()
 
     def refresh(self) -> None:
@@ -92,6 +92,14 @@ class Binding:
     def invalidate(self) -> None:
         """Forget the evaluation; needed only after writing parameters through `.data` on an accelerator."""
         self._flat, self._key, self._values, self._placed = None, (), [], False
+
+    def widen_half_precision(self) -> None:
+        """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for adapters under training."""
+        for slot in self.slots:
+            if slot.dtype in (torch.float16, torch.bfloat16):
+                slot.dtype = torch.float32
+        self._placed = False
+        self.refresh()
 
     @torch.no_grad()
     def values(self) -> list[Tensor]:

@@ -95,13 +95,7 @@ class GeneratedMixin(_Tuner):
         """As PEFT does for stock parameters: half-precision adapter tensors become float32."""
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
         if autocast_adapter_dtype:
-            binding = self._bindings[adapter_name]
-            for slot in binding.slots:
-                if slot.dtype in (torch.float16, torch.bfloat16):
-                    slot.dtype = torch.float32
-            binding.invalidate()
-            with torch.no_grad():
-                binding.refresh()
+            self._bindings[adapter_name].widen_half_precision()
 
     # -- merging and leaving
 

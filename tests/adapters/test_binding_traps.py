@@ -1,0 +1,394 @@
+"""The autograd boundary: equal to plain autograd, evaluated once per step, and every trap found on the way."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+from torch import nn
+
+import qpeft
+from qpeft.adapters import lora_start
+from qpeft.adapters.binding import Binding, Slot
+from qpeft.errors import ConfigError, TiedWeightError
+
+
+class Toy(nn.Module):
+    """A generator of 6 numbers that counts its evaluations and backward passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.angles = nn.Parameter(torch.tensor([0.3, -0.7, 1.1], dtype=torch.float64))
+        self.evaluations = self.backwards = 0
+
+    def forward(self):
+        self.evaluations += 1
+        flat = torch.outer(self.angles, torch.tensor([1.0, 2.0], dtype=torch.float64)).sin().flatten()
+        if flat.requires_grad:
+            flat.register_hook(self._count)
+        return flat
+
+    def _count(self, gradient):
+        self.backwards += 1
+
+
+class Host(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(2, 2, bias=False, dtype=torch.float64)
+        self.b = nn.Linear(2, 1, bias=False, dtype=torch.float64)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x)))
+
+
+def bound():
+    host, generator = Host(), Toy()
+    slots = [Slot(m, "weight", n, m.weight.shape, m.weight.dtype) for n, m in (("a", host.a), ("b", host.b))]
+    return host, generator, Binding(generator, slots)
+
+
+def loss_of(host, binding, x):
+    binding.refresh()
+    return host(x).square().sum()
+
+
+@pytest.fixture
+def x():
+    return torch.randn(5, 2, dtype=torch.float64)
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(cpu=True, gradient_accumulation_steps=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_gradients_equal_plain_autograd_and_finite_differences(x):
+    host, generator, binding = bound()
+    loss_of(host, binding, x).backward()
+    flat = generator()
+    a, b = flat[:4].view(2, 2), flat[4:].view(1, 2)
+    (plain,) = torch.autograd.grad((torch.tanh(x @ a.T) @ b.T).square().sum(), generator.angles)
+    torch.testing.assert_close(generator.angles.grad, plain, atol=1e-12, rtol=0)
+    for i in range(3):
+        values = []
+        for step in (1e-6, -1e-6):
+            moved = generator.angles.detach().clone()
+            moved[i] += step
+            with torch.no_grad():
+                other, toy, rebound = bound()
+                toy.angles.copy_(moved)
+                values.append(loss_of(other, rebound, x).item())
+        assert abs((values[0] - values[1]) / 2e-6 - generator.angles.grad[i].item()) < 1e-7
+
+
+def test_one_evaluation_serves_many_forwards_and_modes(x):
+    host, generator, binding = bound()
+    with torch.no_grad():
+        loss_of(host, binding, x)
+    for _ in range(3):
+        loss_of(host, binding, x).backward()
+    with torch.inference_mode():
+        loss_of(host, binding, x)
+    loss_of(host, binding, x).backward()
+    assert generator.evaluations == 1
+
+
+def test_two_forwards_one_backward_and_a_second_backward(x):
+    host, generator, binding = bound()
+    loss = loss_of(host, binding, x) + 2 * loss_of(host, binding, x + 1)
+    loss.backward(retain_graph=True)
+    once = generator.angles.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(generator.angles.grad, 2 * once)
+
+
+def test_the_backward_of_an_older_forward_uses_the_older_values(x):
+    host, generator, binding = bound()
+    loss = loss_of(host, binding, x)
+    (expected,) = torch.autograd.grad(loss, generator.angles, retain_graph=True)
+    with torch.no_grad():
+        generator.angles.add_(0.5)
+    binding.refresh()
+    loss.backward()
+    torch.testing.assert_close(generator.angles.grad, expected)
+
+
+def test_nothing_is_left_behind(x):
+    host, generator, binding = bound()
+    loss_of(host, binding, x).backward()
+    assert [n for n, _ in host.named_parameters()] == []
+    assert host.state_dict() == {}
+    binding.release()
+    assert sorted(n for n, _ in host.named_parameters()) == ["a.weight", "b.weight"]
+    torch.testing.assert_close(host.a.weight.detach().flatten(), generator()[:4].detach())
+
+
+# -- trap 1: writes through .data leave no version behind
+
+
+def test_data_writes_are_seen(x):
+    host, generator, binding = bound()
+    before = loss_of(host, binding, x).item()
+    generator.angles.data[0] += 1.0
+    assert loss_of(host, binding, x).item() != before
+
+
+def test_invalidate_forces_an_evaluation(x):
+    host, generator, binding = bound()
+    loss_of(host, binding, x)
+    runs = generator.evaluations
+    binding.invalidate()
+    loss_of(host, binding, x)
+    assert generator.evaluations == runs + 1
+
+
+# -- trap 2: several partial gradients in one backward pass under distributed training
+
+
+def test_partial_gradients_under_ddp_are_refused(x, monkeypatch):
+    host, _generator, binding = bound()
+    loss = loss_of(host, binding, x)
+    loss.backward(retain_graph=True)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="use_reentrant"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients(llama, ids, adapters, use_reentrant):
+    model = adapters.qpa(llama).train()
+    model(input_ids=ids, labels=ids).loss.backward()
+    plain = adapters.gradients(model)
+    model.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers renames the method, torch dislikes reentrant checkpointing
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.enable_input_require_grads()
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    found = adapters.gradients(model)
+    assert found.keys() == plain.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+# -- trap 3: deepcopy of generated tensors
+
+
+def test_deepcopy_after_a_forward_lives_on_its_own(x):
+    host, generator, binding = bound()
+    loss_of(host, binding, x)
+    both = copy.deepcopy({"host": host, "generator": generator, "binding": binding})
+    assert both["binding"].generator is both["generator"]
+    with torch.no_grad():
+        both["generator"].angles.add_(1.0)
+    assert loss_of(both["host"], both["binding"], x).item() != loss_of(host, binding, x).item()
+
+
+# -- trap 4: tensors read right after the optimiser step
+
+
+def test_tensors_are_fresh_right_after_the_step(llama, ids, adapters):
+    model = adapters.qpa(llama)
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    adapters.train(model, ids, steps=1, lr=1e-2)
+    delta = layer.get_delta_weight("default")
+    adapters.logits(model, ids)
+    assert delta.abs().max() > 0
+    assert torch.equal(delta, layer.get_delta_weight("default"))
+
+
+# -- trap 5: gradients held back over micro-batches
+
+
+def accumulate(accelerator, host, generator, binding, batches, between=lambda: None):
+    optimiser = accelerator.prepare(torch.optim.SGD(generator.parameters(), lr=0.0))
+    for batch in batches:
+        with accelerator.accumulate(generator):
+            accelerator.backward(loss_of(host, binding, batch))
+            between()
+            optimiser.step()
+    return optimiser
+
+
+def test_micro_batches_share_one_evaluation_and_one_backward(accelerator, x):
+    host, generator, binding = bound()
+    accumulate(accelerator, host, generator, binding, [x, x + 1])
+    assert (generator.backwards, generator.evaluations) == (1, 2)  # the second prepares the next step
+    found = generator.angles.grad.clone()
+    generator.angles.grad = None
+    host, generator, binding = bound()
+    GradientState._reset_state()
+    (0.5 * (loss_of(host, binding, x) + loss_of(host, binding, x + 1))).backward()
+    torch.testing.assert_close(found, generator.angles.grad, atol=1e-12, rtol=0)
+
+
+def test_an_evaluation_between_micro_batches_drops_nothing(accelerator, x):
+    def evaluate():
+        with torch.no_grad():
+            loss_of(*evaluate.bound, x)
+
+    host, generator, binding = bound()
+    evaluate.bound = (host, binding)
+    accumulate(accelerator, host, generator, binding, [x, x + 1], between=evaluate)
+    found = generator.angles.grad.clone()
+    GradientState._reset_state()
+    host, generator, binding = bound()
+    (0.5 * (loss_of(host, binding, x) + loss_of(host, binding, x + 1))).backward()
+    torch.testing.assert_close(found, generator.angles.grad, atol=1e-12, rtol=0)
+
+
+def test_a_step_in_the_middle_of_accumulation_flushes_and_warns(accelerator, x):
+    host, generator, binding = bound()
+    with accelerator.accumulate(generator):
+        accelerator.backward(loss_of(host, binding, x))
+    assert binding.has_deferred
+    with pytest.warns(UserWarning, match="in the middle of gradient accumulation"):
+        torch.optim.SGD(generator.parameters(), lr=0.0).step()
+    assert generator.angles.grad.abs().sum() > 0
+    assert not binding.has_deferred
+
+
+def test_the_gradient_state_that_deferral_reads_is_where_it_was(accelerator):
+    with accelerator.accumulate(nn.Linear(1, 1)):
+        assert GradientState._shared_state["sync_gradients"] is False
+    with accelerator.accumulate(nn.Linear(1, 1)):
+        assert GradientState._shared_state["sync_gradients"] is True
+
+
+def test_clipping_sees_the_accumulated_gradient(accelerator, x):
+    host, generator, binding = bound()
+    for batch in (x, x + 1):
+        with accelerator.accumulate(generator):
+            accelerator.backward(loss_of(host, binding, batch))
+            if accelerator.sync_gradients:
+                assert accelerator.clip_grad_norm_(generator.parameters(), 1e-3) > 1e-3
+    assert abs(generator.angles.grad.norm().item() - 1e-3) < 1e-6
+
+
+# -- trap 6 and 7: a tied head
+
+
+def test_merging_into_a_tied_head_is_refused_and_equal_once_untied(gpt2, ids, adapters):
+    model = adapters.train(adapters.qpa(gpt2, target_modules=["lm_head"]), ids)
+    live = adapters.logits(model, ids)
+    message = r"lm_head shares its weight with transformer.wte; untie it before merging: qpeft.untie_lm_head"
+    for merge in (model.merge_adapter, model.merge_and_unload):
+        with pytest.raises(TiedWeightError, match=message):
+            merge()
+    assert torch.equal(adapters.logits(model, ids), live)
+    assert qpeft.untie_lm_head(model) is model
+    assert model.config.tie_word_embeddings is False
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(adapters.logits(merged, ids), live, atol=1e-5, rtol=1e-5)
+
+
+def test_a_merged_untied_head_reloads(gpt2, ids, adapters, tmp_path):
+    model = adapters.train(adapters.qpa(qpeft.untie_lm_head(gpt2), target_modules=["lm_head"]), ids)
+    merged = model.merge_and_unload()
+    merged.save_pretrained(tmp_path)
+    again = type(merged).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(adapters.logits(again, ids), adapters.logits(merged, ids), atol=1e-6, rtol=1e-6)
+
+
+def test_untying_what_has_no_head_or_no_tie(llama):
+    weight = llama.lm_head.weight
+    assert qpeft.untie_lm_head(llama).lm_head.weight is weight
+    with pytest.raises(ConfigError, match="has no output head to untie"):
+        qpeft.untie_lm_head(llama.model)
+
+
+def test_the_compact_file_of_a_head_holds_no_base_weight(gpt2, adapters, tmp_path):
+    model = adapters.qpa(gpt2, target_modules=["lm_head"])
+    with pytest.warns(UserWarning, match="Setting `save_embedding_layers` to `True`"):
+        model.save_pretrained(tmp_path)  # as the Trainer calls it
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "adapter_model.safetensors", framework="pt") as file:
+        assert all("qpeft_generator" in key for key in file.keys())  # noqa: SIM118
+
+
+# -- traps 8, 10, 13
+
+
+def test_weighted_sums_are_refused(llama, adapters):
+    model = adapters.qpa(llama)
+    with pytest.raises(ConfigError, match=r"qpeft.export each one"):
+        model.add_weighted_adapter(["default"], [1.0], "sum")
+
+
+def test_both_factors_zero_is_a_dead_start():
+    layer = nn.Linear(2, 2)
+    slots = [Slot(layer, "weight", f"h.0.q.lora_{x}.weight", layer.weight.shape, torch.float32) for x in "AB"]
+    with pytest.raises(ConfigError, match=r"stationary point: lora_A and lora_B of h.0.q are both zero"):
+        lora_start.check_not_stationary(slots, [torch.zeros(4), torch.zeros(4)])
+    lora_start.check_not_stationary(slots, [torch.ones(4), torch.zeros(4)])
+
+
+def test_unloading_removes_our_hook_and_only_ours(llama, ids, adapters):
+    seen = []
+    llama.register_forward_pre_hook(lambda module, args: seen.append(1))
+    model = adapters.qpa(llama)
+    assert len(llama._forward_pre_hooks) == 2
+    base = model.unload()
+    assert len(base._forward_pre_hooks) == 1
+    adapters.logits(base, ids)
+    assert seen
+
+
+def test_data_parallel_replicas_are_refused(llama, ids, adapters):
+    model = adapters.qpa(llama)
+    llama._is_replica = True  # as torch.nn.DataParallel marks its copies
+    with pytest.raises(ConfigError, match="torchrun"):
+        model(input_ids=ids)
+
+
+# -- trap 11: the whole model in float64, the loss from logits
+
+
+def test_finite_differences_through_a_whole_model(gpt2, ids, adapters):
+    model = adapters.qpa(gpt2.double(), n_layers=2).double()
+    binding = model.base_model.binding("default")
+    for slot in binding.slots:
+        slot.dtype = torch.float64
+    generator = model.base_model.generators["default"]
+    generator.initial = generator.initial.double()
+    with torch.no_grad():
+        for p in generator.parameters():
+            p.normal_(std=0.02)
+
+    def loss():
+        found = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+        return nn.functional.cross_entropy(found, ids[:, 1:].flatten())
+
+    loss().backward()
+    for parameter in (generator.feature.angles.tau, generator.mlp[-1].weight.tau):
+        index = parameter.grad.abs().argmax()
+        values = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                parameter.view(-1)[index] += step
+                values.append(loss().item())
+                parameter.view(-1)[index] -= step
+        expected = parameter.grad.view(-1)[index].item()
+        assert abs((values[0] - values[1]) / 2e-5 - expected) < 1e-6 * max(1.0, abs(expected))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at every .grad
+def test_torch_compile_gives_the_same_loss(llama, ids, adapters):
+    model = adapters.qpa(llama).train()
+    eager = model(input_ids=ids, labels=ids).loss
+    eager.backward()
+    plain = adapters.gradients(model)
+    model.zero_grad()
+    compiled = torch.compile(model, backend="aot_eager")
+    loss = compiled(input_ids=ids, labels=ids).loss
+    loss.backward()
+    torch.testing.assert_close(loss, eager)
+    for name, gradient in adapters.gradients(model).items():
+        torch.testing.assert_close(gradient, plain[name], atol=1e-6, rtol=1e-4)

@@ -1,0 +1,179 @@
+"""The compact folder: a round trip in every circumstance, and a clear refusal of what cannot be right."""
+
+import copy
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file, save_file
+
+import qpeft
+from qpeft.errors import CheckpointError
+
+RELOAD = """
+import sys, torch
+torch.set_num_threads(2)
+import qpeft
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+model = qpeft.load(AutoModelForCausalLM.from_pretrained(sys.argv[1]), sys.argv[2])
+torch.save([v for v in model.base_model.binding("default").values()], sys.argv[3])
+"""
+
+
+@pytest.fixture
+def saved(llama, ids, adapters, tmp_path):
+    """(clean base, trained model, its compact folder)."""
+    clean = copy.deepcopy(llama)
+    model = adapters.train(adapters.qpa(llama), ids)
+    qpeft.save(model, tmp_path / "compact")
+    return clean, model, tmp_path / "compact"
+
+
+def edit_config(folder, **changes):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_file_holds_the_generator_alone(saved):
+    _, model, folder = saved
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert sum(t.numel() for t in tensors.values()) == model.base_model.generators["default"].count.total
+    assert all(k.startswith("base_model.qpeft_generator.") and k.endswith(".tau") for k in tensors)
+
+
+@pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": True}, {"is_trainable": True}, {"adapter_name": "mine"}])
+def test_round_trip(saved, ids, adapters, options):
+    clean, model, folder = saved
+    loaded = PeftModel.from_pretrained(clean, folder, **options).eval()
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+    trains = {p.requires_grad for p in loaded.base_model.generators.parameters()}
+    assert trains == {options.get("is_trainable", False)}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
+        {"vector_order": "official"},
+        {"feature_source": "free"},
+        {"feature_source": "none", "activation": "identity", "center_output": True},
+        {"init_mode": "raw", "output_scale": 0.1, "feature_map": "squash"},
+        {"seed": 11, "budget": 900, "chunk_size": None, "hidden": None},
+    ],
+)
+@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
+def test_round_trip_of_settings(llama, ids, adapters, tmp_path, settings, low_cpu_mem_usage):
+    clean = copy.deepcopy(llama)
+    model = adapters.train(adapters.qpa(llama, **settings), ids)
+    qpeft.save(model, tmp_path / "compact")
+    loaded = qpeft.load(clean, tmp_path / "compact", low_cpu_mem_usage=low_cpu_mem_usage).eval()
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+
+
+def test_a_base_on_the_meta_device_gives_the_same_numbers(saved):
+    clean, model, folder = saved
+    loaded = qpeft.load(clean.to("meta"), folder)
+    for ours, theirs in zip(loaded.base_model.binding("default").values(), model.base_model.binding("default").values(),
+                            strict=True):  # fmt: skip
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.slow
+def test_another_process_with_other_threads_gives_the_same_numbers(saved, tmp_path):
+    clean, model, folder = saved
+    clean.save_pretrained(tmp_path / "base")
+    command = [sys.executable, "-c", RELOAD, tmp_path / "base", folder, tmp_path / "values.pt"]
+    subprocess.run(command, check=True, capture_output=True)
+    found = torch.load(tmp_path / "values.pt", weights_only=True)
+    for ours, theirs in zip(found, model.base_model.binding("default").values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_peft_finds_the_base_by_itself(gpt2, ids, adapters, tmp_path):
+    gpt2.save_pretrained(tmp_path / "base")
+    base = type(gpt2).from_pretrained(tmp_path / "base")
+    model = adapters.train(adapters.qpa(base), ids)
+    qpeft.save(model, tmp_path / "compact")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "compact").eval()
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+
+
+def test_training_goes_on_after_a_load(saved, ids, adapters):
+    clean, model, folder = saved
+    loaded = qpeft.load(clean, folder, is_trainable=True)
+    for m in (model, loaded):
+        adapters.train(m, ids, steps=2)
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+
+
+def test_saving_again_replaces_the_folder_whole(saved, ids, adapters):
+    clean, model, folder = saved
+    qpeft.save(adapters.train(model, ids), folder)
+    assert torch.equal(adapters.logits(qpeft.load(clean, folder).eval(), ids), adapters.logits(model, ids))
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_full_disk_leaves_the_old_folder(saved, monkeypatch):
+    _, model, folder = saved
+    before = (folder / "adapter_model.safetensors").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("peft.peft_model.safe_save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        qpeft.save(model, folder)
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: shutil.rmtree(f), "no adapter folder at"),
+        (lambda f: (f / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
+        (lambda f: (f / "adapter_config.json").unlink(), "has no adapter_config.json"),
+        (lambda f: (f / "adapter_config.json").write_text("{"), "is not the JSON of a PEFT config"),
+        (lambda f: (f / "adapter_config.json").write_text("[]"), "is not the JSON of a PEFT config"),
+        (lambda f: edit_config(f, peft_type="QPEFT_TOMORROW"), "unknown peft_type 'QPEFT_TOMORROW'"),
+        (lambda f: edit_config(f, format_version=99), "format version 99, newer than the 1"),
+        (lambda f: edit_config(f, seed=1), "the start drawn from seed 1 has hash"),
+        (lambda f: edit_config(f, n_layers=2), "the start drawn from seed 0 has hash"),
+        (lambda f: edit_config(f, target_modules=["q_proj"]), "saved QPA table does not match this model"),
+        (lambda f: edit_config(f, r=3), r"does not match this model: .* has shape \[4, 16\], expected \[3, 16\]"),
+        (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "is damaged or cut off"),
+        (lambda f: cut(f / "adapter_model.safetensors"), "is damaged or cut off"),
+        (lambda f: save_file({}, f / "adapter_model.safetensors"), "holds no tensors"),
+        (lambda f: rewrite(f, lambda t: dict(list(t.items())[1:])), "missing .*it is damaged"),
+        (lambda f: rewrite(f, lambda t: {**t, "base_model.qpeft_generator.more": torch.ones(1)}), "unknown .*'more'"),
+        (lambda f: rewrite(f, lambda t: {k: v[:-1] if v.dim() > 1 else v for k, v in t.items()}), "has shape"),
+        (lambda f: rewrite(f, lambda t: {k: v * torch.nan for k, v in t.items()}), "contains NaN or Inf"),
+        (lambda f: rewrite(f, lambda t: {"foreign": torch.ones(2)}), "missing"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_right_is_refused(saved, damage, message):
+    clean, _, folder = saved
+    damage(folder)
+    with pytest.raises(CheckpointError, match=message):
+        qpeft.load(clean, folder)
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def rewrite(folder, change):
+    path = folder / "adapter_model.safetensors"
+    save_file({k: v.contiguous() for k, v in change(load_file(path)).items()}, path)
+
+
+def test_another_base_model_is_refused(saved, gpt2):
+    _, _, folder = saved
+    with pytest.raises((CheckpointError, qpeft.errors.ConfigError), match=r"does not match|matches no module"):
+        qpeft.load(gpt2, folder)

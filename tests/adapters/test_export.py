@@ -1,0 +1,156 @@
+"""The exported folder is what stock PEFT would have written, and gives the same logits without qpeft."""
+
+import copy
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
+import qpeft
+from qpeft.errors import ConfigError, VerificationError
+
+SHAPES = {
+    "lora": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True, "rank_pattern": {"q_proj": 2}},
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "embedding": {"target_modules": ["embed_tokens", "v_proj"]},
+    "modules_to_save": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+}
+WITHOUT_QPEFT = """
+import sys
+sys.modules["qpeft"] = None
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+base = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+model = PeftModel.from_pretrained(base, sys.argv[2]).eval()
+ids = torch.arange(24).view(2, 12) % 50
+with torch.no_grad():
+    torch.save(model(input_ids=ids).logits, sys.argv[3])
+"""
+
+
+@pytest.fixture
+def exported(tmp_path):
+    return tmp_path / "exported"
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_files_equal_a_stock_save_of_the_same_config(llama, ids, adapters, exported, tmp_path, shape):
+    plain = copy.deepcopy(llama)
+    model = adapters.train(adapters.qpa(llama, **SHAPES[shape]), ids)
+    report = qpeft.export(model, exported)
+    fields = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **SHAPES[shape]}
+    stock = get_peft_model(plain, LoraConfig(**fields))
+    stock.save_pretrained(tmp_path / "stock", save_embedding_layers=False)
+    ours, theirs = (load_file(p / "adapter_model.safetensors") for p in (exported, tmp_path / "stock"))
+    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+    ours, theirs = (json.loads((p / "adapter_config.json").read_text()) for p in (exported, tmp_path / "stock"))
+    for config in (ours, theirs):  # sets have no order in JSON
+        config["target_modules"] = sorted(config["target_modules"])
+    assert ours == theirs
+    assert report.max_logit_difference <= 1e-6
+    assert report.n_bytes == (exported / "adapter_model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_stock_peft_gives_the_same_logits_and_merges(llama, ids, adapters, exported, shape):
+    plain = copy.deepcopy(llama)
+    model = adapters.train(adapters.qpa(llama, **SHAPES[shape]), ids)
+    qpeft.export(model, exported)
+    stock = PeftModel.from_pretrained(plain, exported).eval()
+    live = adapters.logits(model, ids)
+    torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-6, rtol=0)
+    torch.testing.assert_close(adapters.logits(stock.merge_and_unload(), ids), live, atol=1e-5, rtol=1e-5)
+
+
+def test_the_base_model_is_shared_not_copied_and_left_alone(llama, ids, adapters, exported):
+    model = adapters.train(adapters.qpa(llama), ids).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    qpeft.export(model, exported)
+    assert model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(p.requires_grad for p in model.base_model.generators.parameters())
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert all(p.grad is not None for p in model.base_model.generators.parameters())
+
+
+@pytest.mark.slow
+def test_it_reloads_where_qpeft_cannot_be_imported(gpt2, ids, adapters, exported, tmp_path):
+    gpt2.save_pretrained(tmp_path / "base")
+    base = type(gpt2).from_pretrained(tmp_path / "base")
+    model = adapters.train(adapters.qpa(base, target_modules=["c_attn", "lm_head"]), ids)
+    qpeft.export(model, exported)
+    command = [sys.executable, "-c", WITHOUT_QPEFT, tmp_path / "base", exported, tmp_path / "logits.pt"]
+    subprocess.run(command, check=True, capture_output=True)
+    found = torch.load(tmp_path / "logits.pt", weights_only=True)
+    torch.testing.assert_close(found, adapters.logits(model, torch.arange(24).view(2, 12) % 50), atol=1e-6, rtol=0)
+
+
+def test_a_second_adapter_and_its_name(llama, ids, adapters, exported):
+    model = adapters.qpa(llama)
+    model.add_adapter("second", qpeft.QPAConfig(r=2, target_modules=["q_proj"], chunk_size=8, hidden=(4,)))
+    model.set_adapter("second")
+    adapters.train(model, ids)
+    report = qpeft.export(model, exported, adapter_name="second")
+    assert report.n_generated == 2 * 2 * (16 + 16)
+    assert model.active_adapters == ["second"]
+
+
+def test_the_cards_say_which_folder_needs_qpeft(gpt2, ids, adapters, exported, tmp_path):
+    model = adapters.train(adapters.qpa(gpt2, target_modules=["lm_head"]), ids)
+    qpeft.export(model, exported)
+    qpeft.save(model, tmp_path / "compact")
+    stock, compact = ((p / "README.md").read_text() for p in (exported, tmp_path / "compact"))
+    assert "loading it needs PEFT alone" in stock
+    assert "Do not merge it into the base as it is" in stock  # the head is tied
+    assert "import qpeft" not in stock
+    assert "loading it needs qpeft" in compact
+    assert "import qpeft" in compact
+    record = json.loads((exported / "qpeft.json").read_text())
+    assert record["n_trained"] == model.base_model.generators["default"].count.total
+
+
+def test_an_earlier_export_is_replaced_and_anything_else_refused(llama, ids, adapters, exported, tmp_path):
+    model = adapters.qpa(llama)
+    qpeft.export(model, exported)
+    first = load_file(exported / "adapter_model.safetensors")
+    qpeft.export(adapters.train(model, ids), exported)
+    second = load_file(exported / "adapter_model.safetensors")
+    assert any(not torch.equal(first[k], second[k]) for k in first)
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(ConfigError, match="is not empty and no earlier export"):
+        qpeft.export(model, tmp_path)
+    with pytest.raises(ConfigError, match="is a file"):
+        qpeft.export(model, tmp_path / "thesis.txt")
+
+
+def test_nothing_is_written_when_the_export_cannot_be_right(llama, ids, adapters, exported, monkeypatch):
+    model = adapters.train(adapters.qpa(llama), ids)
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="unmerge_adapter"):
+        qpeft.export(model, exported)
+    model.unmerge_adapter()
+    with pytest.raises(ConfigError, match="'nobody' is not generated by qpeft"):
+        qpeft.export(model, exported, adapter_name="nobody")
+    binding = model.base_model.binding("default")
+    wrong = [v + 0.1 for v in binding.values()]
+    monkeypatch.setattr(binding, "values", lambda: wrong)
+    with pytest.raises(VerificationError, match="nothing was written"):
+        qpeft.export(model, exported)
+    monkeypatch.setattr(binding, "values", lambda: [v * torch.inf for v in wrong])
+    with pytest.raises(ConfigError, match="contains NaN or Inf"):
+        qpeft.export(model, exported)
+    assert list(exported.parent.iterdir()) == []
+
+
+def test_a_stock_adapter_has_nothing_to_export(llama, exported):
+    stock = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match="not generated by qpeft; a stock adapter is saved by"):
+        qpeft.export(stock, exported)

@@ -1,0 +1,205 @@
+"""QPA over LoRA in every shape that LoRA has: exact start, learning, PEFT's whole interface."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+import qpeft
+from qpeft.adapters.generated import find_slots
+from qpeft.errors import ConfigError
+from qpeft.generators.settings import FEATURE_SOURCES
+
+SHAPES = {
+    "lora": {},
+    "dora": {"use_dora": True},
+    "rslora": {"use_rslora": True},
+    "rank_pattern": {"rank_pattern": {"q_proj": 2, "down_proj": 1}},
+    "modules_to_save": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj", "v_proj"]},
+    "lm_head": {"target_modules": ["lm_head"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "dropout": {"lora_dropout": 0.1},
+    "official_order": {"vector_order": "official"},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_step_zero_is_the_stock_adapters_and_the_loss_falls(llama, ids, adapters, shape):
+    stock_fields = {k: v for k, v in SHAPES[shape].items() if k != "vector_order"}
+    stock_config = LoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **stock_fields})
+    stock = get_peft_model(copy.deepcopy(llama), stock_config).eval()
+    model = adapters.qpa(llama, **SHAPES[shape]).eval()
+    assert torch.equal(adapters.logits(model, ids), adapters.logits(stock, ids))
+    assert trainable_kinds(model) == (
+        {"qpeft_generator", "modules_to_save"} if "modules" in shape else {"qpeft_generator"}
+    )
+    before = model(input_ids=ids, labels=ids).loss
+    before.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or "qpeft_generator" in name or "modules_to_save" in name
+    for parameter in model.base_model.generators["default"].parameters():
+        assert parameter.grad.norm() > 0
+    adapters.train(model, ids, steps=20, lr=2e-3)
+    assert model(input_ids=ids, labels=ids).loss < before - 0.01
+
+
+def trainable_kinds(model):
+    names = [n for n, p in model.named_parameters() if p.requires_grad]
+    return {kind for kind in ("qpeft_generator", "modules_to_save", "lora_") if any(kind in n for n in names)}
+
+
+def test_conv1d_of_gpt2(gpt2, ids, adapters):
+    base = adapters.logits(gpt2, ids)
+    model = adapters.qpa(gpt2, target_modules=["c_attn", "c_proj", "c_fc"])
+    assert torch.equal(adapters.logits(model, ids), base)
+    before = model(input_ids=ids, labels=ids).loss.item()
+    adapters.train(model, ids, steps=10)
+    assert model(input_ids=ids, labels=ids).loss < before
+
+
+@pytest.mark.parametrize("source", FEATURE_SOURCES)
+def test_every_feature_source_trains(llama, ids, adapters, source):
+    model = adapters.qpa(llama, feature_source=source)
+    before = model(input_ids=ids, labels=ids).loss.item()
+    assert adapters.train(model, ids, steps=5)(input_ids=ids, labels=ids).loss < before
+
+
+def test_the_order_of_the_vector(llama, adapters):
+    def labels(order):
+        model = adapters.qpa(copy.deepcopy(llama), vector_order=order, target_modules=["q_proj", "v_proj"])
+        return [slot.label for slot in model.base_model.binding("default").slots]
+
+    stock = get_peft_model(copy.deepcopy(llama), LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    names = [n for n, p in stock.base_model.model.named_parameters() if p.requires_grad]
+    assert labels("peft") == [n.replace(".default", "") for n in names]
+    assert labels("official")[:2] == labels("peft")[1::-1]
+    assert "lora_B" in labels("official")[0]
+    assert sorted(labels("official")) == sorted(labels("peft"))
+
+
+def test_slots_are_the_stock_trainable_tensors(llama):
+    stock = get_peft_model(llama, LoraConfig(r=3, target_modules="all-linear", use_dora=True))
+    found = find_slots(stock.base_model.model, "default", type(stock.base_model).tuner_layer_cls)
+    assert sum(slot.shape.numel() for slot, _ in found) == stock.get_nb_trainable_parameters()[0]
+
+
+def test_two_adapters_disable_switch_delete(llama, ids, adapters):
+    base = adapters.logits(llama, ids)
+    model = adapters.train(adapters.qpa(llama), ids)
+    first = adapters.logits(model, ids)
+    config = qpeft.QPAConfig(r=2, target_modules=["q_proj"], chunk_size=8, hidden=(4,), seed=5)
+    model.add_adapter("other", config)
+    assert torch.equal(adapters.logits(model, ids), first)
+    model.set_adapter("other")
+    assert torch.equal(adapters.logits(model, ids), base)
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad and "qpeft_generator" in n}
+    assert frozen
+    assert all(".default." in n for n in frozen)
+    adapters.train(model, ids)
+    second = adapters.logits(model, ids)
+    assert not torch.allclose(second, base)
+    model.set_adapter("default")
+    assert torch.equal(adapters.logits(model, ids), first)
+    with model.disable_adapter():
+        assert torch.equal(adapters.logits(model, ids), base)
+    mixed = model(input_ids=ids, adapter_names=["default", "other", "__base__"]).logits
+    torch.testing.assert_close(mixed, torch.stack([first[0], second[1], base[2]]), atol=1e-5, rtol=1e-5)
+    model.delete_adapter("other")
+    assert torch.equal(adapters.logits(model, ids), first)
+    assert list(model.base_model.generators) == ["default"]
+
+
+def test_generate_evaluates_the_generator_once(llama, ids, adapters, monkeypatch):
+    model = adapters.train(adapters.qpa(llama), ids)
+    generator = model.base_model.generators["default"]
+    runs = []
+    monkeypatch.setattr(generator, "forward", counted(generator.forward, runs))
+    model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False, pad_token_id=0
+    )
+    assert len(runs) <= 1
+
+
+def counted(function, runs):
+    def run(*args, **kwargs):
+        runs.append(1)
+        return function(*args, **kwargs)
+
+    return run
+
+
+def test_merge_and_unmerge(llama, ids, adapters):
+    model = adapters.train(adapters.qpa(llama), ids)
+    live = adapters.logits(model, ids)
+    model.merge_adapter()
+    torch.testing.assert_close(adapters.logits(model, ids), live, atol=1e-5, rtol=1e-5)
+    model.unmerge_adapter()
+    torch.testing.assert_close(adapters.logits(model, ids), live, atol=1e-5, rtol=1e-5)
+
+
+def test_pickle_and_deepcopy_give_a_living_model(llama, ids, adapters):
+    model = adapters.train(adapters.qpa(llama), ids)
+    live = adapters.logits(model, ids)
+    for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):  # noqa: S301 our own bytes
+        assert isinstance(clone, PeftModel)
+        assert torch.equal(adapters.logits(clone, ids), live)
+        adapters.train(clone, ids)
+        assert not torch.equal(adapters.logits(clone, ids), live)
+        assert torch.equal(adapters.logits(model, ids), live)
+
+
+def test_one_config_serves_several_models(llama, gpt2):
+    config = qpeft.QPAConfig(r=4, target_modules="all-linear", hidden=(6, 5), chunk_size=16)
+    before = copy.deepcopy(config)
+    for base in (llama, gpt2):
+        get_peft_model(base, config)
+    assert config == before
+
+
+def test_bfloat16_base_keeps_a_float32_generator(llama, ids, adapters):
+    model = adapters.qpa(llama.bfloat16())
+    assert {p.dtype for p in model.base_model.generators.parameters()} == {torch.float32}
+    slots = model.base_model.binding("default").slots
+    assert {slot.owner.__dict__[slot.name].dtype for slot in slots} == {torch.float32}  # as stock PEFT casts them
+    before = model(input_ids=ids, labels=ids).loss.item()
+    assert adapters.train(model, ids, steps=10)(input_ids=ids, labels=ids).loss < before
+
+
+def test_printing_trainable_parameters_counts_the_generator(llama, adapters, capsys):
+    model = adapters.qpa(llama)
+    model.print_trainable_parameters()
+    assert f"trainable params: {model.base_model.generators['default'].count.total}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' looks at data or weights"),
+        ({"target_modules": ["q_porj"]}, "target_modules 'q_porj' matches no module; nearest names: q_proj"),
+        ({"target_modules": ["q_proj", "c_attn"]}, "target_modules 'c_attn' matches no module"),
+        ({"target_modules": r".*\.nothing"}, "matches no module; this model has: .*q_proj"),
+        ({"modules_to_save": ["lm_haed"]}, "modules_to_save 'lm_haed' matches no module; nearest names: lm_head"),
+        ({"rank_pattern": {"w_q": 2}}, "rank_pattern key 'w_q' matches no module"),
+        ({"target_parameters": ["weight"]}, "QPA does not generate LoRA with target_parameters"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_model_is_touched(llama, adapters, settings, message):
+    names = [n for n, _ in llama.named_modules()]
+    with pytest.raises(ConfigError, match=message):
+        adapters.qpa(llama, **settings)
+    assert [n for n, _ in llama.named_modules()] == names
+
+
+def test_param_groups_hold_every_trainable_tensor_once(llama, adapters):
+    model = adapters.qpa(llama, modules_to_save=["lm_head"], target_modules=["q_proj"])
+    groups = qpeft.param_groups(model, lr=1e-3, weight_decay=0.1)
+    assert [g["name"] for g in groups] == ["angles", "mlp", "other"]
+    assert [g["weight_decay"] for g in groups] == [0.0, 0.1, 0.1]
+    held = [id(p) for g in groups for p in g["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    torch.optim.AdamW(groups)
+    with pytest.raises(ConfigError, match="no trainable parameter"):
+        qpeft.param_groups(model.requires_grad_(False), lr=1e-3)

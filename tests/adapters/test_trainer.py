@@ -1,0 +1,141 @@
+"""An unchanged transformers.Trainer, an accelerate loop: one evaluation per step, resume, one learning rate."""
+
+import copy
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from qpeft.adapters.binding import _Boundary
+
+
+@pytest.fixture
+def counts(monkeypatch):
+    """How often the generator ran forward and backward."""
+    from qpeft.generators.qpa import QPAGenerator
+
+    seen = {"evaluations": 0, "backwards": 0}
+    forward, grad = QPAGenerator.forward, torch.autograd.grad
+
+    def counted_forward(self):
+        seen["evaluations"] += 1
+        return forward(self)
+
+    def counted_grad(*args, **kwargs):
+        seen["backwards"] += 1
+        return grad(*args, **kwargs)
+
+    monkeypatch.setattr(QPAGenerator, "forward", counted_forward)
+    monkeypatch.setattr("qpeft.adapters.binding.torch.autograd.grad", counted_grad)
+    return seen
+
+
+def arguments(folder, **changes):
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 2,
+        "max_steps": 4,
+        "learning_rate": 2e-3,
+        "logging_steps": 1,
+        "report_to": [],
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "dataloader_pin_memory": False,
+        **changes,
+    }
+    return TrainingArguments(**settings)
+
+
+@pytest.fixture
+def rows():
+    tokens = torch.randint(50, (16, 8))
+    return [{"input_ids": t, "labels": t, "attention_mask": torch.ones_like(t)} for t in tokens]
+
+
+def test_accumulation_costs_one_evaluation_and_one_backward_per_step(llama, rows, adapters, counts, tmp_path):
+    model = adapters.qpa(llama)
+    counts.update(evaluations=0, backwards=0)
+    Trainer(model, arguments(tmp_path, gradient_accumulation_steps=4), train_dataset=rows).train()
+    assert counts == {"evaluations": 4, "backwards": 4}  # one after each of 4 steps; the first was made when binding
+
+
+def test_accumulation_equals_the_full_batch(llama, rows, adapters, tmp_path):
+    finals = []
+    for batch, steps in ((8, 1), (2, 4)):
+        model = adapters.qpa(copy.deepcopy(llama))
+        args = arguments(
+            tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=steps, max_steps=3, max_grad_norm=0
+        )
+        Trainer(model, args, train_dataset=rows).train()
+        finals.append(torch.cat([p.detach().flatten() for p in model.base_model.generators.parameters()]))
+    torch.testing.assert_close(finals[0], finals[1], atol=2e-4, rtol=1e-3)
+
+
+def test_accumulated_gradients_equal_one_combined_backward(llama, rows, adapters):
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    model = adapters.qpa(llama).train()
+    batch = {k: torch.stack([r[k] for r in rows[:8]]) for k in rows[0]}
+    model(**batch).loss.backward()
+    combined = adapters.gradients(model)
+    model.zero_grad()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
+    for i in range(4):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(**{k: v[2 * i : 2 * i + 2] for k, v in batch.items()}).loss)
+    found = adapters.gradients(model)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    for name, gradient in combined.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-6 * gradient.abs().max().item() + 1e-9, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lr", [2e-4, 1e-3, 2e-3])
+def test_loras_usual_rates_lower_the_loss(llama, rows, adapters, tmp_path, lr):
+    model = adapters.qpa(llama)
+    trainer = Trainer(model, arguments(tmp_path, learning_rate=lr, max_steps=30), train_dataset=rows)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(losses[-8:]) < sum(losses[:8])
+
+
+def test_resuming_a_trainer_equals_the_unbroken_run(llama, rows, adapters, tmp_path):
+    def run(model, folder, **options):
+        args = arguments(folder, max_steps=6, save_strategy="steps", save_steps=3)
+        Trainer(model, args, train_dataset=rows).train(**options)
+        return [p.detach().clone() for p in model.base_model.generators.parameters()]
+
+    unbroken = run(adapters.qpa(copy.deepcopy(llama)), tmp_path)
+    again = adapters.qpa(copy.deepcopy(llama))
+    resumed = run(again, tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
+
+
+def test_load_best_model_and_bf16_autocast(llama, rows, adapters, tmp_path):
+    model = adapters.qpa(llama)
+    args = arguments(
+        tmp_path,
+        bf16=True,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+    )
+    trainer = Trainer(model, args, train_dataset=rows, eval_dataset=rows[:4])
+    trainer.train()
+    best = trainer.state.best_metric
+    assert abs(trainer.evaluate()["eval_loss"] - best) < 1e-6
+
+
+def test_the_boundary_is_one_node(llama, ids, adapters):
+    loss = adapters.qpa(llama)(input_ids=ids, labels=ids).loss
+    seen, queue = set(), [loss.grad_fn]
+    while queue:
+        node = queue.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            queue.extend(parent for parent, _ in node.next_functions)
+    assert sum(type(node).__name__ == f"{_Boundary.__name__}Backward" for node in seen) == 1

@@ -1,0 +1,54 @@
+"""Importing qpeft is light, and the methods register with PEFT in either order of import."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "peft", "pennylane", "matplotlib")
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_import_is_light():
+    out = run(f"import sys, qpeft; dir(qpeft); print([m for m in {HEAVY} if m in sys.modules])")
+    assert out.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import qpeft, peft",
+        "import peft, qpeft",
+        "import qpeft.adapters.qpa; import peft",
+    ],
+)
+def test_both_orders_register(imports):
+    out = run(f"{imports}; from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING as t; print(t['QPEFT_QPA'].__name__)")
+    assert out.strip() == "QPAModel"
+
+
+def test_every_public_name_exists():
+    import qpeft
+
+    for name in qpeft.__all__:
+        assert getattr(qpeft, name) is not None
+    assert not hasattr(qpeft, "quantum_supremacy")
+
+
+def test_a_taken_name_and_a_foreign_peft_are_refused(monkeypatch):
+    from peft import mapping
+
+    from qpeft.adapters import registry
+    from qpeft.errors import ConfigError
+
+    registry.register()  # again: harmless
+    with monkeypatch.context() as patch:
+        patch.setitem(mapping.PEFT_TYPE_TO_TUNER_MAPPING, "QPEFT_QPA", object)
+        with pytest.raises(ConfigError, match="already taken"):
+            registry.register()
+    monkeypatch.setattr("peft.__version__", "0.9.0")
+    with pytest.raises(ConfigError, match=r"works with peft from 0\.21 and below 0\.22, found 0\.9\.0"):
+        registry.register()
