@@ -33,18 +33,18 @@ class _Tables(NamedTuple):
 
 
 @cache
-@torch.inference_mode(False)  # a table made in inference mode would be useless for training later
 def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    a = n_qubits // 2
-    wires_a, wires_b = (a - 1, *range(a - 1)), tuple(range(a, n_qubits))
-    gray_b = ladder_source(n_qubits - a)
-    top_b = 2 ** (n_qubits - a - 1)
-    blocks = [
-        Block(wires_a, _rotated_ladder_source(a)),
-        Block(wires_b, torch.cat([gray_b, gray_b ^ top_b])),  # s = 0, then s = 1
-    ]
-    turns = (turn_tables(wires, dtype, device) for wires in (wires_a, wires_b))
-    return _Tables(kron_tables(blocks, n_qubits, device), *turns)
+    with torch.device("cpu"):  # kept for good: no default device of the caller may leak into them
+        a = n_qubits // 2
+        wires_a, wires_b = (a - 1, *range(a - 1)), tuple(range(a, n_qubits))
+        gray_b = ladder_source(n_qubits - a)
+        top_b = 2 ** (n_qubits - a - 1)
+        blocks = [
+            Block(wires_a, _rotated_ladder_source(a)),
+            Block(wires_b, torch.cat([gray_b, gray_b ^ top_b])),  # s = 0, then s = 1
+        ]
+        turns = (turn_tables(wires, dtype, device) for wires in (wires_a, wires_b))
+        return _Tables(kron_tables(blocks, n_qubits, device), *turns)
 
 
 def _rotated_ladder_source(n: int) -> Tensor:

@@ -27,16 +27,17 @@ class _Tables(NamedTuple):
 
 
 @cache
-@torch.inference_mode(False)  # a table made in inference mode would be useless for training later
 def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    groups = torch.arange(n_qubits).tensor_split(-(-n_qubits // MAX_GROUP[dtype]))
-    wires = [tuple(group.tolist()) for group in groups]
-    blocks = [Block(group, torch.arange(2 ** len(group))) for group in wires]
-    return _Tables(kron_tables(blocks, n_qubits, device), tuple(turn_tables(group, dtype, device) for group in wires))
+    with torch.device("cpu"):  # kept for good: no default device of the caller may leak into them
+        groups = torch.arange(n_qubits).tensor_split(-(-n_qubits // MAX_GROUP[dtype]))
+        wires = [tuple(group.tolist()) for group in groups]
+        blocks = [Block(group, torch.arange(2 ** len(group))) for group in wires]
+        return _Tables(
+            kron_tables(blocks, n_qubits, device), tuple(turn_tables(group, dtype, device) for group in wires)
+        )
 
 
 @lru_cache(maxsize=4)  # bounded: these are as long as the state
-@torch.inference_mode(False)
 def _gathers(n_qubits: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The ladder is new = old[source], its inverse new = old[inverse]; both (2**N,)."""
     source = ladder_source(n_qubits, device)
