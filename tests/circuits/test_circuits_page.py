@@ -1,0 +1,31 @@
+"""docs/circuits.md says what the code does."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qpeft.circuits import Ansatz
+
+PAGE = Path(__file__).parents[2] / "docs" / "circuits.md"
+
+
+@pytest.fixture(scope="module")
+def page():
+    return PAGE.read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+
+
+def test_the_drawing_is_the_program_s_own(page):
+    assert blocks(page, "text") == [Ansatz("ry_ladder", n_qubits=4, n_layers=8).draw() + "\n"]
+
+
+def test_the_stated_facts_hold(page):
+    namespace = {}
+    code = blocks(page, "python")
+    assert len(code) > 4
+    for block in code:
+        exec(block, namespace)
