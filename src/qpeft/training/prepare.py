@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from qpeft.errors import ConfigError
 from qpeft.training import base
@@ -32,6 +33,7 @@ class Prepared:
 def prepare(settings: TrainSettings, progress: Progress) -> Prepared:
     """Load data and base, build the adapter. Raises InputError for whatever is not usable; writes nothing."""
     _check_single_process()
+    _check_reporters(settings.report_to)
     reserved = 0 if settings.method == "full" else getattr(build_config(settings), "num_virtual_tokens", 0)
     progress.on_stage("Reading the data")
     config = base.load_config(settings.model)
@@ -47,3 +49,13 @@ def prepare(settings: TrainSettings, progress: Progress) -> Prepared:
 def _check_single_process() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run folder belongs to one process; start it without torchrun or accelerate launch")
+
+
+def _check_reporters(names: list[str]) -> None:
+    known = get_available_reporting_integrations()
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"cannot report to {name!r}: it is unknown, or its package is not installed; here are "
+                f"{', '.join(known) or 'none'}"
+            )

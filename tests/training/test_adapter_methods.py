@@ -1,0 +1,71 @@
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from qpeft.errors import ConfigError
+from qpeft.training import TrainSettings
+from qpeft.training.methods import METHODS, build_adapter, config_class
+from qpeft.training.outputs import count_trainable
+from qpeft.training.settings import METHODS as KEYS
+
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+
+
+def build(tiny_model, method, **method_settings):
+    settings = TrainSettings(model=str(tiny_model), data="d", out="o", method=method, seed=7)
+    settings.method_settings = method_settings
+    torch.manual_seed(0)
+    return build_adapter(settings, AutoModelForCausalLM.from_pretrained(tiny_model))
+
+
+def test_every_key_of_the_settings_can_be_built():
+    assert {*METHODS, "full"} == set(KEYS)
+    assert all(isinstance(config_class(key), type) for key in METHODS)
+
+
+# a layer of width 16: c_attn 16x48, attn.c_proj 16x16, c_fc 16x64, mlp.c_proj 64x16
+RANK_8 = 8 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))
+
+
+@pytest.mark.parametrize(
+    ("method", "trainable"),
+    [
+        ("lora", 2 * RANK_8),
+        ("dora", 2 * (RANK_8 + 48 + 16 + 64 + 16)),
+        ("ia3", 2 * (48 + 64)),
+        ("vera", 2 * (4 * 256 + 48 + 16 + 64 + 16)),
+        ("prefix", 2 * 10 * 16 * 2),
+    ],
+)
+def test_stock_methods_train_the_numbers_they_should(tiny_model, method, trainable):
+    assert count_trainable(build(tiny_model, method)) == trainable
+
+
+def test_full_trains_the_base_itself(tiny_model):
+    model = build(tiny_model, "full")
+    assert count_trainable(model) == sum(p.numel() for p in model.parameters())
+
+
+def test_qpa_trains_half_of_loras_numbers_and_takes_the_runs_seed(tiny_model):
+    model = build(tiny_model, "qpa", r=4)
+    assert 0.8 * RANK_8 / 2 < count_trainable(model) <= RANK_8 / 2
+    assert model.peft_config["default"].seed == 7
+    assert build(tiny_model, "qpa", r=4, seed=3).peft_config["default"].seed == 3
+
+
+@pytest.mark.parametrize(
+    ("method", "method_settings", "message"),
+    [
+        ("lora", {"lora_alhpa": 8}, "unknown setting of method lora: 'lora_alhpa'; did you mean 'lora_alpha'?"),
+        ("lora", {"task_type": "SEQ_CLS"}, "unknown setting of method lora: 'task_type'"),
+        ("lora", {"r": 0}, "`r` should be a positive integer"),
+        ("lora", {"target_modules": ["c_atn"]}, "'c_atn' matches no module; nearest names: c_attn"),
+        ("qpa", {"n_layers": 0}, "n_layers must be at least 1, got 0"),
+        ("qpa", {"buget": 0.5}, "did you mean 'budget'?"),
+        ("full", {"r": 4}, "method full has no settings, got r"),
+    ],
+)
+def test_settings_that_a_method_refuses(tiny_model, method, method_settings, message):
+    with pytest.raises(ConfigError) as refused:
+        build(tiny_model, method, **method_settings)
+    assert message in str(refused.value)

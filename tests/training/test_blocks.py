@@ -1,0 +1,189 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpeft.errors import DataError
+from qpeft.training import TrainSettings
+from qpeft.training.blocks import IGNORED, Blocks, collate, cut, load_blocks
+from qpeft.training.encoding import Tokens, encode
+
+TEXTS = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=30), min_size=1, max_size=6)
+END = 0
+
+
+def texts(*values):
+    return [{"text": value} for value in values]
+
+
+def some_tokens(length: int, first_id: int = 1) -> Tokens:
+    ids = np.arange(first_id, first_id + length)
+    return Tokens(ids, np.ones(length, dtype=bool), np.ones(length, dtype=np.int64))
+
+
+@given(values=TEXTS)
+@settings(deadline=None, max_examples=60)
+def test_tokens_stand_for_all_bytes_of_their_text(tokenizer, values):
+    encoded = encode(texts(*values), tokenizer)
+    assert [int(tokens.n_bytes.sum()) for tokens in encoded] == [len(value.encode()) for value in values]
+    assert all((tokens.n_bytes >= 0).all() for tokens in encoded)
+
+
+@given(values=TEXTS, seq_len=st.integers(2, 40))
+@settings(deadline=None, max_examples=60)
+def test_blocks_are_the_texts_with_one_end_of_text_between_two(tokenizer, values, seq_len):
+    blocks = cut(texts(*values), seq_len, tokenizer)
+    chain = [END]
+    for value in values:
+        chain += [*tokenizer(value)["input_ids"], END]
+    chain = chain[1:-1]
+    whole = len(chain) - (len(chain) % seq_len == 1)  # a lone last token is predicted from nothing
+    assert [i for block in blocks for i in block.ids] == chain[:whole]
+    assert all(len(block.ids) == seq_len for block in blocks[:-1])
+
+
+def test_blanks_that_offsets_leave_out_belong_to_the_next_token(tokenizer):
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    trimming = PreTrainedTokenizerFast.from_pretrained(tokenizer.name_or_path)
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    offsets = trimming("the king", return_offsets_mapping=True)["offset_mapping"]
+    assert sum(end - start for start, end in offsets) == len("the king") - 1
+    assert encode(texts("the king"), trimming)[0].n_bytes.sum() == len("the king")
+
+
+def test_the_prompt_is_not_scored_and_the_answer_ends(tokenizer):
+    row = {"prompt": "the king", "completion": " sings"}
+    (tokens,) = encode([row], tokenizer)
+    assert tokenizer.decode(tokens.ids[tokens.scored]) == " sings<end>"
+    assert tokenizer.decode(tokens.ids[~tokens.scored]) == "the king"
+    assert tokens.n_bytes[tokens.scored].sum() == len(" sings")
+
+
+def test_a_token_that_reaches_into_the_answer_is_scored(tokenizer):
+    together = tokenizer("king")["input_ids"]
+    assert len(together) == 1
+    (tokens,) = encode([{"prompt": "ki", "completion": "ng"}], tokenizer)
+    assert tokens.ids.tolist() == [*together, END]
+    assert tokens.scored.all()
+
+
+def test_only_the_assistants_words_are_scored(tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    chat = PreTrainedTokenizerFast.from_pretrained(tokenizer.name_or_path)
+    chat.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    messages = [
+        {"role": "user", "content": "see the fox"},
+        {"role": "assistant", "content": "the bird"},
+        {"role": "user", "content": "and"},
+        {"role": "assistant", "content": "a king"},
+    ]
+    (tokens,) = encode([{"messages": messages}], chat)
+    assert chat.decode(tokens.ids) == "[user]see the fox[assistant]the bird<end>[user]and[assistant]a king<end>"
+    assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end>a king<end>"
+
+
+def test_messages_need_a_chat_template(tokenizer):
+    with pytest.raises(DataError, match="the tokenizer has no chat template"):
+        encode([{"messages": [{"role": "user", "content": "x"}]}], tokenizer)
+
+
+def test_long_examples_are_cut_off_and_hopeless_ones_left_out(tokenizer):
+    rows = [{"prompt": "a ", "completion": "fox " * 20}, {"prompt": "fox " * 20, "completion": "a"}]
+    (block,) = cut(rows, 8, tokenizer)
+    assert len(block.ids) == 8
+
+
+def test_token_0_is_a_word_when_the_attention_mask_says_so():
+    block = Tokens(np.array([5, 0, 0]), np.ones(3, dtype=bool), np.ones(3, dtype=np.int64))
+    batch = collate([block, some_tokens(4)])
+    assert batch["input_ids"].tolist() == [[5, 0, 0, 0], [1, 2, 3, 4]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert batch["labels"].tolist() == [[IGNORED, 0, 0, IGNORED], [IGNORED, 2, 3, 4]]
+    assert "position_ids" not in batch
+
+
+def test_padding_on_the_left_numbers_the_positions_of_real_tokens():
+    batch = collate([some_tokens(2), some_tokens(4)], padding_side="left")
+    assert batch["position_ids"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert batch["labels"].tolist() == [[IGNORED, IGNORED, IGNORED, 2], [IGNORED, 2, 3, 4]]
+    assert all(part.dtype == torch.int64 for part in batch.values())
+
+
+def data(tmp_path, rows, **changes) -> TrainSettings:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return TrainSettings(model="m", data=str(path), out="o", **changes)
+
+
+def words(block: Tokens, tokenizer) -> str:
+    return tokenizer.decode(block.ids)
+
+
+def test_every_20th_document_is_held_out(tmp_path, tokenizer):
+    rows = texts(*(f"{n} the king went into the wood" for n in range(40)))
+    blocks = load_blocks(data(tmp_path, rows), 8, tokenizer)
+    held_out = "".join(words(block, tokenizer) for block in blocks.evaluation)
+    assert held_out == "19 the king went into the wood<end>39 the king went into the wood"
+    assert "19" not in "".join(words(block, tokenizer) for block in blocks.train)
+    assert {len(block.ids) for block in blocks.train} == {8}
+
+
+def test_of_few_documents_the_last_20th_of_the_blocks_is_held_out(tmp_path, tokenizer):
+    whole = cut(texts("the king sings " * 70), 5, tokenizer)
+    assert len(whole) > 40
+    blocks = load_blocks(data(tmp_path, texts("the king sings " * 70)), 5, tokenizer)
+    assert len(blocks.evaluation) == len(whole) // 20
+    np.testing.assert_array_equal(blocks.evaluation[-1].ids, whole[-1].ids)
+    assert len(blocks.train) == len(whole) - len(blocks.evaluation)
+
+
+def test_training_drops_the_partial_block_and_evaluation_keeps_it(tmp_path, tokenizer):
+    row = texts("the king sings " * 9)
+    n = len(tokenizer(row[0]["text"])["input_ids"])
+    blocks = load_blocks(data(tmp_path, row, eval_data=str(tmp_path / "data.jsonl")), n // 3 - 1, tokenizer)
+    lengths = [len(block.ids) for block in blocks.evaluation]
+    assert sum(lengths) == n
+    assert lengths[-1] < lengths[0]
+    assert [len(block.ids) for block in blocks.train] == lengths[:-1]
+
+
+def test_evaluation_takes_at_most_so_many_blocks_spread_evenly(tmp_path, tokenizer):
+    settings = data(tmp_path, texts("the king sings " * 60), eval_data=str(tmp_path / "data.jsonl"), eval_blocks=3)
+    chosen = load_blocks(settings, 5, tokenizer).evaluation
+    settings.eval_blocks = 0
+    every = load_blocks(settings, 5, tokenizer).evaluation
+    assert [block.ids.tolist() for block in chosen] == [every[len(every) * i // 3].ids.tolist() for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (texts("the king"), "has 2 tokens: too few for a block of seq_len=16 to train on and one to evaluate on"),
+        (texts("the king " * 6), "too few for a block of seq_len=16"),
+        ([{"prompt": "fox " * 40, "completion": "a"}] * 2, "begins within seq_len=16 tokens"),
+    ],
+)
+def test_too_little_text_is_refused(tmp_path, tokenizer, rows, message):
+    with pytest.raises(DataError) as refused:
+        load_blocks(data(tmp_path, rows), 16, tokenizer)
+    assert message in str(refused.value)
+
+
+def test_the_hash_sees_tokens_marks_and_the_split():
+    one, two = some_tokens(4), some_tokens(4, first_id=9)
+    unmarked = one._replace(scored=np.array([True, False, True, True]))
+    hashes = {
+        Blocks(train, evaluation).sha256()
+        for train, evaluation in [([one], [two]), ([two], [one]), ([unmarked], [two]), ([one.cut(0, 3)], [two])]
+    }
+    assert len(hashes) == 4
+    assert Blocks([one], [two]).sha256() == Blocks([some_tokens(4)], [two]).sha256()

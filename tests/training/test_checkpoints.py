@@ -1,0 +1,95 @@
+import errno
+
+import pytest
+
+from qpeft.training.checkpoints import checkpoint_path, is_disk_full, last_whole, remove_broken, seal, step_of
+from qpeft.training.metrics_log import MetricsLog, read_rows
+
+
+def save(folder, step, *, whole=True):
+    path = checkpoint_path(folder, step)
+    path.mkdir(parents=True)
+    (path / "weights").write_text("numbers")
+    if whole:
+        seal(path)
+    return path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_only_the_last_two_are_kept(tmp_path):
+    for step in (5, 10, 95, 100):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["checkpoint-100", "checkpoint-95"]
+    assert step_of(last_whole(tmp_path)) == 100
+
+
+def test_one_without_its_marker_does_not_count_and_goes(tmp_path):
+    whole = save(tmp_path, 5)
+    save(tmp_path, 10, whole=False)
+    assert last_whole(tmp_path) == whole
+    remove_broken(tmp_path)
+    assert names(tmp_path) == ["checkpoint-5"]
+
+
+def test_other_files_stay(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "checkpoint-of-mine").mkdir()
+    save(tmp_path, 5, whole=False)
+    remove_broken(tmp_path)
+    assert names(tmp_path) == ["checkpoint-of-mine", "runs"]
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_none_half_marked(tmp_path, monkeypatch):
+    import shutil
+
+    for step in (5, 10):
+        save(tmp_path, step)
+    monkeypatch.setattr(shutil, "rmtree", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 15)
+    monkeypatch.undo()
+    assert step_of(last_whole(tmp_path)) == 15
+    remove_broken(tmp_path)
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-15"]
+
+
+def test_nothing_to_go_on_from(tmp_path):
+    assert last_whole(tmp_path / "absent") is None
+    remove_broken(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), True),
+        (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("shape mismatch"), False),
+    ],
+)
+def test_the_words_of_a_full_disk(error, full):
+    assert is_disk_full(error) is full
+
+
+def test_metrics_go_on_from_the_resumed_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, None)
+    for step in range(5):
+        log.append(step, {"loss": float(step)})
+    with path.open("a") as file:
+        file.write('{"step": 5, "lo')
+    MetricsLog(path, 3).append(4, {"loss": float("inf")})
+    rows = read_rows(path)
+    assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, None)]
+    assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+def test_metrics_begin_anew_without_a_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    MetricsLog(path, None).append(0, {"loss": 1.0})
+    MetricsLog(path, None)
+    assert read_rows(path) == []

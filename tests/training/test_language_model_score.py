@@ -1,0 +1,178 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from qpeft.training.blocks import cut
+from qpeft.training.encoding import Tokens, encode
+from qpeft.training.metrics import LanguageModelScore, evaluate_language_model, padded_perplexity
+from qpeft.training.sources import Columns, load_examples
+
+
+def random_blocks(lengths, seed=0, vocabulary=40) -> list[Tokens]:
+    draw = np.random.default_rng(seed)
+    return [
+        Tokens(draw.integers(vocabulary, size=n), draw.random(n) < 0.8, draw.integers(0, 5, size=n)) for n in lengths
+    ]
+
+
+def gpt2() -> nn.Module:
+    torch.manual_seed(1)
+    config = GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    return GPT2LMHeadModel(config)
+
+
+def llama() -> nn.Module:
+    torch.manual_seed(1)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=40,
+            max_position_embeddings=32,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+    )
+
+
+def test_the_perplexity_of_many_batches_is_not_a_mean_of_means():
+    score = LanguageModelScore(nats=10 * 2.0 + 30 * 3.0, n_tokens=40, n_bytes=160)
+    assert score.loss == 2.75
+    assert score.perplexity == pytest.approx(15.642632, abs=5e-7)
+    assert score.bits_per_byte == pytest.approx(110 / math.log(2) / 160)
+
+
+class FixedLoss(nn.Module):
+    """Gives every target of row r a loss of exactly `losses[r]`, by logits over two tokens."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))
+        self.losses, self.row = losses, 0
+
+    def forward(self, input_ids, attention_mask):
+        logits = torch.zeros(*input_ids.shape, 2, dtype=torch.float64)
+        for row in logits:
+            row[:, 0] = -math.log(math.expm1(self.losses[self.row]))  # -log softmax of token 0 is the loss
+            self.row += 1
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_ten_tokens_at_2_and_thirty_at_3(batch_size):
+    blocks = [
+        Tokens(np.zeros(n + 1, dtype=np.int64), np.ones(n + 1, dtype=bool), np.ones(n + 1, dtype=np.int64))
+        for n in (10, 30)
+    ]
+    score = evaluate_language_model(FixedLoss([2.0, 3.0]), blocks, batch_size)
+    assert score.n_tokens == 40
+    assert score.perplexity == pytest.approx(15.642631884188171, rel=1e-12)
+
+
+def test_a_loss_beyond_floats_is_an_infinite_perplexity():
+    assert LanguageModelScore(nats=8000.0, n_tokens=10, n_bytes=10).perplexity == math.inf
+
+
+@pytest.mark.parametrize("make", [gpt2, llama])
+@given(lengths=st.lists(st.integers(2, 32), min_size=1, max_size=8), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=8)
+def test_batch_size_and_padding_side_do_not_matter(make, lengths, seed):
+    model, blocks = make().double().eval(), random_blocks(lengths, seed)
+    if not sum(block.n_targets for block in blocks):
+        return
+    scores = [
+        evaluate_language_model(model, blocks, batch_size, side).loss
+        for batch_size in (1, 3, 7)
+        for side in ("right", "left")
+    ]
+    assert scores == pytest.approx([scores[0]] * 6, rel=1e-9)
+
+
+def test_the_score_is_the_sum_over_marked_tokens():
+    model, (block,) = gpt2().double().eval(), random_blocks([9])
+    logits = model(torch.from_numpy(block.ids)[None]).logits[0].log_softmax(-1)
+    by_hand = -sum(logits[t - 1, block.ids[t]].item() for t in range(1, 9) if block.scored[t])
+    score = evaluate_language_model(model, [block])
+    assert score.nats == pytest.approx(by_hand, rel=1e-12)
+    assert score.n_tokens == block.scored[1:].sum()
+    assert score.n_bytes == block.n_bytes[1:][block.scored[1:]].sum()
+
+
+def test_the_training_loss_of_an_answer_is_the_same_sum(tokenizer, tiny_model):
+    from qpeft.training.blocks import collate
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).double().eval()
+    rows = [
+        {"prompt": "the king", "completion": " went into the wood"},
+        {"prompt": "see how the golden bird", "completion": " sings"},
+    ]
+    blocks = cut(rows, 32, tokenizer)
+    trained_on = model(**collate(blocks)).loss.item()
+    nats, n = 0.0, 0
+    for row in rows:
+        prompt, answer = tokenizer(row["prompt"])["input_ids"], [*tokenizer(row["completion"])["input_ids"], 0]
+        logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+        nats -= sum(logits[len(prompt) + i - 1, token].item() for i, token in enumerate(answer))
+        n += len(answer)
+    assert trained_on == pytest.approx(nats / n, rel=1e-6)  # the library's loss is float32
+    assert evaluate_language_model(model, blocks).loss == pytest.approx(nats / n, rel=1e-12)
+
+
+def test_scoring_leaves_the_model_in_its_mode_and_draws_nothing():
+    model = gpt2().train()
+    state = torch.random.get_rng_state()
+    evaluate_language_model(model, random_blocks([5]))
+    assert model.training
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_half_precision_is_scored_in_float32():
+    model, blocks = gpt2().eval(), random_blocks([20, 30])
+    exact = evaluate_language_model(model, blocks).loss
+    assert evaluate_language_model(model.bfloat16(), blocks).loss == pytest.approx(exact, rel=1e-2)
+
+
+def test_padded_perplexity_counts_the_pads(tokenizer, tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    lines, length = ["the king sings", "a fox"], 12
+    nats = 0.0
+    for line in lines:
+        ids = tokenizer(line)["input_ids"]
+        row = torch.tensor([ids + [0] * (length - len(ids))])
+        mask = (torch.arange(length) < len(ids)).long()[None]
+        nats += (length - 1) * model(row, attention_mask=mask, labels=row).loss.item()
+    padded = padded_perplexity(model, lines, tokenizer, length)
+    assert padded == pytest.approx(math.exp(nats / (2 * (length - 1))), rel=1e-5)
+    text_only = evaluate_language_model(model, encode([{"text": line} for line in lines], tokenizer)).perplexity
+    assert padded != pytest.approx(text_only, rel=1e-3)
+
+
+def test_padded_perplexity_counts_empty_lines_too(tokenizer, tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    with_empty = padded_perplexity(model, ["a fox", ""], tokenizer, 12)
+    assert math.isfinite(with_empty)
+    assert with_empty != padded_perplexity(model, ["a fox"], tokenizer, 12)
+
+
+def test_real_weights_on_a_real_text(shared):
+    model = AutoModelForCausalLM.from_pretrained(shared / "models/stories260K").eval()
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models/stories260K")
+    (row,) = load_examples(str(shared / "data/grimm/GrimmsFairyTales.txt"), "train", Columns())
+    blocks = cut([{"text": row["text"][:4000]}], 256, tokenizer)
+    blocks[1] = blocks[1].cut(0, 77)
+    scores = [evaluate_language_model(model, blocks, size, side) for size in (1, 3, 7) for side in ("right", "left")]
+    assert [score.loss for score in scores] == pytest.approx([scores[0].loss] * 6, rel=1e-6)
+    ids = torch.from_numpy(blocks[0].ids)[None]
+    assert evaluate_language_model(model, blocks[:1]).loss == pytest.approx(
+        model(ids, labels=ids).loss.item(), rel=1e-6
+    )

@@ -1,0 +1,422 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from qpeft.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
+from qpeft.training import TrainSettings, callbacks, outputs, train
+from qpeft.training.checkpoints import last_whole, step_of
+from qpeft.training.metrics_log import read_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+
+STEPS = 7
+
+
+class Killed(BaseException):
+    """Stands in for kill -9: nothing that handles errors may see it."""
+
+
+class Recorder:
+    """A progress that keeps what it was told, and runs `at(step)` after each step."""
+
+    def __init__(self, at=lambda step: None):
+        self.told, self._at = [], at
+
+    def on_stage(self, what):
+        self.told.append(what)
+
+    def on_start(self, total, done):
+        self.told.append(("start", total, done))
+
+    def on_step(self, step, loss):
+        self.told.append(("step", step))
+        self._at(step)
+
+    def on_eval(self, step, score):
+        self.told.append(("eval", step, score.loss))
+
+
+def kill_at(step):
+    def kill(done):
+        if done == step:
+            raise Killed
+
+    return Recorder(kill)
+
+
+@pytest.fixture
+def settings(tiny_model, text_file, tmp_path):
+    """Four blocks a step in two halves, so that epochs end in the middle of the run; dropout is on."""
+
+    def make(out: str = "run", **changes) -> TrainSettings:
+        return TrainSettings(
+            **{
+                "model": str(tiny_model),
+                "data": str(text_file),
+                "out": str(tmp_path / out),
+                "method": "lora",
+                "steps": STEPS,
+                "seq_len": 64,
+                "batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "save_every": 2,
+                "eval_every": 3,
+                **changes,
+            }
+        )
+
+    return make
+
+
+def weights(out) -> dict[str, torch.Tensor]:
+    (file,) = (Path(out) / "adapter").glob("*.safetensors")
+    return load_file(file)
+
+
+def losses(out) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(Path(out) / "metrics.jsonl")]
+
+
+def assert_same_result(out, other):
+    ours, theirs = weights(out), weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert losses(out) == losses(other)
+
+
+def test_a_run_lowers_the_loss_and_leaves_a_whole_folder(settings):
+    progress = Recorder()
+    result = train(settings(steps=30, lr=5e-2), progress)
+    assert result.after.loss < result.before.loss - 0.05
+    names = {path.name for path in result.out.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "checkpoints", "adapter", "exported", "README.md", "result.json"}
+    assert progress.told[:3] == ["Reading the data", "Loading the base model", ("start", 30, 0)]
+    assert [told[1] for told in progress.told if told[0] == "step"] == list(range(1, 31))
+    assert progress.told[-1] == "Writing the adapter"
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_scores_are_those_of_the_base_and_of_the_exported_adapter(settings, tiny_model):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from qpeft.training.blocks import load_blocks
+    from qpeft.training.metrics import evaluate_language_model
+
+    asked = settings(steps=20, lr=1e-2)
+    result = train(asked)
+    blocks = load_blocks(asked, 64, AutoTokenizer.from_pretrained(tiny_model)).evaluation
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert evaluate_language_model(base, blocks).loss == pytest.approx(result.before.loss, rel=1e-6)
+    adapted = PeftModel.from_pretrained(base, result.exported)
+    assert evaluate_language_model(adapted, blocks).loss == pytest.approx(result.after.loss, rel=1e-6)
+
+
+def test_the_first_logged_loss_is_the_models_own(settings, tiny_model):
+    result = train(settings(steps=1, warmup=0, batch_size=100, gradient_accumulation_steps=1, method="full", lr=1e-9))
+    rows = read_rows(result.out / "metrics.jsonl")
+    assert [sorted(row)[:2] for row in rows] == [
+        ["epoch", "eval_bits_per_byte"],
+        ["epoch", "grad_norm"],
+        ["epoch", "eval_bits_per_byte"],
+    ]
+    assert rows[1]["loss"] == pytest.approx(rows[0]["eval_loss"], rel=0.05)  # other blocks, and dropout
+
+
+@pytest.mark.parametrize("method", ["qpa", "lora"])
+@pytest.mark.parametrize("killed_at", [1, 2, 5])
+def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, method, killed_at):
+    unbroken = train(settings("unbroken", method=method))
+    with pytest.raises(Killed):
+        train(settings(method=method), kill_at(killed_at))
+    progress = Recorder()
+    resumed = train(settings(method=method), progress)
+    assert ("start", STEPS, killed_at - 1 - (killed_at - 1) % 2) in progress.told
+    assert_same_result(resumed.out, unbroken.out)
+
+
+def test_a_run_may_be_killed_again_and_again(settings):
+    unbroken = train(settings("unbroken", save_every=1))
+    for step in range(1, STEPS + 1):
+        with pytest.raises(Killed):
+            train(settings(save_every=1), kill_at(step))
+    assert_same_result(train(settings(save_every=1)).out, unbroken.out)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (callbacks, "seal"),
+        (torch, "save"),
+        (outputs, "qpeft"),
+        (outputs, "write_text"),
+    ],
+    ids=["unsealed checkpoint", "half a checkpoint", "no adapter", "no card"],
+)
+def test_a_kill_while_saving(settings, monkeypatch, module, name):
+    unbroken = train(settings("unbroken"))
+
+    def kill(*_, **__):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, type("Killer", (), {"__call__": kill, "__getattr__": kill})())
+        with pytest.raises(Killed):
+            train(settings())
+    assert not (Path(settings().out) / "result.json").exists()
+    assert_same_result(train(settings()).out, unbroken.out)
+
+
+def test_a_checkpoint_without_its_marker_is_ignored_and_removed(settings):
+    unbroken = train(settings("unbroken"))
+    with pytest.raises(Killed):
+        train(settings(), kill_at(5))
+    checkpoints = Path(settings().out) / "checkpoints"
+    half = shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-5")
+    (half / "complete").unlink()
+    (half / "optimizer.pt").write_bytes((half / "optimizer.pt").read_bytes()[:100])
+    progress = Recorder()
+    resumed = train(settings(), progress)
+    assert ("start", STEPS, 4) in progress.told
+    assert not half.exists()
+    assert_same_result(resumed.out, unbroken.out)
+
+
+def test_the_same_command_again_does_nothing(settings):
+    first = train(settings())
+    progress = Recorder()
+    again = train(settings(), progress)
+    assert again.already_finished
+    assert not first.already_finished
+    assert progress.told == []
+    assert {**again.to_dict(), "already_finished": False} == first.to_dict()
+
+
+def test_ctrl_c_saves_the_step_and_the_run_goes_on(settings):
+    import signal
+
+    unbroken = train(settings("unbroken"))
+    before = signal.getsignal(signal.SIGINT)
+    progress = Recorder(lambda step: signal.raise_signal(signal.SIGINT) if step == 2 else None)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(), progress)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert any("Stopping" in told for told in progress.told)
+    assert step_of(last_whole(Path(settings().out) / "checkpoints")) == 3
+    assert_same_result(train(settings()).out, unbroken.out)
+
+
+def test_a_second_ctrl_c_stops_at_once(settings):
+    import signal
+
+    def twice(step):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    progress = Recorder(twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings(), progress)
+    assert ("step", 2) not in progress.told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.5}, "other settings: lr was 0.001, now 0.5"),
+        ({"method_settings": {"r": 2}}, "method_settings was {}, now {'r': 2}"),
+        ({"seed": 1, "steps": 9}, "seed was 0, now 1; steps was 7, now 9"),
+    ],
+)
+def test_another_run_in_the_folder_is_refused(settings, changes, message):
+    with pytest.raises(Killed):
+        train(settings(), kill_at(1))
+    with pytest.raises(CheckpointError) as refused:
+        train(settings(**changes))
+    assert message in str(refused.value)
+
+
+def test_changed_data_is_refused(settings, text_file):
+    with pytest.raises(Killed):
+        train(settings(), kill_at(1))
+    text_file.write_text(text_file.read_text().replace("fox", "wolf"))
+    with pytest.raises(CheckpointError, match="other identity: data was"):
+        train(settings())
+
+
+def test_a_changed_base_is_refused(settings, tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    with pytest.raises(Killed):
+        train(settings(model=str(base)), kill_at(1))
+    tensors = load_file(base / "model.safetensors")
+    from safetensors.torch import save_file
+
+    save_file({name: t + 1e-3 for name, t in tensors.items()}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="other identity: base was"):
+        train(settings(model=str(base)))
+
+
+def test_where_it_reports_to_may_change(settings):
+    with pytest.raises(Killed):
+        train(settings(), kill_at(3))
+    result = train(settings(report_to=["tensorboard"]))
+    assert list(result.out.rglob("events.out.tfevents.*"))
+
+
+def test_foreign_folders_are_refused(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty and not a run folder"):
+        train(settings())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file; name a folder for the run"):
+        train(settings("file"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1'])
+def test_a_damaged_config_is_refused(settings, tmp_path, content):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        train(settings())
+
+
+def test_a_newer_config_is_refused(settings, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"format": 99}')
+    with pytest.raises(CheckpointError, match=r"has format 99, this qpeft reads 1"):
+        train(settings())
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"model": "./no/model"}, InputError, "no model folder no/model"),
+        ({"data": "./absent.txt"}, DataError, "no file or folder ./absent.txt"),
+        ({"seq_len": 65}, ConfigError, "seq_len=65 is longer than the model's context of 64 tokens"),
+        ({"method": "prefix"}, ConfigError, "context of 64 tokens, less 10 virtual tokens"),
+        ({"method_settings": {"rr": 4}}, ConfigError, "unknown setting of method lora: 'rr'"),
+        ({"method_settings": {"target_modules": ["c_atn"]}}, ConfigError, "nearest names: c_attn"),
+        ({"method": "lroa"}, ConfigError, "did you mean 'lora'?"),
+        ({"report_to": ["nowhere"]}, ConfigError, "cannot report to 'nowhere': it is unknown"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(settings, changes, error, message):
+    with pytest.raises(error) as refused:
+        train(settings(**changes))
+    assert message in str(refused.value)
+    assert not Path(settings().out).exists()
+
+
+def test_several_processes_are_refused(settings, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="a run folder belongs to one process"):
+        train(settings())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(settings, monkeypatch):
+    from transformers import GPT2LMHeadModel
+
+    forward, calls = GPT2LMHeadModel.forward, []
+
+    def overflow(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        calls.append(self.training)
+        if calls.count(True) > 8:  # two forward passes a step: in the fifth step
+            out.loss = out.loss * float("inf")
+        return out
+
+    with monkeypatch.context() as patched:
+        patched.setattr(GPT2LMHeadModel, "forward", overflow)
+        with pytest.raises(TrainingError) as failed:
+            train(settings())
+    assert "the training loss is inf at step 5. Nothing of this step was saved" in str(failed.value)
+    assert "lower lr (it is 0.001)" in str(failed.value)
+    assert step_of(last_whole(Path(settings().out) / "checkpoints")) == 4
+    assert max(row["step"] for row in losses(settings().out)) == 4
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_too(settings):
+    with pytest.raises(TrainingError, match=r"the (gradient's norm|training loss) is nan at step"):
+        train(settings(lr=1e30, warmup=0, max_grad_norm=0, method="full"))
+
+
+def test_a_full_disk_keeps_earlier_checkpoints_and_leaves_no_half_one(settings, monkeypatch):
+    save, calls = torch.save, []
+
+    def fill(obj, path, *args, **kwargs):
+        calls.append(path)
+        if "checkpoint-4" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device", str(path))
+        return save(obj, path, *args, **kwargs)
+
+    unbroken = train(settings("unbroken"))
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", fill)
+        with pytest.raises(TrainingError, match="is full; the checkpoint of step 2 is intact"):
+            train(settings())
+    assert [path.name for path in (Path(settings().out) / "checkpoints").iterdir()] == ["checkpoint-2"]
+    assert_same_result(train(settings()).out, unbroken.out)
+
+
+def test_prompts_and_completions_are_trained_on(settings, tmp_path):
+    rows = [{"prompt": f"the king {n}", "completion": " sings at night"} for n in range(30)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result = train(settings(data=str(path), steps=20, lr=1e-2, method="qpa"))
+    assert result.after.loss < result.before.loss - 0.2
+    assert result.after.n_bytes == len(" sings at night")
+
+
+@pytest.mark.parametrize("method", ["dora", "ia3", "vera", "prefix"])
+def test_other_methods_resume_as_well(settings, method):
+    changes = {"method": method, "seq_len": 32, "lr": 1e-2, "steps": 4}
+    unbroken = train(settings("unbroken", **changes))
+    with pytest.raises(Killed):
+        train(settings(**changes), kill_at(3))
+    assert_same_result(train(settings(**changes)).out, unbroken.out)
+
+
+def test_full_fine_tuning_exports_a_model(settings):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    changes = {"method": "full", "steps": 4}
+    unbroken = train(settings("unbroken", **changes))
+    with pytest.raises(Killed):
+        train(settings(**changes), kill_at(3))
+    resumed = train(settings(**changes))
+    ours, theirs = (AutoModelForCausalLM.from_pretrained(run.exported).state_dict() for run in (resumed, unbroken))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert AutoTokenizer.from_pretrained(resumed.exported).eos_token == "<end>"
+    assert not resumed.adapter.exists()
+
+
+def test_gradient_checkpointing_and_bfloat16(settings):
+    plain = train(settings("plain", method="qpa", steps=3))
+    saved = train(settings("saved", method="qpa", steps=3, gradient_checkpointing=True))
+    assert saved.after.loss == pytest.approx(plain.after.loss, rel=1e-5)
+    half = train(settings("half", method="qpa", steps=3, dtype="bfloat16"))
+    assert half.after.loss == pytest.approx(plain.after.loss, rel=2e-2)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(half.out).values())
+
+
+def test_the_card_says_which_folder_needs_qpeft(settings):
+    card = (train(settings(method="qpa", steps=2)).out / "README.md").read_text()
+    assert "`exported/`: a stock adapter" in card
+    assert "**loading it needs qpeft**" in card
+    assert "import qpeft" not in card
+
+
+def test_real_weights_learn_a_real_text(shared, settings, tmp_path):
+    tale = tmp_path / "grimm.txt"
+    tale.write_text((shared / "data/grimm/GrimmsFairyTales.txt").read_text()[:40_000])
+    changes = {"model": str(shared / "models/stories260K"), "data": str(tale), "method": "qpa", "steps": 12}
+    unbroken = train(settings("unbroken", **changes))
+    assert unbroken.after.loss < unbroken.before.loss - 0.1
+    with pytest.raises(Killed):
+        train(settings(**changes), kill_at(6))
+    assert_same_result(train(settings(**changes)).out, unbroken.out)

@@ -1,0 +1,164 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from qpeft.errors import DataError
+from qpeft.training import sources
+from qpeft.training.sources import Columns, load_examples
+
+
+def load(source, **columns):
+    return load_examples(str(source), "train", Columns(**columns))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_text_file_is_one_document(tmp_path):
+    assert load(write(tmp_path / "a.txt", "one\n\ntwo\nünd\n")) == [{"text": "one\n\ntwo\nünd\n"}]
+
+
+def test_jsonl_json_and_csv(tmp_path):
+    rows = [{"text": "one", "n": 1}, {"text": "two", "n": 2}]
+    expected = [{"text": "one"}, {"text": "two"}]
+    assert load(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))) == expected
+    assert load(write(tmp_path / "a.json", json.dumps(rows))) == expected
+    assert load(write(tmp_path / "b.json", json.dumps(["one", "two"]))) == expected
+    assert load(write(tmp_path / "a.csv", "text,n\none,1\ntwo,2\n")) == expected
+
+
+def test_parquet(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"text": ["one", "two"]}), tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet") == [{"text": "one"}, {"text": "two"}]
+
+
+def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
+    write(tmp_path / "b.txt", "second")
+    write(tmp_path / "a.jsonl", '{"text": "first"}')
+    write(tmp_path / "README.md", "not data")
+    assert load(tmp_path) == [{"text": "first"}, {"text": "second"}]
+
+
+def test_prompts_and_completions_under_other_names(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"question": "Q", "answer": "A", "text": "T"}')
+    assert load(path, prompt="question", completion="answer") == [{"prompt": "Q", "completion": "A"}]
+    assert load(path) == [{"text": "T"}]
+
+
+def test_messages(tmp_path):
+    messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    assert load(write(tmp_path / "a.jsonl", json.dumps({"messages": messages}))) == [{"messages": messages}]
+
+
+def test_empty_rows_are_left_out_but_empty_prompts_are_not(tmp_path):
+    assert load(write(tmp_path / "a.csv", "text,n\none,1\n,2\n")) == [{"text": "one"}]
+    path = write(tmp_path / "b.jsonl", '{"prompt": "", "completion": "A"}\n{"prompt": "Q", "completion": ""}')
+    assert load(path) == [{"prompt": "", "completion": "A"}]
+
+
+def test_built_in_texts_are_found_by_name(monkeypatch):
+    monkeypatch.setitem(sources.BUILT_IN, "two-texts", "texts_for_this_test:two")
+    monkeypatch.setattr(
+        sources, "import_module", lambda name: type("Module", (), {"two": staticmethod(lambda: ["one", "two"])})
+    )
+    assert load("two-texts", text="body") == [{"text": "one"}, {"text": "two"}]
+
+
+def test_every_built_in_name_leads_to_a_function():
+    from importlib import import_module
+
+    for entry in sources.BUILT_IN.values():
+        module, function = entry.split(":")
+        assert callable(getattr(import_module(module), function))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "", "a.txt is empty"),
+        (
+            "a.csv",
+            "body,n\none,1\n",
+            "has the columns body, n; needed: 'text', or 'prompt' and 'completion', or 'messages'",
+        ),
+        ("a.csv", "text,n\n,1\n,2\n", "has 2 rows, and column 'text' is empty in every one"),
+        ("a.jsonl", '{"text": ["list"]}', "row 1: column 'text' holds a list, not a str"),
+        ("a.jsonl", '{"text": "one"', "as json:"),
+        ("a.parquet", "no parquet", "as parquet:"),
+        ("a.pdf", "x", "its suffix is '.pdf'; files must end in one of .txt, .json, .jsonl, .csv, .parquet"),
+    ],
+)
+def test_unusable_files_are_refused(tmp_path, name, content, message):
+    with pytest.raises(DataError) as refused:
+        load(write(tmp_path / name, content))
+    assert message in str(refused.value)
+
+
+def test_text_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes("ünd".encode("latin-1"))
+    with pytest.raises(DataError, match=r"cannot read .*a\.txt as text"):
+        load(tmp_path / "a.txt")
+
+
+def test_a_missing_file_is_refused_with_its_neighbours(tmp_path):
+    write(tmp_path / "train.jsonl", "{}")
+    with pytest.raises(DataError, match=r"has no 'trian.jsonl'; near it: train.jsonl"):
+        load(tmp_path / "trian.jsonl")
+    with pytest.raises(DataError, match=r"no file or folder .*: .* has no 'nowhere'"):
+        load(tmp_path / "nowhere" / "deep" / "a.txt")
+
+
+def test_a_folder_without_data_is_refused(tmp_path):
+    with pytest.raises(DataError, match="it holds nothing; files must end in"):
+        load(tmp_path)
+    write(tmp_path / "notes.md", "x")
+    with pytest.raises(DataError, match=r"it holds notes.md; files must end in"):
+        load(tmp_path)
+
+
+class Hub:
+    """Stands in for the hub: one data set, with the splits it is given."""
+
+    def __init__(self, monkeypatch, *splits: str):
+        import datasets
+
+        self.splits, self.asked = list(splits), []
+        monkeypatch.setattr(datasets, "get_dataset_split_names", self.names)
+        monkeypatch.setattr(datasets, "load_dataset", self.load)
+
+    def names(self, name, config):
+        if name != "wikitext":
+            raise ConnectionError("couldn't reach the hub")
+        return self.splits
+
+    def load(self, name, config, split):
+        self.asked.append((name, config, split))
+        return [{"text": split}]
+
+
+def test_hub_data_with_a_configuration(monkeypatch):
+    hub = Hub(monkeypatch, "train", "test")
+    assert load("wikitext:wikitext-2-raw-v1") == [{"text": "train"}]
+    assert load_examples("wikitext", "validation", Columns()) == [{"text": "test"}]
+    assert hub.asked == [("wikitext", "wikitext-2-raw-v1", "train"), ("wikitext", None, "test")]
+
+
+def test_only_hub_data_has_a_validation_split_of_its_own(monkeypatch, tmp_path):
+    Hub(monkeypatch, "train", "validation")
+    assert sources.has_validation_split("wikitext")
+    assert not sources.has_validation_split("numpy-docs")
+    assert not sources.has_validation_split(str(tmp_path))
+
+
+def test_hub_data_that_cannot_be_had_is_refused(monkeypatch):
+    Hub(monkeypatch, "test")
+    with pytest.raises(DataError, match="wikitext has no split train; it has test"):
+        load("wikitext")
+    with pytest.raises(DataError, match=r"couldn't reach the hub\. Did you mean 'numpy-docs'\?"):
+        load("numpy-doc")

@@ -1,0 +1,50 @@
+from dataclasses import fields
+
+import pytest
+
+from qpeft.errors import ConfigError
+from qpeft.training import TrainSettings
+
+
+def settings(**changes):
+    return TrainSettings(**{"model": "m", "data": "d", "out": "o", **changes})
+
+
+def test_every_field_is_explained():
+    assert all(field.metadata["help"].endswith(".") for field in fields(TrainSettings))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "lroa"}, "unknown method 'lroa'; did you mean 'lora'? Choose one of qpa, lora,"),
+        ({"dtype": "float16"}, "unknown dtype 'float16'"),
+        ({"task": "text"}, "unknown task 'text'; choose one of causal-lm"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
+        ({"save_every": 0}, "save_every must be at least 1, got 0"),
+        ({"weight_decay": -0.1}, "weight_decay must not be negative, got -0.1"),
+        ({"seq_len": 1}, "seq_len must be at least 2"),
+        ({"lr": 0.0}, "lr must be a number above 0, got 0.0"),
+        ({"lr": float("nan")}, "lr must be a number above 0, got nan"),
+        ({"warmup": 1.0}, "warmup is a share of the steps"),
+        ({"method": "full", "dtype": "bfloat16"}, "use dtype float32, or an adapter method"),
+        ({"method": "prefix", "gradient_checkpointing": True}, "cannot be combined with gradient_checkpointing"),
+    ],
+)
+def test_what_cannot_work_is_refused(changes, message):
+    with pytest.raises(ConfigError) as refused:
+        settings(**changes).check()
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "evaluate", "save", "log"), [(1, 1, 1, 1), (60, 6, 6, 1), (500, 50, 50, 1), (20_000, 2000, 500, 20)]
+)
+def test_intervals_suit_the_number_of_steps(steps, evaluate, save, log):
+    settings().check()
+    assert settings(steps=steps).intervals() == (evaluate, save, log)
+
+
+def test_chosen_intervals_win():
+    assert settings(eval_every=3, save_every=4, log_every=5).intervals() == (3, 4, 5)
