@@ -15,9 +15,7 @@ from qpeft.errors import ConfigError, QpeftError, TrainingError
 
 
 def answer() -> Answer:
-    return Answer(
-        {"n": 3, "bad": float("nan"), "where": [1.5, "x"]}, lambda console: console.print("three [n]")
-    )
+    return Answer({"n": 3, "bad": float("nan"), "where": [1.5, "x"]}, lambda console: console.print("three [n]"))
 
 
 def run(work, *arguments: str):

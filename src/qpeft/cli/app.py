@@ -22,6 +22,7 @@ def _version(wanted: bool) -> None:
 
 
 def qpeft(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -38,11 +39,13 @@ def qpeft(
       qpeft train --model gpt2 --data text.txt --method qpa --out run
       qpeft export run --out my-adapter
     """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def build() -> typer.Typer:
     """The application with the commands whose modules are there."""
-    app = typer.Typer(cls=HelpfulGroup, add_completion=False, no_args_is_help=True)
+    app = typer.Typer(cls=HelpfulGroup, add_completion=False, invoke_without_command=True)
     app.callback()(qpeft)
     for name in COMMANDS:
         if find_spec(f"qpeft.cli.{name}"):

@@ -1,0 +1,137 @@
+"""The demonstration: adapt the embedded base to NumPy's documentation, by several methods, and compare."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpeft.demo import base_path
+from qpeft.errors import ConfigError
+from qpeft.files import write_json
+from qpeft.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from qpeft.training.progress import Progress
+    from qpeft.training.result import TrainResult
+
+_LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", _LORA),
+    "qpa": ("qpa", {**_LORA, "budget": 0.5}),
+    "qpa-none": ("qpa", {**_LORA, "budget": 0.5, "feature_source": "none"}),
+}
+
+PROMPT = "Parameters\n----------\na : array_like\n    "
+SAMPLE_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What was asked for and what came of it; every entry is plain JSON."""
+
+    request: dict[str, Any]
+    base: str
+    runs: dict[str, dict[str, Any]]  # method -> TrainResult.to_dict()
+    samples: dict[str, str]  # "base" or method -> what it writes after PROMPT
+    load: str  # the lines of Python that load the last method's adapter
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def check_methods(methods: Sequence[str]) -> None:
+    """Raise ConfigError for an unknown method, or none."""
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods:
+        raise ConfigError(
+            f"unknown demo methods: {', '.join(unknown) or 'none given'}; choose from {', '.join(METHODS)}"
+        )
+
+
+def settings_of(name: str, out: Path, steps: int) -> TrainSettings:
+    """One method's run: the same data, order, rate and steps for every method."""
+    method, method_settings = METHODS[name]
+    return TrainSettings(
+        model=str(base_path()),
+        data="numpy-docs",
+        out=str(out / name),
+        method=method,
+        method_settings=dict(method_settings),
+        steps=steps,
+        lr=2e-3,
+        batch_size=16,
+        seq_len=128,
+        eval_every=steps,
+        eval_blocks=64,
+    )
+
+
+def finished(out: Path, methods: Sequence[str], steps: int) -> Demo | None:
+    """The demo that `out` already holds for the same request; None if there is none."""
+    path = out / "demo.json"
+    if not path.is_file():
+        return None
+    found = Demo(**json.loads(path.read_text(encoding="utf-8")))
+    return found if found.request == _request(methods, steps) else None
+
+
+def run_demo(
+    out: Path, methods: Sequence[str], steps: int, progress: Callable[[str], Progress], say: Callable[[str], None]
+) -> Demo:
+    """Train every method, write the same sample with each, and record all in `out`/demo.json.
+
+    What was finished earlier is not done again; `progress(method)` receives that method's events.
+
+    Raises:
+        ConfigError: an unknown method.
+        CheckpointError: `out` holds runs with other settings.
+    """
+    from qpeft.adapters.model_card import load_lines
+    from qpeft.training import train
+
+    check_methods(methods)
+    results = {name: train(settings_of(name, out, steps), progress(name)) for name in methods}
+    say("Writing a sample with each")
+    demo = Demo(
+        request=_request(methods, steps),
+        base=str(base_path()),
+        runs={name: result.to_dict() for name, result in results.items()},
+        samples=_samples(results),
+        load=load_lines(str(base_path()), str(results[methods[-1]].exported), needs_qpeft=False),
+    )
+    write_json(out / "demo.json", demo.to_dict())
+    return demo
+
+
+def _request(methods: Sequence[str], steps: int) -> dict[str, Any]:
+    return {"methods": list(methods), "steps": steps}
+
+
+def _samples(results: dict[str, TrainResult]) -> dict[str, str]:
+    """Greedy continuations of PROMPT by the base and by each exported adapter, through plain PEFT."""
+    from peft import PeftModel
+
+    from qpeft.training.base import load_model, load_tokenizer
+
+    tokenizer, base = load_tokenizer(str(base_path())), load_model(str(base_path())).eval()
+    samples = {"base": _continue(base, tokenizer)}
+    for name, result in results.items():
+        adapted = PeftModel.from_pretrained(base, str(result.exported)).eval()
+        samples[name] = _continue(adapted, tokenizer)
+        base = adapted.unload()
+    return samples
+
+
+def _continue(model: Any, tokenizer: Any) -> str:
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    written = model.generate(
+        **inputs,
+        max_new_tokens=SAMPLE_TOKENS,
+        do_sample=False,
+        repetition_penalty=1.2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

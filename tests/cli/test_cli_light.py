@@ -1,0 +1,135 @@
+"""The command line is light and teaches: checked in fresh processes by what was imported, not by a clock."""
+
+import importlib
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib.util import find_spec
+from typing import get_args
+
+import pytest
+
+from qpeft.cli.app import COMMANDS
+from qpeft.cli.options import Fields
+
+HEAVY = {"torch", "transformers", "peft", "pennylane", "matplotlib", "datasets", "numpy", "accelerate"}
+COMMANDS = [name for name in COMMANDS if find_spec(f"qpeft.cli.{name}")]
+
+
+def fresh(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, **options)
+
+
+def test_import_and_help_load_nothing_heavy():
+    """Every help page in one process: what all of them import together is more than what one does."""
+    code = """
+import contextlib, io, json, sys
+import qpeft
+from qpeft.cli.app import build
+for arguments in [["--help"], ["--version"], *([name, "--help"] for name in sys.argv[1:])]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        build()(arguments)
+print(json.dumps(sorted(sys.modules)))
+"""
+    done = fresh(code, *COMMANDS)
+    modules = set(json.loads(done.stdout))
+    assert done.stderr == ""
+    assert "qpeft.cli.plan" in modules
+    assert not HEAVY & modules
+
+
+def test_python_m_qpeft_is_the_command_line():
+    done = subprocess.run([sys.executable, "-m", "qpeft", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("qpeft ")
+
+
+def settings_groups(name: str) -> list[Fields]:
+    function = inspect.unwrap(getattr(importlib.import_module(f"qpeft.cli.{name}"), name))
+    annotations = (p.annotation for p in inspect.signature(function, eval_str=True).parameters.values())
+    return [mark for annotation in annotations for mark in get_args(annotation) if isinstance(mark, Fields)]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_every_fields_own_words_and_an_example(name, qpeft_cli):
+    result = qpeft_cli(name, "--help", env={"COLUMNS": "80"})
+    text = " ".join(result.stdout.split())
+    assert result.exit_code == 0
+    for group in settings_groups(name):
+        for field in group:
+            assert " ".join(field.metadata["help"].split()) in text
+            assert f"--{field.name.replace('_', '-')}" in text or f"--[no-]{field.name.replace('_', '-')}" in text
+    assert f"qpeft {name} " in text.split("Example", 1)[1]
+    assert "--json" in text
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    assert "\x1b" not in result.stdout
+
+
+def test_top_help_lists_every_command(qpeft_cli):
+    text = qpeft_cli("--help").stdout
+    assert all(f"\n  {name} " in text for name in COMMANDS)
+
+
+def test_nothing_given_shows_the_help(qpeft_cli):
+    result = qpeft_cli()
+    assert result.exit_code == 0
+    assert result.stdout == qpeft_cli("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "nearest"),
+    [(["pln"], "plan"), (["exprot"], "export"), (["plan", "--modle", "x"], "--model")],
+)
+def test_a_typo_is_answered_with_the_nearest_name(arguments, nearest, qpeft_cli):
+    result = qpeft_cli(*arguments)
+    assert result.exit_code == 2
+    assert nearest in result.stderr
+    assert result.stdout == ""
+
+
+WAITING = """
+import sys, time
+import qpeft.cli.generate as module
+def wait(_):
+    print("ready", file=sys.stderr, flush=True)
+    time.sleep(60)
+module._prompt = wait
+from qpeft.cli.app import main
+sys.argv = ["qpeft", "generate", "--model", "x"]
+main()
+"""
+
+
+def test_ctrl_c_is_130_and_one_line():
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert stderr == "Error: Interrupted. Run the same command again to go on.\n"
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    code = """
+from qpeft.cli.command import command
+from qpeft.cli.console import Answer
+import typer
+@command
+def much() -> Answer:
+    return Answer({}, lambda console: console.print("x" * 200_000))
+app = typer.Typer()
+app.command()(much)
+app()
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.stderr == ""
+    assert done.returncode == 1

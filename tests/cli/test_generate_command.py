@@ -1,0 +1,80 @@
+"""`qpeft generate`: the same text as transformers writes, with and without an adapter."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import qpeft
+
+PROMPT = "a bird said"
+
+
+def expected(base_folder, adapter=None, n=12):
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32).eval()
+    if adapter:
+        model = qpeft.load(model, adapter).eval()
+    inputs = tokenizer(PROMPT, return_tensors="pt")
+    out = model.generate(**inputs, max_new_tokens=n, do_sample=False, pad_token_id=0)
+    return tokenizer.decode(out[0], skip_special_tokens=True)
+
+
+def written(qpeft_cli, *arguments, **options):
+    result = qpeft_cli("generate", *arguments, "--max-new-tokens", 12, **options)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_base_alone(qpeft_cli, base_folder):
+    assert written(qpeft_cli, "--model", base_folder, "--prompt", PROMPT) == expected(base_folder) + "\n"
+
+
+def test_adapter_names_its_base(qpeft_cli, base_folder, adapter_folder):
+    text = written(qpeft_cli, "--adapter", adapter_folder, "--prompt", PROMPT)
+    assert text == expected(base_folder, adapter_folder) + "\n"
+    assert text != expected(base_folder) + "\n"
+
+
+def test_run_folder_and_standard_input(qpeft_cli, base_folder, adapter_folder, tmp_path):
+    (tmp_path / "adapter").symlink_to(adapter_folder)
+    text = written(qpeft_cli, "--adapter", tmp_path, input=PROMPT + "\n")
+    assert text == expected(base_folder, adapter_folder) + "\n"
+
+
+def test_temperature_draws_by_seed(qpeft_cli, base_folder):
+    draw = ("--model", base_folder, "--prompt", PROMPT, "--temperature", 1.5)
+    first, again, other = (written(qpeft_cli, *draw, "--seed", seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_json(qpeft_cli, base_folder):
+    found = json.loads(written(qpeft_cli, "--model", base_folder, "--prompt", PROMPT, "--json"))
+    assert found["prompt"] + found["text"] == expected(base_folder)
+    assert 1 <= found["n_new_tokens"] <= 12
+    assert found["adapter"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "{base}", "--prompt", ""], "the prompt is empty"),
+        (["--prompt", "x"], "--model, --adapter, or both"),
+        (["--model", "{base}", "--prompt", "word " * 20], "exceeds the model's context of 64"),
+        (["--adapter", "{base}", "--prompt", "x"], "no adapter at"),
+        (["--model", "{base}/nowhere", "--prompt", "x"], "nowhere"),
+        (["--model", "{base}", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
+    ],
+)
+def test_bad_input_is_exit_2(qpeft_cli, base_folder, arguments, message):
+    result = qpeft_cli("generate", *(a.format(base=base_folder) for a in arguments))
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+def test_real_stories(qpeft_cli, shared):
+    model = shared / "models" / "stories260K"
+    text = written(qpeft_cli, "--model", model, "--prompt", "Once upon a time")
+    assert text.startswith("Once upon a time, there was a little girl")

@@ -1,0 +1,91 @@
+"""`qpeft plan`: the counts of the specification, from a config alone."""
+
+import json
+
+import pytest
+
+import qpeft
+
+
+def planned(qpeft_cli, *arguments):
+    result = qpeft_cli("plan", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def gpt2_config(tmp_path_factory):
+    """GPT-2's geometry as a config.json, without weights."""
+    from transformers import GPT2Config
+
+    folder = tmp_path_factory.mktemp("gpt2")
+    GPT2Config().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_preset_official_is_the_published_experiment(qpeft_cli, gpt2_config):
+    found = planned(qpeft_cli, "--model", gpt2_config, "--preset", "official")
+    assert found["trainable"] == 106_264
+    assert found["deployed"] == 204_100
+    assert (found["n_qubits"], found["n_chunks"], found["chunk_size"]) == (7, 100, 2048)
+    assert found["target_modules"] == ["lm_head"]
+
+
+def test_what_is_set_wins_over_the_preset(qpeft_cli, gpt2_config):
+    found = planned(qpeft_cli, "--model", gpt2_config, "--preset", "official", "--chunk-size", 1024)
+    assert found["chunk_size"] == 1024
+    assert found["trainable"] == 72_512
+
+
+@pytest.mark.parametrize("budget", ["0.5", "8_000"])
+def test_options_reach_the_config(qpeft_cli, base_folder, budget):
+    arguments = ("--r", 4, "--budget", budget, "--hidden", "6,5", "--target-modules", "q_proj,v_proj")
+    found = planned(qpeft_cli, "--model", base_folder, *arguments)
+    config = qpeft.QPAConfig(
+        r=4, budget=float(budget), hidden=(6, 5), target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
+    assert found == {"model": str(base_folder), **json.loads(json.dumps(qpeft.plan(base_folder, config).to_dict()))}
+
+
+def test_for_people_at_80_columns(qpeft_cli, base_folder):
+    result = qpeft_cli("plan", "--model", base_folder, "--hidden", "6,5", env={"COLUMNS": "80"})
+    assert result.exit_code == 0
+    for word in ("trainable", "deployed", "qubits", "rank bound", "modules"):
+        assert word in result.stdout
+    assert max(len(line) for line in result.stdout.splitlines() if str(base_folder) not in line) <= 80
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
+def test_stock_methods(qpeft_cli, base_folder, method):
+    found = planned(qpeft_cli, "--model", base_folder, "--method", method)
+    assert found["trainable"] == found["deployed"] > 0
+    assert found["n_qubits"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budget", "0.5", "--chunk-size", "8"], "at most one of chunk_size and budget"),
+        (["--target-modules", "q_prj"], "q_proj"),
+        (["--n-layers", "0"], "n_layers must be at least 1"),
+        (["--method", "lora", "--budget", "0.5"], "--budget: settings of QPA's generator"),
+        (["--method", "lora", "--preset", "official"], "unknown preset 'official' of method lora"),
+        (["--preset", "offical"], "unknown preset 'offical'"),
+        (["--method", "ia3", "--r", "4"], "'r'"),
+        (["--method", "full"], "name another method"),
+        (["--budget", "3"], "budget 3 is too small"),
+    ],
+)
+def test_bad_input_is_exit_2(qpeft_cli, base_folder, arguments, message):
+    result = qpeft_cli("plan", "--model", base_folder, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_base_that_is_not_there(qpeft_cli, tmp_path):
+    result = qpeft_cli("plan", "--model", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "nowhere" in result.stderr
