@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(built, tmp_path):
 
 
 def test_another_seed_gives_other_weights(built, tmp_path):
-    build(tmp_path / "base", Recipe(**{**vars(TINY), "seed": 1}), DOCS, OTHER)
+    build(tmp_path / "base", replace(TINY, seed=1), DOCS, OTHER)
     weights, tokenizer, _ = weights_and_tokenizer(tmp_path / "base")
     assert tokenizer == weights_and_tokenizer(built)[1]
     assert weights != weights_and_tokenizer(built)[0]
@@ -89,7 +90,7 @@ def test_an_existing_folder_is_refused_before_any_work(built):
 def test_work_in_progress_of_another_recipe_is_refused(tmp_path):
     build_until(11, tmp_path / "base")
     with pytest.raises(CheckpointError, match="Delete the file to begin anew"):
-        build(tmp_path / "base", Recipe(**{**vars(TINY), "lr": 1e-4}), DOCS, OTHER)
+        build(tmp_path / "base", replace(TINY, lr=1e-4), DOCS, OTHER)
 
 
 def test_the_command_needs_a_folder(monkeypatch, capsys):

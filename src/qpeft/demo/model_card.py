@@ -90,4 +90,4 @@ def model_card(training: dict) -> str:
 
 
 def _row(label: str, s: dict) -> str:
-    return f"| {label} | {s['loss']:.3f} | {s['perplexity']:.1f} | {s['bits_per_byte']:.3f} | {s['tokens']:,} |"
+    return f"| {label} | {s['loss']:.3f} | {s['perplexity']:.1f} | {s['bits_per_byte']:.3f} | {s['n_tokens']:,} |"
