@@ -34,7 +34,7 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=24,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=160,
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,

@@ -61,7 +61,7 @@ def test_json(qpeft_cli, base_folder):
     [
         (["--model", "{base}", "--prompt", ""], "the prompt is empty"),
         (["--prompt", "x"], "--model, --adapter, or both"),
-        (["--model", "{base}", "--prompt", "word " * 20], "exceeds the model's context of 64"),
+        (["--model", "{base}", "--prompt", "word " * 40], "exceeds the model's context of 160"),
         (["--adapter", "{base}", "--prompt", "x"], "no adapter at"),
         (["--model", "{base}/nowhere", "--prompt", "x"], "nowhere"),
         (["--model", "{base}", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),

@@ -27,8 +27,8 @@ class TrainingBar:
         self._steps = steps
         console = stderr()
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
+            TextColumn("{task.description:<26}"),
+            BarColumn(bar_width=16),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
             TextColumn("left  {task.fields[loss]}"),

@@ -1,0 +1,89 @@
+"""`qpeft demo`, with a tiny base and a little text in the place of the embedded ones."""
+
+import json
+
+import pytest
+
+import qpeft.demo.run
+from qpeft.cli.bar import TrainingBar
+from qpeft.training.metrics import LanguageModelScore
+
+
+@pytest.fixture(autouse=True)
+def _tiny_demo(monkeypatch, base_folder):
+    monkeypatch.setattr("qpeft.demo.run.base_path", lambda: base_folder)
+    texts = [f"Parameters\n----------\na : array_like\n    Number {i} of the array." * 3 for i in range(60)]
+    monkeypatch.setattr("qpeft.demo.corpus.numpy_docs", lambda: texts)
+    # the tiny adapter is smaller than the usual widths
+    small = {"r": 4, "target_modules": "all-linear", "hidden": (6, 5), "chunk_size": 32}
+    monkeypatch.setitem(qpeft.demo.run.METHODS, "qpa", ("qpa", small))
+
+
+@pytest.mark.slow
+def test_trains_reports_and_resumes_at_once(qpeft_cli, tmp_path, monkeypatch):
+    out = tmp_path / "demo"
+    arguments = ("demo", "--steps", 2, "--out", out)
+    first = qpeft_cli(*arguments, "--json")
+    assert first.exit_code == 0, first.output
+    found = json.loads(first.stdout)
+    assert list(found["runs"]) == ["lora", "qpa"]
+    lora, qpa = found["runs"].values()
+    assert lora["before"] == qpa["before"] != qpa["after"]  # the same base, the same text
+    assert lora["data_sha256"] == qpa["data_sha256"]
+    assert lora["deployed"] == qpa["deployed"] > qpa["trainable"]
+    assert set(found["samples"]) == {"base", "lora", "qpa"}
+    loaded: dict = {}
+    exec(found["load"], loaded)
+    assert loaded["model"].peft_config["default"].peft_type == "LORA"
+
+    with monkeypatch.context() as patch:
+        patch.setattr("qpeft.demo.run.run_demo", None)  # any work would fail
+        again = qpeft_cli(*arguments, env={"COLUMNS": "80"})
+    assert again.exit_code == 0, again.output
+    for word in ("ppl before", "A sample after (qpa)", "from peft import PeftModel", "qpa-none"):
+        assert word in again.stdout
+    other = qpeft_cli("demo", "--steps", 3, "--out", out)
+    assert other.exit_code == 2
+    assert "steps was 2, now 3" in other.stderr
+
+
+@pytest.mark.parametrize(("methods", "named"), [("lora,qap", "qap"), ("", "none given")])
+def test_unknown_method(qpeft_cli, tmp_path, methods, named):
+    result = qpeft_cli("demo", "--methods", methods, "--out", tmp_path / "demo")
+    assert result.exit_code == 2
+    assert named in result.stderr
+    assert "lora, qpa, qpa-none" in result.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+def test_the_control_differs_by_its_circuit_alone(tmp_path):
+    settings = [qpeft.demo.run.settings_of(name, tmp_path, 5) for name in ("lora", "qpa-none")]
+    lora, control = settings
+    assert control.method_settings == {**lora.method_settings, "budget": 0.5, "feature_source": "none"}
+    for name in ("model", "data", "steps", "lr", "batch_size", "seq_len", "seed", "eval_blocks"):
+        assert getattr(lora, name) == getattr(control, name)
+
+
+def test_bar_is_silent_where_there_is_no_terminal(capsys):
+    with TrainingBar(["lora", "qpa"], steps=3) as bar:
+        run = bar.run("qpa")
+        run.on_stage("Reading the data")
+        run.on_start(3, 0)
+        run.on_step(1, 2.5)
+        run.on_eval(1, LanguageModelScore(2.0, 1, 1))
+    captured = capsys.readouterr()
+    assert captured.out == captured.err == ""
+
+
+def test_bar_on_a_terminal_counts_all_runs_and_says_the_time_left(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    with TrainingBar(["lora", "qpa"], steps=3) as bar:
+        run = bar.run("qpa")
+        run.on_start(3, 0)
+        run.on_step(2, 2.5)
+        run.on_eval(2, LanguageModelScore(2.0, 1, 1))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    for shown in ("5/6", "left", "loss 2.500", "qpa, step 2: perplexity 7.39"):
+        assert shown in captured.err
