@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-import qpeft
 from qpeft.adapters import model_card
 from qpeft.adapters.checkpoint import WEIGHTS
 from qpeft.adapters.generated import GeneratedMixin
@@ -121,7 +121,7 @@ def _write_stock_config(model: Any, adapter_name: str, folder: Path) -> None:
 def _describe(model: Any, adapter_name: str, folder: Path, report: ExportReport) -> None:
     config = model.peft_config[adapter_name]
     record = {
-        "made_by": f"qpeft {qpeft.__version__}",
+        "made_by": f"qpeft {version('qpeft')}",
         "method": "QPA (arXiv 2410.09846)",
         **{name: getattr(config, name) for name in ("n_layers", "feature_source", "activation", "seed", "start_hash")},
         **{k: v for k, v in report.to_dict().items() if k != "path"},
