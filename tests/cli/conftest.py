@@ -12,7 +12,10 @@ def qpeft_cli():
     """Call the command line as `qpeft_cli("plan", "--model", ...)`."""
     from qpeft.cli.app import build
 
-    return lambda *arguments, **options: CliRunner().invoke(build(), [str(a) for a in arguments], **options)
+    def call(*arguments, **options):
+        return CliRunner().invoke(build(), [str(a) for a in arguments], prog_name="qpeft", **options)
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import pytest
 
 import qpeft.demo.run
 from qpeft.cli.bar import TrainingBar
+from qpeft.cli.console import stderr
 from qpeft.training.metrics import LanguageModelScore
 
 
@@ -78,6 +79,7 @@ def test_bar_is_silent_where_there_is_no_terminal(capsys):
 def test_bar_on_a_terminal_counts_all_runs_and_says_the_time_left(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
+    stderr.cache_clear()  # whether it is a terminal was seen before
     with TrainingBar(["lora", "qpa"], steps=3) as bar:
         run = bar.run("qpa")
         run.on_start(3, 0)
@@ -87,3 +89,4 @@ def test_bar_on_a_terminal_counts_all_runs_and_says_the_time_left(capsys, monkey
     assert captured.out == ""
     for shown in ("5/6", "left", "loss 2.500", "qpa, step 2: perplexity 7.39"):
         assert shown in captured.err
+    stderr.cache_clear()

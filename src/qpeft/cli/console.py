@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,11 +28,20 @@ def stdout() -> Console:
     return Console(highlight=False, markup=False)
 
 
+@cache
 def stderr() -> Console:
-    """The console of everything else: progress, notes, errors."""
+    """The console of everything else: progress, notes, errors. One object, for a note must not cut a bar in two."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False)
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """A sign of life while the block runs, on a terminal only."""
+    console = stderr()
+    with console.status(what) if console.is_terminal else nullcontext():
+        yield
 
 
 def say(label: str, message: str, style: str) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from qpeft.cli.adapters import OptionalModel, adapter_config, base_of, find_adapter
 from qpeft.cli.command import command
-from qpeft.cli.console import Answer, count, size
+from qpeft.cli.console import Answer, count, size, working
 from qpeft.cli.stock_process import stock_logits
 from qpeft.errors import ConfigError, TiedWeightError, VerificationError
 
@@ -48,7 +48,8 @@ def export(
         raise ConfigError("--untie changes the base model, so it goes with --merge only")
     folder = find_adapter(source)
     base_name = base_of(folder, model)
-    written = _merged(base_name, folder, out, untie) if merge else _adapter(base_name, folder, out)
+    with working("Exporting, and checking it in a process without qpeft"):
+        written = _merged(base_name, folder, out, untie) if merge else _adapter(base_name, folder, out)
     return Answer(written, lambda console: _show(console, written))
 
 

@@ -10,7 +10,7 @@ import typer
 
 from qpeft.cli.adapters import OptionalModel, base_of, find_adapter
 from qpeft.cli.command import command
-from qpeft.cli.console import Answer, say
+from qpeft.cli.console import Answer, say, working
 from qpeft.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ def generate(
     folder = None if adapter is None else find_adapter(adapter)
     base_name = _base_name(model, folder)
     start = _prompt(prompt)
-    written, n_new = _write(base_name, folder, start, max_new_tokens, temperature, seed)
+    with working("Writing"):
+        written, n_new = _write(base_name, folder, start, max_new_tokens, temperature, seed)
     data = {
         "model": base_name,
         "adapter": folder,

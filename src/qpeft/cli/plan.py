@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from qpeft.cli.adapters import ModelOption
 from qpeft.cli.command import command
-from qpeft.cli.console import Answer, count, facts, remarks, size
+from qpeft.cli.console import Answer, count, facts, remarks, size, working
 from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
@@ -36,16 +36,20 @@ def plan(
       qpeft plan --model gpt2 --preset official
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
     """
-    import qpeft
-    from qpeft.training.methods import build_config
-
     method = run.get("method", TrainSettings.method)
     if method == "full":
         raise ConfigError("method full adds nothing to count: it trains every number of the base; name another method")
-    settings = method_settings(method, preset, adapter, generator)
-    config = build_config(TrainSettings(model=model, data="", out="", method=method, method_settings=settings))
-    found = qpeft.plan(model, config)
+    with working("Counting"):
+        found = _plan(model, method, method_settings(method, preset, adapter, generator))
     return Answer({"model": model, **found.to_dict()}, lambda console: _show(console, model, method, found))
+
+
+def _plan(model: str, method: str, settings: dict[str, Any]) -> Plan:
+    import qpeft
+    from qpeft.training.methods import build_config
+
+    config = build_config(TrainSettings(model=model, data="", out="", method=method, method_settings=settings))
+    return qpeft.plan(model, config)
 
 
 def _show(console: Console, model: str, method: str, found: Plan) -> None:
