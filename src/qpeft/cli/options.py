@@ -43,9 +43,6 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with every `Fields` parameter replaced by that settings class's options."""
     signature = inspect.signature(function, eval_str=True)
     groups = {name: group for name, p in signature.parameters.items() if (group := _fields_of(p.annotation))}
-    own = [p for name, p in signature.parameters.items() if name not in groups]
-    options = {f.name: _option(group, f) for group in groups.values() for f in group}
-    options = {name: option for name, option in options.items() if name not in signature.parameters}
 
     @functools.wraps(function)
     def call(_context: typer.Context, **values: Any) -> Any:
@@ -55,8 +52,18 @@ def expand(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(**{name: values[name] for name in signature.parameters})
 
     context = inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-    keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *options.values())]
-    return _with_signature(call, [context, *keyword_only])
+    return _with_signature(call, [context, *_in_order(signature, groups)])
+
+
+def _in_order(signature: inspect.Signature, groups: dict[str, Fields]) -> list[inspect.Parameter]:
+    """The function's own parameters, with each group's options in the group's place."""
+    options: dict[str, inspect.Parameter] = {}
+    for name, parameter in signature.parameters.items():
+        if name in groups:
+            options.update({f.name: _option(groups[name], f) for f in groups[name] if f.name not in options})
+        else:
+            options[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+    return list(options.values())
 
 
 def _fields_of(annotation: Any) -> Fields | None:
