@@ -24,6 +24,10 @@ class LanguageModelScore:
     n_tokens: int
     n_bytes: int
 
+    def __add__(self, other: LanguageModelScore) -> LanguageModelScore:
+        """The score of both texts together."""
+        return LanguageModelScore(self.nats + other.nats, self.n_tokens + other.n_tokens, self.n_bytes + other.n_bytes)
+
     @property
     def loss(self) -> float:
         """nats / n_tokens."""

@@ -63,8 +63,8 @@ def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: 
         trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
         trainer.add_callback(Saving(folder.checkpoints, every.save, stop))
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    if trainer.state.global_step < settings.steps:
-        raise KeyboardInterrupt
+    if (done := trainer.state.global_step) < settings.steps:
+        raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to go on.")
     return timing
 
 

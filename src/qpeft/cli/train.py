@@ -1,0 +1,72 @@
+"""`qpeft train`: fine-tune in a run folder that can be interrupted at any moment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from qpeft.cli.bar import TrainingBar
+from qpeft.cli.command import command
+from qpeft.cli.console import Answer, count, facts, size
+from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, method_settings
+from qpeft.cli.options import Fields
+from qpeft.cli.score import perplexity
+from qpeft.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qpeft.training.result import TrainResult
+
+
+@command
+def train(
+    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", leave_out=("method_settings",))],
+    adapter: AdapterOptions,
+    generator: GeneratorOptions,
+    preset: PresetOption = None,
+) -> Answer:
+    """Fine-tune a model; the same command again goes on where it stopped.
+
+    The run folder holds the compact adapter, the exported one that loads with plain PEFT, every loss and
+    score in metrics.jsonl, and a model card.
+
+    Examples:
+
+      qpeft train --model gpt2 --data text.txt --out run
+      qpeft train --model gpt2 --data chats.jsonl --eval-data more.jsonl --method qpa --budget 0.25 --out run
+      qpeft train --model gpt2 --data Salesforce/wikitext:wikitext-2-raw-v1 --method lora --r 4 --out run
+    """
+    method = run.get("method", TrainSettings.method)
+    settings = TrainSettings(**run, method_settings=method_settings(method, preset, adapter, generator))
+    settings.check()
+    from qpeft.training import train as fine_tune
+
+    with TrainingBar([method], settings.steps) as bar:
+        result = fine_tune(settings, bar.run(method))
+    return Answer(result.to_dict(), lambda console: _show(console, result))
+
+
+def _show(console: Console, result: TrainResult) -> None:
+    if result.already_finished:
+        console.print(f"{result.out} is finished; nothing was done. Its result:\n", style="bold", soft_wrap=True)
+    console.print(facts(_rows(result)))
+    if result.method == "full":
+        console.print(f"\nThe model, with its tokenizer: {result.exported}", soft_wrap=True)
+        return
+    from qpeft.adapters.model_card import load_lines
+
+    console.print(f"\n{result.exported} loads with plain PEFT:\n", soft_wrap=True)
+    for line in load_lines(result.model, str(result.exported), needs_qpeft=False).splitlines():
+        console.print(f"  {line}", style="cyan", soft_wrap=True)
+
+
+def _rows(result: TrainResult) -> list[tuple[str, str, str]]:
+    a_step = "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s a step"
+    return [
+        ("perplexity before", perplexity(result.before.to_dict()), f"{result.before.loss:.4f} nats a token"),
+        ("perplexity after", perplexity(result.after.to_dict()), f"{result.after.loss:.4f} nats a token"),
+        ("trainable", count(result.trainable), "numbers"),
+        ("deployed", count(result.deployed), "numbers at inference beside the base"),
+        ("stored", size(result.stored_bytes or result.exported_bytes), f"exported: {size(result.exported_bytes)}"),
+        ("time", f"{result.seconds:.1f} s", a_step),
+    ]

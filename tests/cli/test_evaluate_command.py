@@ -1,0 +1,70 @@
+import json
+import math
+
+import pytest
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("The king went into the wood.\nThe bird säng.\n" * 9)
+    return path
+
+
+def test_the_base_and_the_adapter_are_scored_on_the_whole_text(qpeft_cli, base_folder, adapter_folder, text):
+    shown = qpeft_cli("evaluate", "--adapter", adapter_folder, "--model", base_folder, "--data", text, "--seq-len", 32, "--json")
+    found = json.loads(shown.stdout)
+    n_characters = len(text.read_text().encode())  # a token a byte, and the first of each block is not scored
+    assert found["base"]["n_tokens"] == n_characters - math.ceil(n_characters / 32)
+    assert found["base"]["bits_per_byte"] == pytest.approx(found["base"]["loss"] / math.log(2), rel=0.01)
+    assert found["adapted"]["n_tokens"] == found["base"]["n_tokens"]
+    assert found["adapted"]["loss"] != found["base"]["loss"]
+
+
+def test_the_score_is_the_same_for_every_batch_size(qpeft_cli, base_folder, text):
+    losses = [
+        json.loads(
+            qpeft_cli("evaluate", "--model", base_folder, "--data", text, "--batch-size", size, "--json").stdout
+        )["base"]["loss"]
+        for size in (1, 3, 100)
+    ]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
+
+
+def test_people_see_a_table(qpeft_cli, base_folder, text):
+    shown = qpeft_cli("evaluate", "--model", base_folder, "--data", text)
+    assert "perplexity" in shown.stdout
+    assert "bits a byte" in shown.stdout
+    assert "padded" not in shown.stdout
+
+
+def test_padded_perplexity_only_on_demand_and_by_its_name(qpeft_cli, base_folder, text):
+    shown = qpeft_cli("evaluate", "--model", base_folder, "--data", text, "--padded-perplexity")
+    assert "padded perplexity" in shown.stdout
+    assert "pads are in the loss" in " ".join(shown.stdout.split())
+
+
+def test_a_hopeless_loss_has_no_digits():
+    from qpeft.cli.score import perplexity
+
+    assert perplexity({"loss": 20.1, "perplexity": math.exp(20.1)}) == "inf-like"
+    assert perplexity({"loss": math.nan, "perplexity": math.nan}) == "inf-like"
+    assert perplexity({"loss": 7.0, "perplexity": math.exp(7.0)}) == "1,096.63"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        ("a text to score", (), "nothing to score with; give --model, --adapter, or both"),
+        ("x", ("--seq-len", 9, "--model"), "has no token to score within seq_len=9"),
+        ("a text to score", ("--seq-len", 9999, "--model"), "seq_len=9999 is longer than the model's context of"),
+        ('{"prompt": "a", "completion": "b"}', ("--padded-perplexity", "--model"), "this data has prompts or messages"),
+    ],
+)
+def test_bad_input_is_exit_code_2(qpeft_cli, base_folder, tmp_path, content, options, message):
+    path = tmp_path / ("a.jsonl" if content.startswith("{") else "a.txt")
+    path.write_text(content)
+    model = (base_folder,) if "--model" in options else ()
+    refused = qpeft_cli("evaluate", "--data", path, *options, *model)
+    assert refused.exit_code == 2
+    assert message in " ".join(refused.stderr.split())
