@@ -14,6 +14,7 @@ import wrapt
 
 if TYPE_CHECKING:
     from qpeft import circuits as circuits
+    from qpeft.adapters.backend import set_backend as set_backend
     from qpeft.adapters.checkpoint import load as load
     from qpeft.adapters.checkpoint import save as save
     from qpeft.adapters.export import ExportReport as ExportReport
@@ -37,6 +38,7 @@ _HOME = {
     "param_groups": "qpeft.adapters.optimizer",
     "plan": "qpeft.planning",
     "save": "qpeft.adapters.checkpoint",
+    "set_backend": "qpeft.adapters.backend",
     "untie_lm_head": "qpeft.adapters.tied",
 }
 

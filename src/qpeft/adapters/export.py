@@ -68,9 +68,8 @@ def export(
     _check_free(target)
     if any(getattr(module, "merged", False) for module in tuner.model.modules()):
         raise ConfigError("the adapter is merged into the base model; call model.unmerge_adapter() before exporting")
-    state = _stock_state(model, adapter_name)
-    with replace_folder(target) as folder:
-        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    with tuner.exact(), replace_folder(target) as folder:
+        save_file(_stock_state(model, adapter_name), folder / WEIGHTS, metadata={"format": "pt"})
         _write_stock_config(model, adapter_name, folder)
         report = ExportReport(
             path=str(target),

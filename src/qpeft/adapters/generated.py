@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from qpeft.adapters.binding import Binding, Slot
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
+from qpeft.generators.features import CircuitFeature
 
 if TYPE_CHECKING:
     _Tuner = BaseTuner
@@ -97,22 +100,48 @@ class GeneratedMixin(_Tuner):
         if autocast_adapter_dtype:
             self._bindings[adapter_name].widen_half_precision()
 
+    def invalidate(self) -> None:
+        """Forget every generator's evaluation: the next forward makes a new one."""
+        for binding in self._bindings.values():
+            binding.invalidate()
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Within: circuits on the exact simulator, whatever backend they train on; nothing else changes."""
+        features = [m for m in self.generators.modules() if isinstance(m, CircuitFeature)]
+        backends = [feature.backend for feature in features]
+        if not any(backends):
+            yield
+            return
+        for feature in features:
+            feature.backend = None
+        self.invalidate()
+        try:
+            yield
+        finally:
+            for feature, backend in zip(features, backends, strict=True):
+                feature.backend = backend
+            self.invalidate()
+
     # -- merging and leaving
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         self._refuse_tied_merge()
-        self._refresh_detached()
-        super().merge_adapter(*args, **kwargs)
+        with self.exact():
+            self._refresh_detached()
+            super().merge_adapter(*args, **kwargs)
 
     def unmerge_adapter(self) -> None:
-        self._refresh_detached()
-        super().unmerge_adapter()
+        with self.exact():
+            self._refresh_detached()
+            super().unmerge_adapter()
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         if merge:
             self._refuse_tied_merge()
-        for binding in self._bindings.values():
-            binding.release()
+        with self.exact():
+            for binding in self._bindings.values():
+                binding.release()
         self._refresh_handle.remove()
         return super()._unload_and_optionally_merge(merge, *args, **kwargs)
 

@@ -1,0 +1,1 @@
+"""Where probabilities come from, other than the exact simulator: a function of angles (L, N) -> (D,)."""
