@@ -1,22 +1,20 @@
 """The command line is light and teaches: checked in fresh processes by what was imported, not by a clock."""
 
-import importlib
 import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from typing import get_args
 
 import pytest
 
-from qpeft.cli.app import COMMANDS
+from qpeft.cli import app
 from qpeft.cli.options import Fields
 
+COMMANDS = [command.__name__ for command in app.COMMANDS]
 HEAVY = {"torch", "transformers", "peft", "pennylane", "matplotlib", "datasets", "numpy", "accelerate"}
-COMMANDS = [name for name in COMMANDS if find_spec(f"qpeft.cli.{name}")]
 
 
 def fresh(code: str, *arguments: str, **options) -> subprocess.CompletedProcess:
@@ -47,7 +45,7 @@ def test_python_m_qpeft_is_the_command_line():
 
 
 def settings_groups(name: str) -> list[Fields]:
-    function = inspect.unwrap(getattr(importlib.import_module(f"qpeft.cli.{name}"), name))
+    function = inspect.unwrap(app.COMMANDS[COMMANDS.index(name)])
     annotations = (p.annotation for p in inspect.signature(function, eval_str=True).parameters.values())
     return [mark for annotation in annotations for mark in get_args(annotation) if isinstance(mark, Fields)]
 

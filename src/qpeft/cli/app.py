@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
+from qpeft.cli.demo import demo
+from qpeft.cli.evaluate import evaluate
+from qpeft.cli.export import export
+from qpeft.cli.generate import generate
 from qpeft.cli.help import HelpfulCommand, HelpfulGroup
+from qpeft.cli.plan import plan
+from qpeft.cli.train import train
 
-COMMANDS = ("demo", "plan", "train", "evaluate", "generate", "export")
+COMMANDS = (demo, plan, train, evaluate, generate, export)
 
 
 def _version(wanted: bool) -> None:
@@ -44,12 +48,11 @@ def qpeft(
 
 
 def build() -> typer.Typer:
-    """The application with the commands whose modules are there."""
-    app = typer.Typer(cls=HelpfulGroup, add_completion=False, invoke_without_command=True)
+    """The application with every command."""
+    app = typer.Typer(cls=HelpfulGroup, add_completion=False, rich_markup_mode=None, invoke_without_command=True)
     app.callback()(qpeft)
-    for name in COMMANDS:
-        if find_spec(f"qpeft.cli.{name}"):
-            app.command(name, cls=HelpfulCommand)(getattr(import_module(f"qpeft.cli.{name}"), name))
+    for command in COMMANDS:
+        app.command(cls=HelpfulCommand)(command)
     return app
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class TrainingBar:
-    """Shows `names`' runs of `steps` steps each as one piece of work; silent where there is no terminal.
+    """Shows `names`' runs of `steps` steps each as one piece of work; without a terminal, scores alone.
 
     Example:
         with TrainingBar(["lora", "qpa"], steps=70) as bar:
@@ -58,8 +58,8 @@ class TrainingBar:
         self._bar.update(self._task, completed=done, loss=loss)
 
     def note(self, line: str) -> None:
-        """A line that stays, above the bar."""
-        self._bar.console.print(line) if not self._bar.disable else None
+        """A line that stays, above the bar; it is printed without a terminal too."""
+        self._bar.console.print(line)
 
 
 class _Run:
