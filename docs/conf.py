@@ -1,0 +1,42 @@
+"""How the documentation is built; `make docs` builds it and runs every example in it."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+# examples run as on a machine without a network, and print nothing but their results
+os.environ |= {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+
+project = "qpeft"
+author = "the qpeft authors"
+project_copyright = "the qpeft authors; Apache License 2.0"
+extensions = [
+    "myst_parser",
+    "settings_table",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "qpeft"
+html_copy_source = False
+html_show_sphinx = False
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+default_role = "literal"  # docstrings write `name` for code
+smartquotes = False  # and "name" for values
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+
+doctest_test_doctest_blocks = ""
+doctest_global_setup = "import warnings; warnings.simplefilter('ignore')"
