@@ -46,7 +46,7 @@ _FAMILIES = {
 
 @dataclass(frozen=True)
 class Ansatz:
-    """A parametrised circuit that starts in |0...0>.
+    """A parametrised circuit that starts in `|0...0>`.
 
     `ry_ladder` is QPA's circuit: in each layer RY on every wire, then CNOTs 0->1, 1->2, ..., N-2 -> N-1
     (an open ladder); its angles have shape (L, N).
