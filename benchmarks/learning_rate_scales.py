@@ -24,7 +24,7 @@ from qpeft.demo import base_path
 from qpeft.training import TrainSettings, train
 
 RATES = (2e-4, 1e-3, 2e-3)
-SCALES = [(10.0, mlp) for mlp in (1.0, 2.0, 5.0, 10.0, 20.0)] + [(angle, 5.0) for angle in (1.0, 50.0)]
+SCALES = [(10.0, mlp) for mlp in (1.0, 5.0, 10.0, 20.0, 40.0)] + [(angle, 20.0) for angle in (1.0, 50.0)]
 ROWS: dict[str, dict[str, float]] = {
     "LoRA": {},
     **{f"QPA, angles x{a:g}, MLP x{m:g}": {"angle_scale": a, "mlp_scale": m} for a, m in SCALES},
