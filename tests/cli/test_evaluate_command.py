@@ -12,7 +12,9 @@ def text(tmp_path):
 
 
 def test_the_base_and_the_adapter_are_scored_on_the_whole_text(qpeft_cli, base_folder, adapter_folder, text):
-    shown = qpeft_cli("evaluate", "--adapter", adapter_folder, "--model", base_folder, "--data", text, "--seq-len", 32, "--json")
+    shown = qpeft_cli(
+        "evaluate", "--adapter", adapter_folder, "--model", base_folder, "--data", text, "--seq-len", 32, "--json"
+    )
     found = json.loads(shown.stdout)
     n_characters = len(text.read_text().encode())  # a token a byte, and the first of each block is not scored
     assert found["base"]["n_tokens"] == n_characters - math.ceil(n_characters / 32)

@@ -186,6 +186,16 @@ def test_a_checkpoint_without_its_marker_is_ignored_and_removed(settings):
     assert_same_result(resumed.out, unbroken.out)
 
 
+def test_what_a_kill_left_half_written_is_removed(settings):
+    out = Path(settings().out)
+    (out / ".adapter.abc").mkdir(parents=True)
+    (out / ".adapter.abc" / "half").write_text("")
+    (out / ".config.json.abc").write_text("{")
+    (out / ".gitignore").write_text("*")
+    train(settings())
+    assert [path.name for path in out.glob(".*")] == [".gitignore"]
+
+
 def test_the_same_command_again_does_nothing(settings):
     first = train(settings())
     progress = Recorder()
@@ -294,7 +304,7 @@ def test_a_newer_config_is_refused(settings, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "./no/model"}, InputError, "no model folder no/model"),
+        ({"model": "./no/model"}, InputError, "no model folder ./no/model: "),
         ({"data": "./absent.txt"}, DataError, "no file or folder ./absent.txt"),
         ({"seq_len": 65}, ConfigError, "seq_len=65 is longer than the model's context of 64 tokens"),
         ({"method": "prefix"}, ConfigError, "context of 64 tokens, less 10 virtual tokens"),
@@ -309,6 +319,22 @@ def test_bad_input_is_refused_and_nothing_is_written(settings, changes, error, m
         train(settings(**changes))
     assert message in str(refused.value)
     assert not Path(settings().out).exists()
+
+
+def test_a_folder_without_a_tokenizer_is_refused(settings, tiny_model, tmp_path):
+    bare = shutil.copytree(tiny_model, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(InputError, match=r"has no tokenizer; put its tokenizer\.json beside the weights"):
+        train(settings(model=str(bare)))
+
+
+def test_a_tokenizer_of_another_model_is_refused(settings, tiny_model, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    mixed = shutil.copytree(tiny_model, tmp_path / "mixed")
+    config = GPT2Config(vocab_size=99, n_positions=64, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(mixed)
+    with pytest.raises(InputError, match=r"the tokenizer gives token \d+, the model knows 99"):
+        train(settings(model=str(mixed)))
 
 
 def test_several_processes_are_refused(settings, monkeypatch):

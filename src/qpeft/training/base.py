@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qpeft.errors import ConfigError, InputError
+from qpeft.training.nearby import explain_missing, is_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -29,7 +29,10 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id. Raises InputError if there is none."""
     from transformers import AutoTokenizer
 
-    return _load(AutoTokenizer.from_pretrained, model)
+    tokenizer = _load(AutoTokenizer.from_pretrained, model)
+    if not tokenizer.vocab_size:  # what transformers makes of a folder without a tokenizer's files
+        raise InputError(f"the base model {model!r} has no tokenizer; put its tokenizer.json beside the weights")
+    return tokenizer
 
 
 def load_model(model: str, dtype: str = "float32") -> PreTrainedModel:
@@ -71,17 +74,10 @@ def fingerprint(model: str, config: PretrainedConfig) -> str:
 
 def _load(loader: Callable[..., Loaded], model: str, **options: Any) -> Loaded:
     path = Path(model).expanduser()
-    if not path.exists() and (model.startswith((".", "/", "~")) or model.count("/") > 1):
-        raise InputError(_missing(path))
+    if is_path(model) and not path.exists():
+        raise InputError(f"no model folder {model}: {explain_missing(model)}")
     try:
         return loader(str(path) if path.is_dir() else model, **options)
     except (OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the base model {model!r}: {reason}") from error
-
-
-def _missing(path: Path) -> str:
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    wanted = path.absolute().relative_to(folder).parts[0]
-    near = get_close_matches(wanted, [entry.name for entry in folder.iterdir()], n=3, cutoff=0.5)
-    return f"no model folder {path}: {folder} has no {wanted!r}" + (f"; near it: {', '.join(near)}" if near else "")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, InputError
 from qpeft.training import base
 from qpeft.training.blocks import Blocks, load_blocks
 from qpeft.training.methods import build_adapter, build_config
@@ -17,7 +17,7 @@ from qpeft.training.progress import Progress
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ def prepare(settings: TrainSettings, progress: Progress) -> Prepared:
     config = base.load_config(settings.model)
     tokenizer = base.load_tokenizer(settings.model)
     blocks = load_blocks(settings, base.block_length(settings.seq_len, config, reserved), tokenizer)
+    _check_vocabulary(blocks, config)
     progress.on_stage("Loading the base model")
     identity = {"data": blocks.sha256(), "base": base.fingerprint(settings.model, config)}
     set_seed(settings.seed)
@@ -59,3 +60,10 @@ def _check_reporters(names: list[str]) -> None:
                 f"cannot report to {name!r}: it is unknown, or its package is not installed; here are "
                 f"{', '.join(known) or 'none'}"
             )
+
+
+def _check_vocabulary(blocks: Blocks, config: PretrainedConfig) -> None:
+    size = config.get_text_config().vocab_size
+    highest = max(int(block.ids.max()) for block in (*blocks.train, *blocks.evaluation))
+    if highest >= size:
+        raise InputError(f"the tokenizer gives token {highest}, the model knows {size}; they do not belong together")

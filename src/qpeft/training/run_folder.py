@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -46,14 +47,15 @@ class RunFolder:
             raise ConfigError(f"{self.path} is a file; name a folder for the run")
         if self.config.exists():
             self._check_same("settings", _as_json(settings))
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise ConfigError(f"{self.path} is not empty and not a run folder; name another folder")
 
     def claim(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
-        """Record whose folder this is; a resumed run must have the same `identity` (data, base).
+        """Record whose folder this is, and remove what a kill left half-written.
 
-        Raises CheckpointError if it has not.
+        Raises CheckpointError if the recorded run has another `identity` (data, base).
         """
+        self._remove_leftovers()
         if self.config.exists():
             self._check_same("identity", identity)
             return
@@ -64,6 +66,12 @@ class RunFolder:
             "environment": _environment(),
         }
         write_json(self.config, record)
+
+    def _remove_leftovers(self) -> None:
+        """Atomic writing begins in hidden neighbours of these names."""
+        for name in ("config.json", "metrics.jsonl", "adapter", "exported", "README.md", "result.json"):
+            for path in self.path.glob(f".{name}.*"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _check_same(self, part: str, wanted: dict[str, Any]) -> None:
         recorded = self._recorded()[part]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import DataError
+from qpeft.training.nearby import explain_missing, is_path
 
 Row = dict[str, Any]
 
@@ -53,7 +54,7 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
     elif Path(source).expanduser().exists():
         rows = [row for file in _files(Path(source).expanduser()) for row in _read(file)]
     elif _looks_local(source):
-        raise DataError(_missing(source))
+        raise DataError(f"no file or folder {source}: {explain_missing(source)}")
     else:
         rows = _hub(source, split)
     return _in_form(source, rows, columns)
@@ -108,18 +109,7 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _looks_local(source: str) -> bool:
-    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1
-    return is_path or Path(source).suffix.lower() in _READERS
-
-
-def _missing(source: str) -> str:
-    path = Path(source).expanduser()
-    folder = next(parent for parent in path.absolute().parents if parent.is_dir())
-    names = [entry.name for entry in folder.iterdir()]
-    wanted = path.absolute().relative_to(folder).parts[0]
-    near = get_close_matches(wanted, names, n=3, cutoff=0.5)
-    hint = f"; near it: {', '.join(near)}" if near else ""
-    return f"no file or folder {source}: {folder} has no {wanted!r}{hint}"
+    return is_path(source) or Path(source).suffix.lower() in _READERS
 
 
 def _hub(source: str, split: str) -> list[Row]:
