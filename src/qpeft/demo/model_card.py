@@ -68,8 +68,8 @@ figures are better than on wholly new text.
 ## Licence
 
 The weights and the tokenizer are ours, Apache-2.0. The training text is part of Python, © Python Software
-Foundation, under the PSF License; none of it is in this folder, but for the short strings of the tokenizer's
-vocabulary. NumPy's documentation (BSD-3-Clause) was used for scoring only.
+Foundation, under the PSF License; it is not in this folder, though the model can repeat phrases of it. NumPy's
+documentation (BSD-3-Clause) was used for scoring only.
 """
 
 _ROWS = {
