@@ -186,6 +186,19 @@ def test_a_checkpoint_without_its_marker_is_ignored_and_removed(settings):
     assert_same_result(resumed.out, unbroken.out)
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(settings, name):
+    unbroken = train(settings("unbroken"))
+    with pytest.raises(Killed):
+        train(settings(), kill_at(5))
+    damaged = Path(settings().out) / "checkpoints" / "checkpoint-4"
+    (damaged / name).write_bytes((damaged / name).read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 cannot be read: .*\. Delete it and run the same command"):
+        train(settings())
+    shutil.rmtree(damaged)
+    assert_same_result(train(settings()).out, unbroken.out)
+
+
 def test_what_a_kill_left_half_written_is_removed(settings):
     out = Path(settings().out)
     (out / ".adapter.abc").mkdir(parents=True)

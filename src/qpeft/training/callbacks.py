@@ -93,6 +93,7 @@ class Timing(TrainerCallback):
     """Seconds of each step: forward, backward, optimiser. Must come before callbacks that work on `on_log`."""
 
     def __init__(self) -> None:
+        self.has_begun = False  # everything is loaded, a checkpoint too
         self._seconds: list[float] = []
         self._began = 0.0
 
@@ -100,6 +101,9 @@ class Timing(TrainerCallback):
     def median(self) -> float | None:
         """The middle one; None before any step."""
         return median(self._seconds) if self._seconds else None
+
+    def on_train_begin(self, args, state, control, **_: Any) -> None:
+        self.has_begun = True
 
     def on_step_begin(self, args, state, control, **_: Any) -> None:
         self._began = time.perf_counter()

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from qpeft.errors import ConfigError, TrainingError
+from qpeft.errors import CheckpointError, ConfigError, TrainingError
 from qpeft.training import outputs
 from qpeft.training.blocks import collate
 from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
@@ -62,7 +62,12 @@ def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: 
         trainer.add_callback(Logging(log, every.log, progress))
         trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
         trainer.add_callback(Saving(folder.checkpoints, every.save, stop))
-        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except Exception as error:
+            if checkpoint is not None and not timing.has_begun:
+                raise CheckpointError(_damaged(checkpoint, error)) from error
+            raise
     if (done := trainer.state.global_step) < settings.steps:
         raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to go on.")
     return timing
@@ -129,6 +134,14 @@ def _finish(
     outputs.write_card(folder, result)
     write_result(folder.result, result)
     return result
+
+
+def _damaged(checkpoint: Path, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (
+        f"{checkpoint} cannot be read: {reason}. Delete it and run the same command again: the run goes on from the "
+        "checkpoint before, or from the start"
+    )
 
 
 def _explain_full_disk(error: Exception, folder: RunFolder) -> None:
