@@ -42,8 +42,9 @@ training part only.
 Training: {recipe[passes]} passes, {steps:,} steps of {recipe[batch]} blocks of {recipe[context]} tokens,
 {tokens:,} tokens in all; AdamW, highest learning rate {recipe[lr]}, warm-up then cosine, weight decay
 {recipe[weight_decay]}, seed {recipe[seed]}; one CPU thread, {minutes:.0f} minutes; torch {versions[torch]},
-transformers {versions[transformers]}, tokenizers {versions[tokenizers]}, numpy {versions[numpy]}. On one
-machine with these versions the weights come out equal to the last bit, also after interruptions.
+transformers {versions[transformers]}, tokenizers {versions[tokenizers]}, numpy {versions[numpy]}. All
+chance comes from the seed and the step's number, so that one machine with these versions repeats it, also
+after interruptions.
 
 ## What it reaches
 
