@@ -42,7 +42,21 @@ _HOME = {
     "untie_lm_head": "qpeft.adapters.tied",
 }
 
-__all__ = ["__version__", "circuits", *_HOME]
+__all__ = [
+    "ExportReport",
+    "Plan",
+    "QPAConfig",
+    "QPAGeneratorConfig",
+    "__version__",
+    "circuits",
+    "export",
+    "load",
+    "param_groups",
+    "plan",
+    "save",
+    "set_backend",
+    "untie_lm_head",
+]
 
 
 def __getattr__(name: str) -> Any:
