@@ -1,6 +1,7 @@
 """QPA's generator: features against the specification's numbers, gradients against finite differences, and learning."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,16 +18,8 @@ from qpeft.generators.settings import FEATURE_SOURCES, QPAGeneratorConfig
 
 def make(m=60, initial=None, **settings) -> QPAGenerator:
     config = QPAGeneratorConfig(**{"chunk_size": 8, "hidden": (5, 4), "n_layers": 3, "max_qubits": 12, **settings})
-    with pytest.warns(UserWarning, match="not a compression") if config.count(m).total >= m else _silent():
+    with pytest.warns(UserWarning, match="not a compression") if config.count(m).total >= m else nullcontext():
         return QPAGenerator(config, torch.zeros(m) if initial is None else initial, SeededStart(config.seed))
-
-
-class _silent:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        return None
 
 
 def example_angles(n_layers, n_qubits):
@@ -205,5 +198,4 @@ def test_it_learns_the_random_target_of_the_specification(activation, low, high)
         loss.backward()
         optimiser.step()
         schedule.step()
-    assert low <= loss.item() < high
-    assert loss.item() > low if activation == "identity" else True
+    assert low < loss.item() < high
