@@ -66,3 +66,20 @@ def test_every_command_line_is_understood(line):
     command = group.get_command(None, name)
     assert command is not None, name
     command.make_context(name, arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # a user's screen, not ours
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), flags=re.DOTALL)
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(block, namespace)
+    assert (tmp_path / "exported" / "adapter_config.json").is_file()
+
+
+def test_links_between_pages_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).is_file(), f"{page.name} links to {target}"
