@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_DISK_FULL = ("no space left on device", "disk quota exceeded", "unexpected pos", "file write failed")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -62,3 +65,10 @@ def _sync(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """True for the operating system's error, and for what safetensors and torch make of it."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return any(phrase in str(error).lower() for phrase in _DISK_FULL)

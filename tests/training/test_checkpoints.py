@@ -2,7 +2,8 @@ import errno
 
 import pytest
 
-from qpeft.training.checkpoints import checkpoint_path, is_disk_full, last_whole, remove_broken, seal, step_of
+from qpeft.files import is_disk_full
+from qpeft.training.checkpoints import checkpoint_path, last_whole, remove_broken, seal, step_of
 from qpeft.training.metrics_log import MetricsLog, read_rows
 
 

@@ -53,7 +53,7 @@ def export(
         model: A PeftModel whose adapter qpeft generates; left as it is.
         directory: Where the folder goes; an earlier export there is replaced, anything else refused.
         adapter_name: Which adapter.
-        probe: Model inputs for the comparison; without it 2 x 16 token ids of a fixed seed.
+        probe: Model inputs for the comparison; without it 2 x 16 token ids (or the context) of a fixed seed.
 
     Raises:
         ConfigError: nothing to export, a merged adapter, non-finite numbers, or a foreign folder in the way.
@@ -165,9 +165,9 @@ def _base_sharing_weights(model: Any) -> nn.Module:
 
 
 def _token_probe(model: Any) -> dict[str, Tensor]:
-    vocabulary = model.get_base_model().config.get_text_config().vocab_size
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(vocabulary, (2, 16), generator=generator)
+    config = model.get_base_model().config.get_text_config()
+    n_tokens = min(16, getattr(config, "max_position_embeddings", None) or 16)
+    ids = torch.randint(config.vocab_size, (2, n_tokens), generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids.to(next(model.parameters()).device)}
 
 

@@ -49,7 +49,8 @@ QPA = MethodName("QPEFT_QPA")
 class QPAConfig(QPAGeneratorConfig, LoraConfig):
     """LoRA's own settings (r, lora_alpha, target_modules, use_dora, rank_pattern, ...) and the generator's.
 
-    Example:
+    Example::
+
         model = get_peft_model(base, QPAConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
 
     Raises:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-
 from qpeft.errors import InputError, QpeftError
+from qpeft.files import is_disk_full
 
 WORK_FAILED = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-_DISK_FULL = ("no space left on device", "disk quota exceeded", "unexpected pos", "file write failed")
 
 
 def exit_code(error: BaseException) -> int:
@@ -40,18 +38,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """True for Python's MemoryError and for the RuntimeErrors of torch's allocators."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _says(error, _OUT_OF_MEMORY)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """True for the operating system's error and for what safetensors and torch make of it."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return _says(error, _DISK_FULL)
-
-
-def _says(error: BaseException, phrases: tuple[str, ...]) -> bool:
-    return any(phrase in str(error).lower() for phrase in phrases)
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
 
 
 def _where(error: BaseException) -> str:

@@ -6,7 +6,6 @@ one is what a kill or a full disk left, and is removed.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -17,7 +16,6 @@ from qpeft.files import write_text
 KEPT = 2
 
 _MARKER = "complete"
-_DISK_FULL = ("no space left on device", "disk quota exceeded", "unexpected pos", "file write failed")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -53,13 +51,6 @@ def remove_broken(folder: Path) -> None:
     for checkpoint in _all(folder):
         if not (checkpoint / _MARKER).exists():
             shutil.rmtree(checkpoint)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """True for the operating system's error, and for what safetensors and torch make of it."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return any(phrase in str(error).lower() for phrase in _DISK_FULL)
 
 
 def _all(folder: Path) -> list[Path]:

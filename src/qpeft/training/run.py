@@ -9,10 +9,11 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from qpeft.errors import CheckpointError, ConfigError, TrainingError
+from qpeft.files import is_disk_full
 from qpeft.training import outputs
 from qpeft.training.blocks import collate
 from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
-from qpeft.training.checkpoints import is_disk_full, last_whole, remove_broken, step_of
+from qpeft.training.checkpoints import last_whole, remove_broken, step_of
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.metrics import evaluate_language_model
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
