@@ -12,12 +12,13 @@ from qpeft.files import write_text
 
 def load_lines(base: str, folder: str, *, needs_qpeft: bool) -> str:
     """The lines of Python that load an adapter folder on its base, in the float32 that it was trained beside."""
+    loaded = f"AutoModelForCausalLM.from_pretrained({base!r}, dtype='float32')"
     return "\n".join(
         [
             *(["import qpeft"] if needs_qpeft else []),
             "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
-            f"model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}, dtype='float32'), {folder!r})",
+            f"model = PeftModel.from_pretrained({loaded}, {folder!r})",
         ]
     )
 
