@@ -55,7 +55,7 @@ def _show(console: Console, found: Demo) -> None:
     )
     console.print(_results(found))
     _show_samples(console, found)
-    console.print("\nThe last adapter loads with plain PEFT, where qpeft was never installed:\n")
+    console.print("The last adapter loads with plain PEFT, where qpeft was never installed:\n")
     for line in found.load.splitlines():
         console.print(f"  {line}", style="cyan", soft_wrap=True)
     console.print(
@@ -87,8 +87,9 @@ def _results(found: Demo) -> Table:
 def _show_samples(console: Console, found: Demo) -> None:
     from qpeft.demo.run import PROMPT
 
-    shown = ["base", list(found.runs)[-1]]
-    for name in shown:
-        title = "before" if name == "base" else f"after ({name})"
-        console.print(f"\nA sample {title}", style="bold")
-        console.print(PROMPT + found.samples[name], style="dim", soft_wrap=True)
+    for name, text in found.samples.items():
+        title = "Before, the base writes" if name == "base" else f"After, with {name}, it writes"
+        console.print(f"{title}\n", style="bold")
+        for line in (PROMPT + text.rstrip()).splitlines():
+            console.print(f"  {line}".rstrip(), style="dim", soft_wrap=True)
+        console.print()

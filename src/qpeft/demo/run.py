@@ -24,8 +24,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "qpa-none": ("qpa", {**_LORA, "budget": 0.5, "feature_source": "none"}),
 }
 
-PROMPT = "Parameters\n----------\na : array_like\n    "
-SAMPLE_TOKENS = 48
+PROMPT = "Parameters\n----------\nx : array_like\n"
+SAMPLING = {"do_sample": True, "temperature": 0.5, "top_k": 40, "max_new_tokens": 40}
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,14 @@ def settings_of(name: str, out: Path, steps: int) -> TrainSettings:
 
 
 def finished(out: Path, methods: Sequence[str], steps: int) -> Demo | None:
-    """The demo that `out` already holds for the same request; None if there is none."""
-    path = out / "demo.json"
-    if not path.is_file():
+    """The demo that `out` already holds for the same request; None if there is none, or not the whole of it."""
+    try:
+        found = Demo(**json.loads((out / "demo.json").read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
         return None
-    found = Demo(**json.loads(path.read_text(encoding="utf-8")))
-    return found if found.request == _request(methods, steps) else None
+    is_whole = all((out / name / "result.json").is_file() for name in methods)
+    is_same = (found.request, found.base) == (_request(methods, steps), str(base_path()))
+    return found if is_whole and is_same else None
 
 
 def run_demo(
@@ -111,7 +113,7 @@ def _request(methods: Sequence[str], steps: int) -> dict[str, Any]:
 
 
 def _samples(results: dict[str, TrainResult]) -> dict[str, str]:
-    """Greedy continuations of PROMPT by the base and by each exported adapter, through plain PEFT."""
+    """Continuations of PROMPT, drawn with one seed, by the base and by each exported adapter under plain PEFT."""
     from peft import PeftModel
 
     from qpeft.training.base import load_model, load_tokenizer
@@ -126,12 +128,9 @@ def _samples(results: dict[str, TrainResult]) -> dict[str, str]:
 
 
 def _continue(model: Any, tokenizer: Any) -> str:
+    from transformers import set_seed
+
     inputs = tokenizer(PROMPT, return_tensors="pt")
-    written = model.generate(
-        **inputs,
-        max_new_tokens=SAMPLE_TOKENS,
-        do_sample=False,
-        repetition_penalty=1.2,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    set_seed(0)
+    written = model.generate(**inputs, **SAMPLING, pad_token_id=tokenizer.pad_token_id)
     return tokenizer.decode(written[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
