@@ -11,6 +11,7 @@ command goes on. The table shows the validation loss in nats a token after train
 from __future__ import annotations
 
 import argparse
+import math
 import warnings
 from pathlib import Path
 from statistics import mean
@@ -21,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from qpeft.demo import base_path
+from qpeft.errors import TrainingError
 from qpeft.training import TrainSettings, train
 
 RATES = (2e-4, 1e-3, 2e-3)
@@ -32,7 +34,7 @@ ROWS: dict[str, dict[str, float]] = {
 
 
 def run(arguments: argparse.Namespace, row: str, lr: float, seed: int) -> tuple[float, float]:
-    """Validation loss before and after one training run; the run folder remembers a finished one."""
+    """Validation loss before and after one training run (after: NaN if it diverged); a finished one is remembered."""
     name = f"{row} lr{lr:g} seed{seed}".replace(",", "").replace(" ", "_")
     settings = TrainSettings(
         model=arguments.model,
@@ -49,7 +51,10 @@ def run(arguments: argparse.Namespace, row: str, lr: float, seed: int) -> tuple[
         save_every=arguments.steps,
         eval_blocks=128,
     )
-    result = train(settings)
+    try:
+        result = train(settings)
+    except TrainingError:
+        return math.nan, math.nan
     return result.before.loss, result.after.loss
 
 

@@ -372,14 +372,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
         patched.setattr(GPT2LMHeadModel, "forward", overflow)
         with pytest.raises(TrainingError) as failed:
             train(settings())
-    assert "the training loss is inf at step 5. Nothing of this step was saved" in str(failed.value)
+    assert "the gradient's norm is nan at step 5. Nothing of this step was saved" in str(failed.value)
     assert "lower lr (it is 0.001)" in str(failed.value)
     assert step_of(last_whole(Path(settings().out) / "checkpoints")) == 4
     assert max(row["step"] for row in losses(settings().out)) == 4
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run_too(settings):
-    with pytest.raises(TrainingError, match=r"the (gradient's norm|training loss) is nan at step"):
+    with pytest.raises(TrainingError, match="the gradient's norm is nan at step"):
         train(settings(lr=1e30, warmup=0, max_grad_norm=0, method="full"))
 
 

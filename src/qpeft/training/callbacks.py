@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback
 
 from qpeft.errors import TrainingError
@@ -31,12 +32,18 @@ class Logging(TrainerCallback):
     def on_train_begin(self, args, state, control, **_: Any) -> None:
         self._progress.on_start(state.max_steps, state.global_step)
 
+    def on_pre_optimizer_step(self, args, state, control, **kwargs: Any) -> None:
+        gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
+        norm = get_total_norm(gradients).item()
+        if not math.isfinite(norm):  # the step would spoil every number before its loss is logged
+            raise TrainingError(_not_finite("grad_norm", norm, state.global_step + 1, args.learning_rate))
+
     def on_log(self, args, state, control, **kwargs: Any) -> None:
         logs = kwargs["logs"]
         state.log_history.clear()  # metrics.jsonl has it; checkpoints would grow with every step
         if not {"loss", "eval_loss"} & logs.keys():
             return  # the Trainer's summary
-        for name in ("loss", "grad_norm", "eval_loss"):
+        for name in ("loss", "eval_loss"):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise TrainingError(_not_finite(name, logs[name], state.global_step, args.learning_rate))
         if "loss" in logs:
