@@ -26,7 +26,7 @@ from qpeft.errors import TrainingError
 from qpeft.training import TrainSettings, train
 
 RATES = (2e-4, 1e-3, 2e-3)
-SCALES = [(10.0, mlp) for mlp in (1.0, 5.0, 10.0, 20.0, 40.0)] + [(angle, 20.0) for angle in (1.0, 50.0)]
+SCALES = [(10.0, mlp) for mlp in (1.0, 5.0, 10.0, 20.0, 40.0)] + [(angle, 10.0) for angle in (1.0, 50.0)]
 ROWS: dict[str, dict[str, float]] = {
     "LoRA": {},
     **{f"QPA, angles x{a:g}, MLP x{m:g}": {"angle_scale": a, "mlp_scale": m} for a, m in SCALES},

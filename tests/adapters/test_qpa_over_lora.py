@@ -64,7 +64,7 @@ def test_conv1d_of_gpt2(gpt2, ids, adapters):
 def test_every_feature_source_trains(llama, ids, adapters, source):
     model = adapters.qpa(llama, feature_source=source)
     before = model(input_ids=ids, labels=ids).loss.item()
-    assert adapters.train(model, ids, steps=5)(input_ids=ids, labels=ids).loss < before
+    assert adapters.train(model, ids, steps=10, lr=1e-3)(input_ids=ids, labels=ids).loss < before
 
 
 def test_the_order_of_the_vector(llama, adapters):

@@ -86,7 +86,7 @@ class QPAGeneratorConfig:
         metadata=_help("Factor folded into the angles' learning rate: angle = start + angle_scale * trained."),
     )
     mlp_scale: float = field(
-        default=5.0,
+        default=10.0,
         metadata=_help("Factor folded into the MLP's learning rate: weight = start + mlp_scale * trained."),
     )
     seed: int = field(
