@@ -55,7 +55,7 @@ def generate(
         "temperature": temperature,
         "seed": seed,
     }
-    return Answer(data, lambda console: console.print(start + written, soft_wrap=True))
+    return Answer(data, lambda console: console.out(start + written, highlight=False))
 
 
 def _base_name(model: str | None, folder: Path | None) -> str:
