@@ -55,7 +55,7 @@ def generate(
         "temperature": temperature,
         "seed": seed,
     }
-    return Answer(data, lambda console: console.out(start + written, highlight=False))
+    return Answer(data, lambda _: typer.echo(start + written, color=True))  # as it is, control characters too
 
 
 def _base_name(model: str | None, folder: Path | None) -> str:
