@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig
 
 import qpeft
 from qpeft.errors import ConfigError
@@ -64,6 +64,8 @@ def test_notes_on_small_models(llama):
 def test_stock_lora_is_planned_beside(llama):
     plan = qpeft.plan(llama, LoraConfig(r=2, target_modules=["q_proj"]))
     assert (plan.method, plan.trainable, plan.deployed) == ("lora", 128, 128)
+    plan = qpeft.plan(llama, IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
+    assert (plan.trainable, len(plan.target_modules)) == (32, 2)
 
 
 def test_a_base_that_is_nowhere(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
@@ -63,17 +64,16 @@ def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) ->
     stock = config.to_stock() if isinstance(config, QPAConfig) else config
     adapted: Any = get_peft_model(model, stock)
     trainable = {name: p.numel() for name, p in adapted.named_parameters() if p.requires_grad}
-    layers = [(n, m) for n, m in adapted.base_model.model.named_modules() if isinstance(m, LoraLayer)]
-    common = {
-        "base_parameters": base_parameters,
-        "target_modules": [name for name, _ in layers],
-    }
+    inner = adapted.get_base_model()
+    targets = [name for name, module in inner.named_modules() if isinstance(module, BaseTunerLayer)]
+    common = {"base_parameters": base_parameters, "target_modules": targets}
     if not isinstance(config, QPAConfig):
         total = sum(trainable.values())
         parts = {"adapter": total}
         method = str(getattr(config.peft_type, "value", config.peft_type)).lower()
         return Plan(method, total, parts, total, total * _BYTES, total * _BYTES, **common)
-    m = sum(slot.shape.numel() for slot, _ in find_slots(adapted.base_model.model, "default", LoraLayer))
+    layers = [module for module in inner.modules() if isinstance(module, LoraLayer)]
+    m = sum(slot.shape.numel() for slot, _ in find_slots(inner, "default", LoraLayer))
     count = config.count(m)
     other = sum(trainable.values()) - m
     return Plan(
@@ -88,7 +88,7 @@ def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) ->
         chunk_size=count.chunk_size,
         hidden=count.hidden,
         rank_bound=rank_bound(config, count),
-        notes=_notes(config, count, [layer for _, layer in layers]),
+        notes=_notes(config, count, layers),
         **common,
     )
 
