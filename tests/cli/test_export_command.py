@@ -38,6 +38,9 @@ def test_adapter_is_stock_and_checked_without_qpeft(qpeft_cli, base_folder, adap
     loaded: dict = {}
     exec(found["load"], loaded)
     assert torch.equal(logits(loaded["model"].eval()), logits(stock))
+    assert found["path"] == str(out)
+    assert qpeft_cli("export", adapter_folder, "--out", out).exit_code == 0  # it replaces itself
+    assert list(tmp_path.iterdir()) == [out]
 
 
 @pytest.mark.slow
@@ -67,6 +70,28 @@ def test_difference_found_without_qpeft_leaves_nothing(qpeft_cli, adapter_folder
     assert result.exit_code == 1
     assert "without qpeft the logits differ" in result.stderr
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("failure", "code"), [(VerificationError("it does not load"), 1), (KeyboardInterrupt(), 130)])
+def test_a_check_that_fails_or_is_interrupted_keeps_the_earlier_export(
+    qpeft_cli, adapter_folder, tmp_path, monkeypatch, failure, code
+):
+    out = tmp_path / "exported"
+    earlier = {"qpeft.json": b"{}", "adapter_model.safetensors": b"good"}
+    out.mkdir()
+    for name, content in earlier.items():
+        (out / name).write_bytes(content)
+    seen = []
+
+    def fails(base, adapter, ids):
+        seen.append((adapter / "adapter_model.safetensors").stat().st_size)
+        raise failure
+
+    monkeypatch.setattr("qpeft.cli.export.stock_logits", fails)
+    assert qpeft_cli("export", adapter_folder, "--out", out).exit_code == code
+    assert seen[0] > len(b"good")  # the new export was there to be checked
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == earlier
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_the_other_process_cannot_import_qpeft(base_folder, monkeypatch):

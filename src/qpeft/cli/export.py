@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,28 +47,42 @@ def export(
         raise ConfigError("--untie changes the base model, so it goes with --merge only")
     folder = find_adapter(source)
     base_name = base_of(folder, model)
+    _check_free(out, merge)
     with working("Exporting, and checking it in a process without qpeft"):
         written = _merged(base_name, folder, out, untie) if merge else _adapter(base_name, folder, out)
     return Answer(written, lambda console: _show(console, written))
 
 
+def _check_free(out: Path, merge: bool) -> None:
+    """An export replaces an earlier export of an adapter, and nothing else."""
+    from qpeft.adapters.export import RECORD
+
+    if out.is_file():
+        raise ConfigError(f"{out} is a file; give a folder")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if merge:
+        raise ConfigError(f"{out} is not empty; give another folder for the merged model")
+    if not (out / RECORD).is_file():
+        raise ConfigError(f"{out} is not empty and no earlier export; give another folder")
+
+
 def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     import qpeft
     from qpeft.adapters.model_card import load_lines
+    from qpeft.files import replace_folder
     from qpeft.training.base import load_model
 
     kind = adapter_config(folder)["peft_type"]
     if not kind.startswith("QPEFT_"):
         raise ConfigError(f"{folder} holds a stock {kind} adapter already; plain PEFT loads it, --merge merges it")
     live = qpeft.load(load_model(base_name), folder).eval()
-    report = qpeft.export(live, out)
-    try:
-        difference = _check(*_probe(live), base_name, out, ADAPTER_TOLERANCE)
-    except VerificationError:
-        shutil.rmtree(out)
-        raise
+    with replace_folder(out) as target:
+        report = qpeft.export(live, target)
+        difference = _check(*_probe(live), base_name, target, ADAPTER_TOLERANCE)
     load = load_lines(base_name, str(out), needs_qpeft=False)
-    return {**report.to_dict(), "base": base_name, "max_logit_difference": difference, "load": load}
+    written = {"path": str(out), "base": base_name, "max_logit_difference": difference, "load": load}
+    return {**report.to_dict(), **written}
 
 
 def _merged(base_name: str, folder: Path, out: Path, untie: bool) -> dict[str, Any]:
@@ -77,8 +90,6 @@ def _merged(base_name: str, folder: Path, out: Path, untie: bool) -> dict[str, A
     from qpeft.files import replace_folder
     from qpeft.training.base import load_model, load_tokenizer
 
-    if out.exists() and (out.is_file() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not empty; give another folder for the merged model")
     base = load_model(base_name)
     live: Any = qpeft.load(qpeft.untie_lm_head(base) if untie else base, folder).eval()
     _check_mergeable(live)
