@@ -72,7 +72,8 @@ def test_a_token_that_reaches_into_the_answer_is_scored(tokenizer):
     assert tokens.scored.all()
 
 
-def test_only_the_assistants_words_are_scored(tokenizer):
+@pytest.fixture
+def chat(tokenizer):
     from transformers import PreTrainedTokenizerFast
 
     chat = PreTrainedTokenizerFast.from_pretrained(tokenizer.name_or_path)
@@ -80,6 +81,10 @@ def test_only_the_assistants_words_are_scored(tokenizer):
         "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% if m.role == 'assistant' %}<end>{% endif %}"
         "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
+    return chat
+
+
+def test_only_the_assistants_words_are_scored(chat):
     messages = [
         {"role": "user", "content": "see the fox"},
         {"role": "assistant", "content": "the bird"},
@@ -89,6 +94,17 @@ def test_only_the_assistants_words_are_scored(tokenizer):
     (tokens,) = encode([{"messages": messages}], chat)
     assert chat.decode(tokens.ids) == "[user]see the fox[assistant]the bird<end>[user]and[assistant]a king<end>"
     assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end>a king<end>"
+
+
+def test_only_an_answer_is_followed_by_the_end_of_text(chat):
+    question, answer = {"role": "user", "content": "see"}, {"role": "assistant", "content": "the bird"}
+    chat.chat_template = chat.chat_template.replace("<end>", "")
+    conversations = [[question], [question, answer, question], [question, answer]]
+    asked, asked_again, answered = encode([{"messages": messages} for messages in conversations], chat)
+    assert not asked.scored.any()
+    assert chat.decode(asked_again.ids) == "[user]see[assistant]the bird[user]see"
+    assert chat.decode(asked_again.ids[asked_again.scored]) == "the bird"
+    assert chat.decode(answered.ids[answered.scored]) == "the bird<end>"
 
 
 def test_messages_need_a_chat_template(tokenizer):
@@ -169,13 +185,22 @@ def test_evaluation_takes_at_most_so_many_blocks_spread_evenly(tmp_path, tokeniz
     [
         (texts("the king"), "has 2 tokens: too few for a block of seq_len=16 to train on and one to evaluate on"),
         (texts("the king " * 6), "too few for a block of seq_len=16"),
-        ([{"prompt": "fox " * 40, "completion": "a"}] * 2, "begins within seq_len=16 tokens"),
+        ([{"prompt": "fox " * 40, "completion": "a"}] * 2, "no answer in"),
+        ([{"prompt": "the", "completion": " fox"}], "1 of 1 with an answer within seq_len=16"),
     ],
 )
 def test_too_little_text_is_refused(tmp_path, tokenizer, rows, message):
     with pytest.raises(DataError) as refused:
         load_blocks(data(tmp_path, rows), 16, tokenizer)
     assert message in str(refused.value)
+
+
+def test_validation_data_with_nothing_to_score_is_named(tmp_path, tokenizer):
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"prompt": "fox " * 40, "completion": "a"}))
+    settings = data(tmp_path, [{"prompt": "the", "completion": " fox"}], eval_data=str(other))
+    with pytest.raises(DataError, match=r"other\.jsonl has nothing to score within seq_len=16 tokens"):
+        load_blocks(settings, 16, tokenizer)
 
 
 def test_the_hash_sees_tokens_marks_and_the_split():

@@ -56,10 +56,29 @@ def test_messages(tmp_path):
     assert load(write(tmp_path / "a.jsonl", json.dumps({"messages": messages}))) == [{"messages": messages}]
 
 
-def test_empty_rows_are_left_out_but_empty_prompts_are_not(tmp_path):
-    assert load(write(tmp_path / "a.csv", "text,n\none,1\n,2\n")) == [{"text": "one"}]
+def test_empty_rows_are_left_out_and_counted_but_empty_prompts_are_not(tmp_path):
+    with pytest.warns(UserWarning, match=r"1 of 2 rows of .*a\.csv have nothing in column 'text', row 2 the first"):
+        assert load(write(tmp_path / "a.csv", "text,n\none,1\n,2\n")) == [{"text": "one"}]
     path = write(tmp_path / "b.jsonl", '{"prompt": "", "completion": "A"}\n{"prompt": "Q", "completion": ""}')
-    assert load(path) == [{"prompt": "", "completion": "A"}]
+    with pytest.warns(UserWarning, match=r"1 of 2 rows of .* have nothing in column 'completion', row 2 the first"):
+        assert load(path) == [{"prompt": "", "completion": "A"}]
+
+
+@pytest.mark.parametrize("names", [("a.jsonl", "a.jsonl"), ("a.jsonl", "b.jsonl")], ids=["one file", "two files"])
+def test_rows_of_another_form_are_left_out_and_counted(tmp_path, names):
+    for name, row in zip(names, ({"text": "T"}, {"prompt": "Q", "completion": "A"}), strict=True):
+        with (tmp_path / name).open("a") as file:
+            file.write((json.dumps(row) + "\n") * 10)
+    with pytest.warns(UserWarning, match=r"10 of 20 rows of .* have nothing in column '\w+'.*; they are left out"):
+        assert len(load(tmp_path)) == 10
+
+
+def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path):
+    question, answer = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+    conversations = [[question], [question, answer], [], [question, {**answer, "content": ""}]]
+    path = write(tmp_path / "a.jsonl", "\n".join(json.dumps({"messages": messages}) for messages in conversations))
+    with pytest.warns(UserWarning, match=r"3 of 4 rows of .* have no answer of an assistant, row 1 the first"):
+        assert load(path) == [{"messages": [question, answer]}]
 
 
 def test_built_in_texts_are_found_by_name(monkeypatch):
@@ -87,7 +106,14 @@ def test_every_built_in_name_leads_to_a_function():
             "body,n\none,1\n",
             "has the columns body, n; needed: 'text', or 'prompt' and 'completion', or 'messages'",
         ),
-        ("a.csv", "text,n\n,1\n,2\n", "has 2 rows, and column 'text' is empty in every one"),
+        ("a.csv", "text,n\n,1\n,2\n", "a.csv have nothing in column 'text', row 1 the first"),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": "hi"}]}\n' * 30,
+            "have no answer of an assistant, row 1 the first; give rows with something to learn",
+        ),
+        ("a.jsonl", '{"messages": ["hi"]}', "row 1: the message hi lacks 'role' or 'content' as text"),
+        ("a.jsonl", '{"messages": [{"role": "user"}]}', "the message {'role': 'user'} lacks 'role' or 'content'"),
         ("a.jsonl", '{"text": ["list"]}', "row 1: column 'text' holds a list, not a str"),
         ("a.jsonl", '{"text": "one"', "as json:"),
         ("a.parquet", "no parquet", "as parquet:"),

@@ -50,6 +50,8 @@ def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedToke
     else:
         train, evaluation = _held_out(rows, seq_len, tokenizer)
     train = [block for block in train if "text" not in rows[0] or len(block.ids) == seq_len]
+    if validation and train and not evaluation:
+        raise DataError(f"{validation} has nothing to score within seq_len={seq_len} tokens; raise it, or give more")
     if not train or not evaluation:
         raise DataError(_too_little(settings.data, rows, seq_len, tokenizer))
     return Blocks(train, _at_most(settings.eval_blocks, evaluation))
@@ -122,6 +124,11 @@ def _at_most(limit: int, blocks: list[Tokens]) -> list[Tokens]:
 
 def _too_little(source: str, rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> str:
     if "text" not in rows[0]:
+        if n_usable := len(cut(rows, seq_len, tokenizer)):
+            return (
+                f"{source} has too few examples to train on one and to evaluate on another: {n_usable} of {len(rows)} "
+                f"with an answer within seq_len={seq_len} tokens; give at least 2 examples, or name eval_data"
+            )
         return f"no answer in {source} begins within seq_len={seq_len} tokens; raise seq_len or shorten the prompts"
     n = sum(len(tokens.ids) for tokens in encode(rows, tokenizer))
     return (

@@ -36,7 +36,7 @@ class Tokens(NamedTuple):
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """Tokens of every row, whole; a row with a prompt or messages ends with the end-of-text token.
+    """Tokens of every row, whole; an answer at the end of a row is followed by the end-of-text token.
 
     A token that reaches from the prompt into the answer is scored. Raises DataError if the tokenizer
     cannot say which characters a token stands for, or has no chat template for messages.
@@ -65,7 +65,8 @@ def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tok
     templated = "messages" in rows[0]  # a chat template writes the special tokens itself
     batch = tokenizer(list(texts), add_special_tokens=not templated, return_offsets_mapping=True, verbose=False)
     encoded = [_tokens(*parts) for parts in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True)]
-    return [_ended(tokens, tokenizer) for tokens in encoded] if "text" not in rows[0] else encoded
+    ended = [_ends_with_an_answer(text, its_spans) for text, its_spans in zip(texts, spans, strict=True)]
+    return [_ended(tokens, tokenizer) if end else tokens for tokens, end in zip(encoded, ended, strict=True)]
 
 
 def _text_and_spans(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span] | None]:
@@ -112,6 +113,10 @@ def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
     widths = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
     before = np.concatenate([[0], np.cumsum(widths)])  # bytes before each character
     return np.diff(before[np.maximum.accumulate(ends)], prepend=0) if len(ends) else np.zeros(0, dtype=np.int64)
+
+
+def _ends_with_an_answer(text: str, spans: list[Span] | None) -> bool:
+    return bool(spans) and spans[-1][0] < spans[-1][1] == len(text)
 
 
 def _ended(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Tokens:

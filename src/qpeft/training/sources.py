@@ -9,6 +9,7 @@ A row is a dict with one of three forms, told apart by its columns:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -44,9 +45,10 @@ class Columns:
 
 
 def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
-    """Rows of `source` in one of the three forms above; empty texts are left out.
+    """Rows of `source` in one of the three forms above, that of its first row.
 
     `split` ("train" or "validation") picks a hub data set's part; other sources are one part.
+    Rows with nothing to score, an empty text or no answer, are left out, and a warning says how many.
     Raises DataError for a source that is missing, unreadable, empty, or lacks the columns.
     """
     if source in BUILT_IN:
@@ -148,11 +150,15 @@ def _in_form(source: str, rows: Sequence[Row], columns: Columns) -> list[Row]:
     if not rows:
         raise DataError(f"{source} is empty")
     form = _form(source, rows[0], columns)
-    column, scored = list(form.items())[-1]
-    kept = [row for row in _renamed(source, rows, form) if row[scored]]
-    if not kept:
-        raise DataError(f"{source} has {len(rows)} rows, and column {column!r} is empty in every one")
-    return kept
+    renamed = list(_renamed(source, rows, form))
+    left_out = [number for number, row in enumerate(renamed, start=1) if not _has_something_to_score(row)]
+    if left_out:
+        why = "no answer of an assistant" if "messages" in form else f"nothing in column {list(form)[-1]!r}"
+        lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why}, row {left_out[0]} the first"
+        if len(left_out) == len(rows):
+            raise DataError(f"{lacking}; give rows with something to learn")
+        warnings.warn(f"{lacking}; they are left out", stacklevel=1)
+    return [row for row in renamed if _has_something_to_score(row)]
 
 
 def _form(source: str, row: Row, columns: Columns) -> dict[str, str]:
@@ -172,10 +178,25 @@ def _form(source: str, row: Row, columns: Columns) -> dict[str, str]:
 
 
 def _renamed(source: str, rows: Sequence[Row], form: dict[str, str]) -> Iterable[Row]:
+    kind = list if "messages" in form else str
     for number, row in enumerate(rows, start=1):
-        for column, name in form.items():
-            kind = list if name == "messages" else str
+        for column in form:
             if not isinstance(row.get(column), kind | None):
                 found = type(row[column]).__name__
                 raise DataError(f"{source}, row {number}: column {column!r} holds a {found}, not a {kind.__name__}")
-        yield {name: row.get(column) or "" for column, name in form.items()}
+        renamed = {name: row.get(column) or kind() for column, name in form.items()}
+        for message in renamed.get("messages", ()):
+            if not _is_message(message):
+                found = str(message)[:80]
+                raise DataError(f"{source}, row {number}: the message {found} lacks 'role' or 'content' as text")
+        yield renamed
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, dict) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+
+
+def _has_something_to_score(row: Row) -> bool:
+    if "messages" in row:
+        return any(message["role"] == "assistant" and message["content"] for message in row["messages"])
+    return bool(row.get("completion", row.get("text")))
