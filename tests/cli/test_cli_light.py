@@ -87,6 +87,24 @@ def test_a_typo_is_answered_with_the_nearest_name(arguments, nearest, qpeft_cli)
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error", "named"),
+    [
+        (["plan", "--model", "x", "--r", "abc"], "BadParameter", "expected a whole number, got 'abc'"),
+        (["plan"], "MissingParameter", "--model"),
+        (["plan", "--modle", "x"], "NoSuchOption", "--modle"),
+        (["pln"], "UsageError", "pln"),
+    ],
+)
+def test_bad_usage_as_json_is_one_object(arguments, error, named, qpeft_cli):
+    result = qpeft_cli(*arguments, "--json")
+    found = json.loads(result.stdout)
+    assert found["exit_code"] == result.exit_code == 2
+    assert named in found["message"]
+    assert named in result.stderr
+    assert found["error"] == error
+
+
 WAITING = """
 import sys, time
 import qpeft.cli.generate as module
@@ -111,6 +129,24 @@ def test_ctrl_c_is_130_and_one_line():
     assert process.returncode == 130
     assert stdout == ""
     assert stderr == "Error: Interrupted. Run the same command again to go on.\n"
+
+
+def test_a_library_does_not_say_what_the_error_says(tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{broken')
+    code = """
+import sys
+from qpeft.cli.quiet import quiet_libraries
+from qpeft.errors import DataError
+with quiet_libraries(debug=False):
+    from qpeft.training.sources import Columns, load_examples
+    try:
+        load_examples(sys.argv[1], "validation", Columns())
+    except DataError as error:
+        print(error)
+"""
+    done = fresh(code, str(tmp_path / "bad.jsonl"))
+    assert "cannot read" in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_reader_that_goes_away_is_no_traceback():

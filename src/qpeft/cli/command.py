@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-import math
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -64,25 +61,10 @@ def _with_flags(signature: inspect.Signature) -> inspect.Signature:
 
 def _print(answer: console.Answer, as_json: bool) -> None:
     if as_json:
-        _print_json(answer.data)
+        console.print_json(answer.data)
     else:
         answer.show(console.stdout())
     sys.stdout.flush()
-
-
-def _print_json(data: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(_plain(data), allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no paths, and no NaN or infinity: those become null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return str(value) if isinstance(value, Path) else value
 
 
 def _report(error: BaseException, as_json: bool, debug: bool) -> None:
@@ -91,7 +73,7 @@ def _report(error: BaseException, as_json: bool, debug: bool) -> None:
     message = failures.explain(error)
     console.say("Error:", message, style="bold red")
     if as_json:
-        _print_json({"error": type(error).__name__, "message": message, "exit_code": failures.exit_code(error)})
+        console.print_failure(error, message, failures.exit_code(error))
 
 
 def _close_stdout() -> None:

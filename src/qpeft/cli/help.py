@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from qpeft.cli.console import stdout
+from qpeft.cli.console import print_failure, stdout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,17 +20,37 @@ _WIDEST = 100
 
 
 class HelpfulCommand(TyperCommand):
-    """A command whose help groups its options by `rich_help_panel`."""
+    """A command whose help groups its options by `rich_help_panel`, and whose bad usage `--json` answers too."""
+
+    def make_context(self, info_name: Any, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        with _usage_errors_as_json(args):
+            return super().make_context(info_name, args, parent, **extra)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(_render(self, ctx))
 
 
 class HelpfulGroup(TyperGroup):
-    """The group of all commands, with help in the same form."""
+    """The group of all commands, in the same form."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        with _usage_errors_as_json(args):
+            return super().resolve_command(ctx, args)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(_render(self, ctx))
+
+
+@contextmanager
+def _usage_errors_as_json(args: list[str]) -> Iterator[None]:
+    """Click finds these before any command runs, and says them on standard error alone."""
+    is_wanted = "--json" in args  # now, for the parser empties the list
+    try:
+        yield
+    except Exception as error:
+        if is_wanted and hasattr(error, "format_message"):  # click's errors, under whichever name Typer ships it
+            print_failure(error, error.format_message(), error.exit_code)  # type: ignore[attr-defined]
+        raise
 
 
 def _render(command: Any, ctx: Any) -> str:
