@@ -76,6 +76,12 @@ def test_stock_methods(qpeft_cli, base_folder, method):
         (["--method", "ia3", "--r", "4"], "'r'"),
         (["--method", "full"], "name another method"),
         (["--budget", "3"], "budget 3 is too small"),
+        (["--r", "0"], "r must be at least 1, got 0"),
+        (["--method", "vera", "--r", "-2"], "r must be at least 1, got -2"),
+        (["--lora-dropout", "3"], "lora_dropout must be at least 0 and below 1, got 3"),
+        (["--lora-dropout", "nan"], "lora_dropout must be"),
+        (["--method", "prefix", "--num-virtual-tokens", "0"], "num_virtual_tokens must be at least 1, got 0"),
+        (["--preset", "official", "--num-virtual-tokens", "3"], "'num_virtual_tokens'"),
     ],
 )
 def test_bad_input_is_exit_2(qpeft_cli, base_folder, arguments, message):

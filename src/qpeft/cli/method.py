@@ -52,8 +52,9 @@ def method_settings(
     """What the user set for the method, and what the preset sets; other defaults stay with the method.
 
     Raises:
-        ConfigError: an unknown preset, or QPA's options for another method.
+        ConfigError: an unknown preset, QPA's options for another method, or a number that PEFT cannot take.
     """
+    _check_numbers(adapter)
     if generator and method != "qpa":
         names = ", ".join(f"--{name.replace('_', '-')}" for name in generator)
         raise ConfigError(f"{names}: settings of QPA's generator, which method {method} has not; use --method qpa")
@@ -64,9 +65,20 @@ def method_settings(
         raise ConfigError(f"unknown preset '{preset}' of method {method}; there is one: official, of method qpa")
     from qpeft import QPAConfig
 
-    published, usual = QPAConfig.official(**given), QPAConfig()
+    known = {f.name for f in fields(QPAConfig)}
+    published, usual = QPAConfig.official(**{name: given[name] for name in given if name in known}), QPAConfig()
     return given | {
         f.name: getattr(published, f.name)
         for f in fields(usual)
         if f.init and "help" in f.metadata and getattr(published, f.name) != getattr(usual, f.name)
     }
+
+
+def _check_numbers(adapter: dict[str, Any]) -> None:
+    """PEFT looks at these only while it builds the adapter, some of them never."""
+    for name in ("r", "num_virtual_tokens"):
+        if name in adapter and adapter[name] < 1:
+            raise ConfigError(f"{name} must be at least 1, got {adapter[name]}")
+    dropout = adapter.get("lora_dropout", 0.0)
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"lora_dropout must be at least 0 and below 1, got {dropout}")

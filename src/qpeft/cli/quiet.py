@@ -15,7 +15,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 # read by the libraries when they are imported, which is why a command imports them inside its function
 _SILENCE = {
-    "DATASETS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "critical",  # it logs what it also raises
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_VERBOSITY": "error",
