@@ -41,7 +41,13 @@ def test_trains_reports_and_resumes_at_once(qpeft_cli, tmp_path, monkeypatch):
         patch.setattr("qpeft.demo.run.run_demo", None)  # any work would fail
         again = qpeft_cli(*arguments, env={"COLUMNS": "80"})
     assert again.exit_code == 0, again.output
-    for word in ("ppl before", "After, with qpa, it writes", "from peft import PeftModel", "qpa-none"):
+    for word in (
+        "ppl before",
+        "After, with qpa, it writes",
+        f"Exported adapter: {out}/qpa/exported\n",
+        "from peft import PeftModel",
+        "qpa-none",
+    ):
         assert word in again.stdout
     (out / "demo.json").write_text("{")  # made again from the finished runs
     assert json.loads(qpeft_cli(*arguments, "--json").stdout)["samples"] == found["samples"]

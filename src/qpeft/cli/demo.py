@@ -55,7 +55,9 @@ def _show(console: Console, found: Demo) -> None:
     )
     console.print(_results(found))
     _show_samples(console, found)
-    console.print("The last adapter loads with plain PEFT, where qpeft was never installed:\n")
+    last = list(found.runs.values())[-1]
+    console.print(f"Exported adapter: {last['exported']}", style="bold", soft_wrap=True)
+    console.print("It loads with plain PEFT, where qpeft was never installed:\n")
     for line in found.load.splitlines():
         console.print(f"  {line}", style="cyan", soft_wrap=True)
     console.print(
