@@ -40,7 +40,8 @@ def write_json(path: Path, value: Any) -> None:
 def replace_folder(target: Path) -> Iterator[Path]:
     """Give a temporary folder to fill, and put it in the place of `target` if the block succeeds.
 
-    An older `target` stays untouched until the new one is complete.
+    An older `target` stays untouched until the new one is complete; it is set aside under a hidden name for the
+    instant between two renames, and put back if anything but a kill happens there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -50,9 +51,13 @@ def replace_folder(target: Path) -> Iterator[Path]:
         _sync(temporary)
         if target.exists():
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-            target.replace(old / target.name)
-            temporary.replace(target)
-            shutil.rmtree(old)
+            try:
+                target.replace(old / target.name)
+                temporary.replace(target)
+            finally:
+                if not target.exists():
+                    (old / target.name).replace(target)
+                shutil.rmtree(old)
         else:
             temporary.replace(target)
     except BaseException:

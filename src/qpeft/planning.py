@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, get_peft_model
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -68,10 +68,9 @@ def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) ->
     targets = [name for name, module in inner.named_modules() if isinstance(module, BaseTunerLayer)]
     common = {"base_parameters": base_parameters, "target_modules": targets}
     if not isinstance(config, QPAConfig):
-        total = sum(trainable.values())
-        parts = {"adapter": total}
+        total, stored = sum(trainable.values()), _stored_numbers(adapted)
         method = str(getattr(config.peft_type, "value", config.peft_type)).lower()
-        return Plan(method, total, parts, total, total * _BYTES, total * _BYTES, **common)
+        return Plan(method, total, {"adapter": total}, total, stored * _BYTES, stored * _BYTES, **common)
     layers = [module for module in inner.modules() if isinstance(module, LoraLayer)]
     m = sum(slot.shape.numel() for slot, _ in find_slots(inner, "default", LoraLayer))
     count = config.count(m)
@@ -91,6 +90,14 @@ def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) ->
         notes=_notes(config, count, layers),
         **common,
     )
+
+
+def _stored_numbers(adapted: Any) -> int:
+    """Numbers in a stock adapter's file; some methods store more than they train, VeRA its projections."""
+    if adapted.active_peft_config.is_prompt_learning:
+        return adapted.get_nb_trainable_parameters()[0]
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return sum(tensor.numel() for tensor in state.values())
 
 
 def rank_bound(config: QPAConfig, count: QPACount) -> int:
@@ -133,6 +140,8 @@ def _on_meta(base: nn.Module | PretrainedConfig | str | Path) -> nn.Module:
                 f"no model at '{base}': give a hub id that can be reached, or a local folder with config.json "
                 f"({str(error).splitlines()[0]})"
             ) from error
+    if type(base) not in AutoModelForCausalLM._model_mapping:
+        raise ConfigError(f"{type(base).__name__} is no causal language model; give the model itself to plan for it")
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(base)
 

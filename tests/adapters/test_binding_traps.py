@@ -254,6 +254,40 @@ def test_a_step_in_the_middle_of_accumulation_flushes_and_warns(accelerator, x):
     assert not binding.has_deferred
 
 
+def test_an_abandoned_window_does_not_leak_into_the_next(accelerator, x):
+    """Training stopped in the middle of accumulation and began again, which clears the gradients first."""
+    host, generator, binding = bound()
+    with accelerator.accumulate(generator):
+        accelerator.backward(loss_of(host, binding, x))
+    assert generator.angles.grad is not None  # zeros, so that a clipping loop sees a gradient
+    generator.zero_grad()
+    GradientState._reset_state()
+    loss_of(host, binding, x + 1).backward()
+    found = generator.angles.grad.clone()
+    host, generator, binding = bound()
+    loss_of(host, binding, x + 1).backward()
+    torch.testing.assert_close(found, generator.angles.grad, atol=1e-12, rtol=0)
+
+
+def test_values_written_in_the_middle_of_a_window_keep_the_earlier_gradient(accelerator, x):
+    host, generator, binding = bound()
+    start = generator.angles.detach().clone()
+    with accelerator.accumulate(generator):
+        accelerator.backward(loss_of(host, binding, x))
+    with torch.no_grad():
+        generator.angles.add_(0.5)
+    with accelerator.accumulate(generator):
+        accelerator.backward(loss_of(host, binding, x))
+    found = generator.angles.grad.clone()
+    GradientState._reset_state()
+    host, generator, binding = bound()
+    (0.5 * loss_of(host, binding, x)).backward()
+    with torch.no_grad():
+        generator.angles.copy_(start + 0.5)
+    (0.5 * loss_of(host, binding, x)).backward()
+    torch.testing.assert_close(found, generator.angles.grad, atol=1e-12, rtol=0)
+
+
 def test_the_gradient_state_that_deferral_reads_is_where_it_was(accelerator):
     with accelerator.accumulate(nn.Linear(1, 1)):
         assert GradientState._shared_state["sync_gradients"] is False

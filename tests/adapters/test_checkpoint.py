@@ -42,6 +42,7 @@ def edit_config(folder, **changes):
 def test_the_file_holds_the_generator_alone(saved):
     _, model, folder = saved
     tensors = load_file(folder / "adapter_model.safetensors")
+    assert tensors.pop("base_model.qpeft_generator.fingerprint").shape == (32,)
     assert sum(t.numel() for t in tensors.values()) == model.base_model.generators["default"].count.total
     assert all(k.startswith("base_model.qpeft_generator.") and k.endswith(".tau") for k in tensors)
 
@@ -143,6 +144,11 @@ def test_a_full_disk_leaves_the_old_folder(saved, monkeypatch):
         (lambda f: (f / "adapter_config.json").write_text("[]"), "is not the JSON of a PEFT config"),
         (lambda f: edit_config(f, peft_type="QPEFT_TOMORROW"), "unknown peft_type 'QPEFT_TOMORROW'"),
         (lambda f: edit_config(f, format_version=99), "format version 99, newer than the 1"),
+        (lambda f: edit_config(f, mlp_scale=3.0), "another start or with other settings"),
+        (lambda f: edit_config(f, activation="gelu"), "another start or with other settings"),
+        (lambda f: edit_config(f, seed=1, start_hash=None), "another start or with other settings"),
+        (lambda f: edit_config(f, generated=[1, 2]), "the table of generated tensors in"),
+        (lambda f: edit_config(f, format_version="x"), "has format version x"),
         (lambda f: edit_config(f, seed=1), "the start drawn from seed 1 has hash"),
         (lambda f: edit_config(f, n_layers=2), "the start drawn from seed 0 has hash"),
         (lambda f: edit_config(f, target_modules=["q_proj"]), "saved QPA table does not match this model"),
@@ -153,7 +159,8 @@ def test_a_full_disk_leaves_the_old_folder(saved, monkeypatch):
         (lambda f: rewrite(f, lambda t: dict(list(t.items())[1:])), "missing .*it is damaged"),
         (lambda f: rewrite(f, lambda t: {**t, "base_model.qpeft_generator.more": torch.ones(1)}), "unknown .*'more'"),
         (lambda f: rewrite(f, lambda t: {k: v[:-1] if v.dim() > 1 else v for k, v in t.items()}), "has shape"),
-        (lambda f: rewrite(f, lambda t: {k: v * torch.nan for k, v in t.items()}), "contains NaN or Inf"),
+        (lambda f: rewrite(f, lambda t: {k: v * torch.nan if v.dtype.is_floating_point else v for k, v in t.items()}),
+         "contains NaN or Inf"),
         (lambda f: rewrite(f, lambda t: {"foreign": torch.ones(2)}), "missing"),
     ],
 )  # fmt: skip
@@ -175,5 +182,38 @@ def rewrite(folder, change):
 
 def test_another_base_model_is_refused(saved, gpt2):
     _, _, folder = saved
-    with pytest.raises((CheckpointError, qpeft.errors.ConfigError), match=r"does not match|matches no module"):
+    with pytest.raises(CheckpointError, match=r"belongs to another base model|does not match this model"):
         qpeft.load(gpt2, folder)
+
+
+def test_weights_of_another_start_do_not_enter_a_living_adapter(saved, ids, adapters):
+    """Neither by load_adapter nor, as a Trainer resumes, over an adapter built with another seed."""
+    clean, _, folder = saved
+    other = adapters.qpa(clean, seed=1)
+    before = adapters.logits(other, ids)
+    with pytest.raises(CheckpointError, match="another start or with other settings"):
+        other.load_adapter(str(folder), "default")
+    assert torch.equal(adapters.logits(other, ids), before)
+
+
+def test_saving_never_removes_what_is_not_ours(saved, tmp_path):
+    _, model, folder = saved
+    (folder / "thesis.txt").write_text("years")
+    with pytest.raises(qpeft.errors.ConfigError, match=r"holds other files \(thesis\.txt\)"):
+        qpeft.save(model, folder)
+    assert (folder / "thesis.txt").read_text() == "years"
+    with pytest.raises(qpeft.errors.ConfigError, match="is a file"):
+        qpeft.save(model, folder / "thesis.txt")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    qpeft.save(model, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "adapter_config.json").exists()
+
+
+def test_the_users_own_card_stays(saved):
+    _, model, folder = saved
+    assert "loading it needs qpeft" in (folder / "README.md").read_text()
+    (folder / "README.md").write_text("# My own card")
+    model.save_pretrained(folder)
+    assert "My own card" in (folder / "README.md").read_text()

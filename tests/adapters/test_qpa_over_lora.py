@@ -203,3 +203,33 @@ def test_param_groups_hold_every_trainable_tensor_once(llama, adapters):
     torch.optim.AdamW(groups)
     with pytest.raises(ConfigError, match="no trainable parameter"):
         qpeft.param_groups(model.requires_grad_(False), lr=1e-3)
+
+
+def test_a_failed_attempt_leaves_the_base_as_it_was(llama, ids, adapters):
+    names = [n for n, _ in llama.named_modules()]
+    before = adapters.logits(llama, ids)
+    with pytest.raises(ConfigError, match="too small"):
+        adapters.qpa(llama, budget=10, chunk_size=None)
+    assert [n for n, _ in llama.named_modules()] == names
+    assert all(p.requires_grad for p in llama.parameters())
+    assert not llama._forward_pre_hooks
+    model = adapters.qpa(llama, target_modules=["k_proj"])
+    assert torch.equal(adapters.logits(model, ids), before)
+    with pytest.raises(ConfigError, match="too small"):
+        model.add_adapter("more", qpeft.QPAConfig(r=2, target_modules=["q_proj"], budget=1))
+    assert list(model.base_model.generators) == ["default"]
+
+
+def test_a_classifier_takes_the_modules_that_peft_saves_by_itself(llama, ids, adapters):
+    from transformers import LlamaForSequenceClassification
+
+    llama.config.pad_token_id, llama.config.num_labels = 0, 3
+    model = adapters.qpa(LlamaForSequenceClassification(llama.config), task_type="SEQ_CLS")
+    assert model(input_ids=ids, labels=torch.tensor([0, 1, 2])).loss.requires_grad
+    assert any("score" in n and p.requires_grad for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("pattern", [{"target_modules": "("}, {"rank_pattern": {"(": 2}}])
+def test_a_broken_pattern_is_named(llama, adapters, pattern):
+    with pytest.raises(ConfigError, match="is no regular expression"):
+        adapters.qpa(llama, **pattern)

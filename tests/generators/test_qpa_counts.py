@@ -125,6 +125,8 @@ def test_qubits_number_the_chunks(chunks):
         ({"vector_order": "x"}, "unknown vector_order 'x'; choose one of peft, official"),
         ({"max_qubits": 0}, "max_qubits must be a positive integer, got 0"),
         ({"angle_scale": -1.0}, "angle_scale must be a positive number, got -1.0"),
+        ({"angle_scale": "a"}, "angle_scale must be a positive number, got a"),
+        ({"seed": True}, "seed must be a whole number from 0, got True"),
         ({"seed": -1}, "seed must be a whole number from 0, got -1"),
     ],
 )
@@ -148,6 +150,7 @@ def test_the_official_preset():
     config = QPAGeneratorConfig.official()
     assert (config.activation, config.feature_map, config.init_mode) == ("identity", "squash", "raw")
     assert config.center_output
+    assert (config.angle_scale, config.mlp_scale) == (1.0, 1.0)
     assert config.vector_order == "official"
     assert config.count(204_100).total == 106_264
     assert QPAGeneratorConfig.official(budget=51_025).chunk_size is None

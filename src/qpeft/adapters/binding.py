@@ -78,8 +78,11 @@ class Binding:
         """Evaluate the generator if its parameters changed, and put the tensors in place for the next forward."""
         parameters = list(self.generator.parameters())
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if self._deferred is not None and all(p.grad is None for p in parameters):
+            self._deferred = None  # the gradients were cleared: an interrupted window must not leak into the next
         with torch.inference_mode(False), torch.set_grad_enabled(trains):
             if self._stale(parameters, trains):
+                self.flush()  # through the graph of the values it belongs to
                 self._evaluate(parameters)
             elif self._placed and not trains:
                 return
@@ -88,6 +91,12 @@ class Binding:
             flat = _Boundary.apply(self, (self._flat,), *parameters) if trains else self._flat.detach()
             self._place(flat)
             self._placed = not trains
+
+    def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Take part in `model.to(...)`: the tensors get the dtype that stock parameters would."""
+        for slot in self.slots:
+            slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
+        self._placed = False
 
     def invalidate(self) -> None:
         """Forget the evaluation; needed only after writing parameters through `.data` on an accelerator."""
@@ -181,11 +190,11 @@ class _Boundary(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         binding: Binding = ctx.binding
-        nothing = (None,) * (2 + len(ctx.parameters))
         if _more_micro_batches():
             deferred = binding._deferred
             binding._deferred = gradient.clone() if deferred is None else deferred.add_(gradient)
-            return nothing
+            # zeros and not None: whether `grad` is still there tells if the window was abandoned
+            return (None, None, *(torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters))
         if binding._deferred is not None:
             gradient, binding._deferred = gradient + binding._deferred, None
         ctx.runs += 1

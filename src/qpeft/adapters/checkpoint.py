@@ -11,7 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from qpeft.errors import CheckpointError
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import replace_folder
 
 CONFIG = "adapter_config.json"
@@ -19,8 +19,22 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def save(model: PeftModel, directory: str | Path) -> None:
-    """`model.save_pretrained`, atomically: the folder holds the old adapter or the new one, never half."""
-    with replace_folder(Path(directory)) as folder:
+    """`model.save_pretrained`, whole or not at all; an earlier adapter in the folder is replaced.
+
+    Raises:
+        ConfigError: the folder holds other files, which would be lost.
+    """
+    target = Path(directory).resolve()
+    names = [CONFIG, WEIGHTS, "README.md", *model.peft_config]
+    others = sorted(p.name for p in target.iterdir() if p.name not in names) if target.is_dir() else []
+    if others or target.is_file():
+        raise ConfigError(
+            f"{target} is a file; give a folder"
+            if target.is_file()
+            else f"{target} holds other files ({', '.join(others[:3])}), which would be lost; give another folder, "
+            "or use model.save_pretrained"
+        )
+    with replace_folder(target) as folder:
         model.save_pretrained(str(folder), save_embedding_layers=False)
 
 

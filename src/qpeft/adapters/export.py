@@ -142,20 +142,25 @@ def _verify(model: Any, adapter_name: str, folder: Path, probe: Mapping[str, Ten
     """Largest difference of logits between the live model and the folder under stock PEFT."""
     if any(p.is_meta for p in model.parameters()):
         return None
-    stock = PeftModel.from_pretrained(_base_sharing_weights(model), str(folder))
+    halves = any(slot.dtype in (torch.float16, torch.bfloat16) for slot in model.base_model.binding(adapter_name).slots)
+    stock = PeftModel.from_pretrained(_base_sharing_weights(model), str(folder), autocast_adapter_dtype=not halves)
     inputs = dict(probe) if probe is not None else _token_probe(model)
     with _only(model, adapter_name), torch.no_grad():
-        live, reloaded = model(**inputs).logits, stock.eval()(**inputs).logits
+        live, reloaded = _scores(model(**inputs)), _scores(stock.eval()(**inputs))
     difference = (live.float() - reloaded.float()).abs().max().item()
-    tolerance = FLOAT32_TOLERANCE
-    if live.dtype != torch.float32:
-        tolerance = torch.finfo(live.dtype).eps * max(1.0, live.float().abs().max().item())
+    rounding = 0.0 if live.dtype == torch.float32 else torch.finfo(live.dtype).eps * live.abs().max().item()
+    tolerance = max(FLOAT32_TOLERANCE, rounding)
     if not difference <= tolerance:
         raise VerificationError(
             f"the exported adapter's logits differ from the live model's by {difference:.3g}, more than "
             f"{tolerance:.1g}; nothing was written. Is the base model in a state that stock PEFT cannot rebuild?"
         )
     return difference
+
+
+def _scores(output: Any) -> Tensor:
+    """The logits, or the first output of a model without a head."""
+    return output.logits if hasattr(output, "logits") else output[0]
 
 
 def _base_sharing_weights(model: Any) -> nn.Module:

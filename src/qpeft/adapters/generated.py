@@ -45,11 +45,26 @@ class GeneratedMixin(_Tuner):
             setattr(self, self.container, nn.ModuleDict())
             self._bindings = {}
             self._refresh_handle = self.model.register_forward_pre_hook(self._before_forward)
+        trained = [p for p in model.parameters() if p.requires_grad]
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        binding = self._make_binding(adapter_name)
+        try:
+            binding = self._make_binding(adapter_name)
+        except BaseException:
+            self._undo_injection(adapter_name)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            raise
         self.generators[adapter_name] = binding.generator
         self._bindings[adapter_name] = binding
         self._train_active_only()
+
+    def _undo_injection(self, adapter_name: str) -> None:
+        """Leave the base model as if the adapter had never been asked for."""
+        if self._bindings:
+            super().delete_adapter(adapter_name)
+        else:
+            self._refresh_handle.remove()
+            super()._unload_and_optionally_merge(merge=False)
 
     @property
     def generators(self) -> nn.ModuleDict:
@@ -122,6 +137,12 @@ class GeneratedMixin(_Tuner):
             for feature, backend in zip(features, backends, strict=True):
                 feature.backend = backend
             self.invalidate()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        result = super()._apply(fn, recurse)
+        for binding in self._bindings.values():
+            binding.follow(fn)
+        return result
 
     # -- merging and leaving
 
@@ -217,6 +238,11 @@ def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
             raise CheckpointError(
                 f"the checkpoint's {name} has shape {list(found[name].shape)}, expected {list(value.shape)}; "
                 "it was written with other settings or for another model"
+            )
+        if name == "fingerprint" and not torch.equal(found[name].cpu(), value.cpu()):
+            raise CheckpointError(
+                "the checkpoint was trained from another start or with other settings (seed, scales, activation, ...); "
+                "build the adapter with the settings in its adapter_config.json, or load it with qpeft.load"
             )
         if not torch.isfinite(found[name]).all():
             raise CheckpointError(f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint")

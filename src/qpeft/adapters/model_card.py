@@ -9,6 +9,9 @@ from typing import Any
 
 from qpeft.files import write_text
 
+_COMPACT = "Compact QPA adapter: loading it needs qpeft"
+_PEFT_TEMPLATE = "# Model Card for Model ID"
+
 
 def load_lines(base: str, folder: str, *, needs_qpeft: bool) -> str:
     """The lines of Python that load an adapter folder on its base, in the float32 that it was trained beside."""
@@ -24,13 +27,16 @@ def load_lines(base: str, folder: str, *, needs_qpeft: bool) -> str:
 
 
 def write_compact_card(folder: Path, config: Mapping[str, Any]) -> None:
-    """Describe a compact folder, in the place of the card that PEFT wrote."""
+    """Describe a compact folder, in the place of the empty card that PEFT wrote; a card of the user's own stays."""
+    card = folder / "README.md"
+    if card.exists() and not any(mark in card.read_text(encoding="utf-8") for mark in (_COMPACT, _PEFT_TEMPLATE)):
+        return
     base = config.get("base_model_name_or_path") or "BASE_MODEL"
     numbers = sum(_size(shape) for _, shape in config.get("generated") or [])
     write_text(
-        folder / "README.md",
+        card,
         _front_matter(base)
-        + f"""# Compact QPA adapter: loading it needs qpeft
+        + f"""# {_COMPACT}
 
 This folder holds the *generator* of a LoRA adapter (circuit angles and a small MLP), not the adapter itself.
 The generator writes {numbers:,} adapter numbers in {len(config.get("generated") or [])} tensors.

@@ -70,7 +70,7 @@ class QPAConfig(QPAGeneratorConfig, LoraConfig):
         LoraConfig.__post_init__(self)
         QPAGeneratorConfig.__post_init__(self)
         self.peft_type = QPA  # type: ignore[assignment]
-        if self.format_version > FORMAT_VERSION:
+        if not isinstance(self.format_version, int) or self.format_version > FORMAT_VERSION:
             raise CheckpointError(
                 f"this adapter has format version {self.format_version}, newer than the {FORMAT_VERSION} that this "
                 "qpeft reads; install a newer qpeft"
@@ -100,8 +100,16 @@ class QPAModel(GeneratedMixin, LoraModel):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again: what binding records in it belongs to this adapter alone
         self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
-        check_target_modules(model, self.peft_config[adapter_name])
+        self._check_targets(model, self.peft_config[adapter_name])
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _check_targets(self, model: nn.Module, config: Any) -> None:
+        try:
+            check_target_modules(model, config)
+        except ConfigError as error:
+            if config.generated is None:
+                raise
+            raise CheckpointError(f"this adapter belongs to another base model: {error}") from error
 
     def _make_binding(self, adapter_name: str) -> Binding:
         config = self.peft_config[adapter_name]
@@ -146,7 +154,10 @@ def _in_order(found: list[tuple[Slot, Any]], config: QPAConfig) -> list[tuple[Sl
 
 def _as_saved(found: list[tuple[Slot, Any]], saved: list[Any]) -> list[tuple[Slot, Any]]:
     here = {slot.label: (slot, layer) for slot, layer in found}
-    shapes = {label: tuple(shape) for label, shape in saved}
+    try:
+        shapes = {label: tuple(shape) for label, shape in saved}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError("the table of generated tensors in adapter_config.json is damaged; restore it") from error
     for label in [*shapes, *here]:
         expected = tuple(here[label][0].shape) if label in here else "no such tensor"
         if shapes.get(label, "no such tensor") != expected:

@@ -19,17 +19,30 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
         ConfigError: a name matches no module of `model`; the message shows the nearest names.
     """
     names = [name for name, _ in model.named_modules() if name]
+    try:
+        _check(config, names)
+    except re.error as error:
+        raise ConfigError(f"'{error.pattern}' is no regular expression: {error.msg}") from error
+
+
+def _check(config: PeftConfig, names: list[str]) -> None:
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str):
         if targets != "all-linear" and not any(re.fullmatch(targets, name) for name in names):
             raise ConfigError(f"target_modules pattern '{targets}' matches no module; {_available(names)}")
     else:
         _check_names("target_modules", targets or (), names)
-    _check_names("modules_to_save", getattr(config, "modules_to_save", None) or (), names)
+    _check_names("modules_to_save", _wanted_to_save(config), names)
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field, None) or {}:
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
                 raise ConfigError(f"{field} key '{pattern}' matches no module; {_nearest(pattern, names)}")
+
+
+def _wanted_to_save(config: PeftConfig) -> set[str]:
+    """Without the names that PEFT itself adds for classifiers, whether or not the model has them."""
+    wanted: set[str] = set(getattr(config, "modules_to_save", None) or ())
+    return wanted - {"classifier", "score"} if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else wanted
 
 
 def _check_names(field: str, wanted: Iterable[str], names: list[str]) -> None:

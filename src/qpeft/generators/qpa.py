@@ -13,15 +13,19 @@ exactly where the stock adapter would.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict, fields
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpeft.generators.budget import QPACount
 from qpeft.generators.features import make_feature
 from qpeft.generators.folded import Folded
 from qpeft.generators.seeded_start import SeededStart
@@ -59,6 +63,7 @@ class QPAGenerator(nn.Module):
 
     bits: Tensor
     initial: Tensor
+    fingerprint: Tensor
 
     def __init__(self, config: QPAGeneratorConfig, initial: Tensor, start: SeededStart) -> None:
         super().__init__()
@@ -79,6 +84,8 @@ class QPAGenerator(nn.Module):
         )
         self.register_buffer("bits", _bits(count.n_chunks, count.n_qubits), persistent=False)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=False)
+        # saved beside tau, so that tau is never read with another start or other settings
+        self.register_buffer("fingerprint", _fingerprint(config, count, start))
         self._reference: Tensor | None = None  # G_ref, computed where the first generation happens
 
     def forward(self) -> Tensor:
@@ -118,6 +125,14 @@ class QPAGenerator(nn.Module):
 
         self._reference = None
         return super()._apply(move, recurse)
+
+
+def _fingerprint(config: QPAGeneratorConfig, count: QPACount, start: SeededStart) -> Tensor:
+    """SHA-256 of all that turns tau into numbers: the integers drawn and the settings, uint8 (32,)."""
+    names = sorted({f.name for f in fields(QPAGeneratorConfig)} - {"budget", "chunk_size", "hidden", "max_qubits"})
+    settings = {name: getattr(config, name) for name in names}
+    text = json.dumps([start.hexdigest(), asdict(count), settings], sort_keys=True)
+    return torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
 
 
 def _bits(n_chunks: int, n_qubits: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -95,7 +96,7 @@ class QPAGeneratorConfig:
 
     def __post_init__(self) -> None:
         if self.hidden is not None:
-            self.hidden = tuple(self.hidden)
+            self.hidden = tuple(self.hidden) if isinstance(self.hidden, Iterable) else (self.hidden,)
         self.check()
 
     @classmethod
@@ -107,6 +108,8 @@ class QPAGeneratorConfig:
             "init_mode": "raw",
             "center_output": True,
             "vector_order": "official",
+            "angle_scale": 1.0,
+            "mlp_scale": 1.0,
         }
         if "budget" not in settings:
             preset["chunk_size"] = 2048
@@ -133,9 +136,9 @@ class QPAGeneratorConfig:
                 f"budget must be a positive whole number (a count) or a fraction between 0 and 1, got {self.budget}"
             )
         for name in ("output_scale", "angle_scale", "mlp_scale"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+            if not _is_positive(getattr(self, name)):
                 raise ConfigError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not (isinstance(self.seed, int) and self.seed >= 0):
+        if not (self.seed == 0 or _is_count(self.seed)) or isinstance(self.seed, bool):
             raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
 
     def count(self, m: int) -> QPACount:
@@ -168,7 +171,9 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
 def _is_budget(value: object) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return False
-    return 0 < value < 1 or (value >= 1 and value == int(value))
+    return _is_positive(value) and (value < 1 or value == int(value))  # type: ignore[operator]
