@@ -23,9 +23,8 @@ def test_a_folder_is_replaced_when_its_successor_is_complete(old):
 
 
 def test_an_error_while_filling_leaves_the_old_folder(old):
-    with pytest.raises(RuntimeError), replace_folder(old) as new:
-        (new / "adapter").write_text("half")
-        raise RuntimeError
+    with pytest.raises(FileNotFoundError), replace_folder(old) as new:
+        (new / "adapter").write_text((new / "missing").read_text())
     assert (old / "adapter").read_text() == "old"
     assert list(old.parent.iterdir()) == [old]
 
