@@ -92,7 +92,8 @@ How it was made and verified (`qpeft.json`):
 
 
 def _front_matter(base: str) -> str:
-    return f"---\nbase_model: {base}\nlibrary_name: peft\ntags:\n- lora\n- qpeft\n---\n\n"
+    named = "" if Path(base).exists() else f"base_model: {base}\n"  # a hub knows no folder of this machine
+    return f"---\n{named}library_name: peft\ntags:\n- lora\n- qpeft\n---\n\n"
 
 
 def _size(shape: list[int]) -> int:
