@@ -299,7 +299,37 @@ def test_foreign_folders_are_refused(settings, tmp_path):
         train(settings("file"))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1'])
+@pytest.mark.parametrize("out", ["file/run", "file/deep/run", "x" * 300, "/proc/qpeft/run"])
+def test_a_place_where_no_folder_can_be_is_refused_before_anything_is_loaded(settings, tmp_path, out):
+    (tmp_path / "file").write_text("")
+    progress = Recorder()
+    with pytest.raises(ConfigError, match=r"cannot be a run folder: .*; name another place"):
+        train(settings(out), progress)
+    assert progress.told == []
+
+
+def test_a_folder_in_use_is_refused(settings):
+    fcntl = pytest.importorskip("fcntl")
+    out = Path(settings().out)
+    out.mkdir()
+    with (out / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process is training in"):
+            train(settings())
+    assert [path.name for path in out.iterdir()] == [".lock"]
+    train(settings(steps=1))
+    assert not (out / ".lock").exists()
+
+
+def test_an_error_of_input_is_one_of_training_once_training_has_begun(settings):
+    def refuse(_step):
+        raise ConfigError("circuit angles contain NaN")
+
+    with pytest.raises(TrainingError, match="the run cannot go on: circuit angles contain NaN"):
+        train(settings(), Recorder(refuse))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1', '{"format": 1}', '{"format": 1, "settings": {}}'])
 def test_a_damaged_config_is_refused(settings, tmp_path, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(content)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qpeft.errors import ConfigError
 from qpeft.training import TrainSettings, train
 from qpeft.training.checkpoints import last_whole
 from qpeft.training.metrics_log import read_rows
@@ -57,6 +58,9 @@ def test_a_process_killed_by_the_system_resumes_bit_for_bit(tiny_model, text_fil
 
     process = start(settings("killed"))
     wait_for_step(process, tmp_path / "killed" / "metrics.jsonl", 10)
+    process.send_signal(signal.SIGSTOP)
+    with pytest.raises(ConfigError, match="another process is training in"):
+        train(settings("killed"))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert last_whole(tmp_path / "killed" / "checkpoints") is not None

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from qpeft.errors import CheckpointError, ConfigError, TrainingError
+from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.files import is_disk_full
 from qpeft.training import outputs
 from qpeft.training.blocks import collate
@@ -22,6 +22,7 @@ from qpeft.training.progress import Progress, Silent
 from qpeft.training.result import TrainResult, read_result, write_result
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
+from qpeft.training.sole_user import sole_user
 
 
 def train(settings: TrainSettings, progress: Progress | None = None) -> TrainResult:
@@ -31,7 +32,8 @@ def train(settings: TrainSettings, progress: Progress | None = None) -> TrainRes
 
     Raises:
         InputError: something in the settings, the data, the base or the folder is not usable; nothing was done.
-        TrainingError: a loss is not finite, or the disk is full; earlier checkpoints are intact.
+        TrainingError: a loss is not finite, the disk is full, or what has been trained cannot be used; earlier
+            checkpoints are intact.
         KeyboardInterrupt: stopped by Ctrl-C, after saving the step in progress.
     """
     settings.check()
@@ -40,22 +42,27 @@ def train(settings: TrainSettings, progress: Progress | None = None) -> TrainRes
     folder.check(settings)
     if (finished := read_result(folder.result)) is not None:
         return finished
-    ready = prepare(settings, progress)
-    folder.claim(settings, ready.identity)
-    try:
-        return _finish(settings, ready, folder, progress, _fit(settings, ready, folder, progress))
-    except Exception as error:
-        remove_broken(folder.checkpoints)
-        _explain_full_disk(error, folder)
-        raise
+    with sole_user(folder.path):
+        ready = prepare(settings, progress)
+        folder.claim(settings, ready.identity)
+        timing = Timing()
+        try:
+            _fit(settings, ready, folder, progress, timing)
+            return _finish(settings, ready, folder, progress, timing)
+        except Exception as error:
+            remove_broken(folder.checkpoints)
+            _explain_full_disk(error, folder)
+            if timing.has_begun and isinstance(error, InputError):  # refused too late to be called bad input
+                raise TrainingError(f"the run cannot go on: {error}") from error
+            raise
 
 
-def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: Progress) -> Timing:
+def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: Progress, timing: Timing) -> None:
     """Train what is left; `ready.model` is changed in place."""
     remove_broken(folder.checkpoints)
     checkpoint = last_whole(folder.checkpoints)
     log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))
-    every, timing = settings.intervals(), Timing()
+    every = settings.intervals()
     with StopRequest(partial(progress.on_stage, "Stopping after this step; Ctrl-C again stops at once")) as stop:
         trainer = _trainer(settings, ready, folder)
         evaluate = partial(evaluate_language_model, ready.model, ready.blocks.evaluation, settings.batch_size)
@@ -71,7 +78,6 @@ def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: 
             raise
     if (done := trainer.state.global_step) < settings.steps:
         raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to go on.")
-    return timing
 
 
 def _trainer(settings: TrainSettings, ready: Prepared, folder: RunFolder) -> Trainer:

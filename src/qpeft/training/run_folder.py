@@ -22,6 +22,7 @@ from typing import Any
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import write_json
 from qpeft.training.settings import TrainSettings
+from qpeft.training.sole_user import usable
 
 _FORMAT = 1
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -43,11 +44,13 @@ class RunFolder:
 
     def check(self, settings: TrainSettings) -> None:
         """Refuse a folder that is not a run's, or is another run's. Raises ConfigError or CheckpointError."""
-        if self.path.exists() and not self.path.is_dir():
+        with usable(self.path):
+            is_there, is_folder = self.path.exists(), self.path.is_dir()
+        if is_there and not is_folder:
             raise ConfigError(f"{self.path} is a file; name a folder for the run")
         if self.config.exists():
             self._check_same("settings", _as_json(settings))
-        elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+        elif is_folder and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise ConfigError(f"{self.path} is not empty and not a run folder; name another folder")
 
     def claim(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
@@ -91,13 +94,19 @@ class RunFolder:
             record = json.loads(self.config.read_text(encoding="utf-8"))
             found = record["format"]
         except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{self.config} is damaged ({error}); name another folder for the run") from error
+            raise CheckpointError(self._damaged(str(error))) from error
         if found != _FORMAT:
             raise CheckpointError(
                 f"{self.config} has format {found}, this qpeft reads {_FORMAT}; name another folder, or use the "
                 "qpeft that began the run"
             )
+        for part in ("settings", "identity"):
+            if not isinstance(record.get(part), dict):
+                raise CheckpointError(self._damaged(f"it has no {part}"))
         return record
+
+    def _damaged(self, how: str) -> str:
+        return f"{self.config} is damaged ({how}); name another folder for the run"
 
 
 def _as_json(settings: TrainSettings) -> dict[str, Any]:

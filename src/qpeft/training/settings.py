@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from math import inf
+from math import isfinite
 from typing import Any, NamedTuple
 
 from qpeft.errors import ConfigError
@@ -14,7 +14,8 @@ TASKS = ("causal-lm",)
 DTYPES = ("float32", "bfloat16")
 
 _AT_LEAST_ONE = ("steps", "batch_size", "gradient_accumulation_steps", "eval_every", "save_every", "log_every")
-_NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "eval_blocks", "seed")
+_NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "eval_blocks")
+_HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
 
 def _help(text: str, **metadata: Any) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class TrainSettings:
     def check(self) -> None:
         """Raise ConfigError for what cannot work."""
         self._check_choices()
+        self._check_finite()
         self._check_ranges()
         if self.method == "full" and self.dtype != "float32":
             raise ConfigError(
@@ -118,6 +120,11 @@ class TrainSettings:
             if choices and value not in choices:
                 raise ConfigError(unknown(known.name, value, choices))
 
+    def _check_finite(self) -> None:
+        for name, value in {**vars(self), **self.method_settings}.items():
+            if isinstance(value, float) and not isfinite(value):
+                raise ConfigError(f"{name} must be a finite number, got {value}")
+
     def _check_ranges(self) -> None:
         for name in _AT_LEAST_ONE:
             value = getattr(self, name)
@@ -128,7 +135,9 @@ class TrainSettings:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.seq_len is not None and self.seq_len < 2:
             raise ConfigError(f"seq_len must be at least 2 (a token and its target), got {self.seq_len}")
-        if not 0 < self.lr < inf:
+        if not 0 <= self.seed <= _HIGHEST_SEED:
+            raise ConfigError(f"seed must be from 0 to {_HIGHEST_SEED}, got {self.seed}")
+        if self.lr <= 0:
             raise ConfigError(f"lr must be a number above 0, got {self.lr}")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
