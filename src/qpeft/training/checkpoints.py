@@ -1,7 +1,7 @@
 """Checkpoints that count only when they are whole.
 
-The Trainer writes `checkpoint-STEP` file by file. A marker inside, written last, makes it count; a folder without
-one is what a kill or a full disk left, and is removed.
+The Trainer writes `checkpoint-STEP` file by file. A marker inside, written last, names them and makes it count; a
+folder without it, or without a file that it names, is what a kill or a full disk left, and is removed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def step_of(checkpoint: Path) -> int:
 
 def seal(checkpoint: Path) -> None:
     """Declare a checkpoint whole, with all its files on the disk; then remove all but the last two."""
-    for file in checkpoint.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-    write_text(checkpoint / _MARKER, "")
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    for file in files:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    write_text(checkpoint / _MARKER, "".join(f"{file.relative_to(checkpoint).as_posix()}\n" for file in files))
     for old in _all(checkpoint.parent)[:-KEPT]:
         (old / _MARKER).unlink(missing_ok=True)  # first: a kill in between must not leave half a checkpoint marked
         shutil.rmtree(old)
@@ -42,15 +42,20 @@ def seal(checkpoint: Path) -> None:
 
 def last_whole(folder: Path) -> Path | None:
     """The newest checkpoint that counts."""
-    whole = [checkpoint for checkpoint in _all(folder) if (checkpoint / _MARKER).exists()]
+    whole = [checkpoint for checkpoint in _all(folder) if _is_whole(checkpoint)]
     return whole[-1] if whole else None
 
 
 def remove_broken(folder: Path) -> None:
     """Remove every checkpoint that does not count."""
     for checkpoint in _all(folder):
-        if not (checkpoint / _MARKER).exists():
+        if not _is_whole(checkpoint):
             shutil.rmtree(checkpoint)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    marker = checkpoint / _MARKER
+    return marker.exists() and all((checkpoint / name).is_file() for name in marker.read_text().splitlines())
 
 
 def _all(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from qpeft.errors import CheckpointError
 from qpeft.files import write_text
 from qpeft.training.metrics import LanguageModelScore
 
@@ -19,8 +20,11 @@ class MetricsLog:
     """
 
     def __init__(self, path: Path, step: int | None):
-        """Keep the rows up to `step`, none without a step; a line cut off by a kill goes too."""
-        kept = [row for row in read_rows(path) if step is not None and row["step"] <= step]
+        """Keep the rows up to `step`, none without a step; a line cut off by a kill goes too.
+
+        Raises CheckpointError if a row up to `step` is damaged, or if the first is not that of step 0.
+        """
+        kept = [] if step is None else _rows_up_to(step, path)
         write_text(path, "".join(map(_line, kept)))
         self._path = path
         self._began = time.monotonic() - (kept[-1]["seconds"] if kept else 0.0)
@@ -37,12 +41,9 @@ class MetricsLog:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics.jsonl; none if there is no file."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+    """All whole rows of a metrics.jsonl; none if there is no file. Raises CheckpointError for a damaged one."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
 
 
 def read_scores(path: Path) -> list[LanguageModelScore]:
@@ -54,6 +55,33 @@ def read_scores(path: Path) -> list[LanguageModelScore]:
 def read_seconds(path: Path) -> float:
     """The time of the last row."""
     return read_rows(path)[-1]["seconds"]
+
+
+def _rows_up_to(step: int, path: Path) -> list[dict[str, Any]]:
+    try:
+        kept = [row for row in read_rows(path) if row["step"] <= step and row["seconds"] >= 0]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(_damaged(path, f"a row lacks step or seconds: {error}")) from error
+    if not kept or kept[0]["step"] != 0:
+        raise CheckpointError(_damaged(path, "its first rows are missing"))
+    return kept
+
+
+def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise CheckpointError(_damaged(path, f"line {number}: {error}")) from error
+    if not isinstance(row, dict):
+        raise CheckpointError(_damaged(path, f"line {number} is no object"))
+    return row
+
+
+def _damaged(path: Path, how: str) -> str:
+    return (
+        f"{path} is damaged ({how}). Name another folder for the run, or delete {path.parent / 'checkpoints'}, "
+        "and the same command begins anew"
+    )
 
 
 def _line(row: dict[str, Any]) -> str:

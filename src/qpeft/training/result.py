@@ -61,7 +61,7 @@ def read_result(path: Path) -> TrainResult | None:
         stored = json.loads(path.read_text(encoding="utf-8"))
         scores = {name: LanguageModelScore(**stored.pop(name)) for name in ("before", "after")}
         return TrainResult(out=path.parent, already_finished=True, **scores, **stored)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); delete it, and the same command writes it again"
         ) from error
