@@ -12,10 +12,14 @@ from qpeft.errors import CheckpointError, InputError
 
 CONFIG = "adapter_config.json"
 
-ModelOption = Annotated[str, typer.Option(metavar="ID|PATH", help="Base model: a hub id or a folder.")]
+EMBEDDED = "embedded"
+
+ModelOption = Annotated[
+    str, typer.Option(metavar="ID|PATH", help="Base model: a hub id, a folder, or embedded: the one inside qpeft.")
+]
 OptionalModel = Annotated[
     str | None,
-    typer.Option(metavar="ID|PATH", help="Base model: a hub id or a folder. Default: what the adapter names."),
+    typer.Option(metavar="ID|PATH", help="Base model, as for train. Default: what the adapter names."),
 ]
 
 
@@ -46,6 +50,13 @@ def adapter_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config; restore it") from error
 
 
+def base_model(name: str) -> str:
+    """`name` as transformers understands it: `embedded` is the folder of the base model that comes with qpeft."""
+    from qpeft.demo import base_path
+
+    return str(base_path()) if name == EMBEDDED else name
+
+
 def base_of(folder: Path, given: str | None) -> str:
     """The base model: as given, or as the adapter names it.
 
@@ -55,4 +66,4 @@ def base_of(folder: Path, given: str | None) -> str:
     named = given or adapter_config(folder).get("base_model_name_or_path")
     if not named:
         raise InputError(f"{folder / CONFIG} names no base model; give it with --model")
-    return str(named)
+    return base_model(str(named))

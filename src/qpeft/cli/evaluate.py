@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import OptionalModel, adapter_config, base_of, find_adapter
+from qpeft.cli.adapters import OptionalModel, adapter_config, base_model, base_of, find_adapter
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, stderr, table
 from qpeft.cli.options import Fields
@@ -49,14 +49,20 @@ def evaluate(
       qpeft evaluate --adapter run --data text.txt
     """
     folder = None if adapter is None else find_adapter(adapter)
-    base_name = model if folder is None else base_of(folder, model)
-    if base_name is None:
-        raise InputError("nothing to score with; give --model, --adapter, or both")
+    base_name = _base_name(model, folder)
     settings = TrainSettings(model=base_name, data=data, out="", **run)
     settings.check()
     scores = _scores(settings, folder, padded)
     found = {"model": base_name, "adapter": folder, "data": data, **scores}
     return Answer(found, lambda console: _show(console, scores))
+
+
+def _base_name(model: str | None, folder: Path | None) -> str:
+    if folder is not None:
+        return base_of(folder, model)
+    if model is None:
+        raise InputError("nothing to score with; give --model, --adapter, or both")
+    return base_model(model)
 
 
 def _scores(settings: TrainSettings, folder: Path | None, padded: bool) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import OptionalModel, base_of, find_adapter
+from qpeft.cli.adapters import OptionalModel, base_model, base_of, find_adapter
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, say, working
 from qpeft.errors import InputError
@@ -63,7 +63,7 @@ def _base_name(model: str | None, folder: Path | None) -> str:
         return base_of(folder, model)
     if model is None:
         raise InputError("nothing to write with; give --model, --adapter, or both")
-    return model
+    return base_model(model)
 
 
 def _prompt(given: str | None) -> str:

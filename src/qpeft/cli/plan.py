@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from qpeft.cli.adapters import ModelOption
+from qpeft.cli.adapters import ModelOption, base_model
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, facts, remarks, size, working
 from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, method_settings
@@ -32,7 +32,7 @@ def plan(
 
     Examples:
 
-      qpeft plan --model gpt2 --method qpa --r 4 --budget 0.5
+      qpeft plan --model embedded --method qpa --r 4 --budget 0.5
       qpeft plan --model gpt2 --preset official
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
     """
@@ -49,7 +49,7 @@ def _plan(model: str, method: str, settings: dict[str, Any]) -> Plan:
     from qpeft.training.methods import build_config
 
     config = build_config(TrainSettings(model=model, data="", out="", method=method, method_settings=settings))
-    return qpeft.plan(model, config)
+    return qpeft.plan(base_model(model), config)
 
 
 def _show(console: Console, model: str, method: str, found: Plan) -> None:
