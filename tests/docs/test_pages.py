@@ -99,9 +99,9 @@ def test_the_readme_shows_the_demo_as_it_prints():
         }
         for name in ("lora", "qpa")
     }
-    load = shown[shown.index("  from peft") :].split("\n\n")[0]
+    load = shown[shown.index("from peft") :].split("\n\n")[0]
     samples = dict.fromkeys(("base", *runs), "SAMPLE")
-    demo = Demo({"methods": list(runs), "steps": 70}, "", runs, samples, re.sub("^  ", "", load, flags=re.MULTILINE))
+    demo = Demo({"methods": list(runs), "steps": 70}, "", runs, samples, load)
     console = Console(width=80, highlight=False, markup=False, color_system=None)
     with console.capture() as captured:
         _show(console, demo)

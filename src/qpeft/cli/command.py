@@ -71,7 +71,7 @@ def _report(error: BaseException, as_json: bool, debug: bool) -> None:
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     message = failures.explain(error)
-    console.say("Error:", message, style="bold red")
+    console.say("Stopped:" if isinstance(error, KeyboardInterrupt) else "Error:", message, style="bold red")
     if as_json:
         console.print_failure(error, message, failures.exit_code(error))
 

@@ -76,6 +76,12 @@ def say(label: str, message: str, style: str) -> None:
     stderr().print(Text.assemble((label, style), " ", message), soft_wrap=True)
 
 
+def print_code(console: Console, lines: str) -> None:
+    """Lines to copy and paste: not indented and not wrapped."""
+    for line in lines.splitlines():
+        console.print(line, style="cyan", soft_wrap=True)
+
+
 def count(n: int) -> str:
     """`12345` as `12,345`."""
     return f"{n:,}"

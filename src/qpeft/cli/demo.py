@@ -9,7 +9,7 @@ import typer
 
 from qpeft.cli.bar import TrainingBar
 from qpeft.cli.command import command
-from qpeft.cli.console import Answer, count, size, table
+from qpeft.cli.console import Answer, count, print_code, say, size, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,9 @@ def demo(
     names = [name.strip() for name in methods.split(",") if name.strip()]
     run.check_methods(names)
     found = run.finished(out, names, steps)
-    if found is None:
+    if found is not None:
+        say("Note:", f"{out} holds this demo already, here is its result; remove the folder to run it again", "bold")
+    else:
         with TrainingBar(names, steps) as bar:
             found = run.run_demo(out, names, steps, bar.run, bar.say)
     return Answer(found.to_dict(), lambda console: _show(console, found))
@@ -58,13 +60,12 @@ def _show(console: Console, found: Demo) -> None:
     last = list(found.runs.values())[-1]
     console.print(f"Exported adapter: {last['exported']}", style="bold", soft_wrap=True)
     console.print("It loads with plain PEFT, where qpeft was never installed:\n")
-    for line in found.load.splitlines():
-        console.print(f"  {line}", style="cyan", soft_wrap=True)
+    print_code(console, found.load)
     console.print(
-        "\nOne seed and few steps show that it works, not which method is better. Whether the circuit "
-        "contributes anything is a control away (--feature-source none, for which the demo has a name):\n"
+        "\nOne seed and few steps show that it works, not which method is better. To see whether the circuit "
+        "matters, run it without one beside it:\n"
     )
-    console.print("  qpeft demo --methods lora,qpa,qpa-none", style="cyan")
+    print_code(console, "qpeft demo --methods lora,qpa,qpa-none")
 
 
 def _results(found: Demo) -> Table:

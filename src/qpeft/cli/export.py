@@ -9,7 +9,7 @@ import typer
 
 from qpeft.cli.adapters import OptionalModel, adapter_config, base_of, find_adapter
 from qpeft.cli.command import command
-from qpeft.cli.console import Answer, count, size, working
+from qpeft.cli.console import Answer, count, print_code, size, working
 from qpeft.cli.stock_process import stock_logits
 from qpeft.errors import ConfigError, TiedWeightError, VerificationError
 
@@ -36,7 +36,8 @@ def export(
 ) -> Answer:
     """Write an adapter in PEFT's own format, and check it in a process that cannot import qpeft.
 
-    What is written must give the same logits as the adapter in training did, to 1e-6 in float32.
+    What is written must give the same logits as the adapter in training did, to 1e-6 in float32; merged into the
+    weights, which rounds, to 1e-4 of the largest logit.
 
     Examples:
 
@@ -80,7 +81,7 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     with replace_folder(out) as target:
         report = qpeft.export(live, target)
         difference = _check(*_probe(live), base_name, target, ADAPTER_TOLERANCE)
-    load = load_lines(base_name, str(out), needs_qpeft=False)
+    load = load_lines(base_name, str(out.resolve()), needs_qpeft=False)
     written = {"path": str(out), "base": base_name, "max_logit_difference": difference, "load": load}
     return {**report.to_dict(), **written}
 
@@ -100,7 +101,8 @@ def _merged(base_name: str, folder: Path, out: Path, untie: bool) -> dict[str, A
         tolerance = MERGED_TOLERANCE * max(1.0, logits.abs().max().item())
         difference = _check(ids, logits, str(target), None, tolerance)
         n_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
-    load = f"from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained({str(out)!r})"
+    place = repr(str(out.resolve()))
+    load = f"from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained({place})"
     return {"path": str(out), "n_bytes": n_bytes, "max_logit_difference": difference, "load": load}
 
 
@@ -146,5 +148,4 @@ def _show(console: Console, written: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     console.print("It loads without qpeft:\n")
-    for line in written["load"].splitlines():
-        console.print(f"  {line}", style="cyan", soft_wrap=True)
+    print_code(console, written["load"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from qpeft.cli.adapters import base_model
 from qpeft.cli.bar import TrainingBar
 from qpeft.cli.command import command
-from qpeft.cli.console import Answer, count, facts, size
+from qpeft.cli.console import Answer, count, facts, print_code, size
 from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.cli.score import perplexity
@@ -59,8 +59,7 @@ def _show(console: Console, result: TrainResult) -> None:
     from qpeft.adapters.model_card import load_lines
 
     console.print(f"\n{result.exported} loads with plain PEFT:\n", soft_wrap=True)
-    for line in load_lines(result.model, str(result.exported), needs_qpeft=False).splitlines():
-        console.print(f"  {line}", style="cyan", soft_wrap=True)
+    print_code(console, load_lines(result.model, str(result.exported.resolve()), needs_qpeft=False))
 
 
 def _rows(result: TrainResult) -> list[tuple[str, str, str]]:

@@ -102,7 +102,7 @@ def run_demo(
         base=str(base_path()),
         runs={name: result.to_dict() for name, result in results.items()},
         samples=_samples(results),
-        load=load_lines(str(base_path()), str(results[methods[-1]].exported), needs_qpeft=False),
+        load=load_lines(str(base_path()), str(results[methods[-1]].exported.resolve()), needs_qpeft=False),
     )
     write_json(out / "demo.json", demo.to_dict())
     return demo
