@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model at its start, what it is trained and scored on, and what a resumed session must find unchanged."""
+    """A model at its start, what it is trained and scored on, and what a resumed run must find unchanged."""
 
     model: Any
     tokenizer: PreTrainedTokenizerBase

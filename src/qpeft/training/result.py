@@ -26,7 +26,7 @@ class TrainResult:
     deployed: int  # numbers needed at inference beside the base
     stored_bytes: int  # weights file in adapter/
     exported_bytes: int  # weights files in exported/
-    seconds: float  # of all sessions, with scoring and saving
+    seconds: float  # of the whole run, its interruptions left out, with scoring and saving
     seconds_per_step: float | None  # median, forward to optimiser
     data_sha256: str
     already_finished: bool = False
