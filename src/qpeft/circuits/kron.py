@@ -58,7 +58,8 @@ def kron_matrices(angles: Tensor, tables: KronTables) -> list[Tensor]:
     half = angles / 2
     factors = torch.cat([half.cos(), half.sin(), half.new_ones(len(half), 1)], dim=1)  # (L, 2N+1)
     v = factors.index_select(1, tables.factors).view(len(half), tables.k_max, -1).prod(1)  # (L, F)
-    flat = torch.cat([v, -v], dim=1).index_select(1, tables.entries)  # (L, E)
+    # gather: in float64 four times as fast as index_select along the second axis
+    flat = torch.cat([v, -v], dim=1).gather(1, tables.entries.expand(len(half), -1))  # (L, E)
     sizes = [rows * columns for rows, columns in tables.shapes]
     return [part.unflatten(1, shape) for part, shape in zip(flat.split(sizes, 1), tables.shapes, strict=True)]
 

@@ -90,26 +90,22 @@ def _gradient(grad: Tensor, angles: Tensor, psi: Tensor) -> Tensor:
 
 
 class GroupProbabilities(torch.autograd.Function):
-    """angles (L, N) -> probabilities (2**N,), and the state that backward starts from."""
+    """angles (L, N) -> probabilities (2**N,)."""
 
     @staticmethod
-    def forward(angles: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, angles: Tensor) -> Tensor:
         psi = _state(angles)
+        ctx.save_for_backward(angles, psi)
         source, _ = _gathers(angles.shape[1], angles.device)
-        return psi.square().index_select(0, source), psi
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(inputs[0], output[1])
+        return psi.square().index_select(0, source)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         return _gradient(grad, *ctx.saved_tensors)
 
 
 @full_precision
 def group_probabilities(angles: Tensor) -> Tensor:
     """Probabilities (2**N,) for angles (L, N)."""
-    return GroupProbabilities.apply(angles)[0]
+    return GroupProbabilities.apply(angles)
