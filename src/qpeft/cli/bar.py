@@ -74,6 +74,8 @@ class _Run:
     def on_start(self, total: int, done: int) -> None:
         self._bar.say(self._name)
         self._bar.advance(self._before + done, "")
+        if done:
+            self._bar.note(f"{self._name}: going on from step {done}")
 
     def on_step(self, step: int, loss: float) -> None:
         self._bar.say(self._name)

@@ -35,7 +35,7 @@ def train(
 
       qpeft train --model embedded --data numpy-docs --r 4 --lr 2e-3 --steps 70 --seq-len 128 --out run
       qpeft train --model gpt2 --data text.txt --out run
-      qpeft train --model gpt2 --data chats.jsonl --eval-data more.jsonl --method qpa --budget 0.25 --out run
+      qpeft train --model gpt2 --data chats.jsonl --budget 0.25 --out run
       qpeft train --model gpt2 --data Salesforce/wikitext:wikitext-2-raw-v1 --method lora --r 4 --out run
     """
     method = run.get("method", TrainSettings.method)
