@@ -30,6 +30,14 @@ class TiedWeightError(InputError):
     """A merge or export would also change the weight that the target shares."""
 
 
+class UnsupportedTypeError(InputError, TypeError):
+    """A dtype or a kind of module that a method cannot work with."""
+
+
+class CircuitError(QpeftError, RuntimeError):
+    """The present angles give no usable orthogonal matrix: nearly rank deficient, or a series that diverges."""
+
+
 class TrainingError(QpeftError, RuntimeError):
     """Training cannot go on, for example because the loss is not finite."""
 
