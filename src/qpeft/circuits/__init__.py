@@ -1,6 +1,8 @@
 """Quantum circuits as data, and their exact simulation in plain torch."""
 
 from qpeft.circuits.ansatz import Ansatz, Gate, count_angles
+from qpeft.circuits.columns import basis_columns
 from qpeft.circuits.ladder import probabilities
+from qpeft.circuits.two_design import two_design_columns
 
-__all__ = ["Ansatz", "Gate", "count_angles", "probabilities"]
+__all__ = ["Ansatz", "Gate", "basis_columns", "count_angles", "probabilities", "two_design_columns"]

@@ -6,9 +6,9 @@ significant bit of a basis index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from math import prod
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from qpeft.errors import ConfigError
 
 
 class Gate(NamedTuple):
-    """One gate: `ry` on one wire, or `cx` on (control, target).
+    """One gate: `ry` on one wire, `cx` on (control, target), or `cz` on two wires.
 
     `slot` is the index of the gate's angle in the angle tensor (`angles[gate.slot]`), or None.
     """
@@ -29,18 +29,39 @@ class Gate(NamedTuple):
 
 class _Family(NamedTuple):
     angle_shape: Callable[[int, int], tuple[int, ...]]
-    layer: Callable[[int, int], Iterator[Gate]]  # (n_qubits, layer index) -> gates
+    layers: Callable[[int, int], Iterator[Iterable[Gate]]]
 
 
-def _ry_ladder_layer(n_qubits: int, layer: int) -> Iterator[Gate]:
-    for wire in range(n_qubits):
-        yield Gate("ry", (wire,), (layer, wire))
-    for wire in range(n_qubits - 1):
-        yield Gate("cx", (wire, wire + 1))
+def _ry_ladder(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
+    for layer in range(n_layers):
+        turns = [Gate("ry", (wire,), (layer, wire)) for wire in range(n_qubits)]
+        yield turns + [Gate("cx", (wire, wire + 1)) for wire in range(n_qubits - 1)]
+
+
+def two_design_pairs(n_qubits: int, start: int) -> list[tuple[int, int]]:
+    """The wires of step a (start 0) or step b (start 1) of a `two_design` layer: (start, start + 1), ..."""
+    return [(wire, wire + 1) for wire in range(start, n_qubits - 1, 2)]
+
+
+def _two_design(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
+    slots = count()
+    yield [Gate("ry", (wire,), (next(slots),)) for wire in range(n_qubits)]
+    for _ in range(n_layers):
+        gates = []
+        for start in (0, 1):
+            pairs = two_design_pairs(n_qubits, start)
+            gates += [Gate("cz", pair) for pair in pairs]
+            gates += [Gate("ry", (wire,), (next(slots),)) for wire in chain.from_iterable(pairs)]
+        yield gates
+
+
+def _two_design_shape(n_qubits: int, n_layers: int) -> tuple[int]:
+    return (n_qubits + 2 * n_layers * (n_qubits - 1),)
 
 
 _FAMILIES = {
-    "ry_ladder": _Family(angle_shape=lambda n, layers: (layers, n), layer=_ry_ladder_layer),
+    "ry_ladder": _Family(angle_shape=lambda n, layers: (layers, n), layers=_ry_ladder),
+    "two_design": _Family(angle_shape=_two_design_shape, layers=_two_design),
 }
 
 
@@ -50,6 +71,10 @@ class Ansatz:
 
     `ry_ladder` is QPA's circuit: in each layer RY on every wire, then CNOTs 0->1, 1->2, ..., N-2 -> N-1
     (an open ladder); its angles have shape (L, N).
+
+    `two_design` is Quantum-PEFT's circuit, PennyLane's SimplifiedTwoDesign: RY on every wire; then in each layer
+    step a on the pairs (0, 1), (2, 3), ... and step b on (1, 2), (3, 4), ...: CZ on every pair, then RY on both
+    its wires. Its angles have shape ((2L+1) N - 2L,) in the order in which they act.
 
     Raises ConfigError for an unknown name, fewer than one qubit or fewer than one layer.
     """
@@ -67,7 +92,7 @@ class Ansatz:
 
     @property
     def angle_shape(self) -> tuple[int, ...]:
-        """Shape of the angle tensor, for `ry_ladder` (L, N)."""
+        """Shape of the angle tensor, for `ry_ladder` (L, N), for `two_design` ((2L+1) N - 2L,)."""
         return _FAMILIES[self.name].angle_shape(self.n_qubits, self.n_layers)
 
     @property
@@ -76,9 +101,8 @@ class Ansatz:
         return prod(self.angle_shape)
 
     def layers(self) -> Iterator[tuple[Gate, ...]]:
-        """The gates of each layer, in the order in which they act."""
-        for layer in range(self.n_layers):
-            yield tuple(_FAMILIES[self.name].layer(self.n_qubits, layer))
+        """The gates of each layer, in the order in which they act; `two_design` has its first rotations as layer 0."""
+        yield from map(tuple, _FAMILIES[self.name].layers(self.n_qubits, self.n_layers))
 
     def gates(self) -> Iterator[Gate]:
         """Every gate, in the order in which it acts."""
@@ -89,6 +113,20 @@ class Ansatz:
         return draw(self, width)
 
 
-def count_angles(ansatz: str, n_qubits: int, n_layers: int) -> int:
-    """Number of angles of the named ansatz, for example 56 for ("ry_ladder", 7, 8)."""
-    return Ansatz(ansatz, n_qubits, n_layers).n_angles
+def count_angles(ansatz: str, n_qubits: int | None = None, n_layers: int = 1, *, width: int | None = None) -> int:
+    """Number of angles: of a circuit by its qubits, or of a construction for any width by its rows.
+
+    For example 56 for ("ry_ladder", 7, 8), 46 for ("two_design", 10, 2) and 127 for ("qsd", n_layers=2, width=768).
+    Constructions are `auto`, `qsd`, `qsd_full` and `pad`; a `two_design` on no qubits has no angles.
+
+    Raises ConfigError for an unknown name, a size below 1, and for both or neither of n_qubits and width.
+    """
+    if width is not None and n_qubits is None:
+        from qpeft.circuits.orthogonal import count_orthogonal  # which counts circuits with this function
+
+        return count_orthogonal(width, n_layers, ansatz)
+    if n_qubits is None or width is not None:
+        raise ConfigError(f"count '{ansatz}' either by n_qubits or by width, got n_qubits={n_qubits}, width={width}")
+    empty = ansatz == "two_design" and n_qubits == 0  # the 1 x 1 matrix [1]
+    circuit = Ansatz(ansatz, 1 if empty else n_qubits, n_layers)
+    return 0 if empty else circuit.n_angles

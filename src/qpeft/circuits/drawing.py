@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qpeft.circuits.ansatz import Ansatz, Gate
 
-_ENDS = {"cx": "●⊕"}  # symbol on each wire of a gate without a box
+_ENDS = {"cx": "●⊕", "cz": "●●"}  # symbol on each wire of a gate without a box
 
 
 def draw(ansatz: Ansatz, width: int) -> str:

@@ -5,6 +5,8 @@ It is what the fast routes are tested against; use it for nothing larger than a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,17 +24,30 @@ def _cx(psi: Tensor, wires: tuple[int, ...]) -> Tensor:
     return torch.stack([off, on.flip(0)]).movedim((0, 1), wires)
 
 
-_APPLY = {"ry": _ry, "cx": _cx}
+def _cz(psi: Tensor, wires: tuple[int, ...]) -> Tensor:
+    off, on = psi.movedim(wires, (0, 1))
+    return torch.stack([off, torch.stack([on[0], -on[1]])]).movedim((0, 1), wires)
 
 
-def gate_state(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Final real state (2**N,) of `ansatz` with `angles` of shape `ansatz.angle_shape`; differentiable."""
-    psi = angles.new_zeros((2,) * ansatz.n_qubits)  # one axis per wire, wire 0 first
-    psi[(0,) * ansatz.n_qubits] = 1
+_APPLY = {"ry": _ry, "cx": _cx, "cz": _cz}
+
+
+def gate_columns(ansatz: Ansatz, angles: Tensor, columns: Sequence[int]) -> Tensor:
+    """Final real states (2**N, K) from the K basis states `columns`; differentiable.
+
+    `angles` have shape `ansatz.angle_shape`.
+    """
+    psi = torch.eye(2**ansatz.n_qubits, dtype=angles.dtype, device=angles.device)[:, list(columns)]
+    psi = psi.unflatten(0, (2,) * ansatz.n_qubits)  # one axis per wire, wire 0 first
     for gate in ansatz.gates():
         arguments = () if gate.slot is None else (angles[gate.slot],)
         psi = _APPLY[gate.name](psi, gate.wires, *arguments)
-    return psi.reshape(-1)
+    return psi.reshape(2**ansatz.n_qubits, -1)
+
+
+def gate_state(ansatz: Ansatz, angles: Tensor) -> Tensor:
+    """Final real state (2**N,) of `ansatz` started in |0...0>: column 0 of `gate_columns`."""
+    return gate_columns(ansatz, angles, [0]).squeeze(1)
 
 
 def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
