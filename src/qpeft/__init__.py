@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from qpeft.adapters.checkpoint import save as save
     from qpeft.adapters.export import ExportReport as ExportReport
     from qpeft.adapters.export import export as export
+    from qpeft.adapters.fit_frames import fit_frames as fit_frames
     from qpeft.adapters.optimizer import param_groups as param_groups
     from qpeft.adapters.qpa import QPAConfig as QPAConfig
+    from qpeft.adapters.quantum_peft import QuantumPeftConfig as QuantumPeftConfig
     from qpeft.adapters.tied import untie_lm_head as untie_lm_head
     from qpeft.generators.settings import QPAGeneratorConfig as QPAGeneratorConfig
     from qpeft.planning import Plan as Plan
@@ -33,7 +35,9 @@ _HOME = {
     "Plan": "qpeft.planning",
     "QPAConfig": "qpeft.adapters.qpa",
     "QPAGeneratorConfig": "qpeft.generators.settings",
+    "QuantumPeftConfig": "qpeft.adapters.quantum_peft",
     "export": "qpeft.adapters.export",
+    "fit_frames": "qpeft.adapters.fit_frames",
     "load": "qpeft.adapters.checkpoint",
     "param_groups": "qpeft.adapters.optimizer",
     "plan": "qpeft.planning",
@@ -47,9 +51,11 @@ __all__ = [
     "Plan",
     "QPAConfig",
     "QPAGeneratorConfig",
+    "QuantumPeftConfig",
     "__version__",
     "circuits",
     "export",
+    "fit_frames",
     "load",
     "param_groups",
     "plan",

@@ -16,7 +16,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,7 @@ class Slot:
     label: str  # the tensor's name within the base model, without the adapter's
     shape: torch.Size
     dtype: torch.dtype
+    widens: bool = True  # whether a half-precision tensor is placed as float32 in training, as PEFT does for adapters
 
     def put(self, tensor: Tensor) -> None:
         """Set the tensor as a plain attribute: PyTorch's module machinery does not see it."""
@@ -105,7 +106,7 @@ class Binding:
     def widen_half_precision(self) -> None:
         """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for adapters under training."""
         for slot in self.slots:
-            if slot.dtype in (torch.float16, torch.bfloat16):
+            if slot.widens and slot.dtype in (torch.float16, torch.bfloat16):
                 slot.dtype = torch.float32
         self._placed = False
         self.refresh()
@@ -159,7 +160,7 @@ class Binding:
         memo[id(self)] = new
         new.__dict__.update(self.__getstate__())
         new.generator = copy.deepcopy(self.generator, memo)
-        new.slots = [Slot(copy.deepcopy(s.owner, memo), s.name, s.label, s.shape, s.dtype) for s in self.slots]
+        new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
         _live.add(new)
         return new
 

@@ -121,8 +121,8 @@ def _describe(model: Any, adapter_name: str, folder: Path, report: ExportReport)
     config = model.peft_config[adapter_name]
     record = {
         "made_by": f"qpeft {version('qpeft')}",
-        "method": "QPA (arXiv 2410.09846)",
-        **{name: getattr(config, name) for name in ("n_layers", "feature_source", "activation", "seed", "start_hash")},
+        **config.description(),
+        "start_hash": config.start_hash,
         **{k: v for k, v in report.to_dict().items() if k != "path"},
     }
     write_json(folder / RECORD, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qpeft.adapters.binding import Binding, Slot
+from qpeft.adapters.targets import check_target_modules
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
+from qpeft.generators.base import Generator
 from qpeft.generators.features import CircuitFeature
+from qpeft.generators.seeded_start import SeededStart
 
 if TYPE_CHECKING:
     _Tuner = BaseTuner
@@ -26,7 +30,7 @@ class GeneratedMixin(_Tuner):
     """Mixed in before a stock tuner, for example `class QPAModel(GeneratedMixin, LoraModel)`.
 
     The generators sit in `qpeft_generator`, one per adapter, and are the only trainable parameters; the stock
-    layers see plain tensors. A subclass supplies `_make_binding`.
+    layers see plain tensors. A subclass supplies `_build`.
     """
 
     uses_shared_state = True
@@ -34,13 +38,16 @@ class GeneratedMixin(_Tuner):
     _bindings: dict[str, Binding]
     _refresh_handle: RemovableHandle
 
-    def _make_binding(self, adapter_name: str) -> Binding:
-        """Bind a new generator to the adapter just injected."""
+    def _build(self, adapter_name: str, config: Any, start: SeededStart) -> tuple[Generator, list[Slot]]:
+        """A new generator for the adapter just injected, and the tensors that it fills, in its order."""
         raise NotImplementedError
 
     # -- life of an adapter
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # a copy, so that a config can be used again: what binding records in it belongs to this adapter alone
+        self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        self._check_targets(model, self.peft_config[adapter_name])
         if self.container not in self._modules:
             setattr(self, self.container, nn.ModuleDict())
             self._bindings = {}
@@ -57,6 +64,23 @@ class GeneratedMixin(_Tuner):
         self.generators[adapter_name] = binding.generator
         self._bindings[adapter_name] = binding
         self._train_active_only()
+
+    def _check_targets(self, model: nn.Module, config: Any) -> None:
+        try:
+            check_target_modules(model, config)
+        except ConfigError as error:
+            if config.generated is None:
+                raise
+            raise CheckpointError(f"this adapter belongs to another base model: {error}") from error
+
+    def _make_binding(self, adapter_name: str) -> Binding:
+        config: Any = self.peft_config[adapter_name]
+        start = SeededStart(config.seed)
+        generator, slots = self._build(adapter_name, config, start)
+        config.check_start(start.hexdigest())
+        config.start_hash = start.hexdigest()
+        config.generated = [[slot.label, list(slot.shape)] for slot in slots]
+        return Binding(generator.to(_device(slots)), slots)
 
     def _undo_injection(self, adapter_name: str) -> None:
         """Leave the base model as if the adapter had never been asked for."""
@@ -90,7 +114,9 @@ class GeneratedMixin(_Tuner):
                 "torch.nn.DataParallel copies the generated tensors without their gradient; "
                 "use one device, or torchrun / accelerate launch"
             )
-        for binding in self._bindings.values():
+        for name, binding in self._bindings.items():
+            if name in self.active_adapters:
+                _check_fitted(binding.generator)
             binding.refresh()
 
     # -- which adapter trains
@@ -196,7 +222,9 @@ class GeneratedMixin(_Tuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         prefix = f"base_model.{cls.container}.{adapter_name}."
-        state = _CompactState({k: v for k, v in state_dict.items() if k.startswith(prefix)})
+        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        packed = model.base_model.generators[adapter_name].pack(own)
+        state = _CompactState({prefix + k: v for k, v in packed.items()})
         dict.update(state, cls._get_learnable_bias_state_dict(model, state_dict, config))
         return state
 
@@ -214,9 +242,10 @@ class GeneratedMixin(_Tuner):
         prefix = f"base_model.{cls.container}."
         own = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
         generator = model.base_model.generators[adapter_name]
-        _check_tensors({k.removeprefix(prefix): v for k, v in own.items()}, generator.state_dict())
+        unpacked = generator.unpack({k.removeprefix(prefix): v for k, v in own.items()})
+        _check_tensors(unpacked, generator.state_dict())
         others = {k: v for k, v in state_dict.items() if k not in own}
-        return {**others, **{f"{prefix}{adapter_name}.{k.removeprefix(prefix)}": v for k, v in own.items()}}
+        return {**others, **{f"{prefix}{adapter_name}.{k}": v for k, v in unpacked.items()}}
 
 
 class _CompactState(dict[str, Tensor]):
@@ -224,6 +253,21 @@ class _CompactState(dict[str, Tensor]):
 
     def update(self, other: dict[str, Tensor], /) -> None:  # type: ignore[override]
         super().update({k: v for k, v in other.items() if ".base_layer." not in k})
+
+
+def _check_fitted(generator: nn.Module) -> None:
+    if isinstance(generator, Generator) and generator.needs_fit:
+        raise ConfigError(
+            "this adapter acts in directions of the loss gradient, which are not known yet: call "
+            "qpeft.fit_frames(model, batches) with calibration batches first (about 64 blocks of training text)"
+        )
+
+
+def _device(slots: list[Slot]) -> torch.device:
+    """Where the adapter lives; the CPU if that is the meta device: a generator always has real numbers."""
+    parameter = slots[0].owner._parameters[slots[0].name]
+    assert parameter is not None
+    return torch.device("cpu") if parameter.is_meta else parameter.device
 
 
 def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from qpeft.files import write_text
 
-_COMPACT = "Compact QPA adapter: loading it needs qpeft"
+_COMPACT = "Compact adapter: loading it needs qpeft"
 _PEFT_TEMPLATE = "# Model Card for Model ID"
 
 
@@ -26,7 +26,7 @@ def load_lines(base: str, folder: str, *, needs_qpeft: bool) -> str:
     )
 
 
-def write_compact_card(folder: Path, config: Mapping[str, Any]) -> None:
+def write_compact_card(folder: Path, config: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Describe a compact folder, in the place of the empty card that PEFT wrote; a card of the user's own stays."""
     card = folder / "README.md"
     if card.exists() and not any(mark in card.read_text(encoding="utf-8") for mark in (_COMPACT, _PEFT_TEMPLATE)):
@@ -38,9 +38,9 @@ def write_compact_card(folder: Path, config: Mapping[str, Any]) -> None:
         _front_matter(base)
         + f"""# {_COMPACT}
 
-This folder holds the *generator* of a LoRA adapter (circuit angles and a small MLP), not the adapter itself.
+This folder holds the *generator* of a LoRA adapter, not the adapter itself.
 The generator writes {numbers:,} adapter numbers in {len(config.get("generated") or [])} tensors.
-Without `import qpeft`, PEFT answers `KeyError: 'QPEFT_QPA'`.
+Without `import qpeft`, PEFT answers `KeyError: '{config.get("peft_type")}'`.
 
 ```python
 {load_lines(base, ".", needs_qpeft=True)}
@@ -52,11 +52,10 @@ For a folder that plain PEFT loads, with no qpeft at inference:
 qpeft.export(model, "exported")
 ```
 
-Method: Quantum Parameter Adaptation, arXiv 2410.09846. The circuit is simulated exactly on classical hardware;
-whether it contributes anything is a control away (`feature_source="none"`).
+Method: {description["method"]}. Circuits are simulated exactly on classical hardware; whether they contribute
+anything is a control away.
 
-Settings: `r={config.get("r")}`, `n_layers={config.get("n_layers")}`, `feature_source={config.get("feature_source")}`,
-`seed={config.get("seed")}`.
+Settings: `r={config.get("r")}`, {", ".join(f"`{k}={v}`" for k, v in description.items() if k != "method")}.
 """,
     )
 
@@ -74,9 +73,8 @@ def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, t
         _front_matter(base)
         + f"""# Stock LoRA adapter: loading it needs PEFT alone
 
-Its {report["n_generated"]:,} numbers were generated during training by qpeft (QPA, arXiv 2410.09846: a simulated
-quantum circuit and a small MLP, {report["n_trained"]:,} trained numbers) and written out once. Inference needs
-neither qpeft nor a quantum device.
+Its {report["n_generated"]:,} numbers were generated during training by qpeft from {report["n_trained"]:,} trained
+numbers ({report["method"]}) and written out once. Inference needs neither qpeft nor a quantum device.
 {warning}
 ```python
 {load_lines(base, ".", needs_qpeft=False)}

@@ -8,9 +8,12 @@ import peft
 from packaging.version import Version
 from peft import mapping
 
+from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.qpa import QPA, QPAConfig, QPAModel
+from qpeft.adapters.quantum_peft import QUANTUM_PEFT, QuantumPeftConfig, QuantumPeftModel
 from qpeft.errors import ConfigError
 
+METHODS = {QPA: (QPAConfig, QPAModel), QUANTUM_PEFT: (QuantumPeftConfig, QuantumPeftModel)}
 SUPPORTED_PEFT = ("0.21", "0.22")  # internals are used: from the first, below the second
 
 
@@ -26,11 +29,12 @@ def register() -> None:
             f"qpeft works with peft from {low} and below {high}, found {peft.__version__}; "
             f"install it with: pip install 'peft>={low},<{high}'"
         )
-    _enter(mapping.PEFT_TYPE_TO_CONFIG_MAPPING, QPAConfig)
-    _enter(mapping.PEFT_TYPE_TO_TUNER_MAPPING, QPAModel)
-    _enter(mapping.PEFT_TYPE_TO_PREFIX_MAPPING, QPAModel.container)
+    for name, (config, tuner) in METHODS.items():
+        _enter(mapping.PEFT_TYPE_TO_CONFIG_MAPPING, name, config)
+        _enter(mapping.PEFT_TYPE_TO_TUNER_MAPPING, name, tuner)
+        _enter(mapping.PEFT_TYPE_TO_PREFIX_MAPPING, name, tuner.container)
 
 
-def _enter(table: dict[Any, Any], value: Any) -> None:
-    if table.setdefault(QPA, value) != value:
-        raise ConfigError(f"PEFT type {QPA.value} is already taken by {table[QPA]}; another package registered it")
+def _enter(table: dict[Any, Any], name: MethodName, value: Any) -> None:
+    if table.setdefault(name, value) != value:
+        raise ConfigError(f"PEFT type {name.value} is already taken by {table[name]}; another package registered it")

@@ -11,15 +11,15 @@ class Folded(nn.Module):
 
     Under Adam this equals a learning rate multiplied by `scale`; it also lifts small gradients above Adam's eps,
     and weight decay pulls the value to its start instead of to 0. Only tau is stored; the start is drawn again.
-    A frozen value (`trained=False`) has no tau.
+    A frozen value (`trained=False`) has no tau; `keep_start` stores the start after all.
     """
 
     start: Tensor
 
-    def __init__(self, start: Tensor, scale: float, *, trained: bool = True) -> None:
+    def __init__(self, start: Tensor, scale: float, *, trained: bool = True, keep_start: bool = False) -> None:
         super().__init__()
         self.scale = scale
-        self.register_buffer("start", start, persistent=False)
+        self.register_buffer("start", start, persistent=keep_start)
         # written past register_parameter: PEFT may build us inside accelerate's init_empty_weights, which would
         # replace a registered tensor by one on the meta device
         self._parameters["tau"] = nn.Parameter(torch.zeros_like(start)) if trained else None
@@ -30,3 +30,10 @@ class Folded(nn.Module):
         if at_start or tau is None:
             return self.start
         return torch.add(self.start, tau, alpha=self.scale)
+
+    @torch.no_grad()
+    def set_values(self, rows: list[int], values: Tensor) -> None:
+        """Move tau so that the rows `rows` take `values`."""
+        tau = self._parameters["tau"]
+        assert tau is not None
+        tau[rows] = (values - self.start[rows]) / self.scale

@@ -13,19 +13,18 @@ exactly where the stock adapter would.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qpeft.generators.budget import QPACount
+from qpeft.generators.base import Generator, fingerprint
 from qpeft.generators.features import make_feature
 from qpeft.generators.folded import Folded
 from qpeft.generators.seeded_start import SeededStart
@@ -52,7 +51,7 @@ class FoldedLinear(nn.Module):
         return F.linear(x, self.weight(at_start=at_start), self.bias(at_start=at_start))
 
 
-class QPAGenerator(nn.Module):
+class QPAGenerator(Generator):
     """Generates m numbers as a flat float32 tensor (m,); deterministic, the same for every call between updates.
 
     Args:
@@ -84,8 +83,7 @@ class QPAGenerator(nn.Module):
         )
         self.register_buffer("bits", _bits(count.n_chunks, count.n_qubits), persistent=False)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=False)
-        # saved beside tau, so that tau is never read with another start or other settings
-        self.register_buffer("fingerprint", _fingerprint(config, count, start))
+        self.register_buffer("fingerprint", fingerprint(start.hexdigest(), asdict(count), _settings(config)))
         self._reference: Tensor | None = None  # G_ref, computed where the first generation happens
 
     def forward(self) -> Tensor:
@@ -117,22 +115,14 @@ class QPAGenerator(nn.Module):
         return flat - flat.mean() if self.config.center_output else flat
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QPAGenerator:
-        """Follow the model to another device, but never to a lower precision: angles need float32."""
-
-        def move(tensor: Tensor) -> Tensor:
-            probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
-            return fn(tensor) if probe.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(probe.device)
-
         self._reference = None
-        return super()._apply(move, recurse)
+        super()._apply(fn, recurse)
+        return self
 
 
-def _fingerprint(config: QPAGeneratorConfig, count: QPACount, start: SeededStart) -> Tensor:
-    """SHA-256 of all that turns tau into numbers: the integers drawn and the settings, uint8 (32,)."""
-    names = sorted({f.name for f in fields(QPAGeneratorConfig)} - {"budget", "chunk_size", "hidden", "max_qubits"})
-    settings = {name: getattr(config, name) for name in names}
-    text = json.dumps([start.hexdigest(), asdict(count), settings], sort_keys=True)
-    return torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
+def _settings(config: QPAGeneratorConfig) -> dict[str, Any]:
+    names = {f.name for f in fields(QPAGeneratorConfig)} - {"budget", "chunk_size", "hidden", "max_qubits"}
+    return {name: getattr(config, name) for name in sorted(names)}
 
 
 def _bits(n_chunks: int, n_qubits: int) -> Tensor:

@@ -1,0 +1,114 @@
+"""What the PEFT configs of generated LoRA adapters have in common: LoRA's fields and what binding fills in."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from peft import LoraConfig
+
+from qpeft.adapters import model_card
+from qpeft.adapters.binding import Slot
+from qpeft.errors import CheckpointError, ConfigError
+
+FORMAT_VERSION = 1
+Held = TypeVar("Held")
+
+
+class MethodName(str):
+    """A PEFT type of ours: a plain string for JSON and dictionaries that also answers like PEFT's enum."""
+
+    @property
+    def value(self) -> str:
+        return str.__str__(self)
+
+    name = value
+
+    def __str__(self) -> str:
+        return f"PeftType.{self.value}"
+
+    def __reduce__(self) -> tuple[type[MethodName], tuple[str]]:
+        return (type(self), (self.value,))
+
+
+@dataclass
+class GeneratedLoraConfig(LoraConfig):
+    """LoRA's own settings, and what ties a compact adapter to its start and its base model."""
+
+    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the compact format."})
+    start_hash: str | None = field(
+        default=None, metadata={"help": "SHA-256 of the integers drawn for the start; filled in when bound."}
+    )
+    generated: list[Any] | None = field(
+        default=None,
+        metadata={"help": "Name and shape of each generated tensor in order; filled in when bound."},
+    )
+
+    def check_format(self) -> None:
+        """Raise CheckpointError if a newer qpeft wrote this config."""
+        if not isinstance(self.format_version, int) or self.format_version > FORMAT_VERSION:
+            raise CheckpointError(
+                f"this adapter has format version {self.format_version}, newer than the {FORMAT_VERSION} that this "
+                "qpeft reads; install a newer qpeft"
+            )
+
+    def refuse_lora_options(self, method: str, allowed: Sequence[str] = ()) -> None:
+        """Raise ConfigError for LoRA options that `method` does not generate."""
+        variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
+        for name in (*variants, "target_parameters", "use_qalora", "layer_replication"):
+            if name not in allowed and getattr(self, name, None):
+                raise ConfigError(f"{method} does not generate LoRA with {name}; leave it unset")
+
+    def to_stock(self) -> LoraConfig:
+        """The LoraConfig of the adapter that is generated; the exported folder carries it."""
+        names = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"peft_type", "runtime_config"}
+        return LoraConfig(**{name: copy.deepcopy(getattr(self, name)) for name in names})
+
+    def description(self) -> dict[str, Any]:
+        """The method, its paper and the settings that matter, for model cards and qpeft.json."""
+        raise NotImplementedError
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json, and a model card that says how to load this folder."""
+        super().save_pretrained(save_directory, **kwargs)
+        config = json.loads(json.dumps(self.to_dict(), default=list))
+        model_card.write_compact_card(Path(save_directory), config, self.description())
+
+    def check_start(self, digest: str) -> None:
+        """Raise CheckpointError if the adapter was trained from another start than the one drawn now."""
+        if self.start_hash not in (None, digest):
+            raise CheckpointError(
+                f"the start drawn from seed {getattr(self, 'seed', None)} has hash {digest[:12]}, the checkpoint was "
+                f"trained from {self.start_hash[:12]}: its adapter_config.json was edited or is damaged; "
+                "restore the original file"
+            )
+
+
+def in_saved_order(found: Sequence[tuple[Slot, Held]], saved: list[Any], method: str) -> list[tuple[Slot, Held]]:
+    """The tensors in the order of the checkpoint being loaded.
+
+    Raises:
+        CheckpointError: the checkpoint's table of tensors is damaged or describes another base model.
+    """
+    here = {slot.label: (slot, held) for slot, held in found}
+    try:
+        shapes = {label: tuple(shape) for label, shape in saved}
+    except (TypeError, ValueError) as error:
+        raise CheckpointError("the table of generated tensors in adapter_config.json is damaged; restore it") from error
+    for label in [*shapes, *here]:
+        expected = tuple(here[label][0].shape) if label in here else "no such tensor"
+        if shapes.get(label, "no such tensor") != expected:
+            raise CheckpointError(
+                f"saved {method} table does not match this model: {label} has shape "
+                f"{_shown(shapes.get(label))}, expected {_shown(expected)}; load the adapter on its own base model"
+            )
+    return [here[label] for label in shapes]
+
+
+def _shown(shape: Any) -> str:
+    return str(list(shape)) if isinstance(shape, tuple) else "nothing"

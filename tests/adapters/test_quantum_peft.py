@@ -1,0 +1,221 @@
+"""Quantum-PEFT as a PEFT method: starts at the base, trains, saves, exports a stock LoRA with scaling 1."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+
+import qpeft
+from qpeft.errors import CheckpointError, ConfigError, UnsupportedTypeError
+
+
+def quantum_peft(base, **settings):
+    small = {"r": 3, "n_layers": 1, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return get_peft_model(base, qpeft.QuantumPeftConfig(**{**small, **settings}))
+
+
+BASES = ["gpt2", "llama"]
+FAMILIES = [
+    {},
+    {"columns": "first"},
+    {"construction": "pad"},
+    {"family": "lie"},
+    {"family": "lie", "lie_map": "cayley", "lie_rank": 2},
+    {"family": "kronecker", "r": 4},
+    {"entangler": "signs"},
+    {"entangler": "none"},
+    {"share": "type"},
+    {"bits": 4},
+    {"frame": "random", "frame_rank": 8},
+    {"frame": "random", "family": "core"},
+    {"frame": "random", "family": "lie", "frame_rank": 8, "share": "type"},
+    {"freeze_angles": True},
+    {"modules_to_save": ["ln_1", "ln_f", "norm", "input_layernorm"]},
+]
+IDS = [", ".join(f"{k}={v}" for k, v in settings.items()) or "default" for settings in FAMILIES]
+
+
+@pytest.fixture(params=BASES)
+def base(request):
+    return request.getfixturevalue(request.param)
+
+
+def fitting(settings, base):
+    """The settings, without the modules_to_save that this base has not."""
+    names = {name.rpartition(".")[2] for name, _ in base.named_modules()}
+    if "modules_to_save" in settings:
+        return {**settings, "modules_to_save": [name for name in settings["modules_to_save"] if name in names]}
+    return settings
+
+
+@pytest.mark.parametrize("settings", FAMILIES, ids=IDS)
+def test_starts_at_the_base_and_then_everything_trains(base, ids, adapters, settings):
+    settings = fitting(settings, base)
+    before = adapters.logits(base, ids)
+    model = quantum_peft(base, **settings)
+    assert torch.equal(adapters.logits(model, ids), before), "lambda = 0 adds nothing, to the bit"
+    model.train()
+    model(input_ids=ids, labels=ids).loss.backward()
+    angles = [p.grad for name, p in model.named_parameters() if ".banks." in name and p.grad is not None]
+    if settings.get("family") != "core":
+        assert all(not gradient.any() for gradient in angles), "at lambda = 0 no angle has a gradient"
+    assert any(g.any() for g in adapters.gradients(model).values())
+    adapters.train(model, ids, steps=2)
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), f"{name} does not train"
+    assert not torch.equal(adapters.logits(model, ids), before)
+
+
+@pytest.mark.parametrize("settings", FAMILIES, ids=IDS)
+def test_save_load_export_and_merge_agree(base, ids, adapters, tmp_path, settings):
+    settings = fitting(settings, base)
+    untouched = copy.deepcopy(base)
+    model = adapters.train(quantum_peft(base, **settings), ids)
+    live = adapters.logits(model, ids)
+    model.save_pretrained(str(tmp_path / "compact"))
+    loaded = PeftModel.from_pretrained(copy.deepcopy(untouched), str(tmp_path / "compact")).eval()
+    assert torch.equal(adapters.logits(loaded, ids), live), "the compact folder is exact to the bit"
+    report = qpeft.export(model, tmp_path / "exported")
+    assert report.max_logit_difference is not None
+    stock = PeftModel.from_pretrained(copy.deepcopy(untouched), str(tmp_path / "exported")).eval()
+    torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-5, rtol=0)
+    assert {layer.scaling["default"] for layer in stock.modules() if isinstance(layer, LoraLayer)} == {1.0}
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(adapters.logits(merged, ids), live, atol=1e-5, rtol=0)
+    torch.testing.assert_close(adapters.logits(stock.merge_and_unload(), ids), live, atol=1e-5, rtol=0)
+
+
+def test_the_update_has_the_singular_values_s_lambda(llama, ids, adapters):
+    model = adapters.train(quantum_peft(llama, lora_alpha=7), ids, steps=5)
+    generator = model.base_model.generators["default"]
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    found = torch.cat([torch.linalg.svdvals(layer.get_delta_weight("default"))[:3] for layer in layers])
+    torch.testing.assert_close(found.sort()[0], 7 * generator.lam().abs().sort()[0], atol=1e-6, rtol=1e-4)
+
+
+def test_rank_and_alpha_patterns_reach_the_export(llama, ids, adapters, tmp_path):
+    untouched = copy.deepcopy(llama)
+    patterns = {"rank_pattern": {"q_proj": 2, "down_proj": 5}, "alpha_pattern": {"down_proj": 3}}
+    model = adapters.train(quantum_peft(llama, **patterns), ids)
+    qpeft.export(model, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (3, 3)
+    assert config["rank_pattern"] == config["alpha_pattern"] == {"q_proj": 2, "down_proj": 5}
+    stock = PeftModel.from_pretrained(untouched, str(tmp_path / "out")).eval()
+    torch.testing.assert_close(adapters.logits(stock, ids), adapters.logits(model, ids), atol=1e-5, rtol=0)
+
+
+def test_layers_of_a_type_share_circuits_but_not_lambda(llama, ids, adapters):
+    own = quantum_peft(copy.deepcopy(llama))
+    model = adapters.train(quantum_peft(llama, share="type"), ids)
+    first, second = (model.get_submodule(f"base_model.model.model.layers.{i}.self_attn.q_proj") for i in (0, 1))
+    assert torch.equal(first.lora_A["default"].weight, second.lora_A["default"].weight)
+    assert not torch.equal(first.lora_B["default"].weight, second.lora_B["default"].weight)
+    assert model.get_nb_trainable_parameters()[0] < own.get_nb_trainable_parameters()[0]
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3, 2, 1])
+def test_the_folder_shrinks_with_the_bits(llama, ids, adapters, tmp_path, bits):
+    untouched = copy.deepcopy(llama)
+    model = adapters.train(quantum_peft(llama, bits=bits, n_layers=4), ids)
+    model.save_pretrained(str(tmp_path))
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    codes = sum(t.numel() for name, t in stored.items() if name.endswith(".codes"))
+    rows = {name: bank.numbers.start.shape for name, bank in model.base_model.generators["default"].banks.items()}
+    assert codes <= sum(-(-n * p * bits // 8) + n for n, p in rows.values())
+    assert not any(name.endswith((".tau", ".start")) and ".banks." in name for name in stored)
+    again = PeftModel.from_pretrained(untouched, str(tmp_path), is_trainable=True)
+    assert torch.equal(adapters.logits(again.eval(), ids), adapters.logits(model, ids))
+    again.save_pretrained(str(tmp_path / "again"))
+    assert all(torch.equal(t, stored[n]) for n, t in load_file(tmp_path / "again/adapter_model.safetensors").items())
+
+
+REFUSED = [
+    ({"r": 0}, "r must be a positive integer, got 0"),
+    ({"r": 17}, "exceeds min(d_in, d_out)=16 for "),
+    ({"n_layers": 0}, "n_layers must be at least 1, got 0"),
+    ({"family": "paulli"}, "unknown family 'paulli'; choose one of pauli, lie"),
+    ({"construction": "x"}, "unknown construction 'x'; choose one of auto, qsd, qsd_full, pad"),
+    ({"columns": "last"}, "unknown columns 'last'; choose one of spread, first"),
+    ({"family": "lie", "lie_map": "log"}, "unknown lie_map 'log'; choose one of exp, cayley, taylor"),
+    ({"bits": 5}, "bits must be one of 8, 4, 3, 2, 1 or None, got 5"),
+    ({"family": "lie", "lie_rank": 4}, "lie_rank=4 exceeds r=3:"),
+    ({"frame": "gradient", "frame_rank": 2}, "exceeds the frame of"),
+    ({"use_dora": True}, "use_dora"),
+    ({"use_rslora": True}, "use_rslora"),
+    ({"init_lora_weights": "gaussian"}, "init_lora_weights"),
+    ({"family": "core"}, "set frame="),
+    ({"share": "layer"}, "unknown share 'layer'; choose one of none, type"),
+    ({"target_modules": ["q_prj"]}, "nearest names: q_proj"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[m for _, m in REFUSED])
+def test_bad_settings_are_refused_and_the_base_is_left_alone(llama, ids, adapters, settings, message):
+    before, names = adapters.logits(llama, ids), [name for name, _ in llama.named_modules()]
+    with pytest.raises(ConfigError) as caught:
+        quantum_peft(llama, **settings)
+    assert message in str(caught.value)
+    assert [name for name, _ in llama.named_modules()] == names
+    assert torch.equal(adapters.logits(llama, ids), before)
+
+
+def test_embeddings_are_refused(gpt2):
+    with pytest.raises(UnsupportedTypeError, match=r"Embedding is not supported for transformer\.wte"):
+        quantum_peft(gpt2, target_modules=["wte"])
+
+
+def test_a_shared_weight_is_adapted_once(llama):
+    first, second = (llama.model.layers[i].self_attn.q_proj for i in (0, 1))
+    second.weight = first.weight
+    with pytest.warns(UserWarning, match="shares its weight with .*adapted once"):
+        model = quantum_peft(llama, target_modules=["q_proj"])
+    assert sum(isinstance(module, LoraLayer) for module in model.modules()) == 1
+
+
+def test_a_checkpoint_of_other_settings_or_another_base_is_refused(llama, gpt2, tmp_path):
+    quantum_peft(copy.deepcopy(llama)).save_pretrained(str(tmp_path))
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    with pytest.raises(CheckpointError, match="another base model|does not match this model"):
+        PeftModel.from_pretrained(gpt2, str(tmp_path))
+    for change in ({"seed": 1}, {"n_layers": 2}, {"construction": "pad"}, {"lora_alpha": 15}):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(CheckpointError):
+            PeftModel.from_pretrained(copy.deepcopy(llama), str(tmp_path))
+
+
+def test_norm_gains_are_generated_beside_the_factors(llama, ids, adapters, tmp_path):
+    untouched = copy.deepcopy(llama)
+    model = adapters.train(quantum_peft(llama, modules_to_save=["model.norm"]), ids)
+    generator = model.base_model.generators["default"]
+    assert generator.gains.tau.numel() == 16
+    moved = (model.base_model.model.model.norm.modules_to_save["default"].weight - untouched.model.norm.weight).abs()
+    assert moved.max() > 5 * 5e-3, "the gains' learning rate is folded in"
+    with model.disable_adapter():
+        torch.testing.assert_close(adapters.logits(model, ids), adapters.logits(untouched, ids))
+    qpeft.export(model, tmp_path / "out")
+    assert "base_model.model.model.norm.weight" in load_file(tmp_path / "out" / "adapter_model.safetensors")
+
+
+def test_two_adapters_live_side_by_side(llama, ids, adapters):
+    model = quantum_peft(llama)
+    model.add_adapter("other", qpeft.QuantumPeftConfig(r=2, target_modules=["q_proj"], seed=3))
+    adapters.train(model, ids)
+    first = adapters.logits(model, ids)
+    model.set_adapter("other")
+    with model.disable_adapter():
+        base = adapters.logits(model, ids)
+    assert torch.equal(adapters.logits(model, ids), base), "untrained, lambda = 0"
+    adapters.train(model, ids)
+    model.set_adapter("default")
+    assert torch.equal(adapters.logits(model.eval(), ids), first)
