@@ -1,0 +1,131 @@
+"""Angles in few bits: rounded in training with a straight-through gradient, packed in the compact adapter.
+
+Each row of the last axis (one unitary's angles) is cut into groups of `group_size`. With b bits and a group's range
+from lo to hi
+
+    d = (hi - lo) / (2^b - 1),   q = round((x - lo) / d) in 0 .. 2^b - 1,   xq = lo + d q
+
+lo and hi are the float16 numbers that the file holds. A range narrow enough that their rounding could be seen in the
+codes is widened to 2^(b+1) float16 steps of lo (`_ranges`), which buys three things: |xq - x| <= d/2, xq has the range
+of x, so that quantising again changes nothing, and float32 noise of a start plus an offset does not move the range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qpeft.errors import CheckpointError, TrainingError
+
+_FLOAT16_STEP = 2.0**-11  # of the next power of two above a number
+_SMALLEST_NORMAL = 2.0**-13  # below it float16 steps no longer shrink (as a next power of two)
+
+
+def quantize(x: Tensor, bits: int, group_size: int) -> Tensor:
+    """x (..., n) rounded to `bits` bits, same shape and dtype; the gradient is that of the identity."""
+    with torch.no_grad():
+        lo, hi, codes = _encode(x, bits, group_size)
+        rounded = _decode(lo, hi, codes, bits, x.shape)
+    return rounded.to(x.dtype) + (x - x.detach())  # not x + (xq - x): that is xq only up to rounding
+
+
+def pack(x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
+    """Codes and ranges of x (..., n), on its device.
+
+    Returns:
+        codes: uint8 (bytes,); code i takes the bits i*b to (i+1)*b of the stream, lowest first, rows one after another.
+        header: float16 (rows * groups, 2), lo and hi.
+
+    Raises:
+        TrainingError: an angle is not finite or too large for a float16 range.
+    """
+    lo, hi, codes = _encode(x.detach(), bits, group_size)
+    header = torch.cat([lo, hi], dim=-1).reshape(-1, 2).half()
+    if not torch.isfinite(header).all():
+        raise TrainingError(
+            "angles to be stored are not finite or beyond float16's range (65504): training has diverged; "
+            "use a lower learning rate"
+        )
+    flat = codes.flatten(-2)[..., : x.shape[-1]].to(torch.uint8).reshape(-1, 1).cpu().numpy()
+    stream = np.packbits(np.unpackbits(flat, axis=1, count=bits, bitorder="little"), bitorder="little")
+    return torch.from_numpy(stream).to(x.device), header
+
+
+def unpack(codes: Tensor, header: Tensor, shape: Sequence[int], bits: int, group_size: int) -> Tensor:
+    """The numbers that `pack` stored, float32 of shape `shape`: bit for bit quantize(x, bits, group_size).
+
+    Raises:
+        CheckpointError: codes or header do not have the sizes that `shape` asks for, or the header is not finite.
+    """
+    expected = stored_sizes(shape, bits, group_size)
+    if (codes.numel(), tuple(header.shape)) != (expected[0], (expected[1], 2)) or not torch.isfinite(header).all():
+        raise CheckpointError(
+            f"the packed angles have {codes.numel()} bytes and a header {list(header.shape)}, expected {expected[0]} "
+            f"bytes and finite numbers {[expected[1], 2]}; they are damaged or were written with other settings"
+        )
+    *rows, n = shape
+    size = _group_length(n, group_size)
+    count = math.prod(shape)
+    stream = np.unpackbits(codes.cpu().numpy(), bitorder="little", count=count * bits).reshape(count, bits)
+    values = torch.from_numpy(np.packbits(stream, axis=1, bitorder="little")).to(header.device)
+    lo, hi = header.float().reshape(*rows, -(-n // size), 2).split(1, dim=-1)
+    return _decode(lo, hi, _grouped(values.reshape(*shape), group_size).float(), bits, shape)
+
+
+def stored_sizes(shape: Sequence[int], bits: int, group_size: int) -> tuple[int, int]:
+    """Bytes of codes and number of groups (4 bytes of header each) for angles of shape `shape`."""
+    *rows, n = shape
+    return -(-math.prod(shape) * bits // 8), math.prod(rows) * -(-n // group_size)
+
+
+def _encode(x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """lo and hi (..., groups, 1), codes (..., groups, length), all float32."""
+    groups = _grouped(x.float(), group_size)
+    lo, hi = _ranges(groups, bits)
+    codes = torch.round((groups - lo) / _step(lo, hi, bits))  # half to even
+    return lo, hi, codes.clamp(0, 2**bits - 1)
+
+
+def _decode(lo: Tensor, hi: Tensor, codes: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    # never above hi: the next float16 number would be the range of the result
+    values = torch.minimum(lo + _step(lo, hi, bits) * codes, hi)
+    return values.flatten(-2)[..., : shape[-1]]
+
+
+def _step(lo: Tensor, hi: Tensor, bits: int) -> Tensor:
+    return (hi - lo) / (2**bits - 1)
+
+
+def _ranges(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Each group's lo and hi as float16 numbers, (..., groups, 1) float32.
+
+    hi - lo is at least 2^(b+1) steps of lo, so d >= 2 steps of lo, and then also d >= the step of hi: the smallest
+    element gets code 0, and the largest the last code unless the range was widened, where hi depends on lo alone.
+    """
+    lo = groups.amin(-1, keepdim=True).half().float()
+    hi = groups.amax(-1, keepdim=True)
+    return lo, torch.maximum(hi, lo + 2.0 ** (bits + 1) * _float16_step(lo)).half().float()
+
+
+def _float16_step(x: Tensor) -> Tensor:
+    """Distance from x to the next float16 number away from 0, same shape."""
+    mantissa, _ = torch.frexp(x)
+    above = torch.where(x == 0, 0.0, x / mantissa)  # the power of two, exactly; exp2 may be off by a rounding
+    return above.clamp(min=_SMALLEST_NORMAL) * _FLOAT16_STEP
+
+
+def _grouped(x: Tensor, group_size: int) -> Tensor:
+    """(..., n) -> (..., groups, length); the last group is filled up with its last element."""
+    n = x.shape[-1]
+    size = _group_length(n, group_size)
+    n_groups = -(-n // size)
+    positions = torch.arange(n_groups * size, device=x.device).clamp(max=n - 1)
+    return x[..., positions].unflatten(-1, (n_groups, size))
+
+
+def _group_length(n: int, group_size: int) -> int:
+    return max(1, min(n, group_size))

@@ -1,0 +1,136 @@
+"""Gradient frames against the full SVD, the random control, and the fitted start against plain ascent's bound."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpeft.errors import ConfigError
+from qpeft.generators.frames import fit_start, frame_hash, frame_rank_for, leading_frame, random_frame
+from qpeft.generators.seeded_start import SeededStart
+
+
+def gradient(d_out, d_in, decay=0.7, seed=0):
+    """A matrix with singular values decay^k, as gradients of the loss have."""
+    generator = torch.Generator().manual_seed(seed)
+    k = min(d_out, d_in)
+    left = torch.linalg.qr(torch.randn(d_out, k, generator=generator))[0]
+    right = torch.linalg.qr(torch.randn(d_in, k, generator=generator))[0]
+    return (left * decay ** torch.arange(k)) @ right.mT
+
+
+@pytest.mark.parametrize(("d_out", "d_in", "rank"), [(48, 32, 8), (20, 70, 4), (16, 16, 16), (3, 40, 2), (1, 5, 1)])
+@pytest.mark.parametrize("size", [1.0, 1e-25])
+def test_against_the_full_svd(d_out, d_in, rank, size):
+    G = gradient(d_out, d_in) * size
+    left, right = leading_frame(G, rank)
+    u, s, vt = torch.linalg.svd(-G.double(), full_matrices=False)
+    assert (left.shape, right.shape) == ((d_out, rank), (d_in, rank))
+    for frame, exact in ((left, u[:, :rank]), (right, vt[:rank].mT)):
+        overlap = (exact.mT @ frame.double()).square().sum() / rank
+        assert overlap > 0.995
+        assert torch.allclose(frame.mT @ frame, torch.eye(rank), atol=2e-3)
+    captured = (left.double().mT @ (-G.double() / size) @ right.double()).square().sum()
+    assert captured > 0.999 * (s[:rank] / size).square().sum()
+    # minus the gradient: with positive weights on the pairs the loss falls
+    assert (torch.einsum("ok,oi,ik->k", left, G, right) < 0).all()
+
+
+def test_a_flat_spectrum_is_captured_nearly_as_well():
+    G = torch.randn(200, 120, generator=torch.Generator().manual_seed(1))
+    left, right = leading_frame(G, 16)
+    s = torch.linalg.svdvals(G)
+    assert (left.mT @ G @ right).square().sum() > 0.8 * s[:16].square().sum()
+
+
+def test_sign_rule_and_float16():
+    left, right = leading_frame(gradient(40, 30), 8)
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True))
+    assert (largest > 0).all()
+    for frame in (left, right):
+        assert frame.dtype == torch.float32
+        assert torch.equal(frame, frame.half().float())
+
+
+def test_the_same_bits_from_every_dtype_and_call():
+    G = gradient(24, 36).bfloat16()
+    frames = [leading_frame(given_, 4) for given_ in (G, G.float(), G.double(), G.float())]
+    assert len({frame_hash(pair) for pair in frames}) == 1
+    assert all(torch.equal(pair[0], frames[0][0]) and torch.equal(pair[1], frames[0][1]) for pair in frames)
+    assert torch.equal(G, gradient(24, 36).bfloat16())
+
+
+def test_a_zero_gradient_still_gives_a_frame():
+    left, right = leading_frame(torch.zeros(6, 9), 4)
+    for frame in (left, right):
+        assert torch.allclose(frame.mT @ frame, torch.eye(4), atol=2e-3)
+
+
+def test_rank_beyond_the_matrix():
+    with pytest.raises(ConfigError, match="exceeds"):
+        leading_frame(torch.ones(4, 8), 5)
+
+
+def test_the_hash_sees_one_bit_and_the_order():
+    left, right = leading_frame(gradient(10, 12), 2)
+    changed = left.clone()
+    changed[3, 1] = torch.nextafter(changed[3, 1].half().double(), torch.tensor(9.0).double()).float()
+    assert frame_hash([changed, right]) == frame_hash([left, right])  # below float16
+    changed[3, 1] += left[3, 1].abs() * 2**-10
+    assert len({frame_hash([left, right]), frame_hash([changed, right]), frame_hash([right, left])}) == 3
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 5000))
+@settings(max_examples=200)
+def test_frame_rank(d_out, d_in, frame_rank):
+    rank = frame_rank_for(d_out, d_in, frame_rank)
+    limit = min(d_out, d_in, frame_rank)
+    assert rank & (rank - 1) == 0
+    assert rank <= limit < 2 * rank
+
+
+def test_random_frames():
+    frame = random_frame("layer.0.left", 30, 8, SeededStart(3))
+    assert torch.allclose(frame.mT @ frame, torch.eye(8), atol=1e-6)
+    assert torch.equal(frame, random_frame("layer.0.left", 30, 8, SeededStart(3)))
+    others = [random_frame("layer.1.left", 30, 8, SeededStart(3)), random_frame("layer.0.left", 30, 8, SeededStart(4))]
+    assert all((frame.mT @ other).square().sum() / 8 < 0.6 for other in others)
+    # the frame of a normal matrix, with the triangle's diagonal positive
+    drawn = SeededStart(3).normal("layer.0.left", (30, 8))
+    assert ((frame.mT @ drawn).diagonal() > 0).all()
+
+
+def rotations(angles):
+    """One column cos, sin of each angle: (M, 1) -> (M, 2, 1)."""
+    return torch.stack([angles.cos(), angles.sin()], dim=-2)
+
+
+def test_fitted_start_of_one_angle_is_the_singular_vector():
+    G = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(2))
+    start_u, start_v = torch.full((3, 1), 0.3), torch.full((3, 1), -0.4)
+    u, v = fit_start(rotations, rotations, G, start_u, start_v)
+    found = (rotations(u).mT @ G @ rotations(v)).abs().flatten()
+    assert torch.allclose(found, torch.linalg.svdvals(G)[:, 0], rtol=1e-3)
+    assert (start_u == 0.3).all()
+    assert not u.requires_grad
+    again = fit_start(rotations, rotations, G * 1e-20, start_u, start_v)
+    assert torch.allclose(again[0], u, atol=1e-4)  # the gradient's size does not matter
+
+
+def test_fitted_start_of_a_circuit_captures_more():
+    from qpeft.circuits import two_design_columns
+
+    M, K, n = 4, 4, 5
+    G = torch.stack([gradient(2**n, 2**n, decay=0.5, seed=seed) for seed in range(M)])
+    start = SeededStart(0)
+    angles = [start.normal(side, (M, (2 * 2 + 1) * n - 2 * 2)) for side in "uv"]
+
+    def columns(given_):
+        return two_design_columns(given_, n, 2, range(K))
+
+    def share(u, v):
+        return (columns(u) * (G @ columns(v))).sum(-2).abs().sum(-1).mean()
+
+    fitted = fit_start(columns, columns, G, *angles)
+    assert share(*fitted) > 4 * share(*angles)
+    assert torch.equal(fitted[0], fit_start(columns, columns, G, *angles)[0])
