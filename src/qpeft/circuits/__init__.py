@@ -3,6 +3,17 @@
 from qpeft.circuits.ansatz import Ansatz, Gate, count_angles
 from qpeft.circuits.columns import basis_columns
 from qpeft.circuits.ladder import probabilities
+from qpeft.circuits.lie import lie_columns
+from qpeft.circuits.orthogonal import orthogonal_columns
 from qpeft.circuits.two_design import two_design_columns
 
-__all__ = ["Ansatz", "Gate", "basis_columns", "count_angles", "probabilities", "two_design_columns"]
+__all__ = [
+    "Ansatz",
+    "Gate",
+    "basis_columns",
+    "count_angles",
+    "lie_columns",
+    "orthogonal_columns",
+    "probabilities",
+    "two_design_columns",
+]
