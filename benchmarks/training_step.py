@@ -1,7 +1,8 @@
-"""What QPA adds to a training step of stock LoRA: time and peak memory at GPT-2-small geometry.
+"""What a generated adapter adds to a training step of stock LoRA: time and peak memory at GPT-2-small geometry.
 
-    python benchmarks/training_step.py            # a table
-    python benchmarks/training_step.py --json     # the same for machines
+    python benchmarks/training_step.py                                  # QPA: a table
+    python benchmarks/training_step.py --method quantum_peft --r 8      # Quantum-PEFT
+    python benchmarks/training_step.py --json                           # the same for machines
 
 GPT-2 small from its configuration (124M random weights, nothing is downloaded), float32, one thread. A step is
 forward, backward, AdamW and zero_grad. Times are medians of interleaved steps of both models in one process, beside
@@ -28,18 +29,18 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import qpeft
 from interleave import interleave
 
-CASES: dict[str, dict[str, Any]] = {
-    "c_attn, r=4": {"r": 4, "target_modules": ["c_attn"]},
-    "all linear maps, r=4": {"r": 4, "target_modules": ["c_attn", "c_proj", "c_fc"]},
-    "lm_head, r=4": {"r": 4, "target_modules": ["lm_head"]},
+CASES: dict[str, list[str]] = {
+    "c_attn": ["c_attn"],
+    "all linear maps": ["c_attn", "c_proj", "c_fc"],
+    "lm_head": ["lm_head"],
 }
+CONFIGS = {"lora": LoraConfig, "qpa": qpeft.QPAConfig, "quantum_peft": qpeft.QuantumPeftConfig}
 
 
-def stepper(method: str, case: str, batch_size: int, n_tokens: int) -> Callable[[], object]:
+def stepper(method: str, case: str, r: int, batch_size: int, n_tokens: int) -> Callable[[], object]:
     """A function that trains a fresh model by one step."""
     torch.manual_seed(0)
-    settings = {**CASES[case], "fan_in_fan_out": "lm_head" not in CASES[case]["target_modules"]}
-    config = LoraConfig(**settings) if method == "lora" else qpeft.QPAConfig(**settings)
+    config = CONFIGS[method](r=r, target_modules=CASES[case], fan_in_fan_out=case != "lm_head")
     model = get_peft_model(GPT2LMHeadModel(GPT2Config()), config).train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     ids = torch.randint(50257, (batch_size, n_tokens))
@@ -52,15 +53,15 @@ def stepper(method: str, case: str, batch_size: int, n_tokens: int) -> Callable[
     return step
 
 
-def peak_memory(method: str, case: str, batch_size: int, n_tokens: int) -> int:
+def peak_memory(method: str, case: str, r: int, batch_size: int, n_tokens: int) -> int:
     """Peak resident bytes of a child process that trains five steps."""
-    sizes = ["--batch-size", str(batch_size), "--tokens", str(n_tokens)]
+    sizes = ["--r", str(r), "--batch-size", str(batch_size), "--tokens", str(n_tokens)]
     command = [sys.executable, __file__, "--child", method, case, *sizes]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def child(method: str, case: str, batch_size: int, n_tokens: int) -> None:
-    step = stepper(method, case, batch_size, n_tokens)
+def child(method: str, case: str, r: int, batch_size: int, n_tokens: int) -> None:
+    step = stepper(method, case, r, batch_size, n_tokens)
     for _ in range(5):
         step()
     # not getrusage: Linux hands the parent's peak on to its child
@@ -68,34 +69,38 @@ def child(method: str, case: str, batch_size: int, n_tokens: int) -> None:
     print(1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
 
 
-def measure(case: str, batch_size: int, n_tokens: int, repetitions: int) -> dict[str, Any]:
-    methods = {"lora": "lora", "control": "lora", "qpa": "qpa"}
-    steppers = {name: stepper(method, case, batch_size, n_tokens) for name, method in methods.items()}
+def measure(method: str, case: str, sizes: tuple[int, int, int], repetitions: int) -> dict[str, Any]:
+    methods = {"lora": "lora", "control": "lora", "generated": method}
+    steppers = {name: stepper(used, case, *sizes) for name, used in methods.items()}
     seconds = interleave(steppers, repetitions)
     steppers.clear()
-    memory = {method: peak_memory(method, case, batch_size, n_tokens) for method in ("lora", "qpa")}
-    return {"case": case, "batch_size": batch_size, "tokens": n_tokens, "seconds": seconds, "peak_bytes": memory}
+    memory = {name: peak_memory(used, case, *sizes) for name, used in methods.items() if name != "control"}
+    named = dict(zip(("r", "batch_size", "tokens"), sizes, strict=True))
+    return {"method": method, "case": case, **named, "seconds": seconds, "peak_bytes": memory}
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    shown = Table(title="A QPA step against a stock LoRA step, GPT-2 small, one thread")
-    for heading in ("case", "batch", "LoRA, ms", "QPA / LoRA", "LoRA again / LoRA", "peak memory, QPA / LoRA"):
+def table(method: str, rows: list[dict[str, Any]]) -> Table:
+    shown = Table(title=f"A step of {method} against one of stock LoRA, GPT-2 small, one thread")
+    for heading in ("case", "rank", "batch", "LoRA, ms", "ratio", "LoRA again, ratio", "peak memory, ratio"):
         shown.add_column(heading, justify="right")
     for row in rows:
         seconds, memory = row["seconds"], row["peak_bytes"]
         shown.add_row(
             row["case"],
+            str(row["r"]),
             f"{row['batch_size']} x {row['tokens']}",
             f"{1e3 * seconds['lora']:.0f}",
-            f"{seconds['qpa'] / seconds['lora']:.3f}",
+            f"{seconds['generated'] / seconds['lora']:.3f}",
             f"{seconds['control'] / seconds['lora']:.3f}",
-            f"{memory['qpa'] / memory['lora']:.4f}",
+            f"{memory['generated'] / memory['lora']:.4f}",
         )
     return shown
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=["qpa", "quantum_peft"], default="qpa")
+    parser.add_argument("--r", type=int, default=4)
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=15)
@@ -105,15 +110,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    sizes = (arguments.r, arguments.batch_size, arguments.tokens)
     if arguments.child:
-        child(*arguments.child, arguments.batch_size, arguments.tokens)
+        child(*arguments.child, *sizes)
         return
-    sizes = (arguments.batch_size, arguments.tokens)
-    rows = [measure(case, *sizes, arguments.repetitions) for case in arguments.cases]
+    rows = [measure(arguments.method, case, sizes, arguments.repetitions) for case in arguments.cases]
     if arguments.json:
         print(json.dumps(rows, indent=2))
     else:
-        Console().print(table(rows))
+        Console().print(table(arguments.method, rows))
 
 
 if __name__ == "__main__":
