@@ -186,7 +186,7 @@ def test_a_shared_weight_is_adapted_once(llama):
 def test_a_checkpoint_of_other_settings_or_another_base_is_refused(llama, gpt2, tmp_path):
     quantum_peft(copy.deepcopy(llama)).save_pretrained(str(tmp_path))
     config = json.loads((tmp_path / "adapter_config.json").read_text())
-    with pytest.raises(CheckpointError, match="another base model|does not match this model"):
+    with pytest.raises(CheckpointError, match=r"another base model|does not match this model"):
         PeftModel.from_pretrained(gpt2, str(tmp_path))
     for change in ({"seed": 1}, {"n_layers": 2}, {"construction": "pad"}, {"lora_alpha": 15}):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**config, **change}))
@@ -219,3 +219,83 @@ def test_two_adapters_live_side_by_side(llama, ids, adapters):
     adapters.train(model, ids)
     model.set_adapter("default")
     assert torch.equal(adapters.logits(model.eval(), ids), first)
+
+
+def test_the_factors_are_pennylanes_columns(llama, ids, adapters):
+    """lora_B lora_A = s U diag(lambda) V^T, with U and V from PennyLane's SimplifiedTwoDesign."""
+    qml = pytest.importorskip("pennylane")
+    model = adapters.train(quantum_peft(llama, target_modules=["layers.0.self_attn.q_proj"], n_layers=2), ids)
+    generator = model.base_model.generators["default"]
+    (names,) = generator.layout.banks.values()
+    angles = dict(zip(names, generator.banks["w16r3"].numbers().double(), strict=True))
+    device = qml.device("default.qubit", wires=4)
+
+    @qml.qnode(device)
+    def column(theta, index):
+        qml.BasisState([int(bit) for bit in f"{index:04b}"], wires=range(4))
+        qml.SimplifiedTwoDesign(theta[:4], theta[4:].reshape(2, 3, 2), wires=range(4))
+        return qml.state()
+
+    spread = (0, 5, 10)  # 0000, 0101, 1010
+    u, v = (
+        torch.stack([column(angles[f"model.layers.0.self_attn.q_proj.{side}"].detach(), i).real for i in spread], 1)
+        for side in "uv"
+    )
+    expected = 16 * (u * generator.lam().detach().double()) @ v.mT
+    layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    torch.testing.assert_close(layer.get_delta_weight("default").double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"share": "type", "frame": "random", "frame_rank": 8}], ids=["plain", "framed"]
+)
+def test_micro_batches_add_up_to_the_whole_batch(llama, ids, adapters, settings):
+    """Deferred gradients of accelerate's micro-batches equal one backward over all of them."""
+    from accelerate import Accelerator
+
+    model = adapters.train(quantum_peft(llama, **settings), ids).train()
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    whole = adapters.gradients(model)
+    model.zero_grad()
+    accelerator = Accelerator(gradient_accumulation_steps=3)
+    for row in ids.split(1):
+        with accelerator.accumulate(model):
+            accelerator.backward(model(input_ids=row, labels=row).loss)
+    parts = adapters.gradients(model)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_gradients_agree_with_finite_differences(llama, ids, adapters):
+    model = adapters.train(quantum_peft(llama.double(), target_modules=["q_proj"]), ids).train()
+    generator = model.base_model.generators["default"].double()
+
+    def loss():  # in float64: transformers' own loss is float32
+        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten())
+
+    model.zero_grad()
+    loss().backward()
+    for name, parameter in generator.named_parameters():
+        index = tuple(0 for _ in parameter.shape)
+        values = []
+        for step in (1e-6, -1e-6):
+            with torch.no_grad():
+                parameter[index] += step
+            values.append(loss().item())
+            with torch.no_grad():
+                parameter[index] -= step
+        slope = (values[0] - values[1]) / 2e-6
+        assert parameter.grad[index].item() == pytest.approx(slope, rel=1e-3, abs=1e-7), name
+
+
+def test_bfloat16_bases_keep_float32_angles(llama, ids, adapters, tmp_path):
+    model = quantum_peft(llama.bfloat16(), modules_to_save=["model.norm"])
+    adapters.train(model, ids)
+    generator = model.base_model.generators["default"]
+    assert {p.dtype for p in generator.parameters()} == {torch.float32}
+    assert adapters.logits(model, ids).dtype == torch.bfloat16
+    qpeft.export(model, tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {t.dtype for name, t in stored.items() if "lora" in name} == {torch.float32}
