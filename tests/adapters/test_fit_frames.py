@@ -1,14 +1,15 @@
 """Gradients shown to an adapter against autograd's own of the base weights; the model is left as it was."""
 
+import copy
 import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 import qpeft
 from qpeft.adapters.fit_frames import collect_gradients, fit_frames
-from qpeft.errors import ConfigError, DataError, TrainingError, UnsupportedTypeError
+from qpeft.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedTypeError
 
 TARGETS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "llama": ["q_proj", "k_proj", "down_proj", "up_proj"]}
 
@@ -207,3 +208,39 @@ def test_a_generated_adapter_is_fitted_once(base, targets, batches):
         torch.testing.assert_close(inside @ inside.mT, torch.eye(2), atol=5e-2, rtol=0)
     with pytest.raises(ConfigError, match="once"):
         fit_frames(model, batches)
+
+
+def test_frames_left_out_of_the_file_come_back_with_the_same_batches_only(llama, batches, adapters, tmp_path):
+    untouched = copy.deepcopy(llama)
+    settings = {"frame": "gradient", "frame_rank": 4, "store_frames": False, "modules_to_save": ["norm"]}
+    model = get_peft_model(llama, qpeft.QuantumPeftConfig(r=2, target_modules=["q_proj", "down_proj"], **settings))
+    fit_frames(model, batches)
+    live = adapters.logits(adapters.train(model, batches[0]["input_ids"]), _ids())
+    model.save_pretrained(str(tmp_path))
+
+    loaded = PeftModel.from_pretrained(copy.deepcopy(untouched), str(tmp_path)).eval()
+    with pytest.raises(ConfigError, match="with calibration batches first"):
+        adapters.logits(loaded, _ids())
+    with pytest.raises(CheckpointError, match="not those that the adapter was trained in"):
+        fit_frames(loaded, batches[1:])
+    with pytest.raises(ConfigError, match="with calibration batches first"):
+        adapters.logits(loaded, _ids())
+    fit_frames(loaded, batches)
+    assert torch.equal(adapters.logits(loaded, _ids()), live)
+
+
+def test_a_fitted_start_sees_the_gradient(llama, batches, adapters):
+    targets = ["q_proj", "up_proj"]
+    expected = plain_gradients(llama, targets, batches)
+    before = adapters.logits(llama, _ids())
+    shares = []
+    for start in ("random", "gradient"):
+        config = qpeft.QuantumPeftConfig(r=2, start=start, target_modules=targets)
+        model = get_peft_model(copy.deepcopy(llama), config)
+        if start == "gradient":
+            fit_frames(model, batches)
+        assert torch.equal(adapters.logits(model, _ids()), before)
+        layers = {name: model.base_model.model.get_submodule(name) for name in expected}
+        seen = [(G @ layers[name].lora_A["default"].weight.mT).norm() / G.norm() for name, G in expected.items()]
+        shares.append(torch.stack(seen).mean().item())
+    assert shares[1] > 1.5 * shares[0]
