@@ -69,8 +69,8 @@ def _tables(
                 blocks.append(Block(angles, torch.arange(2 ** len(side)) if step else half.starts))
                 order += angles
         place = torch.tensor(order).argsort(stable=True)[:n_angles].to(device)
-    moved = [_Half(*(_move(field, dtype, device) for field in half)) for half in halves]
-    return _Tables(kron_tables(blocks, n_angles + 1, device), (moved[0], moved[1]), place)
+        moved = [_Half(*(_move(field, dtype, device) for field in half)) for half in halves]
+        return _Tables(kron_tables(blocks, n_angles + 1, device), (moved[0], moved[1]), place)
 
 
 def _move(field: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -1,0 +1,202 @@
+"""What `two_design_columns` and its counts promise besides their values."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpeft.circuits import Ansatz, basis_columns, count_angles, two_design_columns
+from qpeft.circuits.gates import gate_columns
+from qpeft.errors import ConfigError, UnsupportedTypeError
+
+COUNTS = {
+    7: [19, 31, 43, 55],
+    8: [22, 36, 50, 64],
+    9: [25, 41, 57, 73],
+    10: [28, 46, 64, 82],
+    11: [31, 51, 71, 91],
+    12: [34, 56, 78, 100],
+}
+
+
+def random_angles(n_qubits, n_layers, n_modules, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(n_qubits)
+    shape = (n_modules, count_angles("two_design", n_qubits, n_layers))
+    return ((torch.rand(shape, generator=draw, dtype=torch.float64) * 2 - 1) * torch.pi).to(dtype)
+
+
+@pytest.mark.parametrize("n_qubits", COUNTS)
+def test_counts(n_qubits):
+    assert [count_angles("two_design", n_qubits, n_layers) for n_layers in range(1, 5)] == COUNTS[n_qubits]
+
+
+@pytest.mark.parametrize("n_layers", [1, 4])
+def test_one_qubit_has_one_angle_and_none_has_none(n_layers):
+    assert count_angles("two_design", 1, n_layers) == 1
+    assert count_angles("two_design", 0, n_layers) == 0
+
+
+def test_other_widths_are_counted_by_construction():
+    assert count_angles("qsd", n_layers=2, width=768) == 127
+    assert count_angles("auto", n_layers=1, width=1024) == 28
+
+
+@given(st.integers(1, 12), st.integers(1, 5))
+def test_slots_are_used_in_the_order_of_the_gates(n_qubits, n_layers):
+    slots = [gate.slot for gate in Ansatz("two_design", n_qubits, n_layers).gates() if gate.slot]
+    assert slots == [(i,) for i in range(count_angles("two_design", n_qubits, n_layers))]
+
+
+def test_drawing():
+    expected = """\
+    layer 0      layer 1
+q0 ─┤ RY θ[0] ├──●─┤ RY θ[3] ├───────────────
+                 │
+q1 ─┤ RY θ[1] ├──●─┤ RY θ[4] ├─●─┤ RY θ[5] ├─
+                               │
+q2 ─┤ RY θ[2] ├────────────────●─┤ RY θ[6] ├─"""
+    assert Ansatz("two_design", 3, 1).draw() == expected
+
+
+@pytest.mark.parametrize(
+    ("n_qubits", "k", "expected"),
+    [
+        (8, 2, [0, 85]),
+        (8, 4, [0, 85, 170, 255]),
+        (5, 3, [0, 21, 10]),
+        (9, 8, [0, 73, 146, 219, 292, 365, 438, 511]),
+        (0, 1, [0]),
+    ],
+)
+def test_spread_columns(n_qubits, k, expected):
+    assert basis_columns("spread", n_qubits, k).tolist() == expected
+
+
+@given(st.integers(0, 8), st.data())
+def test_columns_are_distinct_indices(n_qubits, data):
+    k = data.draw(st.integers(1, 2**n_qubits))
+    spread = basis_columns("spread", n_qubits, k).tolist()
+    assert len(set(spread)) == k
+    assert set(spread) <= set(range(2**n_qubits))
+    assert basis_columns("first", n_qubits, k).tolist() == list(range(k))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("last", 3, 2), "unknown columns 'last'; choose one of first, spread"),
+        (("first", 2, 5), "a circuit on 2 qubits has 4 columns; choose 1 to all of them, got 5"),
+        (("spread", 2, 0), "a circuit on 2 qubits has 4 columns; choose 1 to all of them, got 0"),
+    ],
+)
+def test_impossible_columns_are_refused(arguments, message):
+    with pytest.raises(ConfigError) as caught:
+        basis_columns(*arguments)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("signs", [None, torch.ones(4, 32)], ids=["cut", "layers"])
+def test_period_is_four_pi(signs):
+    angles = random_angles(5, 2, 1, torch.float64)[0]
+    u = two_design_columns(angles, 5, 2, range(4), signs)
+    for slot in (0, 5, len(angles) - 1):
+        turn = 2 * torch.pi * torch.eye(len(angles), dtype=angles.dtype)[slot]
+        once, twice = (two_design_columns(angles + n * turn, 5, 2, range(4), signs) for n in (1, 2))
+        torch.testing.assert_close(once, -u, rtol=0, atol=1e-12)
+        torch.testing.assert_close(twice, u, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n_qubits", "n_layers"), [(1, 1), (2, 1), (2, 2), (4, 2), (5, 2), (4, 3)])  # both routes
+def test_gradients_against_finite_differences(n_qubits, n_layers):
+    angles = random_angles(n_qubits, n_layers, 2, torch.float64).requires_grad_()
+    columns = basis_columns("spread", n_qubits, 2)
+    assert torch.autograd.gradcheck(lambda at: two_design_columns(at, n_qubits, n_layers, columns), angles)
+
+
+@pytest.mark.parametrize("kind", ["first", "spread"])
+def test_float32_is_the_gates_to_1e_6(kind):
+    columns = basis_columns(kind, 8, 8)
+    angles = random_angles(8, 2, 3)
+    found = two_design_columns(angles, 8, 2, columns)
+    assert found.dtype == torch.float32
+    exact = torch.stack([gate_columns(Ansatz("two_design", 8, 2), row, columns.tolist()) for row in angles.double()])
+    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("signs", [None, torch.ones(8, 4096)], ids=["cut", "layers"])
+def test_columns_are_orthonormal_in_float32(signs):
+    u = two_design_columns(random_angles(12, 4, 1)[0], 12, 4, basis_columns("spread", 12, 32), signs).double()
+    assert (u.mT @ u - torch.eye(32)).abs().max() <= 1e-5
+
+
+def test_no_qubits_give_one():
+    angles = torch.zeros(3, 0, requires_grad=True)
+    u = two_design_columns(angles, 0, 2, [0])
+    assert torch.equal(u, torch.ones(3, 1, 1))
+    u.sum().backward()
+    assert angles.grad.shape == (3, 0)
+
+
+@pytest.mark.parametrize("signs", [None, torch.ones(4, 64)], ids=["cut", "layers"])
+def test_autocast_changes_no_values(signs):
+    angles = random_angles(6, 2, 2)
+    expected = two_design_columns(angles, 6, 2, range(3), signs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(two_design_columns(angles, 6, 2, range(3), signs), expected)
+
+
+def test_autocast_changes_no_gradients():
+    angles = random_angles(6, 2, 2).requires_grad_()
+    u, weights = two_design_columns(angles, 6, 2, range(3)), torch.randn(2, 64, 3)
+    (expected,) = torch.autograd.grad(u, angles, weights, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (found,) = torch.autograd.grad(u, angles, weights)
+    assert torch.equal(found, expected)
+
+
+def test_no_default_device_leaks_into_kept_tables():
+    with torch.device("meta"):
+        two_design_columns(torch.zeros(1, 19, device="cpu"), 7, 1, [2])
+    assert two_design_columns(torch.zeros(19), 7, 1, [2])[2] == 1
+
+
+def test_second_derivatives_are_refused():
+    angles = random_angles(4, 1, 1, torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(two_design_columns(angles, 4, 1, [0])[:, 0].pow(3).sum(), angles, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+ANGLES = torch.zeros(7)  # 3 qubits, 1 layer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((ANGLES, 3, 0, [0]), "n_layers must be at least 1, got 0"),
+        ((ANGLES, -1, 1, [0]), "n_qubits must be at least 1, got -1"),
+        ((ANGLES, 4, 1, [0]), "4 qubits and 1 layers need angles of shape (10,) or (M, 10), got (7,)"),
+        ((ANGLES[None, None], 3, 1, [0]), "3 qubits and 1 layers need angles of shape (7,) or (M, 7), got (1, 1, 7)"),
+        ((ANGLES, 3, 1, [0, 8]), "columns must be one or more indices from 0 to 7, got [0, 8]"),
+        ((ANGLES, 3, 1, torch.tensor([-1])), "columns must be one or more indices from 0 to 7, got [-1]"),
+        ((ANGLES, 3, 1, []), "columns must be one or more indices from 0 to 7, got []"),
+        ((ANGLES, 3, 1, [0], torch.ones(2, 4)), "signs must have shape (2, 8), got (2, 4)"),
+        ((ANGLES.log(), 3, 1, [0]), "circuit angles contain NaN or Inf"),
+    ],
+)
+def test_unusable_input_is_refused(arguments, message):
+    with pytest.raises(ConfigError) as caught:
+        two_design_columns(*arguments)
+    assert str(caught.value) == message
+
+
+def test_other_dtypes_are_refused():
+    with pytest.raises(UnsupportedTypeError) as caught:
+        two_design_columns(ANGLES.half(), 3, 1, [0])
+    assert str(caught.value) == "angles must be float32 or float64, got torch.float16"
+
+
+@pytest.mark.parametrize("sizes", [{}, {"n_qubits": 3, "width": 8}])
+def test_a_count_needs_one_size(sizes):
+    with pytest.raises(ConfigError, match="either by n_qubits or by width"):
+        count_angles("two_design", **sizes)

@@ -1,0 +1,193 @@
+"""Quantum-PEFT's circuit against PennyLane, recorded numbers and dense matrices."""
+
+from functools import reduce
+
+import pennylane as qml
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qpeft.circuits import Ansatz, basis_columns, count_angles, two_design_columns
+from qpeft.circuits.gates import gate_columns
+from qpeft.circuits.two_design_apply import two_design_apply
+from qpeft.circuits.two_design_cut import cut_columns
+
+CLOSE = {"rtol": 0, "atol": 1e-10}
+SIZES = [(n_qubits, n_layers) for n_qubits in range(2, 8) for n_layers in range(1, 5)]
+
+
+def by_layers(angles, n_qubits, n_layers, columns):
+    start = torch.eye(2**n_qubits, dtype=angles.dtype)[:, list(columns)]
+    return two_design_apply(angles[None], n_qubits, n_layers, start[None])[0]
+
+
+ROUTES = {
+    "dispatch": two_design_columns,
+    "cut": lambda angles, n_qubits, n_layers, columns: cut_columns(angles[None], n_qubits, n_layers, tuple(columns))[0],
+    "layers": by_layers,
+    "gates": lambda angles, n_qubits, n_layers, columns: gate_columns(
+        Ansatz("two_design", n_qubits, n_layers), angles, columns
+    ),
+}
+every_route = pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
+
+
+def spec_angles(n_qubits, n_layers):
+    return 0.1 * torch.arange(1, 1 + count_angles("two_design", n_qubits, n_layers), dtype=torch.float64)
+
+
+def pennylane_columns(angles, n_qubits, n_layers):
+    wires = range(n_qubits)
+    first, layers = angles[:n_qubits], angles[n_qubits:].view(n_layers, n_qubits - 1, 2)
+    return qml.matrix(qml.SimplifiedTwoDesign(first, layers, wires=wires), wire_order=wires).real
+
+
+def random_angles(n_qubits, n_layers, n_modules, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    shape = (n_modules, count_angles("two_design", n_qubits, n_layers))
+    return (torch.rand(shape, generator=draw, dtype=torch.float64) * 4 - 2) * torch.pi
+
+
+@every_route
+@pytest.mark.parametrize(("n_qubits", "n_layers"), SIZES)
+def test_all_columns_are_pennylane_s(route, n_qubits, n_layers):
+    angles = spec_angles(n_qubits, n_layers)
+    found = route(angles, n_qubits, n_layers, range(2**n_qubits))
+    torch.testing.assert_close(found, pennylane_columns(angles, n_qubits, n_layers), **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("n_qubits", "n_layers", "column", "rows", "expected"),
+    [
+        (2, 1, 0, slice(4), [0.9359970939, 0.2910910219, 0.1917563565, 0.0490403603]),
+        (2, 1, 1, slice(4), [-0.2925822923, 0.9508600556, -0.0391732333, 0.0934142102]),
+        (3, 1, 0, slice(4), [0.665880798, 0.3970259917, 0.5487900617, 0.1923053544]),
+        (3, 1, 0, slice(4, 8), [0.1750475618, 0.1031281384, 0.1314573512, 0.0475725401]),
+        (4, 2, 0, slice(4), [-0.2768971422, -0.4188976082, 0.3165503799, -0.1162891853]),
+        (4, 2, 0, slice(15, 16), [0.0611208351]),
+    ],
+)
+@every_route
+def test_recorded_values(route, n_qubits, n_layers, column, rows, expected):
+    found = route(spec_angles(n_qubits, n_layers), n_qubits, n_layers, [column])
+    torch.testing.assert_close(found[rows, 0], torch.tensor(expected, dtype=found.dtype), **CLOSE)
+
+
+def swapped_columns(angles, n_qubits, n_layers, columns):
+    """The mistake of rotating each pair before its CZ."""
+    gates = list(Ansatz("two_design", n_qubits, n_layers).gates())
+    steps = [gate for gate in gates if gate.name == "cz"]
+    angles, u = iter(angles.unbind()), torch.eye(2**n_qubits, dtype=angles.dtype)[:, list(columns)]
+    for wire in range(n_qubits):
+        u = dense_turn(next(angles), wire, n_qubits) @ u
+    for first, second in (gate.wires for gate in steps):
+        u = dense_turn(next(angles), first, n_qubits) @ u
+        u = dense_turn(next(angles), second, n_qubits) @ u
+        u = dense_cz(first, second, n_qubits)[:, None] * u
+    return u
+
+
+def dense_turn(angle, wire, n_qubits):
+    c, s = (angle / 2).cos(), (angle / 2).sin()
+    turn = torch.stack([torch.stack([c, -s]), torch.stack([s, c])])
+    eye = torch.eye(2, dtype=angle.dtype)
+    return reduce(torch.kron, [eye] * wire + [turn] + [eye] * (n_qubits - wire - 1))
+
+
+def dense_cz(first, second, n_qubits):
+    index = torch.arange(2**n_qubits)
+    return 1 - 2 * ((index >> (n_qubits - 1 - first)) & (index >> (n_qubits - 1 - second)) & 1)
+
+
+def test_a_swapped_order_is_told_apart_from_pennylane():
+    for n_qubits, n_layers in SIZES:
+        angles = spec_angles(n_qubits, n_layers)
+        swapped = swapped_columns(angles, n_qubits, n_layers, range(2**n_qubits))
+        assert (swapped - pennylane_columns(angles, n_qubits, n_layers)).abs().max() > 0.01
+
+
+def rank(columns_of, angles):
+    shifts = torch.pi * torch.eye(len(angles), dtype=angles.dtype)
+    jacobian = torch.stack([columns_of(angles + shift).flatten() for shift in shifts])  # RY(t)' = RY(t + pi) / 2
+    return torch.linalg.matrix_rank(jacobian, rtol=1e-9).item()
+
+
+@pytest.mark.parametrize(
+    ("n_qubits", "n_layers", "k", "kind", "expected"),
+    [
+        (6, 1, 4, "first", 14),
+        (6, 1, 4, "spread", 16),
+        (8, 2, 4, "first", 33),
+        (8, 2, 4, "spread", 36),
+        (5, 3, 2, "first", 27),
+        (5, 3, 2, "spread", 29),
+    ],
+)
+def test_so_many_angles_act(n_qubits, n_layers, k, kind, expected):
+    columns = basis_columns(kind, n_qubits, k)
+    angles = random_angles(n_qubits, n_layers, 1)[0]
+    assert rank(lambda at: two_design_columns(at, n_qubits, n_layers, columns), angles) == expected
+
+
+def test_swapping_rotations_and_cz_wastes_a_whole_layer_of_angles():
+    columns = basis_columns("spread", 8, 4).tolist()
+    angles = random_angles(8, 1, 1)[0]
+    assert rank(lambda at: swapped_columns(at, 8, 1, columns), angles) == 14
+    assert rank(lambda at: two_design_columns(at, 8, 1, columns), angles) == 22 == len(angles)
+
+
+def dense_twin(angles, n_qubits, n_layers, signs):
+    u = torch.eye(2**n_qubits, dtype=angles.dtype)
+    angles = iter(angles.unbind())
+    for wire in range(n_qubits):
+        u = dense_turn(next(angles), wire, n_qubits) @ u
+    for step, sign in enumerate(signs):
+        u = sign[:, None] * u
+        start = step % 2
+        for wire in range(start, start + (n_qubits - start) // 2 * 2):
+            u = dense_turn(next(angles), wire, n_qubits) @ u
+    return u
+
+
+@pytest.mark.parametrize("twin", ["random", "ones", "cz"])
+@pytest.mark.parametrize(("n_qubits", "n_layers"), [(1, 2), (2, 1), (4, 2), (5, 3), (6, 1)])
+def test_twins_have_their_signs_in_place_of_the_cz_gates(twin, n_qubits, n_layers):
+    angles = random_angles(n_qubits, n_layers, 1)[0]
+    shape = (2 * n_layers, 2**n_qubits)
+    signs = torch.randint(2, shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    signs = signs if twin == "random" else torch.ones(shape)
+    columns = range(2**n_qubits)
+    if twin == "cz":
+        for step in range(2 * n_layers):
+            for wire in range(step % 2, n_qubits - 1, 2):
+                signs[step] *= dense_cz(wire, wire + 1, n_qubits)
+        torch.testing.assert_close(
+            dense_twin(angles, n_qubits, n_layers, signs), two_design_columns(angles, n_qubits, n_layers, columns)
+        )
+    found = two_design_columns(angles, n_qubits, n_layers, columns, signs)
+    torch.testing.assert_close(found, dense_twin(angles, n_qubits, n_layers, signs), **CLOSE)
+
+
+@st.composite
+def cases(draw):
+    n_qubits, n_layers = draw(st.integers(2, 6)), draw(st.integers(1, 3))
+    columns = draw(st.lists(st.integers(0, 2**n_qubits - 1), min_size=1, max_size=6))
+    return n_qubits, n_layers, columns, draw(st.integers(1, 3)), draw(st.integers(0, 99))
+
+
+@given(cases())
+def test_any_columns_of_any_batch_and_their_gradients_are_the_gates_(case):
+    n_qubits, n_layers, columns, n_modules, seed = case
+    angles = random_angles(n_qubits, n_layers, n_modules, seed).requires_grad_()
+    weights = torch.randn(n_modules, 2**n_qubits, len(columns), dtype=torch.float64)
+    by_gates = torch.stack([ROUTES["gates"](row, n_qubits, n_layers, columns) for row in angles])
+    for found in (
+        two_design_columns(angles, n_qubits, n_layers, columns),
+        cut_columns(angles, n_qubits, n_layers, tuple(columns)),
+    ):
+        torch.testing.assert_close(found, by_gates, **CLOSE)
+        slopes = [torch.autograd.grad(u, angles, weights, retain_graph=True)[0] for u in (found, by_gates)]
+        torch.testing.assert_close(*slopes, **CLOSE)
+    single = two_design_columns(angles[0], n_qubits, n_layers, torch.tensor(columns))
+    torch.testing.assert_close(single, by_gates[0], **CLOSE)
