@@ -50,8 +50,7 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
             "frame='gradient' or start='gradient', and is called once"
         )
     modules = {adapter: _adapted_modules(tuner, adapter) for adapter in waiting}
-    with _generating_nothing(tuner):
-        gradients = collect_gradients(model, {name for names in modules.values() for name in names}, batches)
+    gradients = collect_gradients(model, {name for names in modules.values() for name in names}, batches)
     for adapter, generator in waiting.items():
         generator.fit({name: gradients[name] for name in modules[adapter]})
     tuner.invalidate()
@@ -94,16 +93,6 @@ def _adapted_modules(tuner: Any, adapter_name: str) -> list[str]:
         for name, layer in tuner.model.named_modules()
         if isinstance(layer, BaseTunerLayer) and adapter_name in getattr(layer, "lora_A", ())
     ]
-
-
-@contextmanager
-def _generating_nothing(tuner: GeneratedMixin) -> Iterator[None]:
-    """Within: forwards evaluate no generator; they would refuse one that waits for its fit."""
-    bindings, tuner._bindings = tuner._bindings, {}
-    try:
-        yield
-    finally:
-        tuner._bindings = bindings
 
 
 def _base_layer(model: Any, name: str) -> nn.Module:

@@ -115,9 +115,16 @@ class GeneratedMixin(_Tuner):
                 "use one device, or torchrun / accelerate launch"
             )
         for name, binding in self._bindings.items():
-            if name in self.active_adapters:
-                _check_fitted(binding.generator)
+            if getattr(binding.generator, "needs_fit", False) and name in self.active_adapters:
+                self._refuse_unfitted()
             binding.refresh()
+
+    def _refuse_unfitted(self) -> None:
+        if not any(m.disable_adapters for m in self.model.modules() if isinstance(m, BaseTunerLayer)):
+            raise ConfigError(
+                "this adapter acts in directions of the loss gradient, which are not known yet: call "
+                "qpeft.fit_frames(model, batches) with calibration batches first (about 64 blocks of training text)"
+            )
 
     # -- which adapter trains
 
@@ -253,14 +260,6 @@ class _CompactState(dict[str, Tensor]):
 
     def update(self, other: dict[str, Tensor], /) -> None:  # type: ignore[override]
         super().update({k: v for k, v in other.items() if ".base_layer." not in k})
-
-
-def _check_fitted(generator: nn.Module) -> None:
-    if isinstance(generator, Generator) and generator.needs_fit:
-        raise ConfigError(
-            "this adapter acts in directions of the loss gradient, which are not known yet: call "
-            "qpeft.fit_frames(model, batches) with calibration batches first (about 64 blocks of training text)"
-        )
 
 
 def _device(slots: list[Slot]) -> torch.device:

@@ -48,7 +48,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         QuantumPeftGeneratorConfig.__post_init__(self)
         self.peft_type = QUANTUM_PEFT  # type: ignore[assignment]
         self.check_format()
-        for rank in (self.r, *self.rank_pattern.values()):
+        for rank in (self.r, *(self.rank_pattern or {}).values()):
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise ConfigError(f"r must be a positive integer, got {rank}")
         if self.use_rslora:
@@ -65,7 +65,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
     def to_stock(self) -> LoraConfig:
         """The stock LoRA with scaling 1 that is generated."""
         stock = super().to_stock()
-        stock.lora_alpha, stock.alpha_pattern = stock.r, dict(stock.rank_pattern)
+        stock.lora_alpha, stock.alpha_pattern = stock.r, dict(stock.rank_pattern or {})
         return stock
 
     def description(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
 class QuantumPeftModel(GeneratedMixin, LoraModel):
     """The tuner that PEFT builds for a QuantumPeftConfig."""
 
-    def _create_and_replace(
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]  as LoraModel's own does
         self,
         lora_config: Any,
         adapter_name: str,
@@ -87,7 +87,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
         target_name: str,
         parent: Any,
         current_key: str,
-        **kw: Any,
+        **options: Any,
     ) -> None:
         layer = target.get_base_layer() if isinstance(target, LoraLayer) else target
         if not isinstance(layer, (nn.Linear, Conv1D)):
@@ -98,7 +98,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
                 f"{current_key} shares its weight with {adapted[id(layer.weight)]}, which is adapted once", stacklevel=2
             )
             return
-        super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **kw)
+        super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **options)
 
     def _adapted_weights(self, adapter_name: str) -> dict[int, str]:
         return {

@@ -55,6 +55,7 @@ class QuantumPeftGenerator(Generator):
             self._register_part(part, start)
         self.register_buffer("fitted", torch.tensor(not self._wants_fit, dtype=torch.uint8), persistent=self._wants_fit)
         self.register_buffer("fingerprint", fingerprint(start.hexdigest(), _settings(config), layout.matrices))
+        self._ready = False
         self.latent = False  # whether `pack` keeps unquantised numbers, as a run that goes on needs them
         self._expected: Tensor | None = None  # digest of the frames that a loaded adapter was trained in
 
@@ -116,7 +117,8 @@ class QuantumPeftGenerator(Generator):
     @property
     def needs_fit(self) -> bool:  # type: ignore[override]
         """Whether `fit` must come before training: frames or starting angles are not there yet."""
-        return not self.fitted.item()
+        self._ready = self._ready or bool(self.fitted.item())  # asked once: on a GPU every answer is waited for
+        return not self._ready
 
     @torch.no_grad()
     def fit(self, gradients: Mapping[str, Tensor]) -> None:
