@@ -109,7 +109,8 @@ class QuantumPeftGeneratorConfig:
     angle_scale: float | None = field(
         default=None,
         metadata=_help(
-            "Factor folded into the learning rate of the numbers that make U and V. Default: 50, family lie 15."
+            "Factor folded into the learning rate of the numbers that make U and V. Default: 50; 15 for family lie "
+            "outside a frame."
         ),
     )
     lambda_scale: float = field(default=2.0, metadata=_help("Factor folded into lambda's learning rate."))
@@ -124,7 +125,7 @@ class QuantumPeftGeneratorConfig:
         if self.columns is None:
             self.columns = "first" if self.frame is not None or self.family == "lie" else "spread"
         if self.angle_scale is None:
-            self.angle_scale = 15.0 if self.family == "lie" else 50.0
+            self.angle_scale = 15.0 if self.family == "lie" and self.frame is None else 50.0
         self.check()
 
     @classmethod
