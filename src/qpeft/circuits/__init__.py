@@ -2,7 +2,7 @@
 
 from qpeft.circuits.ansatz import Ansatz, Gate, count_angles
 from qpeft.circuits.columns import basis_columns
-from qpeft.circuits.ladder import probabilities
+from qpeft.circuits.ladder import probabilities, probabilities_slice
 from qpeft.circuits.lie import lie_columns
 from qpeft.circuits.orthogonal import orthogonal_columns
 from qpeft.circuits.two_design import two_design_columns
@@ -15,5 +15,6 @@ __all__ = [
     "lie_columns",
     "orthogonal_columns",
     "probabilities",
+    "probabilities_slice",
     "two_design_columns",
 ]

@@ -1,4 +1,4 @@
-"""Exact probabilities of QPA's circuit (the `ry_ladder` ansatz), by the faster of two routes."""
+"""Exact probabilities of QPA's circuit (the `ry_ladder` ansatz), by the fastest of three routes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import math
 import torch
 from torch import Tensor
 
+from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
 from qpeft.errors import ConfigError
 
-FOLD_QUBITS = range(2, 13)  # measured with benchmarks/circuit_speed.py; a single qubit cannot be cut in two
+# measured with benchmarks/circuit_speed.py
+FOLD_QUBITS = range(2, 13)  # a single qubit cannot be cut in two
+CUT_FROM = 15  # qubits
 
 
 def probabilities(angles: Tensor) -> Tensor:
@@ -23,7 +26,31 @@ def probabilities(angles: Tensor) -> Tensor:
     Raises ConfigError for another shape or dtype, and for angles that are not finite.
     """
     _check(angles)
-    return fold_probabilities(angles) if angles.shape[1] in FOLD_QUBITS else group_probabilities(angles)
+    if angles.shape[1] in FOLD_QUBITS:
+        return fold_probabilities(angles)
+    return cut_probabilities(angles) if _cut_pays(angles) else group_probabilities(angles)
+
+
+def probabilities_slice(angles: Tensor, start: int, stop: int) -> Tensor:
+    """`probabilities(angles)[start:stop]`, shape (stop - start,), without computing the rest where that pays.
+
+    For N >= 15 and L <= N/2 + 1, time and memory are in proportion to the slice, in steps of about 2**(N/2 + 2)
+    probabilities, beside terms of size 2**(N/2 + L): also a circuit whose 2**N probabilities fit nowhere can be
+    read and trained in parts. For other sizes all probabilities are computed.
+
+    Raises ConfigError as `probabilities`, and for a slice that is empty or not within 0 .. 2**N.
+    """
+    _check(angles)
+    total = 2 ** angles.shape[1]
+    if not 0 <= start < stop <= total:
+        raise ConfigError(f"a slice must have 0 <= start < stop <= {total}, got start={start}, stop={stop}")
+    return cut_slice(angles, start, stop) if _cut_pays(angles) else probabilities(angles)[start:stop]
+
+
+def _cut_pays(angles: Tensor) -> bool:
+    """Whether the cut's 2**(L-2) terms are few enough."""
+    n_layers, n_qubits = angles.shape
+    return n_qubits >= CUT_FROM and n_layers <= n_qubits // 2 + 1
 
 
 def _check(angles: Tensor) -> None:
