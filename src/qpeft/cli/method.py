@@ -9,6 +9,7 @@ import typer
 
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
+from qpeft.generators.quantum_peft_settings import QuantumPeftGeneratorConfig
 from qpeft.generators.settings import QPAGeneratorConfig
 
 
@@ -20,8 +21,14 @@ def _help(text: str) -> dict[str, str]:
 class AdapterFields:
     """PEFT's own fields that the command line offers; importing peft for their help would cost seconds."""
 
-    r: int = field(default=8, metadata=_help("LoRA's rank."))
-    lora_alpha: int = field(default=8, metadata=_help("LoRA's scale: the update is multiplied by lora_alpha / r."))
+    r: int = field(default=8, metadata=_help("Rank of the update; the K of Quantum-PEFT's paper."))
+    lora_alpha: int | None = field(
+        default=None,
+        metadata=_help(
+            "LoRA's scale: the update is multiplied by lora_alpha / r. Default: 8. With --method quantum_peft by "
+            "lora_alpha itself, the paper's s. Default: 16."
+        ),
+    )
     lora_dropout: float = field(default=0.0, metadata=_help("Dropout before the adapter, in training."))
     target_modules: list[str] | str = field(
         default="all-linear",
@@ -36,13 +43,24 @@ class AdapterFields:
 
 
 AdapterOptions = Annotated[dict[str, Any], Fields(AdapterFields, panel="The adapter (fields of PEFT)")]
-GeneratorOptions = Annotated[
-    dict[str, Any],
-    Fields(QPAGeneratorConfig, panel="QPA: the generator of the adapter's numbers", leave_out=("seed",)),
-]
+
+# the run's seed is theirs
+_GENERATORS = {
+    "qpa": Fields(QPAGeneratorConfig, panel="QPA: the generator of the adapter's numbers", leave_out=("seed",)),
+    "quantum_peft": Fields(
+        QuantumPeftGeneratorConfig, panel="Quantum-PEFT: the generator of U, V and lambda", leave_out=("seed",)
+    ),
+}
+_PRESETS = {"qpa": ("official",), "quantum_peft": ("paper_pauli", "paper_taylor")}
+
+GeneratorOptions = Annotated[dict[str, Any], *_GENERATORS.values()]
 PresetOption = Annotated[
     str | None,
-    typer.Option(metavar="official", help="QPA as published: what you set yourself still wins."),
+    typer.Option(
+        metavar="NAME",
+        help="A published experiment; what you set yourself still wins. QPA: official. Quantum-PEFT: paper_pauli, "
+        "paper_taylor.",
+    ),
 ]
 
 
@@ -52,22 +70,39 @@ def method_settings(
     """What the user set for the method, and what the preset sets; other defaults stay with the method.
 
     Raises:
-        ConfigError: an unknown preset, QPA's options for another method, or a number that PEFT cannot take.
+        ConfigError: an unknown preset, a generator's options for another method, or a number that PEFT cannot take.
     """
     _check_numbers(adapter)
-    if generator and method != "qpa":
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in generator)
-        raise ConfigError(f"{names}: settings of QPA's generator, which method {method} has not; use --method qpa")
+    _check_generator(method, generator)
     given = {**adapter, **generator}
-    if preset is None:
-        return given
-    if preset != "official" or method != "qpa":
-        raise ConfigError(f"unknown preset '{preset}' of method {method}; there is one: official, of method qpa")
-    from qpeft import QPAConfig
+    return given if preset is None else given | _preset(method, preset, given)
 
-    known = {f.name for f in fields(QPAConfig)}
-    published, usual = QPAConfig.official(**{name: given[name] for name in given if name in known}), QPAConfig()
-    return given | {
+
+def _check_generator(method: str, generator: dict[str, Any]) -> None:
+    """Refuse options of another method's generator, and name that method."""
+    own = {f.name for f in _GENERATORS.get(method, ())}
+    foreign = [name for name in generator if name not in own]
+    if not foreign:
+        return
+    names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
+    owners = {key: group for key, group in _GENERATORS.items() if set(foreign) & {f.name for f in group}}
+    whose = " and ".join(f"{group.owner}'s" for group in owners.values())
+    raise ConfigError(
+        f"{names}: settings of {whose} generator, which method {method} has not; use --method {' or '.join(owners)}"
+    )
+
+
+def _preset(method: str, preset: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The settings in which the preset, under what is given, differs from the method's defaults."""
+    if preset not in _PRESETS.get(method, ()):
+        known = "; ".join(f"{', '.join(names)} of method {key}" for key, names in _PRESETS.items())
+        raise ConfigError(f"unknown preset '{preset}' of method {method}; there are: {known}")
+    from qpeft.training.methods import config_class
+
+    made: Any = config_class(method)
+    known_fields = {f.name for f in fields(made)}
+    published, usual = getattr(made, preset)(**{k: v for k, v in given.items() if k in known_fields}), made()
+    return {
         f.name: getattr(published, f.name)
         for f in fields(usual)
         if f.init and "help" in f.metadata and getattr(published, f.name) != getattr(usual, f.name)

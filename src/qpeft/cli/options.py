@@ -6,7 +6,8 @@ A command asks for the fields of a settings class with an annotated dict::
 
 `expand` replaces that parameter by one option per field that has a help text. The dict then holds
 the fields that the user set, and no others: defaults stay where they are, in the settings class.
-Two settings classes may share a field (`seed`): there is one option then, and both receive it.
+Several settings classes may share a field (`n_layers`): there is one option then, explained in the words of each,
+and all that have it receive it. One dict may be marked with several `Fields`; it holds the options of all.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ class Fields:
     def __iter__(self) -> Iterator[Field[Any]]:
         return (f for f in fields(self.settings) if "help" in f.metadata and self._offers(f.name))
 
+    @property
+    def owner(self) -> str:
+        """Whose settings these are: the panel's title up to a colon."""
+        return self.panel.partition(":")[0]
+
     def _offers(self, name: str) -> bool:
         return name not in self.leave_out and (not self.only or name in self.only)
 
@@ -42,33 +48,38 @@ class Fields:
 def expand(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with every `Fields` parameter replaced by that settings class's options."""
     signature = inspect.signature(function, eval_str=True)
-    groups = {name: group for name, p in signature.parameters.items() if (group := _fields_of(p.annotation))}
+    groups = {name: marks for name, p in signature.parameters.items() if (marks := _fields_of(p.annotation))}
 
     @functools.wraps(function)
     def call(_context: typer.Context, **values: Any) -> Any:
         chosen = {name: values[name] for name in values if _was_given(_context, name)}
-        for name, group in groups.items():
-            values[name] = {f.name: chosen[f.name] for f in group if f.name in chosen}
+        for name, marks in groups.items():
+            values[name] = {f.name: chosen[f.name] for group in marks for f in group if f.name in chosen}
         return function(**{name: values[name] for name in signature.parameters})
 
     context = inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
     return _with_signature(call, [context, *_in_order(signature, groups)])
 
 
-def _in_order(signature: inspect.Signature, groups: dict[str, Fields]) -> list[inspect.Parameter]:
+def _in_order(signature: inspect.Signature, groups: dict[str, list[Fields]]) -> list[inspect.Parameter]:
     """The function's own parameters, with each group's options in the group's place."""
+    owners: dict[str, list[Fields]] = {}
+    for group in (mark for marks in groups.values() for mark in marks):
+        for found in group:
+            owners.setdefault(found.name, []).append(group)
     options: dict[str, inspect.Parameter] = {}
     for name, parameter in signature.parameters.items():
-        if name in groups:
-            options.update({f.name: _option(groups[name], f) for f in groups[name] if f.name not in options})
-        else:
+        if name not in groups:
             options[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            continue
+        for f in (f for mark in groups[name] for f in mark):
+            options.setdefault(f.name, _option(owners[f.name], f))
     return list(options.values())
 
 
-def _fields_of(annotation: Any) -> Fields | None:
+def _fields_of(annotation: Any) -> list[Fields]:
     marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
-    return next((mark for mark in marks if isinstance(mark, Fields)), None)
+    return [mark for mark in marks if isinstance(mark, Fields)]
 
 
 def _was_given(context: typer.Context, name: str) -> bool:
@@ -82,17 +93,25 @@ def _with_signature(call: Callable[..., Any], parameters: list[inspect.Parameter
     return call
 
 
-def _option(group: Fields, field: Field[Any]) -> inspect.Parameter:
-    annotation, extra = _typer_type(get_type_hints(group.settings)[field.name], field)
-    option = typer.Option(
-        help=field.metadata["help"], rich_help_panel=field.metadata.get("panel", group.panel), **extra
-    )
+def _option(owners: list[Fields], field: Field[Any]) -> inspect.Parameter:
+    """One option for a field that every one of `owners` has; `field` is the first one's."""
+    annotation, extra = _typer_type(get_type_hints(owners[0].settings)[field.name], field)
+    is_shared = len(owners) > 1
+    panel = " and ".join(group.owner for group in owners) if is_shared else owners[0].panel
+    text = " ".join(_in_words_of(group, field.name) for group in owners) if is_shared else field.metadata["help"]
+    option = typer.Option(help=text, rich_help_panel=field.metadata.get("panel", panel), **extra)
     default = inspect.Parameter.empty if _is_required(field) else None
-    if field.default is not MISSING:
+    if field.default is not MISSING and not is_shared:
         default = field.default
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
     )
+
+
+def _in_words_of(group: Fields, name: str) -> str:
+    field = next(f for f in group if f.name == name)
+    default = "" if field.default in (MISSING, None) else f" [default: {field.default}]"
+    return f"{group.owner}: {field.metadata['help']}{default}"
 
 
 def _is_required(field: Field[Any]) -> bool:

@@ -34,6 +34,7 @@ def plan(
 
       qpeft plan --model embedded --method qpa --r 4 --budget 0.5
       qpeft plan --model gpt2 --preset official
+      qpeft plan --model gpt2 --method quantum_peft --share type --frame gradient
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
     """
     method = run.get("method", TrainSettings.method)
@@ -62,26 +63,35 @@ def _show(console: Console, model: str, method: str, found: Plan) -> None:
 
 
 def _sizes(found: Plan) -> list[tuple[str, str, str]]:
-    is_generated = found.n_qubits is not None
     parts = [(f"  {name}", count(n), "") for name, n in found.trainable_parts.items() if n]
+    acting = [] if found.acting is None else [("acting", count(found.acting), "of these can move the adapter")]
+    lora = [] if found.lora_rank_1 is None else [("LoRA, rank 1", count(found.lora_rank_1), "on the same modules")]
+    exported = [("exported folder", size(found.exported_bytes), "loads with plain PEFT")]
     return [
         ("trainable", count(found.trainable), f"{found.trainable / found.base_parameters:.3%} of the base"),
         *(parts if len(parts) > 1 else []),
+        *acting,
+        *lora,
         ("deployed", count(found.deployed), "numbers of the adapter at inference"),
-        ("saved folder", size(found.stored_bytes), "needs qpeft" if is_generated else "loads with plain PEFT"),
-        *([("exported folder", size(found.exported_bytes), "loads with plain PEFT")] if is_generated else []),
+        ("saved folder", size(found.stored_bytes), "needs qpeft" if found.needs_qpeft else "loads with plain PEFT"),
+        *(exported if found.needs_qpeft else []),
     ]
 
 
 def _circuit(found: Plan) -> list[tuple[str, str, str]]:
-    if found.n_qubits is None:
-        return []
-    return [
-        ("qubits", str(found.n_qubits), ""),
-        ("chunks", count(found.n_chunks or 0), f"of {count(found.chunk_size or 0)} numbers each"),
-        ("rank bound", count(found.rank_bound or 0), "of the matrix of chunks, whatever is learned"),
-        ("hidden widths", ",".join(map(str, found.hidden or ())), ""),
+    """Lines for what the method has of these."""
+    rows = [
+        ("circuits", found.n_circuits, "each makes the columns of one U or V"),
+        ("qubits", found.n_qubits, "of the largest circuit" if found.n_circuits else ""),
+        ("chunks", found.n_chunks, f"of {count(found.chunk_size or 0)} numbers each"),
+        ("rank bound", found.rank_bound, _bounded(found)),
     ]
+    hidden = [("hidden widths", ",".join(map(str, found.hidden)), "")] if found.hidden else []
+    return [(name, count(n), remark) for name, n, remark in rows if n is not None] + hidden
+
+
+def _bounded(found: Plan) -> str:
+    return f"of {'every update' if found.n_chunks is None else 'the matrix of chunks'}, whatever is learned"
 
 
 def _kinds(names: list[str]) -> str:

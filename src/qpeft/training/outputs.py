@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import qpeft
+from qpeft.adapters.generated import GeneratedMixin
 from qpeft.adapters.model_card import load_lines
 from qpeft.files import replace_folder, write_text
 from qpeft.training.result import TrainResult
@@ -26,10 +27,16 @@ def write_adapter(model: Any, folder: RunFolder, method: str, tokenizer: PreTrai
             tokenizer.save_pretrained(str(target))
         return count_trainable(model)
     qpeft.save(model, folder.adapter)
-    if method == "qpa":
-        return qpeft.export(model, folder.exported).n_generated
+    if is_generated(model):
+        report = qpeft.export(model, folder.exported)
+        return report.n_generated + count_trainable(model) - report.n_trained  # modules_to_save are beside it
     qpeft.save(model, folder.exported)
     return count_trainable(model)
+
+
+def is_generated(model: Any) -> bool:
+    """Whether qpeft generates the adapter's numbers, so that the compact folder needs qpeft."""
+    return isinstance(getattr(model, "base_model", None), GeneratedMixin)
 
 
 def count_trainable(model: Any) -> int:
@@ -42,12 +49,12 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def write_card(folder: RunFolder, result: TrainResult) -> None:
-    """The run's README.md."""
-    write_text(folder.card, _card(result))
+def write_card(folder: RunFolder, result: TrainResult, *, needs_qpeft: bool) -> None:
+    """The run's README.md; `needs_qpeft`: to load adapter/."""
+    write_text(folder.card, _card(result, needs_qpeft))
 
 
-def _card(result: TrainResult) -> str:
+def _card(result: TrainResult, needs_qpeft: bool) -> str:
     before, after = result.before, result.after
     return f"""---
 base_model: {result.model}
@@ -68,17 +75,17 @@ tags:
 Scored on {after.n_tokens:,} tokens of validation data after {result.steps:,} steps. Trained numbers:
 {result.trainable:,}; numbers needed at inference beside the base: {result.deployed:,}.
 
-{_folders(result)}
+{_folders(result, needs_qpeft)}
 Settings, hashes and versions: `config.json`. Losses and scores: `metrics.jsonl`.
 """
 
 
-def _folders(result: TrainResult) -> str:
+def _folders(result: TrainResult, needs_qpeft: bool) -> str:
     if result.method == "full":
         return "`exported/` is the whole model, with its tokenizer; it loads with transformers alone.\n"
     lines = load_lines(result.model, "exported", needs_qpeft=False)
     adapter = "the same adapter"
-    if result.method == "qpa":
+    if needs_qpeft:
         adapter = f"the generator alone ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
     return f"""- `exported/`: a stock adapter ({result.exported_bytes:,} bytes); it loads with PEFT alone
 - `adapter/`: {adapter}

@@ -33,7 +33,7 @@ class TrainResult:
 
     @property
     def adapter(self) -> Path:
-        """The compact folder; loading a qpa one needs qpeft."""
+        """The compact folder; loading one that a generator made needs qpeft."""
         return self.out / "adapter"
 
     @property

@@ -138,7 +138,7 @@ def _finish(
         seconds_per_step=timing.median,
         data_sha256=ready.identity["data"],
     )
-    outputs.write_card(folder, result)
+    outputs.write_card(folder, result, needs_qpeft=outputs.is_generated(ready.model))
     write_result(folder.result, result)
     return result
 

@@ -3,7 +3,7 @@
 run/  config.json     settings, hashes of data and base, versions
       metrics.jsonl   losses and scores, a line each
       checkpoints/    the Trainer's own; what a resume starts from
-      adapter/        compact: for qpa the generator alone
+      adapter/        compact: for qpa and quantum_peft the generator alone
       exported/       what loads without qpeft
       README.md       model card
       result.json     written last: the run is finished

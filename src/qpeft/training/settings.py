@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from qpeft.errors import ConfigError
 
-METHODS = ("qpa", "lora", "dora", "ia3", "vera", "prefix", "full")
+METHODS = ("qpa", "quantum_peft", "lora", "dora", "ia3", "vera", "prefix", "full")
 TASKS = ("causal-lm",)
 DTYPES = ("float32", "bfloat16")
 

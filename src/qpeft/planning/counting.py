@@ -1,0 +1,65 @@
+"""From a base and a config to a Plan."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PretrainedConfig
+
+from qpeft.adapters.generated_config import GeneratedLoraConfig
+from qpeft.adapters.qpa import QPAConfig
+from qpeft.adapters.quantum_peft import QuantumPeftConfig
+from qpeft.adapters.targets import check_target_modules
+from qpeft.planning.meta import on_meta
+from qpeft.planning.qpa import count_qpa
+from qpeft.planning.quantum_peft import count_quantum_peft
+from qpeft.planning.result import BYTES, Plan
+
+_COUNTERS: dict[type, Any] = {QPAConfig: count_qpa, QuantumPeftConfig: count_quantum_peft}
+
+
+def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) -> Plan:
+    """Count what `config` would train, deploy and store on `base`.
+
+    Args:
+        base: A model (left untouched), a hub id, a local folder, or a transformers config; no weights are read.
+        config: A QPAConfig, a QuantumPeftConfig, or a stock PEFT config to compare with.
+
+    Raises:
+        ConfigError: the base cannot be found, a target matches no module, or the settings do not fit.
+        UnsupportedTypeError: a target is of a kind that the method cannot adapt.
+    """
+    model = on_meta(base)
+    base_parameters = sum(p.numel() for p in model.parameters())
+    config = copy.deepcopy(config)
+    check_target_modules(model, config)
+    adapted: Any = get_peft_model(model, config.to_stock() if isinstance(config, GeneratedLoraConfig) else config)
+    targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
+    counts = _COUNTERS.get(type(config), _count_stock)(config, adapted)
+    return Plan(base_parameters=base_parameters, target_modules=targets, **counts)
+
+
+def _count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
+    total, stored = sum(p.numel() for p in adapted.parameters() if p.requires_grad), _stored_numbers(adapted)
+    return {
+        "method": str(getattr(config.peft_type, "value", config.peft_type)).lower(),
+        "trainable": total,
+        "trainable_parts": {"adapter": total},
+        "deployed": total,
+        "stored_bytes": stored * BYTES,
+        "exported_bytes": stored * BYTES,
+        "needs_qpeft": False,
+    }
+
+
+def _stored_numbers(adapted: Any) -> int:
+    """Numbers in a stock adapter's file; some methods store more than they train, VeRA its projections."""
+    if adapted.active_peft_config.is_prompt_learning:
+        return adapted.get_nb_trainable_parameters()[0]
+    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    return sum(tensor.numel() for tensor in state.values())

@@ -1,0 +1,66 @@
+"""QPA's counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft.tuners.lora import LoraLayer
+
+from qpeft.adapters.generated import find_slots
+from qpeft.adapters.qpa import QPAConfig
+from qpeft.generators.budget import QPACount
+from qpeft.planning.result import BYTES
+
+
+def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
+    """The fields of a Plan that are QPA's own; `adapted` is the stock LoRA on the meta device."""
+    inner = adapted.get_base_model()
+    layers = [module for module in inner.modules() if isinstance(module, LoraLayer)]
+    m = sum(slot.shape.numel() for slot, _ in find_slots(inner, "default", LoraLayer))
+    count = config.count(m)
+    other = sum(p.numel() for p in adapted.parameters() if p.requires_grad) - m
+    return {
+        "method": "qpa",
+        "trainable": count.total + other,
+        "trainable_parts": {"angles": count.angles, "feature": count.feature, "mlp": count.mlp, "other": other},
+        "deployed": m + other,
+        "stored_bytes": (count.total + other) * BYTES,
+        "exported_bytes": (m + other) * BYTES,
+        "needs_qpeft": True,
+        "lora_rank_1": _per_rank(layers),
+        "n_qubits": count.n_qubits,
+        "n_chunks": count.n_chunks,
+        "chunk_size": count.chunk_size,
+        "hidden": count.hidden,
+        "rank_bound": _rank_bound(config, count),
+        "notes": _notes(config, count, layers),
+    }
+
+
+def _rank_bound(config: QPAConfig, count: QPACount) -> int:
+    """Largest rank of the (C, n) chunk matrix: N + 2 for an affine MLP, last inner width + 1 otherwise."""
+    inputs = count.n_qubits + (config.feature_source != "none") + 1
+    if config.activation == "identity":
+        return min(inputs, *(width + 1 for width in count.hidden), count.n_chunks, count.chunk_size)
+    return min(count.hidden[-1] + 1, count.n_chunks, count.chunk_size)
+
+
+def _notes(config: QPAConfig, count: QPACount, layers: Sequence[LoraLayer]) -> list[str]:
+    notes: list[str] = []
+    free = 2**count.n_qubits - 1
+    n_angles = config.n_layers * count.n_qubits
+    if config.feature_source in ("qnn", "qnn_frozen") and n_angles > free:
+        notes.append(f"{n_angles} angles for {free} independent probabilities: the circuit is over-parametrised")
+    if count.total >= count.m:
+        notes.append(f"{count.total:,} trained numbers for {count.m:,} generated: not a compression")
+    per_rank = _per_rank(layers)
+    if rank := min(count.total // per_rank, config.r) if per_rank else 0:
+        size = rank * per_rank
+        notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} numbers, within this budget")
+    return notes
+
+
+def _per_rank(layers: Sequence[LoraLayer]) -> int:
+    """Numbers that one rank of a LoRA on `layers` costs."""
+    return sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)

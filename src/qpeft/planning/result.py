@@ -1,0 +1,35 @@
+"""What `plan` answers."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+BYTES = 4  # float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cost of a method: numbers, bytes, qubits, and notes worth reading before training."""
+
+    method: str
+    trainable: int  # numbers that the optimiser sees, `modules_to_save` included
+    trainable_parts: dict[str, int]
+    acting: int | None = None  # of the trainable, those that can move the adapter; None where no count is known
+    deployed: int  # numbers of the adapter at inference
+    stored_bytes: int  # compact folder, tensors only
+    exported_bytes: int  # stock folder, tensors only
+    needs_qpeft: bool  # to load the compact folder
+    base_parameters: int
+    target_modules: list[str]
+    lora_rank_1: int | None = None  # numbers of a LoRA of rank 1 on the same modules
+    n_qubits: int | None = None  # of the largest circuit
+    n_circuits: int | None = None
+    n_chunks: int | None = None
+    chunk_size: int | None = None
+    hidden: tuple[int, ...] | None = None
+    rank_bound: int | None = None  # QPA: of the (C, n) matrix of chunks; Quantum-PEFT: of every update, the largest K
+    notes: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
