@@ -16,6 +16,7 @@ from peft import PeftConfig
 import qpeft
 
 CIRCUIT_RATES = (6e-4, 2e-3, 6e-3)
+CORE_RATES = (2e-4, 6e-4, 2e-3)  # a core's number moves as lambda does
 
 
 class Names(NamedTuple):
@@ -59,14 +60,16 @@ def _classical(names: Names) -> dict[str, Row]:
     return {
         "lora-r1": _stock("LoraConfig", (6e-3, 2e-2, 6e-2), r=1, lora_alpha=1, main=True),
         "lora-r1-qv": _stock("LoraConfig", (6e-3, 2e-2, 6e-2), r=1, lora_alpha=1, target_modules=names.query_value),
-        "vera-qv-r16": _stock("VeraConfig", (1e-2, 3e-2, 1e-1), seeded["vera"], r=16, target_modules=names.query_value),
+        "vera-qv-r16": _stock(
+            "VeraConfig", (1e-2, 3e-2, 1e-1), seeded["vera"], r=16, target_modules=names.query_value, main=True
+        ),
         "uni-lora-370": _stock("UniLoraConfig", (3e-2, 1e-1, 3e-1), seeded["uni"], theta_d_length=370, **uni),
         "uni-lora-1300": _stock(
-            "UniLoraConfig", (3e-2, 1e-1, 3e-1), seeded["uni"], theta_d_length=1300, main=True, **uni
+            "UniLoraConfig", (3e-2, 1e-1, 3e-1), seeded["uni"], theta_d_length=1300, **uni, main=True
         ),
         "uni-lora-4000": _stock("UniLoraConfig", (2e-2, 6e-2, 2e-1), seeded["uni"], theta_d_length=4000, **uni),
         "tiny-lora-u9": _stock("TinyLoraConfig", (1e-2, 3e-2, 1e-1), seeded["tiny"], r=8, u=9),
-        "gains-final": _stock("LNTuningConfig", (3e-2, 1e-1, 3e-1), target_modules=names.final_norm),
+        "gains-final": _stock("LNTuningConfig", (3e-2, 1e-1, 3e-1), target_modules=names.final_norm, main=True),
         "gains-all": _stock("LNTuningConfig", (2e-2, 6e-2, 2e-1), target_modules=names.norms, main=True),
     }
 
@@ -79,9 +82,9 @@ def _circuits(names: Names) -> dict[str, Row]:
         "plain-L2-r8": _ours(n_layers=2, r=8, main=True),
         "plain-L4-r32": _ours(n_layers=4, r=32, main=True),
         "start-L1-r8": _ours(n_layers=1, r=8, start="gradient"),
-        "shared-L1-r4": _ours(n_layers=1, r=4, share="type"),
+        "shared-L1-r4": _ours(n_layers=1, r=4, share="type", main=True),
         "shared-L1-r16": _ours(n_layers=1, r=16, share="type"),
-        "framed-type-R4-r2": _ours(**typed, frame_rank=4, r=2),
+        "framed-type-R4-r2": _ours(**typed, frame_rank=4, r=2, main=True),
         "framed-type-R32-r5": _ours(**typed, frame_rank=32, r=5, main=True),
         "framed-type-R32-r13": _ours(**typed, frame_rank=32, r=13),
         "framed-own-R16-r16": _ours(**framed, frame_rank=16, r=16, main=True),
@@ -94,22 +97,28 @@ def _circuits(names: Names) -> dict[str, Row]:
 
 def _twins(names: Names) -> dict[str, Row]:
     """Classical controls of the circuits, at equal or nearly equal counts."""
+    # scales other than the defaults keep all numbers of a row near their best rates at one common rate
     core = {"family": "core", "frame": "gradient"}
     typed = {"frame": "gradient", "share": "type", "n_layers": 1}
     return {
-        "plain-L1-r8, no CZ": _ours(n_layers=1, r=8, entangler="none"),
-        "plain-L1-r8, signs": _ours(n_layers=1, r=8, entangler="signs", main=True),
+        "plain-L1-r8-no-CZ": _ours(n_layers=1, r=8, entangler="none", main=True),
+        "plain-L1-r8-signs": _ours(n_layers=1, r=8, entangler="signs", main=True),
         "frozen-L1-r32": _ours((3e-4, 1e-3, 3e-3), n_layers=1, r=32, freeze_angles=True),
-        "kronecker-r8": _ours(family="kronecker", r=8, main=True),
+        "kronecker-r1": _ours(family="kronecker", r=1, main=True),
+        "kronecker-r2": _ours(family="kronecker", r=2),
         "lie-r4": _ours(family="lie", lie_rank=1, r=4),
-        "core-R2": _ours(**core, frame_rank=2, r=2),
-        "core-R3": _ours(**core, frame_rank=3, r=3, main=True),
-        "core-R6": _ours(**core, frame_rank=6, r=6, main=True),
-        "core-R6, random": _ours(family="core", frame="random", frame_rank=6, r=6),
-        "core-R3+final": _ours(**core, frame_rank=3, r=3, modules_to_save=names.final_norm, main=True),
-        "framed-type-R32-r5, signs": _ours(**typed, frame_rank=32, r=5, entangler="signs"),
-        "framed-own-R16-r16, signs": _ours(frame="gradient", n_layers=1, frame_rank=16, r=16, entangler="signs"),
-        "framed-type-R8-r3, lie": _ours(family="lie", lie_rank=3, frame="gradient", share="type", frame_rank=8, r=3),
+        "core-R2": _ours(CORE_RATES, **core, frame_rank=2, r=2),
+        "core-R3": _ours(CORE_RATES, **core, frame_rank=3, r=3, main=True),
+        "core-R6": _ours(CORE_RATES, **core, frame_rank=6, r=6, main=True),
+        "core-R6-random": _ours(CORE_RATES, family="core", frame="random", frame_rank=6, r=6),
+        "core-R3+final": _ours(
+            CORE_RATES, **core, frame_rank=3, r=3, modules_to_save=names.final_norm, gain_scale=150, main=True
+        ),
+        "framed-type-R32-r5-signs": _ours(**typed, frame_rank=32, r=5, entangler="signs"),
+        "framed-own-R16-r16-signs": _ours(frame="gradient", n_layers=1, frame_rank=16, r=16, entangler="signs"),
+        "framed-type-R8-r3-lie": _ours(
+            family="lie", lie_rank=3, angle_scale=50, frame="gradient", share="type", frame_rank=8, r=3, main=True
+        ),
     }
 
 
