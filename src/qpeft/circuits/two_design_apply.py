@@ -8,16 +8,18 @@ The wires are cut into groups of four. Within a group several gate layers are fu
 
 with R_i the i-th layer of rotations (R_0 the initial one, then step a and step b of each layer) and D_a, D_b the
 CZs of a step inside one group. A matrix product turns the front axis of the block to the back or takes it back, so
-no axis is ever copied alone: the even stages go forth, the odd ones back, and the last group stays at the turn.
+no axis is ever copied alone: the odd stages go forth, the even ones back, and the last group stays at the turn.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, reduce
+from itertools import chain, product
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.precision import full_precision
 
@@ -26,6 +28,7 @@ GROUP = 4  # wires
 
 class _Tables(NamedTuple):
     slots: Tensor  # (2L+1, G, 4) int64 into the angles with a zero appended
+    entries: Tensor  # (16, 256), the products of I and J on a group's wires
     inner: Tensor  # (16, 16), D_b and D_a of a group as one factor of R_{2l+1}
     crossing: Tensor  # (2**N,), the CZs of step b between groups
 
@@ -39,10 +42,10 @@ def two_design_apply(angles: Tensor, n_qubits: int, n_layers: int, x: Tensor, si
     """
     if n_qubits == 0:
         return x
-    rotations = _rotations(angles, _tables(n_qubits, n_layers, angles.dtype, angles.device).slots)
+    tables = _tables(n_qubits, n_layers, angles.dtype, angles.device)
+    rotations = _rotations(angles, tables)
     if signs is None:
-        _, inner, crossing = _tables(n_qubits, n_layers, angles.dtype, angles.device)
-        stages, diagonals = _fuse(rotations, inner), crossing.expand(n_layers, -1)
+        stages, diagonals = _fuse(rotations, tables.inner), tables.crossing.expand(n_layers, -1)
     else:
         stages, diagonals = list(rotations.unbind(1)), signs.to(angles.dtype)
     return _run([_trim(stage, n_qubits) for stage in stages], diagonals, x)
@@ -70,7 +73,14 @@ def _tables(n_qubits: int, n_layers: int, dtype: torch.dtype, device: torch.devi
         step_a, step_b = _cz([(0, 1), (2, 3)], GROUP), _cz([(1, 2)], GROUP)
         crossing = _cz([(wire, wire + 1) for wire in range(GROUP - 1, n_qubits - 1, GROUP)], n_qubits)
         inner = step_b[:, None] * step_a
-        return _Tables(slots.view(len(rows), -1, GROUP).to(device), inner.to(device, dtype), crossing.to(device, dtype))
+        slots = slots.view(len(rows), -1, GROUP).to(device)
+        return _Tables(slots, *(table.to(device, dtype) for table in (_entries(), inner, crossing)))
+
+
+def _entries() -> Tensor:
+    """Kronecker products of RY = cos I + sin J are sums of products of I and J: (16, 256)."""
+    eye, turn = torch.eye(2), torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    return torch.stack([reduce(torch.kron, factors) for factors in product((eye, turn), repeat=GROUP)]).flatten(1)
 
 
 def _cz(pairs: list[tuple[int, int]], n_qubits: int) -> Tensor:
@@ -83,19 +93,14 @@ def _cz(pairs: list[tuple[int, int]], n_qubits: int) -> Tensor:
     return sign
 
 
-def _rotations(angles: Tensor, slots: Tensor) -> Tensor:
+def _rotations(angles: Tensor, tables: _Tables) -> Tensor:
     """Kronecker products of every group in every layer: (M, 2L+1, G, 16, 16)."""
     padded = torch.cat([angles, angles.new_zeros(len(angles), 1)], dim=1) / 2
-    half = padded.index_select(1, slots.flatten()).view(len(angles), *slots.shape)
-    c, s = half.cos(), half.sin()
-    turns = torch.stack([c, -s, s, c], dim=-1).unflatten(-1, (2, 2))  # (M, 2L+1, G, 4, 2, 2)
-    pairs = _kron(turns[..., 0::2, :, :], turns[..., 1::2, :, :])  # (M, 2L+1, G, 2, 4, 4)
-    return _kron(pairs[..., 0, :, :], pairs[..., 1, :, :])
-
-
-def _kron(a: Tensor, b: Tensor) -> Tensor:
-    """Kronecker products of the last two axes of a and b."""
-    return (a[..., :, None, :, None] * b[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
+    half = padded.index_select(1, tables.slots.flatten()).view(len(angles), *tables.slots.shape)
+    factors = torch.stack([half.cos(), half.sin()], dim=-1)  # (M, 2L+1, G, 4, 2)
+    pairs = (factors[..., 0::2, :, None] * factors[..., 1::2, None, :]).flatten(-2)  # (M, 2L+1, G, 2, 4)
+    v = (pairs[..., 0, :, None] * pairs[..., 1, None, :]).flatten(-2)  # (M, 2L+1, G, 16)
+    return (v @ tables.entries).unflatten(-1, tables.inner.shape)
 
 
 def _fuse(rotations: Tensor, inner: Tensor) -> list[Tensor]:
@@ -108,34 +113,98 @@ def _trim(stage: Tensor, n_qubits: int) -> list[Tensor]:
     """The groups' matrices (M, 2**g, 2**g): the last group without the wires that do not exist."""
     *groups, last = stage.unbind(1)
     step = 2 ** (-n_qubits % GROUP)
-    return [*groups, last[:, ::step, ::step]]
+    last = last[:, ::step, ::step].contiguous()  # otherwise bmm goes matrix by matrix
+    if groups and last.shape[-1] == 2:  # a product with 2 x 2 matrices is slower than one with 32 x 32
+        last = (groups.pop()[:, :, None, :, None] * last[:, None, :, None, :]).flatten(3).flatten(1, 2)
+    return [*groups, last]
 
 
 def _run(stages: list[list[Tensor]], diagonals: Tensor, x: Tensor) -> Tensor:
-    """Alternate stages and diagonals (S-1, 2**N) on x (M, 2**N, K), whose axes are (front, last, K) or turned."""
+    """Alternate stages and diagonals (S-1, 2**N) on x (M, 2**N, K)."""
     n_modules, size, k = x.shape
     last = stages[0][-1].shape[-1]
-    signs = diagonals.view(-1, size // last, last)
-    for index, (*groups, end) in enumerate(stages):
-        if index % 2 == 0:
-            x = x if index == 0 else x.view(n_modules, -1, last, k) * signs[index - 1, ..., None]
-            for matrix in groups:
-                x = _forth(matrix, x)
-            x = end @ x.reshape(n_modules, last, -1)
-        else:  # from (last, K, front)
-            x = end @ (x.view(n_modules, last, k, -1) * signs[index - 1].mT[:, None]).flatten(2)
-            for matrix in reversed(groups):
-                x = _back(matrix, x)
-    if len(stages) % 2:
+    signs = diagonals.reshape(-1, size // last, last)
+    x = _Stages.apply(x.mT.contiguous(), signs, len(stages[0]), *chain.from_iterable(stages))
+    if len(stages) % 2 == 0:
         x = x.view(n_modules, last, k, -1).permute(0, 3, 1, 2)
     return x.reshape(n_modules, size, k)
 
 
-def _forth(matrix: Tensor, x: Tensor) -> Tensor:
-    """Apply `matrix` (M, n, n) to the front axis of x and make it the last: (M, rest, n)."""
-    return x.reshape(len(x), matrix.shape[-1], -1).mT @ matrix.mT
+class _Step(NamedTuple):
+    """One factor: a group's matrix, with its axis before and after, or a diagonal (`matrix` False)."""
+
+    operand: int
+    matrix: bool = True
+    from_last: bool = False
+    to_last: bool = False
 
 
-def _back(matrix: Tensor, x: Tensor) -> Tensor:
-    """Apply `matrix` (M, n, n) to the last axis of x and make it the front one: (M, n, rest)."""
-    return matrix @ x.reshape(len(x), -1, matrix.shape[-1]).mT
+class _Stages(torch.autograd.Function):
+    """x (M, K, 2**N), signs (S-1, front, last) and all stages' matrices -> block (front, last, K), turned for even S.
+
+    Its own function because autograd would leave every gradient in the other order of axes, to be copied.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, signs: Tensor, n_groups: int, *matrices: Tensor) -> Tensor:
+        ctx.shape, ctx.steps = x.shape, _steps(len(signs) + 1, n_groups)
+        inputs = list(matrices)
+        for step in ctx.steps:
+            if step.matrix:
+                inputs[step.operand] = x
+                x = _turn(matrices[step.operand], x, step.from_last, step.to_last)
+            else:
+                x = _change_signs(x, signs[step.operand], turned=step.from_last)
+        ctx.save_for_backward(signs, *matrices, *inputs)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        signs, *saved = ctx.saved_tensors
+        matrices, inputs = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        of_matrices, grad = list(matrices), grad
+        for index, matrix, from_last, to_last in reversed(ctx.steps):
+            if matrix:
+                turn = matrices[index]
+                n = turn.shape[-1]
+                of_matrices[index] = _rows(grad, n, to_last) @ _rows(inputs[index], n, from_last).mT
+                grad = _turn(turn.mT, grad, to_last, from_last)
+            else:
+                grad = _change_signs(grad, signs[index], turned=from_last)
+        return grad.view(ctx.shape), None, None, *of_matrices
+
+
+def _steps(n_stages: int, n_groups: int) -> list[_Step]:
+    """From (K, front, last) to (front, last, K), then in turn to (last, K, front) and back."""
+    steps = []
+    for stage in range(n_stages):
+        *groups, end = range(stage * n_groups, (stage + 1) * n_groups)
+        turned = stage % 2 == 0
+        if stage:
+            steps.append(_Step(stage - 1, matrix=False, from_last=turned))
+        if turned:
+            steps.append(_Step(end, from_last=stage == 0))
+            steps += [_Step(group, from_last=True) for group in reversed(groups)]
+        else:
+            steps += [*(_Step(group, to_last=True) for group in groups), _Step(end)]
+    return steps
+
+
+def _rows(x: Tensor, n: int, last: bool) -> Tensor:
+    """The block as (M, n, rest), n its last or its front axis."""
+    return x.reshape(len(x), -1, n).mT if last else x.reshape(len(x), n, -1)
+
+
+def _turn(matrix: Tensor, x: Tensor, from_last: bool, to_last: bool) -> Tensor:
+    """Apply `matrix` (M, n, n) to the front or last axis of x and leave the axis at the front or last."""
+    rows = _rows(x, matrix.shape[-1], from_last)
+    return rows.mT @ matrix.mT if to_last else matrix @ rows
+
+
+def _change_signs(x: Tensor, signs: Tensor, turned: bool) -> Tensor:
+    """x times signs (front, last), in place: x is the fresh result of a product."""
+    front, last = signs.shape
+    if turned:
+        return x.view(len(x), last, -1, front).mul_(signs.mT.contiguous()[:, None])
+    return x.view(len(x), front, last, -1).mul_(signs[..., None])
