@@ -19,8 +19,9 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
-def test_the_drawing_is_the_program_s_own(page):
-    assert blocks(page, "text") == [Ansatz("ry_ladder", n_qubits=4, n_layers=8).draw() + "\n"]
+def test_the_drawings_are_the_program_s_own(page):
+    shown = Ansatz("ry_ladder", n_qubits=4, n_layers=8), Ansatz("two_design", n_qubits=5, n_layers=2)
+    assert blocks(page, "text") == [ansatz.draw() + "\n" for ansatz in shown]
 
 
 def test_the_stated_facts_hold(page):

@@ -1,6 +1,6 @@
 """Quantum-PEFT's circuit against PennyLane, recorded numbers and dense matrices."""
 
-from functools import reduce
+from functools import partial, reduce
 
 import pennylane as qml
 import pytest
@@ -12,6 +12,7 @@ from qpeft.circuits import Ansatz, basis_columns, count_angles, two_design_colum
 from qpeft.circuits.gates import gate_columns
 from qpeft.circuits.two_design_apply import two_design_apply
 from qpeft.circuits.two_design_cut import cut_columns
+from qpeft.testing import ansatz_contract
 
 CLOSE = {"rtol": 0, "atol": 1e-10}
 SIZES = [(n_qubits, n_layers) for n_qubits in range(2, 8) for n_layers in range(1, 5)]
@@ -150,23 +151,40 @@ def dense_twin(angles, n_qubits, n_layers, signs):
     return u
 
 
-@pytest.mark.parametrize("twin", ["random", "ones", "cz"])
+def cz_signs(n_qubits, n_layers):
+    signs = torch.ones(2 * n_layers, 2**n_qubits, dtype=torch.float64)
+    for step in range(2 * n_layers):
+        for wire in range(step % 2, n_qubits - 1, 2):
+            signs[step] *= dense_cz(wire, wire + 1, n_qubits)
+    return signs
+
+
+def random_signs(n_qubits, n_layers):
+    return torch.randint(2, (2 * n_layers, 2**n_qubits), generator=torch.Generator().manual_seed(1)) * 2.0 - 1
+
+
+def ones(n_qubits, n_layers):
+    return torch.ones(2 * n_layers, 2**n_qubits)
+
+
+@pytest.mark.parametrize("twin", [random_signs, ones, cz_signs])
 @pytest.mark.parametrize(("n_qubits", "n_layers"), [(1, 2), (2, 1), (4, 2), (5, 3), (6, 1)])
 def test_twins_have_their_signs_in_place_of_the_cz_gates(twin, n_qubits, n_layers):
-    angles = random_angles(n_qubits, n_layers, 1)[0]
-    shape = (2 * n_layers, 2**n_qubits)
-    signs = torch.randint(2, shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    signs = signs if twin == "random" else torch.ones(shape)
-    columns = range(2**n_qubits)
-    if twin == "cz":
-        for step in range(2 * n_layers):
-            for wire in range(step % 2, n_qubits - 1, 2):
-                signs[step] *= dense_cz(wire, wire + 1, n_qubits)
-        torch.testing.assert_close(
-            dense_twin(angles, n_qubits, n_layers, signs), two_design_columns(angles, n_qubits, n_layers, columns)
-        )
-    found = two_design_columns(angles, n_qubits, n_layers, columns, signs)
-    torch.testing.assert_close(found, dense_twin(angles, n_qubits, n_layers, signs), **CLOSE)
+    angles, signs = random_angles(n_qubits, n_layers, 1)[0], twin(n_qubits, n_layers)
+    found = two_design_columns(angles, n_qubits, n_layers, range(2**n_qubits), signs)
+    torch.testing.assert_close(found, dense_twin(angles, n_qubits, n_layers, signs.double()), **CLOSE)
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])  # 3: both routes
+@pytest.mark.parametrize("n_qubits", range(1, 7))
+def test_the_first_column_keeps_the_contract_of_an_ansatz(n_qubits, n_layers):
+    def first_column(angles):
+        return two_design_columns(angles, n_qubits, n_layers, [0])[:, 0].square()
+
+    def dense_reference(angles):
+        return dense_twin(angles, n_qubits, n_layers, cz_signs(n_qubits, n_layers))[:, 0].square()
+
+    ansatz_contract(partial(Ansatz, "two_design", n_qubits, n_layers), first_column, dense_reference)
 
 
 @st.composite

@@ -30,7 +30,7 @@ def _names(n_qubits: int) -> list[str]:
 
 def _layer(gates: Iterable[Gate], n_qubits: int, index: int) -> list[str]:
     """A title line, then the wires' lines with a line for connections between each two."""
-    columns = [_column(step, n_qubits) for step in _steps(gates, n_qubits)]
+    columns = [_column(step, n_qubits) for step in _steps(gates, n_qubits) or [[]]]
     rows = ["".join(parts) + "─ "[row % 2] for row, parts in enumerate(zip(*columns, strict=True))]
     return [f" layer {index}".ljust(len(rows[0])), *rows]
 
