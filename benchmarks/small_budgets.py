@@ -17,7 +17,7 @@ Loss is total nats / predicted tokens (127 a block); perplexity is exp(mean loss
 gain is (base - loss) / (base - loss of full fine-tuning), both on the test split.
 
 Adapters sit on all linear maps of every layer unless the row says otherwise. Rows whose frames or start follow the
-gradient see the first 64 training blocks once more, before training. The seed decides the adapter's start, stock
+gradient see 64 training blocks, spread evenly, before training. The seed decides the adapter's start, stock
 PEFT's frozen random projections, and the data order. One thread. Run again, the same command goes on; several processes
 share a study with --share 0/2 and --share 1/2.
 """
