@@ -47,8 +47,9 @@ def cosine_sine_columns(
     v1, _, c, u1, u2 = angles.split(part_sizes(width, n_layers, with_v2), dim=1)
     block = two_design_columns(v1, n_qubits, n_layers, columns, signs and signs(n_qubits))  # (M, N1, K)
     cos, sin = _cosine_sine(c, n2)
-    top = torch.cat([cos * block[:, :n2], block[:, n2:]], dim=1)
-    return torch.cat([_apply(u1, n1, n_layers, top, signs), _apply(u2, n2, n_layers, sin * block[:, :n2], signs)], 1)
+    head, tail = block.mT.split([n2, n1 - n2], dim=2)  # as rows, the order in which circuits keep and take them
+    top = torch.cat([cos * head, tail], dim=2).mT
+    return torch.cat([_apply(u1, n1, n_layers, top, signs), _apply(u2, n2, n_layers, (sin * head).mT, signs)], dim=1)
 
 
 def _apply(angles: Tensor, width: int, n_layers: int, x: Tensor, signs: Signs | None) -> Tensor:
@@ -61,15 +62,16 @@ def _apply(angles: Tensor, width: int, n_layers: int, x: Tensor, signs: Signs | 
     v1, v2, c, u1, u2 = angles.split(part_sizes(width, n_layers), dim=1)
     top, bottom = _apply(v1, n1, n_layers, x[:, :n1], signs), _apply(v2, n2, n_layers, x[:, n1:], signs)
     cos, sin = _cosine_sine(c, n2)
-    turned = torch.cat([cos * top[:, :n2] - sin * bottom, top[:, n2:]], dim=1)
-    bottom = sin * top[:, :n2] + cos * bottom
-    return torch.cat([_apply(u1, n1, n_layers, turned, signs), _apply(u2, n2, n_layers, bottom, signs)], 1)
+    head, tail = top.mT.split([n2, n1 - n2], dim=2)
+    turned = torch.cat([cos * head - sin * bottom.mT, tail], dim=2).mT
+    bottom = (sin * head + cos * bottom.mT).mT
+    return torch.cat([_apply(u1, n1, n_layers, turned, signs), _apply(u2, n2, n_layers, bottom, signs)], dim=1)
 
 
 def _cosine_sine(c: Tensor, n2: int) -> tuple[Tensor, Tensor]:
-    """cos(phi / 2) and sin(phi / 2), both (M, N2, 1), from c (M, 1 + ceil(log2 N2))."""
+    """cos(phi / 2) and sin(phi / 2), both (M, 1, N2), from c (M, 1 + ceil(log2 N2))."""
     half = (c / 2) @ _bits(n2, c.dtype, c.device)
-    return half.cos()[..., None], half.sin()[..., None]
+    return half.cos()[:, None], half.sin()[:, None]
 
 
 @lru_cache(maxsize=64)

@@ -1,6 +1,6 @@
 """The two-design circuit applied to any block of columns, many circuits at once.
 
-The wires are cut into groups of four. Within a group several gate layers are fused into one 16 x 16 matrix, a
+The wires are cut into groups of four and a last one. Within a group several gate layers are fused into one matrix, a
 *stage*; between stages stands the diagonal of the CZs that cross from one group to the next:
 
     CZ circuit:      stage l = D_b R_{2l+1} D_a R_{2l} for l < L, stage L = R_{2L}
@@ -21,16 +21,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qpeft.circuits.ansatz import two_design_pairs
 from qpeft.circuits.precision import full_precision
 
 GROUP = 4  # wires
 
 
 class _Tables(NamedTuple):
-    slots: Tensor  # (2L+1, G, 4) int64 into the angles with a zero appended
-    entries: Tensor  # (16, 256), the products of I and J on a group's wires
-    inner: Tensor  # (16, 16), D_b and D_a of a group as one factor of R_{2l+1}
-    crossing: Tensor  # (2**N,), the CZs of step b between groups
+    """Constants of G neighbouring groups of g wires."""
+
+    slots: Tensor  # (2L+1, G, g) int64 into the angles with a zero appended
+    entries: Tensor  # (2**g, 4**g), the products of I and J on a group's wires
+    inner: Tensor  # (2**g, 2**g), D_b and D_a as one factor of R_{2l+1}
 
 
 @full_precision
@@ -42,13 +44,10 @@ def two_design_apply(angles: Tensor, n_qubits: int, n_layers: int, x: Tensor, si
     """
     if n_qubits == 0:
         return x
-    tables = _tables(n_qubits, n_layers, angles.dtype, angles.device)
-    rotations = _rotations(angles, tables)
-    if signs is None:
-        stages, diagonals = _fuse(rotations, tables.inner), tables.crossing.expand(n_layers, -1)
-    else:
-        stages, diagonals = list(rotations.unbind(1)), signs.to(angles.dtype)
-    return _run([_trim(stage, n_qubits) for stage in stages], diagonals, x)
+    kind = (angles.dtype, angles.device)
+    stages = [_stages(angles, tables, fused=signs is None) for tables in _tables(n_qubits, n_layers, *kind)]
+    diagonals = signs.to(angles) if signs is not None else _crossing(n_qubits, *kind).expand(n_layers, -1)
+    return _run([[*groups, *last] for groups, last in zip(*stages, strict=True)], diagonals, x)
 
 
 def two_design_slots(n_qubits: int, n_layers: int) -> list[list[int | None]]:
@@ -64,23 +63,37 @@ def two_design_slots(n_qubits: int, n_layers: int) -> list[list[int | None]]:
 
 
 @lru_cache(maxsize=64)
-def _tables(n_qubits: int, n_layers: int, dtype: torch.dtype, device: torch.device) -> _Tables:
+def _tables(n_qubits: int, n_layers: int, dtype: torch.dtype, device: torch.device) -> list[_Tables]:
+    """Of the groups of four and of the last group, which has two to five wires (one if there is no other)."""
     with torch.device("cpu"):  # kept for good: no default device of the caller may leak into them
         rows = two_design_slots(n_qubits, n_layers)
         n_angles = 1 + max(slot for row in rows for slot in row if slot is not None)
-        padded = [row + [None] * (-n_qubits % GROUP) for row in rows]
-        slots = torch.tensor([[n_angles if slot is None else slot for slot in row] for row in padded])
-        step_a, step_b = _cz([(0, 1), (2, 3)], GROUP), _cz([(1, 2)], GROUP)
-        crossing = _cz([(wire, wire + 1) for wire in range(GROUP - 1, n_qubits - 1, GROUP)], n_qubits)
-        inner = step_b[:, None] * step_a
-        slots = slots.view(len(rows), -1, GROUP).to(device)
-        return _Tables(slots, *(table.to(device, dtype) for table in (_entries(), inner, crossing)))
+        slots = torch.tensor([[n_angles if slot is None else slot for slot in row] for row in rows])
+        cut = max(n_qubits - 2, 0) // GROUP * GROUP
+        groups = (slots[:, :cut].unflatten(1, (-1, GROUP)), slots[:, None, cut:])
+        constants = [(_entries(part.shape[2]), _inner(part.shape[2])) for part in groups]
+        return [
+            _Tables(part.to(device), entries.to(device, dtype), inner.to(device, dtype))
+            for part, (entries, inner) in zip(groups, constants, strict=True)
+        ]
 
 
-def _entries() -> Tensor:
-    """Kronecker products of RY = cos I + sin J are sums of products of I and J: (16, 256)."""
+@lru_cache(maxsize=64)
+def _crossing(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The CZs of step b between groups: (2**n_qubits,)."""
+    with torch.device("cpu"):
+        return _cz([(wire - 1, wire) for wire in range(GROUP, n_qubits - 1, GROUP)], n_qubits).to(device, dtype)
+
+
+def _inner(n_wires: int) -> Tensor:
+    step_a, step_b = (_cz(two_design_pairs(n_wires, start), n_wires) for start in (0, 1))
+    return step_b[:, None] * step_a
+
+
+def _entries(n_wires: int) -> Tensor:
+    """Kronecker products of RY = cos I + sin J are sums of products of I and J: (2**g, 4**g)."""
     eye, turn = torch.eye(2), torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-    return torch.stack([reduce(torch.kron, factors) for factors in product((eye, turn), repeat=GROUP)]).flatten(1)
+    return torch.stack([reduce(torch.kron, factors) for factors in product((eye, turn), repeat=n_wires)]).flatten(1)
 
 
 def _cz(pairs: list[tuple[int, int]], n_qubits: int) -> Tensor:
@@ -93,30 +106,23 @@ def _cz(pairs: list[tuple[int, int]], n_qubits: int) -> Tensor:
     return sign
 
 
+def _stages(angles: Tensor, tables: _Tables, fused: bool) -> list[tuple[Tensor, ...]]:
+    """For each stage the G matrices (M, 2**g, 2**g)."""
+    rotations = _rotations(angles, tables)
+    if fused:
+        pairs = (rotations[:, 1::2] * tables.inner) @ rotations[:, :-1:2]
+        rotations = torch.cat([pairs, rotations[:, -1:]], dim=1)
+    return [stage.unbind(1) for stage in rotations.unbind(1)]
+
+
 def _rotations(angles: Tensor, tables: _Tables) -> Tensor:
-    """Kronecker products of every group in every layer: (M, 2L+1, G, 16, 16)."""
+    """Kronecker products of every group in every layer: (M, 2L+1, G, 2**g, 2**g)."""
     padded = torch.cat([angles, angles.new_zeros(len(angles), 1)], dim=1) / 2
     half = padded.index_select(1, tables.slots.flatten()).view(len(angles), *tables.slots.shape)
-    factors = torch.stack([half.cos(), half.sin()], dim=-1)  # (M, 2L+1, G, 4, 2)
-    pairs = (factors[..., 0::2, :, None] * factors[..., 1::2, None, :]).flatten(-2)  # (M, 2L+1, G, 2, 4)
-    v = (pairs[..., 0, :, None] * pairs[..., 1, None, :]).flatten(-2)  # (M, 2L+1, G, 16)
+    v, *factors = torch.stack([half.cos(), half.sin()], dim=-1).unbind(3)  # (M, 2L+1, G, 2) per wire
+    for factor in factors:
+        v = (v[..., :, None] * factor[..., None, :]).flatten(-2)
     return (v @ tables.entries).unflatten(-1, tables.inner.shape)
-
-
-def _fuse(rotations: Tensor, inner: Tensor) -> list[Tensor]:
-    """Stages of the CZ circuit, each (M, G, 16, 16)."""
-    fused = (rotations[:, 1::2] * inner) @ rotations[:, :-1:2]
-    return [*fused.unbind(1), rotations[:, -1]]
-
-
-def _trim(stage: Tensor, n_qubits: int) -> list[Tensor]:
-    """The groups' matrices (M, 2**g, 2**g): the last group without the wires that do not exist."""
-    *groups, last = stage.unbind(1)
-    step = 2 ** (-n_qubits % GROUP)
-    last = last[:, ::step, ::step].contiguous()  # otherwise bmm goes matrix by matrix
-    if groups and last.shape[-1] == 2:  # a product with 2 x 2 matrices is slower than one with 32 x 32
-        last = (groups.pop()[:, :, None, :, None] * last[:, None, :, None, :]).flatten(3).flatten(1, 2)
-    return [*groups, last]
 
 
 def _run(stages: list[list[Tensor]], diagonals: Tensor, x: Tensor) -> Tensor:
