@@ -96,7 +96,7 @@ def _stock_state(model: Any, adapter_name: str) -> dict[str, Tensor]:
     state = {k: v for k, v in compact.items() if not k.startswith(f"base_model.{GeneratedMixin.container}.")}
     for slot, value in zip(binding.slots, binding.values(), strict=True):
         if not torch.isfinite(value).all():
-            raise ConfigError(f"the generated {slot.label} contains NaN or Inf; export an earlier checkpoint")
+            raise ConfigError(f"non-finite adapter parameter in {slot.label}; export an earlier checkpoint")
         state[_stock_key(slot.label)] = value
     return {key: value.detach().cpu().contiguous().clone() for key, value in state.items()}
 
