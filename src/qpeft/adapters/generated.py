@@ -171,6 +171,18 @@ class GeneratedMixin(_Tuner):
                 feature.backend = backend
             self.invalidate()
 
+    @contextmanager
+    def keeping_latent(self) -> Iterator[None]:
+        """Within: a saved adapter keeps its unquantised numbers, from which training can go on as if never stopped."""
+        generators: list[Any] = list(self.generators.values())
+        for generator in generators:
+            generator.latent = True
+        try:
+            yield
+        finally:
+            for generator in generators:
+                generator.latent = False
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)
         for binding in self._bindings.values():

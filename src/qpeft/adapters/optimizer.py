@@ -9,32 +9,49 @@ from torch import nn
 from qpeft.adapters.generated import GeneratedMixin
 from qpeft.errors import ConfigError
 
+# the part of a generator that holds a parameter -> the parameter's group
+_GROUP_OF = {"feature": "angles", "banks": "angles", "lam": "lambda", "gains": "gains", "mlp": "mlp"}
+_DECAYED = ("mlp", "other")
+
 
 def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Groups for a torch optimiser that hold every trainable tensor exactly once.
 
-    "angles": circuit angles (or the free vector in their place), no weight decay, Adam eps 1e-12;
-    "mlp": the mapping MLP; "other": whatever else trains, for example `modules_to_save`.
-    `weight_decay` applies to "mlp" and "other". The different rates of the paper are folded into the
-    parametrisation already, so all groups take the same `lr`.
+    "angles": the numbers of circuits, or what stands in their place, with Adam's eps 1e-12; "lambda" and "gains":
+    Quantum-PEFT's singular values and norm gains; "mlp": QPA's mapping MLP; "other": whatever else trains, for
+    example `modules_to_save`. `weight_decay` applies to "mlp" and "other" alone: 0 is no special angle, and decay
+    of the others is for you to set. The methods' different rates are folded into the parametrisation already, so
+    all groups take the same `lr`.
 
     Raises:
-        ConfigError: the model has no trainable parameter.
+        ConfigError: the model has no trainable parameter, or a generator has one that belongs to no group.
     """
-    angles, mlp = [], []
+    found: dict[str, list[nn.Parameter]] = {name: [] for name in (*dict.fromkeys(_GROUP_OF.values()), "other")}
     for module in model.modules():
         if isinstance(module, GeneratedMixin):
             for name, parameter in module.generators.named_parameters():
                 if parameter.requires_grad:
-                    (angles if ".feature." in name else mlp).append(parameter)
-    known = {id(p) for p in (*angles, *mlp)}
-    other = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    groups = [
-        {"name": "angles", "params": angles, "lr": lr, "weight_decay": 0.0, "eps": 1e-12},
-        {"name": "mlp", "params": mlp, "lr": lr, "weight_decay": weight_decay},
-        {"name": "other", "params": other, "lr": lr, "weight_decay": weight_decay},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
+                    found[_group_of(name)].append(parameter)
+    known = {id(p) for parameters in found.values() for p in parameters}
+    found["other"] = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    if not any(found.values()):
         raise ConfigError("the model has no trainable parameter; load it with is_trainable=True or attach an adapter")
-    return groups
+    return [
+        {
+            "name": name,
+            "params": parameters,
+            "lr": lr,
+            "weight_decay": weight_decay if name in _DECAYED else 0.0,
+            **({"eps": 1e-12} if name == "angles" else {}),
+        }
+        for name, parameters in found.items()
+        if parameters
+    ]
+
+
+def _group_of(name: str) -> str:
+    """The group of a generator's parameter such as `default.banks.w768r8.numbers.tau`."""
+    part = name.split(".")[1]
+    if part not in _GROUP_OF:
+        raise ConfigError(f"the generator's parameter {name} belongs to no group; known parts: {', '.join(_GROUP_OF)}")
+    return _GROUP_OF[part]

@@ -54,7 +54,7 @@ def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedToke
         raise DataError(f"{validation} has nothing to score within seq_len={seq_len} tokens; raise it, or give more")
     if not train or not evaluation:
         raise DataError(_too_little(settings.data, rows, seq_len, tokenizer))
-    return Blocks(train, _at_most(settings.eval_blocks, evaluation))
+    return Blocks(train, spread(settings.eval_blocks, evaluation))
 
 
 def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
@@ -70,6 +70,13 @@ def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -
     else:
         blocks = [tokens.cut(0, seq_len) for tokens in encoded]
     return [block for block in blocks if block.n_targets]
+
+
+def spread(limit: int, blocks: list[Tokens]) -> list[Tokens]:
+    """At most `limit` blocks, taken evenly from all of them (0: all)."""
+    if not limit or len(blocks) <= limit:
+        return blocks
+    return [blocks[i * len(blocks) // limit] for i in range(limit)]
 
 
 def collate(blocks: Sequence[Tokens], padding_side: str = "right") -> dict[str, torch.Tensor]:
@@ -113,13 +120,6 @@ def _held_out(
     blocks = cut(rows, seq_len, tokenizer)
     n_train = len(blocks) - max(1, len(blocks) // _HELD_OUT_EVERY)
     return blocks[:n_train], blocks[n_train:]
-
-
-def _at_most(limit: int, blocks: list[Tokens]) -> list[Tokens]:
-    """`limit` blocks spread evenly (0: all of them)."""
-    if not limit or len(blocks) <= limit:
-        return blocks
-    return [blocks[i * len(blocks) // limit] for i in range(limit)]
 
 
 def _too_little(source: str, rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> str:

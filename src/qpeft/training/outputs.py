@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,11 @@ def write_adapter(model: Any, folder: RunFolder, method: str, tokenizer: PreTrai
 def is_generated(model: Any) -> bool:
     """Whether qpeft generates the adapter's numbers, so that the compact folder needs qpeft."""
     return isinstance(getattr(model, "base_model", None), GeneratedMixin)
+
+
+def resumable(model: Any) -> AbstractContextManager[None]:
+    """Within: what the Trainer saves is enough to go on to the bit, also where an adapter's numbers are quantised."""
+    return model.base_model.keeping_latent() if is_generated(model) else nullcontext()
 
 
 def count_trainable(model: Any) -> int:

@@ -12,6 +12,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from qpeft.errors import ConfigError, InputError
 from qpeft.training import base
 from qpeft.training.blocks import Blocks, load_blocks
+from qpeft.training.calibration import fit_to_gradient, warn_of_a_short_way
 from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress
 from qpeft.training.settings import TrainSettings
@@ -34,16 +35,20 @@ def prepare(settings: TrainSettings, progress: Progress) -> Prepared:
     """Load data and base, build the adapter. Raises InputError for whatever is not usable; writes nothing."""
     _check_single_process()
     _check_reporters(settings.report_to)
-    reserved = 0 if settings.method == "full" else getattr(build_config(settings), "num_virtual_tokens", 0)
+    method = None if settings.method == "full" else build_config(settings)
+    warn_of_a_short_way(settings, method)
     progress.on_stage("Reading the data")
     config = base.load_config(settings.model)
     tokenizer = base.load_tokenizer(settings.model)
-    blocks = load_blocks(settings, base.block_length(settings.seq_len, config, reserved), tokenizer)
+    blocks = load_blocks(
+        settings, base.block_length(settings.seq_len, config, getattr(method, "num_virtual_tokens", 0)), tokenizer
+    )
     _check_vocabulary(blocks, config)
     progress.on_stage("Loading the base model")
     identity = {"data": blocks.sha256(), "base": base.fingerprint(settings.model, config)}
     set_seed(settings.seed)
     model = build_adapter(settings, base.load_model(settings.model, settings.dtype))
+    fit_to_gradient(model, blocks.train, settings.batch_size, progress)
     return Prepared(model, tokenizer, blocks, identity)
 
 

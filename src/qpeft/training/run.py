@@ -71,7 +71,8 @@ def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: 
         trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
         trainer.add_callback(Saving(folder.checkpoints, every.save, stop))
         try:
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+            with outputs.resumable(ready.model):
+                trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except Exception as error:
             if checkpoint is not None and not timing.has_begun:
                 raise CheckpointError(_damaged(checkpoint, error)) from error
