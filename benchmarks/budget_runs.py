@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import qpeft
 from budget_rows import Row
-from budget_texts import Blocks
+from budget_texts import Blocks, spread
 from qpeft.files import write_json
 from qpeft.training.metrics_log import read_rows
 
@@ -114,8 +114,8 @@ def fit_frames(model: nn.Module, train_blocks: torch.Tensor) -> None:
     """
     config = getattr(model, "peft_config", {}).get("default")
     if "gradient" in (getattr(config, "frame", None), getattr(config, "start", None)):
-        chosen = train_blocks[torch.arange(CALIBRATION) * len(train_blocks) // CALIBRATION]
-        qpeft.fit_frames(model, [{"input_ids": ids, "labels": ids} for ids in chosen.split(MICRO_BATCH)])
+        chosen = spread(train_blocks, CALIBRATION).split(MICRO_BATCH)
+        qpeft.fit_frames(model, [{"input_ids": ids, "labels": ids} for ids in chosen])
 
 
 def train(model: nn.Module, setting: Setting, cell: Cell) -> None:

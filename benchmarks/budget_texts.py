@@ -50,6 +50,11 @@ CORPORA: dict[str, Callable[[Path], list[str]]] = {
 }
 
 
+def spread(blocks: torch.Tensor, limit: int) -> torch.Tensor:
+    """`limit` of the blocks (n, T), evenly spaced; all where there are no more."""
+    return blocks if len(blocks) <= limit else blocks[torch.arange(limit) * len(blocks) // limit]
+
+
 def load_blocks(corpus: str, file: Path | None, tokenizer: PreTrainedTokenizerBase, length: int) -> Blocks:
     """80/10/10 % of the characters; a document belongs to the part in which it begins."""
     if file is None and corpus != "numpy-docs":

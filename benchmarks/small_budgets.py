@@ -33,11 +33,13 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
+import qpeft
 from budget_report import as_json, best_rate, final_cells, lines, markdown, table, tuning_cells
 from budget_rows import Row, build_rows
 from budget_runs import Cell, Setting, Study, build, count, run
-from budget_texts import CORPORA, load_blocks
+from budget_texts import CORPORA, Blocks, load_blocks, spread
 from qpeft.demo import base_path
 from qpeft.training.base import fingerprint, load_config, load_model, load_tokenizer
 
@@ -54,14 +56,17 @@ def main() -> None:
 
 def show_counts(arguments: argparse.Namespace, rows: dict[str, Row]) -> None:
     base = load_model(arguments.model)
-    shown = Table("method", "trainable", "rates", title="Trainable numbers")
+    shown = Table("method", "trainable", "of these acting", "rank of the update", "rates", title="Trainable numbers")
     for name, row in rows.items():
-        shown.add_row(name, f"{count(build(base, row, seed=0)):,}", ", ".join(f"{rate:g}" for rate in row.rates))
-    Console().print(shown)
+        known = _acting_and_rank(base, row)
+        rates = ", ".join(f"{rate:g}" for rate in row.rates)
+        shown.add_row(name, f"{count(build(base, row, seed=0)):,}", *(f"{n:,}" if n else "" for n in known), rates)
+    Console(width=140).print(shown)
 
 
 def run_study(arguments: argparse.Namespace, rows: dict[str, Row]) -> None:
     blocks = load_blocks(arguments.corpus, arguments.data, load_tokenizer(arguments.model), LENGTH)
+    blocks = Blocks(blocks.train, *(spread(part, arguments.eval_blocks) for part in blocks[1:]))
     setting = Setting(load_model(arguments.model), blocks, arguments.steps)
     part, parts = map(int, arguments.share.split("/"))
     study = Study(arguments.out, _identity(arguments, setting), part)
@@ -82,6 +87,15 @@ def report(arguments: argparse.Namespace, rows: dict[str, Row]) -> None:
     else:
         title = f"{described['corpus']}, {described['steps']} steps, {len(arguments.seeds)} seeds"
         Console(width=140).print(table(found, title))
+
+
+def _acting_and_rank(base: nn.Module, row: Row) -> tuple[int | None, int | None]:
+    """What `qpeft.plan` knows of Quantum-PEFT's rows."""
+    config = row.config(0) if row.config else None
+    if not isinstance(config, qpeft.QuantumPeftConfig):
+        return None, None
+    plan = qpeft.plan(base, config)
+    return plan.acting, plan.rank_bound
 
 
 def _run_missing(study: Study, setting: Setting, row: Row, cells: list[Cell]) -> None:
@@ -126,6 +140,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=["*"], help="names or patterns such as 'core-*', or main")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--eval-blocks", type=int, default=10**6, help="score at most so many blocks of each split")
     parser.add_argument("--only-tune", action="store_true", help="stop after the three rates of every row")
     parser.add_argument("--share", default="0/1", help="i/n: run only every n-th row, from the i-th (0 the first)")
     parser.add_argument("--test", action="store_true", help="report: open the test split's losses")
