@@ -140,7 +140,7 @@ def test_gradients_pass_gradcheck():
 def test_the_number_of_terms_doubles_with_every_layer(n_layers, terms):
     angles, _ = random_circuit(n_layers, 11, seed=7)
     left, right, turn = product_terms(angles)
-    assert left.shape == (2, 2, 2**3, terms)
+    assert left.shape == (2**3, 2, 2, terms)
     assert right.shape == (2, terms, 2**6)
     assert turn.shape == (2, 2, 2)
 
@@ -202,4 +202,4 @@ def test_memory_is_the_probabilities_and_their_gradient():
         "a = torch.ones(4, 22, requires_grad=True); torch.autograd.grad(probabilities(a), a, torch.ones(2**22))"
     )
     vector = 4 * 2**22
-    assert many - few < 2.5 * vector
+    assert many - few < 2.3 * vector

@@ -2,8 +2,8 @@
 
 With the terms of `ladder_terms`, the rows (r, q, s) of A's bits by the columns c of B's are
 
-    x = left[q] right        (2 j, R, columns), one product over the K terms for each j
-    t = turn[q] x            (2 s, R, columns)
+    x[j] = left[:, q, j] right[j]        (R, columns), the sum over the K terms
+    t = turn[q] x
     p[r, q, 0, c] = t[0, r, c]^2        p[r, q, 1, ~c] = t[1, r, c]^2
 
 the last because the CNOT across the cut reverses B. It is done in tiles that stay in the cache, and backward
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
 
 from qpeft.circuits.ladder_terms import Terms, product_terms
 from qpeft.circuits.precision import full_precision
@@ -44,14 +45,14 @@ def _tiles(terms: Terms) -> Iterator[_Tile]:
     """Every tile once; x and t may be overwritten and are good until the next."""
     left, right, turn = terms
     height, width = TILE if left.device.type == "cpu" else DEVICE_TILE
-    all_columns, all_rows = _slices(right.shape[2], width), _slices(left.shape[2], height)
+    all_columns, all_rows = _slices(right.shape[2], width), _slices(len(left), height)
     buffers = left.new_empty(2, 2 * height * width)
     for q in (0, 1):
         for columns in all_columns:
             for rows in all_rows:
                 shape = (2, rows.stop - rows.start, columns.stop - columns.start)
                 x, t = (buffer[: 2 * shape[1] * shape[2]].view(shape) for buffer in buffers)
-                torch.bmm(left[q, :, rows], right[:, :, columns], out=x)
+                torch.bmm(_by_j(left[rows, q]), right[:, :, columns], out=x)
                 torch.mm(turn[q], x.view(2, -1), out=t.view(2, -1))
                 yield _Tile(q, rows, columns, x, t)
 
@@ -61,7 +62,12 @@ def _slices(n: int, size: int) -> list[slice]:
 
 
 def _shape(terms: Terms) -> tuple[int, int, int, int]:
-    return terms.left.shape[2], 2, 2, terms.right.shape[2]
+    return len(terms.left), 2, 2, terms.right.shape[2]
+
+
+def _by_j(term: Tensor) -> Tensor:
+    """(n, 2 j, K) -> (2 j, n, K)."""
+    return term.transpose(0, 1)
 
 
 def _probabilities(terms: Terms) -> Tensor:
@@ -85,43 +91,59 @@ def _term_gradients(grad: Tensor, terms: Terms) -> Terms:
         lam, x = tile.t.view(2, -1), tile.x.view(2, -1)
         turn[tile.q].addmm_(lam, x.mT)
         before = torch.mm(terms.turn[tile.q].mT, lam, out=x).view_as(tile.x)
-        left[tile.q, :, tile.rows].baddbmm_(before, terms.right[:, :, tile.columns].mT)
-        right[:, :, tile.columns].baddbmm_(terms.left[tile.q, :, tile.rows].mT, before)
+        _by_j(left[tile.rows, tile.q]).baddbmm_(before, terms.right[:, :, tile.columns].mT)
+        right[:, :, tile.columns].baddbmm_(_by_j(terms.left[tile.rows, tile.q]).mT, before)
     return Terms(left, right, turn)
 
 
-def _terms(angles: Tensor, first: int, stop: int) -> Terms:
-    """The terms of the rows first .. stop-1 of A, without its last two bits."""
+class _Span(NamedTuple):
+    """The rows of A, without its last two bits, that hold the wanted probabilities, and how many more these hold."""
+
+    rows: slice
+    before: int
+    after: int
+
+
+def _span(n_qubits: int, start: int, stop: int) -> _Span:
+    size = 2 ** (n_qubits - n_qubits // 2 + 2)
+    rows = slice(start // size, -(-stop // size))
+    return _Span(rows, start - rows.start * size, rows.stop * size - stop)
+
+
+def _terms(angles: Tensor, rows: slice) -> Terms:
     terms = product_terms(angles)
-    return terms._replace(left=terms.left[:, :, first:stop])
+    return terms._replace(left=terms.left[rows])
 
 
 @full_precision
-def _gradient(grad: Tensor, angles: Tensor, first: int, stop: int) -> Tensor:
-    """Gradient (L, N) from that of the probabilities of rows first .. stop-1."""
+def _gradient(grad: Tensor, angles: Tensor, span: _Span) -> Tensor:
+    """Gradient (L, N) from that of the wanted probabilities."""
     with torch.enable_grad():
         angles = angles.detach().requires_grad_()
-        terms = _terms(angles, first, stop)
+        terms = _terms(angles, span.rows)
+    if span.before or span.after:  # pad would copy it in any case
+        grad = pad(grad, (span.before, span.after))
     gradients = _term_gradients(grad, Terms(*(term.detach() for term in terms)))
     return 2 * torch.autograd.grad(terms, angles, gradients)[0]
 
 
 class CutProbabilities(torch.autograd.Function):
-    """angles (L, N), N >= 4 -> probabilities ((stop - first) * 4 * 2**b,) of rows first .. stop-1."""
+    """angles (L, N), N >= 4 -> probabilities start .. stop-1."""
 
     @staticmethod
-    def forward(ctx: Any, angles: Tensor, first: int, stop: int) -> Tensor:
+    def forward(ctx: Any, angles: Tensor, start: int, stop: int) -> Tensor:
         ctx.save_for_backward(angles)
-        ctx.rows = first, stop
-        return _probabilities(_terms(angles, first, stop))
+        ctx.span = span = _span(angles.shape[1], start, stop)
+        p = _probabilities(_terms(angles, span.rows))
+        return p[span.before : len(p) - span.after]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _gradient(grad, *ctx.saved_tensors, *ctx.rows), None, None
+        (angles,) = ctx.saved_tensors
+        return _gradient(grad, angles, ctx.span), None, None
 
 
-@full_precision
 def cut_probabilities(angles: Tensor) -> Tensor:
     """Probabilities (2**N,) for angles (L, N), N >= 4."""
     return cut_slice(angles, 0, 2 ** angles.shape[1])
@@ -129,9 +151,5 @@ def cut_probabilities(angles: Tensor) -> Tensor:
 
 @full_precision
 def cut_slice(angles: Tensor, start: int, stop: int) -> Tensor:
-    """Probabilities start .. stop-1; only the rows of 2**(b + 2) that they lie in are computed."""
-    n_qubits = angles.shape[1]
-    row = 2 ** (n_qubits - n_qubits // 2 + 2)
-    first = start // row
-    p = CutProbabilities.apply(angles, first, -(-stop // row))
-    return p[start - first * row : stop - first * row]
+    """Probabilities start .. stop-1, shape (stop - start,); computes the rows of 2**(b + 2) that they lie in."""
+    return CutProbabilities.apply(angles, start, stop)
