@@ -88,3 +88,27 @@ def _count_full(width: int, n_layers: int) -> int:
     if n1 == width:
         return count_angles("two_design", width.bit_length() - 1, n_layers)
     return sum(part_sizes(width, n_layers))
+
+
+def frame_dimension(width: int, k: int) -> int:
+    """Dimension of the set of k orthonormal columns of `width` rows; of all orthogonal matrices for more columns."""
+    k = min(k, width)
+    return width * k - k * (k + 1) // 2
+
+
+def count_acting_parts(width: int, n_layers: int, k: int, constant: int) -> int:
+    """How many angles act on k columns; `constant` of V1's do not."""
+    n1 = leading_block(width)
+    v1, _, c, u1, _ = part_sizes(width, n_layers)
+    most = frame_dimension(n1, k)
+    total = min(v1 - constant, most) + c + min(u1, most) + _acting_full(width - n1, n_layers, k)
+    return min(total, frame_dimension(width, k))
+
+
+def _acting_full(width: int, n_layers: int, k: int) -> int:
+    n1 = leading_block(width)
+    if n1 == width:
+        return min(_count_full(width, n_layers), frame_dimension(width, k))
+    c = part_sizes(width, n_layers)[2]
+    total = c + 2 * (_acting_full(n1, n_layers, k) + _acting_full(width - n1, n_layers, k))
+    return min(total, frame_dimension(width, k))

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from qpeft.circuits.ansatz import count_angles, two_design_pairs
 from qpeft.circuits.columns import basis_columns
-from qpeft.circuits.cosine_sine import Signs, cosine_sine_columns, leading_block, part_sizes
+from qpeft.circuits.cosine_sine import (
+    Signs,
+    cosine_sine_columns,
+    count_acting_parts,
+    frame_dimension,
+    leading_block,
+    part_sizes,
+)
 from qpeft.circuits.pad import pad_columns
 from qpeft.circuits.precision import full_precision
 from qpeft.circuits.two_design import two_design_columns
@@ -82,15 +89,18 @@ def count_acting(width: int, n_layers: int, construction: str, columns_kind: str
     """How many of the angles can move the k columns: the rank of their Jacobian at almost every point.
 
     Idle are the angles of the top V2 of `qsd_full` (it multiplies zeros) and, in the first circuit, one angle of
-    every step-a pair whose two wires are the same in all columns; no more than N k - k (k+1) / 2 can act at all.
+    every step-a pair whose two wires are the same in all columns. No part can do more than turn the columns in its
+    own rows. The true rank is up to three lower in corners: where that last limit is nearly reached, and for `pad`
+    at one row more than a power of two.
 
     Raises ConfigError for unknown names and for k outside what the width and the construction hold.
     """
     _check_k(k, width, construction)
-    idle = part_sizes(width, n_layers)[1] if resolve_construction(width, construction) == "qsd_full" else 0
+    name = resolve_construction(width, construction)
     constant = _constant_pairs(columns_kind, column_qubits(width, construction), k)
-    most = width * k - k * (k + 1) // 2
-    return min(count_orthogonal(width, n_layers, construction) - idle - constant, most)
+    if not name.startswith("qsd"):
+        return min(count_orthogonal(width, n_layers, construction) - constant, frame_dimension(width, k))
+    return count_acting_parts(width, n_layers, k, constant)
 
 
 def _constant_pairs(columns_kind: str, n_qubits: int, k: int) -> int:

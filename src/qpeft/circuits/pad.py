@@ -6,6 +6,7 @@ inverse are in float64: in float32 the columns of wide matrices would be orthono
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,7 +36,7 @@ def pad_columns(
 
 def _check_condition(gram: Tensor, width: int, failed: bool) -> None:
     values = torch.linalg.eigvalsh(gram.detach())  # ascending
-    condition = (values[:, -1] / values[:, 0].clamp(min=0)).max().item()
+    condition = (values[:, -1] / values[:, 0].clamp(min=0)).nan_to_num(nan=math.inf, posinf=math.inf).max().item()
     if failed or condition > MAX_CONDITION:
         raise CircuitError(
             f"pad construction for width {width} is nearly rank deficient (condition {condition:.1e}); "

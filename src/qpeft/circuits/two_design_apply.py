@@ -7,22 +7,21 @@ The wires are cut into groups of four and a last one. Within a group several gat
     given signs:     stage i = R_i for i <= 2L
 
 with R_i the i-th layer of rotations (R_0 the initial one, then step a and step b of each layer) and D_a, D_b the
-CZs of a step inside one group. A matrix product turns the front axis of the block to the back or takes it back, so
-no axis is ever copied alone: the odd stages go forth, the even ones back, and the last group stays at the turn.
+CZs of a step inside one group.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache, reduce
-from itertools import chain, product
-from typing import Any, NamedTuple
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.ansatz import two_design_pairs
 from qpeft.circuits.precision import full_precision
+from qpeft.circuits.two_design_stages import run_stages
 
 GROUP = 4  # wires
 
@@ -47,7 +46,7 @@ def two_design_apply(angles: Tensor, n_qubits: int, n_layers: int, x: Tensor, si
     kind = (angles.dtype, angles.device)
     stages = [_stages(angles, tables, fused=signs is None) for tables in _tables(n_qubits, n_layers, *kind)]
     diagonals = signs.to(angles) if signs is not None else _crossing(n_qubits, *kind).expand(n_layers, -1)
-    return _run([[*groups, *last] for groups, last in zip(*stages, strict=True)], diagonals, x)
+    return run_stages([[*groups, *last] for groups, last in zip(*stages, strict=True)], diagonals, x)
 
 
 def two_design_slots(n_qubits: int, n_layers: int) -> list[list[int | None]]:
@@ -123,94 +122,3 @@ def _rotations(angles: Tensor, tables: _Tables) -> Tensor:
     for factor in factors:
         v = (v[..., :, None] * factor[..., None, :]).flatten(-2)
     return (v @ tables.entries).unflatten(-1, tables.inner.shape)
-
-
-def _run(stages: list[list[Tensor]], diagonals: Tensor, x: Tensor) -> Tensor:
-    """Alternate stages and diagonals (S-1, 2**N) on x (M, 2**N, K)."""
-    n_modules, size, k = x.shape
-    last = stages[0][-1].shape[-1]
-    signs = diagonals.reshape(-1, size // last, last)
-    x = _Stages.apply(x.mT.contiguous(), signs, len(stages[0]), *chain.from_iterable(stages))
-    if len(stages) % 2 == 0:
-        x = x.view(n_modules, last, k, -1).permute(0, 3, 1, 2)
-    return x.reshape(n_modules, size, k)
-
-
-class _Step(NamedTuple):
-    """One factor: a group's matrix, with its axis before and after, or a diagonal (`matrix` False)."""
-
-    operand: int
-    matrix: bool = True
-    from_last: bool = False
-    to_last: bool = False
-
-
-class _Stages(torch.autograd.Function):
-    """x (M, K, 2**N), signs (S-1, front, last) and all stages' matrices -> block (front, last, K), turned for even S.
-
-    Its own function because autograd would leave every gradient in the other order of axes, to be copied.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, signs: Tensor, n_groups: int, *matrices: Tensor) -> Tensor:
-        ctx.shape, ctx.steps = x.shape, _steps(len(signs) + 1, n_groups)
-        inputs = list(matrices)
-        for step in ctx.steps:
-            if step.matrix:
-                inputs[step.operand] = x
-                x = _turn(matrices[step.operand], x, step.from_last, step.to_last)
-            else:
-                x = _change_signs(x, signs[step.operand], turned=step.from_last)
-        ctx.save_for_backward(signs, *matrices, *inputs)
-        return x
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        signs, *saved = ctx.saved_tensors
-        matrices, inputs = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        of_matrices, grad = list(matrices), grad
-        for index, matrix, from_last, to_last in reversed(ctx.steps):
-            if matrix:
-                turn = matrices[index]
-                n = turn.shape[-1]
-                of_matrices[index] = _rows(grad, n, to_last) @ _rows(inputs[index], n, from_last).mT
-                grad = _turn(turn.mT, grad, to_last, from_last)
-            else:
-                grad = _change_signs(grad, signs[index], turned=from_last)
-        return grad.view(ctx.shape), None, None, *of_matrices
-
-
-def _steps(n_stages: int, n_groups: int) -> list[_Step]:
-    """From (K, front, last) to (front, last, K), then in turn to (last, K, front) and back."""
-    steps = []
-    for stage in range(n_stages):
-        *groups, end = range(stage * n_groups, (stage + 1) * n_groups)
-        turned = stage % 2 == 0
-        if stage:
-            steps.append(_Step(stage - 1, matrix=False, from_last=turned))
-        if turned:
-            steps.append(_Step(end, from_last=stage == 0))
-            steps += [_Step(group, from_last=True) for group in reversed(groups)]
-        else:
-            steps += [*(_Step(group, to_last=True) for group in groups), _Step(end)]
-    return steps
-
-
-def _rows(x: Tensor, n: int, last: bool) -> Tensor:
-    """The block as (M, n, rest), n its last or its front axis."""
-    return x.reshape(len(x), -1, n).mT if last else x.reshape(len(x), n, -1)
-
-
-def _turn(matrix: Tensor, x: Tensor, from_last: bool, to_last: bool) -> Tensor:
-    """Apply `matrix` (M, n, n) to the front or last axis of x and leave the axis at the front or last."""
-    rows = _rows(x, matrix.shape[-1], from_last)
-    return rows.mT @ matrix.mT if to_last else matrix @ rows
-
-
-def _change_signs(x: Tensor, signs: Tensor, turned: bool) -> Tensor:
-    """x times signs (front, last), in place: x is the fresh result of a product."""
-    front, last = signs.shape
-    if turned:
-        return x.view(len(x), last, -1, front).mul_(signs.mT.contiguous()[:, None])
-    return x.view(len(x), front, last, -1).mul_(signs[..., None])

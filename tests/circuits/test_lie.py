@@ -1,0 +1,184 @@
+"""The Lie-algebra family against recorded values and dense matrix functions."""
+
+import math
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
+from qpeft.errors import CircuitError, ConfigError, UnsupportedTypeError
+
+
+def skew(b):
+    """A (N, N) from the strictly lower triangle of b (N, K')."""
+    a = np.zeros((len(b), len(b)))
+    a[:, : b.shape[1]] = np.tril(b, -1)
+    return a - a.T
+
+
+def cayley(a):
+    return np.linalg.solve(np.eye(len(a)) - a / 2, np.eye(len(a)) + a / 2)
+
+
+def taylor(a):
+    return sum(np.linalg.matrix_power(a, p) / math.factorial(p) for p in range(19))
+
+
+DENSE = {"exp": scipy.linalg.expm, "cayley": cayley, "taylor": taylor}
+every_map = pytest.mark.parametrize("lie_map", DENSE)
+
+
+def draw(n, rank, norm, seed=0):
+    """b (N, K') float64, arbitrary above the diagonal, such that A has spectral norm `norm`."""
+    b = np.random.default_rng(seed).normal(size=(n, rank))
+    return torch.tensor(b * norm / np.linalg.norm(skew(b), 2))
+
+
+def orthogonality_error(u):
+    return (u.double().mT @ u.double() - torch.eye(u.shape[-1], dtype=torch.float64)).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    ("lie_map", "expected"),
+    [
+        (
+            "exp",
+            [
+                [0.8537127002, 0.0950744665, 0.190148933, 0.2852233995, 0.380297866],
+                [-0.0950744665, 0.9951237567, -0.0097524867, -0.01462873, -0.0195049733],
+            ],
+        ),
+        ("cayley", [[0.8604651163, 0.0930232558, 0.1860465116, 0.2790697674, 0.3720930233]]),
+    ],
+)
+def test_recorded_values(lie_map, expected):
+    b = lie_matrix(0.1 * torch.arange(1, 5, dtype=torch.float64), 5, 1)
+    got = lie_columns(b, 2, lie_map).T[: len(expected)]
+    torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-10)
+
+
+@every_map
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 6), st.integers(0, 4), st.integers(1, 40), st.floats(0.01, 3.9), st.integers(0, 2**31))
+def test_low_rank_route_equals_dense_matrices(lie_map, rank, more, rows, norm, seed):
+    n, k = rank + more + rows, rank + more
+    b = draw(n, rank, norm, seed)
+    expected = DENSE[lie_map](skew(b.numpy()))[:, :k]
+    np.testing.assert_allclose(lie_columns(b, k, lie_map).numpy(), expected, rtol=0, atol=1e-10)
+    batch = lie_columns(torch.stack([b, -b]), k, lie_map)
+    np.testing.assert_allclose(batch[1].numpy(), DENSE[lie_map](-skew(b.numpy()))[:, :k], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("lie_map", ["exp", "cayley"])
+@pytest.mark.parametrize("size", [(16, 1, 4), (33, 2, 5), (64, 4, 8), (64, 8, 8)], ids=str)
+def test_large_norms_are_no_limit(lie_map, size):
+    n, rank, k = size
+    b = draw(n, rank, 19.0)
+    u = lie_columns(b, k, lie_map)
+    np.testing.assert_allclose(u.numpy(), DENSE[lie_map](skew(b.numpy()))[:, :k], rtol=0, atol=1e-10)
+    assert orthogonality_error(u) < 1e-12
+
+
+@pytest.mark.parametrize("lie_map", ["exp", "cayley"])
+@pytest.mark.parametrize("n", [3072, 50257])
+def test_float32_columns_are_orthonormal(lie_map, n):
+    b = 0.2 * torch.tensor(np.random.default_rng(n).normal(size=(n, 2)), dtype=torch.float32)
+    u = lie_columns(b, 8, lie_map)
+    assert u.dtype == torch.float32
+    assert orthogonality_error(u) <= 1e-5
+
+
+@every_map
+@pytest.mark.parametrize("norm", [0.0, 1.5])
+def test_gradients_against_finite_differences(lie_map, norm):
+    b = draw(7, 2, 1.0) * norm  # zero: phi's matrix is singular there
+    assert torch.autograd.gradcheck(partial(lie_columns, k=3, lie_map=lie_map), (b.requires_grad_(),))
+    assert torch.autograd.gradcheck(
+        partial(lie_columns, k=3, lie_map=lie_map), (torch.stack([b, -b]).detach().requires_grad_(),)
+    )
+
+
+@every_map
+def test_every_number_acts_also_at_zero(lie_map):
+    for n, rank, k in ((6, 1, 1), (9, 2, 4), (8, 3, 3), (5, 4, 5)):
+        for scale in (0.0, 0.3):
+            packed = scale * torch.tensor(np.random.default_rng(n).normal(size=count_lie(n, rank)))
+
+            def columns(packed, n=n, rank=rank, k=k):
+                return lie_columns(lie_matrix(packed, n, rank), k, lie_map).flatten()
+
+            jacobian = torch.autograd.functional.jacobian(columns, packed)
+            assert torch.linalg.matrix_rank(jacobian, rtol=1e-9) == len(packed)
+
+
+def test_packing_is_column_by_column():
+    b = lie_matrix(torch.arange(1.0, 8.0), 5, 2)
+    assert b.tolist() == [[0, 0], [1, 0], [2, 5], [3, 6], [4, 7]]
+    assert lie_matrix(torch.ones(2, 3, 7), 5, 2).shape == (2, 3, 5, 2)
+    assert [count_lie(*size) for size in ((16, 4), (1024, 1), (5, 2), (2, 1))] == [54, 1023, 7, 1]
+
+
+def test_the_series_is_refused_beyond_its_reach():
+    b = draw(128, 2, 6.0)
+    with pytest.raises(CircuitError, match=r"^Taylor order 18 leaves orthogonality error \d\.\de-0[0-3] at norm 6\.00"):
+        lie_columns(b, 8, "taylor")
+    with pytest.raises(CircuitError, match=r"; use lie_map='exp'$"):
+        lie_columns(torch.stack([b / 6, b]), 8, "taylor")
+    assert orthogonality_error(lie_columns(b, 8, "taylor", check=False)) > 1e-4
+    assert orthogonality_error(lie_columns(b, 8, "taylor", taylor_order=40)) < 1e-9
+    assert orthogonality_error(lie_columns(b * (4 / 6), 8, "taylor")) < 1e-5
+
+
+@every_map
+def test_autocast_changes_nothing(lie_map):
+    b = (0.1 * torch.randn(30, 2)).requires_grad_()
+
+    def value_and_gradient(autocast):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            u = lie_columns(b, 4, lie_map)
+        return u, torch.autograd.grad((u * torch.linspace(0, 1, 120).view(30, 4)).sum(), b)[0]
+
+    for plain, cast in zip(value_and_gradient(False), value_and_gradient(True), strict=True):
+        assert torch.equal(plain, cast)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: lie_columns(torch.zeros(16, 4), 1),
+            ConfigError,
+            "lie_rank=4 exceeds r=1: 39 of 54 parameters would never act",
+        ),
+        (
+            lambda: lie_columns(torch.zeros(16, 4), 2),
+            ConfigError,
+            "lie_rank=4 exceeds r=2: 25 of 54 parameters would never act",
+        ),
+        (lambda: lie_columns(torch.zeros(4, 4), 4), ConfigError, "lie_rank=4 must be smaller than the width 4"),
+        (lambda: count_lie(1, 1), ConfigError, "lie_rank=1 must be smaller than the width 1"),
+        (lambda: count_lie(4, 0), ConfigError, "lie_rank must be a positive integer, got 0"),
+        (lambda: lie_columns(torch.zeros(4, 2), 5), ConfigError, "4 rows hold at most 4 orthonormal columns, got 5"),
+        (lambda: lie_columns(torch.zeros(4), 1), ConfigError, "b must have shape (N, K') or (M, N, K'), got (4,)"),
+        (
+            lambda: lie_columns(torch.zeros(4, 1), 1, "log"),
+            ConfigError,
+            "unknown lie_map 'log'; choose one of exp, cayley, taylor",
+        ),
+        (
+            lambda: lie_columns(torch.zeros(4, 1).half(), 1),
+            UnsupportedTypeError,
+            "b must be float32 or float64, got torch.float16",
+        ),
+        (lambda: lie_matrix(torch.zeros(6), 5, 2), ConfigError, "width 5 and lie_rank 2 need 7 numbers, got 6"),
+    ],
+)
+def test_refusals(call, error, message):
+    with pytest.raises(error, match=re.escape(message) + "$"):
+        call()
