@@ -37,7 +37,8 @@ def gate_columns(ansatz: Ansatz, angles: Tensor, columns: Sequence[int]) -> Tens
 
     `angles` have shape `ansatz.angle_shape`.
     """
-    psi = torch.eye(2**ansatz.n_qubits, dtype=angles.dtype, device=angles.device)[:, list(columns)]
+    index = torch.arange(2**ansatz.n_qubits, device=angles.device)
+    psi = (index[:, None] == torch.tensor(list(columns), device=angles.device)).to(angles.dtype)  # (2**N, K)
     psi = psi.unflatten(0, (2,) * ansatz.n_qubits)  # one axis per wire, wire 0 first
     for gate in ansatz.gates():
         arguments = () if gate.slot is None else (angles[gate.slot],)
