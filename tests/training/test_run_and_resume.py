@@ -139,6 +139,43 @@ def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, method, ki
     assert_same_result(resumed.out, unbroken.out)
 
 
+@pytest.mark.parametrize(
+    "method_settings",
+    [
+        {"bits": 4},
+        {"frame": "gradient", "frame_rank": 8, "share": "type"},
+        {"frame": "gradient", "frame_rank": 8, "bits": 3, "store_frames": False},
+        {"modules_to_save": ["ln_f"], "family": "lie"},
+    ],
+    ids=str,
+)
+def test_a_killed_quantum_peft_run_ends_with_the_same_bits(settings, method_settings):
+    """Checkpoints keep numbers before they are quantised, and the frames; adapter/ holds neither more than it must."""
+    asked = {"method": "quantum_peft", "method_settings": {"r": 4, **method_settings}, "lr": 2e-2}
+    unbroken = train(settings("unbroken", **asked))
+    with pytest.raises(Killed):
+        train(settings(**asked), kill_at(5))
+    resumed = train(settings(**asked))
+    assert_same_result(resumed.out, unbroken.out)
+    assert unbroken.after.loss < unbroken.before.loss
+    assert any(name.endswith(".codes") for name in weights(resumed.out)) == ("bits" in method_settings)
+
+
+def test_the_gradient_is_read_before_the_first_step(settings):
+    progress = Recorder()
+    train(settings(method="quantum_peft", method_settings={"r": 2, "frame": "gradient"}, steps=1, lr=1.0), progress)
+    told = ["Reading the data", "Loading the base model", "Reading the gradient's directions", ("start", 1, 0)]
+    assert progress.told[:4] == told
+
+
+def test_a_warning_where_angles_cannot_move(settings):
+    with pytest.warns(
+        UserWarning, match=r"angles can hardly move: about 0\.025 radians in 1 steps.*raise lr, steps or"
+    ):
+        train(settings(method="quantum_peft", method_settings={"r": 2}, steps=1, lr=1e-3))
+    train(settings("frozen", method="quantum_peft", method_settings={"r": 2, "freeze_angles": True}, steps=1, lr=1e-3))
+
+
 def test_a_run_may_be_killed_again_and_again(settings):
     unbroken = train(settings("unbroken", save_every=1))
     for step in range(1, STEPS + 1):
