@@ -140,6 +140,11 @@ def test_the_folder_shrinks_with_the_bits(llama, ids, adapters, tmp_path, bits):
     assert all(torch.equal(t, stored[n]) for n, t in load_file(tmp_path / "again/adapter_model.safetensors").items())
 
 
+def test_a_long_recursion_is_pointed_out(llama):
+    with pytest.warns(UserWarning, match=r"needs 31 numbers for 24 rows; construction='pad' needs 13"):
+        quantum_peft(llama, target_modules=["gate_proj"], construction="qsd")
+
+
 REFUSED = [
     ({"r": 0}, "r must be a positive integer, got 0"),
     ({"r": 17}, "exceeds min(d_in, d_out)=16 for "),

@@ -49,7 +49,7 @@ def orthogonal_columns(
     Raises ConfigError and UnsupportedTypeError for unusable arguments, CircuitError if `pad` finds dependent columns.
     """
     _check_angles(angles, width, n_layers, construction)
-    _check_k(len(columns), width, construction)
+    check_rank(len(columns), width, construction)
     batch = angles if angles.ndim == 2 else angles[None]
     result = _columns(batch, width, n_layers, columns, resolve_construction(width, construction), signs, check)
     return result if angles.ndim == 2 else result[0]
@@ -95,12 +95,23 @@ def count_acting(width: int, n_layers: int, construction: str, columns_kind: str
 
     Raises ConfigError for unknown names and for k outside what the width and the construction hold.
     """
-    _check_k(k, width, construction)
+    check_rank(k, width, construction)
     name = resolve_construction(width, construction)
     constant = _constant_pairs(columns_kind, column_qubits(width, construction), k)
     if not name.startswith("qsd"):
         return min(count_orthogonal(width, n_layers, construction) - constant, frame_dimension(width, k))
     return count_acting_parts(width, n_layers, k, constant)
+
+
+def check_rank(k: int, width: int, construction: str) -> None:
+    """Raise ConfigError if the width or its leading block cannot hold k columns."""
+    name = resolve_construction(width, construction)
+    if name.startswith("qsd") and k > leading_block(width):
+        raise ConfigError(
+            f"r={k} exceeds the leading block {leading_block(width)} of width {width}; use construction='pad'"
+        )
+    if k > width:
+        raise ConfigError(f"{width} rows hold at most {width} orthonormal columns, got {k}")
 
 
 def _constant_pairs(columns_kind: str, n_qubits: int, k: int) -> int:
@@ -139,13 +150,3 @@ def _check_angles(angles: Tensor, width: int, n_layers: int, construction: str) 
         )
     if not math.isfinite(angles.detach().sum().item()) and not torch.isfinite(angles).all():
         raise ConfigError("circuit angles contain NaN or Inf")
-
-
-def _check_k(k: int, width: int, construction: str) -> None:
-    name = resolve_construction(width, construction)
-    if name.startswith("qsd") and k > leading_block(width):
-        raise ConfigError(
-            f"r={k} exceeds the leading block {leading_block(width)} of width {width}; use construction='pad'"
-        )
-    if k > width:
-        raise ConfigError(f"{width} rows hold at most {width} orthonormal columns, got {k}")

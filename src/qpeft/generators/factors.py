@@ -6,6 +6,7 @@ A bank is a module with `forward() -> (n, w, K)`: n matrices of width w with K c
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
@@ -14,8 +15,12 @@ from torch import Tensor, nn
 
 from qpeft.circuits.columns import basis_columns
 from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
-from qpeft.circuits.orthogonal import column_qubits, count_orthogonal, orthogonal_columns, resolve_construction
-from qpeft.errors import ConfigError
+from qpeft.circuits.orthogonal import (
+    check_rank,
+    column_qubits,
+    count_orthogonal,
+    orthogonal_columns,
+)
 from qpeft.generators.folded import Folded
 from qpeft.generators.quantize import quantize
 from qpeft.generators.quantum_peft_settings import QuantumPeftGeneratorConfig
@@ -82,13 +87,15 @@ class PauliBank(Bank):
         return count_orthogonal(width, config.n_layers, config.construction)
 
     def check(self) -> None:
-        leading = 2 ** column_qubits(self.width, self.config.construction)
-        if self.rank > leading and resolve_construction(self.width, self.config.construction).startswith("qsd"):
-            raise ConfigError(
-                f"r={self.rank} exceeds the leading block {leading} of width {self.width}; use construction='pad'"
+        width, construction = self.width, self.config.construction
+        check_rank(self.rank, width, construction)
+        count, padded = (count_orthogonal(width, self.config.n_layers, how) for how in (construction, "pad"))
+        if construction.startswith("qsd") and count > max(padded, width / 2):  # the user's own choice, not auto's
+            warnings.warn(
+                f"the recursion needs {count} numbers for {width} rows; construction='pad' needs {padded}", stacklevel=2
             )
         assert self.config.columns is not None
-        self.basis = basis_columns(self.config.columns, column_qubits(self.width, self.config.construction), self.rank)
+        self.basis = basis_columns(self.config.columns, column_qubits(width, construction), self.rank)
 
     def draw(self, start: SeededStart, name: str) -> Tensor:
         shape = (self.count(self.config, self.width, self.rank),)
@@ -133,13 +140,7 @@ class LieBank(Bank):
         return count_lie(width, config.lie_rank) if config.lie_rank < width else 0
 
     def check(self) -> None:
-        if self.config.lie_rank >= self.width:
-            raise ConfigError(f"lie_rank={self.config.lie_rank} must be smaller than the width {self.width}")
-        if self.config.lie_rank > self.rank:
-            n, acting = (count_lie(self.width, k) for k in (self.config.lie_rank, self.rank))
-            raise ConfigError(
-                f"lie_rank={self.config.lie_rank} exceeds r={self.rank}: {n - acting} of {n} parameters would never act"
-            )
+        lie_columns(torch.zeros(self.width, self.config.lie_rank), self.rank)  # refuses what does not fit
 
     def draw(self, start: SeededStart, name: str) -> Tensor:
         std = 1.0 / math.sqrt(self.width) if self.config.frame is None else _FRAMED_STD
