@@ -13,7 +13,7 @@ def quantum_peft(base, **settings):
 
 
 def test_every_trainable_tensor_is_in_one_group_and_decay_spares_the_generator(llama, ids):
-    model = quantum_peft(llama, modules_to_save=["norm", "lm_head"])
+    model = quantum_peft(llama, modules_to_save=["model.norm", "lm_head"])
     groups = qpeft.param_groups(model, lr=1e-3, weight_decay=0.1)
     decay = {group["name"]: group["weight_decay"] for group in groups}
     assert decay == {"angles": 0.0, "lambda": 0.0, "gains": 0.0, "other": 0.1}
