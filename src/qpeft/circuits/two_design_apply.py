@@ -1,6 +1,6 @@
 """The two-design circuit applied to any block of columns, many circuits at once.
 
-The wires are cut into groups of four and a last one. Within a group several gate layers are fused into one matrix, a
+The wires are cut into groups of at most four. Within a group several gate layers are fused into one matrix, a
 *stage*; between stages stands the diagonal of the CZs that cross from one group to the next:
 
     CZ circuit:      stage l = D_b R_{2l+1} D_a R_{2l} for l < L, stage L = R_{2L}
@@ -23,15 +23,14 @@ from qpeft.circuits.ansatz import two_design_pairs
 from qpeft.circuits.precision import full_precision
 from qpeft.circuits.two_design_stages import run_stages
 
-GROUP = 4  # wires
+GROUP = 4  # wires at most
 
 
 class _Tables(NamedTuple):
-    """Constants of G neighbouring groups of g wires."""
-
-    slots: Tensor  # (2L+1, G, g) int64 into the angles with a zero appended
-    entries: Tensor  # (2**g, 4**g), the products of I and J on a group's wires
-    inner: Tensor  # (2**g, 2**g), D_b and D_a as one factor of R_{2l+1}
+    slots: Tensor  # (2L+1, G, 4) int64 into the angles with a zero appended: a small group's missing wires do not turn
+    entries: Tensor  # (16, 256), the products of I and J on a group's wires
+    inner: Tensor  # (16, 16), D_b and D_a as one factor of R_{2l+1}
+    crossing: Tensor  # (2**N,), the CZs of step b between groups
 
 
 @full_precision
@@ -43,10 +42,10 @@ def two_design_apply(angles: Tensor, n_qubits: int, n_layers: int, x: Tensor, si
     """
     if n_qubits == 0:
         return x
-    kind = (angles.dtype, angles.device)
-    stages = [_stages(angles, tables, fused=signs is None) for tables in _tables(n_qubits, n_layers, *kind)]
-    diagonals = signs.to(angles) if signs is not None else _crossing(n_qubits, *kind).expand(n_layers, -1)
-    return run_stages([[*groups, *last] for groups, last in zip(*stages, strict=True)], diagonals, x)
+    tables = _tables(n_qubits, n_layers, angles.dtype, angles.device)
+    stages = _stages(angles, tables, _group_sizes(n_qubits), fused=signs is None)
+    diagonals = tables.crossing.expand(n_layers, -1) if signs is None else signs.to(angles)
+    return run_stages(stages, diagonals, x)
 
 
 def two_design_slots(n_qubits: int, n_layers: int) -> list[list[int | None]]:
@@ -61,38 +60,36 @@ def two_design_slots(n_qubits: int, n_layers: int) -> list[list[int | None]]:
     return slots
 
 
+def _group_sizes(n_qubits: int) -> list[int]:
+    """Wires of each group. All but the last are even: then only CZs of step b cross."""
+    fours, rest = divmod(n_qubits, GROUP)
+    if rest == 1 and fours:  # a product with 2 x 2 matrices would be slow
+        return [GROUP] * (fours - 1) + [2, 3]
+    return [GROUP] * fours + [rest] * (rest > 0)
+
+
 @lru_cache(maxsize=64)
-def _tables(n_qubits: int, n_layers: int, dtype: torch.dtype, device: torch.device) -> list[_Tables]:
-    """Of the groups of four and of the last group, which has two to five wires (one if there is no other)."""
+def _tables(n_qubits: int, n_layers: int, dtype: torch.dtype, device: torch.device) -> _Tables:
     with torch.device("cpu"):  # kept for good: no default device of the caller may leak into them
         rows = two_design_slots(n_qubits, n_layers)
         n_angles = 1 + max(slot for row in rows for slot in row if slot is not None)
-        slots = torch.tensor([[n_angles if slot is None else slot for slot in row] for row in rows])
-        cut = max(n_qubits - 2, 0) // GROUP * GROUP
-        groups = (slots[:, :cut].unflatten(1, (-1, GROUP)), slots[:, None, cut:])
-        constants = [(_entries(part.shape[2]), _inner(part.shape[2])) for part in groups]
-        return [
-            _Tables(part.to(device), entries.to(device, dtype), inner.to(device, dtype))
-            for part, (entries, inner) in zip(groups, constants, strict=True)
+        sizes = _group_sizes(n_qubits)
+        starts = [sum(sizes[:group]) for group in range(len(sizes))]
+        padded = [
+            [row[start : start + size] + [None] * (GROUP - size) for start, size in zip(starts, sizes, strict=True)]
+            for row in rows
         ]
+        slots = [[[n_angles if slot is None else slot for slot in group] for group in row] for row in padded]
+        step_a, step_b = (_cz(two_design_pairs(GROUP, start), GROUP) for start in (0, 1))
+        crossing = _cz([(start - 1, start) for start in starts[1:]], n_qubits)
+        constants = (_entries(), step_b[:, None] * step_a, crossing)
+        return _Tables(torch.tensor(slots).to(device), *(table.to(device, dtype) for table in constants))
 
 
-@lru_cache(maxsize=64)
-def _crossing(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The CZs of step b between groups: (2**n_qubits,)."""
-    with torch.device("cpu"):
-        return _cz([(wire - 1, wire) for wire in range(GROUP, n_qubits - 1, GROUP)], n_qubits).to(device, dtype)
-
-
-def _inner(n_wires: int) -> Tensor:
-    step_a, step_b = (_cz(two_design_pairs(n_wires, start), n_wires) for start in (0, 1))
-    return step_b[:, None] * step_a
-
-
-def _entries(n_wires: int) -> Tensor:
-    """Kronecker products of RY = cos I + sin J are sums of products of I and J: (2**g, 4**g)."""
+def _entries() -> Tensor:
+    """Kronecker products of RY = cos I + sin J are sums of products of I and J: (16, 256)."""
     eye, turn = torch.eye(2), torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-    return torch.stack([reduce(torch.kron, factors) for factors in product((eye, turn), repeat=n_wires)]).flatten(1)
+    return torch.stack([reduce(torch.kron, factors) for factors in product((eye, turn), repeat=GROUP)]).flatten(1)
 
 
 def _cz(pairs: list[tuple[int, int]], n_qubits: int) -> Tensor:
@@ -105,20 +102,22 @@ def _cz(pairs: list[tuple[int, int]], n_qubits: int) -> Tensor:
     return sign
 
 
-def _stages(angles: Tensor, tables: _Tables, fused: bool) -> list[tuple[Tensor, ...]]:
-    """For each stage the G matrices (M, 2**g, 2**g)."""
+def _stages(angles: Tensor, tables: _Tables, sizes: list[int], fused: bool) -> list[list[Tensor]]:
+    """For each stage the groups' matrices (M, 2**g, 2**g), each contiguous: bmm would take others one by one."""
     rotations = _rotations(angles, tables)
     if fused:
-        pairs = (rotations[:, 1::2] * tables.inner) @ rotations[:, :-1:2]
-        rotations = torch.cat([pairs, rotations[:, -1:]], dim=1)
-    return [stage.unbind(1) for stage in rotations.unbind(1)]
+        pairs = (rotations[1::2] * tables.inner) @ rotations[:-1:2]
+        rotations = torch.cat([pairs, rotations[-1:]])
+    steps = [2 ** (GROUP - size) for size in sizes]  # between the rows in which the missing wires are 0
+    groups = [group[..., ::step, ::step].contiguous() for group, step in zip(rotations.unbind(1), steps, strict=True)]
+    return [list(stage) for stage in zip(*(group.unbind() for group in groups), strict=True)]
 
 
 def _rotations(angles: Tensor, tables: _Tables) -> Tensor:
-    """Kronecker products of every group in every layer: (M, 2L+1, G, 2**g, 2**g)."""
-    padded = torch.cat([angles, angles.new_zeros(len(angles), 1)], dim=1) / 2
-    half = padded.index_select(1, tables.slots.flatten()).view(len(angles), *tables.slots.shape)
-    v, *factors = torch.stack([half.cos(), half.sin()], dim=-1).unbind(3)  # (M, 2L+1, G, 2) per wire
-    for factor in factors:
-        v = (v[..., :, None] * factor[..., None, :]).flatten(-2)
+    """Kronecker products of every group in every layer: (2L+1, G, M, 16, 16)."""
+    half = torch.cat([angles, angles.new_zeros(len(angles), 1)], dim=1).mT / 2
+    half = half.index_select(0, tables.slots.flatten()).view(*tables.slots.shape, -1)  # (2L+1, G, 4, M)
+    factors = torch.stack([half.cos(), half.sin()], dim=-1)  # (2L+1, G, 4, M, 2)
+    pairs = (factors[:, :, 0::2, :, :, None] * factors[:, :, 1::2, :, None, :]).flatten(-2)  # (2L+1, G, 2, M, 4)
+    v = (pairs[:, :, 0, :, :, None] * pairs[:, :, 1, :, None, :]).flatten(-2)  # (2L+1, G, M, 16)
     return (v @ tables.entries).unflatten(-1, tables.inner.shape)

@@ -17,16 +17,18 @@ from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.precision import full_precision
 
+SMALL = 16  # measured: below, a product with the small matrix on the right takes twice as long as one and a copy
+
 
 def run_stages(stages: list[list[Tensor]], diagonals: Tensor, x: Tensor) -> Tensor:
     """Apply S stages to x (M, 2**N, K), with a diagonal (S-1, 2**N) between each two: (M, 2**N, K).
 
-    A stage is one matrix (M, n, n) for each group of neighbouring wires, n = 2**wires, first wires first.
+    A stage is one orthogonal matrix (M, n, n) for each group of neighbouring wires, n = 2**wires, first wires first;
+    the diagonals are +-1. Both are taken for their own inverse up to transposition when the gradient walks back.
     """
     n_modules, size, k = x.shape
     last = stages[0][-1].shape[-1]
-    signs = diagonals.reshape(-1, size // last, last)
-    x = _Stages.apply(x.mT.contiguous(), signs, len(stages[0]), *chain.from_iterable(stages))
+    x = _Stages.apply(x.mT.contiguous(), diagonals, len(stages[0]), *chain.from_iterable(stages))
     if len(stages) % 2 == 0:
         x = x.view(n_modules, last, k, -1).permute(0, 3, 1, 2)
     return x.reshape(n_modules, size, k)
@@ -42,47 +44,82 @@ class _Step(NamedTuple):
 
 
 class _Stages(torch.autograd.Function):
-    """x (M, K, 2**N), signs (S-1, front, last) and all stages' matrices -> block (front, last, K), turned for even S.
+    """x (M, K, 2**N), signs (S-1, 2**N) and all stages' matrices -> block (front, last, K), turned for even S.
 
-    Its own function because autograd would leave every gradient in the other order of axes, to be copied.
+    Its own function: only the result is kept, and backward walks it back with its gradient. Fresh memory for every
+    product would cost more than the product, so each walk goes to and fro between two buffers.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, signs: Tensor, n_groups: int, *matrices: Tensor) -> Tensor:
         ctx.shape, ctx.steps = x.shape, _steps(len(signs) + 1, n_groups)
-        inputs = list(matrices)
+        signs = _spread_signs(signs, matrices[n_groups - 1].shape[-1], x.shape[1])
+        walk = _Walk(x)
         for step in ctx.steps:
             if step.is_matrix:
-                inputs[step.operand] = x
-                x = _turn(matrices[step.operand], x, step.from_last, step.to_last)
+                walk.turn(matrices[step.operand], step.from_last, step.to_last)
             else:
-                x = _change_signs(x, signs[step.operand], turned=step.from_last)
-        ctx.save_for_backward(signs, *matrices, *inputs)
-        return x
+                walk.change_signs(signs[step.operand])
+        ctx.save_for_backward(signs, walk.block, *matrices)
+        return walk.block
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        signs, *saved = ctx.saved_tensors
-        matrices, inputs = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        of_x, of_matrices = _gradient(grad, ctx.steps, signs, matrices, inputs)
+        of_x, of_matrices = _gradient(grad, ctx.steps, *ctx.saved_tensors)
         return of_x.view(ctx.shape), None, None, *of_matrices
 
 
 @full_precision
 def _gradient(
-    grad: Tensor, steps: list[_Step], signs: Tensor, matrices: list[Tensor], inputs: list[Tensor]
+    grad: Tensor, steps: list[_Step], signs: Tensor, block: Tensor, *matrices: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     of_matrices = list(matrices)
+    walk, slope = _Walk(block), _Walk(grad)
     for index, is_matrix, from_last, to_last in reversed(steps):
         if is_matrix:
-            matrix = matrices[index]
-            n = matrix.shape[-1]
-            of_matrices[index] = _rows(grad, n, to_last) @ _rows(inputs[index], n, from_last).mT
-            grad = _turn(matrix.mT, grad, to_last, from_last)
+            inverse = matrices[index].mT
+            walk.turn(inverse, to_last, from_last)
+            n = inverse.shape[-1]
+            of_matrices[index] = _rows(slope.block, n, to_last) @ _rows(walk.block, n, from_last).mT
+            slope.turn(inverse, to_last, from_last)
         else:
-            grad = _change_signs(grad, signs[index], turned=from_last)
-    return grad, of_matrices
+            walk.change_signs(signs[index])
+            slope.change_signs(signs[index])
+    return slope.block, of_matrices
+
+
+class _Walk:
+    """A block on its way; the tensor that it starts from is left as it is."""
+
+    def __init__(self, block: Tensor) -> None:
+        self.block = block
+        self._buffers = [torch.empty(block.shape, dtype=block.dtype, device=block.device).flatten() for _ in range(2)]
+
+    def turn(self, matrix: Tensor, from_last: bool, to_last: bool) -> None:
+        """Apply `matrix` (M, n, n) to the front or last axis of the block and leave the axis at the front or last."""
+        rows = _rows(self.block, matrix.shape[-1], from_last)
+        out = self._buffers[0].view(rows.mT.shape if to_last else rows.shape)
+        if not to_last:
+            torch.bmm(matrix, rows, out=out)
+        elif len(matrix[0]) < SMALL:
+            out.copy_((matrix @ rows).mT)
+        else:
+            torch.bmm(rows.mT, matrix.mT, out=out)
+        self.block = out
+        self._buffers.reverse()
+
+    def change_signs(self, signs: Tensor) -> None:
+        """Multiply by signs (2**N * K,) in the order of the present axes, in place."""
+        self.block.view(-1, len(signs)).mul_(signs)
+
+
+def _spread_signs(signs: Tensor, last: int, k: int) -> Tensor:
+    """signs (S-1, 2**N) for every number of a block, alternately in the order (front, last, K) and (last, K, front)."""
+    spread = signs.reshape(len(signs), -1, last, 1).repeat(1, 1, 1, k)
+    return torch.stack(
+        [one.permute(1, 2, 0).flatten() if index % 2 else one.flatten() for index, one in enumerate(spread)]
+    )
 
 
 def _steps(n_stages: int, n_groups: int) -> list[_Step]:
@@ -104,17 +141,3 @@ def _steps(n_stages: int, n_groups: int) -> list[_Step]:
 def _rows(x: Tensor, n: int, last: bool) -> Tensor:
     """The block as (M, n, rest), n its last or its front axis."""
     return x.reshape(len(x), -1, n).mT if last else x.reshape(len(x), n, -1)
-
-
-def _turn(matrix: Tensor, x: Tensor, from_last: bool, to_last: bool) -> Tensor:
-    """Apply `matrix` (M, n, n) to the front or last axis of x and leave the axis at the front or last."""
-    rows = _rows(x, matrix.shape[-1], from_last)
-    return rows.mT @ matrix.mT if to_last else matrix @ rows
-
-
-def _change_signs(x: Tensor, signs: Tensor, turned: bool) -> Tensor:
-    """x times signs (front, last), in place: x is the fresh result of a product."""
-    front, last = signs.shape
-    if turned:
-        return x.view(len(x), last, -1, front).mul_(signs.mT.contiguous()[:, None])
-    return x.view(len(x), front, last, -1).mul_(signs[..., None])
