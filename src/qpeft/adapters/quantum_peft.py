@@ -118,7 +118,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
             else:
                 slots[-1]["u"] = slot
         layout = Layout.of(config, matrices)
-        gains = _gain_slots(self.model, adapter_name)
+        gains = gain_slots(self.model, adapter_name)
         ordered = [*(slots[index][side] for index, side in layout.order()), *gains]
         _check_saved(ordered, config)
         return QuantumPeftGenerator(config, layout, start, _values(gains)), ordered
@@ -131,7 +131,7 @@ def _matrix(name: str, layer: Any, adapter_name: str) -> Matrix:
     return Matrix(name, layer.out_features, layer.in_features, rank, scale)
 
 
-def _gain_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
+def gain_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
     """The weights and biases of norm layers in modules_to_save: modules whose parameters are all vectors."""
     found = []
     for name, wrapper in model.named_modules():

@@ -23,10 +23,11 @@ def demo(
     steps: Annotated[int, typer.Option(metavar="N", min=1, help="Optimiser steps for each method.")] = 70,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and adapters go.")] = Path("demo-run"),
     methods: Annotated[
-        str, typer.Option(metavar="NAME,...", help="Any of lora, qpa, qpa-none (QPA without its circuit).")
-    ] = "lora,qpa",
+        str,
+        typer.Option(metavar="NAME,...", help="Any of lora, qpa, qpa-none (QPA without its circuit), quantum_peft."),
+    ] = "lora,qpa,quantum_peft",
 ) -> Answer:
-    """Adapt a small language model to NumPy's documentation: stock LoRA and QPA side by side.
+    """Adapt a small language model to NumPy's documentation: stock LoRA, QPA and Quantum-PEFT side by side.
 
     The base model comes with qpeft, the text with NumPy, so nothing is downloaded. It takes about two
     minutes on two cores. The same command again goes on where it stopped, or shows the result at once.

@@ -22,6 +22,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", _LORA),
     "qpa": ("qpa", {**_LORA, "budget": 0.5}),
     "qpa-none": ("qpa", {**_LORA, "budget": 0.5, "feature_source": "none"}),
+    "quantum_peft": ("quantum_peft", {"r": 8, "target_modules": "all-linear"}),
 }
 
 PROMPT = "Parameters\n----------\nx : array_like\n"

@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from qpeft.adapters.quantum_peft import QuantumPeftConfig, _gain_slots
+from qpeft.adapters.quantum_peft import QuantumPeftConfig, gain_slots
 from qpeft.circuits.orthogonal import column_qubits, count_acting, count_orthogonal, resolve_construction
 from qpeft.errors import UnsupportedTypeError
 from qpeft.generators.factors import BANKS
@@ -44,7 +44,7 @@ def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any
     parts = {
         "angles": 0 if config.freeze_angles else sum(f.n * f.p for f in factors),
         "lambda": 0 if config.family == "core" else sum(m.rank for m in matrices),
-        "gains": sum(slot.shape.numel() for slot in _gain_slots(inner, "default")),
+        "gains": sum(slot.shape.numel() for slot in gain_slots(inner, "default")),
     }
     generated = sum(m.rank * (m.d_out + m.d_in) for m in matrices) + parts["gains"]
     parts["other"] = _trainable(adapted) - _trainable(inner, ".lora_") - parts["gains"]
