@@ -251,9 +251,10 @@ def test_the_factors_are_pennylanes_columns(llama, ids, adapters):
     torch.testing.assert_close(layer.get_delta_weight("default").double(), expected, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"share": "type", "frame": "random", "frame_rank": 8}], ids=["plain", "framed"]
-)
+FRAMED = {"share": "type", "frame": "random", "frame_rank": 8}
+
+
+@pytest.mark.parametrize("settings", [{}, FRAMED], ids=["plain", "framed"])
 def test_micro_batches_add_up_to_the_whole_batch(llama, ids, adapters, settings):
     """Deferred gradients of accelerate's micro-batches equal one backward over all of them."""
     from accelerate import Accelerator
@@ -305,3 +306,22 @@ def test_bfloat16_bases_keep_float32_angles(llama, ids, adapters, tmp_path):
     qpeft.export(model, tmp_path / "out")
     stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert {t.dtype for name, t in stored.items() if "lora" in name} == {torch.float32}
+
+
+@pytest.mark.parametrize("settings", [{}, {"family": "lie"}, FRAMED], ids=["pauli", "lie", "framed"])
+def test_autocast_leaves_the_generator_in_full_precision(llama, ids, adapters, settings):
+    """Even where backward is called inside."""
+    model = adapters.train(quantum_peft(llama, **settings), ids).train()
+    binding, generator = model.base_model.binding("default"), model.base_model.generators["default"]
+    weights = torch.randn(sum(binding.sizes))
+    model.zero_grad()
+    (generator() @ weights).backward()
+    expected = {name: p.grad.clone() for name, p in generator.named_parameters()}
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(input_ids=ids)
+        tensors = [slot.owner.__dict__[slot.name] for slot in binding.slots]
+        parts = zip(tensors, weights.split(binding.sizes), strict=True)
+        sum((tensor.flatten() * part).sum() for tensor, part in parts).backward()
+    for name, parameter in generator.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-5, msg=name)

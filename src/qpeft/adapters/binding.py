@@ -128,7 +128,8 @@ class Binding:
         if self._deferred is not None and self._flat is not None:
             gradient, self._deferred = self._deferred, None
             inputs = [p for p in self.generator.parameters() if p.requires_grad]
-            torch.autograd.backward(self._flat, gradient, inputs=inputs, retain_graph=True)
+            with torch.autocast(gradient.device.type, enabled=False):
+                torch.autograd.backward(self._flat, gradient, inputs=inputs, retain_graph=True)
 
     @property
     def has_deferred(self) -> bool:
@@ -202,7 +203,8 @@ class _Boundary(torch.autograd.Function):
         if ctx.runs > 1:
             _refuse_partial_gradients()
         wanted = [p for p in ctx.parameters if p.requires_grad]
-        with torch.enable_grad():
+        # without autocast, which a backward called inside it would apply to the generator's own products
+        with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
             found = torch.autograd.grad(ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True)
         gradients = iter(found)
         return (None, None, *(next(gradients) if p.requires_grad else None for p in ctx.parameters))
