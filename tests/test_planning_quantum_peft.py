@@ -118,6 +118,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:the recursion needs:UserWarning")
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_the_plan_is_what_is_built_saved_and_exported(llama, ids, adapters, tmp_path, settings):
     config = {"r": 3, "n_layers": 1, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
@@ -141,6 +142,7 @@ def tensor_bytes(folder):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@pytest.mark.filterwarnings("ignore:the recursion needs:UserWarning")
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     width=st.integers(2, 20),
@@ -201,8 +203,7 @@ def test_gpt2_beside_lora_of_rank_1():
 
 def test_notes():
     wasteful = plan_of(257, 1023, construction="qsd_full")
-    assert any("width 1023: qsd_full takes 5,302 angles, more than half the width" in note for note in wasteful.notes)
-    assert any("construction pad: 28" in note for note in wasteful.notes)
+    assert "the recursion needs 5302 numbers for 1023 rows; construction='pad' needs 28" in wasteful.notes
     assert any(note.startswith("LoRA of rank 1") for note in wasteful.notes)
     assert any("not a compression" in note for note in plan_of(7, 7, r=1, n_layers=4).notes)
     assert plan_of(1024, 1024).notes == []

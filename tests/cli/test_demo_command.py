@@ -21,18 +21,22 @@ def _tiny_demo(monkeypatch, base_folder):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:angles can hardly move:UserWarning")  # in two steps
 def test_trains_reports_and_resumes_at_once(qpeft_cli, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     arguments = ("demo", "--steps", 2, "--out", out)
     first = qpeft_cli(*arguments, "--json")
     assert first.exit_code == 0, first.output
     found = json.loads(first.stdout)
-    assert list(found["runs"]) == ["lora", "qpa"]
-    lora, qpa = found["runs"].values()
-    assert lora["before"] == qpa["before"] != qpa["after"]  # the same base, the same text
-    assert lora["data_sha256"] == qpa["data_sha256"]
+    assert list(found["runs"]) == ["lora", "qpa", "quantum_peft"]
+    lora, qpa, quantum_peft = found["runs"].values()
+    for generated in (qpa, quantum_peft):
+        assert lora["before"] == generated["before"] != generated["after"]  # the same base, the same text
+        assert lora["data_sha256"] == generated["data_sha256"]
     assert lora["deployed"] == qpa["deployed"] > qpa["trainable"]
-    assert set(found["samples"]) == {"base", "lora", "qpa"}
+    assert quantum_peft["deployed"] == 2 * lora["deployed"]  # rank 8, not 4
+    assert quantum_peft["trainable"] < lora["trainable"]
+    assert set(found["samples"]) == {"base", "lora", "qpa", "quantum_peft"}
     loaded: dict = {}
     exec(found["load"], loaded)
     assert loaded["model"].peft_config["default"].peft_type == "LORA"
@@ -44,7 +48,7 @@ def test_trains_reports_and_resumes_at_once(qpeft_cli, tmp_path, monkeypatch):
     for word in (
         "ppl before",
         "After, with qpa, it writes",
-        f"Exported adapter: {out}/qpa/exported\n",
+        f"Exported adapter: {out}/quantum_peft/exported\n",
         "from peft import PeftModel",
         "qpa-none",
     ):
@@ -62,7 +66,7 @@ def test_unknown_method(qpeft_cli, tmp_path, methods, named):
     result = qpeft_cli("demo", "--methods", methods, "--out", tmp_path / "demo")
     assert result.exit_code == 2
     assert named in result.stderr
-    assert "lora, qpa, qpa-none" in result.stderr
+    assert "lora, qpa, qpa-none, quantum_peft" in result.stderr
     assert not (tmp_path / "demo").exists()
 
 

@@ -70,7 +70,7 @@ def _show(console: Console, found: Demo) -> None:
 
 
 def _results(found: Demo) -> Table:
-    columns = ("method", "trainable", "deployed", "stored", "ppl before", "ppl after", "s/step")
+    columns = ("method", "trained", "deployed", "stored", "ppl before", "ppl after", "s/step")
     return table(
         columns,
         [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
 from typing import Any, NamedTuple
 
 from peft.tuners.lora import LoraLayer
@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from qpeft.adapters.quantum_peft import QuantumPeftConfig, gain_slots
-from qpeft.circuits.orthogonal import column_qubits, count_acting, count_orthogonal, resolve_construction
+from qpeft.circuits.orthogonal import column_qubits, count_acting
 from qpeft.errors import UnsupportedTypeError
 from qpeft.generators.factors import BANKS
 from qpeft.generators.layout import Layout, Matrix
@@ -40,7 +40,8 @@ def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any
     inner = adapted.get_base_model()
     matrices, notes = _matrices(inner)
     layout = Layout.of(config, matrices)
-    factors = list(_factors(config, layout))
+    notes += _remarks(config, layout)
+    factors = _factors(config, layout)
     parts = {
         "angles": 0 if config.freeze_angles else sum(f.n * f.p for f in factors),
         "lambda": 0 if config.family == "core" else sum(m.rank for m in matrices),
@@ -83,12 +84,19 @@ def _matrices(inner: nn.Module) -> tuple[list[Matrix], list[str]]:
     return matrices, notes
 
 
-def _factors(config: QuantumPeftConfig, layout: Layout) -> Iterator[_Factors]:
-    """The factors of each width and rank; a bank with one of them checks that the settings fit."""
-    made, start = BANKS[config.family], SeededStart(config.seed)
-    for (width, rank), names in layout.banks.items():
-        made(config, names[:1], width, rank, start)
-        yield _Factors(len(names), width, rank, made.count(config, width, rank))
+def _factors(config: QuantumPeftConfig, layout: Layout) -> list[_Factors]:
+    count = BANKS[config.family].count
+    return [_Factors(len(names), *key, count(config, *key)) for key, names in layout.banks.items()]
+
+
+def _remarks(config: QuantumPeftConfig, layout: Layout) -> list[str]:
+    """What banks warn of; one of each width and rank is made with a single factor, and refuses what does not fit."""
+    start = SeededStart(config.seed)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for (width, rank), names in layout.banks.items():
+            BANKS[config.family](config, names[:1], width, rank, start)
+    return [str(warning.message) for warning in said]
 
 
 def _trainable(model: nn.Module, within: str = "") -> int:
@@ -138,18 +146,8 @@ def _notes(
     if acting is not None and acting < trainable:
         idle = trainable - acting
         notes.append(f"{idle:,} of {parts['angles']:,} angles can never act: over-parametrised")
-    if config.family == "pauli":
-        notes += filter(None, (_long_recursion(config, f) for f in factors))
     if trainable - parts["other"] >= generated:
         notes.append(f"{trainable - parts['other']:,} trained numbers for {generated:,} generated: not a compression")
     if lora <= trainable:
         notes.append(f"LoRA of rank 1 on the same modules trains {lora:,} numbers, within this budget")
     return notes
-
-
-def _long_recursion(config: QuantumPeftConfig, factor: _Factors) -> str | None:
-    name = resolve_construction(factor.width, config.construction)
-    if not name.startswith("qsd") or factor.p <= factor.width / 2:
-        return None
-    pad = count_orthogonal(factor.width, config.n_layers, "pad")
-    return f"width {factor.width}: {name} takes {factor.p:,} angles, more than half the width; construction pad: {pad}"
