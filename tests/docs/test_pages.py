@@ -97,7 +97,7 @@ def test_the_readme_shows_the_demo_as_it_prints():
             "after": {"perplexity": 99.1, "n_tokens": 8_128},
             "exported": f"demo-run/{name}/exported",
         }
-        for name in ("lora", "qpa")
+        for name in ("lora", "qpa", "quantum_peft")
     }
     load = shown[shown.index("from peft") :].split("\n\n")[0]
     samples = dict.fromkeys(("base", *runs), "SAMPLE")

@@ -33,13 +33,15 @@ def qpeft(
 ) -> None:
     """Fine-tune Hugging Face language models with quantum-generated adapter numbers.
 
-    A small quantum circuit and a small network, simulated exactly on your machine, make the numbers
-    of a LoRA adapter. What comes out is an ordinary PEFT adapter: it loads where qpeft is not installed.
+    Small quantum circuits, simulated exactly on your machine, make the numbers of a LoRA adapter: with a
+    small network (method qpa) or as its orthogonal factors (quantum_peft). What comes out is an ordinary
+    PEFT adapter: it loads where qpeft is not installed.
 
     Start with:
 
       qpeft demo
       qpeft plan --model gpt2 --method qpa --budget 0.5
+      qpeft plan --model gpt2 --method quantum_peft
       qpeft train --model gpt2 --data text.txt --method qpa --out run
       qpeft export run --out my-adapter
     """

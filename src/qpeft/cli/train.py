@@ -35,6 +35,7 @@ def train(
 
       qpeft train --model embedded --data numpy-docs --r 4 --lr 2e-3 --steps 70 --seq-len 128 --out run
       qpeft train --model gpt2 --data text.txt --out run
+      qpeft train --model gpt2 --data text.txt --method quantum_peft --frame gradient --lr 2e-3 --out run
       qpeft train --model gpt2 --data chats.jsonl --budget 0.25 --out run
       qpeft train --model gpt2 --data Salesforce/wikitext:wikitext-2-raw-v1 --method lora --r 4 --out run
     """

@@ -28,7 +28,6 @@ def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
         "stored_bytes": (count.total + other) * BYTES,
         "exported_bytes": (m + other) * BYTES,
         "needs_qpeft": True,
-        "lora_rank_1": _per_rank(layers),
         "n_qubits": count.n_qubits,
         "n_chunks": count.n_chunks,
         "chunk_size": count.chunk_size,
@@ -54,13 +53,8 @@ def _notes(config: QPAConfig, count: QPACount, layers: Sequence[LoraLayer]) -> l
         notes.append(f"{n_angles} angles for {free} independent probabilities: the circuit is over-parametrised")
     if count.total >= count.m:
         notes.append(f"{count.total:,} trained numbers for {count.m:,} generated: not a compression")
-    per_rank = _per_rank(layers)
+    per_rank = sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)
     if rank := min(count.total // per_rank, config.r) if per_rank else 0:
         size = rank * per_rank
         notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} numbers, within this budget")
     return notes
-
-
-def _per_rank(layers: Sequence[LoraLayer]) -> int:
-    """Numbers that one rank of a LoRA on `layers` costs."""
-    return sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)

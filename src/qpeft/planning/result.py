@@ -15,14 +15,14 @@ class Plan:
     method: str
     trainable: int  # numbers that the optimiser sees, `modules_to_save` included
     trainable_parts: dict[str, int]
-    acting: int | None = None  # of the trainable, those that can move the adapter; None where no count is known
+    acting: int | None = None  # Quantum-PEFT: of the trainable, those that can move the adapter, where that is known
     deployed: int  # numbers of the adapter at inference
     stored_bytes: int  # compact folder, tensors only
     exported_bytes: int  # stock folder, tensors only
     needs_qpeft: bool  # to load the compact folder
     base_parameters: int
     target_modules: list[str]
-    lora_rank_1: int | None = None  # numbers of a LoRA of rank 1 on the same modules
+    lora_rank_1: int | None = None  # Quantum-PEFT: numbers of a LoRA of rank 1 on the same modules
     n_qubits: int | None = None  # of the largest circuit
     n_circuits: int | None = None
     n_chunks: int | None = None
