@@ -1,0 +1,66 @@
+"""Quantum-PEFT from the command line: train, score, write, export; and options that two methods share."""
+
+import json
+
+import pytest
+
+from qpeft.cli.method import method_settings
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:fan_in_fan_out:UserWarning", "ignore:angles can hardly move:UserWarning"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [("--bits", 4), ("--frame", "gradient", "--share", "type")],
+    ids=lambda options: " ".join(map(str, options)),
+)
+def test_from_training_to_plain_peft(qpeft_cli, base_folder, tmp_path, options):
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text("The king went into the wood, and the golden bird sang. " * 40)
+
+    def answer(*arguments):
+        result = qpeft_cli(*arguments, "--json")
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    method = ("--method", "quantum_peft", "--r", 3, "--n-layers", 1, *options)
+    planned = answer("plan", "--model", base_folder, *method)
+    paths = ("--model", base_folder, "--data", text, "--out", run)
+    trained = answer("train", *paths, *method, "--steps", 6, "--batch-size", 4, "--lr", "5e-2")
+    assert (trained["trainable"], trained["deployed"]) == (planned["trainable"], planned["deployed"])
+    assert trained["after"]["loss"] < trained["before"]["loss"]
+    assert "the generator alone" in (run / "README.md").read_text()
+    exported = answer("export", run, "--out", tmp_path / "out")
+    assert exported["max_logit_difference"] <= 1e-6
+    scores = answer("evaluate", "--adapter", run, "--data", text)
+    assert scores["adapted"]["loss"] < scores["base"]["loss"]
+    assert answer("evaluate", "--adapter", tmp_path / "out", "--data", text)["adapted"] == pytest.approx(
+        scores["adapted"], rel=1e-6
+    )
+    assert answer("generate", "--adapter", run, "--prompt", "The king", "--max-new-tokens", 3)["n_new_tokens"] <= 3
+
+
+def test_a_shared_option_reaches_the_method_that_is_chosen(qpeft_cli, base_folder):
+    def planned(*options):
+        arguments = ("--model", base_folder, "--method", "quantum_peft", "--r", 3, *options)
+        return json.loads(qpeft_cli("plan", *arguments, "--json").stdout)["trainable"]
+
+    assert planned("--n-layers", 1) < planned() == planned("--n-layers", 2) < planned("--n-layers", 3)
+
+
+def test_presets_are_the_methods_own():
+    taylor = method_settings("quantum_peft", "paper_taylor", {}, {"taylor_order": 12})
+    assert taylor["lie_map"] == "taylor"
+    assert taylor["taylor_order"] == 12
+    pauli = method_settings("quantum_peft", "paper_pauli", {"r": 2}, {})
+    assert (pauli["r"], pauli["n_layers"], pauli["columns"], pauli["construction"]) == (2, 1, "first", "qsd_full")
+
+
+def test_help_explains_a_shared_option_for_each_method(qpeft_cli):
+    text = " ".join(qpeft_cli("train", "--help", env={"COLUMNS": "80"}).stdout.split())
+    assert "QPA and Quantum-PEFT --n-layers N QPA: Circuit layers L;" in text
+    assert "[default: 8] Quantum-PEFT: Circuit layers L; family pauli. [default: 2]" in text
+    assert text.count("--n-layers") == text.count("--angle-scale") == 1
