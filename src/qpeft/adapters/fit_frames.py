@@ -11,10 +11,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from transformers.pytorch_utils import Conv1D
 
 from qpeft.adapters.generated import GeneratedMixin
-from qpeft.errors import ConfigError, DataError, TrainingError, UnsupportedTypeError
+from qpeft.adapters.targets import check_is_matrix
+from qpeft.errors import ConfigError, DataError, TrainingError
 
 _Call = tuple[str, Tensor, GradientEdge]  # of a layer: its name, input x, and the place of its output in the graph
 
@@ -98,8 +98,7 @@ def _adapted_modules(tuner: Any, adapter_name: str) -> list[str]:
 def _base_layer(model: Any, name: str) -> nn.Module:
     module = model.base_model.model.get_submodule(name)
     layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if not isinstance(layer, (nn.Linear, Conv1D)):
-        raise UnsupportedTypeError(f"{type(layer).__name__} is not supported for {name}")
+    check_is_matrix(layer, name)
     return layer
 
 

@@ -11,12 +11,12 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from qpeft.adapters.binding import Slot
 from qpeft.adapters.generated import GeneratedMixin, find_slots
 from qpeft.adapters.generated_config import GeneratedLoraConfig, MethodName, in_saved_order
-from qpeft.errors import CheckpointError, ConfigError, UnsupportedTypeError
+from qpeft.adapters.targets import check_is_matrix
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generators.layout import Layout, Matrix
 from qpeft.generators.quantum_peft import QuantumPeftGenerator
 from qpeft.generators.quantum_peft_settings import QuantumPeftGeneratorConfig
@@ -90,8 +90,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
         **options: Any,
     ) -> None:
         layer = target.get_base_layer() if isinstance(target, LoraLayer) else target
-        if not isinstance(layer, (nn.Linear, Conv1D)):
-            raise UnsupportedTypeError(f"{type(layer).__name__} is not supported for {current_key}")
+        check_is_matrix(layer, current_key)
         adapted = self._adapted_weights(adapter_name)
         if id(layer.weight) in adapted:
             warnings.warn(

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 from peft import PeftConfig
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, UnsupportedTypeError
 
 
 def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
@@ -23,6 +24,12 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
         _check(config, names)
     except re.error as error:
         raise ConfigError(f"'{error.pattern}' is no regular expression: {error.msg}") from error
+
+
+def check_is_matrix(module: nn.Module, name: str) -> None:
+    """Raise UnsupportedTypeError unless the module multiplies by one matrix: `nn.Linear` or transformers' `Conv1D`."""
+    if not isinstance(module, (nn.Linear, Conv1D)):
+        raise UnsupportedTypeError(f"{type(module).__name__} is not supported for {name}")
 
 
 def _check(config: PeftConfig, names: list[str]) -> None:

@@ -56,7 +56,7 @@ class QuantumPeftGenerator(Generator):
         self.register_buffer("fitted", torch.tensor(not self._wants_fit, dtype=torch.uint8), persistent=self._wants_fit)
         self.register_buffer("fingerprint", fingerprint(start.hexdigest(), _settings(config), layout.matrices))
         self._ready = False
-        self.latent = False  # whether `pack` keeps unquantised numbers, as a run that goes on needs them
+        self.latent = False  # whether `pack` keeps unquantised numbers and frames, as a run that goes on needs them
         self._expected: Tensor | None = None  # digest of the frames that a loaded adapter was trained in
 
     def forward(self) -> Tensor:
@@ -164,7 +164,7 @@ class QuantumPeftGenerator(Generator):
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Frames as float16 or as a hash; quantised numbers as packed codes."""
-        if self.config.frame == "gradient" and not self.config.store_frames:
+        if self.config.frame == "gradient" and not (self.config.store_frames or self.latent):
             kept = {k: v for k, v in state.items() if not k.startswith("frames.") and k != "fitted"}
             state = {**kept, "frame_digest": self._frame_digest()}
         else:

@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from qpeft.adapters.quantum_peft import QuantumPeftConfig, gain_slots
+from qpeft.adapters.targets import check_is_matrix
 from qpeft.circuits.orthogonal import column_qubits, count_acting
-from qpeft.errors import UnsupportedTypeError
 from qpeft.generators.factors import BANKS
 from qpeft.generators.layout import Layout, Matrix
 from qpeft.generators.quantize import stored_sizes
@@ -75,8 +74,7 @@ def _matrices(inner: nn.Module) -> tuple[list[Matrix], list[str]]:
         if not isinstance(layer, LoraLayer):
             continue
         base: Any = layer.get_base_layer()
-        if not isinstance(base, (nn.Linear, Conv1D)):
-            raise UnsupportedTypeError(f"{type(base).__name__} is not supported for {name}")
+        check_is_matrix(base, name)
         if (first := names.setdefault(id(base.weight), name)) != name:
             notes.append(f"{name} shares its weight with {first}, which is adapted once")
             continue
