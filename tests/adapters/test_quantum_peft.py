@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 import qpeft
-from qpeft.errors import CheckpointError, ConfigError, UnsupportedTypeError
+from qpeft.errors import CheckpointError, CircuitError, ConfigError, UnsupportedTypeError
 
 
 def quantum_peft(base, **settings):
@@ -33,6 +33,7 @@ FAMILIES = [
     {"share": "type"},
     {"bits": 4},
     {"frame": "random", "frame_rank": 8},
+    {"frame": "random"},  # Llama's key and value maps take smaller frames than its others
     {"frame": "random", "family": "core"},
     {"frame": "random", "family": "lie", "frame_rank": 8, "share": "type"},
     {"freeze_angles": True},
@@ -160,6 +161,10 @@ REFUSED = [
     ({"use_rslora": True}, "use_rslora"),
     ({"init_lora_weights": "gaussian"}, "init_lora_weights"),
     ({"family": "core"}, "set frame="),
+    ({"start": "gradient", "freeze_angles": True}, "no freeze_angles"),
+    ({"lora_alpha": 0}, "lora_alpha is the factor of the update"),
+    ({"alpha_pattern": {"q_proj": float("nan")}}, "it must be a number other than 0, got nan"),
+    ({"modules_to_save": ["model.norm"], "r": 17}, "exceeds min(d_in, d_out)=16 for "),
     ({"share": "layer"}, "unknown share 'layer'; choose one of none, type"),
     ({"target_modules": ["q_prj"]}, "nearest names: q_proj"),
 ]
@@ -167,17 +172,26 @@ REFUSED = [
 
 @pytest.mark.parametrize(("settings", "message"), REFUSED, ids=[m for _, m in REFUSED])
 def test_bad_settings_are_refused_and_the_base_is_left_alone(llama, ids, adapters, settings, message):
-    before, names = adapters.logits(llama, ids), [name for name, _ in llama.named_modules()]
+    before, modules = adapters.logits(llama, ids), dict(llama.named_modules())
     with pytest.raises(ConfigError) as caught:
         quantum_peft(llama, **settings)
     assert message in str(caught.value)
-    assert [name for name, _ in llama.named_modules()] == names
+    assert dict(llama.named_modules()) == modules
+    assert all(p.requires_grad for p in llama.parameters())
     assert torch.equal(adapters.logits(llama, ids), before)
 
 
 def test_embeddings_are_refused(gpt2):
     with pytest.raises(UnsupportedTypeError, match=r"Embedding is not supported for transformer\.wte"):
         quantum_peft(gpt2, target_modules=["wte"])
+
+
+def test_a_module_refused_after_others_were_adapted_leaves_none_behind(llama):
+    llama.model.last = torch.nn.Embedding(3, 3)
+    modules = dict(llama.named_modules())
+    with pytest.raises(UnsupportedTypeError, match=r"Embedding is not supported for model\.last"):
+        quantum_peft(llama, target_modules=["q_proj", "last"])
+    assert dict(llama.named_modules()) == modules
 
 
 def test_a_shared_weight_is_adapted_once(llama):
@@ -299,7 +313,7 @@ def test_gradients_agree_with_finite_differences(llama, ids, adapters):
 
 def test_bfloat16_bases_keep_float32_angles(llama, ids, adapters, tmp_path):
     model = quantum_peft(llama.bfloat16(), modules_to_save=["model.norm"])
-    adapters.train(model, ids)
+    adapters.train(model, ids, steps=10)
     generator = model.base_model.generators["default"]
     assert {p.dtype for p in generator.parameters()} == {torch.float32}
     assert adapters.logits(model, ids).dtype == torch.bfloat16
@@ -325,3 +339,32 @@ def test_autocast_leaves_the_generator_in_full_precision(llama, ids, adapters, s
         sum((tensor.flatten() * part).sum() for tensor, part in parts).backward()
     for name, parameter in generator.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("part", ["angles", "lambda", "gains"])
+def test_numbers_that_are_not_finite_are_named_at_export(llama, ids, adapters, tmp_path, part):
+    model = quantum_peft(llama, target_modules=["q_proj"], modules_to_save=["model.norm"])
+    generator = model.base_model.generators["default"]
+    broken = {"angles": generator.banks["w16r3"].numbers, "lambda": generator.lam, "gains": generator.gains}[part]
+    with torch.no_grad():
+        broken.tau.flatten()[0] = torch.nan
+    named = {"angles": r"model\.layers\.0\.self_attn\.q_proj\.v", "lambda": "lam", "gains": "gains"}[part]
+    with pytest.raises(ConfigError, match=f"^non-finite adapter parameter in {named}"):
+        qpeft.export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_series_that_has_diverged_stops_the_next_forward(llama, ids, adapters):
+    model = quantum_peft(llama, family="lie", lie_map="taylor", target_modules=["q_proj"])
+    (bank,) = model.base_model.generators["default"].banks.values()
+    with torch.no_grad():
+        bank.numbers.tau.fill_(1.0)
+    with pytest.raises(CircuitError, match="Taylor order 18 leaves orthogonality error .* use lie_map='exp'"):
+        model.train()(input_ids=ids)
+
+
+def test_an_export_leaves_a_trained_head_trainable(gpt2, ids, adapters, tmp_path):
+    model = quantum_peft(gpt2, target_modules=["c_fc"], modules_to_save=["wpe"])
+    before = {name for name, p in model.named_parameters() if p.requires_grad}
+    qpeft.export(adapters.train(model, ids), tmp_path / "out")
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == before

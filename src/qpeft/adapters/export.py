@@ -68,7 +68,9 @@ def export(
     _check_free(target)
     if any(getattr(module, "merged", False) for module in tuner.model.modules()):
         raise ConfigError("the adapter is merged into the base model; call model.unmerge_adapter() before exporting")
-    with tuner.exact(), replace_folder(target) as folder:
+    if broken := tuner.binding(adapter_name).generator.find_broken():
+        raise ConfigError(f"non-finite adapter parameter in {broken}; export an earlier checkpoint")
+    with tuner.exact(), replace_folder(target) as folder, _as_found(model):
         save_file(_stock_state(model, adapter_name), folder / WEIGHTS, metadata={"format": "pt"})
         _write_stock_config(model, adapter_name, folder)
         report = ExportReport(
@@ -142,10 +144,13 @@ def _verify(model: Any, adapter_name: str, folder: Path, probe: Mapping[str, Ten
     """Largest difference of logits between the live model and the folder under stock PEFT."""
     if any(p.is_meta for p in model.parameters()):
         return None
-    halves = any(slot.dtype in (torch.float16, torch.bfloat16) for slot in model.base_model.binding(adapter_name).slots)
+    slots = model.base_model.binding(adapter_name).slots
+    halves = any(slot.widens and slot.dtype in (torch.float16, torch.bfloat16) for slot in slots)
     stock = PeftModel.from_pretrained(_base_sharing_weights(model), str(folder), autocast_adapter_dtype=not halves)
     inputs = dict(probe) if probe is not None else _token_probe(model)
-    with _only(model, adapter_name), torch.no_grad():
+    model.base_model.set_adapter(adapter_name)
+    model.eval()
+    with torch.no_grad():
         live, reloaded = _scores(model(**inputs)), _scores(stock.eval()(**inputs))
     difference = (live.float() - reloaded.float()).abs().max().item()
     rounding = 0.0 if live.dtype == torch.float32 else torch.finfo(live.dtype).eps * live.abs().max().item()
@@ -177,13 +182,14 @@ def _token_probe(model: Any) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _only(model: Any, adapter_name: str):
-    """The live model in evaluation mode with one adapter active, and everything as before afterwards."""
+def _as_found(model: Any):
+    """Afterwards the same adapters are active, the same parameters trainable, the same mode on.
+
+    The stock copy shares parameters with the live model, and loading its adapter freezes them.
+    """
     tuner = model.base_model
     active, training = list(tuner.active_adapters), model.training
     wants = {name: p.requires_grad for name, p in model.named_parameters()}
-    tuner.set_adapter(adapter_name)
-    model.eval()
     try:
         yield
     finally:

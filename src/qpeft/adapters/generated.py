@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -53,8 +54,8 @@ class GeneratedMixin(_Tuner):
             self._bindings = {}
             self._refresh_handle = self.model.register_forward_pre_hook(self._before_forward)
         trained = [p for p in model.parameters() if p.requires_grad]
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
         try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
             binding = self._make_binding(adapter_name)
         except BaseException:
             self._undo_injection(adapter_name)
@@ -88,6 +89,9 @@ class GeneratedMixin(_Tuner):
             super().delete_adapter(adapter_name)
         else:
             self._refresh_handle.remove()
+            for module in self.model.modules():
+                if isinstance(module, AuxiliaryTrainingWrapper):
+                    module._active_adapter = []  # unloading then gives the original back, not the copy to train
             super()._unload_and_optionally_merge(merge=False)
 
     @property
@@ -205,6 +209,9 @@ class GeneratedMixin(_Tuner):
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         if merge:
             self._refuse_tied_merge()
+            for binding in self._bindings.values():
+                if getattr(binding.generator, "needs_fit", False):
+                    self._refuse_unfitted()
         with self.exact():
             for binding in self._bindings.values():
                 binding.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,11 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         for rank in (self.r, *(self.rank_pattern or {}).values()):
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise ConfigError(f"r must be a positive integer, got {rank}")
+        for scale in (self.lora_alpha, *(self.alpha_pattern or {}).values()):
+            if not (math.isfinite(scale) and scale):
+                raise ConfigError(
+                    f"lora_alpha is the factor of the update: it must be a number other than 0, got {scale}"
+                )
         if self.use_rslora:
             raise ConfigError("use_rslora rescales by r, but Quantum-PEFT's scale is lora_alpha itself; leave it unset")
         if self.init_lora_weights is not True:
@@ -79,6 +85,10 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
 class QuantumPeftModel(GeneratedMixin, LoraModel):
     """The tuner that PEFT builds for a QuantumPeftConfig."""
 
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        self._adapted: dict[int, str] = {}  # the adapter's modules by the id of their weight
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
     def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]  as LoraModel's own does
         self,
         lora_config: Any,
@@ -91,20 +101,11 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
     ) -> None:
         layer = target.get_base_layer() if isinstance(target, LoraLayer) else target
         check_is_matrix(layer, current_key)
-        adapted = self._adapted_weights(adapter_name)
-        if id(layer.weight) in adapted:
-            warnings.warn(
-                f"{current_key} shares its weight with {adapted[id(layer.weight)]}, which is adapted once", stacklevel=2
-            )
+        first = self._adapted.setdefault(id(layer.weight), current_key)
+        if first != current_key:
+            warnings.warn(f"{current_key} shares its weight with {first}, which is adapted once", stacklevel=2)
             return
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **options)
-
-    def _adapted_weights(self, adapter_name: str) -> dict[int, str]:
-        return {
-            id(module.get_base_layer().weight): name
-            for name, module in self.model.named_modules()
-            if isinstance(module, LoraLayer) and adapter_name in module.lora_A
-        }
 
     def _build(self, adapter_name: str, config: Any, start: SeededStart) -> tuple[QuantumPeftGenerator, list[Slot]]:
         matrices: list[Matrix] = []

@@ -16,6 +16,10 @@ class Generator(nn.Module):
 
     needs_fit = False  # whether fit_frames must be called before training
 
+    def find_broken(self) -> str | None:
+        """What the first trained number that is NaN or Inf belongs to; None if there is none."""
+        return next((name for name, p in self.named_parameters() if not torch.isfinite(p).all()), None)
+
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state dict as the compact folder stores it."""
         return state

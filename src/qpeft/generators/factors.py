@@ -111,7 +111,6 @@ class PauliBank(Bank):
             self.basis,
             self.config.construction,
             signs=self._signs(),
-            check=not torch.is_grad_enabled(),
         )
 
     def _signs(self) -> Callable[[int], Tensor] | None:
@@ -148,9 +147,7 @@ class LieBank(Bank):
 
     def columns(self, numbers: Tensor) -> Tensor:
         b = lie_matrix(numbers, self.width, self.config.lie_rank)
-        return lie_columns(
-            b, self.rank, self.config.lie_map, self.config.taylor_order, check=not torch.is_grad_enabled()
-        )
+        return lie_columns(b, self.rank, self.config.lie_map, self.config.taylor_order)
 
 
 class KroneckerBank(Bank):

@@ -34,8 +34,8 @@ class Part(NamedTuple):
 
     @property
     def label(self) -> str:
-        """A name for buffers, for example u768x8."""
-        return f"{self.side}{self.width}x{self.rank}"
+        """A name for buffers, for example u768w32r8: d_out 768, factors of width 32 and rank 8."""
+        return f"{self.side}{self.width}w{self.inner}r{self.rank}"
 
 
 @dataclass(frozen=True)

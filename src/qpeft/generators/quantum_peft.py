@@ -162,11 +162,21 @@ class QuantumPeftGenerator(Generator):
 
     # -- the compact state
 
+    def find_broken(self) -> str | None:
+        """The module and side ("u" or "v") if it is a factor's number, such as `model.layers.0.mlp.up_proj.u`."""
+        for (width, rank), names in self.layout.banks.items():
+            bank = self.banks[_key(width, rank)]
+            assert isinstance(bank, Bank)
+            broken = (~torch.isfinite(bank.numbers().detach())).any(1).nonzero().flatten().tolist()
+            if broken:
+                return names[broken[0]]
+        return super().find_broken()
+
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Frames as float16 or as a hash; quantised numbers as packed codes."""
         if self.config.frame == "gradient" and not (self.config.store_frames or self.latent):
-            kept = {k: v for k, v in state.items() if not k.startswith("frames.") and k != "fitted"}
-            state = {**kept, "frame_digest": self._frame_digest()}
+            digest = {} if self.needs_fit else {"frame_digest": self._frame_digest()}
+            state = {k: v for k, v in state.items() if not k.startswith("frames.") and k != "fitted"} | digest
         else:
             state = {k: v.half() if k.startswith("frames.") else v for k, v in state.items()}
         if self.config.bits is None or self.latent:
@@ -179,11 +189,11 @@ class QuantumPeftGenerator(Generator):
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         state = {k: v.float() if k.startswith("frames.") else v for k, v in state.items()}
-        if (digest := state.pop("frame_digest", None)) is not None:
-            if not self.needs_fit:
-                _check_frames(digest, self._frame_digest())
-            self._expected = digest
-            own = self.state_dict()
+        digest = state.pop("frame_digest", None)
+        if digest is not None and not self.needs_fit:
+            _check_frames(digest, self._frame_digest())
+        if self.config.frame == "gradient" and "fitted" not in state:  # saved without frames: those here stay
+            self._expected, own = digest, self.state_dict()
             state |= {k: v for k, v in own.items() if k.startswith("frames.") or k == "fitted"}
         for key in [k.removesuffix("codes") for k in state if k.endswith(".codes")]:
             assert self.config.bits is not None

@@ -169,10 +169,12 @@ class QuantumPeftGeneratorConfig:
             raise ConfigError("family core trains one matrix per module: share, freeze_angles and bits do not apply")
         if self.entangler != "cz" and self.family != "pauli":
             raise ConfigError(f"entangler belongs to family pauli; family {self.family} has no circuit")
-        if self.start == "gradient" and (self.frame is not None or self.family != "pauli" or self.share != "none"):
+        if self.start == "gradient" and (
+            self.frame is not None or self.family != "pauli" or self.share != "none" or self.freeze_angles
+        ):
             raise ConfigError(
-                "start='gradient' fits the circuits of single matrices: it needs family pauli, share='none' and no "
-                "frame (inside a gradient frame the first columns are aligned already)"
+                "start='gradient' fits the trained circuits of single matrices: it needs family pauli, share='none', "
+                "no freeze_angles and no frame (inside a gradient frame the first columns are aligned already)"
             )
 
 

@@ -17,7 +17,7 @@ class Plan:
     trainable_parts: dict[str, int]
     acting: int | None = None  # Quantum-PEFT: of the trainable, those that can move the adapter, where that is known
     deployed: int  # numbers of the adapter at inference
-    stored_bytes: int  # compact folder, tensors only
+    stored_bytes: int  # compact folder: numbers and frames, without the file's header and fingerprints
     exported_bytes: int  # stock folder, tensors only
     needs_qpeft: bool  # to load the compact folder
     base_parameters: int
