@@ -229,6 +229,18 @@ def test_frames_left_out_of_the_file_come_back_with_the_same_batches_only(llama,
     assert torch.equal(adapters.logits(loaded, _ids()), live)
 
 
+def test_an_adapter_saved_before_its_fit_takes_any_batches_later(llama, batches, adapters, tmp_path):
+    untouched = copy.deepcopy(llama)
+    config = qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, store_frames=False, target_modules=["q_proj"])
+    model = get_peft_model(llama, config)
+    with pytest.raises(ConfigError, match="with calibration batches first"):
+        model.merge_and_unload()
+    model.save_pretrained(str(tmp_path))
+    loaded = PeftModel.from_pretrained(untouched, str(tmp_path), is_trainable=True)
+    fit_frames(loaded, batches)
+    assert torch.isfinite(adapters.logits(loaded, _ids())).all()
+
+
 def test_a_fitted_start_sees_the_gradient(llama, batches, adapters):
     targets = ["q_proj", "up_proj"]
     expected = plain_gradients(llama, targets, batches)

@@ -359,7 +359,7 @@ def test_a_series_that_has_diverged_stops_the_next_forward(llama, ids, adapters)
     (bank,) = model.base_model.generators["default"].banks.values()
     with torch.no_grad():
         bank.numbers.tau.fill_(1.0)
-    with pytest.raises(CircuitError, match="Taylor order 18 leaves orthogonality error .* use lie_map='exp'"):
+    with pytest.raises(CircuitError, match=r"Taylor order 18 leaves orthogonality error .* use lie_map='exp'"):
         model.train()(input_ids=ids)
 
 

@@ -68,7 +68,8 @@ def export(
     _check_free(target)
     if any(getattr(module, "merged", False) for module in tuner.model.modules()):
         raise ConfigError("the adapter is merged into the base model; call model.unmerge_adapter() before exporting")
-    if broken := tuner.binding(adapter_name).generator.find_broken():
+    generator: Any = tuner.generators[adapter_name]
+    if broken := generator.find_broken():
         raise ConfigError(f"non-finite adapter parameter in {broken}; export an earlier checkpoint")
     with tuner.exact(), replace_folder(target) as folder, _as_found(model):
         save_file(_stock_state(model, adapter_name), folder / WEIGHTS, metadata={"format": "pt"})
@@ -76,7 +77,7 @@ def export(
         report = ExportReport(
             path=str(target),
             n_generated=sum(tuner.binding(adapter_name).sizes),
-            n_trained=sum(p.numel() for p in tuner.generators[adapter_name].parameters()),
+            n_trained=sum(p.numel() for p in generator.parameters()),
             n_bytes=(folder / WEIGHTS).stat().st_size,
             max_logit_difference=_verify(model, adapter_name, folder, probe),
         )
