@@ -34,6 +34,7 @@ SETTINGS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:the recursion needs:UserWarning")
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: ", ".join(f"{k}={v}" for k, v in s.items()))
 def test_export_live_and_merged_logits_agree(load, adapters, tmp_path, monkeypatch, settings):
     fresh, ids = load
