@@ -11,6 +11,7 @@ from torch import nn
 from transformers import GemmaConfig, GPT2Config, LlamaConfig
 
 import qpeft
+from qpeft.circuits.orthogonal import resolve_construction
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
 
@@ -172,7 +173,9 @@ def test_acting_is_the_rank_of_the_jacobian(width, height, rank, n_layers, const
         lambda *v: update(dict(zip(values, v, strict=True))), tuple(values.values())
     )
     matrix = torch.cat([part.flatten(1) for part in jacobian], dim=1)
-    assert plan.acting == torch.linalg.matrix_rank(matrix.double(), rtol=1e-7)
+    found = int(torch.linalg.matrix_rank(matrix.double(), rtol=1e-7))
+    in_a_corner = rank == 1 or "pad" in {resolve_construction(n, construction) for n in (width, height)}
+    assert found <= plan.acting <= found + (6 if in_a_corner else 0)  # up to three each for U and V
 
 
 def test_gemma_from_its_config_alone():
