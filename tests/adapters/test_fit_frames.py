@@ -219,14 +219,23 @@ def test_frames_left_out_of_the_file_come_back_with_the_same_batches_only(llama,
     model.save_pretrained(str(tmp_path))
 
     loaded = PeftModel.from_pretrained(copy.deepcopy(untouched), str(tmp_path)).eval()
-    with pytest.raises(ConfigError, match="with calibration batches first"):
+    with pytest.raises(ConfigError, match="with the batches it was trained with"):
         adapters.logits(loaded, _ids())
     with pytest.raises(CheckpointError, match="not those that the adapter was trained in"):
         fit_frames(loaded, batches[1:])
-    with pytest.raises(ConfigError, match="with calibration batches first"):
+    with pytest.raises(ConfigError, match="with the batches it was trained with"):
         adapters.logits(loaded, _ids())
     fit_frames(loaded, batches)
     assert torch.equal(adapters.logits(loaded, _ids()), live)
+
+
+@pytest.mark.parametrize("wrong", ["a dict", "tensors", "rows without a batch axis"])
+def test_batches_of_another_form_are_refused(llama, batches, wrong):
+    model = get_peft_model(llama, qpeft.QuantumPeftConfig(r=2, frame="gradient", target_modules=["q_proj"]))
+    ids = batches[0]["input_ids"]
+    given = {"a dict": batches[0], "tensors": [ids], "rows without a batch axis": [{"input_ids": ids[0]}]}[wrong]
+    with pytest.raises(DataError, match=r"fit_frames.*(list of dicts|batch axis)"):
+        fit_frames(model, given)
 
 
 def test_an_adapter_saved_before_its_fit_takes_any_batches_later(llama, batches, adapters, tmp_path):

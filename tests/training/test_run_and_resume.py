@@ -170,7 +170,8 @@ def test_the_gradient_is_read_before_the_first_step(settings):
 
 def test_a_warning_where_angles_cannot_move(settings):
     with pytest.warns(
-        UserWarning, match=r"angles can hardly move: about 0\.025 radians in 1 steps.*raise lr, steps or"
+        UserWarning,
+        match=r"angles can hardly move: at most 0\.025 radians in 1 steps.*raise the learning rate",
     ):
         train(settings(method="quantum_peft", method_settings={"r": 2}, steps=1, lr=1e-3))
     train(settings("frozen", method="quantum_peft", method_settings={"r": 2, "freeze_angles": True}, steps=1, lr=1e-3))

@@ -142,6 +142,17 @@ def _recorded(layers: Mapping[str, nn.Module], calls: list[_Call]) -> Iterator[N
 
 
 def _loss(model: Any, batch: Mapping[str, Any], device: torch.device, n: int) -> Tensor:
+    if not isinstance(batch, Mapping):
+        raise DataError(
+            f"batch {n} of fit_frames is {type(batch).__name__}, not what model(**batch) takes; give a list of dicts "
+            "such as {'input_ids': ids}, ids of shape (blocks, tokens)"
+        )
+    ids = batch.get("input_ids")
+    if isinstance(ids, Tensor) and ids.ndim < 2:
+        raise DataError(
+            f"batch {n} of fit_frames has input_ids of shape {tuple(ids.shape)}, without a batch axis; "
+            "give ids[None], or a DataLoader"
+        )
     inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
     if "labels" not in inputs and "input_ids" in inputs:
         inputs["labels"] = inputs["input_ids"]

@@ -120,15 +120,21 @@ class GeneratedMixin(_Tuner):
             )
         for name, binding in self._bindings.items():
             if getattr(binding.generator, "needs_fit", False) and name in self.active_adapters:
-                self._refuse_unfitted()
+                self._refuse_unfitted(binding.generator)
             binding.refresh()
 
-    def _refuse_unfitted(self) -> None:
-        if not any(m.disable_adapters for m in self.model.modules() if isinstance(m, BaseTunerLayer)):
+    def _refuse_unfitted(self, generator: Any) -> None:
+        if any(m.disable_adapters for m in self.model.modules() if isinstance(m, BaseTunerLayer)):
+            return
+        if generator.was_fitted_elsewhere:
             raise ConfigError(
-                "this adapter acts in directions of the loss gradient, which are not known yet: call "
-                "qpeft.fit_frames(model, batches) with calibration batches first (about 64 blocks of training text)"
+                "this adapter was saved without its frames (store_frames=False): call qpeft.fit_frames(model, batches) "
+                "with the batches it was trained with, or use the adapter that was exported from it"
             )
+        raise ConfigError(
+            "this adapter acts in directions of the loss gradient, which are not known yet: call "
+            "qpeft.fit_frames(model, batches) with calibration batches first (about 64 blocks of training text)"
+        )
 
     # -- which adapter trains
 
@@ -211,7 +217,7 @@ class GeneratedMixin(_Tuner):
             self._refuse_tied_merge()
             for binding in self._bindings.values():
                 if getattr(binding.generator, "needs_fit", False):
-                    self._refuse_unfitted()
+                    self._refuse_unfitted(binding.generator)
         with self.exact():
             for binding in self._bindings.values():
                 binding.release()

@@ -120,6 +120,11 @@ class QuantumPeftGenerator(Generator):
         self._ready = self._ready or bool(self.fitted.item())  # asked once: on a GPU every answer is waited for
         return not self._ready
 
+    @property
+    def was_fitted_elsewhere(self) -> bool:
+        """Whether what was loaded was trained in frames that its file left out."""
+        return self._expected is not None
+
     @torch.no_grad()
     def fit(self, gradients: Mapping[str, Tensor]) -> None:
         """Fit frames or starting angles to the loss gradient (d_out, d_in) of each matrix, by its name.

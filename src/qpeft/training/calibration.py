@@ -33,12 +33,12 @@ def fit_to_gradient(model: Any, blocks: Sequence[Tokens], batch_size: int, progr
 
 def warn_of_a_short_way(settings: TrainSettings, config: Any) -> None:
     """Warn if the rate and the number of steps leave Quantum-PEFT's angles about where they begin."""
-    if getattr(config, "family", None) != "pauli" or config.freeze_angles:
-        return
+    if getattr(config, "family", None) != "pauli" or config.freeze_angles or config.frame == "gradient":
+        return  # in the gradient's own directions a short way is enough
     way = settings.steps * settings.lr * config.angle_scale / 2  # Adam moves by about its rate, which falls to 0
     if way < 2:
         warnings.warn(
-            f"angles can hardly move: about {way:.2g} radians in {settings.steps} steps, and several are wanted; "
-            "raise lr, steps or angle_scale",
+            f"angles can hardly move: at most {way:.2g} radians in {settings.steps} steps, and several are wanted; "
+            "raise the learning rate, the steps or angle_scale",
             stacklevel=2,
         )
