@@ -1,5 +1,6 @@
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -30,6 +31,21 @@ def test_train_prints_the_scores_and_how_to_load(train, tmp_path):
     assert "perplexity after" in shown.stdout
     assert f"{tmp_path / 'run' / 'exported'} loads with plain PEFT" in shown.stdout
     assert "import qpeft" not in shown.stdout
+
+
+def test_a_run_that_made_things_worse_says_so(train, tmp_path):
+    from rich.console import Console
+
+    from qpeft.cli.train import _show
+    from qpeft.training.result import read_result
+    from qpeft.training.run_folder import RunFolder
+
+    assert "worse than before" not in train().stdout
+    result = read_result(RunFolder(tmp_path / "run").result)
+    console = Console(width=100)
+    with console.capture() as captured:
+        _show(console, replace(result, after=replace(result.before, nats=result.before.nats + 1)))
+    assert "worse than before training; try a lower --lr" in captured.get()
 
 
 def test_the_same_command_again_says_that_it_is_finished(train):

@@ -54,6 +54,8 @@ def _show(console: Console, result: TrainResult) -> None:
     if result.already_finished:
         console.print(f"{result.out} is finished; nothing was done. Its result:\n", style="bold", soft_wrap=True)
     console.print(facts(_rows(result)))
+    if result.after.loss > result.before.loss:
+        console.print("\nNote: worse than before training; try a lower --lr, or other data.", soft_wrap=True)
     if result.method == "full":
         console.print(f"\nThe model, with its tokenizer: {result.exported}", soft_wrap=True)
         return
