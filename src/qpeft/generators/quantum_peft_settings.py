@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from qpeft.errors import ConfigError
+from qpeft.generators.checks import is_count, is_positive
 
 FAMILIES = ("pauli", "lie", "kronecker", "core")
 CONSTRUCTIONS = ("auto", "qsd", "qsd_full", "pad")
@@ -145,17 +145,17 @@ class QuantumPeftGeneratorConfig:
             value = getattr(self, name)
             if value not in known.metadata["choices"] and not (value is None and name == "frame"):
                 raise ConfigError(f"unknown {name} '{value}'; choose one of {', '.join(known.metadata['choices'])}")
-        if not _is_count(self.n_layers):
+        if not is_count(self.n_layers):
             raise ConfigError(f"n_layers must be at least 1, got {self.n_layers}")
         if self.bits not in (None, *BITS) or isinstance(self.bits, bool):
             raise ConfigError(f"bits must be one of 8, 4, 3, 2, 1 or None, got {self.bits}")
         for name in ("lie_rank", "taylor_order", "frame_rank", "group_size"):
-            if not _is_count(getattr(self, name)):
+            if not is_count(getattr(self, name)):
                 raise ConfigError(f"{name} must be a positive integer, got {getattr(self, name)}")
         for name in ("angle_scale", "lambda_scale", "gain_scale"):
-            if not _is_positive(getattr(self, name)):
+            if not is_positive(getattr(self, name)):
                 raise ConfigError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not (self.seed == 0 or _is_count(self.seed)) or isinstance(self.seed, bool):
+        if not (self.seed == 0 or is_count(self.seed)) or isinstance(self.seed, bool):
             raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
         self._check_together()
 
@@ -176,11 +176,3 @@ class QuantumPeftGeneratorConfig:
                 "start='gradient' fits the trained circuits of single matrices: it needs family pauli, share='none', "
                 "no freeze_angles and no frame (inside a gradient frame the first columns are aligned already)"
             )
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0

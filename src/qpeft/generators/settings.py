@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -10,6 +9,7 @@ from typing import Any, Self
 from qpeft.errors import ConfigError
 from qpeft.generators import budget as counting
 from qpeft.generators.budget import QPACount
+from qpeft.generators.checks import is_count, is_positive
 
 FEATURE_SOURCES = ("qnn", "qnn_frozen", "free", "random", "none")
 FEATURE_MAPS = ("scaled", "squash")
@@ -123,22 +123,22 @@ class QPAGeneratorConfig:
                 raise ConfigError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
         if self.chunk_size is not None and self.budget is not None:
             raise ConfigError("set at most one of chunk_size and budget")
-        if self.chunk_size is not None and not _is_count(self.chunk_size):
+        if self.chunk_size is not None and not is_count(self.chunk_size):
             raise ConfigError(f"chunk_size must be a positive integer, got {self.chunk_size}")
-        if not _is_count(self.n_layers):
+        if not is_count(self.n_layers):
             raise ConfigError(f"n_layers must be at least 1, got {self.n_layers}")
-        if self.hidden is not None and not (self.hidden and all(map(_is_count, self.hidden))):
+        if self.hidden is not None and not (self.hidden and all(map(is_count, self.hidden))):
             raise ConfigError(f"hidden must be a non-empty sequence of positive integers, got {list(self.hidden)}")
-        if not _is_count(self.max_qubits):
+        if not is_count(self.max_qubits):
             raise ConfigError(f"max_qubits must be a positive integer, got {self.max_qubits}")
         if self.budget is not None and not _is_budget(self.budget):
             raise ConfigError(
                 f"budget must be a positive whole number (a count) or a fraction between 0 and 1, got {self.budget}"
             )
         for name in ("output_scale", "angle_scale", "mlp_scale"):
-            if not _is_positive(getattr(self, name)):
+            if not is_positive(getattr(self, name)):
                 raise ConfigError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not (self.seed == 0 or _is_count(self.seed)) or isinstance(self.seed, bool):
+        if not (self.seed == 0 or is_count(self.seed)) or isinstance(self.seed, bool):
             raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
 
     def count(self, m: int) -> QPACount:
@@ -167,13 +167,5 @@ class QPAGeneratorConfig:
         return int(share * m) if share < 1 else int(share)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-
-
 def _is_budget(value: object) -> bool:
-    return _is_positive(value) and (value < 1 or value == int(value))  # type: ignore[operator]
+    return is_positive(value) and (value < 1 or value == int(value))  # type: ignore[operator]
