@@ -115,6 +115,9 @@ def _twins(names: Names) -> dict[str, Row]:
             CORE_RATES, **core, frame_rank=3, r=3, modules_to_save=names.final_norm, gain_scale=150, main=True
         ),
         "framed-type-R32-r5-signs": _ours(**typed, frame_rank=32, r=5, entangler="signs"),
+        "framed-type-R32-r3+final-signs": _ours(
+            **typed, frame_rank=32, r=3, entangler="signs", modules_to_save=names.final_norm
+        ),
         "framed-own-R16-r16-signs": _ours(frame="gradient", n_layers=1, frame_rank=16, r=16, entangler="signs"),
         "framed-type-R8-r3-lie": _ours(
             family="lie", lie_rank=3, angle_scale=50, frame="gradient", share="type", frame_rank=8, r=3, main=True
