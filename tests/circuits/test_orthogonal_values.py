@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from qpeft.circuits.columns import basis_columns
 from qpeft.circuits.orthogonal import column_qubits, count_orthogonal, orthogonal_columns
 from qpeft.circuits.two_design_apply import two_design_apply
+from qpeft.errors import CircuitError
 
 
 def dense_circuit(angles, n_qubits, n_layers, signs=None, cz_first=True):
@@ -111,13 +112,16 @@ def test_every_construction_equals_dense_matrices(case, kind):
     width, construction, n_layers, k, seed = case
     angles = draw_angles(width, construction, n_layers, seed, (2,))
     columns = basis_columns(kind, column_qubits(width, construction), k)
-    got = orthogonal_columns(angles, width, n_layers, columns, construction, check=False)
+    try:
+        got = orthogonal_columns(angles, width, n_layers, columns, construction)
+    except CircuitError:  # angles that `pad` cannot use
+        reject()
     name = {"auto": "qsd" if width.bit_count() < 4 else "pad"}.get(construction, construction)
     for row, u in zip(angles, got, strict=True):
         expected = reference(row.numpy(), width, n_layers, columns.numpy(), name)
         tolerance = 1e-6 if name == "pad" else 1e-10  # the Cholesky factor of a nearly dependent draw magnifies
         np.testing.assert_allclose(u.numpy(), expected, rtol=0, atol=tolerance)
-    alone = orthogonal_columns(angles[1], width, n_layers, columns, construction, check=False)
+    alone = orthogonal_columns(angles[1], width, n_layers, columns, construction)
     np.testing.assert_allclose(alone.numpy(), expected, rtol=0, atol=tolerance)
 
 

@@ -20,12 +20,12 @@ LIE_MAPS = ("exp", "cayley", "taylor")
 MAX_ERROR = 1e-4  # of orthogonality, for the truncated series
 
 
-def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18, check: bool = True) -> Tensor:
+def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18) -> Tensor:
     """The first k columns of exp(A), of cayley(A) = (I - A/2)^-1 (I + A/2), or of the series of exp cut after A^P.
 
     `b` (N, K') or (M, N, K'), float32 or float64; entries on and above the diagonal are ignored. Gives (N, k) or
     (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64. `exp` and `cayley` are orthogonal for
-    every b; `taylor` only for a small norm of A, which `check` tests.
+    every b; `taylor` only for a small norm of A.
 
     Raises ConfigError for sizes that cannot be, UnsupportedTypeError for another dtype, CircuitError for a series
     that is not orthogonal.
@@ -33,7 +33,7 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18,
     _check(b, k, lie_map)
     batch = b if b.ndim == 3 else b[None]
     columns, core = _columns(batch.tril(-1), k, lie_map, taylor_order)
-    if check and lie_map == "taylor":
+    if lie_map == "taylor":
         _check_orthogonal(columns.detach(), core.detach(), taylor_order)
     return columns if b.ndim == 3 else columns[0]
 

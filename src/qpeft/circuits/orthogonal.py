@@ -33,7 +33,6 @@ def orthogonal_columns(
     columns: Sequence[int] | Tensor,
     construction: str = "auto",
     signs: Signs | None = None,
-    check: bool = True,
 ) -> Tensor:
     """K orthonormal columns of `width` rows, for every value of the angles.
 
@@ -43,15 +42,15 @@ def orthogonal_columns(
     same with angles that never act, `pad` a larger circuit cut to size, `auto` is `qsd` for two or three set bits of
     the width and `pad` for more.
 
-    `signs`: n_qubits -> (2L, 2**n_qubits) of +-1, what stands for the CZ gates in every circuit. `check` tests that
-    `pad` is well conditioned; a training step can do without.
+    `signs`: n_qubits -> (2L, 2**n_qubits) of +-1, what stands for the CZ gates in every circuit.
 
-    Raises ConfigError and UnsupportedTypeError for unusable arguments, CircuitError if `pad` finds dependent columns.
+    Raises ConfigError and UnsupportedTypeError for unusable arguments, CircuitError if `pad` finds nearly
+    dependent columns.
     """
     _check_angles(angles, width, n_layers, construction)
     check_rank(len(columns), width, construction)
     batch = angles if angles.ndim == 2 else angles[None]
-    result = _columns(batch, width, n_layers, columns, resolve_construction(width, construction), signs, check)
+    result = _columns(batch, width, n_layers, columns, resolve_construction(width, construction), signs)
     return result if angles.ndim == 2 else result[0]
 
 
@@ -128,14 +127,13 @@ def _columns(
     columns: Sequence[int] | Tensor,
     name: str,
     signs: Signs | None,
-    check: bool,
 ) -> Tensor:
     if name.startswith("qsd"):
         return cosine_sine_columns(angles, width, n_layers, columns, signs, with_v2=name == "qsd_full")
     n_qubits = (width - 1).bit_length()
     diagonals = None if signs is None else signs(n_qubits)
     if name == "pad":
-        return pad_columns(angles, width, n_layers, columns, diagonals, check)
+        return pad_columns(angles, width, n_layers, columns, diagonals)
     return two_design_columns(angles, n_qubits, n_layers, columns, diagonals)
 
 

@@ -19,17 +19,16 @@ MAX_CONDITION = 1e6
 
 
 def pad_columns(
-    angles: Tensor, width: int, n_layers: int, columns: Sequence[int] | Tensor, signs: Tensor | None, check: bool
+    angles: Tensor, width: int, n_layers: int, columns: Sequence[int] | Tensor, signs: Tensor | None
 ) -> Tensor:
     """(M, P) -> (M, N, K); `columns` are basis states of the circuit on ceil(log2 N) wires.
 
-    Raises CircuitError if the cut columns are linearly dependent or, with `check`, nearly so.
+    Raises CircuitError if the cut columns are linearly dependent or nearly so.
     """
     cut = two_design_columns(angles, (width - 1).bit_length(), n_layers, columns, signs)[:, :width]
     gram = cut.double().mT @ cut.double()  # (M, K, K)
     factor, failed = torch.linalg.cholesky_ex(gram, upper=True)
-    if check or failed.any():
-        _check_condition(gram, width, bool(failed.any()))
+    _check_condition(gram, width, bool(failed.any()))
     eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     return cut @ torch.linalg.solve_triangular(factor, eye, upper=True).to(cut)
 
