@@ -15,6 +15,7 @@ import wrapt
 if TYPE_CHECKING:
     from qpeft import circuits as circuits
     from qpeft.adapters.backend import set_backend as set_backend
+    from qpeft.adapters.bottleneck import BottleneckConfig as BottleneckConfig
     from qpeft.adapters.checkpoint import load as load
     from qpeft.adapters.checkpoint import save as save
     from qpeft.adapters.export import ExportReport as ExportReport
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __version__ = version("qpeft")
 
 _HOME = {
+    "BottleneckConfig": "qpeft.adapters.bottleneck",
     "ExportReport": "qpeft.adapters.export",
     "Plan": "qpeft.planning",
     "QPAConfig": "qpeft.adapters.qpa",
@@ -47,6 +49,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BottleneckConfig",
     "ExportReport",
     "Plan",
     "QPAConfig",

@@ -8,12 +8,17 @@ import peft
 from packaging.version import Version
 from peft import mapping
 
+from qpeft.adapters.bottleneck import BOTTLENECK, BottleneckConfig, BottleneckModel
 from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.qpa import QPA, QPAConfig, QPAModel
 from qpeft.adapters.quantum_peft import QUANTUM_PEFT, QuantumPeftConfig, QuantumPeftModel
 from qpeft.errors import ConfigError
 
-METHODS = {QPA: (QPAConfig, QPAModel), QUANTUM_PEFT: (QuantumPeftConfig, QuantumPeftModel)}
+METHODS = {
+    QPA: (QPAConfig, QPAModel, QPAModel.container),
+    QUANTUM_PEFT: (QuantumPeftConfig, QuantumPeftModel, QuantumPeftModel.container),
+    BOTTLENECK: (BottleneckConfig, BottleneckModel, BottleneckModel.prefix),
+}  # config, tuner, and what the names of its own modules begin with
 SUPPORTED_PEFT = ("0.21", "0.22")  # internals are used: from the first, below the second
 
 
@@ -29,10 +34,10 @@ def register() -> None:
             f"qpeft works with peft from {low} and below {high}, found {peft.__version__}; "
             f"install it with: pip install 'peft>={low},<{high}'"
         )
-    for name, (config, tuner) in METHODS.items():
+    for name, (config, tuner, prefix) in METHODS.items():
         _enter(mapping.PEFT_TYPE_TO_CONFIG_MAPPING, name, config)
         _enter(mapping.PEFT_TYPE_TO_TUNER_MAPPING, name, tuner)
-        _enter(mapping.PEFT_TYPE_TO_PREFIX_MAPPING, name, tuner.container)
+        _enter(mapping.PEFT_TYPE_TO_PREFIX_MAPPING, name, prefix)
 
 
 def _enter(table: dict[Any, Any], name: MethodName, value: Any) -> None:
