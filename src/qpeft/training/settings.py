@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from qpeft.errors import ConfigError
 
-METHODS = ("qpa", "quantum_peft", "lora", "dora", "ia3", "vera", "prefix", "full")
+METHODS = ("qpa", "quantum_peft", "lora", "dora", "ia3", "vera", "prefix", "bottleneck", "full")
 TASKS = ("causal-lm",)
 DTYPES = ("float32", "bfloat16")
 
@@ -37,8 +37,9 @@ class TrainSettings:
     model: str = field(metadata=_help("Base model: a hub id or a folder."))
     data: str = field(
         metadata=_help(
-            "Training data: a .txt, .jsonl, .json, .csv or .parquet file, a folder of such files, a built-in "
-            "name (numpy-docs, stdlib-docs), or a hub id, with its configuration after a colon."
+            "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a built-in "
+            "name (numpy-docs, stdlib-docs), or a hub id, with its configuration after a colon. For images: a folder "
+            "with a sub-folder of images for each class, an .npz with the arrays images and labels, or a hub id."
         )
     )
     out: str = field(metadata=_help("Run folder. The same command again goes on where it stopped."))
@@ -49,18 +50,27 @@ class TrainSettings:
     eval_data: str | None = field(
         default=None,
         metadata=_help(
-            "Validation data, in the forms of data. Default: the hub data's validation split; else every "
-            "20th document is held out, or the last 5 % of the text where there are fewer documents."
+            "Validation data, in the forms of data. Default: the data's own validation split; else every "
+            "20th document is held out, or the last 5 % of the text where there are fewer documents; for a "
+            "classification every 20th example of each class."
         ),
     )
-    task: str = field(default="causal-lm", metadata=_help("What is learned.", choices=TASKS))
+    task: str = field(
+        default="causal-lm",
+        metadata=_help(
+            "What is learned: to continue texts, or to sort texts or images into classes. A classification trains "
+            "its head whole, beside the adapter.",
+            choices=TASKS,
+        ),
+    )
     steps: int = field(default=500, metadata=_help("Optimiser steps."))
     lr: float = field(default=1e-3, metadata=_help("Highest learning rate; it falls linearly to 0."))
     warmup: float = field(default=0.06, metadata=_help("Share of the steps in which the rate rises from 0."))
-    batch_size: int = field(default=8, metadata=_help("Blocks in a forward pass."))
+    batch_size: int = field(default=8, metadata=_help("Blocks, or examples, in a forward pass."))
     gradient_accumulation_steps: int = field(default=1, metadata=_help("Forward passes in an optimiser step."))
     seq_len: int | None = field(
-        default=None, metadata=_help("Tokens in a block. Default: the model's context, at most 512.")
+        default=None,
+        metadata=_help("Tokens in a block, or at most in a text. Default: the model's context, at most 512."),
     )
     weight_decay: float = field(default=0.0, metadata=_help("AdamW's weight decay."))
     max_grad_norm: float = field(default=1.0, metadata=_help("Gradients are clipped to this norm; 0 never clips."))
@@ -75,9 +85,12 @@ class TrainSettings:
     eval_every: int | None = field(
         default=None, metadata=_help("Steps between evaluations. Default: ten in a run; always first and last.")
     )
-    eval_blocks: int = field(
-        default=512,
-        metadata=_help("Evaluate on at most so many blocks, spread evenly over the validation data; 0: on all."),
+    eval_blocks: int | None = field(
+        default=None,
+        metadata=_help(
+            "Evaluate on at most so many blocks or examples, spread evenly over the validation data; 0: on all. "
+            "Default: 512 blocks of text, all examples of a classification."
+        ),
     )
     save_every: int | None = field(
         default=None, metadata=_help("Steps between checkpoints. Default: ten in a run, at most 500 steps apart.")
@@ -86,6 +99,7 @@ class TrainSettings:
         default=None, metadata=_help("Steps between training losses in metrics.jsonl. Default: at most 1,000 in a run.")
     )
     text_column: str = field(default="text", metadata=_help("Column with the text."))
+    label_column: str = field(default="label", metadata=_help("Column with the class, in a classification."))
     prompt_column: str = field(default="prompt", metadata=_help("Column with the prompt; it is not scored."))
     completion_column: str = field(default="completion", metadata=_help("Column with the answer to the prompt."))
     report_to: list[str] = field(
@@ -105,6 +119,13 @@ class TrainSettings:
             )
         if self.method == "prefix" and self.gradient_checkpointing:
             raise ConfigError("method prefix cannot be combined with gradient_checkpointing (PEFT's limit)")
+        if self.method == "head" and self.task == "causal-lm":
+            raise ConfigError(
+                "method head trains a new classification head alone, and task causal-lm has none; choose task "
+                "text-classification or image-classification, or another method"
+            )
+        if self.method == "prefix" and self.task == "image-classification":
+            raise ConfigError("method prefix puts virtual tokens before a text, and images have none; use another")
 
     def intervals(self) -> Intervals:
         """The chosen intervals, or those that suit `steps`."""
@@ -131,7 +152,7 @@ class TrainSettings:
             if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, got {value}")
         for name in _NOT_NEGATIVE:
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if self.seq_len is not None and self.seq_len < 2:
             raise ConfigError(f"seq_len must be at least 2 (a token and its target), got {self.seq_len}")
