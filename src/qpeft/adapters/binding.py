@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +26,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from qpeft.adapters.sharding import refuse_sharded
+
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -66,17 +71,25 @@ class Binding:
         self.sizes = [slot.shape.numel() for slot in slots]
         self._flat: Tensor | None = None
         self._key: tuple[Any, ...] = ()
-        self._values: list[Tensor] = []
+        self._values: list[Tensor] = []  # the parameters as they were evaluated
         self._placed = False  # the slots hold detached values of the present evaluation
         self._deferred: Tensor | None = None
         for slot in self.slots:
             slot.take_parameter()
         _live.add(self)
+        generator.register_load_state_dict_pre_hook(_before_state)
+        generator.register_state_dict_pre_hook(_before_state)
         with torch.enable_grad():
             self.refresh()
 
     def refresh(self) -> None:
-        """Evaluate the generator if its parameters changed, and put the tensors in place for the next forward."""
+        """Evaluate the generator if its parameters changed, and put the tensors in place for the next forward.
+
+        Raises:
+            ConfigError: FSDP or DeepSpeed ZeRO has sharded the generator.
+        """
+        refuse_sharded(self.generator)
+        self.restore_precision()
         parameters = list(self.generator.parameters())
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         if self._deferred is not None and all(p.grad is None for p in parameters):
@@ -98,6 +111,16 @@ class Binding:
         for slot in self.slots:
             slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
         self._placed = False
+        self.restore_precision()
+
+    def restore_precision(self) -> None:
+        """Undo casts to half precision through `.data`, as trainers do for adapters on quantised models.
+
+        A parameter that was cast and not trained since gets its exact float32 values back.
+        """
+        for i, parameter in enumerate(self.generator.parameters()):
+            if parameter.dtype in _HALF_PRECISION:
+                parameter.data = _widened(parameter.data, self._values[i] if self._values else None)
 
     def invalidate(self) -> None:
         """Forget the evaluation; needed only after writing parameters through `.data` on an accelerator."""
@@ -106,7 +129,7 @@ class Binding:
     def widen_half_precision(self) -> None:
         """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for adapters under training."""
         for slot in self.slots:
-            if slot.widens and slot.dtype in (torch.float16, torch.bfloat16):
+            if slot.widens and slot.dtype in _HALF_PRECISION:
                 slot.dtype = torch.float32
         self._placed = False
         self.refresh()
@@ -122,6 +145,19 @@ class Binding:
         for slot, value in zip(self.slots, self.values(), strict=True):
             slot.restore_parameter(value)
         _live.discard(self)
+
+    @contextmanager
+    def as_parameters(self) -> Iterator[None]:
+        """Within: the adapter has its own parameters, with the present values, as PEFT knows it."""
+        for slot, value in zip(self.slots, self.values(), strict=True):
+            slot.restore_parameter(value)
+        try:
+            yield
+        finally:
+            for slot in self.slots:
+                slot.take_parameter()
+            self._placed = False
+            self.refresh()
 
     def flush(self) -> None:
         """Run the one generator backward for gradients that were held back."""
@@ -139,14 +175,15 @@ class Binding:
     def _stale(self, parameters: list[nn.Parameter], trains: bool) -> bool:
         if self._flat is None or self._key != _key(parameters) or (trains and not self._flat.requires_grad):
             return True
-        # `.data` writes leave no version behind; on the CPU the values themselves are compared
-        return any(not torch.equal(p, v) for p, v in zip(parameters, self._values, strict=False))
+        # `.data` writes leave no version behind; on the CPU the values themselves are compared, which on an
+        # accelerator would wait for all work queued
+        compared = zip(parameters, self._values, strict=True)
+        return any(p.device.type == "cpu" and not torch.equal(p, v) for p, v in compared)
 
     def _evaluate(self, parameters: list[nn.Parameter]) -> None:
         self._flat = self.generator()
         self._key = _key(parameters)
-        on_cpu = all(p.device.type == "cpu" for p in parameters)
-        self._values = [p.detach().clone() for p in parameters] if on_cpu else []
+        self._values = [p.detach().clone() for p in parameters]
 
     def _place(self, flat: Tensor) -> None:
         for slot, part in zip(self.slots, torch.split(flat, self.sizes), strict=True):
@@ -228,8 +265,22 @@ def _no_copy() -> None:
     return None
 
 
+def _widened(rounded: Tensor, exact: Tensor | None) -> Tensor:
+    """`rounded` in float32; a copy of `exact` if that is what was rounded."""
+    if exact is not None and torch.equal(exact.to(rounded), rounded):
+        return exact.to(rounded.device, copy=True)
+    return rounded.float()
+
+
 def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
     return tuple((p.data_ptr(), p._version, p.device) for p in parameters)
+
+
+def _before_state(generator: nn.Module, *_: Any) -> None:
+    """Values are read and written in full precision."""
+    for binding in list(_live):
+        if binding.generator is generator:
+            binding.restore_precision()
 
 
 def _more_micro_batches() -> bool:

@@ -1,0 +1,50 @@
+"""Tiny models under each method, and a way to launch a small script in two processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+
+@pytest.fixture(params=["qpa", "quantum_peft"])
+def method(request):
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def config_of():
+    """A config small enough for a tiny model, by the method's key."""
+    import qpeft
+
+    def make(method, **settings):
+        common = {"target_modules": "all-linear", "r": 4, "task_type": "CAUSAL_LM", **settings}
+        if method == "qpa":
+            return qpeft.QPAConfig(**{"hidden": (6, 5), "chunk_size": 16, "n_layers": 3, **common})
+        return qpeft.QuantumPeftConfig(**{"n_layers": 2, **common})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def wrap(config_of):
+    """`base` under the method."""
+    from peft import get_peft_model
+
+    return lambda base, method, **settings: get_peft_model(base, config_of(method, **settings))
+
+
+@pytest.fixture(scope="session")
+def launch():
+    """Run a launcher such as ("torch.distributed.run", ...) on one of the scripts; its output if it fails."""
+
+    def run(launcher, script, *arguments):
+        command = [sys.executable, "-m", *launcher, str(SCRIPTS / script), *map(str, arguments)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
+
+    return run
