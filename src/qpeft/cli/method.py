@@ -40,6 +40,9 @@ class AdapterFields:
     use_dora: bool = field(default=False, metadata=_help("DoRA: learn the magnitude of each weight column apart."))
     use_rslora: bool = field(default=False, metadata=_help("Scale by lora_alpha / sqrt(r) instead."))
     num_virtual_tokens: int = field(default=10, metadata=_help("Length of the prefix, with --method prefix."))
+    bottleneck_size: int = field(
+        default=64, metadata=_help("Inner width of the feed-forward adapter, with --method bottleneck.")
+    )
 
 
 AdapterOptions = Annotated[dict[str, Any], Fields(AdapterFields, panel="The adapter (fields of PEFT)")]
@@ -111,7 +114,7 @@ def _preset(method: str, preset: str, given: dict[str, Any]) -> dict[str, Any]:
 
 def _check_numbers(adapter: dict[str, Any]) -> None:
     """PEFT looks at these only while it builds the adapter, some of them never."""
-    for name in ("r", "num_virtual_tokens"):
+    for name in ("r", "num_virtual_tokens", "bottleneck_size"):
         if name in adapter and adapter[name] < 1:
             raise ConfigError(f"{name} must be at least 1, got {adapter[name]}")
     dropout = adapter.get("lora_dropout", 0.0)

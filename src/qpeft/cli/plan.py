@@ -66,7 +66,9 @@ def _sizes(found: Plan) -> list[tuple[str, str, str]]:
     parts = [(f"  {name}", count(n), "") for name, n in found.trainable_parts.items() if n]
     acting = [] if found.acting is None else [("acting", count(found.acting), "of these can move the adapter")]
     lora = [] if found.lora_rank_1 is None else [("LoRA, rank 1", count(found.lora_rank_1), "on the same modules")]
-    exported = [("exported folder", size(found.exported_bytes), "loads with plain PEFT")]
+    exported = (
+        [("exported folder", size(found.exported_bytes), "loads with plain PEFT")] if found.exported_bytes else []
+    )
     return [
         ("trainable", count(found.trainable), f"{found.trainable / found.base_parameters:.3%} of the base"),
         *(parts if len(parts) > 1 else []),

@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PretrainedConfig
 
+from qpeft.adapters.bottleneck import BottleneckConfig
 from qpeft.adapters.generated_config import GeneratedLoraConfig
 from qpeft.adapters.qpa import QPAConfig
 from qpeft.adapters.quantum_peft import QuantumPeftConfig
@@ -20,15 +21,13 @@ from qpeft.planning.qpa import count_qpa
 from qpeft.planning.quantum_peft import count_quantum_peft
 from qpeft.planning.result import BYTES, Plan
 
-_COUNTERS: dict[type, Any] = {QPAConfig: count_qpa, QuantumPeftConfig: count_quantum_peft}
-
 
 def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) -> Plan:
     """Count what `config` would train, deploy and store on `base`.
 
     Args:
         base: A model (left untouched), a hub id, a local folder, or a transformers config; no weights are read.
-        config: A QPAConfig, a QuantumPeftConfig, or a stock PEFT config to compare with.
+        config: A QPAConfig, a QuantumPeftConfig, a BottleneckConfig, or a stock PEFT config to compare with.
 
     Raises:
         ConfigError: the base cannot be found, a target matches no module, or the settings do not fit.
@@ -57,9 +56,26 @@ def _count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
     }
 
 
+def _count_bottleneck(config: BottleneckConfig, adapted: Any) -> dict[str, Any]:
+    return {
+        **_count_stock(config, adapted),
+        "method": "bottleneck",
+        "exported_bytes": None,
+        "needs_qpeft": True,
+        "notes": ["not linear: it cannot be merged into the base, nor written as a stock PEFT adapter"],
+    }
+
+
 def _stored_numbers(adapted: Any) -> int:
     """Numbers in a stock adapter's file; some methods store more than they train, VeRA its projections."""
     if adapted.active_peft_config.is_prompt_learning:
         return adapted.get_nb_trainable_parameters()[0]
     state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
     return sum(tensor.numel() for tensor in state.values())
+
+
+_COUNTERS: dict[type, Any] = {
+    QPAConfig: count_qpa,
+    QuantumPeftConfig: count_quantum_peft,
+    BottleneckConfig: _count_bottleneck,
+}

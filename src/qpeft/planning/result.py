@@ -18,7 +18,7 @@ class Plan:
     acting: int | None = None  # Quantum-PEFT: of the trainable, those that can move the adapter, where that is known
     deployed: int  # numbers of the adapter at inference
     stored_bytes: int  # compact folder: numbers and frames, without the file's header and fingerprints
-    exported_bytes: int  # stock folder, tensors only
+    exported_bytes: int | None  # stock folder, tensors only; None: stock PEFT has no such adapter
     needs_qpeft: bool  # to load the compact folder
     base_parameters: int
     target_modules: list[str]

@@ -32,6 +32,7 @@ METHODS = {
     "ia3": Method("peft:IA3Config"),  # PEFT knows the right modules by the model's type
     "vera": Method("peft:VeraConfig", _ALL_LINEAR),
     "prefix": Method("peft:PrefixTuningConfig", {"num_virtual_tokens": 10}),
+    "bottleneck": Method("qpeft:BottleneckConfig"),  # finds the feed-forward blocks itself
 }
 
 # what a run sets itself, or what is filled in when an adapter is saved
