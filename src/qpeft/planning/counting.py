@@ -33,7 +33,7 @@ def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) ->
         ConfigError: the base cannot be found, a target matches no module, or the settings do not fit.
         UnsupportedTypeError: a target is of a kind that the method cannot adapt.
     """
-    model = on_meta(base)
+    model = on_meta(base, config.task_type)
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
     check_target_modules(model, config)
