@@ -14,6 +14,7 @@ import wrapt
 
 if TYPE_CHECKING:
     from qpeft import circuits as circuits
+    from qpeft.adapters.attach import attach as attach
     from qpeft.adapters.backend import set_backend as set_backend
     from qpeft.adapters.bottleneck import BottleneckConfig as BottleneckConfig
     from qpeft.adapters.checkpoint import load as load
@@ -38,6 +39,7 @@ _HOME = {
     "QPAConfig": "qpeft.adapters.qpa",
     "QPAGeneratorConfig": "qpeft.generators.settings",
     "QuantumPeftConfig": "qpeft.adapters.quantum_peft",
+    "attach": "qpeft.adapters.attach",
     "export": "qpeft.adapters.export",
     "fit_frames": "qpeft.adapters.fit_frames",
     "load": "qpeft.adapters.checkpoint",
@@ -56,6 +58,7 @@ __all__ = [
     "QPAGeneratorConfig",
     "QuantumPeftConfig",
     "__version__",
+    "attach",
     "circuits",
     "export",
     "fit_frames",

@@ -8,7 +8,7 @@ from peft import IA3Config, PrefixTuningConfig, get_peft_model
 from peft.tuners.ia3 import IA3Layer
 
 from qpeft.adapters.binding import Binding, Slot
-from qpeft.adapters.generated import find_slots
+from qpeft.adapters.slots import find_slots
 from qpeft.generators.qpa import QPAGenerator
 from qpeft.generators.seeded_start import SeededStart
 from qpeft.generators.settings import QPAGeneratorConfig

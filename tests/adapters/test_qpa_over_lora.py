@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import qpeft
-from qpeft.adapters.generated import find_slots
+from qpeft.adapters.slots import find_slots
 from qpeft.errors import ConfigError
 from qpeft.generators.settings import FEATURE_SOURCES
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qpeft.adapters.generated import GeneratedMixin
+from qpeft.adapters.holder import holder_of
 from qpeft.backends import shots as sampling
 from qpeft.errors import ConfigError
 from qpeft.generators.features import CircuitFeature
@@ -25,13 +25,13 @@ def set_backend(model: Any, backend: str = "exact", shots: int | None = None, gr
     Raises:
         ConfigError: no circuit in the model, or settings that do not go together.
     """
-    tuner = getattr(model, "base_model", None)
+    holder = holder_of(model)
     features = [m for m in model.modules() if isinstance(m, CircuitFeature)]
-    if not isinstance(tuner, GeneratedMixin) or not features:
+    if holder is None or not features:
         raise ConfigError(
             "the model has no circuit; backends are for adapters with feature_source 'qnn' or 'qnn_frozen'"
         )
     for feature in features:
         n_qubits = feature.angles.start.shape[1]
         feature.backend = sampling.choose(backend, shots, gradient, n_qubits, seed=0)
-    tuner.invalidate()
+    holder.invalidate()

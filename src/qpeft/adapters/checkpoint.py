@@ -11,6 +11,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from qpeft.adapters.attach import load_attached
+from qpeft.adapters.attached_config import ATTACHED
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import replace_folder
 
@@ -51,7 +53,8 @@ def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, 
         CheckpointError: a file is missing, damaged, foreign, or made for another model.
     """
     folder = Path(directory)
-    check_folder(folder)
+    if check_folder(folder)["peft_type"] == ATTACHED:
+        return load_attached(base, folder, is_trainable=is_trainable, **options)
     try:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable, **options)
     except RuntimeError as error:  # torch's message on tensors of other shapes

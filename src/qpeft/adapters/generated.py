@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qpeft.adapters.binding import Binding, Slot
+from qpeft.adapters.generated_config import GeneratedConfig
+from qpeft.adapters.generator_state import check_tensors
+from qpeft.adapters.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
+from qpeft.adapters.slots import device_of
 from qpeft.adapters.targets import check_target_modules
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generators.base import Generator
-from qpeft.generators.features import CircuitFeature
 from qpeft.generators.seeded_start import SeededStart
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ else:
     _Tuner = object
 
 
-class GeneratedMixin(_Tuner):
+class GeneratedMixin(GeneratorHolder, _Tuner):
     """Mixed in before a stock tuner, for example `class QPAModel(GeneratedMixin, LoraModel)`.
 
     The generators sit in `qpeft_generator`, one per adapter, and are the only trainable parameters; the stock
@@ -35,8 +37,6 @@ class GeneratedMixin(_Tuner):
     """
 
     uses_shared_state = True
-    container = "qpeft_generator"
-    _bindings: dict[str, Binding]
     _refresh_handle: RemovableHandle
 
     def _build(self, adapter_name: str, config: Any, start: SeededStart) -> tuple[Generator, list[Slot]]:
@@ -50,8 +50,7 @@ class GeneratedMixin(_Tuner):
         self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
         self._check_targets(model, self.peft_config[adapter_name])
         if self.container not in self._modules:
-            setattr(self, self.container, nn.ModuleDict())
-            self._bindings = {}
+            self._begin_holding()
             self._refresh_handle = self.model.register_forward_pre_hook(self._before_forward)
         trained = [p for p in model.parameters() if p.requires_grad]
         try:
@@ -62,8 +61,7 @@ class GeneratedMixin(_Tuner):
             for parameter in trained:
                 parameter.requires_grad_(True)
             raise
-        self.generators[adapter_name] = binding.generator
-        self._bindings[adapter_name] = binding
+        self._hold(adapter_name, binding)
         self._train_active_only()
 
     def _check_targets(self, model: nn.Module, config: Any) -> None:
@@ -81,7 +79,7 @@ class GeneratedMixin(_Tuner):
         config.check_start(start.hexdigest())
         config.start_hash = start.hexdigest()
         config.generated = [[slot.label, list(slot.shape)] for slot in slots]
-        return Binding(generator.to(_device(slots)), slots)
+        return Binding(generator.to(device_of(slots)), slots)
 
     def _undo_injection(self, adapter_name: str) -> None:
         """Leave the base model as if the adapter had never been asked for."""
@@ -94,30 +92,14 @@ class GeneratedMixin(_Tuner):
                     module._active_adapter = []  # unloading then gives the original back, not the copy to train
             super()._unload_and_optionally_merge(merge=False)
 
-    @property
-    def generators(self) -> nn.ModuleDict:
-        """The generator of each adapter, by the adapter's name."""
-        generators = self._modules[self.container]
-        assert isinstance(generators, nn.ModuleDict)
-        return generators
-
-    def binding(self, adapter_name: str) -> Binding:
-        """What connects the adapter's generator with its tensors."""
-        return self._bindings[adapter_name]
-
     def delete_adapter(self, adapter_name: str) -> None:
         super().delete_adapter(adapter_name)
-        self._bindings.pop(adapter_name)
-        del self.generators[adapter_name]
+        self._let_go(adapter_name)
         self._train_active_only()
 
     @torch.compiler.disable
     def _before_forward(self, module: nn.Module, args: Any) -> None:
-        if getattr(module, "_is_replica", False):
-            raise ConfigError(
-                "torch.nn.DataParallel copies the generated tensors without their gradient; "
-                "use one device, or torchrun / accelerate launch"
-            )
+        refuse_replica(module)
         for name, binding in self._bindings.items():
             if getattr(binding.generator, "needs_fit", False) and name in self.active_adapters:
                 self._refuse_unfitted(binding.generator)
@@ -158,58 +140,17 @@ class GeneratedMixin(_Tuner):
         if autocast_adapter_dtype:
             self._bindings[adapter_name].widen_half_precision()
 
-    def invalidate(self) -> None:
-        """Forget every generator's evaluation: the next forward makes a new one."""
-        for binding in self._bindings.values():
-            binding.invalidate()
-
-    @contextmanager
-    def exact(self) -> Iterator[None]:
-        """Within: circuits on the exact simulator, whatever backend they train on; nothing else changes."""
-        features = [m for m in self.generators.modules() if isinstance(m, CircuitFeature)]
-        backends = [feature.backend for feature in features]
-        if not any(backends):
-            yield
-            return
-        for feature in features:
-            feature.backend = None
-        self.invalidate()
-        try:
-            yield
-        finally:
-            for feature, backend in zip(features, backends, strict=True):
-                feature.backend = backend
-            self.invalidate()
-
-    @contextmanager
-    def keeping_latent(self) -> Iterator[None]:
-        """Within: a saved adapter keeps its unquantised numbers, from which training can go on as if never stopped."""
-        generators: list[Any] = list(self.generators.values())
-        for generator in generators:
-            generator.latent = True
-        try:
-            yield
-        finally:
-            for generator in generators:
-                generator.latent = False
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        result = super()._apply(fn, recurse)
-        for binding in self._bindings.values():
-            binding.follow(fn)
-        return result
-
     # -- merging and leaving
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         self._refuse_tied_merge()
         with self.exact():
-            self._refresh_detached()
+            self.refresh_detached()
             super().merge_adapter(*args, **kwargs)
 
     def unmerge_adapter(self) -> None:
         with self.exact():
-            self._refresh_detached()
+            self.refresh_detached()
             super().unmerge_adapter()
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
@@ -225,10 +166,7 @@ class GeneratedMixin(_Tuner):
         return super()._unload_and_optionally_merge(merge, *args, **kwargs)
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        raise ConfigError(
-            "a weighted sum of generated adapters is not a generated adapter; "
-            "qpeft.export each one and combine the stock adapters"
-        )
+        refuse_weighted_sum()
 
     def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
         raise ConfigError("a generated adapter has no mutated start to subtract; qpeft.export writes a stock LoRA")
@@ -237,10 +175,15 @@ class GeneratedMixin(_Tuner):
         if not any(module.merged for module in self.model.modules() if isinstance(module, BaseTunerLayer)):
             check_not_tied(self.model, self.targeted_module_names)
 
-    def _refresh_detached(self) -> None:
-        with torch.no_grad():
-            for binding in self._bindings.values():
-                binding.refresh()
+    def generated_config(self, adapter_name: str) -> GeneratedConfig:
+        config: Any = self.peft_config[adapter_name]
+        return config
+
+    def stock_state(self, model: Any, adapter_name: str) -> dict[str, Tensor]:
+        binding = self.binding(adapter_name)
+        compact = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+        state = {k: v for k, v in compact.items() if not k.startswith(f"base_model.{self.container}.")}
+        return state | {_stock_key(s.label): v for s, v in zip(binding.slots, binding.values(), strict=True)}
 
     # -- what is saved: the generator alone
 
@@ -275,7 +218,7 @@ class GeneratedMixin(_Tuner):
         own = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
         generator = model.base_model.generators[adapter_name]
         unpacked = generator.unpack({k.removeprefix(prefix): v for k, v in own.items()})
-        _check_tensors(unpacked, generator.state_dict())
+        check_tensors(unpacked, generator.state_dict())
         others = {k: v for k, v in state_dict.items() if k not in own}
         return {**others, **{f"{prefix}{adapter_name}.{k}": v for k, v in unpacked.items()}}
 
@@ -287,61 +230,6 @@ class _CompactState(dict[str, Tensor]):
         super().update({k: v for k, v in other.items() if ".base_layer." not in k})
 
 
-def _device(slots: list[Slot]) -> torch.device:
-    """Where the adapter lives; the CPU if that is the meta device: a generator always has real numbers."""
-    parameter = slots[0].owner._parameters[slots[0].name]
-    assert parameter is not None
-    return torch.device("cpu") if parameter.is_meta else parameter.device
-
-
-def _check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or surplus:
-        raise CheckpointError(
-            f"the checkpoint does not hold this generator: missing {missing or 'nothing'}, "
-            f"unknown {surplus or 'nothing'}; it is damaged or was written with other settings"
-        )
-    for name, value in expected.items():
-        if found[name].shape != value.shape:
-            raise CheckpointError(
-                f"the checkpoint's {name} has shape {list(found[name].shape)}, expected {list(value.shape)}; "
-                "it was written with other settings or for another model"
-            )
-        if name == "fingerprint" and not torch.equal(found[name].cpu(), value.cpu()):
-            raise CheckpointError(
-                "the checkpoint was trained from another start or with other settings (seed, scales, activation, ...); "
-                "build the adapter with the settings in its adapter_config.json, or load it with qpeft.load"
-            )
-        if not torch.isfinite(found[name]).all():
-            raise CheckpointError(f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint")
-
-
-def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerLayer]) -> list[tuple[Slot, Any]]:
-    """The adapter's tensors in PEFT's order, each once, with the tuner layer that holds it."""
-    found: list[tuple[Slot, Any]] = []
-    seen: set[int] = set()
-    for module_name, layer in model.named_modules():
-        if not isinstance(layer, layer_class):
-            continue
-        for container_name in layer.adapter_layer_names:
-            for owner, name, label in _parameters(getattr(layer, container_name, None), adapter_name):
-                parameter = owner._parameters[name]
-                if parameter is None or id(parameter) in seen:
-                    continue
-                seen.add(id(parameter))
-                full = ".".join(filter(None, (module_name, container_name, label)))
-                found.append((Slot(owner, name, full, parameter.shape, parameter.dtype), layer))
-    return found
-
-
-def _parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:
-    """Owner, attribute and label of each parameter that `container` holds for the adapter."""
-    if not isinstance(container, (nn.ModuleDict, nn.ParameterDict)) or adapter_name not in container:
-        return []
-    if isinstance(container, nn.ParameterDict):
-        return [(container, adapter_name, "")]
-    return [
-        (module, name, ".".join(filter(None, (path, name))))
-        for path, module in container[adapter_name].named_modules()
-        for name, _ in module.named_parameters(recurse=False)
-    ]
+def _stock_key(label: str) -> str:
+    # PEFT's files name DoRA's magnitude without the ".weight" that its module has
+    return "base_model.model." + label.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")

@@ -1,4 +1,4 @@
-"""What the PEFT configs of generated LoRA adapters have in common: LoRA's fields and what binding fills in."""
+"""What the PEFT configs of generated adapters have in common: what ties a compact folder to its start and its base."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig
 
 from qpeft.adapters import model_card
 from qpeft.adapters.binding import Slot
@@ -37,8 +37,8 @@ class MethodName(str):
 
 
 @dataclass
-class GeneratedLoraConfig(LoraConfig):
-    """LoRA's own settings, and what ties a compact adapter to its start and its base model."""
+class GeneratedConfig(PeftConfig):
+    """What ties a compact adapter to its start and its base model."""
 
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the compact format."})
     start_hash: str | None = field(
@@ -57,17 +57,9 @@ class GeneratedLoraConfig(LoraConfig):
                 "qpeft reads; install a newer qpeft"
             )
 
-    def refuse_lora_options(self, method: str, allowed: Sequence[str] = ()) -> None:
-        """Raise ConfigError for LoRA options that `method` does not generate."""
-        variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
-        for name in (*variants, "target_parameters", "use_qalora", "layer_replication"):
-            if name not in allowed and getattr(self, name, None):
-                raise ConfigError(f"{method} does not generate LoRA with {name}; leave it unset")
-
-    def to_stock(self) -> LoraConfig:
-        """The LoraConfig of the adapter that is generated; the exported folder carries it."""
-        names = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"peft_type", "runtime_config"}
-        return LoraConfig(**{name: copy.deepcopy(getattr(self, name)) for name in names})
+    def to_stock(self) -> PeftConfig:
+        """The stock config of the adapter that is generated; the exported folder carries it."""
+        raise NotImplementedError
 
     def description(self) -> dict[str, Any]:
         """The method, its paper and the settings that matter, for model cards and qpeft.json."""
@@ -87,6 +79,23 @@ class GeneratedLoraConfig(LoraConfig):
                 f"trained from {self.start_hash[:12]}: its adapter_config.json was edited or is damaged; "
                 "restore the original file"
             )
+
+
+@dataclass
+class GeneratedLoraConfig(GeneratedConfig, LoraConfig):
+    """A generated LoRA adapter: LoRA's own settings beside."""
+
+    def refuse_lora_options(self, method: str, allowed: Sequence[str] = ()) -> None:
+        """Raise ConfigError for LoRA options that `method` does not generate."""
+        variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
+        for name in (*variants, "target_parameters", "use_qalora", "layer_replication"):
+            if name not in allowed and getattr(self, name, None):
+                raise ConfigError(f"{method} does not generate LoRA with {name}; leave it unset")
+
+    def to_stock(self) -> LoraConfig:
+        """The LoraConfig of the adapter that is generated; the exported folder carries it."""
+        names = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"peft_type", "runtime_config"}
+        return LoraConfig(**{name: copy.deepcopy(getattr(self, name)) for name in names})
 
 
 def in_saved_order(found: Sequence[tuple[Slot, Held]], saved: list[Any], method: str) -> list[tuple[Slot, Held]]:

@@ -18,10 +18,9 @@ def load_lines(base: str, folder: str, *, needs_qpeft: bool) -> str:
     loaded = f"AutoModelForCausalLM.from_pretrained({base!r}, dtype='float32')"
     return "\n".join(
         [
-            *(["import qpeft"] if needs_qpeft else []),
-            "from peft import PeftModel",
+            "import qpeft" if needs_qpeft else "from peft import PeftModel",
             "from transformers import AutoModelForCausalLM",
-            f"model = PeftModel.from_pretrained({loaded}, {folder!r})",
+            f"model = {'qpeft.load' if needs_qpeft else 'PeftModel.from_pretrained'}({loaded}, {folder!r})",
         ]
     )
 
@@ -38,7 +37,7 @@ def write_compact_card(folder: Path, config: Mapping[str, Any], description: Map
         _front_matter(base)
         + f"""# {_COMPACT}
 
-This folder holds the *generator* of a LoRA adapter, not the adapter itself.
+This folder holds the *generator* of {_a(_host(description))} adapter, not the adapter itself.
 The generator writes {numbers:,} adapter numbers in {len(config.get("generated") or [])} tensors.
 Without `import qpeft`, PEFT answers `KeyError: '{config.get("peft_type")}'`.
 
@@ -55,7 +54,7 @@ qpeft.export(model, "exported")
 Method: {description["method"]}. Circuits are simulated exactly on classical hardware; whether they contribute
 anything is a control away.
 
-Settings: `r={config.get("r")}`, {", ".join(f"`{k}={v}`" for k, v in description.items() if k != "method")}.
+Settings: {", ".join(f"`{k}={v}`" for k, v in description.items() if k not in ("method", "host"))}.
 """,
     )
 
@@ -71,7 +70,7 @@ def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, t
     write_text(
         folder / "README.md",
         _front_matter(base)
-        + f"""# Stock LoRA adapter: loading it needs PEFT alone
+        + f"""# Stock {_host(report)} adapter: loading it needs PEFT alone
 
 Its {report["n_generated"]:,} numbers were generated during training by qpeft from {report["n_trained"]:,} trained
 numbers ({report["method"]}) and written out once. Inference needs neither qpeft nor a quantum device.
@@ -87,6 +86,15 @@ How it was made and verified (`qpeft.json`):
 ```
 """,
     )
+
+
+def _host(description: Mapping[str, Any]) -> str:
+    """The adapter that is generated, LoRA unless the description says otherwise."""
+    return description.get("host", "LoRA")
+
+
+def _a(name: str) -> str:
+    return f"an {name}" if name[0] in "AEIO" else f"a {name}"
 
 
 def _front_matter(base: str) -> str:

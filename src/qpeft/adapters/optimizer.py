@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from qpeft.adapters.generated import GeneratedMixin
+from qpeft.adapters.holder import GeneratorHolder
 from qpeft.errors import ConfigError
 
 # the part of a generator that holds a parameter -> the parameter's group
@@ -28,7 +28,7 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
     """
     found: dict[str, list[nn.Parameter]] = {name: [] for name in (*dict.fromkeys(_GROUP_OF.values()), "other")}
     for module in model.modules():
-        if isinstance(module, GeneratedMixin):
+        if isinstance(module, GeneratorHolder):
             for name, parameter in module.generators.named_parameters():
                 if parameter.requires_grad:
                     found[_group_of(name)].append(parameter)

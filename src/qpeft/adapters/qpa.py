@@ -10,8 +10,9 @@ from peft.tuners.lora import LoraLayer, LoraModel
 
 from qpeft.adapters import lora_start
 from qpeft.adapters.binding import Slot
-from qpeft.adapters.generated import GeneratedMixin, find_slots
+from qpeft.adapters.generated import GeneratedMixin
 from qpeft.adapters.generated_config import GeneratedLoraConfig, MethodName, in_saved_order
+from qpeft.adapters.slots import find_slots, in_vector_order
 from qpeft.errors import ConfigError
 from qpeft.generators.qpa import QPAGenerator
 from qpeft.generators.seeded_start import SeededStart
@@ -53,7 +54,7 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
     def description(self) -> dict[str, Any]:
         return {
             "method": "QPA (arXiv 2410.09846)",
-            **{name: getattr(self, name) for name in ("n_layers", "feature_source", "activation", "seed")},
+            **{name: getattr(self, name) for name in ("r", "n_layers", "feature_source", "activation", "seed")},
         }
 
 
@@ -73,10 +74,7 @@ class QPAModel(GeneratedMixin, LoraModel):
 
 
 def _in_order(found: list[tuple[Slot, Any]], config: QPAConfig) -> list[tuple[Slot, Any]]:
-    """PEFT's order, the published one (lora_B before lora_A), or that of the checkpoint being loaded."""
+    """As the settings say, or as in the checkpoint being loaded."""
     if config.generated is not None:
         return in_saved_order(found, config.generated, "QPA")
-    if config.vector_order == "peft":
-        return found
-    layers = {id(layer): i for i, (_, layer) in enumerate(reversed(found))}
-    return sorted(found, key=lambda pair: (-layers[id(pair[1])], ".lora_B" not in pair[0].label))
+    return in_vector_order(found, config.vector_order)

@@ -14,8 +14,9 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from qpeft.adapters.binding import Slot
-from qpeft.adapters.generated import GeneratedMixin, find_slots
+from qpeft.adapters.generated import GeneratedMixin
 from qpeft.adapters.generated_config import GeneratedLoraConfig, MethodName, in_saved_order
+from qpeft.adapters.slots import find_slots
 from qpeft.adapters.targets import check_is_matrix
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generators.layout import Layout, Matrix
@@ -75,7 +76,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         return stock
 
     def description(self) -> dict[str, Any]:
-        names = ["family", "entangler", "share", "frame", "bits", "seed"]
+        names = ["r", "family", "entangler", "share", "frame", "bits", "seed"]
         return {
             "method": "Quantum-PEFT (ICLR 2025, arXiv 2503.05431)",
             **{name: getattr(self, name) for name in (["n_layers"] if self.family == "pauli" else []) + names},

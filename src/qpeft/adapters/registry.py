@@ -8,6 +8,7 @@ import peft
 from packaging.version import Version
 from peft import mapping
 
+from qpeft.adapters.attached_config import ATTACHED, AttachedConfig, AttachedTuner
 from qpeft.adapters.bottleneck import BOTTLENECK, BottleneckConfig, BottleneckModel
 from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.qpa import QPA, QPAConfig, QPAModel
@@ -17,6 +18,7 @@ from qpeft.errors import ConfigError
 METHODS = {
     QPA: (QPAConfig, QPAModel, QPAModel.container),
     QUANTUM_PEFT: (QuantumPeftConfig, QuantumPeftModel, QuantumPeftModel.container),
+    ATTACHED: (AttachedConfig, AttachedTuner, AttachedTuner.container),
     BOTTLENECK: (BottleneckConfig, BottleneckModel, BottleneckModel.prefix),
 }  # config, tuner, and what the names of its own modules begin with
 SUPPORTED_PEFT = ("0.21", "0.22")  # internals are used: from the first, below the second

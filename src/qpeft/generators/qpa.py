@@ -58,13 +58,16 @@ class QPAGenerator(Generator):
         config: The settings; `config.count(m)` tells the sizes.
         initial: w0, the adapter's own start, shape (m,); used by `init_mode="residual"`.
         start: Where the starting angles and weights are drawn; the caller may have drawn w0 from it.
+        keep_initial: Whether w0 is part of the state dict, because it cannot be drawn again.
     """
 
     bits: Tensor
     initial: Tensor
     fingerprint: Tensor
 
-    def __init__(self, config: QPAGeneratorConfig, initial: Tensor, start: SeededStart) -> None:
+    def __init__(
+        self, config: QPAGeneratorConfig, initial: Tensor, start: SeededStart, *, keep_initial: bool = False
+    ) -> None:
         super().__init__()
         self.config = config
         self.count = count = config.count(initial.numel())
@@ -82,7 +85,7 @@ class QPAGenerator(Generator):
             for i, (n_in, n_out) in enumerate(itertools.pairwise(widths))
         )
         self.register_buffer("bits", _bits(count.n_chunks, count.n_qubits), persistent=False)
-        self.register_buffer("initial", initial.detach().float().flatten(), persistent=False)
+        self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
         self.register_buffer("fingerprint", fingerprint(start.hexdigest(), asdict(count), _settings(config)))
         self._reference: Tensor | None = None  # G_ref, computed where the first generation happens
 

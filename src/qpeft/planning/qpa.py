@@ -7,7 +7,7 @@ from typing import Any
 
 from peft.tuners.lora import LoraLayer
 
-from qpeft.adapters.generated import find_slots
+from qpeft.adapters.slots import find_slots
 from qpeft.adapters.qpa import QPAConfig
 from qpeft.generators.budget import QPACount
 from qpeft.planning.result import BYTES

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import qpeft
-from qpeft.adapters.generated import GeneratedMixin
+from qpeft.adapters.holder import holder_of
 from qpeft.adapters.model_card import load_lines
 from qpeft.files import replace_folder, write_text
 from qpeft.training.result import TrainResult
@@ -37,12 +37,13 @@ def write_adapter(model: Any, folder: RunFolder, method: str, tokenizer: PreTrai
 
 def is_generated(model: Any) -> bool:
     """Whether qpeft generates the adapter's numbers, so that the compact folder needs qpeft."""
-    return isinstance(getattr(model, "base_model", None), GeneratedMixin)
+    return holder_of(model) is not None
 
 
 def resumable(model: Any) -> AbstractContextManager[None]:
     """Within: what the Trainer saves is enough to go on to the bit, also where an adapter's numbers are quantised."""
-    return model.base_model.keeping_latent() if is_generated(model) else nullcontext()
+    holder = holder_of(model)
+    return nullcontext() if holder is None else holder.keeping_latent()
 
 
 def count_trainable(model: Any) -> int:

@@ -1,0 +1,58 @@
+"""The compact folder of an attached adapter: the generator, its start, and whatever else the adapter trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from qpeft.adapters.attached_config import ATTACHED, AttachedConfig
+from qpeft.errors import CheckpointError
+
+_GENERATOR, _BESIDE = "generator.", "beside."
+
+
+def is_attached(folder: Path) -> bool:
+    """Whether the folder holds an attached adapter."""
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("peft_type") == ATTACHED
+
+
+def write(folder: Path, config: AttachedConfig, generator: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> None:
+    """Write weights, config and model card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {_GENERATOR + name: tensor for name, tensor in generator.items()}
+    tensors |= {_BESIDE + name: tensor for name, tensor in beside.items()}
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(copies, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+    config.save_pretrained(str(folder))
+
+
+def read_config(folder: Path) -> AttachedConfig:
+    """The config of an attached adapter. Raises CheckpointError if it is damaged or newer."""
+    try:
+        content: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = AttachedConfig(**{k: v for k, v in content.items() if k in AttachedConfig.__dataclass_fields__})
+        config.to_stock()
+        config.to_generator()
+    except CheckpointError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{folder / CONFIG_NAME} is damaged ({error}); restore it") from error
+    return config
+
+
+def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The tensors of the generator, and those beside it."""
+    tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    generator = {k.removeprefix(_GENERATOR): v for k, v in tensors.items() if k.startswith(_GENERATOR)}
+    beside = {k.removeprefix(_BESIDE): v for k, v in tensors.items() if k.startswith(_BESIDE)}
+    return generator, beside
