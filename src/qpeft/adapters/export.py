@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qpeft.adapters import model_card
 from qpeft.adapters.checkpoint import WEIGHTS
 from qpeft.adapters.holder import GeneratorHolder, holder_of
+from qpeft.adapters.probe import probe_inputs
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import ConfigError, TiedWeightError, VerificationError
 from qpeft.files import replace_folder, write_json
@@ -54,7 +55,7 @@ def export(
         model: A PeftModel whose adapter qpeft generates; left as it is.
         directory: Where the folder goes; an earlier export there is replaced, anything else refused.
         adapter_name: Which adapter.
-        probe: Model inputs for the comparison; without it 2 x 16 token ids (or the context) of a fixed seed.
+        probe: Model inputs for the comparison; without it, token ids or images of a fixed seed.
 
     Raises:
         ConfigError: nothing to export, a merged adapter, non-finite numbers, or a foreign folder in the way.
@@ -152,7 +153,7 @@ def _verify(
     config = _without_init(PeftConfig.from_pretrained(str(folder)))
     base = _base_sharing_weights(model)
     stock = PeftModel.from_pretrained(base, str(folder), config=config, autocast_adapter_dtype=not halves)
-    inputs = dict(probe) if probe is not None else _token_probe(model)
+    inputs = dict(probe) if probe is not None else probe_inputs(model)
     _activate(holder, model, [adapter_name])
     model.eval()
     with torch.no_grad():
@@ -185,13 +186,6 @@ def _base_sharing_weights(model: Any) -> nn.Module:
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)
     return copied.unload() if isinstance(model.base_model, BaseTuner) else copied.base_model
-
-
-def _token_probe(model: Any) -> dict[str, Tensor]:
-    config = model.get_base_model().config.get_text_config()
-    n_tokens = min(16, getattr(config, "max_position_embeddings", None) or 16)
-    ids = torch.randint(config.vocab_size, (2, n_tokens), generator=torch.Generator().manual_seed(0))
-    return {"input_ids": ids.to(next(model.parameters()).device)}
 
 
 @contextmanager
