@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from qpeft.adapters.bottleneck_targets import check_targets, default_targets, find_width
 from qpeft.adapters.generated_config import MethodName
+from qpeft.adapters.targets import spare_new_head
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.generators.checks import is_count
 from qpeft.generators.seeded_start import SeededStart
@@ -50,6 +51,9 @@ class BottleneckConfig(PeftConfig):
             "help": "Modules after which an adapter is put: ends of names, a pattern of whole names, or all-linear. "
             "Default: the feed-forward block of each layer."
         },
+    )
+    exclude_modules: Collection[str] | str | None = field(
+        default=None, metadata={"help": "Modules to leave out of target_modules."}
     )
     activation: str = field(
         default="gelu", metadata={"help": "Between the two projections.", "choices": tuple(ACTIVATIONS)}
@@ -144,6 +148,7 @@ class BottleneckModel(BaseTuner):
         # a copy, so that a config can be used again on another model
         config: Any = copy.copy(self.peft_config[adapter_name])
         config.target_modules = config.target_modules or default_targets(model)
+        spare_new_head(model, config)
         check_targets(model, config, BottleneckLayer)
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)

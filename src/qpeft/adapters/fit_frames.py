@@ -32,8 +32,8 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         model: A PeftModel with an adapter whose config has frame="gradient" or start="gradient".
-        batches: What `model(**batch)` takes. Without `labels`, they are `input_ids`; where there is padding, give
-            labels that are -100 there.
+        batches: What `model(**batch)` takes. A language model's `labels`, if left out, are `input_ids`; where there
+            is padding, give labels that are -100 there.
 
     Raises:
         ConfigError: no adapter waits for a fit, or the adapter is merged.
@@ -154,7 +154,7 @@ def _loss(model: Any, batch: Mapping[str, Any], device: torch.device, n: int) ->
             "give ids[None], or a DataLoader"
         )
     inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
-    if "labels" not in inputs and "input_ids" in inputs:
+    if "labels" not in inputs and "input_ids" in inputs and model.get_output_embeddings() is not None:
         inputs["labels"] = inputs["input_ids"]
     loss = getattr(model(**inputs), "loss", None)
     if loss is None:

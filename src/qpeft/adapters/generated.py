@@ -17,7 +17,7 @@ from qpeft.adapters.generated_config import GeneratedConfig
 from qpeft.adapters.generator_state import check_tensors
 from qpeft.adapters.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
 from qpeft.adapters.slots import device_of
-from qpeft.adapters.targets import check_target_modules
+from qpeft.adapters.targets import check_target_modules, spare_new_head
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generators.base import Generator
@@ -48,6 +48,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again: what binding records in it belongs to this adapter alone
         self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        spare_new_head(model, self.peft_config[adapter_name])
         self._check_targets(model, self.peft_config[adapter_name])
         if self.container not in self._modules:
             self._begin_holding()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from peft import PeftConfig
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qpeft.errors import ConfigError, UnsupportedTypeError
@@ -24,6 +26,26 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
         _check(config, names)
     except re.error as error:
         raise ConfigError(f"'{error.pattern}' is no regular expression: {error.msg}") from error
+
+
+def spare_new_head(model: nn.Module, config: Any) -> None:
+    """Leave a new head, such as an image classifier's, out of all-linear by the config's `exclude_modules`.
+
+    PEFT leaves out the output head of language models and what is in `modules_to_save`. A new head has no trained
+    weight that an update of low rank could adapt: train it whole in `modules_to_save`, or leave it as it is.
+    """
+    if str(config.target_modules).lower() != "all-linear" or not isinstance(model, PreTrainedModel):
+        return
+    if model.base_model is model or model.get_output_embeddings() is not None:
+        return
+    saved, within = set(config.modules_to_save or ()), f"{model.base_model_prefix}."
+    heads = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, Conv1D)) and not name.startswith(within) and not saved & {*name.split(".")}
+    ]
+    own = config.exclude_modules or []
+    config.exclude_modules = "|".join([own, *map(re.escape, heads)]) if isinstance(own, str) else [*own, *heads] or None
 
 
 def check_is_matrix(module: nn.Module, name: str) -> None:

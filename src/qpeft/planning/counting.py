@@ -15,7 +15,7 @@ from qpeft.adapters.bottleneck import BottleneckConfig
 from qpeft.adapters.generated_config import GeneratedLoraConfig
 from qpeft.adapters.qpa import QPAConfig
 from qpeft.adapters.quantum_peft import QuantumPeftConfig
-from qpeft.adapters.targets import check_target_modules
+from qpeft.adapters.targets import check_target_modules, spare_new_head
 from qpeft.planning.meta import on_meta
 from qpeft.planning.qpa import count_qpa
 from qpeft.planning.quantum_peft import count_quantum_peft
@@ -36,6 +36,8 @@ def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) ->
     model = on_meta(base, config.task_type)
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
+    if isinstance(config, (GeneratedLoraConfig, BottleneckConfig)):
+        spare_new_head(model, config)
     check_target_modules(model, config)
     adapted: Any = get_peft_model(model, config.to_stock() if isinstance(config, GeneratedLoraConfig) else config)
     targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]

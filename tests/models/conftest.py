@@ -1,0 +1,199 @@
+"""Tiny random models of every family that is tested, each with a batch: one row per family."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model
+from torch import nn
+
+import qpeft
+
+N_TOKENS, N_LABELS = 50, 3
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: how to make one, what it reads, what is adapted."""
+
+    make: Callable[[], nn.Module]
+    batch: Callable[[], dict[str, torch.Tensor]]
+    task_type: str | None = "CAUSAL_LM"
+    head: str | None = None  # a new head, trained beside the adapter
+    feed_forward: str = "mlp"  # end of the names that a bottleneck adapter finds itself
+    tied: bool = False  # whether lm_head shares the weight of the input embedding
+
+
+def _decoder(name, **settings):
+    def make():
+        import transformers
+
+        config_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")
+        small = {
+            "vocab_size": N_TOKENS,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 8,
+            "max_position_embeddings": 32,
+            "pad_token_id": 0,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
+        return getattr(transformers, f"{name}ForCausalLM")(config_class(**{**small, **settings}))
+
+    return make
+
+
+def _gpt2(kind="LMHeadModel"):
+    def make():
+        import transformers
+
+        config = transformers.GPT2Config(
+            vocab_size=N_TOKENS,
+            n_positions=32,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+            pad_token_id=0,
+            num_labels=N_LABELS,
+        )
+        return getattr(transformers, f"GPT2{kind}")(config)
+
+    return make
+
+
+def _encoder(name):
+    def make():
+        import transformers
+
+        config = getattr(transformers, f"{name}Config")(
+            vocab_size=N_TOKENS,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=32,
+            num_labels=N_LABELS,
+        )
+        return getattr(transformers, f"{name}ForSequenceClassification")(config)
+
+    return make
+
+
+def _t5():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(
+        vocab_size=N_TOKENS, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0
+    )
+    return T5ForConditionalGeneration(config)
+
+
+def _vit():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+        num_channels=1,
+        num_labels=N_LABELS,
+    )
+    return ViTForImageClassification(config)
+
+
+def _text():
+    ids = torch.randint(1, N_TOKENS, (3, 9))
+    return {"input_ids": ids, "labels": ids}
+
+
+def _labelled_text():
+    return {"input_ids": torch.randint(2, N_TOKENS, (3, 9)), "labels": torch.tensor([0, 1, 2])}
+
+
+def _labelled_images():
+    return {"pixel_values": torch.randn(3, 1, 8, 8), "labels": torch.tensor([0, 1, 2])}
+
+
+FAMILIES = {
+    "gpt2": Family(_gpt2(), _text, tied=True),
+    "llama": Family(_decoder("Llama", tie_word_embeddings=False), _text),
+    "mistral": Family(_decoder("Mistral", tie_word_embeddings=False), _text),
+    "qwen3": Family(_decoder("Qwen3", tie_word_embeddings=True), _text, tied=True),
+    "gemma": Family(_decoder("Gemma"), _text, tied=True),
+    "gemma2": Family(_decoder("Gemma2", query_pre_attn_scalar=8), _text, tied=True),
+    "gemma3": Family(_decoder("Gemma3", query_pre_attn_scalar=8), _text, tied=True),
+    "t5": Family(_t5, _text, "SEQ_2_SEQ_LM", feed_forward="DenseReluDense", tied=True),
+    "gpt2-classifier": Family(_gpt2("ForSequenceClassification"), _labelled_text, "SEQ_CLS", head="score"),
+    "bert": Family(_encoder("Bert"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
+    "roberta": Family(_encoder("Roberta"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
+    "vit": Family(_vit, _labelled_images, None, head="classifier"),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> Family:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def base(family):
+    return family.make().eval()
+
+
+@pytest.fixture
+def batch(family):
+    return family.batch()
+
+
+class Models:
+    """What every test of a family does, under short names."""
+
+    @staticmethod
+    def config(method: str, family: Family, **settings: Any):
+        """A config of `method` small enough for a tiny model."""
+        common = {"task_type": family.task_type, "modules_to_save": [family.head] if family.head else None}
+        if method == "bottleneck":
+            return qpeft.BottleneckConfig(**{"bottleneck_size": 4, **common, **settings})
+        common = {**common, "target_modules": "all-linear", "r": 2}
+        if method == "qpa":
+            return qpeft.QPAConfig(**{"chunk_size": 64, "hidden": (8, 8), "n_layers": 3, **common, **settings})
+        return qpeft.QuantumPeftConfig(**{"n_layers": 2, "lora_alpha": 4, **common, **settings})
+
+    @staticmethod
+    def adapt(base, method: str, family: Family, **settings: Any):
+        return get_peft_model(base, Models.config(method, family, **settings)).eval()
+
+    @staticmethod
+    def logits(model, batch) -> torch.Tensor:
+        with torch.no_grad():
+            return model(**batch).logits
+
+    @staticmethod
+    def train(model, batch, steps=4, lr=5e-3) -> list[float]:
+        """Losses before each of a few AdamW steps, and after the last; the model in evaluation mode."""
+        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+        losses = []
+        for _ in range(steps):
+            optimiser.zero_grad()
+            loss = model(**batch).loss
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        with torch.no_grad():
+            return [*losses, model(**batch).loss.item()]
+
+
+@pytest.fixture(scope="session")
+def models() -> type[Models]:
+    return Models

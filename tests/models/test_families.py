@@ -1,0 +1,112 @@
+"""Every method on every family of models: exact start, falling loss, folders, merging, the head."""
+
+import copy
+
+import pytest
+import torch
+from peft import PeftModel
+
+import qpeft
+from qpeft.errors import ConfigError, TiedWeightError
+
+GENERATED = ("qpa", "quantum_peft")
+TIED = ("gpt2", "qwen3", "gemma", "gemma2", "gemma3", "t5")
+
+
+@pytest.mark.parametrize("method", [*GENERATED, "bottleneck"])
+def test_starts_as_the_base_and_learns(family, base, batch, models, method):
+    expected = models.logits(base, batch)
+    model = models.adapt(base, method, family)
+    assert torch.equal(models.logits(model, batch), expected)
+    losses = models.train(model, batch)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("method", GENERATED)
+def test_adapter_alone_learns(family, base, batch, models, method):
+    """Without the head that is trained beside it."""
+    model = models.adapt(base, method, family)
+    for parameter in (p for n, p in model.named_parameters() if "modules_to_save" in n):
+        parameter.requires_grad_(False)
+    losses = models.train(model, batch)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("method", [*GENERATED, "bottleneck"])
+def test_saved_folder_loads_to_the_bit(family, base, batch, models, method, tmp_path):
+    fresh = copy.deepcopy(base)
+    model = models.adapt(base, method, family)
+    models.train(model, batch, steps=2)
+    qpeft.save(model, tmp_path / "adapter")
+    loaded = qpeft.load(fresh, tmp_path / "adapter").eval()
+    assert torch.equal(models.logits(loaded, batch), models.logits(model, batch))
+
+
+@pytest.mark.parametrize("method", GENERATED)
+def test_exported_folder_loads_in_stock_peft_and_merges(family, base, batch, models, method, tmp_path):
+    fresh = copy.deepcopy(base)
+    model = models.adapt(base, method, family)
+    models.train(model, batch, steps=2)
+    live = models.logits(model, batch)
+    report = qpeft.export(model, tmp_path / "exported")
+    assert report.max_logit_difference <= 1e-6
+    stock = PeftModel.from_pretrained(fresh, tmp_path / "exported").eval()
+    torch.testing.assert_close(models.logits(stock, batch), live, atol=1e-6, rtol=0)
+    torch.testing.assert_close(models.logits(stock.merge_and_unload(), batch), live, atol=1e-5, rtol=0)
+    torch.testing.assert_close(models.logits(model.merge_and_unload(), batch), live, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", TIED, indirect=True)
+@pytest.mark.parametrize("method", GENERATED)
+def test_tied_head_is_untied_before_merging(family, base, batch, models, method, tmp_path):
+    small = {"chunk_size": 16, "hidden": (4,)} if method == "qpa" else {}
+    model = models.adapt(base, method, family, target_modules=["lm_head"], **small)
+    models.train(model, batch, steps=2)
+    live = models.logits(model, batch)
+    qpeft.export(model, tmp_path / "exported")
+    with pytest.raises(TiedWeightError, match=r"lm_head shares its weight with .*qpeft\.untie_lm_head"):
+        model.merge_and_unload()
+    qpeft.untie_lm_head(model)
+    assert torch.equal(models.logits(model, batch), live)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(models.logits(merged, batch), live, atol=1e-5, rtol=0)
+
+
+def test_bottleneck_finds_the_feed_forward_block_of_each_layer(family, base, models):
+    model = models.adapt(base, "bottleneck", family)
+    names = model.base_model.targeted_module_names
+    assert len(names) == (4 if family.task_type == "SEQ_2_SEQ_LM" else 2)
+    assert all(name.endswith(family.feed_forward) for name in names)
+
+
+@pytest.mark.parametrize("family", ["gpt2-classifier", "bert", "roberta", "vit"], indirect=True)
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("method", [*GENERATED, "bottleneck"])
+def test_all_linear_leaves_a_new_head_alone(family, base, models, method, trained):
+    settings = {} if trained else {"modules_to_save": None}
+    model = models.adapt(base, method, family, target_modules="all-linear", **settings)
+    assert model.base_model.targeted_module_names
+    assert not any(family.head in name for name in model.base_model.targeted_module_names)
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "t5"], indirect=True)
+def test_frames_are_fitted_from_what_the_model_reads(family, base, batch, models):
+    model = models.adapt(base, "quantum_peft", family, frame="gradient", frame_rank=8)
+    qpeft.fit_frames(model, [batch])
+    losses = models.train(model, batch)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+def test_frames_of_a_classifier_need_labels(family, base, batch, models):
+    model = models.adapt(base, "quantum_peft", family, frame="gradient", frame_rank=8)
+    with pytest.raises(qpeft.errors.DataError, match="add 'labels'"):
+        qpeft.fit_frames(model, [{"input_ids": batch["input_ids"]}])
+
+
+@pytest.mark.parametrize("family", ["llama"], indirect=True)
+def test_bottleneck_is_no_stock_adapter(family, base, models, tmp_path):
+    model = models.adapt(base, "bottleneck", family)
+    with pytest.raises(ConfigError, match="cannot be written as a stock PEFT adapter"):
+        qpeft.export(model, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
