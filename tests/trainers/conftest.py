@@ -1,5 +1,6 @@
 """Tiny models under each method, and a way to launch a small script in two processes."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -48,3 +49,10 @@ def launch():
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-8000:]
 
     return run
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """One of the scripts as a module, by its name."""
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module

@@ -14,7 +14,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning"),
 ]
 
-WORDS = "<pad> <eos> red green blue one two three is the sky grass sea what colour ?".split()
+WORDS = ("<pad>", "<eos>", "red", "green", "blue", "one", "two", "three", "is", "the", "sky", "grass", "sea", "what")
+WORDS += ("colour", "?")
 ROWS = [
     {"prompt": "what colour is the sky ?", "completion": " blue"},
     {"prompt": "what colour is the grass ?", "completion": " green is green"},

@@ -1,0 +1,74 @@
+"""What the scripts share: a tiny Llama under a method, the same in every process, and rows to train on."""
+
+import copy
+
+import torch
+from peft import get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import qpeft
+
+METHODS = ("qpa", "quantum_peft")
+
+
+def base():
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=32,
+            tie_word_embeddings=False,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+def adapted(method):
+    common = {"target_modules": "all-linear", "r": 4, "task_type": "CAUSAL_LM"}
+    if method == "qpa":
+        config = qpeft.QPAConfig(hidden=(6, 5), chunk_size=16, n_layers=3, **common)
+    else:
+        config = qpeft.QuantumPeftConfig(n_layers=2, **common)
+    return get_peft_model(base(), config).train()
+
+
+def moved(method, steps=2):
+    """An adapter that has left its start, where some gradients are 0."""
+    model = adapted(method)
+    optimiser = torch.optim.AdamW(trained(model).values(), lr=2e-3)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model(**batch(rows(8))).loss.backward()
+        optimiser.step()
+    model.zero_grad()
+    return copy.deepcopy(model)
+
+
+def rows(n):
+    tokens = torch.randint(50, (n, 8), generator=torch.Generator().manual_seed(1))
+    return [{"input_ids": t, "labels": t, "attention_mask": torch.ones_like(t)} for t in tokens]
+
+
+def batch(rows):
+    return {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+
+
+def trained(model):
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def check_refused(action, kind, words):
+    """`action` raises `kind` with `words` in its message."""
+    message = "nothing was raised"
+    try:
+        action()
+    except kind as error:
+        message = str(error)
+    if words not in message:
+        raise AssertionError(f"expected a refusal with '{words}', but: {message}")
