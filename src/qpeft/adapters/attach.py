@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -18,7 +20,7 @@ from qpeft.adapters.binding import Binding, Slot
 from qpeft.adapters.holder import holder_of
 from qpeft.adapters.lora_start import check_not_stationary
 from qpeft.adapters.slots import device_of, find_slots, in_vector_order
-from qpeft.errors import ConfigError
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generators.qpa import QPAGenerator
 from qpeft.generators.seeded_start import SeededStart
 from qpeft.generators.settings import QPAGeneratorConfig
@@ -53,7 +55,7 @@ def attach(model: PeftModel, config: QPAGeneratorConfig, adapter_name: str | Non
     if not found:
         raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
     slots = [slot for slot, _ in found]
-    initial = [_value(slot).float().flatten().cpu() for slot in slots]
+    initial = [_value(slot).detach().float().flatten().cpu() for slot in slots]
     if config.init_mode == "residual":
         check_not_stationary(slots, initial)
     start = SeededStart(config.seed)
@@ -84,12 +86,30 @@ def load_attached(
         raise ConfigError(f"an attached adapter cannot be loaded with {', '.join(sorted(options))}; leave it out")
     saved = read_config(folder)
     host = saved.to_stock()
+    _check_prompt_fits(host, base)
     host.inference_mode = False
     model: Any = attach(get_peft_model(base, host, adapter_name=adapter_name), saved.to_generator(), adapter_name)
     model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
     if not is_trainable:
         model.requires_grad_(False)
     return model
+
+
+def _check_prompt_fits(host: Any, base: Any) -> None:
+    """PEFT builds a prompt from its config alone, and learns in a forward only that it does not fit the model."""
+    if not host.is_prompt_learning:
+        return
+    config = base.config.get_text_config()
+    heads = getattr(config, "num_attention_heads", None) or 1
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    widths = {config.hidden_size}
+    if host.peft_type == PeftType.PREFIX_TUNING:
+        widths.add(config.hidden_size // heads * key_heads)  # the width of the keys
+    if host.token_dim not in widths or host.num_layers != config.num_hidden_layers:
+        raise CheckpointError(
+            f"this adapter is for another base model: its prompt has width {host.token_dim} and {host.num_layers} "
+            f"layers, this one {config.hidden_size} and {config.num_hidden_layers}"
+        )
 
 
 def _check(model: Any, adapter_name: str | None) -> str:
@@ -115,14 +135,37 @@ def _trainable_slots(model: PeftModel, adapter_name: str) -> list[tuple[Slot, An
         inside = _inside_wrappers(model)
         found = find_slots(model.get_base_model(), adapter_name, BaseTunerLayer)
         found = [(slot, layer) for slot, layer in found if id(layer) not in inside]
-    found = [(slot, layer) for slot, layer in found if _value(slot).requires_grad]
-    taken = {id(_value(slot)) for slot, _ in found}
-    for name, parameter in model.named_parameters():
-        is_adapters = adapter_name in name.split(".") and ".modules_to_save." not in name
-        if is_adapters and parameter.requires_grad and id(parameter) not in taken and not _is_token_adapter(name):
-            kind = type(model.peft_config[adapter_name]).__name__.removesuffix("Config")
-            raise ConfigError(f"{kind} keeps {name} outside its layers, where QPA does not reach it; use another host")
+    with _trainable(model, adapter_name):
+        found = [(slot, layer) for slot, layer in found if _value(slot).requires_grad]
+    _refuse_shared(model, adapter_name, [slot for slot, _ in found])
     return found
+
+
+@contextmanager
+def _trainable(model: PeftModel, adapter_name: str) -> Iterator[None]:
+    """Within: an adapter that is not active is as trainable as if it were, to see which of its tensors train."""
+    if model._is_prompt_learning or adapter_name in model.active_adapters:
+        yield
+        return
+    model.set_requires_grad(adapter_name, True)
+    try:
+        yield
+    finally:
+        model.set_requires_grad(adapter_name, False)
+
+
+def _refuse_shared(model: PeftModel, adapter_name: str, slots: list[Slot]) -> None:
+    """One tensor in several modules cannot be replaced in all of them by one view."""
+    taken = {id(_value(slot)): slot for slot in slots}
+    for name, module in model.named_modules():
+        for own, parameter in module.named_parameters(recurse=False):
+            slot = taken.get(id(parameter))
+            if slot is not None and module is not slot.owner:
+                kind = type(model.peft_config[adapter_name]).__name__.removesuffix("Config")
+                raise ConfigError(
+                    f"{kind} shares {name}.{own} between layers, which QPA cannot generate; use another host, or an "
+                    "option of it without shared tensors"
+                )
 
 
 def _prompt_slots(encoder: nn.Module) -> list[tuple[Slot, Any]]:
@@ -137,10 +180,6 @@ def _inside_wrappers(model: nn.Module) -> set[int]:
     """Modules under a `modules_to_save` wrapper: they stay ordinary."""
     wrappers = (module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
     return {id(module) for wrapper in wrappers for module in wrapper.modules()}
-
-
-def _is_token_adapter(name: str) -> bool:
-    return ".token_adapter." in name
 
 
 def _value(slot: Slot) -> nn.Parameter:

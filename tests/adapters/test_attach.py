@@ -1,0 +1,363 @@
+"""QPA over stock adapters that are on a model already: same start, nothing lost, and stock PEFT reloads the export."""
+
+import copy
+
+import pytest
+import torch
+from peft import (
+    AdaLoraConfig,
+    AutoPeftModelForCausalLM,
+    IA3Config,
+    LNTuningConfig,
+    LoHaConfig,
+    LoraConfig,
+    OFTConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    UniLoraConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from safetensors.torch import load_file
+
+import qpeft
+from qpeft.errors import CheckpointError, ConfigError, TiedWeightError
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:QPA trains"),  # the models are tiny
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT's word on RMSNorm
+]
+LM = {"task_type": "CAUSAL_LM"}
+QV = {**LM, "target_modules": ["q_proj", "v_proj"]}
+HOSTS = {
+    "prefix": PrefixTuningConfig(num_virtual_tokens=4, **LM),
+    "prefix with MLP": PrefixTuningConfig(num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=8, **LM),
+    "prompt": PromptTuningConfig(num_virtual_tokens=4, **LM),
+    "p-tuning": PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=8, **LM),
+    "ia3": IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"], **LM),
+    "loha": LoHaConfig(r=2, **QV),
+    "oft": OFTConfig(r=0, oft_block_size=4, **QV),
+    "vera": VeraConfig(r=4, target_modules=["q_proj", "o_proj"], **LM),
+    "ln tuning": LNTuningConfig(target_modules=["input_layernorm"], **LM),
+    "unilora": UniLoraConfig(theta_d_length=64, **QV),  # one vector that all layers share
+    "lora": LoraConfig(r=2, **QV),
+    "dora": LoraConfig(r=2, use_dora=True, **QV),
+    "pissa": LoraConfig(r=2, init_lora_weights="pissa", **QV),
+    "lm_head": LoraConfig(r=2, target_modules=["lm_head"], **LM),
+    "embedding": LoraConfig(r=2, target_modules=["embed_tokens"], **LM),
+    "modules_to_save": LoraConfig(r=2, modules_to_save=["lm_head"], **QV),
+    "bias": LoraConfig(r=2, bias="all", target_modules="all-linear", **LM),
+    "bottleneck": qpeft.BottleneckConfig(bottleneck_size=4, target_modules=["mlp"], **LM),
+}
+NOT_STOCK = {"bottleneck"}
+BESIDE_THE_BASE = {"prefix", "prefix with MLP", "prompt", "p-tuning"}
+
+
+def small(**settings):
+    return qpeft.QPAGeneratorConfig(**{"chunk_size": 16, "hidden": (6, 5), "n_layers": 3, **settings})
+
+
+def attached(base, host="ia3", **settings):
+    config = HOSTS[host] if isinstance(host, str) else host
+    return qpeft.attach(get_peft_model(base, copy.deepcopy(config)).eval(), small(**settings))
+
+
+@pytest.fixture
+def trained(llama, ids, adapters):
+    """Of a host: the base before, and the attached model after a few steps."""
+
+    def make(host, **settings):
+        plain = copy.deepcopy(llama)
+        return plain, adapters.train(attached(copy.deepcopy(plain), host, **settings), ids)
+
+    return make
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_it_starts_where_the_stock_adapter_does_and_learns(llama, ids, adapters, host):
+    model = get_peft_model(llama, copy.deepcopy(HOSTS[host])).eval()
+    stock, n_stock = adapters.logits(model, ids), model.get_nb_trainable_parameters()[0]
+    assert qpeft.attach(model, small()) is model
+    assert torch.equal(adapters.logits(model, ids), stock)
+    assert model.get_nb_trainable_parameters()[0] != n_stock
+    before = model(input_ids=ids, labels=ids).loss
+    before.backward()
+    assert all(p.grad.norm() > 0 for p in model.generators.parameters())
+    adapters.train(model, ids, steps=8, lr=1e-3)
+    assert model(input_ids=ids, labels=ids).loss < before
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_compact_folder_gives_the_same_bits(trained, ids, adapters, tmp_path, host):
+    plain, model = trained(host)
+    qpeft.save(model, tmp_path / "compact")
+    again = qpeft.load(plain, tmp_path / "compact")
+    assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
+    assert not any(p.requires_grad for p in again.parameters())
+    assert not again.training
+
+
+@pytest.mark.parametrize("host", HOSTS.keys() - NOT_STOCK)
+def test_stock_peft_reloads_the_export(trained, ids, adapters, tmp_path, host):
+    plain, model = trained(host)
+    report = qpeft.export(model, tmp_path / "exported")
+    live = adapters.logits(model, ids)
+    stock = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "exported").eval()
+    assert "Attached" not in type(stock).__name__
+    torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-6, rtol=0)
+    assert report.max_logit_difference <= 1e-6
+    assert report.n_generated == sum(model.binding("default").sizes)
+    adapters.train(model.train(), ids, steps=1)  # the export left it able to train
+    assert not torch.equal(adapters.logits(model, ids), live)
+
+
+@pytest.mark.parametrize("host", HOSTS.keys() - NOT_STOCK)
+def test_an_export_has_the_files_of_a_stock_save(trained, tmp_path, host):
+    plain, model = trained(host)
+    qpeft.export(model, tmp_path / "exported")
+    stock = get_peft_model(plain, copy.deepcopy(HOSTS[host]))
+    stock.save_pretrained(tmp_path / "stock", save_embedding_layers=False)
+    ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("exported", "stock"))
+    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+
+
+@pytest.mark.parametrize("host", HOSTS.keys() - BESIDE_THE_BASE - NOT_STOCK)
+def test_merging_gives_the_live_model(trained, ids, adapters, host):
+    _, model = trained(host)
+    live = adapters.logits(model, ids)
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(adapters.logits(merged, ids), live, atol=1e-5, rtol=1e-5)
+    assert not any("qpeft" in name for name, _ in merged.named_modules())
+
+
+def test_a_bottleneck_cannot_be_exported(trained, tmp_path):
+    _, model = trained("bottleneck")
+    with pytest.raises(ConfigError, match="cannot be written as a stock PEFT adapter"):
+        qpeft.export(model, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_the_start_is_stored_because_peft_drew_it_and_raw_has_none(trained, tmp_path):
+    sizes = {}
+    for mode in ("residual", "raw"):
+        _, model = trained("ia3", init_mode=mode)
+        qpeft.save(model, tmp_path / mode)
+        tensors = load_file(tmp_path / mode / "adapter_model.safetensors")
+        sizes[mode] = sum(t.numel() for name, t in tensors.items() if not name.endswith("fingerprint"))
+    n_trained = sum(p.numel() for p in model.generators.parameters())
+    assert sizes == {"residual": n_trained + sum(model.binding("default").sizes), "raw": n_trained}
+
+
+def test_what_trains_beside_the_generator_is_saved(trained, tmp_path):
+    _, model = trained("modules_to_save")
+    qpeft.save(model, tmp_path / "compact")
+    saved = load_file(tmp_path / "compact" / "adapter_model.safetensors")
+    beside = {name: tensor for name, tensor in saved.items() if name.startswith("beside.")}
+    assert any(torch.equal(t, model.get_output_embeddings().modules_to_save["default"].weight) for t in beside.values())
+
+
+def test_generation_uses_the_present_prompt(trained, ids):
+    _, model = trained("prefix")
+    with torch.no_grad():
+        next(model.generators.parameters()).add_(0.5)
+        first = model(input_ids=ids).logits[:, -1].argmax(-1)
+    mask = torch.ones_like(ids)
+    generated = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=0)
+    assert torch.equal(generated[:, -1], first)
+
+
+def test_two_adapters_switch_and_one_can_go(llama, ids, adapters):
+    model = attached(llama, "ia3")
+    model.add_adapter("other", IA3Config(target_modules=["k_proj"], feedforward_modules=[], **LM))
+    qpeft.attach(model, small(seed=1), "other")
+    assert not any(p.requires_grad for p in model.generators["other"].parameters())
+    first = adapters.logits(adapters.train(model, ids), ids)
+    model.set_adapter("other")
+    assert not any(p.requires_grad for p in model.generators["default"].parameters())
+    second = adapters.logits(adapters.train(model, ids), ids)
+    assert not torch.equal(first, second)
+    model.set_adapter("default")
+    assert torch.equal(adapters.logits(model, ids), first)
+    model.delete_adapter("other")
+    assert list(model.generators) == ["default"]
+    assert torch.equal(adapters.logits(model, ids), first)
+    with model.disable_adapter():
+        without = adapters.logits(model, ids)
+    assert torch.equal(adapters.logits(model.unload(), ids), without)
+
+
+def test_a_saved_adapter_joins_another_model_under_a_new_name(trained, ids, adapters, tmp_path):
+    plain, model = trained("modules_to_save")
+    qpeft.save(model, tmp_path / "compact")
+    other = attached(plain, LoraConfig(r=3, **QV))
+    other.load_adapter(tmp_path / "compact", "second")
+    other.set_adapter("second")
+    torch.testing.assert_close(adapters.logits(other, ids), adapters.logits(model, ids), atol=0, rtol=0)
+
+
+def test_adapters_without_a_generator_are_saved_as_ever(llama, ids, adapters, tmp_path):
+    model = attached(llama, "lora")
+    model.add_adapter("plain", LoraConfig(r=3, **QV))
+    model.save_pretrained(tmp_path / "both")
+    assert "generator.fingerprint" in load_file(tmp_path / "both" / "adapter_model.safetensors")
+    assert all("lora" in key for key in load_file(tmp_path / "both" / "plain" / "adapter_model.safetensors"))
+
+
+def test_a_copy_lives_on_its_own(trained, ids, adapters):
+    _, model = trained("prefix")
+    live = adapters.logits(model, ids)
+    twin = copy.deepcopy(model)
+    adapters.train(twin, ids)
+    assert torch.equal(adapters.logits(model, ids), live)
+    assert not torch.equal(adapters.logits(twin, ids), live)
+
+
+def test_a_tied_head_is_not_merged_before_it_is_untied(gpt2, ids, adapters):
+    model = adapters.train(attached(gpt2, "lm_head"), ids)
+    live = adapters.logits(model, ids)
+    with pytest.raises(TiedWeightError, match="untie_lm_head"):
+        model.merge_and_unload()
+    with pytest.raises(TiedWeightError, match="untie_lm_head"):
+        model.merge_adapter()
+    qpeft.untie_lm_head(model)
+    torch.testing.assert_close(adapters.logits(model.merge_and_unload(), ids), live, atol=1e-5, rtol=1e-5)
+
+
+def test_its_gradient_is_the_chain_rule_through_the_stock_gradient(llama, ids):
+    """With a stock adapter at the same values, d loss/d phi = (d w/d phi)^T (d loss/d w)."""
+    model = attached(llama, "loha")
+    stock = copy.deepcopy(model)
+    with stock.binding("default").as_parameters():
+        parameters = [slot.owner._parameters[slot.name].requires_grad_(True) for slot in stock.binding("default").slots]
+        stock._handles["default"].remove()
+        gradients = torch.autograd.grad(stock(input_ids=ids, labels=ids).loss, parameters)
+    generator = model.generators["default"]
+    expected = torch.autograd.grad(
+        generator(), list(generator.parameters()), torch.cat([g.flatten() for g in gradients])
+    )
+    model(input_ids=ids, labels=ids).loss.backward()
+    for parameter, gradient in zip(generator.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+class TestRefusals:
+    def test_no_peft_model(self, llama):
+        with pytest.raises(ConfigError, match="takes a PeftModel, got LlamaForCausalLM"):
+            qpeft.attach(llama, small())
+
+    def test_unknown_adapter(self, llama):
+        with pytest.raises(ConfigError, match="no adapter 'x'; it has default"):
+            qpeft.attach(get_peft_model(llama, copy.deepcopy(HOSTS["ia3"])), small(), "x")
+
+    def test_twice(self, llama):
+        with pytest.raises(ConfigError, match="generated already"):
+            qpeft.attach(attached(llama), small())
+
+    def test_over_a_generated_adapter(self, llama, adapters):
+        with pytest.raises(ConfigError, match="generated already"):
+            qpeft.attach(adapters.qpa(llama), small())
+
+    def test_nothing_trains(self, llama):
+        model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
+        model.requires_grad_(False)
+        with pytest.raises(ConfigError, match="no trainable adapter parameters found; attach a PEFT adapter before"):
+            qpeft.attach(model, small())
+
+    def test_adalora(self, llama):
+        model = get_peft_model(llama, AdaLoraConfig(total_step=10, **QV))
+        with pytest.raises(ConfigError, match="AdaLoRA"):
+            qpeft.attach(model, small())
+
+    def test_a_tensor_that_layers_share(self, llama):
+        model = get_peft_model(llama, copy.deepcopy(HOSTS["ia3"]))
+        first, second = (layer.self_attn.v_proj.ia3_l for layer in model.get_base_model().model.layers)
+        second["default"] = first["default"]
+        with pytest.raises(ConfigError, match=r"IA3 shares .*layers\.1.* between layers"):
+            qpeft.attach(model, small())
+
+    def test_a_merged_adapter(self, llama):
+        model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
+        model.merge_adapter()
+        with pytest.raises(ConfigError, match="unmerge_adapter"):
+            qpeft.attach(model, small())
+
+    def test_a_weighted_sum(self, llama):
+        with pytest.raises(ConfigError, match=r"qpeft\.export"):
+            attached(llama, "lora").add_weighted_adapter(["default"], [1.0], "sum")
+
+    def test_merging_what_stands_beside_the_base(self, llama):
+        with pytest.raises(ConfigError, match="nothing to merge"):
+            attached(llama, "prefix").merge_and_unload()
+
+    def test_too_small_a_budget_leaves_the_stock_adapter(self, llama, ids, adapters):
+        model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"])).eval()
+        before = adapters.logits(model, ids)
+        with pytest.raises(ConfigError, match="too small"):
+            qpeft.attach(model, qpeft.QPAGeneratorConfig(budget=5))
+        assert torch.equal(adapters.logits(adapters.train(model, ids, steps=0), ids), before)
+        assert any(p.requires_grad for p in model.parameters())
+
+    @pytest.mark.parametrize("load", [PeftModel.from_pretrained, lambda _, folder: load_auto(folder)])
+    def test_peft_alone_cannot_load_the_compact_folder(self, trained, tmp_path, load, monkeypatch):
+        plain, model = trained("ia3")
+        plain.save_pretrained(tmp_path / "base")
+        model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+        model.generated_config("default").base_model_name_or_path = str(tmp_path / "base")
+        qpeft.save(model, tmp_path / "compact")
+        with pytest.raises(ConfigError, match=r"qpeft\.load"):
+            load(plain, tmp_path / "compact")
+
+    def test_other_settings(self, trained, llama, tmp_path):
+        plain, model = trained("ia3")
+        qpeft.save(model, tmp_path / "compact")
+        with pytest.raises(CheckpointError, match="other settings than this adapter has: n_layers, seed"):
+            attached(plain, "ia3", n_layers=4, seed=2).load_adapter(tmp_path / "compact", "default")
+
+    def test_a_stock_folder_in_its_place(self, trained, llama, tmp_path):
+        plain, _ = trained("ia3")
+        get_peft_model(copy.deepcopy(plain), copy.deepcopy(HOSTS["ia3"])).save_pretrained(tmp_path / "stock")
+        with pytest.raises(CheckpointError, match="holds no attached adapter"):
+            attached(plain, "ia3").load_adapter(tmp_path / "stock", "default")
+
+    @pytest.mark.parametrize(
+        ("host", "change"),
+        [
+            ("prompt", {"hidden_size": 32}),
+            ("prefix", {"hidden_size": 64}),
+            ("prefix", {"num_hidden_layers": 3}),
+            ("ia3", {"intermediate_size": 32}),
+            ("ia3", {"num_hidden_layers": 3}),
+            ("lora", {"hidden_size": 32}),
+        ],
+    )
+    def test_another_base(self, trained, llama, tmp_path, host, change):
+        _, model = trained(host)
+        qpeft.save(model, tmp_path / "compact")
+        other = type(llama)(copy.deepcopy(llama.config).__class__(**{**llama.config.to_dict(), **change}))
+        with pytest.raises(CheckpointError, match="another base model"):
+            qpeft.load(other, tmp_path / "compact")
+
+    @pytest.mark.parametrize("damage", ["config", "cut", "nan"])
+    def test_damage(self, trained, tmp_path, damage):
+        from safetensors.torch import save_file
+
+        plain, model = trained("ia3")
+        folder = tmp_path / "compact"
+        qpeft.save(model, folder)
+        config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+        if damage == "config":
+            config.write_text(config.read_text().replace('"n_layers": 3', '"n_layers": 0'))
+        elif damage == "cut":
+            weights.write_bytes(weights.read_bytes()[:-50])
+        else:
+            save_file(
+                {k: v * float("nan") if v.is_floating_point() else v for k, v in load_file(weights).items()}, weights
+            )
+        with pytest.raises(CheckpointError, match=r"damaged|NaN"):
+            qpeft.load(plain, folder)
+
+
+def load_auto(folder):
+    return AutoPeftModelForCausalLM.from_pretrained(folder)
