@@ -320,3 +320,43 @@ def test_config_is_not_changed_by_use(gpt2, llama):
     assert config.target_modules is None
     assert model.peft_config["default"].target_modules == ["mlp"]
     get_peft_model(llama, config)
+
+
+def test_qpa_generates_it(gpt2, ids, adapters, tmp_path):
+    fresh = copy.deepcopy(gpt2)
+    model = adapted(gpt2)
+    expected, numbers = adapters.logits(model, ids), model.get_nb_trainable_parameters()[0]
+    model = qpeft.attach(model, qpeft.QPAGeneratorConfig(chunk_size=32, hidden=(4,), n_layers=2))
+    assert torch.equal(adapters.logits(model, ids), expected)
+    assert model.get_nb_trainable_parameters()[0] < numbers
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    adapters.train(model, ids, steps=5)
+    assert model(input_ids=ids, labels=ids).loss.item() < loss
+    qpeft.save(model, tmp_path / "adapter")
+    loaded = qpeft.load(fresh, tmp_path / "adapter").eval()
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+    with pytest.raises(ConfigError, match="not linear"):
+        model.merge_and_unload()
+
+
+@pytest.mark.parametrize("generated", [True, False])
+def test_no_stock_folder_can_hold_it(gpt2, tmp_path, generated):
+    model = adapted(gpt2)
+    if generated:
+        model = qpeft.attach(model, qpeft.QPAGeneratorConfig(chunk_size=32, hidden=(4,), n_layers=2))
+    with pytest.raises(ConfigError, match="cannot be written as a stock PEFT adapter"):
+        qpeft.export(model, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_excluded_modules_stay_as_they_are(gpt2):
+    model = adapted(gpt2, target_modules="all-linear", exclude_modules=["c_attn"])
+    assert {name.rpartition(".")[2] for name in model.base_model.targeted_module_names} == {"c_proj", "c_fc"}
+
+
+def test_saved_folder_says_that_it_needs_qpeft(gpt2, tmp_path):
+    qpeft.save(adapted(gpt2), tmp_path / "adapter")
+    card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
+    assert "KeyError: 'QPEFT_BOTTLENECK'" in card
+    assert "import qpeft" in card
+    assert "[More Information Needed]" not in card

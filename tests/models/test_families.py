@@ -7,7 +7,7 @@ import torch
 from peft import PeftModel
 
 import qpeft
-from qpeft.errors import ConfigError, TiedWeightError
+from qpeft.errors import DataError, TiedWeightError
 
 GENERATED = ("qpa", "quantum_peft")
 TIED = ("gpt2", "qwen3", "gemma", "gemma2", "gemma3", "t5")
@@ -100,13 +100,24 @@ def test_frames_are_fitted_from_what_the_model_reads(family, base, batch, models
 @pytest.mark.parametrize("family", ["bert"], indirect=True)
 def test_frames_of_a_classifier_need_labels(family, base, batch, models):
     model = models.adapt(base, "quantum_peft", family, frame="gradient", frame_rank=8)
-    with pytest.raises(qpeft.errors.DataError, match="add 'labels'"):
+    with pytest.raises(DataError, match="add 'labels'"):
         qpeft.fit_frames(model, [{"input_ids": batch["input_ids"]}])
 
 
-@pytest.mark.parametrize("family", ["llama"], indirect=True)
-def test_bottleneck_is_no_stock_adapter(family, base, models, tmp_path):
-    model = models.adapt(base, "bottleneck", family)
-    with pytest.raises(ConfigError, match="cannot be written as a stock PEFT adapter"):
+@pytest.mark.parametrize("family", ["roberta", "vit", "t5"], indirect=True)
+@pytest.mark.parametrize("method", [*GENERATED, "bottleneck"])
+def test_cards_load_the_right_class(family, base, batch, models, method, tmp_path):
+    model = models.adapt(base, method, family)
+    qpeft.save(model, tmp_path / "adapter")
+    folders = ["adapter"]
+    if method != "bottleneck":
         qpeft.export(model, tmp_path / "exported")
-    assert not (tmp_path / "exported").exists()
+        folders.append("exported")
+    expected = {
+        "SEQ_CLS": "AutoModelForSequenceClassification",
+        "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+        None: "ViTForImageClassification",
+    }
+    for folder in folders:
+        card = (tmp_path / folder / "README.md").read_text(encoding="utf-8")
+        assert f"from transformers import {expected[family.task_type]}\n" in card

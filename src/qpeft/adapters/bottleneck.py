@@ -14,6 +14,7 @@ import copy
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
+from qpeft.adapters import model_card
 from qpeft.adapters.bottleneck_targets import check_targets, default_targets, find_width
 from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.targets import spare_new_head
@@ -77,6 +79,11 @@ class BottleneckConfig(PeftConfig):
             raise ConfigError(f"seed must be a whole number from 0, got {self.seed!r}")
         if self.target_modules is not None and not self.target_modules:
             raise ConfigError("target_modules is empty; name modules such as mlp, or leave it unset")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json, and a model card that says how to load this folder."""
+        super().save_pretrained(save_directory, **kwargs)
+        model_card.write_bottleneck_card(Path(save_directory))
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):

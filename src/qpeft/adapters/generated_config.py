@@ -69,6 +69,7 @@ class GeneratedConfig(PeftConfig):
         """Write adapter_config.json, and a model card that says how to load this folder."""
         super().save_pretrained(save_directory, **kwargs)
         config = json.loads(json.dumps(self.to_dict(), default=list))
+        config["auto_mapping"] = kwargs.get("auto_mapping_dict")
         model_card.write_compact_card(Path(save_directory), config, self.description())
 
     def check_start(self, digest: str) -> None:

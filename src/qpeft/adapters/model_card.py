@@ -7,19 +7,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft.utils import CONFIG_NAME
+
+from qpeft.adapters.auto_class import base_class
 from qpeft.files import write_text
 
 _COMPACT = "Compact adapter: loading it needs qpeft"
+_BOTTLENECK = "Feed-forward (bottleneck) adapter: loading it needs qpeft"
 _PEFT_TEMPLATE = "# Model Card for Model ID"
+_EXPORT = """
+For a folder that plain PEFT loads, with no qpeft at inference:
+
+```python
+qpeft.export(model, "exported")
+```
+"""
 
 
-def load_lines(base: str, folder: str, *, needs_qpeft: bool) -> str:
+def load_lines(base: str, folder: str, *, needs_qpeft: bool, auto_class: str = "AutoModelForCausalLM") -> str:
     """The lines of Python that load an adapter folder on its base, in the float32 that it was trained beside."""
-    loaded = f"AutoModelForCausalLM.from_pretrained({base!r}, dtype='float32')"
+    loaded = f"{auto_class}.from_pretrained({base!r}, dtype='float32')"
     return "\n".join(
         [
             "import qpeft" if needs_qpeft else "from peft import PeftModel",
-            "from transformers import AutoModelForCausalLM",
+            f"from transformers import {auto_class}",
             f"model = {'qpeft.load' if needs_qpeft else 'PeftModel.from_pretrained'}({loaded}, {folder!r})",
         ]
     )
@@ -28,13 +39,13 @@ def load_lines(base: str, folder: str, *, needs_qpeft: bool) -> str:
 def write_compact_card(folder: Path, config: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Describe a compact folder, in the place of the empty card that PEFT wrote; a card of the user's own stays."""
     card = folder / "README.md"
-    if card.exists() and not any(mark in card.read_text(encoding="utf-8") for mark in (_COMPACT, _PEFT_TEMPLATE)):
+    if _is_users_own(card):
         return
     base = config.get("base_model_name_or_path") or "BASE_MODEL"
     numbers = sum(_size(shape) for _, shape in config.get("generated") or [])
     write_text(
         card,
-        _front_matter(base)
+        _front_matter(base, _host(description))
         + f"""# {_COMPACT}
 
 This folder holds the *generator* of {_a(_host(description))} adapter, not the adapter itself.
@@ -42,15 +53,9 @@ The generator writes {numbers:,} adapter numbers in {len(config.get("generated")
 Without `import qpeft`, PEFT answers `KeyError: '{config.get("peft_type")}'`.
 
 ```python
-{load_lines(base, ".", needs_qpeft=True)}
+{load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
 ```
-
-For a folder that plain PEFT loads, with no qpeft at inference:
-
-```python
-qpeft.export(model, "exported")
-```
-
+{_EXPORT if _has_stock_form(description) else ""}
 Method: {description["method"]}. Circuits are simulated exactly on classical hardware; whether they contribute
 anything is a control away.
 
@@ -69,14 +74,14 @@ def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, t
     )
     write_text(
         folder / "README.md",
-        _front_matter(base)
+        _front_matter(base, _host(report))
         + f"""# Stock {_host(report)} adapter: loading it needs PEFT alone
 
 Its {report["n_generated"]:,} numbers were generated during training by qpeft from {report["n_trained"]:,} trained
 numbers ({report["method"]}) and written out once. Inference needs neither qpeft nor a quantum device.
 {warning}
 ```python
-{load_lines(base, ".", needs_qpeft=False)}
+{load_lines(base, ".", needs_qpeft=False, auto_class=base_class(_read_config(folder)))}
 ```
 
 How it was made and verified (`qpeft.json`):
@@ -88,6 +93,42 @@ How it was made and verified (`qpeft.json`):
     )
 
 
+def write_bottleneck_card(folder: Path) -> None:
+    """Describe the folder of a feed-forward adapter, in which its config is already."""
+    card, config = folder / "README.md", _read_config(folder)
+    if _is_users_own(card):
+        return
+    base = config.get("base_model_name_or_path") or "BASE_MODEL"
+    write_text(
+        card,
+        _front_matter(base, "bottleneck")
+        + f"""# {_BOTTLENECK}
+
+After each of its target modules f this adapter adds `up(act(down(f(x))))` to f(x). Stock PEFT has no such adapter, so
+without `import qpeft` it answers `KeyError: '{config.get("peft_type")}'`; nor can it be merged into the base.
+
+```python
+{load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
+```
+
+Settings: {", ".join(f"`{name}={config.get(name)}`" for name in ("bottleneck_size", "activation", "dropout", "seed"))}.
+""",
+    )
+
+
+def _is_users_own(card: Path) -> bool:
+    marks = (_COMPACT, _BOTTLENECK, _PEFT_TEMPLATE)
+    return card.exists() and not any(mark in card.read_text(encoding="utf-8") for mark in marks)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+
+
+def _has_stock_form(description: Mapping[str, Any]) -> bool:
+    return "bottleneck" not in _host(description)
+
+
 def _host(description: Mapping[str, Any]) -> str:
     """The adapter that is generated, LoRA unless the description says otherwise."""
     return description.get("host", "LoRA")
@@ -97,9 +138,10 @@ def _a(name: str) -> str:
     return f"an {name}" if name[0] in "AEIO" else f"a {name}"
 
 
-def _front_matter(base: str) -> str:
+def _front_matter(base: str, host: str) -> str:
+    tag = host.lower().replace(" ", "-")
     named = "" if Path(base).exists() else f"base_model: {base}\n"  # a hub knows no folder of this machine
-    return f"---\n{named}library_name: peft\ntags:\n- lora\n- qpeft\n---\n\n"
+    return f"---\n{named}library_name: peft\ntags:\n- {tag}\n- qpeft\n---\n\n"
 
 
 def _size(shape: list[int]) -> int:

@@ -11,16 +11,9 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
+from qpeft.adapters.auto_class import AUTO_CLASSES
 from qpeft.errors import ConfigError
 
-_OF_TASK = {
-    "CAUSAL_LM": "AutoModelForCausalLM",
-    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
-    "SEQ_CLS": "AutoModelForSequenceClassification",
-    "TOKEN_CLS": "AutoModelForTokenClassification",
-    "QUESTION_ANS": "AutoModelForQuestionAnswering",
-    "FEATURE_EXTRACTION": "AutoModel",
-}
 # where neither the task nor the config says it: the first that has a model of this kind
 _IN_TURN = (
     "AutoModelForCausalLM",
@@ -57,7 +50,7 @@ def on_meta(base: nn.Module | PretrainedConfig | str | Path, task_type: str | No
 
 
 def _model_class(config: PretrainedConfig, task_type: str | None) -> Any:
-    if (found := _in_mapping(_OF_TASK.get(task_type or "", ""), config)) is not None:
+    if (found := _in_mapping(AUTO_CLASSES.get(task_type or "", ""), config)) is not None:
         return found
     for name in getattr(config, "architectures", None) or ():
         if isinstance(found := getattr(transformers, name, None), type):
