@@ -22,14 +22,14 @@ def load_config(model: str) -> PretrainedConfig:
     """The config of a folder or hub id. Raises InputError if there is none."""
     from transformers import AutoConfig
 
-    return _load(AutoConfig.from_pretrained, model)
+    return load(AutoConfig.from_pretrained, model)
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id. Raises InputError if there is none."""
     from transformers import AutoTokenizer
 
-    tokenizer = _load(AutoTokenizer.from_pretrained, model)
+    tokenizer = load(AutoTokenizer.from_pretrained, model)
     if not tokenizer.vocab_size:  # what transformers makes of a folder without a tokenizer's files
         raise InputError(f"the base model {model!r} has no tokenizer; put its tokenizer.json beside the weights")
     return tokenizer
@@ -40,7 +40,19 @@ def load_model(model: str, dtype: str = "float32") -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM.from_pretrained, model, dtype=getattr(torch, dtype))
+    return load(AutoModelForCausalLM.from_pretrained, model, dtype=getattr(torch, dtype))
+
+
+def load(loader: Callable[..., Loaded], model: str, **options: Any) -> Loaded:
+    """What `loader`, a `from_pretrained`, makes of a folder or hub id. Raises InputError if it cannot."""
+    path = Path(model).expanduser()
+    if is_path(model) and not path.exists():
+        raise InputError(f"no model folder {model}: {explain_missing(model)}")
+    try:
+        return loader(str(path) if path.is_dir() else model, **options)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot load the base model {model!r}: {reason}") from error
 
 
 def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 0) -> int:
@@ -70,14 +82,3 @@ def fingerprint(model: str, config: PretrainedConfig) -> str:
         with file.open("rb") as opened:
             sha.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
     return f"sha256:{sha.hexdigest()}"
-
-
-def _load(loader: Callable[..., Loaded], model: str, **options: Any) -> Loaded:
-    path = Path(model).expanduser()
-    if is_path(model) and not path.exists():
-        raise InputError(f"no model folder {model}: {explain_missing(model)}")
-    try:
-        return loader(str(path) if path.is_dir() else model, **options)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot load the base model {model!r}: {reason}") from error

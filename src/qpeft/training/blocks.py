@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+Item = TypeVar("Item")
+
 IGNORED = -100
 
 _HELD_OUT_EVERY = 20
+_EVALUATED = 512
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedToke
         raise DataError(f"{validation} has nothing to score within seq_len={seq_len} tokens; raise it, or give more")
     if not train or not evaluation:
         raise DataError(_too_little(settings.data, rows, seq_len, tokenizer))
-    return Blocks(train, spread(settings.eval_blocks, evaluation))
+    return Blocks(train, spread(_EVALUATED if settings.eval_blocks is None else settings.eval_blocks, evaluation))
 
 
 def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
@@ -72,8 +75,8 @@ def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -
     return [block for block in blocks if block.n_targets]
 
 
-def spread(limit: int, blocks: list[Tokens]) -> list[Tokens]:
-    """At most `limit` blocks, taken evenly from all of them (0: all)."""
+def spread(limit: int, blocks: list[Item]) -> list[Item]:
+    """At most `limit` blocks, or other items, taken evenly from all of them (0: all)."""
     if not limit or len(blocks) <= limit:
         return blocks
     return [blocks[i * len(blocks) // limit] for i in range(limit)]

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from qpeft.errors import TrainingError
 from qpeft.training.checkpoints import checkpoint_path, seal
 from qpeft.training.interrupt import StopRequest
-from qpeft.training.metrics import LanguageModelScore
 from qpeft.training.metrics_log import MetricsLog
 from qpeft.training.progress import Progress
+from qpeft.training.tasks import Score
 
 
 class Logging(TrainerCallback):
@@ -57,7 +57,7 @@ class Scoring(TrainerCallback):
 
     def __init__(
         self,
-        evaluate: Callable[[], LanguageModelScore],
+        evaluate: Callable[[], Score],
         every: int,
         log: Callable[[dict[str, float]], None],
         progress: Progress,

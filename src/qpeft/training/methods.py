@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,8 @@ from qpeft.training.settings import TrainSettings, unknown
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
+
+    from qpeft.generators.settings import QPAGeneratorConfig
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,16 @@ METHODS = {
     "ia3": Method("peft:IA3Config"),  # PEFT knows the right modules by the model's type
     "vera": Method("peft:VeraConfig", _ALL_LINEAR),
     "prefix": Method("peft:PrefixTuningConfig", {"num_virtual_tokens": 10}),
+    "prompt": Method("peft:PromptTuningConfig", {"num_virtual_tokens": 10}),
+    "loha": Method("peft:LoHaConfig", _ALL_LINEAR),
+    "ln_tuning": Method("peft:LNTuningConfig"),
+    "pissa": Method("peft:LoraConfig", {**_ALL_LINEAR, "init_lora_weights": "pissa"}),
+    "head": Method("peft:LoraConfig", {"target_modules": "dummy-target-modules"}),  # PEFT's name for no module at all
     "bottleneck": Method("qpeft:BottleneckConfig"),  # finds the feed-forward blocks itself
 }
+
+# PEFT knows no task of images; what its task types add is the head, which a run names itself
+_PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "image-classification": None}
 
 # what a run sets itself, or what is filled in when an adapter is saved
 _NOT_SETTINGS = {
@@ -49,33 +60,71 @@ def config_class(method: str) -> type:
 
 
 def build_config(settings: TrainSettings) -> PeftConfig:
-    """The PEFT config of a run. Raises ConfigError for a field that the method lacks, or a value it refuses."""
-    made = config_class(settings.method)
+    """The PEFT config of a run: where a generator goes over another host than LoRA, the host's.
+
+    Raises ConfigError for a field that the method lacks, or a value it refuses.
+    """
+    if settings.method == "head":
+        _refuse_settings(settings)
+    method = settings.host if settings.attaches else settings.method
+    made = config_class(method)
     known = {f.name for f in fields(made)} - _NOT_SETTINGS
+    ours = _generator_fields() if settings.attaches else set()
     for name in settings.method_settings:
-        if name not in known:
-            raise ConfigError(unknown(f"setting of method {settings.method}:", name, sorted(known)))
+        if name not in known | ours:
+            raise ConfigError(unknown(f"setting of method {method}:", name, sorted(known | ours)))
+    given = {name: value for name, value in settings.method_settings.items() if name not in ours}
     seed = {"seed": settings.seed} if "seed" in known else {}
-    values = {**METHODS[settings.method].defaults, **seed, **settings.method_settings}
-    return _refusals_as_config_errors(made, task_type="CAUSAL_LM", **values)
+    dora = {"use_dora": True} if (settings.method, settings.host) == ("qpa", "dora") else {}
+    values = {**METHODS[method].defaults, **dora, **seed, **given}
+    return _refusals_as_config_errors(made, task_type=_PEFT_TASKS[settings.task], **values)
 
 
-def build_adapter(settings: TrainSettings, base: PreTrainedModel) -> Any:
+def build_generator(settings: TrainSettings) -> QPAGeneratorConfig | None:
+    """The generator that goes over another host than LoRA; None for every other run. Raises ConfigError."""
+    if not settings.attaches:
+        return None
+    from qpeft.generators.settings import QPAGeneratorConfig
+
+    ours = _generator_fields()
+    given = {name: value for name, value in settings.method_settings.items() if name in ours}
+    return _refusals_as_config_errors(QPAGeneratorConfig, **{"seed": settings.seed, **given})
+
+
+def _generator_fields() -> set[str]:
+    from qpeft.generators.settings import QPAGeneratorConfig
+
+    return {f.name for f in fields(QPAGeneratorConfig)}
+
+
+def build_adapter(settings: TrainSettings, base: PreTrainedModel, head: Sequence[str] = ()) -> Any:
     """The model to train: `base` with an adapter, or `base` itself for method full.
 
+    The modules named by `head` are trained whole beside the adapter.
     Raises ConfigError for settings that the method refuses and for target modules that are not there.
     """
     if settings.method == "full":
-        if settings.method_settings:
-            raise ConfigError(f"method full has no settings, got {', '.join(settings.method_settings)}")
+        _refuse_settings(settings)
         return base
     from peft import get_peft_model
 
+    import qpeft
     from qpeft.adapters.targets import check_target_modules
 
     config = build_config(settings)
-    check_target_modules(base, config)
-    return _refusals_as_config_errors(get_peft_model, base, config)
+    if head:
+        whole = {*(getattr(config, "modules_to_save", None) or ()), *head}
+        config.modules_to_save = sorted(whole)  # type: ignore[attr-defined]
+    if settings.method != "head":
+        check_target_modules(base, config)
+    model = _refusals_as_config_errors(get_peft_model, base, config)
+    generator = build_generator(settings)
+    return model if generator is None else qpeft.attach(model, generator)
+
+
+def _refuse_settings(settings: TrainSettings) -> None:
+    if settings.method_settings:
+        raise ConfigError(f"method {settings.method} has no settings, got {', '.join(settings.method_settings)}")
 
 
 def _refusals_as_config_errors(make: Any, *arguments: Any, **values: Any) -> Any:

@@ -54,6 +54,19 @@ class LanguageModelScore:
             "n_bytes": self.n_bytes,
         }
 
+    def described(self) -> dict[str, str]:
+        """The figures for a table, by name."""
+        return {
+            "perplexity": f"{self.perplexity:.4f}",
+            "loss, nats a token": f"{self.loss:.6f}",
+            "bits a byte": f"{self.bits_per_byte:.6f}",
+        }
+
+    @property
+    def size(self) -> str:
+        """How much was scored."""
+        return f"{self.n_tokens:,} tokens"
+
 
 def evaluate_language_model(
     model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8, padding_side: str = "right"
@@ -63,7 +76,7 @@ def evaluate_language_model(
     The sum runs in float64. `batch_size` and `padding_side` change the time taken, not the score.
     """
     nats = 0.0
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(blocks), batch_size):
             batch = collate(blocks[start : start + batch_size], padding_side)
             nats += _nats(model, batch, batch["labels"])
@@ -87,7 +100,7 @@ def padded_perplexity(
     import torch
 
     end, nats = tokenizer.eos_token_id, 0.0
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(lines), batch_size):
             rows = tokenizer(list(lines[start : start + batch_size]), truncation=True, max_length=length)["input_ids"]
             ids = torch.tensor([row + [end] * (length - len(row)) for row in rows])
@@ -110,7 +123,7 @@ def _nats(model: torch.nn.Module, batch: dict[str, torch.Tensor], labels: torch.
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Dropout off and no gradients; not torch's inference mode, whose tensors a later backward could not use."""
     import torch
 

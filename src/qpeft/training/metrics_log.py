@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
 from qpeft.files import write_text
-from qpeft.training.metrics import LanguageModelScore
+from qpeft.training.tasks import Score
 
 
 class MetricsLog:
@@ -46,10 +47,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
 
 
-def read_scores(path: Path) -> list[LanguageModelScore]:
+def read_scores(path: Path, score_class: type[Score]) -> list[Score]:
     """The validation scores of a metrics.jsonl, in their order."""
-    rows = [row for row in read_rows(path) if "eval_loss" in row]
-    return [LanguageModelScore(row["eval_nats"], row["eval_n_tokens"], row["eval_n_bytes"]) for row in rows]
+    names = [f.name for f in fields(score_class)]
+    return [
+        score_class(**{name: row[f"eval_{name}"] for name in names}) for row in read_rows(path) if "eval_loss" in row
+    ]
 
 
 def read_seconds(path: Path) -> float:

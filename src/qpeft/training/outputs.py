@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import qpeft
 from qpeft.adapters.holder import holder_of
@@ -12,27 +13,36 @@ from qpeft.adapters.model_card import load_lines
 from qpeft.files import replace_folder, write_text
 from qpeft.training.result import TrainResult
 from qpeft.training.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from qpeft.training.tasks import Task
 
 
-def write_adapter(model: Any, folder: RunFolder, method: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int:
     """Write adapter/ and exported/, each whole or not at all; returns the numbers needed at inference.
 
-    Method full has no adapter: exported/ is the model, with its tokenizer.
+    Method full has no adapter: exported/ is the model, with its tokenizer or image processor.
     """
     if method == "full":
         with replace_folder(folder.exported) as target:
             model.save_pretrained(str(target))
-            tokenizer.save_pretrained(str(target))
+            task.save_processor(target)
         return count_trainable(model)
-    qpeft.save(model, folder.adapter)
-    if is_generated(model):
-        report = qpeft.export(model, folder.exported)
-        return report.n_generated + count_trainable(model) - report.n_trained  # modules_to_save are beside it
-    qpeft.save(model, folder.exported)
-    return count_trainable(model)
+    with replace_folder(folder.adapter) as target:
+        qpeft.save(model, target)
+        task.describe(target)
+    with replace_folder(folder.exported) as target:
+        deployed = _export(model, target, task)
+        task.describe(target)
+    return deployed
+
+
+def _export(model: Any, target: Path, task: Task) -> int:
+    if not is_generated(model):
+        qpeft.save(model, target)
+        return count_trainable(model)
+    probe = task.probe()
+    device = next(model.parameters()).device
+    report = qpeft.export(model, target, probe=probe and {name: part.to(device) for name, part in probe.items()})
+    return report.n_generated + count_trainable(model) - report.n_trained  # modules_to_save are beside it
 
 
 def is_generated(model: Any) -> bool:
@@ -46,9 +56,11 @@ def resumable(model: Any) -> AbstractContextManager[None]:
     return nullcontext() if holder is None else holder.keeping_latent()
 
 
-def count_trainable(model: Any) -> int:
-    """Numbers that training changes, shared ones once."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+def count_trainable(model: Any, modules: Sequence[str] | None = None) -> int:
+    """Numbers that training changes, shared ones once; with `modules`, only those inside them."""
+    inside = ("",) if modules is None else [f".{name}." for name in modules]
+    trained = [(f".{name}", p.numel()) for name, p in model.named_parameters() if p.requires_grad]
+    return sum(n for name, n in trained if any(part in name for part in inside))
 
 
 def weight_bytes(folder: Path) -> int:
@@ -62,7 +74,8 @@ def write_card(folder: RunFolder, result: TrainResult, *, needs_qpeft: bool) -> 
 
 
 def _card(result: TrainResult, needs_qpeft: bool) -> str:
-    before, after = result.before, result.after
+    before, after = result.before.described(), result.after.described()
+    rows = "\n".join(f"| {name} | {before[name]} | {after[name]} |" for name in after)
     return f"""---
 base_model: {result.model}
 library_name: peft
@@ -75,16 +88,18 @@ tags:
 
 | | before | after |
 | --- | ---: | ---: |
-| perplexity | {before.perplexity:.4f} | {after.perplexity:.4f} |
-| loss, nats a token | {before.loss:.6f} | {after.loss:.6f} |
-| bits a byte | {before.bits_per_byte:.6f} | {after.bits_per_byte:.6f} |
+{rows}
 
-Scored on {after.n_tokens:,} tokens of validation data after {result.steps:,} steps. Trained numbers:
-{result.trainable:,}; numbers needed at inference beside the base: {result.deployed:,}.
+Scored on {result.after.size} of validation data after {result.steps:,} steps. Trained numbers:
+{result.trainable:,}{_head(result)}; numbers needed at inference beside the base: {result.deployed:,}.
 
 {_folders(result, needs_qpeft)}
 Settings, hashes and versions: `config.json`. Losses and scores: `metrics.jsonl`.
 """
+
+
+def _head(result: TrainResult) -> str:
+    return f" ({result.trainable_head:,} of them the head's)" if result.trainable_head else ""
 
 
 def _folders(result: TrainResult, needs_qpeft: bool) -> str:

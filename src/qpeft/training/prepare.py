@@ -4,30 +4,27 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from qpeft.errors import ConfigError, InputError
+from qpeft.errors import ConfigError
 from qpeft.training import base
-from qpeft.training.blocks import Blocks, load_blocks
 from qpeft.training.calibration import fit_to_gradient, warn_of_a_short_way
 from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress
 from qpeft.training.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from qpeft.training.tasks import Task, task_class
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model at its start, what it is trained and scored on, and what a resumed run must find unchanged."""
+    """A model at its start, the task with its data, and what a resumed run must find unchanged."""
 
     model: Any
-    tokenizer: PreTrainedTokenizerBase
-    blocks: Blocks
+    task: Task
+    head: list[str]  # modules that are trained whole
     identity: dict[str, Any]
 
 
@@ -38,18 +35,15 @@ def prepare(settings: TrainSettings, progress: Progress) -> Prepared:
     method = None if settings.method == "full" else build_config(settings)
     warn_of_a_short_way(settings, method)
     progress.on_stage("Reading the data")
-    config = base.load_config(settings.model)
-    tokenizer = base.load_tokenizer(settings.model)
-    blocks = load_blocks(
-        settings, base.block_length(settings.seq_len, config, getattr(method, "num_virtual_tokens", 0)), tokenizer
-    )
-    _check_vocabulary(blocks, config)
+    task = task_class(settings.task)(settings, getattr(method, "num_virtual_tokens", 0))
     progress.on_stage("Loading the base model")
-    identity = {"data": blocks.sha256(), "base": base.fingerprint(settings.model, config)}
+    identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
     set_seed(settings.seed)
-    model = build_adapter(settings, base.load_model(settings.model, settings.dtype))
-    fit_to_gradient(model, blocks.train, settings.batch_size, progress)
-    return Prepared(model, tokenizer, blocks, identity)
+    loaded = task.load_base()
+    head = task.head_names(loaded)
+    model = build_adapter(settings, loaded, head)
+    fit_to_gradient(model, task, settings.batch_size, progress)
+    return Prepared(model, task, head, identity)
 
 
 def _check_single_process() -> None:
@@ -65,10 +59,3 @@ def _check_reporters(names: list[str]) -> None:
                 f"cannot report to {name!r}: it is unknown, or its package is not installed; here are "
                 f"{', '.join(known) or 'none'}"
             )
-
-
-def _check_vocabulary(blocks: Blocks, config: PretrainedConfig) -> None:
-    size = config.get_text_config().vocab_size
-    highest = max(int(block.ids.max()) for block in (*blocks.train, *blocks.evaluation))
-    if highest >= size:
-        raise InputError(f"the tokenizer gives token {highest}, the model knows {size}; they do not belong together")

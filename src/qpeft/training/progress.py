@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from qpeft.training.metrics import LanguageModelScore
+    from qpeft.training.tasks import Score
 
 
 class Progress(Protocol):
@@ -18,9 +18,9 @@ class Progress(Protocol):
         """Training begins, or goes on, after `done` of `total` steps."""
 
     def on_step(self, step: int, loss: float) -> None:
-        """Step number `step` (from 1) is done; `loss` is its mean over scored tokens, in nats."""
+        """Step number `step` (from 1) is done; `loss` is its mean over scored tokens or examples, in nats."""
 
-    def on_eval(self, step: int, score: LanguageModelScore) -> None:
+    def on_eval(self, step: int, score: Score) -> None:
         """The validation data was scored after `step` steps (0: before training)."""
 
 
@@ -33,4 +33,4 @@ class Silent:
 
     def on_step(self, step: int, loss: float) -> None: ...
 
-    def on_eval(self, step: int, score: LanguageModelScore) -> None: ...
+    def on_eval(self, step: int, score: Score) -> None: ...

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
 from qpeft.files import write_json
-from qpeft.training.metrics import LanguageModelScore
+from qpeft.training.tasks import Score, task_class
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,17 @@ class TrainResult:
     model: str
     method: str
     steps: int
-    before: LanguageModelScore  # the base, or for prefix the model as training begins
-    after: LanguageModelScore
-    trainable: int  # numbers trained
+    before: Score  # the base; for prefix, and for a new head, the model as training begins
+    after: Score
+    trainable: int  # numbers trained, a head's among them
     deployed: int  # numbers needed at inference beside the base
     stored_bytes: int  # weights file in adapter/
     exported_bytes: int  # weights files in exported/
     seconds: float  # of the whole run, its interruptions left out, with scoring and saving
     seconds_per_step: float | None  # median, forward to optimiser
     data_sha256: str
+    task: str = "causal-lm"
+    trainable_head: int = 0  # of the trainable numbers, those of a classification head
     already_finished: bool = False
 
     @property
@@ -49,8 +51,10 @@ class TrainResult:
 
 
 def write_result(path: Path, result: TrainResult) -> None:
-    """Declare the run finished. Where it lies is left out, for a folder can be moved."""
-    write_json(path, {k: v for k, v in asdict(result).items() if k not in ("out", "already_finished")})
+    """Declare the run finished. Where it lies is left out, for a folder can be moved, and so is what is as usual."""
+    usual = {f.name: f.default for f in fields(result)}
+    stored = {k: v for k, v in asdict(result).items() if k not in ("out", "already_finished") and v != usual[k]}
+    write_json(path, stored)
 
 
 def read_result(path: Path) -> TrainResult | None:
@@ -59,7 +63,8 @@ def read_result(path: Path) -> TrainResult | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        scores = {name: LanguageModelScore(**stored.pop(name)) for name in ("before", "after")}
+        score_class = task_class(stored.get("task", "causal-lm")).score_class
+        scores = {name: score_class(**stored.pop(name)) for name in ("before", "after")}
         return TrainResult(out=path.parent, already_finished=True, **scores, **stored)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

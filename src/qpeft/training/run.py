@@ -11,11 +11,9 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.files import is_disk_full
 from qpeft.training import outputs
-from qpeft.training.blocks import collate
 from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
 from qpeft.training.checkpoints import last_whole, remove_broken, step_of
 from qpeft.training.interrupt import StopRequest
-from qpeft.training.metrics import evaluate_language_model
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
 from qpeft.training.prepare import Prepared, prepare
 from qpeft.training.progress import Progress, Silent
@@ -65,7 +63,7 @@ def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: 
     every = settings.intervals()
     with StopRequest(partial(progress.on_stage, "Stopping after this step; Ctrl-C again stops at once")) as stop:
         trainer = _trainer(settings, ready, folder)
-        evaluate = partial(evaluate_language_model, ready.model, ready.blocks.evaluation, settings.batch_size)
+        evaluate = partial(ready.task.score, ready.model)
         trainer.add_callback(timing)
         trainer.add_callback(Logging(log, every.log, progress))
         trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
@@ -85,8 +83,9 @@ def _trainer(settings: TrainSettings, ready: Prepared, folder: RunFolder) -> Tra
     trainer = Trainer(
         model=ready.model,
         args=_arguments(settings, folder.checkpoints),
-        train_dataset=ready.blocks.train,  # type: ignore[arg-type]
-        data_collator=collate,
+        train_dataset=ready.task.train,  # type: ignore[arg-type]
+        data_collator=ready.task.collate,
+        compute_loss_func=ready.task.compute_loss,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -122,8 +121,8 @@ def _finish(
     settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: Progress, timing: Timing
 ) -> TrainResult:
     progress.on_stage("Writing the adapter")
-    deployed = outputs.write_adapter(ready.model, folder, settings.method, ready.tokenizer)
-    scores = read_scores(folder.metrics)
+    deployed = outputs.write_adapter(ready.model, folder, settings.method, ready.task)
+    scores = read_scores(folder.metrics, ready.task.score_class)
     result = TrainResult(
         out=folder.path,
         model=settings.model,
@@ -138,6 +137,8 @@ def _finish(
         seconds=read_seconds(folder.metrics),
         seconds_per_step=timing.median,
         data_sha256=ready.identity["data"],
+        task=settings.task,
+        trainable_head=outputs.count_trainable(ready.model, ready.head),
     )
     outputs.write_card(folder, result, needs_qpeft=outputs.is_generated(ready.model))
     write_result(folder.result, result)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from qpeft.errors import ConfigError
 
-METHODS = ("qpa", "quantum_peft", "lora", "dora", "ia3", "vera", "prefix", "bottleneck", "full")
-TASKS = ("causal-lm",)
+HOSTS = ("lora", "dora", "pissa", "ia3", "vera", "loha", "ln_tuning", "prefix", "prompt", "bottleneck")
+METHODS = ("qpa", "quantum_peft", *HOSTS, "head", "full")
+TASKS = ("causal-lm", "text-classification", "image-classification")
 DTYPES = ("float32", "bfloat16")
 
 _AT_LEAST_ONE = ("steps", "batch_size", "gradient_accumulation_steps", "eval_every", "save_every", "log_every")
@@ -46,6 +47,10 @@ class TrainSettings:
     method: str = field(default="qpa", metadata=_help("Fine-tuning method.", choices=METHODS))
     method_settings: dict[str, Any] = field(
         default_factory=dict, metadata=_help("Fields of the method's config, such as r or budget.")
+    )
+    host: str = field(
+        default="lora",
+        metadata=_help("With method qpa: the adapter whose numbers are generated.", choices=HOSTS),
     )
     eval_data: str | None = field(
         default=None,
@@ -89,7 +94,7 @@ class TrainSettings:
         default=None,
         metadata=_help(
             "Evaluate on at most so many blocks or examples, spread evenly over the validation data; 0: on all. "
-            "Default: 512 blocks of text, all examples of a classification."
+            "Default: 512 blocks of text; all examples of a classification."
         ),
     )
     save_every: int | None = field(
@@ -117,15 +122,23 @@ class TrainSettings:
                 f"method full trains the base's own numbers, and {self.dtype} would round its steps away; "
                 "use dtype float32, or an adapter method"
             )
-        if self.method == "prefix" and self.gradient_checkpointing:
+        if self.host != "lora" and self.method != "qpa":
+            raise ConfigError(f"host {self.host} is what method qpa goes over; method {self.method} has no host")
+        adapter = self.host if self.method == "qpa" else self.method
+        if adapter == "prefix" and self.gradient_checkpointing:
             raise ConfigError("method prefix cannot be combined with gradient_checkpointing (PEFT's limit)")
         if self.method == "head" and self.task == "causal-lm":
             raise ConfigError(
                 "method head trains a new classification head alone, and task causal-lm has none; choose task "
                 "text-classification or image-classification, or another method"
             )
-        if self.method == "prefix" and self.task == "image-classification":
-            raise ConfigError("method prefix puts virtual tokens before a text, and images have none; use another")
+        if adapter in ("prefix", "prompt") and self.task == "image-classification":
+            raise ConfigError(f"{adapter} puts virtual tokens before a text, and images have none; use another")
+
+    @property
+    def attaches(self) -> bool:
+        """Whether QPA goes over a stock adapter other than LoRA, which `qpeft.attach` does."""
+        return self.method == "qpa" and self.host not in ("lora", "dora")
 
     def intervals(self) -> Intervals:
         """The chosen intervals, or those that suit `steps`."""

@@ -31,7 +31,9 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
     ".csv": ("csv", {}),
     ".parquet": ("parquet", {}),
+    ".tsv": ("tsv", {}),
 }
+_LOCAL_SUFFIXES = {*_READERS, ".npz"}
 _EVALUATION_SPLITS = ("validation", "test")
 
 
@@ -52,20 +54,37 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
     Raises DataError for a source that is missing, unreadable, empty, or lacks the columns.
     """
     if source in BUILT_IN:
-        rows = [{columns.text: text} for text in _built_in(source)]
-    elif Path(source).expanduser().exists():
-        rows = [row for file in _files(Path(source).expanduser()) for row in _read(file)]
-    elif _looks_local(source):
+        return _in_form(source, [{columns.text: text} for text in _built_in(source)], columns)
+    return _in_form(source, load_rows(source, split), columns)
+
+
+def load_rows(source: str, split: str, headerless: Sequence[str] = ()) -> list[Row]:
+    """Rows of a file, a folder's files, or a hub data set's part, as they are.
+
+    A .tsv has a header in its first line; it may lack one where the columns' names are given by `headerless`.
+    Raises DataError for a source that is missing or unreadable.
+    """
+    if is_local(source):
+        return [row for file in _files(local_path(source)) for row in _read(file, headerless)]
+    return _hub(source, split)
+
+
+def is_local(source: str) -> bool:
+    """True if `source` names something on this machine, whether or not it is there."""
+    return Path(source).expanduser().exists() or is_path(source) or Path(source).suffix.lower() in _LOCAL_SUFFIXES
+
+
+def local_path(source: str) -> Path:
+    """Where a local source is. Raises DataError if it is not there."""
+    path = Path(source).expanduser()
+    if not path.exists():
         raise DataError(f"no file or folder {source}: {explain_missing(source)}")
-    else:
-        rows = _hub(source, split)
-    return _in_form(source, rows, columns)
+    return path
 
 
 def has_validation_split(source: str) -> bool:
     """True if `source` is a hub data set with a split made for validation."""
-    local = source in BUILT_IN or Path(source).expanduser().exists() or _looks_local(source)
-    return not local and "validation" in _hub_splits(source)
+    return source not in BUILT_IN and not is_local(source) and "validation" in hub_splits(source)
 
 
 def _built_in(name: str) -> list[str]:
@@ -91,17 +110,35 @@ def _allowed_suffixes() -> str:
     return f"files must end in one of {', '.join(_READERS)}"
 
 
-def _read(file: Path) -> list[Row]:
+def _read(file: Path, headerless: Sequence[str]) -> list[Row]:
     """Streamed, so that the library leaves no copy of a local file in its cache."""
     from datasets import load_dataset
 
     kind, options = _READERS[file.suffix.lower()]
     if file.stat().st_size == 0:
         raise DataError(f"{file} is empty")
+    if kind == "tsv":
+        return _read_tsv(file, headerless)
     try:
         return list(load_dataset(kind, data_files=str(file), split="train", streaming=True, **options))
     except Exception as error:  # each reader has errors of its own
         raise DataError(f"cannot read {file} as {kind}: {_root_cause(error)}") from error
+
+
+def _read_tsv(file: Path, headerless: Sequence[str]) -> list[Row]:
+    """Fields as they stand: a quotation mark in a .tsv is one."""
+    try:
+        lines = [line.split("\t") for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {file} as tsv: it is no UTF-8 text ({error})") from error
+    has_header = not headerless or any(name in lines[0] for name in headerless)
+    names, body = (lines[0], lines[1:]) if has_header else (headerless, lines)
+    for number, fields in enumerate(body, start=1 + has_header):
+        if len(fields) != len(names):
+            raise DataError(
+                f"{file}, line {number}: {len(fields)} fields between tabs, not {len(names)} ({', '.join(names)})"
+            )
+    return [dict(zip(names, fields, strict=True)) for fields in body]
 
 
 def _root_cause(error: BaseException) -> str:
@@ -110,23 +147,36 @@ def _root_cause(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _looks_local(source: str) -> bool:
-    return is_path(source) or Path(source).suffix.lower() in _READERS
-
-
 def _hub(source: str, split: str) -> list[Row]:
+    data_set = hub_data_set(source, split)
+    rows = [dict(row) for row in data_set]
+    for column, names in class_columns(data_set).items():
+        for row in rows:
+            row[column] = names[row[column]] if (row[column] or 0) >= 0 else None  # -1 stands for a secret label
+    return rows
+
+
+def class_columns(data_set: Any) -> dict[str, list[str]]:
+    """The columns of a hub data set that hold indices of classes, with the names of the classes."""
+    features = getattr(data_set, "features", None) or {}
+    return {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
+
+
+def hub_data_set(source: str, split: str) -> Any:
+    """The part of a hub data set for "train" or "validation" (else its test split). Raises DataError without one."""
     from datasets import load_dataset
 
     name, config = _name_and_config(source)
-    splits = _hub_splits(source)
+    splits = hub_splits(source)
     wanted = ("train",) if split == "train" else _EVALUATION_SPLITS
     part = next((candidate for candidate in wanted if candidate in splits), None)
     if part is None:
         raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(splits)}")
-    return [dict(row) for row in load_dataset(name, config, split=part)]
+    return load_dataset(name, config, split=part)
 
 
-def _hub_splits(source: str) -> Sequence[str]:
+def hub_splits(source: str) -> Sequence[str]:
+    """Names of a hub data set's parts. Raises DataError if there is no such data set."""
     from datasets import get_dataset_split_names
 
     name, config = _name_and_config(source)

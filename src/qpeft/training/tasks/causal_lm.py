@@ -1,0 +1,49 @@
+"""To continue texts: blocks of tokens, each predicted from those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qpeft.training import base
+from qpeft.training.blocks import collate, load_blocks
+from qpeft.training.encoding import Tokens
+from qpeft.training.metrics import LanguageModelScore, evaluate_language_model
+from qpeft.training.settings import TrainSettings
+from qpeft.training.tasks.task import Task
+from qpeft.training.tasks.vocabulary import check_vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class CausalLM(Task):
+    """Blocks of a text, or prompts with their answers."""
+
+    score_class = LanguageModelScore
+
+    def __init__(self, settings: TrainSettings, reserved: int = 0):
+        self._settings = settings
+        self.config = base.load_config(settings.model)
+        self.tokenizer = base.load_tokenizer(settings.model)
+        seq_len = base.block_length(settings.seq_len, self.config, reserved)
+        self._blocks = load_blocks(settings, seq_len, self.tokenizer)
+        self.train, self.evaluation = self._blocks.train, self._blocks.evaluation
+        check_vocabulary((block.ids for block in (*self.train, *self.evaluation)), self.config)
+
+    def sha256(self) -> str:
+        return self._blocks.sha256()
+
+    def load_base(self) -> PreTrainedModel:
+        return base.load_model(self._settings.model, self._settings.dtype)
+
+    def collate(self, examples: Sequence[Tokens]) -> dict[str, Tensor]:
+        return collate(examples)
+
+    def score(self, model: Any) -> LanguageModelScore:
+        return evaluate_language_model(model, self.evaluation, self._settings.batch_size)
+
+    def save_processor(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(str(folder))

@@ -1,0 +1,92 @@
+"""What the two classifications share: classes, split, head, score."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qpeft.training import base
+from qpeft.training.accuracy import ClassificationScore, classification_loss, evaluate_classifier
+from qpeft.training.blocks import spread
+from qpeft.training.settings import TrainSettings
+from qpeft.training.tasks.classifier import class_names, load_classifier
+from qpeft.training.tasks.labels import Labels, collect_labels
+from qpeft.training.tasks.record import TaskRecord
+from qpeft.training.tasks.split import Labelled, read_and_split
+from qpeft.training.tasks.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Example = tuple[Any, int]  # content, index of its class
+
+
+class Classification(Task):
+    """Examples with their classes. A subclass says what an example is, and makes batches of them."""
+
+    score_class = ClassificationScore
+    compute_loss = staticmethod(classification_loss)
+    name: ClassVar[str]
+
+    def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] = ()):
+        """With `labels`, the classes of a trained adapter, all of the data is there to be scored."""
+        self.settings = settings
+        self.config = base.load_config(settings.model)
+        self._load_processor(reserved)
+        if labels:
+            self.labels = Labels(tuple(labels))
+            self.train, self.evaluation = [], self._examples(self.read(settings.data, "validation"), settings.data)
+            return
+        train, evaluation = read_and_split(settings, self.read, self.has_validation)
+        self.labels = collect_labels((name for _, name in train), settings.data, class_names(self.config))
+        self.train = self._examples(train, settings.data)
+        held_out = self._examples(evaluation, settings.eval_data or settings.data)
+        self.evaluation = spread(settings.eval_blocks or 0, held_out)
+
+    @abstractmethod
+    def _load_processor(self, reserved: int) -> None:
+        """Get what makes inputs of raw data."""
+
+    @abstractmethod
+    def read(self, source: str, split: str) -> list[Labelled]:
+        """All examples of a source's part, checked."""
+
+    @abstractmethod
+    def has_validation(self, source: str) -> bool:
+        """Whether a source has a part made for validation."""
+
+    @abstractmethod
+    def content_bytes(self, content: Any) -> bytes:
+        """What the hash of the data is over."""
+
+    def record(self) -> TaskRecord:
+        """What a folder's reader must know."""
+        return TaskRecord(self.name, self.labels.names)
+
+    def sha256(self) -> str:
+        sha = hashlib.sha256("\0".join(self.labels.names).encode())
+        for content, index in (*self.train, *self.evaluation):
+            sha.update(hashlib.sha256(self.content_bytes(content)).digest() + index.to_bytes(8, "little"))
+        return sha.hexdigest()
+
+    def load_base(self) -> PreTrainedModel:
+        return load_classifier(self.settings.model, self.settings.dtype, self.record(), self.settings.seed)
+
+    def head_names(self, base: PreTrainedModel) -> list[str]:
+        return list(base.trained_whole)  # type: ignore[arg-type]
+
+    def score(self, model: Any) -> ClassificationScore:
+        return evaluate_classifier(model, self.evaluation, self.collate, self.settings.batch_size)
+
+    def probe(self) -> Mapping[str, Tensor]:
+        return {name: part for name, part in self.collate(self.evaluation[:2]).items() if name != "labels"}
+
+    def describe(self, folder: Path) -> None:
+        self.record().write(folder)
+
+    def _examples(self, rows: Sequence[Labelled], source: str) -> list[Example]:
+        return [(content, self.labels.index(name, source)) for content, name in rows]

@@ -1,0 +1,103 @@
+"""The base model of a classification: loaded with the right number of classes, its head kept or drawn anew."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import nn
+
+from qpeft.generators.seeded_start import SeededStart
+from qpeft.training import base
+from qpeft.training.tasks.record import TaskRecord
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+
+def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> PreTrainedModel:
+    """The base with a head for `record.labels`, the head in float32.
+
+    The head is the base's own if that was made for the same classes in the same order; otherwise it is drawn
+    from `seed`, the same on every device. Raises InputError if the base cannot classify.
+    """
+    auto = getattr(transformers, record.auto_class)
+    known = class_names(base.load_config(model))
+    loaded, info = base.load(
+        auto.from_pretrained,
+        model,
+        dtype=getattr(torch, dtype),
+        **record.options(),
+        problem_type="single_label_classification",
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    new = _owners(loaded, absent)
+    if record.labels != known:
+        new |= set(find_head(loaded))
+    _warn_of_gaps(new - set(find_head(loaded)))
+    draw(loaded, sorted(new), seed)
+    loaded.trained_whole = sorted({*new, *find_head(loaded)})
+    _to_float32(loaded, loaded.trained_whole)
+    return loaded
+
+
+def class_names(config: PretrainedConfig) -> tuple[str, ...]:
+    """The classes that a config names, in the order of their indices."""
+    return tuple(name for _, name in sorted((config.id2label or {}).items()))
+
+
+def find_head(model: PreTrainedModel) -> list[str]:
+    """Names of the modules with numbers that lie outside the model's body."""
+    return [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+
+
+def draw(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
+    """New numbers for modules: matrices normal with the model's initializer_range, other numbers as torch begins."""
+    start = SeededStart(seed)
+    std = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
+    for name in names:
+        for path, module in model.get_submodule(name).named_modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+            if isinstance(module, nn.Linear):
+                with torch.no_grad():
+                    module.weight.copy_(start.normal(f"head:{name}.{path}", module.weight.shape, std))
+                    if module.bias is not None:
+                        module.bias.zero_()
+
+
+def _owners(model: PreTrainedModel, keys: set[str]) -> set[str]:
+    """The modules that the keys of missing tensors belong to: a part of the head, or a child of the body."""
+    prefix = model.base_model_prefix
+    return {".".join(key.split(".")[: 2 if key.split(".")[0] == prefix else 1]) for key in keys}
+
+
+def _warn_of_gaps(names: set[str]) -> None:
+    if names:
+        warnings.warn(
+            f"the base model has no weights for {', '.join(sorted(names))}; they are drawn from the seed and trained "
+            "whole, with the head",
+            stacklevel=2,
+        )
+
+
+def _to_float32(model: Any, names: Sequence[str]) -> None:
+    """A head that is trained whole would lose its steps in bfloat16, so it is float32 on a base of any precision."""
+    for name in names:
+        head = model.get_submodule(name)
+        if any(parameter.dtype != torch.float32 for parameter in head.parameters()):
+            head.float()
+            head.register_forward_pre_hook(_widen)
+
+
+def _widen(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)

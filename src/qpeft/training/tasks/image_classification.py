@@ -1,0 +1,79 @@
+"""To sort images into classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qpeft.training.tasks.classification import Classification, Example
+from qpeft.training.tasks.images import has_validation_images, image_bytes, load_images, open_image
+from qpeft.training.tasks.split import Labelled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+_USUAL_SIZE = 224
+
+
+class ImageClassification(Classification):
+    """Images, brought to the model's size and channels by its image processor as each batch is made."""
+
+    name = "image-classification"
+
+    def _load_processor(self, reserved: int) -> None:
+        self._mode = "L" if _n_channels(self.config) == 1 else "RGB"
+        self.processor = load_image_processor(self.settings.model, self.config)
+
+    def read(self, source: str, split: str) -> list[Labelled]:
+        return load_images(source, split, self.settings.label_column)
+
+    def has_validation(self, source: str) -> bool:
+        return has_validation_images(source)
+
+    def content_bytes(self, content: Any) -> bytes:
+        return image_bytes(content)
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """pixel_values float32 (B, channels, height, width), labels int64 (B,)."""
+        import torch
+
+        images = [np.array(open_image(content, self._mode)) for content, _ in examples]
+        images = [image if image.ndim == 3 else image[..., None] for image in images]  # (h, w, c)
+        made = self.processor(images, input_data_format="channels_last", return_tensors="pt")
+        return {"pixel_values": made["pixel_values"], "labels": torch.tensor([index for _, index in examples])}
+
+    def save_processor(self, folder: Path) -> None:
+        self.processor.save_pretrained(str(folder))
+
+
+def load_image_processor(model: str, config: PretrainedConfig) -> Any:
+    """The image processor of a base on PIL; without one, one that fits its config, and a warning that says how."""
+    from transformers import AutoImageProcessor, ViTImageProcessorPil
+    from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+    if get_image_processor_config(model):
+        from qpeft.training.base import load
+
+        return load(AutoImageProcessor.from_pretrained, model, backend="pil")
+    height, width = _size(config)
+    n = _n_channels(config)
+    warnings.warn(
+        f"the base model has no preprocessor_config.json: images are brought to {height} x {width} and {n} channel(s) "
+        "as its config says, and to values from -1 to 1 (mean and deviation 0.5)",
+        stacklevel=2,
+    )
+    return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=[0.5] * n, image_std=[0.5] * n)
+
+
+def _n_channels(config: Any) -> int:
+    return getattr(getattr(config, "vision_config", config), "num_channels", None) or 3
+
+
+def _size(config: Any) -> tuple[int, int]:
+    size = getattr(getattr(config, "vision_config", config), "image_size", None) or _USUAL_SIZE
+    return (size, size) if isinstance(size, int) else (size[0], size[1])

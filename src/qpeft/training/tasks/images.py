@@ -1,0 +1,165 @@
+"""Where images come from: folders, arrays, hub data sets; each is decoded once when read, so that bad ones are found.
+
+A folder has a sub-folder of images for each class, or has those in `train/` and `validation/` (`val/`, `test/`). An
+.npz has `images` uint8 (n, h, w) or (n, h, w, c), `labels` whole numbers (n,), and may have `names`, the classes'
+names in the order of the numbers. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qpeft.errors import DataError
+from qpeft.training.sources import class_columns, hub_data_set, hub_splits, is_local, local_path
+from qpeft.training.tasks.labels import label_name
+from qpeft.training.tasks.split import Labelled
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+_PARTS = {"train": ("train",), "validation": ("validation", "val", "test")}
+_COLUMNS = ("image", "img")
+
+
+def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
+    """The images of a source, as arrays, files or encoded bytes, with their classes' names.
+
+    Raises DataError for a source that is missing, empty, damaged, or of another form.
+    """
+    if not is_local(source):
+        return _hub(source, split, label_column)
+    path = local_path(source)
+    if path.is_dir():
+        return _folder(path, split)
+    if path.suffix.lower() == ".npz":
+        return _arrays(path)
+    raise DataError(
+        f"cannot read images from {path}; give a folder with a sub-folder for each class, or an .npz with the arrays "
+        "images and labels"
+    )
+
+
+def has_validation_images(source: str) -> bool:
+    """Whether a folder or hub data set has a part made for validation."""
+    if not is_local(source):
+        return "validation" in hub_splits(source)
+    path = local_path(source)
+    return path.is_dir() and _part(path, "train") is not None and _part(path, "validation") is not None
+
+
+def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
+    """The image in a mode of PIL: "L" is grey, "RGB" has colours. Raises DataError if it cannot be decoded."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        if isinstance(content, np.ndarray):
+            return Image.fromarray(content).convert(mode)
+        with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+            return image.convert(mode)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        name = content if isinstance(content, Path) else "an image"
+        raise DataError(f"cannot read {name}: {error}; repair or remove it") from error
+
+
+def image_bytes(content: np.ndarray | Path | bytes) -> bytes:
+    """What tells this image from every other."""
+    if isinstance(content, np.ndarray):
+        return f"{content.shape}".encode() + content.tobytes()
+    return content.read_bytes() if isinstance(content, Path) else content
+
+
+def _part(folder: Path, split: str) -> Path | None:
+    return next((folder / name for name in _PARTS[split] if (folder / name).is_dir()), None)
+
+
+def _folder(path: Path, split: str) -> list[Labelled]:
+    found = _part(path, split) if _part(path, "train") else path
+    if found is None:
+        raise DataError(f"{path} has train/ and none of {', '.join(_PARTS['validation'])} beside it; add one")
+    rows: list[Labelled] = []
+    for folder in sorted(entry for entry in found.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        rows += [(file, folder.name) for file in files]
+    if not rows:
+        names = ", ".join(sorted(entry.name for entry in found.iterdir())[:5]) or "nothing"
+        raise DataError(
+            f"no images in sub-folders of {found}: it holds {names}; give each class a sub-folder with its images "
+            f"({', '.join(sorted(_SUFFIXES))})"
+        )
+    for file, _ in rows:
+        open_image(file, "L")
+    return rows
+
+
+def _arrays(path: Path) -> list[Labelled]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, KeyError) as error:
+        raise DataError(f"cannot read {path} as arrays: {_first_line(error)}") from error
+    for name in ("images", "labels"):
+        if name not in arrays:
+            raise DataError(f"{path} has the arrays {', '.join(arrays) or 'none'}, and no {name!r}")
+    images, labels = arrays["images"], arrays["labels"]
+    _check_arrays(path, images, labels)
+    names = _names(path, arrays.get("names"), labels)
+    pixels = images[..., 0] if images.shape[-1:] == (1,) and images.ndim == 4 else images
+    return list(zip(pixels, names, strict=True))
+
+
+def _check_arrays(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
+    is_image = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3, 4))
+    if images.dtype != np.uint8 or not is_image:
+        raise DataError(
+            f"{path}: images are {images.dtype} of shape {images.shape}; they must be uint8 (0 to 255), "
+            "(n, height, width) or (n, height, width, channels) with 1, 3 or 4 channels"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+        raise DataError(
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}; they must be whole numbers, one for each of "
+            f"the {len(images)} images"
+        )
+    if not images.size:
+        raise DataError(f"{path} holds no images")
+
+
+def _names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> list[str]:
+    if names is None:
+        return [str(label) for label in labels]
+    if names.ndim != 1 or labels.min() < 0 or labels.max() >= len(names):
+        raise DataError(f"{path}: labels run from {labels.min()} to {labels.max()}, and names has shape {names.shape}")
+    return [label_name(str(names[label]), f"{path}, label {label}") for label in labels]
+
+
+def _hub(source: str, split: str, label_column: str) -> list[Labelled]:
+    data_set = hub_data_set(source, split)
+    columns = list(data_set.features)
+    image_column = next((name for name in _COLUMNS if name in columns), None)
+    if image_column is None or label_column not in columns:
+        wanted = f"one of {', '.join(_COLUMNS)}" if image_column is None else repr(label_column)
+        raise DataError(f"{source} has the columns {', '.join(columns)}; needed: {wanted}. Name the label_column")
+    names: Any = class_columns(data_set).get(label_column)
+    rows: list[Labelled] = []
+    for number, row in enumerate(_undecoded(data_set, image_column), start=1):
+        label = row[label_column]
+        rows.append(
+            (row[image_column]["bytes"], label_name(names[label] if names else label, f"{source}, row {number}"))
+        )
+        open_image(rows[-1][0], "L")
+    return rows
+
+
+def _undecoded(data_set: Any, column: str) -> Any:
+    from datasets import Image
+
+    return data_set.cast_column(column, Image(decode=False))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,115 @@
+"""To sort texts into classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qpeft.errors import ConfigError, DataError, InputError
+from qpeft.training import base
+from qpeft.training.settings import TrainSettings
+from qpeft.training.sources import Row, has_validation_split, load_rows
+from qpeft.training.tasks.classification import Classification, Example
+from qpeft.training.tasks.labels import label_name
+from qpeft.training.tasks.record import TaskRecord
+from qpeft.training.tasks.split import Labelled
+from qpeft.training.tasks.vocabulary import check_vocabulary
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+class TextClassification(Classification):
+    """Texts, each cut off at `seq_len` tokens and padded to the longest of its batch."""
+
+    name = "text-classification"
+
+    def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] = ()):
+        super().__init__(settings, reserved, labels)
+        check_vocabulary((ids for ids, _ in (*self.train, *self.evaluation)), self.config)
+
+    def _load_processor(self, reserved: int) -> None:
+        self.tokenizer = base.load_tokenizer(self.settings.model)
+        self._pad = _pad_token(self.tokenizer, self.config)
+        self._length = _longest(self.settings.seq_len, self.config, self.tokenizer, reserved)
+
+    def read(self, source: str, split: str) -> list[Labelled]:
+        columns = (self.settings.text_column, self.settings.label_column)
+        rows = load_rows(source, split, columns)
+        labelled = list(_labelled(source, rows, *columns))
+        with_text = [row for row in labelled if row[0].strip()]
+        if not with_text:
+            raise DataError(f"{source} has no example with a text; give rows with something in {columns[0]!r}")
+        if n_empty := len(labelled) - len(with_text):
+            warnings.warn(
+                f"{n_empty} of {len(labelled)} rows of {source} have no text; they are left out", stacklevel=1
+            )
+        texts, names = zip(*with_text, strict=True)
+        encoded = self.tokenizer(list(texts), truncation=True, max_length=self._length, verbose=False)["input_ids"]
+        return [(np.array(ids, dtype=np.int64), name) for ids, name in zip(encoded, names, strict=True)]
+
+    def has_validation(self, source: str) -> bool:
+        return has_validation_split(source)
+
+    def content_bytes(self, content: np.ndarray) -> bytes:
+        return content.tobytes()
+
+    def record(self) -> TaskRecord:
+        return TaskRecord(self.name, self.labels.names, self._pad)
+
+    def load_base(self) -> PreTrainedModel:
+        loaded = super().load_base()
+        loaded.config.get_text_config().pad_token_id = self._pad  # a decoder finds a text's last token by it
+        return loaded
+
+    def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """input_ids and attention_mask (B, T), labels (B,); int64, padded on the right."""
+        import torch
+
+        longest = max(len(ids) for ids, _ in examples)
+        space = [(0, longest - len(ids)) for ids, _ in examples]
+        ids = [np.pad(ids, widths, constant_values=self._pad) for (ids, _), widths in zip(examples, space, strict=True)]
+        masks = [np.pad(np.ones_like(ids), widths) for (ids, _), widths in zip(examples, space, strict=True)]
+        return {
+            "input_ids": torch.from_numpy(np.stack(ids)),
+            "attention_mask": torch.from_numpy(np.stack(masks)),
+            "labels": torch.tensor([index for _, index in examples]),
+        }
+
+    def save_processor(self, folder: Path) -> None:
+        self.tokenizer.save_pretrained(str(folder))
+
+
+def _labelled(source: str, rows: Sequence[Row], text: str, label: str) -> Any:
+    if not rows:
+        raise DataError(f"{source} is empty")
+    for column, setting in ((text, "text_column"), (label, "label_column")):
+        if column not in rows[0]:
+            found = ", ".join(map(str, rows[0]))
+            raise DataError(f"{source} has the columns {found}, and no {column!r}; name another with {setting}")
+    for number, row in enumerate(rows, start=1):
+        where = f"{source}, row {number}"
+        if not isinstance(row.get(text), str | None):
+            raise DataError(f"{where}: column {text!r} holds a {type(row[text]).__name__}, not a str")
+        yield row.get(text) or "", label_name(row.get(label), where)
+
+
+def _pad_token(tokenizer: Any, config: Any) -> int:
+    size = config.get_text_config().vocab_size
+    for candidate in (tokenizer.pad_token_id, config.get_text_config().pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None and candidate < size:  # some tokenizers have a padding token of their own
+            return candidate
+    raise InputError("the tokenizer has neither a padding nor an end-of-text token that the model knows; give it one")
+
+
+def _longest(seq_len: int | None, config: Any, tokenizer: Any, reserved: int) -> int:
+    """Tokens of a text at most: the model's context or the tokenizer's, whichever is shorter."""
+    room = tokenizer.model_max_length - reserved
+    if seq_len is not None and seq_len > room:
+        raise ConfigError(f"seq_len={seq_len} is longer than the {room} tokens that the tokenizer allows")
+    return min(base.block_length(seq_len, config, reserved), room)
