@@ -51,7 +51,7 @@ def attach(model: PeftModel, config: QPAGeneratorConfig, adapter_name: str | Non
             that do not fit it.
     """
     name = _check(model, adapter_name)
-    found = in_vector_order(_trainable_slots(model, name), config.vector_order)
+    found = in_vector_order(generated_slots(model, name), config.vector_order)
     if not found:
         raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
     slots = [slot for slot, _ in found]
@@ -128,7 +128,12 @@ def _check(model: Any, adapter_name: str | None) -> str:
     return name
 
 
-def _trainable_slots(model: PeftModel, adapter_name: str) -> list[tuple[Slot, Any]]:
+def generated_slots(model: PeftModel, adapter_name: str) -> list[tuple[Slot, Any]]:
+    """The tensors of an adapter that `attach` would fill, in PEFT's order, with the layer that holds each.
+
+    Raises:
+        ConfigError: a tensor stands in several modules.
+    """
     if model._is_prompt_learning:
         found = _prompt_slots(model.prompt_encoder[adapter_name])
     else:

@@ -11,6 +11,7 @@ from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
 from qpeft.generators.quantum_peft_settings import QuantumPeftGeneratorConfig
 from qpeft.generators.settings import QPAGeneratorConfig
+from qpeft.training.settings import TrainSettings
 
 
 def _help(text: str) -> dict[str, str]:
@@ -39,9 +40,9 @@ class AdapterFields:
     )
     use_dora: bool = field(default=False, metadata=_help("DoRA: learn the magnitude of each weight column apart."))
     use_rslora: bool = field(default=False, metadata=_help("Scale by lora_alpha / sqrt(r) instead."))
-    num_virtual_tokens: int = field(default=10, metadata=_help("Length of the prefix, with --method prefix."))
+    num_virtual_tokens: int = field(default=10, metadata=_help("Length of a prefix or prompt."))
     bottleneck_size: int = field(
-        default=64, metadata=_help("Inner width of the feed-forward adapter, with --method bottleneck.")
+        default=64, metadata=_help("Inner width of the feed-forward adapter, with bottleneck.")
     )
 
 
@@ -68,17 +69,17 @@ PresetOption = Annotated[
 
 
 def method_settings(
-    method: str, preset: str | None, adapter: dict[str, Any], generator: dict[str, Any]
+    run: TrainSettings, preset: str | None, adapter: dict[str, Any], generator: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the user set for the method, and what the preset sets; other defaults stay with the method.
+    """What the user set for the run's method, and what the preset sets; other defaults stay with the method.
 
     Raises:
         ConfigError: an unknown preset, a generator's options for another method, or a number that PEFT cannot take.
     """
     _check_numbers(adapter)
-    _check_generator(method, generator)
+    _check_generator(run.method, generator)
     given = {**adapter, **generator}
-    return given if preset is None else given | _preset(method, preset, given)
+    return given if preset is None else given | _preset(run, preset, given)
 
 
 def _check_generator(method: str, generator: dict[str, Any]) -> None:
@@ -95,14 +96,14 @@ def _check_generator(method: str, generator: dict[str, Any]) -> None:
     )
 
 
-def _preset(method: str, preset: str, given: dict[str, Any]) -> dict[str, Any]:
+def _preset(run: TrainSettings, preset: str, given: dict[str, Any]) -> dict[str, Any]:
     """The settings in which the preset, under what is given, differs from the method's defaults."""
-    if preset not in _PRESETS.get(method, ()):
+    if preset not in _PRESETS.get(run.method, ()):
         known = "; ".join(f"{', '.join(names)} of method {key}" for key, names in _PRESETS.items())
-        raise ConfigError(f"unknown preset '{preset}' of method {method}; there are: {known}")
+        raise ConfigError(f"unknown preset '{preset}' of method {run.method}; there are: {known}")
     from qpeft.training.methods import config_class
 
-    made: Any = config_class(method)
+    made: Any = QPAGeneratorConfig if run.attaches else config_class(run.method)
     known_fields = {f.name for f in fields(made)}
     published, usual = getattr(made, preset)(**{k: v for k, v in given.items() if k in known_fields}), made()
     return {

@@ -99,6 +99,8 @@ def _option(owners: list[Fields], field: Field[Any]) -> inspect.Parameter:
     is_shared = len(owners) > 1
     panel = " and ".join(group.owner for group in owners) if is_shared else owners[0].panel
     text = " ".join(_in_words_of(group, field.name) for group in owners) if is_shared else field.metadata["help"]
+    if (choices := field.metadata.get("choices")) and not _fit_a_line(choices):
+        text = f"{text} One of {', '.join(choices)}."
     option = typer.Option(help=text, rich_help_panel=field.metadata.get("panel", panel), **extra)
     default = inspect.Parameter.empty if _is_required(field) else None
     if field.default is not MISSING and not is_shared:
@@ -121,7 +123,7 @@ def _is_required(field: Field[Any]) -> bool:
 def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
     """The annotation that Typer understands, and what `typer.Option` needs beside it."""
     if choices := field.metadata.get("choices"):
-        return _parsed(_one_of(choices), "|".join(choices))
+        return _parsed(_one_of(choices), "|".join(choices) if _fit_a_line(choices) else "NAME")
     kinds = _members(hint)
     items = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
     if items:
@@ -133,6 +135,10 @@ def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
     if kinds in ([bool], [str], [Path]):
         return kinds[0], {}
     raise TypeError(f"field {field.name} has type {hint}, which no command-line option can hold")
+
+
+def _fit_a_line(choices: tuple[str, ...]) -> bool:
+    return len("|".join(choices)) < 64
 
 
 def _members(hint: Any) -> list[Any]:

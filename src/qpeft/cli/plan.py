@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @command
 def plan(
     model: ModelOption,
-    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", only=("method",))],
+    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", only=("method", "host", "task"))],
     adapter: AdapterOptions,
     generator: GeneratorOptions,
     preset: PresetOption = None,
@@ -36,25 +36,30 @@ def plan(
       qpeft plan --model gpt2 --preset official
       qpeft plan --model gpt2 --method quantum_peft --share type --frame gradient
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
+      qpeft plan --model gpt2 --host prefix --num-virtual-tokens 20 --budget 0.25
     """
-    method = run.get("method", TrainSettings.method)
-    if method == "full":
+    settings = TrainSettings(model=model, data="", out="", **run)
+    settings.method_settings = method_settings(settings, preset, adapter, generator)
+    settings.check()
+    if settings.method == "full":
         raise ConfigError("method full adds nothing to count: it trains every number of the base; name another method")
     with working("Counting"):
-        found = _plan(model, method, method_settings(method, preset, adapter, generator))
-    return Answer({"model": model, **found.to_dict()}, lambda console: _show(console, model, method, found))
+        found = _plan(settings)
+    return Answer({"model": model, **found.to_dict()}, lambda console: _show(console, settings, found))
 
 
-def _plan(model: str, method: str, settings: dict[str, Any]) -> Plan:
+def _plan(settings: TrainSettings) -> Plan:
     import qpeft
-    from qpeft.training.methods import build_config
+    from qpeft.training.methods import build_config, build_generator
 
-    config = build_config(TrainSettings(model=model, data="", out="", method=method, method_settings=settings))
-    return qpeft.plan(base_model(model), config)
+    return qpeft.plan(base_model(settings.model), build_config(settings), build_generator(settings))
 
 
-def _show(console: Console, model: str, method: str, found: Plan) -> None:
-    console.print(f"{method} on {model}, a base of {count(found.base_parameters)} numbers\n", style="bold")
+def _show(console: Console, settings: TrainSettings, found: Plan) -> None:
+    over = f" over {settings.host}" if settings.method == "qpa" and settings.host != "lora" else ""
+    console.print(
+        f"{settings.method}{over} on {settings.model}, a base of {count(found.base_parameters)} numbers\n", style="bold"
+    )
     console.print(facts([*_sizes(found), *_circuit(found)]))
     modules = [("modules", _kinds(found.target_modules))] if found.target_modules else []
     if lines := [*modules, *(("note", note) for note in found.notes)]:

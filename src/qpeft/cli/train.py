@@ -37,11 +37,13 @@ def train(
       qpeft train --model gpt2 --data text.txt --out run
       qpeft train --model gpt2 --data text.txt --method quantum_peft --frame gradient --lr 2e-3 --out run
       qpeft train --model gpt2 --data chats.jsonl --budget 0.25 --out run
+      qpeft train --model gpt2 --data text.txt --host prefix --num-virtual-tokens 20 --out run
       qpeft train --model gpt2 --data Salesforce/wikitext:wikitext-2-raw-v1 --method lora --r 4 --out run
     """
     method = run.get("method", TrainSettings.method)
     run = {**run, "model": base_model(run["model"])}
-    settings = TrainSettings(**run, method_settings=method_settings(method, preset, adapter, generator))
+    settings = TrainSettings(**run)
+    settings.method_settings = method_settings(settings, preset, adapter, generator)
     settings.check()
     from qpeft.training import train as fine_tune
 
@@ -61,17 +63,20 @@ def _show(console: Console, result: TrainResult) -> None:
         return
     from qpeft.adapters.model_card import load_lines
 
-    console.print(f"\n{result.exported} loads with plain PEFT:\n", soft_wrap=True)
-    print_code(console, load_lines(result.model, str(result.exported.resolve()), needs_qpeft=False))
+    stock = result.has_stock_form
+    folder, loader = (result.exported, "plain PEFT") if stock else (result.adapter, "qpeft")
+    console.print(f"\n{folder} loads with {loader}:\n", soft_wrap=True)
+    print_code(console, load_lines(result.model, str(folder.resolve()), needs_qpeft=not stock))
 
 
 def _rows(result: TrainResult) -> list[tuple[str, str, str]]:
     a_step = "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s a step"
+    exported = f"exported: {size(result.exported_bytes)}" if result.has_stock_form else "needs qpeft"
     return [
         ("perplexity before", perplexity(result.before.to_dict()), f"{result.before.loss:.4f} nats a token"),
         ("perplexity after", perplexity(result.after.to_dict()), f"{result.after.loss:.4f} nats a token"),
         ("trainable", count(result.trainable), "numbers"),
         ("deployed", count(result.deployed), "numbers at inference beside the base"),
-        ("stored", size(result.stored_bytes or result.exported_bytes), f"exported: {size(result.exported_bytes)}"),
+        ("stored", size(result.stored_bytes or result.exported_bytes), exported),
         ("time", f"{result.seconds:.1f} s", a_step),
     ]

@@ -16,18 +16,23 @@ from qpeft.adapters.generated_config import GeneratedLoraConfig
 from qpeft.adapters.qpa import QPAConfig
 from qpeft.adapters.quantum_peft import QuantumPeftConfig
 from qpeft.adapters.targets import check_target_modules, spare_new_head
+from qpeft.errors import ConfigError, QpeftError
+from qpeft.generators.settings import QPAGeneratorConfig
 from qpeft.planning.meta import on_meta
-from qpeft.planning.qpa import count_qpa
+from qpeft.planning.qpa import count_attached, count_qpa
 from qpeft.planning.quantum_peft import count_quantum_peft
 from qpeft.planning.result import BYTES, Plan
 
 
-def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) -> Plan:
+def plan(
+    base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig, generator: QPAGeneratorConfig | None = None
+) -> Plan:
     """Count what `config` would train, deploy and store on `base`.
 
     Args:
         base: A model (left untouched), a hub id, a local folder, or a transformers config; no weights are read.
         config: A QPAConfig, a QuantumPeftConfig, a BottleneckConfig, or a stock PEFT config to compare with.
+        generator: What `qpeft.attach` would put over the adapter of a stock `config`.
 
     Raises:
         ConfigError: the base cannot be found, a target matches no module, or the settings do not fit.
@@ -39,10 +44,22 @@ def plan(base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig) ->
     if isinstance(config, (GeneratedLoraConfig, BottleneckConfig)):
         spare_new_head(model, config)
     check_target_modules(model, config)
-    adapted: Any = get_peft_model(model, config.to_stock() if isinstance(config, GeneratedLoraConfig) else config)
+    adapted = _adapt(model, config.to_stock() if isinstance(config, GeneratedLoraConfig) else config)
     targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
-    counts = _COUNTERS.get(type(config), _count_stock)(config, adapted)
+    if generator is not None:
+        counts = count_attached(generator, adapted)
+    else:
+        counts = _COUNTERS.get(type(config), _count_stock)(config, adapted)
     return Plan(base_parameters=base_parameters, target_modules=targets, **counts)
+
+
+def _adapt(model: nn.Module, config: Any) -> Any:
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # PiSSA and others look at weights, which are not here; the sizes are the same
+    try:
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+    except (ValueError, TypeError) as error:  # PEFT's refusals
+        raise error if isinstance(error, QpeftError) else ConfigError(str(error)) from error
 
 
 def _count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:

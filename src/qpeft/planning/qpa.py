@@ -7,17 +7,38 @@ from typing import Any
 
 from peft.tuners.lora import LoraLayer
 
-from qpeft.adapters.slots import find_slots
+from qpeft.adapters.attach import generated_slots
+from qpeft.adapters.binding import Slot
 from qpeft.adapters.qpa import QPAConfig
+from qpeft.adapters.slots import find_slots
 from qpeft.generators.budget import QPACount
+from qpeft.generators.settings import QPAGeneratorConfig
 from qpeft.planning.result import BYTES
 
 
 def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
     """The fields of a Plan that are QPA's own; `adapted` is the stock LoRA on the meta device."""
-    inner = adapted.get_base_model()
-    layers = [module for module in inner.modules() if isinstance(module, LoraLayer)]
-    m = sum(slot.shape.numel() for slot, _ in find_slots(inner, "default", LoraLayer))
+    return _count(config, adapted, find_slots(adapted.get_base_model(), "default", LoraLayer))
+
+
+def count_attached(generator: QPAGeneratorConfig, adapted: Any) -> dict[str, Any]:
+    """As `count_qpa`, of a generator over any stock adapter; its compact folder holds the start that PEFT drew."""
+    found = generated_slots(adapted, "default")
+    counts = _count(generator, adapted, found)
+    start = sum(slot.shape.numel() for slot, _ in found) if generator.init_mode == "residual" else 0
+    note = f"the saved folder holds the adapter's start as well, {start:,} numbers, which PEFT draws"
+    not_stock = str(getattr(adapted.peft_type, "value", adapted.peft_type)).startswith("QPEFT")
+    return {
+        **counts,
+        "stored_bytes": counts["stored_bytes"] + start * BYTES,
+        "exported_bytes": None if not_stock else counts["exported_bytes"],
+        "notes": [*counts["notes"], *([note] if start else [])],
+    }
+
+
+def _count(config: QPAGeneratorConfig, adapted: Any, found: Sequence[tuple[Slot, Any]]) -> dict[str, Any]:
+    layers = [module for module in adapted.get_base_model().modules() if isinstance(module, LoraLayer)]
+    m = sum(slot.shape.numel() for slot, _ in found)
     count = config.count(m)
     other = sum(p.numel() for p in adapted.parameters() if p.requires_grad) - m
     return {
@@ -37,7 +58,7 @@ def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
     }
 
 
-def _rank_bound(config: QPAConfig, count: QPACount) -> int:
+def _rank_bound(config: QPAGeneratorConfig, count: QPACount) -> int:
     """Largest rank of the (C, n) chunk matrix: N + 2 for an affine MLP, last inner width + 1 otherwise."""
     inputs = count.n_qubits + (config.feature_source != "none") + 1
     if config.activation == "identity":
@@ -45,7 +66,7 @@ def _rank_bound(config: QPAConfig, count: QPACount) -> int:
     return min(count.hidden[-1] + 1, count.n_chunks, count.chunk_size)
 
 
-def _notes(config: QPAConfig, count: QPACount, layers: Sequence[LoraLayer]) -> list[str]:
+def _notes(config: QPAGeneratorConfig, count: QPACount, layers: Sequence[LoraLayer]) -> list[str]:
     notes: list[str] = []
     free = 2**count.n_qubits - 1
     n_angles = config.n_layers * count.n_qubits
@@ -54,7 +75,8 @@ def _notes(config: QPAConfig, count: QPACount, layers: Sequence[LoraLayer]) -> l
     if count.total >= count.m:
         notes.append(f"{count.total:,} trained numbers for {count.m:,} generated: not a compression")
     per_rank = sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)
-    if rank := min(count.total // per_rank, config.r) if per_rank else 0:
+    highest = max((next(iter(layer.r.values())) for layer in layers), default=0)
+    if rank := min(count.total // per_rank, highest) if per_rank else 0:
         size = rank * per_rank
         notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} numbers, within this budget")
     return notes
