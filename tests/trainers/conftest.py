@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parent / "scripts"
+WORDS = ("<pad>", "<eos>", "red", "green", "blue", "one", "two", "three", "is", "the", "sky", "grass", "sea", "what")
+WORDS += ("colour", "?")
 
 
 @pytest.fixture(params=["qpa", "quantum_peft"])
@@ -56,3 +58,14 @@ def script(monkeypatch):
     """One of the scripts as a module, by its name."""
     monkeypatch.syspath_prepend(SCRIPTS)
     return importlib.import_module
+
+
+@pytest.fixture
+def tokenizer():
+    """One token a word; fewer words than the tiny models have tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")

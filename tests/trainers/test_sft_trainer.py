@@ -14,24 +14,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning"),
 ]
 
-WORDS = ("<pad>", "<eos>", "red", "green", "blue", "one", "two", "three", "is", "the", "sky", "grass", "sea", "what")
-WORDS += ("colour", "?")
 ROWS = [
     {"prompt": "what colour is the sky ?", "completion": " blue"},
     {"prompt": "what colour is the grass ?", "completion": " green is green"},
     {"prompt": "is the sea one ?", "completion": " the sea is one"},
     {"prompt": "one two", "completion": " three"},
 ]
-
-
-@pytest.fixture
-def tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
 
 
 @pytest.fixture
@@ -142,8 +130,8 @@ def test_resuming_equals_the_unbroken_run_and_the_folder_loads(llama, method, wr
         assert torch.equal(p, q)
     unbroken.save_model(str(tmp_path / "saved"))
     loaded = qpeft.load(llama, tmp_path / "saved")
-    expected = adapters.logits(unbroken.model.eval(), ids % len(WORDS))
-    assert torch.equal(adapters.logits(loaded, ids % len(WORDS)), expected)
+    expected = adapters.logits(unbroken.model.eval(), ids)
+    assert torch.equal(adapters.logits(loaded, ids), expected)
 
 
 def test_an_adapted_head_is_refused_by_trl_itself(llama, wrap, sft):

@@ -1,0 +1,148 @@
+"""Trainer with activation checkpointing and bfloat16; torch.compile; training that shards the generator."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+
+from qpeft.errors import ConfigError
+
+
+@pytest.fixture
+def rows():
+    tokens = torch.randint(50, (4, 8))
+    return [{"input_ids": t, "labels": t, "attention_mask": torch.ones_like(t)} for t in tokens]
+
+
+@pytest.fixture
+def trained_by_trainer(rows, tmp_path):
+    """A few steps of an unchanged Trainer on the same four rows; the logged losses and the generator's numbers."""
+
+    def run(model, **settings):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=4,
+            learning_rate=2e-3,
+            logging_steps=1,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            save_strategy="no",
+            dataloader_pin_memory=False,
+            **{"max_steps": 4, **settings},
+        )
+        trainer = Trainer(model, arguments, train_dataset=rows)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers and torch on their own names, as for a stock LoRA
+            trainer.train()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return losses, numbers(model)
+
+    return run
+
+
+def generator_of(model):
+    return model.base_model.generators["default"]
+
+
+def numbers(model):
+    return torch.cat([p.detach().flatten() for p in generator_of(model).parameters()])
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_activation_checkpointing_trains_the_same(llama, method, wrap, trained_by_trainer, use_reentrant):
+    losses, plain = trained_by_trainer(wrap(copy.deepcopy(llama), method))
+    kwargs = {"use_reentrant": use_reentrant}
+    found_losses, found = trained_by_trainer(
+        wrap(llama, method), activation_checkpointing=True, activation_checkpointing_kwargs=kwargs
+    )
+    assert losses[-1] < losses[0]
+    torch.testing.assert_close(found_losses, losses, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+def test_bf16_training_of_either_base(llama, method, wrap, trained_by_trainer, base_dtype):
+    losses, _ = trained_by_trainer(wrap(llama.to(base_dtype), method), bf16=True, max_steps=8)
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("base_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [True, False])
+def test_the_generator_and_its_gradients_stay_float32(llama, method, wrap, ids, adapters, base_dtype, autocast):
+    exact = wrap(copy.deepcopy(llama), method).train()
+    exact(input_ids=ids, labels=ids).loss.backward()
+    model = wrap(llama.to(base_dtype), method).train()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    parameters = list(generator_of(model).parameters())
+    assert {p.dtype for p in parameters} == {p.grad.dtype for p in parameters} == {torch.float32}
+    found, expected = (torch.cat([g.flatten() for g in adapters.gradients(m).values()]) for m in (model, exact))
+    assert torch.cosine_similarity(found, expected, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+def test_adapter_tensors_get_the_dtype_that_peft_gives(llama, method, config_of, autocast_adapter_dtype):
+    stock = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    dtypes = []
+    for config in (stock, config_of(method)):
+        base = copy.deepcopy(llama).bfloat16()
+        model = get_peft_model(base, config, autocast_adapter_dtype=autocast_adapter_dtype)
+        layer = model.base_model.model.model.layers[0].mlp.up_proj
+        dtypes.append((layer.lora_A["default"].weight.dtype, layer.lora_B["default"].weight.dtype))
+    assert dtypes[0] == dtypes[1]
+
+
+# -- torch.compile
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at every .grad
+def test_compiled_training_equals_uncompiled(llama, method, wrap, adapters, ids):
+    plain = wrap(copy.deepcopy(llama), method)
+    adapters.train(plain, ids, steps=3, lr=1e-3)
+    model = wrap(llama, method).train()
+    compiled = torch.compile(model, backend="aot_eager")
+    optimiser = torch.optim.AdamW(generator_of(model).parameters(), lr=1e-3)
+    for _ in range(3):
+        optimiser.zero_grad()
+        compiled(input_ids=ids, labels=ids).loss.backward()
+        optimiser.step()
+    torch.testing.assert_close(adapters.logits(model.eval(), ids), adapters.logits(plain, ids), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(numbers(model), numbers(plain), atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_compiling_makes_no_more_graphs_than_a_stock_lora(llama, method, wrap, ids):
+    """Nor does a later step compile anything again: the hook that evaluates the generator is left out."""
+    stock = get_peft_model(copy.deepcopy(llama), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = wrap(llama, method)
+    graphs = []
+    for each in (stock, model):
+        torch._dynamo.reset()
+        counter = torch._dynamo.testing.CompileCounter()
+        compiled = torch.compile(each.train(), backend=counter)
+        optimiser = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=1e-3)
+        counts = []
+        for _ in range(3):
+            compiled(input_ids=ids, labels=ids).loss.backward()
+            optimiser.step()
+            counts.append(counter.frame_count)
+        assert counts[1] == counts[2]
+        graphs.append(counts[-1])
+    assert graphs[1] <= graphs[0]
+
+
+# -- sharded training
+
+
+@pytest.mark.parametrize("mark", ["ds_id", "_hp_mapping"])
+def test_deepspeed_zero_is_refused_before_the_first_step(llama, method, wrap, ids, mark):
+    model = wrap(llama, method)
+    for parameter in model.parameters():
+        setattr(parameter, mark, None)  # as DeepSpeed marks what it has taken over
+    with pytest.raises(ConfigError, match=r"DeepSpeed ZeRO shards the generator .*train with plain DDP"):
+        model(input_ids=ids)

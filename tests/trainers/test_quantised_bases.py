@@ -1,0 +1,114 @@
+"""Bases in 8 and 4 bits: exact start, falling loss, export, and SFTTrainer's casts of what trains on them."""
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+
+import qpeft
+
+
+def nf4():
+    pytest.importorskip("bitsandbytes")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+
+
+def int8():
+    pytest.importorskip("bitsandbytes")
+    return BitsAndBytesConfig(load_in_8bit=True)
+
+
+def torchao():
+    return TorchAoConfig(pytest.importorskip("torchao.quantization").Int8WeightOnlyConfig())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A tiny Llama on disk, as wide as blocks of 64 numbers ask for."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(params=[nf4, int8, torchao], ids=lambda config: config.__name__)
+def quantised(request, saved):
+    """A function that loads the tiny Llama quantised."""
+
+    def load():
+        model = AutoModelForCausalLM.from_pretrained(saved, quantization_config=request.param(), device_map={"": "cpu"})
+        return model.train()  # an evaluation on a CPU would repack 4-bit weights for good, without a backward
+
+    return load
+
+
+@pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")  # int8's own arithmetic
+def test_training_on_a_quantised_base(quantised, method, wrap, adapters, ids, tmp_path):
+    base = quantised()
+    start = adapters.logits(base, ids)
+    model = wrap(base, method).train()
+    assert torch.equal(adapters.logits(model, ids), start)
+    before = model(input_ids=ids, labels=ids).loss.item()
+    live = adapters.logits(adapters.train(model, ids, steps=8, lr=1e-3).train(), ids)
+    assert model(input_ids=ids, labels=ids).loss.item() < before - 1e-3
+    qpeft.export(model, tmp_path / "exported")
+    stock = PeftModel.from_pretrained(quantised(), str(tmp_path / "exported")).train()
+    assert stock.peft_config["default"].peft_type == "LORA"
+    torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("quantised", [nf4], indirect=True)
+def test_dora_reads_the_dequantised_weights(quantised, wrap, adapters, ids):
+    stock = get_peft_model(quantised(), LoraConfig(target_modules="all-linear", r=4, use_dora=True)).train()
+    model = wrap(quantised(), "qpa", use_dora=True).train()
+    torch.testing.assert_close(adapters.logits(model, ids), adapters.logits(stock, ids), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("quantised", [nf4], indirect=True)
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")  # trl's own default
+def test_sft_trainer_casts_nothing_of_the_generator(quantised, method, wrap, tokenizer, tmp_path):
+    """It casts whatever trains on a quantised base when it is built; the second one then resumes before any forward."""
+    trl = pytest.importorskip("trl")
+    from datasets import Dataset
+
+    def run(folder, steps=4, **options):
+        arguments = trl.SFTConfig(
+            output_dir=str(tmp_path / folder),
+            per_device_train_batch_size=2,
+            max_steps=steps,
+            learning_rate=2e-3,
+            lr_scheduler_type="constant",
+            logging_steps=1,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+            save_strategy="steps",
+            save_steps=2,
+            dataloader_pin_memory=False,
+        )
+        rows = [{"prompt": "what colour is the sky ?", "completion": " blue"}] * 4
+        model = wrap(quantised(), method)
+        trainer = trl.SFTTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        trainer.train(**options)
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        return losses, list(model.base_model.generators["default"].parameters())
+
+    losses, unbroken = run("a")
+    assert losses[-1] < losses[0]
+    assert {p.dtype for p in unbroken} == {torch.float32}
+    assert any((p.bfloat16().float() != p).any() for p in unbroken)
+    _, resumed = run("b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
+    assert all(torch.equal(p, q) for p, q in zip(unbroken, resumed, strict=True))
