@@ -187,6 +187,11 @@ class BottleneckModel(BaseTuner):
         )
 
 
+def has_stock_form(model: Any) -> bool:
+    """Whether stock PEFT has an adapter like this PeftModel's: not a bottleneck, whoever writes its numbers."""
+    return not isinstance(getattr(model, "base_model", None), BottleneckModel)
+
+
 def _place(base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype]:
     """Where the module lives and the dtype it computes in; float32 for weights stored as integers."""
     parameters = list(base_layer.parameters())

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qpeft.adapters import model_card
-from qpeft.adapters.bottleneck import BottleneckModel
+from qpeft.adapters.bottleneck import has_stock_form
 from qpeft.adapters.checkpoint import WEIGHTS
 from qpeft.adapters.holder import GeneratorHolder, holder_of
 from qpeft.adapters.probe import probe_inputs
@@ -63,7 +63,7 @@ def export(
         VerificationError: the reloaded adapter does not give the same logits (1e-6 in float32).
     """
     holder = holder_of(model)
-    if isinstance(model.base_model, BottleneckModel):
+    if not has_stock_form(model):
         raise ConfigError(
             "a bottleneck adapter cannot be written as a stock PEFT adapter: PEFT has none, and it is not linear, so "
             "that no LoRA equals it; keep it with qpeft.save, and load it with qpeft.load"

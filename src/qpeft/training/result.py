@@ -43,6 +43,11 @@ class TrainResult:
         """The folder that loads without qpeft."""
         return self.out / "exported"
 
+    @property
+    def has_stock_form(self) -> bool:
+        """Whether there is an exported folder; stock PEFT has no bottleneck adapter."""
+        return self.exported_bytes > 0
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         scores = {"before": self.before.to_dict(), "after": self.after.to_dict()}
