@@ -158,6 +158,13 @@ def test_what_trains_beside_the_generator_is_saved(trained, tmp_path):
     assert any(torch.equal(t, model.get_output_embeddings().modules_to_save["default"].weight) for t in beside.values())
 
 
+def test_what_layers_share_is_saved_once(trained, tmp_path):
+    _, model = trained("vera")
+    qpeft.save(model, tmp_path / "compact")
+    beside = [k for k in load_file(tmp_path / "compact" / "adapter_model.safetensors") if k.startswith("beside.")]
+    assert len(beside) == 2  # A and B, of all layers
+
+
 def test_generation_uses_the_present_prompt(trained, ids):
     _, model = trained("prefix")
     with torch.no_grad():

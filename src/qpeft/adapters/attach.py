@@ -197,5 +197,10 @@ def _beside(model: PeftModel, adapter_name: str) -> list[str]:
     """State dict keys of what belongs to the adapter and is not generated: trained tensors, and its buffers."""
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     generators = f"{AttachedModel.container}."
-    keys = (key for key in model.state_dict() if not key.startswith(generators))
-    return [key for key in keys if key in trained or adapter_name in key.split(".")]
+    found = {
+        key: tensor
+        for key, tensor in model.state_dict().items()
+        if (key in trained or adapter_name in key.split(".")) and not key.startswith(generators)
+    }
+    # VeRA's layers share their projections: one of the names is enough
+    return list({(tensor.data_ptr(), tensor.shape): key for key, tensor in reversed(found.items())}.values())
