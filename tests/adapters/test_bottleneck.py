@@ -103,6 +103,13 @@ def test_two_adapters(llama, ids, adapters):
         assert torch.equal(adapters.logits(model, ids), adapters.logits(base, ids))
 
 
+def test_second_adapter_on_all_linear_maps(gpt2):
+    model = adapted(gpt2, target_modules="all-linear")
+    model.add_adapter("other", qpeft.BottleneckConfig(bottleneck_size=2, target_modules="all-linear"))
+    assert tensors(model, "other").keys() == tensors(model).keys()
+    assert len(tensors(model)) == 2 * 4 * 4
+
+
 def test_active_adapters_read_the_same_output_and_add_up(llama):
     model = shake(adapted(llama))
     model.add_adapter("other", qpeft.BottleneckConfig(bottleneck_size=2))

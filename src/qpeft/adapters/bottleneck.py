@@ -23,9 +23,8 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from qpeft.adapters import model_card
-from qpeft.adapters.bottleneck_targets import check_targets, default_targets, find_width
+from qpeft.adapters.bottleneck_targets import find_width, settle_targets
 from qpeft.adapters.generated_config import MethodName
-from qpeft.adapters.targets import spare_new_head
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.generators.checks import is_count
 from qpeft.generators.seeded_start import SeededStart
@@ -154,9 +153,7 @@ class BottleneckModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again on another model
         config: Any = copy.copy(self.peft_config[adapter_name])
-        config.target_modules = config.target_modules or default_targets(model)
-        spare_new_head(model, config)
-        check_targets(model, config, BottleneckLayer)
+        settle_targets(model, config, BottleneckLayer)
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 

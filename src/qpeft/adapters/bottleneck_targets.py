@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qpeft.adapters.targets import check_target_modules
+from qpeft.adapters.targets import check_target_modules, spare_new_head
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
 # the feed-forward block of a layer, as model families call it: GPT-2, Llama, ViT, ...; T5; BERT; BART, OPT; DistilBERT
@@ -34,20 +34,22 @@ def default_targets(model: nn.Module) -> list[str] | str:
     raise ConfigError(f"no feed-forward block of a known name; name target_modules yourself, of: {', '.join(parts)}")
 
 
-def check_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) -> None:
-    """Refuse targets that an adapter cannot follow, before any module is touched.
+def settle_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) -> None:
+    """Fill in the config's `target_modules` where they are unset or all-linear, and refuse what cannot be followed.
 
     Raises:
         ConfigError: a name matches nothing, or targets lie within each other.
         UnsupportedTypeError: the width of a target's output cannot be known.
     """
+    config.target_modules = config.target_modules or default_targets(model)
+    if str(config.target_modules).lower() == "all-linear":
+        spare_new_head(model, config)
+        config.target_modules = _all_linear(model)
     check_target_modules(model, config)
-    if config.target_modules == "all-linear":
-        return
     modules = _base_modules(model)
     chosen = {name for name in modules if check_target_module_exists(config, name)}
     for name in sorted(chosen):
-        find_width(model, getattr(modules[name], "base_layer", modules[name]), name)
+        find_width(model, _base(modules[name]), name)
     _check_not_nested(chosen | {name for name, module in modules.items() if isinstance(module, layer_class)})
 
 
@@ -85,6 +87,21 @@ def _hidden_size(model: nn.Module) -> int | None:
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()
     return getattr(config, "hidden_size", None)
+
+
+def _all_linear(model: nn.Module) -> list[str]:
+    """As PEFT means it, without the output head; PEFT's own search does not look under an earlier adapter."""
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    found = [(name, _base(module)) for name, module in _base_modules(model).items()]
+    return [
+        name
+        for name, module in found
+        if isinstance(module, (nn.Linear, Conv1D)) and module is not (head and _base(head))
+    ]
+
+
+def _base(module: Any) -> nn.Module:
+    return getattr(module, "base_layer", module)
 
 
 def _base_modules(model: nn.Module) -> dict[str, nn.Module]:
