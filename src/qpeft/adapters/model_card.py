@@ -24,9 +24,20 @@ qpeft.export(model, "exported")
 """
 
 
-def load_lines(base: str, folder: str, *, needs_qpeft: bool, auto_class: str = "AutoModelForCausalLM") -> str:
-    """The lines of Python that load an adapter folder on its base, in the float32 that it was trained beside."""
-    loaded = f"{auto_class}.from_pretrained({base!r}, dtype='float32')"
+def load_lines(
+    base: str,
+    folder: str,
+    *,
+    needs_qpeft: bool,
+    auto_class: str = "AutoModelForCausalLM",
+    options: Mapping[str, Any] | None = None,
+) -> str:
+    """The lines of Python that load an adapter folder on its base, in the float32 that it was trained beside.
+
+    `options` are what the base needs beside its name, such as the number of classes.
+    """
+    told = "".join(f", {name}={value!r}" for name, value in {"dtype": "float32", **(options or {})}.items())
+    loaded = f"{auto_class}.from_pretrained({base!r}{told})"
     return "\n".join(
         [
             "import qpeft" if needs_qpeft else "from peft import PeftModel",

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from qpeft.cli.console import stderr
+from qpeft.cli.score import headline
 
 if TYPE_CHECKING:
-    from qpeft.training.metrics import LanguageModelScore
     from qpeft.training.progress import Progress
+    from qpeft.training.tasks import Score
 
 
 class TrainingBar:
@@ -81,5 +82,5 @@ class _Run:
         self._bar.say(self._name)
         self._bar.advance(self._before + step, f"loss {loss:.3f}")
 
-    def on_eval(self, step: int, score: LanguageModelScore) -> None:
-        self._bar.note(f"{self._name}, step {step}: perplexity {score.perplexity:,.2f}")
+    def on_eval(self, step: int, score: Score) -> None:
+        self._bar.note(f"{self._name}, step {step}: {' '.join(headline(score.to_dict()))}")

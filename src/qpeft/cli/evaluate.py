@@ -1,4 +1,4 @@
-"""`qpeft evaluate`: how well a model predicts a text, with an adapter and without."""
+"""`qpeft evaluate`: how well a model predicts a text, or its class, with an adapter and without."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ import typer
 from qpeft.cli.adapters import OptionalModel, adapter_config, base_model, base_of, find_adapter
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, stderr, table
+from qpeft.cli.evaluate_classes import score_classes, show_classes
 from qpeft.cli.options import Fields
 from qpeft.cli.score import perplexity
-from qpeft.errors import DataError, InputError
+from qpeft.errors import ConfigError, DataError, InputError
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_SETTINGS = ("seq_len", "batch_size", "dtype", "text_column", "prompt_column", "completion_column")
+    from qpeft.training.tasks.record import TaskRecord
+
+_SETTINGS = (
+    *("task", "seq_len", "batch_size", "dtype"),
+    *("text_column", "label_column", "prompt_column", "completion_column"),
+)
 
 
 @command
 def evaluate(
-    data: Annotated[str, typer.Option(metavar="SOURCE", help="Text to score, in the forms that train takes.")],
+    data: Annotated[str, typer.Option(metavar="SOURCE", help="Data to score, in the forms that train takes.")],
     run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", only=_SETTINGS)],
     model: OptionalModel = None,
     adapter: Annotated[
@@ -43,18 +49,39 @@ def evaluate(
 
     All of the text is scored. Prompts are read and not scored. The score is the same for every batch size.
 
+    The adapter of a classification is scored by its accuracy, with a 95 % interval; so is the base, if it has a head
+    for the same classes.
+
     Examples:
 
       qpeft evaluate --model gpt2 --data text.txt
       qpeft evaluate --adapter run --data text.txt
+      qpeft evaluate --task text-classification --adapter run --data dev.tsv
     """
     folder = None if adapter is None else find_adapter(adapter)
     base_name = _base_name(model, folder)
-    settings = TrainSettings(model=base_name, data=data, out="", **run)
+    record = _record(folder, run.get("task"))
+    settings = TrainSettings(model=base_name, data=data, out="", **{**run, **({"task": record.task} if record else {})})
     settings.check()
+    found = {"model": base_name, "adapter": folder, "data": data}
+    if settings.task != "causal-lm":
+        if padded:
+            raise InputError("--padded-perplexity is a figure of texts that are continued, not of a classification")
+        sorted_by_class = score_classes(settings, folder, record)
+        answer = {**found, "task": settings.task, **sorted_by_class}
+        return Answer(answer, lambda console: show_classes(console, sorted_by_class))
     scores = _scores(settings, folder, padded)
-    found = {"model": base_name, "adapter": folder, "data": data, **scores}
-    return Answer(found, lambda console: _show(console, scores))
+    return Answer({**found, **scores}, lambda console: _show(console, scores))
+
+
+def _record(folder: Path | None, wanted: str | None) -> TaskRecord | None:
+    """What the adapter's folder says of its task. Raises ConfigError if another one is asked for."""
+    from qpeft.training.tasks.record import read_record
+
+    record = None if folder is None else read_record(folder)
+    if record is not None and wanted not in (None, record.task):
+        raise ConfigError(f"{folder} was trained for task {record.task}, not {wanted}; leave --task out")
+    return record
 
 
 def _base_name(model: str | None, folder: Path | None) -> str:

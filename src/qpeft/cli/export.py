@@ -72,16 +72,22 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     import qpeft
     from qpeft.adapters.model_card import load_lines
     from qpeft.files import replace_folder
-    from qpeft.training.base import load_model
+    from qpeft.training.tasks.loading import load_base, probe
+    from qpeft.training.tasks.record import how_to_load, read_record
 
     kind = adapter_config(folder)["peft_type"]
     if not kind.startswith("QPEFT_"):
         raise ConfigError(f"{folder} holds a stock {kind} adapter already; plain PEFT loads it, --merge merges it")
-    live = qpeft.load(load_model(base_name), folder).eval()
+    record, how = read_record(folder), how_to_load(folder)
+    live: Any = qpeft.load(load_base(base_name, record), folder).eval()
+    inputs = probe(live.get_base_model(), record)
     with replace_folder(out) as target:
-        report = qpeft.export(live, target)
-        difference = _check(*_probe(live), base_name, target, ADAPTER_TOLERANCE)
-    load = load_lines(base_name, str(out.resolve()), needs_qpeft=False)
+        report = qpeft.export(live, target, probe=_named(live, inputs))
+        if record is not None:
+            record.write(target)
+        stock = stock_logits(base_name, target, inputs, **how)
+        difference = _check(_logits(live, inputs), stock, ADAPTER_TOLERANCE)
+    load = load_lines(base_name, str(out.resolve()), needs_qpeft=False, **how)
     written = {"path": str(out), "base": base_name, "max_logit_difference": difference, "load": load}
     return {**report.to_dict(), **written}
 
@@ -89,20 +95,24 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
 def _merged(base_name: str, folder: Path, out: Path, untie: bool) -> dict[str, Any]:
     import qpeft
     from qpeft.files import replace_folder
-    from qpeft.training.base import load_model, load_tokenizer
+    from qpeft.training.tasks.loading import load_base, probe, save_processor
+    from qpeft.training.tasks.record import read_record
 
-    base = load_model(base_name)
+    record = read_record(folder)
+    auto_class = "AutoModelForCausalLM" if record is None else record.auto_class
+    base = load_base(base_name, record)
     live: Any = qpeft.load(qpeft.untie_lm_head(base) if untie else base, folder).eval()
     _check_mergeable(live)
-    ids, logits = _probe(live)
+    inputs = probe(live.get_base_model(), record)
+    logits = _logits(live, inputs)
     with replace_folder(out) as target:
         live.merge_and_unload().save_pretrained(target)
-        load_tokenizer(base_name).save_pretrained(target)
+        save_processor(base_name, record, target)
         tolerance = MERGED_TOLERANCE * max(1.0, logits.abs().max().item())
-        difference = _check(ids, logits, str(target), None, tolerance)
+        difference = _check(logits, stock_logits(str(target), None, inputs, auto_class), tolerance)
         n_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     place = repr(str(out.resolve()))
-    load = f"from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained({place})"
+    load = f"from transformers import {auto_class}\nmodel = {auto_class}.from_pretrained({place})"
     return {"path": str(out), "n_bytes": n_bytes, "max_logit_difference": difference, "load": load}
 
 
@@ -119,18 +129,19 @@ def _check_mergeable(live: Any) -> None:
         raise TiedWeightError(f"{error}; on the command line: --untie") from error
 
 
-def _probe(live: Any) -> tuple[Tensor, Tensor]:
-    """Token ids (2, 16) of a fixed seed, and the live model's logits for them, (2, 16, vocabulary)."""
+def _named(live: Any, inputs: Tensor) -> dict[str, Tensor]:
+    return {live.get_base_model().main_input_name: inputs}
+
+
+def _logits(live: Any, inputs: Tensor) -> Tensor:
     import torch
 
-    vocabulary = live.get_base_model().config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return ids, live(input_ids=ids).logits
+        return live(**_named(live, inputs)).logits
 
 
-def _check(ids: Tensor, expected: Tensor, base: str, adapter: Path | None, tolerance: float) -> float:
-    difference = (expected - stock_logits(base, adapter, ids)).abs().max().item()
+def _check(expected: Tensor, stock: Tensor, tolerance: float) -> float:
+    difference = (expected - stock).abs().max().item()
     if not difference <= tolerance:
         raise VerificationError(
             f"without qpeft the logits differ by {difference:.3g}, more than {tolerance:.1g}; nothing was written. "

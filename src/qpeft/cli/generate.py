@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import OptionalModel, base_model, base_of, find_adapter
+from qpeft.cli.adapters import OptionalModel, adapter_config, base_model, base_of, find_adapter
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, say, working
 from qpeft.errors import InputError
@@ -42,6 +42,8 @@ def generate(
       echo "Once upon a time" | qpeft generate --adapter run
     """
     folder = None if adapter is None else find_adapter(adapter)
+    if folder is not None:
+        _refuse_classifier(folder)
     base_name = _base_name(model, folder)
     start = _prompt(prompt)
     with working("Writing"):
@@ -64,6 +66,15 @@ def _base_name(model: str | None, folder: Path | None) -> str:
     if model is None:
         raise InputError("nothing to write with; give --model, --adapter, or both")
     return base_model(model)
+
+
+def _refuse_classifier(folder: Path) -> None:
+    from qpeft.training.tasks.record import read_record
+
+    if read_record(folder) is not None or adapter_config(folder).get("task_type") == "SEQ_CLS":
+        raise InputError(
+            f"{folder} is the adapter of a classification, which writes no text; score it with qpeft evaluate"
+        )
 
 
 def _prompt(given: str | None) -> str:

@@ -6,8 +6,9 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qpeft.errors import VerificationError
 
@@ -19,22 +20,32 @@ import json, sys
 sys.modules["qpeft"] = None  # from here on, `import qpeft` raises ModuleNotFoundError
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+import transformers
 
 asked = json.loads(sys.argv[1])
 torch.set_num_threads(asked["threads"])
-model = AutoModelForCausalLM.from_pretrained(asked["base"], dtype=torch.float32)
+auto = getattr(transformers, asked["auto_class"])
+model = auto.from_pretrained(asked["base"], dtype=torch.float32, **asked["options"])
+name = model.main_input_name
 if asked["adapter"]:
     from peft import PeftModel
     model = PeftModel.from_pretrained(model, asked["adapter"])
 with torch.no_grad():
-    logits = model.eval()(**load_file(asked["inputs"])).logits
+    logits = model.eval()(**{name: load_file(asked["inputs"])["inputs"]}).logits
 save_file({"logits": logits.contiguous()}, asked["logits"])
 """
 
 
-def stock_logits(base: str, adapter: Path | None, ids: Tensor) -> Tensor:
-    """Logits (B, T, vocabulary), float32, of `base` with `adapter`, loaded by transformers and PEFT alone.
+def stock_logits(
+    base: str,
+    adapter: Path | None,
+    inputs: Tensor,
+    auto_class: str = "AutoModelForCausalLM",
+    options: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """Logits, float32, of `base` with `adapter`, loaded by transformers and PEFT alone.
+
+    `inputs` are token ids (B, T) or pixels (B, channels, h, w); `options` what the base needs beside its name.
 
     Raises:
         VerificationError: they cannot load it.
@@ -43,12 +54,14 @@ def stock_logits(base: str, adapter: Path | None, ids: Tensor) -> Tensor:
     from safetensors.torch import load_file, save_file
 
     with tempfile.TemporaryDirectory() as name:
-        inputs, logits = Path(name, "inputs.safetensors"), Path(name, "logits.safetensors")
-        save_file({"input_ids": ids}, inputs)
+        given, logits = Path(name, "inputs.safetensors"), Path(name, "logits.safetensors")
+        save_file({"inputs": inputs}, given)
         asked = {
             "base": base,
+            "auto_class": auto_class,
+            "options": dict(options or {}),
             "adapter": adapter and str(adapter),
-            "inputs": str(inputs),
+            "inputs": str(given),
             "logits": str(logits),
             "threads": torch.get_num_threads(),
         }

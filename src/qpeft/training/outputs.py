@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import qpeft
+from qpeft.adapters.bottleneck import has_stock_form
 from qpeft.adapters.holder import holder_of
 from qpeft.adapters.model_card import load_lines
 from qpeft.files import replace_folder, write_text
 from qpeft.training.result import TrainResult
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.tasks import Task
+from qpeft.training.tasks.record import how_to_load
 
 
 def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int:
     """Write adapter/ and exported/, each whole or not at all; returns the numbers needed at inference.
 
-    Method full has no adapter: exported/ is the model, with its tokenizer or image processor.
+    Method full has no adapter: exported/ is the model, with its tokenizer or image processor. An adapter that stock
+    PEFT lacks has no exported/.
     """
     if method == "full":
         with replace_folder(folder.exported) as target:
@@ -29,20 +32,28 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     with replace_folder(folder.adapter) as target:
         qpeft.save(model, target)
         task.describe(target)
-    with replace_folder(folder.exported) as target:
-        deployed = _export(model, target, task)
-        task.describe(target)
-    return deployed
+    if has_stock_form(model):
+        with replace_folder(folder.exported) as target:
+            _export(model, target, task)
+            task.describe(target)
+    return _count_deployed(model)
 
 
-def _export(model: Any, target: Path, task: Task) -> int:
+def _export(model: Any, target: Path, task: Task) -> None:
     if not is_generated(model):
         qpeft.save(model, target)
-        return count_trainable(model)
+        return
     probe = task.probe()
     device = next(model.parameters()).device
-    report = qpeft.export(model, target, probe=probe and {name: part.to(device) for name, part in probe.items()})
-    return report.n_generated + count_trainable(model) - report.n_trained  # modules_to_save are beside it
+    qpeft.export(model, target, probe=probe and {name: part.to(device) for name, part in probe.items()})
+
+
+def _count_deployed(model: Any) -> int:
+    """What the generators write in the place of what they train, and modules_to_save beside it."""
+    if (holder := holder_of(model)) is None:
+        return count_trainable(model)
+    generated = sum(sum(holder.binding(name).sizes) for name in holder.generators)
+    return generated + count_trainable(model) - count_trainable(holder.generators)
 
 
 def is_generated(model: Any) -> bool:
@@ -104,8 +115,15 @@ def _head(result: TrainResult) -> str:
 
 def _folders(result: TrainResult, needs_qpeft: bool) -> str:
     if result.method == "full":
-        return "`exported/` is the whole model, with its tokenizer; it loads with transformers alone.\n"
-    lines = load_lines(result.model, "exported", needs_qpeft=False)
+        return "`exported/` is the whole model, with what makes its inputs; it loads with transformers alone.\n"
+    if not result.has_stock_form:
+        return f"""- `adapter/`: the adapter; **loading it needs qpeft**, for stock PEFT has no such adapter
+
+```python
+{load_lines(result.model, "adapter", needs_qpeft=True, **how_to_load(result.adapter))}
+```
+"""
+    lines = load_lines(result.model, "exported", needs_qpeft=False, **how_to_load(result.exported))
     adapter = "the same adapter"
     if needs_qpeft:
         adapter = f"the generator alone ({result.stored_bytes:,} bytes); **loading it needs qpeft**"

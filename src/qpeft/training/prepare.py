@@ -24,7 +24,6 @@ class Prepared:
 
     model: Any
     task: Task
-    head: list[str]  # modules that are trained whole
     identity: dict[str, Any]
 
 
@@ -40,10 +39,9 @@ def prepare(settings: TrainSettings, progress: Progress) -> Prepared:
     identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
     set_seed(settings.seed)
     loaded = task.load_base()
-    head = task.head_names(loaded)
-    model = build_adapter(settings, loaded, head)
+    model = build_adapter(settings, loaded, task.head)
     fit_to_gradient(model, task, settings.batch_size, progress)
-    return Prepared(model, task, head, identity)
+    return Prepared(model, task, identity)
 
 
 def _check_single_process() -> None:

@@ -138,7 +138,7 @@ def _finish(
         seconds_per_step=timing.median,
         data_sha256=ready.identity["data"],
         task=settings.task,
-        trainable_head=outputs.count_trainable(ready.model, ready.head),
+        trainable_head=outputs.count_trainable(ready.model, ready.task.head),
     )
     outputs.write_card(folder, result, needs_qpeft=outputs.is_generated(ready.model))
     write_result(folder.result, result)

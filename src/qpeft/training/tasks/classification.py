@@ -12,7 +12,7 @@ from qpeft.training import base
 from qpeft.training.accuracy import ClassificationScore, classification_loss, evaluate_classifier
 from qpeft.training.blocks import spread
 from qpeft.training.settings import TrainSettings
-from qpeft.training.tasks.classifier import class_names, load_classifier
+from qpeft.training.tasks.classifier import class_names, is_classifier, load_classifier
 from qpeft.training.tasks.labels import Labels, collect_labels
 from qpeft.training.tasks.record import TaskRecord
 from qpeft.training.tasks.split import Labelled, read_and_split
@@ -31,6 +31,8 @@ class Classification(Task):
     score_class = ClassificationScore
     compute_loss = staticmethod(classification_loss)
     name: ClassVar[str]
+    pad: int | None = None  # the token that fills up a text
+    has_new_head: bool  # once the base is loaded
 
     def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] = ()):
         """With `labels`, the classes of a trained adapter, all of the data is there to be scored."""
@@ -65,7 +67,8 @@ class Classification(Task):
 
     def record(self) -> TaskRecord:
         """What a folder's reader must know."""
-        return TaskRecord(self.name, self.labels.names)
+        is_other = is_classifier(self.config) and len(class_names(self.config)) != len(self.labels.names)
+        return TaskRecord(self.name, self.labels.names, self.pad, ignore_mismatched_sizes=is_other)
 
     def sha256(self) -> str:
         sha = hashlib.sha256("\0".join(self.labels.names).encode())
@@ -74,10 +77,9 @@ class Classification(Task):
         return sha.hexdigest()
 
     def load_base(self) -> PreTrainedModel:
-        return load_classifier(self.settings.model, self.settings.dtype, self.record(), self.settings.seed)
-
-    def head_names(self, base: PreTrainedModel) -> list[str]:
-        return list(base.trained_whole)  # type: ignore[arg-type]
+        loaded = load_classifier(self.settings.model, self.settings.dtype, self.record(), self.settings.seed)
+        self.head, self.has_new_head = loaded.whole, loaded.has_new_head
+        return loaded.model
 
     def score(self, model: Any) -> ClassificationScore:
         return evaluate_classifier(model, self.evaluation, self.collate, self.settings.batch_size)

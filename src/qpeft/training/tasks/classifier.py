@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import transformers
@@ -12,43 +12,58 @@ from torch import nn
 
 from qpeft.generators.seeded_start import SeededStart
 from qpeft.training import base
+from qpeft.training.tasks.labels import Labels
 from qpeft.training.tasks.record import TaskRecord
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> PreTrainedModel:
+class Classifier(NamedTuple):
+    """A base that can classify."""
+
+    model: PreTrainedModel
+    whole: list[str]  # modules to train whole: the head, and what the base had no weights for
+    has_new_head: bool
+
+
+def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Classifier:
     """The base with a head for `record.labels`, the head in float32.
 
     The head is the base's own if that was made for the same classes in the same order; otherwise it is drawn
     from `seed`, the same on every device. Raises InputError if the base cannot classify.
     """
-    auto = getattr(transformers, record.auto_class)
-    known = class_names(base.load_config(model))
+    config = base.load_config(model)
     loaded, info = base.load(
-        auto.from_pretrained,
+        getattr(transformers, record.auto_class).from_pretrained,
         model,
         dtype=getattr(torch, dtype),
-        **record.options(),
+        **Labels(record.labels).options(),
         problem_type="single_label_classification",
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    new = _owners(loaded, absent)
-    if record.labels != known:
-        new |= set(find_head(loaded))
-    _warn_of_gaps(new - set(find_head(loaded)))
+    if record.pad_token_id is not None:
+        loaded.config.get_text_config().pad_token_id = record.pad_token_id  # a decoder finds a text's last token by it
+    head = find_head(loaded)
+    new = _owners(loaded, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if record.labels != class_names(config):
+        new |= {*head}
+    _warn_of_gaps(new - {*head})
     draw(loaded, sorted(new), seed)
-    loaded.trained_whole = sorted({*new, *find_head(loaded)})
-    _to_float32(loaded, loaded.trained_whole)
-    return loaded
+    whole = sorted(new | {*head})
+    _to_float32(loaded, whole)
+    return Classifier(loaded, whole, bool(new))
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:
     """The classes that a config names, in the order of their indices."""
     return tuple(name for _, name in sorted((config.id2label or {}).items()))
+
+
+def is_classifier(config: PretrainedConfig) -> bool:
+    """Whether the base comes with a classification head."""
+    return any(name.endswith("Classification") for name in config.architectures or ())
 
 
 def find_head(model: PreTrainedModel) -> list[str]:

@@ -26,7 +26,7 @@ class ImageClassification(Classification):
     name = "image-classification"
 
     def _load_processor(self, reserved: int) -> None:
-        self._mode = "L" if _n_channels(self.config) == 1 else "RGB"
+        self._mode = "L" if n_channels(self.config) == 1 else "RGB"
         self.processor = load_image_processor(self.settings.model, self.config)
 
     def read(self, source: str, split: str) -> list[Labelled]:
@@ -60,8 +60,8 @@ def load_image_processor(model: str, config: PretrainedConfig) -> Any:
         from qpeft.training.base import load
 
         return load(AutoImageProcessor.from_pretrained, model, backend="pil")
-    height, width = _size(config)
-    n = _n_channels(config)
+    height, width = image_size(config)
+    n = n_channels(config)
     warnings.warn(
         f"the base model has no preprocessor_config.json: images are brought to {height} x {width} and {n} channel(s) "
         "as its config says, and to values from -1 to 1 (mean and deviation 0.5)",
@@ -70,10 +70,12 @@ def load_image_processor(model: str, config: PretrainedConfig) -> Any:
     return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=[0.5] * n, image_std=[0.5] * n)
 
 
-def _n_channels(config: Any) -> int:
+def n_channels(config: Any) -> int:
+    """Of the images that a model takes: 1 for grey, 3 for colours."""
     return getattr(getattr(config, "vision_config", config), "num_channels", None) or 3
 
 
-def _size(config: Any) -> tuple[int, int]:
+def image_size(config: Any) -> tuple[int, int]:
+    """Height and width of the images that a model takes; the usual ones for a model that takes any."""
     size = getattr(getattr(config, "vision_config", config), "image_size", None) or _USUAL_SIZE
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -6,42 +6,48 @@ Stock PEFT keeps neither the names of the classes nor their number, and needs th
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
-from qpeft.files import write_json
-from qpeft.training.tasks.labels import Labels
+from qpeft.files import write_json, write_text
 
 RECORD = "task.json"
 
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A classification task, the classes in the order of their indices, and the padding token where there is one."""
+    """A classification task, and what the base needs to be loaded for it."""
 
     task: str
-    labels: tuple[str, ...]
-    pad_token_id: int | None = None
+    labels: tuple[str, ...]  # in the order of their indices
+    pad_token_id: int | None = None  # texts have one
+    ignore_mismatched_sizes: bool = False  # the base has a head for another number of classes
 
     @property
     def auto_class(self) -> str:
         """The class of transformers that loads the base."""
-        return AUTO_CLASSES[self.task]
+        return _AUTO_CLASSES[self.task]
 
     def options(self) -> dict[str, Any]:
-        """What the base is loaded with, beside its name."""
+        """What stock transformers must be told to load the base, beside its name."""
         pad = {} if self.pad_token_id is None else {"pad_token_id": self.pad_token_id}
-        return {**Labels(self.labels).options(), **pad}
+        other = {"ignore_mismatched_sizes": True} if self.ignore_mismatched_sizes else {}
+        return {"num_labels": len(self.labels), **pad, **other}
 
     def write(self, folder: Path) -> None:
-        """Put it into an adapter folder."""
+        """Put it into an adapter folder, and complete the card there: its lines must load the right head."""
         write_json(folder / RECORD, asdict(self))
+        card = folder / "README.md"
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
+        text = re.sub(r"(from_pretrained\('[^\n]*?', dtype='float32')\)", rf"\1, {options})", card.read_text("utf-8"))
+        classes = ", ".join(f"{index}: `{name}`" for index, name in enumerate(self.labels))
+        write_text(card, f"{text}\n## Classes\n\n{self.task}, by index (`{RECORD}` has them too): {classes}\n")
 
 
-AUTO_CLASSES = {
-    "causal-lm": "AutoModelForCausalLM",
+_AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
 }
@@ -54,9 +60,15 @@ def read_record(folder: Path) -> TaskRecord | None:
         return None
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        record = TaskRecord(str(stored["task"]), tuple(map(str, stored["labels"])), stored["pad_token_id"])
-        if record.task not in AUTO_CLASSES:
+        record = TaskRecord(**{**stored, "labels": tuple(map(str, stored["labels"]))})
+        if record.task not in _AUTO_CLASSES:
             raise ValueError(f"unknown task {record.task!r}")
         return record
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy of the folder") from error
+
+
+def how_to_load(folder: Path) -> dict[str, Any]:
+    """What `load_lines` must know of the base of an adapter folder."""
+    record = read_record(folder)
+    return {} if record is None else {"auto_class": record.auto_class, "options": record.options()}

@@ -30,6 +30,7 @@ class Task(ABC):
     train: Sequence[Any]  # what `collate` takes
     evaluation: Sequence[Any]
     config: PretrainedConfig  # of the base
+    head: Sequence[str] = ()  # modules of the loaded base that are trained whole, beside what the method trains
 
     @abstractmethod
     def __init__(self, settings: TrainSettings, reserved: int = 0):
@@ -54,10 +55,6 @@ class Task(ABC):
     @abstractmethod
     def save_processor(self, folder: Path) -> None:
         """Write what makes inputs of raw data beside the model in `folder`."""
-
-    def head_names(self, base: PreTrainedModel) -> list[str]:
-        """Modules of the base that are trained whole, beside whatever the method trains."""
-        return []
 
     def probe(self) -> Mapping[str, Tensor] | None:
         """Inputs on which an exported adapter is compared with the live one; None: any tokens."""

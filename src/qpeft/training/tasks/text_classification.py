@@ -15,13 +15,11 @@ from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Row, has_validation_split, load_rows
 from qpeft.training.tasks.classification import Classification, Example
 from qpeft.training.tasks.labels import label_name
-from qpeft.training.tasks.record import TaskRecord
 from qpeft.training.tasks.split import Labelled
 from qpeft.training.tasks.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
 
 
 class TextClassification(Classification):
@@ -35,7 +33,7 @@ class TextClassification(Classification):
 
     def _load_processor(self, reserved: int) -> None:
         self.tokenizer = base.load_tokenizer(self.settings.model)
-        self._pad = _pad_token(self.tokenizer, self.config)
+        self.pad = _pad_token(self.tokenizer, self.config)
         self._length = _longest(self.settings.seq_len, self.config, self.tokenizer, reserved)
 
     def read(self, source: str, split: str) -> list[Labelled]:
@@ -59,21 +57,15 @@ class TextClassification(Classification):
     def content_bytes(self, content: np.ndarray) -> bytes:
         return content.tobytes()
 
-    def record(self) -> TaskRecord:
-        return TaskRecord(self.name, self.labels.names, self._pad)
-
-    def load_base(self) -> PreTrainedModel:
-        loaded = super().load_base()
-        loaded.config.get_text_config().pad_token_id = self._pad  # a decoder finds a text's last token by it
-        return loaded
-
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """input_ids and attention_mask (B, T), labels (B,); int64, padded on the right."""
         import torch
 
         longest = max(len(ids) for ids, _ in examples)
         space = [(0, longest - len(ids)) for ids, _ in examples]
-        ids = [np.pad(ids, widths, constant_values=self._pad) for (ids, _), widths in zip(examples, space, strict=True)]
+        ids = [
+            np.pad(ids, widths, constant_values=self.pad or 0) for (ids, _), widths in zip(examples, space, strict=True)
+        ]
         masks = [np.pad(np.ones_like(ids), widths) for (ids, _), widths in zip(examples, space, strict=True)]
         return {
             "input_ids": torch.from_numpy(np.stack(ids)),

@@ -1,0 +1,45 @@
+"""The base of an adapter folder, whatever the adapter was trained for, and inputs that it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qpeft.training import base
+from qpeft.training.tasks.record import TaskRecord
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+
+def load_base(model: str, record: TaskRecord | None) -> PreTrainedModel:
+    """The base, in float32, that an adapter with this record goes on; without one a language model."""
+    if record is None:
+        return base.load_model(model)
+    from qpeft.training.tasks.classifier import load_classifier
+
+    return load_classifier(model, "float32", record, seed=0).model  # a head drawn here gives way to the adapter's
+
+
+def save_processor(model: str, record: TaskRecord | None, folder: Path) -> None:
+    """Write beside a model what makes its inputs: a tokenizer or an image processor."""
+    if record is None or record.pad_token_id is not None:
+        base.load_tokenizer(model).save_pretrained(str(folder))
+        return
+    from qpeft.training.tasks.image_classification import load_image_processor
+
+    load_image_processor(model, base.load_config(model)).save_pretrained(str(folder))
+
+
+def probe(model: PreTrainedModel, record: TaskRecord | None) -> Tensor:
+    """Two inputs of a fixed seed: token ids (2, 16), or noise in the shape of an image (2, channels, h, w)."""
+    import torch
+
+    seeded = torch.Generator().manual_seed(0)
+    if record is None or record.pad_token_id is not None:
+        vocabulary = model.config.get_text_config().vocab_size
+        return torch.randint(vocabulary, (2, 16), generator=seeded)
+    from qpeft.training.tasks.image_classification import image_size, n_channels
+
+    return torch.randn(2, n_channels(model.config), *image_size(model.config), generator=seeded)
