@@ -71,7 +71,7 @@ class Binding:
         self.sizes = [slot.shape.numel() for slot in slots]
         self._flat: Tensor | None = None
         self._key: tuple[Any, ...] = ()
-        self._values: list[Tensor] = []  # the parameters as they were evaluated
+        self._values: Tensor | None = None  # the parameters as they were evaluated, flat
         self._placed = False  # the slots hold detached values of the present evaluation
         self._deferred: Tensor | None = None
         for slot in self.slots:
@@ -118,13 +118,19 @@ class Binding:
 
         A parameter that was cast and not trained since gets its exact float32 values back.
         """
-        for i, parameter in enumerate(self.generator.parameters()):
+        parameters = list(self.generator.parameters())
+        if not any(p.dtype in _HALF_PRECISION for p in parameters):
+            return
+        exact = (
+            [None] * len(parameters) if self._values is None else self._values.split([p.numel() for p in parameters])
+        )
+        for parameter, value in zip(parameters, exact, strict=True):
             if parameter.dtype in _HALF_PRECISION:
-                parameter.data = _widened(parameter.data, self._values[i] if self._values else None)
+                parameter.data = _widened(parameter.data, value)
 
     def invalidate(self) -> None:
         """Forget the evaluation; needed only after writing parameters through `.data` on an accelerator."""
-        self._flat, self._key, self._values, self._placed = None, (), [], False
+        self._flat, self._key, self._values, self._placed = None, (), None, False
 
     def widen_half_precision(self) -> None:
         """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for adapters under training."""
@@ -177,13 +183,14 @@ class Binding:
             return True
         # `.data` writes leave no version behind; on the CPU the values themselves are compared, which on an
         # accelerator would wait for all work queued
-        compared = zip(parameters, self._values, strict=True)
-        return any(p.device.type == "cpu" and not torch.equal(p, v) for p, v in compared)
+        if self._values is None or self._values.device.type != "cpu":
+            return False
+        return not torch.equal(_flat_values(parameters), self._values)
 
     def _evaluate(self, parameters: list[nn.Parameter]) -> None:
         self._flat = self.generator()
         self._key = _key(parameters)
-        self._values = [p.detach().clone() for p in parameters]
+        self._values = _flat_values(parameters)
 
     def _place(self, flat: Tensor) -> None:
         for slot, part in zip(self.slots, torch.split(flat, self.sizes), strict=True):
@@ -207,7 +214,7 @@ class Binding:
             **self.__dict__,
             "_flat": None,
             "_key": (),
-            "_values": [],
+            "_values": None,
             "_placed": False,
             "_deferred": None,
         }
@@ -265,10 +272,17 @@ def _no_copy() -> None:
     return None
 
 
+def _flat_values(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """A copy of all numbers, in one tensor: one kernel on an accelerator."""
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
 def _widened(rounded: Tensor, exact: Tensor | None) -> Tensor:
-    """`rounded` in float32; a copy of `exact` if that is what was rounded."""
-    if exact is not None and torch.equal(exact.to(rounded), rounded):
-        return exact.to(rounded.device, copy=True)
+    """`rounded` in float32; a copy of `exact` (flat) if that is what was rounded."""
+    if exact is not None:
+        exact = exact.view_as(rounded)
+        if torch.equal(exact.to(rounded), rounded):
+            return exact.to(rounded.device, copy=True)
     return rounded.float()
 
 

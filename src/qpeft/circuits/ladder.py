@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
+from qpeft.circuits.finite import has_nonfinite
 from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
@@ -23,7 +22,7 @@ def probabilities(angles: Tensor) -> Tensor:
     Wire 0 is the most significant bit of the basis index. The result has the angles' dtype (float32 or
     float64) and device. Its gradient is exact (adjoint method); there is no second derivative.
 
-    Raises ConfigError for another shape or dtype, and for angles that are not finite.
+    Raises ConfigError for another shape or dtype, and on the CPU for angles that are not finite.
     """
     _check(angles)
     if angles.shape[1] in FOLD_QUBITS:
@@ -60,12 +59,6 @@ def _check(angles: Tensor) -> None:
         raise ConfigError(
             f"angles must be float32 or float64, got {angles.dtype}; cast them, for example angles.float()"
         )
-    if not math.isfinite(angles.detach().sum().item()):  # one cheap pass; a finite sum has only finite terms
-        _check_finite(angles)
-
-
-def _check_finite(angles: Tensor) -> None:
-    broken = (~torch.isfinite(angles)).nonzero().tolist()
-    if broken:  # otherwise only the sum overflowed
-        layer, wire = broken[0]
+    if has_nonfinite(angles):
+        layer, wire = (~torch.isfinite(angles)).nonzero()[0].tolist()
         raise ConfigError(f"circuit angles contain NaN or Inf at layer {layer}, wire {wire}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -18,6 +17,7 @@ from qpeft.circuits.cosine_sine import (
     leading_block,
     part_sizes,
 )
+from qpeft.circuits.finite import has_nonfinite
 from qpeft.circuits.pad import pad_columns
 from qpeft.circuits.precision import full_precision
 from qpeft.circuits.two_design import two_design_columns
@@ -146,5 +146,5 @@ def _check_angles(angles: Tensor, width: int, n_layers: int, construction: str) 
             f"width {width} and {n_layers} layers need angles of shape ({expected},) or (M, {expected}), "
             f"got {tuple(angles.shape)}"
         )
-    if not math.isfinite(angles.detach().sum().item()) and not torch.isfinite(angles).all():
+    if has_nonfinite(angles):
         raise ConfigError("circuit angles contain NaN or Inf")

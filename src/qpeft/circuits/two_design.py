@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from qpeft.circuits.ansatz import count_angles
+from qpeft.circuits.finite import has_nonfinite
 from qpeft.circuits.two_design_apply import two_design_apply
 from qpeft.circuits.two_design_cut import cut_columns
 from qpeft.errors import ConfigError, UnsupportedTypeError
@@ -27,7 +27,7 @@ def two_design_columns(
     by these diagonals: random signs and ones are the classical twins of the circuit.
 
     Raises UnsupportedTypeError for another dtype and ConfigError for a wrong number of angles, qubits, layers or
-    signs, for columns outside 0 .. 2**N - 1, and for angles that are not finite.
+    signs, for columns outside 0 .. 2**N - 1, and on the CPU for angles that are not finite.
     """
     indices = tuple(columns.tolist() if isinstance(columns, Tensor) else columns)
     _check(angles, n_qubits, n_layers, indices, signs)
@@ -59,5 +59,5 @@ def _check(angles: Tensor, n_qubits: int, n_layers: int, columns: tuple[int, ...
         raise ConfigError(f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got {list(columns)}")
     if signs is not None and signs.shape != (2 * n_layers, 2**n_qubits):
         raise ConfigError(f"signs must have shape ({2 * n_layers}, {2**n_qubits}), got {tuple(signs.shape)}")
-    if not math.isfinite(angles.detach().sum().item()) and not torch.isfinite(angles).all():
+    if has_nonfinite(angles):
         raise ConfigError("circuit angles contain NaN or Inf")

@@ -93,7 +93,7 @@ class QPAGenerator(Generator):
         """The adapter's numbers, flat (m,), float32 whatever autocast says.
 
         Raises:
-            ConfigError: an angle is not finite.
+            ConfigError: an angle is not finite (looked at on the CPU only).
         """
         with torch.autocast(device_type=self.bits.device.type, enabled=False):
             output = self._output()
