@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from peft import PeftConfig
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -57,7 +58,7 @@ def check_is_matrix(module: nn.Module, name: str) -> None:
 def _check(config: PeftConfig, names: list[str]) -> None:
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str):
-        if targets != "all-linear" and not any(re.fullmatch(targets, name) for name in names):
+        if targets not in ("all-linear", DUMMY_TARGET_MODULES) and not any(re.fullmatch(targets, name) for name in names):
             raise ConfigError(f"target_modules pattern '{targets}' matches no module; {_available(names)}")
     else:
         _check_names("target_modules", targets or (), names)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from qpeft.cli.adapters import ModelOption, base_model
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, facts, remarks, size, working
@@ -25,10 +27,17 @@ def plan(
     adapter: AdapterOptions,
     generator: GeneratorOptions,
     preset: PresetOption = None,
+    num_labels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=2, help="Classes of a classification. Default: as many as the base has."
+        ),
+    ] = None,
 ) -> Answer:
     """Count what a method will train, deploy and store, before any work.
 
-    The model's configuration is enough: no weights are read, and a hub model's are not downloaded.
+    The model's configuration is enough: no weights are read, and a hub model's are not downloaded. With a
+    classification, the head is counted among what is trained.
 
     Examples:
 
@@ -37,22 +46,32 @@ def plan(
       qpeft plan --model gpt2 --method quantum_peft --share type --frame gradient
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
       qpeft plan --model gpt2 --host prefix --num-virtual-tokens 20 --budget 0.25
+      qpeft plan --task text-classification --model roberta-base --num-labels 3
     """
     settings = TrainSettings(model=model, data="", out="", **run)
     settings.method_settings = method_settings(settings, preset, adapter, generator)
     settings.check()
     if settings.method == "full":
         raise ConfigError("method full adds nothing to count: it trains every number of the base; name another method")
+    if num_labels is not None and settings.task == "causal-lm":
+        raise ConfigError("--num-labels counts classes, and task causal-lm has none; name a classification by --task")
     with working("Counting"):
-        found = _plan(settings)
+        found = _plan(settings, num_labels)
     return Answer({"model": model, **found.to_dict()}, lambda console: _show(console, settings, found))
 
 
-def _plan(settings: TrainSettings) -> Plan:
+def _plan(settings: TrainSettings, num_labels: int | None) -> Plan:
     import qpeft
-    from qpeft.training.methods import build_config, build_generator
+    from qpeft.training.methods import build_config, build_generator, train_whole
 
-    return qpeft.plan(base_model(settings.model), build_config(settings), build_generator(settings))
+    config, name = build_config(settings), base_model(settings.model)
+    if settings.task == "causal-lm":
+        return qpeft.plan(name, config, build_generator(settings))
+    from qpeft.training.tasks.classifier import classifier_on_meta
+
+    base = classifier_on_meta(name, settings.task, num_labels)
+    train_whole(config, base.whole)
+    return qpeft.plan(base.model, config, build_generator(settings))
 
 
 def _show(console: Console, settings: TrainSettings, found: Plan) -> None:

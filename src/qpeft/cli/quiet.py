@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _SILENCE = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
+_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")  # PEFT imports those that are installed
 
 
 @contextmanager
@@ -32,6 +34,8 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
         return
     for name, value in _SILENCE.items():
         os.environ.setdefault(name, value)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = _show_own

@@ -112,14 +112,17 @@ def build_adapter(settings: TrainSettings, base: PreTrainedModel, head: Sequence
     from qpeft.adapters.targets import check_target_modules
 
     config = build_config(settings)
-    if head:
-        whole = {*(getattr(config, "modules_to_save", None) or ()), *head}
-        config.modules_to_save = sorted(whole)  # type: ignore[attr-defined]
-    if settings.method != "head":
-        check_target_modules(base, config)
+    train_whole(config, head)
+    check_target_modules(base, config)
     model = _refusals_as_config_errors(get_peft_model, base, config)
     generator = build_generator(settings)
     return model if generator is None else qpeft.attach(model, generator)
+
+
+def train_whole(config: Any, modules: Sequence[str]) -> None:
+    """Add to the modules that a PEFT config trains whole, beside the adapter."""
+    if modules:
+        config.modules_to_save = sorted({*(getattr(config, "modules_to_save", None) or ()), *modules})
 
 
 def _refuse_settings(settings: TrainSettings) -> None:

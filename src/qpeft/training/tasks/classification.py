@@ -12,7 +12,7 @@ from qpeft.training import base
 from qpeft.training.accuracy import ClassificationScore, classification_loss, evaluate_classifier
 from qpeft.training.blocks import spread
 from qpeft.training.settings import TrainSettings
-from qpeft.training.tasks.classifier import class_names, is_classifier, load_classifier
+from qpeft.training.tasks.classifier import check_can_classify, class_names, is_classifier, load_classifier
 from qpeft.training.tasks.labels import Labels, collect_labels
 from qpeft.training.tasks.record import TaskRecord
 from qpeft.training.tasks.split import Labelled, read_and_split
@@ -38,6 +38,7 @@ class Classification(Task):
         """With `labels`, the classes of a trained adapter, all of the data is there to be scored."""
         self.settings = settings
         self.config = base.load_config(settings.model)
+        check_can_classify(self.config, self.name)
         self._load_processor(reserved)
         if labels:
             self.labels = Labels(tuple(labels))

@@ -10,10 +10,11 @@ import torch
 import transformers
 from torch import nn
 
+from qpeft.errors import InputError
 from qpeft.generators.seeded_start import SeededStart
 from qpeft.training import base
 from qpeft.training.tasks.labels import Labels
-from qpeft.training.tasks.record import TaskRecord
+from qpeft.training.tasks.record import AUTO_CLASSES, TaskRecord
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -35,7 +36,7 @@ def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Cl
     """
     config = base.load_config(model)
     loaded, info = base.load(
-        getattr(transformers, record.auto_class).from_pretrained,
+        _auto_class(record.task).from_pretrained,
         model,
         dtype=getattr(torch, dtype),
         **Labels(record.labels).options(),
@@ -54,6 +55,27 @@ def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Cl
     whole = sorted(new | {*head})
     _to_float32(loaded, whole)
     return Classifier(loaded, whole, bool(new))
+
+
+def classifier_on_meta(model: str, task: str, n_labels: int | None) -> Classifier:
+    """As `load_classifier`, without weights; by default with as many classes as the base's config has."""
+    config = base.load_config(model)
+    check_can_classify(config, task)
+    if n_labels is not None:
+        config.num_labels = n_labels
+    with torch.device("meta"):
+        made = _auto_class(task).from_config(config)
+    return Classifier(made, find_head(made), has_new_head=True)
+
+
+def check_can_classify(config: PretrainedConfig, task: str) -> None:
+    """Raise InputError if there is no model of this kind with a head for the task."""
+    if type(config) not in _auto_class(task)._model_mapping:
+        raise InputError(f"a base of type {config.model_type} cannot be trained for {task}; name another base model")
+
+
+def _auto_class(task: str) -> Any:
+    return getattr(transformers, AUTO_CLASSES[task])
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class TaskRecord:
     @property
     def auto_class(self) -> str:
         """The class of transformers that loads the base."""
-        return _AUTO_CLASSES[self.task]
+        return AUTO_CLASSES[self.task]
 
     def options(self) -> dict[str, Any]:
         """What stock transformers must be told to load the base, beside its name."""
@@ -47,7 +47,7 @@ class TaskRecord:
         write_text(card, f"{text}\n## Classes\n\n{self.task}, by index (`{RECORD}` has them too): {classes}\n")
 
 
-_AUTO_CLASSES = {
+AUTO_CLASSES = {
     "text-classification": "AutoModelForSequenceClassification",
     "image-classification": "AutoModelForImageClassification",
 }
@@ -61,7 +61,7 @@ def read_record(folder: Path) -> TaskRecord | None:
     try:
         stored = json.loads(file.read_text(encoding="utf-8"))
         record = TaskRecord(**{**stored, "labels": tuple(map(str, stored["labels"]))})
-        if record.task not in _AUTO_CLASSES:
+        if record.task not in AUTO_CLASSES:
             raise ValueError(f"unknown task {record.task!r}")
         return record
     except (ValueError, KeyError, TypeError) as error:
