@@ -49,24 +49,32 @@ def parser(doc: str | None, steps: int, seeds: list[int]) -> argparse.ArgumentPa
 
 
 def train_all(
-    arguments: argparse.Namespace, rows: Mapping[str, tuple[str, dict[str, Any]]], rates: tuple[float, ...]
+    arguments: argparse.Namespace,
+    rows: Mapping[str, tuple[str, dict[str, Any]]],
+    rates: tuple[float, ...],
+    shared: Mapping[str, Any] = LORA,
 ) -> dict[Cell, Outcome]:
-    """Train every row (name -> method and its settings) at every rate and seed, on one thread."""
+    """Train every row (name -> method and its settings) at every rate and seed, on one thread.
+
+    A method may name its host: "qpa over prefix". `shared` settings are those of every row that does not set them.
+    """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     cells = [Cell(row, lr, seed) for row in rows for lr in rates for seed in arguments.seeds]
     shown = track(cells, "Training", console=Console(stderr=True))
-    return {cell: _train(arguments, cell, *rows[cell.row]) for cell in shown}
+    return {cell: _train(arguments, cell, rows[cell.row][0], {**shared, **rows[cell.row][1]}) for cell in shown}
 
 
 def _train(arguments: argparse.Namespace, cell: Cell, method: str, settings: dict[str, Any]) -> Outcome:
+    method, _, host = method.partition(" over ")
     name = f"{cell.row} lr{cell.lr:g} seed{cell.seed}".replace(",", "").replace(" ", "_")
     run = TrainSettings(
         model=arguments.model,
         data=arguments.data,
         out=str(arguments.out / name),
         method=method,
-        method_settings={**LORA, **settings},
+        host=host or "lora",
+        method_settings=settings,
         steps=arguments.steps,
         batch_size=arguments.batch_size,
         seq_len=128,

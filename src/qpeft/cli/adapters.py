@@ -50,6 +50,12 @@ def adapter_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config; restore it") from error
 
 
+def virtual_tokens(folder: Path) -> int:
+    """Positions of the context that a prefix or a prompt takes; 0 for other adapters."""
+    config = adapter_config(folder)
+    return config.get("num_virtual_tokens") or (config.get("host") or {}).get("num_virtual_tokens") or 0
+
+
 def base_model(name: str) -> str:
     """`name` as transformers understands it: `embedded` is the folder of the base model that comes with qpeft."""
     from qpeft.demo import base_path
