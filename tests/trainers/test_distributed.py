@@ -13,6 +13,14 @@ ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2
 ACCELERATE = (*ACCELERATE, "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
+METHODS = ("qpa", "quantum_peft", "attached")
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return request.param
+
+
 def load(folder, method, *parts):
     return [load_file(folder / ".".join([method, *parts, str(rank), "safetensors"])) for rank in (0, 1)]
 

@@ -69,7 +69,8 @@ def test_training_on_a_quantised_base(quantised, method, wrap, adapters, ids, tm
     torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("quantised", [nf4], indirect=True)
+@pytest.mark.parametrize("quantised", [nf4, int8], indirect=True)
+@pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")
 def test_dora_reads_the_dequantised_weights(quantised, wrap, adapters, ids):
     stock = get_peft_model(quantised(), LoraConfig(target_modules="all-linear", r=4, use_dora=True)).train()
     model = wrap(quantised(), "qpa", use_dora=True).train()

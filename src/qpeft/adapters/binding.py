@@ -121,10 +121,8 @@ class Binding:
         parameters = list(self.generator.parameters())
         if not any(p.dtype in _HALF_PRECISION for p in parameters):
             return
-        exact = (
-            [None] * len(parameters) if self._values is None else self._values.split([p.numel() for p in parameters])
-        )
-        for parameter, value in zip(parameters, exact, strict=True):
+        exact = _flat_values(parameters).float() if self._values is None else self._values
+        for parameter, value in zip(parameters, exact.split([p.numel() for p in parameters]), strict=True):
             if parameter.dtype in _HALF_PRECISION:
                 parameter.data = _widened(parameter.data, value)
 
@@ -277,13 +275,10 @@ def _flat_values(parameters: Sequence[nn.Parameter]) -> Tensor:
     return torch.cat([p.detach().flatten() for p in parameters])
 
 
-def _widened(rounded: Tensor, exact: Tensor | None) -> Tensor:
+def _widened(rounded: Tensor, exact: Tensor) -> Tensor:
     """`rounded` in float32; a copy of `exact` (flat) if that is what was rounded."""
-    if exact is not None:
-        exact = exact.view_as(rounded)
-        if torch.equal(exact.to(rounded), rounded):
-            return exact.to(rounded.device, copy=True)
-    return rounded.float()
+    exact = exact.view_as(rounded)
+    return exact.to(rounded.device, copy=True) if torch.equal(exact.to(rounded), rounded) else rounded.float()
 
 
 def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
@@ -309,7 +304,7 @@ def _refuse_partial_gradients() -> None:
         raise RuntimeError(
             "the generator received several partial gradients in one backward pass under distributed training "
             "(reentrant activation checkpointing), of which only the first would be averaged; "
-            "use gradient_checkpointing_kwargs={'use_reentrant': False}"
+            "use activation_checkpointing_kwargs={'use_reentrant': False}"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from tiny import METHODS, batch, check_refused, moved, rows, trained
+from tiny import METHODS, batch, check_refused, leave_together, moved, rows, trained
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -35,8 +35,11 @@ def gradients(method, **options):
 
 
 def train_accumulating(method, steps=3):
-    """The numbers after some steps with no_sync on all micro-batches but the last."""
-    model = moved(method)
+    """Logits after some steps with no_sync on all micro-batches but the last, beside the trained numbers.
+
+    Each rank has drawn its own start, if it is one of stock PEFT: DDP then takes that of rank 0.
+    """
+    model = moved(method, seed=dist.get_rank())
     replica = DistributedDataParallel(model)
     optimiser = torch.optim.AdamW(trained(model).values(), lr=2e-3)
     for _ in range(steps):
@@ -46,7 +49,9 @@ def train_accumulating(method, steps=3):
             with nullcontext() if last else replica.no_sync():
                 replica(**batch(mine(8)[2 * i :][:2])).loss.backward()
         optimiser.step()
-    return {name: p.detach() for name, p in trained(model).items()}
+    with torch.no_grad():
+        logits = model(**batch(rows(8))).logits
+    return {"logits": logits, **{name: p.detach() for name, p in trained(model).items()}}
 
 
 def check_checkpointing(method):
@@ -91,7 +96,7 @@ def main(out):
             save_file(tensors, Path(out) / f"{method}.{name}.{dist.get_rank()}.safetensors")
         check_checkpointing(method)
         check_fsdp(method)
-    dist.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":

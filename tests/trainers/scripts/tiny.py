@@ -1,14 +1,16 @@
 """What the scripts share: a tiny Llama under a method, the same in every process, and rows to train on."""
 
 import copy
+import os
 
 import torch
-from peft import get_peft_model
+import torch.distributed as dist
+from peft import LoHaConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpeft
 
-METHODS = ("qpa", "quantum_peft")
+METHODS = ("qpa", "quantum_peft", "attached")
 
 
 def base():
@@ -29,18 +31,22 @@ def base():
     )
 
 
-def adapted(method):
+def adapted(method, seed=0):
+    """`seed` is that of torch: a start of stock PEFT depends on it, one of ours does not."""
+    model = base()
+    torch.manual_seed(seed)
     common = {"target_modules": "all-linear", "r": 4, "task_type": "CAUSAL_LM"}
-    if method == "qpa":
-        config = qpeft.QPAConfig(hidden=(6, 5), chunk_size=16, n_layers=3, **common)
-    else:
-        config = qpeft.QuantumPeftConfig(n_layers=2, **common)
-    return get_peft_model(base(), config).train()
+    small = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3}
+    if method == "attached":
+        stock = get_peft_model(model, LoHaConfig(**{**common, "target_modules": ["q_proj", "up_proj"]}))
+        return qpeft.attach(stock, qpeft.QPAGeneratorConfig(**small)).train()
+    config = qpeft.QPAConfig(**small, **common) if method == "qpa" else qpeft.QuantumPeftConfig(n_layers=2, **common)
+    return get_peft_model(model, config).train()
 
 
-def moved(method, steps=2):
+def moved(method, steps=2, **options):
     """An adapter that has left its start, where some gradients are 0."""
-    model = adapted(method)
+    model = adapted(method, **options)
     optimiser = torch.optim.AdamW(trained(model).values(), lr=2e-3)
     for _ in range(steps):
         optimiser.zero_grad()
@@ -72,3 +78,9 @@ def check_refused(action, kind, words):
         message = str(error)
     if words not in message:
         raise AssertionError(f"expected a refusal with '{words}', but: {message}")
+
+
+def leave_together():
+    """End the process as it is: a refused backward has left a reduction begun, whose threads may abort a clean end."""
+    dist.barrier()
+    os._exit(0)

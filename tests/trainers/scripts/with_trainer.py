@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tiny import METHODS, adapted, check_refused, rows, trained
+from tiny import METHODS, adapted, check_refused, leave_together, rows, trained
 from transformers import Trainer, TrainingArguments
 
 GLOBAL_BATCH = 8
@@ -56,7 +56,7 @@ def main(out):
         rank = torch.distributed.get_rank()
         save_file(found, Path(out) / f"{method}.{rank}.safetensors")
     check_reentrant_is_refused("qpa", out, n_processes=2)
-    torch.distributed.destroy_process_group()
+    leave_together()
 
 
 if __name__ == "__main__":
