@@ -167,9 +167,10 @@ def _refuse_shared(model: PeftModel, adapter_name: str, slots: list[Slot]) -> No
             slot = taken.get(id(parameter))
             if slot is not None and module is not slot.owner:
                 kind = type(model.peft_config[adapter_name]).__name__.removesuffix("Config")
+                tensor = f"{name}.{own}"
                 raise ConfigError(
-                    f"{kind} shares {name}.{own} between layers, which QPA cannot generate; use another host, or an "
-                    "option of it without shared tensors"
+                    f"{kind} shares {tensor} between layers, which QPA cannot generate; use another host, or an option "
+                    "of it without shared tensors"
                 )
 
 

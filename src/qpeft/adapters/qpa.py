@@ -39,10 +39,10 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
         self.peft_type = QPA  # type: ignore[assignment]
         self.check_format()
         if self.init_lora_weights not in lora_start.DRAWN_INITS:
+            allowed = ", ".join(map(repr, lora_start.DRAWN_INITS))
             raise ConfigError(
                 f"init_lora_weights='{self.init_lora_weights}' looks at data or weights, so its start cannot be drawn "
-                f"again from a seed; choose one of {', '.join(map(repr, lora_start.DRAWN_INITS))}, or put QPA over that LoRA "
-                "with qpeft.attach"
+                f"again from a seed; choose one of {allowed}, or put QPA over that LoRA with qpeft.attach"
             )
         self.refuse_lora_options("QPA", allowed=("use_dora",))
 
