@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/qpeft demo
 
 test: check docs
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -13,6 +13,8 @@ ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2
 ACCELERATE = (*ACCELERATE, "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker, so that each script is launched once
+
 METHODS = ("qpa", "quantum_peft", "attached")
 
 
