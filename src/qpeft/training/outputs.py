@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from peft import PeftModel
 
 import qpeft
 from qpeft.adapters.bottleneck import has_stock_form
@@ -63,8 +66,23 @@ def is_generated(model: Any) -> bool:
 
 def resumable(model: Any) -> AbstractContextManager[None]:
     """Within: what the Trainer saves is enough to go on to the bit, also where an adapter's numbers are quantised."""
-    holder = holder_of(model)
-    return nullcontext() if holder is None else holder.keeping_latent()
+    if holder := holder_of(model):
+        return holder.keeping_latent()
+    return nullcontext() if isinstance(model, PeftModel) else _own_names(model)
+
+
+@contextmanager
+def _own_names(model: Any) -> Iterator[None]:
+    """Within: a whole model is saved under the names that it has in memory.
+
+    transformers saves some kinds, ViT among them, under older names, which the Trainer that resumes passes over
+    without a word.
+    """
+    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    try:
+        yield
+    finally:
+        del model.save_pretrained
 
 
 def count_trainable(model: Any, modules: Sequence[str] | None = None) -> int:

@@ -99,8 +99,9 @@ def _folder(path: Path, split: str) -> list[Labelled]:
 
 def _arrays(path: Path) -> list[Labelled]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        with path.open("rb") as opened:
+            loaded = np.load(opened, allow_pickle=False)
+            arrays = {"no name": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, KeyError) as error:
         raise DataError(f"cannot read {path} as arrays: {_first_line(error)}") from error
     for name in ("images", "labels"):

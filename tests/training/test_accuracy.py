@@ -1,0 +1,107 @@
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification
+
+from qpeft.training import TrainSettings
+from qpeft.training.accuracy import ClassificationScore, classification_loss, evaluate_classifier
+from qpeft.training.tasks.text_classification import TextClassification
+
+BASES = ["tiny_encoder", "tiny_model"]  # the second is a decoder, whose tokenizer has no padding token
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_interval_is_wilsons(counts):
+    score = ClassificationScore(1.0, *counts)
+    expected = binomtest(*counts).proportion_ci(confidence_level=0.95, method="wilson")
+    assert score.interval == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_figures_are_counted_over_examples():
+    total = ClassificationScore(2.0, 3, 4) + ClassificationScore(4.0, 1, 2)
+    assert (total.loss, total.accuracy) == (1.0, 4 / 6)
+    low, high = total.interval
+    assert total.to_dict() == {
+        "loss": 1.0,
+        "accuracy": 4 / 6,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "nats": 6.0,
+        "n_correct": 4,
+        "n_examples": 6,
+    }
+
+
+@pytest.fixture(params=BASES)
+def task(request, opinion_files, tmp_path):
+    folder, (train, dev) = request.getfixturevalue(request.param), opinion_files
+    settings = TrainSettings(
+        task="text-classification", model=str(folder), data=str(train), eval_data=str(dev), out=str(tmp_path / "run")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the pooler that the encoder lacks
+        made = TextClassification(settings)
+        made.model = made.load_base().eval()
+    return made
+
+
+def test_padding_changes_no_score(task):
+    one = evaluate_classifier(task.model, task.evaluation, task.collate, batch_size=1)
+    for batch_size in (3, 40):
+        many = evaluate_classifier(task.model, task.evaluation, task.collate, batch_size)
+        assert many.nats == pytest.approx(one.nats, rel=1e-6)
+        assert (many.n_correct, many.n_examples) == (one.n_correct, one.n_examples) == (one.n_correct, 40)
+
+
+def test_the_score_is_that_of_stock_transformers_one_text_at_a_time(task):
+    nats, n_correct = 0.0, 0
+    for ids, label in task.evaluation:
+        with torch.no_grad():
+            logits = task.model(input_ids=torch.tensor(ids)[None]).logits
+        nats += cross_entropy(logits, torch.tensor([label])).item()
+        n_correct += int(logits.argmax() == label)
+    score = task.score(task.model)
+    assert score.nats == pytest.approx(nats, rel=1e-5)
+    assert score.n_correct == n_correct
+
+
+def test_scoring_leaves_the_model_as_it_was(task):
+    task.model.train()
+    task.score(task.model)
+    assert task.model.training
+    assert all(p.grad is None for p in task.model.parameters())
+
+
+def test_the_loss_is_a_mean_over_the_whole_step():
+    logits, labels = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
+
+    class Output:
+        def __init__(self, logits):
+            self.logits = logits
+
+    whole = classification_loss(Output(logits), labels)
+    parts = [classification_loss(Output(logits[i : i + 2]), labels[i : i + 2], torch.tensor(6)) for i in (0, 2, 4)]
+    assert whole.item() == pytest.approx(cross_entropy(logits, labels).item(), rel=1e-6)
+    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-6)
+
+
+def test_a_decoder_is_told_its_padding_token(tiny_model, opinion_files, tmp_path):
+    settings = TrainSettings(
+        task="text-classification", model=str(tiny_model), data=str(opinion_files[0]), out=str(tmp_path / "run")
+    )
+    task = TextClassification(settings)
+    assert task.config.pad_token_id is None
+    loaded = task.load_base()
+    assert loaded.config.pad_token_id == task.tokenizer.eos_token_id == task.pad
+    options = task.record().options()
+    assert options == {"num_labels": 2, "pad_token_id": task.pad}
+    stock = AutoModelForSequenceClassification.from_pretrained(tiny_model, **options)
+    stock.load_state_dict(loaded.state_dict())
+    batch = {name: part for name, part in task.collate(task.train[:4]).items() if name != "labels"}
+    with torch.no_grad():
+        assert torch.equal(stock.eval()(**batch).logits, loaded.eval()(**batch).logits)

@@ -1,0 +1,375 @@
+"""Whole runs of both classifications: what is learned, kept, written and resumed."""
+
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, BertForMaskedLM
+
+import qpeft
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.training import TrainSettings, train
+from qpeft.training.accuracy import evaluate_classifier
+from qpeft.training.metrics_log import read_rows
+from qpeft.training.result import read_result
+from qpeft.training.tasks import task_class
+from qpeft.training.tasks.record import read_record
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the base model has no weights for bert.pooler"),
+    pytest.mark.filterwarnings("ignore:angles can hardly move"),
+]
+
+TASKS = ["text-classification", "image-classification"]
+METHODS = {
+    "lora": {"r": 2},
+    "qpa": {"r": 2, "chunk_size": 32, "hidden": (6, 5)},
+    "quantum_peft": {"r": 2, "lora_alpha": 4},
+    "head": {},
+    "full": {},
+}
+
+
+class Killed(BaseException):
+    """Stands in for kill -9."""
+
+
+class KillAt:
+    """A progress that kills the run after a step."""
+
+    def __init__(self, step):
+        self._step = step
+
+    def on_stage(self, what): ...
+
+    def on_start(self, total, done): ...
+
+    def on_step(self, step, loss):
+        if step == self._step:
+            raise Killed
+
+    def on_eval(self, step, score): ...
+
+
+@pytest.fixture
+def settings(tiny_encoder, tiny_vit, opinion_files, bar_files, tmp_path):
+    def make(task: str, out: str = "run", **changes) -> TrainSettings:
+        model, (data, eval_data) = {
+            "text-classification": (tiny_encoder, opinion_files),
+            "image-classification": (tiny_vit, bar_files),
+        }[task]
+        chosen = {"steps": 40, "lr": 1e-2, "batch_size": 16, "eval_every": 20, **changes}
+        paths = {"model": str(model), "data": str(data), "eval_data": str(eval_data), "out": str(tmp_path / out)}
+        return TrainSettings(**{"task": task, **paths, **chosen})
+
+    return make
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    (file,) = folder.glob("*.safetensors")
+    return load_file(file)
+
+
+def losses(out: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(out / "metrics.jsonl")]
+
+
+def score_of(model, asked: TrainSettings):
+    """The run's evaluation data scored by another model."""
+    task = task_class(asked.task)(asked)
+    return evaluate_classifier(model, task.evaluation, task.collate)
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_and_reloads_in_stock_libraries(settings, task, method):
+    asked = settings(task, method=method, method_settings=METHODS[method])
+    result = train(asked)
+    assert result.after.loss < 0.9 * result.before.loss
+    n_classes, bias = (2, 2) if task == "text-classification" else (3, 3)
+    pooler = 16 * 16 + 16 if task == "text-classification" else 0  # a masked language model has none
+    assert result.trainable_head == 16 * n_classes + bias + pooler
+    if method == "head":
+        assert result.trainable == result.deployed == result.trainable_head
+    else:
+        assert result.trainable > result.trainable_head
+    auto = AutoModelForSequenceClassification if task == "text-classification" else AutoModelForImageClassification
+    if method == "full":
+        reloaded = auto.from_pretrained(result.exported)
+        assert list(reloaded.config.id2label.values()) == list(task_class(task)(asked).labels.names)
+    else:
+        options = read_record(result.exported).options()
+        reloaded = PeftModel.from_pretrained(auto.from_pretrained(asked.model, **options), result.exported)
+    again = score_of(reloaded.eval(), asked)
+    assert again.loss == pytest.approx(result.after.loss, abs=1e-5)
+    assert again.n_correct == result.after.n_correct
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_learns_what_is_there(settings, task):
+    result = train(settings(task, method="lora", method_settings={"r": 4}, steps=120))
+    assert result.after.accuracy > 0.9 > result.before.accuracy
+
+
+def test_a_decoder_learns_too(settings, tiny_decoder, tmp_path):
+    rows = [f"{'the king ' * (i % 5)}sings {('well', 'night')[i % 2]}\t{i % 2}\n" for i in range(64)]
+    (tmp_path / "ends.tsv").write_text("".join(rows))
+    data = {"data": str(tmp_path / "ends.tsv"), "eval_data": str(tmp_path / "ends.tsv")}
+    chosen = {"method": "lora", "method_settings": {"r": 4}, "lr": 3e-2}
+    result = train(settings("text-classification", model=str(tiny_decoder), **data, **chosen))
+    assert result.after.loss < 0.9 * result.before.loss
+    assert result.trainable_head == 2 * 16  # without a bias
+    assert read_record(result.adapter).pad_token_id == 0
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", ["qpa", "lora", "head", "full"])
+def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, task, method):
+    short = {"steps": 7, "save_every": 2, "eval_every": 3, "batch_size": 5, "gradient_accumulation_steps": 2}
+    chosen = {"method": method, "method_settings": METHODS[method], **short}
+    unbroken = train(settings(task, "unbroken", **chosen))
+    with pytest.raises(Killed):
+        train(settings(task, **chosen), KillAt(5))
+    resumed = train(settings(task, **chosen))
+    for folder in ("exported",) if method == "full" else ("adapter", "exported"):
+        ours, theirs = weights(resumed.out / folder), weights(unbroken.out / folder)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert losses(resumed.out) == losses(unbroken.out)
+    assert resumed.after == unbroken.after
+
+
+@pytest.mark.parametrize("base", ["tiny_encoder", "tiny_vit", "tiny_decoder"])
+def test_accumulated_batches_are_one_batch(settings, request, base):
+    """The models' own losses would make the gradient of two halves twice that of the whole."""
+    task = "image-classification" if base == "tiny_vit" else "text-classification"
+    chosen = {"model": str(request.getfixturevalue(base)), "method": "head", "steps": 3, "eval_every": 3}
+    whole = train(settings(task, "whole", batch_size=8, **chosen))
+    halves = train(settings(task, "halves", batch_size=4, gradient_accumulation_steps=2, **chosen))
+    for ours, theirs in zip(losses(halves.out), losses(whole.out), strict=True):
+        for name in {"loss", "grad_norm", "eval_loss"} & theirs.keys():
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+@pytest.fixture
+def tiny_decoder(tiny_model, tmp_path):
+    """The tiny GPT-2 without dropout, which would differ between the two ways."""
+    folder = shutil.copytree(tiny_model, tmp_path / "decoder")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), 0))
+    )
+    return folder
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_head_is_drawn_from_the_seed_alone(settings, task):
+    def head(seed):
+        torch.manual_seed(torch.seed() % 1000)  # whatever was drawn before
+        asked = settings(task, seed=seed)
+        made = task_class(task)(asked)
+        return made.load_base().classifier.weight
+
+    assert torch.equal(head(1), head(1))
+    assert not torch.equal(head(1), head(2))
+
+
+def test_a_base_with_a_head_for_these_classes_keeps_and_trains_it(settings, tmp_path):
+    first = train(settings("image-classification", "first", method="full"))
+    asked = settings("image-classification", "second", model=str(first.exported), method="head", steps=2, lr=1e-9)
+    second = train(asked)
+    assert second.before.loss == pytest.approx(first.after.loss, rel=1e-6)
+    assert second.trainable_head == 16 * 3 + 3
+
+
+def test_a_head_for_other_classes_is_drawn_anew(settings, tiny_vit, bar_files, tmp_path):
+    import numpy as np
+
+    first = train(settings("image-classification", "first", method="full", steps=2))
+    content = dict(np.load(bar_files[0]))
+    content["names"] = np.array(["x", "y", "z"])
+    np.savez(tmp_path / "other.npz", **content)
+    asked = settings(
+        "image-classification", model=str(first.exported), data=str(tmp_path / "other.npz"), eval_data=None
+    )
+    task = task_class(asked.task)(asked)
+    head = task.load_base().classifier.weight
+    assert not torch.equal(head, weights(first.exported)["classifier.weight"])
+    assert task.has_new_head
+
+
+def test_the_body_of_the_base_is_loaded_as_it_is(settings, tiny_encoder):
+    asked = settings("text-classification")
+    loaded, stock = task_class(asked.task)(asked).load_base(), BertForMaskedLM.from_pretrained(tiny_encoder)
+    ours, theirs = loaded.bert.encoder.state_dict(), stock.bert.encoder.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_what_the_base_lacks_is_said_and_trained_with_the_head(settings, tiny_encoder):
+    asked = settings("text-classification", method="lora", steps=2)
+    with pytest.warns(UserWarning, match=r"no weights for bert\.pooler; they are drawn from the seed and trained"):
+        result = train(asked)
+    saved = {name.split(".")[2] + "." + name.split(".")[3] for name in weights(result.exported) if "lora" not in name}
+    assert saved == {"bert.pooler", "classifier.weight", "classifier.bias"}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_half_precision_base_has_a_head_in_full_precision(settings, task):
+    result = train(settings(task, method="lora", method_settings={"r": 2}, dtype="bfloat16"))
+    assert result.after.loss < 0.9 * result.before.loss
+    assert {tensor.dtype for tensor in weights(result.exported).values()} == {torch.float32}
+
+
+def test_frames_from_the_gradient_of_a_classification(settings):
+    result = train(
+        settings("image-classification", method="quantum_peft", method_settings={"r": 2, "frame": "gradient"})
+    )
+    assert result.after.loss < 0.9 * result.before.loss
+
+
+def test_a_run_without_evaluation_data_holds_some_out(settings):
+    result = train(settings("text-classification", eval_data=None, method="head", steps=2))
+    assert result.after.n_examples == 4  # of 96 in two classes, every 20th
+
+
+def test_result_json_gives_the_same_result_back(settings):
+    result = train(settings("image-classification", method="lora", steps=3))
+    found = read_result(result.out / "result.json")
+    assert found.already_finished
+    assert (found.before, found.after, found.task) == (result.before, result.after, "image-classification")
+    assert found.trainable_head == result.trainable_head == 51
+    assert found.to_dict()["after"]["accuracy_low"] == result.after.interval[0]
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_another_run_with_other_data_or_task_is_refused(settings, tiny_vit):
+    train(settings("image-classification", method="head", steps=2))
+    with pytest.raises(CheckpointError, match="label_column was 'label', now 'kind'"):
+        train(settings("image-classification", method="head", steps=2, label_column="kind"))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("method", ["qpa", "lora"])
+def test_the_lines_of_every_card_load_the_adapter(settings, task, method, monkeypatch):
+    asked = settings(task, method=method, method_settings=METHODS[method], steps=3)
+    result = train(asked)
+    assert "| accuracy | 0." in (result.out / "README.md").read_text()
+    assert f"({result.trainable_head:,} of them the head's)" in (result.out / "README.md").read_text()
+    cards = {"run": result.out, "adapter": result.adapter, "exported": result.exported}
+    for name, folder in cards.items():
+        text = (folder / "README.md").read_text()
+        if name != "run":
+            assert "0: `" in text.split("## Classes")[1]
+        if method == "lora" and name != "run":
+            continue  # PEFT's own empty card
+        (lines,) = re.findall(r"```python\n(import.*?|from peft.*?)```", text, flags=re.DOTALL)
+        monkeypatch.chdir(folder)
+        found: dict = {}
+        exec(lines, found)
+        assert score_of(found["model"].eval(), asked).loss == pytest.approx(result.after.loss, abs=1e-5)
+
+
+def test_modules_that_the_user_wants_to_save_come_beside_the_head(settings):
+    asked = settings("image-classification", method="lora", steps=2)
+    asked.method_settings = {"modules_to_save": ["layernorm"], "target_modules": ["q_proj"]}
+    result = train(asked)
+    saved = {name for name in weights(result.exported) if "lora" not in name}
+    assert {name.split(".")[-2] for name in saved} == {"classifier", "layernorm"}
+    assert result.trainable_head == 51
+
+
+@pytest.mark.parametrize(("task", "host"), [("image-classification", "loha"), ("text-classification", "prefix")])
+def test_qpa_goes_over_other_hosts(settings, task, host):
+    generator = {"chunk_size": 32, "hidden": (6, 5)}
+    asked = settings(task, method="qpa", host=host, method_settings=generator)
+    result = train(asked)
+    assert result.after.loss < result.before.loss
+    auto = AutoModelForSequenceClassification if host == "prefix" else AutoModelForImageClassification
+    stock = auto.from_pretrained(asked.model, **read_record(result.exported).options())
+    reloaded = PeftModel.from_pretrained(stock, result.exported).eval()
+    assert score_of(reloaded, asked).loss == pytest.approx(result.after.loss, abs=1e-5)
+
+
+def test_compact_adapters_reload(settings):
+    asked = settings("text-classification", method="qpa", method_settings=METHODS["qpa"], steps=5)
+    result = train(asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        base = task_class(asked.task)(asked).load_base()
+    assert score_of(qpeft.load(base, result.adapter).eval(), asked).nats == pytest.approx(result.after.nats, rel=1e-6)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"task": "causal-lm", "labels": []}', '{"task": "x"}'])
+def test_a_damaged_record_is_refused(tmp_path, content):
+    (tmp_path / "task.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"task\.json is damaged"):
+        read_record(tmp_path)
+
+
+def test_the_head_alone_is_for_classifications(settings):
+    asked = settings("text-classification", method="head")
+    asked.task = "causal-lm"
+    with pytest.raises(ConfigError, match="task causal-lm has none"):
+        train(asked)
+    asked = settings("text-classification", method="head", method_settings={"r": 4})
+    with pytest.raises(ConfigError, match="method head has no settings, got r"):
+        train(asked)
+
+
+@pytest.mark.filterwarnings("ignore:the base model has no preprocessor_config")
+@pytest.mark.parametrize("method", ["lora", "qpa"])
+def test_real_images(shared, settings, make_vit32, method):
+    data = shared / "data" / "cifar10_subset"
+    result = train(
+        settings(
+            "image-classification",
+            model=str(make_vit32),
+            data=str(data / "train_2000.npz"),
+            eval_data=str(data / "test_1000.npz"),
+            eval_blocks=200,
+            method=method,
+            method_settings=METHODS[method],
+        )
+    )
+    assert result.after.n_examples == 200
+    assert result.after.loss < result.before.loss
+    assert read_record(result.adapter).labels[0] == "airplane"
+
+
+@pytest.fixture
+def make_vit32(tmp_path):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    size = {"image_size": 32, "patch_size": 8, "initializer_range": 0.2}
+    ViTForImageClassification(ViTConfig(**shape, **size)).save_pretrained(tmp_path / "vit32")
+    return tmp_path / "vit32"
+
+
+@pytest.mark.parametrize("method", ["head", "quantum_peft"])
+def test_real_texts(shared, settings, method):
+    data = shared / "data" / "sst2"
+    result = train(
+        settings(
+            "text-classification",
+            model=str(shared / "models" / "stories260K"),
+            data=str(data / "train.tsv"),
+            eval_data=str(data / "dev.tsv"),
+            eval_blocks=100,
+            steps=8,
+            lr=5e-3,
+            seq_len=48,
+            method=method,
+            method_settings={"r": 2} if method == "quantum_peft" else {},
+        )
+    )
+    assert read_record(result.adapter).labels == ("0", "1")
+    assert result.after.loss < result.before.loss

@@ -1,0 +1,298 @@
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qpeft.errors import ConfigError, DataError
+from qpeft.training import TrainSettings
+from qpeft.training.tasks.image_classification import ImageClassification, load_image_processor
+from qpeft.training.tasks.images import has_validation_images, load_images, open_image
+
+
+@pytest.fixture
+def read(tiny_vit, tmp_path):
+    """Read images with their classes as a run does."""
+
+    def make(data, **settings) -> ImageClassification:
+        chosen = {"task": "image-classification", "model": str(tiny_vit), "out": str(tmp_path / "run"), **settings}
+        return ImageClassification(TrainSettings(data=str(data), **chosen))
+
+    return make
+
+
+def picture(path, value, mode="RGB", size=(10, 6)):
+    """A file of one colour, `size` as (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+    return path
+
+
+def folder_of(path, names=("cat", "dog"), each=3):
+    for place, name in enumerate(names):
+        for number in range(each):
+            picture(path / name / f"{number}.png", (60 * place, 10 * number, 0))
+    return path
+
+
+def arrays(path, **content):
+    np.savez(path, **content)
+    return path
+
+
+def test_a_folder_of_folders(tmp_path):
+    folder = folder_of(tmp_path / "animals")
+    picture(folder / "dog" / "more" / "b.jpg", (0, 0, 0))
+    (folder / "dog" / "notes.txt").write_text("not an image")
+    picture(folder / ".cache" / "c.png", (0, 0, 0))
+    rows = load_images(str(folder), "train", "label")
+    assert [name for _, name in rows] == ["cat"] * 3 + ["dog"] * 4
+    assert not has_validation_images(str(folder))
+
+
+@pytest.mark.parametrize("part", ["validation", "val", "test"])
+def test_a_folder_with_parts(read, tmp_path, part):
+    folder = tmp_path / "animals"
+    folder_of(folder / "train", each=4)
+    folder_of(folder / part, each=2)
+    task = read(folder)
+    assert (len(task.train), len(task.evaluation)) == (8, 4)
+    assert task.labels.names == ("cat", "dog")
+    with pytest.raises(DataError, match=r"evaluated.*has the label 'cow'"):
+        read(folder, eval_data=str(folder_of(tmp_path / "evaluated", ("cow", "dog"))))
+
+
+def test_a_part_to_train_on_needs_one_to_be_scored_on_where_it_is_asked_for(read, tmp_path):
+    folder = tmp_path / "animals"
+    folder_of(folder / "train", each=4)
+    assert len(read(folder).evaluation) == 2  # held out
+    with pytest.raises(DataError, match="has train/ and none of validation, val, test beside it"):
+        load_images(str(folder), "validation", "label")
+
+
+def test_arrays_with_and_without_names(read, tmp_path):
+    images = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
+    bare = arrays(tmp_path / "bare.npz", images=images, labels=np.array([9, 10, 9, 10], dtype=np.uint8))
+    assert read(bare).labels.names == ("9", "10")
+    named = arrays(
+        tmp_path / "named.npz", images=images, labels=np.array([1, 0, 1, 0]), names=np.array(["z", "a", "never"])
+    )
+    task = read(named, eval_data=str(named))
+    assert task.labels.names == ("a", "z")
+    assert [index for _, index in task.train] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3), (8, 8, 4), (5, 12), (16, 16, 3)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_image_is_brought_to_the_models_size_and_channels(tmp_path, make_vit_folder, shape, channels):
+    images = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
+    file = arrays(tmp_path / "x.npz", images=images, labels=np.array([0, 1, 0, 1]))
+    with pytest.warns(UserWarning, match=f"brought to 8 x 8 and {channels} channel"):
+        task = ImageClassification(
+            TrainSettings(
+                task="image-classification",
+                model=str(make_vit_folder(num_channels=channels)),
+                data=str(file),
+                out=str(tmp_path / "run"),
+            )
+        )
+    batch = task.collate(task.train)
+    assert batch["pixel_values"].shape == (2, channels, 8, 8)
+    assert batch["labels"].dtype == torch.int64
+    if shape == (8, 8) and channels == 1:
+        expected = torch.tensor(images[:2]).float() / 127.5 - 1
+        assert torch.allclose(batch["pixel_values"][:, 0], expected, atol=1e-6)
+    if shape == (8, 8, 3) and channels == 3:
+        expected = torch.tensor(images[:2]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        assert torch.allclose(batch["pixel_values"], expected, atol=1e-6)
+
+
+@pytest.fixture
+def make_vit_folder(tmp_path):
+    """Folders of ViTs without an image processor."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    def make(**changes):
+        shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+        config = ViTConfig(**{**shape, "image_size": 8, "patch_size": 4, **changes})
+        ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+        return tmp_path / "vit"
+
+    return make
+
+
+def test_the_processor_of_the_base_is_used(read, tiny_vit, tmp_path, recwarn):
+    task = read(folder_of(tmp_path / "animals"))
+    assert type(task.processor).__name__ == "ViTImageProcessorPil"
+    assert task.collate(task.train)["pixel_values"].shape == (4, 3, 8, 8)
+    assert not recwarn.list
+    assert load_image_processor(str(tiny_vit), task.config).image_mean == (0.4, 0.5, 0.6)
+
+
+def test_files_and_arrays_give_the_same_pixels(read, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)
+    for number, image in enumerate(pixels):
+        path = tmp_path / "files" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    array = arrays(tmp_path / "x.npz", images=pixels, labels=np.arange(4) % 2, names=np.array(["a", "b"]))
+    from_files, from_array = read(tmp_path / "files"), read(array)
+    ours, theirs = (task.collate([*task.train, *task.evaluation])["pixel_values"] for task in (from_files, from_array))
+    assert torch.equal(ours, theirs)
+    assert from_files.sha256() != from_array.sha256()  # the bytes that were read
+
+
+def test_the_hash_follows_a_pixel(read, tmp_path):
+    folder = folder_of(tmp_path / "animals")
+    before = read(folder).sha256()
+    assert read(folder).sha256() == before
+    picture(folder / "cat" / "1.png", (1, 2, 3))
+    assert read(folder).sha256() != before
+
+
+IMAGES = np.zeros((4, 8, 8), dtype=np.uint8)
+LABELS = np.array([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": IMAGES}, "has the arrays images, and no 'labels'"),
+        ({"labels": LABELS}, "has the arrays labels, and no 'images'"),
+        ({}, "has the arrays none, and no 'images'"),
+        ({"images": IMAGES / 255, "labels": LABELS}, r"images are float64 of shape \(4, 8, 8\); they must be uint8"),
+        ({"images": IMAGES[0], "labels": LABELS}, r"images are uint8 of shape \(8, 8\)"),
+        ({"images": np.zeros((4, 3, 8, 8), np.uint8), "labels": LABELS}, "with 1, 3 or 4 channels"),
+        ({"images": IMAGES, "labels": LABELS / 2}, "labels are float64 .* they must be whole numbers"),
+        ({"images": IMAGES, "labels": LABELS[:3]}, r"labels are int64 of shape \(3,\).* each of the 4 images"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "holds no images"),
+        ({"images": IMAGES, "labels": LABELS, "names": np.array(["a"])}, "labels run from 0 to 1, and names has shape"),
+        ({"images": IMAGES, "labels": LABELS - 1, "names": np.array(["a", "b"])}, "labels run from -1 to 0"),
+        ({"images": IMAGES, "labels": LABELS, "names": np.array(["a", ""])}, "label 1: the label is nothing"),
+        ({"images": IMAGES, "labels": LABELS * 0}, "has one class only, '0'"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(read, tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
+        read(arrays(tmp_path / "x.npz", **content))
+
+
+def test_pickled_arrays_are_never_loaded(tmp_path):
+    file = arrays(tmp_path / "x.npz", images=np.array([{"a": 1}] * 4, dtype=object), labels=LABELS)
+    with pytest.raises(DataError, match="as arrays: Object arrays cannot be loaded when allow_pickle=False"):
+        load_images(str(file), "train", "label")
+
+
+def test_a_single_array_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", IMAGES)
+    (tmp_path / "x.npy").rename(tmp_path / "x.npz")
+    with pytest.raises(DataError, match="has the arrays no name, and no 'images'"):
+        load_images(str(tmp_path / "x.npz"), "train", "label")
+
+
+@pytest.mark.parametrize("keep", [0, 30, 200])
+def test_damaged_arrays_are_refused(tmp_path, keep):
+    whole = arrays(tmp_path / "whole.npz", images=IMAGES, labels=LABELS).read_bytes()
+    (tmp_path / "x.npz").write_bytes(whole[:keep])
+    with pytest.raises(DataError, match="as arrays"):
+        load_images(str(tmp_path / "x.npz"), "train", "label")
+
+
+def test_arrays_with_a_wrong_checksum_are_refused(tmp_path):
+    file = arrays(tmp_path / "x.npz", images=IMAGES, labels=LABELS)
+    with zipfile.ZipFile(file) as archive:
+        place = archive.getinfo("images.npy").header_offset + 200
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="as arrays"):
+        load_images(str(file), "train", "label")
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda folder: folder.mkdir(), "no images in sub-folders of .*: it holds nothing"),
+        (lambda folder: picture(folder / "a.png", (0, 0, 0)), "it holds a.png; give each class a sub-folder"),
+        (lambda folder: (folder / "cat").mkdir(parents=True), "it holds cat"),
+        (lambda folder: folder_of(folder, ("cat",)), "has one class only, 'cat'"),
+        (lambda folder: folder.write_text("x"), "cannot read images from"),
+    ],
+)
+def test_folders_of_another_form_are_refused(read, tmp_path, made, message):
+    made(tmp_path / "data")
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / "data")
+
+
+def test_a_missing_source_is_explained(read, tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match="near it: photos"):
+        read(tmp_path / "photo")
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_an_unreadable_image_is_named(read, tmp_path, content):
+    folder = folder_of(tmp_path / "animals")
+    broken = picture(folder / "dog" / "broken.png", (1, 2, 3), size=(64, 64))
+    broken.write_bytes(broken.read_bytes()[:60] if content is None else content)
+    with pytest.raises(DataError, match=r"cannot read .*broken\.png: .*; repair or remove it"):
+        read(folder)
+
+
+def test_transparent_and_indexed_images_are_converted(tmp_path):
+    for mode, value in (("RGBA", (10, 20, 30, 255)), ("L", 40), ("P", 1), ("1", 1), ("CMYK", (0, 0, 0, 0))):
+        path = picture(tmp_path / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}", value, mode)
+        assert open_image(path, "RGB").mode == "RGB"
+        assert open_image(path.read_bytes(), "L").size == (10, 6)
+
+
+class HubSet(list):
+    """What is used of a `datasets.Dataset`, with encoded images."""
+
+    def __init__(self, rows, features):
+        super().__init__(rows)
+        self.features = features
+
+    def cast_column(self, column, feature):
+        assert not feature.decode
+        return self
+
+
+class ClassLabel:
+    names = ("cat", "dog")
+
+
+def hub(monkeypatch, rows, features, splits=("train", "validation")):
+    import datasets
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: list(splits))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: HubSet(rows, features))
+
+
+def test_images_of_the_hub(monkeypatch, tmp_path):
+    encoded = picture(tmp_path / "x.png", (1, 2, 3)).read_bytes()
+    rows = [{"img": {"bytes": encoded, "path": None}, "label": 1}]
+    hub(monkeypatch, rows, {"img": object(), "label": ClassLabel()})
+    assert load_images("someone/animals", "train", "label") == [(encoded, "dog")]
+    assert has_validation_images("someone/animals")
+    with pytest.raises(DataError, match="has the columns img, label; needed: 'kind'"):
+        load_images("someone/animals", "train", "kind")
+    hub(monkeypatch, rows, {"picture": object(), "label": ClassLabel()})
+    with pytest.raises(DataError, match="needed: one of image, img"):
+        load_images("someone/animals", "train", "label")
+
+
+def test_an_image_of_the_hub_that_cannot_be_decoded(monkeypatch):
+    rows = [{"image": {"bytes": b"?", "path": None}, "label": 1}]
+    hub(monkeypatch, rows, {"image": object(), "label": object()})
+    with pytest.raises(DataError, match="cannot read an image"):
+        load_images("someone/animals", "train", "label")
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_virtual_tokens_are_not_for_images(method):
+    settings = TrainSettings(task="image-classification", model="m", data="d", out="o", method=method)
+    with pytest.raises(ConfigError, match="images have none"):
+        settings.check()
