@@ -539,3 +539,26 @@ def test_real_weights_learn_a_real_text(shared, settings, tmp_path):
     with pytest.raises(Killed):
         train(settings(**changes), kill_at(6))
     assert_same_result(train(settings(**changes)).out, unbroken.out)
+
+
+def test_a_run_of_an_earlier_version_with_fewer_settings_goes_on(settings):
+    result = train(settings())
+    record = json.loads((result.out / "config.json").read_text())
+    for name in ("label_column", "host", "task"):
+        del record["settings"][name]
+    (result.out / "config.json").write_text(json.dumps(record))
+    assert train(settings()).already_finished
+    with pytest.raises(CheckpointError, match="task was 'causal-lm', now 'text-classification'"):
+        train(settings(task="text-classification"))
+
+
+def test_the_result_of_a_language_model_is_stored_as_ever(settings):
+    result = train(settings(steps=2))
+    stored = json.loads((result.out / "result.json").read_text())
+    assert list(stored) == [
+        *("model", "method", "steps", "before", "after", "trainable", "deployed", "stored_bytes", "exported_bytes"),
+        *("seconds", "seconds_per_step", "data_sha256"),
+    ]
+    assert list(stored["after"]) == ["nats", "n_tokens", "n_bytes"]
+    assert (result.trainable_head, result.task) == (0, "causal-lm")
+    assert not (result.adapter / "task.json").exists()

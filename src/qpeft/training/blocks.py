@@ -23,7 +23,6 @@ Item = TypeVar("Item")
 IGNORED = -100
 
 _HELD_OUT_EVERY = 20
-_EVALUATED = 512
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedToke
         raise DataError(f"{validation} has nothing to score within seq_len={seq_len} tokens; raise it, or give more")
     if not train or not evaluation:
         raise DataError(_too_little(settings.data, rows, seq_len, tokenizer))
-    return Blocks(train, spread(_EVALUATED if settings.eval_blocks is None else settings.eval_blocks, evaluation))
+    return Blocks(train, spread(settings.eval_blocks or 0, evaluation))
 
 
 def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:

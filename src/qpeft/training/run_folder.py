@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ class RunFolder:
 
     def _check_same(self, part: str, wanted: dict[str, Any]) -> None:
         recorded = self._recorded()[part]
+        if part == "settings":
+            recorded = {**_usual_settings(), **recorded}  # an earlier qpeft had fewer
         changed = [
             f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}"
             for name in sorted({*recorded, *wanted} - {*_FREE_TO_CHANGE})
@@ -112,6 +114,11 @@ class RunFolder:
 def _as_json(settings: TrainSettings) -> dict[str, Any]:
     """Settings as they come back from JSON: tuples as lists, sets in order."""
     return json.loads(json.dumps(asdict(settings), default=sorted))
+
+
+def _usual_settings() -> dict[str, Any]:
+    """What settings are where nobody chose, by name; those that must be chosen are left out."""
+    return {f.name: f.default for f in fields(TrainSettings) if f.default is not MISSING}
 
 
 def _environment() -> dict[str, Any]:

@@ -16,6 +16,7 @@ DTYPES = ("float32", "bfloat16")
 
 _AT_LEAST_ONE = ("steps", "batch_size", "gradient_accumulation_steps", "eval_every", "save_every", "log_every")
 _NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "eval_blocks")
+_EVALUATED_BLOCKS = 512
 _HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
 
@@ -111,6 +112,10 @@ class TrainSettings:
         default_factory=list,
         metadata=_help("Where the Trainer reports to besides metrics.jsonl: tensorboard, trackio, ..."),
     )
+
+    def __post_init__(self) -> None:
+        if self.eval_blocks is None:
+            self.eval_blocks = _EVALUATED_BLOCKS if self.task == "causal-lm" else 0
 
     def check(self) -> None:
         """Raise ConfigError for what cannot work."""
