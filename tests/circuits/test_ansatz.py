@@ -41,7 +41,7 @@ def test_angles_are_counted_as_the_gates_use_them(size):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("ring", 2, 2), "unknown ansatz 'ring'; choose one of ry_ladder, two_design"),
+        (("ring", 2, 2), "unknown ansatz 'ring'; choose one of ry_ladder, two_design, square, qaa, rxyz"),
         (("ry_ladder", 0, 2), "n_qubits must be at least 1, got 0"),
         (("ry_ladder", 2, 0), "n_layers must be at least 1, got 0"),
     ],

@@ -1,6 +1,7 @@
 """Quantum circuits as data, and their exact simulation in plain torch."""
 
-from qpeft.circuits.ansatz import Ansatz, Gate, count_angles
+from qpeft.circuits.amplitude import amplitude_expectations, amplitude_probabilities, amplitude_qubits
+from qpeft.circuits.ansatz import Ansatz, Gate, count_angles, dead_angles
 from qpeft.circuits.columns import basis_columns
 from qpeft.circuits.ladder import probabilities, probabilities_slice
 from qpeft.circuits.lie import lie_columns
@@ -10,8 +11,12 @@ from qpeft.circuits.two_design import two_design_columns
 __all__ = [
     "Ansatz",
     "Gate",
+    "amplitude_expectations",
+    "amplitude_probabilities",
+    "amplitude_qubits",
     "basis_columns",
     "count_angles",
+    "dead_angles",
     "lie_columns",
     "orthogonal_columns",
     "probabilities",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count
 from math import prod
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from qpeft.errors import ConfigError
 
 
 class Gate(NamedTuple):
-    """One gate: `ry` on one wire, `cx` on (control, target), or `cz` on two wires.
+    """One gate: `rx`, `ry` or `rz` on one wire, `cx` on (control, target), or `cz` on two wires.
 
     `slot` is the index of the gate's angle in the angle tensor (`angles[gate.slot]`), or None.
     """
@@ -59,15 +60,52 @@ def _two_design_shape(n_qubits: int, n_layers: int) -> tuple[int]:
     return (n_qubits + 2 * n_layers * (n_qubits - 1),)
 
 
+def ring_pairs(n_qubits: int) -> list[tuple[int, int]]:
+    """Controls and targets of a ring of CNOTs in the order in which they act; none for a single qubit."""
+    return [(wire, (wire + 1) % n_qubits) for wire in range(n_qubits if n_qubits > 1 else 0)]
+
+
+# what one layer does, in order: a rotation of every wire, or the ring
+_AMPLITUDE_LAYERS = {
+    "square": ("ry", "rz", "ring", "ry"),
+    "qaa": ("ry", "ring"),
+    "rxyz": ("rx", "ry", "rz", "ring"),
+}
+AMPLITUDE_ANSATZE = tuple(_AMPLITUDE_LAYERS)
+
+
+def _n_blocks(name: str) -> int:
+    return sum(step != "ring" for step in _AMPLITUDE_LAYERS[name])
+
+
+def _amplitude(name: str, n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
+    for layer in range(n_layers):
+        gates, block = [], 0
+        for step in _AMPLITUDE_LAYERS[name]:
+            if step == "ring":
+                gates += [Gate("cx", pair) for pair in ring_pairs(n_qubits)]
+            else:
+                gates += [Gate(step, (wire,), (layer, block, wire)) for wire in range(n_qubits)]
+                block += 1
+        yield gates
+
+
+def _amplitude_family(name: str) -> _Family:
+    return _Family(lambda n, layers: (layers, _n_blocks(name), n), partial(_amplitude, name))
+
+
 _FAMILIES = {
     "ry_ladder": _Family(angle_shape=lambda n, layers: (layers, n), layers=_ry_ladder),
     "two_design": _Family(angle_shape=_two_design_shape, layers=_two_design),
+    **{name: _amplitude_family(name) for name in AMPLITUDE_ANSATZE},
 }
 
 
 @dataclass(frozen=True)
 class Ansatz:
-    """A parametrised circuit that starts in `|0...0>`.
+    """A parametrised circuit.
+
+    The first two start in `|0...0>` (or, for more columns, in other basis states).
 
     `ry_ladder` is QPA's circuit: in each layer RY on every wire, then CNOTs 0->1, 1->2, ..., N-2 -> N-1
     (an open ladder); its angles have shape (L, N).
@@ -75,6 +113,14 @@ class Ansatz:
     `two_design` is Quantum-PEFT's circuit, PennyLane's SimplifiedTwoDesign: RY on every wire; then in each layer
     step a on the pairs (0, 1), (2, 3), ... and step b on (1, 2), (3, 4), ...: CZ on every pair, then RY on both
     its wires. Its angles have shape ((2L+1) N - 2L,) in the order in which they act.
+
+    QAA's circuits start in a state whose amplitudes are the normalised input. Each of their layers is made of blocks,
+    which turn every wire, and a ring of CNOTs 0->1, ..., N-2 -> N-1, N-1 -> 0 (none for N = 1); the angles have
+    shape (L, blocks, N), blocks in the order in which they act:
+
+    - `square`: RY, RZ, ring, RY
+    - `qaa`: RY, ring
+    - `rxyz`: RX, RY, RZ, ring; what is read cannot see the last layer's RZ, see `dead_angles`
 
     Raises ConfigError for an unknown name, fewer than one qubit or fewer than one layer.
     """
@@ -92,7 +138,7 @@ class Ansatz:
 
     @property
     def angle_shape(self) -> tuple[int, ...]:
-        """Shape of the angle tensor, for `ry_ladder` (L, N), for `two_design` ((2L+1) N - 2L,)."""
+        """Shape of the angle tensor, for example (L, N) for `ry_ladder`, (L, 3, N) for `square`."""
         return _FAMILIES[self.name].angle_shape(self.n_qubits, self.n_layers)
 
     @property
@@ -116,7 +162,8 @@ class Ansatz:
 def count_angles(ansatz: str, n_qubits: int | None = None, n_layers: int = 1, *, width: int | None = None) -> int:
     """Number of angles: of a circuit by its qubits, or of a construction for any width by its rows.
 
-    For example 56 for ("ry_ladder", 7, 8), 46 for ("two_design", 10, 2) and 127 for ("qsd", n_layers=2, width=768).
+    For example 56 for ("ry_ladder", 7, 8), 46 for ("two_design", 10, 2), 30 for ("square", 10) and 127 for
+    ("qsd", n_layers=2, width=768).
     Constructions are `auto`, `qsd`, `qsd_full` and `pad`; a `two_design` on no qubits has no angles.
 
     Raises ConfigError for an unknown name, a size below 1, and for both or neither of n_qubits and width.
@@ -130,3 +177,12 @@ def count_angles(ansatz: str, n_qubits: int | None = None, n_layers: int = 1, *,
     empty = ansatz == "two_design" and n_qubits == 0  # the 1 x 1 matrix [1]
     circuit = Ansatz(ansatz, 1 if empty else n_qubits, n_layers)
     return 0 if empty else circuit.n_angles
+
+
+def dead_angles(ansatz: str, n_qubits: int, n_layers: int = 1) -> int:
+    """Number of angles without any effect on what is read of the circuit.
+
+    N for `rxyz`, whose last RZ block changes phases that no expectation or probability sees behind a ring;
+    0 for all others. Raises ConfigError as `Ansatz`.
+    """
+    return Ansatz(ansatz, n_qubits, n_layers).n_qubits if ansatz == "rxyz" else 0

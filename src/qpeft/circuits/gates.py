@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qpeft.circuits.ansatz import Ansatz
@@ -17,6 +18,18 @@ def _ry(psi: Tensor, wires: tuple[int, ...], angle: Tensor) -> Tensor:
     zero, one = psi.movedim(wires[0], 0)
     c, s = torch.cos(angle / 2), torch.sin(angle / 2)
     return torch.stack([c * zero - s * one, s * zero + c * one]).movedim(0, wires[0])
+
+
+def _rx(psi: Tensor, wires: tuple[int, ...], angle: Tensor) -> Tensor:
+    zero, one = psi.movedim(wires[0], 0)
+    c, s = torch.cos(angle / 2), -1j * torch.sin(angle / 2)
+    return torch.stack([c * zero + s * one, s * zero + c * one]).movedim(0, wires[0])
+
+
+def _rz(psi: Tensor, wires: tuple[int, ...], angle: Tensor) -> Tensor:
+    zero, one = psi.movedim(wires[0], 0)
+    phase = torch.exp(-0.5j * angle)
+    return torch.stack([phase * zero, phase.conj() * one]).movedim(0, wires[0])
 
 
 def _cx(psi: Tensor, wires: tuple[int, ...]) -> Tensor:
@@ -29,7 +42,7 @@ def _cz(psi: Tensor, wires: tuple[int, ...]) -> Tensor:
     return torch.stack([off, torch.stack([on[0], -on[1]])]).movedim((0, 1), wires)
 
 
-_APPLY = {"ry": _ry, "cx": _cx, "cz": _cz}
+_APPLY = {"rx": _rx, "ry": _ry, "rz": _rz, "cx": _cx, "cz": _cz}
 
 
 def gate_columns(ansatz: Ansatz, angles: Tensor, columns: Sequence[int]) -> Tensor:
@@ -38,12 +51,17 @@ def gate_columns(ansatz: Ansatz, angles: Tensor, columns: Sequence[int]) -> Tens
     `angles` have shape `ansatz.angle_shape`.
     """
     index = torch.arange(2**ansatz.n_qubits, device=angles.device)
-    psi = (index[:, None] == torch.tensor(list(columns), device=angles.device)).to(angles.dtype)  # (2**N, K)
-    psi = psi.unflatten(0, (2,) * ansatz.n_qubits)  # one axis per wire, wire 0 first
+    start = (index[:, None] == torch.tensor(list(columns), device=angles.device)).to(angles.dtype)
+    return gate_evolve(ansatz, angles, start)
+
+
+def gate_evolve(ansatz: Ansatz, angles: Tensor, start: Tensor) -> Tensor:
+    """Final states (2**N, K) from the K states `start` (2**N, K), complex after an RX or RZ; differentiable."""
+    psi = start.unflatten(0, (2,) * ansatz.n_qubits)  # one axis per wire, wire 0 first
     for gate in ansatz.gates():
         arguments = () if gate.slot is None else (angles[gate.slot],)
         psi = _APPLY[gate.name](psi, gate.wires, *arguments)
-    return psi.reshape(2**ansatz.n_qubits, -1)
+    return psi.reshape(start.shape)
 
 
 def gate_state(ansatz: Ansatz, angles: Tensor) -> Tensor:
@@ -54,3 +72,17 @@ def gate_state(ansatz: Ansatz, angles: Tensor) -> Tensor:
 def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
     """Probabilities (2**N,) of the basis states: the square of `gate_state`."""
     return gate_state(ansatz, angles).square()
+
+
+def gate_amplitude_probabilities(ansatz: Ansatz, angles: Tensor, x: Tensor) -> Tensor:
+    """Probabilities (T, 2**N) after amplitude embedding of x (T, d): zeros appended, over max(||x||, 1e-8)."""
+    a = F.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1])) / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+    psi = gate_evolve(ansatz, angles, a.mT)
+    return (psi * psi.conj()).real.mT
+
+
+def gate_expectations(ansatz: Ansatz, angles: Tensor, x: Tensor) -> Tensor:
+    """<Z> of every wire, (T, N), from `gate_amplitude_probabilities`."""
+    p = gate_amplitude_probabilities(ansatz, angles, x).unflatten(-1, (2,) * ansatz.n_qubits)
+    of_wire = [p.movedim(wire, 1).reshape(len(p), 2, -1).sum(2) for wire in range(1, p.ndim)]
+    return torch.stack([one[:, 0] - one[:, 1] for one in of_wire], -1)

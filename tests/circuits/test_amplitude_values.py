@@ -1,0 +1,163 @@
+"""QAA's circuits against recorded numbers, PennyLane, the gates one after the other, and finite differences."""
+
+from functools import lru_cache
+from math import pi
+
+import pennylane as qml
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpeft.circuits import (
+    Ansatz,
+    amplitude_expectations,
+    amplitude_probabilities,
+    amplitude_qubits,
+    amplitude_run,
+    amplitude_stages,
+)
+from qpeft.circuits.amplitude_tables import ring_tables
+from qpeft.circuits.gates import gate_amplitude_probabilities, gate_evolve, gate_expectations
+
+ANSATZE = ("square", "qaa", "rxyz")
+READOUTS = {
+    "z": (amplitude_expectations, gate_expectations),
+    "probs": (amplitude_probabilities, gate_amplitude_probabilities),
+}
+every_ansatz = pytest.mark.parametrize("ansatz", ANSATZE)
+every_readout = pytest.mark.parametrize("readout", READOUTS)
+widths = [(n, d) for n in range(1, 7) for d in (2**n, 2**n - 1) if amplitude_qubits(d) == n] + [(1, 1)]
+
+
+def problem(ansatz, n_layers, width, tokens=3, seed=0):
+    """Inputs (T, d), angles (L, blocks, N), both with gradients, and the circuit."""
+    draw = torch.Generator().manual_seed(seed)
+    circuit = Ansatz(ansatz, amplitude_qubits(width), n_layers)
+    x = torch.randn(tokens, width, generator=draw, dtype=torch.float64)
+    angles = (torch.rand(circuit.angle_shape, generator=draw, dtype=torch.float64) * 2 - 1) * pi
+    return x.requires_grad_(), angles.requires_grad_(), circuit
+
+
+def close(found, expected, tolerance=1e-12):
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("ansatz", "width", "expected"),
+    [
+        ("square", 4, [-0.676834803, -0.103789596]),
+        ("square", 6, [-0.706565868, -0.791586419, -0.214692459]),
+        ("qaa", 4, [-0.512113568, 0.307644275]),
+        ("qaa", 6, [-0.165572044, -0.935355191, 0.456407070]),
+        ("rxyz", 4, [-0.664357485, 0.529157743]),
+        ("rxyz", 6, [-0.162730784, -0.759212652, 0.569890009]),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-8), (torch.float32, 2e-5)])
+def test_recorded_values(ansatz, width, expected, dtype, tolerance):
+    circuit = Ansatz(ansatz, amplitude_qubits(width), 1)
+    angles = (0.1 * torch.arange(1, 1 + circuit.n_angles, dtype=dtype)).view(circuit.angle_shape)
+    x = torch.arange(1, 1 + width, dtype=dtype)
+    close(amplitude_expectations(x, angles, ansatz), torch.tensor(expected, dtype=dtype), tolerance)
+
+
+@pytest.mark.parametrize(("ansatz", "blocks"), [("square", 3), ("qaa", 1), ("rxyz", 3)])
+def test_one_qubit_without_rotation(ansatz, blocks):
+    x, angles = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.zeros(1, blocks, 1, dtype=torch.float64)
+    close(amplitude_expectations(x, angles, ansatz), torch.tensor([-0.28], dtype=torch.float64))
+
+
+def test_the_ring_on_basis_states():
+    ring = ring_tables(4, torch.device("cpu"))
+    assert ring.target[0b1000] == 0b0111
+    eye, none = torch.eye(16, dtype=torch.float64), torch.zeros(1, 1, 4, dtype=torch.float64)
+    assert torch.equal(eye[ring.source], gate_evolve(Ansatz("qaa", 4, 1), none, eye))
+    assert torch.equal(amplitude_probabilities(eye[8], none, "qaa"), eye[7])
+
+
+@lru_cache
+def pennylane(circuit, readout):
+    wires, rotations = range(circuit.n_qubits), {"rx": qml.RX, "ry": qml.RY, "rz": qml.RZ}
+
+    @qml.qnode(qml.device("default.qubit", wires=wires), interface="torch", diff_method="backprop")
+    def run(x, angles):
+        qml.AmplitudeEmbedding(x, wires, pad_with=0.0, normalize=True)
+        for gate in circuit.gates():
+            if gate.slot is None:
+                qml.CNOT(gate.wires)
+            else:
+                rotations[gate.name](angles[gate.slot], gate.wires[0])
+        return [qml.expval(qml.PauliZ(wire)) for wire in wires] if readout == "z" else qml.probs(wires)
+
+    return lambda x, angles: torch.stack(run(x, angles), -1) if readout == "z" else run(x, angles)
+
+
+@every_ansatz
+@every_readout
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize(("n_qubits", "width"), widths)
+def test_values_and_gradients_are_pennylane_s(ansatz, readout, n_layers, n_qubits, width):
+    x, angles, circuit = problem(ansatz, n_layers, width)
+    found = READOUTS[readout][0](x, angles, ansatz)
+    expected = pennylane(circuit, readout)(x, angles)
+    close(found, expected)
+    weights = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, (x, angles), weights)
+    for one, other in zip(gradients, torch.autograd.grad(expected, (x, angles), weights), strict=True):
+        close(one, other)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from(ANSATZE),
+    st.sampled_from(list(READOUTS)),
+    st.integers(1, 3),
+    st.integers(1, 300),
+    st.integers(1, 9),
+    st.sampled_from([(7, 6), (3, 2), (0, 1), (9, 9)]),
+    st.sampled_from([2**17, 2**9, 1]),
+    st.integers(0, 2**31),
+)
+def test_every_way_to_group_and_to_cut_gives_what_the_gates_give(
+    ansatz, readout, n_layers, width, tokens, groups, chunk, seed
+):
+    x, angles, circuit = problem(ansatz, n_layers, width, tokens, seed)
+    fast, slow = READOUTS[readout]
+    expected = slow(circuit, angles, x)
+    weights = torch.randn_like(expected)
+    of_slow = torch.autograd.grad(expected, (x, angles), weights)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(amplitude_stages, "WHOLE", groups[0])
+        patch.setattr(amplitude_stages, "GROUP", groups[1])
+        patch.setattr(amplitude_run, "CHUNK", chunk)
+        found = fast(x, angles, ansatz)
+        of_fast = torch.autograd.grad(found, (x, angles), weights)
+        single = fast(x.detach().float(), angles.detach().float(), ansatz)
+    close(found, expected)
+    close(of_fast[1], of_slow[1], 1e-11)
+    close(of_fast[0], of_slow[0], 1e-11 / min(1, x.detach().norm(dim=1).min().item()))
+    close(single.double(), expected.detach(), 1e-5)
+
+
+@every_ansatz
+@every_readout
+@pytest.mark.parametrize(("n_layers", "width"), [(1, 6), (2, 6), (1, 1), (1, 150)])
+def test_gradients_are_slopes(ansatz, readout, n_layers, width):
+    x, angles, _ = problem(ansatz, n_layers, width, tokens=1 + (width < 100))
+    assert torch.autograd.gradcheck(
+        lambda x, angles: READOUTS[readout][0](x, angles, ansatz)[:, :5], (x, angles), fast_mode=width > 100
+    )
+
+
+@every_ansatz
+@pytest.mark.parametrize(("n_layers", "width"), [(1, 16), (2, 7), (1, 200)])
+def test_parameter_shift_equals_the_gradient(ansatz, n_layers, width):
+    x, angles, _ = problem(ansatz, n_layers, width)
+    weights = torch.randn_like(amplitude_expectations(x, angles, ansatz))
+    (gradient,) = torch.autograd.grad(amplitude_expectations(x, angles, ansatz), angles, weights)
+    shifts = torch.eye(angles.numel(), dtype=angles.dtype).view(-1, *angles.shape) * pi / 2
+    with torch.no_grad():
+        ends = [amplitude_expectations(x, angles + shift, ansatz) for shift in (shifts, -shifts) for shift in shift]
+    ahead, behind = (torch.stack(part) for part in (ends[: len(shifts)], ends[len(shifts) :]))
+    close(gradient.flatten(), ((ahead - behind) / 2 * weights).sum((1, 2)))
