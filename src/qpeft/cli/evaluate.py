@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import OptionalModel, adapter_config, base_model, base_of, find_adapter
+from qpeft.cli.adapters import OptionalModel, base_model, base_of, find_adapter, virtual_tokens
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, stderr, table
 from qpeft.cli.evaluate_classes import score_classes, show_classes
@@ -100,7 +100,7 @@ def _scores(settings: TrainSettings, folder: Path | None, padded: bool) -> dict[
 
     columns = Columns(settings.text_column, settings.prompt_column, settings.completion_column)
     tokenizer = base.load_tokenizer(settings.model)
-    reserved = 0 if folder is None else adapter_config(folder).get("num_virtual_tokens") or 0
+    reserved = 0 if folder is None else virtual_tokens(folder)
     seq_len = base.block_length(settings.seq_len, base.load_config(settings.model), reserved)
     ruler = _Ruler(load_examples(settings.data, "validation", columns), seq_len, settings.batch_size, tokenizer, padded)
     model: Any = base.load_model(settings.model, settings.dtype)

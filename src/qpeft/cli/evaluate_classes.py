@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpeft.cli.adapters import adapter_config
+from qpeft.cli.adapters import virtual_tokens
 from qpeft.cli.console import count, stderr, table
 from qpeft.errors import InputError
 from qpeft.training.settings import TrainSettings
@@ -24,7 +24,7 @@ def score_classes(settings: TrainSettings, folder: Path | None, record: TaskReco
     from qpeft.training.tasks import task_class
 
     labels = _own_classes(settings) if folder is None else _trained_classes(folder, record)
-    reserved = 0 if folder is None else adapter_config(folder).get("num_virtual_tokens") or 0
+    reserved = 0 if folder is None else virtual_tokens(folder)
     made: Any = task_class(settings.task)
     task = made(settings, reserved, labels)
     model = task.load_base()
