@@ -10,22 +10,23 @@ from qpeft.errors import ConfigError
 _DEEPSPEED_MARKS = ("ds_id", "_hp_mapping")
 
 
+def sharded_by(module: nn.Module) -> str | None:
+    """What has taken over the module's parameters: "FSDP" (1 or 2), "DeepSpeed ZeRO", or nothing."""
+    if getattr(module, "_is_fsdp_managed_module", False):
+        return "FSDP"
+    parameter = next(module.parameters(), None)
+    return "DeepSpeed ZeRO" if any(hasattr(parameter, mark) for mark in _DEEPSPEED_MARKS) else None
+
+
 def refuse_sharded(generator: nn.Module) -> None:
     """Raise ConfigError if FSDP (1 or 2) or DeepSpeed ZeRO has taken over the generator's parameters.
 
     FSDP hides or replaces them between forward passes; ZeRO's optimiser updates copies that no version counter
     follows, so that forward passes would go on with old values.
     """
-    if getattr(generator, "_is_fsdp_managed_module", False):
-        _refuse("FSDP")
-    parameter = next(generator.parameters(), None)
-    if any(hasattr(parameter, mark) for mark in _DEEPSPEED_MARKS):
-        _refuse("DeepSpeed ZeRO")
-
-
-def _refuse(found: str) -> None:
-    raise ConfigError(
-        f"{found} shards the generator of this adapter, which has few numbers and needs all of them in every process; "
-        "train with plain DDP (torchrun or accelerate launch, without fsdp or deepspeed settings), and load a base "
-        "model that is too large for one device in 8 or 4 bits"
-    )
+    if found := sharded_by(generator):
+        raise ConfigError(
+            f"{found} shards the generator of this adapter, which has few numbers and needs all of them in every "
+            "process; train with plain DDP (torchrun or accelerate launch, without fsdp or deepspeed settings), and "
+            "load a base model that is too large for one device in 8 or 4 bits"
+        )
