@@ -12,10 +12,11 @@ from peft.utils import CONFIG_NAME
 from qpeft.adapters.auto_class import base_class
 from qpeft.files import write_text
 
-_COMPACT = "Compact adapter: loading it needs qpeft"
-_BOTTLENECK = "Feed-forward (bottleneck) adapter: loading it needs qpeft"
+NEEDS_QPEFT = "loading it needs qpeft"  # in the title of each card of ours for such a folder
+_BOTTLENECK = f"Feed-forward (bottleneck) adapter: {NEEDS_QPEFT}"
+_QAA = f"QAA adapter: {NEEDS_QPEFT}"
 _PEFT_TEMPLATE = "# Model Card for Model ID"
-_EXPORT = """
+EXPORT = """
 For a folder that plain PEFT loads, with no qpeft at inference:
 
 ```python
@@ -50,14 +51,14 @@ def load_lines(
 def write_compact_card(folder: Path, config: Mapping[str, Any], description: Mapping[str, Any]) -> None:
     """Describe a compact folder, in the place of the empty card that PEFT wrote; a card of the user's own stays."""
     card = folder / "README.md"
-    if _is_users_own(card):
+    if is_users_own(card):
         return
     base = config.get("base_model_name_or_path") or "BASE_MODEL"
     numbers = sum(_size(shape) for _, shape in config.get("generated") or [])
     write_text(
         card,
-        _front_matter(base, _host(description))
-        + f"""# {_COMPACT}
+        front_matter(base, _host(description))
+        + f"""# Compact adapter: {NEEDS_QPEFT}
 
 This folder holds the *generator* of {_a(_host(description))} adapter, not the adapter itself.
 The generator writes {numbers:,} adapter numbers in {len(config.get("generated") or [])} tensors.
@@ -66,7 +67,7 @@ Without `import qpeft`, PEFT answers `KeyError: '{config.get("peft_type")}'`.
 ```python
 {load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
 ```
-{_EXPORT if _has_stock_form(description) else ""}
+{EXPORT if _has_stock_form(description) else ""}
 Method: {description["method"]}. Circuits are simulated exactly on classical hardware; whether they contribute
 anything is a control away.
 
@@ -77,22 +78,16 @@ Settings: {", ".join(f"`{k}={v}`" for k, v in description.items() if k not in ("
 
 def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, tied: str | None) -> None:
     """Describe an exported folder; `report` is the content of its qpeft.json."""
-    warning = (
-        f"\n**Do not merge it into the base as it is:** `{tied}` is tied to the input embedding, which merging would "
-        "change as well. Untie it first: `qpeft.untie_lm_head(model)`.\n"
-        if tied
-        else ""
-    )
     write_text(
         folder / "README.md",
-        _front_matter(base, _host(report))
+        front_matter(base, _host(report))
         + f"""# Stock {_host(report)} adapter: loading it needs PEFT alone
 
 Its {report["n_generated"]:,} numbers were generated during training by qpeft from {report["n_trained"]:,} trained
 numbers ({report["method"]}) and written out once. Inference needs neither qpeft nor a quantum device.
-{warning}
+{tied_warning(tied)}
 ```python
-{load_lines(base, ".", needs_qpeft=False, auto_class=base_class(_read_config(folder)))}
+{load_lines(base, ".", needs_qpeft=False, auto_class=base_class(read_config(folder)))}
 ```
 
 How it was made and verified (`qpeft.json`):
@@ -104,35 +99,68 @@ How it was made and verified (`qpeft.json`):
     )
 
 
+def tied_warning(tied: str | None) -> str:
+    """What to know before merging into a base whose target `tied` is its input embedding as well."""
+    return (
+        f"\n**Do not merge it into the base as it is:** `{tied}` is tied to the input embedding, which merging would "
+        "change as well. Untie it first: `qpeft.untie_lm_head(model)`.\n"
+        if tied
+        else ""
+    )
+
+
 def write_bottleneck_card(folder: Path) -> None:
     """Describe the folder of a feed-forward adapter, in which its config is already."""
-    card, config = folder / "README.md", _read_config(folder)
-    if _is_users_own(card):
+    _write_own_card(
+        folder,
+        _BOTTLENECK,
+        tag="bottleneck",
+        what="After each of its target modules f this adapter adds `up(act(down(f(x))))` to f(x).",
+        settings=("bottleneck_size", "activation", "dropout", "seed"),
+    )
+
+
+def write_qaa_card(folder: Path) -> None:
+    """Describe the folder of a QAA adapter, in which its config is already."""
+    _write_own_card(
+        folder,
+        _QAA,
+        tag="qaa",
+        what="Beside each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read of a small circuit "
+        "that starts in x; circuits are simulated exactly on classical hardware.",
+        settings=("ansatz", "n_layers", "readout", "feature_source", "carry_norm", "alpha", "seed"),
+    )
+
+
+def _write_own_card(folder: Path, title: str, *, tag: str, what: str, settings: tuple[str, ...]) -> None:
+    """Of an adapter that stock PEFT lacks."""
+    card, config = folder / "README.md", read_config(folder)
+    if is_users_own(card):
         return
     base = config.get("base_model_name_or_path") or "BASE_MODEL"
     write_text(
         card,
-        _front_matter(base, "bottleneck")
-        + f"""# {_BOTTLENECK}
+        front_matter(base, tag)
+        + f"""# {title}
 
-After each of its target modules f this adapter adds `up(act(down(f(x))))` to f(x). Stock PEFT has no such adapter, so
+{what} Stock PEFT has no such adapter, so
 without `import qpeft` it answers `KeyError: '{config.get("peft_type")}'`; nor can it be merged into the base.
 
 ```python
 {load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
 ```
 
-Settings: {", ".join(f"`{name}={config.get(name)}`" for name in ("bottleneck_size", "activation", "dropout", "seed"))}.
+Settings: {", ".join(f"`{name}={config.get(name)}`" for name in settings)}.
 """,
     )
 
 
-def _is_users_own(card: Path) -> bool:
-    marks = (_COMPACT, _BOTTLENECK, _PEFT_TEMPLATE)
-    return card.exists() and not any(mark in card.read_text(encoding="utf-8") for mark in marks)
+def is_users_own(card: Path) -> bool:
+    """Neither ours nor PEFT's."""
+    return card.exists() and not any(mark in card.read_text(encoding="utf-8") for mark in (NEEDS_QPEFT, _PEFT_TEMPLATE))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
 
 
@@ -149,7 +177,7 @@ def _a(name: str) -> str:
     return f"an {name}" if name[0] in "AEIO" else f"a {name}"
 
 
-def _front_matter(base: str, host: str) -> str:
+def front_matter(base: str, host: str) -> str:
     tag = host.lower().replace(" ", "-")
     named = "" if Path(base).exists() else f"base_model: {base}\n"  # a hub knows no folder of this machine
     return f"---\n{named}library_name: peft\ntags:\n- {tag}\n- qpeft\n---\n\n"
