@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from qpeft.adapters.export import export as export
     from qpeft.adapters.fit_frames import fit_frames as fit_frames
     from qpeft.adapters.optimizer import param_groups as param_groups
+    from qpeft.adapters.qaa import QAAConfig as QAAConfig
+    from qpeft.adapters.qaa_report import SiteFeatures as SiteFeatures
+    from qpeft.adapters.qaa_report import feature_report as feature_report
     from qpeft.adapters.qpa import QPAConfig as QPAConfig
     from qpeft.adapters.quantum_peft import QuantumPeftConfig as QuantumPeftConfig
     from qpeft.adapters.tied import untie_lm_head as untie_lm_head
@@ -36,11 +39,14 @@ _HOME = {
     "BottleneckConfig": "qpeft.adapters.bottleneck",
     "ExportReport": "qpeft.adapters.export",
     "Plan": "qpeft.planning",
+    "QAAConfig": "qpeft.adapters.qaa",
     "QPAConfig": "qpeft.adapters.qpa",
     "QPAGeneratorConfig": "qpeft.generators.settings",
     "QuantumPeftConfig": "qpeft.adapters.quantum_peft",
+    "SiteFeatures": "qpeft.adapters.qaa_report",
     "attach": "qpeft.adapters.attach",
     "export": "qpeft.adapters.export",
+    "feature_report": "qpeft.adapters.qaa_report",
     "fit_frames": "qpeft.adapters.fit_frames",
     "load": "qpeft.adapters.checkpoint",
     "param_groups": "qpeft.adapters.optimizer",
@@ -54,13 +60,16 @@ __all__ = [
     "BottleneckConfig",
     "ExportReport",
     "Plan",
+    "QAAConfig",
     "QPAConfig",
     "QPAGeneratorConfig",
     "QuantumPeftConfig",
+    "SiteFeatures",
     "__version__",
     "attach",
     "circuits",
     "export",
+    "feature_report",
     "fit_frames",
     "load",
     "param_groups",

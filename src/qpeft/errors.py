@@ -26,6 +26,10 @@ class CheckpointError(InputError):
     """A saved adapter or run is corrupt, foreign, newer, or made for another model."""
 
 
+class NotMergeableError(ConfigError, NotImplementedError):
+    """An update that depends on the input, and that no change of a weight equals."""
+
+
 class TiedWeightError(InputError):
     """A merge or export would also change the weight that the target shares."""
 

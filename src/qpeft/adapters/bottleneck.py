@@ -148,6 +148,7 @@ class BottleneckModel(BaseTuner):
     """The tuner that PEFT builds for a BottleneckConfig."""
 
     prefix = "bottleneck_"
+    own_kind = "a bottleneck adapter"
     tuner_layer_cls = BottleneckLayer
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -182,11 +183,6 @@ class BottleneckModel(BaseTuner):
             "a bottleneck adapter is not linear, so it cannot be merged into the weights; keep it beside the base "
             "(qpeft.save), or remove it with model.unload()"
         )
-
-
-def has_stock_form(model: Any) -> bool:
-    """Whether stock PEFT has an adapter like this PeftModel's: not a bottleneck, whoever writes its numbers."""
-    return not isinstance(getattr(model, "base_model", None), BottleneckModel)
 
 
 def _place(base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype]:

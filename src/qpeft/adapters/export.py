@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qpeft.adapters import model_card
-from qpeft.adapters.bottleneck import has_stock_form
 from qpeft.adapters.checkpoint import WEIGHTS
 from qpeft.adapters.holder import GeneratorHolder, holder_of
 from qpeft.adapters.probe import probe_inputs
+from qpeft.adapters.stock_form import own_kind
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import ConfigError, TiedWeightError, VerificationError
 from qpeft.files import replace_folder, write_json
@@ -63,9 +63,9 @@ def export(
         VerificationError: the reloaded adapter does not give the same logits (1e-6 in float32).
     """
     holder = holder_of(model)
-    if not has_stock_form(model):
+    if kind := own_kind(model):
         raise ConfigError(
-            "a bottleneck adapter cannot be written as a stock PEFT adapter: PEFT has none, and it is not linear, so "
+            f"{kind} cannot be written as a stock PEFT adapter: PEFT has none, and it is not linear, so "
             "that no LoRA equals it; keep it with qpeft.save, and load it with qpeft.load"
         )
     if holder is None or adapter_name not in holder.generators:

@@ -22,7 +22,7 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
                 f"the checkpoint's {name} has shape {list(found[name].shape)}, expected {list(value.shape)}; "
                 "it was written with other settings or for another model"
             )
-        if name == "fingerprint" and not torch.equal(found[name].cpu(), value.cpu()):
+        if name.endswith("fingerprint") and not torch.equal(found[name].cpu(), value.cpu()):
             raise CheckpointError(
                 "the checkpoint was trained from another start or with other settings (seed, scales, activation, ...); "
                 "build the adapter with the settings in its adapter_config.json, or load it with qpeft.load"

@@ -126,8 +126,8 @@ def write_qaa_card(folder: Path) -> None:
         folder,
         _QAA,
         tag="qaa",
-        what="Beside each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read of a small circuit "
-        "that starts in x; circuits are simulated exactly on classical hardware.",
+        what="Beside each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read of a small "
+        "circuit that starts in x; circuits are simulated exactly on classical hardware.",
         settings=("ansatz", "n_layers", "readout", "feature_source", "carry_norm", "alpha", "seed"),
     )
 

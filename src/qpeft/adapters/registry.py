@@ -11,6 +11,7 @@ from peft import mapping
 from qpeft.adapters.attached_config import ATTACHED, AttachedConfig, AttachedTuner
 from qpeft.adapters.bottleneck import BOTTLENECK, BottleneckConfig, BottleneckModel
 from qpeft.adapters.generated_config import MethodName
+from qpeft.adapters.qaa import QAA, QAAConfig, QAAModel
 from qpeft.adapters.qpa import QPA, QPAConfig, QPAModel
 from qpeft.adapters.quantum_peft import QUANTUM_PEFT, QuantumPeftConfig, QuantumPeftModel
 from qpeft.errors import ConfigError
@@ -20,6 +21,7 @@ METHODS = {
     QUANTUM_PEFT: (QuantumPeftConfig, QuantumPeftModel, QuantumPeftModel.container),
     ATTACHED: (AttachedConfig, AttachedTuner, AttachedTuner.container),
     BOTTLENECK: (BottleneckConfig, BottleneckModel, BottleneckModel.prefix),
+    QAA: (QAAConfig, QAAModel, QAAModel.prefix),
 }  # config, tuner, and what the names of its own modules begin with
 SUPPORTED_PEFT = ("0.21", "0.22")  # internals are used: from the first, below the second
 

@@ -9,6 +9,7 @@ import typer
 
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
+from qpeft.generators.qaa_settings import QAASettings
 from qpeft.generators.quantum_peft_settings import QuantumPeftGeneratorConfig
 from qpeft.generators.settings import QPAGeneratorConfig
 from qpeft.training.settings import TrainSettings
@@ -54,6 +55,7 @@ _GENERATORS = {
     "quantum_peft": Fields(
         QuantumPeftGeneratorConfig, panel="Quantum-PEFT: the generator of U, V and lambda", leave_out=("seed",)
     ),
+    "qaa": Fields(QAASettings, panel="QAA: the features and where they go", leave_out=("seed", "out_slices")),
 }
 _PRESETS = {"qpa": ("official",), "quantum_peft": ("paper_pauli", "paper_taylor")}
 

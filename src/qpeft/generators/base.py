@@ -5,13 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 
-class Generator(nn.Module):
+class FullPrecision(nn.Module):
+    """A module that follows the model to another device, but never to a lower precision: angles need float32."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
+            return fn(tensor) if probe.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(probe.device)
+
+        return super()._apply(move, recurse)
+
+
+class Generator(FullPrecision):
     """Few trained numbers in, the flat tensor (P,) of an adapter's numbers out: float32 and deterministic."""
 
     needs_fit = False  # whether fit_frames must be called before training
@@ -27,15 +38,6 @@ class Generator(nn.Module):
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Undo `pack`; a state that is not packed is returned as it is."""
         return state
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Generator:
-        """Follow the model to another device, but never to a lower precision: angles need float32."""
-
-        def move(tensor: Tensor) -> Tensor:
-            probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
-            return fn(tensor) if probe.dtype.itemsize >= tensor.dtype.itemsize else tensor.to(probe.device)
-
-        return super()._apply(move, recurse)
 
 
 def fingerprint(*parts: Any) -> Tensor:

@@ -25,6 +25,7 @@ class Plan:
     lora_rank_1: int | None = None  # Quantum-PEFT: numbers of a LoRA of rank 1 on the same modules
     n_qubits: int | None = None  # of the largest circuit
     n_circuits: int | None = None
+    dead_angles: int | None = None  # QAA: of all circuits, angles without any effect on what is read
     n_chunks: int | None = None
     chunk_size: int | None = None
     hidden: tuple[int, ...] | None = None

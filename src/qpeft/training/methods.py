@@ -30,6 +30,7 @@ _ALL_LINEAR = {"target_modules": "all-linear"}
 METHODS = {
     "qpa": Method("qpeft:QPAConfig", _ALL_LINEAR),
     "quantum_peft": Method("qpeft:QuantumPeftConfig", _ALL_LINEAR),
+    "qaa": Method("qpeft:QAAConfig"),  # finds the query and value projections itself
     "lora": Method("peft:LoraConfig", _ALL_LINEAR),
     "dora": Method("peft:LoraConfig", {**_ALL_LINEAR, "use_dora": True}),
     "ia3": Method("peft:IA3Config"),  # PEFT knows the right modules by the model's type

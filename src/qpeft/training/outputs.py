@@ -11,9 +11,9 @@ from typing import Any
 from peft import PeftModel
 
 import qpeft
-from qpeft.adapters.bottleneck import has_stock_form
 from qpeft.adapters.holder import holder_of
 from qpeft.adapters.model_card import load_lines
+from qpeft.adapters.stock_form import has_stock_form
 from qpeft.files import replace_folder, write_text
 from qpeft.training.result import TrainResult
 from qpeft.training.run_folder import RunFolder
