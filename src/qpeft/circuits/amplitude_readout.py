@@ -11,62 +11,70 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from qpeft.circuits.amplitude_tables import Pair
+from qpeft.circuits.amplitude_tables import Flip, Ring
 
 
 class Readout(Protocol):
-    def read(self, psi: Tensor) -> Tensor: ...  # (2**N, T) -> (F, T)
+    def read(self, psi: Tensor) -> Tensor:
+        """(2**N, T) -> (F, T)"""
+        ...
 
-    def pull(self, g: Tensor, shift: Tensor, psi: Tensor) -> Tensor: ...  # (F, T), (T,), (2**N, T) -> (2**N, T)
+    def pull(self, g: Tensor, shift: Tensor, psi: Tensor, out: Tensor) -> Tensor:
+        """(F, T), (T,), (2**N, T) -> `out` (2**N, T)"""
+        ...
 
 
 class Expectations(NamedTuple):
-    """Sums of probabilities with signs: F = N features."""
+    """Sums of all probabilities with signs."""
 
-    signs: Tensor  # (2**N, N)
+    signs: Tensor  # (F, 2**N)
 
     def read(self, psi: Tensor) -> Tensor:
-        return self.signs.mT @ _squares(psi)
+        return self.signs @ _probabilities(psi)
 
-    def pull(self, g: Tensor, shift: Tensor, psi: Tensor) -> Tensor:
-        return psi * torch.addmm(shift, self.signs, g, beta=-2, alpha=2)
+    def pull(self, g: Tensor, shift: Tensor, psi: Tensor, out: Tensor) -> Tensor:
+        return torch.mul(psi, torch.addmm(shift, self.signs.mT, g, beta=-2, alpha=2), out=out)
 
 
 class Probabilities(NamedTuple):
-    """All probabilities, behind a permutation that was not applied to the state: F = 2**N features."""
+    """All probabilities, behind a ring that was not applied to the state or, without one, as they are: F = 2**N."""
 
-    source: Tensor  # (2**N,) int64
-    target: Tensor  # (2**N,) int64, its inverse
+    ring: Ring | None
 
     def read(self, psi: Tensor) -> Tensor:
-        return _squares(psi)[self.source]
+        p = _probabilities(psi)
+        return p if self.ring is None else p[self.ring.source]
 
-    def pull(self, g: Tensor, shift: Tensor, psi: Tensor) -> Tensor:
-        return psi * (2 * (g[self.target] - shift))
+    def pull(self, g: Tensor, shift: Tensor, psi: Tensor, out: Tensor) -> Tensor:
+        g = g if self.ring is None else g[self.ring.target]
+        return torch.mul(psi, 2 * (g - shift), out=out)
 
 
-class Pairs(NamedTuple):
-    """For real states: the N `Expectations`, then for every pair half the sum of psi_j psi_j' over all its (j, j')."""
+class Flips(NamedTuple):
+    """For real states: `Expectations`, then for every flip and pair of its corners their scalar product."""
 
-    signs: Tensor  # (2**N, N)
-    pairs: tuple[Pair, ...]
+    signs: Tensor  # (N, 2**N)
+    flips: tuple[Flip, ...]
 
     def read(self, psi: Tensor) -> Tensor:
         products = []
-        for pair in self.pairs:
-            view = psi.view(pair.shape)
-            products.append((view[pair.here] * view[pair.there]).flatten(0, -2).sum(0))
+        for flip in self.flips:
+            corners = flip.corners(psi)
+            for here, there in zip(corners[: len(flip.signs)], reversed(corners), strict=False):
+                products.append((here * there).sum((0, *range(1, here.ndim - 1))))
         return torch.cat([Expectations(self.signs).read(psi), torch.stack(products)])
 
-    def pull(self, g: Tensor, shift: Tensor, psi: Tensor) -> Tensor:
-        n_qubits = self.signs.shape[1]
-        lam = Expectations(self.signs).pull(g[:n_qubits], shift, psi)
-        for pair, slope in zip(self.pairs, g[n_qubits:], strict=True):
-            view, into = psi.view(pair.shape), lam.view(pair.shape)
-            into[pair.here].addcmul_(view[pair.there], slope)
-            into[pair.there].addcmul_(view[pair.here], slope)
+    def pull(self, g: Tensor, shift: Tensor, psi: Tensor, out: Tensor) -> Tensor:
+        slopes = iter(g.unbind())
+        lam = Expectations(self.signs).pull(torch.stack([next(slopes) for _ in self.signs]), shift, psi, out)
+        for flip in self.flips:
+            corners, into = flip.corners(psi), flip.corners(lam)
+            for i in range(len(flip.signs)):
+                slope = next(slopes)
+                into[i].addcmul_(corners[-1 - i], slope)
+                into[-1 - i].addcmul_(corners[i], slope)
         return lam
 
 
-def _squares(psi: Tensor) -> Tensor:
+def _probabilities(psi: Tensor) -> Tensor:
     return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()

@@ -1,9 +1,6 @@
 """From inputs to what is read of the circuit, with a closed-form gradient: chunks of tokens that fit the cache.
 
-The states of a chunk are columns, (2**N, T), so that a matrix on a group of wires is one product, whichever wires they
-are, and the tokens, which lie next to each other, are what vector instructions run over.
-
-With a = x / ||x||, psi = U a and quadratic q, the gradient with respect to x is
+With a = x / ||x||, psi = U a and quadratic features q, the gradient with respect to x is
 
     U^+ (dq/dpsi^T g - 2 <g, q> psi) / ||x||
 
@@ -13,7 +10,7 @@ so the final states, the norms and q are all that is kept; a matrix m of U, take
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,23 +19,24 @@ from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.amplitude_readout import Readout
 from qpeft.circuits.amplitude_tables import Ring
+from qpeft.circuits.amplitude_walk import Stage, Walk, add_outer
 from qpeft.circuits.precision import full_precision
 
 SMALLEST_NORM = 1e-8
-CHUNK = 2**17  # amplitudes; measured: state and gradient of a chunk stay in the second-level cache
+CHUNK = 2**17  # amplitudes of the tokens that are computed together; measured
 
 
 class Circuit(NamedTuple):
     """S stages of rotations, a unitary matrix for each of G groups of neighbouring wires; a ring between each two."""
 
-    stages: tuple[tuple[Tensor, ...], ...]  # S of G of (2**k, 2**k)
+    stages: tuple[Stage, ...]
     ring: Ring
     readout: Readout
-    weights: Tensor | None = None  # (F, N'): what is wanted is q^T weights; None: q itself
+    weights: Tensor | None = None  # (F, F'): what is wanted is q^T weights; None: q itself
 
 
 def run(x: Tensor, circuit: Circuit) -> Tensor:
-    """What is read of `circuit` (T, N'), started in the normalised x (T, d), d <= 2**N; for x = 0 it is 0."""
+    """What is read of `circuit` (T, F'), started in the normalised x (T, d), d <= 2**N; for x = 0 it is 0."""
     matrices = [matrix for stage in circuit.stages for matrix in stage]
     fixed = _Fixed(len(circuit.stages), circuit.ring, circuit.readout)
     return _Run.apply(x, circuit.weights, fixed, *matrices)
@@ -51,104 +49,95 @@ class _Fixed(NamedTuple):
     ring: Ring
     readout: Readout
 
+    def stages(self, matrices: Sequence[Tensor]) -> list[Stage]:
+        n_groups = len(matrices) // self.n_stages
+        return [matrices[stage * n_groups : (stage + 1) * n_groups] for stage in range(self.n_stages)]
+
+    def chunks(self, n_tokens: int, device: torch.device) -> list[tuple[int, int]]:
+        """Start and length of each; an accelerator takes all at once."""
+        step = max(1, CHUNK // len(self.ring.source)) if device.type == "cpu" else max(1, n_tokens)
+        return [(start, min(step, n_tokens - start)) for start in range(0, max(1, n_tokens), step)]
+
 
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weights: Tensor | None, fixed: _Fixed, *matrices: Tensor) -> Tensor:
         norms = torch.linalg.vector_norm(x, dim=1).clamp_min(SMALLEST_NORM)
-        states, features = [], []
-        for part in _chunks(len(x), len(fixed.ring.source), x.device):
-            states.append(_evolve(x[part] / norms[part, None], fixed, matrices))
-            features.append(fixed.readout.read(states[-1]))
+        size, chunks = len(fixed.ring.source), fixed.chunks(len(x), x.device)
+        psi, features = matrices[0].new_empty(size * len(x)), []
+        walk = Walk(size * chunks[0][1], matrices[0])
+        for start, n in chunks:
+            state = walk.start(x.narrow(0, start, n), norms.narrow(0, start, n), size)
+            final = psi.narrow(0, size * start, size * n).view(size, n)
+            features.append(fixed.readout.read(_evolve(state, fixed, matrices, walk, final)))
         q = torch.cat(features, dim=1)
-        ctx.fixed, ctx.width, ctx.n_states = fixed, x.shape[1], len(states)
-        ctx.save_for_backward(norms, q, weights, *states, *matrices)
+        ctx.fixed, ctx.width = fixed, x.shape[1]
+        ctx.save_for_backward(psi, norms, q, weights, *matrices)
         return q.mT.contiguous() if weights is None else q.mT @ weights
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        norms, q, weights, *rest = ctx.saved_tensors
-        return _gradient(grad, norms, q, weights, rest[: ctx.n_states], rest[ctx.n_states :], ctx)
+        return _gradient(grad, ctx.fixed, ctx.width if ctx.needs_input_grad[0] else None, *ctx.saved_tensors)
 
 
-def _chunks(n_tokens: int, size: int, device: torch.device) -> Iterator[slice]:
-    step = max(1, CHUNK // size) if device.type == "cpu" else max(1, n_tokens)
-    return (slice(start, min(start + step, n_tokens)) for start in range(0, max(1, n_tokens), step))
-
-
-def _stages(matrices: Sequence[Tensor], n_stages: int) -> list[Sequence[Tensor]]:
-    n_groups = len(matrices) // n_stages
-    return [matrices[stage * n_groups : (stage + 1) * n_groups] for stage in range(n_stages)]
-
-
-def _evolve(a: Tensor, fixed: _Fixed, matrices: Sequence[Tensor]) -> Tensor:
-    """Final states (2**N, T) from rows a (T, d)."""
-    state = torch.nn.functional.pad(a, (0, len(fixed.ring.source) - a.shape[1])).mT.to(matrices[0].dtype)
-    for number, stage in enumerate(_stages(matrices, fixed.n_stages)):
-        state = _turn(state[fixed.ring.source] if number else state, stage)
-    return state
-
-
-def _turn(state: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Each group's matrix on its axis of the states (2**N, T)."""
-    shape, before = state.shape, len(state)
-    for matrix in reversed(matrices):
-        before //= len(matrix)
-        state = torch.bmm(matrix.expand(before, -1, -1), state.reshape(before, len(matrix), -1))
-    return state.view(shape)
+def _evolve(state: Tensor, fixed: _Fixed, matrices: Sequence[Tensor], walk: Walk, final: Tensor) -> Tensor:
+    *before, last = fixed.stages(matrices)
+    for stage in before:
+        state = walk.permute(walk.turn(state, stage), fixed.ring.source)
+    return walk.turn(state, last, final)
 
 
 @full_precision
 def _gradient(
     grad: Tensor,
+    fixed: _Fixed,
+    width: int | None,
+    psi: Tensor,
     norms: Tensor,
     q: Tensor,
     weights: Tensor | None,
-    states: Sequence[Tensor],
-    matrices: Sequence[Tensor],
-    ctx: Any,
+    *matrices: Tensor,
 ) -> tuple[Tensor | None, ...]:
+    """Gradients of x (T, width), unless width is None, of the weights and of the matrices."""
     g = grad.mT.contiguous() if weights is None else weights @ grad.mT
     shift = (g * q).sum(0) * (norms > SMALLEST_NORM)
-    of_x = grad.new_empty(len(grad), ctx.width) if ctx.needs_input_grad[0] else None
-    back = _Back(ctx.fixed, matrices, of_x is not None)
-    for part, psi in zip(_chunks(len(grad), len(ctx.fixed.ring.source), grad.device), states, strict=True):
-        lam = back.walk(ctx.fixed.readout.pull(g[:, part], shift[part], psi), psi)
+    size, chunks = len(fixed.ring.source), fixed.chunks(len(grad), grad.device)
+    of_x = None if width is None else grad.new_empty(len(grad), width)
+    back = _Back(fixed, matrices, size * chunks[0][1])
+    for start, n in chunks:
+        final = psi.narrow(0, size * start, size * n).view(size, n)
+        back.pull(g.narrow(1, start, n), shift.narrow(0, start, n), final)
         if of_x is not None:
-            torch.div(lam[: ctx.width].mT, norms[part, None], out=of_x[part])
-    of_weights = None if weights is None else q @ grad
-    return of_x, of_weights, None, *back.of_matrices()
+            rows = back.home()[:, :width]
+            torch.div(rows, norms.narrow(0, start, n)[:, None], out=of_x.narrow(0, start, n))
+    return of_x, None if weights is None else q @ grad, None, *back.of_matrices()
 
 
 class _Back:
     """The way back through the stages; what it meets adds up to the gradients of the matrices."""
 
-    def __init__(self, fixed: _Fixed, matrices: Sequence[Tensor], to_start: bool) -> None:
-        self._stages = _stages(matrices, fixed.n_stages)
-        self._inverses = [[matrix.mH.resolve_conj() for matrix in stage] for stage in self._stages]
-        self._outer = [[torch.zeros_like(matrix) for matrix in stage] for stage in self._stages]
-        self._ring, self._to_start = fixed.ring, to_start
+    def __init__(self, fixed: _Fixed, matrices: Sequence[Tensor], n_amplitudes: int) -> None:
+        self._fixed, self._matrices = fixed, matrices
+        self._outer = [torch.zeros_like(matrix) for matrix in matrices]
+        self._inverses = fixed.stages([matrix.mH.resolve_conj() for matrix in matrices])
+        self._walks = Walk(n_amplitudes, matrices[0]), Walk(n_amplitudes, matrices[0])
 
-    def walk(self, lam: Tensor, psi: Tensor) -> Tensor:
-        """From the final states (2**N, T) and their gradient to the gradient of the real first states."""
-        for number in range(len(self._stages) - 1, -1, -1):
-            self._add(number, lam, psi)
-            if number:
-                psi = _turn(psi, self._inverses[number])[self._ring.target]
-            if number or self._to_start:
-                lam = _turn(lam, self._inverses[number])
-            if number:
-                lam = lam[self._ring.target]
-        return lam.real
+    def pull(self, g: Tensor, shift: Tensor, psi: Tensor) -> None:
+        """From the gradient of the features and the final states (2**N, T) to the gradient behind the first stage."""
+        of_lam, of_psi = self._walks
+        lam = self._fixed.readout.pull(g, shift, psi, of_lam.spare(*psi.shape))
+        first, *others = zip(self._fixed.stages(self._outer), self._inverses, strict=True)
+        for outer, inverse in reversed(others):
+            add_outer(outer, lam, psi)
+            lam = of_lam.permute(of_lam.turn(lam, inverse), self._fixed.ring.target)
+            psi = of_psi.permute(of_psi.turn(psi, inverse), self._fixed.ring.target)
+        add_outer(first[0], lam, psi)
+        self._lam = lam
 
-    def _add(self, number: int, lam: Tensor, psi: Tensor) -> None:
-        before = 1
-        for outer in self._outer[number]:
-            rows, columns = (block.view(before, len(outer), -1) for block in (lam, psi))
-            outer += torch.bmm(rows, columns.mH).sum(0)
-            before *= len(outer)
+    def home(self) -> Tensor:
+        """From there to the gradient (T, 2**N) of the real amplitudes that the circuit starts in."""
+        return self._walks[0].turn_over(self._lam, self._inverses[0]).real
 
     def of_matrices(self) -> list[Tensor]:
-        pairs = zip(self._outer, self._stages, strict=True)
-        return [outer @ matrix for row in pairs for outer, matrix in zip(*row, strict=True)]
+        return [outer @ matrix for outer, matrix in zip(self._outer, self._matrices, strict=True)]

@@ -17,9 +17,9 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from qpeft.circuits.amplitude_readout import Expectations, Pairs, Probabilities
+from qpeft.circuits.amplitude_readout import Expectations, Flips, Probabilities
 from qpeft.circuits.amplitude_run import Circuit
-from qpeft.circuits.amplitude_tables import Ring, pair_signs, pair_table, ring_tables, sign_table
+from qpeft.circuits.amplitude_tables import Ring, flip_signs, flip_table, ring_tables, sign_table
 
 WHOLE = 7  # up to here all wires are one group; measured with benchmarks/amplitude_speed.py
 GROUP = 6  # wires of a group otherwise, at most
@@ -36,9 +36,8 @@ def expectation_circuit(angles: Tensor, ansatz: str) -> Circuit:
 
 def probability_circuit(angles: Tensor, ansatz: str) -> Circuit:
     """The circuit that reads the probabilities of all basis states; angles (L, blocks, N)."""
-    n_qubits, ring = _ring(angles)
-    index = torch.arange(2**n_qubits, device=angles.device)
-    readout = Probabilities(index, index) if ansatz == "square" else Probabilities(*ring)
+    _, ring = _ring(angles)
+    readout = Probabilities(None if ansatz == "square" else ring)
     return Circuit(_grouped(_GATES[ansatz](angles)), ring, readout)
 
 
@@ -50,10 +49,10 @@ def _measured_before_the_end(angles: Tensor, ring: Ring) -> Circuit:
     """`square`, one layer, angles (3, N)."""
     first, phases, last = angles
     n_qubits = len(first)
-    signs, owner = pair_signs(n_qubits, angles.dtype, angles.device)
-    of_pairs = owner * (-2 * last.sin()) * (signs * phases).sum(1, keepdim=True).cos()  # (F - N, N)
-    weights = torch.cat([last.cos().diag(), of_pairs])
-    readout = Pairs(sign_table(n_qubits, True, angles.dtype, angles.device), pair_table(n_qubits))
+    signs, owner = flip_signs(n_qubits, angles.dtype, angles.device)
+    of_flips = owner * (-2 * last.sin()) * (signs * phases).sum(1, keepdim=True).cos()  # (F - N, N)
+    weights = torch.cat([last.cos().diag(), of_flips])
+    readout = Flips(sign_table(n_qubits, True, angles.dtype, angles.device), flip_table(n_qubits))
     return Circuit(_grouped(_ry(first)[None]), ring, readout, weights)
 
 

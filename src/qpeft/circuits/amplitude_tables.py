@@ -1,13 +1,12 @@
 """Constants of QAA's circuits: the ring of CNOTs as a permutation, and what it does to Z and X behind it.
 
 The ring maps basis index j to R j, linear over bits. Behind it, Z of wire r reads bit r of R j, the parity of some bits
-of j, and X of wire r flips the bits of R^-1 e_r, with e_r the bit of wire r.
+of j, and X of wire r flips the bits R^-1 e_r, with e_r the bit of wire r.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -23,61 +22,77 @@ class Ring(NamedTuple):
     target: Tensor  # (2**N,) int64
 
 
-class Pair(NamedTuple):
-    """Half of the pairs (j, j with some bits flipped): those with a given pattern of these bits, and their partners."""
+class Flip(NamedTuple):
+    """The k bits that X of a wire flips behind the ring.
 
-    wire: int  # r, whose X behind the ring flips the bits
-    shape: tuple[int, ...]  # in which a state shows an axis of 2 for each flipped bit; tokens come last
-    here: tuple[int | slice, ...]
-    there: tuple[int | slice, ...]
-    signs: tuple[int, ...]  # (N,): +1, -1 for a flipped bit that is 0, 1 in j; else 0
+    Cut at these bits, a state (2**N, T) is 2**k corners, one for each of their patterns in ascending order; a flip
+    exchanges the first with the last, the second with the last but one, and so on.
+    """
+
+    shape: tuple[int, ...]  # a state with every second axis a run of flipped bits; then the tokens
+    n_runs: int
+    signs: tuple[tuple[int, ...], ...]  # (2**(k-1), N): of the first half of the corners, +-1; 0 for other bits
+
+    def corners(self, psi: Tensor) -> list[Tensor]:
+        """Views of psi (2**N, T), tokens in the last axis."""
+        views = [psi.view(self.shape)]
+        for done in range(self.n_runs):
+            views = [part for view in views for part in view.unbind(1 + done)]
+        return views
 
 
 @lru_cache(maxsize=64)
 def ring_tables(n_qubits: int, device: torch.device) -> Ring:
-    target = torch.tensor(_ring(n_qubits), device=device)
-    return Ring(target.argsort(), target)
+    with torch.device("cpu"):  # kept for later calls: no default device of the caller may leak into them
+        target = torch.tensor(_ring(n_qubits))
+        return Ring(target.argsort().to(device), target.to(device))
 
 
 @lru_cache(maxsize=64)
 def sign_table(n_qubits: int, behind_ring: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(2**N, N) of +-1: Z of every wire on basis index j, or on R j."""
-    index = torch.tensor(_ring(n_qubits) if behind_ring else range(2**n_qubits))
-    bits = index[:, None] >> torch.arange(n_qubits - 1, -1, -1) & 1
-    return (1 - 2 * bits).to(device, dtype)
+    """(N, 2**N) of +-1: Z of every wire on basis index j, or on R j."""
+    with torch.device("cpu"):
+        index = torch.tensor(_ring(n_qubits) if behind_ring else range(2**n_qubits))
+        bits = index >> torch.arange(n_qubits - 1, -1, -1)[:, None] & 1
+        return (1 - 2 * bits).to(device, dtype)
 
 
 @lru_cache(maxsize=64)
-def pair_table(n_qubits: int) -> tuple[Pair, ...]:
-    """The pairs that X of every wire behind the ring joins, by the pattern of the flipped bits up to a flip of all."""
+def flip_table(n_qubits: int) -> tuple[Flip, ...]:
+    """What X of every wire flips behind the ring."""
     ring = _ring(n_qubits)
-    pairs = []
-    for wire in range(n_qubits):
-        flipped = ring.index(1 << (n_qubits - 1 - wire))
-        wires = [other for other in range(n_qubits) if flipped >> (n_qubits - 1 - other) & 1]
-        pairs += [_pair(wire, wires, (0, *rest), n_qubits) for rest in product((0, 1), repeat=len(wires) - 1)]
-    return tuple(pairs)
+    flipped = [ring.index(1 << (n_qubits - 1 - wire)) for wire in range(n_qubits)]
+    return tuple(_flip([bits >> (n_qubits - 1 - wire) & 1 == 1 for wire in range(n_qubits)]) for bits in flipped)
 
 
 @lru_cache(maxsize=64)
-def pair_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of all pairs of `pair_table` the signs (F, N), and which wire each belongs to, one-hot (F, N)."""
-    pairs = pair_table(n_qubits)
-    signs = torch.tensor([pair.signs for pair in pairs]).to(device, dtype)
-    owner = torch.tensor([[wire == pair.wire for wire in range(n_qubits)] for pair in pairs]).to(device, dtype)
-    return signs, owner
+def flip_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of all wires' flips the signs (F, N), and which wire each belongs to, one-hot (F, N)."""
+    flips = flip_table(n_qubits)
+    owners = [[wire == owner for wire in range(n_qubits)] for owner, flip in enumerate(flips) for _ in flip.signs]
+    with torch.device("cpu"):
+        signs = torch.tensor([row for flip in flips for row in flip.signs])
+        return signs.to(device, dtype), torch.tensor(owners).to(device, dtype)
 
 
-def _pair(wire: int, wires: list[int], bits: tuple[int, ...], n_qubits: int) -> Pair:
-    shape, here, there, done = [], [], [], 0
-    signs = [0] * n_qubits
-    for other, bit in zip(wires, bits, strict=True):
-        shape += [2 ** (other - done), 2]
-        here += [slice(None), bit]
-        there += [slice(None), 1 - bit]
-        signs[other] = 1 - 2 * bit
-        done = other + 1
-    return Pair(wire, (*shape, 2 ** (n_qubits - done), -1), tuple(here), tuple(there), tuple(signs))
+def _flip(flipped: list[bool]) -> Flip:
+    shape, previous = [1], False
+    for one in flipped:
+        if one == previous:
+            shape[-1] *= 2
+        else:
+            shape.append(2)
+        previous = one
+    if previous:
+        shape.append(1)
+    wires = [wire for wire, one in enumerate(flipped) if one]
+    signs = []
+    for pattern in range(2 ** (len(wires) - 1)):
+        row = [0] * len(flipped)
+        for place, wire in enumerate(reversed(wires)):
+            row[wire] = 1 - 2 * (pattern >> place & 1)
+        signs.append(tuple(row))
+    return Flip((*shape, -1), len(shape) // 2, tuple(signs))
 
 
 def _ring(n_qubits: int) -> list[int]:
