@@ -2,38 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
 from qpeft.adapters.holder import GeneratorHolder
+from qpeft.adapters.qaa import QAALayer
 from qpeft.errors import ConfigError
 
-# the part of a generator that holds a parameter -> the parameter's group
-_GROUP_OF = {"feature": "angles", "banks": "angles", "lam": "lambda", "gains": "gains", "mlp": "mlp"}
-_DECAYED = ("mlp", "other")
+# the part of a generator, or of QAA's branch, that holds a parameter -> the parameter's group
+_GROUP_OF = {
+    **{"feature": "angles", "banks": "angles", "lam": "lambda", "gains": "gains", "mlp": "mlp"},
+    **{"features": "angles", "V": "V", "c": "offset"},
+}
+_DECAYED = ("mlp", "V", "other")
 
 
 def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """Groups for a torch optimiser that hold every trainable tensor exactly once.
 
     "angles": the numbers of circuits, or what stands in their place, with Adam's eps 1e-12; "lambda" and "gains":
-    Quantum-PEFT's singular values and norm gains; "mlp": QPA's mapping MLP; "other": whatever else trains, for
-    example `modules_to_save`. `weight_decay` applies to "mlp" and "other" alone: 0 is no special angle, and decay
-    of the others is for you to set. The methods' different rates are folded into the parametrisation already, so
-    all groups take the same `lr`.
+    Quantum-PEFT's singular values and norm gains; "mlp": QPA's mapping MLP; "V" and "offset": QAA's V and c; "other":
+    whatever else trains, for example `modules_to_save`. `weight_decay` applies to "mlp", "V" and "other" alone: 0 is
+    no special angle, and decay of the others is for you to set. The methods' different rates are folded into the
+    parametrisation already, so all groups take the same `lr`.
 
     Raises:
         ConfigError: the model has no trainable parameter, or a generator has one that belongs to no group.
     """
     found: dict[str, list[nn.Parameter]] = {name: [] for name in (*dict.fromkeys(_GROUP_OF.values()), "other")}
-    for module in model.modules():
-        if isinstance(module, GeneratorHolder):
-            for name, parameter in module.generators.named_parameters():
-                if parameter.requires_grad:
-                    found[_group_of(name)].append(parameter)
-    known = {id(p) for parameters in found.values() for p in parameters}
-    found["other"] = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    group_of = {id(parameter): _group_of(name) for name, parameter in _own_parameters(model)}
+    for parameter in model.parameters():  # each once, those that modules share as well
+        if parameter.requires_grad:
+            found[group_of.get(id(parameter), "other")].append(parameter)
     if not any(found.values()):
         raise ConfigError("the model has no trainable parameter; load it with is_trainable=True or attach an adapter")
     return [
@@ -47,6 +49,13 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
         for name, parameters in found.items()
         if parameters
     ]
+
+
+def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    for module in model.modules():
+        if isinstance(module, (GeneratorHolder, QAALayer)):
+            parts = module.generators if isinstance(module, GeneratorHolder) else module.qaa_branch
+            yield from parts.named_parameters()
 
 
 def _group_of(name: str) -> str:

@@ -107,13 +107,17 @@ def _sizes(found: Plan) -> list[tuple[str, str, str]]:
 def _circuit(found: Plan) -> list[tuple[str, str, str]]:
     """Lines for what the method has of these."""
     rows = [
-        ("circuits", found.n_circuits, "each makes the columns of one U or V"),
+        ("circuits", found.n_circuits, _purpose(found)),
         ("qubits", found.n_qubits, "of the largest circuit" if found.n_circuits else ""),
         ("chunks", found.n_chunks, f"of {count(found.chunk_size or 0)} numbers each"),
         ("rank bound", found.rank_bound, _bounded(found)),
     ]
     hidden = [("hidden widths", ",".join(map(str, found.hidden)), "")] if found.hidden else []
     return [(name, count(n), remark) for name, n, remark in rows if n is not None] + hidden
+
+
+def _purpose(found: Plan) -> str:
+    return "each reads the inputs of a module" if found.method == "qaa" else "each makes the columns of one U or V"
 
 
 def _bounded(found: Plan) -> str:

@@ -1,0 +1,234 @@
+"""QAA's features and their classical controls: what they are, their variance, what they cannot see."""
+
+import math
+
+import pytest
+import torch
+
+from qpeft import circuits
+from qpeft.errors import ConfigError
+from qpeft.generators.qaa import QAABranch
+from qpeft.generators.qaa_features import count_features, make_features
+from qpeft.generators.qaa_settings import ANSATZE, FEATURE_SOURCES, QAASettings
+from qpeft.generators.seeded_start import SeededStart
+
+CPU = torch.device("cpu")
+EVEN = ("qnn", "quadratic", "givens")
+
+
+def features(width, seed=0, **settings):
+    made = QAASettings(**settings)
+    made.check()
+    return make_features(made, width, "site", SeededStart(seed), CPU)
+
+
+def signs(n):
+    """s_rj: +1 where bit r of j is 0, the first wire the most significant bit."""
+    return torch.tensor([[1.0 - 2 * (j >> (n - 1 - r) & 1) for r in range(n)] for j in range(2**n)])
+
+
+def test_names_are_those_of_the_circuits():
+    from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE
+
+    assert ANSATZE == AMPLITUDE_ANSATZE
+
+
+@pytest.mark.parametrize("ansatz", ANSATZE)
+@pytest.mark.parametrize("readout", ["z", "probs"])
+def test_circuit_features_are_scaled_readouts(ansatz, readout):
+    x = torch.randn(4, 6)
+    made = features(6, ansatz=ansatz, readout=readout, n_layers=2)
+    p = circuits.amplitude_probabilities(x, made.angles(), ansatz)
+    expected = math.sqrt(8 * 10 / 2) * (p - 1 / 8) if readout == "probs" else math.sqrt(10 / 2) * p @ signs(3)
+    torch.testing.assert_close(made(x), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("source", FEATURE_SOURCES)
+@pytest.mark.parametrize("readout", ["z", "probs"])
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 7, 8, 33])
+def test_every_source_counts_as_it_says(source, readout, width):
+    made = features(width, feature_source=source, readout=readout)
+    expected = count_features(QAASettings(feature_source=source, readout=readout), width)
+    n = max(1, math.ceil(math.log2(width)))
+    assert expected == (0 if source == "none" else n if readout == "z" else 2**n)
+    if source == "none":
+        assert made is None
+        return
+    x = torch.randn(2, 3, width)
+    f = made(x)
+    assert f.shape == (2, 3, expected)
+    assert torch.isfinite(f).all()
+
+
+@pytest.mark.parametrize("source", EVEN)
+@pytest.mark.parametrize("readout", ["z", "probs"])
+def test_even_sources_cannot_tell_x_from_minus_x(source, readout):
+    made = features(13, feature_source=source, readout=readout)
+    x = torch.randn(50, 13)
+    assert torch.equal(made(x), made(-x))
+
+
+@pytest.mark.parametrize("ansatz", ANSATZE)
+def test_no_ansatz_tells_x_from_minus_x(ansatz):
+    for n_layers in (1, 3):
+        made = features(40, ansatz=ansatz, n_layers=n_layers)
+        x = torch.randn(50, 40)
+        assert torch.equal(made(x), made(-x))
+
+
+def test_linear_features_are_odd_and_a_norm_makes_them_linear():
+    made, x = features(12, feature_source="linear"), torch.randn(50, 12)
+    assert torch.equal(made(x), -made(-x))
+    torch.testing.assert_close(made(x) * x.norm(dim=-1, keepdim=True), x @ made.matrix.T)
+
+
+@pytest.mark.parametrize("source", [s for s in FEATURE_SOURCES if s != "none"])
+def test_scale_of_the_input_is_invisible_but_to_carry_norm(source):
+    x = torch.randn(5, 12, dtype=torch.float64)
+    for carry_norm in (False, True):
+        settings = QAASettings(feature_source=source, carry_norm=carry_norm)
+        made = make_features(settings, 12, "site", SeededStart(0), CPU).double()
+        branch = QAABranch(settings, made, 12, [[0, 3]], "", dtype=torch.float64)
+        with torch.no_grad():
+            branch.V.normal_()
+        found = branch(7 * x)
+        torch.testing.assert_close(found, (7 if carry_norm else 1) * branch(x), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("source", "low", "high"), [("quadratic", 0.97, 1.03), ("linear", 0.7, 1.3)])
+def test_controls_have_the_variance_of_a_real_circuit(source, low, high):
+    x = torch.randn(4000, 64)
+    drawn = torch.cat([features(64, seed, feature_source=source)(x).var(0) for seed in range(20)])
+    assert low < drawn.mean() < high
+
+
+def test_givens_rotations_are_orthogonal_and_as_many_as_angles():
+    made = features(64, feature_source="givens", n_layers=2)
+    assert made.angles().shape == (2, 3, 6)
+    assert made.pairs.shape == (6, 2, 6)
+    for pairs in made.pairs:
+        assert len(pairs.flatten().unique()) == 12
+    probabilities = features(64, feature_source="givens", readout="probs")
+    x = torch.randn(3, 64)
+    # the shares of p behind a rotation still add up to one
+    assert probabilities(x).sum(-1).abs().max() < 1e-3
+    one = features(4, feature_source="givens", ansatz="qaa", readout="probs")
+    (i, j), angle = one.pairs[0], one.angles()[0, 0]
+    a = torch.nn.functional.normalize(x[:, :4], dim=-1)
+    turned = a.clone()
+    turned[:, i] = angle.cos() * a[:, i] - angle.sin() * a[:, j]
+    turned[:, j] = angle.sin() * a[:, i] + angle.cos() * a[:, j]
+    torch.testing.assert_close(one(x[:, :4]), math.sqrt(4 * 6 / 2) * (turned.square() - 0.25))
+
+
+def test_quadratic_control_is_one_random_orthogonal_matrix():
+    made = features(6, feature_source="quadratic")
+    torch.testing.assert_close(made.matrix.T @ made.matrix, torch.eye(6))
+    x = torch.randn(3, 6)
+    a = torch.nn.functional.normalize(x, dim=-1)
+    forms = [made.matrix.T @ torch.diag(signs(3)[:, r]) @ made.matrix for r in range(3)]
+    expected = torch.stack([((a @ form) * a).sum(-1) for form in forms], -1) * math.sqrt(5)
+    torch.testing.assert_close(made(x), expected)
+
+
+@pytest.mark.parametrize("source", [s for s in FEATURE_SOURCES if s != "none"])
+@pytest.mark.parametrize("norm", [0.0, 1e-12])
+def test_vanishing_inputs(source, norm):
+    x = torch.full((2, 6), norm / math.sqrt(6)).requires_grad_()
+    made = features(6, feature_source=source)
+    f = made(x)
+    assert f.abs().max() <= (0 if norm == 0 else 1e-3)
+    f.sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
+def test_zero_input_gives_the_offset_and_finite_gradients():
+    settings = QAASettings()
+    branch = QAABranch(settings, features(6), 6, [[0, 4]], "")
+    with torch.no_grad():
+        branch.V.normal_()
+        branch.c.normal_()
+    x = torch.zeros(1, 6, requires_grad=True)
+    y = branch(x)
+    torch.testing.assert_close(y, 16 / 3 * branch.c[None])
+    y.sum().backward()
+    for gradient in (x.grad, *(p.grad for p in branch.parameters())):
+        assert torch.isfinite(gradient).all()
+
+
+def test_non_finite_inputs_propagate():
+    x = torch.randn(3, 6)
+    x[1, 2] = torch.nan
+    f = features(6)(x)
+    assert torch.isfinite(f[[0, 2]]).all()
+    assert f[1].isnan().all()
+
+
+def test_start_is_drawn_by_seed_and_name_alone():
+    first, again, other = features(6, 3), features(6, 3), features(6, 4)
+    assert torch.equal(first.angles(), again.angles())
+    assert not torch.equal(first.angles(), other.angles())
+    assert first.angles().abs().max() <= math.pi
+
+
+def test_angles_learn_ten_times_as_fast():
+    made = features(6)
+    with torch.no_grad():
+        made.angles.tau.add_(0.01)
+    torch.testing.assert_close(made.angles() - made.angles.start, torch.full((1, 3, 3), 0.1))
+
+
+def test_half_precision_never_reaches_the_branch():
+    branch = QAABranch(QAASettings(), features(6), 6, [[0, 4]], "").to(torch.bfloat16)
+    assert {p.dtype for p in branch.parameters()} == {torch.float32}
+    assert branch.features.angles.start.dtype == torch.float32
+    with torch.no_grad():
+        branch.V.normal_()
+    x = torch.randn(3, 6, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = branch(x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, branch(x.float()))
+
+
+def test_written_slices_leave_the_rest_alone():
+    branch = QAABranch(QAASettings(), features(6), 6, [[1, 3], [5, 6]], "")
+    with torch.no_grad():
+        branch.V.normal_()
+        branch.c.normal_()
+    x, y = torch.randn(2, 5, 6), torch.randn(2, 5, 8)
+    out, added = branch.add(y, x), branch(x)
+    kept = [0, 3, 4, 6, 7]
+    assert torch.equal(out[..., kept], y[..., kept])
+    torch.testing.assert_close(out[..., [1, 2, 5]], y[..., [1, 2, 5]] + added)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ansatz": "cube"}, "unknown ansatz 'cube'; choose one of square, qaa, rxyz"),
+        ({"readout": "x"}, "unknown readout 'x'; choose one of z, probs"),
+        ({"feature_source": "free"}, "unknown feature_source 'free'; choose one of qnn, quadratic, linear"),
+        ({"n_layers": 0}, "n_layers must be at least 1, got 0"),
+        ({"n_layers": 9}, "n_layers must be at most 8, got 9"),
+        ({"alpha": 0}, "alpha must be a positive number, got 0"),
+        ({"alpha": math.nan}, "alpha must be a positive number"),
+        ({"seed": -1}, "seed must be a whole number from 0, got -1"),
+        ({"carry_norm": "yes"}, "carry_norm must be True or False, got 'yes'"),
+        ({"feature_source": "none", "use_offset": False}, "trains the offset alone"),
+        ({"out_slices": []}, "out_slices must be ranges such as"),
+        ({"out_slices": [[0, 4], [2, 6]]}, "in order and without overlap"),
+        ({"out_slices": [[4, 4]]}, "out_slices must be ranges"),
+        ({"out_slices": [0, 4]}, "out_slices must be ranges"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        QAASettings(**settings).check()
+
+
+def test_widths_beyond_the_simulator_are_refused():
+    with pytest.raises(ConfigError, match=r"QAA needs n = 17 qubits for d_in = 65537; the simulator limit is 16\."):
+        features(65537)
+    with pytest.raises(ConfigError, match=r"feature_source='quadratic' would draw a matrix of 8192 x 4097 for site"):
+        features(4097, feature_source="quadratic")
