@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from qpeft.adapters.qaa_report import feature_report as feature_report
     from qpeft.adapters.qpa import QPAConfig as QPAConfig
     from qpeft.adapters.quantum_peft import QuantumPeftConfig as QuantumPeftConfig
+    from qpeft.adapters.sora import SoRAConfig as SoRAConfig
+    from qpeft.adapters.sora_callback import SoRACallback as SoRACallback
+    from qpeft.adapters.sora_export import SoRAExportReport as SoRAExportReport
     from qpeft.adapters.tied import untie_lm_head as untie_lm_head
     from qpeft.generators.settings import QPAGeneratorConfig as QPAGeneratorConfig
     from qpeft.planning import Plan as Plan
@@ -44,6 +47,9 @@ _HOME = {
     "QPAGeneratorConfig": "qpeft.generators.settings",
     "QuantumPeftConfig": "qpeft.adapters.quantum_peft",
     "SiteFeatures": "qpeft.adapters.qaa_report",
+    "SoRACallback": "qpeft.adapters.sora_callback",
+    "SoRAConfig": "qpeft.adapters.sora",
+    "SoRAExportReport": "qpeft.adapters.sora_export",
     "attach": "qpeft.adapters.attach",
     "export": "qpeft.adapters.export",
     "feature_report": "qpeft.adapters.qaa_report",
@@ -65,6 +71,9 @@ __all__ = [
     "QPAGeneratorConfig",
     "QuantumPeftConfig",
     "SiteFeatures",
+    "SoRACallback",
+    "SoRAConfig",
+    "SoRAExportReport",
     "__version__",
     "attach",
     "circuits",

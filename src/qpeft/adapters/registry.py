@@ -14,6 +14,7 @@ from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.qaa import QAA, QAAConfig, QAAModel
 from qpeft.adapters.qpa import QPA, QPAConfig, QPAModel
 from qpeft.adapters.quantum_peft import QUANTUM_PEFT, QuantumPeftConfig, QuantumPeftModel
+from qpeft.adapters.sora import SORA, SoRAConfig, SoRAModel
 from qpeft.errors import ConfigError
 
 METHODS = {
@@ -22,6 +23,7 @@ METHODS = {
     ATTACHED: (AttachedConfig, AttachedTuner, AttachedTuner.container),
     BOTTLENECK: (BottleneckConfig, BottleneckModel, BottleneckModel.prefix),
     QAA: (QAAConfig, QAAModel, QAAModel.prefix),
+    SORA: (SoRAConfig, SoRAModel, SoRAModel.prefix),
 }  # config, tuner, and what the names of its own modules begin with
 SUPPORTED_PEFT = ("0.21", "0.22")  # internals are used: from the first, below the second
 

@@ -28,6 +28,7 @@ from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.targets import check_is_matrix, check_target_modules, spare_new_head
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
+from qpeft.generators.base import FullPrecision
 from qpeft.generators.checks import is_count, is_positive
 from qpeft.generators.seeded_start import SeededStart
 from qpeft.generators.sora_settings import SoRASettings
@@ -83,6 +84,10 @@ class SoRAConfig(SoRASettings, LoraConfig):
         """Write adapter_config.json, and a model card that says how to load this folder."""
         super().save_pretrained(save_directory, **kwargs)
         sora_card.write_card(Path(save_directory))
+
+
+class Gates(FullPrecision, nn.ParameterDict):
+    """A module's gates, by adapter: float32 also in a model of half precision."""
 
 
 class GatedVariant(LoraVariant):
@@ -154,9 +159,10 @@ class SoRAModel(LoraModel):
             self._warn_of_no_threshold()
         return super().forward(*args, **kwargs)
 
-    @torch.compiler.disable
+    @torch.compiler.disable()
     def _warn_of_no_threshold(self) -> None:
-        if any(self.peft_config[name].shrink_budget != 0 for _, name, gate in self.gates() if gate.requires_grad):
+        configs: Any = self.peft_config
+        if any(configs[name].shrink_budget != 0 for _, name, gate in self.gates() if gate.requires_grad):
             self.shrinks = True  # once is enough
             warnings.warn(
                 "SoRA: no threshold hook is attached; gates will not become zero. Use qpeft.SoRACallback.",
@@ -216,7 +222,7 @@ def sora_tuner(model: Any) -> SoRAModel | None:
 def _add_gate(layer: Any, adapter_name: str, config: SoRAConfig, site: str) -> None:
     """Give the adapter just made its gates, and its seeded start: A uniform on +-1/sqrt(d_in), g normal or 1."""
     if not hasattr(layer, GATE):
-        layer.sora_gate = nn.ParameterDict()
+        layer.sora_gate = Gates()
         layer.adapter_layer_names = (*layer.adapter_layer_names, GATE)
     a: nn.Parameter = layer.lora_A[adapter_name].weight  # (r, d_in)
     gate = torch.ones(a.shape[0], device=a.device)

@@ -22,7 +22,7 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
     Raises:
         ConfigError: a name matches no module of `model`; the message shows the nearest names.
     """
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     try:
         _check(config, names)
     except re.error as error:
@@ -58,7 +58,9 @@ def check_is_matrix(module: nn.Module, name: str) -> None:
 def _check(config: PeftConfig, names: list[str]) -> None:
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str):
-        if targets not in ("all-linear", DUMMY_TARGET_MODULES) and not any(re.fullmatch(targets, name) for name in names):
+        if targets not in ("all-linear", DUMMY_TARGET_MODULES) and not any(
+            re.fullmatch(targets, name) for name in names
+        ):
             raise ConfigError(f"target_modules pattern '{targets}' matches no module; {_available(names)}")
     else:
         _check_names("target_modules", targets or (), names)
