@@ -190,4 +190,9 @@ class QAAModel(BaseTuner):
         expected = {name: tensor for name, tensor in everything.items() if mine in name}
         found = {name: tensor for name, tensor in state.items() if ".qaa_branch." in name}
         check_tensors(found, expected)
-        return state | {name: tensor.to(expected[name].dtype) for name, tensor in found.items()}
+        found = {name: tensor.to(expected[name].dtype) for name, tensor in found.items()}
+        names: dict[int, str] = {}  # a shared tensor is stored by its first name; PEFT warns where others are missing
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if mine in name:
+                found[name] = found[names.setdefault(id(parameter), name)]
+        return state | found

@@ -87,7 +87,7 @@ def written_slices(config: Any, name: str, module: nn.Module) -> list[list[int]]
 def _check_site(config: Any, name: str, module: nn.Module) -> None:
     if not _is_linear(module):
         raise UnsupportedTypeError(f"QAA cannot adapt {name}: expected Linear or Conv1D, got {type(module).__name__}.")
-    (width, outputs), slices = sizes(module), written_slices(config, name, module)
+    width, slices = sizes(module)[0], written_slices(config, name, module)
     n_qubits = amplitude_qubits(width)
     if width == 1:
         warnings.warn("QAA on an input of width 1 has constant features.", stacklevel=2)
@@ -97,9 +97,9 @@ def _check_site(config: Any, name: str, module: nn.Module) -> None:
     trained = written * (count_features(config, width) + config.use_offset)
     if config.feature_source in ("qnn", "givens") and config.train_circuit:
         trained += count_angles(config.ansatz, n_qubits, config.n_layers)
-    if trained >= width * outputs:
+    if trained >= width * written:
         raise ConfigError(
-            f"readout='probs' would train {trained} parameters at {name}, not fewer than the {width * outputs} of the "
+            f"readout='probs' would train {trained} parameters at {name}, not fewer than the {width * written} of the "
             "full weight. Use readout='z'. (allow_large=True allows it.)"
         )
 

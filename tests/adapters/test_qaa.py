@@ -1,0 +1,496 @@
+"""QAA as a PEFT tuner: its equation, its exact start, its life, folders, dtypes, refusals."""
+
+import copy
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.pytorch_utils import Conv1D
+
+import qpeft
+from qpeft.errors import CheckpointError, ConfigError, NotMergeableError, UnsupportedTypeError
+from qpeft.generators.qaa_settings import ANSATZE, FEATURE_SOURCES
+
+
+def adapted(base, **settings):
+    return get_peft_model(base, qpeft.QAAConfig(**{"task_type": "CAUSAL_LM", **settings})).eval()
+
+
+def branches(model, adapter_name="default"):
+    """The adapter's branch at each module, by the module's name."""
+    return {
+        name.removeprefix("base_model.model."): module.qaa_branch[adapter_name]
+        for name, module in model.named_modules()
+        if hasattr(module, "qaa_branch") and adapter_name in module.qaa_branch
+    }
+
+
+def shake(model, adapter_name="default"):
+    """Other numbers than the start's, so that the adapter does something."""
+    with torch.no_grad():
+        for branch in branches(model, adapter_name).values():
+            for parameter in branch.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"ansatz": "rxyz", "n_layers": 2}, {"carry_norm": True}, {"use_offset": False}]
+)
+def test_output_is_the_written_equation(llama, settings):
+    projection = copy.deepcopy(llama.model.layers[0].self_attn.q_proj)
+    model = shake(adapted(llama, alpha=8, **settings))
+    layer = model.base_model.model.model.layers[0].self_attn.q_proj
+    branch, x = layer.qaa_branch["default"], torch.randn(3, 5, 16)
+    angles = branch.features.angles()
+    z = qpeft.circuits.amplitude_expectations(x, angles, settings.get("ansatz", "square"))
+    f = (18 / 2) ** 0.5 * z
+    if settings.get("carry_norm"):
+        f = f * x.norm(dim=-1, keepdim=True) / 4
+    c = 0 if branch.c is None else branch.c
+    expected = projection(x) + 8 / 4 * (f @ branch.V.T + c)
+    torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(layer(x), projection(x), atol=1e-2)
+
+
+SETTINGS = [
+    *({"ansatz": ansatz} for ansatz in ANSATZE),
+    *({"feature_source": source} for source in FEATURE_SOURCES),
+    {"train_circuit": False},
+    {"share_circuit": True},
+    {"readout": "probs", "allow_large": True},
+    {"target_modules": "all-linear", "carry_norm": True},
+    {"target_modules": ["lm_head"]},
+    {"target_modules": r".*\.1\.attn\.c_proj", "use_offset": False},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_start_is_bit_equal_to_the_base_and_learns_and_loads(gpt2, ids, adapters, settings, tmp_path):
+    fresh, before = copy.deepcopy(gpt2), adapters.logits(gpt2, ids)
+    model = adapted(gpt2, **settings)
+    assert torch.equal(adapters.logits(model, ids), before)
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    adapters.train(model, ids, steps=5, lr=5e-3)
+    assert model(input_ids=ids, labels=ids).loss.item() < loss
+    trained = adapters.logits(model, ids)
+    qpeft.save(model, tmp_path / "adapter")
+    assert torch.equal(adapters.logits(qpeft.load(fresh, tmp_path / "adapter").eval(), ids), trained)
+    with model.disable_adapter():
+        assert torch.equal(adapters.logits(model, ids), before)
+    assert torch.equal(adapters.logits(model.unload(), ids), before)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 4), lambda: nn.Linear(6, 4, bias=False), lambda: Conv1D(4, 6)])
+def test_linear_and_conv1d_start_equal_to_the_bit(make):
+    base = nn.Sequential(make())
+    x, layer = torch.randn(7, 6), copy.deepcopy(base[0])
+    model = get_peft_model(base, qpeft.QAAConfig(target_modules=["0"]))
+    assert torch.equal(model(x), layer(x))
+    shake(model)
+    branch = model.base_model.model[0].qaa_branch["default"]
+    torch.testing.assert_close(model(x), layer(x) + branch(x))
+    assert branch(x).shape == (7, 4)
+
+
+def test_gpt2_writes_queries_and_values_and_leaves_keys_alone(gpt2):
+    layer = copy.deepcopy(gpt2.transformer.h[0].attn.c_attn)
+    model = shake(adapted(gpt2))
+    found = model.base_model.model.transformer.h[0].attn.c_attn
+    x = torch.randn(2, 3, 16)
+    y, plain = found(x), layer(x)
+    assert found.qaa_branch["default"].V.shape == (32, 4)
+    assert torch.equal(y[..., 16:32], plain[..., 16:32])
+    assert not torch.isclose(y[..., :16], plain[..., :16]).any()
+    assert not torch.isclose(y[..., 32:], plain[..., 32:]).any()
+
+
+def test_default_targets(gpt2, llama):
+    assert adapted(gpt2).peft_config["default"].target_modules == ["c_attn"]
+    model = adapted(llama)
+    assert {name.rpartition(".")[2] for name in branches(model)} == {"q_proj", "v_proj"}
+    angles = [branch.features.angles() for branch in branches(model).values()]
+    assert not torch.equal(angles[0], angles[1])
+
+
+def test_angles_wait_one_step_for_v(llama, ids):
+    model = adapted(llama)
+    taus = [branch.features.angles.tau for branch in branches(model).values()]
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(tau.grad is not None and not tau.grad.any() for tau in taus)
+    optimiser.step()
+    optimiser.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(tau.grad.any() for tau in taus)
+
+
+def test_frozen_angles_and_controls_train_no_angle(llama):
+    for settings in ({"train_circuit": False}, {"feature_source": "quadratic"}, {"feature_source": "linear"}):
+        model = adapted(copy.deepcopy(llama), **settings)
+        assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"V", "c"}
+    model = adapted(llama, feature_source="none")
+    assert {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad} == {"c"}
+
+
+def test_shared_circuit_is_one_of_a_width_and_saved_once(llama, ids, adapters, tmp_path):
+    fresh = copy.deepcopy(llama)
+    model = adapted(llama, share_circuit=True, target_modules=["q_proj", "v_proj", "down_proj"])
+    found = branches(model)
+    assert len({id(branch.features) for branch in found.values()}) == 2
+    assert len([n for n, _ in model.named_parameters() if n.endswith("tau")]) == 2
+    copied = branches(copy.deepcopy(model))
+    assert len({id(branch.features) for branch in copied.values()}) == 2
+    adapters.train(model, ids)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert len([name for name in stored if name.endswith("tau")]) == 2
+    for options in ({}, {"low_cpu_mem_usage": True}):
+        loaded = PeftModel.from_pretrained(copy.deepcopy(fresh), tmp_path, **options).eval()
+        assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+        assert len({id(branch.features) for branch in branches(loaded).values()}) == 2
+    groups = {group["name"]: len(group["params"]) for group in qpeft.param_groups(model, lr=1e-3)}
+    assert groups == {"angles": 2, "V": 6, "offset": 6}
+
+
+def test_optimiser_groups(llama, ids):
+    model = adapted(llama, modules_to_save=["model.norm"])
+    groups = {group.pop("name"): group for group in qpeft.param_groups(model, lr=1e-3, weight_decay=0.1)}
+    assert {name: group["weight_decay"] for name, group in groups.items()} == {
+        **{"angles": 0.0, "V": 0.1, "offset": 0.0, "other": 0.1}
+    }
+    assert {name: sum(p.numel() for p in group["params"]) for name, group in groups.items()} == {
+        **{"angles": 4 * 12, "V": 2 * (16 + 8) * 4, "offset": 2 * (16 + 8), "other": 16}
+    }
+    torch.optim.AdamW(list(groups.values()))
+
+
+def test_two_adapters(llama, ids, adapters):
+    base = copy.deepcopy(llama)
+    model = shake(adapted(llama))
+    first = adapters.logits(model, ids)
+    model.add_adapter("other", qpeft.QAAConfig(ansatz="qaa", target_modules="all-linear"))
+    shake(model, "other")
+    assert len(branches(model, "other")) == 14
+    assert torch.equal(adapters.logits(model, ids), first)
+    model.set_adapter("other")
+    second = adapters.logits(model, ids)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, _ in model.named_parameters() if ".other." in n
+    }
+    model.base_model.set_adapter(["default", "other"])
+    assert not torch.equal(adapters.logits(model, ids), second)
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    assert torch.equal(adapters.logits(model, ids), second)
+    assert not torch.equal(second, first)
+    with model.disable_adapter():
+        assert torch.equal(adapters.logits(model, ids), adapters.logits(base, ids))
+
+
+def test_copy_is_independent(llama, ids, adapters):
+    model = shake(adapted(llama))
+    expected, copied = adapters.logits(model, ids), copy.deepcopy(model)
+    assert torch.equal(adapters.logits(copied, ids), expected)
+    adapters.train(copied, ids)
+    assert torch.equal(adapters.logits(model, ids), expected)
+
+
+def test_saved_and_loaded(gpt2, ids, adapters, tmp_path):
+    fresh = copy.deepcopy(gpt2)
+    model = adapters.train(adapted(gpt2, modules_to_save=["ln_f"]), ids)
+    expected = adapters.logits(model, ids)
+    model.save_pretrained(tmp_path / "plain")
+    qpeft.save(model, tmp_path / "ours")
+    for folder, load in (("plain", PeftModel.from_pretrained), ("ours", qpeft.load)):
+        assert torch.equal(adapters.logits(load(copy.deepcopy(fresh), tmp_path / folder).eval(), ids), expected)
+    lazily = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", low_cpu_mem_usage=True).eval()
+    assert torch.equal(adapters.logits(lazily, ids), expected)
+    trained_on = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", is_trainable=True)
+    assert trained_on.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
+
+
+def test_folder_holds_the_trained_numbers_alone(gpt2, tmp_path):
+    planned = qpeft.plan(gpt2, qpeft.QAAConfig())
+    model = adapted(gpt2)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    marks = [tensor for name, tensor in stored.items() if name.endswith("fingerprint")]
+    assert [tensor.numel() for tensor in marks] == [32, 32]
+    numbers = sum(tensor.numel() for tensor in stored.values()) - 64
+    assert numbers == model.get_nb_trainable_parameters()[0] == planned.trainable
+
+
+def test_auto_class_knows_the_folder(gpt2, ids, adapters, tmp_path):
+    gpt2.save_pretrained(tmp_path / "base")
+    model = adapters.train(adapted(type(gpt2).from_pretrained(tmp_path / "base")), ids)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+    card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
+    assert "KeyError: 'QPEFT_QAA'" in card
+    assert "import qpeft" in card
+    assert "[More Information Needed]" not in card
+
+
+def rewritten(folder, change):
+    """The folder with its tensors changed."""
+    path = folder / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    return folder
+
+
+def test_folder_of_another_start_or_model_is_refused(gpt2, ids, adapters, tmp_path):
+    fresh = copy.deepcopy(gpt2)
+    model = adapters.train(adapted(gpt2), ids)
+    model.save_pretrained(tmp_path)
+    path, text = tmp_path / "adapter_config.json", (tmp_path / "adapter_config.json").read_text()
+    for old, new in (
+        ('"seed": 0', '"seed": 1'),
+        ('"ansatz": "square"', '"ansatz": "rxyz"'),
+        ('"alpha": 16', '"alpha": 8'),
+    ):
+        assert old in text
+        path.write_text(text.replace(old, new))
+        with pytest.raises(CheckpointError, match="another start or with other settings"):
+            qpeft.load(copy.deepcopy(fresh), tmp_path)
+    path.write_text(text)
+
+    def drop(state):
+        return {name: tensor for name, tensor in state.items() if not name.endswith("1.attn.c_attn.qaa_branch.V")}
+
+    def spoil(state):
+        return {name: tensor * torch.nan if name.endswith(".V") else tensor for name, tensor in state.items()}
+
+    for change, message in ((spoil, "contains NaN or Inf"), (drop, "missing .*c_attn.qaa_branch.default.V")):
+        with pytest.raises(CheckpointError, match=message):
+            qpeft.load(copy.deepcopy(fresh), rewritten(tmp_path, change))
+
+
+def test_half_precision_file_is_widened(llama, ids, adapters, tmp_path):
+    fresh, model = copy.deepcopy(llama), shake(adapted(llama))
+    model.save_pretrained(tmp_path)
+
+    def halve(state):
+        return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+    rewritten(tmp_path, halve)
+    for options in ({}, {"low_cpu_mem_usage": True}):
+        loaded = qpeft.load(copy.deepcopy(fresh), tmp_path, **options).eval()
+        assert {p.dtype for branch in branches(loaded).values() for p in branch.parameters()} == {torch.float32}
+        torch.testing.assert_close(adapters.logits(loaded, ids), adapters.logits(model, ids), atol=1e-2, rtol=0)
+
+
+@pytest.fixture
+def train(ids, tmp_path):
+    def make(model, folder, steps=4, resume=None, **settings):
+        data = [{"input_ids": row, "labels": row} for row in ids.repeat(4, 1)]
+        arguments = TrainingArguments(
+            tmp_path / folder,
+            per_device_train_batch_size=2,
+            learning_rate=5e-3,
+            max_steps=steps,
+            save_steps=2,
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+            **settings,
+        )
+        trainer = Trainer(model, arguments, train_dataset=data)
+        trainer.train(resume_from_checkpoint=resume and str(tmp_path / resume))
+        return model.eval()
+
+    return make
+
+
+@pytest.mark.parametrize("settings", [{}, {"share_circuit": True}, {"feature_source": "givens"}], ids=str)
+def test_trainer_resumes_to_the_bit(llama, ids, adapters, train, settings):
+    unbroken = train(adapted(copy.deepcopy(llama), **settings), "run")
+    resumed = train(adapted(copy.deepcopy(llama), **settings), "again", resume="run/checkpoint-2")
+    assert torch.equal(adapters.logits(resumed, ids), adapters.logits(unbroken, ids))
+    with pytest.raises(CheckpointError, match="another start"):
+        train(adapted(copy.deepcopy(llama), seed=1, **settings), "third", resume="run/checkpoint-2")
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_changes_no_gradient(llama, ids, adapters, use_reentrant):
+    model = shake(adapted(llama)).train()
+    model(input_ids=ids, labels=ids).loss.backward()
+    expected = adapters.gradients(model)
+    model.zero_grad()
+    model.enable_input_require_grads()
+    model.base_model.model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model(input_ids=ids, labels=ids).loss.backward()
+    found = adapters.gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_float32_adapter_on_a_bfloat16_base(llama, ids, adapters):
+    before = adapters.logits(llama.bfloat16(), ids)
+    model = adapted(llama)
+    after = adapters.logits(model, ids)
+    assert after.dtype == torch.bfloat16
+    assert torch.equal(after, before)
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert any(p.grad.any() for branch in branches(model).values() for p in branch.parameters())
+    shaken = adapters.logits(shake(model), ids)
+    assert torch.equal(adapters.logits(model.bfloat16(), ids), shaken)
+    assert {p.dtype for branch in branches(model).values() for p in branch.parameters()} == {torch.float32}
+
+
+def test_under_autocast(llama, ids):
+    model = shake(adapted(llama))
+    full = model(input_ids=ids, labels=ids).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(full.item(), rel=2e-2)
+
+
+def test_float64_model_has_a_float64_branch(llama, ids, adapters):
+    model = shake(adapted(copy.deepcopy(llama)))
+    expected = adapters.logits(model, ids)
+    torch.testing.assert_close(adapters.logits(model.double(), ids), expected.double(), atol=1e-5, rtol=0)
+    branch = next(iter(branches(adapted(llama.double())).values()))
+    assert branch.V.dtype == torch.float64
+    x = torch.randn(3, 16, dtype=torch.float64)
+    with torch.no_grad():
+        branch.V.normal_()
+    part, c = branch(x), branch.c
+    assert not c.any()
+    for factor in (7, -3):
+        torch.testing.assert_close(branch(factor * x), part, atol=1e-12, rtol=0)
+
+
+def test_merging_is_refused_and_leaves_the_model_alone(llama, ids, adapters):
+    model = shake(adapted(llama))
+    expected = adapters.logits(model, ids)
+    for merge in (model.merge_and_unload, model.merge_adapter):
+        with pytest.raises(NotMergeableError) as refused:
+            merge()
+        assert str(refused.value) == (
+            "QAA updates depend on the input and cannot be merged into the weight. Keep the adapter, or use unload() "
+            "to drop it."
+        )
+        assert isinstance(refused.value, NotImplementedError)
+    assert torch.equal(adapters.logits(model, ids), expected)
+
+
+def test_no_stock_folder_can_hold_it(gpt2, tmp_path):
+    with pytest.raises(ConfigError, match="a QAA adapter cannot be written as a stock PEFT adapter"):
+        qpeft.export(adapted(gpt2), tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+class Shared(nn.Module):
+    """One module under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = self.first
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+
+def test_module_of_two_names_is_adapted_once():
+    model = get_peft_model(Shared(), qpeft.QAAConfig(target_modules=["first", "second"]))
+    assert list(branches(model)) == ["first"]
+    x = torch.randn(2, 4)
+    assert torch.equal(model(x), Shared.forward(model.get_base_model(), x))
+
+
+def test_input_of_width_one_is_warned_of():
+    with pytest.warns(UserWarning, match=r"QAA on an input of width 1 has constant features\."):
+        model = get_peft_model(nn.Sequential(nn.Linear(1, 3)), qpeft.QAAConfig(target_modules=["0"]))
+    shake(model)
+    branch = model.base_model.model[0].qaa_branch["default"]
+    assert torch.equal(branch(torch.tensor([[1.0], [-7.0]]))[0], branch(torch.tensor([[0.1]]))[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"target_modules": ["c_atn"]}, ConfigError, "'c_atn' matches no module; nearest names: c_attn"),
+        (
+            {"target_modules": ["wte"]},
+            UnsupportedTypeError,
+            r"QAA cannot adapt transformer\.wte: expected Linear or Conv1D, got Embedding\.",
+        ),
+        (
+            {"readout": "probs"},
+            ConfigError,
+            r"readout='probs' would train 556 parameters at transformer\.h\.0\.attn\.c_attn, not fewer than the 512 of "
+            r"the full weight\. Use readout='z'\.",
+        ),
+        (
+            {"out_slices": [[0, 16], [40, 49]]},
+            ConfigError,
+            r"out_slices \[40, 49\) is outside 0\.\.48 for transformer\.h\.0\.attn\.c_attn\.",
+        ),
+        ({"out_slices": [[-1, 16]]}, ConfigError, r"out_slices \[-1, 16\) is outside 0\.\.48"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(gpt2, settings, error, message):
+    names = [name for name, _ in gpt2.named_modules()]
+    with pytest.raises(error, match=message):
+        adapted(gpt2, **settings)
+    assert [name for name, _ in gpt2.named_modules()] == names
+    assert all(p.requires_grad for p in gpt2.parameters())
+
+
+def test_refusals_are_value_errors(gpt2):
+    for settings in ({"ansatz": "cube"}, {"n_layers": 0}, {"target_modules": ["wte"]}, {"target_modules": []}):
+        with pytest.raises(ValueError, match=r"unknown ansatz|at least 1, got 0|cannot adapt|target_modules is empty"):
+            adapted(gpt2, **settings)
+
+
+def test_too_wide_an_input_is_refused():
+    with torch.device("meta"):
+        base = nn.Sequential(nn.Linear(2**16 + 1, 2))
+    with pytest.raises(ConfigError, match=r"QAA needs n = 17 qubits for d_in = 65537; the simulator limit is 16\."):
+        get_peft_model(base, qpeft.QAAConfig(target_modules=["0"]))
+
+
+def test_model_without_projections_of_a_known_name():
+    with pytest.raises(ConfigError, match=r"name target_modules yourself, of: first, second"):
+        get_peft_model(Named(), qpeft.QAAConfig())
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.act = nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()
+
+
+def test_slices_of_the_users_own(llama):
+    model = adapted(llama, out_slices=[[2, 5], [7, 8]])
+    assert {tuple(branch.V.shape) for branch in branches(model).values()} == {(4, 4)}
+
+
+def test_config_is_not_changed_by_use(gpt2, llama):
+    config = qpeft.QAAConfig()
+    model = get_peft_model(gpt2, config)
+    assert config.target_modules is None
+    assert model.peft_config["default"].target_modules == ["c_attn"]
+    get_peft_model(llama, config)
+
+
+def test_excluded_modules_stay_as_they_are(gpt2):
+    model = adapted(gpt2, target_modules="all-linear", exclude_modules=["c_attn"])
+    assert {name.rpartition(".")[2] for name in branches(model)} == {"c_proj", "c_fc"}
+    model.add_adapter("other", qpeft.QAAConfig(target_modules="all-linear"))
+    assert len(branches(model, "other")) == 8
+
+
+def test_generation_keeps_the_adapter(gpt2, ids):
+    model = shake(adapted(gpt2))
+    found = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    again = model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False, pad_token_id=0)
+    assert torch.equal(found, again)
