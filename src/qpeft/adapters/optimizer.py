@@ -9,6 +9,7 @@ from torch import nn
 
 from qpeft.adapters.holder import GeneratorHolder
 from qpeft.adapters.qaa import QAALayer
+from qpeft.adapters.sora import sora_tuner
 from qpeft.errors import ConfigError
 
 # the part of a generator, or of QAA's branch, that holds a parameter -> the parameter's group
@@ -23,22 +24,25 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
     """Groups for a torch optimiser that hold every trainable tensor exactly once.
 
     "angles": the numbers of circuits, or what stands in their place, with Adam's eps 1e-12; "lambda" and "gains":
-    Quantum-PEFT's singular values and norm gains; "mlp": QPA's mapping MLP; "V" and "offset": QAA's V and c; "other":
-    whatever else trains, for example `modules_to_save`. `weight_decay` applies to "mlp", "V" and "other" alone: 0 is
-    no special angle, and decay of the others is for you to set. The methods' different rates are folded into the
-    parametrisation already, so all groups take the same `lr`.
+    Quantum-PEFT's singular values and norm gains; "mlp": QPA's mapping MLP; "V" and "offset": QAA's V and c; "gates":
+    SoRA's, a group for each adapter; "other": whatever else trains, for example `modules_to_save`. `weight_decay`
+    applies to "mlp", "V" and "other" alone: 0 is no special angle, gates may not decay, and decay of the others is for
+    you to set. The methods' different rates are folded into the parametrisation already, so all groups take the same
+    `lr`, but for gates with a `gate_lr_mult`.
 
     Raises:
         ConfigError: the model has no trainable parameter, or a generator has one that belongs to no group.
     """
     found: dict[str, list[nn.Parameter]] = {name: [] for name in (*dict.fromkeys(_GROUP_OF.values()), "other")}
     group_of = {id(parameter): _group_of(name) for name, parameter in _own_parameters(model)}
+    gates = _gate_groups(model, lr)
+    gated = {id(gate) for group in gates for gate in group["params"]}
     for parameter in model.parameters():  # each once, those that modules share as well
-        if parameter.requires_grad:
+        if parameter.requires_grad and id(parameter) not in gated:
             found[group_of.get(id(parameter), "other")].append(parameter)
-    if not any(found.values()):
+    if not gates and not any(found.values()):
         raise ConfigError("the model has no trainable parameter; load it with is_trainable=True or attach an adapter")
-    return [
+    groups = [
         {
             "name": name,
             "params": parameters,
@@ -48,6 +52,22 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
         }
         for name, parameters in found.items()
         if parameters
+    ]
+    return groups + gates
+
+
+def _gate_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
+    """SoRA's trained gates, by adapter."""
+    if (tuner := sora_tuner(model)) is None:
+        return []
+    configs: Any = tuner.peft_config
+    found: dict[str, list[nn.Parameter]] = {}
+    for _, adapter_name, gate in tuner.gates():
+        if gate.requires_grad:
+            found.setdefault(adapter_name, []).append(gate)
+    return [
+        {"name": "gates", "params": gates, "lr": lr * configs[name].gate_lr_mult, "weight_decay": 0.0}
+        for name, gates in found.items()
     ]
 
 

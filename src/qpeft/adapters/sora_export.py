@@ -118,14 +118,13 @@ def to_stock(config: SoRAConfig, sites: list[_Site], adapter_name: str) -> LoraC
     return stock
 
 
-def is_empty(model: Any) -> bool:
-    """Whether every gate of the active adapters is left out of an export, so that there is nothing to write."""
+def count_numbers(model: Any) -> tuple[int, int]:
+    """How many numbers the active SoRA adapters train, and how many an export of them would have."""
     tuner = sora_tuner(model)
-    if tuner is None:
-        return False
+    assert tuner is not None
     configs: Any = tuner.peft_config
-    found = [_find_sites(tuner, name, configs[name].export_tol) for name in tuner.active_adapters]
-    return not any(site.rank for sites in found for site in sites)
+    found = [_counts(_find_sites(tuner, name, configs[name].export_tol), name) for name in tuner.active_adapters]
+    return sum(counts["n_trained"] for counts in found), sum(counts["n_deployed"] for counts in found)
 
 
 def leave_out(model: Any, adapter_name: str = "default") -> None:

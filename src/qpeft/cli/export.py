@@ -71,6 +71,8 @@ def _check_free(out: Path, merge: bool) -> None:
 def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     import qpeft
     from qpeft.adapters.model_card import load_lines
+    from qpeft.adapters.sora import SORA
+    from qpeft.adapters.sora_export import leave_out
     from qpeft.files import replace_folder
     from qpeft.training.tasks.loading import load_base, probe
     from qpeft.training.tasks.record import how_to_load, read_record
@@ -83,6 +85,8 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     inputs = probe(live.get_base_model(), record)
     with replace_folder(out) as target:
         report = qpeft.export(live, target, probe=_named(live, inputs))
+        if kind == SORA:
+            leave_out(live)
         if record is not None:
             record.write(target)
         stock = stock_logits(base_name, target, inputs, **how)
@@ -151,7 +155,8 @@ def _check(expected: Tensor, stock: Tensor, tolerance: float) -> float:
 
 
 def _show(console: Console, written: dict[str, Any]) -> None:
-    what = f"{count(written['n_generated'])} numbers, " if "n_generated" in written else ""
+    numbers = written.get("n_generated", written.get("n_deployed"))
+    what = f"{count(numbers)} numbers, " if numbers else ""
     console.print(f"Exported to {written['path']}: {what}{size(written['n_bytes'])}.", style="bold", soft_wrap=True)
     console.print(
         "Checked in a process that cannot import qpeft: "

@@ -12,6 +12,7 @@ from qpeft.errors import ConfigError
 from qpeft.generators.qaa_settings import QAASettings
 from qpeft.generators.quantum_peft_settings import QuantumPeftGeneratorConfig
 from qpeft.generators.settings import QPAGeneratorConfig
+from qpeft.generators.sora_settings import SoRASettings
 from qpeft.training.settings import TrainSettings
 
 
@@ -27,8 +28,8 @@ class AdapterFields:
     lora_alpha: int | None = field(
         default=None,
         metadata=_help(
-            "LoRA's scale: the update is multiplied by lora_alpha / r. Default: 8. With --method quantum_peft by "
-            "lora_alpha itself, the paper's s. Default: 16."
+            "LoRA's scale: the update is multiplied by lora_alpha / r. Default: 8; of sora 16. With --method "
+            "quantum_peft by lora_alpha itself, the paper's s. Default: 16."
         ),
     )
     lora_dropout: float = field(default=0.0, metadata=_help("Dropout before the adapter, in training."))
@@ -56,6 +57,7 @@ _GENERATORS = {
         QuantumPeftGeneratorConfig, panel="Quantum-PEFT: the generator of U, V and lambda", leave_out=("seed",)
     ),
     "qaa": Fields(QAASettings, panel="QAA: the features and where they go", leave_out=("seed", "out_slices")),
+    "sora": Fields(SoRASettings, panel="SoRA: gates on LoRA's ranks", leave_out=("seed",)),
 }
 _PRESETS = {"qpa": ("official",), "quantum_peft": ("paper_pauli", "paper_taylor")}
 

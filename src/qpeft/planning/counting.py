@@ -16,6 +16,7 @@ from qpeft.adapters.generated_config import GeneratedLoraConfig
 from qpeft.adapters.qaa import QAAConfig
 from qpeft.adapters.qpa import QPAConfig
 from qpeft.adapters.quantum_peft import QuantumPeftConfig
+from qpeft.adapters.sora import SoRAConfig
 from qpeft.adapters.targets import check_target_modules, spare_new_head
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generators.settings import QPAGeneratorConfig
@@ -24,6 +25,7 @@ from qpeft.planning.qaa import count_qaa
 from qpeft.planning.qpa import count_attached, count_qpa
 from qpeft.planning.quantum_peft import count_quantum_peft
 from qpeft.planning.result import BYTES, Plan
+from qpeft.planning.sora import count_sora
 
 
 def plan(
@@ -33,8 +35,8 @@ def plan(
 
     Args:
         base: A model (left untouched), a hub id, a local folder, or a transformers config; no weights are read.
-        config: A QPAConfig, a QuantumPeftConfig, a QAAConfig, a BottleneckConfig, or a stock PEFT config to compare
-            with.
+        config: A QPAConfig, a QuantumPeftConfig, a QAAConfig, a SoRAConfig, a BottleneckConfig, or a stock PEFT config
+            to compare with.
         generator: What `qpeft.attach` would put over the adapter of a stock `config`.
 
     Raises:
@@ -44,7 +46,7 @@ def plan(
     model = on_meta(base, config.task_type)
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
-    if isinstance(config, (GeneratedLoraConfig, BottleneckConfig, QAAConfig)):
+    if isinstance(config, (GeneratedLoraConfig, BottleneckConfig, QAAConfig, SoRAConfig)):
         spare_new_head(model, config)
     check_target_modules(model, config)
     adapted = _adapt(model, config.to_stock() if isinstance(config, GeneratedLoraConfig) else config)
@@ -100,5 +102,6 @@ _COUNTERS: dict[type, Any] = {
     QPAConfig: count_qpa,
     QuantumPeftConfig: count_quantum_peft,
     QAAConfig: count_qaa,
+    SoRAConfig: count_sora,
     BottleneckConfig: _count_bottleneck,
 }

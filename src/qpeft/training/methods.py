@@ -31,6 +31,7 @@ METHODS = {
     "qpa": Method("qpeft:QPAConfig", _ALL_LINEAR),
     "quantum_peft": Method("qpeft:QuantumPeftConfig", _ALL_LINEAR),
     "qaa": Method("qpeft:QAAConfig"),  # finds the query and value projections itself
+    "sora": Method("qpeft:SoRAConfig", _ALL_LINEAR),
     "lora": Method("peft:LoraConfig", _ALL_LINEAR),
     "dora": Method("peft:LoraConfig", {**_ALL_LINEAR, "use_dora": True}),
     "ia3": Method("peft:IA3Config"),  # PEFT knows the right modules by the model's type
@@ -51,6 +52,7 @@ _PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "imag
 _NOT_SETTINGS = {
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "runtime_config", "format_version", "start_hash", "generated"),
+    *("sora_lambda", "planned_steps"),
 }
 
 

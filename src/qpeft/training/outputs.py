@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -13,6 +14,8 @@ from peft import PeftModel
 import qpeft
 from qpeft.adapters.holder import holder_of
 from qpeft.adapters.model_card import load_lines
+from qpeft.adapters.sora import sora_tuner
+from qpeft.adapters.sora_export import count_numbers
 from qpeft.adapters.stock_form import has_stock_form
 from qpeft.files import replace_folder, write_text
 from qpeft.training.result import TrainResult
@@ -25,7 +28,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     """Write adapter/ and exported/, each whole or not at all; returns the numbers needed at inference.
 
     Method full has no adapter: exported/ is the model, with its tokenizer or image processor. An adapter that stock
-    PEFT lacks has no exported/.
+    PEFT lacks has no exported/, nor has one that SoRA shrank to nothing.
     """
     if method == "full":
         with replace_folder(folder.exported) as target:
@@ -35,7 +38,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     with replace_folder(folder.adapter) as target:
         qpeft.save(model, target)
         task.describe(target)
-    if has_stock_form(model):
+    if has_stock_form(model) and _something_is_left(model):
         with replace_folder(folder.exported) as target:
             _export(model, target, task)
             task.describe(target)
@@ -43,7 +46,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
 
 
 def _export(model: Any, target: Path, task: Task) -> None:
-    if not is_generated(model):
+    if not needs_qpeft(model):
         qpeft.save(model, target)
         return
     probe = task.probe()
@@ -52,16 +55,30 @@ def _export(model: Any, target: Path, task: Task) -> None:
 
 
 def _count_deployed(model: Any) -> int:
-    """What the generators write in the place of what they train, and modules_to_save beside it."""
+    """What generators write, or what SoRA's gates leave, in the place of what is trained; modules_to_save beside it."""
+    if sora_tuner(model) is not None:
+        trained, left = count_numbers(model)
+        return left + count_trainable(model) - trained
     if (holder := holder_of(model)) is None:
         return count_trainable(model)
     generated = sum(sum(holder.binding(name).sizes) for name in holder.generators)
     return generated + count_trainable(model) - count_trainable(holder.generators)
 
 
-def is_generated(model: Any) -> bool:
-    """Whether qpeft generates the adapter's numbers, so that the compact folder needs qpeft."""
-    return holder_of(model) is not None
+def needs_qpeft(model: Any) -> bool:
+    """Whether adapter/ needs qpeft, since it holds a generator or gates, and exported/ says the same without."""
+    return holder_of(model) is not None or sora_tuner(model) is not None
+
+
+def _something_is_left(model: Any) -> bool:
+    if sora_tuner(model) is None or count_numbers(model)[1]:
+        return True
+    warnings.warn(
+        "every gate of SoRA is zero, so that there is no adapter to export; begin again in another run folder with a "
+        "lower shrink_budget or sparse_lambda, or a higher gate_lr_mult",
+        stacklevel=2,
+    )
+    return False
 
 
 def resumable(model: Any) -> AbstractContextManager[None]:
@@ -135,7 +152,8 @@ def _folders(result: TrainResult, needs_qpeft: bool) -> str:
     if result.method == "full":
         return "`exported/` is the whole model, with what makes its inputs; it loads with transformers alone.\n"
     if not result.has_stock_form:
-        return f"""- `adapter/`: the adapter; **loading it needs qpeft**, for stock PEFT has no such adapter
+        why = "its gates are all zero: it does nothing" if result.method == "sora" else "stock PEFT has no such adapter"
+        return f"""- `adapter/`: the adapter; **loading it needs qpeft**, for {why}
 
 ```python
 {load_lines(result.model, "adapter", needs_qpeft=True, **how_to_load(result.adapter))}
@@ -144,7 +162,8 @@ def _folders(result: TrainResult, needs_qpeft: bool) -> str:
     lines = load_lines(result.model, "exported", needs_qpeft=False, **how_to_load(result.exported))
     adapter = "the same adapter"
     if needs_qpeft:
-        adapter = f"the generator alone ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
+        what = "the adapter with its gates" if result.method == "sora" else "the generator alone"
+        adapter = f"{what} ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
     return f"""- `exported/`: a stock adapter ({result.exported_bytes:,} bytes); it loads with PEFT alone
 - `adapter/`: {adapter}
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
+import qpeft
 from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.files import is_disk_full
 from qpeft.training import outputs
@@ -68,6 +70,8 @@ def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: 
         trainer.add_callback(Logging(log, every.log, progress))
         trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
         trainer.add_callback(Saving(folder.checkpoints, every.save, stop))
+        if settings.method == "sora":
+            trainer.add_callback(qpeft.SoRACallback())
         try:
             with outputs.resumable(ready.model):
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
@@ -80,15 +84,25 @@ def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: 
 
 
 def _trainer(settings: TrainSettings, ready: Prepared, folder: RunFolder) -> Trainer:
+    arguments = _arguments(settings, folder.checkpoints)
     trainer = Trainer(
         model=ready.model,
-        args=_arguments(settings, folder.checkpoints),
+        args=arguments,
         train_dataset=ready.task.train,  # type: ignore[arg-type]
         data_collator=ready.task.collate,
         compute_loss_func=ready.task.compute_loss,
+        optimizer_cls_and_kwargs=_optimizer(settings, ready.model, arguments),
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _optimizer(settings: TrainSettings, model: Any, arguments: TrainingArguments) -> Any:
+    """The Trainer's own; with SoRA in groups, for gates may not decay and can have a rate of their own."""
+    if settings.method != "sora":
+        return None
+    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+    return kind, {**options, "params": qpeft.param_groups(model, settings.lr, settings.weight_decay)}
 
 
 def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
@@ -140,7 +154,7 @@ def _finish(
         task=settings.task,
         trainable_head=outputs.count_trainable(ready.model, ready.task.head),
     )
-    outputs.write_card(folder, result, needs_qpeft=outputs.is_generated(ready.model))
+    outputs.write_card(folder, result, needs_qpeft=outputs.needs_qpeft(ready.model))
     write_result(folder.result, result)
     return result
 
