@@ -115,12 +115,12 @@ def test_values_and_gradients_are_pennylane_s(ansatz, readout, n_layers, n_qubit
     st.integers(1, 3),
     st.integers(1, 300),
     st.integers(1, 9),
-    st.sampled_from([(7, 6), (3, 2), (0, 1), (9, 9)]),
-    st.sampled_from([2**17, 2**9, 1]),
+    st.sampled_from([1, 2, 3, 5, 9]),
+    st.sampled_from([1, 4, 128]),
     st.integers(0, 2**31),
 )
 def test_every_way_to_group_and_to_cut_gives_what_the_gates_give(
-    ansatz, readout, n_layers, width, tokens, groups, chunk, seed
+    ansatz, readout, n_layers, width, tokens, group, chunk, seed
 ):
     x, angles, circuit = problem(ansatz, n_layers, width, tokens, seed)
     fast, slow = READOUTS[readout]
@@ -128,9 +128,9 @@ def test_every_way_to_group_and_to_cut_gives_what_the_gates_give(
     weights = torch.randn_like(expected)
     of_slow = torch.autograd.grad(expected, (x, angles), weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(amplitude_stages, "WHOLE", groups[0])
-        patch.setattr(amplitude_stages, "GROUP", groups[1])
-        patch.setattr(amplitude_run, "CHUNK", chunk)
+        patch.setattr(amplitude_stages, "GROUP", group)
+        patch.setattr(amplitude_run, "CHUNK", 1)
+        patch.setattr(amplitude_run, "TOKENS", chunk)
         found = fast(x, angles, ansatz)
         of_fast = torch.autograd.grad(found, (x, angles), weights)
         single = fast(x.detach().float(), angles.detach().float(), ansatz)

@@ -22,7 +22,7 @@ def amplitude_qubits(width: int) -> int:
     Raises ConfigError for a width below 1 and for more than 16 qubits.
     """
     if width < 1:
-        raise ConfigError(f"an input needs a width of at least 1, got {width}")
+        raise ConfigError(f"an input must be at least 1 wide, got {width}")
     n_qubits = max(1, (width - 1).bit_length())
     if n_qubits > MOST_QUBITS:
         raise ConfigError(f"QAA needs n = {n_qubits} qubits for d_in = {width}; the simulator limit is {MOST_QUBITS}.")
@@ -65,12 +65,12 @@ def _check(x: Tensor, angles: Tensor, ansatz: str) -> None:
     if ansatz not in AMPLITUDE_ANSATZE:
         raise ConfigError(f"unknown ansatz '{ansatz}'; choose one of {', '.join(AMPLITUDE_ANSATZE)}")
     if not x.ndim:
-        raise ConfigError("an input needs a last axis of amplitudes, got a single number")
+        raise ConfigError("an input needs an axis of amplitudes, got a single number")
     n_layers = len(angles) if angles.ndim else 0
     shape = Ansatz(ansatz, amplitude_qubits(x.shape[-1]), n_layers).angle_shape
     if angles.shape != shape:
         raise ConfigError(
-            f"'{ansatz}' on an input of width {x.shape[-1]} needs angles of shape (n_layers, "
+            f"'{ansatz}' on inputs of width {x.shape[-1]} needs angles of shape (n_layers, "
             f"{shape[1]}, {shape[2]}), got {tuple(angles.shape)}"
         )
     for name, tensor in (("x", x), ("angles", angles)):

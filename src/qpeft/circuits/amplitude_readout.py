@@ -33,7 +33,8 @@ class Expectations(NamedTuple):
         return self.signs @ _probabilities(psi)
 
     def pull(self, g: Tensor, shift: Tensor, psi: Tensor, out: Tensor) -> Tensor:
-        return torch.mul(psi, torch.addmm(shift, self.signs.mT, g, beta=-2, alpha=2), out=out)
+        slope = torch.addmm(shift, self.signs.mT, g, beta=-2, alpha=2, out=None if out.is_complex() else out)
+        return torch.mul(psi, slope, out=out)
 
 
 class Probabilities(NamedTuple):

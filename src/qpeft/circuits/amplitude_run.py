@@ -23,7 +23,7 @@ from qpeft.circuits.amplitude_walk import Stage, Walk, add_outer
 from qpeft.circuits.precision import full_precision
 
 SMALLEST_NORM = 1e-8
-CHUNK = 2**17  # amplitudes of the tokens that are computed together; measured
+CHUNK, TOKENS = 2**18, 128  # amplitudes computed together, but at least so many tokens; measured
 
 
 class Circuit(NamedTuple):
@@ -55,7 +55,7 @@ class _Fixed(NamedTuple):
 
     def chunks(self, n_tokens: int, device: torch.device) -> list[tuple[int, int]]:
         """Start and length of each; an accelerator takes all at once."""
-        step = max(1, CHUNK // len(self.ring.source)) if device.type == "cpu" else max(1, n_tokens)
+        step = max(TOKENS, CHUNK // len(self.ring.source)) if device.type == "cpu" else max(1, n_tokens)
         return [(start, min(step, n_tokens - start)) for start in range(0, max(1, n_tokens), step)]
 
 
@@ -107,9 +107,9 @@ def _gradient(
     back = _Back(fixed, matrices, size * chunks[0][1])
     for start, n in chunks:
         final = psi.narrow(0, size * start, size * n).view(size, n)
-        back.pull(g.narrow(1, start, n), shift.narrow(0, start, n), final)
+        lam = back.pull(g.narrow(1, start, n), shift.narrow(0, start, n), final)
         if of_x is not None:
-            rows = back.home()[:, :width]
+            rows = back.to_rows(lam)[:, :width]
             torch.div(rows, norms.narrow(0, start, n)[:, None], out=of_x.narrow(0, start, n))
     return of_x, None if weights is None else q @ grad, None, *back.of_matrices()
 
@@ -123,8 +123,8 @@ class _Back:
         self._inverses = fixed.stages([matrix.mH.resolve_conj() for matrix in matrices])
         self._walks = Walk(n_amplitudes, matrices[0]), Walk(n_amplitudes, matrices[0])
 
-    def pull(self, g: Tensor, shift: Tensor, psi: Tensor) -> None:
-        """From the gradient of the features and the final states (2**N, T) to the gradient behind the first stage."""
+    def pull(self, g: Tensor, shift: Tensor, psi: Tensor) -> Tensor:
+        """From the features' gradient and the final states (2**N, T) to that of those behind the first stage."""
         of_lam, of_psi = self._walks
         lam = self._fixed.readout.pull(g, shift, psi, of_lam.spare(*psi.shape))
         first, *others = zip(self._fixed.stages(self._outer), self._inverses, strict=True)
@@ -133,11 +133,11 @@ class _Back:
             lam = of_lam.permute(of_lam.turn(lam, inverse), self._fixed.ring.target)
             psi = of_psi.permute(of_psi.turn(psi, inverse), self._fixed.ring.target)
         add_outer(first[0], lam, psi)
-        self._lam = lam
+        return lam
 
-    def home(self) -> Tensor:
+    def to_rows(self, lam: Tensor) -> Tensor:
         """From there to the gradient (T, 2**N) of the real amplitudes that the circuit starts in."""
-        return self._walks[0].turn_over(self._lam, self._inverses[0]).real
+        return self._walks[0].turn_over(lam, self._inverses[0]).real
 
     def of_matrices(self) -> list[Tensor]:
         return [outer @ matrix for outer, matrix in zip(self._outer, self._matrices, strict=True)]

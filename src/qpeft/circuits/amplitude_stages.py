@@ -21,8 +21,7 @@ from qpeft.circuits.amplitude_readout import Expectations, Flips, Probabilities
 from qpeft.circuits.amplitude_run import Circuit
 from qpeft.circuits.amplitude_tables import Ring, flip_signs, flip_table, ring_tables, sign_table
 
-WHOLE = 7  # up to here all wires are one group; measured with benchmarks/amplitude_speed.py
-GROUP = 6  # wires of a group otherwise, at most
+GROUP = 5  # wires at most: larger matrices do more work, smaller ones as much in more products (measured)
 
 
 def expectation_circuit(angles: Tensor, ansatz: str) -> Circuit:
@@ -99,12 +98,9 @@ def _rz(angles: Tensor) -> Tensor:
 
 def _grouped(gates: Tensor) -> tuple[tuple[Tensor, ...], ...]:
     """Of every stage's gates (S, N, 2, 2) one matrix (2**k, 2**k) for each group of wires."""
-    groups = [_kron(group) for group in gates.tensor_split(_n_groups(gates.shape[1]), dim=1)]
+    n_groups = ceil(gates.shape[1] / GROUP)
+    groups = [_kron(group) for group in gates.tensor_split(n_groups, dim=1)]
     return tuple(zip(*(group.unbind() for group in groups), strict=True))
-
-
-def _n_groups(n_qubits: int) -> int:
-    return 1 if n_qubits <= WHOLE else ceil(n_qubits / GROUP)
 
 
 def _kron(gates: Tensor) -> Tensor:

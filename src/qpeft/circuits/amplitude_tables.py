@@ -29,15 +29,14 @@ class Flip(NamedTuple):
     exchanges the first with the last, the second with the last but one, and so on.
     """
 
-    shape: tuple[int, ...]  # a state with every second axis a run of flipped bits; then the tokens
-    n_runs: int
+    shape: tuple[int, ...]  # of 2**N amplitudes, every second axis a run of flipped bits
     signs: tuple[tuple[int, ...], ...]  # (2**(k-1), N): of the first half of the corners, +-1; 0 for other bits
 
     def corners(self, psi: Tensor) -> list[Tensor]:
         """Views of psi (2**N, T), tokens in the last axis."""
-        views = [psi.view(self.shape)]
-        for done in range(self.n_runs):
-            views = [part for view in views for part in view.unbind(1 + done)]
+        views = [psi.view(*self.shape, psi.shape[1])]
+        for axis in range(1, 1 + len(self.shape) // 2):  # those before it are gone when its turn comes
+            views = [part for view in views for part in view.unbind(axis)]
         return views
 
 
@@ -92,7 +91,7 @@ def _flip(flipped: list[bool]) -> Flip:
         for place, wire in enumerate(reversed(wires)):
             row[wire] = 1 - 2 * (pattern >> place & 1)
         signs.append(tuple(row))
-    return Flip((*shape, -1), len(shape) // 2, tuple(signs))
+    return Flip(tuple(shape), tuple(signs))
 
 
 def _ring(n_qubits: int) -> list[int]:

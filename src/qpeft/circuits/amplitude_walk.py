@@ -44,28 +44,34 @@ class Walk:
         shape, before = state.shape, len(state)
         for matrix in reversed(stage):
             before //= len(matrix)
-            rows = state.reshape(before, len(matrix), -1)  # no copy, not even of rows turned over by `start`
+            rows = _axis(state, before, len(matrix))
             into = out.view(rows.shape) if out is not None and before == 1 else self.spare(*rows.shape)
-            state = torch.bmm(matrix.expand(before, -1, -1), rows, out=into)
-        return state.view(shape)
+            state = torch.bmm(matrix.expand(before, -1, -1), rows, out=into).view(shape)
+        return state
 
     def turn_over(self, state: Tensor, stage: Stage) -> Tensor:
         """As `turn`, from columns (2**N, T) to rows (T, 2**N)."""
-        (*groups, last), (size, n_tokens), before = stage, state.shape, 1
+        *groups, last = stage
+        shape, before = state.shape, 1
         for matrix in groups:
-            rows = state.view(before, len(matrix), -1)
-            state = torch.bmm(matrix.expand(before, -1, -1), rows, out=self.spare(*rows.shape))
+            rows = _axis(state, before, len(matrix))
+            state = torch.bmm(matrix.expand(before, -1, -1), rows, out=self.spare(*rows.shape)).view(shape)
             before *= len(matrix)
-        columns = state.view(before, len(last), n_tokens).mT
-        rows = self.spare(n_tokens, before, len(last))
-        torch.bmm(columns, last.mT.expand(before, -1, -1), out=rows.transpose(0, 1))
-        return rows.view(n_tokens, size)
+        rows = self.spare(shape[1], before, len(last))
+        torch.bmm(_axis(state, before, len(last)).mT, last.mT.expand(before, -1, -1), out=rows.transpose(0, 1))
+        return rows.view(shape[1], shape[0])
 
 
 def add_outer(sums: Stage, lam: Tensor, psi: Tensor) -> None:
     """Add sum lam psi^+ over everything but a group's own axis to each group's (2**k, 2**k)."""
     before = 1
     for outer in sums:
-        rows, columns = (block.view(before, len(outer), -1) for block in (lam, psi))
+        rows, columns = (_axis(block, before, len(outer)) for block in (lam, psi))
         outer += torch.bmm(rows, columns.mH).sum(0)
         before *= len(outer)
+
+
+def _axis(state: Tensor, before: int, n: int) -> Tensor:
+    """States (2**N, T) as (before, n, rest); no copy, not even of rows that `start` turned over."""
+    size, n_tokens = state.shape
+    return state.reshape(before, n, size // (before * n) * n_tokens)

@@ -1,0 +1,252 @@
+"""What QAA's circuits promise besides their values."""
+
+from math import pi
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qpeft.circuits import (
+    Ansatz,
+    Gate,
+    amplitude_expectations,
+    amplitude_probabilities,
+    amplitude_qubits,
+    count_angles,
+    dead_angles,
+)
+from qpeft.errors import ConfigError, UnsupportedTypeError
+
+BLOCKS = {"square": 3, "qaa": 1, "rxyz": 3}
+every_ansatz = pytest.mark.parametrize("ansatz", BLOCKS)
+every_readout = pytest.mark.parametrize("read", [amplitude_expectations, amplitude_probabilities])
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+
+
+def random_angles(ansatz, width, n_layers=1, dtype=torch.float64):
+    shape = Ansatz(ansatz, amplitude_qubits(width), n_layers).angle_shape
+    return ((torch.rand(shape, dtype=torch.float64) * 2 - 1) * pi).to(dtype)
+
+
+def test_gates_of_a_small_circuit_in_order():
+    ring = [Gate("cx", (0, 1)), Gate("cx", (1, 0))]
+    blocks = {
+        (name, block): [Gate(name, (wire,), (0, block, wire)) for wire in (0, 1)]
+        for name in ("rx", "ry", "rz")
+        for block in range(3)
+    }
+    assert list(Ansatz("qaa", 2, 1).gates()) == blocks["ry", 0] + ring
+    assert list(Ansatz("square", 2, 1).gates()) == blocks["ry", 0] + blocks["rz", 1] + ring + blocks["ry", 2]
+    assert list(Ansatz("rxyz", 2, 1).gates()) == blocks["rx", 0] + blocks["ry", 1] + blocks["rz", 2] + ring
+    assert [gate.name for gate in Ansatz("square", 1, 2).gates()] == ["ry", "rz", "ry"] * 2
+
+
+@given(st.sampled_from(list(BLOCKS)), st.integers(1, 16), st.integers(1, 8))
+def test_angles_are_counted_as_the_gates_use_them(ansatz, n_qubits, n_layers):
+    circuit = Ansatz(ansatz, n_qubits, n_layers)
+    slots = [gate.slot for gate in circuit.gates() if gate.slot is not None]
+    assert slots == sorted(set(slots))
+    assert len(slots) == circuit.n_angles == count_angles(ansatz, n_qubits, n_layers)
+    assert circuit.angle_shape == (n_layers, BLOCKS[ansatz], n_qubits)
+
+
+def test_drawing():
+    expected = """\
+    layer 0
+q0 ─┤ RY θ[0,0,0] ├─┤ RZ θ[0,1,0] ├─●───⊕─┤ RY θ[0,2,0] ├─
+                                    │   │
+q1 ─┤ RY θ[0,0,1] ├─┤ RZ θ[0,1,1] ├─⊕─●─┼─┤ RY θ[0,2,1] ├─
+                                      │ │
+q2 ─┤ RY θ[0,0,2] ├─┤ RZ θ[0,1,2] ├───⊕─●─┤ RY θ[0,2,2] ├─"""
+    assert Ansatz("square", 3, 1).draw() == expected
+
+
+@pytest.mark.parametrize(("width", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)])
+def test_qubits_of_a_width(width, expected):
+    assert amplitude_qubits(width) == expected
+
+
+@every_ansatz
+@pytest.mark.parametrize(("width", "n_layers"), [(2, 1), (6, 1), (32, 2), (100, 1)])
+def test_dead_angles_are_those_without_a_gradient(ansatz, width, n_layers):
+    angles = random_angles(ansatz, width, n_layers).requires_grad_()
+    gradient = torch.zeros_like(angles)
+    for read in (amplitude_expectations, amplitude_probabilities):
+        for x in torch.randn(4, 1, width, dtype=torch.float64):
+            features = read(x, angles, ansatz).sum(0)[: amplitude_qubits(width)]
+            for feature in features:
+                gradient += torch.autograd.grad(feature, angles, retain_graph=True)[0].abs()
+    assert (gradient == 0).sum() == dead_angles(ansatz, amplitude_qubits(width), n_layers)
+
+
+@every_readout
+@every_ansatz
+@both_dtypes
+@pytest.mark.parametrize(("width", "n_layers"), [(1, 1), (7, 1), (64, 2), (300, 1)])
+def test_the_sign_of_an_input_is_not_seen_and_its_length_hardly(read, ansatz, dtype, width, n_layers):
+    x, angles = torch.randn(3, width, dtype=dtype), random_angles(ansatz, width, n_layers, dtype)
+    found = read(x, angles, ansatz)
+    assert torch.equal(read(-x, angles, ansatz), found)
+    for factor in (7, -3, 1e-5):
+        tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+        torch.testing.assert_close(read(factor * x, angles, ansatz), found, rtol=0, atol=tolerance)
+
+
+@every_readout
+@every_ansatz
+@pytest.mark.parametrize(("width", "n_layers"), [(5, 1), (5, 2), (200, 1)])
+def test_an_input_of_zeros(read, ansatz, width, n_layers):
+    x = torch.zeros(2, width, requires_grad=True)
+    angles = random_angles(ansatz, width, n_layers, torch.float32).requires_grad_()
+    found = read(x, angles, ansatz)
+    found.sum().backward()
+    assert not found.any()
+    assert not x.grad.any()
+    assert not angles.grad.any()
+
+
+@every_ansatz
+def test_a_tiny_input_is_divided_by_the_smallest_norm(ansatz):
+    x, angles = torch.randn(2, 5, dtype=torch.float64), random_angles(ansatz, 5)
+    x /= x.norm(dim=-1, keepdim=True)
+    found = amplitude_expectations(x * 1e-9, angles, ansatz)
+    torch.testing.assert_close(found, amplitude_expectations(x, angles, ansatz) / 100, rtol=1e-9, atol=0)
+    tiny = (x * 1e-9).requires_grad_()
+    amplitude_expectations(tiny, angles, ansatz).sum().backward()  # homogeneous of degree two there
+    torch.testing.assert_close((tiny.grad * tiny).sum(), 2 * found.sum(), rtol=1e-9, atol=0)
+
+
+@every_readout
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_with_its_token(read, bad):
+    x, angles = torch.randn(3, 5), random_angles("square", 5, dtype=torch.float32)
+    clean = read(x, angles)
+    x[1, 2] = bad
+    found = read(x, angles)
+    assert found[1].isnan().all()
+    assert torch.equal(found[[0, 2]], clean[[0, 2]])
+
+
+@every_readout
+@every_ansatz
+def test_shapes_and_numbers_of_tokens(read, ansatz):
+    angles = random_angles(ansatz, 6)
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    found = read(x, angles, ansatz)
+    assert found.shape == (2, 3, 3 if read is amplitude_expectations else 8)
+    assert found.is_contiguous()
+    torch.testing.assert_close(read(x[1, 2], angles, ansatz), found[1, 2], rtol=0, atol=1e-12)
+    strided = x.mT.contiguous().mT
+    assert torch.equal(read(strided, angles, ansatz), found)
+    none = x[:0].requires_grad_()
+    nothing = read(none, angles.requires_grad_(), ansatz)
+    nothing.sum().backward()
+    assert nothing.shape == (0, *found.shape[1:])
+    assert none.grad.shape == none.shape
+    assert not angles.grad.any()
+
+
+@every_ansatz
+@pytest.mark.parametrize("wanted", ["x", "angles"])
+def test_only_the_wanted_gradient_is_the_same(ansatz, wanted):
+    given_ = {"x": torch.randn(4, 40, dtype=torch.float64), "angles": random_angles(ansatz, 40, 2)}
+    for tensor in given_.values():
+        tensor.requires_grad_()
+    weights = torch.randn(4, 6, dtype=torch.float64)
+    amplitude_expectations(**given_, ansatz=ansatz).backward(weights)
+    alone = {name: tensor.detach().requires_grad_(name == wanted) for name, tensor in given_.items()}
+    amplitude_expectations(**alone, ansatz=ansatz).backward(weights)
+    torch.testing.assert_close(alone[wanted].grad, given_[wanted].grad, rtol=0, atol=1e-14)
+
+
+@every_readout
+@every_ansatz
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_autocast_does_not_reach_into_the_circuit(read, ansatz, n_layers):
+    x = torch.randn(4, 50, requires_grad=True)
+    angles = random_angles(ansatz, 50, n_layers, torch.float32).requires_grad_()
+    outside = read(x, angles, ansatz)
+    weights = torch.randn_like(outside)
+    of_outside = torch.autograd.grad(outside, (x, angles), weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = read(x, angles, ansatz)
+        of_inside = torch.autograd.grad(inside, (x, angles), weights)
+    assert torch.equal(inside, outside)
+    for one, other in zip(of_inside, of_outside, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
+def test_there_is_no_second_derivative():
+    angles = random_angles("square", 5).requires_grad_()
+    x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(amplitude_expectations(x, angles).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize(("ansatz", "low", "high"), [("qaa", 0.97, 1.03), ("square", 0.66, 0.84)])
+def test_features_of_isotropic_inputs_vary_as_predicted(ansatz, low, high):
+    x = torch.randn(4000, 64, dtype=torch.float64)
+    variances = [33 * amplitude_expectations(x, random_angles(ansatz, 64), ansatz).var(0).mean() for _ in range(20)]
+    assert low < sum(variances) / 20 < high
+
+
+@every_ansatz
+def test_rank_of_the_features(ansatz):
+    x, angles = torch.randn(2000, 32, dtype=torch.float64), random_angles(ansatz, 32)
+    for read, rank in ((amplitude_expectations, 5), (amplitude_probabilities, 31)):
+        features = read(x, angles, ansatz)
+        assert torch.linalg.matrix_rank(features - features.mean(0), rtol=1e-9) == rank
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(list(BLOCKS)), st.integers(1, 3), st.integers(1, 600), st.integers(0, 2**31))
+def test_probabilities_are_probabilities_and_give_the_expectations(ansatz, n_layers, width, seed):
+    torch.manual_seed(seed)
+    x, angles = torch.randn(3, width, dtype=torch.float64), random_angles(ansatz, width, n_layers)
+    p, z = amplitude_probabilities(x, angles, ansatz), amplitude_expectations(x, angles, ansatz)
+    assert (p >= 0).all()
+    torch.testing.assert_close(p.sum(-1), torch.ones(3, dtype=p.dtype), rtol=0, atol=1e-12)
+    for wire in range(z.shape[-1]):
+        halves = p.view(3, 2**wire, 2, -1).sum((1, 3))
+        torch.testing.assert_close(z[:, wire], halves[:, 0] - halves[:, 1], rtol=0, atol=1e-12)
+
+
+@every_readout
+@pytest.mark.parametrize(
+    ("width", "shape", "ansatz", "message"),
+    [
+        (4, (1, 3, 2), "ring", "unknown ansatz 'ring'; choose one of square, qaa, rxyz"),
+        (4, (1, 3, 2), "ry_ladder", "unknown ansatz 'ry_ladder'; choose one of square, qaa, rxyz"),
+        (4, (0, 3, 2), "square", "n_layers must be at least 1, got 0"),
+        (
+            4,
+            (1, 3, 2),
+            "qaa",
+            "'qaa' on inputs of width 4 needs angles of shape (n_layers, 1, 2), got (1, 3, 2)",
+        ),
+        (5, (6,), "square", "'square' on inputs of width 5 needs angles of shape (n_layers, 3, 3), got (6,)"),
+        (0, (1, 3, 1), "square", "an input must be at least 1 wide, got 0"),
+        (65537, (1, 3, 17), "square", "QAA needs n = 17 qubits for d_in = 65537; the simulator limit is 16."),
+    ],
+)
+def test_what_cannot_be_is_refused(read, width, shape, ansatz, message):
+    with pytest.raises(ConfigError) as caught:
+        read(torch.ones(1, width), torch.ones(shape), ansatz)
+    assert str(caught.value) == message
+
+
+@every_readout
+def test_other_dtypes_and_devices_are_refused(read):
+    x, angles = torch.ones(2, 4), torch.ones(1, 3, 2)
+    with pytest.raises(UnsupportedTypeError, match=r"x must be float32 or float64, got torch.bfloat16"):
+        read(x.bfloat16(), angles)
+    with pytest.raises(UnsupportedTypeError, match=r"angles must be float32 or float64, got torch.int64"):
+        read(x, angles.long())
+    with pytest.raises(ConfigError, match=r"got torch.float64 on cpu and torch.float32 on cpu"):
+        read(x.double(), angles)
+    with pytest.raises(ConfigError, match=r"got torch.float32 on cpu and torch.float32 on meta"):
+        read(x, angles.to("meta"))
+    with pytest.raises(ConfigError, match="single number"):
+        read(x[0, 0], angles)
