@@ -165,6 +165,8 @@ class Models:
         common = {"task_type": family.task_type, "modules_to_save": [family.head] if family.head else None}
         if method == "bottleneck":
             return qpeft.BottleneckConfig(**{"bottleneck_size": 4, **common, **settings})
+        if method == "qaa":
+            return qpeft.QAAConfig(**{**common, **settings})
         common = {**common, "target_modules": "all-linear", "r": 2}
         if method == "qpa":
             return qpeft.QPAConfig(**{"chunk_size": 64, "hidden": (8, 8), "n_layers": 3, **common, **settings})

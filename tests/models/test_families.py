@@ -10,10 +10,11 @@ import qpeft
 from qpeft.errors import DataError, TiedWeightError
 
 GENERATED = ("qpa", "quantum_peft")
+OWN = ("bottleneck", "qaa")  # which stock PEFT has not
 TIED = ("gpt2", "qwen3", "gemma", "gemma2", "gemma3", "t5")
 
 
-@pytest.mark.parametrize("method", [*GENERATED, "bottleneck"])
+@pytest.mark.parametrize("method", [*GENERATED, *OWN])
 def test_starts_as_the_base_and_learns(family, base, batch, models, method):
     expected = models.logits(base, batch)
     model = models.adapt(base, method, family)
@@ -32,7 +33,7 @@ def test_adapter_alone_learns(family, base, batch, models, method):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("method", [*GENERATED, "bottleneck"])
+@pytest.mark.parametrize("method", [*GENERATED, *OWN])
 def test_saved_folder_loads_to_the_bit(family, base, batch, models, method, tmp_path):
     fresh = copy.deepcopy(base)
     model = models.adapt(base, method, family)
@@ -81,7 +82,7 @@ def test_bottleneck_finds_the_feed_forward_block_of_each_layer(family, base, mod
 
 @pytest.mark.parametrize("family", ["gpt2-classifier", "bert", "roberta", "vit"], indirect=True)
 @pytest.mark.parametrize("trained", [True, False])
-@pytest.mark.parametrize("method", [*GENERATED, "bottleneck"])
+@pytest.mark.parametrize("method", [*GENERATED, *OWN])
 def test_all_linear_leaves_a_new_head_alone(family, base, models, method, trained):
     settings = {} if trained else {"modules_to_save": None}
     model = models.adapt(base, method, family, target_modules="all-linear", **settings)
@@ -105,12 +106,12 @@ def test_frames_of_a_classifier_need_labels(family, base, batch, models):
 
 
 @pytest.mark.parametrize("family", ["roberta", "vit", "t5"], indirect=True)
-@pytest.mark.parametrize("method", [*GENERATED, "bottleneck"])
+@pytest.mark.parametrize("method", [*GENERATED, *OWN])
 def test_cards_load_the_right_class(family, base, batch, models, method, tmp_path):
     model = models.adapt(base, method, family)
     qpeft.save(model, tmp_path / "adapter")
     folders = ["adapter"]
-    if method != "bottleneck":
+    if method not in OWN:
         qpeft.export(model, tmp_path / "exported")
         folders.append("exported")
     expected = {

@@ -101,9 +101,9 @@ def test_config_of_no_model():
         on_meta(PreTrainedConfig())
 
 
-@pytest.mark.parametrize("method", ["qpa", "quantum_peft", "bottleneck"])
+@pytest.mark.parametrize("method", ["qpa", "quantum_peft", "bottleneck", "qaa"])
 def test_plan_counts_what_is_trained(family, base, models, method):
-    config = models.config(method, family, **({} if method == "bottleneck" else {"modules_to_save": None}))
+    config = models.config(method, family, **({} if method in ("bottleneck", "qaa") else {"modules_to_save": None}))
     plan = qpeft.plan(base, config)
     model = get_peft_model(base, config)
     assert plan.trainable == model.get_nb_trainable_parameters()[0]

@@ -95,11 +95,12 @@ def _with_signature(call: Callable[..., Any], parameters: list[inspect.Parameter
 
 def _option(owners: list[Fields], field: Field[Any]) -> inspect.Parameter:
     """One option for a field that every one of `owners` has; `field` is the first one's."""
-    annotation, extra = _typer_type(get_type_hints(owners[0].settings)[field.name], field)
+    choices = _choices(owners, field.name)
+    annotation, extra = _typer_type(get_type_hints(owners[0].settings)[field.name], field, choices)
     is_shared = len(owners) > 1
     panel = " and ".join(group.owner for group in owners) if is_shared else owners[0].panel
     text = " ".join(_in_words_of(group, field.name) for group in owners) if is_shared else field.metadata["help"]
-    if (choices := field.metadata.get("choices")) and not _fit_a_line(choices):
+    if choices and not is_shared and not _fit_a_line(choices):
         text = f"{text} One of {', '.join(choices)}."
     option = typer.Option(help=text, rich_help_panel=field.metadata.get("panel", panel), **extra)
     default = inspect.Parameter.empty if _is_required(field) else None
@@ -110,19 +111,26 @@ def _option(owners: list[Fields], field: Field[Any]) -> inspect.Parameter:
     )
 
 
+def _choices(owners: list[Fields], name: str) -> tuple[str, ...]:
+    """What any of the owners allows; whether the one that is used does, it says itself."""
+    allowed = (f.metadata.get("choices", ()) for group in owners for f in group if f.name == name)
+    return tuple(dict.fromkeys(choice for choices in allowed for choice in choices))
+
+
 def _in_words_of(group: Fields, name: str) -> str:
     field = next(f for f in group if f.name == name)
+    choices = f" One of {', '.join(field.metadata['choices'])}." if "choices" in field.metadata else ""
     default = "" if field.default in (MISSING, None) else f" [default: {field.default}]"
-    return f"{group.owner}: {field.metadata['help']}{default}"
+    return f"{group.owner}: {field.metadata['help']}{choices}{default}"
 
 
 def _is_required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
+def _typer_type(hint: Any, field: Field[Any], choices: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """The annotation that Typer understands, and what `typer.Option` needs beside it."""
-    if choices := field.metadata.get("choices"):
+    if choices:
         return _parsed(_one_of(choices), "|".join(choices) if _fit_a_line(choices) else "NAME")
     kinds = _members(hint)
     items = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]

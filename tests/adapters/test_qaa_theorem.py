@@ -1,0 +1,80 @@
+"""What QAA cannot learn: its update is even in the input, so no linear change of inputs symmetric about 0."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+import qpeft
+from qpeft.generators.qaa_settings import ANSATZE
+
+WIDTH = 32
+
+
+def adapted(config):
+    base = nn.Sequential(nn.Linear(WIDTH, WIDTH, bias=False))
+    nn.init.zeros_(base[0].weight)
+    return get_peft_model(base, config)
+
+
+def explained(model, x, target):
+    """Share of the target's variance, R^2."""
+    with torch.no_grad():
+        return 1 - (model(x) - target).square().sum().item() / target.square().sum().item()
+
+
+def fit(model, x, target, steps=150, lr=2e-2):
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        nn.functional.mse_loss(model(x), target).backward()
+        optimiser.step()
+    return explained(model, x, target)
+
+
+@pytest.fixture
+def linear_task():
+    """Inputs in pairs x, -x, and a linear map of rank 3."""
+    half = torch.randn(300, WIDTH)
+    x = torch.cat([half, -half])
+    return x, x @ torch.randn(WIDTH, 3) @ torch.randn(3, WIDTH) / WIDTH
+
+
+@pytest.mark.parametrize(
+    "settings", [*({"ansatz": a} for a in ANSATZE), {"carry_norm": True}, {"readout": "probs"}], ids=str
+)
+def test_lora_learns_a_centred_linear_change_and_qaa_nothing_of_it(linear_task, settings):
+    x, target = linear_task
+    qaa = adapted(qpeft.QAAConfig(target_modules=["0"], allow_large=True, **settings))
+    lora = adapted(LoraConfig(r=3, target_modules=["0"]))
+    # the best fit of an even function to an odd one is 0: training can only come near to it from below
+    assert fit(qaa, x, target) <= 1e-6
+    assert fit(lora, x, target) > 0.9
+    with torch.no_grad():
+        f = qaa.base_model.model[0].qaa_branch["default"].read(x)
+        covariance = f.T @ target
+        assert covariance.abs().max() <= 1e-4 * f.norm() * target.norm()
+
+
+def test_odd_control_learns_part_of_it(linear_task):
+    x, target = linear_task
+    assert fit(adapted(qpeft.QAAConfig(target_modules=["0"], feature_source="linear")), x, target) > 0.03
+
+
+def test_circuit_learns_what_such_a_circuit_does():
+    teacher = adapted(qpeft.QAAConfig(target_modules=["0"], seed=1, train_circuit=False))
+    with torch.no_grad():
+        for parameter in teacher.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    x = torch.randn(600, WIDTH)
+    with torch.no_grad():
+        target = teacher(x)
+    student = adapted(qpeft.QAAConfig(target_modules=["0"]))
+    frozen = adapted(qpeft.QAAConfig(target_modules=["0"], train_circuit=False))
+    start = copy.deepcopy(student)
+    found = fit(student, x, target, steps=250)
+    assert found > fit(frozen, x, target, steps=250) + 0.1
+    assert found > explained(start, x, target) + 0.3

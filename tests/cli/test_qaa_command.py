@@ -1,0 +1,76 @@
+"""QAA on the command line: counted, trained, scored, and never called a stock adapter."""
+
+import json
+
+import pytest
+
+QAA = ("--method", "qaa", "--ansatz", "rxyz", "--n-layers", 2)
+
+
+@pytest.fixture
+def run(qpeft_cli, base_folder, tmp_path):
+    (tmp_path / "text.txt").write_text("The king went into the wood, and the golden bird sang. " * 40)
+    paths = ("--model", base_folder, "--data", tmp_path / "text.txt", "--out", tmp_path / "run")
+    shown = qpeft_cli("train", *paths, *QAA, "--steps", 2)
+    assert shown.exit_code == 0, shown.output
+    return shown.stdout, tmp_path / "run"
+
+
+def test_plan_counts_it(qpeft_cli, base_folder):
+    found = json.loads(qpeft_cli("plan", "--model", base_folder, *QAA, "--json").stdout)
+    assert found["trainable"] == found["deployed"] == 4 * (24 + 16 * 4 + 16)
+    assert (found["exported_bytes"], found["n_circuits"], found["dead_angles"]) == (None, 4, 16)
+    shown = " ".join(qpeft_cli("plan", "--model", base_folder, *QAA).stdout.split())
+    assert "16 angles of the last RZ block have no effect" in shown
+    assert "cannot be merged" in shown
+
+
+def test_control_is_an_option(qpeft_cli, base_folder):
+    options = ("--model", base_folder, "--method", "qaa", "--feature-source", "quadratic", "--carry-norm", "--json")
+    found = json.loads(qpeft_cli("plan", *options).stdout)
+    assert found["trainable"] == 4 * (16 * 4 + 16)
+    assert found["n_circuits"] is None
+
+
+def test_train_evaluate_and_generate(run, qpeft_cli, base_folder, tmp_path):
+    stdout, folder = run
+    shown = " ".join(stdout.split())
+    assert f"{folder}/adapter loads with qpeft" in shown
+    assert "plain PEFT" not in shown
+    adapter = ("--adapter", folder / "adapter", "--model", base_folder)
+    scored = qpeft_cli("evaluate", *adapter, "--data", tmp_path / "text.txt", "--json")
+    assert scored.exit_code == 0, scored.output
+    found = json.loads(scored.stdout)
+    assert found["adapted"]["loss"] != found["base"]["loss"]
+    written = qpeft_cli("generate", *adapter, "--prompt", "The king", "--max-new-tokens", 4)
+    assert written.exit_code == 0, written.output
+
+
+@pytest.mark.parametrize("merge", [(), ("--merge",)])
+def test_export_refuses_before_any_work(run, qpeft_cli, tmp_path, merge):
+    shown = qpeft_cli("export", run[1], *merge, "--out", tmp_path / "exported")
+    assert shown.exit_code == 2, shown.output
+    message = "cannot be merged into the weight" if merge else "cannot be written as a stock PEFT adapter"
+    assert message in " ".join(shown.output.replace("│", " ").split())
+    assert not (tmp_path / "exported").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "qaa", "--family", "lie"), "settings of Quantum-PEFT's generator, which method qaa has not"),
+        (("--method", "qpa", "--readout", "probs"), "which method qpa has not; use --method qaa"),
+        (("--method", "qaa", "--readout", "probs"), "Use readout='z'."),
+        (
+            ("--method", "qaa", "--feature-source", "free"),
+            "unknown feature_source 'free'; choose one of qnn, quadratic",
+        ),
+        (("--method", "qpa", "--feature-source", "givens"), "unknown feature_source 'givens'; choose one of qnn"),
+        (("--method", "qaa", "--feature-source", "fre"), "unknown value 'fre'; did you mean 'free'"),
+        (("--method", "qaa", "--preset", "official"), "unknown preset 'official' of method qaa"),
+    ],
+)
+def test_bad_options_are_refused(qpeft_cli, base_folder, options, message):
+    shown = qpeft_cli("plan", "--model", base_folder, *options)
+    assert shown.exit_code == 2, shown.output
+    assert message in " ".join(shown.output.replace("│", " ").split())
