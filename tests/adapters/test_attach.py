@@ -195,13 +195,79 @@ def test_two_adapters_switch_and_one_can_go(llama, ids, adapters):
     assert torch.equal(adapters.logits(model.unload(), ids), without)
 
 
-def test_a_saved_adapter_joins_another_model_under_a_new_name(trained, ids, adapters, tmp_path):
+@pytest.mark.parametrize("first", ["lora", "modules_to_save", "bias"])
+def test_a_saved_adapter_joins_another_model_under_a_new_name(trained, ids, adapters, tmp_path, first):
     plain, model = trained("modules_to_save")
     qpeft.save(model, tmp_path / "compact")
-    other = attached(plain, LoraConfig(r=3, **QV))
+    other = attached(plain, HOSTS[first])
     other.load_adapter(tmp_path / "compact", "second")
     other.set_adapter("second")
-    torch.testing.assert_close(adapters.logits(other, ids), adapters.logits(model, ids), atol=0, rtol=0)
+    assert torch.equal(adapters.logits(other, ids), adapters.logits(model, ids))
+
+
+@pytest.mark.parametrize("host", ["lora", "modules_to_save"])
+def test_the_folder_of_a_second_adapter_holds_it_alone(llama, ids, adapters, tmp_path, host):
+    plain = copy.deepcopy(llama)
+    model = attached(llama, host)
+    model.add_adapter("b", LoraConfig(r=3, modules_to_save=HOSTS[host].modules_to_save, **QV))
+    qpeft.attach(model, small(), "b")
+    model.set_adapter("b")
+    adapters.train(model, ids)
+    qpeft.save(model, tmp_path / "both")
+    again = qpeft.load(plain, tmp_path / "both" / "b")
+    assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
+
+
+@pytest.mark.parametrize("name", ["0", "layers", "weight", "q_proj"])
+def test_an_adapter_may_be_named_like_a_part_of_the_model(llama, ids, adapters, tmp_path, name):
+    plain = copy.deepcopy(llama)
+    model = get_peft_model(llama, copy.deepcopy(HOSTS["modules_to_save"]), adapter_name=name)
+    adapters.train(qpeft.attach(model, small()), ids)
+    qpeft.save(model, tmp_path / "compact")
+    folder = tmp_path / "compact" / name
+    beside = [k for k in load_file(folder / "adapter_model.safetensors") if k.startswith("beside.")]
+    assert len(beside) == 1  # the trained head
+    assert torch.equal(adapters.logits(qpeft.load(plain, folder), ids), adapters.logits(model, ids))
+
+
+@pytest.mark.parametrize("host", ["ia3", "prefix", "prompt", "lora", "bottleneck"])
+@pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
+def test_a_classifier_comes_back(llama, ids, adapters, tmp_path, host, task):
+    from transformers import LlamaForSequenceClassification, LlamaForTokenClassification
+
+    made = LlamaForSequenceClassification if task == "SEQ_CLS" else LlamaForTokenClassification
+    llama.config.pad_token_id = 0
+    base = made(llama.config).eval()
+    if (host, task) in (("prefix", "TOKEN_CLS"), ("prompt", "TOKEN_CLS")):
+        pytest.skip("PEFT puts no prompt before a token classifier of this kind")
+    plain, config = copy.deepcopy(base), copy.deepcopy(HOSTS[host])
+    config.task_type = task
+    model = qpeft.attach(get_peft_model(base, config), small())
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    model(input_ids=ids).logits.square().mean().backward()
+    optimiser.step()
+    qpeft.save(model.eval(), tmp_path / "compact")
+    again = qpeft.load(plain, tmp_path / "compact")
+    assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
+    model.load_adapter(tmp_path / "compact", "default")
+
+
+def test_half_precision_comes_back(llama, ids, adapters, tmp_path):
+    base = llama.to(torch.bfloat16)
+    plain, option = copy.deepcopy(base), {"autocast_adapter_dtype": False}
+    model = qpeft.attach(get_peft_model(base, copy.deepcopy(HOSTS["lora"]), **option), small())
+    qpeft.save(adapters.train(model, ids), tmp_path / "compact")
+    again = qpeft.load(plain, tmp_path / "compact", **option)
+    assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
+
+
+def test_it_can_be_pickled(trained, ids, adapters):
+    import pickle
+
+    _, model = trained("prefix")
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301
+    assert type(again) is type(model)
+    assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
 
 
 def test_adapters_without_a_generator_are_saved_as_ever(llama, ids, adapters, tmp_path):
@@ -269,8 +335,34 @@ class TestRefusals:
     def test_nothing_trains(self, llama):
         model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
         model.requires_grad_(False)
+        with pytest.raises(ConfigError, match="no tensor of adapter 'default' is trainable"):
+            qpeft.attach(model, small())
+
+    def test_an_adapter_with_no_tensors_in_layers(self, llama):
+        from peft import AdaptionPromptConfig
+
+        model = get_peft_model(llama, AdaptionPromptConfig(adapter_len=2, adapter_layers=1, **LM))
         with pytest.raises(ConfigError, match="no trainable adapter parameters found; attach a PEFT adapter before"):
             qpeft.attach(model, small())
+
+    def test_other_settings_than_a_generators(self, llama):
+        model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
+        for config in ({"budget": 0.5}, qpeft.QPAConfig()):
+            with pytest.raises(ConfigError, match="attach takes a QPAGeneratorConfig, got"):
+                qpeft.attach(model, config)
+
+    @pytest.mark.parametrize("init", ["pissa_niter_1", "loftq"])
+    def test_a_start_that_cannot_be_found_again(self, llama, init):
+        model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
+        model.peft_config["default"].init_lora_weights = init
+        with pytest.raises(ConfigError, match="cannot be found again on loading"):
+            qpeft.attach(model, small())
+
+    def test_one_tensor_under_two_names(self, llama):
+        base = type(llama)(type(llama.config)(**{**llama.config.to_dict(), "tie_word_embeddings": True}))
+        config = LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True, **LM)
+        with pytest.raises(ConfigError, match=r"Lora shares .* between layers"):
+            qpeft.attach(get_peft_model(base, config), small())
 
     def test_adalora(self, llama):
         model = get_peft_model(llama, AdaLoraConfig(total_step=10, **QV))
@@ -289,6 +381,29 @@ class TestRefusals:
         model.merge_adapter()
         with pytest.raises(ConfigError, match="unmerge_adapter"):
             qpeft.attach(model, small())
+
+    def test_a_merge_that_is_refused_leaves_the_generator(self, trained, ids, adapters):
+        _, model = trained("bottleneck")
+        live = adapters.logits(model, ids)
+        with pytest.raises(ConfigError, match="merge"):
+            model.merge_and_unload()
+        assert list(model.generators) == ["default"]
+        assert torch.equal(adapters.logits(model, ids), live)
+
+    def test_a_folder_that_cannot_be_loaded_leaves_nothing_behind(self, trained, tmp_path):
+        from safetensors.torch import save_file
+
+        plain, model = trained("lora")
+        qpeft.save(model, tmp_path / "compact")
+        weights = tmp_path / "compact" / "adapter_model.safetensors"
+        save_file({k: v for k, v in load_file(weights).items() if "initial" not in k}, weights)
+        other = attached(copy.deepcopy(plain), "lora")
+        with pytest.raises(CheckpointError, match="missing"):
+            other.load_adapter(tmp_path / "compact", "second")
+        assert list(other.peft_config) == ["default"]
+        with pytest.raises(CheckpointError, match="missing"):
+            qpeft.load(plain, tmp_path / "compact")
+        assert not any("lora" in name for name, _ in plain.named_modules())
 
     def test_a_weighted_sum(self, llama):
         with pytest.raises(ConfigError, match=r"qpeft\.export"):
@@ -332,7 +447,7 @@ class TestRefusals:
         ("host", "change"),
         [
             ("prompt", {"hidden_size": 32}),
-            ("prefix", {"hidden_size": 64}),
+            ("prefix", {"head_dim": 16}),
             ("prefix", {"num_hidden_layers": 3}),
             ("ia3", {"intermediate_size": 32}),
             ("ia3", {"num_hidden_layers": 3}),

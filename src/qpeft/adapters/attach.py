@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, PeftModel, PeftType, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import nn
+from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper, _prepare_prompt_learning_config
+from torch import Tensor, nn
 
 from qpeft.adapters.attached import AttachedModel, attached_class
 from qpeft.adapters.attached_config import AttachedConfig
 from qpeft.adapters.attached_folder import read_config
+from qpeft.adapters.beside import keys_beside
 from qpeft.adapters.binding import Binding, Slot
 from qpeft.adapters.holder import holder_of
 from qpeft.adapters.lora_start import check_not_stationary
@@ -24,6 +26,8 @@ from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generators.qpa import QPAGenerator
 from qpeft.generators.seeded_start import SeededStart
 from qpeft.generators.settings import QPAGeneratorConfig
+
+_LOST_STARTS = ("corda", "loftq", "lora_ga")  # they take data, or change the base by a random part
 
 
 def attach(model: PeftModel, config: QPAGeneratorConfig, adapter_name: str | None = None) -> PeftModel:
@@ -50,10 +54,8 @@ def attach(model: PeftModel, config: QPAGeneratorConfig, adapter_name: str | Non
         ConfigError: no such adapter, one that is generated already or whose tensors cannot be generated, or settings
             that do not fit it.
     """
-    name = _check(model, adapter_name)
+    name = _check(model, config, adapter_name)
     found = in_vector_order(generated_slots(model, name), config.vector_order)
-    if not found:
-        raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
     slots = [slot for slot, _ in found]
     initial = [_value(slot).detach().float().flatten().cpu() for slot in slots]
     if config.init_mode == "residual":
@@ -61,11 +63,11 @@ def attach(model: PeftModel, config: QPAGeneratorConfig, adapter_name: str | Non
     start = SeededStart(config.seed)
     drawn_here = config.init_mode == "raw"
     generator = QPAGenerator(config, torch.cat(initial), start, keep_initial=not drawn_here).to(device_of(slots))
-    attached = AttachedConfig.of(model.peft_config[name], config, name)
+    attached = AttachedConfig.of(model.peft_config[name], config)
     attached.start_hash = start.hexdigest()
     attached.generated = [[slot.label, list(slot.shape)] for slot in slots]
     binding = Binding(generator, slots)
-    beside = _beside(model, name)
+    beside = keys_beside(model, name, AttachedModel.container)
     if not isinstance(model, AttachedModel):
         model.__class__ = attached_class(type(model))
     assert isinstance(model, AttachedModel)
@@ -74,45 +76,60 @@ def attach(model: PeftModel, config: QPAGeneratorConfig, adapter_name: str | Non
 
 
 def load_attached(
-    base: nn.Module, folder: Path, *, is_trainable: bool = False, adapter_name: str = "default", **options: Any
+    base: nn.Module,
+    folder: Path,
+    *,
+    is_trainable: bool = False,
+    adapter_name: str = "default",
+    autocast_adapter_dtype: bool = True,
+    **options: Any,
 ) -> PeftModel:
     """The model that `qpeft.save` wrote to `folder`: the host adapter on `base`, with its generator.
 
     Raises:
-        CheckpointError: the folder is damaged, or made for another base model.
+        CheckpointError: the folder is damaged, or made for another base model; `base` is as it was.
         ConfigError: an option that does not apply.
     """
     if options:
         raise ConfigError(f"an attached adapter cannot be loaded with {', '.join(sorted(options))}; leave it out")
     saved = read_config(folder)
     host = saved.to_stock()
-    _check_prompt_fits(host, base)
     host.inference_mode = False
-    model: Any = attach(get_peft_model(base, host, adapter_name=adapter_name), saved.to_generator(), adapter_name)
-    model.load_adapter(folder, adapter_name, is_trainable=is_trainable)
+    _check_prompt_fits(host, base)
+    try:
+        model = get_peft_model(base, host, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # PEFT's words for a base without the targets
+        raise CheckpointError(f"this adapter is for another base model: {error}") from error
+    try:
+        attached: Any = attach(model, saved.to_generator(), adapter_name)
+        attached.load_adapter(folder, adapter_name, is_trainable=is_trainable)
+    except BaseException:
+        if isinstance(model.base_model, BaseTuner):
+            model.unload()
+        raise
     if not is_trainable:
-        model.requires_grad_(False)
-    return model
+        attached.requires_grad_(False)
+    return attached
 
 
 def _check_prompt_fits(host: Any, base: Any) -> None:
     """PEFT builds a prompt from its config alone, and learns in a forward only that it does not fit the model."""
-    if not host.is_prompt_learning:
+    if not host.is_prompt_learning or not hasattr(base, "config"):
         return
-    config = base.config.get_text_config()
-    heads = getattr(config, "num_attention_heads", None) or 1
-    key_heads = getattr(config, "num_key_value_heads", None) or heads
-    widths = {config.hidden_size}
-    if host.peft_type == PeftType.PREFIX_TUNING:
-        widths.add(config.hidden_size // heads * key_heads)  # the width of the keys
-    if host.token_dim not in widths or host.num_layers != config.num_hidden_layers:
-        raise CheckpointError(
-            f"this adapter is for another base model: its prompt has width {host.token_dim} and {host.num_layers} "
-            f"layers, this one {config.hidden_size} and {config.num_hidden_layers}"
-        )
+    fitting = copy.deepcopy(host)
+    fitting.num_layers = fitting.token_dim = fitting.num_attention_heads = None
+    fitting = _prepare_prompt_learning_config(fitting, base.config)
+    for name in ("num_layers", "token_dim", "num_attention_heads"):
+        found, wanted = getattr(host, name), getattr(fitting, name)
+        if found not in (None, wanted):
+            raise CheckpointError(
+                f"this adapter is for another base model: its prompt has {name}={found}, this one needs {wanted}"
+            )
 
 
-def _check(model: Any, adapter_name: str | None) -> str:
+def _check(model: Any, config: Any, adapter_name: str | None) -> str:
+    if not isinstance(config, QPAGeneratorConfig) or isinstance(config, PeftConfig):
+        raise ConfigError(f"attach takes a QPAGeneratorConfig, got {type(config).__name__}")
     if not isinstance(model, PeftModel):
         raise ConfigError(f"attach takes a PeftModel, got {type(model).__name__}; call get_peft_model(base, config)")
     name = adapter_name or model.active_adapters[0]
@@ -121,6 +138,12 @@ def _check(model: Any, adapter_name: str | None) -> str:
     holder = holder_of(model)
     if holder is not None and (holder is not model or name in holder.generators):
         raise ConfigError(f"adapter '{name}' is generated already; attach is for stock adapters")
+    init = getattr(model.peft_config[name], "init_lora_weights", None)
+    if isinstance(init, str) and (init in _LOST_STARTS or init.startswith("pissa_niter")):
+        raise ConfigError(
+            f"init_lora_weights='{init}' changes the base model in a way that cannot be found again on loading; "
+            "use 'pissa' or 'olora', which look at the weights alone, or a start that changes nothing"
+        )
     if isinstance(model.peft_config[name], AdaLoraConfig):
         raise ConfigError("AdaLoRA moves ranks by the gradient of each of its parameters, so these cannot be generated")
     if any(getattr(module, "merged", False) for module in model.modules()):
@@ -140,8 +163,15 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[tuple[Slot, Any
         inside = _inside_wrappers(model)
         found = find_slots(model.get_base_model(), adapter_name, BaseTunerLayer)
         found = [(slot, layer) for slot, layer in found if id(layer) not in inside]
+    if not found:
+        raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
     with _trainable(model, adapter_name):
         found = [(slot, layer) for slot, layer in found if _value(slot).requires_grad]
+    if not found:
+        raise ConfigError(
+            f"no tensor of adapter '{adapter_name}' is trainable: it was frozen, or loaded for inference; load it "
+            "with is_trainable=True"
+        )
     _refuse_shared(model, adapter_name, [slot for slot, _ in found])
     return found
 
@@ -160,18 +190,22 @@ def _trainable(model: PeftModel, adapter_name: str) -> Iterator[None]:
 
 
 def _refuse_shared(model: PeftModel, adapter_name: str, slots: list[Slot]) -> None:
-    """One tensor in several modules cannot be replaced in all of them by one view."""
-    taken = {id(_value(slot)): slot for slot in slots}
+    """One tensor in several modules, or under several names, cannot be replaced everywhere by one view."""
+    owners = {_memory(_value(slot)): (slot.owner, slot.name) for slot in slots}
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
-            slot = taken.get(id(parameter))
-            if slot is not None and module is not slot.owner:
+            owner, its_name = owners.get(_memory(parameter), (module, own))
+            if owner is not module or its_name != own:
                 kind = type(model.peft_config[adapter_name]).__name__.removesuffix("Config")
                 tensor = f"{name}.{own}"
                 raise ConfigError(
                     f"{kind} shares {tensor} between layers, which QPA cannot generate; use another host, or an option "
                     "of it without shared tensors"
                 )
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def _prompt_slots(encoder: nn.Module) -> list[tuple[Slot, Any]]:
@@ -192,16 +226,3 @@ def _value(slot: Slot) -> nn.Parameter:
     value = slot.owner._parameters[slot.name]
     assert value is not None
     return value
-
-
-def _beside(model: PeftModel, adapter_name: str) -> list[str]:
-    """State dict keys of what belongs to the adapter and is not generated: trained tensors, and its buffers."""
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    generators = f"{AttachedModel.container}."
-    found = {
-        key: tensor
-        for key, tensor in model.state_dict().items()
-        if (key in trained or adapter_name in key.split(".")) and not key.startswith(generators)
-    }
-    # VeRA's layers share their projections: one of the names is enough
-    return list({(tensor.data_ptr(), tensor.shape): key for key, tensor in reversed(found.items())}.values())

@@ -36,9 +36,9 @@ class AttachedModel(GeneratorHolder, _PeftModel):
 
     _configs: dict[str, AttachedConfig]
     _handles: dict[str, RemovableHandle]
-    _beside: dict[str, list[str]]  # state dict keys of what an adapter has beside its generated tensors
+    _beside: dict[str, dict[str, str]]  # what an adapter has beside its generated tensors: saved name -> state dict key
 
-    def hold(self, adapter_name: str, config: AttachedConfig, binding: Binding, beside: list[str]) -> None:
+    def hold(self, adapter_name: str, config: AttachedConfig, binding: Binding, beside: dict[str, str]) -> None:
         """Generate the adapter from now on."""
         if self.container not in self._modules:
             self._begin_holding()
@@ -114,14 +114,14 @@ class AttachedModel(GeneratorHolder, _PeftModel):
             folder = Path(save_directory) / ("" if name == "default" else name)
             generator: Any = self.generators[name]
             state = self.state_dict()
-            beside = {key: state[key] for key in self._beside[name]}
+            beside = {saved: state[key] for saved, key in self._beside[name].items()}
             attached_folder.write(folder, self._configs[name], generator.pack(generator.state_dict()), beside)
 
     def load_adapter(
         self, model_id: Any, adapter_name: str, is_trainable: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
         """As PEFT's, for stock folders and for the compact ones of attached adapters."""
-        folder = Path(model_id)
+        folder = Path(model_id) / (kwargs.get("subfolder") or "")
         if not attached_folder.is_attached(folder):
             if adapter_name in self.generators:
                 raise CheckpointError(
@@ -129,12 +129,19 @@ class AttachedModel(GeneratorHolder, _PeftModel):
                 )
             return super().load_adapter(model_id, adapter_name, is_trainable, *args, **kwargs)
         saved = attached_folder.read_config(folder)
-        if adapter_name not in self.peft_config:
-            from qpeft.adapters.attach import attach
+        is_new = adapter_name not in self.peft_config
+        from qpeft.adapters.attach import attach
 
+        if is_new:
             self.add_adapter(adapter_name, saved.to_stock())
-            attach(self, saved.to_generator(), adapter_name)
-        self._load_state(folder, saved, adapter_name)
+        try:
+            if is_new:
+                attach(self, saved.to_generator(), adapter_name)
+            self._load_state(folder, saved, adapter_name)
+        except BaseException:
+            if is_new:
+                self.delete_adapter(adapter_name)
+            raise
         if not is_trainable:
             self.eval()
         return _IncompatibleKeys([], [])
@@ -147,11 +154,10 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         generator: Any = self.generators[adapter_name]
         state = generator.unpack(state)
         check_tensors(state, generator.state_dict())
-        here = {_renamed(key, saved.adapter_name, adapter_name): tensor for key, tensor in beside.items()}
-        present = self.state_dict()
-        check_tensors(here, {key: present[key] for key in self._beside[adapter_name]})
+        keys, present = self._beside[adapter_name], self.state_dict()
+        check_tensors(beside, {name: present[key] for name, key in keys.items()})
         generator.load_state_dict(state)
-        self.load_state_dict(here, strict=False)
+        self.load_state_dict({keys[name]: tensor for name, tensor in beside.items()}, strict=False)
         self.binding(adapter_name).invalidate()
         self.refresh_detached()
 
@@ -161,8 +167,11 @@ class AttachedModel(GeneratorHolder, _PeftModel):
                 f"{folder} was saved with other settings than this adapter has: {', '.join(differing)}; "
                 "use those in its adapter_config.json, or qpeft.load"
             )
-        if saved.generated != live.generated:
-            raise CheckpointError(f"{folder} fills other tensors than this adapter has: it is for another base model")
+        if saved.generated != live.generated or saved.start_hash != live.start_hash:
+            raise CheckpointError(
+                f"{folder} fills other tensors than this adapter has: it is for another base model, or its "
+                "adapter_config.json was edited"
+            )
 
     # -- merging and leaving (adapters with a tuner)
 
@@ -179,6 +188,7 @@ class AttachedModel(GeneratorHolder, _PeftModel):
 
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> Any:
         self._refuse_tied_merge()
+        self._tuner._check_merge_allowed()  # before the generators are gone
         self._release_all()
         return self._tuner.merge_and_unload(*args, **kwargs)
 
@@ -187,8 +197,15 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         self._release_all()
         return tuner.unload()
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        refuse_weighted_sum()
+    def add_weighted_adapter(self, adapters: list[str], *args: Any, **kwargs: Any) -> None:
+        if any(name in self.generators for name in adapters):
+            refuse_weighted_sum()
+        self._tuner.add_weighted_adapter(adapters, *args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle cannot find a class that was made at run time: it is made again."""
+        _, arguments, *state = super().__reduce_ex__(protocol)
+        return (_new, (type(self).__bases__[1], *arguments[1:]), *state)
 
     def _release_all(self) -> None:
         for name in list(self.generators):
@@ -210,5 +227,6 @@ def attached_class(plain: type[PeftModel]) -> type[PeftModel]:
     return type(f"Attached{plain.__name__}", (AttachedModel, plain), {})
 
 
-def _renamed(key: str, old: str, new: str) -> str:
-    return ".".join(new if part == old else part for part in key.split("."))
+def _new(plain: type[PeftModel], *arguments: Any) -> PeftModel:
+    made = attached_class(plain)
+    return made.__new__(made, *arguments)

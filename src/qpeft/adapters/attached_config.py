@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -22,7 +23,6 @@ class AttachedConfig(GeneratedConfig):
 
     host: dict[str, Any] = field(default_factory=dict, metadata={"help": "The stock adapter's config."})
     generator: dict[str, Any] = field(default_factory=dict, metadata={"help": "The generator's settings."})
-    adapter_name: str = field(default="default", metadata={"help": "The adapter's name when it was saved."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,15 +30,14 @@ class AttachedConfig(GeneratedConfig):
         self.check_format()
 
     @classmethod
-    def of(cls, host: PeftConfig, generator: QPAGeneratorConfig, adapter_name: str) -> AttachedConfig:
+    def of(cls, host: PeftConfig, generator: QPAGeneratorConfig) -> AttachedConfig:
         """The config of `host` under a generator with these settings."""
         settings = {f.name: getattr(generator, f.name) for f in fields(QPAGeneratorConfig)}
         return cls(
             task_type=host.task_type,
             base_model_name_or_path=host.base_model_name_or_path,
-            host=_as_json({**host.to_dict(), "peft_type": host.peft_type}),
+            host=_as_json({**host.to_dict(), "peft_type": host.peft_type}) | _modules_to_save(host),
             generator=_as_json(settings),
-            adapter_name=adapter_name,
         )
 
     @property
@@ -48,7 +47,7 @@ class AttachedConfig(GeneratedConfig):
 
     def to_stock(self) -> PeftConfig:
         """The host's config."""
-        return PeftConfig.from_peft_type(**self.host)
+        return PeftConfig.from_peft_type(**copy.deepcopy(self.host))
 
     def to_generator(self) -> QPAGeneratorConfig:
         """The generator's settings."""
@@ -66,6 +65,12 @@ class AttachedConfig(GeneratedConfig):
             "host": self.host_name.lower().replace("_", " "),
             **{name: self.generator[name] for name in named},
         }
+
+
+def _modules_to_save(host: Any) -> dict[str, list[str]]:
+    """Each name once: PEFT adds classifiers' heads to the list every time that it builds a model."""
+    names = getattr(host, "modules_to_save", None)
+    return {"modules_to_save": sorted(set(names))} if names else {}
 
 
 class AttachedTuner:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -51,8 +52,13 @@ def read_config(folder: Path) -> AttachedConfig:
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of the generator, and those beside it."""
-    tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    """The tensors of the generator, and those beside it. Raises CheckpointError if the file cannot be read."""
+    try:
+        tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{folder / SAFETENSORS_WEIGHTS_NAME} is damaged or cut off ({error}); use an earlier checkpoint"
+        ) from error
     generator = {k.removeprefix(_GENERATOR): v for k, v in tensors.items() if k.startswith(_GENERATOR)}
     beside = {k.removeprefix(_BESIDE): v for k, v in tensors.items() if k.startswith(_BESIDE)}
     return generator, beside

@@ -10,7 +10,6 @@ details: this is our reading of it.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from qpeft.adapters import model_card
 from qpeft.adapters.bottleneck_targets import find_width, settle_targets
-from qpeft.adapters.generated_config import MethodName
+from qpeft.adapters.generated_config import MethodName, own_copy
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.generators.checks import is_count
 from qpeft.generators.seeded_start import SeededStart
@@ -153,7 +152,7 @@ class BottleneckModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again on another model
-        config: Any = copy.copy(self.peft_config[adapter_name])
+        config: Any = own_copy(self.peft_config[adapter_name])
         settle_targets(model, config, BottleneckLayer)
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)

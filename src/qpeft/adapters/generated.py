@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qpeft.adapters.binding import Binding, Slot
-from qpeft.adapters.generated_config import GeneratedConfig
+from qpeft.adapters.generated_config import GeneratedConfig, own_copy
 from qpeft.adapters.generator_state import check_tensors
 from qpeft.adapters.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
 from qpeft.adapters.slots import device_of
@@ -47,7 +46,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again: what binding records in it belongs to this adapter alone
-        self.peft_config[adapter_name] = copy.copy(self.peft_config[adapter_name])
+        self.peft_config[adapter_name] = own_copy(self.peft_config[adapter_name])
         spare_new_head(model, self.peft_config[adapter_name])
         self._check_targets(model, self.peft_config[adapter_name])
         if self.container not in self._modules:
@@ -156,6 +155,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
 
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         if merge:
+            self._check_merge_allowed()
             self._refuse_tied_merge()
             for binding in self._bindings.values():
                 if getattr(binding.generator, "needs_fit", False):

@@ -36,6 +36,19 @@ class MethodName(str):
         return (type(self), (self.value,))
 
 
+# PEFT adds these to a config only after it has built the tuner
+_HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
+def own_copy(config: Any) -> Any:
+    """A config of the adapter's own, so that the user's can be used again; with the heads that PEFT trains whole."""
+    copied = copy.copy(config)
+    heads = _HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ())
+    if heads:
+        copied.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
+    return copied
+
+
 @dataclass
 class GeneratedConfig(PeftConfig):
     """What ties a compact adapter to its start and its base model."""

@@ -22,6 +22,8 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
                 f"the checkpoint's {name} has shape {list(found[name].shape)}, expected {list(value.shape)}; "
                 "it was written with other settings or for another model"
             )
+        if found[name].is_floating_point() != value.is_floating_point():
+            raise CheckpointError(f"the checkpoint's {name} has type {found[name].dtype}, expected {value.dtype}")
         if name.endswith("fingerprint") and not torch.equal(found[name].cpu(), value.cpu()):
             raise CheckpointError(
                 "the checkpoint was trained from another start or with other settings (seed, scales, activation, ...); "

@@ -11,7 +11,6 @@ equals the branch: it is neither merged nor exported.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from qpeft.adapters import model_card
-from qpeft.adapters.generated_config import MethodName
+from qpeft.adapters.generated_config import MethodName, own_copy
 from qpeft.adapters.generator_state import check_tensors
 from qpeft.adapters.qaa_targets import settle_targets, sizes, written_slices
 from qpeft.errors import ConfigError, NotMergeableError
@@ -125,7 +124,7 @@ class QAAModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again on another model
-        config: Any = copy.copy(self.peft_config[adapter_name])
+        config: Any = own_copy(self.peft_config[adapter_name])
         settle_targets(model, config)
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)

@@ -8,7 +8,6 @@ the export. PEFT's layers do the rest: a gated adapter is what PEFT calls a vari
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
@@ -22,9 +21,10 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from qpeft.adapters import sora_card
-from qpeft.adapters.generated_config import MethodName
+from qpeft.adapters.generated_config import MethodName, own_copy
 from qpeft.adapters.targets import check_is_matrix, check_target_modules, spare_new_head
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
@@ -99,8 +99,7 @@ class GatedVariant(LoraVariant):
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
         inner = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))  # (..., r)
-        gated = (inner * module.sora_gate[active_adapter]).to(x.dtype)
-        return result + module.lora_B[active_adapter](gated) * module.scaling[active_adapter]
+        return result + linear(inner, gated_b(module, active_adapter)) * module.scaling[active_adapter]
 
     @staticmethod
     def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
@@ -115,11 +114,16 @@ class GatedVariant(LoraVariant):
         return orig_weight - gated_update(module, active_adapter).to(orig_weight.dtype)
 
 
+def gated_b(layer: Any, adapter_name: str) -> Tensor:
+    """B diag(g), (d_out, r), in B's dtype: the very numbers that an export writes, so that it computes the same."""
+    b = layer.lora_B[adapter_name].weight
+    return (b * layer.sora_gate[adapter_name]).to(b.dtype)
+
+
 def gated_update(layer: Any, adapter_name: str) -> Tensor:
     """s B diag(g) A in float32, laid out as the base weight is: (d_out, d_in), for Conv1D (d_in, d_out)."""
-    gate = layer.sora_gate[adapter_name].float()
-    a, b = (part[adapter_name].weight.float() for part in (layer.lora_A, layer.lora_B))
-    update = (b * gate) @ a * layer.scaling[adapter_name]
+    a, b = layer.lora_A[adapter_name].weight, gated_b(layer, adapter_name)
+    update = b.float() @ a.float() * layer.scaling[adapter_name]
     return update.T if getattr(layer, "fan_in_fan_out", False) else update
 
 
@@ -130,7 +134,7 @@ class SoRAModel(LoraModel):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again: what training records in it belongs to this adapter alone
-        config: Any = copy.copy(self.peft_config[adapter_name])
+        config: Any = own_copy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         spare_new_head(model, config)
         check_target_modules(model, config)

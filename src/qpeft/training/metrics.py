@@ -116,7 +116,8 @@ def _nats(model: torch.nn.Module, batch: dict[str, torch.Tensor], labels: torch.
 
     device = next(model.parameters()).device
     inputs: dict[str, Any] = {name: part.to(device) for name, part in batch.items() if name != "labels"}
-    logits = model(**inputs).logits[:, :-1]  # (B, T-1, vocabulary)
+    # the last T: a prompt of virtual tokens comes before the text
+    logits = model(**inputs).logits[:, -labels.shape[1] : -1]  # (B, T-1, vocabulary)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
     targets = labels[:, 1:].flatten().to(device)
     return cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none").double().sum().item()
