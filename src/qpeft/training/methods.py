@@ -75,7 +75,8 @@ def build_config(settings: TrainSettings) -> PeftConfig:
     ours = _generator_fields() if settings.attaches else set()
     for name in settings.method_settings:
         if name not in known | ours:
-            raise ConfigError(unknown(f"setting of method {method}:", name, sorted(known | ours)))
+            whose = f"host {method}" if settings.attaches else f"method {method}"
+            raise ConfigError(unknown(f"setting of {whose}:", name, sorted(known | ours)))
     given = {name: value for name, value in settings.method_settings.items() if name not in ours}
     seed = {"seed": settings.seed} if "seed" in known else {}
     dora = {"use_dora": True} if (settings.method, settings.host) == ("qpa", "dora") else {}

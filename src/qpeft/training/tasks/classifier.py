@@ -89,12 +89,10 @@ def is_classifier(config: PretrainedConfig) -> bool:
 
 
 def find_head(model: PreTrainedModel) -> list[str]:
-    """Names of the modules with numbers that lie outside the model's body."""
-    return [
-        name
-        for name, module in model.named_children()
-        if name != model.base_model_prefix and any(True for _ in module.parameters())
-    ]
+    """Names of the modules with numbers outside the model's body; where the body is not told, the last of them."""
+    children = [name for name, module in model.named_children() if any(True for _ in module.parameters())]
+    body = model.base_model_prefix
+    return [name for name in children if name != body] if body in children else children[-1:]
 
 
 def draw(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:

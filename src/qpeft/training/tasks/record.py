@@ -6,7 +6,6 @@ Stock PEFT keeps neither the names of the classes nor their number, and needs th
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ class TaskRecord:
         write_json(folder / RECORD, asdict(self))
         card = folder / "README.md"
         options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
-        text = re.sub(r"(from_pretrained\('[^\n]*?', dtype='float32')\)", rf"\1, {options})", card.read_text("utf-8"))
+        text = card.read_text("utf-8").replace(", dtype='float32')", f", dtype='float32', {options})")
         classes = ", ".join(f"{index}: `{name}`" for index, name in enumerate(self.labels))
         write_text(card, f"{text}\n## Classes\n\n{self.task}, by index (`{RECORD}` has them too): {classes}\n")
 
