@@ -24,7 +24,7 @@ from torch import Tensor
 from qpeft.adapters import sora_card, stock_folder
 from qpeft.adapters.checkpoint import WEIGHTS
 from qpeft.adapters.probe import probe_inputs
-from qpeft.adapters.sora import GATE, SoRAConfig, SoRAModel, sora_tuner
+from qpeft.adapters.sora import GATE, SoRAConfig, SoRAModel, gated_b, sora_tuner
 from qpeft.errors import ConfigError
 from qpeft.files import replace_folder, write_json
 
@@ -78,7 +78,7 @@ def export_sora(
 
     Raises:
         ConfigError: every gate is zero, a merged adapter, non-finite numbers, or a foreign folder in the way.
-        VerificationError: the reloaded adapter does not give the same logits (1e-6 in float32).
+        VerificationError: the reloaded adapter does not give the same logits: 1e-6, or 64 roundings of the largest.
     """
     target, tuner = Path(directory), sora_tuner(model)
     assert tuner is not None
@@ -163,11 +163,11 @@ def _stock_state(model: Any, adapter_name: str, sites: list[_Site]) -> dict[str,
     state = {key: value for key, value in found.items() if ".base_layer." not in key}
     for site in sites:
         prefix = f"base_model.model.{site.name}."
-        a, b = state.pop(f"{prefix}lora_A.weight"), state.pop(f"{prefix}lora_B.weight")  # (r, d_in), (d_out, r)
-        gate, kept = state.pop(f"{prefix}{GATE}"), site.kept.to(a.device)
+        a, _, _ = (state.pop(prefix + part) for part in ("lora_A.weight", "lora_B.weight", GATE))  # (r, d_in)
+        kept = site.kept.to(a.device)
         if site.rank:
             state[f"{prefix}lora_A.weight"] = a[kept]
-            state[f"{prefix}lora_B.weight"] = (b[:, kept].float() * gate[kept].float()).to(b.dtype)
+            state[f"{prefix}lora_B.weight"] = gated_b(site.layer, adapter_name)[:, kept]
     return state
 
 
@@ -204,8 +204,9 @@ def _verify(
     finally:
         for site in sites:
             site.layer.sora_gate[adapter_name].data.copy_(before[site.name])
+    allowed = stock_folder.tolerance(exact, same_shapes=False)
     return {
-        "max_logit_difference": stock_folder.check_equal(exact, stock_folder.scores(stock, inputs)),
+        "max_logit_difference": stock_folder.check_equal(exact, stock_folder.scores(stock, inputs), allowed),
         "max_logit_change": (live.float() - exact.float()).abs().max().item(),
     }
 

@@ -36,8 +36,9 @@ def export(
 ) -> Answer:
     """Write an adapter in PEFT's own format, and check it in a process that cannot import qpeft.
 
-    What is written must give the same logits as the adapter in training did, to 1e-6 in float32; merged into the
-    weights, which rounds, to 1e-4 of the largest logit.
+    What is written must give the same logits as the adapter in training did, to 1e-6 in float32; with the ranks left
+    out that SoRA shrank to zero, which adds up otherwise, to 8e-6 of the largest logit; merged into the weights, which
+    rounds, to 1e-4 of it.
 
     Examples:
 
@@ -73,6 +74,7 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     from qpeft.adapters.model_card import load_lines
     from qpeft.adapters.sora import SORA
     from qpeft.adapters.sora_export import leave_out
+    from qpeft.adapters.stock_folder import tolerance
     from qpeft.files import replace_folder
     from qpeft.training.tasks.loading import load_base, probe
     from qpeft.training.tasks.record import how_to_load, read_record
@@ -85,12 +87,14 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     inputs = probe(live.get_base_model(), record)
     with replace_folder(out) as target:
         report = qpeft.export(live, target, probe=_named(live, inputs))
+        allowed = ADAPTER_TOLERANCE
         if kind == SORA:
             leave_out(live)
+            allowed = tolerance(_logits(live, inputs), same_shapes=False)
         if record is not None:
             record.write(target)
         stock = stock_logits(base_name, target, inputs, **how)
-        difference = _check(_logits(live, inputs), stock, ADAPTER_TOLERANCE)
+        difference = _check(_logits(live, inputs), stock, allowed)
     load = load_lines(base_name, str(out.resolve()), needs_qpeft=False, **how)
     written = {"path": str(out), "base": base_name, "max_logit_difference": difference, "load": load}
     return {**report.to_dict(), **written}
