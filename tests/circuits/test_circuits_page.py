@@ -20,7 +20,8 @@ def blocks(page, language):
 
 
 def test_the_drawings_are_the_program_s_own(page):
-    shown = Ansatz("ry_ladder", n_qubits=4, n_layers=8), Ansatz("two_design", n_qubits=5, n_layers=2)
+    shown = [Ansatz("ry_ladder", n_qubits=4, n_layers=8), Ansatz("two_design", n_qubits=5, n_layers=2)]
+    shown += [Ansatz(name, n_qubits=4, n_layers=1) for name in ("square", "qaa", "rxyz")]
     assert blocks(page, "text") == [ansatz.draw() + "\n" for ansatz in shown]
 
 

@@ -46,7 +46,7 @@ _APPLY = {"rx": _rx, "ry": _ry, "rz": _rz, "cx": _cx, "cz": _cz}
 
 
 def gate_columns(ansatz: Ansatz, angles: Tensor, columns: Sequence[int]) -> Tensor:
-    """Final real states (2**N, K) from the K basis states `columns`; differentiable.
+    """Final states (2**N, K) from the K basis states `columns`, as `gate_evolve`.
 
     `angles` have shape `ansatz.angle_shape`.
     """
@@ -65,20 +65,19 @@ def gate_evolve(ansatz: Ansatz, angles: Tensor, start: Tensor) -> Tensor:
 
 
 def gate_state(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Final real state (2**N,) of `ansatz` started in |0...0>: column 0 of `gate_columns`."""
+    """Final state (2**N,) of `ansatz` started in |0...0>: column 0 of `gate_columns`."""
     return gate_columns(ansatz, angles, [0]).squeeze(1)
 
 
 def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Probabilities (2**N,) of the basis states: the square of `gate_state`."""
-    return gate_state(ansatz, angles).square()
+    """Probabilities (2**N,) of the basis states after `gate_state`."""
+    return _probabilities(gate_state(ansatz, angles))
 
 
 def gate_amplitude_probabilities(ansatz: Ansatz, angles: Tensor, x: Tensor) -> Tensor:
     """Probabilities (T, 2**N) after amplitude embedding of x (T, d): zeros appended, over max(||x||, 1e-8)."""
     a = F.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1])) / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-    psi = gate_evolve(ansatz, angles, a.mT)
-    return (psi * psi.conj()).real.mT
+    return _probabilities(gate_evolve(ansatz, angles, a.mT)).mT
 
 
 def gate_expectations(ansatz: Ansatz, angles: Tensor, x: Tensor) -> Tensor:
@@ -86,3 +85,7 @@ def gate_expectations(ansatz: Ansatz, angles: Tensor, x: Tensor) -> Tensor:
     p = gate_amplitude_probabilities(ansatz, angles, x).unflatten(-1, (2,) * ansatz.n_qubits)
     of_wire = [p.movedim(wire, 1).reshape(len(p), 2, -1).sum(2) for wire in range(1, p.ndim)]
     return torch.stack([one[:, 0] - one[:, 1] for one in of_wire], -1)
+
+
+def _probabilities(psi: Tensor) -> Tensor:
+    return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()
