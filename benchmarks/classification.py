@@ -10,9 +10,9 @@ after reading the sentences without labels, learn whether a sentence of a film r
 
 Every run trains a new head; all but one train an adapter beside it, on all linear maps of the base. In a part all have
 the same steps, batches in the same order, and starts that the seed alone decides. The learning rate of a row is the
-best of its own (two; four for the head alone) on a validation split of the training data with seed 100; a control takes
-the rate of the row that it controls. Then the seeds 0, 1, 2 train on all training data and are scored on the test data
-once. One thread. Run again, the same command goes on; a finished run is not trained again.
+best of its own (three; four for the head alone) on a validation split of the training data with seed 100; a control
+takes the rate of the row that it controls. Then the seeds 0, 1, 2 train on all training data and are scored on the test
+data once. One thread. Run again, the same command goes on; a finished run is not trained again.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def main() -> None:
     for name in arguments.parts:
         if (part := prepare(name, arguments)) is None:
             continue
-        rates = {row: tune(part, row) for row in ROWS if ROWS[row].rates}
+        rates = {row: tune(part, row) for row in part.rows if ROWS[row].rates}
         found[name] = lines(final_runs(part, rates), rates)
-        Console(width=140).print(table(name, part.options, found[name]))
+        Console(width=140).print(table(name, part, found[name]))
     if arguments.json:
         write_json(arguments.json, {name: [line._asdict() for line in part] for name, part in found.items()})
 
@@ -71,7 +71,7 @@ def tune(part: Part, row: str) -> float:
     tried: dict[float, tuple[float, float]] = {}
     for lr in ROWS[row].rates:
         try:
-            score = run(part, row, lr, TUNING_SEED, "fit", "validation").after
+            score = run(part, row, lr, TUNING_SEED, part.tuning_steps, "fit", "validation").after
         except TrainingError as diverged:
             print(f"{row}, lr {lr:g}: {diverged}", flush=True)
             continue
@@ -82,14 +82,13 @@ def tune(part: Part, row: str) -> float:
 def final_runs(part: Part, rates: dict[str, float]) -> dict[str, list[TrainResult]]:
     """Each row's runs on the test data, one a seed."""
     return {
-        name: [run(part, name, rates[row.like or name], seed, "train", "test") for seed in SEEDS]
-        for name, row in ROWS.items()
+        row: [run(part, row, rates[ROWS[row].like or row], seed, part.steps, "train", "test") for seed in SEEDS]
+        for row in part.rows
     }
 
 
-def run(part: Part, row: str, lr: float, seed: int, data: str, eval_data: str) -> TrainResult:
+def run(part: Part, row: str, lr: float, seed: int, steps: int, data: str, eval_data: str) -> TrainResult:
     """One training run in a folder of its own. Raises TrainingError if it diverged."""
-    steps: int = part.options["steps"]
     settings = TrainSettings(
         task=part.task,
         model=str(part.base),
@@ -97,11 +96,12 @@ def run(part: Part, row: str, lr: float, seed: int, data: str, eval_data: str) -
         eval_data=part.file(eval_data),
         method=ROWS[row].method,
         method_settings=ROWS[row].settings,
+        steps=steps,
         lr=lr,
         seed=seed,
         eval_every=steps,
         save_every=steps,
-        out=str(part.data / f"{row} lr{lr:g} seed{seed}".replace(",", "").replace(" ", "_")),
+        out=str(part.data / f"{row} lr{lr:g} seed{seed} steps{steps}".replace(",", "").replace(" ", "_")),
         **part.options,
     )
     result = train(settings)

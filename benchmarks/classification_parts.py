@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from classification_rows import ROWS
 from qpeft.demo import base_path
 from qpeft.training import TrainSettings, train
 from qpeft.training.base import load_model, load_tokenizer
@@ -34,7 +35,10 @@ class Part(NamedTuple):
     base: Path
     data: Path  # the folder with the four files
     suffix: str
-    options: dict[str, Any]  # steps, batch_size, ...
+    options: dict[str, Any]  # batch_size, ...
+    steps: int
+    tuning_steps: int
+    rows: tuple[str, ...]
 
     def file(self, name: str) -> str:
         return str(self.data / f"{name}{self.suffix}")
@@ -46,7 +50,7 @@ def digits_part(folder: Path) -> Part:
     with np.load(folder / "high-train.npz") as train_file, np.load(folder / "high-test.npz") as test_file:
         write_images(folder, dict(train_file), dict(test_file))
     base = digits.train_base(folder, steps=300)
-    return Part("image-classification", base, folder, ".npz", {"steps": 200, "batch_size": 32})
+    return Part("image-classification", base, folder, ".npz", {"batch_size": 32}, 200, 200, tuple(ROWS))
 
 
 def cifar10_part(folder: Path, source: Path, steps: int = 1500) -> Part:
@@ -71,7 +75,8 @@ def cifar10_part(folder: Path, source: Path, steps: int = 1500) -> Part:
         eval_every=steps,
         out=str(folder / "base"),
     )
-    return Part("image-classification", train(base).exported, folder, ".npz", {"steps": 300, "batch_size": 16})
+    rows = tuple(ROWS)[:7]
+    return Part("image-classification", train(base).exported, folder, ".npz", {"batch_size": 16}, 600, 300, rows)
 
 
 def sst2_part(folder: Path, source: Path) -> Part:
@@ -94,8 +99,8 @@ def sst2_part(folder: Path, source: Path) -> Part:
         eval_every=400,
         out=str(folder / "base"),
     )
-    options = {"steps": 800, "batch_size": 16, "seq_len": 64}
-    return Part("text-classification", train(base).exported, folder, ".tsv", options)
+    options = {"batch_size": 16, "seq_len": 64}
+    return Part("text-classification", train(base).exported, folder, ".tsv", options, 800, 500, tuple(ROWS)[:6])
 
 
 def sentences(file: Path) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from math import sqrt
 from statistics import mean, stdev
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.table import Table
 from scipy.stats import t
 
+from classification_parts import Part
 from classification_rows import BASELINE, ROWS
 from qpeft.training import TrainResult
 
@@ -33,10 +34,11 @@ def lines(runs: dict[str, list[TrainResult]], rates: dict[str, float]) -> list[L
     return [_line(name, rates[ROWS[name].like or name], results, baseline) for name, results in runs.items()]
 
 
-def table(name: str, options: dict[str, Any], found: list[Line]) -> Table:
+def table(name: str, part: Part, found: list[Line]) -> Table:
     """Accuracies in percent, differences in points."""
-    told = ", ".join(f"{key} {value}" for key, value in options.items())
-    shown = Table(title=f"{name}: {told}; {found[0].n_examples} test examples, head of {found[0].trained_head} numbers")
+    told = ", ".join(f"{key} {value}" for key, value in part.options.items())
+    sizes = f"{found[0].n_examples} test examples, head of {found[0].trained_head} numbers"
+    shown = Table(title=f"{name}: {part.steps} steps, {told}; {sizes}")
     for heading in ("method", "adapter's numbers", "rate", "accuracy, %", "to the head alone, points"):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     for line in found:

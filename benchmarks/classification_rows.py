@@ -14,6 +14,7 @@ class Row(NamedTuple):
     like: str = ""
 
 
+_RATES = (1e-3, 2e-3, 5e-3)
 _ALPHA = {"lora_alpha": 16}
 _QPA = {"r": 4, **_ALPHA}
 _QUANTUM_PEFT = {"r": 8, **_ALPHA}
@@ -21,14 +22,14 @@ _QUANTUM_PEFT = {"r": 8, **_ALPHA}
 BASELINE = "head alone"
 ROWS = {
     BASELINE: Row("head", {}, (5e-3, 1.5e-2, 5e-2, 1.5e-1)),
-    "LoRA r=1": Row("lora", {"r": 1, **_ALPHA}, (2e-3, 5e-3)),
-    "LoRA r=4": Row("lora", {"r": 4, **_ALPHA}, (2e-3, 5e-3)),
-    "QPA r=4": Row("qpa", _QPA, (5e-4, 1e-3)),
+    "LoRA r=4": Row("lora", {"r": 4, **_ALPHA}, _RATES),
+    "QPA r=4": Row("qpa", _QPA, (2e-4, 5e-4, 1e-3)),
+    "Quantum-PEFT r=8": Row("quantum_peft", _QUANTUM_PEFT, _RATES),
     "QPA r=4, no feature": Row("qpa", {**_QPA, "feature_source": "none"}, like="QPA r=4"),
-    "Quantum-PEFT r=8": Row("quantum_peft", _QUANTUM_PEFT, (2e-3, 5e-3)),
     "Quantum-PEFT r=8, signs for CZ": Row(
         "quantum_peft", {**_QUANTUM_PEFT, "entangler": "signs"}, like="Quantum-PEFT r=8"
     ),
-    "Quantum-PEFT r=8, framed": Row("quantum_peft", {**_QUANTUM_PEFT, "frame": "gradient"}, (2e-3, 5e-3)),
-    "bottleneck of 8": Row("bottleneck", {"bottleneck_size": 8}, (5e-3, 2e-2)),
+    "Quantum-PEFT r=8, framed": Row("quantum_peft", {**_QUANTUM_PEFT, "frame": "gradient"}, _RATES),
+    "LoRA r=1": Row("lora", {"r": 1, **_ALPHA}, _RATES),
+    "bottleneck of 8": Row("bottleneck", {"bottleneck_size": 8}, (2e-3, 5e-3, 2e-2)),
 }

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn")
+pytestmark = pytest.mark.filterwarnings("ignore:angles can hardly move")  # two steps are not meant to teach
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -28,7 +29,7 @@ def finished(digits, tmp_path_factory):
     out = tmp_path_factory.mktemp("example")
     digits.write_digits(out)
     base = digits.train_base(out, steps=40)
-    results = {method: digits.adapt(out, base, method, steps=20) for method in digits.METHODS}
+    results = {method: digits.adapt(out, base, method, steps=2) for method in digits.METHODS}
     return out, base, results
 
 
@@ -66,11 +67,11 @@ def test_every_method_trains_the_same_head(finished):
 
 def test_a_finished_run_is_not_trained_again(digits, finished, monkeypatch, capsys):
     out, _, results = finished
-    monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(out), "--steps", "20", "--base-steps", "40"])
+    monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(out), "--steps", "2", "--base-steps", "40"])
     digits.main()
     shown = capsys.readouterr().out
     assert f"{results['head'].after.accuracy:.1%}" in shown
     assert "quantum_peft" in shown
-    again = digits.adapt(out, out / "base" / "exported", "qpa", steps=20)
+    again = digits.adapt(out, out / "base" / "exported", "qpa", steps=2)
     assert again.already_finished
     assert again.after == results["qpa"].after
