@@ -494,3 +494,20 @@ def test_generation_keeps_the_adapter(gpt2, ids):
     found = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
     again = model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False, pad_token_id=0)
     assert torch.equal(found, again)
+
+
+@pytest.mark.parametrize("settings", [{}, {"share_circuit": True}], ids=str)
+def test_qpa_generates_it(gpt2, ids, adapters, settings, tmp_path):
+    fresh = copy.deepcopy(gpt2)
+    model = adapted(gpt2, **settings)
+    expected = adapters.logits(model, ids)
+    model = qpeft.attach(model, qpeft.QPAGeneratorConfig(chunk_size=32, hidden=(4,), n_layers=2))
+    assert torch.equal(adapters.logits(model, ids), expected)
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    adapters.train(model, ids, steps=5)
+    assert model(input_ids=ids, labels=ids).loss.item() < loss
+    qpeft.save(model, tmp_path / "adapter")
+    loaded = qpeft.load(fresh, tmp_path / "adapter").eval()
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+    with pytest.raises(ConfigError, match="a QAA adapter cannot be written as a stock PEFT adapter"):
+        qpeft.export(model, tmp_path / "exported")

@@ -63,7 +63,7 @@ def test_export_refuses_before_any_work(run, qpeft_cli, tmp_path, merge):
         (("--method", "qaa", "--readout", "probs"), "Use readout='z'."),
         (
             ("--method", "qaa", "--feature-source", "free"),
-            "unknown feature_source 'free'; choose one of qnn, quadratic",
+            "unknown feature_source 'free'; choose one of qnn",
         ),
         (("--method", "qpa", "--feature-source", "givens"), "unknown feature_source 'givens'; choose one of qnn"),
         (("--method", "qaa", "--feature-source", "fre"), "unknown value 'fre'; did you mean 'free'"),

@@ -15,6 +15,7 @@ class Folded(nn.Module):
     """
 
     start: Tensor
+    tau: nn.Parameter | None
 
     def __init__(self, start: Tensor, scale: float, *, trained: bool = True, keep_start: bool = False) -> None:
         super().__init__()
@@ -26,7 +27,7 @@ class Folded(nn.Module):
 
     def forward(self, *, at_start: bool = False) -> Tensor:
         """The value, same shape as `start`; with `at_start` the value before any training."""
-        tau = self._parameters["tau"]
+        tau: Tensor | None = self.tau  # a generator over this one puts a plain tensor in its place
         if at_start or tau is None:
             return self.start
         return torch.add(self.start, tau, alpha=self.scale)

@@ -92,6 +92,7 @@ class QAASettings:
             raise ConfigError(f"n_layers must be at most {MOST_LAYERS}, got {self.n_layers}")
         if not is_positive(self.alpha):
             raise ConfigError(f"alpha must be a positive number, got {self.alpha}")
+        self.alpha = float(self.alpha)  # 16 and 16.0 are one setting
         if not (self.seed == 0 or is_count(self.seed)) or isinstance(self.seed, bool):
             raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
 
