@@ -252,6 +252,20 @@ def test_a_classifier_comes_back(llama, ids, adapters, tmp_path, host, task):
     model.load_adapter(tmp_path / "compact", "default")
 
 
+@pytest.mark.filterwarnings("ignore:.*pooler.*:UserWarning")
+def test_a_head_of_several_layers_is_exported(ids, adapters, tmp_path):
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    base = BertForSequenceClassification(BertConfig(vocab_size=50, **sizes)).eval()
+    plain = copy.deepcopy(base)
+    config = LoHaConfig(r=2, target_modules=["query"], modules_to_save=["pooler"], task_type="SEQ_CLS")
+    model = qpeft.attach(get_peft_model(base, config), small()).eval()
+    qpeft.export(model, tmp_path / "exported")
+    stock = PeftModel.from_pretrained(plain, tmp_path / "exported").eval()
+    torch.testing.assert_close(adapters.logits(stock, ids), adapters.logits(model, ids), atol=1e-6, rtol=0)
+
+
 def test_half_precision_comes_back(llama, ids, adapters, tmp_path):
     base = llama.to(torch.bfloat16)
     plain, option = copy.deepcopy(base), {"autocast_adapter_dtype": False}
@@ -483,3 +497,25 @@ class TestRefusals:
 
 def load_auto(folder):
     return AutoPeftModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_plan_says_what_is_trained_and_written(trained, tmp_path, host):
+    plain, model = trained(host)
+    plan = qpeft.plan(plain, HOSTS[host], small())
+    assert plan.trainable == model.get_nb_trainable_parameters()[0]
+    assert plan.deployed == sum(model.binding("default").sizes) + plan.trainable_parts["other"]
+    qpeft.save(model, tmp_path / "compact")
+    assert plan.stored_bytes == bytes_of(tmp_path / "compact")
+    if host in NOT_STOCK:
+        assert plan.exported_bytes is None
+        return
+    qpeft.export(model, tmp_path / "exported")
+    assert plan.exported_bytes == bytes_of(tmp_path / "exported")
+    assert qpeft.plan(plain, HOSTS[host]).stored_bytes == plan.exported_bytes
+
+
+def bytes_of(folder):
+    """Of the tensors of a folder, but for the fingerprint, which is always there."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return sum(t.numel() * t.element_size() for name, t in tensors.items() if not name.endswith("fingerprint"))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qpeft.adapters.tied import check_not_tied
@@ -130,4 +131,7 @@ def _base_sharing_weights(model: Any) -> nn.Module:
     """A copy of the base model without adapters that shares every weight: no second copy in memory."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)
+    for name, module in list(copied.named_modules()):
+        if isinstance(module, AuxiliaryTrainingWrapper):  # tuners other than LoRA's cannot unload a block of modules
+            copied.set_submodule(name, module.original_module)
     return copied.unload() if isinstance(model.base_model, BaseTuner) else copied.base_model

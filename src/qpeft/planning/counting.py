@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PretrainedConfig
@@ -24,8 +24,9 @@ from qpeft.planning.meta import on_meta
 from qpeft.planning.qaa import count_qaa
 from qpeft.planning.qpa import count_attached, count_qpa
 from qpeft.planning.quantum_peft import count_quantum_peft
-from qpeft.planning.result import BYTES, Plan
+from qpeft.planning.result import Plan
 from qpeft.planning.sora import count_sora
+from qpeft.planning.stock import count_stock
 
 
 def plan(
@@ -54,7 +55,7 @@ def plan(
     if generator is not None:
         counts = count_attached(generator, adapted)
     else:
-        counts = _COUNTERS.get(type(config), _count_stock)(config, adapted)
+        counts = _COUNTERS.get(type(config), count_stock)(config, adapted)
     return Plan(base_parameters=base_parameters, target_modules=targets, **counts)
 
 
@@ -63,39 +64,22 @@ def _adapt(model: nn.Module, config: Any) -> Any:
         config.init_lora_weights = True  # PiSSA and others look at weights, which are not here; the sizes are the same
     try:
         return get_peft_model(model, config)  # type: ignore[arg-type]
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"{type(config).__name__} looks at weights to build itself, so it cannot be planned"
+        ) from error
     except (ValueError, TypeError) as error:  # PEFT's refusals
         raise error if isinstance(error, QpeftError) else ConfigError(str(error)) from error
 
 
-def _count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
-    total, stored = sum(p.numel() for p in adapted.parameters() if p.requires_grad), _stored_numbers(adapted)
-    return {
-        "method": str(getattr(config.peft_type, "value", config.peft_type)).lower(),
-        "trainable": total,
-        "trainable_parts": {"adapter": total},
-        "deployed": total,
-        "stored_bytes": stored * BYTES,
-        "exported_bytes": stored * BYTES,
-        "needs_qpeft": False,
-    }
-
-
 def _count_bottleneck(config: BottleneckConfig, adapted: Any) -> dict[str, Any]:
     return {
-        **_count_stock(config, adapted),
+        **count_stock(config, adapted),
         "method": "bottleneck",
         "exported_bytes": None,
         "needs_qpeft": True,
         "notes": ["not linear: it cannot be merged into the base, nor written as a stock PEFT adapter"],
     }
-
-
-def _stored_numbers(adapted: Any) -> int:
-    """Numbers in a stock adapter's file; some methods store more than they train, VeRA its projections."""
-    if adapted.active_peft_config.is_prompt_learning:
-        return adapted.get_nb_trainable_parameters()[0]
-    state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-    return sum(tensor.numel() for tensor in state.values())
 
 
 _COUNTERS: dict[type, Any] = {

@@ -8,12 +8,15 @@ from typing import Any
 from peft.tuners.lora import LoraLayer
 
 from qpeft.adapters.attach import generated_slots
+from qpeft.adapters.beside import keys_beside
 from qpeft.adapters.binding import Slot
+from qpeft.adapters.holder import GeneratorHolder
 from qpeft.adapters.qpa import QPAConfig
 from qpeft.adapters.slots import find_slots
 from qpeft.generators.budget import QPACount
 from qpeft.generators.settings import QPAGeneratorConfig
 from qpeft.planning.result import BYTES
+from qpeft.planning.stock import stored_numbers
 
 
 def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
@@ -28,12 +31,20 @@ def count_attached(generator: QPAGeneratorConfig, adapted: Any) -> dict[str, Any
     start = sum(slot.shape.numel() for slot, _ in found) if generator.init_mode == "residual" else 0
     note = f"the saved folder holds the adapter's start as well, {start:,} numbers, which PEFT draws"
     not_stock = str(getattr(adapted.peft_type, "value", adapted.peft_type)).startswith("QPEFT")
+    trained = counts["trainable"] - counts["trainable_parts"]["other"]
     return {
         **counts,
-        "stored_bytes": counts["stored_bytes"] + start * BYTES,
-        "exported_bytes": None if not_stock else counts["exported_bytes"],
+        "stored_bytes": (trained + start + _numbers_beside(adapted, found)) * BYTES,
+        "exported_bytes": None if not_stock else stored_numbers(adapted) * BYTES,
         "notes": [*counts["notes"], *([note] if start else [])],
     }
+
+
+def _numbers_beside(adapted: Any, found: Sequence[tuple[Slot, Any]]) -> int:
+    generated = {slot.owner._parameters[slot.name].untyped_storage()._cdata for slot, _ in found}  # type: ignore[union-attr]
+    state = adapted.state_dict()
+    beside = [state[key] for key in keys_beside(adapted, "default", GeneratorHolder.container).values()]
+    return sum(tensor.numel() for tensor in beside if tensor.untyped_storage()._cdata not in generated)
 
 
 def _count(config: QPAGeneratorConfig, adapted: Any, found: Sequence[tuple[Slot, Any]]) -> dict[str, Any]:
