@@ -113,3 +113,16 @@ def test_sft_trainer_casts_nothing_of_the_generator(quantised, method, wrap, tok
     assert any((p.bfloat16().float() != p).any() for p in unbroken)
     _, resumed = run("b", resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-2"))
     assert all(torch.equal(p, q) for p, q in zip(unbroken, resumed, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")
+def test_qaa_reads_the_input_alone(quantised, adapters, ids, tmp_path):
+    base = quantised()
+    start = adapters.logits(base, ids)
+    model = get_peft_model(base, qpeft.QAAConfig(task_type="CAUSAL_LM")).train()
+    assert torch.equal(adapters.logits(model, ids), start)
+    before = model(input_ids=ids, labels=ids).loss.item()
+    live = adapters.logits(adapters.train(model, ids, steps=8, lr=2e-3).train(), ids)
+    assert model(input_ids=ids, labels=ids).loss.item() < before - 1e-3
+    qpeft.save(model, tmp_path / "adapter")
+    assert torch.equal(adapters.logits(qpeft.load(quantised(), tmp_path / "adapter").train(), ids), live)
