@@ -34,7 +34,8 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
 
     The circuit is `Ansatz(ansatz, N, L)` with N = max(1, ceil(log2 d)). It starts in the amplitudes
     ``a = x / max(||x||, 1e-8)`` with zeros appended up to 2**N. With psi its final state,
-    ``z_r = sum_j s_rj |psi_j|^2``, where s_rj is +1 if wire r is 0 in j, else -1; for x = 0 all are 0. Exactly even in x.
+    ``z_r = sum_j s_rj |psi_j|^2``, where s_rj is +1 if wire r is 0 in j, else -1. All are 0 for x = 0, and each is
+    an exactly even function of x.
 
     x and angles are float32 or float64, both the same, and so is the result. Its gradients in x and angles are exact;
     there is no second derivative.

@@ -1,7 +1,8 @@
 """What is read of QAA's final states, and the gradient that goes back into the states.
 
-A readout maps states psi (2**N, T) to features q (F, T), each a quadratic form of psi, and knows its transpose: from
-the gradient g (F, T) and a number per token, `shift`, it gives (dq/dpsi)^T g - 2 shift psi.
+A readout maps real states psi (2**N, T) to features q (F, T), each a quadratic form of psi, and knows its transpose:
+from the gradient g (F, T) and a number per token, `shift`, it gives (dq/dpsi)^T g - 2 shift psi. The real and the
+imaginary part of a complex state are two real states; their features add up.
 """
 
 from __future__ import annotations
@@ -30,11 +31,10 @@ class Expectations(NamedTuple):
     signs: Tensor  # (F, 2**N)
 
     def read(self, psi: Tensor) -> Tensor:
-        return self.signs @ _probabilities(psi)
+        return self.signs @ psi.square()
 
     def pull(self, g: Tensor, shift: Tensor, psi: Tensor, out: Tensor) -> Tensor:
-        slope = torch.addmm(shift, self.signs.mT, g, beta=-2, alpha=2, out=None if out.is_complex() else out)
-        return torch.mul(psi, slope, out=out)
+        return torch.addmm(shift, self.signs.mT, g, beta=-2, alpha=2, out=out).mul_(psi)
 
 
 class Probabilities(NamedTuple):
@@ -43,7 +43,7 @@ class Probabilities(NamedTuple):
     ring: Ring | None
 
     def read(self, psi: Tensor) -> Tensor:
-        p = _probabilities(psi)
+        p = psi.square()
         return p if self.ring is None else p[self.ring.source]
 
     def pull(self, g: Tensor, shift: Tensor, psi: Tensor, out: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class Probabilities(NamedTuple):
 
 
 class Flips(NamedTuple):
-    """For real states: `Expectations`, then for every flip and pair of its corners their scalar product."""
+    """`Expectations`, then for every flip and pair of its corners their scalar product."""
 
     signs: Tensor  # (N, 2**N)
     flips: tuple[Flip, ...]
@@ -75,7 +75,3 @@ class Flips(NamedTuple):
                 into[i].addcmul_(corners[-1 - i], slope)
                 into[-1 - i].addcmul_(corners[i], slope)
         return lam
-
-
-def _probabilities(psi: Tensor) -> Tensor:
-    return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()

@@ -58,6 +58,24 @@ class _Fixed(NamedTuple):
         step = max(TOKENS, CHUNK // len(self.ring.source)) if device.type == "cpu" else max(1, n_tokens)
         return [(start, min(step, n_tokens - start)) for start in range(0, max(1, n_tokens), step)]
 
+    def read(self, psi: Tensor) -> Tensor:
+        """(2**N, T) -> (F, T)"""
+        if not psi.is_complex():
+            return self.readout.read(psi)
+        return self.readout.read(_real(psi)).unflatten(1, (psi.shape[1], 2)).sum(2)
+
+    def pull(self, g: Tensor, shift: Tensor, psi: Tensor, out: Tensor) -> Tensor:
+        """(F, T), (T,), (2**N, T) -> `out` (2**N, T)"""
+        if not psi.is_complex():
+            return self.readout.pull(g, shift, psi, out)
+        self.readout.pull(g.repeat_interleave(2, 1), shift.repeat_interleave(2), _real(psi), _real(out))
+        return out
+
+
+def _real(psi: Tensor) -> Tensor:
+    """Complex (2**N, T) as real (2**N, 2T): real and imaginary part of each token."""
+    return torch.view_as_real(psi).flatten(1)
+
 
 class _Run(torch.autograd.Function):
     @staticmethod
@@ -69,7 +87,7 @@ class _Run(torch.autograd.Function):
         for start, n in chunks:
             state = walk.start(x.narrow(0, start, n), norms.narrow(0, start, n), size)
             final = psi.narrow(0, size * start, size * n).view(size, n)
-            features.append(fixed.readout.read(_evolve(state, fixed, matrices, walk, final)))
+            features.append(fixed.read(_evolve(state, fixed, matrices, walk, final)))
         q = torch.cat(features, dim=1)
         ctx.fixed, ctx.width = fixed, x.shape[1]
         ctx.save_for_backward(psi, norms, q, weights, *matrices)
@@ -126,7 +144,7 @@ class _Back:
     def pull(self, g: Tensor, shift: Tensor, psi: Tensor) -> Tensor:
         """From the features' gradient and the final states (2**N, T) to that of those behind the first stage."""
         of_lam, of_psi = self._walks
-        lam = self._fixed.readout.pull(g, shift, psi, of_lam.spare(*psi.shape))
+        lam = self._fixed.pull(g, shift, psi, of_lam.spare(*psi.shape))
         first, *others = zip(self._fixed.stages(self._outer), self._inverses, strict=True)
         for outer, inverse in reversed(others):
             add_outer(outer, lam, psi)

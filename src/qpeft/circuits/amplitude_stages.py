@@ -1,12 +1,15 @@
 """QAA's circuits as matrices: from angles to the stages of `amplitude_run`.
 
-`square` with one layer and <Z> readout needs neither its phases nor its ring nor its last rotation: with
-psi = (RY(t1_1) (x) ... (x) RY(t1_N)) a, which is real,
+The last ring is never applied but left to the readout, and so are the rotations that <Z> sees behind it in `square`:
+with psi the state before that ring,
 
-    z_r = cos t3_r <psi| Z_r' |psi> - sin t3_r sum_j psi_j psi_j' cos(sum over flipped bits i of s_ij t2_i)
+    z_r = cos t3_r <psi| Z_r' |psi> - sin t3_r <psi| X_r' |psi>
 
-where Z_r' is Z_r behind the ring and j' is j with those bits flipped that X_r flips behind the ring
-(`amplitude_tables`). Every other circuit is applied as it is, but for its last ring, which is left to the readout.
+where Z_r' is a parity of bits and X_r' flips bits, j to j' (`amplitude_tables`). With one layer, the phases are not
+applied either: psi = (RY(t1_1) (x) ... (x) RY(t1_N)) a stays real, and
+
+    <X_r'> becomes sum_j psi_j psi_j' cos(sum over flipped bits i of s_ij t2_i)
+
 Neighbouring rotations of a wire are one matrix, and so are the rotations of a group of wires.
 """
 
@@ -17,42 +20,38 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from qpeft.circuits.amplitude_readout import Expectations, Flips, Probabilities
+from qpeft.circuits.amplitude_readout import Expectations, Flips, Probabilities, Readout
 from qpeft.circuits.amplitude_run import Circuit
-from qpeft.circuits.amplitude_tables import Ring, flip_signs, flip_table, ring_tables, sign_table
+from qpeft.circuits.amplitude_tables import flip_signs, flip_table, ring_tables, sign_table
 
 GROUP = 5  # wires at most: larger matrices do more work, smaller ones as much in more products (measured)
 
 
 def expectation_circuit(angles: Tensor, ansatz: str) -> Circuit:
     """The circuit that reads <Z> of every wire; angles (L, blocks, N)."""
-    n_qubits, ring = _ring(angles)
-    if ansatz == "square" and len(angles) == 1:
-        return _measured_before_the_end(angles[0], ring)
-    signs = sign_table(n_qubits, ansatz != "square", angles.dtype, angles.device)
-    return Circuit(_grouped(_GATES[ansatz](angles)), ring, Expectations(signs))
+    of_z = sign_table(angles.shape[-1], angles.dtype, angles.device)
+    if ansatz == "square":
+        return _measured_before_the_end(angles, of_z)
+    return _circuit(_GATES[ansatz](angles), Expectations(of_z))
 
 
 def probability_circuit(angles: Tensor, ansatz: str) -> Circuit:
     """The circuit that reads the probabilities of all basis states; angles (L, blocks, N)."""
-    _, ring = _ring(angles)
-    readout = Probabilities(None if ansatz == "square" else ring)
-    return Circuit(_grouped(_GATES[ansatz](angles)), ring, readout)
+    last_ring = None if ansatz == "square" else ring_tables(angles.shape[-1], angles.device)
+    return _circuit(_GATES[ansatz](angles), Probabilities(last_ring))
 
 
-def _ring(angles: Tensor) -> tuple[int, Ring]:
-    return angles.shape[-1], ring_tables(angles.shape[-1], angles.device)
-
-
-def _measured_before_the_end(angles: Tensor, ring: Ring) -> Circuit:
-    """`square`, one layer, angles (3, N)."""
-    first, phases, last = angles
-    n_qubits = len(first)
+def _measured_before_the_end(angles: Tensor, of_z: Tensor) -> Circuit:
+    """`square` without its last ring and rotations; angles (L, 3, N)."""
+    n_qubits, last = angles.shape[-1], angles[-1, 2]
     signs, owner = flip_signs(n_qubits, angles.dtype, angles.device)
-    of_flips = owner * (-2 * last.sin()) * (signs * phases).sum(1, keepdim=True).cos()  # (F - N, N)
-    weights = torch.cat([last.cos().diag(), of_flips])
-    readout = Flips(sign_table(n_qubits, True, angles.dtype, angles.device), flip_table(n_qubits))
-    return Circuit(_grouped(_ry(first)[None]), ring, readout, weights)
+    of_x = -2 * owner * last.sin()  # (F - N, N)
+    if len(angles) == 1:
+        gates = _ry(angles[:, 0])
+        of_x = of_x * (signs * angles[0, 1]).sum(1, keepdim=True).cos()
+    else:
+        gates = _square(angles)[:-1]
+    return _circuit(gates, Flips(of_z, flip_table(n_qubits)), torch.cat([last.cos().diag(), of_x]))
 
 
 def _square(angles: Tensor) -> Tensor:
@@ -96,11 +95,11 @@ def _rz(angles: Tensor) -> Tensor:
     return torch.stack([phase, phase.conj()], -1)[..., None]
 
 
-def _grouped(gates: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+def _circuit(gates: Tensor, readout: Readout, weights: Tensor | None = None) -> Circuit:
     """Of every stage's gates (S, N, 2, 2) one matrix (2**k, 2**k) for each group of wires."""
-    n_groups = ceil(gates.shape[1] / GROUP)
-    groups = [_kron(group) for group in gates.tensor_split(n_groups, dim=1)]
-    return tuple(zip(*(group.unbind() for group in groups), strict=True))
+    n_qubits = gates.shape[1]
+    groups = [_kron(group).unbind() for group in gates.tensor_split(ceil(n_qubits / GROUP), dim=1)]
+    return Circuit(tuple(zip(*groups, strict=True)), ring_tables(n_qubits, gates.device), readout, weights)
 
 
 def _kron(gates: Tensor) -> Tensor:

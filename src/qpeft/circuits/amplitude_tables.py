@@ -48,11 +48,10 @@ def ring_tables(n_qubits: int, device: torch.device) -> Ring:
 
 
 @lru_cache(maxsize=64)
-def sign_table(n_qubits: int, behind_ring: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(N, 2**N) of +-1: Z of every wire on basis index j, or on R j."""
+def sign_table(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N, 2**N) of +-1: Z of every wire behind the ring, on R j for basis index j."""
     with torch.device("cpu"):
-        index = torch.tensor(_ring(n_qubits) if behind_ring else range(2**n_qubits))
-        bits = index >> torch.arange(n_qubits - 1, -1, -1)[:, None] & 1
+        bits = torch.tensor(_ring(n_qubits)) >> torch.arange(n_qubits - 1, -1, -1)[:, None] & 1
         return (1 - 2 * bits).to(device, dtype)
 
 
