@@ -35,7 +35,10 @@ class AdapterFields:
     lora_dropout: float = field(default=0.0, metadata=_help("Dropout before the adapter, in training."))
     target_modules: list[str] | str = field(
         default="all-linear",
-        metadata=_help("Modules to adapt, by the end of their name, or all-linear (all but the output head)."),
+        metadata=_help(
+            "Modules to adapt, by the end of their name, or all-linear (all but the output head). Default of qaa: the "
+            "query and value projections; of bottleneck: the feed-forward blocks."
+        ),
     )
     modules_to_save: list[str] | None = field(
         default=None, metadata=_help("Modules to train whole, beside the adapter.")
