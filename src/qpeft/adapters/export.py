@@ -61,7 +61,7 @@ def export(
             in the way.
         VerificationError: the reloaded adapter does not give the same logits (1e-6 in float32).
     """
-    if sora_tuner(model) is not None:
+    if (tuner := sora_tuner(model)) is not None and adapter_name in tuner.peft_config:
         return export_sora(model, directory, adapter_name, probe)
     holder = holder_of(model)
     if kind := own_kind(model):

@@ -1,0 +1,319 @@
+"""SoRA as a PEFT tuner: its equation, its start, several adapters, folders, merging, dtypes, plan, refusals."""
+
+import copy
+import math
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+import qpeft
+from qpeft.errors import CheckpointError, ConfigError, TiedWeightError, UnsupportedTypeError
+
+R = 4
+
+
+def adapted(base, **settings):
+    return get_peft_model(base, qpeft.SoRAConfig(**{"r": R, "task_type": "CAUSAL_LM", **settings}))
+
+
+def layers(model):
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def shake(model, adapter_name="default", zeros=1):
+    """Numbers other than the start's, some gates exactly zero."""
+    with torch.no_grad():
+        for layer in layers(model):
+            layer.lora_B[adapter_name].weight.normal_(0, 0.3)
+            layer.sora_gate[adapter_name][:zeros] = 0.0
+    return model.eval()
+
+
+@pytest.mark.parametrize("base_name", ["gpt2", "llama"])
+def test_output_is_the_written_equation(base_name, request):
+    model = shake(adapted(request.getfixturevalue(base_name), lora_alpha=6))
+    for layer in layers(model):
+        x = torch.randn(3, 5, layer.in_features)
+        a, b = (part["default"].weight for part in (layer.lora_A, layer.lora_B))
+        gate = layer.sora_gate["default"]
+        expected = layer.base_layer(x) + 6 / R * ((x @ a.T) * gate) @ b.T
+        torch.testing.assert_close(layer(x), expected)
+        assert not torch.allclose(layer(x), layer.base_layer(x), atol=1e-2)
+
+
+@pytest.mark.parametrize("targets", [None, ["c_proj"], "all-linear", r".*\.1\.mlp\.c_fc", ["lm_head"]])
+@pytest.mark.parametrize("gate_init", ["normal", "ones"])
+def test_start_is_bit_equal_to_the_base_and_learns(gpt2, ids, adapters, targets, gate_init):
+    before = adapters.logits(gpt2, ids)
+    model = adapted(gpt2, target_modules=targets, gate_init=gate_init, shrink_budget=0)
+    assert torch.equal(adapters.logits(model, ids), before)
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    adapters.train(model, ids, steps=5, lr=2e-2)
+    assert model(input_ids=ids, labels=ids).loss.item() < loss
+    with model.disable_adapter():
+        assert torch.equal(adapters.logits(model, ids), before)
+    assert torch.equal(adapters.logits(model.unload(), ids), before)
+
+
+def test_first_gradients_are_those_of_the_written_equation(llama, ids):
+    """With B = 0 the gates and A have none; with a gate at 0 its rows of A and columns of B have none."""
+    model = adapted(llama, shrink_budget=0)
+    model(input_ids=ids, labels=ids).loss.backward()
+    gradients = {n: p.grad.abs().max().item() for n, p in model.named_parameters() if p.requires_grad}
+    assert all((value > 0) == ("lora_B" in name) for name, value in gradients.items())
+    shake(model).zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    for layer in layers(model):
+        a, b, gate = layer.lora_A["default"].weight, layer.lora_B["default"].weight, layer.sora_gate["default"]
+        assert not a.grad[0].any()
+        assert not b.grad[:, 0].any()
+        assert gate.grad.all()
+        assert a.grad[1:].all()
+        assert b.grad[:, 1:].any()
+
+
+def test_start_comes_from_the_seed_alone(llama):
+    def drawn(seed, noise):
+        torch.manual_seed(noise)
+        model = adapted(copy.deepcopy(llama), seed=seed)
+        return torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
+
+    assert torch.equal(drawn(3, noise=0), drawn(3, noise=1))
+    assert not torch.equal(drawn(3, noise=0), drawn(4, noise=0))
+
+
+def test_distribution_of_the_start():
+    model = get_peft_model(nn.Sequential(nn.Linear(100, 30)), qpeft.SoRAConfig(r=1000, target_modules=["0"]))
+    layer = layers(model)[0]
+    a, gate = layer.lora_A["default"].weight, layer.sora_gate["default"]
+    assert a.abs().max() <= 0.1 < a.abs().max() + 1e-4
+    assert abs(a.std().item() - 0.1 / math.sqrt(3)) < 1e-3
+    assert abs(gate.mean()) < 0.15
+    assert abs(gate.std() - 1) < 0.1
+    assert not layer.lora_B["default"].weight.any()
+
+
+def test_rank_pattern_gives_each_site_its_gates(llama):
+    model = adapted(llama, target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 3})
+    found = {(site.rpartition(".")[2], len(gate)) for site, _, gate in model.base_model.gates()}
+    assert found == {("q_proj", 2), ("v_proj", R)}
+
+
+def test_two_adapters(llama, ids, adapters):
+    base = copy.deepcopy(llama)
+    model = shake(adapted(llama))
+    first = adapters.logits(model, ids)
+    model.add_adapter("other", qpeft.SoRAConfig(r=2, target_modules=["q_proj", "k_proj"]))
+    assert torch.equal(adapters.logits(model, ids), first)
+    model.set_adapter("other")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".other." in name and "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    second = adapters.logits(model, ids)
+    wanted = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert wanted == {n for n, _ in model.named_parameters() if ".other" in n}
+    assert any(n.endswith("sora_gate.other") for n in wanted)
+    mixed = model(input_ids=ids, adapter_names=["default", "other", "__base__"]).logits.detach()
+    expected = [first[0], second[1], adapters.logits(base, ids)[2]]
+    torch.testing.assert_close(mixed, torch.stack(expected))
+    model.delete_adapter("default")
+    assert torch.equal(adapters.logits(model, ids), second)
+    with model.disable_adapter():
+        assert torch.equal(adapters.logits(model, ids), adapters.logits(base, ids))
+
+
+def test_saved_and_loaded(gpt2, ids, adapters, tmp_path):
+    fresh = copy.deepcopy(gpt2)
+    model = adapters.train(shake(adapted(gpt2, modules_to_save=["ln_f"], shrink_budget=0)), ids)
+    expected = adapters.logits(model, ids)
+    model.save_pretrained(tmp_path / "plain")
+    qpeft.save(model, tmp_path / "ours")
+    for folder, load in (("plain", PeftModel.from_pretrained), ("ours", qpeft.load)):
+        loaded = load(copy.deepcopy(fresh), tmp_path / folder).eval()
+        assert torch.equal(adapters.logits(loaded, ids), expected)
+    lazily = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", low_cpu_mem_usage=True).eval()
+    assert torch.equal(adapters.logits(lazily, ids), expected)
+    trained_on = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", is_trainable=True)
+    assert trained_on.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
+    assert "loading it needs qpeft" in (tmp_path / "ours" / "README.md").read_text()
+
+
+def test_auto_class_knows_the_folder(gpt2, ids, adapters, tmp_path):
+    gpt2.save_pretrained(tmp_path / "base")
+    model = shake(adapted(type(gpt2).from_pretrained(tmp_path / "base")))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
+
+
+def test_a_folder_without_gates_is_refused(llama, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    fresh = copy.deepcopy(llama)
+    qpeft.save(adapted(llama), tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({k: v for k, v in load_file(file).items() if "layers.1.self_attn.q_proj.sora_gate" not in k}, file)
+    with pytest.raises(CheckpointError, match=r"holds no sora_gate for .*layers\.1\.self_attn\.q_proj"):
+        qpeft.load(fresh, tmp_path)
+
+
+@pytest.mark.parametrize("base_name", ["gpt2", "llama"])
+@pytest.mark.parametrize("safe_merge", [False, True])
+def test_merged_and_unmerged(base_name, safe_merge, request, ids, adapters):
+    base = request.getfixturevalue(base_name)
+    model = shake(adapted(base, target_modules="all-linear"))
+    expected = adapters.logits(model, ids)
+    model.merge_adapter(safe_merge=safe_merge)
+    torch.testing.assert_close(adapters.logits(model, ids), expected, atol=1e-6, rtol=1e-5)
+    model.unmerge_adapter()
+    torch.testing.assert_close(adapters.logits(model, ids), expected, atol=1e-6, rtol=1e-5)
+    merged = model.merge_and_unload(safe_merge=safe_merge)
+    assert not layers(merged)
+    torch.testing.assert_close(adapters.logits(merged, ids), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_merging_into_a_tied_head_is_refused(gpt2):
+    with pytest.raises(TiedWeightError, match="lm_head"):
+        adapted(gpt2, target_modules=["lm_head"]).merge_and_unload()
+
+
+def test_copies_are_independent(llama, ids, adapters):
+    model = shake(adapted(llama))
+    before, twin = adapters.logits(model, ids), copy.deepcopy(model)
+    assert torch.equal(adapters.logits(twin, ids), before)
+    with torch.no_grad():
+        for _, _, gate in twin.base_model.gates():
+            gate.zero_()
+    assert torch.equal(adapters.logits(model, ids), before)
+
+
+@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+def test_gates_stay_float32_in_half_precision(llama, ids, autocast_adapter_dtype):
+    config = qpeft.SoRAConfig(r=R, shrink_budget=0)
+    model = get_peft_model(llama.bfloat16(), config, autocast_adapter_dtype=autocast_adapter_dtype)
+    assert {layer.lora_A["default"].weight.dtype for layer in layers(model)} == {
+        torch.float32 if autocast_adapter_dtype else torch.bfloat16
+    }
+    model.bfloat16()
+    assert {gate.dtype for _, _, gate in model.base_model.gates()} == {torch.float32}
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(gate.grad is not None for _, _, gate in model.base_model.gates())
+
+
+def test_autocast(llama, ids):
+    model = shake(adapted(llama))
+    exact = model(input_ids=ids).logits
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(input_ids=ids).logits
+    torch.testing.assert_close(rough.float(), exact, atol=0.05, rtol=0.05)
+
+
+def test_compiled(llama, ids):
+    model = shake(adapted(llama))
+    expected = model(input_ids=ids).logits
+    torch.testing.assert_close(torch.compile(model, backend="eager")(input_ids=ids).logits, expected)
+
+
+def test_dropout_acts_in_training_alone(llama, ids, adapters):
+    model = shake(adapted(llama, lora_dropout=0.5, shrink_budget=0))
+    quiet = adapters.logits(model, ids)
+    assert torch.equal(quiet, adapters.logits(model, ids))
+    assert not torch.equal(adapters.logits(model.train(), ids), quiet)
+
+
+def test_training_without_a_threshold_warns_once(llama, ids, recwarn):
+    def texts():
+        return [str(w.message) for w in recwarn if "SoRA" in str(w.message)]
+
+    model = adapted(llama).train()
+    model(input_ids=ids)
+    model(input_ids=ids)
+    assert texts() == ["SoRA: no threshold hook is attached; gates will not become zero. Use qpeft.SoRACallback."]
+    recwarn.clear()
+    adapted(copy.deepcopy(model.unload()), shrink_budget=0).train()(input_ids=ids)
+    assert texts() == []
+
+
+def test_plan_counts_what_is_trained(gpt2):
+    plan = qpeft.plan(gpt2, qpeft.SoRAConfig(r=R, modules_to_save=["ln_f"]))
+    sites, width = 2, 16 + 48
+    assert plan.trainable_parts == {"adapter": sites * R * width, "gates": sites * R, "other": 32}
+    model = adapted(copy.deepcopy(gpt2), modules_to_save=["ln_f"])
+    assert plan.trainable == model.get_nb_trainable_parameters()[0]
+    assert plan.deployed == plan.trainable - sites * R
+    assert plan.needs_qpeft
+    assert "at most" in plan.notes[0]
+    assert "every rank stays" in qpeft.plan(gpt2, qpeft.SoRAConfig(shrink_budget=0)).notes[0]
+
+
+def test_groups_of_parameters(llama):
+    model = adapted(llama, gate_lr_mult=5.0, modules_to_save=["lm_head"])
+    groups = {group["name"]: group for group in qpeft.param_groups(model, lr=1e-3, weight_decay=0.1)}
+    assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
+        "other": (1e-3, 0.1),
+        "gates": (5e-3, 0.0),
+    }
+    held = [id(p) for group in groups.values() for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    assert sum(p.numel() for p in groups["gates"]["params"]) == 2 * 2 * R
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"r": 0}, "r must be a positive integer, got 0"),
+        ({"r": 2.5}, r"r must be a positive integer, got 2\.5"),
+        ({"lora_alpha": 0}, "lora_alpha must be a number above 0"),
+        ({"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1"),
+        ({"shrink_budget": 1.0, "sparse_lambda": 0.1}, "Give either shrink_budget or sparse_lambda, not both."),
+        ({"shrink_budget": -1.0}, r"shrink_budget must be >= 0, got -1\.0\."),
+        ({"shrink_budget": 11.0}, "shrink_budget must be at most 10"),
+        ({"sparse_lambda": -0.1}, r"sparse_lambda must be >= 0, got -0\.1\."),
+        ({"sparse_lambda": math.inf}, "sparse_lambda must be >= 0, got inf"),
+        ({"export_tol": -1e-3}, "export_tol must be >= 0"),
+        ({"gate_lr_mult": 0}, "gate_lr_mult must be a number above 0"),
+        ({"gate_init": "zeros"}, "unknown gate_init 'zeros'; choose one of normal, ones"),
+        ({"seed": -1}, "seed must be a whole number from 0"),
+        ({"use_dora": True}, "SoRA cannot be combined with use_dora"),
+        ({"lora_bias": True}, "SoRA cannot be combined with lora_bias"),
+        ({"bias": "all"}, "SoRA cannot be combined with bias='all'"),
+        ({"init_lora_weights": "pissa"}, "SoRA cannot be combined with init_lora_weights='pissa'"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        qpeft.SoRAConfig(**settings)
+
+
+def test_targets_that_cannot_be_gated_are_refused(llama):
+    with pytest.raises(UnsupportedTypeError, match=r"Embedding is not supported for model\.embed_tokens"):
+        adapted(llama, target_modules=["embed_tokens"])
+    assert not layers(llama)
+    with pytest.raises(ConfigError, match="q_prj"):
+        adapted(llama, target_modules=["q_prj"])
+
+
+def test_sums_of_adapters_are_refused(llama):
+    model = adapted(llama)
+    model.add_adapter("other", qpeft.SoRAConfig(r=R))
+    with pytest.raises(ConfigError, match="a weighted sum of SoRA adapters has no gates"):
+        model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "sum")
+
+
+def test_a_config_can_be_used_again(llama):
+    config = qpeft.SoRAConfig(r=R, target_modules="all-linear")
+    models = [get_peft_model(copy.deepcopy(llama), config) for _ in range(2)]
+    models[0].peft_config["default"].sora_lambda = 0.5
+    assert models[1].peft_config["default"].sora_lambda is config.sora_lambda is None
+    assert config.target_modules == "all-linear"
+
+
+def test_stock_lora_layers_have_no_gates(llama):
+    model = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"]))
+    assert not any("sora" in name for name, _ in model.named_parameters())

@@ -1,0 +1,191 @@
+"""A gated adapter as the stock LoRA that is left: ranks, patterns, counts, the same outputs, refusals."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
+import qpeft
+from qpeft.errors import ConfigError, VerificationError
+
+ALL_ZERO = (
+    r"SoRA export: every gate is zero; the adapter is a no-op\. Lower shrink_budget \(now 1\.0\) or sparse_lambda"
+)
+
+
+def gated(base, ranks, **settings):
+    """An adapter whose sites have so many gates left, in the order of the sites."""
+    torch.manual_seed(1)
+    model = get_peft_model(base, qpeft.SoRAConfig(**{"r": 8, "task_type": "CAUSAL_LM", **settings}))
+    with torch.no_grad():
+        for (_, _, gate), rank in zip(model.base_model.gates(), ranks, strict=True):
+            gate[torch.randperm(len(gate))[: len(gate) - rank]] = -0.0
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+    return model.eval()
+
+
+def stock(base, folder):
+    return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("base_name", ["gpt2", "llama"])
+def test_stock_peft_gives_the_same_outputs(base_name, rslora, request, ids, tmp_path):
+    base = request.getfixturevalue(base_name)
+    fresh, n_sites = copy.deepcopy(base), {"gpt2": 8, "llama": 14}[base_name]
+    ranks = [3, 0, 8, 3, 1, 5, 3, 2, 3, 0, 7, 3, 4, 6][:n_sites]
+    model = gated(base, ranks, target_modules="all-linear", use_rslora=rslora, lora_alpha=12)
+    report = qpeft.export(model, tmp_path / "out")
+    assert report.max_logit_difference <= 1e-6
+    assert report.max_logit_change == 0
+    # in float64 the two differ by its rounding alone: they are one function
+    loaded = stock(copy.deepcopy(fresh).double(), tmp_path / "out").double()
+    live = copy.deepcopy(model).double()(input_ids=ids).logits
+    assert (loaded(input_ids=ids).logits - live).abs().max() < 1e-6
+    assert not torch.allclose(fresh.double()(input_ids=ids).logits, live, atol=1e-2)
+
+
+def test_ranks_patterns_and_counts(llama, tmp_path):
+    ranks = [3, 0, 5, 3]
+    model = gated(llama, ranks, target_modules=["q_proj", "v_proj"], lora_alpha=16)
+    report = qpeft.export(model, tmp_path / "out")
+    names = [f"model.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"]
+    assert report.ranks == dict(zip(names, ranks, strict=True))
+    widths = [32, 24, 32, 24]
+    assert report.n_deployed == sum(r * w for r, w in zip(ranks, widths, strict=True))
+    assert report.n_trained == sum(8 * w + 8 for w in widths)
+    assert (report.rank_before, report.n_zero, report.n_dropped) == (32, 21, 21)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", 3, 6)
+    assert config["rank_pattern"] == {r"^model\.layers\.1\.self_attn\.q_proj": 5}
+    assert config["alpha_pattern"] == {r"^model\.layers\.1\.self_attn\.q_proj": 10}
+    assert config["exclude_modules"] == ["model.layers.0.self_attn.v_proj"]
+    state = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert sum(t.numel() for t in state.values()) == report.n_deployed
+    assert {t.dtype for t in state.values()} == {torch.float32}
+    assert report.n_bytes == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+
+
+def test_keys_and_fields_are_those_of_a_stock_save(llama, tmp_path):
+    plain = copy.deepcopy(llama)
+    qpeft.export(gated(llama, [8] * 4, modules_to_save=["lm_head"]), tmp_path / "ours")
+    config = LoraConfig(
+        r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", modules_to_save=["lm_head"]
+    )
+    get_peft_model(plain, config).save_pretrained(tmp_path / "stock", save_embedding_layers=False)
+    ours, theirs = (load_file(tmp_path / f / "adapter_model.safetensors") for f in ("ours", "stock"))
+    assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
+    ours, theirs = (json.loads((tmp_path / f / "adapter_config.json").read_text()) for f in ("ours", "stock"))
+    for found in (ours, theirs):
+        found["target_modules"] = sorted(found["target_modules"])
+    assert ours == theirs
+
+
+def test_patterns_and_exclusions_of_the_user_stay(llama, ids, tmp_path):
+    fresh = copy.deepcopy(llama)
+    settings = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 2}}
+    model = gated(llama, [4, 2, 0, 3], target_modules=r".*\.(q|v|o)_proj", exclude_modules=r".*o_proj", **settings)
+    expected = model(input_ids=ids).logits
+    report = qpeft.export(model, tmp_path)
+    assert list(report.ranks.values()) == [4, 2, 0, 3]
+    torch.testing.assert_close(stock(fresh, tmp_path)(input_ids=ids).logits, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_the_live_model_is_left_as_it_was(llama, ids, adapters, tmp_path):
+    model = gated(llama, [3, 0, 5, 3], export_tol=0.5).train()
+    state = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+    before = adapters.logits(model, ids)
+    qpeft.export(model, tmp_path / "out")
+    qpeft.export(model, tmp_path / "out")  # an earlier export is replaced
+    assert model.training
+    assert torch.equal(adapters.logits(model, ids), before)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, state[name][0])
+        assert parameter.requires_grad == state[name][1]
+
+
+def test_a_tolerance_leaves_out_small_gates_and_says_what_that_does(llama, ids, tmp_path):
+    fresh = copy.deepcopy(llama)
+    model = gated(llama, [8, 8, 8, 8], export_tol=0.01, gate_init="ones")
+    with torch.no_grad():
+        for _, _, gate in model.base_model.gates():
+            gate[:3] = torch.tensor([0.01, -0.009, 0.0])
+    live = model(input_ids=ids).logits
+    report = qpeft.export(model, tmp_path)
+    assert (report.n_zero, report.n_dropped) == (4, 12)
+    assert set(report.ranks.values()) == {5}
+    assert report.max_logit_difference <= 1e-6 < report.max_logit_change
+    assert json.loads((tmp_path / "qpeft.json").read_text())["max_logit_change"] == report.max_logit_change
+    assert (stock(fresh, tmp_path)(input_ids=ids).logits - live).abs().max() > 1e-6
+
+
+def test_one_of_two_adapters(llama, ids, adapters, tmp_path):
+    fresh = copy.deepcopy(llama)
+    model = gated(llama, [3, 4, 5, 6])
+    model.add_adapter("other", qpeft.SoRAConfig(r=2, target_modules=["k_proj"]))
+    report = qpeft.export(model, tmp_path)
+    assert model.active_adapters == ["default"]
+    assert sum(report.ranks.values()) == 18
+    expected = adapters.logits(model, ids)
+    torch.testing.assert_close(adapters.logits(stock(fresh, tmp_path), ids), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
+def test_half_precision(llama, ids, autocast_adapter_dtype, tmp_path):
+    config = qpeft.SoRAConfig(r=8, target_modules="all-linear", shrink_budget=0)
+    model = get_peft_model(llama.bfloat16(), config, autocast_adapter_dtype=autocast_adapter_dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3)
+        for _, _, gate in model.base_model.gates():
+            gate[::2] = 0
+    qpeft.export(model.eval(), tmp_path)
+    dtype = torch.float32 if autocast_adapter_dtype else torch.bfloat16
+    assert {t.dtype for t in load_file(tmp_path / "adapter_model.safetensors").values()} == {dtype}
+
+
+def test_every_gate_zero_is_refused(llama, tmp_path):
+    with pytest.raises(ConfigError, match=ALL_ZERO):
+        qpeft.export(gated(copy.deepcopy(llama), [0, 0, 0, 0]), tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"every gate is within 9\.0 of zero"):
+        qpeft.export(gated(llama, [8] * 4, export_tol=9.0), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_exported_is_refused(llama, tmp_path):
+    model = gated(llama, [3, 4, 5, 6])
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty and no earlier export"):
+        qpeft.export(model, tmp_path / "full")
+    with pytest.raises(ConfigError, match="adapter 'nobody'"):
+        qpeft.export(model, tmp_path / "out", adapter_name="nobody")
+    model.merge_adapter()
+    with pytest.raises(ConfigError, match="unmerge_adapter"):
+        qpeft.export(model, tmp_path / "out")
+    model.unmerge_adapter()
+    gate = next(gate for _, _, gate in model.base_model.gates())
+    with torch.no_grad():
+        gate[0] = math.nan
+    with pytest.raises(
+        ConfigError, match=r"non-finite adapter parameter in model\.layers\.0\.self_attn\.q_proj\.sora_g"
+    ):
+        qpeft.export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_differs_is_not_written(llama, tmp_path, monkeypatch):
+    from qpeft.adapters import sora_export
+
+    model = gated(llama, [3, 4, 5, 6])
+    monkeypatch.setattr(sora_export, "gated_b", lambda layer, name: layer.lora_B[name].weight)
+    with pytest.raises(VerificationError, match="differ from the live model's"):
+        qpeft.export(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

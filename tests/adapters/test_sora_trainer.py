@@ -1,0 +1,170 @@
+"""SoRA under an unchanged Trainer: shrinking at each real step, zeros, resume to the bit, refusals."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import get_peft_model
+from transformers import Trainer, TrainingArguments
+
+import qpeft
+from qpeft.errors import ConfigError
+
+STEPS = 8
+
+
+@pytest.fixture
+def make(gpt2, tmp_path):
+    """A Trainer over the same random GPT-2 each time, with accumulation 2 and 8 optimiser steps."""
+    start = copy.deepcopy(gpt2)
+    tokens = torch.randint(50, (32, 8), generator=torch.Generator().manual_seed(0))
+    data = [{"input_ids": row, "labels": row} for row in tokens]
+
+    def trainer(folder="run", callbacks=None, config=None, optimizers=(None, None), **arguments):
+        settings = {"r": 8, "task_type": "CAUSAL_LM", "shrink_budget": 0.5, **(config or {})}
+        model = get_peft_model(copy.deepcopy(start), qpeft.SoRAConfig(**settings))
+        return Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=str(tmp_path / folder),
+                per_device_train_batch_size=2,
+                gradient_accumulation_steps=2,
+                save_steps=4,
+                use_cpu=True,
+                dataloader_pin_memory=False,
+                report_to="none",
+                disable_tqdm=True,
+                **{"max_steps": STEPS, "learning_rate": 0.2, **arguments},
+            ),
+            train_dataset=data,
+            callbacks=[qpeft.SoRACallback()] if callbacks is None else callbacks,
+            optimizers=optimizers(model) if callable(optimizers) else optimizers,
+        )
+
+    return trainer
+
+
+def gates(trainer):
+    return torch.stack([gate.detach() for _, _, gate in trainer.model.base_model.gates()])
+
+
+def all_trained(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+def test_one_call_a_step_with_the_rate_in_force_and_zeros_at_the_end(make):
+    trainer, rates = make(), []
+
+    class Listen(qpeft.SoRACallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            optimiser = kwargs["optimizer"].optimizer
+            optimiser.register_step_post_hook(lambda *_: rates.append(optimiser.param_groups[0]["lr"]))
+
+    trainer.add_callback(Listen())
+    trainer.train()
+    assert rates == pytest.approx([0.2 * (1 - step / STEPS) for step in range(STEPS)])
+    config = trainer.model.peft_config["default"]
+    assert config.sora_lambda == pytest.approx(0.5 / sum(rates))
+    assert config.planned_steps == STEPS
+    assert (gates(trainer) == 0).any()
+    assert not trainer.model.base_model.shrinks  # removed at the end
+
+
+def test_equals_a_manual_threshold_to_the_bit(make):
+    from transformers import TrainerCallback
+
+    class ByHand(TrainerCallback):
+        def on_optimizer_step(self, args, state, control, **kwargs):
+            rate = kwargs["optimizer"].param_groups[0]["lr"]
+            with torch.no_grad():
+                for _, _, gate in kwargs["model"].base_model.gates():
+                    gate.copy_(gate.sign() * (gate.abs() - rate * sora_lambda).clamp_min(0))
+
+    hooked = make()
+    hooked.train()
+    sora_lambda = hooked.model.peft_config["default"].sora_lambda
+    by_hand = make(callbacks=[ByHand()])
+    by_hand.model.base_model.shrinks = True  # nothing to warn of
+    by_hand.train()
+    assert torch.equal(all_trained(by_hand), all_trained(hooked))
+    assert (gates(by_hand) == 0).any()
+
+
+@pytest.mark.parametrize("restore", [False, True])
+def test_resumed_equals_unbroken_to_the_bit(make, restore):
+    unbroken = make("unbroken")
+    unbroken.train()
+    folder = Path(unbroken.args.output_dir) / "checkpoint-4"
+    saved = json.loads((folder / "trainer_state.json").read_text())["stateful_callbacks"]["SoRACallback"]
+    sora_lambda = unbroken.model.peft_config["default"].sora_lambda
+    assert saved["attributes"]["lambdas"] == {"default": [sora_lambda, STEPS]}
+    assert json.loads((folder / "adapter_config.json").read_text())["sora_lambda"] == sora_lambda
+    resumed = make("resumed", restore_callback_states_from_checkpoint=restore)
+    resumed.train(resume_from_checkpoint=str(folder))
+    assert resumed.model.peft_config["default"].sora_lambda == sora_lambda
+    assert torch.equal(all_trained(resumed), all_trained(unbroken))
+    assert (gates(resumed) == 0).any()
+
+
+def test_more_steps_on_resume_keep_lambda_and_warn(make):
+    first = make("first")
+    first.train()
+    sora_lambda = first.model.peft_config["default"].sora_lambda
+    longer = make("longer", max_steps=12)
+    with pytest.warns(UserWarning, match=rf"planned steps changed from 8 to 12; keeping lambda={sora_lambda}"):
+        longer.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-4")
+    assert longer.model.peft_config["default"].sora_lambda == sora_lambda
+
+
+def test_a_checkpoint_from_before_the_callback_goes_on(make):
+    plain = make("plain", callbacks=[])
+    plain.model.base_model.shrinks = True  # nothing to warn of
+    plain.train()
+    resumed = make("resumed")
+    resumed.train(resume_from_checkpoint=f"{plain.args.output_dir}/checkpoint-4")
+    fresh = make("fresh")
+    fresh.train()
+    lambdas = [t.model.peft_config["default"].sora_lambda for t in (resumed, fresh)]
+    assert lambdas[0] == lambdas[1]
+
+
+def test_a_second_training_begins_anew(make):
+    trainer = make()
+    trainer.train()
+    first = trainer.model.peft_config["default"].sora_lambda
+    trainer.args.max_steps = 2 * STEPS
+    trainer.train()
+    assert trainer.model.peft_config["default"].sora_lambda < first
+
+
+def test_weight_decay_on_gates_is_refused_and_groups_are_the_way_out(make):
+    with pytest.raises(ConfigError, match=r"weight_decay=0\.01; gates need their own group"):
+        make(weight_decay=0.01).train()
+
+    def own_groups(model):
+        return torch.optim.AdamW(qpeft.param_groups(model, lr=0.02, weight_decay=0.01)), None
+
+    trainer = make(optimizers=own_groups, config={"gate_lr_mult": 10.0})
+    trainer.train()
+    assert (gates(trainer) == 0).any()
+
+
+def test_another_model_is_refused(make, adapters, gpt2):
+    ready = make()
+    trainer = Trainer(
+        model=adapters.qpa(gpt2), args=ready.args, train_dataset=ready.train_dataset, callbacks=[qpeft.SoRACallback()]
+    )
+    with pytest.raises(ConfigError, match="SoRACallback is for a model with a SoRA adapter"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_bf16_and_activation_checkpointing(make, reentrant):
+    trainer = make(
+        bf16=True, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": reentrant}
+    )
+    trainer.train()
+    assert (gates(trainer) == 0).any()
+    assert gates(trainer).dtype == torch.float32
