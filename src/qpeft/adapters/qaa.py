@@ -176,8 +176,9 @@ class QAAModel(BaseTuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         state = super()._get_adapter_state_dict(model, config, adapter_name, state_dict, unwanted_adapter_names)
-        once = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
-        return {name: tensor for name, tensor in state.items() if name in once}
+        again = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        again -= {name for name, _ in model.named_parameters()}
+        return {name: tensor for name, tensor in state.items() if name not in again}
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
