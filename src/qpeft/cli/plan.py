@@ -29,9 +29,7 @@ def plan(
     preset: PresetOption = None,
     num_labels: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", min=2, help="Classes of a classification. Default: as many as the base has."
-        ),
+        typer.Option(metavar="N", min=2, help="Classes of a classification. Default: as many as the base has."),
     ] = None,
 ) -> Answer:
     """Count what a method will train, deploy and store, before any work.
