@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from classification_rows import ROWS
+from classification_rows import BASELINE
 from qpeft.demo import base_path
 from qpeft.training import TrainSettings, train
 from qpeft.training.base import load_model, load_tokenizer
@@ -24,6 +24,10 @@ import digits
 
 Arrays = dict[str, np.ndarray]
 
+_MAIN = (BASELINE, "LoRA r=4", "QPA r=4")
+_CIFAR10 = (*_MAIN, "Quantum-PEFT r=8", "QPA r=4, no feature", "Quantum-PEFT r=8, signs for CZ")
+_DIGITS = (*_CIFAR10, "Quantum-PEFT r=8, framed", "LoRA r=1", "bottleneck of 8")
+_SST2 = (*_MAIN, "Quantum-PEFT r=32, 4 layers")
 _CUT_OUTS = 8  # random views of each image that the base learns from
 _EDGE = 4  # pixels by which a view is shifted at most
 
@@ -50,7 +54,7 @@ def digits_part(folder: Path) -> Part:
     with np.load(folder / "high-train.npz") as train_file, np.load(folder / "high-test.npz") as test_file:
         write_images(folder, dict(train_file), dict(test_file))
     base = digits.train_base(folder, steps=300)
-    return Part("image-classification", base, folder, ".npz", {"batch_size": 32}, 200, 200, tuple(ROWS))
+    return Part("image-classification", base, folder, ".npz", {"batch_size": 32}, 200, 200, _DIGITS)
 
 
 def cifar10_part(folder: Path, source: Path, steps: int = 1500) -> Part:
@@ -75,8 +79,7 @@ def cifar10_part(folder: Path, source: Path, steps: int = 1500) -> Part:
         eval_every=steps,
         out=str(folder / "base"),
     )
-    rows = tuple(ROWS)[:7]
-    return Part("image-classification", train(base).exported, folder, ".npz", {"batch_size": 16}, 600, 300, rows)
+    return Part("image-classification", train(base).exported, folder, ".npz", {"batch_size": 16}, 600, 300, _CIFAR10)
 
 
 def sst2_part(folder: Path, source: Path) -> Part:
@@ -100,7 +103,7 @@ def sst2_part(folder: Path, source: Path) -> Part:
         out=str(folder / "base"),
     )
     options = {"batch_size": 16, "seq_len": 64}
-    return Part("text-classification", train(base).exported, folder, ".tsv", options, 800, 500, tuple(ROWS)[:6])
+    return Part("text-classification", train(base).exported, folder, ".tsv", options, 800, 500, _SST2)
 
 
 def sentences(file: Path) -> list[str]:

@@ -30,6 +30,7 @@ ROWS = {
         "quantum_peft", {**_QUANTUM_PEFT, "entangler": "signs"}, like="Quantum-PEFT r=8"
     ),
     "Quantum-PEFT r=8, framed": Row("quantum_peft", {**_QUANTUM_PEFT, "frame": "gradient"}, _RATES),
+    "Quantum-PEFT r=32, 4 layers": Row("quantum_peft", {"r": 32, "n_layers": 4, **_ALPHA}, _RATES),
     "LoRA r=1": Row("lora", {"r": 1, **_ALPHA}, _RATES),
     "bottleneck of 8": Row("bottleneck", {"bottleneck_size": 8}, (2e-3, 5e-3, 2e-2)),
 }
