@@ -97,7 +97,8 @@ def _check_generator(method: str, generator: dict[str, Any]) -> None:
         return
     names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
     owners = {key: group for key, group in _GENERATORS.items() if set(foreign) & {f.name for f in group}}
-    whose = " and ".join(f"{group.owner}'s" for group in owners.values())
+    *first, last = (f"{group.owner}'s" for group in owners.values())
+    whose = f"{', '.join(first)} and {last}" if first else last
     raise ConfigError(
         f"{names}: settings of {whose} generator, which method {method} has not; use --method {' or '.join(owners)}"
     )
