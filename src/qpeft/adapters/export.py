@@ -115,8 +115,8 @@ def _verify(
         return None
     slots = holder.binding(adapter_name).slots
     halves = any(slot.widens and slot.dtype in (torch.float16, torch.bfloat16) for slot in slots)
-    stock = stock_folder.load_stock(model, folder, autocast_adapter_dtype=not halves)
     inputs = dict(probe) if probe is not None else probe_inputs(model)
+    stock = stock_folder.load_stock(model, folder, inputs, autocast_adapter_dtype=not halves)
     _activate(holder, model, [adapter_name])
     model.eval()
     live = stock_folder.scores(model, inputs)

@@ -190,9 +190,9 @@ def _verify(
 ) -> dict[str, Any]:
     if any(p.is_meta for p in model.parameters()):
         return {"max_logit_difference": None, "max_logit_change": None}
-    full = sites[0].layer.lora_A[adapter_name].weight.dtype == torch.float32
-    stock = stock_folder.load_stock(model, folder, autocast_adapter_dtype=full)
     inputs = dict(probe) if probe is not None else probe_inputs(model)
+    full = sites[0].layer.lora_A[adapter_name].weight.dtype == torch.float32
+    stock = stock_folder.load_stock(model, folder, inputs, autocast_adapter_dtype=full)
     model.base_model.set_adapter([adapter_name])
     model.eval()
     live = stock_folder.scores(model, inputs)

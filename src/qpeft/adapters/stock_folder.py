@@ -71,8 +71,10 @@ def tied_target(model: Any) -> str | None:
     return None
 
 
-def load_stock(model: Any, folder: Path, *, autocast_adapter_dtype: bool = True) -> Any:
+def load_stock(model: Any, folder: Path, inputs: Mapping[str, Tensor], *, autocast_adapter_dtype: bool = True) -> Any:
     """The folder's adapter under stock PEFT, on a base that shares every weight with the live model's."""
+    if any(getattr(parameter, "CB", None) is not None for parameter in model.parameters()):
+        scores(model, inputs)  # bitsandbytes moves weights of 8 bits at their first use, out of a copy's sight
     config = PeftConfig.from_pretrained(str(folder))
     if isinstance(getattr(config, "init_lora_weights", None), str):
         # an initialisation (PiSSA, OLoRA, ...) would take its part out of the base once more

@@ -1,0 +1,129 @@
+"""A run of SoRA: its folders, its numbers, killed and resumed to the bit, its commands."""
+
+import json
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+import qpeft
+from qpeft.errors import ConfigError
+from qpeft.training import TrainSettings, train
+from qpeft.training.progress import Silent
+
+WIDTHS = 2 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))
+R = 4
+
+
+class Killed(BaseException):
+    """Stands in for kill -9: nothing that handles errors may see it."""
+
+
+class KillAt(Silent):
+    def __init__(self, step):
+        self._step = step
+
+    def on_step(self, step, loss):
+        if step == self._step:
+            raise Killed
+
+
+@pytest.fixture
+def settings(tiny_model, text_file, tmp_path):
+    def make(out="run", shrink_budget=0.3, **changes):
+        method_settings = {"r": R, "shrink_budget": shrink_budget, **changes.pop("method_settings", {})}
+        return TrainSettings(
+            model=str(tiny_model),
+            data=str(text_file),
+            out=str(tmp_path / out),
+            method="sora",
+            method_settings=method_settings,
+            **{"steps": 8, "lr": 0.1, "batch_size": 4, "seq_len": 16, "eval_blocks": 8, "save_every": 3, **changes},
+        )
+
+    return make
+
+
+def weights(result):
+    return load_file(result.adapter / "adapter_model.safetensors")
+
+
+def test_run_folder_and_its_numbers(settings, tiny_model):
+    result = train(settings())
+    assert result.after.loss < result.before.loss
+    assert result.trainable == R * WIDTHS + 8 * R
+    record = json.loads((result.exported / "qpeft.json").read_text())
+    assert 0 < record["n_zero"] < 8 * R
+    assert result.deployed == record["n_deployed"] < R * WIDTHS
+    ids = torch.arange(20).view(2, 10)
+    ours = qpeft.load(AutoModelForCausalLM.from_pretrained(tiny_model), result.adapter).eval()(input_ids=ids).logits
+    stock = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), result.exported).eval()
+    torch.testing.assert_close(stock(input_ids=ids).logits, ours, atol=1e-6, rtol=1e-6)
+    card = (result.out / "README.md").read_text(encoding="utf-8")
+    assert "the adapter with its gates" in card
+    assert "it loads with PEFT alone" in card
+
+
+def test_killed_and_resumed_equals_unbroken(settings):
+    unbroken = train(settings("unbroken"))
+    with pytest.raises(Killed):
+        train(settings("killed"), KillAt(5))
+    resumed = train(settings("killed"))
+    ours, theirs = weights(unbroken), weights(resumed)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    gates = torch.cat([value for name, value in ours.items() if name.endswith("sora_gate")])
+    assert (gates == 0).any()
+    lambdas = [json.loads((r.adapter / "adapter_config.json").read_text())["sora_lambda"] for r in (unbroken, resumed)]
+    assert lambdas[0] == lambdas[1]
+
+
+def test_weight_decay_spares_the_gates_and_their_rate_is_their_own(settings):
+    result = train(settings(weight_decay=0.1, lr=0.02, method_settings={"gate_lr_mult": 5.0}))
+    rates = [0.02 * 5 * rate for rate in (0, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7)]
+    config = json.loads((result.adapter / "adapter_config.json").read_text())
+    assert config["sora_lambda"] == pytest.approx(0.3 / sum(rates))
+
+
+@pytest.mark.filterwarnings("ignore:SoRA. lambda=.* exceeds 1:UserWarning")
+def test_a_run_that_shrinks_everything_says_so_and_has_no_export(settings):
+    with pytest.warns(UserWarning, match="every gate of SoRA is zero, so that there is no adapter to export"):
+        result = train(settings(shrink_budget=10.0))
+    assert (result.deployed, result.exported_bytes) == (0, 0)
+    assert not result.exported.exists()
+    assert result.after.loss == result.before.loss
+    assert "its gates are all zero" in (result.out / "README.md").read_text(encoding="utf-8")
+
+
+def test_bad_settings_are_refused_before_any_work(settings, tmp_path):
+    with pytest.raises(ConfigError, match="Give either shrink_budget or sparse_lambda, not both"):
+        train(settings(method_settings={"sparse_lambda": 0.1}))
+    with pytest.raises(ConfigError, match="unknown setting of method sora: 'sora_lambda'"):
+        train(settings(method_settings={"sora_lambda": 0.1}))
+    assert not (tmp_path / "run").exists()
+
+
+def test_commands(settings, tmp_path):
+    from qpeft.cli.app import build
+
+    def command(*words):
+        answer = CliRunner().invoke(build(), [*map(str, words), "--json"])
+        assert answer.exit_code == 0, answer.output
+        return json.loads(answer.stdout)
+
+    run = settings(method_settings={"export_tol": 0.3})
+    result = train(run)
+    exported = command("export", result.out, "--out", tmp_path / "out")
+    assert exported["n_deployed"] == result.deployed
+    assert exported["n_dropped"] > exported["n_zero"] > 0
+    assert exported["max_logit_difference"] <= 1e-6
+    scored = command("evaluate", "--adapter", result.out, "--data", run.data, "--seq-len", "16")
+    assert scored["adapted"]["perplexity"] < scored["base"]["perplexity"]
+    flags = ("--r", R, "--shrink-budget", "0.5", "--gate-init", "ones", "--gate-lr-mult", "2", "--export-tol", "0.01")
+    planned = command("plan", "--model", run.model, "--method", "sora", *flags)
+    assert planned["trainable"] == result.trainable
+    refused = CliRunner().invoke(build(), ["plan", "--model", run.model, "--method", "lora", "--shrink-budget", "1"])
+    assert refused.exit_code == 2
