@@ -67,7 +67,7 @@ def test_a_part_to_train_on_needs_one_to_be_scored_on_where_it_is_asked_for(read
     folder = tmp_path / "animals"
     folder_of(folder / "train", each=4)
     assert len(read(folder).evaluation) == 2  # held out
-    with pytest.raises(DataError, match="has train/ and none of validation, val, test beside it"):
+    with pytest.raises(DataError, match="has train/ and none of validation, valid, val, test, testing beside"):
         load_images(str(folder), "validation", "label")
 
 
@@ -296,3 +296,45 @@ def test_virtual_tokens_are_not_for_images(method):
     settings = TrainSettings(task="image-classification", model="m", data="d", out="o", method=method)
     with pytest.raises(ConfigError, match="images have none"):
         settings.check()
+
+
+def test_sixteen_bits_become_eight(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    shown = np.asarray(open_image(tmp_path / "ramp.png", "L"))
+    assert np.array_equal(shown, (ramp // 257).astype(np.uint8))
+    assert len(np.unique(shown)) == 256
+
+
+def test_images_of_floats_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tmp_path / "a.tiff")
+    with pytest.raises(DataError, match=r"a\.tiff.*float32 from 0\.5 to 0\.5, not 8 or 16 bits"):
+        open_image(tmp_path / "a.tiff", "L")
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert open_image(tmp_path / "a.jpg", "RGB").size == (20, 40)
+
+
+@pytest.mark.parametrize(("train", "evaluation"), [("Training", "Testing"), ("TRAIN", "Valid")])
+def test_parts_may_have_their_other_usual_names(tmp_path, train, evaluation):
+    folder_of(tmp_path / "data" / train)
+    folder_of(tmp_path / "data" / evaluation, each=1)
+    assert has_validation_images(str(tmp_path / "data"))
+    assert [name for _, name in load_images(str(tmp_path / "data"), "validation", "label")] == ["cat", "dog"]
+
+
+def test_a_folder_of_data_sets_is_no_data_set(tmp_path):
+    folder_of(tmp_path / "birds")
+    folder_of(tmp_path / "fish")
+    with pytest.raises(DataError, match=r"birds has images only in its sub-folders \(cat, dog\): is it a class"):
+        load_images(str(tmp_path), "train", "label")
+
+
+def test_names_as_bytes(tmp_path):
+    images, labels = np.zeros((4, 2, 2), np.uint8), np.array([0, 1, 0, 1])
+    file = arrays(tmp_path / "a.npz", images=images, labels=labels, names=np.array([b"cat", b"dog"]))
+    assert [name for _, name in load_images(str(file), "train", "label")] == ["cat", "dog", "cat", "dog"]

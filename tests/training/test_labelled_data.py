@@ -240,3 +240,10 @@ def test_labels_as_a_config_knows_them():
         "id2label": {0: "x", 1: "y"},
         "label2id": {"x": 0, "y": 1},
     }
+
+
+def test_a_header_of_other_names_is_no_example(read, tmp_path):
+    file = tmp_path / "a.tsv"
+    file.write_text("sentence\tclass\n" + "so good\tpos\nso bad\tneg\n" * 3)
+    with pytest.raises(DataError, match="the first line, 'sentence' and 'class', looks like the names of the columns"):
+        read(file)

@@ -85,10 +85,22 @@ def load_stock(model: Any, folder: Path, inputs: Mapping[str, Tensor], *, autoca
 
 
 def scores(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-    """The logits, or the first output of a model without a head."""
-    with torch.no_grad():
+    """The logits, or the first output of a model without a head, in the precision of the weights."""
+    device = next(model.parameters()).device.type
+    with torch.no_grad(), _without_mixed_precision(model), torch.autocast(device, enabled=False):
         output = model(**inputs)
     return output.logits if hasattr(output, "logits") else output[0]
+
+
+@contextmanager
+def _without_mixed_precision(model: nn.Module) -> Iterator[None]:
+    """Within: the model's own forward, without the autocast that accelerate wraps around it for a training in bf16."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped
 
 
 def tolerance(live: Tensor, *, same_shapes: bool = True) -> float:

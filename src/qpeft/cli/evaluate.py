@@ -45,9 +45,10 @@ def evaluate(
         ),
     ] = False,
 ) -> Answer:
-    """Score a text: perplexity, nats a token, bits a byte, for the base and with an adapter.
+    """Score data, for the base and with an adapter: a text by its perplexity, a classification by its accuracy.
 
-    All of the text is scored. Prompts are read and not scored. The score is the same for every batch size.
+    All of a text is scored: perplexity, nats a token, bits a byte. Prompts are read and not scored. The score is the
+    same for every batch size.
 
     The adapter of a classification is scored by its accuracy, with a 95 % interval; so is the base, if it has a head
     for the same classes.

@@ -64,6 +64,8 @@ def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 
     if context is None:
         return seq_len or _LONGEST_DEFAULT
     room = context - reserved
+    if room < 2:
+        raise ConfigError(f"{reserved} virtual tokens leave no room in the model's context of {context}; take fewer")
     if seq_len is None:
         return min(room, _LONGEST_DEFAULT)
     if seq_len > room:

@@ -138,7 +138,19 @@ def _read_tsv(file: Path, headerless: Sequence[str]) -> list[Row]:
             raise DataError(
                 f"{file}, line {number}: {len(fields)} fields between tabs, not {len(names)} ({', '.join(names)})"
             )
+    if not has_header:
+        _refuse_strange_header(file, body)
     return [dict(zip(names, fields, strict=True)) for fields in body]
+
+
+def _refuse_strange_header(file: Path, lines: Sequence[Sequence[str]]) -> None:
+    """A first line whose label stands nowhere else names columns, rather than an example of a class of its own."""
+    labels = [fields[-1] for fields in lines]
+    if len(labels) > 2 and labels[0] not in labels[1:]:
+        raise DataError(
+            f"{file}: the first line, {' and '.join(map(repr, lines[0]))}, looks like the names of the columns; name "
+            "them with text_column and label_column, or remove the line"
+        )
 
 
 def _root_cause(error: BaseException) -> str:

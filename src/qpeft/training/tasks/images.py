@@ -1,6 +1,6 @@
 """Where images come from: folders, arrays, hub data sets; each is decoded once when read, so that bad ones are found.
 
-A folder has a sub-folder of images for each class, or has those in `train/` and `validation/` (`val/`, `test/`). An
+A folder has a sub-folder of images for each class, or has those in `train/` and `validation/` (or `test/`, ...). An
 .npz has `images` uint8 (n, h, w) or (n, h, w, c), `labels` whole numbers (n,), and may have `names`, the classes'
 names in the order of the numbers. Nothing is unpickled.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-_PARTS = {"train": ("train",), "validation": ("validation", "val", "test")}
+_PARTS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "test", "testing")}
 _COLUMNS = ("image", "img")
 
 
@@ -54,17 +54,32 @@ def has_validation_images(source: str) -> bool:
 
 
 def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
-    """The image in a mode of PIL: "L" is grey, "RGB" has colours. Raises DataError if it cannot be decoded."""
-    from PIL import Image, UnidentifiedImageError
+    """The image, upright, in a mode of PIL: "L" is grey, "RGB" has colours; 16 bits become 8.
+
+    Raises DataError if it cannot be decoded.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         if isinstance(content, np.ndarray):
             return Image.fromarray(content).convert(mode)
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return image.convert(mode)
+            return _in_eight_bits(ImageOps.exif_transpose(image)).convert(mode)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         name = content if isinstance(content, Path) else "an image"
         raise DataError(f"cannot read {name}: {error}; repair or remove it") from error
+
+
+def _in_eight_bits(image: Image) -> Image:
+    """PIL itself would cut off 16 bits at 255, and floats at 0 and 255."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    import PIL.Image
+
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError(f"its values are {values.dtype} from {values.min()} to {values.max()}, not 8 or 16 bits")
+    return PIL.Image.fromarray((values // 257 if values.max() > 255 else values).astype(np.uint8))
 
 
 def image_bytes(content: np.ndarray | Path | bytes) -> bytes:
@@ -75,7 +90,8 @@ def image_bytes(content: np.ndarray | Path | bytes) -> bytes:
 
 
 def _part(folder: Path, split: str) -> Path | None:
-    return next((folder / name for name in _PARTS[split] if (folder / name).is_dir()), None)
+    here = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()}
+    return next((here[name] for name in _PARTS[split] if name in here), None)
 
 
 def _folder(path: Path, split: str) -> list[Labelled]:
@@ -85,6 +101,12 @@ def _folder(path: Path, split: str) -> list[Labelled]:
     rows: list[Labelled] = []
     for folder in sorted(entry for entry in found.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        if files and not any(file.parent == folder for file in files):
+            inside = ", ".join(sorted({file.relative_to(folder).parts[0] for file in files})[:5])
+            raise DataError(
+                f"{folder} has images only in its sub-folders ({inside}): is it a class? Name one folder that has a "
+                "sub-folder for each class, or train/ and validation/ with those in them"
+            )
         rows += [(file, folder.name) for file in files]
     if not rows:
         names = ", ".join(sorted(entry.name for entry in found.iterdir())[:5]) or "nothing"
@@ -135,6 +157,8 @@ def _names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> list[str
         return [str(label) for label in labels]
     if names.ndim != 1 or labels.min() < 0 or labels.max() >= len(names):
         raise DataError(f"{path}: labels run from {labels.min()} to {labels.max()}, and names has shape {names.shape}")
+    if names.dtype.kind == "S":  # as bytes, the names of CIFAR's own files
+        names = np.char.decode(names, "utf-8")
     return [label_name(str(names[label]), f"{path}, label {label}") for label in labels]
 
 

@@ -1,0 +1,62 @@
+"""An export straight after a training in bf16: the trainer leaves autocast around the model's forward."""
+
+import pytest
+import torch
+from trl import SFTConfig, SFTTrainer
+
+import qpeft
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+@pytest.mark.parametrize("method", ["qpa", "attached"])
+def test_after_a_trainer(llama, ids, adapters, tmp_path, method):
+    from peft import IA3Config, get_peft_model
+    from transformers import Trainer, TrainingArguments
+
+    generator = {"chunk_size": 16, "hidden": (6, 5), "n_layers": 3}
+    if method == "qpa":
+        model = adapters.qpa(llama)
+    else:
+        model = qpeft.attach(
+            get_peft_model(llama, IA3Config(task_type="CAUSAL_LM")), qpeft.QPAGeneratorConfig(**generator)
+        )
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(50, (8, 8))]
+    arguments = TrainingArguments(
+        str(tmp_path / "run"), max_steps=2, bf16=True, use_cpu=True, report_to="none", save_strategy="no",
+        disable_tqdm=True, dataloader_pin_memory=False,
+    )  # fmt: skip
+    Trainer(model, arguments, train_dataset=rows).train()
+    assert "forward" in model.__dict__  # what accelerate put around it
+    report = qpeft.export(model, tmp_path / "exported")
+    assert report.max_logit_difference <= 1e-6
+    assert "forward" in model.__dict__
+
+
+def test_the_way_of_the_page_on_trainers(tmp_path):
+    """SFTTrainer with its defaults, bf16 among them, on prompts and completions; then save and export."""
+    from datasets import Dataset
+
+    import qpeft.demo
+
+    rows = [{"prompt": f"Return the number {i}", "completion": f" as {i}."} for i in range(8)]
+    trainer = SFTTrainer(
+        str(qpeft.demo.base_path()),
+        args=SFTConfig(
+            output_dir=str(tmp_path / "run"),
+            learning_rate=1e-3,
+            max_steps=2,
+            report_to="none",
+            use_cpu=True,
+            save_strategy="no",
+            dataloader_pin_memory=False,
+            disable_tqdm=True,
+            max_length=64,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        peft_config=qpeft.QPAConfig(r=4, budget=0.5, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "adapter"))
+    report = qpeft.export(trainer.model, tmp_path / "exported")
+    assert report.max_logit_difference <= 1e-6
