@@ -10,9 +10,9 @@ after reading the sentences without labels, learn whether a sentence of a film r
 
 Every run trains a new head; all but one train an adapter beside it, on all linear maps of the base. In a part all have
 the same steps, batches in the same order, and starts that the seed alone decides. The learning rate of a row is the
-best of its own (three; four for the head alone) on a validation split of the training data with seed 100; a control
-takes the rate of the row that it controls. Then the seeds 0, 1, 2 train on all training data and are scored on the test
-data once. One thread. Run again, the same command goes on; a finished run is not trained again.
+best of its own (three; four for the head alone) on a validation split of the training data with seed 100, in runs that
+may be shorter; a control takes the rate of the row that it controls. Then the seeds 0, 1, 2 train on all training data
+and are scored on the test data. One thread. Run again, the same command goes on; a finished run is not trained again.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ Arrays = dict[str, np.ndarray]
 _MAIN = (BASELINE, "LoRA r=4", "QPA r=4")
 _CIFAR10 = (*_MAIN, "Quantum-PEFT r=8", "QPA r=4, no feature", "Quantum-PEFT r=8, signs for CZ")
 _DIGITS = (*_CIFAR10, "Quantum-PEFT r=8, framed", "LoRA r=1", "bottleneck of 8")
-_SST2 = (*_MAIN, "Quantum-PEFT r=32, 4 layers")
+_SST2 = (*_MAIN, "Quantum-PEFT r=32", "QPA r=4, no feature", "Quantum-PEFT r=32, signs for CZ")
 _CUT_OUTS = 8  # random views of each image that the base learns from
 _EDGE = 4  # pixels by which a view is shifted at most
 

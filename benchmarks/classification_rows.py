@@ -18,6 +18,7 @@ _RATES = (1e-3, 2e-3, 5e-3)
 _ALPHA = {"lora_alpha": 16}
 _QPA = {"r": 4, **_ALPHA}
 _QUANTUM_PEFT = {"r": 8, **_ALPHA}
+_WIDE = {"r": 32, "n_layers": 4, **_ALPHA}
 
 BASELINE = "head alone"
 ROWS = {
@@ -30,7 +31,8 @@ ROWS = {
         "quantum_peft", {**_QUANTUM_PEFT, "entangler": "signs"}, like="Quantum-PEFT r=8"
     ),
     "Quantum-PEFT r=8, framed": Row("quantum_peft", {**_QUANTUM_PEFT, "frame": "gradient"}, _RATES),
-    "Quantum-PEFT r=32, 4 layers": Row("quantum_peft", {"r": 32, "n_layers": 4, **_ALPHA}, _RATES),
+    "Quantum-PEFT r=32": Row("quantum_peft", _WIDE, _RATES),
+    "Quantum-PEFT r=32, signs for CZ": Row("quantum_peft", {**_WIDE, "entangler": "signs"}, like="Quantum-PEFT r=32"),
     "LoRA r=1": Row("lora", {"r": 1, **_ALPHA}, _RATES),
     "bottleneck of 8": Row("bottleneck", {"bottleneck_size": 8}, (2e-3, 5e-3, 2e-2)),
 }
