@@ -25,6 +25,7 @@ docs: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/circuit_speed.py
 	$(BIN)/python benchmarks/columns_speed.py
+	$(BIN)/python benchmarks/amplitude_speed.py
 	$(BIN)/python benchmarks/training_step.py
 
 format: $(VENV)/.installed-dev
