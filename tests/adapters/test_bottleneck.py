@@ -367,3 +367,9 @@ def test_saved_folder_says_that_it_needs_qpeft(gpt2, tmp_path):
     assert "KeyError: 'QPEFT_BOTTLENECK'" in card
     assert "import qpeft" in card
     assert "[More Information Needed]" not in card
+
+
+def test_rows_of_a_batch_have_one_adapter(gpt2, ids):
+    model = adapted(gpt2)
+    with pytest.raises(ConfigError, match="adapter_names gives each row"):
+        model(input_ids=ids, adapter_names=["default", "default", "default"])

@@ -511,3 +511,10 @@ def test_qpa_generates_it(gpt2, ids, adapters, settings, tmp_path):
     assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
     with pytest.raises(ConfigError, match="a QAA adapter cannot be written as a stock PEFT adapter"):
         qpeft.export(model, tmp_path / "exported")
+
+
+def test_rows_of_a_batch_have_one_adapter(llama, ids):
+    model = adapted(llama)
+    model.add_adapter("b", copy.deepcopy(model.peft_config["default"]))
+    with pytest.raises(ConfigError, match="adapter_names gives each row"):
+        model(input_ids=ids, adapter_names=["default", "b", "default"])

@@ -316,3 +316,17 @@ def test_sharded_gates_are_refused():
     model.base_model.model[0].sora_gate._is_fsdp_managed_module = True
     with pytest.raises(TrainingError, match="SoRA gates are sharded by the optimiser wrapper; exclude"):
         attach(torch.optim.SGD(model.parameters(), lr=0.1), model, steps=5)
+
+
+def test_a_schedule_that_cannot_be_rehearsed_is_refused():
+    model = tiny(shrink_budget=1.0)
+    optimiser = torch.optim.SGD(qpeft.param_groups(model, lr=0.1), lr=0.1)
+    schedule = torch.optim.lr_scheduler.ChainedScheduler([torch.optim.lr_scheduler.ConstantLR(optimiser)])
+    with pytest.raises(ConfigError, match="pass sparse_lambda instead"):
+        attach(optimiser, model, steps=4, schedule=schedule)
+
+
+def test_no_hook_is_missed_where_no_gate_shall_shrink(recwarn):
+    model = tiny(sparse_lambda=0.0).train()
+    model(torch.ones(2, next(model.parameters()).shape[-1]))
+    assert not [w for w in recwarn if "no threshold hook" in str(w.message)]

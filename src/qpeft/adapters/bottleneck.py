@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from qpeft.adapters import model_card
 from qpeft.adapters.bottleneck_targets import find_width, settle_targets
 from qpeft.adapters.generated_config import MethodName, own_copy
+from qpeft.adapters.stock_form import OneAdapterABatch
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.generators.checks import is_count
 from qpeft.generators.seeded_start import SeededStart
@@ -143,7 +144,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return x
 
 
-class BottleneckModel(BaseTuner):
+class BottleneckModel(OneAdapterABatch, BaseTuner):
     """The tuner that PEFT builds for a BottleneckConfig."""
 
     prefix = "bottleneck_"

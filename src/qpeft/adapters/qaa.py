@@ -25,6 +25,7 @@ from qpeft.adapters import model_card
 from qpeft.adapters.generated_config import MethodName, own_copy
 from qpeft.adapters.generator_state import check_tensors
 from qpeft.adapters.qaa_targets import settle_targets, sizes, written_slices
+from qpeft.adapters.stock_form import OneAdapterABatch
 from qpeft.errors import ConfigError, NotMergeableError
 from qpeft.generators.qaa import QAABranch
 from qpeft.generators.qaa_features import make_features
@@ -115,7 +116,7 @@ class QAALayer(nn.Module, BaseTunerLayer):
         return y
 
 
-class QAAModel(BaseTuner):
+class QAAModel(OneAdapterABatch, BaseTuner):
     """The tuner that PEFT builds for a QAAConfig."""
 
     prefix = "qaa_"

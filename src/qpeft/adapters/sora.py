@@ -166,7 +166,8 @@ class SoRAModel(LoraModel):
     @torch.compiler.disable()
     def _warn_of_no_threshold(self) -> None:
         configs: Any = self.peft_config
-        if any(configs[name].shrink_budget != 0 for _, name, gate in self.gates() if gate.requires_grad):
+        wanted = (configs[name] for _, name, gate in self.gates() if gate.requires_grad)
+        if any(config.sparse_lambda or config.shrink_budget for config in wanted):
             self.shrinks = True  # once is enough
             warnings.warn(
                 "SoRA: no threshold hook is attached; gates will not become zero. Use qpeft.SoRACallback.",

@@ -147,7 +147,7 @@ def _settle_lambda(config: Any, optimizer: Optimizer, group: int, steps: int | N
             warnings.warn(
                 f"SoRA: planned steps changed from {config.planned_steps} to {steps}; keeping lambda={kept} from the "
                 "checkpoint.",
-                stacklevel=4,
+                stacklevel=1,  # booked to qpeft, whose warnings the command line shows
             )
         return
     if config.sparse_lambda is not None:
@@ -159,7 +159,7 @@ def _settle_lambda(config: Any, optimizer: Optimizer, group: int, steps: int | N
         warnings.warn(
             f"SoRA: lambda={config.sora_lambda:.4g} exceeds 1; with Adam-type optimisers the threshold can outweigh "
             "any gradient and remove every rank.",
-            stacklevel=4,
+            stacklevel=1,
         )
 
 
@@ -183,7 +183,7 @@ def planned_rates(optimizer: Optimizer, group: int, steps: int, schedule: Any) -
         return [base * factor(step * stride) for step in range(steps)]
     try:
         return _rehearse(schedule, group, steps, stride)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             "shrink_budget needs a schedule that can be evaluated in advance; pass sparse_lambda instead."
         ) from error
