@@ -5,6 +5,7 @@ import json
 import pytest
 
 from qpeft.cli.method import method_settings
+from qpeft.training.settings import TrainSettings
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:fan_in_fan_out:UserWarning", "ignore:angles can hardly move:UserWarning"
@@ -52,15 +53,16 @@ def test_a_shared_option_reaches_the_method_that_is_chosen(qpeft_cli, base_folde
 
 
 def test_presets_are_the_methods_own():
-    taylor = method_settings("quantum_peft", "paper_taylor", {}, {"taylor_order": 12})
+    run = TrainSettings(model="m", data="d", out="o", method="quantum_peft")
+    taylor = method_settings(run, "paper_taylor", {}, {"taylor_order": 12})
     assert taylor["lie_map"] == "taylor"
     assert taylor["taylor_order"] == 12
-    pauli = method_settings("quantum_peft", "paper_pauli", {"r": 2}, {})
+    pauli = method_settings(run, "paper_pauli", {"r": 2}, {})
     assert (pauli["r"], pauli["n_layers"], pauli["columns"], pauli["construction"]) == (2, 1, "first", "qsd_full")
 
 
 def test_help_explains_a_shared_option_for_each_method(qpeft_cli):
     text = " ".join(qpeft_cli("train", "--help", env={"COLUMNS": "80"}).stdout.split())
-    assert "QPA and Quantum-PEFT --n-layers N QPA: Circuit layers L;" in text
-    assert "[default: 8] Quantum-PEFT: Circuit layers L; family pauli. [default: 2]" in text
+    assert "QPA and Quantum-PEFT and QAA --n-layers N QPA: Circuit layers L;" in text
+    assert "[default: 8] Quantum-PEFT: Circuit layers L; family pauli. [default: 2] QAA: Circuit layers L," in text
     assert text.count("--n-layers") == text.count("--angle-scale") == 1
