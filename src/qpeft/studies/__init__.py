@@ -1,0 +1,1 @@
+"""What several trainings say together: the comparison of methods."""

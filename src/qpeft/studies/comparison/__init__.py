@@ -1,0 +1,1 @@
+"""One question, many trainings: equal data and steps, tuned rates, seeds, controls, and what can be said of them."""
