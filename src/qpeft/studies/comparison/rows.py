@@ -1,11 +1,12 @@
 """Result rows: one JSON file per cell, whole or absent; everything else is made from them.
 
     DIR/rows/STUDY/METHOD/CONFIG_HASH/seed0.json        a training with one seed (roles main, equal_budget, control)
-                                      seed1000.json     a trial of a learning rate (role tuning)
+                                      lr0.001.json      a trial of a learning rate (role tuning)
                                       cost.json         time and memory, measured alone on the machine (role cost)
 
 A row has the keys of `empty_row`. Numbers stand at full precision; NaN and infinity are null, and every null figure of
-`quality`, `cost` and `capacity` has its reason under `null_reasons`, by dotted name.
+`quality`, `cost` and `capacity` has its reason under `null_reasons`, by dotted name. The hash is over the method's
+config with its grid of rates, the base, the data and the training, so that a change never meets an old row.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def empty_row(cell_id: str, study: str, method: str, role: str, seed: int) -> Ro
 
 
 def row_path(folder: Path, study: str, method: str, config_hash: str, name: str) -> Path:
-    """Where the row called `name` ("seed0", "cost") lies under the study's folder."""
+    """Where the row called `name` ("seed0", "lr0.001", "cost") lies under the study's folder."""
     return folder / "rows" / study / method / config_hash / f"{name}.json"
 
 
