@@ -36,6 +36,9 @@ METHODS = {
     "dora": Method("peft:LoraConfig", {**_ALL_LINEAR, "use_dora": True}),
     "ia3": Method("peft:IA3Config"),  # PEFT knows the right modules by the model's type
     "vera": Method("peft:VeraConfig", _ALL_LINEAR),
+    "uni_lora": Method("peft:UniLoraConfig", _ALL_LINEAR),
+    "tiny_lora": Method("peft:TinyLoraConfig", _ALL_LINEAR),
+    "fourierft": Method("peft:FourierFTConfig", _ALL_LINEAR),
     "prefix": Method("peft:PrefixTuningConfig", {"num_virtual_tokens": 10}),
     "prompt": Method("peft:PromptTuningConfig", {"num_virtual_tokens": 10}),
     "loha": Method("peft:LoHaConfig", _ALL_LINEAR),

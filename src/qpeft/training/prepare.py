@@ -27,14 +27,18 @@ class Prepared:
     identity: dict[str, Any]
 
 
-def prepare(settings: TrainSettings, progress: Progress) -> Prepared:
-    """Load data and base, build the adapter. Raises InputError for whatever is not usable; writes nothing."""
+def prepare(settings: TrainSettings, progress: Progress, task: Task | None = None) -> Prepared:
+    """Load data and base, build the adapter. Raises InputError for whatever is not usable; writes nothing.
+
+    `task` is the data where it has been read already.
+    """
     _check_single_process()
     _check_reporters(settings.report_to)
     method = None if settings.method == "full" else build_config(settings)
     warn_of_a_short_way(settings, method)
-    progress.on_stage("Reading the data")
-    task = task_class(settings.task)(settings, getattr(method, "num_virtual_tokens", 0))
+    if task is None:
+        progress.on_stage("Reading the data")
+        task = task_class(settings.task)(settings, getattr(method, "num_virtual_tokens", 0))
     progress.on_stage("Loading the base model")
     identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
     set_seed(settings.seed)

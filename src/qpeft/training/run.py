@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
@@ -23,12 +24,24 @@ from qpeft.training.result import TrainResult, read_result, write_result
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sole_user import sole_user
+from qpeft.training.tasks import Task
 
 
-def train(settings: TrainSettings, progress: Progress | None = None) -> TrainResult:
+def train(
+    settings: TrainSettings,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    task: Task | None = None,
+) -> TrainResult:
     """Run `settings` to the end, or go on with the run that `settings.out` holds; a finished one is left alone.
 
     On one device and thread count, a run that was killed and resumed ends with the same bits as an unbroken one.
+
+    Args:
+        settings: What is trained, on what, and where it is kept.
+        progress: Receives the run's events.
+        callbacks: Further ones for the Trainer, called after qpeft's own.
+        task: The data, where it has been read already for settings of the same model, data and lengths.
 
     Raises:
         InputError: something in the settings, the data, the base or the folder is not usable; nothing was done.
@@ -43,11 +56,11 @@ def train(settings: TrainSettings, progress: Progress | None = None) -> TrainRes
     if (finished := read_result(folder.result)) is not None:
         return finished
     with sole_user(folder.path):
-        ready = prepare(settings, progress)
+        ready = prepare(settings, progress, task)
         folder.claim(settings, ready.identity)
         timing = Timing()
         try:
-            _fit(settings, ready, folder, progress, timing)
+            _fit(settings, ready, folder, progress, timing, callbacks)
             return _finish(settings, ready, folder, progress, timing)
         except Exception as error:
             remove_broken(folder.checkpoints)
@@ -57,7 +70,14 @@ def train(settings: TrainSettings, progress: Progress | None = None) -> TrainRes
             raise
 
 
-def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: Progress, timing: Timing) -> None:
+def _fit(
+    settings: TrainSettings,
+    ready: Prepared,
+    folder: RunFolder,
+    progress: Progress,
+    timing: Timing,
+    callbacks: Sequence[TrainerCallback],
+) -> None:
     """Train what is left; `ready.model` is changed in place."""
     remove_broken(folder.checkpoints)
     checkpoint = last_whole(folder.checkpoints)
@@ -72,6 +92,8 @@ def _fit(settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: 
         trainer.add_callback(Saving(folder.checkpoints, every.save, stop))
         if settings.method == "sora":
             trainer.add_callback(qpeft.SoRACallback())
+        for callback in callbacks:
+            trainer.add_callback(callback)
         try:
             with outputs.resumable(ready.model):
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from qpeft.errors import ConfigError
 
 HOSTS = ("lora", "dora", "pissa", "ia3", "vera", "loha", "ln_tuning", "prefix", "prompt", "bottleneck")
-METHODS = ("qpa", "quantum_peft", "qaa", "sora", *HOSTS, "head", "full")
+METHODS = ("qpa", "quantum_peft", "qaa", "sora", *HOSTS, "uni_lora", "tiny_lora", "fourierft", "head", "full")
 TASKS = ("causal-lm", "text-classification", "image-classification")
 DTYPES = ("float32", "bfloat16")
 
