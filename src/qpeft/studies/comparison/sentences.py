@@ -1,0 +1,172 @@
+"""A study's answers in plain words: one sentence a method with its interval, and the flags of its line."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from qpeft.studies.comparison.findings import MethodSummary, Summary
+from qpeft.studies.comparison.rows import Row
+from qpeft.studies.comparison.statistics import BETTER, MIN_SEEDS, NO_DIFFERENCE, PRELIMINARY, WORSE, Difference
+
+_METRICS = {  # unit, factor, decimals
+    "test_loss": ("nats", 1, 3),
+    "test_accuracy": ("percentage points", 100, 1),
+    "bleu": ("BLEU points", 1, 1),
+}
+
+
+def sentence(method: MethodSummary, summary: Summary) -> str:
+    """What became of `method`, against the reference or, in an equal-budget block, against the block's method."""
+    return f"{_answer(method, summary)}{_lost(method)}"
+
+
+def _answer(method: MethodSummary, summary: Summary) -> str:
+    if method.metric is None:
+        return f"{method.label} has no result."
+    found = method.difference or _block_difference(method, summary)
+    if found is not None:
+        return _compared(method, found, summary)
+    ends = f"ends at {quantity(method.metric.mean, summary)} ({_over_seeds(method, summary)})"
+    if method.key == summary.study["reference"]:
+        return f"{method.label}, the reference, {ends}."
+    return f"{method.label} {ends}; it shares no seed with {summary[summary.study['reference']].label}, the reference."
+
+
+def _compared(method: MethodSummary, found: Difference, summary: Summary) -> str:
+    other = summary[found.to]
+    evidence = _evidence(found, summary)
+    if found.verdict == NO_DIFFERENCE:
+        where = f"{method.label} ends {_distance(found, summary)}"
+        why = _why_not(found, method, other, summary)
+        return f"No difference from {other.label} is shown: {where} ({evidence}) {_share(method, other)}{why}."
+    start = f"Preliminary, {_count(found.n, 'seed')} only: " if found.verdict == PRELIMINARY else ""
+    where = f"{method.label} ends {_distance(found, summary)} {other.label}"
+    return f"{start}{where} ({evidence}) {_share(method, other)}."
+
+
+def quantity(value: float, summary: Summary, decimals: int | None = None) -> str:
+    """A value of the study's metric with its unit: "3.412 nats per token", "91.2 %"."""
+    unit, factor, usual = _METRICS[summary.study["metric"]]
+    number = f"{value * factor:.{usual if decimals is None else decimals}f}"
+    if unit == "percentage points":
+        return f"{number} %"
+    return f"{number} {unit}{_per_token(summary)}"
+
+
+def _distance(found: Difference, summary: Summary) -> str:
+    """ "0.042 nats per token above"; "exactly at the value of" where nothing differs."""
+    if found.mean == 0:
+        return "exactly where it ends" if found.verdict == NO_DIFFERENCE else "exactly at"
+    unit, factor, _ = _METRICS[summary.study["metric"]]
+    number = f"{abs(found.mean) * factor:.{_decimals(found, summary)}f}"
+    return f"{number} {unit}{_per_token(summary)} {'above' if found.mean > 0 else 'below'}"
+
+
+def _evidence(found: Difference, summary: Summary) -> str:
+    """The interval in the direction of the mean, and how many seeds agree with it."""
+    if found.mean == 0:
+        seeds = f"{found.same_sign} of {found.n} seeds equal"
+    else:
+        seeds = f"{found.same_sign} of {found.n} seeds {_side(found, summary)}"
+    if found.low is None or found.high is None:
+        return seeds
+    factor = _METRICS[summary.study["metric"]][1]
+    low, high = (found.low, found.high) if found.mean >= 0 else (-found.high, -found.low)
+    decimals = _decimals(found, summary)
+    return f"95 % interval {low * factor:.{decimals}f} to {high * factor:.{decimals}f}, {seeds}"
+
+
+def _side(found: Difference, summary: Summary) -> str:
+    return BETTER if (found.mean < 0) == summary.lower_is_better else WORSE
+
+
+def _decimals(found: Difference, summary: Summary) -> int:
+    """Enough to show a small difference with two digits."""
+    _, factor, usual = _METRICS[summary.study["metric"]]
+    if found.mean == 0:
+        return usual
+    return min(9, max(usual, 1 - math.floor(math.log10(abs(found.mean) * factor))))
+
+
+def _share(method: MethodSummary, other: MethodSummary) -> str:
+    if method.trainable == 0:
+        return "with nothing trained" if method.lr is None else "with the task's head alone"
+    if other.trainable == 0:
+        return f"with {method.trainable:,} trained numbers"
+    ratio = method.trainable / other.trainable
+    if round(ratio, 2) == 1:
+        return "with as many trained numbers"
+    if round(ratio, 2) == 0.5:
+        return "with half of its trained numbers"
+    if ratio < 1:
+        return f"with {100 * ratio:.2g} % of its trained numbers"
+    return (
+        f"with {ratio:.1f} times its trained numbers" if ratio < 10 else f"with {ratio:,.0f} times its trained numbers"
+    )
+
+
+def _why_not(found: Difference, method: MethodSummary, other: MethodSummary, summary: Summary) -> str:
+    """Why an interval that excludes 0 is not enough."""
+    if found.verdict_alone == NO_DIFFERENCE:
+        return ""
+    favoured = method if found.verdict_alone == BETTER else other
+    if favoured.has_failures:
+        return f"; seeds of {favoured.label} failed, and nothing is said in its favour"
+    return f"; the interval excludes 0, but not after Holm's correction over {summary.n_comparisons} comparisons"
+
+
+def _over_seeds(method: MethodSummary, summary: Summary) -> str:
+    assert method.metric is not None
+    if method.metric.sd is None:
+        return "one seed"
+    return f"s.d. {quantity(method.metric.sd, summary).split()[0]} over {_count(method.metric.n, 'seed')}"
+
+
+def _lost(method: MethodSummary) -> str:
+    lost = Counter(status for status in method.statuses.values() if status != "success")
+    if not lost:
+        return ""
+    words = ", ".join(f"{count} {_LOST[status]}" for status, count in sorted(lost.items()))
+    return f" Of {_count(len(method.statuses), 'seed')} {words}."
+
+
+_LOST = {
+    "diverged": "diverged",
+    "failed": "failed",
+    "missing": "missing",
+    "oom": "ran out of memory",
+    "skipped": "skipped",
+    "timeout": "ran out of time",
+}
+
+
+def _block_difference(method: MethodSummary, summary: Summary) -> Difference | None:
+    members = (member for block in summary.blocks for member in block.members if member.key == method.key)
+    return next((member.difference for member in members if member.difference is not None), None)
+
+
+def _per_token(summary: Summary) -> str:
+    is_lm = summary.study["task"] == "causal-lm" and summary.study["metric"] == "test_loss"
+    return " per token" if is_lm else ""
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def flags_of(method: MethodSummary, planned: Mapping[str, Any], trials: list[tuple[float, Row | None]]) -> list[str]:
+    """The few words that stand in the method's line of every table."""
+    flags = []
+    if method.lr_at_edge is not None:
+        flags.append(f"edge: its best rate is the {method.lr_at_edge}est of its grid")
+    if method.metric is not None and method.metric.n < MIN_SEEDS:
+        flags.append(f"preliminary: {_count(method.metric.n, 'seed')}")
+    lost = Counter(status for status in method.statuses.values() if status != "success")
+    flags += [f"{count} {_LOST[status]}" for status, count in sorted(lost.items())]
+    tried = [row for _, row in trials if row is not None]
+    if len(tried) == len(planned["rates"]) > 0 and all(row["status"] != "success" for row in tried):
+        flags.append("no rate succeeded")
+    return flags

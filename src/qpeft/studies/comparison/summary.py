@@ -1,0 +1,173 @@
+"""What a study found, computed from `study.json` and the rows alone: the one source of tables and report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from qpeft.studies.comparison.comparisons import Pair, compare
+from qpeft.studies.comparison.findings import Block, BlockMember, Curve, MethodSummary, Reached, Summary
+from qpeft.studies.comparison.limits import limits_of
+from qpeft.studies.comparison.records import MethodRows, describe_figures, hardware, read_method, read_study
+from qpeft.studies.comparison.rows import Row
+from qpeft.studies.comparison.sentences import flags_of, sentence
+from qpeft.studies.comparison.statistics import MIN_SEEDS, Difference
+from qpeft.studies.comparison.tables import write_tables
+from qpeft.studies.comparison.targets import steps_and_seconds, target_losses
+
+RANKED = (0.8, 1.0)  # of a block's budget
+
+Study = Mapping[str, Any]
+Differences = Mapping[Pair, Difference]
+
+
+def write_outputs(folder: Path) -> Summary:
+    """Write everything but the report's page: results.jsonl, results.csv, summary.csv, blocks.csv, summary.md.
+
+    The same rows give the same bytes. Raises what `summarise` raises.
+    """
+    summary = summarise(folder)
+    write_tables(folder, summary)
+    return summary
+
+
+def summarise(folder: Path) -> Summary:
+    """Everything that is said of the study in `folder`. Raises InputError, CheckpointError where there is none."""
+    study = read_study(folder)
+    rows = {method["key"]: read_method(folder, study, method) for method in study["methods"]}
+    curves = {key: _curves(found.seeds) for key, found in rows.items()}
+    targets = target_losses(study, {key: _of(curves[key], found.successes) for key, found in rows.items()})
+    lower_is_better = study["metric"] == "test_loss"
+    differences = _differences(study, rows, lower_is_better)
+    methods = [_method(study, method, rows[method["key"]], differences, targets) for method in study["methods"]]
+    ranks = _ranks([m for m in methods if m.role == "main"], lower_is_better)
+    methods = [replace(method, rank=ranks.get(method.key)) for method in methods]
+    summary = Summary(
+        study=study,
+        lower_is_better=lower_is_better,
+        methods=methods,
+        blocks=[_block(block, methods, differences, lower_is_better) for block in study["blocks"]],
+        failures=[row for found in rows.values() for row in found.present if row["status"] != "success"],
+        targets=targets,
+        limits=[],
+        tuning={key: [(rate, _valid_loss(row)) for rate, row in found.trials] for key, found in rows.items()},
+        curves=curves,
+        sentences={},
+        n_comparisons=len({frozenset(pair) for pair, found in differences.items() if found.p is not None}),
+    )
+    sentences = {method.key: sentence(method, summary) for method in methods}
+    return replace(summary, sentences=sentences, limits=limits_of(summary))
+
+
+def _differences(study: Study, rows: Mapping[str, MethodRows], lower_is_better: bool) -> Differences:
+    """The study's family: methods against the reference, controls against their targets, members against a block's."""
+    values = {key: _metric(study, found) for key, found in rows.items()}
+    figures = {key: {} if stats is None else stats.values for key, stats in values.items()}
+    failed = {key for key, found in rows.items() if found.has_failures}
+    return compare(_pairs(study), figures, failed, lower_is_better)
+
+
+def _pairs(study: Study) -> list[Pair]:
+    in_blocks = [(member["key"], block["of"]) for block in study["blocks"] for member in block["members"]]
+    main = [(m["key"], study["reference"]) for m in study["methods"] if m["role"] != "equal_budget"]
+    controls = [(m["key"], m["against"]) for m in study["methods"] if m["against"] is not None]
+    return [(key, to) for key, to in (*main, *controls, *in_blocks) if key != to]
+
+
+def _method(
+    study: Study, method: Study, rows: MethodRows, differences: Differences, targets: Mapping[str, float | None]
+) -> MethodSummary:
+    figures = describe_figures(rows.successes)
+    cost = {} if rows.cost is None else rows.cost["cost"]
+    trained = next((row["train"] for row in (*rows.successes.values(), *rows.present) if row["train"].get("lr")), {})
+    steps_to, seconds_to = _speeds(_curves(rows.successes), targets)
+    found = MethodSummary(
+        **{name: method[name] for name in ("key", "label", "role", "against", "method", "settings", "hash")},
+        trainable=method["trainable"],
+        deployed=method["deployed"],
+        generator=_cost("params_generator", cost, figures),
+        bytes_stored=_cost("bytes_stored", cost, figures),
+        lr=trained.get("lr") if method["rates"] else None,
+        lr_at_edge=trained.get("lr_at_grid_edge") if method["rates"] else None,
+        metric=figures.get(f"quality.{study['metric']}"),
+        figures=figures,
+        cost=cost,
+        hardware=None if rows.cost is None else hardware(rows.cost),
+        statuses=rows.statuses,
+        difference=differences.get((method["key"], study["reference"])) if method["role"] != "equal_budget" else None,
+        difference_to_target=differences.get((method["key"], method["against"])),
+        steps_to=steps_to,
+        seconds_to=seconds_to,
+        null_reasons=_reasons((*rows.successes.values(), *((rows.cost,) if rows.cost else ()))),
+        flags=[],
+        rank=None,
+    )
+    return replace(found, flags=flags_of(found, method, rows.trials))
+
+
+def _block(block: Study, methods: list[MethodSummary], differences: Differences, lower_is_better: bool) -> Block:
+    keys = {member["key"] for member in block["members"]}
+    present = [method for method in methods if method.key in keys or method.key == block["of"]]
+    over = {member["key"]: member["over_budget"] for member in block["members"]}
+    close = [m for m in present if RANKED[0] <= m.trainable / block["budget"] <= RANKED[1]]
+    ranks = _ranks(close, lower_is_better)
+    members = [
+        BlockMember(
+            key=method.key,
+            trainable=method.trainable,
+            ratio=method.trainable / block["budget"],
+            over_budget=over.get(method.key, False),
+            difference=differences.get((method.key, block["of"])),
+            rank=ranks.get(method.key),
+        )
+        for method in present
+    ]
+    return Block(block["of"], block["budget"], members)
+
+
+def _ranks(methods: Iterable[MethodSummary], lower_is_better: bool) -> dict[str, int]:
+    """Places by the mean, equals sharing one; methods with too few seeds, or a failed one, have none."""
+    means = {
+        method.key: method.metric.mean if lower_is_better else -method.metric.mean
+        for method in methods
+        if method.metric is not None and method.metric.n >= MIN_SEEDS and not method.has_failures
+    }
+    return {key: 1 + sum(other < mean for other in means.values()) for key, mean in means.items()}
+
+
+def _speeds(
+    curves: Mapping[int, Curve], targets: Mapping[str, float | None]
+) -> tuple[dict[str, Reached], dict[str, Reached]]:
+    hits = {name: steps_and_seconds(curves, loss) for name, loss in targets.items() if loss is not None}
+    found = {name: hit for name, hit in hits.items() if hit is not None}
+    return {name: hit[0] for name, hit in found.items()}, {name: hit[1] for name, hit in found.items()}
+
+
+def _metric(study: Study, rows: MethodRows):
+    return describe_figures(rows.successes).get(f"quality.{study['metric']}")
+
+
+def _curves(rows: Mapping[int, Row | None]) -> dict[int, Curve]:
+    return {seed: row["train"]["curve"] for seed, row in rows.items() if row is not None and row["train"].get("curve")}
+
+
+def _of(curves: Mapping[int, Curve], seeds: Iterable[int]) -> dict[int, Curve]:
+    return {seed: curves[seed] for seed in seeds if seed in curves}
+
+
+def _valid_loss(row: Row | None) -> float | None:
+    return row["quality"].get("valid_loss") if row is not None and row["status"] == "success" else None
+
+
+def _cost(name: str, cost: Mapping[str, Any], figures: Mapping[str, Any]) -> float | None:
+    """A count of the cost row, or of the seeds, which agree on it."""
+    if cost.get(name) is not None:
+        return cost[name]
+    stats = figures.get(f"cost.{name}")
+    return None if stats is None else stats.mean
+
+
+def _reasons(rows: Iterable[Row]) -> dict[str, str]:
+    return {name: reason for row in rows for name, reason in row["null_reasons"].items()}
