@@ -42,7 +42,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
         with replace_folder(folder.exported) as target:
             _export(model, target, task)
             task.describe(target)
-    return _count_deployed(model)
+    return count_deployed(model)
 
 
 def _export(model: Any, target: Path, task: Task) -> None:
@@ -54,7 +54,7 @@ def _export(model: Any, target: Path, task: Task) -> None:
     qpeft.export(model, target, probe=probe and {name: part.to(device) for name, part in probe.items()})
 
 
-def _count_deployed(model: Any) -> int:
+def count_deployed(model: Any) -> int:
     """What generators write, or what SoRA's gates leave, in the place of what is trained; modules_to_save beside it."""
     if sora_tuner(model) is not None:
         trained, left = count_numbers(model)
@@ -63,6 +63,12 @@ def _count_deployed(model: Any) -> int:
         return count_trainable(model)
     generated = sum(sum(holder.binding(name).sizes) for name in holder.generators)
     return generated + count_trainable(model) - count_trainable(holder.generators)
+
+
+def count_generator(model: Any) -> int | None:
+    """Numbers that regenerate what is deployed; None where nothing is generated."""
+    holder = holder_of(model)
+    return None if holder is None else count_trainable(holder.generators)
 
 
 def needs_qpeft(model: Any) -> bool:

@@ -1,0 +1,108 @@
+"""What a cell keeps of its training beside the run folder: the best numbers, and figures of the live run."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from transformers import TrainerCallback
+
+from qpeft.errors import CheckpointError
+from qpeft.files import write_json
+from qpeft.training.tasks import Task
+
+
+def trained_numbers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter that is trained, by its name; shared ones once."""
+    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+
+
+class KeepBest(TrainerCallback):
+    """Writes the trained numbers each time the validation loss is lower than ever before."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._lowest = best_of(path)[1] if path.exists() else float("inf")
+
+    def on_log(self, args, state, control, **kwargs: Any) -> None:
+        loss = kwargs["logs"].get("eval_loss")
+        if loss is None or loss >= self._lowest:
+            return
+        self._lowest = loss
+        temporary = self._path.with_name(f".{self._path.name}")
+        metadata = {"step": str(state.global_step), "valid_loss": repr(loss)}
+        save_file(trained_numbers(kwargs["model"]), temporary, metadata=metadata)
+        temporary.replace(self._path)
+
+
+def best_of(path: Path) -> tuple[int, float]:
+    """Step and validation loss of what KeepBest wrote. Raises CheckpointError for a damaged file."""
+    try:
+        with safe_open(path, framework="pt") as opened:
+            metadata = opened.metadata()
+            return int(metadata["step"]), float(metadata["valid_loss"])
+    except Exception as error:  # safetensors has no error class of its own in the open
+        raise CheckpointError(f"{path} is damaged ({error}); delete its folder, and the cell runs again") from error
+
+
+def restore(model: nn.Module, path: Path) -> None:
+    """Put what KeepBest wrote into a model of the same settings. Raises CheckpointError if it is another one."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with safe_open(path, framework="pt") as opened:
+        if set(opened.keys()) != set(parameters):
+            raise CheckpointError(f"{path} holds other numbers than this model trains; delete its folder")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(opened.get_tensor(name))
+
+
+class Audit(TrainerCallback):
+    """Records, in one JSON file, the order of the data, the tokens seen, and the size of the optimiser's state."""
+
+    def __init__(self, path: Path, task: Task):
+        self._path, self._task = path, task
+        self._found: dict[str, Any] = {}
+
+    def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
+        order = _order(kwargs["train_dataloader"], args.max_steps * args.gradient_accumulation_steps)
+        targets = [getattr(example, "n_targets", 1) for example in self._task.train]  # an example of a class counts 1
+        self._found = {
+            "order_sha256": hashlib.sha256(json.dumps(order).encode()).hexdigest(),
+            "tokens_seen": sum(targets[place] for batch in order for place in batch),
+        }
+
+    def on_train_end(self, args, state, control, **kwargs: Any) -> None:
+        states = kwargs["optimizer"].state.values()
+        tensors = [value for entry in states for value in entry.values() if isinstance(value, torch.Tensor)]
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        write_json(self._path, {**self._found, "optimizer_bytes": size})
+
+
+def _order(loader: Any, n_batches: int) -> list[list[int]]:
+    """The places of the examples of the run's batches, epoch after epoch; the loader itself is left as it is."""
+    batches: list[list[int]] = []
+    sampler = copy.deepcopy(loader.batch_sampler)
+    epoch = 0
+    while len(batches) < n_batches:
+        inner = getattr(sampler, "sampler", None)
+        if hasattr(inner, "set_epoch"):
+            inner.set_epoch(epoch)
+        batches += [list(map(int, batch)) for batch in sampler]
+        epoch += 1
+    return batches[:n_batches]
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident set of this process so far."""
+    import resource
+
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

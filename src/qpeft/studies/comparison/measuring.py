@@ -1,0 +1,273 @@
+"""What a cell does: train in a run folder, take the numbers that did best on validation data, measure them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qpeft.studies.comparison.cell import Cell, Steps, started_row, work_folder
+from qpeft.studies.comparison.convergence import derive
+from qpeft.studies.comparison.data import test_references
+from qpeft.studies.comparison.generation import score_texts
+from qpeft.studies.comparison.keep import Audit, KeepBest, best_of, restore
+from qpeft.studies.comparison.rows import Row
+from qpeft.studies.comparison.study import UNTRAINED
+from qpeft.training import outputs, train
+from qpeft.training.accuracy import ClassificationScore
+from qpeft.training.methods import build_config
+from qpeft.training.metrics_log import read_rows
+from qpeft.training.prepare import Prepared, prepare
+from qpeft.training.progress import Silent
+from qpeft.training.settings import TrainSettings
+from qpeft.training.tasks import Score, Task, task_class
+
+_CAPACITY_TOKENS = 2048
+_SHARED = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay", "max_grad_norm")
+_SHARED += ("dtype", "eval_every", "save_every", "eval_blocks")
+
+
+def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
+    """The row of a training, or of the base alone."""
+    row = started_row(cell)
+    if cell.config["method"] == UNTRAINED:
+        ready = _untrained(cell)
+        _measure_base(cell, row, ready)
+    else:
+        ready = _train(cell, row, work_folder(cell, folder), on_step)
+    if cell.role != "tuning":
+        _measure(cell, row, ready)
+    row["status"] = "diverged" if row["convergence"].get("diverged") else "success"
+    return row
+
+
+def settings_of(cell: Cell, out: Path, data: str = "validation") -> TrainSettings:
+    """The run of a cell; `data` is the part that it is scored on."""
+    recipe, config = cell.recipe, cell.config
+    untrained = config["method"] == UNTRAINED
+    return TrainSettings(
+        model=recipe["base"]["path"],
+        data=recipe["data"]["train"],
+        eval_data=recipe["data"][data],
+        out=str(out),
+        task=recipe["task"],
+        method="full" if untrained else config["method"],
+        host=config["host"],
+        method_settings={} if untrained else dict(config["settings"]),
+        lr=cell.lr or 1.0,
+        seed=cell.seed,
+        **{key: recipe["training"][key] for key in _SHARED},
+    )
+
+
+def shared_task(settings: TrainSettings) -> Task:
+    """The data of a cell's run; read once in a process, and not again by those that are forked from it."""
+    method = None if settings.method == "full" else build_config(settings)
+    reserved = getattr(method, "num_virtual_tokens", 0)
+    return _task(_Key(settings, reserved))
+
+
+class _Key:
+    """Settings, hashed by what decides the data."""
+
+    def __init__(self, settings: TrainSettings, reserved: int):
+        self.settings, self.reserved = settings, reserved
+        names = ("model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
+        # a classifier's head is drawn from the run's seed by the task itself
+        seed = None if settings.task == "causal-lm" else settings.seed
+        self._values = (*(getattr(settings, name) for name in names), reserved, seed)
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._values == other._values
+
+
+@lru_cache(maxsize=8)
+def _task(key: _Key) -> Task:
+    return task_class(key.settings.task)(key.settings, key.reserved)
+
+
+def warm(cell: Cell) -> None:
+    """Read a study's data into this process, for those that will be forked from it."""
+    with _quiet():
+        shared_task(settings_of(cell, Path()))
+        shared_task(_test_settings(cell))
+
+
+def _test_settings(cell: Cell) -> TrainSettings:
+    return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe["test_blocks"])
+
+
+def _untrained(cell: Cell) -> Prepared:
+    settings = settings_of(cell, Path())
+    with _quiet():
+        return prepare(settings, Silent(), shared_task(settings))
+
+
+def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
+    settings = settings_of(cell, work / "run")
+    best, audit = work / "best.safetensors", work / "audit.json"
+    work.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        task = shared_task(settings)
+        result = train(settings, _Reporting(on_step), (KeepBest(best), Audit(audit, task)), task)
+        ready = prepare(settings, Silent(), task)
+        restore(ready.model, best)
+    audited = json.loads(audit.read_text(encoding="utf-8"))
+    log = read_rows(work / "run" / "metrics.jsonl")
+    curve, norms = _curve(log), [entry["grad_norm"] for entry in log if "grad_norm" in entry]
+    step, loss = best_of(best)
+    row["data"] |= {"order_sha256": audited["order_sha256"], "tokens_seen": audited["tokens_seen"]}
+    row["data"]["tokens_per_step"] = audited["tokens_seen"] / settings.steps
+    row["train"] |= {"seconds": result.seconds, "curve": curve}
+    row["quality"] = {"valid_loss": loss, "valid_loss_last": result.after.loss, "best_step": step}
+    row["cost"] = {
+        "params_trainable": result.trainable,
+        "params_head": result.trainable_head,
+        "params_deployed": outputs.count_deployed(ready.model),
+        "params_generator": outputs.count_generator(ready.model),
+        "bytes_stored": result.stored_bytes or result.exported_bytes,
+        "optimizer_bytes": audited["optimizer_bytes"],
+    }
+    if row["cost"]["params_generator"] is None:
+        row["null_reasons"]["cost.params_generator"] = "nothing is generated"
+    row["convergence"] = derive(curve, norms, row["data"]["tokens_per_step"])
+    return ready
+
+
+def _measure_base(cell: Cell, row: Row, ready: Prepared) -> None:
+    score = ready.task.score(ready.model)
+    row["train"] |= {"seconds": 0.0, "curve": [[0, None, score.loss, 0.0]]}
+    row["quality"] = {"valid_loss": score.loss, "valid_loss_last": score.loss, "best_step": 0}
+    counts = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored", "optimizer_bytes"), 0)
+    row["cost"] = {**counts, "params_generator": None}
+    row["null_reasons"]["cost.params_generator"] = "nothing is generated"
+
+
+def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
+    """The test figures, read once; and what the adapter does."""
+    model = ready.model.eval()
+    with _quiet():
+        test = shared_task(_test_settings(cell))
+        row["quality"] |= _quality(test.score(model))
+        row["data"]["splits"] = _sizes(ready.task, test)
+        if cell.recipe["generation"]:
+            row["quality"] |= _generated(cell, row, model, test)
+        if cell.recipe["capacity"] and cell.config["method"] != UNTRAINED:
+            from qpeft.studies.comparison.capacity import measure_capacity
+
+            row["capacity"] = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
+    row["null_reasons"] |= row["capacity"].pop("null_reasons", {})
+
+
+def _quality(score: Score) -> dict[str, Any]:
+    if isinstance(score, ClassificationScore):
+        low, high = score.interval
+        return {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_accuracy_interval": [low, high]}
+    figures = score.to_dict()
+    return {
+        "test_loss": score.loss,
+        "test_ppl": math.exp(score.loss) if score.loss <= 20 else None,
+        "bits_per_byte": figures["bits_per_byte"],
+    }
+
+
+def _sizes(task: Task, test: Task) -> dict[str, int]:
+    def targets(examples: Any) -> int:
+        return sum(getattr(example, "n_targets", 1) for example in examples)
+
+    parts = {"train": task.train, "valid": task.evaluation, "test": test.evaluation}
+    return {f"{name}_tokens": targets(examples) for name, examples in parts.items()}
+
+
+def _generated(cell: Cell, row: Row, model: Any, test: Any) -> dict[str, Any]:
+    asked = cell.recipe["generation"]
+    references = list(test_references(Path(cell.recipe["data"]["test"])).items())[: asked["n_prompts"]]
+    if not references:
+        row["null_reasons"]["quality.bleu"] = "the data has no prompts with answers"
+        return {"bleu": None}
+    prompts, answers = zip(*references, strict=True)
+    from qpeft.studies.comparison.generation import generate_texts
+
+    texts = generate_texts(model, test.tokenizer, list(prompts), asked["max_new_tokens"])
+    encoder = asked["bertscore_model"]
+    scores = score_texts(texts, list(answers), Path(encoder) if encoder else None)
+    row["null_reasons"] |= {f"quality.{name}": why for name, why in scores.pop("null_reasons", {}).items()}
+    return {**scores, "texts": texts}
+
+
+def _batches(task: Task) -> list[dict[str, Any]]:
+    """Of the validation data, enough for the figures of capacity."""
+    batches, seen = [], 0
+    for example in task.evaluation:
+        batches.append(task.collate([example]))
+        seen += int(batches[-1]["input_ids"].numel()) if "input_ids" in batches[-1] else _CAPACITY_TOKENS // 32
+        if seen >= _CAPACITY_TOKENS:
+            break
+    return batches
+
+
+def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
+    """[step, train_loss, valid_loss, seconds], a line for each step that has either."""
+    found: dict[int, list[Any]] = {}
+    for entry in log:
+        line = found.setdefault(entry["step"], [entry["step"], None, None, entry["seconds"]])
+        line[1] = entry.get("loss", line[1])
+        line[2] = entry.get("eval_loss", line[2])
+    return [found[step] for step in sorted(found)]
+
+
+class _Reporting(Silent):
+    """Passes on the steps alone."""
+
+    def __init__(self, on_step: Steps):
+        self._on_step, self._planned = on_step, 0
+
+    def on_start(self, total: int, done: int) -> None:
+        self._planned = total
+        self._on_step(done, total)
+
+    def on_step(self, step: int, loss: float) -> None:
+        self._on_step(step, self._planned)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries say the same of every cell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def cost_row(cell: Cell, folder: Path) -> Row:
+    """Time and memory of a method, measured while nothing else of the study runs."""
+    from qpeft.studies.comparison.cost import measure_cost
+
+    row = started_row(cell)
+    settings = settings_of(cell, Path())
+    reference = {**cell.recipe["reference"], "label": "reference", "rates": []}
+    like = settings_of(replace(cell, config=reference), Path())
+    with _quiet():
+        task = shared_task(settings)
+        size = settings.batch_size
+        batches = [task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)]
+        row["cost"] = measure_cost(
+            make_model=lambda: prepare(settings, Silent(), task).model,
+            make_reference=lambda: prepare(like, Silent(), task).model,
+            make_base=task.load_base,
+            batches=batches,
+            settings=settings,
+        )
+    row["null_reasons"] |= {f"cost.{name}": why for name, why in row["cost"].pop("null_reasons", {}).items()}
+    row["status"] = "success"
+    return row
+
+
