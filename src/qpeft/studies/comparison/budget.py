@@ -46,7 +46,7 @@ def settings_of(study: Study, model: str, spec: MethodSpec | Candidate, settings
 
 
 def count(study: Study, model: str, spec: MethodSpec | Candidate, settings: dict[str, Any], base: Any) -> Counts:
-    """What a method trains and deploys on `base`, a model on any device. Raises ConfigError for settings that do not fit.
+    """What a method trains and deploys on `base`, a model on any device. Raises ConfigError for unfit settings.
 
     A new classification head is not counted: every method trains the same one.
     """

@@ -1,4 +1,4 @@
-"""A study's data, split once: what every cell trains on, chooses by and is tested on lies in three files of its folder."""
+"""A study's data, split once: what every cell trains on, chooses by and is tested on, in three files of its folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def split_data(study: Study, folder: Path) -> Splits:
         parts = _split(study)
         for path, rows, name in zip(paths, parts, PARTS, strict=True):
             if not rows:
-                raise DataError(f"{study.data} leaves nothing for {name}; give more data, or name {name} data of its own")
+                raise DataError(f"{study.data} leaves nothing for {name}; give more data, or other data for it")
             _write(path, rows)
     sha = hashlib.sha256()
     for path in paths:
@@ -69,12 +69,13 @@ def _split(study: Study) -> list[list[Any]]:
     named = [_rows(study, source, "validation") if source else None for source in (validation_source, study.test_data)]
     groups = _groups(study, rows)
     train, validation, test = _of_groups(groups) if len(groups) >= _EVERY else _of_text(study, rows)
-    if named[0] is not None and named[1] is not None:
-        return [rows, *named]
-    if named[1] is not None:  # no validation data of its own
-        return [train + test, validation, named[1]]
-    if named[0] is not None:
-        return [train + validation, named[0], test]
+    given_validation, given_test = named
+    if given_validation is not None and given_test is not None:
+        return [rows, given_validation, given_test]
+    if given_test is not None:
+        return [train + test, validation, given_test]
+    if given_validation is not None:
+        return [train + validation, given_validation, test]
     return [train, validation, test]
 
 

@@ -269,5 +269,3 @@ def cost_row(cell: Cell, folder: Path) -> Row:
     row["null_reasons"] |= {f"cost.{name}": why for name, why in row["cost"].pop("null_reasons", {}).items()}
     row["status"] = "success"
     return row
-
-

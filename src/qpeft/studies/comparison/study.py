@@ -49,7 +49,9 @@ class MethodSpec(_Strict):
         if self.host not in HOSTS:
             raise ValueError(unknown("host", self.host, HOSTS))
         if (self.role == "control") != (self.against is not None):
-            raise ValueError("role control needs `against`, the key of the method that it is a control of; no other has it")
+            raise ValueError(
+                "role control needs `against`, the key of the method that it is a control of; no other has it"
+            )
         return self
 
     @property
@@ -193,9 +195,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
-            raise ConfigError(
-                f"no study {name_or_path!r}: it is neither a file nor one of {', '.join(BUILT_IN)}"
-            )
+            raise ConfigError(f"no study {name_or_path!r}: it is neither a file nor one of {', '.join(BUILT_IN)}")
         text = path.read_text(encoding="utf-8", errors="replace")
     try:
         found = yaml.safe_load(text)
