@@ -92,9 +92,8 @@ def _order(loader: Any, n_batches: int) -> list[list[int]]:
     sampler = copy.deepcopy(loader.batch_sampler)
     epoch = 0
     while len(batches) < n_batches:
-        inner = getattr(sampler, "sampler", None)
-        if hasattr(inner, "set_epoch"):
-            inner.set_epoch(epoch)
+        if (set_epoch := getattr(getattr(sampler, "sampler", None), "set_epoch", None)) is not None:
+            set_epoch(epoch)
         batches += [list(map(int, batch)) for batch in sampler]
         epoch += 1
     return batches[:n_batches]

@@ -49,9 +49,7 @@ class MethodSpec(_Strict):
         if self.host not in HOSTS:
             raise ValueError(unknown("host", self.host, HOSTS))
         if (self.role == "control") != (self.against is not None):
-            raise ValueError(
-                "role control needs `against`, the key of the method that it is a control of; no other has it"
-            )
+            raise ValueError("role control, and no other, needs `against`: the key of what it is a control of")
         return self
 
     @property
@@ -61,7 +59,7 @@ class MethodSpec(_Strict):
 
 
 class Candidate(_Strict):
-    """A method of an equal-budget block: the largest of `values` of its setting `vary` that fits the budget is taken."""
+    """A method of an equal-budget block, taken at the largest of `values` of its setting `vary` that fits."""
 
     key: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
     label: str | None = None
@@ -191,7 +189,7 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
 
 def _read(name_or_path: str) -> dict[str, Any]:
     if name_or_path in BUILT_IN:
-        text = (files(__package__) / "builtin" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+        text = (files("qpeft.studies.comparison") / "builtin" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
