@@ -1,0 +1,172 @@
+"""Which charts a study has, and what they are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from qpeft.studies.comparison.report import canvas, forest, pareto, trajectories, words
+from qpeft.studies.comparison.report.measures import step_ms
+from qpeft.studies.comparison.report.results import ordered
+
+if TYPE_CHECKING:
+    from qpeft.studies.comparison.findings import MethodSummary, Summary
+    from qpeft.studies.comparison.rows import Row
+
+_LAYERS = (
+    ("effective_rank", "Effective rank of Δy"),
+    ("cka", "CKA to the base’s hidden states"),
+)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """`document` is the file under plots/, `title` is read aloud in the picture's place."""
+
+    name: str
+    title: str
+    document: str
+    caption: str = ""
+
+    @property
+    def svg(self) -> Markup:
+        """As it stands in the page."""
+        return canvas.inline(self.document, self.name, self.title)
+
+
+def differences(summary: Summary) -> list[Chart]:
+    """Every method against the reference; the untrained base, which is far off, is left to the table."""
+    found = [m for m in ordered(summary) if m.difference is not None and m.method != "none"]
+    reference = summary[summary.study["reference"]]
+    lines = [_line(method, reference, method.difference, summary, method.against is not None) for method in found]
+    return _forest("differences", lines, f"minus that of {reference.key}", summary)
+
+
+def control_differences(summary: Summary) -> list[Chart]:
+    """Every control against its method."""
+    found = [m for m in ordered(summary) if m.difference_to_target is not None]
+    lines = [_line(m, summary[str(m.against)], m.difference_to_target, summary) for m in found]
+    return _forest("controls", lines, "of the control minus that of its method", summary)
+
+
+def against_numbers(summary: Summary) -> list[Chart]:
+    """Quality against trained and against deployed numbers."""
+    return [
+        *_pareto("trainable", "trainable numbers", lambda method: method.trainable, summary),
+        *_pareto("deployed", "deployed numbers", lambda method: method.deployed, summary),
+    ]
+
+
+def against_time(summary: Summary) -> list[Chart]:
+    """Quality against the time of a step."""
+    return _pareto("step-time", "milliseconds a training step", step_ms, summary)
+
+
+def convergence(summary: Summary) -> list[Chart]:
+    """All main methods against steps, what was seen, and seconds."""
+    per_step, seen = _per_step(summary.study)
+    axes = (("steps", "steps", "steps", 1.0), ("tokens", seen, "steps", per_step), ("seconds", "seconds", "seconds", 1.0))
+    y_title = f"Validation loss ({words.loss_unit(summary.study)})"
+    found = []
+    for name, x_title, axis, factor in axes:
+        if paths := _paths(summary, axis, factor, main_only=True):
+            document = trajectories.draw_all(paths, f"convergence-{name}", words.capital(x_title), y_title)
+            found.append(Chart(f"convergence-{name}", f"Validation loss against {x_title}", document))
+    return found
+
+
+def each_method(summary: Summary) -> list[Chart]:
+    """A small chart a method, every seed a dot."""
+    paths = _paths(summary, "steps")
+    found = []
+    for index, path in enumerate(paths):
+        name = f"seeds-{path.name}"
+        document = trajectories.draw_one(path, [other for other in paths if other is not path], name)
+        found.append(Chart(f"seeds{index}", f"Validation loss of {path.name}, every seed, against steps", document))
+    return found
+
+
+def layers(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Chart]:
+    """Figures of capacity, layer by layer."""
+    found = []
+    for figure, title in _LAYERS:
+        paths = [path for method in summary.methods if method.role == "main"
+                 if (path := _layers(method, rows[method.key], figure, summary)) is not None]  # fmt: skip
+        if paths:
+            document = trajectories.draw_all(paths, f"layers-{figure}", "Layer", title)
+            found.append(Chart(f"layers-{figure}".replace("_", "-"), f"{title}, layer by layer", document))
+    return found
+
+
+def _forest(name: str, lines: list[forest.Line], whose: str, summary: Summary) -> list[Chart]:
+    if not lines:
+        return []
+    title = f"{words.capital(words.metric(summary.study))} {whose}"
+    document = forest.draw(lines, name, f"{title} ({words.unit(summary.study)})", summary.lower_is_better)
+    return [Chart(name, f"{title}, with 95 % intervals", document)]
+
+
+def _line(method: MethodSummary, other: MethodSummary, found: Any, summary: Summary, indent: bool = False) -> forest.Line:
+    assert method.metric is not None and other.metric is not None
+    factor = words.factor(summary.study)
+    shared = sorted(method.metric.values.keys() & other.metric.values.keys())
+    seeds = tuple(factor * (method.metric.values[seed] - other.metric.values[seed]) for seed in shared)
+    low, high = (None if bound is None else factor * bound for bound in (found.low, found.high))
+    is_shown = found.verdict in ("better", "worse")
+    mark = words.mark_of(method, summary.study)
+    return forest.Line(method.key, mark, factor * found.mean, low, high, seeds, is_shown, indent)
+
+
+def _pareto(
+    name: str, x_title: str, cost: Callable[[MethodSummary], float | None], summary: Summary
+) -> list[Chart]:
+    factor = words.factor(summary.study)
+    points = [
+        pareto.Point(method.key, words.mark_of(method, summary.study), float(x), factor * method.metric.mean,
+                     tuple(factor * value for value in method.metric.values.values()))
+        for method in summary.methods if method.metric is not None and (x := cost(method))
+    ]  # fmt: skip
+    if not points:
+        return []
+    better = "lower" if summary.lower_is_better else "higher"
+    metric = words.capital(words.metric(summary.study))
+    y_title = f"{metric} ({words.unit(summary.study)}), {better} is better"
+    document = pareto.draw(points, name, words.capital(x_title), y_title, summary.lower_is_better)
+    return [Chart(name, f"{metric} against {x_title}", document)]
+
+
+def _paths(summary: Summary, axis: str, factor: float = 1.0, main_only: bool = False) -> list[trajectories.Path]:
+    found = []
+    for method in ordered(summary):
+        if main_only and method.role != "main":
+            continue
+        mark = words.mark_of(method, summary.study)
+        path = trajectories.path(method.key, mark, summary.curves.get(method.key, {}), axis, factor)
+        if path is not None and len(path.x) > 1:
+            found.append(path)
+    return found
+
+
+def _per_step(study: Mapping[str, Any]) -> tuple[float, str]:
+    """What a step sees, and what it is called."""
+    training = study["training"]
+    examples = training["batch_size"] * training.get("gradient_accumulation_steps", 1)
+    if study["task"] == "causal-lm" and training.get("seq_len"):
+        return examples * training["seq_len"], "tokens seen"
+    return examples, "examples seen"
+
+
+def _layers(method: MethodSummary, rows: Sequence[Row], figure: str, summary: Summary) -> trajectories.Path | None:
+    by_layer: dict[int, list[float]] = {}
+    for row in rows:
+        for block in row["capacity"].get("blocks") or ():
+            if block.get(figure) is not None:
+                by_layer.setdefault(block["layer"], []).append(block[figure])
+    if not by_layer:
+        return None
+    at = sorted(by_layer)
+    mark = words.mark_of(method, summary.study)
+    return trajectories.Path(method.key, mark, tuple(map(float, at)), tuple(tuple(by_layer[layer]) for layer in at))

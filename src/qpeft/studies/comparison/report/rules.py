@@ -1,0 +1,144 @@
+"""The sentences around the tables: filled in from the study, so that none of them can be untrue of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from qpeft.studies.comparison.report import numbers, words
+
+if TYPE_CHECKING:
+    from qpeft.studies.comparison.findings import Summary
+
+Study = Mapping[str, Any]
+
+CAPACITY = (
+    "Figures of whole layers are comparable between all methods: both models read the base’s own hidden states, and Δy is "
+    "what the adapter changes. Figures of modules are those of the maps that a method adapts, and ΔW exists only where the "
+    "update is a matrix. They say how an update is made, not how good it is."
+)
+
+
+def facts(summary: Summary) -> list[tuple[str, str]]:
+    """What a reader asks first."""
+    study = summary.study
+    n_seeds = len(study["seeds"])
+    direction = "lower" if summary.lower_is_better else "higher"
+    return [
+        ("Base", f"{study['base']['id']}, {numbers.count(study['base']['params_total'])} numbers"),
+        ("Data", study["data"]["id"]),
+        ("Metric", f"{words.metric(study)}, {words.unit(study)}; {direction} is better"),
+        ("Reference", study["reference"]),
+        ("Training", f"{numbers.count(study['training']['steps'])} steps, {n_seeds} {_plural('seed', n_seeds)}"),
+        ("Methods", str(len(summary.methods))),
+    ]
+
+
+def rules(study: Study) -> list[str]:
+    """How the comparison is kept fair."""
+    training = study["training"]
+    batch = f"{training['batch_size']} examples" if not training.get("seq_len") else (
+        f"{training['batch_size']} × {training['seq_len']} tokens"
+    )  # fmt: skip
+    found = [
+        "Every method starts from the same base and sees the same examples in the same order; a seed decides that order, "
+        "dropout, and the adapter’s start.",
+        f"Every method trains for {numbers.count(training['steps'])} steps of {batch}, with AdamW, the same schedule and "
+        "the same gradient clipping.",
+        f"Every method tries {len(study['tuning']['grid'])} learning rates on validation data with seed "
+        f"{study['tuning']['seed']}, which is not among the final seeds {_list(study['seeds'])}.",
+        "The test data are read once a run, after training, with the numbers that did best on validation data.",
+        f"Differences are paired by seed: method minus {study['reference']}, and control minus its method.",
+        "Trainable, deployed and stored numbers are counted apart. Quality at equal size is read from the equal-budget "
+        "tables alone.",
+        "Failed and diverged runs are shown and counted, and no verdict favours a method that lost one.",
+    ]
+    if any(method["method"] == "prefix" for method in study["methods"]):
+        found.append("A prefix moves the base’s output even when it is zero, so prefix tuning starts elsewhere than the others.")
+    return found
+
+
+def unfinished(summary: Summary) -> str:
+    """How much is missing; nothing if the study is whole."""
+    statuses = [status for method in summary.methods for status in method.statuses.values()]
+    missing = statuses.count("missing")
+    if not missing:
+        return ""
+    return f"{missing:,} of {len(statuses):,} planned trainings have no row yet; what is said here may change with them."
+
+
+def forest(summary: Summary) -> str:
+    """How to read the chart of differences."""
+    text = (
+        "Lines are 95 % intervals, small dots seeds. A filled mark is a difference that is shown; a hollow one is not, by its "
+        "interval or by Holm’s correction. Arrows point to what lies beyond the chart; the figures are whole."
+    )
+    if any(method.method == "none" for method in summary.methods):
+        text += " The untrained base, far off, is in the table only."
+    if any(method.role == "control" for method in summary.methods):
+        text += " Controls stand beneath their method."
+    return text
+
+
+def base(summary: Summary) -> str:
+    """Where the untrained base lies, which has no place on a logarithmic axis."""
+    factor = words.factor(summary.study)
+    found = [
+        f"{method.key} trains nothing and is not drawn: {numbers.number(factor * method.metric.mean)}."
+        for method in summary.methods
+        if method.trainable == 0 and method.metric is not None
+    ]
+    return words.capital(" ".join(found))
+
+
+def targets(summary: Summary) -> str:
+    """The losses that were waited for."""
+    names = {
+        "reference": f"{summary.study['reference']}’s mean at its end",
+        "half_of_full": "the base’s less half of what full fine-tuning gained",
+        "ninety_of_full": "the base’s less 90 % of what full fine-tuning gained",
+    }
+    known = [f"{names[name]}: {loss:.4f}" for name, loss in summary.targets.items() if loss is not None]
+    if not known:
+        return ""
+    return f"Validation losses waited for: {'; '.join(known)}. First evaluation at or below; “>” means not reached by every seed."
+
+
+def tuning(study: Study) -> str:
+    """How rates were chosen."""
+    grid = _list(f"{factor:g}" for factor in study["tuning"]["grid"])
+    return f"Each method tried its own middle rate times {grid}; the lowest validation loss chose."
+
+
+def edges(summary: Summary) -> str:
+    """Whose best rate lies at the end of its grid."""
+    found = [f"{method.key} ({method.lr_at_edge})" for method in summary.methods if method.lr_at_edge is not None]
+    if not found:
+        return ""
+    return f"The best rate lies at an end of the grid for {_list(found)}: a wider grid may favour them."
+
+
+def costs(summary: Summary) -> str:
+    """Where times were taken."""
+    machines = sorted({method.hardware for method in summary.methods if method.hardware is not None})
+    if not machines:
+        return "Times have not been measured yet."
+    start = "Times and memory were measured with nothing else of the study running"
+    if len(machines) == 1:
+        return f"{start}, on {machines[0]}."
+    return f"{start}, on different machines ({_list(machines)}): times of one are not comparable with those of another."
+
+
+def failures(summary: Summary) -> str:
+    """How many, trials of rates included."""
+    trials = sum(row["role"] == "tuning" for row in summary.failures)
+    n = len(summary.failures)
+    return f"{n} {_plural('run', n)} did not succeed, {trials} of them {_plural('trial', trials)} of learning rates."
+
+
+def _plural(word: str, n: int) -> str:
+    return word if n == 1 else f"{word}s"
+
+
+def _list(items: Any) -> str:
+    return ", ".join(map(str, items))
