@@ -1,0 +1,122 @@
+"""Cells that train nothing: they write checkpoints and rows as real ones do, or fail in a way that a test planted.
+
+A module of its own that imports nothing heavy, for the processes of cells import it by this name.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from qpeft.files import write_json
+from qpeft.studies.comparison.cell import Cell, work_folder
+from qpeft.studies.comparison.rows import empty_row, read_row, row_path
+
+STEPS = 6
+SECONDS = 0.02  # a step
+
+
+@dataclass(frozen=True)
+class PlantedPlan:
+    """Two rates, two seeds and a time for each method; the first phase decides the rate of the second."""
+
+    folder: Path
+    methods: tuple[str, ...] = ("lora", "qpa")
+    study: str = "planted"
+
+    def tuning_cells(self):
+        return [self.cell(method, "tuning", f"lr{lr:g}", 1000, lr) for method in self.methods for lr in (0.1, 0.2)]
+
+    def final_cells(self):
+        return [self.cell(method, "main", f"seed{seed}", seed, None) for seed in (0, 1) for method in self.methods]
+
+    def cost_cells(self):
+        return [self.cell(method, "cost", "cost", 0, None) for method in self.methods]
+
+    def cell(self, method, role, name, seed, lr):
+        impossible = None
+        if role != "tuning":
+            trials = {lr: self.row(method, f"lr{lr:g}") for lr in (0.1, 0.2)}
+            losses = {
+                lr: row["quality"]["valid_loss"] for lr, row in trials.items() if row and row["status"] == "success"
+            }
+            lr = min(losses, key=losses.__getitem__, default=None)
+            impossible = None if losses else "no trial ended well"
+        config = {"label": method.upper(), "method": method, "host": "lora", "settings": {}, "rates": [0.1, 0.2]}
+        recipe = {
+            "training": {
+                "steps": STEPS,
+                "batch_size": 1,
+                "seq_len": 8,
+                "weight_decay": 0.0,
+                "max_grad_norm": 1.0,
+                "warmup": 0,
+            },
+            "base": {"id": "none", "sha256": "0", "dtype": "float32", "params_total": 1},
+            "data": {"id": "none", "sha256": "0"},
+        }
+        hashed = f"{sum(method.encode()):012x}"
+        return Cell(self.study, method, role, name, seed, hashed, 1.0, config, lr, None, recipe, impossible)
+
+    def row(self, method, name):
+        return read_row(row_path(self.folder, self.study, method, f"{sum(method.encode()):012x}", name))
+
+    def rows(self):
+        """Every row there is, less the times."""
+        paths = sorted((self.folder / "rows").rglob("*.json"))
+        return {str(path.relative_to(self.folder)): read_row(path) for path in paths}
+
+
+def run_cell(cell, folder, on_step=lambda done, planned: None):
+    """Count to STEPS, a checkpoint a step; the loss depends on the checkpoint that each step found."""
+    journal(folder, f"begin {cell.cell_id}")
+    checkpoint = work_folder(cell, folder) / "checkpoint.json"
+    state = json.loads(checkpoint.read_text()) if checkpoint.exists() else {"step": 0, "loss": 4.0 + (cell.lr or 0)}
+    while state["step"] < STEPS:
+        time.sleep(SECONDS)
+        state = {"step": state["step"] + 1, "loss": state["loss"] * 0.9 + 0.01 * cell.seed}
+        write_json(checkpoint, state)
+        on_step(state["step"], STEPS)
+    row = empty_row(cell.cell_id, cell.study, cell.method, cell.role, cell.seed)
+    journal(folder, f"end {cell.cell_id}")
+    return row | {"status": "success", "train": {"lr": cell.lr}, "quality": {"valid_loss": state["loss"]}}
+
+
+def run_or_fail(cell, folder, on_step):
+    """`run_cell`, but for the methods that are named after a disaster."""
+    sys.stdout.write("a word of a library")
+    disaster = DISASTERS.get(cell.method)
+    if disaster is not None:
+        disaster()
+    return run_cell(cell, folder, on_step)
+
+
+def journal(folder, line):
+    """What happened, in order, as seen by the cells' processes."""
+    with (folder / "journal").open("a") as file:
+        file.write(line + "\n")
+
+
+def _raises():
+    raise RuntimeError("planted")
+
+
+def _has_no_memory():
+    raise RuntimeError("CUDA out of memory. Tried to allocate 20 GiB")
+
+
+def _hangs():
+    time.sleep(600)
+
+
+DISASTERS = {
+    "raises": _raises,
+    "no-memory": _has_no_memory,
+    "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "ends": lambda: os._exit(7),
+    "exits": lambda: sys.exit(9),
+    "hangs": _hangs,
+}
