@@ -1,0 +1,161 @@
+"""Tiny models with their own tokenizers and processors, made here, and data for them: for tests of whole runs."""
+
+import os
+import random
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
+
+torch.set_num_threads(1)
+
+CONTEXT = 64
+_WORDS = "the a king queen golden bird fox went into wood and said see how well it sings at night"
+
+
+def make_text(n_words: int, seed: int = 0) -> str:
+    """Reproducible sentences."""
+    draw, words = random.Random(seed), _WORDS.split()
+    return " ".join(draw.choice(words) + ("." if i % 9 == 8 else "") for i in range(n_words))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a two-layer GPT-2 of width 16 with dropout, and a byte-level tokenizer of 300 tokens."""
+    folder = tmp_path_factory.mktemp("tiny_model")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator([make_text(400)], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", bos_token="<end>")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=300, n_positions=CONTEXT, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_model: Path) -> PreTrainedTokenizerFast:
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    """A text of some 1,300 tokens in one document."""
+    path = tmp_path / "tale.txt"
+    path.write_text(make_text(800))
+    return path
+
+
+_OPINIONS = {"good": "fine lovely", "bad": "dull grey"}
+
+
+def opinions(n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """`n` short texts, each with one word that gives its class away, and the class."""
+    draw, words = random.Random(seed), _WORDS.split()
+    rows = []
+    for i in range(n):
+        name = ("bad", "good")[i % 2]
+        text = draw.choices(words, k=draw.randint(1, 5))
+        text.insert(draw.randrange(len(text) + 1), draw.choice(_OPINIONS[name].split()))
+        rows.append((" ".join(text), name))
+    return rows
+
+
+def write_tsv(path: Path, rows: list[tuple[str, str]]) -> Path:
+    path.write_text("".join(f"{text}\t{name}\n" for text, name in rows))
+    return path
+
+
+@pytest.fixture
+def opinion_files(tmp_path: Path) -> tuple[Path, Path]:
+    """Texts of two classes to train on, and others to be scored on."""
+    return write_tsv(tmp_path / "train.tsv", opinions(96)), write_tsv(tmp_path / "dev.tsv", opinions(40, seed=1))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a two-layer BERT of width 16 without dropout, a masked language model, and a tokenizer of words."""
+    folder = tmp_path_factory.mktemp("tiny_encoder")
+    words = sorted({*_WORDS.split(), *" ".join(_OPINIONS.values()).split()})
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    made.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=CONTEXT,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.3,
+    )
+    BertForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def make_vit(folder: Path, **changes) -> Path:
+    """A random ViT for images of 8 x 8."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTForImageClassification(
+        ViTConfig(**{**shape, "image_size": 8, "patch_size": 4, "initializer_range": 0.2, **changes})
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a two-layer ViT of width 16 with three channels, its image processor, and a head for two classes."""
+    folder = make_vit(tmp_path_factory.mktemp("tiny_vit"))
+    values = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.5, 0.5, 0.5]}
+    ViTImageProcessorPil(size={"height": 8, "width": 8}, **values).save_pretrained(folder)
+    return folder
+
+
+def bars(n: int, seed: int = 0, shape: tuple[int, ...] = (8, 8)) -> dict[str, np.ndarray]:
+    """`n` noisy images of three classes: bright at the left, bright above, dark."""
+    draw = np.random.default_rng(seed)
+    images = draw.integers(0, 60, (n, *shape), dtype=np.uint8)
+    labels = np.arange(n) % 3
+    images[labels == 0, :, :3] += 180
+    images[labels == 1, :3] += 180
+    return {"images": images, "labels": labels, "names": np.array(["left", "above", "dark"])}
+
+
+@pytest.fixture
+def bar_files(tmp_path: Path) -> tuple[Path, Path]:
+    """Grey images of three classes to train on, and others to be scored on."""
+    np.savez(tmp_path / "train.npz", **bars(96))
+    np.savez(tmp_path / "test.npz", **bars(30, seed=1))
+    return tmp_path / "train.npz", tmp_path / "test.npz"
