@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import bar_files, opinion_files, text_file, tiny_encoder, tiny_model, tiny_vit  # noqa: F401
 
 from qpeft.studies.comparison.rows import Row, empty_row, row_path, write_row
 
@@ -77,15 +78,15 @@ def write_synthetic_study(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def write_study() -> Callable[[Path], Path]:
-    """The function that writes a synthetic study into a folder and returns it."""
-    return write_synthetic_study
+def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic study that no test changes."""
+    return write_synthetic_study(tmp_path_factory.mktemp("synthetic") / "study")
 
 
 @pytest.fixture
-def study_folder(tmp_path: Path) -> Path:
+def study_folder(whole_study: Path, tmp_path: Path) -> Path:
     """A synthetic study of the test's own."""
-    return write_synthetic_study(tmp_path / "study")
+    return shutil.copytree(whole_study, tmp_path / "study")
 
 
 def _planned(key: str) -> dict[str, Any]:
@@ -178,6 +179,7 @@ def _row(method: dict[str, Any], seed: int) -> Row:
         row["null_reasons"]["cost.params_generator"] = "nothing is generated"
     if method["rates"]:
         row["capacity"] = _capacity(METHODS[key][8] + 0.1 * draw.gauss())
+        row["null_reasons"]["capacity.weight_effective_rank"] = "the update is not linear in its input"
     return row
 
 
@@ -194,8 +196,17 @@ def _curve(last: float, gain: float, slow: float) -> list[list[Any]]:
 
 
 def _capacity(rank: float) -> dict[str, Any]:
-    sites = {f"transformer.h.{layer}.attn.c_attn": {"effective_rank": rank + 0.2 * layer} for layer in range(4)}
-    return {"effective_rank": rank, "linear_share": 0.9, "sites": sites, "cka": [1.0, 0.98, 0.95, 0.9]}
+    """Means over modules and blocks, and the list of blocks; no figure of a weight, as if no update were linear."""
+
+    def spread(shift: float) -> dict[str, float]:
+        return {"effective_rank": rank + shift, "mean_share": 0.2, "linear_share": 0.9, "update_ratio": 0.05}
+
+    blocks = [{"name": f"h.{i}", "layer": i, **spread(0.2 * i), "cka": 1 - 0.01 * i * rank / 10} for i in range(4)]
+    return {
+        "measured_at": "modules", "n_tokens": 2048, "n_modules": 4, **spread(0.0), "jacobian_rank": rank,
+        "weight_effective_rank": None, **{f"block_{name}": value for name, value in spread(0.3).items()},
+        "cka": 0.99, "cka_last": blocks[-1]["cka"], "modules": [], "blocks": blocks,
+    }  # fmt: skip
 
 
 def _trial(method: dict[str, Any], rate: float) -> Row:

@@ -53,7 +53,7 @@ class MethodSummary:
     seconds_to: dict[str, Reached]
     null_reasons: dict[str, str]  # by dotted name: why a figure is missing
     flags: list[str]
-    rank: int | None  # among the main methods; None if preliminary, or if a seed failed
+    rank: int | None  # among the main methods; None with fewer than three seeds, or unless all planned ones succeeded
 
     @property
     def ok(self) -> int:
@@ -75,7 +75,7 @@ class BlockMember:
     ratio: float  # to the budget
     over_budget: bool
     difference: Difference | None
-    rank: int | None  # only with 0.8 <= ratio <= 1, and as in MethodSummary
+    rank: int | None  # in the block, only with 0.8 <= ratio <= 1, and as in MethodSummary
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def _edges(summary: Summary) -> list[str]:
     names = [m.label for m in summary.methods if m.lr_at_edge is not None]
     if not names:
         return []
-    return [f"The best learning rate lies at the edge of the grid for {_list(names)}: a wider grid may favour them."]
+    return [f"The best learning rate lies at the edge of the grid for {_list(names)}: a wider one may do better."]
 
 
 def _preliminary(summary: Summary) -> list[str]:

@@ -101,7 +101,7 @@ def describe_figures(rows: Mapping[int, Row]) -> dict[str, Stats]:
     """
     by_seed = {seed: numbers(row) for seed, row in rows.items()}
     names = dict.fromkeys(name for figures in by_seed.values() for name in figures)
-    mixed = len({hardware(row) for row in rows.values()}) > 1
+    mixed = on_mixed_hardware(rows)
     figures: dict[str, Stats] = {}
     for name in names:
         stats = describe({seed: found[name] for seed, found in by_seed.items() if name in found})
@@ -111,8 +111,14 @@ def describe_figures(rows: Mapping[int, Row]) -> dict[str, Stats]:
 
 
 def hardware(row: Row) -> str | None:
-    """What the row ran on, in words."""
-    return row["env"].get("device")
+    """What the row ran on, in words: times are comparable only where it is the same."""
+    device, n = row["env"].get("device"), row["env"].get("threads")
+    return device if device is None or n is None else f"{device}, {n} thread{'s' * (n != 1)}"
+
+
+def on_mixed_hardware(rows: Mapping[int, Row]) -> bool:
+    """True if the times of these rows have no common mean."""
+    return len({hardware(row) for row in rows.values()}) > 1
 
 
 def is_timing(name: str) -> bool:

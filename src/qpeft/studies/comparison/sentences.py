@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +19,8 @@ _METRICS = {  # unit, factor, decimals
 
 def sentence(method: MethodSummary, summary: Summary) -> str:
     """What became of `method`, against the reference or, in an equal-budget block, against the block's method."""
-    return f"{_answer(method, summary)}{_lost(method)}"
+    answer = _answer(method, summary)
+    return f"{answer[0].upper()}{answer[1:]}{_lost(method)}"
 
 
 def _answer(method: MethodSummary, summary: Summary) -> str:
@@ -86,9 +86,8 @@ def _side(found: Difference, summary: Summary) -> str:
 def _decimals(found: Difference, summary: Summary) -> int:
     """Enough to show a small difference with two digits."""
     _, factor, usual = _METRICS[summary.study["metric"]]
-    if found.mean == 0:
-        return usual
-    return min(9, max(usual, 1 - math.floor(math.log10(abs(found.mean) * factor))))
+    exponent = int(f"{found.mean * factor:.1e}".partition("e")[2])
+    return min(9, max(usual, 1 - exponent)) if found.mean else usual
 
 
 def _share(method: MethodSummary, other: MethodSummary) -> str:
@@ -129,18 +128,14 @@ def _lost(method: MethodSummary) -> str:
     lost = Counter(status for status in method.statuses.values() if status != "success")
     if not lost:
         return ""
-    words = ", ".join(f"{count} {_LOST[status]}" for status, count in sorted(lost.items()))
-    return f" Of {_count(len(method.statuses), 'seed')} {words}."
+    words = " and ".join(f"{count} {_became(status, count)}" for status, count in sorted(lost.items()))
+    return f" Of its {_count(len(method.statuses), 'seed')} {words}."
 
 
-_LOST = {
-    "diverged": "diverged",
-    "failed": "failed",
-    "missing": "missing",
-    "oom": "ran out of memory",
-    "skipped": "skipped",
-    "timeout": "ran out of time",
-}
+def _became(status: str, count: int) -> str:
+    if status in ("missing", "skipped"):
+        return f"{'is' if count == 1 else 'are'} {status}"
+    return {"oom": "ran out of memory", "timeout": "ran out of time"}.get(status, status)
 
 
 def _block_difference(method: MethodSummary, summary: Summary) -> Difference | None:
@@ -165,7 +160,7 @@ def flags_of(method: MethodSummary, planned: Mapping[str, Any], trials: list[tup
     if method.metric is not None and method.metric.n < MIN_SEEDS:
         flags.append(f"preliminary: {_count(method.metric.n, 'seed')}")
     lost = Counter(status for status in method.statuses.values() if status != "success")
-    flags += [f"{count} {_LOST[status]}" for status, count in sorted(lost.items())]
+    flags += [f"{count} {status}" for status, count in sorted(lost.items())]
     tried = [row for _, row in trials if row is not None]
     if len(tried) == len(planned["rates"]) > 0 and all(row["status"] != "success" for row in tried):
         flags.append("no rate succeeded")

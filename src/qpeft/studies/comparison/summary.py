@@ -10,7 +10,14 @@ from typing import Any
 from qpeft.studies.comparison.comparisons import Pair, compare
 from qpeft.studies.comparison.findings import Block, BlockMember, Curve, MethodSummary, Reached, Summary
 from qpeft.studies.comparison.limits import limits_of
-from qpeft.studies.comparison.records import MethodRows, describe_figures, hardware, read_method, read_study
+from qpeft.studies.comparison.records import (
+    MethodRows,
+    describe_figures,
+    hardware,
+    on_mixed_hardware,
+    read_method,
+    read_study,
+)
 from qpeft.studies.comparison.rows import Row
 from qpeft.studies.comparison.sentences import flags_of, sentence
 from qpeft.studies.comparison.statistics import MIN_SEEDS, Difference
@@ -82,7 +89,8 @@ def _method(
     figures = describe_figures(rows.successes)
     cost = {} if rows.cost is None else rows.cost["cost"]
     trained = next((row["train"] for row in (*rows.successes.values(), *rows.present) if row["train"].get("lr")), {})
-    steps_to, seconds_to = _speeds(_curves(rows.successes), targets)
+    steps_to, seconds_to = _speeds(_curves(rows.successes) if method["rates"] else {}, targets)
+    mixed = on_mixed_hardware(rows.successes)
     found = MethodSummary(
         **{name: method[name] for name in ("key", "label", "role", "against", "method", "settings", "hash")},
         trainable=method["trainable"],
@@ -99,8 +107,8 @@ def _method(
         difference=differences.get((method["key"], study["reference"])) if method["role"] != "equal_budget" else None,
         difference_to_target=differences.get((method["key"], method["against"])),
         steps_to=steps_to,
-        seconds_to=seconds_to,
-        null_reasons=_reasons((*rows.successes.values(), *((rows.cost,) if rows.cost else ()))),
+        seconds_to={} if mixed else seconds_to,
+        null_reasons=_reasons(rows, method),
         flags=[],
         rank=None,
     )
@@ -128,11 +136,14 @@ def _block(block: Study, methods: list[MethodSummary], differences: Differences,
 
 
 def _ranks(methods: Iterable[MethodSummary], lower_is_better: bool) -> dict[str, int]:
-    """Places by the mean, equals sharing one; methods with too few seeds, or a failed one, have none."""
+    """Places by the mean, equals sharing one; none without three seeds, or without one of those that were planned.
+
+    Means over unlike sets of seeds are no ranking: seeds differ more than methods do.
+    """
     means = {
         method.key: method.metric.mean if lower_is_better else -method.metric.mean
         for method in methods
-        if method.metric is not None and method.metric.n >= MIN_SEEDS and not method.has_failures
+        if method.metric is not None and MIN_SEEDS <= method.metric.n == len(method.statuses)
     }
     return {key: 1 + sum(other < mean for other in means.values()) for key, mean in means.items()}
 
@@ -169,5 +180,16 @@ def _cost(name: str, cost: Mapping[str, Any], figures: Mapping[str, Any]) -> flo
     return None if stats is None else stats.mean
 
 
-def _reasons(rows: Iterable[Row]) -> dict[str, str]:
-    return {name: reason for row in rows for name, reason in row["null_reasons"].items()}
+def _reasons(rows: MethodRows, method: Study) -> dict[str, str]:
+    """Why figures are missing: what the rows say of theirs, and what is missing with a whole row."""
+    reasons = {} if rows.successes else {"quality": "no seed succeeded"}
+    if not method["rates"]:
+        reasons |= {"cost": "nothing is trained", "capacity": "nothing is adapted"}
+    elif rows.cost is None:
+        reasons["cost"] = "not measured yet"
+    elif rows.cost["status"] != "success":
+        reasons["cost"] = f"{rows.cost['status']}: {rows.cost['error_msg']}"
+    if on_mixed_hardware(rows.successes):
+        reasons["train.seconds"] = "the seeds ran on different hardware"
+    told = (*rows.successes.values(), *((rows.cost,) if rows.cost is not None else ()))
+    return reasons | {name: reason for row in told for name, reason in row["null_reasons"].items()}

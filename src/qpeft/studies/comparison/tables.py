@@ -43,9 +43,9 @@ def write_tables(folder: Path, summary: Summary) -> None:
     """Write the five files into `folder`, each atomically."""
     rows = list(_present_rows(folder, summary))
     write_text(folder / "results.jsonl", "".join(_json_line(row) for row in rows))
-    write_text(folder / "results.csv", _csv(_flat(row) for row in rows))
-    write_text(folder / "summary.csv", _csv(_method_line(method) for method in summary.methods))
-    write_text(folder / "blocks.csv", _csv(_block_lines(summary)))
+    write_text(folder / "results.csv", _csv(_FIRST, map(_flat, rows)))
+    write_text(folder / "summary.csv", _csv(("key",), map(_method_line, summary.methods)))
+    write_text(folder / "blocks.csv", _csv(("of", "budget", "key"), _block_lines(summary)))
     write_text(folder / "summary.md", markdown(summary))
 
 
@@ -63,8 +63,7 @@ def _flat(row: Row) -> dict[str, Any]:
     reasons = row["null_reasons"]
     flat = flatten({key: value for key, value in row.items() if key != "null_reasons"})
     kept = {name: value for name, value in flat.items() if not isinstance(value, list)}
-    first = {name: kept.pop(name) for name in _FIRST}
-    return first | kept | {"null_reasons": _reasons(reasons)}
+    return kept | {"null_reasons": _reasons(reasons)}
 
 
 def _method_line(method: MethodSummary) -> dict[str, Any]:
@@ -119,10 +118,10 @@ def _reasons(reasons: Mapping[str, str]) -> str:
     return "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items()))
 
 
-def _csv(lines: Iterable[Mapping[str, Any]]) -> str:
-    """One header for all lines, in the order in which the names first come up; floats as Python writes them whole."""
+def _csv(first: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> str:
+    """One header for all lines: the names in `first`, then the others as they come up; floats as Python writes them."""
     found = list(lines)
-    names = list(dict.fromkeys(name for line in found for name in line))
+    names = list(dict.fromkeys([*first, *(name for line in found for name in line)]))
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()

@@ -1,0 +1,209 @@
+"""Recompute a study's statistics from its rows with Python's standard library alone, and compare with its tables.
+
+    python benchmarks/recompute_summary.py DIR
+
+Reads DIR/study.json and the rows; means, standard deviations, paired differences, t intervals, p values, verdicts
+before and after Holm's correction, and places must agree with DIR/summary.csv and DIR/blocks.csv. Nothing is shared
+with qpeft: Student's distribution is integrated numerically, Holm's rule is applied step by step as he stated it. Exit
+code 1 tells of disagreements, each on a line of its own.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import math
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RELATIVE, ABSOLUTE = 1e-9, 1e-12
+FAILED = {"failed", "diverged", "oom", "timeout", "skipped"}
+
+
+@dataclass
+class Result:
+    """What a method's rows say of the metric."""
+
+    values: dict[int, float]
+    statuses: list[str]
+
+    @property
+    def lost(self) -> bool:
+        return any(status in FAILED for status in self.statuses)
+
+
+def read_results(folder: Path, study: dict[str, Any]) -> dict[str, Result]:
+    """The metric of every method by seed."""
+    return {method["key"]: read_result(folder, study, method) for method in study["methods"]}
+
+
+def read_result(folder: Path, study: dict[str, Any], method: dict[str, Any]) -> Result:
+    place = folder / "rows" / study["study"] / method["key"] / method["hash"]
+    files = {seed: place / f"seed{seed}.json" for seed in study["seeds"]}
+    rows = {seed: json.loads(file.read_text(encoding="utf-8")) for seed, file in files.items() if file.exists()}
+    if not method["rates"] and len(rows) == 1:  # nothing is trained: one evaluation is every seed's
+        rows = dict.fromkeys(files, *rows.values())
+    metric = {seed: row["quality"].get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
+    statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in files]
+    return Result({seed: value for seed, value in metric.items() if value is not None}, statuses)
+
+
+def tail(t: float, df: int) -> float:
+    """P(|T| > t) for Student's T: with x = sqrt(df) cot(a) it is an integral of sin(a)**(df - 1) from 0, by Simpson."""
+    constant = 2 * math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(math.pi)
+    n, end = 2000, math.atan2(math.sqrt(df), t)
+    heights = [math.sin(end * i / n) ** (df - 1) for i in range(n + 1)]
+    weights = [1, *(4 if i % 2 else 2 for i in range(1, n)), 1]
+    return constant * end / n / 3 * math.fsum(w * h for w, h in zip(weights, heights, strict=True))
+
+
+@functools.cache
+def quantile(df: int) -> float:
+    """The t with P(|T| > t) = 0.05, by bisection."""
+    low, high = 0.0, 16.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if tail(middle, df) > 0.05 else (low, middle)
+    return high
+
+
+def compare(method: Result, other: Result, lower_is_better: bool) -> dict[str, Any] | None:
+    """The paired difference with its interval, its p value and the verdict of its interval."""
+    seeds = [seed for seed in method.values if seed in other.values]
+    if not seeds:
+        return None
+    differences = [method.values[seed] - other.values[seed] for seed in seeds]
+    n, mean = len(differences), statistics.mean(differences)
+    found = {"mean": mean, "n": n, "low": None, "high": None, "p": None, "p_holm": None}
+    found["same_sign"] = sum((d > 0) == (mean > 0) and (d < 0) == (mean < 0) for d in differences)
+    if n > 1:
+        error = statistics.stdev(differences) / math.sqrt(n)
+        half = quantile(n - 1) * error
+        found |= {"low": mean - half, "high": mean + half}
+    if n < 3:
+        return found | {"verdict_alone": "preliminary"}
+    found["p"] = tail(abs(mean) / error, n - 1) if error else float(mean == 0)
+    if found["low"] <= 0 <= found["high"]:
+        return found | {"verdict_alone": "no difference shown"}
+    return found | {"verdict_alone": "better" if (mean < 0) == lower_is_better else "worse"}
+
+
+def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str, str], dict[str, Any]]:
+    """All comparisons of the study with their final verdicts."""
+    pairs = [(m["key"], study["reference"]) for m in study["methods"] if m["role"] != "equal_budget"]
+    pairs += [(m["key"], m["against"]) for m in study["methods"] if m["against"]]
+    pairs += [(member["key"], block["of"]) for block in study["blocks"] for member in block["members"]]
+    lower = study["metric"] == "test_loss"
+    asked = {pair: compare(results[pair[0]], results[pair[1]], lower) for pair in pairs if pair[0] != pair[1]}
+    found = {pair: comparison for pair, comparison in asked.items() if comparison is not None}
+    correct(found)
+    for (key, to), comparison in found.items():
+        verdict = comparison["verdict_alone"]
+        if comparison["p_holm"] is not None and comparison["p_holm"] >= 0.05:
+            verdict = "no difference shown"
+        if (verdict == "better" and results[key].lost) or (verdict == "worse" and results[to].lost):
+            verdict = "no difference shown"  # the seeds that are left are the fortunate ones
+        comparison["verdict"] = verdict
+    return found
+
+
+def correct(found: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """Holm: the smallest p times the number of questions, the next times one less, never falling, at most 1."""
+    questions = {tuple(sorted(pair)) for pair, comparison in found.items() if comparison["p"] is not None}
+    p_values = {question: found[question if question in found else question[::-1]]["p"] for question in questions}
+    largest, corrected, left = 0.0, {}, len(questions)
+    for question in sorted(questions, key=p_values.__getitem__):
+        largest = max(largest, min(1.0, left * p_values[question]))
+        corrected[question] = largest
+        left -= 1
+    for pair, comparison in found.items():
+        comparison["p_holm"] = corrected.get(tuple(sorted(pair)))
+
+
+def places(keys: list[str], study: dict[str, Any], results: dict[str, Result]) -> dict[str, int]:
+    """Ranks by the mean of the methods of which all seeds, at least three, succeeded."""
+    sign = 1 if study["metric"] == "test_loss" else -1
+    whole = [key for key in keys if 3 <= len(results[key].values) == len(results[key].statuses)]
+    means = {key: sign * statistics.mean(results[key].values.values()) for key in whole}
+    return {key: 1 + sum(other < mean for other in means.values()) for key, mean in means.items()}
+
+
+def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[str, dict[str, Any]]:
+    """summary.csv's statistical columns by method."""
+    found = family(study, results)
+    ranks = places([m["key"] for m in study["methods"] if m["role"] == "main"], study, results)
+    lines = {}
+    for method in study["methods"]:
+        key = method["key"]
+        compared = None if method["role"] == "equal_budget" else found.get((key, study["reference"]))
+        control = found.get((key, method["against"]))
+        lines[key] = metric(results[key]) | columns("delta", compared) | columns("control", control)
+        lines[key] |= {"rank": ranks.get(key), "seeds_ok": results[key].statuses.count("success")}
+    return lines
+
+
+def expected_blocks(study: dict[str, Any], results: dict[str, Result]) -> dict[str, dict[str, Any]]:
+    """blocks.csv's statistical columns by block and member."""
+    found = family(study, results)
+    counts = {method["key"]: method["trainable"] for method in study["methods"]}
+    lines = {}
+    for block in study["blocks"]:
+        ratios = {member["key"]: counts[member["key"]] / block["budget"] for member in block["members"]}
+        ranks = places([key for key, ratio in ratios.items() if 0.8 <= ratio <= 1], study, results)
+        for key, ratio in ratios.items():
+            line = metric(results[key]) | columns("delta", found.get((key, block["of"])))
+            lines[f"{block['of']} {key}"] = line | {"ratio": ratio, "rank": ranks.get(key)}
+    return lines
+
+
+def metric(result: Result) -> dict[str, Any]:
+    values = list(result.values.values())
+    sd = statistics.stdev(values) if len(values) > 1 else None
+    return {"metric.mean": statistics.mean(values) if values else None, "metric.sd": sd, "metric.n": len(values)}
+
+
+def columns(name: str, comparison: dict[str, Any] | None) -> dict[str, Any]:
+    fields = ("mean", "low", "high", "n", "same_sign", "p", "p_holm", "verdict_alone", "verdict")
+    return {f"{name}.{field}": None if comparison is None else comparison[field] for field in fields}
+
+
+def disagreements(path: Path, keys: tuple[str, ...], expected: dict[str, dict[str, Any]]) -> list[str]:
+    """A line for each field of the table at `path` that the rows do not bear out."""
+    text = path.read_text(encoding="utf-8")
+    lines = {" ".join(line[key] for key in keys): line for line in csv.DictReader(text.splitlines())} if text else {}
+    if lines.keys() != expected.keys():
+        return [f"{path.name}: lines {sorted(lines)}, the study has {sorted(expected)}"]
+    return [
+        f"{path.name}: {name} {field} is {lines[name][field]!r}, the rows give {value!r}"
+        for name, fields in expected.items()
+        for field, value in fields.items()
+        if not agrees(lines[name][field], value)
+    ]
+
+
+def agrees(printed: str, value: Any) -> bool:
+    if value is None or isinstance(value, str):
+        return printed == (value or "")
+    try:
+        return math.isclose(float(printed), value, rel_tol=RELATIVE, abs_tol=ABSOLUTE)
+    except ValueError:
+        return False
+
+
+def main(folder: Path) -> int:
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    results = read_results(folder, study)
+    found = disagreements(folder / "summary.csv", ("key",), expected_summary(study, results))
+    found += disagreements(folder / "blocks.csv", ("of", "key"), expected_blocks(study, results))
+    print("\n".join(found) if found else f"summary.csv and blocks.csv agree with the rows of {len(results)} methods")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python benchmarks/recompute_summary.py DIR")
+    sys.exit(main(Path(sys.argv[1])))
