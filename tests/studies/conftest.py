@@ -224,11 +224,17 @@ def _cost(method: dict[str, Any]) -> Row:
     row = _started(method, "cost", "cost", 0, 1e-3)
     ratio = {"qaa": 4.2, "qaa_linear": 1.3, "qpa": 1.15, "quantum_peft": 1.3, "full": 1.4}.get(method["key"], 1.0)
     step = 40 * ratio
+    mergeable = method["method"] not in ("qaa", "prefix", "bottleneck")
+    unmerged = 900 / ratio
+    speeds = {"base": 900.0, "unmerged": unmerged, "merged": 900.0 if mergeable else None}
     row["cost"] = {
-        "params_trainable": method["trainable"], "params_deployed": method["deployed"], "params_generator": None,
-        "step_ms": {"median": step, "p10": 0.9 * step, "p90": 1.2 * step}, "step_ratio": ratio,
-        "peak_mem_bytes": 350_000_000 + 8 * method["trainable"], "flops_per_token": 6_000_000,
-        "infer_overhead_pct": 100 * (ratio - 1),
+        "peak_mem_bytes": 350_000_000 + 8 * method["trainable"], "peak_mem_kind": "resident set of the process",
+        "flops_per_token": 6_000_000, "step_ms": {"median": step, "p10": 0.9 * step, "p90": 1.2 * step},
+        "reference_step_ms": {"median": 40.0, "p10": 36.0, "p90": 48.0}, "step_ratio": ratio,
+        "infer_tok_s": {"batch_1": speeds, "batch_8": {name: x and 5 * x for name, x in speeds.items()}},
+        "infer_overhead_pct": 100 * (900 / unmerged - 1),
     }  # fmt: skip
-    row["null_reasons"] = {"cost.params_generator": "counted by the trainings"}
+    if not mergeable:
+        sizes = ("batch_1", "batch_8")
+        row["null_reasons"] = {f"cost.infer_tok_s.{size}.merged": "it cannot be merged" for size in sizes}
     return row

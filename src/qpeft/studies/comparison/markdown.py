@@ -114,8 +114,9 @@ def _step(method: MethodSummary) -> str:
 
 
 def _speed(method: MethodSummary) -> str:
-    """Tokens a second at batch 1, unmerged."""
-    return "-"
+    """Tokens a second of one text, merged where merging is possible."""
+    speeds = (method.cost.get("infer_tok_s") or {}).get("batch_1") or {}
+    return _number(speeds.get("merged") or speeds.get("unmerged"), ",.0f")
 
 
 def _number(value: float | None, form: str) -> str:

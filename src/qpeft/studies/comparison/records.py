@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError, InputError
-from qpeft.studies.comparison.rows import SCHEMA, Row, read_row, row_path
+from qpeft.studies.comparison.rows import SCHEMA, Row, read_row, row_path, without_nan
 from qpeft.studies.comparison.statistics import Stats, describe
 
 MISSING = "missing"
@@ -71,11 +71,11 @@ def read_study(folder: Path) -> dict[str, Any]:
 def read_method(folder: Path, study: Mapping[str, Any], method: Mapping[str, Any]) -> MethodRows:
     """The rows of `method`. One that trains nothing is exact: its only row stands under every seed."""
     place = row_path(folder, study["study"], method["key"], method["hash"], "cost")
-    seeds = {seed: read_row(place.with_name(f"seed{seed}.json")) for seed in study["seeds"]}
+    seeds = {seed: _read(place.with_name(f"seed{seed}.json")) for seed in study["seeds"]}
     found = [row for row in seeds.values() if row is not None]
     if not method["rates"] and len(found) == 1:
         seeds = dict.fromkeys(seeds, found[0])
-    return MethodRows(seeds, list(_trials(place.parent, method["rates"])), read_row(place))
+    return MethodRows(seeds, list(_trials(place.parent, method["rates"])), _read(place))
 
 
 def numbers(row: Row) -> dict[str, float]:
@@ -126,13 +126,19 @@ def is_timing(name: str) -> bool:
     return any(word in name for word in ("seconds", "_ms", "tok_s", "peak_mem", "overhead_pct"))
 
 
+def _read(path: Path) -> Row | None:
+    """The row with null for what is not finite, whoever wrote it."""
+    row = read_row(path)
+    return None if row is None else without_nan(row)
+
+
 def _trials(place: Path, rates: list[float]) -> Iterator[tuple[float, Row | None]]:
     if len(rates) < 2:
         return  # a single rate is taken untried
     found = [(_rate(path), path) for path in sorted(place.glob("lr*.json"))]
     for rate in rates:
         paths = [path for lr, path in found if math.isclose(lr, rate, rel_tol=1e-6)]
-        yield rate, read_row(paths[0]) if paths else None
+        yield rate, _read(paths[0]) if paths else None
 
 
 def _rate(path: Path) -> float:

@@ -21,7 +21,7 @@ from qpeft.files import write_text
 from qpeft.studies.comparison.findings import MethodSummary, Reached, Summary
 from qpeft.studies.comparison.markdown import markdown
 from qpeft.studies.comparison.records import flatten, read_method
-from qpeft.studies.comparison.rows import Row, without_nan
+from qpeft.studies.comparison.rows import Row
 from qpeft.studies.comparison.statistics import Difference, Stats
 
 _FIRST = ("cell_id", "method", "label", "role", "seed", "status")
@@ -55,7 +55,7 @@ def _present_rows(folder: Path, summary: Summary) -> Iterable[Row]:
 
 
 def _json_line(row: Row) -> str:
-    return json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _flat(row: Row) -> dict[str, Any]:
