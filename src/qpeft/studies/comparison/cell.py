@@ -67,7 +67,7 @@ def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: No
     except TrainingError as error:
         if "is nan at step" not in str(error) and "is inf at step" not in str(error):
             raise
-        return {**failed_row(cell, error), "status": "diverged"}
+        return measuring.diverged_row(cell, folder, error)
 
 
 def work_folder(cell: Cell, folder: Path) -> Path:

@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qpeft.studies.comparison.cell import Cell, Steps, started_row, work_folder
+from qpeft.errors import TrainingError
+from qpeft.studies.comparison.cell import Cell, Steps, failed_row, started_row, work_folder
 from qpeft.studies.comparison.convergence import derive
 from qpeft.studies.comparison.data import test_references
 from qpeft.studies.comparison.generation import score_texts
@@ -30,7 +31,7 @@ from qpeft.training.tasks import Score, Task, task_class
 
 _CAPACITY_TOKENS = 2048
 _SHARED = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay", "max_grad_norm")
-_SHARED += ("dtype", "eval_every", "save_every", "eval_blocks")
+_SHARED += ("dtype", "eval_every", "eval_blocks")
 
 
 def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
@@ -44,6 +45,14 @@ def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
     if cell.role != "tuning":
         _measure(cell, row, ready)
     row["status"] = "diverged" if row["convergence"].get("diverged") else "success"
+    return row
+
+
+def diverged_row(cell: Cell, folder: Path, error: TrainingError) -> Row:
+    """The row of a training whose loss or gradient stopped being finite, with its curve up to there."""
+    row = {**failed_row(cell, error), "status": "diverged", "convergence": {"diverged": True}}
+    log = read_rows(work_folder(cell, folder) / "run" / "metrics.jsonl")
+    row["train"] |= {"curve": _curve(log), "seconds": log[-1]["seconds"] if log else 0.0}
     return row
 
 
@@ -62,6 +71,7 @@ def settings_of(cell: Cell, out: Path, data: str = "validation") -> TrainSetting
         method_settings={} if untrained else dict(config["settings"]),
         lr=cell.lr or 1.0,
         seed=cell.seed,
+        save_every=recipe["training"]["save_every"] or max(1, recipe["training"]["steps"] // 4),
         **{key: recipe["training"][key] for key in _SHARED},
     )
 
@@ -165,6 +175,8 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
             from qpeft.studies.comparison.capacity import measure_capacity
 
             row["capacity"] = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
+            if cell.seed != cell.recipe["first_seed"]:  # each place's own figures stand in one row of a method
+                row["capacity"] = {k: v for k, v in row["capacity"].items() if k not in ("modules", "blocks")}
     row["null_reasons"] |= row["capacity"].pop("null_reasons", {})
 
 

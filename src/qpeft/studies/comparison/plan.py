@@ -206,6 +206,7 @@ def _recipe(study: Study, model: str, base_sha: str, splits: Splits, base: Any) 
         "test_blocks": study.test_blocks,
         "generation": study.generation.model_dump() if study.generation else None,
         "capacity": study.capacity,
+        "first_seed": study.seeds[0],
         "reference": next(
             {"method": spec.method, "host": spec.host, "settings": spec.settings}
             for spec in study.methods

@@ -1,0 +1,105 @@
+"""Study files: refused whole, with the field at fault."""
+
+from pathlib import Path
+
+import pytest
+
+from qpeft.errors import ConfigError
+from qpeft.studies.comparison.study import BUILT_IN, Study, load_study
+
+SMALL = """
+name: small
+title: A small study
+question: Which?
+methods:
+  - {key: lora, method: lora, settings: {r: 2}}
+  - {key: qpa, method: qpa, lr: 0.01}
+"""
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_study_is_valid_and_called_by_its_name(name):
+    study = load_study(name)
+    assert study.name == name
+    assert study.question.endswith("?")
+
+
+def test_defaults_are_those_of_the_specification():
+    study = load_study("survey", {"seeds": [0, 1, 2]})
+    assert study.tuning.grid == [0.3, 1.0, 3.0, 10.0]
+    assert study.tuning.seed not in study.seeds
+    assert (study.training.max_grad_norm, study.training.warmup) == (1.0, 0.06)
+
+
+def test_a_methods_middle_rate_is_its_own_or_the_usual_one(tmp_path):
+    study = load_study(written(tmp_path, SMALL))
+    assert [method.base_rate for method in study.methods] == [2e-4, 0.01]
+
+
+def test_overrides_reach_nested_fields(tmp_path):
+    study = load_study(written(tmp_path, SMALL), {"training.steps": 7, "base": "gpt2", "generation.n_prompts": 3})
+    assert (study.training.steps, study.base, study.generation.n_prompts) == (7, "gpt2", 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training.steps": "many"}, "training.steps.*got 'many'"),
+        ({"training.stesp": 3}, "training.stesp"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "stands twice"),
+        ({"seeds": [1000]}, "tuning.seed 1000 is one of seeds"),
+        ({"reference": "loar"}, "no method has the key 'loar'; there are lora, qpa"),
+        ({"task": "translation"}, "unknown task 'translation'"),
+        ({"metric": "bleu"}, "needs `generation`"),
+        ({"methods": [{"key": "lora", "method": "lroa"}]}, "unknown method 'lroa'; did you mean 'lora'"),
+        ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "'lora' stands twice"),
+        ({"methods": [{"key": "lora", "method": "lora", "role": "control"}]}, "against"),
+        ({"methods": [{"key": "../lora", "method": "lora"}]}, "methods.0.key"),
+        ({"methods": []}, "methods"),
+        ({"blocks": [{"of": "nobody", "methods": [{"key": "a", "method": "lora"}]}]}, "no method has the key 'nobody'"),
+        ({"blocks": [{"of": "qpa", "methods": [{"key": "a", "method": "lora", "vary": "r"}]}]}, "`values` together"),
+        (
+            {"blocks": [{"of": "qpa", "methods": [{"key": "a", "method": "lora", "vary": "r", "values": [2, 1]}]}]},
+            "rise",
+        ),
+    ],
+)
+def test_a_bad_field_is_named(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        load_study(written(tmp_path, SMALL), change)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no fields"),
+        ("- a\n- b\n", "holds no fields"),
+        ("a: [1", "is not YAML"),
+        ("name: x\n", "title: Field"),
+    ],
+)
+def test_a_file_that_is_no_study_says_so(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_study(written(tmp_path, text))
+
+
+def test_an_unknown_name_lists_the_built_in_ones():
+    with pytest.raises(ConfigError, match="survey, controls, feature-source"):
+        load_study("surwey")
+
+
+def test_yaml_cannot_make_python_objects(tmp_path):
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_study(written(tmp_path, SMALL + "base: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_a_study_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Study.model_validate(load_study("survey").model_dump()).name = "other"
