@@ -141,7 +141,7 @@ def test_failures_stay_visible_and_are_not_ranked(study_folder):
     assert [row["cell_id"].rsplit("/", 1)[1] for row in summary.failures] == ["lr0.01", "seed4", "seed3"]
     assert "1 diverged" in summary["vera"].flags
     assert "2 missing" in summary["prefix"].flags
-    assert any("VeRA (1), IA3 (1)" in limit for limit in summary.limits)
+    assert any("VeRA (1); IA3 (1)" in limit for limit in summary.limits)
     assert any("2 of 75 trainings are missing" in limit for limit in summary.limits)
 
 
@@ -184,7 +184,7 @@ def test_members_of_a_block_are_compared_in_the_block_only(study_folder):
     assert summary["lora@qaa"].difference is None
     assert summary["lora@qaa"].rank is None
     unranked = next(limit for limit in summary.limits if limit.startswith("At the 16,900 trained numbers of QAA"))
-    assert "Quantum-PEFT at QAA's count (14.7 %), bottleneck at QAA's count (107 %)" in unranked
+    assert "Quantum-PEFT at QAA's count (14.7 %); bottleneck at QAA's count (107 %)" in unranked
 
 
 def test_places_go_by_the_mean(study_folder):
@@ -288,7 +288,7 @@ def test_a_study_without_rows_is_all_missing(study_folder):
     summary = summarise(study_folder)
     assert all(set(method.statuses.values()) == {"missing"} for method in summary.methods)
     assert all(method.metric is method.difference is method.rank is None for method in summary.methods)
-    assert summary.sentences["qpa"] == "QPA has no result. Of its 5 seeds 5 are missing."
+    assert summary.sentences["qpa"] == "QPA has no result yet. Of its 5 seeds 5 are missing."
     assert summary.n_comparisons == 0
 
 
@@ -297,7 +297,7 @@ def test_without_the_reference_methods_stand_for_themselves(study_folder):
         path.unlink()
     summary = summarise(study_folder)
     assert summary["qpa"].difference is None
-    assert summary.sentences["qpa"].endswith("it shares no seed with LoRA, the reference.")
+    assert summary.sentences["qpa"].endswith("over 5 seeds); there is nothing yet to compare it with.")
     assert summary["qpa"].rank == 3
 
 

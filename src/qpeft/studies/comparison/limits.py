@@ -13,7 +13,7 @@ QAA_DEFAULTS = "Defaults of QAA are our own reading; the original paper's settin
 
 def limits_of(summary: Summary) -> list[str]:
     """Every sentence, the most important first."""
-    found = [SIMULATED, QAA_DEFAULTS, *_controls(summary), _scope(summary), _statistics(summary)]
+    found = [SIMULATED, QAA_DEFAULTS, *_controls(summary), _scope(summary), *_statistics(summary)]
     found += [*_edges(summary), *_preliminary(summary), *_failures(summary), *_missing(summary)]
     return [*found, *_unranked(summary), *_machines(summary)]
 
@@ -39,9 +39,12 @@ def _scope(summary: Summary) -> str:
     return f"{where}: others may order the methods otherwise."
 
 
-def _statistics(summary: Summary) -> str:
+def _statistics(summary: Summary) -> list[str]:
+    if summary.n_comparisons == 0:
+        return []
     rule = '"Better" and "worse" are said only if the 95 % t interval of the difference, paired by seed, excludes 0'
-    return f"{rule}, with at least {MIN_SEEDS} seeds, after Holm's correction over {summary.n_comparisons} comparisons."
+    how = f"with at least {MIN_SEEDS} seeds, after Holm's correction over {summary.n_comparisons} comparisons"
+    return [f"{rule}, {how}."]
 
 
 def _edges(summary: Summary) -> list[str]:
@@ -89,4 +92,4 @@ def _machines(summary: Summary) -> list[str]:
 
 
 def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
+    return "; ".join(names)

@@ -25,14 +25,14 @@ def sentence(method: MethodSummary, summary: Summary) -> str:
 
 def _answer(method: MethodSummary, summary: Summary) -> str:
     if method.metric is None:
-        return f"{method.label} has no result."
+        return f"{method.label} has no result{'.' if method.has_failures else ' yet.'}"
     found = method.difference or _block_difference(method, summary)
     if found is not None:
         return _compared(method, found, summary)
     ends = f"ends at {quantity(method.metric.mean, summary)} ({_over_seeds(method, summary)})"
     if method.key == summary.study["reference"]:
         return f"{method.label}, the reference, {ends}."
-    return f"{method.label} {ends}; it shares no seed with {summary[summary.study['reference']].label}, the reference."
+    return f"{method.label} {ends}; there is nothing yet to compare it with."
 
 
 def _compared(method: MethodSummary, found: Difference, summary: Summary) -> str:
@@ -68,9 +68,9 @@ def _distance(found: Difference, summary: Summary) -> str:
 def _evidence(found: Difference, summary: Summary) -> str:
     """The interval in the direction of the mean, and how many seeds agree with it."""
     if found.mean == 0:
-        seeds = f"{found.same_sign} of {found.n} seeds equal"
+        seeds = f"{found.same_sign} of {_count(found.n, 'seed')} equal"
     else:
-        seeds = f"{found.same_sign} of {found.n} seeds {_side(found, summary)}"
+        seeds = f"{found.same_sign} of {_count(found.n, 'seed')} {_side(found, summary)}"
     if found.low is None or found.high is None:
         return seeds
     factor = _METRICS[summary.study["metric"]][1]

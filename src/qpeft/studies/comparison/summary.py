@@ -14,6 +14,7 @@ from qpeft.studies.comparison.records import (
     MethodRows,
     describe_figures,
     hardware,
+    numbers,
     on_mixed_hardware,
     read_method,
     read_study,
@@ -70,10 +71,11 @@ def summarise(folder: Path) -> Summary:
 
 def _differences(study: Study, rows: Mapping[str, MethodRows], lower_is_better: bool) -> Differences:
     """The study's family: methods against the reference, controls against their targets, members against a block's."""
-    values = {key: _metric(study, found) for key, found in rows.items()}
-    figures = {key: {} if stats is None else stats.values for key, stats in values.items()}
+    figure = f"quality.{study['metric']}"
+    by_seed = {key: {s: numbers(row).get(figure) for s, row in found.successes.items()} for key, found in rows.items()}
+    values = {key: {s: value for s, value in found.items() if value is not None} for key, found in by_seed.items()}
     failed = {key for key, found in rows.items() if found.has_failures}
-    return compare(_pairs(study), figures, failed, lower_is_better)
+    return compare(_pairs(study), values, failed, lower_is_better)
 
 
 def _pairs(study: Study) -> list[Pair]:
@@ -154,10 +156,6 @@ def _speeds(
     hits = {name: steps_and_seconds(curves, loss) for name, loss in targets.items() if loss is not None}
     found = {name: hit for name, hit in hits.items() if hit is not None}
     return {name: hit[0] for name, hit in found.items()}, {name: hit[1] for name, hit in found.items()}
-
-
-def _metric(study: Study, rows: MethodRows):
-    return describe_figures(rows.successes).get(f"quality.{study['metric']}")
 
 
 def _curves(rows: Mapping[int, Row | None]) -> dict[int, Curve]:

@@ -119,9 +119,11 @@ def _reasons(reasons: Mapping[str, str]) -> str:
 
 
 def _csv(first: Iterable[str], lines: Iterable[Mapping[str, Any]]) -> str:
-    """One header for all lines: the names in `first`, then the others as they come up; floats as Python writes them."""
+    """One header for all lines: first those in `first`, then part by part as they come up."""
     found = list(lines)
     names = list(dict.fromkeys([*first, *(name for line in found for name in line)]))
+    groups = list(dict.fromkeys(name.partition(".")[0] for name in names))
+    names.sort(key=lambda name: groups.index(name.partition(".")[0]))  # a part's names side by side
     text = io.StringIO()
     writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
