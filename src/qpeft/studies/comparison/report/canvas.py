@@ -106,14 +106,14 @@ def short_ticks(plot: Axes) -> None:
 
 
 def to_svg(chart: Figure) -> str:
-    """The figure as a standalone SVG document without a date."""
+    """The figure as a standalone SVG document: no date, and no finer than a hundredth of a pixel."""
     buffer = io.StringIO()
     chart.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return buffer.getvalue()
+    return re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), buffer.getvalue())
 
 
 def inline(svg: str, name: str, title: str) -> Markup:
-    """The `<svg>` element for the page: variables for colours, ids of its own, the page's font; `title` is read aloud."""
+    """The `<svg>` element for the page: variables for colours, own ids, the page's font; `title` is read aloud."""
     opening, body = svg[svg.index("<svg") :].split(">", 1)
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', opening)
     assert box is not None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from qpeft.studies.comparison.report import canvas, forest, pareto, trajectories, words
+from qpeft.studies.comparison.report import canvas, forest, histogram, pareto, trajectories, words
 from qpeft.studies.comparison.report.measures import step_ms
 from qpeft.studies.comparison.report.results import ordered
+from qpeft.studies.comparison.report.trajectories import Curve, Path
 
 if TYPE_CHECKING:
     from qpeft.studies.comparison.findings import MethodSummary, Summary
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 _LAYERS = (
     ("effective_rank", "Effective rank of Δy"),
-    ("cka", "CKA to the base’s hidden states"),
+    ("cka", "CKA to the base's hidden states"),
 )
 
 
@@ -34,7 +36,7 @@ class Chart:
     @property
     def svg(self) -> Markup:
         """As it stands in the page."""
-        return canvas.inline(self.document, self.name, self.title)
+        return canvas.inline(self.document, re.sub(r"\W", "-", self.name), self.title)
 
 
 def differences(summary: Summary) -> list[Chart]:
@@ -68,24 +70,30 @@ def against_time(summary: Summary) -> list[Chart]:
 def convergence(summary: Summary) -> list[Chart]:
     """All main methods against steps, what was seen, and seconds."""
     per_step, seen = _per_step(summary.study)
-    axes = (("steps", "steps", "steps", 1.0), ("tokens", seen, "steps", per_step), ("seconds", "seconds", "seconds", 1.0))
+    main = [method for method in ordered(summary) if method.role == "main"]
+    axes = {
+        "steps": [_path(method, summary) for method in main],
+        seen: [_path(method, summary, per_step) for method in main],
+        "seconds": [_path_in_seconds(method, summary) for method in main],
+    }
     y_title = f"Validation loss ({words.loss_unit(summary.study)})"
     found = []
-    for name, x_title, axis, factor in axes:
-        if paths := _paths(summary, axis, factor, main_only=True):
-            document = trajectories.draw_all(paths, f"convergence-{name}", words.capital(x_title), y_title)
-            found.append(Chart(f"convergence-{name}", f"Validation loss against {x_title}", document))
+    for x_title, paths in axes.items():
+        if drawn := _with_a_course(paths):
+            name = f"convergence-{x_title.split()[0]}"
+            document = trajectories.draw_all(drawn, name, words.capital(x_title), y_title)
+            found.append(Chart(name, f"Validation loss against {x_title}", document))
     return found
 
 
 def each_method(summary: Summary) -> list[Chart]:
     """A small chart a method, every seed a dot."""
-    paths = _paths(summary, "steps")
+    paths = _with_a_course(_path(method, summary) for method in ordered(summary))
     found = []
-    for index, path in enumerate(paths):
+    for path in paths:
         name = f"seeds-{path.name}"
         document = trajectories.draw_one(path, [other for other in paths if other is not path], name)
-        found.append(Chart(f"seeds{index}", f"Validation loss of {path.name}, every seed, against steps", document))
+        found.append(Chart(name, f"Validation loss of {path.name}, every seed, against steps", document))
     return found
 
 
@@ -101,6 +109,20 @@ def layers(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Chart]:
     return found
 
 
+def sora_ranks(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Chart]:
+    """What SoRA's gates left of the ranks, over modules and seeds."""
+    found = []
+    for method in (method for method in summary.methods if method.method == "sora"):
+        modules = [module for row in rows[method.key] for module in row["capacity"].get("modules") or ()]
+        ranks = [int(rank) for module in modules if (rank := module.get("weight_numerical_rank")) is not None]
+        if ranks:
+            name, title = f"ranks-{method.key}", f"Ranks that {method.key} kept"
+            mark = words.mark_of(method, summary.study)
+            document = histogram.draw(ranks, name, mark, f"{title}, of its modules and seeds", "Modules")
+            found.append(Chart(name, title, document))
+    return found
+
+
 def _forest(name: str, lines: list[forest.Line], whose: str, summary: Summary) -> list[Chart]:
     if not lines:
         return []
@@ -109,8 +131,11 @@ def _forest(name: str, lines: list[forest.Line], whose: str, summary: Summary) -
     return [Chart(name, f"{title}, with 95 % intervals", document)]
 
 
-def _line(method: MethodSummary, other: MethodSummary, found: Any, summary: Summary, indent: bool = False) -> forest.Line:
-    assert method.metric is not None and other.metric is not None
+def _line(
+    method: MethodSummary, other: MethodSummary, found: Any, summary: Summary, indent: bool = False
+) -> forest.Line:
+    assert method.metric is not None
+    assert other.metric is not None
     factor = words.factor(summary.study)
     shared = sorted(method.metric.values.keys() & other.metric.values.keys())
     seeds = tuple(factor * (method.metric.values[seed] - other.metric.values[seed]) for seed in shared)
@@ -120,14 +145,12 @@ def _line(method: MethodSummary, other: MethodSummary, found: Any, summary: Summ
     return forest.Line(method.key, mark, factor * found.mean, low, high, seeds, is_shown, indent)
 
 
-def _pareto(
-    name: str, x_title: str, cost: Callable[[MethodSummary], float | None], summary: Summary
-) -> list[Chart]:
+def _pareto(name: str, x_title: str, cost: Callable[[MethodSummary], float | None], summary: Summary) -> list[Chart]:
     factor = words.factor(summary.study)
     points = [
         pareto.Point(method.key, words.mark_of(method, summary.study), float(x), factor * method.metric.mean,
                      tuple(factor * value for value in method.metric.values.values()))
-        for method in summary.methods if method.metric is not None and (x := cost(method))
+        for method in _reference_last(summary) if method.metric is not None and (x := cost(method))
     ]  # fmt: skip
     if not points:
         return []
@@ -138,16 +161,30 @@ def _pareto(
     return [Chart(name, f"{metric} against {x_title}", document)]
 
 
-def _paths(summary: Summary, axis: str, factor: float = 1.0, main_only: bool = False) -> list[trajectories.Path]:
-    found = []
-    for method in ordered(summary):
-        if main_only and method.role != "main":
-            continue
-        mark = words.mark_of(method, summary.study)
-        path = trajectories.path(method.key, mark, summary.curves.get(method.key, {}), axis, factor)
-        if path is not None and len(path.x) > 1:
-            found.append(path)
-    return found
+def _reference_last(summary: Summary) -> list[MethodSummary]:
+    """So that it is drawn over the others."""
+    return sorted(summary.methods, key=lambda method: method.key == summary.study["reference"])
+
+
+def _path(method: MethodSummary, summary: Summary, per_step: float = 1.0) -> Path | None:
+    whole, lost = _curves(method, summary)
+    return trajectories.of_steps(method.key, words.mark_of(method, summary.study), whole, lost, per_step)
+
+
+def _path_in_seconds(method: MethodSummary, summary: Summary) -> Path | None:
+    whole, _ = _curves(method, summary)
+    return trajectories.of_seconds(method.key, words.mark_of(method, summary.study), whole)
+
+
+def _curves(method: MethodSummary, summary: Summary) -> tuple[list[Curve], list[Curve]]:
+    """Those of the seeds that succeeded, and the others."""
+    found = summary.curves.get(method.key, {})
+    whole = [curve for seed, curve in found.items() if method.statuses[seed] == "success"]
+    return whole, [curve for seed, curve in found.items() if method.statuses[seed] != "success"]
+
+
+def _with_a_course(paths: Iterable[Path | None]) -> list[Path]:
+    return [path for path in paths if path is not None and len(path.x) > 1]
 
 
 def _per_step(study: Mapping[str, Any]) -> tuple[float, str]:
@@ -159,7 +196,7 @@ def _per_step(study: Mapping[str, Any]) -> tuple[float, str]:
     return examples, "examples seen"
 
 
-def _layers(method: MethodSummary, rows: Sequence[Row], figure: str, summary: Summary) -> trajectories.Path | None:
+def _layers(method: MethodSummary, rows: Sequence[Row], figure: str, summary: Summary) -> Path | None:
     by_layer: dict[int, list[float]] = {}
     for row in rows:
         for block in row["capacity"].get("blocks") or ():
@@ -169,4 +206,4 @@ def _layers(method: MethodSummary, rows: Sequence[Row], figure: str, summary: Su
         return None
     at = sorted(by_layer)
     mark = words.mark_of(method, summary.study)
-    return trajectories.Path(method.key, mark, tuple(map(float, at)), tuple(tuple(by_layer[layer]) for layer in at))
+    return Path(method.key, mark, tuple(map(float, at)), tuple(tuple(by_layer[layer]) for layer in at))

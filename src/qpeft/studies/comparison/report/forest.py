@@ -9,7 +9,7 @@ from statistics import median
 from qpeft.studies.comparison.report import canvas, numbers
 from qpeft.studies.comparison.report.marks import Mark
 
-_LINE = 33  # pixels a difference takes: its name and figures, and beneath them its interval
+_LINE = 38  # pixels a difference takes: its name and figures, and beneath them its interval
 _STRETCH = 5  # a bound beyond this many times the median one leaves the chart as an arrow
 
 
@@ -36,17 +36,19 @@ def draw(lines: Sequence[Line], name: str, x_title: str, lower_is_better: bool) 
     """The chart as SVG. `lines` is not empty."""
     with canvas.style(name):
         chart = canvas.figure(_LINE * len(lines) + 50)
-        plot = canvas.axes(chart, left=6, right=6, top=2, bottom=48)
+        plot = canvas.axes(chart, left=6, right=6, top=2, bottom=54)
         low, high = _limits(lines)
         plot.set_xlim(low, high)
-        plot.set_ylim(len(lines) - 0.45, -0.45 - 0.1)
+        plot.set_ylim(len(lines) - 0.5, -0.5)
         plot.set_yticks([])
+        for row in range(1, len(lines)):
+            plot.axhline(row - 0.5, color=canvas.FAINT, lw=0.7)
         plot.axvline(0, color=canvas.INK, lw=1)
         for row, line in enumerate(lines):
             _draw_line(plot, row, line, low, high)
         plot.locator_params(axis="x", nbins=6)
         plot.xaxis.set_major_formatter(lambda value, _: f"{value:+.4g}".replace("-", "\u2212") if value else "0")
-        plot.set_xlabel(x_title, labelpad=16)
+        plot.set_xlabel(x_title, labelpad=20)
         _draw_directions(plot, lower_is_better)
         return canvas.to_svg(chart)
 
@@ -63,12 +65,12 @@ def _limits(lines: Sequence[Line]) -> tuple[float, float]:
 
 
 def _draw_line(plot, row: int, line: Line, low: float, high: float) -> None:
-    where, mark = row + 0.16, line.mark
+    where, mark = row + 0.15, line.mark
     left = low + (0.045 if line.indent else 0.0) * (high - low)
-    plot.text(left, row - 0.2, ("↳ " if line.indent else "") + line.name, color=mark.colour, va="center", ha="left")
+    plot.text(left, row - 0.23, ("↳ " if line.indent else "") + line.name, color=mark.colour, va="center", ha="left")
     figures = numbers.interval(line.mean, line.low, line.high)
-    plot.text(high, row - 0.2, figures, va="center", ha="right", size=canvas.FONT - 1)
-    plot.plot(line.seeds, [where] * len(line.seeds), ".", ms=4, color=mark.colour, alpha=0.5, mew=0)
+    plot.text(high, row - 0.23, figures, va="center", ha="right", size=canvas.FONT - 1)
+    plot.plot(line.seeds, [where] * len(line.seeds), "o", ms=2.4, color=mark.colour, alpha=0.6, mew=0)
     if line.low is not None and line.high is not None:
         plot.plot([max(line.low, low), min(line.high, high)], [where] * 2, color=mark.colour, lw=1.4)
     if low <= line.mean <= high:

@@ -23,13 +23,13 @@ _OF_MODULES = (
     ("effective_rank", "Effective rank of Δy, modules", "of the modules that the method adapts"),
     ("linear_share", "Linear share, modules", ""),
     ("mean_share", "Mean share, modules", ""),
-    ("jacobian_rank", "Jacobian’s effective rank", "of the update’s mean Jacobian"),
+    ("jacobian_rank", "Jacobian's effective rank", "of the update's mean Jacobian"),
     ("weight_effective_rank", "Effective rank of ΔW", "exp of the entropy of its singular values"),
     ("weight_numerical_rank", "Numerical rank of ΔW", "singular values above 1e-6 of the first"),
     ("weight_stable_rank", "Stable rank of ΔW", "squared Frobenius norm over squared spectral norm"),
     ("weight_norm_ratio", "‖ΔW‖ / ‖W‖", ""),
 )
-_TARGETS = {"half_of_full": "half of full’s gain", "ninety_of_full": "90 % of full’s gain"}
+_TARGETS = {"half_of_full": "half of full's gain", "ninety_of_full": "90 % of full's gain"}
 
 
 def speed(summary: Summary) -> Table:
@@ -56,7 +56,9 @@ def capacity(summary: Summary) -> Table:
     columns = [NAME, *(Column(title, hint=hint) for _, title, hint in (*_OF_BLOCKS, *_OF_MODULES))]
     rows = []
     for method in ordered(summary):
-        of = {key.removeprefix("capacity."): found for key, found in method.figures.items() if key.startswith("capacity.")}
+        of = {
+            key.removeprefix("capacity."): found for key, found in method.figures.items() if key.startswith("capacity.")
+        }
         if not of:
             continue
         adapts_modules = "n_modules" not in of or of["n_modules"].mean > 0
@@ -77,15 +79,28 @@ def costs(summary: Summary) -> Table:
         Column("Stored"),
         Column("Optimiser"),
         Column("Step", "ms, median (p10 to p90)"),
-        Column(f"Step × {reference}", hint="against the reference, measured in turns on the same machine"),
+        Column(f"Step \u00d7 {reference}", hint="against the reference, measured in turns on the same machine"),
         Column("Peak memory"),
-        Column("Inference", "tokens/s, batch 1"),
-        Column("Inference", "tokens/s, batch 8"),
-        Column("Overhead", "% of the base"),
+        *(Column(f"Writing, {how}", f"tokens/s, batch {batch}") for batch in (1, 8) for how in ("merged", "unmerged")),
+        Column("Overhead", "%, unmerged", hint="of writing, against the base in the same run"),
         Column("Work", "FLOP/token"),
     ]
     rows = [_costs(method, summary) for method in ordered(summary) if method.cost or method.bytes_stored]
     return Table("costs", "What each method costs", columns, rows).without_empty()
+
+
+def missing(summary: Summary) -> Table:
+    """Figures that are null, and the reasons that their rows give."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for method in ordered(summary):
+        for figure, reason in method.null_reasons.items():
+            found.setdefault((figure, reason), []).append(method.key)
+    columns = [Column(title, is_number=False) for title in ("Figure", "Why", "Methods")]
+    rows = []
+    for (figure, why), keys in sorted(found.items()):
+        whose = "all" if len(keys) == len(ordered(summary)) else ", ".join(keys)
+        rows.append([Cell(figure, figure), Cell(why, why), Cell(whose, whose)])
+    return Table("missing", "Figures that could not be had, and why", columns, rows)
 
 
 def environment(summary: Summary, rows: Iterable[Row]) -> Table:
@@ -114,7 +129,7 @@ def step_ms(method: MethodSummary) -> float | None:
 
 
 def _target(target: str, summary: Summary) -> str:
-    return _TARGETS.get(target, f"{summary.study['reference']}’s loss")
+    return _TARGETS.get(target, f"{summary.study['reference']}'s loss")
 
 
 def _costs(method: MethodSummary, summary: Summary) -> list[Cell]:
@@ -127,7 +142,7 @@ def _costs(method: MethodSummary, summary: Summary) -> list[Cell]:
         _step(method.cost.get("step_ms") or {}),
         _cell(method.cost.get("step_ratio"), lambda value: numbers.number(value, 2)),
         _cell(method.cost.get("peak_mem_bytes"), numbers.size),
-        *(_cell(_tokens(method.cost, batch), numbers.count) for batch in (1, 8)),
+        *(_cell(_tokens(method.cost, batch, how), numbers.count) for batch in (1, 8) for how in ("merged", "unmerged")),
         _cell(method.cost.get("infer_overhead_pct"), lambda value: numbers.signed(value, 0)),
         _cell(method.cost.get("flops_per_token"), numbers.short),
     ]
@@ -148,7 +163,6 @@ def _step(times: Mapping[str, float | None]) -> Cell:
     return Cell(text, middle)
 
 
-def _tokens(cost: Mapping[str, Any], batch: int) -> float | None:
-    """Tokens a second; merged where merging is possible."""
-    found = cost.get("infer_tok_s") or {}
-    return None
+def _tokens(cost: Mapping[str, Any], batch: int, how: str) -> float | None:
+    rates = (cost.get("infer_tok_s") or {}).get(f"batch_{batch}") or {}
+    return rates.get(how)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-MISSING = "–"
+MISSING = "\u2013"
 
 
 def count(value: float | None) -> str:
@@ -28,10 +28,11 @@ def places(spread: float | None, value: float = 1.0) -> int:
 
 
 def number(value: float | None, decimals: int | None = None) -> str:
-    """A number with a thousands separator; `decimals` None means four digits."""
+    """A number with a thousands separator; `decimals` None means none for a whole number, else four digits in all."""
     if value is None:
         return MISSING
-    decimals = places(None, value) if decimals is None else decimals
+    if decimals is None:
+        decimals = 0 if value == int(value) else places(None, value)
     return f"{value:,.{decimals}f}".replace("-", "\u2212")
 
 
@@ -39,6 +40,8 @@ def spread(mean: float, sd: float | None) -> str:
     """`3.0512 ± 0.0041`; the mean alone where there is one seed."""
     if sd is None:
         return number(mean)
+    if sd == 0:
+        return f"{number(mean)} ± 0"
     return f"{number(mean, places(sd, mean))} ± {number(sd, places(sd, mean))}"
 
 

@@ -17,6 +17,7 @@ from qpeft.studies.comparison.records import read_method
 from qpeft.studies.comparison.report import charts, measures, results, rules, words
 from qpeft.studies.comparison.report.charts import Chart
 from qpeft.studies.comparison.report.marks import MARKS
+from qpeft.studies.comparison.report.results import ordered
 
 if TYPE_CHECKING:
     from qpeft.studies.comparison.findings import MethodSummary, Summary
@@ -39,6 +40,8 @@ _SECTIONS = {
     "environment": "Environment",
 }
 
+_WITHOUT_MESSAGE = {"diverged": "a loss was not finite, or the last one above twice the first"}
+
 
 def write_report(folder: Path, summary: Summary) -> Path:
     """Write `folder`/report.html and `folder`/plots/*.svg; returns the page. The same rows give the same bytes.
@@ -54,6 +57,7 @@ def write_report(folder: Path, summary: Summary) -> Path:
         "convergence": charts.convergence(summary),
         "trajectories": charts.each_method(summary),
         "layers": charts.layers(summary, successes),
+        "ranks": charts.sora_ranks(summary, successes),
         "step_time": charts.against_time(summary),
     }
     present = [row for found in rows.values() for row in found.present]
@@ -66,10 +70,8 @@ def write_report(folder: Path, summary: Summary) -> Path:
 def _environment():
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(str(files(__package__)))
-    return Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    loader = FileSystemLoader(str(files("qpeft.studies.comparison.report")))
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _write_plots(folder: Path, found: Sequence[Chart]) -> None:
@@ -96,6 +98,7 @@ def _context(summary: Summary, rows: Sequence[Row]) -> dict[str, Any]:
         **_answers(summary),
         "methods": results.methods(summary),
         "results": results.results(summary),
+        "further": results.further(summary),
         "forest_text": rules.forest(summary),
         "base_text": rules.base(summary),
         "blocks": [_block(summary, index) for index in range(len(summary.blocks))],
@@ -111,21 +114,21 @@ def _context(summary: Summary, rows: Sequence[Row]) -> dict[str, Any]:
         "costs_text": rules.costs(summary),
         "failures": [_failure(row) for row in summary.failures],
         "failures_text": rules.failures(summary),
+        "missing": measures.missing(summary),
         "limits": summary.limits,
         "environment": measures.environment(summary, rows),
     }
 
 
 def _answers(summary: Summary) -> dict[str, Any]:
-    main = [method for method in summary.methods if method.role == "main"]
+    main = [method for method in ordered(summary) if method.role == "main"]
     verdicts = Counter(m.difference.verdict for m in main if m.difference is not None and m.method != "none")
     return {
         "main_answers": [_answer(method, method.difference, summary) for method in main],
         "tally": [(verdict, verdicts[verdict]) for verdict in words.VERDICTS if verdicts[verdict]],
-        "control_answers": [
-            _answer(m, m.difference_to_target, summary) for m in summary.methods if m.role == "control"
-        ],
-    }  # fmt: skip
+        "control_answers": [_answer(m, m.difference, summary) for m in ordered(summary) if m.role == "control"],
+        "equals": [limit for limit in summary.limits if " performs as well as " in limit],
+    }
 
 
 def _answer(method: MethodSummary, found: Any, summary: Summary) -> dict[str, Any]:
@@ -135,7 +138,13 @@ def _answer(method: MethodSummary, found: Any, summary: Summary) -> dict[str, An
     else:
         verdict, kind = f"{words.VERDICTS[found.verdict]} {found.verdict}", found.verdict.split()[0]
     mark = words.mark_of(method, summary.study)
-    return {"key": method.key, "mark": mark, "verdict": verdict, "kind": kind, "sentence": summary.sentences[method.key]}
+    return {
+        "key": method.key,
+        "mark": mark,
+        "verdict": verdict,
+        "kind": kind,
+        "sentence": summary.sentences[method.key],
+    }
 
 
 def _block(summary: Summary, index: int) -> dict[str, Any]:
@@ -149,10 +158,10 @@ def _failure(row: Row) -> Mapping[str, str]:
     return {
         "name": row["cell_id"],
         "status": row["status"],
-        "message": message or "no message",
-        "traceback": row["traceback_tail"] or "No traceback.",
+        "message": message or _WITHOUT_MESSAGE.get(row["status"], "no message"),
+        "traceback": row["traceback_tail"] or "",
     }
 
 
 def _own(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8").strip()
+    return (files("qpeft.studies.comparison.report") / name).read_text(encoding="utf-8").strip()

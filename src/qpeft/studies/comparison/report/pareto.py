@@ -1,4 +1,4 @@
-"""Quality against cost: a mark for a method's mean, a small dot for every seed, a dashed line along the best for their cost."""
+"""Quality against cost: a mark for a method's mean, a dot for every seed, a dashed line along the best for their cost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from qpeft.studies.comparison.report import canvas
 from qpeft.studies.comparison.report.labels import Box, beside
 from qpeft.studies.comparison.report.marks import Mark
-from qpeft.studies.comparison.report.numbers import short
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def front(points: Sequence[Point], lower_is_better: bool) -> list[Point]:
 
 def _draw_point(plot, point: Point) -> None:
     mark = point.mark
-    plot.plot([point.x] * len(point.seeds), point.seeds, ".", ms=4, color=mark.colour, alpha=0.45, mew=0)
+    plot.plot([point.x] * len(point.seeds), point.seeds, "o", ms=2.4, color=mark.colour, alpha=0.6, mew=0)
     plot.plot(point.x, point.y, mark.shape, ms=7.5, color=mark.colour, mec=canvas.PAPER, mew=1)
 
 
@@ -73,7 +72,7 @@ def _draw_front(plot, points: Sequence[Point], lower_is_better: bool) -> None:
 def _draw_names(plot, points: Sequence[Point]) -> None:
     where = [tuple(plot.transData.transform((point.x, point.y))) for point in points]
     frame = plot.get_window_extent()
-    bounds = Box(frame.x0 - 20, frame.y0, frame.x1 + 8, frame.y1 + 6)
+    bounds = Box(frame.x0, frame.y0, frame.x1 + 8, frame.y1 + 6)
     size = canvas.FONT - 1
     for point, spot, place in zip(points, where, beside(where, [p.name for p in points], bounds, size), strict=True):
         if place.leader:

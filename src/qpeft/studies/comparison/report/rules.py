@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 Study = Mapping[str, Any]
 
 CAPACITY = (
-    "Figures of whole layers are comparable between all methods: both models read the base’s own hidden states, and Δy is "
-    "what the adapter changes. Figures of modules are those of the maps that a method adapts, and ΔW exists only where the "
-    "update is a matrix. They say how an update is made, not how good it is."
+    "Figures of whole layers are comparable between all methods: both models read the base's own hidden states, and Δy "
+    "is what the adapter changes. Figures of modules are those of the maps that a method adapts, and ΔW exists only "
+    "where the update is a matrix. They say how an update is made, not how good it is."
 )
 
 
@@ -37,14 +37,14 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
 def rules(study: Study) -> list[str]:
     """How the comparison is kept fair."""
     training = study["training"]
-    batch = f"{training['batch_size']} examples" if not training.get("seq_len") else (
-        f"{training['batch_size']} × {training['seq_len']} tokens"
-    )  # fmt: skip
+    batch = f"{training['batch_size'] * training.get('gradient_accumulation_steps', 1)} examples"
+    if study["task"] == "causal-lm" and training.get("seq_len"):
+        batch += f" of {training['seq_len']} tokens"
     found = [
-        "Every method starts from the same base and sees the same examples in the same order; a seed decides that order, "
-        "dropout, and the adapter’s start.",
-        f"Every method trains for {numbers.count(training['steps'])} steps of {batch}, with AdamW, the same schedule and "
-        "the same gradient clipping.",
+        "Every method starts from the same base and sees the same examples in the same order; a seed decides that "
+        "order, dropout, and the adapter's start.",
+        f"Every method trains for {numbers.count(training['steps'])} steps of {batch}, with AdamW, the same schedule "
+        "and the same gradient clipping.",
         f"Every method tries {len(study['tuning']['grid'])} learning rates on validation data with seed "
         f"{study['tuning']['seed']}, which is not among the final seeds {_list(study['seeds'])}.",
         "The test data are read once a run, after training, with the numbers that did best on validation data.",
@@ -54,7 +54,9 @@ def rules(study: Study) -> list[str]:
         "Failed and diverged runs are shown and counted, and no verdict favours a method that lost one.",
     ]
     if any(method["method"] == "prefix" for method in study["methods"]):
-        found.append("A prefix moves the base’s output even when it is zero, so prefix tuning starts elsewhere than the others.")
+        found.append(
+            "A prefix moves the base's output even when it is zero, so prefix tuning starts elsewhere than the others."
+        )
     return found
 
 
@@ -64,14 +66,16 @@ def unfinished(summary: Summary) -> str:
     missing = statuses.count("missing")
     if not missing:
         return ""
-    return f"{missing:,} of {len(statuses):,} planned trainings have no row yet; what is said here may change with them."
+    return (
+        f"{missing:,} of {len(statuses):,} planned trainings have no row yet; what is said here may change with them."
+    )
 
 
 def forest(summary: Summary) -> str:
     """How to read the chart of differences."""
     text = (
-        "Lines are 95 % intervals, small dots seeds. A filled mark is a difference that is shown; a hollow one is not, by its "
-        "interval or by Holm’s correction. Arrows point to what lies beyond the chart; the figures are whole."
+        "Lines are 95 % intervals, small dots seeds. A filled mark is a difference that is shown; a hollow one is not, "
+        "by its interval or by Holm's correction. Arrows point to what lies beyond the chart; the figures are whole."
     )
     if any(method.method == "none" for method in summary.methods):
         text += " The untrained base, far off, is in the table only."
@@ -84,24 +88,27 @@ def base(summary: Summary) -> str:
     """Where the untrained base lies, which has no place on a logarithmic axis."""
     factor = words.factor(summary.study)
     found = [
-        f"{method.key} trains nothing and is not drawn: {numbers.number(factor * method.metric.mean)}."
+        f"The untrained base ({method.key}) has no place on this axis: {numbers.number(factor * method.metric.mean)}."
         for method in summary.methods
         if method.trainable == 0 and method.metric is not None
     ]
-    return words.capital(" ".join(found))
+    return " ".join(found)
 
 
 def targets(summary: Summary) -> str:
     """The losses that were waited for."""
     names = {
-        "reference": f"{summary.study['reference']}’s mean at its end",
-        "half_of_full": "the base’s less half of what full fine-tuning gained",
-        "ninety_of_full": "the base’s less 90 % of what full fine-tuning gained",
+        "reference": f"{summary.study['reference']}'s mean at its end",
+        "half_of_full": "the base's less half of what full fine-tuning gained",
+        "ninety_of_full": "the base's less 90 % of what full fine-tuning gained",
     }
     known = [f"{names[name]}: {loss:.4f}" for name, loss in summary.targets.items() if loss is not None]
     if not known:
         return ""
-    return f"Validation losses waited for: {'; '.join(known)}. First evaluation at or below; “>” means not reached by every seed."
+    return (
+        f"Validation losses waited for: {'; '.join(known)}. What counts is the first evaluation at or below; "
+        "“>” means that not every seed got there."
+    )
 
 
 def tuning(study: Study) -> str:
@@ -133,7 +140,7 @@ def failures(summary: Summary) -> str:
     """How many, trials of rates included."""
     trials = sum(row["role"] == "tuning" for row in summary.failures)
     n = len(summary.failures)
-    return f"{n} {_plural('run', n)} did not succeed, {trials} of them {_plural('trial', trials)} of learning rates."
+    return f"{n} {_plural('run', n)} did not succeed; trials of learning rates among them: {trials}."
 
 
 def _plural(word: str, n: int) -> str:

@@ -40,6 +40,8 @@ class Table:
 
     def without_empty(self) -> Table:
         """The table less the columns in which no row says anything."""
-        kept = [i for i in range(len(self.columns)) if i == 0 or any(row[i].text not in ("", MISSING) for row in self.rows)]
+        kept = [
+            i for i in range(len(self.columns)) if i == 0 or any(row[i].text not in ("", MISSING) for row in self.rows)
+        ]
         rows = [[row[i] for i in kept] for row in self.rows]
         return Table(self.name, self.caption, [self.columns[i] for i in kept], rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from qpeft.studies.comparison.report import canvas
 from qpeft.studies.comparison.report.labels import apart
@@ -13,44 +14,52 @@ from qpeft.studies.comparison.report.numbers import short
 
 _SMALL = 168  # width of a method's own chart: two beside each other on a phone
 
+Curve = list[list[Any]]  # [step, training loss | None, validation loss | None, seconds] each
+
 
 @dataclass(frozen=True)
 class Path:
-    """A method's evaluations: `x` and for each x the losses of the seeds."""
+    """Where a method went: for each x the values of the seeds that succeeded; `lost`: (x, value) of the others."""
 
     name: str
     mark: Mark
     x: tuple[float, ...]
-    seeds: tuple[tuple[float, ...], ...]  # one tuple of losses per x
+    seeds: tuple[tuple[float, ...], ...]  # one tuple of values per x
+    lost: tuple[tuple[float, float], ...] = ()
 
     @property
     def mean(self) -> list[float]:
-        return [math.fsum(losses) / len(losses) for losses in self.seeds]
+        return [math.fsum(values) / len(values) for values in self.seeds]
 
 
-def path(name: str, mark: Mark, curves: Mapping[int, Sequence[Sequence[float | None]]], axis: str, per_step: float = 1):
-    """The evaluations that every seed has, by "steps" (times `per_step`) or by mean "seconds"; None without any."""
-    by_step = [
-        {row[0]: (row[2], row[3]) for row in curve if row[2] is not None and math.isfinite(row[2])}
-        for curve in curves.values()
-    ]
-    steps = sorted(set.intersection(*map(set, by_step))) if by_step else []
+def of_steps(name: str, mark: Mark, whole: Sequence[Curve], lost: Sequence[Curve], per_step: float = 1) -> Path | None:
+    """The evaluations that every curve of `whole` has, at its steps times `per_step`; None without any."""
+    found = [_evaluations(curve) for curve in whole]
+    steps = _shared(found)
     if not steps:
         return None
-    losses = tuple(tuple(found[step][0] for found in by_step) for step in steps)
-    if axis == "steps":
-        return Path(name, mark, tuple(step * per_step for step in steps), losses)
-    seconds = tuple(math.fsum(found[step][1] or 0.0 for found in by_step) / len(by_step) for step in steps)
-    return Path(name, mark, seconds, losses)
+    values = tuple(tuple(curve[step][0] for curve in found) for step in steps)
+    crosses = tuple((step * per_step, loss) for curve in lost for step, (loss, _) in _evaluations(curve).items())
+    return Path(name, mark, tuple(step * per_step for step in steps), values, crosses)
+
+
+def of_seconds(name: str, mark: Mark, whole: Sequence[Curve]) -> Path | None:
+    """The same against the mean time at which the seeds were there."""
+    found = [_evaluations(curve) for curve in whole]
+    steps = _shared(found)
+    if not steps:
+        return None
+    values = tuple(tuple(curve[step][0] for curve in found) for step in steps)
+    return Path(name, mark, tuple(math.fsum(curve[step][1] for curve in found) / len(found) for step in steps), values)
 
 
 def draw_all(paths: Sequence[Path], name: str, x_title: str, y_title: str) -> str:
-    """Every path as a line with the band from its best seed to its worst, named at its end."""
+    """Every path as a line with the band from its lowest seed to its highest, named at its end."""
     with canvas.style(name):
         chart = canvas.figure(max(260, 90 + 14 * len(paths)))
         plot = canvas.axes(chart, right=8 + 6.2 * min(18, max(len(item.name) for item in paths)))
         for item in paths:
-            _draw_path(plot, item, band=0.1)
+            _draw_path(plot, item, band=0.12)
         _limits(plot, paths)
         _draw_names(plot, paths)
         canvas.titles(chart, plot, x_title, y_title)
@@ -58,51 +67,59 @@ def draw_all(paths: Sequence[Path], name: str, x_title: str, y_title: str) -> st
 
 
 def draw_one(item: Path, others: Sequence[Path], name: str) -> str:
-    """One path with its band and every seed as a dot, before the others in grey; axes as in every other such chart."""
+    """One path with its band and every seed as a dot, lost seeds as crosses, before the others in grey."""
     with canvas.style(name):
-        chart = canvas.figure(136, _SMALL)
+        chart = canvas.figure(140, _SMALL)
         plot = canvas.axes(chart, left=30, right=8, top=22, bottom=18)
         for other in others:
             plot.plot(other.x, other.mean, color=canvas.FAINT, lw=1)
-        _draw_path(plot, item, band=0.18)
-        for x, losses in zip(item.x, item.seeds, strict=True):
-            plot.plot([x] * len(losses), losses, ".", ms=3.5, color=item.mark.colour, mew=0, alpha=0.7)
-        _limits(plot, [item, *others])
+        _draw_path(plot, item, band=0.2, dots=2.2)
+        top = _limits(plot, [item, *others])
+        crosses = [(x, min(value, top)) for x, value in item.lost]
+        plot.plot([x for x, _ in crosses], [y for _, y in crosses], "x", ms=4, mew=1, color=canvas.INK, clip_on=False)
         plot.locator_params(nbins=4)
         chart.text(0, 1, item.name, va="top", ha="left", color=item.mark.colour)
         return canvas.to_svg(chart)
 
 
-def _draw_path(plot, item: Path, band: float) -> None:
-    lows, highs = [min(losses) for losses in item.seeds], [max(losses) for losses in item.seeds]
-    plot.fill_between(item.x, lows, highs, color=item.mark.colour, alpha=band, lw=0)
-    dashes = (0, (4, 2)) if item.mark is REFERENCE else "-"
-    plot.plot(item.x, item.mean, color=item.mark.colour, ls=dashes)
+def _evaluations(curve: Curve) -> dict[float, tuple[float, float]]:
+    """Loss and seconds by step."""
+    return {row[0]: (row[2], row[3] or 0.0) for row in curve if row[2] is not None and math.isfinite(row[2])}
 
 
-def _limits(plot, paths: Sequence[Path]) -> None:
-    """All that is seen of the losses; what blew up beyond twice the start is cut off."""
-    start = max(item.mean[0] for item in paths)
-    values = [loss for item in paths for losses in item.seeds for loss in losses]
-    low, high = min(values), min(max(values), 2 * start)
-    rim = 0.06 * (high - low) or 0.1
-    plot.set_ylim(low - rim, high + rim)
-    plot.set_xlim(0, max(item.x[-1] for item in paths) * 1.02 or 1)
+def _shared(found: Sequence[Mapping[float, Any]]) -> list[float]:
+    return sorted(set.intersection(*map(set, found))) if found else []
+
+
+def _draw_path(plot, item: Path, band: float, dots: float = 0) -> None:
+    colour = item.mark.colour
+    lows, highs = [min(values) for values in item.seeds], [max(values) for values in item.seeds]
+    plot.fill_between(item.x, lows, highs, color=colour, alpha=band, lw=0)
+    plot.plot(item.x, item.mean, color=colour, ls=(0, (4, 2)) if item.mark is REFERENCE else "-")
+    if dots:
+        xs = [x for x, values in zip(item.x, item.seeds, strict=True) for _ in values]
+        plot.plot(xs, [v for values in item.seeds for v in values], "o", ms=dots, color=colour, mew=0, alpha=0.75)
+
+
+def _limits(plot, paths: Sequence[Path]) -> float:
+    """Show what the paths span; what lost seeds add above is cut off at the value returned."""
+    values = [value for item in paths for seeds in item.seeds for value in seeds]
+    rim = 0.06 * (max(values) - min(values)) or 0.1
+    plot.set_ylim(min(values) - rim, max(values) + rim)
+    first, last = min(item.x[0] for item in paths), max(item.x[-1] for item in paths)
+    plot.set_xlim(first, last + (0.02 * (last - first) or 1))
     plot.xaxis.set_major_formatter(lambda value, _: short(value))
-    plot.locator_params(axis="x", nbins=5)
+    plot.locator_params(axis="x", nbins=5, integer=last - first > 4)
+    return max(values) + rim
 
 
 def _draw_names(plot, paths: Sequence[Path]) -> None:
     ends = [plot.transData.transform((item.x[-1], item.mean[-1])) for item in paths]
     frame = plot.get_window_extent()
+    x = float(frame.x1) + 8
     heights = apart([float(y) for _, y in ends], canvas.FONT + 1, float(frame.y0), float(frame.y1))
-    for item, end, height in zip(paths, ends, heights, strict=True):
-        x = frame.x1 + 8
-        plot.plot(
-            [*end, x - 2][::2], [end[1], height], color=item.mark.colour, lw=0.6, transform=None, clip_on=False
-        )
-        plot.plot(*end, item.mark.shape, ms=5, color=item.mark.colour, transform=None, clip_on=False)
-        plot.text(
-            x, height, item.name, va="center_baseline", ha="left",
-            size=canvas.FONT - 1, color=item.mark.colour, transform=None,
-        )  # fmt: skip
+    for item, (end, start), height in zip(paths, ends, heights, strict=True):
+        colour = item.mark.colour
+        plot.plot([end, x - 2], [start, height], color=colour, lw=0.6, transform=None, clip_on=False)
+        plot.plot(end, start, item.mark.shape, ms=5, color=colour, transform=None, clip_on=False)
+        plot.text(x, height, item.name, va="center_baseline", size=canvas.FONT - 1, color=colour, transform=None)
