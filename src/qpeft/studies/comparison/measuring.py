@@ -112,6 +112,14 @@ def warm(cell: Cell) -> None:
         shared_task(_test_settings(cell))
 
 
+def started(cell: Cell) -> tuple[Any, Task]:
+    """The model of a cell before its first step, ready to train, and its data."""
+    settings = settings_of(cell, Path())
+    with _quiet():
+        task = shared_task(settings)
+        return prepare(settings, Silent(), task).model.train(), task
+
+
 def _test_settings(cell: Cell) -> TrainSettings:
     return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe["test_blocks"])
 

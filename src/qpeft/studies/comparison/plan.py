@@ -60,6 +60,12 @@ class Plan:
             if method["method"] != UNTRAINED
         ]
 
+    def estimate(self) -> dict[str, float]:
+        """Hours of each phase (tuning, final, cost) with one worker, from a few timed steps of every method."""
+        from qpeft.studies.comparison.estimate import estimate_hours
+
+        return estimate_hours(self.tuning_cells(), self.final_cells(), self.cost_cells(), self.folder)
+
     def _by_cost(self) -> list[dict[str, Any]]:
         return sorted(self.study["methods"], key=lambda method: method["trainable"])
 
