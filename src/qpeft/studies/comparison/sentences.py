@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from qpeft.studies.comparison.findings import MethodSummary, Summary
 from qpeft.studies.comparison.rows import Row
@@ -47,19 +46,19 @@ def _compared(method: MethodSummary, found: Difference, summary: Summary) -> str
     return f"{start}{where} ({evidence}) {_share(method, other)}."
 
 
-def quantity(value: float, summary: Summary, decimals: int | None = None) -> str:
+def quantity(value: float, summary: Summary) -> str:
     """A value of the study's metric with its unit: "3.412 nats per token", "91.2 %"."""
-    unit, factor, usual = _METRICS[summary.study["metric"]]
-    number = f"{value * factor:.{usual if decimals is None else decimals}f}"
+    unit, factor, decimals = _METRICS[summary.study["metric"]]
+    number = f"{value * factor:.{decimals}f}"
     if unit == "percentage points":
         return f"{number} %"
     return f"{number} {unit}{_per_token(summary)}"
 
 
 def _distance(found: Difference, summary: Summary) -> str:
-    """ "0.042 nats per token above"; "exactly at the value of" where nothing differs."""
+    """ "0.042 nats per token above", before the other's name or alone."""
     if found.mean == 0:
-        return "exactly where it ends" if found.verdict == NO_DIFFERENCE else "exactly at"
+        return "exactly level" if found.verdict == NO_DIFFERENCE else "exactly level with"
     unit, factor, _ = _METRICS[summary.study["metric"]]
     number = f"{abs(found.mean) * factor:.{_decimals(found, summary)}f}"
     return f"{number} {unit}{_per_token(summary)} {'above' if found.mean > 0 else 'below'}"
@@ -101,10 +100,9 @@ def _share(method: MethodSummary, other: MethodSummary) -> str:
     if round(ratio, 2) == 0.5:
         return "with half of its trained numbers"
     if ratio < 1:
-        return f"with {100 * ratio:.2g} % of its trained numbers"
-    return (
-        f"with {ratio:.1f} times its trained numbers" if ratio < 10 else f"with {ratio:,.0f} times its trained numbers"
-    )
+        percent = 100 * ratio
+        return f"with {percent:{'.2g' if percent < 10 else '.0f'}} % of its trained numbers"
+    return f"with {ratio:{'.3g' if ratio < 10 else ',.0f'}} times its trained numbers"
 
 
 def _why_not(found: Difference, method: MethodSummary, other: MethodSummary, summary: Summary) -> str:
@@ -152,7 +150,7 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def flags_of(method: MethodSummary, planned: Mapping[str, Any], trials: list[tuple[float, Row | None]]) -> list[str]:
+def flags_of(method: MethodSummary, trials: Sequence[tuple[float, Row | None]]) -> list[str]:
     """The few words that stand in the method's line of every table."""
     flags = []
     if method.lr_at_edge is not None:
@@ -161,7 +159,6 @@ def flags_of(method: MethodSummary, planned: Mapping[str, Any], trials: list[tup
         flags.append(f"preliminary: {_count(method.metric.n, 'seed')}")
     lost = Counter(status for status in method.statuses.values() if status != "success")
     flags += [f"{count} {status}" for status, count in sorted(lost.items())]
-    tried = [row for _, row in trials if row is not None]
-    if len(tried) == len(planned["rates"]) > 0 and all(row["status"] != "success" for row in tried):
+    if trials and all(row is not None and row["status"] != "success" for _, row in trials):
         flags.append("no rate succeeded")
     return flags

@@ -114,7 +114,7 @@ def _method(
         flags=[],
         rank=None,
     )
-    return replace(found, flags=flags_of(found, method, rows.trials))
+    return replace(found, flags=flags_of(found, rows.trials))
 
 
 def _block(block: Study, methods: list[MethodSummary], differences: Differences, lower_is_better: bool) -> Block:
