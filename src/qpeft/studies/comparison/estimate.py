@@ -31,7 +31,7 @@ def estimate_hours(
 
 def _training(cell: Cell, timed: dict[str, float]) -> float:
     training = cell.recipe["training"]
-    n_scores = 1 + training["steps"] / (training["eval_every"] or max(1, training["steps"] // 10))
+    n_scores = 1 + training["steps"] / (training["eval_every"] or max(1, training["steps"] // 8))
     return timed["start"] + cell.steps * timed["step"] + n_scores * training["eval_blocks"] * timed["block"]
 
 

@@ -31,7 +31,7 @@ from qpeft.training.tasks import Score, Task, task_class
 
 _CAPACITY_TOKENS = 2048
 _SHARED = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay", "max_grad_norm")
-_SHARED += ("dtype", "eval_every", "eval_blocks")
+_SHARED += ("dtype", "eval_blocks")
 
 
 def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
@@ -50,7 +50,7 @@ def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
 
 def diverged_row(cell: Cell, folder: Path, error: TrainingError) -> Row:
     """The row of a training whose loss or gradient stopped being finite, with its curve up to there."""
-    row = {**failed_row(cell, error), "status": "diverged", "convergence": {"diverged": True}}
+    row = {**failed_row(cell, error), "status": "diverged", "traceback_tail": None, "convergence": {"diverged": True}}
     log = read_rows(work_folder(cell, folder) / "run" / "metrics.jsonl")
     row["train"] |= {"curve": _curve(log), "seconds": log[-1]["seconds"] if log else 0.0}
     return row
@@ -71,6 +71,7 @@ def settings_of(cell: Cell, out: Path, data: str = "validation") -> TrainSetting
         method_settings={} if untrained else dict(config["settings"]),
         lr=cell.lr or 1.0,
         seed=cell.seed,
+        eval_every=recipe["training"]["eval_every"] or max(1, recipe["training"]["steps"] // 8),
         save_every=recipe["training"]["save_every"] or max(1, recipe["training"]["steps"] // 4),
         **{key: recipe["training"][key] for key in _SHARED},
     )

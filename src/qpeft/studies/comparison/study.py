@@ -89,7 +89,7 @@ class Block(_Strict):
 class Training(_Strict):
     """What is equal for every method, under the names of `qpeft train`."""
 
-    steps: int = Field(default=150, ge=1)
+    steps: int = Field(default=80, ge=1)
     batch_size: int = Field(default=4, ge=1)
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     seq_len: int | None = Field(default=128, ge=2)
@@ -97,8 +97,8 @@ class Training(_Strict):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    eval_every: int | None = Field(default=None, ge=1)
-    eval_blocks: int = Field(default=48, ge=0)
+    eval_every: int | None = Field(default=None, ge=1)  # default: eight times in a run
+    eval_blocks: int = Field(default=24, ge=0)
     save_every: int | None = Field(default=None, ge=1)
     text_column: str = "text"
     label_column: str = "label"
@@ -137,7 +137,7 @@ class Study(_Strict):
     seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
     tuning: Tuning = Tuning()
     training: Training = Training()
-    test_blocks: int = Field(default=128, ge=0)
+    test_blocks: int = Field(default=96, ge=0)
     generation: Generation | None = None
     capacity: bool = True
     lr_scale: float = Field(default=1.0, gt=0)  # times every rate of the study: another base may want others
