@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,88 @@ from typing import TYPE_CHECKING, Any
 from qpeft.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    pass
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 NO_ENCODER = "bertscore: no local encoder given"
+
+
+def generate_texts(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int, batch_size: int = 8
+) -> list[str]:
+    """What the model writes behind each prompt: greedily, up to an end of text, without the prompt.
+
+    Prompts of several lengths are padded on the left, so that `batch_size` changes the time taken and not the texts. A
+    model with virtual tokens in front, which no padding may part from the text, gets prompts of one length at a time.
+
+    Raises:
+        DataError: a prompt has no token, or does not fit into the model's context with `max_new_tokens` behind it.
+    """
+    from qpeft.training.metrics import evaluating
+
+    encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    _check_fit(model, prompts, encoded, max_new_tokens)
+    texts = [""] * len(prompts)
+    with evaluating(model):
+        for places in _batches(encoded, batch_size, alike=_has_virtual_tokens(model)):
+            rows = [encoded[place] for place in places]
+            written = _write(model, rows, max_new_tokens, tokenizer.eos_token_id)
+            for place, row, new in zip(places, rows, written, strict=True):
+                texts[place] = _continuation(tokenizer, row, new)
+    return texts
+
+
+def _check_fit(model: Any, prompts: Sequence[str], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    from qpeft.studies.comparison.inference import has_room
+
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if not ids or not has_room(model, len(ids) + max_new_tokens):
+            raise DataError(
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {max_new_tokens} more are to come: it needs at "
+                "least one, and all must fit into the model's context; shorten it or lower max_new_tokens"
+            )
+
+
+def _write(model: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, end: int | None) -> Tensor:
+    """Token ids (B, new) behind prompts that are padded on the left."""
+    import torch
+
+    longest = max(map(len, rows))
+    ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    written = model.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=end,
+        pad_token_id=0 if end is None else end,
+    )
+    return written[:, longest:]
+
+
+def _has_virtual_tokens(model: Any) -> bool:
+    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+
+
+def _batches(encoded: Sequence[Sequence[int]], batch_size: int, *, alike: bool) -> Iterator[list[int]]:
+    """Places of prompts that are written to together: of about one length, or of the very same."""
+    places: list[int] = []
+    for place in sorted(range(len(encoded)), key=lambda place: len(encoded[place])):
+        other = alike and places and len(encoded[places[0]]) != len(encoded[place])
+        if len(places) == batch_size or other:
+            yield places
+            places = []
+        places.append(place)
+    if places:
+        yield places
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: Tensor) -> str:
+    """The new text alone: decoded with what is before it, for tokens may share a character or a blank."""
+    before, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, prompt + new.tolist()))
+    return whole[len(before) :]
 
 
 def score_texts(

@@ -72,9 +72,9 @@ def linear_share(x: Tensor, delta: Tensor) -> float | None:
 def module_figures(base: Map, adapted: Map, x: Tensor) -> dict[str, Any]:
     """All figures of one adapted module on inputs x (n, d_in), with a reason for each that is None.
 
-    Beside those of `spread`: `linear`, whether Delta is an affine map; `weight_...`: effective, numerical and stable rank
-    of its matrix Delta W, and ||Delta W||_F / ||W0||_F; `jacobian_rank`: effective rank of E dDelta/dx over 256 tokens,
-    seen in the 64 leading directions of Delta (Delta W itself where it is linear); `change_at_2x` and
+    Beside those of `spread`: `linear`, whether Delta is an affine map; `weight_...`: effective, numerical and stable
+    rank of its matrix Delta W, and ||Delta W||_F / ||W0||_F; `jacobian_rank`: effective rank of E dDelta/dx over 256
+    tokens, seen in the 64 leading directions of Delta (Delta W itself where it is linear); `change_at_2x` and
     `change_at_minus_x`: ||Delta(2x) - Delta(x)|| / ||Delta(x)|| and the same for -x: 1 and 2 for a linear map, 0 and 0
     where neither norm nor sign of the input counts.
     """
