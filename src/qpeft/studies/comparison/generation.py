@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qpeft.errors import DataError, InputError
 
@@ -32,11 +32,11 @@ def generate_texts(
 
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     _check_fit(model, prompts, encoded, max_new_tokens)
-    texts = [""] * len(prompts)
+    texts, end = [""] * len(prompts), cast("int | None", tokenizer.eos_token_id)
     with evaluating(model):
         for places in _batches(encoded, batch_size, alike=_has_virtual_tokens(model)):
             rows = [encoded[place] for place in places]
-            written = _write(model, rows, max_new_tokens, tokenizer.eos_token_id)
+            written = _write(model, rows, max_new_tokens, end)
             for place, row, new in zip(places, rows, written, strict=True):
                 texts[place] = _continuation(tokenizer, row, new)
     return texts

@@ -49,14 +49,7 @@ def _write(model: Any, ids: Tensor, new_tokens: int) -> float:
     with evaluating(model):
         synchronise(ids.device)
         began = time.perf_counter()
-        model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            pad_token_id=0,
-            use_cache=True,
-            **length,
-        )
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **length)
         synchronise(ids.device)
         return time.perf_counter() - began
 
