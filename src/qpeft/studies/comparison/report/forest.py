@@ -37,7 +37,7 @@ def draw(lines: Sequence[Line], name: str, x_title: str, lower_is_better: bool) 
     with canvas.style(name):
         chart = canvas.figure(_LINE * len(lines) + 50)
         plot = canvas.axes(chart, left=6, right=6, top=2, bottom=54)
-        low, high = _limits(lines)
+        low, high = limits(lines)
         plot.set_xlim(low, high)
         plot.set_ylim(len(lines) - 0.5, -0.5)
         plot.set_yticks([])
@@ -53,7 +53,7 @@ def draw(lines: Sequence[Line], name: str, x_title: str, lower_is_better: bool) 
         return canvas.to_svg(chart)
 
 
-def _limits(lines: Sequence[Line]) -> tuple[float, float]:
+def limits(lines: Sequence[Line]) -> tuple[float, float]:
     """A range with zero in it that no single outlier sets."""
     bounds = [line.reach for line in lines]
     most = min(max(bounds), _STRETCH * median(bounds)) or 1.0

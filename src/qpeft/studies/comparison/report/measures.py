@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qpeft.studies.comparison.report import numbers, words
-from qpeft.studies.comparison.report.results import NAME, amount, name, ordered, reached, stats
+from qpeft.studies.comparison.report.cells import amount, name, reached, stats
+from qpeft.studies.comparison.report.results import NAME, ordered
 from qpeft.studies.comparison.report.tables import Cell, Column, Table
 
 if TYPE_CHECKING:

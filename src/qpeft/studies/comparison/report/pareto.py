@@ -1,4 +1,4 @@
-"""Quality against cost: a mark for a method's mean, a dot for every seed, a dashed line along the best for their cost."""
+"""Quality against cost: a mark for a method's mean, a dot a seed, a dashed line along the best for their cost."""
 
 from __future__ import annotations
 
