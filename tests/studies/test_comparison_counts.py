@@ -35,6 +35,12 @@ def test_what_is_trained(config, trainable):
     assert qpeft.plan(GPT2_SMALL, config).trainable == trainable
 
 
+@pytest.mark.parametrize("size", [None, 512, 768])
+def test_a_prefix_needs_no_encoder_at_inference(size):
+    config = prefix() if size is None else prefix(prefix_projection=True, encoder_hidden_size=size)
+    assert qpeft.plan(GPT2_SMALL, config).deployed == 184_320
+
+
 def test_the_whole_model_counts_its_shared_embedding_once():
     assert qpeft.plan(GPT2_SMALL, lora(8)).base_parameters == 124_439_808
 

@@ -12,11 +12,12 @@ from qpeft.planning.result import BYTES
 def count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
     """The fields of a Plan that a stock adapter has; `adapted` is the model on the meta device."""
     total, stored = sum(p.numel() for p in adapted.parameters() if p.requires_grad), stored_numbers(adapted)
+    is_prompt = adapted.active_peft_config.is_prompt_learning  # what an encoder makes of it is kept, not the encoder
     return {
         "method": str(getattr(config.peft_type, "value", config.peft_type)).lower(),
         "trainable": total,
         "trainable_parts": {"adapter": total},
-        "deployed": total,
+        "deployed": stored if is_prompt else total,
         "stored_bytes": stored * BYTES,
         "exported_bytes": stored * BYTES,
         "needs_qpeft": False,

@@ -18,6 +18,7 @@ from qpeft.adapters.sora import sora_tuner
 from qpeft.adapters.sora_export import count_numbers
 from qpeft.adapters.stock_form import has_stock_form
 from qpeft.files import replace_folder, write_text
+from qpeft.planning.stock import stored_numbers
 from qpeft.training.result import TrainResult
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.tasks import Task
@@ -55,10 +56,15 @@ def _export(model: Any, target: Path, task: Task) -> None:
 
 
 def count_deployed(model: Any) -> int:
-    """What generators write, or what SoRA's gates leave, in the place of what is trained; modules_to_save beside it."""
+    """What generators write, what SoRA's gates leave or what a prompt's encoder makes, in the place of what is trained.
+
+    modules_to_save are counted beside it.
+    """
     if sora_tuner(model) is not None:
         trained, left = count_numbers(model)
         return left + count_trainable(model) - trained
+    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+        return stored_numbers(model)
     if (holder := holder_of(model)) is None:
         return count_trainable(model)
     generated = sum(sum(holder.binding(name).sizes) for name in holder.generators)
