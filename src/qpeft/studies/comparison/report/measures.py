@@ -120,7 +120,7 @@ def environment(summary: Summary, rows: Iterable[Row]) -> Table:
         **{key: "; ".join(values) for key, values in sorted(found.items())},
     }
     columns = [Column("What", is_number=False), Column("Which", is_number=False)]
-    cells = [[Cell(key, key), Cell(text, text, kind="code")] for key, text in lines.items()]
+    cells = [[Cell(key, key), Cell(text, text)] for key, text in lines.items()]
     return Table("environment", "Base, data, versions and machines of the rows", columns, cells)
 
 
