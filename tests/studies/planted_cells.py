@@ -4,6 +4,7 @@ A module of its own that imports nothing heavy, for the processes of cells impor
 """
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -120,3 +121,12 @@ DISASTERS = {
     "exits": lambda: sys.exit(9),
     "hangs": _hangs,
 }
+
+
+def run_after_losing_a_worker(cell, folder, on_step):
+    """The first time, kill the process of Ray that waits for this one."""
+    if not (folder / "journal").exists():
+        journal(folder, "lost")
+        os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
+        time.sleep(600)
+    return run_cell(cell, folder, on_step)

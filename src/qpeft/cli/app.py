@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from qpeft.cli import compare
 from qpeft.cli.demo import demo
 from qpeft.cli.evaluate import evaluate
 from qpeft.cli.export import export
@@ -44,6 +45,7 @@ def qpeft(
       qpeft plan --model gpt2 --method quantum_peft
       qpeft train --model gpt2 --data text.txt --method qpa --out run
       qpeft export run --out my-adapter
+      qpeft compare run survey --out survey
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -55,6 +57,7 @@ def build() -> typer.Typer:
     app.callback()(qpeft)
     for command in COMMANDS:
         app.command(cls=HelpfulCommand)(command)
+    app.add_typer(compare.group(), name="compare")
     return app
 
 

@@ -37,6 +37,8 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
             with redirect_stdout(sys.stderr), quiet_libraries(debug):
                 answer = expanded(**options)
             _print(answer, as_json)
+            if answer.exit_code:
+                raise typer.Exit(answer.exit_code)
         except typer.Exit:
             raise
         except BrokenPipeError:

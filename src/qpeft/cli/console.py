@@ -23,6 +23,7 @@ class Answer:
 
     data: dict[str, Any]
     show: Callable[[Console], None]
+    exit_code: int = 0
 
 
 def stdout() -> Console:

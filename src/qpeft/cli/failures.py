@@ -7,6 +7,7 @@ from qpeft.files import is_disk_full
 
 WORK_FAILED = 1
 BAD_INPUT = 2
+SOME_FAILED = 3  # cells of a comparison; the others are there
 INTERRUPTED = 130
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")

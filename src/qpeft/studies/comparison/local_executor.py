@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from qpeft.studies.comparison.cell import Cell
 
 _PRELOAD = "qpeft.studies.comparison.preload"
-_STUDY = "QPEFT_COMPARE_STUDY"  # what `preload` reads
+FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # the environment variable by which `preload` knows the study's data
+
 _SECONDS_TO_END = 10.0  # for a process that has sent its row
 
 
@@ -93,7 +95,7 @@ class LocalExecutor:
     def _start(self, cell: Cell) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", _PRELOAD])
-        os.environ[_STUDY] = str(self._folder)
+        os.environ[FIRST_CELL] = json.dumps(asdict(cell))
         ours, theirs = context.Pipe(duplex=False)
         arguments = (cell, self._folder, self._run_cell, log_path(self._folder, cell), theirs)
         process = context.Process(target=child.main, args=arguments, name=cell.cell_id)

@@ -1,25 +1,24 @@
-"""Imported once by the process that cells are forked from: seconds of imports that no cell pays again.
+"""Imported once by the process that cells are forked from: seconds of imports, and the study's data, for all of them.
 
-It is for that process alone: it ignores Ctrl-C, which the runner passes on to its cells itself.
+It is for that process alone: it ignores Ctrl-C, which the runner passes on to its cells itself, and is silent.
 """
 
+import io
+import json
 import os
 import signal
-from contextlib import suppress
-from pathlib import Path
+from contextlib import redirect_stderr, redirect_stdout, suppress
 
-STUDY = "QPEFT_COMPARE_STUDY"  # the environment variable that names the study's folder
+from qpeft.studies.comparison.cell import Cell
+from qpeft.studies.comparison.local_executor import FIRST_CELL
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not survive a fork; a cell sets its own number
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import peft  # noqa: E402, F401
-import torch  # noqa: E402, F401
-import transformers  # noqa: E402, F401
+with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+    from qpeft.studies.comparison import measuring
 
-import qpeft.training.run  # noqa: E402, F401
-from qpeft.studies.comparison import cell  # noqa: E402
-
-if STUDY in os.environ:
-    with suppress(Exception):  # a cell that needs it tries again, and its row tells why it cannot be
-        cell.warm(Path(os.environ[STUDY]))
+    if FIRST_CELL in os.environ:
+        with suppress(Exception):  # a cell that needs it tries again, and its row tells why it cannot be
+            measuring.warm(Cell(**json.loads(os.environ[FIRST_CELL])))

@@ -1,0 +1,224 @@
+"""`qpeft compare run | plan | report`: many methods, one question, equal conditions."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qpeft.cli.command import command
+from qpeft.cli.compare_bar import CompareBar
+from qpeft.cli.compare_tables import planned, results, say_failures, say_warnings
+from qpeft.cli.console import Answer, facts, print_code, working
+from qpeft.cli.failures import SOME_FAILED
+from qpeft.cli.help import HelpfulCommand, HelpfulGroup
+from qpeft.cli.options import Fields
+from qpeft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qpeft.studies.comparison.findings import Summary
+    from qpeft.studies.comparison.plan import Plan
+    from qpeft.studies.comparison.rows import Row
+
+_DOTTED = {name: f"training.{name}" for name in ("steps", "batch_size", "seq_len")}
+
+
+def _option(text: str, **metadata: Any) -> Any:
+    return field(default=None, metadata={"help": text, **metadata})
+
+
+@dataclass(kw_only=True)
+class StudyOptions:
+    """What may be given beside a study's name; None: as the study has it."""
+
+    base: str | None = _option("Base model: a hub id, a folder, or embedded: the one inside qpeft.")
+    data: str | None = _option("Training data, as for train. Without the next two, parts of it are held out.")
+    eval_data: str | None = _option("Validation data, by which rates and checkpoints are chosen.")
+    test_data: str | None = _option("Test data, read once by each training, at its end.")
+    steps: int | None = _option("Optimiser steps of every training.")
+    batch_size: int | None = _option("Examples or blocks of text in a step.")
+    seq_len: int | None = _option("Tokens in a block of text.")
+    seeds: tuple[int, ...] | None = _option("Seeds of the final trainings, such as 0,1,2,3,4.")
+    lr_scale: float | None = _option("Factor to every learning rate of the study: another base may want others.")
+    max_hours: float | None = _option("Refuse to start what is estimated to take longer.")
+
+
+StudyArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="STUDY",
+        help="A study file (YAML), or survey, controls, feature-source, rank-perplexity, qubits or depth.",
+    ),
+]
+Overrides = Annotated[dict[str, Any], Fields(StudyOptions, panel="Study")]
+
+
+@command
+def run(
+    study: StudyArgument,
+    overrides: Overrides,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of this study: rows, tables, report.")],
+    workers: Annotated[int, typer.Option(metavar="N", help="Trainings at once; times are taken alone.")] = 1,
+    threads: Annotated[
+        int, typer.Option(metavar="N", help="CPU threads of a training; another number changes the last digits.")
+    ] = 1,
+    executor: Annotated[
+        str, typer.Option(metavar="local|ray", help="This machine, or the Ray cluster that RAY_ADDRESS names.")
+    ] = "local",
+    retry: Annotated[
+        str | None, typer.Option(metavar="STATUS,...", help="Run failed cells again: any of failed, oom, timeout.")
+    ] = None,
+    reuse: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Another study's folder: its equal cells are not run again.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Kill a training that takes longer.")] = None,
+) -> Answer:
+    """Train every method with every seed on equal terms, measure, and write a report; run again to go on.
+
+    Each method first tries a few learning rates on validation data, then trains with every seed at the best, then
+    has its time and memory measured alone. Every cell is a process of its own: one that fails is a row that says
+    so, and the others go on. Exit code 3: some cells failed; the report is there all the same.
+
+    Examples:
+
+      qpeft compare run survey --out survey
+      qpeft compare run controls --seeds 0,1,2 --steps 60 --out quick
+      qpeft compare run survey --base gpt2 --data text.txt --workers 4 --out gpt2-survey
+      qpeft compare run my-study.yaml --out mine --retry failed,timeout
+    """
+    names = tuple(name.strip() for name in (retry or "").split(",") if name.strip())
+    with working("Preparing the study"):
+        plan = _plan(study, overrides, out, _command(study, overrides, out))
+        _refuse_long(plan)
+    from qpeft.studies.comparison.runner import run as run_plan
+
+    with CompareBar() as bar:
+        outcome = run_plan(plan, workers, bar, executor, names, timeout, reuse, threads)
+    data = {"n_done": outcome.n_done, "n_skipped": outcome.n_skipped, **_data(out, outcome.summary, outcome.failures)}
+    return Answer(
+        data,
+        lambda console: _show(console, out, outcome.summary, outcome.failures),
+        exit_code=SOME_FAILED if outcome.failures else 0,
+    )
+
+
+@command
+def plan(study: StudyArgument, overrides: Overrides) -> Answer:
+    """Show what a study would run: cells, counts, learning rates, hours. Nothing is trained, nothing is kept.
+
+    Examples:
+
+      qpeft compare plan survey
+      qpeft compare plan rank-perplexity --base gpt2 --data text.txt --json
+    """
+    with working("Preparing the study"), tempfile.TemporaryDirectory() as folder:
+        found = _plan(study, overrides, Path(folder) / "study", _command(study, overrides, Path(Path(study).stem)))
+        cells = {"tuning": found.tuning_cells(), "final": found.final_cells(), "cost": found.cost_cells()}
+        n_cells = {name: len(phase) for name, phase in cells.items()}
+        hours = found.estimate()
+    data = {"study": found.study, "cells": n_cells, "hours": hours}
+    return Answer(data, lambda console: _show_plan(console, found.study, n_cells, hours))
+
+
+@command
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of a compare run.")],
+) -> Answer:
+    """Write tables, plots and the report again, from the rows alone; cells without one are marked missing.
+
+    Example:
+
+      qpeft compare report survey
+    """
+    with working("Writing the report"):
+        from qpeft.studies.comparison.outputs import write_all
+        from qpeft.studies.comparison.runner import is_failure
+
+        summary = write_all(folder)
+    failures = [row for row in summary.failures if is_failure(row)]
+    return Answer(_data(folder, summary, failures), lambda console: _show(console, folder, summary, failures))
+
+
+def compare() -> None:
+    """Compare methods on equal terms: same data, steps and care in tuning; seeds, intervals, controls, a report.
+
+    Start with:
+
+      qpeft compare plan survey
+      qpeft compare run survey --out survey
+      qpeft compare report survey
+    """
+
+
+def group() -> typer.Typer:
+    """The commands of `qpeft compare`."""
+    made = typer.Typer(cls=HelpfulGroup, no_args_is_help=True)
+    made.callback()(compare)
+    for function in (run, plan, report):
+        made.command(cls=HelpfulCommand)(function)
+    return made
+
+
+def _plan(study: str, overrides: dict[str, Any], folder: Path, command: str) -> Plan:
+    from qpeft.studies.comparison.plan import make_plan
+    from qpeft.studies.comparison.study import load_study
+
+    values = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
+    return make_plan(
+        load_study(study, {_DOTTED.get(key, key): value for key, value in values.items()}), folder, command
+    )
+
+
+def _command(study: str, overrides: dict[str, Any], out: Path) -> str:
+    """What gives the same rows again: how many at once, and where, is left out."""
+    words = ["qpeft", "compare", "run", study]
+    for key, value in overrides.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [f"--{key.replace('_', '-')}", text]
+    return shlex.join([*words, "--out", str(out)])
+
+
+def _refuse_long(plan: Plan) -> None:
+    hours, most = sum(plan.estimate().values()), plan.study["max_hours"]
+    if hours > most:
+        remedy = "Reduce steps, seeds or methods, or raise max_hours."
+        raise ConfigError(f"Planned time {hours:.1f} h exceeds max_hours={most:g}. {remedy}")
+
+
+def _data(folder: Path, summary: Summary, failures: list[Row]) -> dict[str, Any]:
+    return {
+        "out": folder,
+        "report": folder / "report.html",
+        "rows": folder / "results.jsonl",
+        "methods": [asdict(method) for method in summary.methods],
+        "blocks": [asdict(block) for block in summary.blocks],
+        "sentences": summary.sentences,
+        "limits": summary.limits,
+        "failures": [{key: row[key] for key in ("cell_id", "status", "error_type", "error_msg")} for row in failures],
+    }
+
+
+def _show(console: Console, folder: Path, summary: Summary, failures: list[Row]) -> None:
+    console.print(f"{summary.study['title']}\n", style="bold")
+    for found in results(summary):
+        console.print(found)
+    say_warnings(summary)
+    say_failures(failures)
+    console.print(f"report  {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"rows    {folder / 'results.jsonl'}", soft_wrap=True)
+
+
+def _show_plan(console: Console, study: dict[str, Any], n_cells: dict[str, int], hours: dict[str, float]) -> None:
+    console.print(f"{study['title']}\n{study['question']}\n")
+    console.print(planned(study))
+    what = {"tuning": "trials of learning rates", "final": "trainings", "cost": "measurements of time, alone"}
+    console.print(facts([(what[name], str(n), f"about {hours[name]:.1f} h") for name, n in n_cells.items()]))
+    total, most = sum(hours.values()), study["max_hours"]
+    console.print(f"\nIn all about {total:.1f} h with one worker; max_hours is {most:g}. To run it:\n")
+    print_code(console, study["command"])
