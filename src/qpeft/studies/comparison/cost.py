@@ -54,13 +54,13 @@ def measure_cost(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = [{name: part.to(device) for name, part in batch.items()} for batch in batches]
     found: dict[str, Any] = {"null_reasons": {}}
-    memory, n_steps = _Memory(device), 2 * warm_up + timed
-    run = TrainingSteps(make_model().to(device), settings, n_steps)
+    memory = _Memory(device)
+    run = TrainingSteps(make_model().to(device), settings)
     for batch in islice(cycle(batches), warm_up):
         run.step(batch)
     found |= memory.peak()
     _add(found, "flops_per_token", flops_per_token(run, batches[0]))
-    found |= compare_steps(run, TrainingSteps(make_reference().to(device), settings, n_steps), batches, warm_up, timed)
+    found |= compare_steps(run, TrainingSteps(make_reference().to(device), settings), batches, warm_up, timed)
     del run
     ids = _prompts(batches, prompt, max(batch_sizes))
     speeds = _speeds(make_model, make_base, device, ids, new_tokens, batch_sizes, rounds)

@@ -28,17 +28,13 @@ def generate_texts(
     Raises:
         DataError: a prompt has no token, or does not fit into the model's context with `max_new_tokens` behind it.
     """
-    from qpeft.training.metrics import evaluating
-
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
     _check_fit(model, prompts, encoded, max_new_tokens)
     texts, end = [""] * len(prompts), cast("int | None", tokenizer.eos_token_id)
-    with evaluating(model):
-        for places in _batches(encoded, batch_size, alike=_has_virtual_tokens(model)):
-            rows = [encoded[place] for place in places]
-            written = _write(model, rows, max_new_tokens, end)
-            for place, row, new in zip(places, rows, written, strict=True):
-                texts[place] = _continuation(tokenizer, row, new)
+    for places in _batches(encoded, batch_size, alike=_has_virtual_tokens(model)):
+        rows = [encoded[place] for place in places]
+        for place, row, new in zip(places, rows, _write(model, rows, max_new_tokens, end), strict=True):
+            texts[place] = _continuation(tokenizer, row, new)
     return texts
 
 
@@ -57,18 +53,12 @@ def _write(model: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, end: 
     """Token ids (B, new) behind prompts that are padded on the left."""
     import torch
 
+    from qpeft.studies.comparison.inference import write
+
     longest = max(map(len, rows))
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    written = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=end,
-        pad_token_id=0 if end is None else end,
-    )
-    return written[:, longest:]
+    return write(model, ids, mask, end, max_new_tokens=max_new_tokens)
 
 
 def _has_virtual_tokens(model: Any) -> bool:

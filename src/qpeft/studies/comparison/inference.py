@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -27,10 +28,10 @@ def tokens_per_second(
     for size in batch_sizes:
         seconds: dict[str, list[float]] = {name: [] for name in models}
         for model in models.values():
-            _write(model, ids[:size], min(_WARM_UP_TOKENS, new_tokens))
+            _seconds(model, ids[:size], min(_WARM_UP_TOKENS, new_tokens))
         for _ in range(rounds):
             for name, model in models.items():
-                seconds[name].append(_write(model, ids[:size], new_tokens))
+                seconds[name].append(_seconds(model, ids[:size], new_tokens))
         found[f"batch_{size}"] = {name: size * new_tokens / median(times) for name, times in seconds.items()}
     return found
 
@@ -43,15 +44,27 @@ def has_room(model: Any, n_tokens: int) -> bool:
     return context is None or n_tokens + virtual <= context
 
 
-def _write(model: Any, ids: Tensor, new_tokens: int) -> float:
-    """Seconds that it takes."""
-    length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens, "use_cache": True}
-    with evaluating(model):
-        synchronise(ids.device)
-        began = time.perf_counter()
-        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **length)
-        synchronise(ids.device)
-        return time.perf_counter() - began
+def write(model: Any, ids: Tensor, mask: Tensor, end: int | None = None, **length: int) -> Tensor:
+    """The likeliest tokens (B, new) behind prompts (B, T), with a key-value cache; `length` as transformers names it.
+
+    Without `end` a text ends where the model's own settings say.
+    """
+    stop = {} if end is None else {"eos_token_id": end}
+    with evaluating(model), warnings.catch_warnings():
+        # PEFT's virtual tokens leave positions out that transformers makes by itself, and say so
+        warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
+        written = model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, use_cache=True, pad_token_id=end or 0, **stop, **length
+        )
+    return written[:, ids.shape[1] :]
+
+
+def _seconds(model: Any, ids: Tensor, new_tokens: int) -> float:
+    synchronise(ids.device)
+    began = time.perf_counter()
+    write(model, ids, torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens)
+    synchronise(ids.device)
+    return time.perf_counter() - began
 
 
 def synchronise(device: torch.device) -> None:

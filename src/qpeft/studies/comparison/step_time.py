@@ -19,15 +19,16 @@ from qpeft.adapters.sora import sora_tuner
 from qpeft.studies.comparison.inference import synchronise
 from qpeft.training.settings import TrainSettings
 
-_RATE = 1e-6  # the numbers change, so that generators run anew, and nothing diverges
+_RATE = 1e-4  # the numbers change, so that generators run anew, and nothing diverges
+_PLANNED_STEPS = 100_000  # over which SoRA spreads its threshold: in a few steps it would be a storm
 
 Batch = Mapping[str, Tensor]
 
 
 class TrainingSteps:
-    """A model with its optimiser, and SoRA with its threshold, a step at a time; `n_steps` at most."""
+    """A model with its optimiser, and SoRA with its threshold, a step at a time."""
 
-    def __init__(self, model: Any, settings: TrainSettings, n_steps: int):
+    def __init__(self, model: Any, settings: TrainSettings):
         self.model = model.train()
         self.device = next(model.parameters()).device
         self._max_norm = settings.max_grad_norm
@@ -35,7 +36,7 @@ class TrainingSteps:
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, fused=True)
         if sora_tuner(model) is not None:
-            qpeft.SoRACallback.attach(self._optimizer, model, steps=n_steps)
+            qpeft.SoRACallback.attach(self._optimizer, model, steps=_PLANNED_STEPS)
 
     def step(self, batch: Batch) -> float:
         """Milliseconds of forward, backward, clipping and AdamW."""
