@@ -217,6 +217,20 @@ def test_a_control_is_judged_by_its_interval(study_folder, shift, named):
     assert found == named
 
 
+def test_a_control_whose_interval_is_worse_is_not_named_however_many_comparisons_there_are(study_folder):
+    plant(study_folder, "qpa", [4.0, 4.0, 4.0, 4.0, 4.0])
+    plant(study_folder, "qpa_noise", [4.0, 4.02, 4.03, 4.04, 4.06])
+    summary = summarise(study_folder)
+    found = summary["qpa_noise"].difference_to_target
+    assert (found.to, found.verdict_alone, found.verdict) == ("qpa", WORSE, NO_DIFFERENCE)
+    assert not any("performs as well" in limit for limit in summary.limits)
+
+
+def test_a_control_that_lost_a_seed_is_not_named(study_folder):
+    edit(rows_of(study_folder, "qpa_noise")[1], lambda row: row.update({"status": "diverged"}))
+    assert not any("performs as well" in limit for limit in summarise(study_folder).limits)
+
+
 def test_a_preliminary_control_is_not_named(study_folder):
     for path in rows_of(study_folder, "qpa_noise")[2:]:
         path.unlink()

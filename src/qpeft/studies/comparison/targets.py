@@ -21,7 +21,7 @@ def target_losses(study: Mapping[str, Any], curves: Mapping[str, Mapping[int, Cu
 
     `curves`: by method, those of the seeds that succeeded.
     """
-    full = next((m["key"] for m in study["methods"] if m["method"] == "full" and m["role"] == "main"), None)
+    full = next((m["key"] for m in study["methods"] if m["method"] == "full"), None)
     start, end = _mean_loss(curves.get(full or "", {}), 0), _mean_loss(curves.get(full or "", {}), -1)
     gain = start - end if start is not None and end is not None else 0.0
     return {
