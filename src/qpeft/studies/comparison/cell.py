@@ -6,7 +6,8 @@ import platform
 import shutil
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -126,13 +127,16 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
-        "device": torch.cuda.get_device_name() if on_gpu else f"cpu {platform.machine()}",
+        "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
         "device_count": torch.cuda.device_count() if on_gpu else 1,
         "threads": torch.get_num_threads(),
         "os": platform.system(),
     }
 
 
-def with_name(cell: Cell, study: str) -> Cell:
-    """The same cell in another study: rows of equal hash are worth the same."""
-    return replace(cell, study=study)
+def _cpu_name() -> str:
+    with suppress(OSError):  # Linux alone tells
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return f"cpu {platform.machine()}"

@@ -16,7 +16,7 @@ from qpeft.errors import TrainingError
 from qpeft.studies.comparison.cell import Cell, Steps, failed_row, started_row, work_folder
 from qpeft.studies.comparison.convergence import derive
 from qpeft.studies.comparison.data import test_references
-from qpeft.studies.comparison.generation import score_texts
+from qpeft.studies.comparison.generation import generate_texts, score_texts
 from qpeft.studies.comparison.keep import Audit, KeepBest, best_of, restore
 from qpeft.studies.comparison.rows import Row
 from qpeft.studies.comparison.study import UNTRAINED
@@ -45,7 +45,7 @@ def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
     if cell.role != "tuning":
         _measure(cell, row, ready)
     row["status"] = "diverged" if row["convergence"].get("diverged") else "success"
-    return row
+    return _with_reasons_apart(row)
 
 
 def diverged_row(cell: Cell, folder: Path, error: TrainingError) -> Row:
@@ -131,6 +131,13 @@ def _untrained(cell: Cell) -> Prepared:
         return prepare(settings, Silent(), shared_task(settings))
 
 
+def _with_reasons_apart(row: Row) -> Row:
+    """Each part's `null_reasons` under those of the row, by dotted name."""
+    for part in ("quality", "cost", "convergence", "capacity"):
+        row["null_reasons"] |= {f"{part}.{name}": why for name, why in row[part].pop("null_reasons", {}).items()}
+    return row
+
+
 def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
     settings = settings_of(cell, work / "run")
     best, audit = work / "best.safetensors", work / "audit.json"
@@ -179,25 +186,25 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
         row["quality"] |= _quality(test.score(model))
         row["data"]["splits"] = _sizes(ready.task, test)
         if cell.recipe["generation"]:
-            row["quality"] |= _generated(cell, row, model, test)
+            _generate(cell, row, model, test)
         if cell.recipe["capacity"] and cell.config["method"] != UNTRAINED:
             from qpeft.studies.comparison.capacity import measure_capacity
 
             row["capacity"] = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
             if cell.seed != cell.recipe["first_seed"]:  # each place's own figures stand in one row of a method
                 row["capacity"] = {k: v for k, v in row["capacity"].items() if k not in ("modules", "blocks")}
-    row["null_reasons"] |= row["capacity"].pop("null_reasons", {})
 
 
 def _quality(score: Score) -> dict[str, Any]:
     if isinstance(score, ClassificationScore):
         low, high = score.interval
         return {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_accuracy_interval": [low, high]}
-    figures = score.to_dict()
+    is_shown = score.loss <= 20
     return {
         "test_loss": score.loss,
-        "test_ppl": math.exp(score.loss) if score.loss <= 20 else None,
-        "bits_per_byte": figures["bits_per_byte"],
+        "test_ppl": math.exp(score.loss) if is_shown else None,
+        "bits_per_byte": score.to_dict()["bits_per_byte"],
+        "null_reasons": {} if is_shown else {"test_ppl": "inf-like: the loss is above 20"},
     }
 
 
@@ -209,20 +216,20 @@ def _sizes(task: Task, test: Task) -> dict[str, int]:
     return {f"{name}_tokens": targets(examples) for name, examples in parts.items()}
 
 
-def _generated(cell: Cell, row: Row, model: Any, test: Any) -> dict[str, Any]:
+def _generate(cell: Cell, row: Row, model: Any, test: Any) -> None:
+    """Answers to the test prompts, and their scores."""
     asked = cell.recipe["generation"]
     references = list(test_references(Path(cell.recipe["data"]["test"])).items())[: asked["n_prompts"]]
     if not references:
+        row["quality"]["bleu"] = None
         row["null_reasons"]["quality.bleu"] = "the data has no prompts with answers"
-        return {"bleu": None}
+        return
     prompts, answers = zip(*references, strict=True)
-    from qpeft.studies.comparison.generation import generate_texts
-
     texts = generate_texts(model, test.tokenizer, list(prompts), asked["max_new_tokens"])
     encoder = asked["bertscore_model"]
     scores = score_texts(texts, list(answers), Path(encoder) if encoder else None)
     row["null_reasons"] |= {f"quality.{name}": why for name, why in scores.pop("null_reasons", {}).items()}
-    return {**scores, "texts": texts}
+    row["quality"] |= {**scores, "texts": texts}
 
 
 def _batches(task: Task) -> list[dict[str, Any]]:
@@ -287,6 +294,5 @@ def cost_row(cell: Cell, folder: Path) -> Row:
             batches=batches,
             settings=settings,
         )
-    row["null_reasons"] |= {f"cost.{name}": why for name, why in row["cost"].pop("null_reasons", {}).items()}
     row["status"] = "success"
-    return row
+    return _with_reasons_apart(row)
