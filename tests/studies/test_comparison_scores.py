@@ -1,5 +1,7 @@
 """BLEU, ROUGE, BERTScore: the spec's example, several references, and what is refused."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -62,8 +64,40 @@ def test_an_encoder_that_is_not_there_is_refused(tmp_path: Path):
         score_texts(HYPOTHESES, REFERENCES, tmp_path)
 
 
-def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "config.json").write_text("{}")
+@pytest.fixture
+def encoder(tiny_encoder: Path, tmp_path: Path) -> Path:
+    """A copy whose tokenizer says how long a text may be."""
+    folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 32}))
+    return folder
+
+
+def test_an_encoder_without_a_longest_text_is_refused(tiny_encoder: Path):
+    with pytest.raises(InputError, match="set model_max_length"):
+        score_texts(HYPOTHESES, REFERENCES, tiny_encoder)
+
+
+def test_a_missing_package_is_named(encoder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "bert_score", None)
     with pytest.raises(InputError, match=r'pip install "qpeft\[bertscore\]"'):
-        score_texts(HYPOTHESES, REFERENCES, tmp_path)
+        score_texts(HYPOTHESES, REFERENCES, encoder)
+
+
+def test_a_local_encoder_scores_meaning(encoder: Path):
+    pytest.importorskip("bert_score", reason="BERTScore is an extra: pip install 'qpeft[bertscore]'")
+    other, same, best, half = (
+        score_texts(texts, references, encoder)
+        for texts, references in (
+            (["the king sings", "a bird"], [["a fox went into the wood"], ["the bird"]]),
+            (["the king sings", "a bird"], [["the king sings"], ["a bird"]]),
+            (["the king sings", "a bird"], [["a fox", "the king sings"], ["a bird", "night"]]),
+            (["the king sings", " "], [["the king sings"], ["a bird"]]),
+        )
+    )
+    assert other["null_reasons"] == {}
+    assert other["bertscore_f1"] < 0.99
+    assert same["bertscore_f1"] == pytest.approx(1, abs=1e-5)
+    assert best["bertscore_f1"] == pytest.approx(1, abs=1e-5)
+    assert half["bertscore_f1"] == pytest.approx(0.5, abs=1e-5)  # an empty text scores 0
+    assert score_texts([""], [["a bird"]], encoder)["bertscore_f1"] == 0

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 NO_ENCODER = "bertscore: no local encoder given"
+_LONGEST = 2**31 - 1  # what the tokenizers library can count to; transformers writes a larger number for "unknown"
 
 
 def generate_texts(
@@ -96,7 +97,7 @@ def score_texts(
 
     Raises:
         DataError: no texts, not as many lists of references, or a text without any.
-        InputError: there is no encoder in `bertscore_model`, or the package that reads it is missing.
+        InputError: `bertscore_model` holds no usable encoder, or the package that reads it is missing.
     """
     _check(hypotheses, references)
     bertscore = None if bertscore_model is None else _bertscore(hypotheses, references, bertscore_model)
@@ -137,15 +138,29 @@ def _rouge(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> di
 
 
 def _bertscore(hypotheses: Sequence[str], references: Sequence[Sequence[str]], folder: Path) -> float:
-    if not (folder / "config.json").is_file():
-        raise InputError(f"bertscore_model={folder} is no folder of an encoder; it needs config.json and the weights")
+    """Mean F1 by the encoder's last layer; an empty text scores 0."""
+    n_layers = _check_encoder(folder)
     try:
         from bert_score import score  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
         raise InputError('BERTScore needs a further package; install it: pip install "qpeft[bertscore]"') from error
-    from transformers import AutoConfig
+    written = [(text, list(own)) for text, own in zip(hypotheses, references, strict=True) if text.strip()]
+    if not written:
+        return 0.0
+    texts, own = zip(*written, strict=True)
+    _, _, f1 = score(list(texts), list(own), model_type=str(folder), num_layers=n_layers)
+    return f1.double().sum().item() / len(hypotheses)
 
-    n_layers = AutoConfig.from_pretrained(str(folder)).num_hidden_layers
-    own = [list(texts) for texts in references]
-    _, _, f1 = score(list(hypotheses), own, model_type=str(folder), num_layers=n_layers)
-    return f1.double().mean().item()
+
+def _check_encoder(folder: Path) -> int:
+    """The encoder's number of layers."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    if not (folder / "config.json").is_file():
+        raise InputError(f"bertscore_model={folder} is no folder of an encoder; it needs config.json and the weights")
+    if AutoTokenizer.from_pretrained(str(folder)).model_max_length > _LONGEST:
+        raise InputError(
+            f"the tokenizer of bertscore_model={folder} does not say how long a text may be; "
+            "set model_max_length in its tokenizer_config.json, to 512 for most encoders"
+        )
+    return AutoConfig.from_pretrained(str(folder)).num_hidden_layers
