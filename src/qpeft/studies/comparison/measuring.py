@@ -185,7 +185,7 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
         test = shared_task(_test_settings(cell))
         row["quality"] |= _quality(test.score(model))
         row["data"]["splits"] = _sizes(ready.task, test)
-        if cell.recipe["generation"]:
+        if cell.recipe["generation"] and cell.recipe["task"] == "causal-lm":
             _generate(cell, row, model, test)
         if cell.recipe["capacity"] and cell.config["method"] != UNTRAINED:
             from qpeft.studies.comparison.capacity import measure_capacity
