@@ -76,6 +76,7 @@ def test_a_spike_is_told_by_what_came_before_it():
     assert count_spikes([1.0, 10.0]) == 0  # 10 times is not above 10 times
     assert count_spikes([1.0, 10.1]) == 1
     assert count_spikes([1.0, 11.0, 1.0, 11.0]) == 2
+    assert count_spikes([1.0, 1.0, 1.0, 9.0, 12.0]) == 1  # the middle one of those before counts, not the last
     assert count_spikes([1.0, math.nan, math.inf, 1.0]) == 2
 
 

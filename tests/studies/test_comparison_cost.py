@@ -97,6 +97,18 @@ def test_images_are_not_written():
     assert found["step_ms"]["median"] > 0
 
 
+def test_a_classifier_of_texts_writes_none():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = make(BertForSequenceClassification(BertConfig(vocab_size=50, **shape)), "full")
+    given = [{"input_ids": torch.randint(50, (2, 6)), "labels": torch.tensor([0, 1])}]
+    found = measure_cost(model, model, model, given, SETTINGS, **SMALL)
+    assert set(found["null_reasons"]) == {"infer_tok_s", "infer_overhead_pct"}
+    assert set(found["null_reasons"].values()) == {"the model writes no text"}
+    assert found["flops_per_token"] > 0
+
+
 def test_products_are_counted_as_by_hand():
     class Two(torch.nn.Module):
         def __init__(self):

@@ -38,7 +38,8 @@ def measure_cost(
       with `peak_mem_reserved_bytes`; otherwise the largest resident set of this process, libraries included. Read
       after the first `warm_up` steps, before the reference is there.
     - `flops_per_token` of a training step, forward and backward, as `torch.utils.flop_counter` counts them: those of
-      matrix products and convolutions, attention's among them.
+      matrix products and convolutions, attention's among them. What is done entry by entry, as a circuit's gates are,
+      counts for nothing: see `step_ms`.
     - `step_ms` = {median, p10, p90} over `timed` steps after `warm_up`: gradients cleared, forward, backward, clipping,
       AdamW; `reference_step_ms`, the same of the reference in turns with the model; `step_ratio` of the medians.
     - `infer_tok_s`: {"batch_1": {"base", "unmerged", "merged"}, ...}, tokens a second that are written behind prompts
