@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
-from qpeft.files import write_json
+from qpeft.files import write_text
 
 SCHEMA = 1
 ROLES = ("main", "equal_budget", "control", "tuning", "cost")
@@ -64,8 +64,8 @@ def row_path(folder: Path, study: str, method: str, config_hash: str, name: str)
 
 
 def write_row(path: Path, row: Row) -> None:
-    """Write atomically; figures that JSON lacks become null, with their reason."""
-    write_json(path, without_nan(row))
+    """Write atomically, on one line; figures that JSON lacks become null, with their reason."""
+    write_text(path, json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_row(path: Path) -> Row | None:
