@@ -40,12 +40,14 @@ class Plan:
     def final_cells(self) -> list[Cell]:
         """Every method with every seed, seed by seed, at the rate whose trial ended lowest on validation data.
 
-        A method without any trial that ended well has cells that say so in `impossible`.
+        What trains nothing is measured once. A method without any trial that ended well has cells that say so in `impossible`.
         """
         chosen = {method["key"]: self._chosen(method) for method in self.study["methods"]}
         cells = []
         for seed in self.study["seeds"]:
             for method in self._by_cost():
+                if method["method"] == UNTRAINED and seed != self.study["seeds"][0]:
+                    continue  # no seed changes it
                 rate, why_not = chosen[method["key"]]
                 cells.append(self._cell(method, method["role"], f"seed{seed}", seed, rate, why_not))
         return cells
