@@ -83,7 +83,7 @@ def show(browser, page_file) -> Iterator:
 
 def keys(sheet) -> list[str]:
     """The names of the rows that are seen, in their order."""
-    return [name.strip("◆●■▲\u2013 ") for name in sheet.locator("tbody tr:visible th").all_inner_texts()]
+    return [name.strip("◆●■▲✕ ") for name in sheet.locator("tbody tr:visible th").all_inner_texts()]
 
 
 def test_a_phone_scrolls_tables_and_never_the_page(show):

@@ -32,9 +32,13 @@ REFERENCE = mark("lora", "main", True)
         (numbers.spread(1234.5, 120.0), "1,234 ± 120"),
         (numbers.spread(4.6, 0.0), "4.600 ± 0"),
         (numbers.spread(4.6, None), "4.600"),
+        (numbers.spread(0.9999, 0.00002, 4), "0.9999 ± <0.0001"),
+        (numbers.spread(4.6, 0.0, 2), "4.60 ± 0"),
         (numbers.number(-0.5, 2), "-0.50"),
         (numbers.number(200.0), "200"),
-        (numbers.signed(-0.0004, 2), "0.00"),
+        (numbers.signed(-0.0004, 2), "-0.00"),
+        (numbers.signed(0.0, 2), "0.00"),
+        (numbers.interval(0.0004, 0.0002, 0.0006, 2), "+0.0004 [+0.0002, +0.0006]"),
         (numbers.signed(0.061, 3), "+0.061"),
         (numbers.interval(-0.0612, -0.1032, -0.0192), "-0.061 [-0.103, -0.019]"),
         (numbers.interval(0.05, None, None), "+0.05000"),
@@ -46,6 +50,11 @@ REFERENCE = mark("lora", "main", True)
 )
 def test_numbers_read_well(found, expected):
     assert found.replace("\u2212", "-") == expected
+
+
+def test_numbers_beneath_each_other_have_equally_many_decimals():
+    assert numbers.shared_places([0.018, 0.0062, 0.0036, None, 0.0, 0.0047]) == 4
+    assert numbers.shared_places([None, 0.0]) is None
 
 
 points = st.lists(
@@ -127,5 +136,7 @@ def test_a_path_takes_the_evaluations_that_all_seeds_have():
 
 
 def test_columns_that_say_nothing_are_left_out():
-    table = Table("t", "", [Column("a"), Column("b"), Column("c")], [[Cell(""), Cell(numbers.MISSING), Cell("1")]])
-    assert [column.title for column in table.without_empty().columns] == ["a", "c"]
+    cells = {"a": [Cell(""), Cell("")], "b": [Cell(""), Cell(numbers.MISSING)], "c": [Cell("1"), Cell("")]}
+    table = Table("t", "", [Column(title, found) for title, found in cells.items()])
+    assert [column.title for column in table.columns] == ["a", "c"]
+    assert [[cell.text for cell in row] for row in table.rows] == [["", "1"], ["", ""]]

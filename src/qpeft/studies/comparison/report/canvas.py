@@ -95,12 +95,12 @@ def titles(chart: Figure, plot: Axes, x: str, y: str) -> None:
 
 
 def short_ticks(plot: Axes) -> None:
-    """Powers of ten as `1k`, `10k`, `1M` on a logarithmic x axis; a span below a decade gets 2s and 5s."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+    """Powers of ten as `1k`, `10k`, `1M` on a logarithmic x axis; below two decades 2s and 5s too."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     low, high = plot.get_xlim()
-    narrow = high / low < 30
-    plot.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=6))
+    subs = (1.0, 2.0, 5.0) if high / low < 100 else (1.0,)
+    plot.xaxis.set_major_locator(MaxNLocator(5) if high / low < 5 else LogLocator(subs=subs, numticks=7))
     plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     plot.xaxis.set_minor_locator(NullLocator())
     plot.xaxis.set_minor_formatter(NullFormatter())

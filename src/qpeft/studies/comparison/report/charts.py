@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from qpeft.studies.comparison.report import canvas, forest, histogram, pareto, trajectories, words
-from qpeft.studies.comparison.report.measures import step_ms
 from qpeft.studies.comparison.report.results import ordered
 from qpeft.studies.comparison.report.trajectories import Curve, Path
 
@@ -40,8 +39,8 @@ class Chart:
 
 
 def differences(summary: Summary) -> list[Chart]:
-    """Every method against the reference; the untrained base, which is far off, is left to the table."""
-    found = [m for m in ordered(summary) if m.difference is not None and m.method != "none"]
+    """Every method against the reference."""
+    found = [m for m in ordered(summary) if m.difference is not None]
     reference = summary[summary.study["reference"]]
     lines = [_line(method, reference, method.difference, summary, method.against is not None) for method in found]
     return _forest("differences", lines, f"minus that of {reference.key}", summary)
@@ -63,8 +62,9 @@ def against_numbers(summary: Summary) -> list[Chart]:
 
 
 def against_time(summary: Summary) -> list[Chart]:
-    """Quality against the time of a step."""
-    return _pareto("step-time", "milliseconds a training step", step_ms, summary)
+    """Quality against the time of a step, as a multiple of the reference's, which was taken in turns with it."""
+    title = f"time of a training step, \u00d7 {summary.study['reference']}"
+    return _pareto("step-time", title, lambda method: method.cost.get("step_ratio"), summary)
 
 
 def convergence(summary: Summary) -> list[Chart]:
@@ -105,7 +105,9 @@ def layers(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Chart]:
                  if (path := _layers(method, rows[method.key], figure, summary)) is not None]  # fmt: skip
         if paths:
             document = trajectories.draw_all(paths, f"layers-{figure}", "Layer", title)
-            found.append(Chart(f"layers-{figure}".replace("_", "-"), f"{title}, layer by layer", document))
+            seeds = max(len(values) for path in paths for values in path.seeds)
+            caption = "Of one seed." if seeds == 1 else "Means over seeds; bands from the lowest to the highest."
+            found.append(Chart(f"layers-{figure}".replace("_", "-"), f"{title}, layer by layer", document, caption))
     return found
 
 
@@ -118,8 +120,8 @@ def sora_ranks(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Char
         if ranks:
             name, title = f"ranks-{method.key}", f"Ranks that {method.key} kept"
             mark = words.mark_of(method, summary.study)
-            document = histogram.draw(ranks, name, mark, f"{title}, of its modules and seeds", "Modules")
-            found.append(Chart(name, title, document))
+            document = histogram.draw(ranks, name, mark, title, "Modules")
+            found.append(Chart(name, title, document, f"{len(ranks)} modules in all."))
     return found
 
 

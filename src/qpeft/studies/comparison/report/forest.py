@@ -44,7 +44,10 @@ def draw(lines: Sequence[Line], name: str, x_title: str, lower_is_better: bool) 
         for row in range(1, len(lines)):
             plot.axhline(row - 0.5, color=canvas.FAINT, lw=0.7)
         plot.axvline(0, color=canvas.INK, lw=1)
+        decimals = numbers.shared_places(numbers.half_width(line.low, line.high) for line in lines)
         for row, line in enumerate(lines):
+            figures = numbers.interval(line.mean, line.low, line.high, decimals)
+            plot.text(high, row - 0.23, figures, va="center", ha="right", size=canvas.FONT - 1)
             _draw_line(plot, row, line, low, high)
         plot.locator_params(axis="x", nbins=6)
         plot.xaxis.set_major_formatter(lambda value, _: f"{value:+.4g}".replace("-", "\u2212") if value else "0")
@@ -68,8 +71,6 @@ def _draw_line(plot, row: int, line: Line, low: float, high: float) -> None:
     where, mark = row + 0.15, line.mark
     left = low + (0.045 if line.indent else 0.0) * (high - low)
     plot.text(left, row - 0.23, ("↳ " if line.indent else "") + line.name, color=mark.colour, va="center", ha="left")
-    figures = numbers.interval(line.mean, line.low, line.high)
-    plot.text(high, row - 0.23, figures, va="center", ha="right", size=canvas.FONT - 1)
     plot.plot(line.seeds, [where] * len(line.seeds), "o", ms=2.4, color=mark.colour, alpha=0.6, mew=0)
     if line.low is not None and line.high is not None:
         plot.plot([max(line.low, low), min(line.high, high)], [where] * 2, color=mark.colour, lw=1.4)

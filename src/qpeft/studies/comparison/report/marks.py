@@ -26,7 +26,7 @@ MARKS = (
     Mark("quantum", "quantum-generated", "o", "●", QUANTUM),
     Mark("classical", "classical", "s", "■", CLASSICAL),
     Mark("control", "control", "^", "▲", CONTROL),
-    Mark("base", "untrained", "_", "\u2013", INK),
+    Mark("base", "untrained", "X", "✕", INK),
 )
 _BY_KIND = {mark.kind: mark for mark in MARKS}
 

@@ -1,22 +1,22 @@
-"""The tables of what was measured beside quality: speed, capacity, costs, and where."""
+"""The tables of what was measured beside quality: speed, capacity, costs, what is missing, and where."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from qpeft.studies.comparison.report import numbers, words
-from qpeft.studies.comparison.report.cells import amount, name, reached, stats
-from qpeft.studies.comparison.report.results import NAME, ordered
+from qpeft.studies.comparison.report import cells, numbers, words
+from qpeft.studies.comparison.report.results import ordered
 from qpeft.studies.comparison.report.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
     from qpeft.studies.comparison.findings import MethodSummary, Summary
     from qpeft.studies.comparison.rows import Row
+    from qpeft.studies.comparison.statistics import Stats
 
 _OF_BLOCKS = (
     ("block_effective_rank", "Effective rank of Δy", "of whole layers: comparable between all methods"),
-    ("block_linear_share", "Linear share", "how much of Δy the best linear map of the same token explains"),
+    ("block_linear_share", "Linear share", "how much of Δy the best linear map of the same token explains, held out"),
     ("block_mean_share", "Mean share", "‖E Δy‖² / E‖Δy‖²; near 1 it is a bias in disguise"),
     ("cka", "CKA to the base", "linear, of hidden states, mean over layers; 1 means the same up to rotation and scale"),
 )
@@ -35,73 +35,80 @@ _TARGETS = {"half_of_full": "half of full's gain", "ninety_of_full": "90 % of fu
 
 def speed(summary: Summary) -> Table:
     """How fast each method learns."""
-    unit = words.loss_unit(summary.study)
-    columns = [NAME, Column("Mean height of the curve", unit, hint="area under the validation loss, per token")]
-    columns += [Column("Validation loss", f"{unit}, last"), Column("Best step")]
-    targets = {name: loss for name, loss in summary.targets.items() if loss is not None}
-    columns += [Column(f"Steps to {_target(name, summary)}") for name in targets]
-    columns += [Column(f"Seconds to {_target(name, summary)}") for name in targets]
-    columns += [Column("Training", "seconds"), Column("Gradient spikes", "a seed")]
-    rows = []
-    for method in ordered(summary):
-        of = method.figures.get
-        first = [of("convergence.auc_per_token"), of("quality.valid_loss_last"), of("quality.best_step")]
-        hits = [found.get(target) for found in (method.steps_to, method.seconds_to) for target in targets]
-        last = [of("train.seconds"), of("convergence.spikes")]
-        rows.append([name(method, summary), *map(stats, first), *map(reached, hits), *map(stats, last)])
-    return Table("convergence", "How fast each method learns", columns, rows).without_empty()
+    found, unit = ordered(summary), words.loss_unit(summary.study)
+    hint = "area under the validation loss, per token"
+
+    def means(figure: str) -> list[Cell]:
+        return cells.means([m.figures.get(figure) for m in found])
+
+    targets = [name for name, loss in summary.targets.items() if loss is not None]
+    titles = {name: _TARGETS.get(name, f"{summary.study['reference']}'s loss") for name in targets}
+    columns = [
+        Column("Method", cells.names(found, summary), is_number=False),
+        Column("Mean height of the curve", means("convergence.auc_per_token"), unit, hint),
+        Column("Validation loss", means("quality.valid_loss_last"), f"{unit}, last"),
+        Column("Best step", means("quality.best_step")),
+        *(Column(f"Steps to {titles[t]}", cells.arrivals(m.steps_to.get(t) for m in found)) for t in targets),
+        *(Column(f"Seconds to {titles[t]}", cells.arrivals(m.seconds_to.get(t) for m in found)) for t in targets),
+        Column("Training", means("train.seconds"), "seconds"),
+        Column("Gradient spikes", means("convergence.spikes"), "a seed"),
+    ]
+    return Table("convergence", "How fast each method learns", columns)
 
 
 def capacity(summary: Summary) -> Table:
     """What each adapter's update is made of. Figures of modules are left out where a method adapts none."""
-    columns = [NAME, *(Column(title, hint=hint) for _, title, hint in (*_OF_BLOCKS, *_OF_MODULES))]
-    rows = []
-    for method in ordered(summary):
-        of = {
-            key.removeprefix("capacity."): found for key, found in method.figures.items() if key.startswith("capacity.")
-        }
-        if not of:
-            continue
-        adapts_modules = "n_modules" not in of or of["n_modules"].mean > 0
-        blocks = [stats(of.get(key)) for key, _, _ in _OF_BLOCKS]
-        modules = [stats(of.get(key) if adapts_modules else None) for key, _, _ in _OF_MODULES]
-        rows.append([name(method, summary), *blocks, *modules])
-    return Table("capacity", "What each update is made of, ± s.d. over seeds", columns, rows).without_empty()
+    found = [m for m in ordered(summary) if any(name.startswith("capacity.") for name in m.figures)]
+    columns = [Column("Method", cells.names(found, summary), is_number=False)]
+    for key, title, hint in _OF_BLOCKS:
+        columns.append(Column(title, cells.means([m.figures.get(f"capacity.{key}") for m in found]), hint=hint))
+    for key, title, hint in _OF_MODULES:
+        columns.append(Column(title, cells.means([_of_modules(m, key) for m in found]), hint=hint))
+    return Table("capacity", "What each update is made of, ± s.d. over seeds", columns)
 
 
 def costs(summary: Summary) -> Table:
     """Numbers, bytes, time."""
-    reference = summary.study["reference"]
+    found = [m for m in ordered(summary) if m.cost or m.bytes_stored]
+
+    def of(name: str) -> list[float | None]:
+        return [m.cost.get(name) for m in found]
+
+    against = "against the reference, measured in turns on the same machine"
+    overhead = "of writing, against the base in the same run"
     columns = [
-        NAME,
-        Column("Trainable", "numbers"),
-        Column("Deployed", "numbers"),
-        Column("Generator", "numbers", hint="that regenerate the deployed ones"),
-        Column("Stored"),
-        Column("Optimiser"),
-        Column("Step", "ms, median (p10 to p90)"),
-        Column(f"Step \u00d7 {reference}", hint="against the reference, measured in turns on the same machine"),
-        Column("Peak memory"),
-        *(Column(f"Writing, {how}", f"tokens/s, batch {batch}") for batch in (1, 8) for how in ("merged", "unmerged")),
-        Column("Overhead", "%, unmerged", hint="of writing, against the base in the same run"),
-        Column("Work", "FLOP/token"),
+        Column("Method", cells.names(found, summary), is_number=False),
+        Column("Trainable", cells.counts(m.trainable for m in found), "numbers"),
+        Column("Deployed", cells.counts(m.deployed for m in found), "numbers"),
+        Column("Generator", cells.counts(m.generator for m in found), "numbers", "they regenerate the deployed ones"),
+        Column("Stored", cells.written((m.bytes_stored for m in found), numbers.size)),
+        Column("Optimiser", cells.written(map(_optimizer_bytes, found), numbers.size)),
+        Column("Step", [_step(m) for m in found], "ms, median (p10 to p90)"),
+        Column(f"Step \u00d7 {summary.study['reference']}", cells.written(of("step_ratio"), _ratio), hint=against),
+        Column("Peak memory", cells.written(of("peak_mem_bytes"), numbers.size)),
+        *(_writing(found, batch, how) for batch in (1, 8) for how in ("merged", "unmerged")),
+        Column("Overhead", cells.written(of("infer_overhead_pct"), _percent), "%, unmerged", overhead),
+        Column("Work", cells.written(of("flops_per_token"), numbers.short), "FLOP/token"),
     ]
-    rows = [_costs(method, summary) for method in ordered(summary) if method.cost or method.bytes_stored]
-    return Table("costs", "What each method costs", columns, rows).without_empty()
+    return Table("costs", "What each method costs", columns)
 
 
 def missing(summary: Summary) -> Table:
     """Figures that are null, and the reasons that their rows give."""
-    found: dict[tuple[str, str], list[str]] = {}
+    keys: dict[tuple[str, str], list[str]] = {}
     for method in ordered(summary):
         for figure, reason in method.null_reasons.items():
-            found.setdefault((figure, reason), []).append(method.key)
-    columns = [Column(title, is_number=False) for title in ("Figure", "Why", "Methods")]
-    rows = []
-    for (figure, why), keys in sorted(found.items()):
-        whose = "all" if len(keys) == len(ordered(summary)) else ", ".join(keys)
-        rows.append([Cell(figure, figure), Cell(why, why), Cell(whose, whose)])
-    return Table("missing", "Figures that could not be had, and why", columns, rows)
+            keys.setdefault((reason, figure), []).append(method.key)
+    figures: dict[tuple[str, str], list[str]] = {}
+    for (reason, figure), whose in sorted(keys.items()):
+        named = "all" if len(whose) == len(ordered(summary)) else ", ".join(whose)
+        figures.setdefault((reason, named), []).append(figure)
+    columns = [
+        Column("Why", cells.texts(reason for reason, _ in figures), is_number=False),
+        Column("Methods", cells.texts(whose for _, whose in figures), is_number=False),
+        Column("Figures", cells.texts(", ".join(found) for found in figures.values()), is_number=False),
+    ]
+    return Table("missing", "Figures that could not be had, and why", columns)
 
 
 def environment(summary: Summary, rows: Iterable[Row]) -> Table:
@@ -119,41 +126,27 @@ def environment(summary: Summary, rows: Iterable[Row]) -> Table:
         "data, SHA-256": data["sha256"],
         **{key: "; ".join(values) for key, values in sorted(found.items())},
     }
-    columns = [Column("What", is_number=False), Column("Which", is_number=False)]
-    cells = [[Cell(key, key), Cell(text, text)] for key, text in lines.items()]
-    return Table("environment", "Base, data, versions and machines of the rows", columns, cells)
-
-
-def step_ms(method: MethodSummary) -> float | None:
-    """The median time of a training step, measured alone."""
-    return (method.cost.get("step_ms") or {}).get("median")
-
-
-def _target(target: str, summary: Summary) -> str:
-    return _TARGETS.get(target, f"{summary.study['reference']}'s loss")
-
-
-def _costs(method: MethodSummary, summary: Summary) -> list[Cell]:
-    optimizer = method.figures.get("cost.optimizer_bytes")
-    return [
-        name(method, summary),
-        *map(amount, (method.trainable, method.deployed, method.generator)),
-        _cell(method.bytes_stored, numbers.size),
-        _cell(optimizer.mean if optimizer else method.cost.get("optimizer_bytes"), numbers.size),
-        _step(method.cost.get("step_ms") or {}),
-        _cell(method.cost.get("step_ratio"), lambda value: numbers.number(value, 2)),
-        _cell(method.cost.get("peak_mem_bytes"), numbers.size),
-        *(_cell(_tokens(method.cost, batch, how), numbers.count) for batch in (1, 8) for how in ("merged", "unmerged")),
-        _cell(method.cost.get("infer_overhead_pct"), lambda value: numbers.signed(value, 0)),
-        _cell(method.cost.get("flops_per_token"), numbers.short),
+    columns = [
+        Column("What", cells.texts(lines), is_number=False),
+        Column("Which", cells.texts(lines.values()), is_number=False),
     ]
+    return Table("environment", "Base, data, versions and machines of the rows", columns)
 
 
-def _cell(value: float | None, write: Callable[[float], str]) -> Cell:
-    return Cell(numbers.MISSING) if value is None else Cell(write(value), value)
+def _of_modules(method: MethodSummary, key: str) -> Stats | None:
+    n_modules = method.figures.get("capacity.n_modules")
+    if n_modules is not None and n_modules.mean == 0:
+        return None
+    return method.figures.get(f"capacity.{key}")
 
 
-def _step(times: Mapping[str, float | None]) -> Cell:
+def _optimizer_bytes(method: MethodSummary) -> float | None:
+    found = method.figures.get("cost.optimizer_bytes")
+    return found.mean if found is not None else method.cost.get("optimizer_bytes")
+
+
+def _step(method: MethodSummary) -> Cell:
+    times: dict[str, Any] = method.cost.get("step_ms") or {}
     middle, low, high = (times.get(part) for part in ("median", "p10", "p90"))
     if middle is None:
         return Cell(numbers.MISSING)
@@ -164,6 +157,14 @@ def _step(times: Mapping[str, float | None]) -> Cell:
     return Cell(text, middle)
 
 
-def _tokens(cost: Mapping[str, Any], batch: int, how: str) -> float | None:
-    rates = (cost.get("infer_tok_s") or {}).get(f"batch_{batch}") or {}
-    return rates.get(how)
+def _writing(found: list[MethodSummary], batch: int, how: str) -> Column:
+    rates = [(m.cost.get("infer_tok_s") or {}).get(f"batch_{batch}") or {} for m in found]
+    return Column(f"Writing, {how}", cells.counts(rate.get(how) for rate in rates), f"tokens/s, batch {batch}")
+
+
+def _ratio(value: float) -> str:
+    return numbers.number(value, 2)
+
+
+def _percent(value: float) -> str:
+    return numbers.signed(value, 0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from statistics import median_high
 
 MISSING = "\u2013"
 
@@ -27,6 +29,17 @@ def places(spread: float | None, value: float = 1.0) -> int:
     return max(0, min(5, 1 - math.floor(math.log10(abs(spread)))))
 
 
+def shared_places(spreads: Iterable[float | None]) -> int | None:
+    """The decimals that show two digits of most of `spreads`, for numbers beneath each other."""
+    known = [places(spread) for spread in spreads if spread]
+    return median_high(known) if known else None
+
+
+def half_width(low: float | None, high: float | None, factor: float = 1.0) -> float | None:
+    """Of an interval, if there is one."""
+    return None if low is None or high is None else factor * (high - low) / 2
+
+
 def number(value: float | None, decimals: int | None = None) -> str:
     """A number with a thousands separator; `decimals` None means none for a whole number, else four digits in all."""
     if value is None:
@@ -36,28 +49,29 @@ def number(value: float | None, decimals: int | None = None) -> str:
     return f"{value:,.{decimals}f}".replace("-", "\u2212")
 
 
-def spread(mean: float, sd: float | None) -> str:
-    """`3.0512 ± 0.0041`; the mean alone where there is one seed."""
-    if sd is None:
-        return number(mean)
-    if sd == 0:
-        return f"{number(mean)} ± 0"
-    return f"{number(mean, places(sd, mean))} ± {number(sd, places(sd, mean))}"
+def spread(mean: float, sd: float | None, decimals: int | None = None) -> str:
+    """`3.0512 ± 0.0041`, by default with two digits of the spread; the mean alone where there is one seed."""
+    if sd and decimals is None:
+        decimals = places(sd, mean)
+    if not sd:
+        return number(mean, decimals) + (" ± 0" if sd == 0 else "")
+    shown = number(sd, decimals)
+    if not float(shown.replace(",", "")):
+        shown = f"<{number(10.0 ** -(decimals or 0), decimals)}"  # small is not none
+    return f"{number(mean, decimals)} ± {shown}"
 
 
 def signed(value: float, decimals: int) -> str:
-    """`−0.061`, `+0.061`; a difference that rounds to zero has no sign."""
-    text = number(abs(value), decimals)
-    if not float(text.replace(",", "")):
-        return text
-    return ("\u2212" if value < 0 else "+") + text
+    """`−0.061`, `+0.061`; `−0.000` lies below zero, and zero itself has no sign."""
+    return {-1: "\u2212", 0: "", 1: "+"}[(value > 0) - (value < 0)] + number(abs(value), decimals)
 
 
-def interval(mean: float, low: float | None, high: float | None) -> str:
-    """`−0.061 [−0.103, −0.019]`."""
+def interval(mean: float, low: float | None, high: float | None, decimals: int | None = None) -> str:
+    """`−0.061 [−0.103, −0.019]`: two digits of the interval's half, or `decimals`, if they show at least one."""
     if low is None or high is None:
-        return signed(mean, places(None, mean))
-    decimals = places((high - low) / 2, mean)
+        return signed(mean, places(None, mean) if decimals is None else decimals)
+    two_digits = places((high - low) / 2, mean)
+    decimals = two_digits if decimals is None else max(decimals, two_digits - 1)
     return f"{signed(mean, decimals)} [{signed(low, decimals)}, {signed(high, decimals)}]"
 
 

@@ -5,28 +5,24 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from qpeft.studies.comparison.report import numbers, words
-from qpeft.studies.comparison.report.cells import amount, difference, name, rank, reached, stats
+from qpeft.studies.comparison.report import cells, numbers, words
 from qpeft.studies.comparison.report.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.findings import Block, MethodSummary, Summary
+    from qpeft.studies.comparison.findings import Block, BlockMember, MethodSummary, Summary
+    from qpeft.studies.comparison.statistics import Difference
 
-NAME = Column("Method", is_number=False)
-_VERDICT = Column(
-    "Verdict", is_number=False, hint="better or worse only if the interval excludes 0 after Holm's correction"
-)
 _FURTHER = {
-    "test_loss": Column("Test loss", "nats"),
-    "test_ppl": Column("Perplexity"),
-    "bits_per_byte": Column("Bits per byte"),
-    "test_accuracy": Column("Accuracy", "share right"),
-    "bleu": Column("BLEU"),
-    "rouge1": Column("ROUGE-1"),
-    "rouge2": Column("ROUGE-2"),
-    "rougeL": Column("ROUGE-L"),
-    "bertscore_f1": Column("BERTScore", "F1"),
-    "forgetting_shifted": Column("Forgetting", "nats"),
+    "test_loss": ("Test loss", "nats"),
+    "test_ppl": ("Perplexity", ""),
+    "bits_per_byte": ("Bits per byte", ""),
+    "test_accuracy": ("Accuracy", "share right"),
+    "bleu": ("BLEU", ""),
+    "rouge1": ("ROUGE-1", ""),
+    "rouge2": ("ROUGE-2", ""),
+    "rougeL": ("ROUGE-L", ""),
+    "bertscore_f1": ("BERTScore", "F1"),
+    "forgetting_shifted": ("Forgetting", "nats"),
 }
 
 
@@ -41,108 +37,92 @@ def ordered(summary: Summary) -> list[MethodSummary]:
 
 def methods(summary: Summary) -> Table:
     """What each method is."""
-    planned = {method["key"]: method for method in summary.study["methods"]}
-    columns = [NAME, Column("What it is", is_number=False), Column("Kind", is_number=False)]
-    columns += [Column("Settings", is_number=False), Column("Note", is_number=False)]
-    rows = []
-    for method in _all(summary):
-        kind = words.mark_of(method, summary.study).word
-        kind += f" of {method.against}" if method.against else ""
-        kind += ", equal budget" if method.role == "equal_budget" else ""
-        note = planned[method.key].get("note") or ""
-        label = "" if method.label == method.key else method.label
-        texts = (label, kind, words.settings(method.settings), note)
-        rows.append([name(method, summary), *(Cell(text, text) for text in texts)])
-    return Table("methods", "Every method of the study", columns, rows).without_empty()
+    found = _all(summary)
+    notes = {method["key"]: method.get("note") or "" for method in summary.study["methods"]}
+    columns = [
+        Column("Method", cells.names(found, summary), is_number=False),
+        _of_words("What it is", ["" if m.label == m.key else m.label for m in found]),
+        _of_words("Kind", [_kind(m, summary) for m in found]),
+        _of_words("Settings", [words.settings(m.settings) for m in found]),
+        _of_words("Note", [notes[m.key] for m in found]),
+    ]
+    return Table("methods", "Every method of the study", columns)
 
 
 def results(summary: Summary) -> Table:
     """Quality of every method beside its size."""
-    study = summary.study
+    found, reference = ordered(summary), summary.study["reference"]
+    hint = "first evaluation at or below it; > 150 (3/5): three seeds of five got there"
+    arrivals = cells.arrivals(m.steps_to.get("reference") for m in found)
     columns = [
-        NAME,
-        Column("Rank", hint="among the main methods with enough seeds, none of them failed"),
-        Column("Trainable", "numbers"),
-        Column("Deployed", "numbers", hint="needed at inference beside the base"),
-        Column(words.capital(words.metric(study)), f"{words.unit(study)}, ± s.d."),
-        Column(f"Δ to {study['reference']}", "95 % interval"),
-        _VERDICT,
-        Column(
-            f"Steps to {study['reference']}'s loss",
-            hint="first evaluation at or below it; > 150 (3/5): three seeds of five got there",
-        ),
-        Column("Seeds", "ok / planned"),
-        Column("Flags", is_number=False),
+        Column("Method", cells.names(found, summary), is_number=False),
+        Column("Rank", cells.counts(m.rank for m in found), hint="of main methods with enough seeds, none failed"),
+        Column("Trainable", cells.counts(m.trainable for m in found), "numbers"),
+        Column("Deployed", cells.counts(m.deployed for m in found), "numbers", "needed at inference beside the base"),
+        _metric(found, summary),
+        *_differences(f"Δ to {reference}", [m.difference for m in found], summary),
+        Column(f"Steps to {reference}'s loss", arrivals, hint=hint),
+        Column("Seeds", [Cell(f"{m.ok} / {len(m.statuses)}", m.ok) for m in found], "ok / planned"),
+        _of_words("Flags", ["; ".join(m.flags) for m in found]),
     ]
-    rows = [_result(method, summary) for method in ordered(summary)]
-    return Table(
-        "results", f"{words.capital(words.metric(study))} on test data, best first", columns, rows
-    ).without_empty()
+    return Table("results", f"{words.capital(words.metric(summary.study))} on test data, best first", columns)
 
 
 def further(summary: Summary) -> Table:
     """Whatever else was measured on the test data."""
-    wanted = [(key, column) for key, column in _FURTHER.items() if key != summary.study["metric"]]
-    rows = [
-        [name(method, summary), *(stats(method.figures.get(f"quality.{key}")) for key, _ in wanted)]
-        for method in ordered(summary)
-    ]
-    columns = [NAME, *(column for _, column in wanted)]
-    return Table("further", "Other figures of the test data, mean ± s.d.", columns, rows).without_empty()
+    found = ordered(summary)
+    columns = [Column("Method", cells.names(found, summary), is_number=False)]
+    for key, (title, unit) in _FURTHER.items():
+        if key != summary.study["metric"]:
+            columns.append(Column(title, cells.means([m.figures.get(f"quality.{key}") for m in found]), unit))
+    return Table("further", "Other figures of the test data, mean ± s.d.", columns)
 
 
-def block(found: Block, summary: Summary, index: int) -> Table:
+def block(block: Block, summary: Summary, index: int) -> Table:
     """Methods at one budget."""
-    columns = [NAME, Column("Rank"), Column("Trainable", "numbers"), Column("Of the budget", "%")]
-    columns += [Column(words.capital(words.metric(summary.study)), f"{words.unit(summary.study)}, ± s.d.")]
-    columns += [Column(f"Δ to {found.of}", "95 % interval"), _VERDICT, Column("Note", is_number=False)]
-    factor, rows = words.factor(summary.study), []
-    for member in found.members:
-        method = summary[member.key]
-        rows.append([
-            name(method, summary),
-            rank(member.rank),
-            amount(member.trainable),
-            Cell(f"{100 * member.ratio:.1f}", member.ratio),
-            stats(method.metric, factor),
-            *difference(member.difference, factor),
-            _note(member.ratio, member.over_budget),
-        ])  # fmt: skip
-    caption = f"At most {numbers.count(found.budget)} trainable numbers, what {found.of} trains"
-    return Table(f"block{index}", caption, columns, rows)
+    members, found = block.members, [summary[member.key] for member in block.members]
+    shares = cells.written((100 * member.ratio for member in members), lambda share: f"{share:.1f}")
+    columns = [
+        Column("Method", cells.names(found, summary), is_number=False),
+        Column("Rank", cells.counts(member.rank for member in members)),
+        Column("Trainable", cells.counts(member.trainable for member in members), "numbers"),
+        Column("Of the budget", shares, "%"),
+        _metric(found, summary),
+        *_differences(f"Δ to {block.of}", [member.difference for member in members], summary),
+        Column("Note", [_note(member) for member in members], is_number=False),
+    ]
+    caption = f"At most {numbers.count(block.budget)} trainable numbers, what {block.of} trains"
+    return Table(f"block{index}", caption, columns)
 
 
 def controls(summary: Summary) -> Table:
     """Each control beside what it is a control of."""
-    title = words.capital(words.metric(summary.study))
-    columns = [NAME, Column("Control of", is_number=False), Column("Trainable", "numbers"), Column(title, "± s.d.")]
-    columns += [Column(f"{title} of its method", "± s.d."), Column("Control \u2212 method", "95 % interval"), _VERDICT]
-    factor, rows = words.factor(summary.study), []
-    for method in ordered(summary):
-        if method.against is None:
-            continue
-        target = summary[method.against]
-        own = [amount(method.trainable), stats(method.metric, factor), stats(target.metric, factor)]
-        rows.append([
-            name(method, summary), name(target, summary), *own, *difference(method.difference_to_target, factor)
-        ])  # fmt: skip
-    return Table("controls", "Controls beside their methods", columns, rows)
+    found = [method for method in ordered(summary) if method.against is not None]
+    targets = [summary[str(method.against)] for method in found]
+    columns = [
+        Column("Method", cells.names(found, summary), is_number=False),
+        Column("Control of", cells.names(targets, summary), is_number=False),
+        Column("Trainable", cells.counts(m.trainable for m in found), "numbers"),
+        _metric(found, summary),
+        _metric(targets, summary, " of its method"),
+        *_differences("Control \u2212 method", [m.difference_to_target for m in found], summary),
+    ]
+    return Table("controls", "Controls beside their methods", columns)
 
 
 def tuning(summary: Summary) -> Table:
     """Every rate that was tried, with the validation loss that it ended at."""
-    tried = {method.key: summary.tuning.get(method.key, []) for method in summary.methods}
-    n_trials = max((len(trials) for trials in tried.values()), default=0)
-    columns = [NAME, Column("Chosen"), *(Column(f"Trial {i + 1}", "rate: loss") for i in range(n_trials))]
-    columns += [Column("At the edge", is_number=False)]
-    rows = []
-    for method in _all(summary):
-        if not (trials := tried[method.key]):
-            continue
-        cells = [_trial(lr, loss, method.lr) for lr, loss in trials] + [Cell("")] * (n_trials - len(trials))
-        edge = Cell(f"edge: {method.lr_at_edge}", method.lr_at_edge, kind="warning") if method.lr_at_edge else Cell("")
-        rows.append([name(method, summary), Cell(numbers.rate(method.lr), method.lr), *cells, edge])
-    return Table("tuning", "Learning rates tried, and the validation loss each ended at", columns, rows)
+    found = [method for method in _all(summary) if summary.tuning.get(method.key)]
+    n_trials = max((len(summary.tuning[m.key]) for m in found), default=0)
+    columns = [
+        Column("Method", cells.names(found, summary), is_number=False),
+        Column("Chosen", cells.written((m.lr for m in found), numbers.rate)),
+    ]
+    for index in range(n_trials):
+        columns.append(Column(f"Trial {index + 1}", [_trial(m, index, summary) for m in found], "rate: loss"))
+    edges = [Cell(f"edge: {m.lr_at_edge}", m.lr_at_edge, kind="warning") if m.lr_at_edge else Cell("") for m in found]
+    columns.append(Column("At the edge", edges, is_number=False))
+    return Table("tuning", "Learning rates tried, and the validation loss each ended at", columns)
 
 
 def _all(summary: Summary) -> list[MethodSummary]:
@@ -156,27 +136,40 @@ def _badness(method: MethodSummary, lower_is_better: bool) -> float:
     return method.metric.mean if lower_is_better else -method.metric.mean
 
 
-def _result(method: MethodSummary, summary: Summary) -> list[Cell]:
-    factor = words.factor(summary.study)
+def _kind(method: MethodSummary, summary: Summary) -> str:
+    kind = words.mark_of(method, summary.study).word
+    kind += f" of {method.against}" if method.against else ""
+    return kind + (", equal budget" if method.role == "equal_budget" else "")
+
+
+def _of_words(title: str, texts: list[str]) -> Column:
+    return Column(title, cells.texts(texts), is_number=False)
+
+
+def _metric(found: list[MethodSummary], summary: Summary, whose: str = "") -> Column:
+    title = words.capital(words.metric(summary.study)) + whose
+    unit = f"{words.unit(summary.study)}, ± s.d."
+    return Column(title, cells.means([m.metric for m in found], words.factor(summary.study)), unit)
+
+
+def _differences(title: str, found: list[Difference | None], summary: Summary) -> list[Column]:
+    hint = "better or worse only if the interval excludes 0 after Holm's correction"
     return [
-        name(method, summary),
-        rank(method.rank),
-        amount(method.trainable),
-        amount(method.deployed),
-        stats(method.metric, factor),
-        *difference(method.difference, factor),
-        reached(method.steps_to.get("reference")),
-        Cell(f"{method.ok} / {len(method.statuses)}", method.ok),
-        Cell("; ".join(method.flags), "; ".join(method.flags)),
+        Column(title, cells.intervals(found, words.factor(summary.study)), "95 % interval"),
+        Column("Verdict", cells.verdicts(found), hint=hint, is_number=False),
     ]
 
 
-def _note(ratio: float, over_budget: bool) -> Cell:
-    if over_budget:
+def _note(member: BlockMember) -> Cell:
+    if member.over_budget:
         return Cell("over the budget, not ranked", "over", kind="warning")
-    return Cell("below 80 % of the budget, not ranked" if ratio < 0.8 else "", ratio)
+    return Cell("below 80 % of the budget, not ranked" if member.ratio < 0.8 else "", member.ratio)
 
 
-def _trial(lr: float, loss: float | None, chosen: float | None) -> Cell:
+def _trial(method: MethodSummary, index: int, summary: Summary) -> Cell:
+    trials = summary.tuning[method.key]
+    if index >= len(trials):
+        return Cell("")
+    lr, loss = trials[index]
     text = f"{numbers.rate(lr)}: {numbers.number(loss, 4) if loss is not None else 'failed'}"
-    return Cell(text, loss, kind="chosen" if lr == chosen else "")
+    return Cell(text, loss, kind="chosen" if lr == method.lr else "")

@@ -77,8 +77,6 @@ def forest(summary: Summary) -> str:
         "Lines are 95 % intervals, small dots seeds. A filled mark is a difference that is shown; a hollow one is not, "
         "by its interval or by Holm's correction. Arrows point to what lies beyond the chart; the figures are whole."
     )
-    if any(method.method == "none" for method in summary.methods):
-        text += " The untrained base, far off, is in the table only."
     if any(method.role == "control" for method in summary.methods):
         text += " Controls stand beneath their method."
     return text

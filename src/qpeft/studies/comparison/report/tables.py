@@ -1,22 +1,12 @@
-"""A table as data: what a cell says, what it is sorted by, whether its column is of numbers."""
+"""A table as data, column by column: what a cell says, what it is sorted by, whether its column is of numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from qpeft.studies.comparison.report.marks import Mark
 from qpeft.studies.comparison.report.numbers import MISSING
-
-
-@dataclass(frozen=True)
-class Column:
-    """`title` with its `unit`; `hint` is told by the pointer. Numbers stand at the right, and have one width."""
-
-    title: str
-    unit: str = ""
-    is_number: bool = True
-    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,18 +20,33 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Column:
+    """`title` with its `unit`; `hint` is told by the pointer. Numbers stand at the right, and have one width."""
+
+    title: str
+    cells: Sequence[Cell]
+    unit: str = ""
+    hint: str = ""
+    is_number: bool = True
+
+    @property
+    def is_empty(self) -> bool:
+        return all(cell.text in ("", MISSING) for cell in self.cells)
+
+
+@dataclass(frozen=True)
 class Table:
-    """`rows` are lists of cells, the first of which names the row."""
+    """The first column names the rows; of the others, those in which no row says anything are not shown."""
 
     name: str
     caption: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]] = field(default_factory=list)
+    all_columns: Sequence[Column]
 
-    def without_empty(self) -> Table:
-        """The table less the columns in which no row says anything."""
-        kept = [
-            i for i in range(len(self.columns)) if i == 0 or any(row[i].text not in ("", MISSING) for row in self.rows)
-        ]
-        rows = [[row[i] for i in kept] for row in self.rows]
-        return Table(self.name, self.caption, [self.columns[i] for i in kept], rows)
+    @property
+    def columns(self) -> list[Column]:
+        first, *others = self.all_columns
+        return [first, *(column for column in others if not column.is_empty)]
+
+    @property
+    def rows(self) -> list[tuple[Cell, ...]]:
+        return list(zip(*(column.cells for column in self.columns), strict=True))

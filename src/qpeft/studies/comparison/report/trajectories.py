@@ -106,10 +106,10 @@ def _limits(plot, paths: Sequence[Path]) -> float:
     values = [value for item in paths for seeds in item.seeds for value in seeds]
     rim = 0.06 * (max(values) - min(values)) or 0.1
     plot.set_ylim(min(values) - rim, max(values) + rim)
-    first, last = min(item.x[0] for item in paths), max(item.x[-1] for item in paths)
-    plot.set_xlim(first, last + (0.02 * (last - first) or 1))
+    last = max(item.x[-1] for item in paths)
+    plot.set_xlim(0, last * 1.02 or 1)
     plot.xaxis.set_major_formatter(lambda value, _: short(value))
-    plot.locator_params(axis="x", nbins=5, integer=last - first > 4)
+    plot.locator_params(axis="x", nbins=5, integer=last > 4)
     return max(values) + rim
 
 
