@@ -1,8 +1,7 @@
 """One HTML file that opens offline: `write_report(folder, summary)`.
 
-    summary -> context (what each section says)  -> template.html.j2 -> report.html
-            -> tables (cells as text, with what sorts them)
-            -> pareto, forest, trajectories, layers -> canvas (SVG) -> plots/*.svg, and inlined
+    summary -> rules (the sentences), results and measures (the tables)   -> page, template.html.j2 -> report.html
+            -> charts: forest, pareto, trajectories, histogram -> canvas   -> plots/*.svg, and inlined in the page
 
 The page is whole without JavaScript; `table.js` adds sorting and filtering. Equal rows give an equal file.
 """
