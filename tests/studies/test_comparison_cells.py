@@ -237,3 +237,28 @@ def test_classifications_are_compared_by_accuracy(task, tmp_path, tiny_encoder, 
         assert 0 <= row["quality"]["test_accuracy"] <= 1
         assert row["data"]["splits"]["test_tokens"] in (4, 6)
         assert 0 < row["cost"]["params_head"] <= row["cost"]["params_trainable"]
+
+
+def test_answers_to_the_test_prompts_are_written_kept_and_scored(study, tmp_path):
+    data = tmp_path / "pairs.csv"
+    lines = [f'"name[the {n // 2} bird], area[wood]","the bird number {n // 2} sings in the wood"' for n in range(120)]
+    data.write_text("mr,ref\n" + "\n".join(lines) + "\n")
+    columns = {"training.prompt_column": "mr", "training.completion_column": "ref", "training.seq_len": 64}
+    asked = {"data": str(data), "generation": {"max_new_tokens": 5, "n_prompts": 2}, "metric": "bleu", **columns}
+    plan = make_plan(study(**asked), tmp_path / "out")
+    [cell] = cells_of(plan, "lora")
+    row = run_cell(cell, plan.folder)
+    assert len(row["quality"]["texts"]) == 2
+    assert row["quality"]["bleu_signature"].startswith("nrefs:2|")
+    assert 0 <= row["quality"]["bleu"] <= 100
+    assert 0 <= row["quality"]["rougeL"] <= 1
+    assert row["quality"]["bertscore_f1"] is None
+    assert "no local encoder given" in row["null_reasons"]["quality.bertscore_f1"]
+
+
+def test_texts_without_prompts_say_why_they_have_no_bleu(study, tmp_path):
+    plan = make_plan(study(generation={"max_new_tokens": 5}), tmp_path / "out")
+    [cell] = cells_of(plan, "none")
+    row = run_cell(cell, plan.folder)
+    assert row["quality"]["bleu"] is None
+    assert row["null_reasons"]["quality.bleu"] == "the data has no prompts with answers"

@@ -40,7 +40,8 @@ class Plan:
     def final_cells(self) -> list[Cell]:
         """Every method with every seed, seed by seed, at the rate whose trial ended lowest on validation data.
 
-        What trains nothing is measured once. A method without any trial that ended well has cells that say so in `impossible`.
+        What trains nothing is measured once. A method without any trial that ended well has cells that say so in
+        `impossible`.
         """
         chosen = {method["key"]: self._chosen(method) for method in self.study["methods"]}
         cells = []
