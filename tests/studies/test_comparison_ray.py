@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import planted_cells as cells
 import pytest
 
 from qpeft.errors import ConfigError
@@ -13,23 +14,12 @@ from qpeft.studies.comparison.runner import run
 
 pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.slow]
 
-HERE = str(Path(__file__).parent)
-
 
 @pytest.fixture(scope="module")
-def cells():
-    sys.path.insert(0, HERE)
-    import planted_cells
-
-    yield planted_cells
-    sys.path.remove(HERE)
-
-
-@pytest.fixture(scope="module")
-def cluster(cells):
-    """What a user would have started; its workers find this folder's modules."""
+def cluster():
+    """What a user would have started; its workers find the planted cells."""
     ray = pytest.importorskip("ray")
-    paths = os.pathsep.join([HERE, os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(Path(cells.__file__).parent), os.environ.get("PYTHONPATH", "")])
     ray.init(
         address="local",
         num_cpus=2,
@@ -43,13 +33,13 @@ def cluster(cells):
 
 
 @pytest.fixture
-def plan(cells, tmp_path, monkeypatch):
+def plan(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "write_all", lambda folder: None)
     (tmp_path / "study.json").write_text("{}")
     return cells.PlantedPlan(tmp_path)
 
 
-def test_rows_are_those_of_the_plain_runner(plan, cells, cluster, tmp_path):
+def test_rows_are_those_of_the_plain_runner(plan, cluster, tmp_path):
     outcome = run(plan, workers=2, executor="ray", run_cell=cells.run_cell)
     assert (outcome.n_done, outcome.failures) == (10, [])
     local = cells.PlantedPlan(tmp_path / "local")
@@ -61,7 +51,7 @@ def test_rows_are_those_of_the_plain_runner(plan, cells, cluster, tmp_path):
     assert cluster.is_initialized()  # what was there before the run is there after it
 
 
-def test_a_crash_is_one_row(cells, plan, cluster, tmp_path):
+def test_a_crash_is_one_row(plan, cluster):
     crashing = cells.PlantedPlan(plan.folder, ("lora", "raises", "killed"))
     outcome = run(crashing, workers=2, executor="ray", run_cell=cells.run_or_fail)
     statuses = {row["cell_id"].split("/", 1)[1]: row["status"] for row in crashing.rows().values()}
@@ -71,7 +61,7 @@ def test_a_crash_is_one_row(cells, plan, cluster, tmp_path):
     assert "signal 9" in crashing.row("killed", "lr0.1")["error_msg"]
 
 
-def test_a_machine_without_the_folder_says_so(cells, plan, cluster):
+def test_a_machine_without_the_folder_says_so(plan, cluster):
     (plan.folder / "study.json").unlink()
     run(plan, executor="ray", run_cell=cells.run_cell)
     row = plan.row("lora", "lr0.1")
@@ -79,7 +69,7 @@ def test_a_machine_without_the_folder_says_so(cells, plan, cluster):
     assert "all machines of the cluster must share it" in row["error_msg"]
 
 
-def test_a_worker_that_is_lost_is_replaced_once(cells, plan, cluster):
+def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
     from qpeft.studies.comparison.ray_executor import RayExecutor
 
     cell = plan.tuning_cells()[0]

@@ -6,6 +6,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 
+import planted_cells as cells
 import pytest
 
 from qpeft.errors import ConfigError
@@ -20,21 +21,13 @@ pytestmark = pytest.mark.xdist_group("comparison")  # one process that forks, fo
 
 @pytest.fixture(autouse=True)
 def _planted(monkeypatch):
-    """The cells' processes find this folder's modules; nothing is drawn."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    """Nothing is drawn."""
     monkeypatch.setattr(runner, "write_all", lambda folder: None)
     monkeypatch.setattr("qpeft.studies.comparison.outputs.write_all", lambda folder: None)
 
 
 @pytest.fixture
-def cells():
-    import planted_cells
-
-    return planted_cells
-
-
-@pytest.fixture
-def plan(cells, tmp_path):
+def plan(tmp_path):
     return cells.PlantedPlan(tmp_path)
 
 
@@ -64,7 +57,7 @@ def names(cell_ids):
     return [f"{cell_id.split('/')[1]} {cell_id.split('/')[3]}" for cell_id in cell_ids]
 
 
-def test_phases_follow_each_other_and_a_second_run_does_nothing(plan, cells):
+def test_phases_follow_each_other_and_a_second_run_does_nothing(plan):
     progress = Recorder()
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
     assert (outcome.n_done, outcome.n_skipped, outcome.failures) == (10, 0, [])
@@ -83,7 +76,7 @@ def test_phases_follow_each_other_and_a_second_run_does_nothing(plan, cells):
     assert files == {path: path.stat().st_mtime_ns for path in (plan.folder / "rows").rglob("*.json")}
 
 
-def test_workers_give_the_same_rows_and_times_are_taken_alone(plan, cells, tmp_path):
+def test_workers_give_the_same_rows_and_times_are_taken_alone(plan, tmp_path):
     run(plan, run_cell=cells.run_cell)
     several = cells.PlantedPlan(tmp_path / "several", methods=("lora", "qpa", "qaa"))
     run(several, workers=3, run_cell=cells.run_cell)
@@ -98,7 +91,7 @@ def test_workers_give_the_same_rows_and_times_are_taken_alone(plan, cells, tmp_p
     assert most["tuning"] > 1
 
 
-def test_every_disaster_is_one_row_and_the_others_are_there(cells, tmp_path):
+def test_every_disaster_is_one_row_and_the_others_are_there(tmp_path):
     methods = ("lora", "raises", "no-memory", "killed", "ends", "exits", "hangs", "qpa")
     plan = cells.PlantedPlan(tmp_path, methods)
     outcome = run(plan, workers=2, timeout=2.0, run_cell=cells.run_or_fail)
@@ -123,7 +116,7 @@ def test_every_disaster_is_one_row_and_the_others_are_there(cells, tmp_path):
     assert "a word of a library" in log.read_text()
 
 
-def test_failed_rows_stay_until_they_are_retried(cells, tmp_path):
+def test_failed_rows_stay_until_they_are_retried(tmp_path):
     plan = cells.PlantedPlan(tmp_path, ("lora", "raises"))
     first = run(plan, run_cell=cells.run_or_fail)
     assert len(first.failures) == 5
@@ -135,7 +128,7 @@ def test_failed_rows_stay_until_they_are_retried(cells, tmp_path):
     assert (mended.n_done, mended.failures) == (5, [])  # what could not run before is run now, without being asked for
 
 
-def test_another_rate_after_retried_trials_runs_the_seeds_again(plan, cells):
+def test_another_rate_after_retried_trials_runs_the_seeds_again(plan):
     run(plan, run_cell=cells.run_cell)
     best = plan.row("lora", "lr0.1")
     lost = {**best, "status": "failed", "quality": {}}
@@ -145,7 +138,7 @@ def test_another_rate_after_retried_trials_runs_the_seeds_again(plan, cells):
     assert {plan.row("lora", name)["train"]["lr"] for name in ("seed0", "seed1", "cost")} == {0.2}
 
 
-def test_rows_of_another_study_are_taken_over(plan, cells, tmp_path):
+def test_rows_of_another_study_are_taken_over(plan, tmp_path):
     run(plan, run_cell=cells.run_cell)
     other = replace(plan, folder=tmp_path / "other", study="second", methods=("lora", "qaa"))
     progress = Recorder()
@@ -157,7 +150,7 @@ def test_rows_of_another_study_are_taken_over(plan, cells, tmp_path):
     assert taken == made | {"cell_id": taken["cell_id"], "study": "second", "label": "LORA"}
 
 
-def test_a_run_interrupted_says_what_is_left_and_goes_on(plan, cells, tmp_path):
+def test_a_run_interrupted_says_what_is_left_and_goes_on(plan, tmp_path):
     class Interrupting(Recorder):
         def on_step(self, cell, done, total):
             super().on_step(cell, done, total)
@@ -179,7 +172,7 @@ def test_a_run_interrupted_says_what_is_left_and_goes_on(plan, cells, tmp_path):
     assert plan.rows() == unbroken.rows()
 
 
-def test_the_report_that_cannot_be_drawn_does_not_end_a_run(plan, cells, monkeypatch):
+def test_the_report_that_cannot_be_drawn_does_not_end_a_run(plan, monkeypatch):
     def fail(folder):
         raise ValueError("no ink")
 
@@ -208,12 +201,12 @@ def test_bad_arguments_are_refused_before_any_work(plan, arguments, message):
     assert not list(plan.folder.iterdir())
 
 
-def test_two_runs_in_one_folder_are_refused(plan, cells):
+def test_two_runs_in_one_folder_are_refused(plan):
     with runner.sole_user(plan.folder), pytest.raises(ConfigError, match="another process"):
         run(plan, run_cell=cells.run_cell)
 
 
-def test_a_cell_of_a_killed_run_is_waited_for(plan, cells):
+def test_a_cell_of_a_killed_run_is_waited_for(plan):
     held = locks.cell_at_work(plan.folder)
     held.__enter__()
     threading.Timer(0.5, held.__exit__, (None, None, None)).start()
@@ -222,13 +215,13 @@ def test_a_cell_of_a_killed_run_is_waited_for(plan, cells):
     assert progress.notes == ["Waiting for a process of the run before to end"]
 
 
-def test_a_cell_that_does_not_end_is_named(plan, cells, monkeypatch):
+def test_a_cell_that_does_not_end_is_named(plan, monkeypatch):
     monkeypatch.setattr(locks, "_PATIENCE", 0.1)
     with locks.cell_at_work(plan.folder), pytest.raises(ConfigError, match="earlier run still works in"):
         run(plan, run_cell=cells.run_cell)
 
 
-def test_times_wait_for_those_of_another_study(plan, cells, tmp_path, monkeypatch):
+def test_times_wait_for_those_of_another_study(plan, tmp_path, monkeypatch):
     monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
     held = locks.alone_on_machine(lambda _: None)
     held.__enter__()

@@ -44,6 +44,11 @@ def wait_for_earlier_cells(folder: Path, say: Callable[[str], None]) -> None:
             time.sleep(_PAUSE)
 
 
+def forget_cells(folder: Path) -> None:
+    """Leave no trace, once no cell is at work."""
+    (folder / _CELLS).unlink(missing_ok=True)
+
+
 @contextmanager
 def alone_on_machine(say: Callable[[str], None], is_given_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Held while something is timed: of all studies of this user on this machine, one at a time.

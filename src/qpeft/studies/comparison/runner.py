@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from qpeft.errors import ConfigError
 from qpeft.studies.comparison.child import RunCell, run_in_threads
 from qpeft.studies.comparison.local_executor import LocalExecutor
-from qpeft.studies.comparison.locks import wait_for_earlier_cells
+from qpeft.studies.comparison.locks import forget_cells, wait_for_earlier_cells
 from qpeft.studies.comparison.outputs import Refresher, write_all
 from qpeft.studies.comparison.progress import CompareProgress, Silent, phase_of
 from qpeft.studies.comparison.rows import Row, read_row, row_path, write_row
@@ -88,6 +88,7 @@ def run(
         run_cell = run_cell or partial(run_in_threads, threads)
         with _executor(executor, threads, plan.folder, run_cell, progress, workers, timeout) as pool:
             study.run(pool, workers)
+        forget_cells(plan.folder)
         _remove_empty(plan.folder / "work")
         return study.outcome(write_all(plan.folder))
 

@@ -71,6 +71,19 @@ class PlantedPlan:
         return {str(path.relative_to(self.folder)): read_row(path) for path in paths}
 
 
+def untimed_plan(folder, study):
+    """A real plan of the study in a file, without cells that measure time."""
+    from qpeft.studies.comparison.plan import Plan, make_plan
+    from qpeft.studies.comparison.study import load_study
+
+    class Untimed(Plan):
+        def cost_cells(self):
+            return []
+
+    plan = make_plan(load_study(str(study)), Path(folder), "qpeft compare run")
+    return Untimed(plan.folder, plan.study, plan.recipe)
+
+
 def run_cell(cell, folder, on_step=lambda done, planned: None):
     """Count to STEPS, a checkpoint a step; the loss depends on the checkpoint that each step found."""
     journal(folder, f"begin {cell.cell_id}")

@@ -1,0 +1,146 @@
+"""`kill -9` of the runner at random moments: the same command again ends with the same rows, and nothing runs on."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import planted_cells
+import pytest
+from planted_cells import untimed_plan
+
+from qpeft.studies.comparison import locks
+from qpeft.studies.comparison.rows import read_rows
+from qpeft.studies.comparison.runner import run
+
+pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.slow]
+
+PLANTED = """
+import sys
+from pathlib import Path
+import planted_cells
+from qpeft.studies.comparison import local_executor, runner
+local_executor._PRELOAD = "planted_cells"  # nothing heavy, for twenty processes to fork from
+runner.write_all = lambda folder: None
+plan = planted_cells.PlantedPlan(Path(sys.argv[1]))
+runner.run(plan, workers=2, run_cell=planted_cells.run_cell)
+"""
+TINY = """
+import sys
+from planted_cells import untimed_plan
+from qpeft.studies.comparison.runner import run
+run(untimed_plan(*sys.argv[1:]))
+"""
+STUDY = """
+name: small
+title: A small study
+question: Is a killed run the same?
+base: {base}
+data: {data}
+seeds: [0, 1]
+tuning: {{grid: [1.0, 3.0]}}
+training: {{steps: 12, batch_size: 2, seq_len: 32, eval_every: 4, eval_blocks: 4, save_every: 1}}
+test_blocks: 4
+capacity: false
+methods:
+  - {{key: lora, method: lora, settings: {{r: 2}}, lr: 0.01}}
+  - {{key: sora, method: sora, settings: {{r: 2}}, lr: 0.01}}
+"""
+
+
+def start(script: str, *arguments: object) -> subprocess.Popen:
+    support = str(Path(planted_cells.__file__).parent)
+    paths = os.pathsep.join([support, *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+def kill_after(seconds: float, process: subprocess.Popen) -> None:
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+
+
+def planted_rows(folder: Path) -> dict:
+    return {row["cell_id"]: row for row in read_rows(folder)}
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """How long a run takes, and its rows."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    begun = time.monotonic()
+    finish(start(PLANTED, folder))
+    return time.monotonic() - begun, planted_rows(folder)
+
+
+@pytest.mark.parametrize("moment", [random.Random(i).random() for i in range(20)], ids=range(20))
+def test_killed_at_a_random_moment_it_ends_with_the_same_rows(moment, unbroken, tmp_path):
+    seconds, rows = unbroken
+    kill_after(moment * seconds, start(PLANTED, tmp_path))
+    finish(start(PLANTED, tmp_path))
+    assert planted_rows(tmp_path) == rows
+    assert not (tmp_path / "work").exists()
+
+
+def test_no_cell_outlives_its_runner(tmp_path):
+    process = start(PLANTED, tmp_path)
+    while not (tmp_path / "journal").exists():
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    locks.wait_for_earlier_cells(tmp_path, lambda _: None)  # they end by themselves
+    state = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.json"))
+    time.sleep(5 * planted_cells.SECONDS)
+    assert state == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.json"))
+
+
+def tiny_rows(folder: Path) -> dict:
+    """Real rows, less what a clock or a process decides."""
+    rows = {row["cell_id"]: row for row in read_rows(folder)}
+    for row in rows.values():
+        row["train"].pop("seconds", None)
+        row["train"]["curve"] = [point[:3] for point in row["train"].get("curve", [])]
+        row.pop("created_at")
+        row["cost"].pop("peak_mem_bytes", None)
+    return rows
+
+
+def test_real_trainings_killed_and_interrupted_end_with_the_same_bits(tiny_model, text_file, tmp_path):
+    """One run is killed and then interrupted, each time while it trains; another is left alone."""
+    study = tmp_path / "small.yaml"
+    study.write_text(STUDY.format(base=tiny_model, data=text_file))
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(untimed_plan(whole, study))
+    for blow in (signal.SIGKILL, signal.SIGINT):
+        process = start(TINY, broken, study)
+        wait_for_checkpoints(broken, process)
+        process.send_signal(blow)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode in (-blow, 1)
+        if blow == signal.SIGINT:
+            assert "Run the same command again to go on" in errors
+    assert len(list(read_rows(broken))) < 8
+    run(untimed_plan(broken, study))
+    assert tiny_rows(broken) == tiny_rows(whole)
+    assert len(tiny_rows(whole)) == 8
+
+
+def wait_for_checkpoints(folder: Path, process: subprocess.Popen) -> None:
+    """Until a training has saved a step that was not there before."""
+    before = checkpoints(folder)
+    while checkpoints(folder) <= before:
+        assert process.poll() is None, "the run ended before it could be broken"
+        time.sleep(0.005)
+
+
+def checkpoints(folder: Path) -> set[Path]:
+    return set((folder / "work").rglob("checkpoint-*"))
