@@ -19,9 +19,9 @@ from peft import (
 
 import qpeft
 from qpeft.errors import DataError, UnsupportedTypeError
-from qpeft.studies.comparison.activations import find_blocks, record
-from qpeft.studies.comparison.capacity import NO_MODULE, NOT_FINITE, measure_capacity
-from qpeft.studies.comparison.update import CONSTANT, NO_UPDATE, NOT_LINEAR
+from qpeft.studies.comparison.figures.activations import find_blocks, record
+from qpeft.studies.comparison.figures.capacity import NO_MODULE, NOT_FINITE, measure_capacity
+from qpeft.studies.comparison.figures.update import CONSTANT, NO_UPDATE, NOT_LINEAR
 
 LM = {"task_type": "CAUSAL_LM"}
 LINEAR = {**LM, "target_modules": "all-linear"}

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qpeft.errors import ConfigError, DataError, InputError
-from qpeft.studies.comparison.cell import failed_row, run_cell, tidy, work_folder
+from qpeft.studies.comparison.cells.cell import failed_row, run_cell, tidy, work_folder
 from qpeft.studies.comparison.plan import make_plan
 from qpeft.studies.comparison.rows import row_path, write_row
 from qpeft.studies.comparison.study import load_study

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpeft.studies.comparison.convergence import (
+from qpeft.studies.comparison.figures.convergence import (
     count_spikes,
     derive,
     exponential_mean,

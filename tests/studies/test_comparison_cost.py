@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 import qpeft
 from qpeft.errors import ConfigError
-from qpeft.studies.comparison.cost import measure_cost
-from qpeft.studies.comparison.inference import has_room, tokens_per_second
-from qpeft.studies.comparison.step_time import TrainingSteps, flops_per_token
+from qpeft.studies.comparison.figures.cost import measure_cost
+from qpeft.studies.comparison.figures.inference import has_room, tokens_per_second
+from qpeft.studies.comparison.figures.step_time import TrainingSteps, flops_per_token
 from qpeft.training.settings import TrainSettings
 
 LM = {"task_type": "CAUSAL_LM"}

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from qpeft.errors import DataError
-from qpeft.studies.comparison.generation import generate_texts
+from qpeft.studies.comparison.figures.generation import generate_texts
 from qpeft.training.base import load_model, load_tokenizer
 
 PROMPTS = ["The", "Return a new array of the given shape", "A", "If the file does not exist,", "The value of a is"]

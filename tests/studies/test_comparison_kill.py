@@ -12,9 +12,9 @@ import planted_cells
 import pytest
 from planted_cells import untimed_plan
 
-from qpeft.studies.comparison import locks
 from qpeft.studies.comparison.rows import read_rows
-from qpeft.studies.comparison.runner import run
+from qpeft.studies.comparison.running import locks
+from qpeft.studies.comparison.running.runner import run
 
 pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.slow]
 
@@ -22,7 +22,8 @@ PLANTED = """
 import sys
 from pathlib import Path
 import planted_cells
-from qpeft.studies.comparison import local_executor, runner
+from qpeft.studies.comparison.running import local_executor
+from qpeft.studies.comparison.running import runner
 local_executor._PRELOAD = "planted_cells"  # nothing heavy, for twenty processes to fork from
 runner.write_all = lambda folder: None
 plan = planted_cells.PlantedPlan(Path(sys.argv[1]))
@@ -31,7 +32,7 @@ runner.run(plan, workers=2, run_cell=planted_cells.run_cell)
 TINY = """
 import sys
 from planted_cells import untimed_plan
-from qpeft.studies.comparison.runner import run
+from qpeft.studies.comparison.running.runner import run
 run(untimed_plan(*sys.argv[1:]))
 """
 STUDY = """

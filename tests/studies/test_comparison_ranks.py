@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpeft.studies.comparison.ranks import effective_rank, linear_cka, numerical_rank, stable_rank
+from qpeft.studies.comparison.figures.ranks import effective_rank, linear_cka, numerical_rank, stable_rank
 
 sizes = st.integers(1, 12)
 seeds = st.integers(0, 2**16)

@@ -8,9 +8,9 @@ import planted_cells as cells
 import pytest
 
 from qpeft.errors import ConfigError
-from qpeft.studies.comparison import runner
-from qpeft.studies.comparison.progress import Silent
-from qpeft.studies.comparison.runner import run
+from qpeft.studies.comparison.running import runner
+from qpeft.studies.comparison.running.progress import Silent
+from qpeft.studies.comparison.running.runner import run
 
 pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.slow]
 
@@ -70,7 +70,7 @@ def test_a_machine_without_the_folder_says_so(plan, cluster):
 
 
 def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
-    from qpeft.studies.comparison.ray_executor import RayExecutor
+    from qpeft.studies.comparison.running.ray_executor import RayExecutor
 
     cell = plan.tuning_cells()[0]
     with RayExecutor(plan.folder, cells.run_after_losing_a_worker, Silent()) as executor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qpeft.studies.comparison.summary import write_outputs
+from qpeft.studies.comparison.findings.summary import write_outputs
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "recompute_summary.py"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from qpeft.studies.comparison.findings.summary import summarise
 from qpeft.studies.comparison.report import write_report
 from qpeft.studies.comparison.report.canvas import VARIABLES
 from qpeft.studies.comparison.rows import row_path
-from qpeft.studies.comparison.summary import summarise
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 HOSTILE = "<script>alert('label')</script> & \"quoted\" $x^2$ 漢字"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from qpeft.studies.comparison.findings.summary import summarise
 from qpeft.studies.comparison.report import write_report
-from qpeft.studies.comparison.summary import summarise
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
 

@@ -10,11 +10,11 @@ import planted_cells as cells
 import pytest
 
 from qpeft.errors import ConfigError
-from qpeft.studies.comparison import locks, runner
-from qpeft.studies.comparison.local_executor import log_path
-from qpeft.studies.comparison.progress import Pace, Silent
 from qpeft.studies.comparison.rows import empty_row, write_row
-from qpeft.studies.comparison.runner import is_failure, run
+from qpeft.studies.comparison.running import locks, runner
+from qpeft.studies.comparison.running.local_executor import log_path
+from qpeft.studies.comparison.running.progress import Pace, Silent
+from qpeft.studies.comparison.running.runner import is_failure, run
 
 pytestmark = pytest.mark.xdist_group("comparison")  # one process that forks, for all
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.xdist_group("comparison")  # one process that forks, fo
 def _planted(monkeypatch):
     """Nothing is drawn."""
     monkeypatch.setattr(runner, "write_all", lambda folder: None)
-    monkeypatch.setattr("qpeft.studies.comparison.outputs.write_all", lambda folder: None)
+    monkeypatch.setattr("qpeft.studies.comparison.running.outputs.write_all", lambda folder: None)
 
 
 @pytest.fixture
@@ -176,9 +176,9 @@ def test_the_report_that_cannot_be_drawn_does_not_end_a_run(plan, monkeypatch):
     def fail(folder):
         raise ValueError("no ink")
 
-    monkeypatch.setattr("qpeft.studies.comparison.outputs.write_all", fail)
-    monkeypatch.setattr("qpeft.studies.comparison.outputs._SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr("qpeft.studies.comparison.outputs._SHARE", 0)
+    monkeypatch.setattr("qpeft.studies.comparison.running.outputs.write_all", fail)
+    monkeypatch.setattr("qpeft.studies.comparison.running.outputs._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("qpeft.studies.comparison.running.outputs._SHARE", 0)
     progress = Recorder()
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
     assert outcome.n_done == 10

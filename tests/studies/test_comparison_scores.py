@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qpeft.errors import DataError, InputError
-from qpeft.studies.comparison.generation import NO_ENCODER, score_texts
+from qpeft.studies.comparison.figures.generation import NO_ENCODER, score_texts
 
 HYPOTHESES = ["the cat sat on the mat", "there is a dog in the garden"]
 REFERENCES = [["the cat is on the mat"], ["a dog is in the garden"]]

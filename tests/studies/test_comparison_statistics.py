@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpeft.studies.comparison.comparisons import compare
-from qpeft.studies.comparison.statistics import (
+from qpeft.studies.comparison.findings.comparisons import compare
+from qpeft.studies.comparison.findings.statistics import (
     BETTER,
     NO_DIFFERENCE,
     PRELIMINARY,

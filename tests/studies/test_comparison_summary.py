@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from qpeft.errors import CheckpointError, InputError
-from qpeft.studies.comparison.statistics import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
-from qpeft.studies.comparison.summary import summarise
+from qpeft.studies.comparison.findings.statistics import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
+from qpeft.studies.comparison.findings.summary import summarise
 
 SEEDS = [0, 1, 2, 3, 4]
 

@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
+from qpeft.studies.comparison.findings.summary import summarise, write_outputs
 from qpeft.studies.comparison.rows import read_rows
-from qpeft.studies.comparison.summary import summarise, write_outputs
 
 FILES = ("results.jsonl", "results.csv", "summary.csv", "blocks.csv", "summary.md")
 

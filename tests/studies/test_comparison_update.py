@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpeft.studies.comparison.update import linear_share, mean_jacobian_rank, module_figures, spread
+from qpeft.studies.comparison.figures.update import linear_share, mean_jacobian_rank, module_figures, spread
 
 seeds = st.integers(0, 2**16)
 widths = st.integers(2, 9)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qpeft.files import write_json
-from qpeft.studies.comparison.cell import Cell, work_folder
+from qpeft.studies.comparison.cells.cell import Cell, work_folder
 from qpeft.studies.comparison.rows import empty_row, read_row, row_path
 
 STEPS = 6

@@ -22,7 +22,7 @@ from qpeft.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft.studies.comparison.findings import Summary
+    from qpeft.studies.comparison.findings.found import Summary
     from qpeft.studies.comparison.plan import Plan
     from qpeft.studies.comparison.rows import Row
 
@@ -96,7 +96,7 @@ def run(
     with working("Preparing the study"):
         plan = _plan(study, overrides, out, _command(study, overrides, out))
         _refuse_long(plan)
-    from qpeft.studies.comparison.runner import run as run_plan
+    from qpeft.studies.comparison.running.runner import run as run_plan
 
     with CompareBar() as bar:
         outcome = run_plan(plan, workers, bar, executor, names, timeout, reuse, threads)
@@ -137,8 +137,8 @@ def report(
       qpeft compare report survey
     """
     with working("Writing the report"):
-        from qpeft.studies.comparison.outputs import write_all
-        from qpeft.studies.comparison.runner import is_failure
+        from qpeft.studies.comparison.running.outputs import write_all
+        from qpeft.studies.comparison.running.runner import is_failure
 
         summary = write_all(folder)
     failures = [row for row in summary.failures if is_failure(row)]

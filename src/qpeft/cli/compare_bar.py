@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from qpeft.cli.console import say, stderr
-from qpeft.studies.comparison.progress import Pace
+from qpeft.studies.comparison.running.progress import Pace
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.cell import Cell
+    from qpeft.studies.comparison.cells.cell import Cell
     from qpeft.studies.comparison.rows import Row
 
 _SHOWN_ERROR = 160  # characters of a failure; the row has the rest

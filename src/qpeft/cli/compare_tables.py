@@ -10,9 +10,9 @@ from qpeft.cli.console import count, say, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qpeft.studies.comparison.findings import MethodSummary, Summary
+    from qpeft.studies.comparison.findings.found import MethodSummary, Summary
+    from qpeft.studies.comparison.findings.statistics import Difference, Stats
     from qpeft.studies.comparison.rows import Row
-    from qpeft.studies.comparison.statistics import Difference, Stats
 
 _METRICS = {"test_loss": "test loss", "test_accuracy": "test accuracy", "bleu": "BLEU"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.files import write_json
-from qpeft.studies.comparison.cell import Cell
+from qpeft.studies.comparison.cells.cell import Cell
 
 _STEPS = 5
 _TIMED_IN_A_COST_CELL = 80  # steps of the method and of the reference, warm-up and generated tokens among them
@@ -56,7 +56,7 @@ def _time(cell: Cell) -> dict[str, float]:
     """Seconds to load, for a step, and to score a block."""
     import torch
 
-    from qpeft.studies.comparison import measuring
+    from qpeft.studies.comparison.cells import measuring
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a cell has

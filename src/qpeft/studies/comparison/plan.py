@@ -14,7 +14,7 @@ from qpeft.errors import ConfigError
 from qpeft.files import write_json
 from qpeft.planning.meta import on_meta
 from qpeft.studies.comparison.budget import Counts, Member, count, members
-from qpeft.studies.comparison.cell import Cell
+from qpeft.studies.comparison.cells.cell import Cell
 from qpeft.studies.comparison.data import Splits, split_data
 from qpeft.studies.comparison.rows import SCHEMA, read_row, row_path
 from qpeft.studies.comparison.study import UNTRAINED, MethodSpec, Study

@@ -9,8 +9,8 @@ from qpeft.studies.comparison.report import numbers, words
 from qpeft.studies.comparison.report.tables import Cell
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.findings import MethodSummary, Reached, Summary
-    from qpeft.studies.comparison.statistics import Difference, Stats
+    from qpeft.studies.comparison.findings.found import MethodSummary, Reached, Summary
+    from qpeft.studies.comparison.findings.statistics import Difference, Stats
 
 _NOTHING = Cell(numbers.MISSING)
 

@@ -14,7 +14,7 @@ from qpeft.studies.comparison.report.results import ordered
 from qpeft.studies.comparison.report.trajectories import Curve, Path
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.findings import MethodSummary, Summary
+    from qpeft.studies.comparison.findings.found import MethodSummary, Summary
     from qpeft.studies.comparison.rows import Row
 
 _LAYERS = (

@@ -10,9 +10,9 @@ from qpeft.studies.comparison.report.results import ordered
 from qpeft.studies.comparison.report.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.findings import MethodSummary, Summary
+    from qpeft.studies.comparison.findings.found import MethodSummary, Summary
+    from qpeft.studies.comparison.findings.statistics import Stats
     from qpeft.studies.comparison.rows import Row
-    from qpeft.studies.comparison.statistics import Stats
 
 _OF_BLOCKS = (
     ("block_effective_rank", "Effective rank of Δy", "of whole layers: comparable between all methods"),

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from markupsafe import Markup
 
 from qpeft.files import write_text
-from qpeft.studies.comparison.records import read_method
+from qpeft.studies.comparison.findings.records import read_method
 from qpeft.studies.comparison.report import charts, measures, results, rules, words
 from qpeft.studies.comparison.report.charts import Chart
 from qpeft.studies.comparison.report.marks import MARKS
 from qpeft.studies.comparison.report.results import ordered
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.findings import MethodSummary, Summary
+    from qpeft.studies.comparison.findings.found import MethodSummary, Summary
     from qpeft.studies.comparison.rows import Row
 
 _SECTIONS = {

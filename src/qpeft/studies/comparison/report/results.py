@@ -9,8 +9,8 @@ from qpeft.studies.comparison.report import cells, numbers, words
 from qpeft.studies.comparison.report.tables import Cell, Column, Table
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.findings import Block, BlockMember, MethodSummary, Summary
-    from qpeft.studies.comparison.statistics import Difference
+    from qpeft.studies.comparison.findings.found import Block, BlockMember, MethodSummary, Summary
+    from qpeft.studies.comparison.findings.statistics import Difference
 
 _FURTHER = {
     "test_loss": ("Test loss", "nats"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qpeft.studies.comparison.report import numbers, words
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.findings import Summary
+    from qpeft.studies.comparison.findings.found import Summary
 
 Study = Mapping[str, Any]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from qpeft.studies.comparison.findings import Block, MethodSummary, Reached, Summary
-from qpeft.studies.comparison.statistics import Difference, Stats
+from qpeft.studies.comparison.findings.found import Block, MethodSummary, Reached, Summary
+from qpeft.studies.comparison.findings.statistics import Difference, Stats
 
 _HEADINGS = ("method", "trainable", "deployed", "bytes", "metric, mean ± s.d.", "perplexity", "Δ [95 % interval]")
 _HEADINGS += ("verdict", "steps to the reference's loss", "step ms (times the reference's)", "peak MB", "tokens/s")

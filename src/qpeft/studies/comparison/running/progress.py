@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.cell import Cell
+    from qpeft.studies.comparison.cells.cell import Cell
     from qpeft.studies.comparison.rows import Row
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from qpeft.errors import ConfigError, QpeftError
-from qpeft.studies.comparison.inference import has_room, tokens_per_second
-from qpeft.studies.comparison.keep import peak_resident_bytes
-from qpeft.studies.comparison.step_time import Batch, TrainingSteps, compare_steps, flops_per_token
+from qpeft.studies.comparison.cells.keep import peak_resident_bytes
+from qpeft.studies.comparison.figures.inference import has_room, tokens_per_second
+from qpeft.studies.comparison.figures.step_time import Batch, TrainingSteps, compare_steps, flops_per_token
 from qpeft.training.settings import TrainSettings
 
 Make = Callable[[], Any]

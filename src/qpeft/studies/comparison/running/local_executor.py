@@ -15,16 +15,16 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from qpeft.studies.comparison import child
-from qpeft.studies.comparison.child import RunCell
-from qpeft.studies.comparison.locks import alone_on_machine
-from qpeft.studies.comparison.progress import CompareProgress
 from qpeft.studies.comparison.rows import Row
+from qpeft.studies.comparison.running import child
+from qpeft.studies.comparison.running.child import RunCell
+from qpeft.studies.comparison.running.locks import alone_on_machine
+from qpeft.studies.comparison.running.progress import CompareProgress
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.cell import Cell
+    from qpeft.studies.comparison.cells.cell import Cell
 
-_PRELOAD = "qpeft.studies.comparison.preload"
+_PRELOAD = "qpeft.studies.comparison.running.preload"
 FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # the environment variable by which `preload` knows the study's data
 
 _SECONDS_TO_END = 10.0  # for a process that has sent its row
@@ -142,7 +142,7 @@ class LocalExecutor:
         running.kill()
 
     def _lost(self, cell: Cell, status: str, message: str) -> Row:
-        from qpeft.studies.comparison.cell import lost_row
+        from qpeft.studies.comparison.cells.cell import lost_row
 
         return lost_row(cell, status, f"{message}; what it printed is in {log_path(self._folder, cell)}")
 

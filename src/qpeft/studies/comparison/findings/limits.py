@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qpeft.studies.comparison.findings import MethodSummary, Summary
-from qpeft.studies.comparison.statistics import MIN_SEEDS
+from qpeft.studies.comparison.findings.found import MethodSummary, Summary
+from qpeft.studies.comparison.findings.statistics import MIN_SEEDS
 
 SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
 QAA_DEFAULTS = "Defaults of QAA are our own reading; the original paper's settings were not available."

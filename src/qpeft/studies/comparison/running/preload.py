@@ -9,15 +9,15 @@ import os
 import signal
 from contextlib import redirect_stderr, redirect_stdout, suppress
 
-from qpeft.studies.comparison.cell import Cell
-from qpeft.studies.comparison.local_executor import FIRST_CELL
+from qpeft.studies.comparison.cells.cell import Cell
+from qpeft.studies.comparison.running.local_executor import FIRST_CELL
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not survive a fork; a cell sets its own number
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-    from qpeft.studies.comparison import measuring
+    from qpeft.studies.comparison.cells import measuring
 
     if FIRST_CELL in os.environ:
         with suppress(Exception):  # a cell that needs it tries again, and its row tells why it cannot be

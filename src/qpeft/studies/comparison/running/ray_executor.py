@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from qpeft.errors import ConfigError, DataError
-from qpeft.studies.comparison.child import RunCell
-from qpeft.studies.comparison.local_executor import LocalExecutor
-from qpeft.studies.comparison.progress import CompareProgress, Silent
 from qpeft.studies.comparison.rows import Row
+from qpeft.studies.comparison.running.child import RunCell
+from qpeft.studies.comparison.running.local_executor import LocalExecutor
+from qpeft.studies.comparison.running.progress import CompareProgress, Silent
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.cell import Cell
+    from qpeft.studies.comparison.cells.cell import Cell
 
 _SECONDS_BETWEEN_LOOKS = 0.5  # a signal is answered between two
 
@@ -76,7 +76,7 @@ class RayExecutor:
             self._ray.cancel(reference)
 
     def _row(self, cell: Cell, reference: Any) -> Row | None:
-        from qpeft.studies.comparison.cell import failed_row, lost_row
+        from qpeft.studies.comparison.cells.cell import failed_row, lost_row
 
         try:
             return self._ray.get(reference)

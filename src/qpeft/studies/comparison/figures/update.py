@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpeft.studies.comparison.ranks import centred, effective_rank, numerical_rank, stable_rank
+from qpeft.studies.comparison.figures.ranks import centred, effective_rank, numerical_rank, stable_rank
 
 RIDGE = 1e-3
 _N_LOCAL = 256  # tokens for the mean Jacobian and for the tests of norm and sign

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.findings import Summary
+    from qpeft.studies.comparison.findings.found import Summary
 
 REPORT = "report.html"
 _SECONDS_BETWEEN = 30.0
@@ -17,8 +17,8 @@ _SHARE = 10  # what a refresh took, this many times over, is spent on cells befo
 
 def write_all(folder: Path) -> Summary:
     """Write every output anew; the same rows give the same bytes. Raises InputError where there is no study."""
+    from qpeft.studies.comparison.findings.summary import write_outputs
     from qpeft.studies.comparison.report.page import write_report
-    from qpeft.studies.comparison.summary import write_outputs
 
     summary = write_outputs(folder)
     write_report(folder, summary)

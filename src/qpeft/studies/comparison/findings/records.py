@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError, InputError
+from qpeft.studies.comparison.findings.statistics import Stats, describe
 from qpeft.studies.comparison.rows import SCHEMA, Row, read_row, row_path, without_nan
-from qpeft.studies.comparison.statistics import Stats, describe
 
 MISSING = "missing"
 FAILURES = ("failed", "diverged", "oom", "timeout", "skipped")

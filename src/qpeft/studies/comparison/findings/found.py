@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qpeft.studies.comparison.records import FAILURES
+from qpeft.studies.comparison.findings.records import FAILURES
+from qpeft.studies.comparison.findings.statistics import Difference, Stats
 from qpeft.studies.comparison.rows import Row
-from qpeft.studies.comparison.statistics import Difference, Stats
 
 Curve = list[list[Any]]  # [step, training loss | None, validation loss | None, seconds] each
 

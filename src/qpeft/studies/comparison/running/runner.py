@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qpeft.errors import ConfigError
-from qpeft.studies.comparison.child import RunCell, run_in_threads
-from qpeft.studies.comparison.local_executor import LocalExecutor
-from qpeft.studies.comparison.locks import forget_cells, wait_for_earlier_cells
-from qpeft.studies.comparison.outputs import Refresher, write_all
-from qpeft.studies.comparison.progress import CompareProgress, Silent, phase_of
 from qpeft.studies.comparison.rows import Row, read_row, row_path, write_row
+from qpeft.studies.comparison.running.child import RunCell, run_in_threads
+from qpeft.studies.comparison.running.local_executor import LocalExecutor
+from qpeft.studies.comparison.running.locks import forget_cells, wait_for_earlier_cells
+from qpeft.studies.comparison.running.outputs import Refresher, write_all
+from qpeft.studies.comparison.running.progress import CompareProgress, Silent, phase_of
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.sole_user import sole_user
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.cell import Cell
-    from qpeft.studies.comparison.findings import Summary
+    from qpeft.studies.comparison.cells.cell import Cell
+    from qpeft.studies.comparison.findings.found import Summary
     from qpeft.studies.comparison.plan import Plan
 
 EXECUTORS = ("local", "ray")
@@ -120,7 +120,7 @@ class _Run:
             self._keep(cell, row)
 
     def _keep(self, cell: Cell, row: Row) -> None:
-        from qpeft.studies.comparison.cell import tidy
+        from qpeft.studies.comparison.cells.cell import tidy
 
         write_row(self._path(cell), row)
         if row["status"] == "success":
@@ -175,7 +175,7 @@ def is_failure(row: Row) -> bool:
 
 
 def _skipped(cell: Cell) -> Row:
-    from qpeft.studies.comparison.cell import lost_row
+    from qpeft.studies.comparison.cells.cell import lost_row
 
     return lost_row(cell, "skipped", str(cell.impossible))
 
@@ -198,7 +198,7 @@ def _check(
 
 def _executor(name: str, threads: int, *arguments: Any) -> AbstractContextManager[Executor]:
     if name == "ray":
-        from qpeft.studies.comparison.ray_executor import RayExecutor
+        from qpeft.studies.comparison.running.ray_executor import RayExecutor
 
         return RayExecutor(*arguments, threads=threads)
     return LocalExecutor(*arguments)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qpeft.studies.comparison.convergence import first_at_or_below
-from qpeft.studies.comparison.findings import Curve, Reached
-from qpeft.studies.comparison.statistics import describe
+from qpeft.studies.comparison.figures.convergence import first_at_or_below
+from qpeft.studies.comparison.findings.found import Curve, Reached
+from qpeft.studies.comparison.findings.statistics import describe
 
 REFERENCE, HALF, NINETY = "reference", "half_of_full", "ninety_of_full"
 

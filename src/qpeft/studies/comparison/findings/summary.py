@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qpeft.studies.comparison.comparisons import Pair, compare
-from qpeft.studies.comparison.findings import Block, BlockMember, Curve, MethodSummary, Reached, Summary
-from qpeft.studies.comparison.limits import limits_of
-from qpeft.studies.comparison.records import (
+from qpeft.studies.comparison.findings.comparisons import Pair, compare
+from qpeft.studies.comparison.findings.found import Block, BlockMember, Curve, MethodSummary, Reached, Summary
+from qpeft.studies.comparison.findings.limits import limits_of
+from qpeft.studies.comparison.findings.records import (
     MethodRows,
     describe_figures,
     hardware,
@@ -19,11 +19,11 @@ from qpeft.studies.comparison.records import (
     read_method,
     read_study,
 )
+from qpeft.studies.comparison.findings.sentences import flags_of, sentence
+from qpeft.studies.comparison.findings.statistics import MIN_SEEDS, Difference
+from qpeft.studies.comparison.findings.tables import write_tables
+from qpeft.studies.comparison.findings.targets import steps_and_seconds, target_losses
 from qpeft.studies.comparison.rows import Row
-from qpeft.studies.comparison.sentences import flags_of, sentence
-from qpeft.studies.comparison.statistics import MIN_SEEDS, Difference
-from qpeft.studies.comparison.tables import write_tables
-from qpeft.studies.comparison.targets import steps_and_seconds, target_losses
 
 RANKED = (0.8, 1.0)  # of a block's budget
 

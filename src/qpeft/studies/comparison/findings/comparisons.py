@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from qpeft.studies.comparison.statistics import BETTER, LEVEL, NO_DIFFERENCE, WORSE, Difference, holm, paired_difference
+from qpeft.studies.comparison.findings.statistics import (
+    BETTER,
+    LEVEL,
+    NO_DIFFERENCE,
+    WORSE,
+    Difference,
+    holm,
+    paired_difference,
+)
 
 Pair = tuple[str, str]  # a method's key and the key of the method it is compared with
 

@@ -59,7 +59,7 @@ def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: No
     """
     if cell.impossible:
         raise TrainingError(cell.impossible)
-    from qpeft.studies.comparison import measuring
+    from qpeft.studies.comparison.cells import measuring
 
     if cell.role == "cost":
         return measuring.cost_row(cell, folder)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import qpeft
 from qpeft.adapters.sora import sora_tuner
-from qpeft.studies.comparison.inference import synchronise
+from qpeft.studies.comparison.figures.inference import synchronise
 from qpeft.training.settings import TrainSettings
 
 _RATE = 1e-4  # the numbers change, so that generators run anew, and nothing diverges

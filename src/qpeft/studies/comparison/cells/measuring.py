@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import TrainingError
-from qpeft.studies.comparison.cell import Cell, Steps, failed_row, started_row, work_folder
-from qpeft.studies.comparison.convergence import derive
+from qpeft.studies.comparison.cells.cell import Cell, Steps, failed_row, started_row, work_folder
+from qpeft.studies.comparison.cells.keep import Audit, KeepBest, best_of, restore
 from qpeft.studies.comparison.data import test_references
-from qpeft.studies.comparison.generation import generate_texts, score_texts
-from qpeft.studies.comparison.keep import Audit, KeepBest, best_of, restore
+from qpeft.studies.comparison.figures.convergence import derive
+from qpeft.studies.comparison.figures.generation import generate_texts, score_texts
 from qpeft.studies.comparison.rows import Row
 from qpeft.studies.comparison.study import UNTRAINED
 from qpeft.training import outputs, train
@@ -188,7 +188,7 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
         if cell.recipe["generation"] and cell.recipe["task"] == "causal-lm":
             _generate(cell, row, model, test)
         if cell.recipe["capacity"] and cell.config["method"] != UNTRAINED:
-            from qpeft.studies.comparison.capacity import measure_capacity
+            from qpeft.studies.comparison.figures.capacity import measure_capacity
 
             row["capacity"] = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
             if cell.seed != cell.recipe["first_seed"]:  # each place's own figures stand in one row of a method
@@ -277,7 +277,7 @@ def _quiet() -> Iterator[None]:
 
 def cost_row(cell: Cell, folder: Path) -> Row:
     """Time and memory of a method, measured while nothing else of the study runs."""
-    from qpeft.studies.comparison.cost import measure_cost
+    from qpeft.studies.comparison.figures.cost import measure_cost
 
     row = started_row(cell)
     settings = settings_of(cell, Path())

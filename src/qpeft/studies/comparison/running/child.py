@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpeft.studies.comparison.locks import cell_at_work
 from qpeft.studies.comparison.rows import Row
+from qpeft.studies.comparison.running.locks import cell_at_work
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.cell import Cell
+    from qpeft.studies.comparison.cells.cell import Cell
 
 STARTED, STEP, ROW = "started", "step", "row"  # the messages: (STARTED,), (STEP, done, total), (ROW, row)
 RunCell = Callable[["Cell", Path, Callable[[int, int], None]], Row]
@@ -45,7 +45,7 @@ def run_in_threads(threads: int, cell: Cell, folder: Path, on_step: Callable[[in
     """`cell.run_cell` with that many threads of torch."""
     import torch
 
-    from qpeft.studies.comparison.cell import run_cell
+    from qpeft.studies.comparison.cells.cell import run_cell
 
     torch.set_num_threads(threads)
     return run_cell(cell, folder, on_step)
@@ -55,7 +55,7 @@ def _row(cell: Cell, folder: Path, run_cell: RunCell, on_step: Callable[[int, in
     try:
         return run_cell(cell, folder, on_step)
     except Exception as error:
-        from qpeft.studies.comparison.cell import failed_row
+        from qpeft.studies.comparison.cells.cell import failed_row
 
         traceback.print_exc()
         return failed_row(cell, error)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from qpeft.errors import DataError
-from qpeft.studies.comparison.activations import (
+from qpeft.studies.comparison.figures.activations import (
     Batch,
     Trace,
     find_blocks,
@@ -23,8 +23,8 @@ from qpeft.studies.comparison.activations import (
     record,
     under_base_names,
 )
-from qpeft.studies.comparison.ranks import linear_cka
-from qpeft.studies.comparison.update import LOCAL, NO_UPDATE, SPREAD, WEIGHT, module_figures, spread
+from qpeft.studies.comparison.figures.ranks import linear_cka
+from qpeft.studies.comparison.figures.update import LOCAL, NO_UPDATE, SPREAD, WEIGHT, module_figures, spread
 
 N_TOKENS = 2048
 NO_MODULE = "no module is adapted; these are figures of a module"

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from qpeft.studies.comparison.findings import MethodSummary, Summary
+from qpeft.studies.comparison.findings.found import MethodSummary, Summary
+from qpeft.studies.comparison.findings.statistics import (
+    BETTER,
+    MIN_SEEDS,
+    NO_DIFFERENCE,
+    PRELIMINARY,
+    WORSE,
+    Difference,
+)
 from qpeft.studies.comparison.rows import Row
-from qpeft.studies.comparison.statistics import BETTER, MIN_SEEDS, NO_DIFFERENCE, PRELIMINARY, WORSE, Difference
 
 _METRICS = {  # unit, factor, decimals
     "test_loss": ("nats", 1, 3),

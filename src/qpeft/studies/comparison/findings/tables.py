@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.files import write_text
-from qpeft.studies.comparison.findings import MethodSummary, Reached, Summary
-from qpeft.studies.comparison.markdown import markdown
-from qpeft.studies.comparison.records import flatten, read_method
+from qpeft.studies.comparison.findings.found import MethodSummary, Reached, Summary
+from qpeft.studies.comparison.findings.markdown import markdown
+from qpeft.studies.comparison.findings.records import flatten, read_method
+from qpeft.studies.comparison.findings.statistics import Difference, Stats
 from qpeft.studies.comparison.rows import Row
-from qpeft.studies.comparison.statistics import Difference, Stats
 
 _FIRST = ("cell_id", "method", "label", "role", "seed", "status")
 

@@ -40,7 +40,7 @@ def generate_texts(
 
 
 def _check_fit(model: Any, prompts: Sequence[str], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    from qpeft.studies.comparison.inference import has_room
+    from qpeft.studies.comparison.figures.inference import has_room
 
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids or not has_room(model, len(ids) + max_new_tokens):
@@ -54,7 +54,7 @@ def _write(model: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, end: 
     """Token ids (B, new) behind prompts that are padded on the left."""
     import torch
 
-    from qpeft.studies.comparison.inference import write
+    from qpeft.studies.comparison.figures.inference import write
 
     longest = max(map(len, rows))
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=model.device)

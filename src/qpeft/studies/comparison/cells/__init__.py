@@ -1,0 +1,1 @@
+"""A cell: one training of a comparison, and all that is measured of it."""

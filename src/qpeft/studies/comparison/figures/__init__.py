@@ -1,0 +1,1 @@
+"""What is measured of a training beside its loss: convergence, capacity, cost, generated texts."""

@@ -1,0 +1,1 @@
+"""From a study's rows to what may be said of them."""
