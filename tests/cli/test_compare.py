@@ -100,7 +100,7 @@ def test_a_plan_counts_and_keeps_nothing(qpeft_cli, study, tmp_path):
     assert found["cells"] == {"tuning": 0, "final": 7, "cost": 2}
     assert set(found["hours"]) == {"tuning", "final", "cost"}
     assert found["study"]["training"]["steps"] == 5
-    assert found["study"]["command"] == f"qpeft compare run {study} --seeds 0,1,2 --steps 5 --out small"
+    assert found["study"]["command"] == f"qpeft compare run {study} --steps 5 --seeds 0,1,2 --out small"
     assert sorted(tmp_path.iterdir()) == before
     shown = qpeft_cli("compare", "plan", study)
     for word in ("lora", "0.01", "trainings", "max_hours is 8"):
