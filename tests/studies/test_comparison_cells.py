@@ -262,3 +262,18 @@ def test_texts_without_prompts_say_why_they_have_no_bleu(study, tmp_path):
     row = run_cell(cell, plan.folder)
     assert row["quality"]["bleu"] is None
     assert row["null_reasons"]["quality.bleu"] == "the data has no prompts with answers"
+
+
+def test_forgetting_is_what_the_loss_on_a_general_text_rose_by(study, tmp_path):
+    general = tmp_path / "general.txt"
+    general.write_text(" ".join(f"{n} goblins ate {n * n} plums" for n in range(300)))
+    plan = make_plan(study(general_data=str(general)), tmp_path / "out")
+    [untrained], [full] = cells_of(plan, "none"), cells_of(plan, "full")
+    assert run_cell(untrained, plan.folder)["quality"]["forgetting_shifted"] == 0
+    assert run_cell(full, plan.folder)["quality"]["forgetting_shifted"] != 0
+    without = make_plan(study(), tmp_path / "without")
+    [cell] = cells_of(without, "none")
+    assert cell.hash != untrained.hash
+    row = run_cell(cell, without.folder)
+    assert row["quality"]["forgetting_shifted"] is None
+    assert row["null_reasons"]["quality.forgetting_shifted"] == "the study names no general_data"

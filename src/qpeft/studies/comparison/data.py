@@ -24,11 +24,12 @@ _EVERY = 20  # documents, examples: one of so many is validation, another is tes
 
 @dataclass(frozen=True)
 class Splits:
-    """The three files, and the hash over their content."""
+    """The three files, the general text where there is one, and the hash over their content."""
 
     train: Path
     validation: Path
     test: Path
+    general: Path | None
     sha256: str
 
 
@@ -47,10 +48,20 @@ def split_data(study: Study, folder: Path) -> Splits:
             if not rows:
                 raise DataError(f"{study.data} leaves nothing for {name}; give more data, or other data for it")
             _write(path, rows)
+    general = _general(study, folder)
     sha = hashlib.sha256()
-    for path in paths:
+    for path in (*paths, *([general] if general else [])):
         sha.update(path.read_bytes())
-    return Splits(*paths, sha256=sha.hexdigest())
+    return Splits(*paths, general=general, sha256=sha.hexdigest())
+
+
+def _general(study: Study, folder: Path) -> Path | None:
+    if study.general_data is None or study.task != "causal-lm":
+        return None
+    path = folder / "data" / "general.jsonl"
+    if not path.exists():
+        _write(path, _rows(study, study.general_data, "validation"))
+    return path
 
 
 def test_references(path: Path) -> dict[str, list[str]]:

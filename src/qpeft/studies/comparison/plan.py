@@ -209,6 +209,7 @@ def _recipe(study: Study, model: str, base_sha: str, splits: Splits, base: Any) 
             "train": str(splits.train),
             "validation": str(splits.validation),
             "test": str(splits.test),
+            "general": str(splits.general) if splits.general else None,
         },
         "task": study.task,
         "training": study.training.model_dump(),

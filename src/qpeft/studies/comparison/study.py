@@ -140,6 +140,9 @@ class Study(_Strict):
     test_blocks: int = Field(default=96, ge=0)
     generation: Generation | None = None
     capacity: bool = True
+    general_data: str | None = (
+        None  # a text of what the base knew before: forgetting is the loss on it, after minus before
+    )
     lr_scale: float = Field(default=1.0, gt=0)  # times every rate of the study: another base may want others
     max_hours: float = Field(default=8.0, gt=0)
     methods: list[MethodSpec] = Field(min_length=1)

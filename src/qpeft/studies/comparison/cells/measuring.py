@@ -187,6 +187,7 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
         row["data"]["splits"] = _sizes(ready.task, test)
         if cell.recipe["generation"] and cell.recipe["task"] == "causal-lm":
             _generate(cell, row, model, test)
+        _measure_forgetting(cell, row, ready)
         if cell.recipe["capacity"] and cell.config["method"] != UNTRAINED:
             from qpeft.studies.comparison.figures.capacity import measure_capacity
 
@@ -214,6 +215,19 @@ def _sizes(task: Task, test: Task) -> dict[str, int]:
 
     parts = {"train": task.train, "valid": task.evaluation, "test": test.evaluation}
     return {f"{name}_tokens": targets(examples) for name, examples in parts.items()}
+
+
+def _measure_forgetting(cell: Cell, row: Row, ready: Prepared) -> None:
+    """Loss on a general text, each token predicted by those before it: after training minus before."""
+    source = cell.recipe["data"]["general"]
+    row["quality"]["forgetting_shifted"] = None
+    if source is None:
+        row["null_reasons"]["quality.forgetting_shifted"] = "the study names no general_data"
+        return
+    settings = replace(settings_of(cell, Path()), data=source, eval_data=source, eval_blocks=cell.recipe["test_blocks"])
+    general = shared_task(settings)
+    before = general.score(general.load_base().eval()).loss
+    row["quality"]["forgetting_shifted"] = general.score(ready.model).loss - before
 
 
 def _generate(cell: Cell, row: Row, model: Any, test: Any) -> None:
