@@ -235,17 +235,34 @@ def test_capacity_is_drawn_layer_by_layer_and_sora_s_ranks_are_counted(study_fol
     def measure(row):
         if row["capacity"]:
             row["capacity"]["blocks"] = [{"layer": i, "effective_rank": 2.0 + i, "cka": 0.9} for i in range(3)]
-            row["capacity"]["modules"] = [{"weight_numerical_rank": rank} for rank in (0, 2, 2)]
+            modules = [{"weight_numerical_rank": rank, "update_ratio": 0.1} for rank in (2, 2, None)]
+            row["capacity"]["modules"] = [*modules, {"weight_numerical_rank": None, "update_ratio": None}]
 
     edit_rows(study_folder, measure)
     study = json.loads((study_folder / "study.json").read_text(encoding="utf-8"))
     for method in study["methods"]:
         method["method"] = "sora" if method["key"] == "twin" else method["method"]
     edit_study(study_folder, methods=study["methods"])
-    report(study_folder)
+    page = report(study_folder)
+    assert "15 adapted modules; the rank of 5 more was not measured. Rank 0: every rank was pruned" in page.text
     assert (study_folder / "plots" / "layers-cka.svg").exists()
     svg = (study_folder / "plots" / "ranks-twin.svg").read_text(encoding="utf-8")
     assert re.findall(r">(\d+)</text>", svg)[-2:] == ["5", "10"]  # five seeds: one module of rank 0, two of rank 2
+
+
+def test_a_rate_that_failed_is_told_by_its_status(written):
+    page = Page((written / "report.html").read_text(encoding="utf-8"))
+    assert "0.01: diverged" in page.text
+    assert ": failed" not in page.text
+    assert "Times that were measured alone are under Costs." in page.text
+
+
+def test_a_study_without_costs_says_so(study_folder):
+    for place in (study_folder / "rows").rglob("cost.json"):
+        place.unlink()
+    text = report(study_folder).text
+    assert "Times have not been measured yet." in text
+    assert "No times have been measured alone yet." in text
 
 
 def test_figures_of_another_machine_are_told_apart(study_folder):

@@ -6,16 +6,17 @@ import math
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpeft.studies.comparison.report import numbers
 from qpeft.studies.comparison.report.forest import Line, limits
 from qpeft.studies.comparison.report.labels import Box, apart, beside
 from qpeft.studies.comparison.report.marks import MARKS, mark
-from qpeft.studies.comparison.report.pareto import Point, front
+from qpeft.studies.comparison.report.pareto import Point, beyond, draw, front
 from qpeft.studies.comparison.report.tables import Cell, Column, Table
-from qpeft.studies.comparison.report.trajectories import of_seconds, of_steps
+from qpeft.studies.comparison.report.trajectories import Path, above, ceiling, of_seconds, of_steps
+from qpeft.studies.comparison.report.window import fences
 
 REFERENCE = mark("lora", "main", True)
 
@@ -46,6 +47,9 @@ REFERENCE = mark("lora", "main", True)
         (numbers.size(1_234_567), "1.23 MB"),
         (numbers.rate(0.0003), "3e-4"),
         (numbers.rate(0.00035), "3.5e-4"),
+        (numbers.rate(0.0015), "0.0015"),
+        (numbers.rate(0.1), "0.1"),
+        (numbers.rate(1.0), "1"),
     ],
 )
 def test_numbers_read_well(found, expected):
@@ -78,6 +82,7 @@ def test_the_front_is_what_nothing_beats(found, lower_is_better):
     assert [point.x for point in kept] == sorted({point.x for point in kept})
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(40, 300), st.integers(40, 300)), min_size=1, max_size=8, unique=True))
 def test_labels_of_a_few_points_lie_apart_and_inside(where):
     bounds, size, text = Box(0, 0, 340, 340), 10.0, "name"
@@ -111,6 +116,46 @@ def test_one_outlier_does_not_flatten_the_forest():
     near = [Line("near", REFERENCE, 0.01 * i, 0.01 * i - 0.01, 0.01 * i + 0.01, (), True) for i in range(5)]
     far = Line("far", REFERENCE, 9.0, 8.0, 10.0, (), True)
     assert limits([*near, far])[1] < 0.5
+
+
+@given(st.lists(st.floats(-100, 100), min_size=1, max_size=20))
+def test_fences_leave_the_middle_half_inside(values):
+    low, high = fences(values)
+    assert sum(low <= value <= high for value in values) >= len(values) / 2
+    assert sum(value < low for value in values) <= len(values) / 4
+    assert sum(value > high for value in values) <= len(values) / 4
+
+
+def point(name: str, y: float, seeds: tuple[float, ...] = ()) -> Point:
+    return Point(name, REFERENCE, 10.0 + y, y, seeds or (y,), minor=name.endswith("@budget"))
+
+
+def test_a_chart_of_quality_says_what_lies_beyond_it_and_never_cuts_the_best():
+    near = [point(f"near{i}@budget", 3.0 + 0.05 * i) for i in range(6)]
+    said = beyond([*near, point("far", 9.25), point("best", 1.25), point("wild", 3.1, (3.0, 7.5))], True)
+    assert said.startswith("Beyond the chart, at the arrows: far 9.250, a seed of wild 7.500.")
+    assert "best" not in said
+    assert "best 1.250" in beyond([*near, point("best", 1.25), point("far", 9.25)], False), "the worst by accuracy"
+    assert beyond(near, True) == ""
+    svg = draw([*near, point("far", 9.25)], "name", "x", "y", True)
+    assert ">far: 9.25</text>" in svg
+    assert all(f">{text}</text>" in svg for text in ("1", "near0@budget", "6", "near5@budget"))
+
+
+def path(name: str, *means: float) -> Path:
+    return Path(name, REFERENCE, tuple(map(float, range(len(means)))), tuple((mean,) for mean in means))
+
+
+def test_a_chart_of_losses_reaches_to_the_usual_start_and_says_what_is_above():
+    usual = [path(f"usual{i}", 4.0, 3.2 - 0.1 * i, 3.0 - 0.1 * i) for i in range(5)]
+    late, far = path("late", 4.5, 3.0, 2.9), path("far", 9.5, 6.0, 5.5)
+    top = ceiling([*usual, late, far])
+    assert top == 4.0
+    assert above([*usual, late, far], top) == (
+        "Above the chart, at the arrows: late at its start, 4.500; far from 9.500 to 5.500."
+    )
+    assert ceiling([item.since(1.0) for item in usual], start=False) == pytest.approx(3.2)
+    assert above(usual, ceiling(usual)) == ""
 
 
 def test_marks_differ_in_shape_and_sign_not_in_colour_alone():

@@ -68,22 +68,28 @@ def against_time(summary: Summary) -> list[Chart]:
 
 
 def convergence(summary: Summary) -> list[Chart]:
-    """All main methods against steps, what was seen, and seconds."""
+    """All main methods against steps, what was seen, and seconds; and the second half of the steps, nearer."""
     per_step, seen = _per_step(summary.study)
     main = [method for method in ordered(summary) if method.role == "main"]
-    axes = {
-        "steps": [_path(method, summary) for method in main],
-        seen: [_path(method, summary, per_step) for method in main],
-        "seconds": [_path_in_seconds(method, summary) for method in main],
-    }
-    y_title = f"Validation loss ({words.loss_unit(summary.study)})"
-    found = []
-    for x_title, paths in axes.items():
-        if drawn := _with_a_course(paths):
-            name = f"convergence-{x_title.split()[0]}"
-            document = trajectories.draw_all(drawn, name, words.capital(x_title), y_title)
-            found.append(Chart(name, f"Validation loss against {x_title}", document))
-    return found
+    steps = _with_a_course(_path(method, summary) for method in main)
+    half = max((path.x[-1] for path in steps), default=0.0) / 2
+    title = f"Validation loss ({words.loss_unit(summary.study)})"
+    found = [
+        _together("steps", steps, title),
+        _together(seen, _with_a_course(_path(method, summary, per_step) for method in main), title),
+        _together("seconds", _with_a_course(_path_in_seconds(method, summary) for method in main), title),
+        _together("second half of the steps", _with_a_course(path.since(half) for path in steps), title, half),
+    ]
+    return [chart for chart in found if chart is not None]
+
+
+def _together(against: str, paths: Sequence[Path], y_title: str, left: float = 0.0) -> Chart | None:
+    if not paths:
+        return None
+    name = "convergence-end" if left else f"convergence-{against.split()[0]}"
+    top = trajectories.ceiling(paths, start=not left)
+    document = trajectories.draw_all(paths, name, words.capital(against), y_title, top, left)
+    return Chart(name, f"Validation loss against {against}", document, trajectories.above(paths, top))
 
 
 def each_method(summary: Summary) -> list[Chart]:
@@ -91,8 +97,8 @@ def each_method(summary: Summary) -> list[Chart]:
     paths = _with_a_course(_path(method, summary) for method in ordered(summary))
     found = []
     for path in paths:
-        name = f"seeds-{path.name}"
-        document = trajectories.draw_one(path, [other for other in paths if other is not path], name)
+        name, others = f"seeds-{path.name}", [other for other in paths if other is not path]
+        document = trajectories.draw_one(path, others, name, trajectories.ceiling(paths))
         found.append(Chart(name, f"Validation loss of {path.name}, every seed, against steps", document))
     return found
 
@@ -116,13 +122,27 @@ def sora_ranks(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Char
     found = []
     for method in (method for method in summary.methods if method.method == "sora"):
         modules = [module for row in rows[method.key] for module in row["capacity"].get("modules") or ()]
-        ranks = [int(rank) for module in modules if (rank := module.get("weight_numerical_rank")) is not None]
+        ranks = [rank for module in modules if (rank := _rank(module)) is not None]
         if ranks:
             name, title = f"ranks-{method.key}", f"Ranks that {method.key} kept"
             mark = words.mark_of(method, summary.study)
             document = histogram.draw(ranks, name, mark, title, "Modules")
-            found.append(Chart(name, title, document, f"{len(ranks)} modules in all."))
+            found.append(Chart(name, title, document, _said_of(ranks, len(modules))))
     return found
+
+
+def _rank(module: Mapping[str, Any]) -> int | None:
+    """Of a module's ΔW: 0 where nothing of an update is left; None where it was not measured."""
+    if module.get("weight_numerical_rank") is not None:
+        return int(module["weight_numerical_rank"])
+    return 0 if "update_ratio" in module and module["update_ratio"] is None else None
+
+
+def _said_of(ranks: Sequence[int], n_modules: int) -> str:
+    text = f"{len(ranks)} adapted modules"
+    if n_modules > len(ranks):
+        text += f"; the rank of {n_modules - len(ranks)} more was not measured"
+    return f"{text}. Rank 0: every rank was pruned, and nothing is changed." if 0 in ranks else f"{text}."
 
 
 def _forest(name: str, lines: list[forest.Line], whose: str, summary: Summary) -> list[Chart]:
@@ -151,7 +171,7 @@ def _pareto(name: str, x_title: str, cost: Callable[[MethodSummary], float | Non
     factor = words.factor(summary.study)
     points = [
         pareto.Point(method.key, words.mark_of(method, summary.study), float(x), factor * method.metric.mean,
-                     tuple(factor * value for value in method.metric.values.values()))
+                     tuple(factor * value for value in method.metric.values.values()), method.role == "equal_budget")
         for method in _reference_last(summary) if method.metric is not None and (x := cost(method))
     ]  # fmt: skip
     if not points:
@@ -160,7 +180,7 @@ def _pareto(name: str, x_title: str, cost: Callable[[MethodSummary], float | Non
     metric = words.capital(words.metric(summary.study))
     y_title = f"{metric} ({words.unit(summary.study)}), {better} is better"
     document = pareto.draw(points, name, words.capital(x_title), y_title, summary.lower_is_better)
-    return [Chart(name, f"{metric} against {x_title}", document)]
+    return [Chart(name, f"{metric} against {x_title}", document, pareto.beyond(points, summary.lower_is_better))]
 
 
 def _reference_last(summary: Summary) -> list[MethodSummary]:

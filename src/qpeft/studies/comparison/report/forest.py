@@ -8,9 +8,10 @@ from statistics import median
 
 from qpeft.studies.comparison.report import canvas, numbers
 from qpeft.studies.comparison.report.marks import Mark
+from qpeft.studies.comparison.report.window import fences
 
 _LINE = 38  # pixels a difference takes: its name and figures, and beneath them its interval
-_STRETCH = 5  # a bound beyond this many times the median one leaves the chart as an arrow
+_STRETCH = 5  # an interval's end beyond this many times the median one leaves the chart as an arrow
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,12 @@ def draw(lines: Sequence[Line], name: str, x_title: str, lower_is_better: bool) 
 
 
 def limits(lines: Sequence[Line]) -> tuple[float, float]:
-    """A range with zero in it that no single outlier sets."""
-    bounds = [line.reach for line in lines]
-    most = min(max(bounds), _STRETCH * median(bounds)) or 1.0
-    low = min(0.0, *(value for line in lines for value in (line.mean, line.low, *line.seeds) if value is not None))
-    high = max(0.0, *(value for line in lines for value in (line.mean, line.high, *line.seeds) if value is not None))
-    low, high = max(low, -most), min(high, most)
+    """A range with zero in it, of the lines whose means no fence excludes; no single wide interval sets it."""
+    low, high = fences([line.mean for line in lines])
+    inside = [line for line in lines if low <= line.mean <= high]
+    most = min(max(line.reach for line in inside), _STRETCH * median(line.reach for line in inside)) or 1.0
+    values = [value for line in inside for value in (line.mean, line.low, line.high, *line.seeds) if value is not None]
+    low, high = max(min(0.0, *values), -most), min(max(0.0, *values), most)
     rim = 0.06 * (high - low) or 1.0
     return min(low, -0.15 * high) - rim, max(high, -0.15 * low) + rim
 

@@ -12,7 +12,7 @@ from qpeft.studies.comparison.report.marks import Mark
 def draw(values: Sequence[int], name: str, mark: Mark, x_title: str, y_title: str) -> str:
     """A bar a whole number, its count above it. `values` is not empty."""
     with canvas.style(name):
-        counts = Counter(values)
+        counts = dict(sorted(Counter(values).items()))
         chart = canvas.figure(220)
         plot = canvas.axes(chart)
         plot.bar(list(counts), list(counts.values()), width=0.7, color=mark.colour)

@@ -37,13 +37,15 @@ class Place(NamedTuple):
 def beside(points: Sequence[tuple[float, float]], texts: Sequence[str], bounds: Box, size: float) -> list[Place]:
     """A place for every text near its point, inside `bounds`; from near to far, the first that is free.
 
-    Where none is free the least crowded is taken. Equal input gives equal places.
+    A place without a line to it is free only if no other point is nearer. Where none is free the least crowded is
+    taken. Equal input gives equal places.
     """
     taken = [Box(x - 5, y - 5, x + 5, y + 5) for x, y in points]
     places: dict[int, Place] = {}
     for index in sorted(range(len(points)), key=lambda item: (-points[item][1], points[item][0])):
         candidates = _candidates(*points[index], texts[index], size)
-        place, box = min(candidates, key=lambda found: _crowding(found[1], taken, bounds))
+        others = [point for point in points if point != points[index]]
+        place, box = min(candidates, key=lambda found: _crowding(*found, points[index], others, taken, bounds))
         taken.append(box)
         places[index] = place
     return [places[index] for index in range(len(points))]
@@ -74,6 +76,15 @@ def _candidates(x: float, y: float, text: str, size: float) -> list[tuple[Place,
     return found
 
 
-def _crowding(box: Box, taken: Sequence[Box], bounds: Box) -> float:
+def _crowding(
+    place: Place,
+    box: Box,
+    point: tuple[float, float],
+    others: Sequence[tuple[float, float]],
+    taken: Sequence[Box],
+    bounds: Box,
+) -> float:
     area = (box.right - box.left) * (box.top - box.bottom)
-    return sum(box.overlap(other) for other in taken) + 3 * (area - box.overlap(bounds))
+    own = math.dist(place[:2], point)
+    is_misleading = not place.leader and any(math.dist(place[:2], other) < own for other in others)
+    return sum(box.overlap(other) for other in taken) + 3 * (area - box.overlap(bounds)) + is_misleading * area / 2

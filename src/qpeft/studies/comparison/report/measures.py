@@ -50,7 +50,7 @@ def speed(summary: Summary) -> Table:
         Column("Best step", means("quality.best_step")),
         *(Column(f"Steps to {titles[t]}", cells.arrivals(m.steps_to.get(t) for m in found)) for t in targets),
         *(Column(f"Seconds to {titles[t]}", cells.arrivals(m.seconds_to.get(t) for m in found)) for t in targets),
-        Column("Training", means("train.seconds"), "seconds"),
+        Column("Training", means("train.seconds"), "seconds, shared"),
         Column("Gradient spikes", means("convergence.spikes"), "a seed"),
     ]
     return Table("convergence", "How fast each method learns", columns)

@@ -86,8 +86,9 @@ def size(value: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """A learning rate: `1e-3`, `3e-4`."""
+    """A learning rate: `0.1`, `0.003`, and below a thousandth `3e-4`."""
     if value is None:
         return MISSING
     mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}".replace("-", "\u2212")
+    written = f"{float(mantissa):g}e{int(exponent)}" if value < 1e-3 else f"{float(f'{value:.3g}'):g}"
+    return written.replace("-", "\u2212")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from qpeft.studies.comparison.report import cells, numbers, words
@@ -11,6 +12,7 @@ from qpeft.studies.comparison.report.tables import Cell, Column, Table
 if TYPE_CHECKING:
     from qpeft.studies.comparison.findings.found import Block, BlockMember, MethodSummary, Summary
     from qpeft.studies.comparison.findings.statistics import Difference
+    from qpeft.studies.comparison.rows import Row
 
 _FURTHER = {
     "test_loss": ("Test loss", "nats"),
@@ -111,18 +113,19 @@ def controls(summary: Summary) -> Table:
 
 
 def tuning(summary: Summary) -> Table:
-    """Every rate that was tried, with the validation loss that it ended at."""
+    """Every rate that was tried, with the lowest validation loss on its way."""
     found = [method for method in _all(summary) if summary.tuning.get(method.key)]
     n_trials = max((len(summary.tuning[m.key]) for m in found), default=0)
+    lost = {(row["method"], numbers.rate(_rate(row))): row["status"] for row in summary.failures if _rate(row)}
     columns = [
         Column("Method", cells.names(found, summary), is_number=False),
         Column("Chosen", cells.written((m.lr for m in found), numbers.rate)),
     ]
     for index in range(n_trials):
-        columns.append(Column(f"Trial {index + 1}", [_trial(m, index, summary) for m in found], "rate: loss"))
+        columns.append(Column(f"Trial {index + 1}", [_trial(m, index, summary, lost) for m in found], "rate: loss"))
     edges = [Cell(f"edge: {m.lr_at_edge}", m.lr_at_edge, kind="warning") if m.lr_at_edge else Cell("") for m in found]
     columns.append(Column("At the edge", edges, is_number=False))
-    return Table("tuning", "Learning rates tried, and the validation loss each ended at", columns)
+    return Table("tuning", "Learning rates tried, and the lowest validation loss of each", columns)
 
 
 def _all(summary: Summary) -> list[MethodSummary]:
@@ -166,10 +169,18 @@ def _note(member: BlockMember) -> Cell:
     return Cell("below 80 % of the budget, not ranked" if member.ratio < 0.8 else "", member.ratio)
 
 
-def _trial(method: MethodSummary, index: int, summary: Summary) -> Cell:
+def _rate(row: Row) -> float | None:
+    """Of a trial; its name has it where the row has not."""
+    if row["role"] != "tuning":
+        return None
+    return row["train"].get("lr") or float(row["cell_id"].rpartition("/lr")[2])
+
+
+def _trial(method: MethodSummary, index: int, summary: Summary, lost: Mapping[tuple[str, str], str]) -> Cell:
     trials = summary.tuning[method.key]
     if index >= len(trials):
         return Cell("")
     lr, loss = trials[index]
-    text = f"{numbers.rate(lr)}: {numbers.number(loss, 4) if loss is not None else 'failed'}"
-    return Cell(text, loss, kind="chosen" if lr == method.lr else "")
+    rate = numbers.rate(lr)
+    outcome = numbers.number(loss, 4) if loss is not None else lost.get((method.key, rate), "missing")
+    return Cell(f"{rate}: {outcome}", loss, kind="chosen" if lr == method.lr else "")

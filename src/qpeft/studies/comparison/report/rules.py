@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qpeft.studies.comparison.report import numbers, words
+from qpeft.studies.comparison.report.window import RULE
 
 if TYPE_CHECKING:
     from qpeft.studies.comparison.findings.found import Summary
@@ -75,7 +76,7 @@ def forest(summary: Summary) -> str:
     """How to read the chart of differences."""
     text = (
         "Lines are 95 % intervals, small dots seeds. A filled mark is a difference that is shown; a hollow one is not, "
-        "by its interval or by Holm's correction. Arrows point to what lies beyond the chart; the figures are whole."
+        f"by its interval or by Holm's correction. {RULE} An arrow points to it, and its figures stand there whole."
     )
     if any(method.role == "control" for method in summary.methods):
         text += " Controls stand beneath their method."
@@ -109,10 +110,26 @@ def targets(summary: Summary) -> str:
     )
 
 
-def tuning(study: Study) -> str:
+def seconds(summary: Summary) -> str:
+    """Whose seconds the section on convergence tells, and where better ones are."""
+    text = (
+        "Seconds are wall time of the trainings as they ran, evaluations included. Where trainings ran side by side "
+        "they shared the machine, so these seconds do not rank the methods' speed."
+    )
+    if any(method.cost for method in summary.methods):
+        return f"{text} Times that were measured alone are under Costs."
+    return f"{text} No times have been measured alone yet."
+
+
+def tuning(summary: Summary) -> str:
     """How rates were chosen."""
-    grid = _list(f"{factor:g}" for factor in study["tuning"]["grid"])
-    return f"Each method tried its own middle rate times {grid}; the lowest validation loss chose."
+    grid = _list(f"{factor:g}" for factor in summary.study["tuning"]["grid"])
+    text = f"Each method tried its own middle rate times {grid}; the lowest validation loss chose."
+    untrained = next((m.figures.get("quality.valid_loss") for m in summary.methods if m.method == "none"), None)
+    losses = [loss for trials in summary.tuning.values() for _, loss in trials]
+    if untrained is not None and untrained.mean in losses:
+        text += f" A trial of {untrained.mean:.4f}, the loss of the base itself, never got below its start."
+    return text
 
 
 def edges(summary: Summary) -> str:
