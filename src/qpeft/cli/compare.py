@@ -218,7 +218,11 @@ def _show_plan(console: Console, study: dict[str, Any], n_cells: dict[str, int],
     console.print(f"{study['title']}\n{study['question']}\n")
     console.print(planned(study))
     what = {"tuning": "trials of learning rates", "final": "trainings", "cost": "measurements of time, alone"}
-    console.print(facts([(what[name], str(n), f"about {hours[name]:.1f} h") for name, n in n_cells.items()]))
+    console.print(facts([(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items()]))
     total, most = sum(hours.values()), study["max_hours"]
-    console.print(f"\nIn all about {total:.1f} h with one worker; max_hours is {most:g}. To run it:\n")
+    console.print(f"\nIn all about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
     print_code(console, study["command"])
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
