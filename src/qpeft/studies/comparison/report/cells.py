@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from qpeft.studies.comparison.findings.statistics import Difference, Stats
 
 _NOTHING = Cell(numbers.MISSING)
+_ROUNDING = 1e-4  # of the mean
 
 
 def names(methods: Iterable[MethodSummary], summary: Summary) -> list[Cell]:
@@ -35,8 +36,9 @@ def counts(values: Iterable[float | None]) -> list[Cell]:
 
 
 def means(found: Sequence[Stats | None], factor: float = 1.0) -> list[Cell]:
-    """`3.0512 ± 0.0041`: as many decimals as most need to show two digits of the spread."""
-    decimals = numbers.shared_places(s.sd and factor * s.sd for s in found if s is not None)
+    """`3.0512 ± 0.0041`: as many decimals as most need to show two digits of a spread that is not mere rounding."""
+    spreads = [factor * s.sd for s in found if s is not None and s.sd and s.sd > _ROUNDING * abs(s.mean)]
+    decimals = numbers.shared_places(spreads)
     return [
         _NOTHING if s is None else Cell(numbers.spread(factor * s.mean, s.sd and factor * s.sd, decimals), s.mean)
         for s in found

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qpeft.studies.comparison.findings.found import MethodSummary, Summary
     from qpeft.studies.comparison.rows import Row
 
+_NAMED = 12  # with more methods those of equal-budget blocks have numbers in the charts
 _LAYERS = (
     ("effective_rank", "Effective rank of Δy"),
     ("cka", "CKA to the base's hidden states"),
@@ -169,9 +170,11 @@ def _line(
 
 def _pareto(name: str, x_title: str, cost: Callable[[MethodSummary], float | None], summary: Summary) -> list[Chart]:
     factor = words.factor(summary.study)
+    is_crowded = len(summary.methods) > _NAMED
     points = [
         pareto.Point(method.key, words.mark_of(method, summary.study), float(x), factor * method.metric.mean,
-                     tuple(factor * value for value in method.metric.values.values()), method.role == "equal_budget")
+                     tuple(factor * value for value in method.metric.values.values()),
+                     is_crowded and method.role == "equal_budget")
         for method in _reference_last(summary) if method.metric is not None and (x := cost(method))
     ]  # fmt: skip
     if not points:

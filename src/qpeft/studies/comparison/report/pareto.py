@@ -33,11 +33,14 @@ class Point:
 
 @dataclass(frozen=True)
 class _Range:
-    """What the y axis shows, the best always; `worst` is the edge that the worse values may lie beyond."""
+    """What the y axis shows, the best always; `worst` is the edge that worse values may lie beyond."""
 
     best: float
     worst: float
-    lower_is_better: bool
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.best < self.worst
 
     def is_beyond(self, y: float) -> bool:
         return y > self.worst if self.lower_is_better else y < self.worst
@@ -89,25 +92,25 @@ def front(points: Sequence[Point], lower_is_better: bool) -> list[Point]:
 
 
 def _range(points: Sequence[Point], lower_is_better: bool) -> _Range:
-    """From the best value to the worst that no fence excludes."""
+    """From the best value to the worst that no fence excludes, with a rim."""
     low, high = fences([point.y for point in points])
     values = [value for point in points for value in (*point.seeds, point.y)]
     if lower_is_better:
-        return _Range(min(values), max(value for value in values if value <= high), True)
-    return _Range(max(values), min(value for value in values if value >= low), False)
+        best, worst = min(values), max(value for value in values if value <= high)
+    else:
+        best, worst = max(values), min(value for value in values if value >= low)
+    rim = 0.08 * abs(worst - best) or 0.01 * abs(best) or 1.0
+    return _Range(best - rim, worst + rim) if lower_is_better else _Range(best + rim, worst - rim)
 
 
 def _margins(plot, points: Sequence[Point], shown: _Range) -> None:
     costs = [point.x for point in points]
     room = max(max(costs) / min(costs), 10.0) ** 0.09
     plot.set_xlim(min(costs) / room, max(costs) * room)
-    span = shown.worst - shown.best
-    rim = 0.08 * span or 0.01 * abs(shown.best) or 1.0
-    strip = 0.0
+    edge = shown.worst
     if any(shown.is_beyond(point.y) for point in points):
-        strip = (abs(span) + 2 * abs(rim)) * _STRIP / (plot.get_window_extent().height - _STRIP)
-    ends = shown.best - rim, shown.worst + rim + (strip if shown.lower_is_better else -strip)
-    plot.set_ylim(min(ends), max(ends))
+        edge += (shown.worst - shown.best) * _STRIP / (plot.get_window_extent().height - _STRIP)
+    plot.set_ylim(min(shown.best, edge), max(shown.best, edge))
 
 
 def _draw_point(plot, point: Point, shown: _Range) -> tuple[float, float]:

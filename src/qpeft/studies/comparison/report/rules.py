@@ -144,7 +144,7 @@ def costs(summary: Summary) -> str:
     """Where times were taken."""
     machines = sorted({method.hardware for method in summary.methods if method.hardware is not None})
     if not machines:
-        return "Times have not been measured yet."
+        return "Times have not been measured yet. Numbers and bytes are those of the trainings."
     start = "Times and memory were measured with nothing else of the study running"
     if len(machines) == 1:
         return f"{start}, on {machines[0]}."
