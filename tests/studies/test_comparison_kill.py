@@ -10,7 +10,7 @@ from pathlib import Path
 
 import planted_cells
 import pytest
-from planted_cells import untimed_plan
+from planted_cells import TINY_STUDY, timeless_rows, untimed_plan
 
 from qpeft.studies.comparison.rows import read_rows
 from qpeft.studies.comparison.running import locks
@@ -34,21 +34,6 @@ import sys
 from planted_cells import untimed_plan
 from qpeft.studies.comparison.running.runner import run
 run(untimed_plan(*sys.argv[1:]))
-"""
-STUDY = """
-name: small
-title: A small study
-question: Is a killed run the same?
-base: {base}
-data: {data}
-seeds: [0, 1]
-tuning: {{grid: [1.0, 3.0]}}
-training: {{steps: 12, batch_size: 2, seq_len: 32, eval_every: 4, eval_blocks: 4, save_every: 1}}
-test_blocks: 4
-capacity: false
-methods:
-  - {{key: lora, method: lora, settings: {{r: 2}}, lr: 0.01}}
-  - {{key: sora, method: sora, settings: {{r: 2}}, lr: 0.01}}
 """
 
 
@@ -104,21 +89,10 @@ def test_no_cell_outlives_its_runner(tmp_path):
     assert state == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.json"))
 
 
-def tiny_rows(folder: Path) -> dict:
-    """Real rows, less what a clock or a process decides."""
-    rows = {row["cell_id"]: row for row in read_rows(folder)}
-    for row in rows.values():
-        row["train"].pop("seconds", None)
-        row["train"]["curve"] = [point[:3] for point in row["train"].get("curve", [])]
-        row.pop("created_at")
-        row["cost"].pop("peak_mem_bytes", None)
-    return rows
-
-
 def test_real_trainings_killed_and_interrupted_end_with_the_same_bits(tiny_model, text_file, tmp_path):
     """One run is killed and then interrupted, each time while it trains; another is left alone."""
     study = tmp_path / "small.yaml"
-    study.write_text(STUDY.format(base=tiny_model, data=text_file))
+    study.write_text(TINY_STUDY.format(base=tiny_model, data=text_file))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(untimed_plan(whole, study))
     for blow in (signal.SIGKILL, signal.SIGINT):
@@ -131,8 +105,8 @@ def test_real_trainings_killed_and_interrupted_end_with_the_same_bits(tiny_model
             assert "Run the same command again to go on" in errors
     assert len(list(read_rows(broken))) < 8
     run(untimed_plan(broken, study))
-    assert tiny_rows(broken) == tiny_rows(whole)
-    assert len(tiny_rows(whole)) == 8
+    assert timeless_rows(broken) == timeless_rows(whole)
+    assert len(timeless_rows(whole)) == 8
 
 
 def wait_for_checkpoints(folder: Path, process: subprocess.Popen) -> None:

@@ -15,6 +15,20 @@ from qpeft.studies.comparison.running.runner import run
 pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.slow]
 
 
+def test_real_trainings_have_the_same_bits(tiny_model, text_file, tmp_path):
+    """On a cluster that the run starts and ends itself."""
+    ray = pytest.importorskip("ray")
+    study = tmp_path / "small.yaml"
+    study.write_text(cells.TINY_STUDY.format(base=tiny_model, data=text_file))
+    here, there = (cells.untimed_plan(tmp_path / name, study) for name in ("here", "there"))
+    run(here)
+    run(there, workers=2, executor="ray")
+    rows = cells.timeless_rows(there.folder)
+    assert rows == cells.timeless_rows(here.folder)
+    assert [row["status"] for row in rows.values()] == ["success"] * 8
+    assert not ray.is_initialized()
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """What a user would have started; its workers find the planted cells."""

@@ -14,10 +14,25 @@ from pathlib import Path
 
 from qpeft.files import write_json
 from qpeft.studies.comparison.cells.cell import Cell, work_folder
-from qpeft.studies.comparison.rows import empty_row, read_row, row_path
+from qpeft.studies.comparison.rows import empty_row, read_row, read_rows, row_path
 
 STEPS = 6
 SECONDS = 0.02  # a step
+TINY_STUDY = """
+name: small
+title: A small study
+question: Is a killed run the same?
+base: {base}
+data: {data}
+seeds: [0, 1]
+tuning: {{grid: [1.0, 3.0]}}
+training: {{steps: 12, batch_size: 2, seq_len: 32, eval_every: 4, eval_blocks: 4, save_every: 1}}
+test_blocks: 4
+capacity: false
+methods:
+  - {{key: lora, method: lora, settings: {{r: 2}}, lr: 0.01}}
+  - {{key: sora, method: sora, settings: {{r: 2}}, lr: 0.01}}
+"""  # of real cells
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,17 @@ class PlantedPlan:
         """Every row there is, less the times."""
         paths = sorted((self.folder / "rows").rglob("*.json"))
         return {str(path.relative_to(self.folder)): read_row(path) for path in paths}
+
+
+def timeless_rows(folder: Path) -> dict:
+    """Real rows, less what a clock or a process decides."""
+    rows = {row["cell_id"]: row for row in read_rows(folder)}
+    for row in rows.values():
+        row["train"].pop("seconds", None)
+        row["train"]["curve"] = [point[:3] for point in row["train"].get("curve", [])]
+        row.pop("created_at")
+        row["cost"].pop("peak_mem_bytes", None)
+    return rows
 
 
 def untimed_plan(folder, study):
