@@ -45,8 +45,8 @@ def read_result(folder: Path, study: dict[str, Any], method: dict[str, Any]) -> 
     place = folder / "rows" / study["study"] / method["key"] / method["hash"]
     files = {seed: place / f"seed{seed}.json" for seed in study["seeds"]}
     rows = {seed: json.loads(file.read_text(encoding="utf-8")) for seed, file in files.items() if file.exists()}
-    if not method["rates"] and len(rows) == 1:  # nothing is trained: one evaluation is every seed's
-        rows = dict.fromkeys(files, *rows.values())
+    if not method["rates"] and rows and study["task"] == "causal-lm":  # untrained: one evaluation is every seed's
+        rows = dict.fromkeys(files, next(iter(rows.values())))
     metric = {seed: row["quality"].get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
     statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in files]
     return Result({seed: value for seed, value in metric.items() if value is not None}, statuses)
@@ -86,7 +86,8 @@ def compare(method: Result, other: Result, lower_is_better: bool) -> dict[str, A
         found |= {"low": mean - half, "high": mean + half}
     if n < 3:
         return found | {"verdict_alone": "preliminary"}
-    found["p"] = tail(abs(mean) / error, n - 1) if error else float(mean == 0)
+    has_spread = statistics.stdev(differences) > 1e-12 * abs(mean)  # without any, no t test can judge
+    found["p"] = tail(abs(mean) / error, n - 1) if has_spread else 1.0
     if found["low"] <= 0 <= found["high"]:
         return found | {"verdict_alone": "no difference shown"}
     return found | {"verdict_alone": "better" if (mean < 0) == lower_is_better else "worse"}

@@ -57,6 +57,8 @@ def cells_of(plan, *keys, seed=0):
 
 def test_a_plan_counts_every_method_and_runs_nothing(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
+    assert not (tmp_path / "out" / "study.json").exists()
+    plan.write()
     written = json.loads((tmp_path / "out" / "study.json").read_text())
     assert written == plan.study
     by_key = {method["key"]: method for method in written["methods"]}
@@ -197,7 +199,7 @@ def test_a_loss_that_is_not_finite_is_a_diverged_row(study, tmp_path):
 
 
 def test_a_folder_of_another_study_or_other_data_is_refused(study, tmp_path, tiny_model):
-    make_plan(study(), tmp_path / "out")
+    make_plan(study(), tmp_path / "out").write()
     with pytest.raises(ConfigError, match="study 'survey'"):
         make_plan(study(name="other"), tmp_path / "out")
     with pytest.raises(ConfigError, match="holds a study with data"):
@@ -243,7 +245,7 @@ def test_answers_to_the_test_prompts_are_written_kept_and_scored(study, tmp_path
     data = tmp_path / "pairs.csv"
     lines = [f'"name[the {n // 2} bird], area[wood]","the bird number {n // 2} sings in the wood"' for n in range(120)]
     data.write_text("mr,ref\n" + "\n".join(lines) + "\n")
-    columns = {"training.prompt_column": "mr", "training.completion_column": "ref", "training.seq_len": 64}
+    columns = {"training.prompt_column": "mr", "training.completion_column": "ref", "training.seq_len": 61}
     asked = {"data": str(data), "generation": {"max_new_tokens": 5, "n_prompts": 2}, "metric": "bleu", **columns}
     plan = make_plan(study(**asked), tmp_path / "out")
     [cell] = cells_of(plan, "lora")
@@ -277,3 +279,44 @@ def test_forgetting_is_what_the_loss_on_a_general_text_rose_by(study, tmp_path):
     row = run_cell(cell, without.folder)
     assert row["quality"]["forgetting_shifted"] is None
     assert row["null_reasons"]["quality.forgetting_shifted"] == "the study names no general_data"
+
+
+def test_methods_that_need_room_shorten_the_blocks_of_all(study, tmp_path):
+    """Else a method with virtual tokens would see other blocks, and its seeds could not be paired."""
+    plan = make_plan(study(**{"training.seq_len": None}), tmp_path / "out")
+    assert plan.study["training"]["seq_len"] == 64 - 3
+    rows = [run_cell(cell, plan.folder) for cell in cells_of(plan, "lora", "prefix")]
+    assert len({row["data"]["order_sha256"] for row in rows}) == 1
+    assert len({row["data"]["splits"]["test_tokens"] for row in rows}) == 1
+
+
+def test_a_prompt_too_long_to_answer_costs_the_answers_and_no_training(study, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"{n} " + "the bird sings " * 12, "completion": "at night"} for n in range(60)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    asked = {"data": str(data), "generation": {"max_new_tokens": 40}, "training.seq_len": 61}
+    plan = make_plan(study(**asked), tmp_path / "out")
+    [cell] = cells_of(plan, "lora")
+    row = run_cell(cell, plan.folder)
+    assert row["status"] == "success"
+    assert row["quality"]["test_loss"] > 0
+    assert row["quality"].get("bleu") is None
+    assert row["null_reasons"]["quality.bleu"]
+
+
+def test_an_encoder_that_is_not_there_is_refused_before_any_training(study, tmp_path):
+    asked = {"generation": {"bertscore_model": str(tmp_path / "nowhere")}}
+    with pytest.raises(ConfigError, match="bertscore_model: no folder"):
+        make_plan(study(**asked), tmp_path / "out")
+
+
+def test_rows_outlive_their_damaged_study_file(study, tmp_path):
+    plan = make_plan(study(), tmp_path / "out")
+    plan.write()
+    write_row(row_path(plan.folder, "survey", "lora", "0" * 12, "seed0"), failed_row(plan.final_cells()[0], OSError()))
+    (tmp_path / "out" / "study.json").write_text('{"schema": 1')
+    with pytest.raises(ConfigError, match="delete it, and the same command writes it again"):
+        make_plan(study(), tmp_path / "out")
+    (tmp_path / "out" / "study.json").unlink()
+    make_plan(study(), tmp_path / "out").write()
+    assert (tmp_path / "out" / "study.json").exists()

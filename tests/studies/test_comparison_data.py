@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from qpeft.errors import DataError
+from qpeft.errors import ConfigError, DataError
 from qpeft.studies.comparison.data import split_data, test_references
 from qpeft.studies.comparison.study import load_study
 
@@ -77,8 +77,44 @@ def test_a_second_call_keeps_the_files_and_the_hash(tmp_path):
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(40)))
     first = split_data(study(data=str(data)), tmp_path / "study")
-    data.write_text("")
+    written = first.train.stat().st_mtime_ns
     assert split_data(study(data=str(data)), tmp_path / "study") == first
+    assert first.train.stat().st_mtime_ns == written
+
+
+def test_other_data_or_columns_behind_the_same_split_are_refused(tmp_path):
+    data = tmp_path / "texts.jsonl"
+    rows = "".join(json.dumps({"a": f"text {n}", "b": f"other {n}"}) + "\n" for n in range(40))
+    data.write_text(rows)
+    split_data(study(data=str(data), **{"training.text_column": "a"}), tmp_path / "study")
+    with pytest.raises(ConfigError, match="text_column 'a' has changed since"):
+        split_data(study(data=str(data), **{"training.text_column": "b"}), tmp_path / "study")
+    data.write_text(rows + rows)
+    with pytest.raises(ConfigError, match="the content of its data has changed since"):
+        split_data(study(data=str(data), **{"training.text_column": "a"}), tmp_path / "study")
+
+
+def test_a_folder_called_data_that_no_study_made_is_not_taken_for_one(tmp_path):
+    (tmp_path / "study" / "data").mkdir(parents=True)
+    (tmp_path / "study" / "data" / "train.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match="no study split it"):
+        split_data(study(), tmp_path / "study")
+
+
+def test_equal_documents_stay_together(tmp_path):
+    data = tmp_path / "texts.jsonl"
+    texts = [f"document number {n % 50}" for n in range(100)]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    splits = split_data(study(data=str(data)), tmp_path / "study")
+    parts = [{row["text"] for row in rows(path)} for path in (splits.train, splits.validation, splits.test)]
+    assert not (parts[0] & parts[1]) | (parts[0] & parts[2]) | (parts[1] & parts[2])
+
+
+def test_a_wrong_label_column_names_those_that_are_there(tmp_path):
+    data = tmp_path / "texts.csv"
+    data.write_text("text,mood\nfine,good\n")
+    with pytest.raises(DataError, match=r"has the columns text, mood, and no 'label'.*training\.label_column"):
+        split_data(study(data=str(data), task="text-classification"), tmp_path / "study")
 
 
 def test_too_little_data_is_refused(tmp_path):

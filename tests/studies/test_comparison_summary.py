@@ -202,7 +202,9 @@ def test_a_rate_at_the_edge_of_its_grid_is_told(study_folder):
 
 def test_a_control_that_does_as_well_is_named(study_folder):
     limits = summarise(study_folder).limits
-    assert "QPA with noise for its circuit performs as well as QPA here." in limits
+    assert any(
+        limit.startswith("QPA with noise for its circuit performs as well as QPA here (diff") for limit in limits
+    )
     assert not any(limit.startswith("QAA with a random linear map performs") for limit in limits)
 
 
@@ -213,8 +215,22 @@ def test_a_control_is_judged_by_its_interval(study_folder, shift, named):
     for method, control in zip(rows_of(study_folder, "qaa"), rows_of(study_folder, "qaa_linear"), strict=True):
         loss = json.loads(method.read_text())["quality"]["test_loss"] + shift
         edit(control, lambda row, loss=loss: row["quality"].update({"test_loss": loss + row["seed"] / 100}))
-    found = "QAA with a random linear map performs as well as QAA here." in summarise(study_folder).limits
-    assert found == named
+    limits = summarise(study_folder).limits
+    start = "QAA with a random linear map performs better than QAA here (difference "
+    assert any(limit.startswith(start) for limit in limits) == named
+
+
+def test_methods_that_saw_other_batches_are_told_of(study_folder):
+    assert not any("same batches" in limit for limit in summarise(study_folder).limits)
+    edit(rows_of(study_folder, "qpa")[1], lambda row: row["data"].update({"order_sha256": "another"}))
+    assert any("did not see the same batches with seed 1" in limit for limit in summarise(study_folder).limits)
+
+
+def test_a_method_worse_than_no_training_says_so(study_folder):
+    flag = "worse than the untrained base with every seed"
+    assert all(flag not in method.flags for method in summarise(study_folder).methods)
+    plant(study_folder, "qpa", [9.0, 9.1, 9.2, 9.1, 9.0])
+    assert flag in summarise(study_folder)["qpa"].flags
 
 
 def test_a_control_whose_interval_is_worse_is_not_named_however_many_comparisons_there_are(study_folder):
@@ -321,7 +337,7 @@ def test_accuracy_is_better_when_higher(study_folder):
     accuracies = [0.801, 0.812, 0.793, 0.804, 0.806]
     for path in (study_folder / "rows").rglob("seed*.json"):
         edit(path, lambda row: row["quality"].update({"test_accuracy": accuracies[row["seed"]]}))
-    plant(study_folder, "qpa", [value + 0.05 for value in accuracies], "test_accuracy")
+    plant(study_folder, "qpa", [value + 0.05 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")
     plant(study_folder, "full", [value + 0.1 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")
     summary = summarise(study_folder)
     assert (summary["qpa"].difference.verdict, summary["full"].rank, summary["qpa"].rank) == (BETTER, 1, 2)

@@ -95,7 +95,7 @@ def run(
     names = tuple(name.strip() for name in (retry or "").split(",") if name.strip())
     with working("Preparing the study"):
         plan = _plan(study, overrides, out, _command(study, overrides, out))
-        _refuse_long(plan)
+        _refuse_long(plan, workers)
     from qpeft.studies.comparison.running.runner import run as run_plan
 
     with CompareBar() as bar:
@@ -166,13 +166,13 @@ def group() -> typer.Typer:
 
 
 def _plan(study: str, overrides: dict[str, Any], folder: Path, command: str) -> Plan:
-    from qpeft.studies.comparison.plan import make_plan
     from qpeft.studies.comparison.study import load_study
 
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
-    return make_plan(
-        load_study(study, {_DOTTED.get(key, key): value for key, value in values.items()}), folder, command
-    )
+    found = load_study(study, {_DOTTED.get(key, key): value for key, value in values.items()})
+    from qpeft.studies.comparison.plan import make_plan  # seconds of imports, which a misspelt field need not wait for
+
+    return make_plan(found, folder, command)
 
 
 def _command(study: str, overrides: dict[str, Any], out: Path) -> str:
@@ -184,8 +184,9 @@ def _command(study: str, overrides: dict[str, Any], out: Path) -> str:
     return shlex.join([*words, "--out", str(out)])
 
 
-def _refuse_long(plan: Plan) -> None:
-    hours, most = sum(plan.estimate().values()), plan.study["max_hours"]
+def _refuse_long(plan: Plan, workers: int) -> None:
+    phases, most = plan.estimate(), plan.study["max_hours"]
+    hours = (phases["tuning"] + phases["final"]) / workers + phases["cost"]
     if hours > most:
         remedy = "Reduce steps, seeds or methods, or raise max_hours."
         raise ConfigError(f"Planned time {hours:.1f} h exceeds max_hours={most:g}. {remedy}")

@@ -35,13 +35,14 @@ def results(summary: Summary) -> list[Table]:
 def planned(study: Mapping[str, Any]) -> Table:
     """The methods of a plan with their counts and rates."""
     columns = ("method", "trained", "deployed", "learning rates", "role")
+    ratios = {member["key"]: member for block in study["blocks"] for member in block["members"]}
     rows = [
         (
             method["key"],
             count(method["trainable"]),
             count(method["deployed"]),
             " ".join(f"{rate:g}" for rate in method["rates"]) or "-",
-            _role(method),
+            _role(method, ratios.get(method["key"])),
         )
         for method in study["methods"]
     ]
@@ -99,7 +100,9 @@ def _interval(found: Difference | None) -> str:
     return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
-def _role(method: Mapping[str, Any]) -> str:
+def _role(method: Mapping[str, Any], member: Mapping[str, Any] | None) -> str:
     if method["role"] == "control":
         return f"control of {method['against']}"
-    return "equal budget" if method["role"] == "equal_budget" else ""
+    if method["role"] != "equal_budget" or member is None:
+        return ""
+    return f"{member['ratio']:.0%} of a budget{'' if member['ranked'] else ', not ranked'}"

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qpeft.errors import DataError
-from qpeft.files import write_text
+from qpeft.errors import ConfigError, DataError
+from qpeft.files import replace_folder, write_json, write_text
 from qpeft.studies.comparison.study import Study
-from qpeft.training.sources import Columns, Row, has_validation_split, load_examples, load_rows
-from qpeft.training.tasks.images import has_validation_images, load_images, open_image
+from qpeft.training.sources import (
+    BUILT_IN,
+    Columns,
+    has_validation_split,
+    is_local,
+    load_examples,
+    load_rows,
+    local_path,
+)
+from qpeft.training.tasks.images import has_validation_images, image_bytes, load_images, open_image
 
 PARTS = ("train", "validation", "test")
 
+_RECORD = "split.json"
+_GENERAL = "general.jsonl"
 _EVERY = 20  # documents, examples: one of so many is validation, another is test
 
 
@@ -34,34 +44,76 @@ class Splits:
 
 
 def split_data(study: Study, folder: Path) -> Splits:
-    """Read the study's data and write it, split, under `folder`/data; what lies there already is kept.
+    """Read the study's data and write it, split, under `folder`/data, whole or not at all; a second call finds it.
 
     Without eval_data and test_data, of every 20 documents (prompts with all their answers, examples of a class) the
     10th is test and the 20th validation; of fewer documents the last twentieth of the text is test, the one before it
-    validation. Raises DataError if the data cannot be used.
+    validation. Equal documents, and equal examples of a class, count as one. Raises DataError if the data cannot be
+    used, ConfigError if what lies there was split from other data.
     """
-    suffix = ".npz" if study.task == "image-classification" else ".jsonl"
-    paths = [folder / "data" / f"{part}{suffix}" for part in PARTS]
-    if not all(path.exists() for path in paths):
-        parts = _split(study)
-        for path, rows, name in zip(paths, parts, PARTS, strict=True):
-            if not rows:
-                raise DataError(f"{study.data} leaves nothing for {name}; give more data, or other data for it")
-            _write(path, rows)
-    general = _general(study, folder)
+    place = folder / "data"
+    asked = _asked(study)
+    if not _is_there(place, asked):
+        with replace_folder(place) as target:
+            _write_parts(study, target)
+            write_json(target / _RECORD, asked)
+    names = [f"{part}{_suffix(study)}" for part in PARTS]
+    general = place / _GENERAL if study.general_data and study.task == "causal-lm" else None
     sha = hashlib.sha256()
-    for path in (*paths, *([general] if general else [])):
+    for path in (*(place / name for name in names), *([general] if general else [])):
         sha.update(path.read_bytes())
-    return Splits(*paths, general=general, sha256=sha.hexdigest())
+    return Splits(*(place / name for name in names), general=general, sha256=sha.hexdigest())
 
 
-def _general(study: Study, folder: Path) -> Path | None:
-    if study.general_data is None or study.task != "causal-lm":
+def _is_there(place: Path, asked: dict[str, Any]) -> bool:
+    if not place.exists():
+        return False
+    try:
+        recorded = json.loads((place / _RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place} is there already, and no study split it; name another folder") from error
+    for name in asked:
+        if recorded.get(name) != asked[name]:
+            what = "the content of its data" if name == "contents" else f"{name} {recorded.get(name)!r}"
+            raise ConfigError(f"{place} was split from other data: {what} has changed since; name another folder")
+    return True
+
+
+def _asked(study: Study) -> dict[str, Any]:
+    """What decides the split: names, columns, and the content of local files."""
+    sources = [study.data, study.eval_data, study.test_data, study.general_data]
+    columns = ("text_column", "label_column", "prompt_column", "completion_column")
+    return {
+        **{name: getattr(study, name) for name in ("task", "data", "eval_data", "test_data", "general_data")},
+        **{name: getattr(study.training, name) for name in columns},
+        "contents": [_content(source) for source in sources if source is not None],
+    }
+
+
+def _content(source: str) -> str | None:
+    """Hash of a local source's files; None for a data set of the hub, or a built-in text."""
+    if source in BUILT_IN or not is_local(source):
         return None
-    path = folder / "data" / "general.jsonl"
-    if not path.exists():
-        _write(path, _rows(study, study.general_data, "validation"))
-    return path
+    path = local_path(source)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    sha = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as opened:
+            sha.update(hashlib.file_digest(opened, "sha256").digest())
+    return sha.hexdigest()
+
+
+def _write_parts(study: Study, target: Path) -> None:
+    for part, rows in zip(PARTS, _split(study), strict=True):
+        if not rows:
+            raise DataError(f"{study.data} leaves nothing for {part}; give more data, or other data for it")
+        _write(target / f"{part}{_suffix(study)}", rows)
+    if study.general_data is not None and study.task == "causal-lm":
+        _write(target / _GENERAL, _rows(study, study.general_data, "validation"))
+
+
+def _suffix(study: Study) -> str:
+    return ".npz" if study.task == "image-classification" else ".jsonl"
 
 
 def test_references(path: Path) -> dict[str, list[str]]:
@@ -103,20 +155,39 @@ def _rows(study: Study, source: str, split: str) -> list[Any]:
     if study.task == "image-classification":
         return load_images(source, split, training.label_column)
     names = (training.text_column, training.label_column)
-    return [{"text": row[names[0]], "label": row[names[1]]} for row in load_rows(source, split, names)]
+    rows = load_rows(source, split, names)
+    if rows and (missing := [name for name in names if name not in rows[0]]):
+        found = ", ".join(map(str, rows[0]))
+        raise DataError(
+            f"{source} has the columns {found}, and no {missing[0]!r}; the study's training.text_column and "
+            "training.label_column name others"
+        )
+    return [{"text": row[names[0]], "label": row[names[1]]} for row in rows]
 
 
 def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
-    """What must not be torn apart: a document; a prompt's answers. Classes in turn, so that each has its share."""
-    if study.task != "causal-lm":
-        label = (lambda row: row["label"]) if study.task == "text-classification" else (lambda row: row[1])
-        return [[row] for row in sorted(rows, key=lambda row: str(label(row)))]
-    if "prompt" not in rows[0]:
-        return [[row] for row in rows]
-    prompts: dict[str, list[Row]] = {}
+    """What must not be torn apart: equal documents or examples; a prompt's answers. Classes stand in turn."""
+    if study.task == "image-classification":
+        found = _alike(rows, lambda row: image_bytes(row[0]))
+        return sorted(found, key=lambda group: str(group[0][1]))
+    if study.task == "text-classification":
+        found = _alike(rows, lambda row: row["text"])
+        return sorted(found, key=lambda group: str(group[0]["label"]))
+    return _alike(rows, _document)
+
+
+def _document(row: Any) -> Any:
+    """What a row of a language model's data is known by."""
+    if "prompt" in row:
+        return row["prompt"]
+    return row["text"] if "text" in row else json.dumps(row["messages"], sort_keys=True)
+
+
+def _alike(rows: Sequence[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    groups: dict[Any, list[Any]] = {}
     for row in rows:
-        prompts.setdefault(row["prompt"], []).append(row)
-    return list(prompts.values())
+        groups.setdefault(key(row), []).append(row)
+    return list(groups.values())
 
 
 def _of_groups(groups: Sequence[list[Any]]) -> list[list[Any]]:

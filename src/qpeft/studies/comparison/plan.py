@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from qpeft.studies.comparison.cells.cell import Cell
 from qpeft.studies.comparison.data import Splits, split_data
 from qpeft.studies.comparison.rows import SCHEMA, read_row, row_path
 from qpeft.studies.comparison.study import UNTRAINED, MethodSpec, Study
-from qpeft.training.base import fingerprint, load_config
+from qpeft.training.base import block_length, fingerprint, load_config
 
 EMBEDDED = "embedded"
 
@@ -30,6 +31,10 @@ class Plan:
     folder: Path
     study: dict[str, Any]
     recipe: dict[str, Any]  # what is equal for all cells
+
+    def write(self) -> None:
+        """Put study.json into the folder, which whoever calls must have for itself."""
+        write_json(self.folder / "study.json", self.study)
 
     def tuning_cells(self) -> list[Cell]:
         """A trial of each rate of each method that has several, cheap methods first."""
@@ -47,8 +52,8 @@ class Plan:
         cells = []
         for seed in self.study["seeds"]:
             for method in self._by_cost():
-                if method["method"] == UNTRAINED and seed != self.study["seeds"][0]:
-                    continue  # no seed changes it
+                if _is_exact(self.study, method) and seed != self.study["seeds"][0]:
+                    continue
                 rate, why_not = chosen[method["key"]]
                 cells.append(self._cell(method, method["role"], f"seed{seed}", seed, rate, why_not))
         return cells
@@ -107,16 +112,18 @@ class Plan:
 
 
 def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
-    """Resolve the base, split and hash the data, count every method, and write study.json.
+    """Resolve the base, split and hash the data, and count every method. Of a folder in use nothing is changed.
 
     Raises InputError, ConfigError or DataError for what cannot be run, before any cell.
     """
     _check_folder(study, folder)
+    _check_encoder(study)
     model = str(base_path()) if study.base == EMBEDDED else study.base
     config = load_config(model)
     base_sha = fingerprint(model, config)
     base = on_meta(model, None if study.task == "image-classification" else _PEFT_TASK[study.task])
     specs, blocks = _resolved(study, model, base)
+    study = _with_one_length(study, config, [spec for spec, _, _ in specs])
     splits = split_data(study, folder)
     recipe = _recipe(study, model, base_sha, splits, base)
     resolved = {
@@ -138,10 +145,30 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
         "methods": [_described(study, recipe, spec, role, counts) for spec, role, counts in specs],
         "blocks": blocks,
     }
-    write_json(folder / "study.json", resolved)
     return Plan(folder, resolved, recipe)
 
 
+def _with_one_length(study: Study, config: Any, specs: Sequence[MethodSpec]) -> Study:
+    """Blocks as long as every method can take: virtual tokens take room, and all methods see the same blocks."""
+    if study.task != "causal-lm":
+        return study
+    reserved = [spec.settings.get("num_virtual_tokens", 10) for spec in specs if spec.method in ("prefix", "prompt")]
+    length = block_length(study.training.seq_len, config, max(reserved, default=0))
+    return study.model_copy(update={"training": study.training.model_copy(update={"seq_len": length})})
+
+
+def _check_encoder(study: Study) -> None:
+    """BERTScore's encoder, before anything is trained."""
+    encoder = study.generation and study.generation.bertscore_model
+    if not encoder:
+        return
+    if not Path(encoder).expanduser().is_dir():
+        raise ConfigError(f"generation.bertscore_model: no folder {encoder}; name that of a local encoder, or none")
+    if find_spec("bert_score") is None:
+        raise ConfigError('generation.bertscore_model needs the package bert-score: pip install "qpeft[bertscore]"')
+
+
+_EARLY = ("data", "estimate.json")  # what is there before study.json
 _PEFT_TASK = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS"}
 
 
@@ -153,7 +180,8 @@ def _check_folder(study: Study, folder: Path) -> None:
         raise ConfigError(f"{folder} is a file; name a folder for the study")
     file = folder / "study.json"
     if not file.exists():
-        if any(not path.name.startswith(".") and path.name != "data" for path in folder.iterdir()):
+        is_ours = (folder / "rows" / study.name).is_dir()
+        if not is_ours and any(not path.name.startswith(".") and path.name not in _EARLY for path in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty and holds no study; name another folder")
         return
     try:
@@ -259,6 +287,11 @@ def _hash(study: Study, recipe: dict[str, Any], spec: MethodSpec, rates: Sequenc
         "rates": list(rates),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _is_exact(study: dict[str, Any], method: dict[str, Any]) -> bool:
+    """No seed changes a base that is not trained; a classification's new head is drawn from the seed."""
+    return method["method"] == UNTRAINED and study["task"] == "causal-lm"
 
 
 def _rounded(rate: float) -> float:

@@ -79,6 +79,8 @@ def read_row(path: Path) -> Row | None:
         raise CheckpointError(f"{path} is damaged ({error}); delete it, and its cell runs again") from error
     if found != SCHEMA:
         raise CheckpointError(f"{path} has schema {found}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
+    if missing := empty_row("", "", "", "", 0).keys() - row.keys():
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; delete it, and its cell runs again")
     return row
 
 

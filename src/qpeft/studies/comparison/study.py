@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -25,6 +25,12 @@ _RATES |= {"fourierft": 4e-3, "ln_tuning": 5e-3, "qpa": 1e-3, "quantum_peft": 1e
 _RATE = 2e-4  # LoRA and what is like it
 
 
+_HIGHEST_SEED = 2**32 - 1  # NumPy's limit
+_Seed = Annotated[int, Field(ge=0, le=_HIGHEST_SEED)]
+_Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # no formula for whoever opens the tables
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +39,7 @@ class MethodSpec(_Strict):
     """A row of the comparison: a method of `qpeft train` with its settings."""
 
     key: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")
-    label: str | None = None
+    label: _Label | None = None
     method: str
     host: str = "lora"
     settings: dict[str, Any] = {}
@@ -62,7 +68,7 @@ class Candidate(_Strict):
     """A method of an equal-budget block, taken at the largest of `values` of its setting `vary` that fits."""
 
     key: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
-    label: str | None = None
+    label: _Label | None = None
     method: str
     host: str = "lora"
     settings: dict[str, Any] = {}
@@ -109,8 +115,8 @@ class Training(_Strict):
 class Tuning(_Strict):
     """Learning rates: every method tries its own middle rate times each of `grid`, on validation data alone."""
 
-    grid: list[float] = Field(default=[0.3, 1.0, 3.0, 10.0], min_length=1)
-    seed: int = Field(default=1000, ge=0)  # of the trials; not among the final ones
+    grid: list[_Factor] = Field(default=[0.3, 1.0, 3.0, 10.0], min_length=1)
+    seed: int = Field(default=1000, ge=0, le=_HIGHEST_SEED)  # of the trials; not among the final ones
 
 
 class Generation(_Strict):
@@ -134,7 +140,7 @@ class Study(_Strict):
     task: str = "causal-lm"
     metric: Literal["test_loss", "test_accuracy", "bleu"] | None = None
     reference: str = "lora"
-    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    seeds: list[_Seed] = Field(default=[0, 1, 2], min_length=1)
     tuning: Tuning = Tuning()
     training: Training = Training()
     test_blocks: int = Field(default=96, ge=0)
@@ -156,19 +162,29 @@ class Study(_Strict):
         keys += [f"{candidate.key}@{block.of}" for block in self.blocks for candidate in block.methods]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise ValueError(f"methods: the key {sorted(twice)[0]!r} stands twice")
+        own = [method.key for method in self.methods]
         for field, name in (("reference", self.reference), *(("blocks.of", block.of) for block in self.blocks)):
-            if name not in keys:
-                raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(keys)}")
+            if name not in own:
+                raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(own)}")
         for method in self.methods:
-            if method.against is not None and method.against not in keys:
+            if method.against is not None and method.against not in own:
                 raise ValueError(f"methods: {method.key} is a control against {method.against!r}, which is no key")
         if self.tuning.seed in self.seeds:
             raise ValueError(f"tuning.seed {self.tuning.seed} is one of seeds; rates are chosen with a seed apart")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one stands twice")
-        if self.metric == "bleu" and self.generation is None:
-            raise ValueError("metric bleu needs `generation`, whose texts it is of")
+        self._check_data_and_metric()
         return self
+
+    def _check_data_and_metric(self) -> None:
+        if self.eval_data is not None and self.eval_data == self.test_data:
+            raise ValueError("eval_data and test_data are the same: rates would be chosen on the test")
+        if self.data in (self.eval_data, self.test_data):
+            raise ValueError("eval_data or test_data is the training data itself")
+        if (self.metric == "test_accuracy") and self.task == "causal-lm":
+            raise ValueError("metric test_accuracy is of classifications; of causal-lm take test_loss or bleu")
+        if self.metric == "bleu" and (self.generation is None or self.task != "causal-lm"):
+            raise ValueError("metric bleu needs task causal-lm and `generation`, whose texts it is of")
 
     @property
     def chosen_metric(self) -> str:
@@ -216,12 +232,22 @@ def _set(found: dict[str, Any], dotted: str, value: Any) -> None:
     found[last] = value
 
 
+def _fields_beside(place: tuple[int | str, ...]) -> list[str]:
+    """The fields that are known where an unknown one was found."""
+    parents = [part for part in place[:-1] if isinstance(part, str)]
+    kinds: dict[str, type[BaseModel]] = {"training": Training, "tuning": Tuning, "generation": Generation}
+    kinds |= {"blocks": Block, "methods": Candidate if "blocks" in parents else MethodSpec}
+    return list((kinds[parents[-1]] if parents else Study).model_fields)
+
+
 def _described(error: ValidationError) -> str:
     """`training.steps: Input should be a valid integer, got 'many'`, for the first few errors."""
     lines = []
     for found in error.errors()[:3]:
         where = ".".join(map(str, found["loc"]))
         what = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "extra_forbidden":
+            what = unknown("field", str(found["loc"][-1]), _fields_beside(found["loc"]))
         got = "" if found["type"] in ("missing", "value_error", "extra_forbidden") else f", got {found['input']!r}"
         lines.append(f"{where}: {what}{got}" if where else what)
     return "; ".join(lines)

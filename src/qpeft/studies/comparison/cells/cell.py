@@ -73,7 +73,8 @@ def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: No
 
 def work_folder(cell: Cell, folder: Path) -> Path:
     """Where an unfinished cell keeps its run."""
-    return folder / "work" / cell.method / cell.hash / cell.name
+    rate = "" if cell.lr is None else f"-lr{cell.lr:g}"  # another rate, chosen later, must not go on with this run
+    return folder / "work" / cell.method / cell.hash / f"{cell.name}{rate}"
 
 
 def tidy(cell: Cell, folder: Path) -> None:

@@ -12,10 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qpeft.errors import TrainingError
+from qpeft.errors import QpeftError, TrainingError
 from qpeft.studies.comparison.cells.cell import Cell, Steps, failed_row, started_row, work_folder
 from qpeft.studies.comparison.cells.keep import Audit, KeepBest, best_of, restore
 from qpeft.studies.comparison.data import test_references
+from qpeft.studies.comparison.figures.capacity import measure_capacity
 from qpeft.studies.comparison.figures.convergence import derive
 from qpeft.studies.comparison.figures.generation import generate_texts, score_texts
 from qpeft.studies.comparison.rows import Row
@@ -186,12 +187,12 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
         row["quality"] |= _quality(test.score(model))
         row["data"]["splits"] = _sizes(ready.task, test)
         if cell.recipe["generation"] and cell.recipe["task"] == "causal-lm":
-            _generate(cell, row, model, test)
+            with _or_reason(row, "quality.bleu"):
+                _generate(cell, row, model, test)
         _measure_forgetting(cell, row, ready)
         if cell.recipe["capacity"] and cell.config["method"] != UNTRAINED:
-            from qpeft.studies.comparison.figures.capacity import measure_capacity
-
-            row["capacity"] = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
+            with _or_reason(row, "capacity"):
+                row["capacity"] = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
             if cell.seed != cell.recipe["first_seed"]:  # each place's own figures stand in one row of a method
                 row["capacity"] = {k: v for k, v in row["capacity"].items() if k not in ("modules", "blocks")}
 
@@ -215,6 +216,15 @@ def _sizes(task: Task, test: Task) -> dict[str, int]:
 
     parts = {"train": task.train, "valid": task.evaluation, "test": test.evaluation}
     return {f"{name}_tokens": targets(examples) for name, examples in parts.items()}
+
+
+@contextlib.contextmanager
+def _or_reason(row: Row, name: str) -> Iterator[None]:
+    """A figure beside the loss that cannot be had is null, with the reason: it does not undo a training."""
+    try:
+        yield
+    except QpeftError as error:
+        row["null_reasons"][name] = str(error)
 
 
 def _measure_forgetting(cell: Cell, row: Row, ready: Prepared) -> None:

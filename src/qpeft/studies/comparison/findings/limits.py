@@ -28,7 +28,20 @@ def as_good_as_target(control: MethodSummary, lower_is_better: bool) -> bool:
 
 def _controls(summary: Summary) -> list[str]:
     controls = [m for m in summary.methods if as_good_as_target(m, summary.lower_is_better) and m.against is not None]
-    return [f"{m.label} performs as well as {summary[str(m.against)].label} here." for m in controls]
+    return [f"{_performs(m, summary)}." for m in controls]
+
+
+def _performs(control: MethodSummary, summary: Summary) -> str:
+    """What a control's own interval says of it, with the interval: an interval around 0 is no proof of equality."""
+    found = control.difference_to_target
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    to = summary[str(control.against)].label
+    interval = f"difference {found.mean:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
+    is_better = found.high < 0 if summary.lower_is_better else found.low > 0
+    word = "better than" if is_better else "as well as"
+    return f"{control.label} performs {word} {to} here ({interval})"
 
 
 def _scope(summary: Summary) -> str:
@@ -44,7 +57,7 @@ def _statistics(summary: Summary) -> list[str]:
         return []
     rule = '"Better" and "worse" are said only if the 95 % t interval of the difference, paired by seed, excludes 0'
     how = f"with at least {MIN_SEEDS} seeds, after Holm's correction over {summary.n_comparisons} comparisons"
-    return [f"{rule}, {how}."]
+    return [f"{rule}, {how}.", "Intervals are over seeds alone: another choice of test data is not in them."]
 
 
 def _edges(summary: Summary) -> list[str]:

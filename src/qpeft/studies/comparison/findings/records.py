@@ -17,6 +17,7 @@ from qpeft.studies.comparison.findings.statistics import Stats, describe
 from qpeft.studies.comparison.rows import SCHEMA, Row, read_row, row_path, without_nan
 
 MISSING = "missing"
+_NEEDED = {"study", "task", "metric", "reference", "methods", "blocks", "seeds"}
 FAILURES = ("failed", "diverged", "oom", "timeout", "skipped")
 
 _SECTIONS = ("quality", "cost", "convergence", "capacity")
@@ -65,15 +66,17 @@ def read_study(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged ({error}); run `qpeft compare run` again with its command") from error
     if found != SCHEMA:
         raise CheckpointError(f"{path} has schema {found}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
+    if missing := _NEEDED - study.keys():
+        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; run `qpeft compare run` again")
     return study
 
 
 def read_method(folder: Path, study: Mapping[str, Any], method: Mapping[str, Any]) -> MethodRows:
-    """The rows of `method`. One that trains nothing is exact: its only row stands under every seed."""
+    """The rows of `method`. A language model that nothing trains is exact: its row stands under every seed."""
     place = row_path(folder, study["study"], method["key"], method["hash"], "cost")
     seeds = {seed: _read(place.with_name(f"seed{seed}.json")) for seed in study["seeds"]}
     found = [row for row in seeds.values() if row is not None]
-    if not method["rates"] and len(found) == 1:
+    if not method["rates"] and found and study["task"] == "causal-lm":
         seeds = dict.fromkeys(seeds, found[0])
     return MethodRows(seeds, list(_trials(place.parent, method["rates"])), _read(place))
 

@@ -157,15 +157,24 @@ def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def flags_of(method: MethodSummary, trials: Sequence[tuple[float, Row | None]]) -> list[str]:
-    """The few words that stand in the method's line of every table."""
+def flags_of(
+    method: MethodSummary, trials: Sequence[tuple[float, Row | None]], untrained: float | None, lower_is_better: bool
+) -> list[str]:
+    """The few words that stand in the method's line of every table; `untrained`: what the base itself reaches."""
     flags = []
+    if untrained is not None and method.metric is not None and method.lr is not None:
+        values = method.metric.values.values()
+        if all(value > untrained if lower_is_better else value < untrained for value in values):
+            flags.append("worse than the untrained base with every seed")
     if method.lr_at_edge is not None:
         flags.append(f"edge: its best rate is the {method.lr_at_edge}est of its grid")
     if method.metric is not None and method.metric.n < MIN_SEEDS:
         flags.append(f"preliminary: {_count(method.metric.n, 'seed')}")
     lost = Counter(status for status in method.statuses.values() if status != "success")
     flags += [f"{count} {status}" for status, count in sorted(lost.items())]
+    ended = sum(row is not None and row["status"] in ("success", "diverged") for _, row in trials)
     if trials and all(row is not None and row["status"] != "success" for _, row in trials):
         flags.append("no rate succeeded")
+    elif trials and ended < sum(row is not None for _, row in trials):
+        flags.append(f"{ended} of {len(trials)} rates tried to the end")
     return flags

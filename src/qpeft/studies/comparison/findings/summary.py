@@ -25,6 +25,7 @@ from qpeft.studies.comparison.findings.tables import write_tables
 from qpeft.studies.comparison.findings.targets import steps_and_seconds, target_losses
 from qpeft.studies.comparison.rows import Row
 
+UNTRAINED = "none"
 RANKED = (0.8, 1.0)  # of a block's budget
 
 Study = Mapping[str, Any]
@@ -50,6 +51,10 @@ def summarise(folder: Path) -> Summary:
     lower_is_better = study["metric"] == "test_loss"
     differences = _differences(study, rows, lower_is_better)
     methods = [_method(study, method, rows[method["key"]], differences, targets) for method in study["methods"]]
+    base = next((method.metric for method in methods if method.method == UNTRAINED and method.metric), None)
+    methods = [
+        replace(m, flags=flags_of(m, rows[m.key].trials, base.mean if base else None, lower_is_better)) for m in methods
+    ]
     ranks = _ranks([m for m in methods if m.role == "main"], lower_is_better)
     methods = [replace(method, rank=ranks.get(method.key)) for method in methods]
     summary = Summary(
@@ -66,7 +71,21 @@ def summarise(folder: Path) -> Summary:
         n_comparisons=len({frozenset(pair) for pair, found in differences.items() if found.p is not None}),
     )
     sentences = {method.key: sentence(method, summary) for method in methods}
-    return replace(summary, sentences=sentences, limits=limits_of(summary))
+    trained = [rows[method["key"]] for method in study["methods"] if method["rates"]]
+    return replace(summary, sentences=sentences, limits=[*limits_of(summary), *_unequal_order(trained)])
+
+
+def _unequal_order(methods: Iterable[MethodRows]) -> list[str]:
+    """What breaks the pairing of seeds: methods that did not see equal batches."""
+    orders: dict[int, set[str]] = {}
+    for found in methods:
+        for seed, row in found.successes.items():
+            if sha := row["data"].get("order_sha256"):
+                orders.setdefault(seed, set()).add(sha)
+    unequal = [str(seed) for seed, found in orders.items() if len(found) > 1]
+    if not unequal:
+        return []
+    return [f"The methods did not see the same batches with seed {', '.join(unequal)}: differences are not paired."]
 
 
 def _differences(study: Study, rows: Mapping[str, MethodRows], lower_is_better: bool) -> Differences:
@@ -93,7 +112,7 @@ def _method(
     trained = next((row["train"] for row in (*rows.successes.values(), *rows.present) if row["train"].get("lr")), {})
     steps_to, seconds_to = _speeds(_curves(rows.successes) if method["rates"] else {}, targets)
     mixed = on_mixed_hardware(rows.successes)
-    found = MethodSummary(
+    return MethodSummary(
         **{name: method[name] for name in ("key", "label", "role", "against", "method", "settings", "hash")},
         trainable=method["trainable"],
         deployed=method["deployed"],
@@ -114,7 +133,6 @@ def _method(
         flags=[],
         rank=None,
     )
-    return replace(found, flags=flags_of(found, rows.trials))
 
 
 def _block(block: Study, methods: list[MethodSummary], differences: Differences, lower_is_better: bool) -> Block:

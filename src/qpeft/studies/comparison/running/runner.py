@@ -83,6 +83,7 @@ def run(
     _check(executor, retry, workers, threads, timeout, reuse)
     progress = progress or Silent()
     with sole_user(plan.folder):
+        plan.write()
         wait_for_earlier_cells(plan.folder, progress.on_note)
         study = _Run(plan, progress, tuple(retry), reuse)
         run_cell = run_cell or partial(run_in_threads, threads)
@@ -141,9 +142,11 @@ class _Run:
         return row["status"] != "skipped" or bool(cell.impossible)
 
     def _adopt(self, cell: Cell) -> Row | None:
-        if self._reuse is None or cell.impossible:
+        """The row of an equal cell, of this study or of the one to reuse; times are measured anew."""
+        if cell.impossible or cell.role == "cost":
             return None
-        for path in sorted(self._reuse.glob(f"rows/*/*/{cell.hash}/{cell.name}.json")):
+        folders = [folder for folder in (self._plan.folder, self._reuse) if folder is not None]
+        for path in (path for folder in folders for path in sorted(folder.glob(_rows_like(cell)))):
             row = read_row(path)
             if row and row["status"] == "success" and row["train"].get("lr") == cell.lr:
                 ours = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "role": cell.role}
@@ -166,7 +169,11 @@ class _Run:
 
     def _how_to_go_on(self) -> str:
         left = sum(not self._path(cell).exists() for cell in self._cells())
-        return f"Stopped; {left} cells are left. Run the same command again to go on."
+        return f"{left} cells are left. Run the same command again to go on."
+
+
+def _rows_like(cell: Cell) -> str:
+    return f"rows/*/*/{cell.hash}/{cell.name}.json"
 
 
 def is_failure(row: Row) -> bool:
