@@ -292,9 +292,9 @@ def test_methods_that_need_room_shorten_the_blocks_of_all(study, tmp_path):
 
 def test_a_prompt_too_long_to_answer_costs_the_answers_and_no_training(study, tmp_path):
     data = tmp_path / "pairs.jsonl"
-    pairs = [{"prompt": f"{n} " + "the bird sings " * 12, "completion": "at night"} for n in range(60)]
+    pairs = [{"prompt": f"{n} " + "the bird sings " * 5, "completion": "at night"} for n in range(60)]
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    asked = {"data": str(data), "generation": {"max_new_tokens": 40}, "training.seq_len": 61}
+    asked = {"data": str(data), "generation": {"max_new_tokens": 50}, "training.seq_len": 61}
     plan = make_plan(study(**asked), tmp_path / "out")
     [cell] = cells_of(plan, "lora")
     row = run_cell(cell, plan.folder)

@@ -8,7 +8,7 @@ import pytest
 
 from qpeft.errors import CheckpointError, InputError
 from qpeft.studies.comparison.findings.statistics import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
-from qpeft.studies.comparison.findings.summary import summarise
+from qpeft.studies.comparison.findings.summary import summarise, write_outputs
 
 SEEDS = [0, 1, 2, 3, 4]
 
@@ -385,3 +385,11 @@ def test_a_damaged_study_is_refused(tmp_path, text, message):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         summarise(tmp_path)
+
+
+def test_a_method_that_needs_its_circuit_no_more_than_a_control_says_so_first(study_folder):
+    first, second = summarise(study_folder).headlines
+    assert first.startswith("QPA is not shown to be better than 1 of its 1 control: QPA with noise for its circuit (")
+    assert second == "QAA is better than all of its 1 control."
+    write_outputs(study_folder)
+    assert f"- **{first}**" in (study_folder / "summary.md").read_text()

@@ -101,6 +101,7 @@ class Summary:
     tuning: dict[str, list[tuple[float, float | None]]]  # by method: rate, validation loss
     curves: dict[str, dict[int, Curve]]  # by method and seed
     sentences: dict[str, str]  # by method: the answer with its interval
+    headlines: list[str]  # of each method with controls: how many of them do as well
     n_comparisons: int  # in the family that Holm's correction is over
 
     def __getitem__(self, key: str) -> MethodSummary:

@@ -25,7 +25,8 @@ def markdown(summary: Summary) -> str:
 
 
 def _answers(summary: Summary) -> list[str]:
-    return ["## Answers", "\n".join(f"- {text}" for text in summary.sentences.values())]
+    lines = [*(f"**{text}**" for text in summary.headlines), *summary.sentences.values()]
+    return ["## Answers", "\n".join(f"- {text}" for text in lines)]
 
 
 def _caption(summary: Summary) -> str:

@@ -29,6 +29,31 @@ def sentence(method: MethodSummary, summary: Summary) -> str:
     return f"{answer[0].upper()}{answer[1:]}{_lost(method)}"
 
 
+def headlines_of(summary: Summary) -> list[str]:
+    """For each method with controls, whether it needs what they lack: how many of them are not shown to be worse."""
+    found = []
+    for method in summary.methods:
+        judged = [m for m in summary.methods if m.against == method.key and m.difference_to_target is not None]
+        judged = [m for m in judged if m.difference_to_target and m.difference_to_target.verdict != PRELIMINARY]
+        if not judged:
+            continue
+        as_good = [m for m in judged if m.difference_to_target and m.difference_to_target.verdict != WORSE]
+        if not as_good:
+            found.append(f"{method.label} is better than all of its {_count(len(judged), 'control')}.")
+            continue
+        names = "; ".join(f"{m.label} ({_against(m, summary)})" for m in as_good)
+        n = f"{len(as_good)} of its {_count(len(judged), 'control')}"
+        found.append(f"{method.label} is not shown to be better than {n}: {names}.")
+    return found
+
+
+def _against(control: MethodSummary, summary: Summary) -> str:
+    """ "0.016 nats per token below", and "better" where that is shown."""
+    found = control.difference_to_target
+    assert found is not None
+    return f"{_distance(found, summary).removesuffix(' with')}{', better' if found.verdict == BETTER else ''}"
+
+
 def _answer(method: MethodSummary, summary: Summary) -> str:
     if method.metric is None:
         return f"{method.label} has no result{'.' if method.has_failures else ' yet.'}"

@@ -19,7 +19,7 @@ from qpeft.studies.comparison.findings.records import (
     read_method,
     read_study,
 )
-from qpeft.studies.comparison.findings.sentences import flags_of, sentence
+from qpeft.studies.comparison.findings.sentences import flags_of, headlines_of, sentence
 from qpeft.studies.comparison.findings.statistics import MIN_SEEDS, Difference
 from qpeft.studies.comparison.findings.tables import write_tables
 from qpeft.studies.comparison.findings.targets import steps_and_seconds, target_losses
@@ -68,11 +68,17 @@ def summarise(folder: Path) -> Summary:
         tuning={key: [(rate, _valid_loss(row)) for rate, row in found.trials] for key, found in rows.items()},
         curves=curves,
         sentences={},
+        headlines=[],
         n_comparisons=len({frozenset(pair) for pair, found in differences.items() if found.p is not None}),
     )
     sentences = {method.key: sentence(method, summary) for method in methods}
     trained = [rows[method["key"]] for method in study["methods"] if method["rates"]]
-    return replace(summary, sentences=sentences, limits=[*limits_of(summary), *_unequal_order(trained)])
+    return replace(
+        summary,
+        sentences=sentences,
+        headlines=headlines_of(summary),
+        limits=[*limits_of(summary), *_unequal_order(trained)],
+    )
 
 
 def _unequal_order(methods: Iterable[MethodRows]) -> list[str]:

@@ -125,6 +125,7 @@ def _answers(summary: Summary) -> dict[str, Any]:
     main = [method for method in ordered(summary) if method.role == "main"]
     verdicts = Counter(m.difference.verdict for m in main if m.difference is not None and m.method != "none")
     return {
+        "headlines": summary.headlines,
         "main_answers": [_answer(method, method.difference, summary) for method in main],
         "tally": [(verdict, verdicts[verdict]) for verdict in words.VERDICTS if verdicts[verdict]],
         "control_answers": [_answer(m, m.difference, summary) for m in ordered(summary) if m.role == "control"],
