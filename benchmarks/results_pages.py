@@ -44,6 +44,7 @@ def page(study: str) -> str:
         *_blocks(found),
         "## The commands",
         "\n".join(["```sh", *(study_json["command"] for study_json, _, _ in found.values()), "```"]),
+        "\n".join(["```{toctree}", ":hidden:", "", *(f"{name}/{study}/summary" for name in SETTINGS), "```"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -120,7 +121,8 @@ def _block(found: dict, of: str) -> str:
             row = next(line for line in rows if (line["of"], line["key"]) == (of, key))
             place = f"rank {row['rank']}" if row["rank"] else f"not ranked ({100 * float(row['ratio']):.0f} %)"
             cells.append(f"{_cell(row, 'delta')}, {place}")
-        lines.append([key.partition("@")[0], *cells])
+        label = _label(next(iter(found.values()))[0], key).partition(",")[0]  # sizes differ between settings
+        lines.append([label, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -1,0 +1,39 @@
+"""The pages of results say what the summaries beside them say, and those what the rows say."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "results"
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("results_pages", ROOT / "benchmarks" / "results_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("study", ["survey", "controls", "feature-source", "rank-perplexity"])
+def test_a_page_has_the_figures_of_its_summaries(study):
+    assert (RESULTS / f"{study}.md").read_text(encoding="utf-8") == script().page(study)
+
+
+@pytest.mark.parametrize(
+    "study", sorted(path.parent.relative_to(RESULTS).as_posix() for path in RESULTS.glob("*/*/study.json"))
+)
+def test_a_summary_has_the_figures_of_its_rows(study):
+    command = [sys.executable, str(ROOT / "benchmarks" / "recompute_summary.py"), str(RESULTS / study)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_nothing_of_a_machine_is_in_the_results():
+    for path in RESULTS.rglob("*"):
+        if path.suffix in (".md", ".json", ".csv", ".html"):
+            text = path.read_text(encoding="utf-8")
+            assert not any(f"/{place}/" in text for place in ("tmp", "root", "home", "work")), path
