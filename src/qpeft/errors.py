@@ -46,5 +46,9 @@ class TrainingError(QpeftError, RuntimeError):
     """Training cannot go on, for example because the loss is not finite."""
 
 
+class BackendError(QpeftError, RuntimeError):
+    """A device did not answer, or its shots are used up; steps that were done stay done."""
+
+
 class VerificationError(QpeftError, RuntimeError):
     """An exported adapter does not reproduce the live model."""

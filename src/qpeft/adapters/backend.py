@@ -2,36 +2,78 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from qpeft.adapters.holder import holder_of
-from qpeft.backends import shots as sampling
+from qpeft.backends.jobs import Jobs
+from qpeft.backends.named import as_backend
+from qpeft.backends.run import CircuitRun
+from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError
 from qpeft.generators.features import CircuitFeature
 
 
-def set_backend(model: Any, backend: str = "exact", shots: int | None = None, gradient: str = "auto") -> None:
-    """Let every circuit of the model's generators run on `backend` from now on.
+def set_backend(
+    model: Any,
+    backend: Any = "exact",
+    shots: int | None = None,
+    gradient: str = "auto",
+    *,
+    seed: int = 0,
+    shot_budget: int | None = None,
+    smoothing: float = 0.0,
+    retries: int = 5,
+    log: str | Path | None = None,
+    allow_wide: bool = False,
+) -> CircuitRun | None:
+    """Let every QPA circuit of the model run on `backend` from now on.
 
     Args:
         model: A PeftModel whose adapter has a circuit.
-        backend: "exact", the state-vector simulator.
-        shots: Count outcomes over so many shots instead of reading exact probabilities; None reads them.
-        gradient: "adjoint" (exact probabilities only), "parameter-shift", or "auto".
+        backend: "exact", the state-vector simulator; a PennyLane device; a Qiskit sampler (`BaseSamplerV2`); or a
+            `qpeft.backends.Backend`.
+        shots: Count outcomes over so many shots of each circuit. None: exact probabilities, or the device's own shots.
+        gradient: "adjoint" (exact probabilities only), "parameter-shift", "spsa", or "auto", which takes the first
+            of these that the backend has.
+        seed: Of counts drawn by qpeft; a device of yours has its own.
+        shot_budget: No job is sent that would bring the shots beyond it.
+        smoothing: Adds so many counts to every outcome, so that no frequency is 0.
+        retries: How often a failed job is sent again, after 1, 2, 4, ... seconds.
+        log: File to which a line of JSON is added for every job.
+        allow_wide: Runs more than 14 qubits, which are refused otherwise.
 
-    With shots, training and evaluation carry sampling noise (one draw per optimiser step); the start of a residual
-    adapter, merging and `qpeft.export` stay exact.
+    Returns:
+        What runs the circuits from now on; `str()` tells which gradient was chosen and what a step costs, and
+        `.jobs.used` counts jobs, circuits, shots and seconds. None for the exact simulator with adjoint gradients.
+
+    With shots or a device, training carries its noise; the start of a residual adapter, merging and
+    `qpeft.export` stay exact.
 
     Raises:
         ConfigError: no circuit in the model, or settings that do not go together.
+        BackendError: later, in training: a job failed more than `retries` times, or the shot budget is used up.
     """
     holder = holder_of(model)
     features = [m for m in model.modules() if isinstance(m, CircuitFeature)]
     if holder is None or not features:
         raise ConfigError(
-            "the model has no circuit; backends are for adapters with feature_source 'qnn' or 'qnn_frozen'"
+            "the model has no circuit of QPA; backends are for adapters with feature_source 'qnn' or 'qnn_frozen'"
         )
+    jobs = Jobs(
+        as_backend(backend),
+        shots,
+        seed=seed,
+        shot_budget=shot_budget,
+        retries=retries,
+        log=None if log is None else Path(log),
+    )
+    runs = []
     for feature in features:
-        n_qubits = feature.angles.start.shape[1]
-        feature.backend = sampling.choose(backend, shots, gradient, n_qubits, seed=0)
+        n_layers, n_qubits = feature.angles.start.shape
+        runs.append(CircuitRun(Ansatz("ry_ladder", n_qubits, n_layers), jobs, gradient, smoothing, allow_wide))
+    is_own = jobs.backend.name == "exact" and jobs.shots is None and runs[0].gradient == "adjoint"
+    for feature, run in zip(features, runs, strict=True):
+        feature.backend = None if is_own else run
     holder.invalidate()
+    return None if is_own else runs[-1]

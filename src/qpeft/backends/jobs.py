@@ -1,0 +1,207 @@
+"""Sends jobs to a backend: their seeds, their cost, their log; again after a failure, once for all processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qpeft.backends.backend import Backend, Numbers
+from qpeft.circuits import Ansatz
+from qpeft.errors import BackendError, CheckpointError, ConfigError
+
+_LONGEST_WAIT = 60.0  # seconds
+_NEVER_AGAIN = (TypeError, AttributeError, NotImplementedError, ImportError, ConfigError)  # a mistake, not a fault
+
+
+@dataclass
+class Used:
+    """What a run has cost so far, failed attempts included where they were counted by the device."""
+
+    jobs: int = 0
+    circuits: int = 0
+    shots: int = 0
+    failures: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Jobs:
+    """The jobs of one training on one backend.
+
+    Args:
+        backend: Where circuits run.
+        shots: Of each circuit; None: exact probabilities.
+        seed: Of simulated counts. They depend on seed and angles alone, so a resumed run draws what the unbroken
+            one would have drawn.
+        shot_budget: No job is sent that would bring the shots used beyond it.
+        retries: How often a failed job is sent again, after 1, 2, 4, ... up to 60 seconds.
+        log: A JSON-lines file with a line for every job, which an earlier part of the same run may have begun.
+        wait: Seconds before the first repetition.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        shots: int | None = None,
+        *,
+        seed: int = 0,
+        shot_budget: int | None = None,
+        retries: int = 5,
+        log: Path | None = None,
+        wait: float = 1.0,
+    ) -> None:
+        self.backend = backend
+        self.shots = backend.default_shots if shots is None else shots
+        self.seed = seed
+        self.shot_budget = shot_budget
+        self.retries = retries
+        self.used = Used() if log is None else _read_log(log)
+        self._log = log
+        self._wait = wait
+
+    def run(self, ansatz: Ansatz, angles: Numbers, purpose: str) -> Numbers:
+        """Probabilities or frequencies (B, D) at the angles (B, *ansatz.angle_shape); `purpose` is for the log.
+
+        Raises:
+            BackendError: the shot budget is used up, the job failed too often, or what came back is no probability.
+        """
+
+        def send() -> Numbers:
+            self._check_budget(len(angles))
+            return self._send(
+                lambda: self.backend.run(ansatz, angles, self.shots, self.seed_of(angles)), purpose, ansatz, len(angles)
+            )
+
+        return self._once_for_all(send)
+
+    def adjoint(self, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
+        """Gradient (*ansatz.angle_shape) of weights @ p, by the backend's adjoint pass."""
+        return self._once_for_all(
+            lambda: self._send(lambda: self.backend.adjoint(ansatz, angles, weights), "adjoint", None, 1)
+        )
+
+    def seed_of(self, angles: Numbers) -> int:
+        """The seed of a job: a hash of the run's seed and the angles."""
+        key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
+        return int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
+
+    def _check_budget(self, n_circuits: int) -> None:
+        if self.shot_budget is None or self.shots is None:
+            return
+        wanted = self.shots * n_circuits
+        if self.used.shots + wanted > self.shot_budget:
+            raise BackendError(
+                f"the next job needs {wanted:,} shots, and {self.used.shots:,} of the shot budget of "
+                f"{self.shot_budget:,} are used; nothing of it was sent. Raise the budget to go on"
+            )
+
+    def _send(self, call: Callable[[], Numbers], purpose: str, ansatz: Ansatz | None, n_circuits: int) -> Numbers:
+        for attempt in range(self.retries + 1):
+            began = time.perf_counter()
+            try:
+                result = call()
+                if ansatz is not None:
+                    _check_probabilities(result, (n_circuits, 2**ansatz.n_qubits), self.backend.name)
+            except _NEVER_AGAIN:
+                raise
+            except Exception as error:
+                self._note(purpose, n_circuits, time.perf_counter() - began, attempt, error)
+                if attempt == self.retries:
+                    raise BackendError(_gave_up(self.backend.name, attempt + 1, error)) from error
+                time.sleep(min(self._wait * 2**attempt, _LONGEST_WAIT))
+            else:
+                self._note(purpose, n_circuits, time.perf_counter() - began, attempt, None)
+                return result
+        raise AssertionError("unreachable")
+
+    def _note(self, purpose: str, n_circuits: int, seconds: float, attempt: int, error: Exception | None) -> None:
+        entry = {
+            "job": self.used.jobs + self.used.failures + 1,
+            "backend": self.backend.name,
+            "purpose": purpose,
+            "circuits": n_circuits,
+            "shots": 0 if error or self.shots is None else self.shots * n_circuits,
+            "seconds": round(seconds, 6),
+            "attempt": attempt + 1,
+            "error": None if error is None else _reason(error),
+        }
+        _count(self.used, entry)
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _once_for_all(self, send: Callable[[], Numbers]) -> Numbers:
+        """In distributed training the first process sends the job and the others get its result.
+
+        Else a device would answer each process differently, and their adapters would drift apart.
+        """
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not distributed or torch.distributed.get_world_size() == 1:
+            return send()
+        answer: list[Any] = [None, None]
+        if torch.distributed.get_rank() == 0:
+            try:
+                answer[0] = send()
+            except Exception as error:
+                answer[1] = f"{type(error).__name__}: {error}"
+                torch.distributed.broadcast_object_list(answer, src=0)
+                raise
+        torch.distributed.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise BackendError(f"the first process could not run the circuits: {answer[1]}")
+        return answer[0]
+
+
+def _check_probabilities(found: Numbers, shape: tuple[int, int], name: str) -> None:
+    """Raises RuntimeError, which counts as a failed job, for anything but `shape` non-negative rows with sum 1."""
+    if found.shape != shape:
+        raise RuntimeError(f"{name} answered with shape {found.shape} where {shape} was asked for")
+    if not np.isfinite(found).all() or (found < -1e-9).any() or (abs(found.sum(axis=1) - 1) > 1e-3).any():
+        raise RuntimeError(f"{name} answered with numbers that are no probabilities")
+
+
+def _gave_up(name: str, attempts: int, error: Exception) -> str:
+    return (
+        f"a job on {name} failed {attempts} times, the last time with: {_reason(error)}. Nothing of the steps before "
+        "is lost: run the same command again, or call the training again, when the device answers"
+    )
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+def _count(used: Used, entry: dict[str, Any]) -> None:
+    failed = entry["error"] is not None
+    used.jobs += not failed
+    used.failures += failed
+    used.circuits += 0 if failed else entry["circuits"]
+    used.shots += entry["shots"]
+    used.seconds += entry["seconds"]
+
+
+def _read_log(path: Path) -> Used:
+    """The sums over a log that is there already; a last line that a kill cut off is dropped from the file."""
+    used = Used()
+    if not path.exists():
+        return used
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    try:
+        for line in whole.splitlines():
+            _count(used, json.loads(line))
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a log of jobs ({error}); move it away and run again") from error
+    return used

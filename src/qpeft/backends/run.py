@@ -1,0 +1,149 @@
+"""One circuit on one backend, as a differentiable function of its angles."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qpeft.backends.backend import Numbers
+from qpeft.backends.gradients import RULES, count_circuits
+from qpeft.backends.jobs import Jobs
+from qpeft.circuits import Ansatz
+from qpeft.errors import ConfigError
+
+GRADIENTS = ("auto", *RULES)
+_SHOTS_PER_OUTCOME = 10
+_MOST_QUBITS = 14
+
+_log = logging.getLogger("qpeft")
+
+
+class CircuitRun:
+    """angles (*ansatz.angle_shape) -> probabilities (D,) of the angles' dtype, differentiable by `gradient`.
+
+    Args:
+        ansatz: The circuit.
+        jobs: Where and with how many shots it runs.
+        gradient: "adjoint", "parameter-shift", "spsa", or "auto": adjoint where the backend has it and there are no
+            shots, parameter shift otherwise. The attribute `gradient` tells which it became.
+        smoothing: Adds so many counts to every outcome, p = (counts + s) / (shots + s D), so that none is 0.
+        allow_wide: Runs circuits of more than 14 qubits, whose outcomes no affordable number of shots resolves.
+
+    Raises:
+        ConfigError: settings that do not go together, or that are hopeless.
+    """
+
+    def __init__(
+        self, ansatz: Ansatz, jobs: Jobs, gradient: str = "auto", smoothing: float = 0.0, allow_wide: bool = False
+    ) -> None:
+        self.ansatz = ansatz
+        self.jobs = jobs
+        self.smoothing = smoothing
+        _check_shots(jobs)
+        self.gradient = _choose(gradient, jobs)
+        _check_sense(ansatz, jobs, smoothing, allow_wide)
+        jobs.backend.check(ansatz)
+        _log.info("%s", self)
+
+    def __call__(self, angles: Tensor) -> Tensor:
+        """Probabilities (D,) at the angles."""
+        return _Probabilities.apply(angles, self)
+
+    def __str__(self) -> str:
+        shots = "exact probabilities" if self.jobs.shots is None else f"{self.jobs.shots:,} shots a circuit"
+        return (
+            f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {shots}, gradients by {self.gradient}, "
+            f"{self.circuits_per_step:,} circuits a step"
+        )
+
+    @property
+    def circuits_per_step(self) -> int:
+        """Circuits of one optimiser step: the value and its gradient."""
+        return 1 + count_circuits(self.gradient, self.ansatz.n_angles)
+
+    def value(self, angles: Numbers) -> Numbers:
+        """Smoothed probabilities (D,) at float64 angles, without gradient."""
+        return self._smooth(self.jobs.run(self.ansatz, angles[None], "value")[0])
+
+    def gradient_at(self, angles: Numbers, weights: Numbers) -> Numbers:
+        """Gradient of weights @ `value(angles)`, of the angles' shape."""
+        return self._kept * RULES[self.gradient](self.jobs, self.ansatz, angles, weights)
+
+    @property
+    def _kept(self) -> float:
+        """The part of a smoothed probability that is the circuit's."""
+        shots = self.jobs.shots
+        return 1.0 if shots is None else shots / (shots + self.smoothing * 2**self.ansatz.n_qubits)
+
+    def _smooth(self, p: Numbers) -> Numbers:
+        return p * self._kept + (1 - self._kept) / p.size
+
+
+class _Probabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, angles: Tensor, run: CircuitRun) -> Tensor:
+        ctx.save_for_backward(angles)
+        ctx.run = run
+        return torch.from_numpy(run.value(_numbers(angles))).to(angles)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (angles,) = ctx.saved_tensors
+        found = ctx.run.gradient_at(_numbers(angles), _numbers(gradient))
+        return torch.from_numpy(found).to(angles), None
+
+
+def _numbers(tensor: Tensor) -> Numbers:
+    return tensor.detach().double().cpu().numpy()
+
+
+def _check_shots(jobs: Jobs) -> None:
+    shots, backend = jobs.shots, jobs.backend
+    if shots is None:
+        if not backend.has_exact:
+            raise ConfigError(f"{backend.name} counts outcomes and gives no exact probabilities; set shots")
+        if jobs.shot_budget is not None:
+            raise ConfigError("shot_budget limits shots, and there are none; set shots as well")
+        return
+    if not isinstance(shots, int | np.integer) or isinstance(shots, bool) or shots < 1:
+        raise ConfigError(f"shots must be a positive integer or None, got {shots}")
+
+
+def _choose(gradient: str, jobs: Jobs) -> str:
+    if gradient not in GRADIENTS:
+        raise ConfigError(f"unknown gradient '{gradient}'; choose one of {', '.join(GRADIENTS)}")
+    has_adjoint = jobs.backend.has_adjoint and jobs.shots is None
+    if gradient == "auto":
+        return "adjoint" if has_adjoint else "parameter-shift"
+    if gradient == "adjoint" and jobs.shots is not None:
+        raise ConfigError("gradient='adjoint' needs exact probabilities; use gradient='parameter-shift' with shots")
+    if gradient == "adjoint" and not has_adjoint:
+        raise ConfigError(f"{jobs.backend.name} has no adjoint gradients; use gradient='parameter-shift'")
+    return gradient
+
+
+def _check_sense(ansatz: Ansatz, jobs: Jobs, smoothing: float, allow_wide: bool) -> None:
+    if not 0 <= smoothing < float("inf"):
+        raise ConfigError(f"smoothing must be a number of counts, 0 or more, got {smoothing}")
+    if smoothing and jobs.shots is None:
+        raise ConfigError("smoothing is for outcomes that no shot hit, and there are no shots; set shots as well")
+    outcomes = 2**ansatz.n_qubits
+    is_own = jobs.backend.name == "exact" and jobs.shots is None
+    if ansatz.n_qubits > _MOST_QUBITS and not (allow_wide or is_own):
+        needed = f"{_SHOTS_PER_OUTCOME * outcomes:,} shots" if jobs.shots else f"{outcomes:,} probabilities"
+        raise ConfigError(
+            f"{ansatz.n_qubits} qubits are too many for {jobs.backend.name}: every one of the circuits of a step needs "
+            f"{needed}. Use a larger chunk_size (fewer qubits), or allow_wide=True if you mean it"
+        )
+    if jobs.shots is not None and jobs.shots < _SHOTS_PER_OUTCOME * outcomes:
+        warnings.warn(
+            f"{jobs.shots} shots for {outcomes} outcomes: most probabilities will be dominated by sampling noise",
+            stacklevel=4,
+        )
