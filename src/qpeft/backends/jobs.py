@@ -16,6 +16,7 @@ import torch
 from qpeft.backends.backend import Backend, Numbers
 from qpeft.circuits import Ansatz
 from qpeft.errors import BackendError, CheckpointError, ConfigError
+from qpeft.files import write_text
 
 _LONGEST_WAIT = 60.0  # seconds
 _NEVER_AGAIN = (TypeError, AttributeError, NotImplementedError, ImportError, ConfigError)  # a mistake, not a fault
@@ -198,7 +199,7 @@ def _read_log(path: Path) -> Used:
     text = path.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
-        path.write_text(whole, encoding="utf-8")
+        write_text(path, whole)
     try:
         for line in whole.splitlines():
             _count(used, json.loads(line))

@@ -1,0 +1,131 @@
+"""The ledger: what a job costs, what happens when it fails, and that nothing is sent that cannot be paid."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qpeft.backends import ExactBackend, Jobs
+from qpeft.backends.jobs import Used
+from qpeft.circuits import Ansatz
+from qpeft.errors import BackendError, CheckpointError, ConfigError
+
+LADDER = Ansatz("ry_ladder", 2, 1)
+ANGLES = np.array([[[0.3, 0.7]], [[0.1, 0.2]]])  # two sets
+
+
+class Failing(ExactBackend):
+    """Fails as often as it is told, then answers."""
+
+    name = "failing"
+
+    def __init__(self, failures, error=None):
+        self.failures, self.calls = failures, 0
+        self.error = error or ConnectionError("queue is down\nsecond line")
+
+    def run(self, ansatz, angles, shots, seed):
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error
+        return super().run(ansatz, angles, shots, seed)
+
+
+class Answering(ExactBackend):
+    """Answers with what it is told."""
+
+    name = "answering"
+
+    def __init__(self, answer):
+        self.answer = np.asarray(answer, dtype=float)
+
+    def run(self, ansatz, angles, shots, seed):
+        return self.answer
+
+
+@pytest.fixture
+def naps(monkeypatch):
+    slept = []
+    monkeypatch.setattr("qpeft.backends.jobs.time.sleep", slept.append)
+    return slept
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_failed_job_is_sent_again_after_longer_and_longer(naps, tmp_path):
+    jobs = Jobs(Failing(8), 100, retries=8, log=tmp_path / "jobs.jsonl")
+    expected = Jobs(ExactBackend(), 100).run(LADDER, ANGLES, "value")
+    assert np.array_equal(jobs.run(LADDER, ANGLES, "value"), expected)  # as if nothing had failed
+    assert naps == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert (jobs.used.jobs, jobs.used.failures, jobs.used.shots) == (1, 8, 200)
+    entries = lines(tmp_path / "jobs.jsonl")
+    assert [e["error"] for e in entries] == ["queue is down"] * 8 + [None]
+    assert [e["attempt"] for e in entries] == list(range(1, 10))
+    assert entries[-1]["purpose"] == "value"
+
+
+def test_a_job_that_never_succeeds_says_so_and_leaves_the_ledger_usable(naps):
+    jobs = Jobs(Failing(3), 100, retries=2)
+    with pytest.raises(BackendError, match="a job on failing failed 3 times, the last time with: queue is down"):
+        jobs.run(LADDER, ANGLES, "value")
+    assert jobs.run(LADDER, ANGLES, "value").shape == (2, 4)
+
+
+@pytest.mark.parametrize("error", [TypeError("no such argument"), ConfigError("too few wires")])
+def test_mistakes_are_not_repeated(naps, error):
+    backend = Failing(9, error)
+    with pytest.raises(type(error)):
+        Jobs(backend, 100).run(LADDER, ANGLES, "value")
+    assert backend.calls == 1
+    assert naps == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([[1, 0, 0, 0]], r"answering answered with shape \(1, 4\) where \(2, 4\) was asked for"),
+        ([[1, 0, 0, 0], [np.nan, 0, 0, 1]], "numbers that are no probabilities"),
+        ([[1, 0, 0, 0], [0.5, 0, 0, 0]], "numbers that are no probabilities"),
+        ([[1, 0, 0, 0], [1.5, -0.5, 0, 0]], "numbers that are no probabilities"),
+    ],
+)
+def test_answers_that_are_no_probabilities_are_failures(naps, answer, message):
+    with pytest.raises(BackendError, match=message):
+        Jobs(Answering(answer), 100, retries=1).run(LADDER, ANGLES, "value")
+    assert naps == [1]
+
+
+def test_no_job_is_sent_beyond_the_budget():
+    backend = Failing(0)
+    jobs = Jobs(backend, 100, shot_budget=500)
+    jobs.run(LADDER, ANGLES, "value")
+    jobs.run(LADDER, ANGLES, "value")
+    with pytest.raises(BackendError, match="the next job needs 200 shots, and 400 of the shot budget of 500 are used"):
+        jobs.run(LADDER, ANGLES, "value")
+    assert backend.calls == 2
+
+
+def test_a_log_goes_on_where_it_stopped(tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    Jobs(ExactBackend(), 100, log=path).run(LADDER, ANGLES, "value")
+    whole = path.read_text()
+    path.write_text(whole + '{"job": 2, "circ')  # a kill in the middle of a line
+    jobs = Jobs(ExactBackend(), 100, log=path, shot_budget=300)
+    assert (jobs.used.jobs, jobs.used.circuits, jobs.used.shots) == (1, 2, 200)
+    assert path.read_text() == whole
+    with pytest.raises(BackendError, match="200 of the shot budget of 300 are used"):
+        jobs.run(LADDER, ANGLES, "value")
+
+
+def test_a_foreign_log_is_refused(tmp_path):
+    path = tmp_path / "jobs.jsonl"
+    path.write_text('{"loss": 3.2}\n')
+    with pytest.raises(CheckpointError, match="is not a log of jobs"):
+        Jobs(ExactBackend(), log=path)
+
+
+def test_exact_jobs_use_no_shots():
+    jobs = Jobs(ExactBackend())
+    jobs.run(LADDER, ANGLES, "value")
+    assert {**jobs.used.to_dict(), "seconds": 0.0} == {**Used(jobs=1, circuits=2).to_dict(), "seconds": 0.0}

@@ -1,0 +1,185 @@
+"""A circuit as a function of its angles: gradients exact or unbiased, hopeless settings refused."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+
+import qpeft
+from qpeft.backends import Backend, CircuitRun, ExactBackend, Jobs
+from qpeft.circuits import Ansatz, probabilities
+from qpeft.errors import ConfigError
+
+LADDER = Ansatz("ry_ladder", 3, 2)
+WEIGHTS = torch.arange(8, dtype=torch.float64)
+
+
+class Sampler(Backend):
+    """Counts only."""
+
+    name = "sampler"
+    default_shots = 300
+
+
+@pytest.fixture
+def angles():
+    return (0.1 * (1 + torch.arange(6, dtype=torch.float64)).reshape(2, 3)).requires_grad_()
+
+
+def make(shots=None, gradient="auto", seed=0, ansatz=LADDER, backend=None, **options):
+    return CircuitRun(ansatz, Jobs(backend or ExactBackend(), shots, seed=seed), gradient, **options)
+
+
+def gradient(run, angles):
+    return torch.autograd.grad(WEIGHTS @ run(angles), angles)[0]
+
+
+@pytest.mark.parametrize("rule", ["adjoint", "parameter-shift"])
+def test_without_shots_every_exact_rule_is_autograd(angles, rule):
+    torch.testing.assert_close(
+        gradient(make(gradient=rule), angles), gradient(probabilities, angles), atol=1e-12, rtol=0
+    )
+
+
+@pytest.mark.filterwarnings("ignore:1000 shots")
+@pytest.mark.parametrize("rule", ["parameter-shift", "spsa"])
+def test_sampled_gradients_are_unbiased(angles, rule):
+    """Mean of 300 gradients of 1000 shots within 4 standard errors, and the spread is that of sampling."""
+    found = torch.stack([gradient(make(1000, rule, seed), angles) for seed in range(300)])
+    error = found.std(dim=0) / np.sqrt(300)
+    bias = 0.0 if rule == "parameter-shift" else 0.02  # SPSA's step is finite: a share of the slope is lost
+    exact = gradient(probabilities, angles)
+    assert ((found.mean(dim=0) - exact).abs() < 4 * error + bias * exact.abs()).all()
+    assert (error > 0).all()
+
+
+def test_a_gradient_is_one_job(angles):
+    run = make(1000)
+    gradient(run, angles)
+    assert (run.jobs.used.jobs, run.jobs.used.circuits, run.jobs.used.shots) == (2, 13, 13_000)
+    assert run.circuits_per_step == 13
+
+
+def test_frequencies_have_the_multinomial_spread(angles):
+    draws = torch.stack([make(1000, seed=seed)(angles.detach()) for seed in range(2000)])
+    p = probabilities(angles.detach())
+    assert torch.equal(draws.sum(dim=1).round(decimals=9), torch.ones(2000, dtype=torch.float64))
+    torch.testing.assert_close(draws.var(dim=0), p * (1 - p) / 1000, atol=2e-6, rtol=0.15)
+
+
+def test_counts_depend_on_seed_and_angles_alone(angles):
+    """So a resumed run draws what the unbroken one would have drawn."""
+    run = make(100)
+    first, other = run(angles.detach()), run(angles.detach() + 1)
+    assert torch.equal(run(angles.detach()), first)
+    assert torch.equal(make(100)(angles.detach()), first)
+    assert not torch.equal(make(100, seed=1)(angles.detach()), first)
+    assert not torch.equal(other, first)
+
+
+@given(counts=st.floats(0.1, 5), seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_smoothing_leaves_no_zero_and_keeps_the_sum(counts, seed):
+    theta = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)  # all shots hit the first outcome
+    run = make(100, seed=seed, smoothing=counts)
+    p = run(theta)
+    torch.testing.assert_close(p.sum(), torch.tensor(1.0, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(p.min(), torch.tensor(counts / (100 + 8 * counts), dtype=torch.float64))
+    shift = 1e-3  # the gradient is that of the smoothed expectation, here of the exact backend's
+    kept = 100 / (100 + 8 * counts)
+    run.jobs.backend = Noiseless()
+    numeric = (WEIGHTS @ (probabilities(theta + shift) - probabilities(theta - shift)) / (2 * shift) * kept).item()
+    assert gradient(run, theta).sum().item() == pytest.approx(numeric, abs=1e-4)
+
+
+class Noiseless(ExactBackend):
+    """Answers a wish for shots with what infinitely many would give."""
+
+    def run(self, ansatz, angles, shots, seed):
+        return super().run(ansatz, angles, None, seed)
+
+
+def test_the_dtype_is_the_angles_and_the_shape_is_kept():
+    run = make(2000)
+    theta = torch.rand(2, 3, requires_grad=True)
+    p = run(theta)
+    assert p.dtype == torch.float32
+    p[3].backward()
+    assert theta.grad is not None
+    assert theta.grad.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": 0}, "shots must be a positive integer or None, got 0"),
+        ({"shots": 2.5}, "shots must be a positive integer or None, got 2.5"),
+        ({"shots": 100, "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities; use gradient='para"),
+        ({"gradient": "guess"}, "unknown gradient 'guess'; choose one of auto, adjoint, parameter-shift, spsa"),
+        ({"shots": 100, "smoothing": -1.0}, "smoothing must be a number of counts, 0 or more, got -1.0"),
+        ({"smoothing": 0.5}, "smoothing is for outcomes that no shot hit, and there are no shots"),
+        ({"shots": 10**7, "ansatz": Ansatz("ry_ladder", 15, 1)}, "15 qubits are too many for exact"),
+        ({"ansatz": Ansatz("two_design", 3, 1)}, "the exact backend runs ry_ladder, not two_design"),
+        ({"backend": Sampler(), "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities"),
+    ],
+)
+def test_hopeless_settings_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**options)
+
+
+def test_a_sampler_without_shots_of_its_own_wants_some():
+    backend = Sampler()
+    assert Jobs(backend).shots == 300
+    backend.default_shots = None
+    with pytest.raises(ConfigError, match="sampler counts outcomes and gives no exact probabilities; set shots"):
+        make(backend=backend)
+
+
+def test_wide_circuits_run_where_they_are_wanted():
+    ansatz = Ansatz("ry_ladder", 15, 1)
+    with pytest.warns(UserWarning, match="100 shots for 32768 outcomes"):
+        assert make(100, ansatz=ansatz, allow_wide=True)(torch.zeros(1, 15))[0] == 1
+    assert make(ansatz=ansatz).gradient == "adjoint"  # the simulator itself has no limit here
+
+
+def test_few_shots_warn():
+    with pytest.warns(UserWarning, match="159 shots for 16 outcomes: most probabilities will be dominated"):
+        make(159, ansatz=Ansatz("ry_ladder", 4, 1))
+
+
+def test_it_says_what_it_chose():
+    assert str(make(1000)) == "exact: 3 qubits, 1,000 shots a circuit, gradients by parameter-shift, 13 circuits a step"
+    assert str(make()) == "exact: 3 qubits, exact probabilities, gradients by adjoint, 2 circuits a step"
+
+
+def test_an_unknown_backend(llama, adapters):
+    model = adapters.qpa(llama, chunk_size=64)
+    with pytest.raises(ConfigError, match="unknown backend 'abacus'; give 'exact', a PennyLane device"):
+        qpeft.set_backend(model, "abacus")
+
+
+def test_training_with_shots_starts_exact_and_exports_exactly(llama, ids, adapters, tmp_path):
+    base = adapters.logits(llama, ids)
+    model = adapters.qpa(llama, chunk_size=64, feature_map="squash")
+    qpeft.set_backend(model, shots=2000)
+    noisy = adapters.logits(model, ids)
+    torch.testing.assert_close(noisy, base, atol=1e-2, rtol=0)  # sampling noise around the exact start
+    assert not torch.equal(noisy, base)
+    before = model(input_ids=ids, labels=ids).loss.item()
+    assert adapters.train(model, ids, steps=10)(input_ids=ids, labels=ids).loss < before
+    report = qpeft.export(model, tmp_path / "exported")
+    assert report.max_logit_difference <= 1e-6
+    qpeft.set_backend(model)
+    exact = adapters.logits(model, ids)
+    stock = PeftModel.from_pretrained(model.unload(), tmp_path / "exported").eval()
+    torch.testing.assert_close(adapters.logits(stock, ids), exact, atol=1e-6, rtol=0)
+
+
+def test_a_model_without_a_circuit(llama, adapters):
+    with pytest.raises(ConfigError, match="the model has no circuit of QPA"):
+        qpeft.set_backend(llama, shots=100)
+    with pytest.raises(ConfigError, match="the model has no circuit of QPA"):
+        qpeft.set_backend(adapters.qpa(llama, feature_source="none"), shots=100)
