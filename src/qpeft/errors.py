@@ -52,3 +52,8 @@ class BackendError(QpeftError, RuntimeError):
 
 class VerificationError(QpeftError, RuntimeError):
     """An exported adapter does not reproduce the live model."""
+
+
+def missing_extra(what: str, library: str) -> ConfigError:
+    """The error for `what` where the optional `library`, for example "Qiskit", is not installed."""
+    return ConfigError(f"{what} needs {library}: pip install 'qpeft[{library.lower()}]'")

@@ -11,10 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qpeft.circuits.drawing import draw
+from qpeft.circuits.to_openqasm import to_openqasm
+from qpeft.circuits.to_qiskit import to_qiskit
 from qpeft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qiskit.circuit import QuantumCircuit
 
 
 class Gate(NamedTuple):
@@ -157,6 +162,42 @@ class Ansatz:
     def draw(self, width: int = 100) -> str:
         """The circuit as text in about `width` columns; layers in the middle are left out where they do not fit."""
         return draw(self, width)
+
+    def to_pennylane(self) -> Callable[..., None]:
+        """A function `circuit(angles, wires=None)` that queues the gates, without measurement, inside a QNode.
+
+        `angles` have shape `angle_shape`, or (B, *angle_shape) for B circuits at once, in any of PennyLane's
+        interfaces; `wires` are N labels, 0 to N-1 by default. `qml.probs(wires)` then has wire 0 as the most
+        significant bit, as everything in qpeft.
+
+        Raises ConfigError if PennyLane is missing, and in `circuit` for angles of another shape or too few wires.
+        """
+        from qpeft.circuits.to_pennylane import to_pennylane
+
+        return to_pennylane(self)
+
+    def to_qiskit(self, angles: Any = None) -> QuantumCircuit:
+        """The circuit in Qiskit, without measurement.
+
+        Wire i is qubit i: the most significant bit here, the least significant one in Qiskit.
+
+        Args:
+            angles: Radians, of shape `angle_shape`. None: the free parameters of a ParameterVector "theta", whose
+                element k is the angle with index k in the flattened (row-major) angle tensor.
+
+        Raises ConfigError if Qiskit is missing, or for angles of another shape.
+        """
+        return to_qiskit(self, angles)
+
+    def to_openqasm(self, angles: Any = None) -> str:
+        """The circuit as OpenQASM 3 text, without measurement; wire i is `q[i]`.
+
+        Args:
+            angles: Radians, of shape `angle_shape`. None: `input float[64] theta_0_3;` for the angle at [0, 3].
+
+        Raises ConfigError for angles of another shape.
+        """
+        return to_openqasm(self, angles)
 
 
 def count_angles(ansatz: str, n_qubits: int | None = None, n_layers: int = 1, *, width: int | None = None) -> int:
