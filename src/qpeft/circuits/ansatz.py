@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qpeft.circuits.drawing import draw
 from qpeft.circuits.to_openqasm import to_openqasm
+from qpeft.circuits.to_pennylane import to_pennylane
 from qpeft.circuits.to_qiskit import to_qiskit
 from qpeft.errors import ConfigError
 
@@ -172,8 +173,6 @@ class Ansatz:
 
         Raises ConfigError if PennyLane is missing, and in `circuit` for angles of another shape or too few wires.
         """
-        from qpeft.circuits.to_pennylane import to_pennylane
-
         return to_pennylane(self)
 
     def to_qiskit(self, angles: Any = None) -> QuantumCircuit:
