@@ -54,7 +54,8 @@ def lines(path):
 
 
 def test_a_failed_job_is_sent_again_after_longer_and_longer(naps, tmp_path):
-    jobs = Jobs(Failing(8), 100, retries=8, log=tmp_path / "jobs.jsonl")
+    jobs = Jobs(Failing(8), 100, retries=8)
+    jobs.log_to(tmp_path / "jobs.jsonl")
     expected = Jobs(ExactBackend(), 100).run(LADDER, ANGLES, "value")
     assert np.array_equal(jobs.run(LADDER, ANGLES, "value"), expected)  # as if nothing had failed
     assert naps == [1, 2, 4, 8, 16, 32, 60, 60]
@@ -108,10 +109,13 @@ def test_no_job_is_sent_beyond_the_budget():
 
 def test_a_log_goes_on_where_it_stopped(tmp_path):
     path = tmp_path / "jobs.jsonl"
-    Jobs(ExactBackend(), 100, log=path).run(LADDER, ANGLES, "value")
+    begun = Jobs(ExactBackend(), 100)
+    begun.log_to(path)
+    begun.run(LADDER, ANGLES, "value")
     whole = path.read_text()
     path.write_text(whole + '{"job": 2, "circ')  # a kill in the middle of a line
-    jobs = Jobs(ExactBackend(), 100, log=path, shot_budget=300)
+    jobs = Jobs(ExactBackend(), 100, shot_budget=300)
+    jobs.log_to(path)
     assert (jobs.used.jobs, jobs.used.circuits, jobs.used.shots) == (1, 2, 200)
     assert path.read_text() == whole
     with pytest.raises(BackendError, match="200 of the shot budget of 300 are used"):
@@ -122,7 +126,7 @@ def test_a_foreign_log_is_refused(tmp_path):
     path = tmp_path / "jobs.jsonl"
     path.write_text('{"loss": 3.2}\n')
     with pytest.raises(CheckpointError, match="is not a log of jobs"):
-        Jobs(ExactBackend(), log=path)
+        Jobs(ExactBackend()).log_to(path)
 
 
 def test_exact_jobs_use_no_shots():

@@ -157,7 +157,7 @@ def test_it_says_what_it_chose():
 
 def test_an_unknown_backend(llama, adapters):
     model = adapters.qpa(llama, chunk_size=64)
-    with pytest.raises(ConfigError, match="unknown backend 'abacus'; give 'exact', a PennyLane device"):
+    with pytest.raises(ConfigError, match="unknown backend 'abacus'; choose one of exact, pennylane:DEVICE"):
         qpeft.set_backend(model, "abacus")
 
 

@@ -22,6 +22,7 @@ def set_backend(
     *,
     seed: int = 0,
     shot_budget: int | None = None,
+    noise: float = 0.0,
     smoothing: float = 0.0,
     retries: int = 5,
     log: str | Path | None = None,
@@ -31,13 +32,15 @@ def set_backend(
 
     Args:
         model: A PeftModel whose adapter has a circuit.
-        backend: "exact", the state-vector simulator; a PennyLane device; a Qiskit sampler (`BaseSamplerV2`); or a
-            `qpeft.backends.Backend`.
+        backend: "exact", the state-vector simulator; a PennyLane device; a Qiskit sampler (`BaseSamplerV2`); a
+            `qpeft.backends.Backend`; or a name of the command line, such as "pennylane:lightning.qubit".
         shots: Count outcomes over so many shots of each circuit. None: exact probabilities, or the device's own shots.
         gradient: "adjoint" (exact probabilities only), "parameter-shift", "spsa", or "auto", which takes the first
             of these that the backend has.
         seed: Of counts drawn by qpeft; a device of yours has its own.
         shot_budget: No job is sent that would bring the shots beyond it.
+        noise: Strength of simulated depolarising noise, for simulators by name: the probability after each two-qubit
+            gate, a tenth of it after each one-qubit gate.
         smoothing: Adds so many counts to every outcome, so that no frequency is 0.
         retries: How often a failed job is sent again, after 1, 2, 4, ... seconds.
         log: File to which a line of JSON is added for every job.
@@ -61,13 +64,14 @@ def set_backend(
             "the model has no circuit of QPA; backends are for adapters with feature_source 'qnn' or 'qnn_frozen'"
         )
     jobs = Jobs(
-        as_backend(backend),
+        as_backend(backend, max(feature.angles.start.shape[1] for feature in features), noise),
         shots,
         seed=seed,
         shot_budget=shot_budget,
         retries=retries,
-        log=None if log is None else Path(log),
     )
+    if log is not None:
+        jobs.log_to(Path(log))
     runs = []
     for feature in features:
         n_layers, n_qubits = feature.angles.start.shape

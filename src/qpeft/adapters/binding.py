@@ -130,6 +130,21 @@ class Binding:
         """Forget the evaluation; needed only after writing parameters through `.data` on an accelerator."""
         self._flat, self._key, self._values, self._placed = None, (), None, False
 
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Within: the generator is evaluated anew; afterwards the evaluation from before holds again.
+
+        On a device each evaluation costs a job, and another one at the same angles would give other numbers.
+        """
+        kept = self._flat, self._key, self._values, self._deferred
+        self.invalidate()
+        self._deferred = None
+        try:
+            yield
+        finally:
+            self._flat, self._key, self._values, self._deferred = kept
+            self._placed = False
+
     def widen_half_precision(self) -> None:
         """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for adapters under training."""
         for slot in self.slots:

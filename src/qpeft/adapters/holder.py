@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -70,15 +70,16 @@ class GeneratorHolder(_Module):
         if not any(backends):
             yield
             return
-        for feature in features:
-            feature.backend = None
-        self.invalidate()
-        try:
-            yield
-        finally:
-            for feature, backend in zip(features, backends, strict=True):
-                feature.backend = backend
-            self.invalidate()
+        with ExitStack() as stack:
+            for binding in self._bindings.values():
+                stack.enter_context(binding.set_aside())
+            for feature in features:
+                feature.backend = None
+            try:
+                yield
+            finally:
+                for feature, backend in zip(features, backends, strict=True):
+                    feature.backend = backend
 
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:

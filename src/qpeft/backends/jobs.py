@@ -46,7 +46,6 @@ class Jobs:
             one would have drawn.
         shot_budget: No job is sent that would bring the shots used beyond it.
         retries: How often a failed job is sent again, after 1, 2, 4, ... up to 60 seconds.
-        log: A JSON-lines file with a line for every job, which an earlier part of the same run may have begun.
         wait: Seconds before the first repetition.
     """
 
@@ -58,7 +57,6 @@ class Jobs:
         seed: int = 0,
         shot_budget: int | None = None,
         retries: int = 5,
-        log: Path | None = None,
         wait: float = 1.0,
     ) -> None:
         self.backend = backend
@@ -66,9 +64,17 @@ class Jobs:
         self.seed = seed
         self.shot_budget = shot_budget
         self.retries = retries
-        self.used = Used() if log is None else _read_log(log)
-        self._log = log
+        self.used = Used()
+        self._log: Path | None = None
         self._wait = wait
+
+    def log_to(self, path: Path) -> None:
+        """Add a line of JSON for every job; what the file holds already, of the same run, counts as used.
+
+        Raises CheckpointError for a file of something else.
+        """
+        self.used = _read_log(path)
+        self._log = path
 
     def run(self, ansatz: Ansatz, angles: Numbers, purpose: str) -> Numbers:
         """Probabilities or frequencies (B, D) at the angles (B, *ansatz.angle_shape); `purpose` is for the log.

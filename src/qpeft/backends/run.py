@@ -14,10 +14,10 @@ from torch.autograd.function import once_differentiable
 from qpeft.backends.backend import Numbers
 from qpeft.backends.gradients import RULES, count_circuits
 from qpeft.backends.jobs import Jobs
+from qpeft.backends.settings import GRADIENTS
 from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError
 
-GRADIENTS = ("auto", *RULES)
 _SHOTS_PER_OUTCOME = 10
 _MOST_QUBITS = 14
 
@@ -66,6 +66,18 @@ class CircuitRun:
     def circuits_per_step(self) -> int:
         """Circuits of one optimiser step: the value and its gradient."""
         return 1 + count_circuits(self.gradient, self.ansatz.n_angles)
+
+    def check_budget(self, steps: int) -> None:
+        """Raise ConfigError if `steps` optimiser steps need more shots than the budget allows."""
+        shots, budget = self.jobs.shots, self.jobs.shot_budget
+        if shots is None or budget is None:
+            return
+        needed = (steps * self.circuits_per_step + 1) * shots  # and the value after the last step
+        if needed > budget:
+            raise ConfigError(
+                f"{steps:,} steps of {self.circuits_per_step:,} circuits with {shots:,} shots need {needed:,} shots, "
+                f"more than the budget of {budget:,}; take fewer steps or shots, or a larger shot_budget"
+            )
 
     def value(self, angles: Numbers) -> Numbers:
         """Smoothed probabilities (D,) at float64 angles, without gradient."""

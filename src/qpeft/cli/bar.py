@@ -72,6 +72,9 @@ class _Run:
     def on_stage(self, what: str) -> None:
         self._bar.say(f"{self._name}: {what}")
 
+    def on_note(self, line: str) -> None:
+        self._bar.note(f"{self._name}: {line}")
+
     def on_start(self, total: int, done: int) -> None:
         self._bar.say(self._name)
         self._bar.advance(self._before + done, "")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qpeft.backends.settings import BackendSettings
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
 from qpeft.generators.qaa_settings import QAASettings
@@ -65,6 +66,9 @@ _GENERATORS = {
 _PRESETS = {"qpa": ("official",), "quantum_peft": ("paper_pauli", "paper_taylor")}
 
 GeneratorOptions = Annotated[dict[str, Any], *_GENERATORS.values()]
+BackendOptions = Annotated[
+    dict[str, Any], Fields(BackendSettings, panel="Backend: where QPA's circuits run in training")
+]
 PresetOption = Annotated[
     str | None,
     typer.Option(

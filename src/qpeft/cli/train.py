@@ -8,7 +8,7 @@ from qpeft.cli.adapters import base_model
 from qpeft.cli.bar import TrainingBar
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, facts, print_code, size
-from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, method_settings
+from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.cli.score import headline, loss
 from qpeft.training.settings import TrainSettings
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 @command
 def train(
-    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", leave_out=("method_settings",))],
+    run: Annotated[
+        dict[str, Any], Fields(TrainSettings, panel="Options", leave_out=("method_settings", "backend_settings"))
+    ],
     adapter: AdapterOptions,
     generator: GeneratorOptions,
+    backend: BackendOptions,
     preset: PresetOption = None,
 ) -> Answer:
     """Fine-tune a model; the same command again goes on where it stopped.
@@ -42,6 +45,7 @@ def train(
       qpeft train --model embedded --data numpy-docs --r 4 --lr 2e-3 --steps 70 --seq-len 128 --out run
       qpeft train --model gpt2 --data text.txt --out run
       qpeft train --model gpt2 --data text.txt --method quantum_peft --frame gradient --lr 2e-3 --out run
+      qpeft train --model gpt2 --data text.txt --backend pennylane:lightning.qubit --shots 4096 --steps 50 --out run
       qpeft train --model gpt2 --data chats.jsonl --budget 0.25 --out run
       qpeft train --model gpt2 --data text.txt --host prefix --num-virtual-tokens 20 --out run
       qpeft train --model gpt2 --data Salesforce/wikitext:wikitext-2-raw-v1 --method lora --r 4 --out run
@@ -50,7 +54,7 @@ def train(
     """
     method = run.get("method", TrainSettings.method)
     run = {**run, "model": base_model(run["model"])}
-    settings = TrainSettings(**run)
+    settings = TrainSettings(**run, backend_settings=backend)
     settings.method_settings = method_settings(settings, preset, adapter, generator)
     settings.check()
     from qpeft.training import train as fine_tune
@@ -90,5 +94,15 @@ def _rows(result: TrainResult) -> list[tuple[str, str, str]]:
         ("trainable", count(result.trainable), f"numbers{head}"),
         ("deployed", count(result.deployed), "numbers at inference beside the base"),
         ("stored", size(result.stored_bytes or result.exported_bytes), exported),
+        *_circuits(result),
         ("time", f"{result.seconds:.1f} s", a_step),
     ]
+
+
+def _circuits(result: TrainResult) -> list[tuple[str, str, str]]:
+    if (used := result.circuits) is None:
+        return []
+    shots = f", {count(used['shots'])} shots" if used["shots"] else ""
+    again = f", {count(used['failures'])} jobs failed and were sent again" if used["failures"] else ""
+    where = f"on {used['backend']} in {count(used['jobs'])} jobs{shots}, {used['seconds']:.1f} s{again}"
+    return [("circuits", count(used["circuits"]), where)]

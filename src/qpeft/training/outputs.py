@@ -93,6 +93,12 @@ def _something_is_left(model: Any) -> bool:
     return False
 
 
+def exact_circuits(model: Any) -> AbstractContextManager[None]:
+    """Within: circuits on the exact simulator, whatever backend they train on."""
+    holder = holder_of(model)
+    return nullcontext() if holder is None else holder.exact()
+
+
 def resumable(model: Any) -> AbstractContextManager[None]:
     """Within: what the Trainer saves is enough to go on to the bit, also where an adapter's numbers are quantised."""
     if holder := holder_of(model):
@@ -150,10 +156,20 @@ tags:
 
 Scored on {result.after.size} of validation data after {result.steps:,} steps. Trained numbers:
 {result.trainable:,}{_head(result)}; numbers needed at inference beside the base: {result.deployed:,}.
-
+{_circuits(result)}
 {_folders(result, needs_qpeft)}
 Settings, hashes and versions: `config.json`. Losses and scores: `metrics.jsonl`.
 """
+
+
+def _circuits(result: TrainResult) -> str:
+    if (used := result.circuits) is None:
+        return ""
+    shots = f" of {used['shots_per_circuit']:,} shots" if used["shots_per_circuit"] else ""
+    return (
+        f"\nTrained with {used['circuits']:,} circuits{shots} on {used['backend']} (gradients by {used['gradient']}); "
+        "scores and the exported numbers are of exact probabilities.\n"
+    )
 
 
 def _head(result: TrainResult) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+import qpeft
 from qpeft.errors import ConfigError
 from qpeft.training import base
 from qpeft.training.calibration import fit_to_gradient, warn_of_a_short_way
@@ -16,6 +17,9 @@ from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress
 from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks import Task, task_class
+
+if TYPE_CHECKING:
+    from qpeft.backends.run import CircuitRun
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Prepared:
     model: Any
     task: Task
     identity: dict[str, Any]
+    circuits: CircuitRun | None = None  # what runs them in the place of the exact simulator
 
 
 def prepare(settings: TrainSettings, progress: Progress, task: Task | None = None) -> Prepared:
@@ -45,7 +50,18 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
     loaded = task.load_base()
     model = build_adapter(settings, loaded, task.head)
     fit_to_gradient(model, task, settings.batch_size, progress)
-    return Prepared(model, task, identity)
+    return Prepared(model, task, identity, _set_backend(settings, model))
+
+
+def _set_backend(settings: TrainSettings, model: Any) -> CircuitRun | None:
+    """Raises ConfigError for what the backend cannot do, or a budget that the steps would exceed."""
+    chosen = settings.backend
+    if chosen.is_usual:
+        return None
+    circuits = qpeft.set_backend(model, **asdict(chosen), seed=settings.seed)
+    if circuits is not None:
+        circuits.check_budget(settings.steps)
+    return circuits
 
 
 def _check_single_process() -> None:

@@ -14,6 +14,9 @@ class Progress(Protocol):
     def on_stage(self, what: str) -> None:
         """A part of the work begins: `Reading the data`."""
 
+    def on_note(self, line: str) -> None:
+        """Something to know of the run: `circuits on lightning.qubit: ...`."""
+
     def on_start(self, total: int, done: int) -> None:
         """Training begins, or goes on, after `done` of `total` steps."""
 
@@ -28,6 +31,8 @@ class Silent:
     """Shows nothing."""
 
     def on_stage(self, what: str) -> None: ...
+
+    def on_note(self, line: str) -> None: ...
 
     def on_start(self, total: int, done: int) -> None: ...
 

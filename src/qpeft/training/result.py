@@ -31,6 +31,7 @@ class TrainResult:
     data_sha256: str
     task: str = "causal-lm"
     trainable_head: int = 0  # of the trainable numbers, those of a classification head
+    circuits: dict[str, Any] | None = None  # what they cost, where they did not run on the exact simulator
     already_finished: bool = False
 
     @property

@@ -24,7 +24,7 @@ from qpeft.training.result import TrainResult, read_result, write_result
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sole_user import sole_user
-from qpeft.training.tasks import Task
+from qpeft.training.tasks import Score, Task
 
 
 def train(
@@ -58,6 +58,9 @@ def train(
     with sole_user(folder.path):
         ready = prepare(settings, progress, task)
         folder.claim(settings, ready.identity)
+        if ready.circuits is not None:
+            ready.circuits.jobs.log_to(folder.jobs)
+            progress.on_note(f"circuits on {ready.circuits}")
         timing = Timing()
         try:
             _fit(settings, ready, folder, progress, timing, callbacks)
@@ -85,7 +88,7 @@ def _fit(
     every = settings.intervals()
     with StopRequest(partial(progress.on_stage, "Stopping after this step; Ctrl-C again stops at once")) as stop:
         trainer = _trainer(settings, ready, folder)
-        evaluate = partial(ready.task.score, ready.model)
+        evaluate = partial(_score, ready)
         trainer.add_callback(timing)
         trainer.add_callback(Logging(log, every.log, progress))
         trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
@@ -103,6 +106,12 @@ def _fit(
             raise
     if (done := trainer.state.global_step) < settings.steps:
         raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to go on.")
+
+
+def _score(ready: Prepared) -> Score:
+    """The score of what would be exported now: its numbers are exact, whatever backend they are trained on."""
+    with outputs.exact_circuits(ready.model):
+        return ready.task.score(ready.model)
 
 
 def _trainer(settings: TrainSettings, ready: Prepared, folder: RunFolder) -> Trainer:
@@ -175,10 +184,24 @@ def _finish(
         data_sha256=ready.identity["data"],
         task=settings.task,
         trainable_head=outputs.count_trainable(ready.model, ready.task.head),
+        circuits=_used(ready),
     )
     outputs.write_card(folder, result, needs_qpeft=outputs.needs_qpeft(ready.model))
     write_result(folder.result, result)
     return result
+
+
+def _used(ready: Prepared) -> dict[str, Any] | None:
+    """What the circuits cost, those of earlier parts of the run included."""
+    if (run := ready.circuits) is None:
+        return None
+    jobs = run.jobs
+    return {
+        "backend": jobs.backend.name,
+        "gradient": run.gradient,
+        "shots_per_circuit": jobs.shots,
+        **jobs.used.to_dict(),
+    }
 
 
 def _damaged(checkpoint: Path, error: Exception) -> str:

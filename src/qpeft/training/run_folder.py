@@ -2,6 +2,7 @@
 
 run/  config.json     settings, hashes of data and base, versions
       metrics.jsonl   losses and scores, a line each
+      jobs.jsonl      what was sent to a backend, a line for each job
       checkpoints/    the Trainer's own; what a resume starts from
       adapter/        compact: for qpa and quantum_peft the generator alone
       exported/       what loads without qpeft
@@ -36,11 +37,22 @@ class RunFolder:
         self.path = path
         self.config = path / "config.json"
         self.metrics = path / "metrics.jsonl"
+        self.jobs = path / "jobs.jsonl"
         self.checkpoints = path / "checkpoints"
         self.adapter = path / "adapter"
         self.exported = path / "exported"
         self.card = path / "README.md"
         self.result = path / "result.json"
+
+    def settings(self) -> TrainSettings:
+        """What the run was asked for. Raises CheckpointError if its config.json is missing or damaged."""
+        if not self.config.is_file():
+            raise CheckpointError(f"{self.path} has no {self.config.name}: it is not the run folder of a training")
+        known = {f.name for f in fields(TrainSettings)}
+        try:
+            return TrainSettings(**{name: value for name, value in self._recorded()["settings"].items() if name in known})
+        except TypeError as error:
+            raise CheckpointError(self._damaged(str(error))) from error
 
     def check(self, settings: TrainSettings) -> None:
         """Refuse a folder that is not a run's, or is another run's. Raises ConfigError or CheckpointError."""
@@ -49,7 +61,7 @@ class RunFolder:
         if is_there and not is_folder:
             raise ConfigError(f"{self.path} is a file; name a folder for the run")
         if self.config.exists():
-            self._check_same("settings", _as_json(settings))
+            self._check_same("settings", _compared(_as_json(settings)))
         elif is_folder and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise ConfigError(f"{self.path} is not empty and not a run folder; name another folder")
 
@@ -79,7 +91,7 @@ class RunFolder:
     def _check_same(self, part: str, wanted: dict[str, Any]) -> None:
         recorded = self._recorded()[part]
         if part == "settings":
-            recorded = {**_usual_settings(), **recorded}  # an earlier qpeft had fewer
+            recorded = _compared({**_usual_settings(), "backend_settings": {}, **recorded})  # an earlier one had fewer
         changed = [
             f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}"
             for name in sorted({*recorded, *wanted} - {*_FREE_TO_CHANGE})
@@ -109,6 +121,12 @@ class RunFolder:
 
     def _damaged(self, how: str) -> str:
         return f"{self.config} is damaged ({how}); name another folder for the run"
+
+
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the limit on shots, which decides how far a run gets and not where to."""
+    backend = {name: value for name, value in settings["backend_settings"].items() if name != "shot_budget"}
+    return {**settings, "backend_settings": backend}
 
 
 def _as_json(settings: TrainSettings) -> dict[str, Any]:

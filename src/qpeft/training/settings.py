@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any, NamedTuple
 
+from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.errors import ConfigError
 
 HOSTS = ("lora", "dora", "pissa", "ia3", "vera", "loha", "ln_tuning", "prefix", "prompt", "bottleneck")
@@ -48,6 +49,10 @@ class TrainSettings:
     method: str = field(default="qpa", metadata=_help("Fine-tuning method.", choices=METHODS))
     method_settings: dict[str, Any] = field(
         default_factory=dict, metadata=_help("Fields of the method's config, such as r or budget.")
+    )
+    backend_settings: dict[str, Any] = field(
+        default_factory=dict,
+        metadata=_help("Where the circuits run: fields of `qpeft.backends.BackendSettings`, such as shots."),
     )
     host: str = field(
         default="lora",
@@ -99,7 +104,8 @@ class TrainSettings:
         ),
     )
     save_every: int | None = field(
-        default=None, metadata=_help("Steps between checkpoints. Default: ten in a run, at most 500 steps apart.")
+        default=None,
+        metadata=_help("Steps between checkpoints. Default: ten in a run, at most 500 steps apart; on a device 1."),
     )
     log_every: int | None = field(
         default=None, metadata=_help("Steps between training losses in metrics.jsonl. Default: at most 1,000 in a run.")
@@ -122,6 +128,7 @@ class TrainSettings:
         self._check_choices()
         self._check_finite()
         self._check_ranges()
+        self._check_backend()
         if self.method == "full" and self.dtype != "float32":
             raise ConfigError(
                 f"method full trains the base's own numbers, and {self.dtype} would round its steps away; "
@@ -145,13 +152,26 @@ class TrainSettings:
         """Whether QPA goes over a stock adapter other than LoRA, which `qpeft.attach` does."""
         return self.method == "qpa" and self.host not in ("lora", "dora")
 
+    @property
+    def backend(self) -> BackendSettings:
+        """`backend_settings` with their defaults."""
+        return backend_settings(self.backend_settings)
+
     def intervals(self) -> Intervals:
-        """The chosen intervals, or those that suit `steps`."""
+        """The chosen intervals, or those that suit `steps`; what a device has done is saved after every step."""
+        rarely = max(1, min(500, self.steps // 10)) if self.backend.backend == "exact" else 1
         return Intervals(
             evaluate=self.eval_every or max(1, self.steps // 10),
-            save=self.save_every or max(1, min(500, self.steps // 10)),
+            save=self.save_every or rarely,
             log=self.log_every or -(-self.steps // 1000),
         )
+
+    def _check_backend(self) -> None:
+        if not self.backend.is_usual and self.method != "qpa":
+            raise ConfigError(
+                f"backends are for QPA's circuit; method {self.method} has no circuit that runs once a step. Leave out "
+                f"{', '.join(self.backend_settings)}"
+            )
 
     def _check_choices(self) -> None:
         for known in fields(self):

@@ -1,0 +1,72 @@
+"""How a run's circuits are run: plain data, checked before any work, free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from qpeft.errors import ConfigError
+
+GRADIENTS = ("auto", "adjoint", "parameter-shift", "spsa")
+
+
+def _help(text: str, **metadata: Any) -> dict[str, Any]:
+    return {"help": text, **metadata}
+
+
+@dataclass(kw_only=True)
+class BackendSettings:
+    """Where a run's circuits take their probabilities from, under the names of `qpeft.set_backend`."""
+
+    backend: str = field(
+        default="exact",
+        metadata=_help(
+            "Where QPA's circuits run: exact; pennylane:DEVICE, such as pennylane:lightning.qubit; qiskit:aer or "
+            "qiskit:statevector; or FILE.py:NAME, a device or sampler of yours, or a function of the number of qubits "
+            "that returns one."
+        ),
+    )
+    shots: int | None = field(
+        default=None,
+        metadata=_help("Count outcomes over so many shots of each circuit. Default: exact probabilities."),
+    )
+    gradient: str = field(
+        default="auto",
+        metadata=_help(
+            "How the angles' gradient is found; auto: adjoint where the backend has it and there are no shots, "
+            "parameter-shift otherwise.",
+            choices=GRADIENTS,
+        ),
+    )
+    noise: float = field(
+        default=0.0,
+        metadata=_help(
+            "Simulated depolarising noise after each two-qubit gate, a tenth of it after each one-qubit gate; with "
+            "pennylane:default.mixed or qiskit:aer."
+        ),
+    )
+    shot_budget: int | None = field(default=None, metadata=_help("Shots that the whole run may use."))
+    smoothing: float = field(default=0.0, metadata=_help("Counts added to every outcome, so that no probability is 0."))
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether nothing was chosen: the exact simulator with its own gradients."""
+        return self == BackendSettings()
+
+
+def backend_settings(given: dict[str, Any]) -> BackendSettings:
+    """From a run's dictionary. Raises ConfigError for what is unknown or out of range, whatever the model."""
+    known = [f.name for f in fields(BackendSettings)]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"unknown setting of the backend: '{name}'; choose one of {', '.join(known)}")
+    settings = BackendSettings(**given)
+    if settings.gradient not in GRADIENTS:
+        raise ConfigError(f"unknown gradient '{settings.gradient}'; choose one of {', '.join(GRADIENTS)}")
+    if not 0 <= settings.noise < 1:
+        raise ConfigError(f"noise is a probability, from 0 to below 1, got {settings.noise}")
+    for name in ("shots", "shot_budget"):
+        value = getattr(settings, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ConfigError(f"{name} must be a positive integer or None, got {value}")
+    return settings
