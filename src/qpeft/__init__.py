@@ -14,6 +14,7 @@ import wrapt
 
 if TYPE_CHECKING:
     from qpeft import circuits as circuits
+    from qpeft import diagnostics as diagnostics
     from qpeft.adapters.attach import attach as attach
     from qpeft.adapters.backend import set_backend as set_backend
     from qpeft.adapters.bottleneck import BottleneckConfig as BottleneckConfig
@@ -77,6 +78,7 @@ __all__ = [
     "__version__",
     "attach",
     "circuits",
+    "diagnostics",
     "export",
     "feature_report",
     "fit_frames",
@@ -90,8 +92,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "circuits":
-        return import_module("qpeft.circuits")
+    if name in ("circuits", "diagnostics"):
+        return import_module(f"qpeft.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'qpeft' has no attribute '{name}'")
     return getattr(import_module(_HOME[name]), name)

@@ -19,10 +19,10 @@ def effective_rank(singular_values: Tensor) -> float:
     return torch.special.entr(s / total).sum().exp().item()
 
 
-def numerical_rank(singular_values: Tensor) -> int:
-    """How many singular values (k,) exceed 1e-6 times the largest."""
+def numerical_rank(singular_values: Tensor, tolerance: float = NUMERICAL) -> int:
+    """How many singular values (k,) exceed `tolerance` times the largest."""
     s = singular_values
-    return int((s > NUMERICAL * s.max()).sum()) if s.numel() else 0
+    return int((s > tolerance * s.max()).sum()) if s.numel() else 0
 
 
 def stable_rank(singular_values: Tensor) -> float:

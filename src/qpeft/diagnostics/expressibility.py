@@ -1,0 +1,110 @@
+"""How evenly a circuit with random angles covers all states: expressibility."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import chdtri, gammaln, xlogy
+from torch import Tensor
+
+from qpeft.circuits import Ansatz
+from qpeft.diagnostics.figure import Figure, numbers
+from qpeft.diagnostics.haar import HaarLaw, Numbers, check_positive
+from qpeft.diagnostics.states import circuit_states, random_angles
+from qpeft.errors import ConfigError
+
+_AT_ONCE = 2**21  # amplitudes
+
+
+@dataclass(frozen=True)
+class Expressibility(Figure):
+    """Fidelities F = <a|b>^2 of pairs of states beside those of random states.
+
+    `divergence` is the Kullback-Leibler divergence, in nats, from the law of real random states and
+    `complex_divergence` that from the law of complex ones. Even random states show some: `floor` is its mean for
+    them with as many pairs and bins, and 95 of 100 such estimates lie below `floor_limit`. `shares` are the shares
+    of pairs in bins that random real states fill equally.
+    """
+
+    n_qubits: int
+    n_pairs: int
+    n_bins: int
+    divergence: float
+    complex_divergence: float
+    floor: float
+    floor_limit: float
+    shares: tuple[float, ...] = field(repr=False)
+
+    @property
+    def sentence(self) -> str:
+        found = f"divergence {self.divergence:.2g}, floor {self.floor:.2g}"
+        if self.divergence <= self.floor_limit:
+            return f"Random angles cover the real states evenly, as far as {self.n_pairs:,} pairs can tell ({found})."
+        if self.divergence <= 2 * self.floor_limit:
+            return f"Random angles cover the real states a little less evenly than random states do ({found})."
+        ends = "too much alike" if self.shares[-1] > 1 / self.n_bins else "not spread as random ones"
+        return f"Random angles do not cover the real states evenly: pairs of states are {ends} ({found})."
+
+
+def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50) -> Expressibility:
+    """Kullback-Leibler divergence of the fidelities of `samples` independent pairs of states at random angles.
+
+    The fidelity of two random real states follows Beta(1/2, (D-1)/2). Its distribution function makes it uniform, and
+    the bins are equal there; equal bins on [0, 1] would put all fidelities of a wide circuit into the first and
+    find no difference between any two circuits.
+
+    Raises:
+        ConfigError: one of QAA's circuits, samples or n_bins below 1 or 2, or fewer samples than bins.
+    """
+    check_positive(samples=samples, n_bins=n_bins)
+    if n_bins < 2 or samples < n_bins:
+        raise ConfigError(f"n_bins must be at least 2 and at most samples, got {n_bins} bins and {samples} samples")
+    return of_fidelities(_fidelities(ansatz, samples, seed), ansatz.n_qubits, n_bins)
+
+
+def of_fidelities(fidelities: Numbers, n_qubits: int, n_bins: int = 50) -> Expressibility:
+    """The figure from fidelities (pairs,) of independent pairs of states of N qubits, wherever they come from."""
+    law, n_pairs = HaarLaw("real", 2**n_qubits), len(fidelities)
+    shares = _shares(fidelities, law, n_bins)
+    return Expressibility(
+        n_qubits=n_qubits,
+        n_pairs=n_pairs,
+        n_bins=n_bins,
+        divergence=_divergence(shares),
+        complex_divergence=_divergence(_shares(fidelities, law.other, n_bins)),
+        floor=_floor(n_pairs, n_bins),
+        floor_limit=float(chdtri(n_bins - 1, 0.05) / (2 * n_pairs)),
+        shares=numbers(shares),
+    )
+
+
+def _fidelities(ansatz: Ansatz, n_pairs: int, seed: int) -> Numbers:
+    angles = random_angles(ansatz, 2 * n_pairs, seed).unflatten(0, (n_pairs, 2))
+    at_once = max(1, _AT_ONCE >> (ansatz.n_qubits + 1))
+    return np.concatenate([_of_pairs(ansatz, part) for part in angles.split(at_once)])
+
+
+def _of_pairs(ansatz: Ansatz, angles: Tensor) -> Numbers:
+    """(pairs, 2, *angle_shape) -> (pairs,)."""
+    pairs = circuit_states(ansatz, angles.flatten(0, 1)).unflatten(0, (-1, 2))
+    return pairs.prod(1).sum(1).square().clamp(max=1).numpy()
+
+
+def _shares(fidelities: Numbers, law: HaarLaw, n_bins: int) -> Numbers:
+    bins = np.minimum((n_bins * law.cdf(fidelities)).astype(int), n_bins - 1)
+    return np.bincount(bins, minlength=n_bins) / len(fidelities)
+
+
+def _divergence(shares: Numbers) -> float:
+    """sum_b s_b ln(s_b n): from the uniform law over n bins."""
+    return float(xlogy(shares, shares * len(shares)).sum())
+
+
+def _floor(n_pairs: int, n_bins: int) -> float:
+    """Mean divergence of pairs that follow the law: each bin's count is binomial."""
+    counts = np.arange(1, n_pairs + 1)
+    ways = gammaln(n_pairs + 1) - gammaln(counts + 1) - gammaln(n_pairs - counts + 1)
+    chances = np.exp(ways + xlogy(counts, 1 / n_bins) + xlogy(n_pairs - counts, 1 - 1 / n_bins))
+    shares = counts / n_pairs
+    return float(n_bins * (chances * xlogy(shares, shares * n_bins)).sum())

@@ -1,0 +1,161 @@
+"""Whether the gradients of QPA's circuit vanish as it grows: their variance over random angles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from qpeft.circuits import Ansatz, probabilities
+from qpeft.diagnostics.figure import Figure
+from qpeft.diagnostics.haar import Numbers, check_positive, generator
+from qpeft.diagnostics.states import random_angles
+from qpeft.errors import ConfigError
+
+_VANISHING = -0.5  # log2 of the variance per qubit below which gradients vanish exponentially; 1/N would be flatter
+
+
+def _z(n_qubits: int, wire: int) -> Numbers:
+    bits = np.arange(2**n_qubits) >> (n_qubits - 1 - wire) & 1
+    return 1.0 - 2.0 * bits
+
+
+_WEIGHTS: dict[str, Callable[[int, np.random.Generator], Numbers]] = {
+    "z_first": lambda n, random: _z(n, 0),
+    "z_last": lambda n, random: _z(n, n - 1),
+    "p_0": lambda n, random: np.eye(1, 2**n)[0],
+    "random": lambda n, random: random.standard_normal(2**n),
+    "scaled": lambda n, random: math.sqrt(2**n) * random.choice([-1.0, 1.0], 2**n),
+}
+OBSERVABLES = tuple(_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class GradientVariance(Figure):
+    """Variance of an observable's gradient over random angles; a row for each depth, a column for each width.
+
+    `slopes` are those of the straight line through log2 of the variance over the number of qubits, one for each
+    depth, and `slope_errors` their standard errors; None where there is one width only.
+    """
+
+    observable: str
+    samples: int
+    n_qubits: tuple[int, ...]
+    n_layers: tuple[int, ...]
+    variances: tuple[tuple[float, ...], ...]
+    errors: tuple[tuple[float, ...], ...] = field(repr=False)  # standard errors of the variances
+    slopes: tuple[float | None, ...]
+    slope_errors: tuple[float | None, ...]
+
+    @property
+    def sentence(self) -> str:
+        return "; ".join(self._of_depth(row) for row in range(len(self.n_layers))) + "."
+
+    def _of_depth(self, row: int) -> str:
+        slope, error, depth = self.slopes[row], self.slope_errors[row], f"At {_layers(self.n_layers[row])}"
+        if slope is None or error is None:
+            return f"{depth} the variance is {self.variances[row][0]:.2g}; one width shows no trend"
+        rate = f"slope of log2 {slope:.2f} ± {error:.2f} per qubit"
+        if slope + 2 * error < _VANISHING:
+            return f"{depth} gradients vanish: each qubit divides their variance by {2**-slope:.1f} ({rate})"
+        if slope - 2 * error > _VANISHING:
+            size = math.sqrt(self.variances[row][-1])
+            return (
+                f"{depth} gradients do not vanish with width: {size:.2g} r.m.s. at {self.n_qubits[-1]} qubits ({rate})"
+            )
+        return f"{depth} these samples do not tell whether gradients vanish ({rate})"
+
+
+def gradient_variance(
+    n_qubits: Sequence[int], n_layers: Sequence[int], observable: str = "scaled", samples: int = 200, seed: int = 0
+) -> GradientVariance:
+    """Variance of d(observable)/d(angle) of `ry_ladder`, angles uniform on [-pi, pi), in the layer in the middle.
+
+    The mean over the angles is 0, so the variance is the mean of squares: over the samples and over the wires of layer
+    L // 2, counted from 0. Every observable is a weighted sum of the D = 2^N probabilities:
+
+    - `z_first`, `z_last`: <Z> of the first or last wire
+    - `p_0`: the probability of |0...0>
+    - `random`: weights that are independent standard normal numbers
+    - `scaled`: what QPA reads, 2^N p_i: the mean over i of the squares of its slope, by a random sum of signs for
+      each sample, whose squares have this mean: E (sum_i s_i x_i)^2 = sum_i x_i^2
+
+    The error of a slope is the larger of what the samples' scatter gives and, from three widths on, what the points'
+    distances from the line give.
+
+    Args:
+        n_qubits: Widths, rising.
+        n_layers: Depths.
+        observable: One of those above.
+        samples: Circuits for each width and depth, 2 or more.
+        seed: Of angles and weights.
+
+    Raises:
+        ConfigError: an unknown observable, no or non-positive sizes, widths that do not rise, or fewer than 2 samples.
+    """
+    _check(n_qubits, n_layers, observable, samples)
+    found = [[_squares(width, depth, observable, samples, seed) for width in n_qubits] for depth in n_layers]
+    variances = [[float(squares.mean()) for squares in row] for row in found]
+    errors = [[float(squares.std(ddof=1) / math.sqrt(samples)) for squares in row] for row in found]
+    lines = [_line(n_qubits, *row) for row in zip(variances, errors, strict=True)]
+    return GradientVariance(
+        observable=observable,
+        samples=samples,
+        n_qubits=tuple(n_qubits),
+        n_layers=tuple(n_layers),
+        variances=tuple(map(tuple, variances)),
+        errors=tuple(map(tuple, errors)),
+        slopes=tuple(slope for slope, _ in lines),
+        slope_errors=tuple(error for _, error in lines),
+    )
+
+
+def _check(n_qubits: Sequence[int], n_layers: Sequence[int], observable: str, samples: int) -> None:
+    if observable not in OBSERVABLES:
+        raise ConfigError(f"unknown observable '{observable}'; choose one of {', '.join(OBSERVABLES)}")
+    if not n_qubits or not n_layers:
+        raise ConfigError("gradient_variance needs one width and one depth or more")
+    for width in n_qubits:
+        check_positive(n_qubits=width)
+    for depth in n_layers:
+        check_positive(n_layers=depth)
+    if any(after <= before for before, after in pairwise(n_qubits)):
+        raise ConfigError(f"n_qubits must rise, got {list(n_qubits)}")
+    if samples < 2:
+        raise ConfigError(f"a variance needs 2 samples or more, got {samples}")
+
+
+def _squares(n_qubits: int, n_layers: int, observable: str, samples: int, seed: int) -> Numbers:
+    """Squares of the slope, their mean over the wires of the middle layer: one number a sample, (samples,)."""
+    random = generator(seed, n_qubits, n_layers)
+    ansatz = Ansatz("ry_ladder", n_qubits, n_layers)
+    found = []
+    for angles in random_angles(ansatz, samples, int(random.integers(2**63))).unbind():
+        weights = torch.from_numpy(_WEIGHTS[observable](n_qubits, random))
+        leaf = angles.clone().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(probabilities(leaf), leaf, weights)
+        found.append(slope[n_layers // 2].square().mean().item())
+    return np.array(found)
+
+
+def _line(n_qubits: Sequence[int], variances: list[float], errors: list[float]) -> tuple[float | None, float | None]:
+    """Slope of log2 variance over the qubits by least squares, and its standard error."""
+    if len(n_qubits) < 2 or min(variances) <= 0:
+        return None, None
+    x = np.array(n_qubits) - np.mean(n_qubits)
+    y = np.log2(variances)
+    slope = float(x @ y / (x @ x))
+    scatter = np.array(errors) / np.array(variances) / math.log(2)
+    sampled = math.sqrt(x**2 @ scatter**2) / (x @ x)
+    off = y - y.mean() - slope * x
+    fitted = math.sqrt(off @ off / (len(x) - 2) / (x @ x)) if len(x) > 2 else 0.0
+    return slope, float(max(sampled, fitted))
+
+
+def _layers(n: int) -> str:
+    return f"{n} layer" if n == 1 else f"{n} layers"

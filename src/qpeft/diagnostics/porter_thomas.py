@@ -1,0 +1,178 @@
+"""Whether a circuit's probabilities are those of a random state: the Porter-Thomas law."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from dataclasses import field as of_dataclass
+from functools import lru_cache
+
+import numpy as np
+from torch import Tensor
+
+from qpeft.diagnostics.figure import Figure, numbers
+from qpeft.diagnostics.haar import HaarLaw, Numbers, generator
+from qpeft.errors import ConfigError
+
+_GRID = 4096  # quantiles at which distances are taken: more would add less than 1/4096
+_RESAMPLES = 199  # simulated data sets: the smallest p-value is 1/200
+_TESTED = 2**15  # probabilities at most that the test looks at, so that it takes a fraction of a second
+_HINT, _SHOWN = 0.05, 0.01  # p-values below which a difference is hinted at, and below which it is shown
+_CLOSE = 0.05  # a distance from which a difference is large, whatever the number of probabilities
+_FEW = 200  # probabilities below which the test sees gross differences only
+_BINS, _WIDEST = 40, 10.0  # of the histogram of D p
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Of D p: its density in the bins between the edges, beside the law's mean in each; a share `beyond` lies above."""
+
+    edges: tuple[float, ...]
+    density: tuple[float, ...]
+    expected_density: tuple[float, ...]
+    beyond: float
+
+
+@dataclass(frozen=True)
+class PorterThomas(Figure):
+    """The D probabilities of S states beside the law of random states over `field`.
+
+    `distance` and `other_distance` are Kolmogorov-Smirnov distances of all S D probabilities to the law of the field
+    and to that of the other one. `p_value` is the chance that random states are as far from their law. `ipr` is the
+    mean of D sum p^2 and `entropy` that of -sum p ln p, in nats; their `_error` is the standard deviation that the mean
+    over S random states has. `largest` is the largest D p.
+    """
+
+    field: str
+    n_states: int
+    n_outcomes: int
+    distance: float
+    other_distance: float
+    p_value: float
+    n_tested: int
+    ipr: float
+    expected_ipr: float
+    ipr_error: float
+    entropy: float
+    expected_entropy: float
+    entropy_error: float
+    largest: float
+    histogram: Histogram = of_dataclass(repr=False)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the test finds no difference from random states, p >= 0.05."""
+        return self.p_value >= _HINT
+
+    @property
+    def sentence(self) -> str:
+        law = f"random {self.field} states"
+        found = f"distance {self.distance:.3f}, {self._chance}"
+        if self.is_random and self.n_tested < _FEW:
+            return (
+                f"No difference from {law} is seen, but {self.n_tested} probabilities show gross ones only ({found})."
+            )
+        if self.is_random:
+            return f"Nothing tells these probabilities from those of {law} ({found}): they are a random vector."
+        if self.p_value >= _SHOWN:
+            return f"A difference from {law} is hinted at, but not shown ({found})."
+        uneven = "more uneven" if self.ipr > self.expected_ipr else "more even"
+        measured = f"{found}; {uneven}, IPR {self.ipr:.3g} where {self.expected_ipr:.3g} is expected"
+        if self.distance < min(_CLOSE, self.other_distance):
+            return f"The probabilities are close to those of {law}, and yet measurably different ({measured})."
+        return f"The probabilities are not those of {law} ({measured})."
+
+    @property
+    def _chance(self) -> str:
+        least = 1 / (_RESAMPLES + 1)
+        return f"p = {self.p_value:.2g}" if self.p_value > least else f"p ≤ {least:g}"
+
+
+def porter_thomas(probabilities: Tensor | Numbers, field: str = "real") -> PorterThomas:
+    """How the probabilities of states differ from those of random states.
+
+    One probability p of a random state with D of them follows Beta(1/2, (D-1)/2) for real and Beta(1, D-1) for complex
+    amplitudes; D p then tends to the chi-square law with one degree of freedom, or to the exponential law. The D
+    probabilities of one state sum to 1, so they are not independent, and the usual p-value of a Kolmogorov-Smirnov
+    test would be wrong. Here the same distance is taken of 199 simulated sets of random states of the same number and
+    size; the p-value is the rank of the found distance among them, (1 + how many are as large) / 200. Of more than
+    32,768 probabilities not more are tested: equally many of each state, chosen by chance and simulated likewise.
+
+    Args:
+        probabilities: (S, D) of S states, or (D,) of one, each state's sum 1. Frequencies over shots are not
+            probabilities: their law is that of the counts.
+        field: "real" for circuits of RY, CNOT and CZ, as QPA's and Quantum-PEFT's; "complex" for all others.
+
+    Raises:
+        ConfigError: an unknown field, another shape, or numbers that are no probabilities.
+    """
+    p = _rows(probabilities)
+    law = HaarLaw(field, p.shape[1])
+    entropies = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
+    p_value, n_tested = _test(p, law)
+    root = math.sqrt(len(p))
+    return PorterThomas(
+        field=field,
+        n_states=len(p),
+        n_outcomes=law.size,
+        distance=_distance(p, law),
+        other_distance=_distance(p, law.other),
+        p_value=p_value,
+        n_tested=n_tested,
+        ipr=float(law.size * (p**2).sum(axis=1).mean()),
+        expected_ipr=law.ipr,
+        ipr_error=law.ipr_spread / root,
+        entropy=float(entropies.mean()),
+        expected_entropy=law.entropy,
+        entropy_error=law.entropy_spread / root,
+        largest=float(law.size * p.max()),
+        histogram=_histogram(p, law),
+    )
+
+
+def _rows(probabilities: Tensor | Numbers) -> Numbers:
+    given = probabilities.detach().cpu().numpy() if isinstance(probabilities, Tensor) else np.asarray(probabilities)
+    if given.ndim not in (1, 2) or 0 in given.shape or np.iscomplexobj(given):
+        raise ConfigError(f"probabilities must be real, of shape (states, D) or (D,), got {given.dtype}{given.shape}")
+    p = np.atleast_2d(given).astype(np.float64)
+    if not np.isfinite(p).all() or p.min() < 0 or abs(p.sum(axis=1) - 1).max() > 1e-3:
+        raise ConfigError("these are no probabilities: they must be 0 or more, and those of each state must sum to 1")
+    return p
+
+
+@lru_cache(maxsize=8)
+def _quantiles(law: HaarLaw) -> Numbers:
+    return law.quantiles(np.arange(1, _GRID) / _GRID)
+
+
+def _distance(p: Numbers, law: HaarLaw) -> float:
+    shares = np.searchsorted(np.sort(p, axis=None), _quantiles(law), side="right") / p.size
+    return float(abs(shares - np.arange(1, _GRID) / _GRID).max())
+
+
+def _test(p: Numbers, law: HaarLaw) -> tuple[float, int]:
+    """The p-value, and of how many probabilities."""
+    random = generator(zlib.crc32(p.tobytes()))  # the same for the same data, new for others
+    n_states = min(len(p), _TESTED)
+    entries = min(law.size, _TESTED // n_states)
+    tested = p
+    if n_states < len(p):
+        tested = random.choice(p, n_states, replace=False)
+    if entries < law.size:
+        tested = random.permuted(tested, axis=1)[:, :entries]
+    found = _distance(tested, law)
+    simulated = [_distance(law.draw(n_states, entries, random), law) for _ in range(_RESAMPLES)]
+    return (1 + sum(distance >= found for distance in simulated)) / (_RESAMPLES + 1), tested.size
+
+
+def _histogram(p: Numbers, law: HaarLaw) -> Histogram:
+    edges = np.linspace(0, min(_WIDEST, law.size), _BINS + 1)
+    shares = np.histogram(law.size * p, edges)[0] / p.size
+    width = edges[1]
+    return Histogram(
+        edges=numbers(edges),
+        density=numbers(shares / width),
+        expected_density=numbers(np.diff(law.cdf(edges / law.size)) / width),
+        beyond=float(max(0.0, 1 - shares.sum())),
+    )

@@ -1,0 +1,58 @@
+"""States and probabilities of a circuit at given or at random angles, many at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from qpeft.circuits import Ansatz, two_design_columns
+from qpeft.circuits.ladder_states import ladder_states
+from qpeft.diagnostics.haar import check_positive, generator
+from qpeft.errors import ConfigError
+
+REAL_ANSATZE = ("ry_ladder", "two_design")
+
+
+def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
+    """Final states (S, 2**N), real amplitudes, from |0...0> at the angles (S, *ansatz.angle_shape), in their dtype.
+
+    Raises ConfigError for QAA's circuits, which start in the input's state and not in |0...0>, and for another shape.
+    """
+    check_ansatz(ansatz)
+    if angles.ndim == 0 or angles.shape[1:] != ansatz.angle_shape:
+        wanted = ", ".join(map(str, ansatz.angle_shape))
+        raise ConfigError(f"angles must have shape (samples, {wanted}), got {tuple(angles.shape)}")
+    if ansatz.name == "ry_ladder":
+        return ladder_states(angles)
+    return two_design_columns(angles, ansatz.n_qubits, ansatz.n_layers, [0]).squeeze(2)
+
+
+def random_states(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
+    """`circuit_states` (samples, 2**N), float64, at angles uniform on [-pi, pi)."""
+    return circuit_states(ansatz, random_angles(ansatz, samples, seed))
+
+
+def random_probabilities(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
+    """Probabilities (samples, 2**N), float64, at angles uniform on [-pi, pi).
+
+    Of `two_design` they are the squares of the first column. Raises ConfigError as `circuit_states`.
+    """
+    return random_states(ansatz, samples, seed).square()
+
+
+def random_angles(ansatz: Ansatz, samples: int, seed: int) -> Tensor:
+    """Angles (samples, *ansatz.angle_shape), float64, uniform on [-pi, pi): how QPA starts."""
+    check_ansatz(ansatz)
+    check_positive(samples=samples)
+    return torch.from_numpy(generator(seed).uniform(-math.pi, math.pi, (samples, *ansatz.angle_shape)))
+
+
+def check_ansatz(ansatz: Ansatz) -> None:
+    """Raises ConfigError for a circuit that does not start in |0...0> or has complex amplitudes."""
+    if ansatz.name not in REAL_ANSATZE:
+        raise ConfigError(
+            f"this figure is for circuits that start in |0...0>: {', '.join(REAL_ANSATZE)}; "
+            f"{ansatz.name} starts in the state of an input, so it has no probabilities of its own"
+        )
