@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
-from qpeft.cli.console import say, stderr
+from qpeft.cli.console import duration, say, stderr
 from qpeft.studies.comparison.running.progress import Pace
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class CompareBar:
         if cell.cell_id in self._began:
             took = time.monotonic() - self._began.pop(cell.cell_id)
             self._pace.learn(cell, took)
-            seconds = f", {_duration(took)}"
+            seconds = f", {duration(took)}"
         self._bar.console.print(f"{_name(cell)}: {_outcome(row)}{seconds}", soft_wrap=True)
         self._draw()
 
@@ -91,7 +91,7 @@ class CompareBar:
             total=self._n_planned,
             completed=n_done + sum(self._running.values()),
             cells=f"cell {min(n_done + 1, self._n_planned)} of {self._n_planned}",
-            left="" if left is None else f"{_duration(left)} left",
+            left="" if left is None else f"{duration(left)} left",
         )
 
     def _seconds_left(self) -> float | None:
@@ -114,12 +114,3 @@ def _outcome(row: Row) -> str:
     figures = {"test loss": quality.get("test_loss"), "validation loss": quality.get("valid_loss")}
     known = [f"{name} {value:.4f}" for name, value in figures.items() if value is not None]
     return known[0] if known else "measured"
-
-
-def _duration(seconds: float) -> str:
-    """`42 s`, `3:05`, `2:03:05`."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02}"
-    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"

@@ -63,11 +63,11 @@ def print_failure(error: BaseException, message: str, exit_code: int) -> None:
 
 
 @contextmanager
-def working(what: str) -> Iterator[None]:
-    """A sign of life while the block runs, on a terminal only."""
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """A sign of life while the block runs, on a terminal only; what is given changes its words."""
     console = stderr()
-    with console.status(what) if console.is_terminal else nullcontext():
-        yield
+    with console.status(what) if console.is_terminal else nullcontext() as status:
+        yield (lambda text: None) if status is None else status.update
 
 
 def say(label: str, message: str, style: str) -> None:
@@ -134,3 +134,12 @@ def remarks(rows: Iterable[tuple[str, str]]) -> Table:
     for row in rows:
         grid.add_row(*row)
     return grid
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3:05`, `2:03:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"

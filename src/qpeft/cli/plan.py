@@ -8,8 +8,8 @@ import typer
 
 from qpeft.cli.adapters import ModelOption, base_model
 from qpeft.cli.command import command
-from qpeft.cli.console import Answer, count, facts, remarks, size, working
-from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, method_settings
+from qpeft.cli.console import Answer, count, duration, facts, remarks, size, working
+from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 @command
 def plan(
     model: ModelOption,
-    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", only=("method", "host", "task"))],
+    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", only=("method", "host", "task", "steps"))],
     adapter: AdapterOptions,
     generator: GeneratorOptions,
+    backend: BackendOptions,
     preset: PresetOption = None,
     num_labels: Annotated[
         int | None,
@@ -35,7 +36,8 @@ def plan(
     """Count what a method will train, deploy and store, before any work.
 
     The model's configuration is enough: no weights are read, and a hub model's are not downloaded. With a
-    classification, the head is counted among what is trained.
+    classification, the head is counted among what is trained. With --backend or --shots, the circuits, shots and
+    seconds of --steps steps are told too; for the seconds three small jobs are sent.
 
     Examples:
 
@@ -44,9 +46,10 @@ def plan(
       qpeft plan --model gpt2 --method quantum_peft --share type --frame gradient
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
       qpeft plan --model gpt2 --host prefix --num-virtual-tokens 20 --budget 0.25
+      qpeft plan --model gpt2 --backend qiskit:aer --shots 4096 --steps 200
       qpeft plan --task text-classification --model roberta-base --num-labels 3
     """
-    settings = TrainSettings(model=model, data="", out="", **run)
+    settings = TrainSettings(model=model, data="", out="", backend_settings=backend, **run)
     settings.method_settings = method_settings(settings, preset, adapter, generator)
     settings.check()
     if settings.method == "full":
@@ -54,22 +57,24 @@ def plan(
     if num_labels is not None and settings.task == "causal-lm":
         raise ConfigError("--num-labels counts classes, and task causal-lm has none; name a classification by --task")
     with working("Counting"):
-        found = _plan(settings, num_labels)
+        found = plan_of(settings, num_labels)
     return Answer({"model": model, **found.to_dict()}, lambda console: _show(console, settings, found))
 
 
-def _plan(settings: TrainSettings, num_labels: int | None) -> Plan:
+def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
+    """What the run's method costs on its base."""
     import qpeft
     from qpeft.training.methods import build_config, build_generator, train_whole
 
     config, name = build_config(settings), base_model(settings.model)
+    circuits = {**settings.backend_settings, "steps": settings.steps}
     if settings.task == "causal-lm":
-        return qpeft.plan(name, config, build_generator(settings))
+        return qpeft.plan(name, config, build_generator(settings), **circuits)
     from qpeft.training.tasks.classifier import classifier_on_meta
 
     base = classifier_on_meta(name, settings.task, num_labels)
     train_whole(config, base.whole)
-    return qpeft.plan(base.model, config, build_generator(settings))
+    return qpeft.plan(base.model, config, build_generator(settings), **circuits)
 
 
 def _show(console: Console, settings: TrainSettings, found: Plan) -> None:
@@ -77,7 +82,7 @@ def _show(console: Console, settings: TrainSettings, found: Plan) -> None:
     console.print(
         f"{settings.method}{over} on {settings.model}, a base of {count(found.base_parameters)} numbers\n", style="bold"
     )
-    console.print(facts([*_sizes(found), *_circuit(found)]))
+    console.print(facts([*_sizes(found), *_circuit(found), *_forecast(found)]))
     modules = [("modules", _kinds(found.target_modules))] if found.target_modules else []
     if lines := [*modules, *(("note", note) for note in found.notes)]:
         console.print()
@@ -112,6 +117,22 @@ def _circuit(found: Plan) -> list[tuple[str, str, str]]:
     ]
     hidden = [("hidden widths", ",".join(map(str, found.hidden)), "")] if found.hidden else []
     return [(name, count(n), remark) for name, n, remark in rows if n is not None] + hidden
+
+
+def _forecast(found: Plan) -> list[tuple[str, str, str]]:
+    if (cost := found.circuits) is None:
+        return []
+    shots = [("  shots", count(cost["shots"]), f"{count(cost['shots_per_circuit'])} of each circuit")]
+    return [
+        (
+            "circuits to run",
+            count(cost["circuits"]),
+            f"{count(cost['circuits_per_step'])} in each of {cost['steps']} steps",
+        ),
+        *(shots if cost["shots"] else []),
+        ("  on", cost["backend"], f"gradients by {cost['gradient']}, {cost['jobs_per_step']} jobs a step"),
+        ("  time", duration(cost["seconds"]), f"{cost['seconds_per_step']:.3g} s a step, from a measured sample"),
+    ]
 
 
 def _purpose(found: Plan) -> str:

@@ -18,6 +18,12 @@ from qpeft.adapters.qpa import QPAConfig
 from qpeft.adapters.quantum_peft import QuantumPeftConfig
 from qpeft.adapters.sora import SoRAConfig
 from qpeft.adapters.targets import check_target_modules, spare_new_head
+from qpeft.backends.forecast import forecast
+from qpeft.backends.jobs import Jobs
+from qpeft.backends.named import as_backend
+from qpeft.backends.run import CircuitRun
+from qpeft.backends.settings import BackendSettings
+from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generators.settings import QPAGeneratorConfig
 from qpeft.planning.meta import on_meta
@@ -30,7 +36,17 @@ from qpeft.planning.stock import count_stock
 
 
 def plan(
-    base: nn.Module | PretrainedConfig | str | Path, config: PeftConfig, generator: QPAGeneratorConfig | None = None
+    base: nn.Module | PretrainedConfig | str | Path,
+    config: PeftConfig,
+    generator: QPAGeneratorConfig | None = None,
+    *,
+    backend: Any = "exact",
+    shots: int | None = None,
+    gradient: str = "auto",
+    noise: float = 0.0,
+    shot_budget: int | None = None,
+    smoothing: float = 0.0,
+    steps: int = 500,
 ) -> Plan:
     """Count what `config` would train, deploy and store on `base`.
 
@@ -39,6 +55,9 @@ def plan(
         config: A QPAConfig, a QuantumPeftConfig, a QAAConfig, a SoRAConfig, a BottleneckConfig, or a stock PEFT config
             to compare with.
         generator: What `qpeft.attach` would put over the adapter of a stock `config`.
+        backend: With shots, or another backend than "exact", `Plan.circuits` tells what QPA's circuits will cost. To
+            know the seconds, three small jobs are sent. This and the rest are as in `qpeft.set_backend`.
+        steps: Optimiser steps of the training whose circuits are counted.
 
     Raises:
         ConfigError: the base cannot be found, a target matches no module, or the settings do not fit.
@@ -56,7 +75,23 @@ def plan(
         counts = count_attached(generator, adapted)
     else:
         counts = _COUNTERS.get(type(config), count_stock)(config, adapted)
-    return Plan(base_parameters=base_parameters, target_modules=targets, **counts)
+    chosen = BackendSettings(
+        backend=backend, shots=shots, gradient=gradient, noise=noise, shot_budget=shot_budget, smoothing=smoothing
+    )
+    circuits = None if chosen.is_usual else _circuits(generator or config, counts, chosen, steps)
+    return Plan(base_parameters=base_parameters, target_modules=targets, circuits=circuits, **counts)
+
+
+def _circuits(config: Any, counts: dict[str, Any], chosen: BackendSettings, steps: int) -> dict[str, Any]:
+    if getattr(config, "feature_source", None) not in ("qnn", "qnn_frozen"):
+        raise ConfigError("backends are for QPA's circuit, with feature_source 'qnn' or 'qnn_frozen'; this has none")
+    jobs = Jobs(
+        as_backend(chosen.backend, counts["n_qubits"], chosen.noise), chosen.shots, shot_budget=chosen.shot_budget
+    )
+    ansatz = Ansatz("ry_ladder", counts["n_qubits"], config.n_layers)
+    run = CircuitRun(ansatz, jobs, chosen.gradient, chosen.smoothing)
+    run.check_budget(steps)
+    return forecast(run, steps).to_dict()
 
 
 def _adapt(model: nn.Module, config: Any) -> Any:

@@ -30,6 +30,7 @@ class Plan:
     chunk_size: int | None = None
     hidden: tuple[int, ...] | None = None
     rank_bound: int | None = None  # QPA: of the (C, n) matrix of chunks; Quantum-PEFT: of every update, the largest K
+    circuits: dict[str, Any] | None = None  # what a training's circuits cost on a backend, see `Forecast`
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:

@@ -59,7 +59,9 @@ class Plan:
         return cells
 
     def cost_cells(self) -> list[Cell]:
-        """Time and memory of every method, measured alone."""
+        """Time and memory of every method, measured alone; none where the study does without."""
+        if not self.study["costs"]:
+            return []
         chosen = {method["key"]: self._chosen(method) for method in self.study["methods"]}
         seed = self.study["seeds"][0]
         return [
@@ -103,7 +105,7 @@ class Plan:
             seed=seed,
             hash=method["hash"],
             weight=float(method["trainable"]),
-            config={key: method[key] for key in ("label", "method", "host", "settings", "rates")},
+            config={key: method.get(key, {}) for key in ("label", "method", "host", "settings", "backend", "rates")},
             lr=rate,
             lr_at_edge=_edge(rate, rates) if role != "tuning" else None,
             recipe=self.recipe,
@@ -138,6 +140,7 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
         "data": {"id": study.data, "eval_data": study.eval_data, "test_data": study.test_data, "sha256": splits.sha256},
         "training": study.training.model_dump(),
         "test_blocks": study.test_blocks,
+        "costs": study.costs,
         "seeds": study.seeds,
         "tuning": study.tuning.model_dump(),
         "max_hours": study.max_hours,
@@ -264,6 +267,7 @@ def _described(study: Study, recipe: dict[str, Any], spec: MethodSpec, role: str
         "method": spec.method,
         "host": spec.host,
         "settings": spec.settings,
+        "backend": spec.backend,
         "lr_base": spec.base_rate * study.lr_scale,
         "rates": rates,
         "hash": _hash(study, recipe, spec, rates),
@@ -285,6 +289,7 @@ def _hash(study: Study, recipe: dict[str, Any], spec: MethodSpec, rates: Sequenc
         "host": spec.host,
         "settings": spec.settings,
         "rates": list(rates),
+        **({"backend": spec.backend} if spec.backend else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

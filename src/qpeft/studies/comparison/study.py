@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from qpeft.backends.settings import backend_settings
 from qpeft.errors import ConfigError
 from qpeft.training.settings import HOSTS, METHODS, TASKS, unknown
 
-BUILT_IN = ("survey", "controls", "feature-source", "rank-perplexity", "qubits", "depth")
+BUILT_IN = ("survey", "controls", "feature-source", "rank-perplexity", "qubits", "depth", "shots", "noise")
 UNTRAINED = "none"  # the method that trains nothing: the base as it is
 
 _RATES = {"full": 2e-5, "prefix": 5e-3, "prompt": 5e-3, "ia3": 5e-3, "vera": 4e-3, "uni_lora": 4e-3, "tiny_lora": 4e-3}
@@ -43,6 +44,7 @@ class MethodSpec(_Strict):
     method: str
     host: str = "lora"
     settings: dict[str, Any] = {}
+    backend: dict[str, Any] = {}  # where QPA's circuit runs in training, under the names of `qpeft.set_backend`
     role: Literal["main", "control"] = "main"
     against: str | None = None  # of a control: the key of what it is a control of
     lr: float | None = Field(default=None, gt=0)  # the middle of its grid of rates
@@ -56,6 +58,12 @@ class MethodSpec(_Strict):
             raise ValueError(unknown("host", self.host, HOSTS))
         if (self.role == "control") != (self.against is not None):
             raise ValueError("role control, and no other, needs `against`: the key of what it is a control of")
+        if self.backend and self.method != "qpa":
+            raise ValueError(f"backend is for QPA's circuit, and the method is {self.method}")
+        try:
+            backend_settings(self.backend)
+        except ConfigError as error:
+            raise ValueError(f"backend: {error}") from error
         return self
 
     @property
@@ -146,6 +154,7 @@ class Study(_Strict):
     test_blocks: int = Field(default=96, ge=0)
     generation: Generation | None = None
     capacity: bool = True
+    costs: bool = True
     general_data: str | None = (
         None  # a text of what the base knew before: forgetting is the loss on it, after minus before
     )

@@ -88,6 +88,8 @@ def started_row(cell: Cell) -> Row:
     recipe = cell.recipe
     row["label"] = cell.config["label"]
     row["method_config"] = {key: cell.config[key] for key in ("method", "host", "settings")} | {"hash": cell.hash}
+    if cell.config.get("backend"):
+        row["method_config"]["backend"] = cell.config["backend"]
     row["base"] = {key: recipe["base"][key] for key in ("id", "sha256", "dtype", "params_total")}
     row["data"] = {key: recipe["data"][key] for key in ("id", "sha256")}
     row["train"] = {

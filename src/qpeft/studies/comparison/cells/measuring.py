@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import qpeft
 from qpeft.errors import QpeftError, TrainingError
 from qpeft.studies.comparison.cells.cell import Cell, Steps, failed_row, started_row, work_folder
 from qpeft.studies.comparison.cells.keep import Audit, KeepBest, best_of, restore
@@ -70,6 +71,7 @@ def settings_of(cell: Cell, out: Path, data: str = "validation") -> TrainSetting
         method="full" if untrained else config["method"],
         host=config["host"],
         method_settings={} if untrained else dict(config["settings"]),
+        backend_settings=dict(config.get("backend", {})),
         lr=cell.lr or 1.0,
         seed=cell.seed,
         eval_every=recipe["training"]["eval_every"] or max(1, recipe["training"]["steps"] // 8),
@@ -148,6 +150,7 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
         result = train(settings, _Reporting(on_step), (KeepBest(best), Audit(audit, task)), task)
         ready = prepare(settings, Silent(), task)
         restore(ready.model, best)
+        on_backend = _score_on_backend(ready)
     audited = json.loads(audit.read_text(encoding="utf-8"))
     log = read_rows(work / "run" / "metrics.jsonl")
     curve, norms = _curve(log), [entry["grad_norm"] for entry in log if "grad_norm" in entry]
@@ -156,6 +159,9 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
     row["data"]["tokens_per_step"] = audited["tokens_seen"] / settings.steps
     row["train"] |= {"seconds": result.seconds, "curve": curve}
     row["quality"] = {"valid_loss": loss, "valid_loss_last": result.after.loss, "best_step": step}
+    if result.circuits is not None:
+        row["train"]["circuits"] = result.circuits
+        row["quality"]["valid_loss_on_backend"] = on_backend
     row["cost"] = {
         "params_trainable": result.trainable,
         "params_head": result.trainable_head,
@@ -168,6 +174,15 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
         row["null_reasons"]["cost.params_generator"] = "nothing is generated"
     row["convergence"] = derive(curve, norms, row["data"]["tokens_per_step"])
     return ready
+
+
+def _score_on_backend(ready: Prepared) -> float | None:
+    """Validation loss with the backend's own probabilities; from then on the model has exact ones, as exported."""
+    if ready.circuits is None:
+        return None
+    loss = ready.task.score(ready.model).loss
+    qpeft.set_backend(ready.model)
+    return loss
 
 
 def _measure_base(cell: Cell, row: Row, ready: Prepared) -> None:

@@ -1,0 +1,71 @@
+"""What a training's circuits will cost on a backend: counted, and timed by a small sample."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from qpeft.backends.run import CircuitRun
+
+_SAMPLE = 9  # circuits of the second job; the first has one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Circuits, shots and seconds of a training, its own arithmetic left out."""
+
+    backend: str
+    gradient: str
+    n_qubits: int
+    shots_per_circuit: int | None
+    circuits_per_step: int
+    jobs_per_step: int
+    steps: int
+    circuits: int
+    shots: int
+    seconds_per_step: float
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def forecast(run: CircuitRun, steps: int) -> Forecast:
+    """What `steps` optimiser steps of `run` will cost.
+
+    Sends three small jobs, at random angles: one that warms up (a device compiles the circuit), one circuit, and nine
+    circuits. A job of n circuits is taken to last a + b n seconds. A queue before the device, if any, is in a.
+
+    Raises BackendError if the device does not answer.
+    """
+    random = np.random.Generator(np.random.Philox(0))
+    angles = random.uniform(-np.pi, np.pi, (_SAMPLE, *run.ansatz.angle_shape))
+    _seconds(run, angles[:1])
+    one, many = _seconds(run, angles[:1] + 0.1), _seconds(run, angles)
+    each = max(0.0, (many - one) / (_SAMPLE - 1))
+    jobs = 2  # the value, and the gradient
+    a_step = jobs * max(0.0, one - each) + run.circuits_per_step * each
+    circuits = steps * run.circuits_per_step + 1
+    shots = run.jobs.shots or 0
+    return Forecast(
+        backend=run.jobs.backend.name,
+        gradient=run.gradient,
+        n_qubits=run.ansatz.n_qubits,
+        shots_per_circuit=run.jobs.shots,
+        circuits_per_step=run.circuits_per_step,
+        jobs_per_step=jobs,
+        steps=steps,
+        circuits=circuits,
+        shots=circuits * shots,
+        seconds_per_step=a_step,
+        seconds=a_step * steps,
+    )
+
+
+def _seconds(run: CircuitRun, angles: np.ndarray) -> float:
+    began = time.perf_counter()
+    run.jobs.run(run.ansatz, angles, "forecast")
+    return time.perf_counter() - began
