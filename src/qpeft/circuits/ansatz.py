@@ -152,6 +152,16 @@ class Ansatz:
         """Number of angles."""
         return prod(self.angle_shape)
 
+    @property
+    def depth(self) -> int:
+        """Gates on the longest way through the circuit."""
+        passed = [0] * self.n_qubits  # gates on the longest way to each wire
+        for gate in self.gates():
+            step = 1 + max(passed[wire] for wire in gate.wires)
+            for wire in gate.wires:
+                passed[wire] = step
+        return max(passed)
+
     def layers(self) -> Iterator[tuple[Gate, ...]]:
         """The gates of each layer, in the order in which they act; `two_design` has its first rotations as layer 0."""
         yield from map(tuple, _FAMILIES[self.name].layers(self.n_qubits, self.n_layers))

@@ -22,7 +22,7 @@ def to_openqasm(ansatz: Ansatz, angles: Any = None) -> str:
     lines = [
         "OPENQASM 3.0;",
         'include "stdgates.inc";',
-        f"// {ansatz.name}, {ansatz.n_qubits} qubits, {ansatz.n_layers} layers, angles in radians",
+        f"// {ansatz.name}, n_qubits={ansatz.n_qubits}, n_layers={ansatz.n_layers}, angles in radians",
         "// q[0] is the most significant bit of a basis index",
         *(f"input float[64] {_input(slot)};" for slot in free),
         f"qubit[{ansatz.n_qubits}] q;",

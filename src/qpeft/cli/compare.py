@@ -15,7 +15,7 @@ from qpeft.cli.compare_bar import CompareBar
 from qpeft.cli.compare_tables import planned, results, say_failures, say_warnings
 from qpeft.cli.console import Answer, facts, print_code, working
 from qpeft.cli.failures import SOME_FAILED
-from qpeft.cli.help import HelpfulCommand, HelpfulGroup
+from qpeft.cli.help import command_group
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
 
@@ -158,11 +158,7 @@ def compare() -> None:
 
 def group() -> typer.Typer:
     """The commands of `qpeft compare`."""
-    made = typer.Typer(cls=HelpfulGroup, no_args_is_help=True)
-    made.callback()(compare)
-    for function in (run, plan, report):
-        made.command(cls=HelpfulCommand)(function)
-    return made
+    return command_group(compare, (run, plan, report))
 
 
 def _plan(study: str, overrides: dict[str, Any], folder: Path, command: str) -> Plan:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 from qpeft.cli.console import print_failure, stdout
@@ -39,6 +40,15 @@ class HelpfulGroup(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write(_render(self, ctx))
+
+
+def command_group(about: Callable[[], None], commands: Iterable[Callable[..., None]]) -> typer.Typer:
+    """Commands under one name; `about` has nothing but the docstring that is their common help."""
+    made = typer.Typer(cls=HelpfulGroup, no_args_is_help=True)
+    made.callback()(about)
+    for function in commands:
+        made.command(cls=HelpfulCommand)(function)
+    return made
 
 
 @contextmanager

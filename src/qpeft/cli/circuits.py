@@ -1,0 +1,245 @@
+"""`qpeft circuits draw | count | export`: a circuit as text, in numbers, for other programs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qpeft.cli.adapters import find_adapter
+from qpeft.cli.command import command
+from qpeft.cli.console import Answer, facts, table, working
+from qpeft.cli.help import command_group
+from qpeft.cli.options import Fields
+from qpeft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qpeft.circuits import Ansatz
+    from qpeft.circuits.transpiled import Size
+
+_FORMATS = ("openqasm", "pennylane", "qiskit")
+
+
+@dataclass(kw_only=True)
+class CircuitOptions:
+    """A circuit by its kind and size."""
+
+    ansatz: str = field(
+        default="ry_ladder",
+        metadata={
+            "help": "ry_ladder is QPA's, two_design Quantum-PEFT's, the others are QAA's.",
+            "choices": ("ry_ladder", "two_design", "square", "qaa", "rxyz"),
+        },
+    )
+    n_qubits: int = field(default=7, metadata={"help": "Wires."})
+    n_layers: int = field(default=8, metadata={"help": "Layers."})
+
+
+Chosen = Annotated[dict[str, Any], Fields(CircuitOptions, panel="Circuit")]
+AdapterOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Instead: the circuit of a QPA adapter, with its trained angles; a run folder or a compact adapter.",
+        rich_help_panel="Circuit",
+    ),
+]
+
+
+@command
+def draw(
+    chosen: Chosen,
+    adapter: AdapterOption = None,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=20, help="Columns; layers that do not fit are left out. Default: the terminal's."
+        ),
+    ] = None,
+) -> Answer:
+    """Draw a circuit as text; with an adapter, list its angles as well.
+
+    Examples:
+
+      qpeft circuits draw --n-qubits 4 --n-layers 2
+      qpeft circuits draw --ansatz two_design --n-qubits 5 --n-layers 2 --width 200
+      qpeft circuits draw --adapter run
+    """
+    ansatz, angles = _circuit(chosen, adapter)
+    return Answer(
+        {**_described(ansatz, angles), "drawing": ansatz.draw(width or 100)},
+        lambda console: _show_drawing(console, ansatz.draw(width or console.width), angles),
+    )
+
+
+@command
+def count(chosen: Chosen, adapter: AdapterOption = None) -> Answer:
+    """Count angles, gates and depth, as written and after transpiling to devices of three forms.
+
+    The depth is the number of gates on the longest way. Transpiled are free angles, by Qiskit's default passes, to the
+    gates rz, sx, x, cx; heavy-hex is a lattice of 115 qubits.
+
+    Examples:
+
+      qpeft circuits count
+      qpeft circuits count --ansatz square --n-qubits 10 --n-layers 1 --json
+    """
+    ansatz, _ = _circuit(chosen, adapter)
+    with working("Transpiling"):
+        sizes, missing = _transpiled(ansatz)
+    gates = dict(Counter(gate.name for gate in ansatz.gates()))
+    two_qubit_gates = sum(len(gate.wires) == 2 for gate in ansatz.gates())
+    data = {
+        **_described(ansatz),
+        "n_angles": ansatz.n_angles,
+        "gates": gates,
+        "two_qubit_gates": two_qubit_gates,
+        "depth": ansatz.depth,
+        "transpiled": sizes and {name: size._asdict() for name, size in sizes.items()},
+    }
+    return Answer(data, lambda console: _show_counts(console, data, sizes, missing))
+
+
+@command
+def export(
+    chosen: Chosen,
+    adapter: AdapterOption = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="|".join(_FORMATS), help="OpenQASM 3, or a Python file of its own.")
+    ] = "openqasm",
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write. Default: standard output.")] = None,
+) -> Answer:
+    """Write a circuit for other programs: with an adapter's angles, or with free ones.
+
+    Nothing of what is written needs qpeft. The Python files define probabilities(angles), in qpeft's order of basis
+    states: wire 0 is the most significant bit. QAA's circuits begin in the state |0...0> here, without an input.
+
+    Examples:
+
+      qpeft circuits export --n-qubits 4 --n-layers 2
+      qpeft circuits export --adapter run --format qiskit --out circuit.py
+    """
+    _check_export(form, out)
+    ansatz, angles = _circuit(chosen, adapter)
+    text = _written(form, ansatz, angles)
+    if out is not None:
+        from qpeft.files import write_text
+
+        write_text(out, text)
+    data = {**_described(ansatz, angles), "format": form, "out": out, "text": text if out is None else None}
+    return Answer(data, lambda console: _show_export(console, text, out))
+
+
+def circuits() -> None:
+    """Draw circuits, count their gates, and write them for other programs.
+
+    Start with:
+
+      qpeft circuits draw --n-qubits 4
+      qpeft circuits count
+      qpeft circuits export --adapter run --format pennylane --out circuit.py
+    """
+
+
+def group() -> typer.Typer:
+    """The commands of `qpeft circuits`."""
+    return command_group(circuits, (draw, count, export))
+
+
+def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]:
+    """The ansatz and, of an adapter, its angles as float64 (L, N)."""
+    from qpeft.circuits import Ansatz
+
+    if adapter is None:
+        size = {**asdict(CircuitOptions()), **chosen}
+        return Ansatz(size["ansatz"], size["n_qubits"], size["n_layers"]), None
+    if chosen:
+        raise ConfigError("--adapter says which circuit it is; leave out --ansatz, --n-qubits and --n-layers")
+    with working("Reading the adapter"):
+        angles = _trained_angles(find_adapter(adapter))
+    return Ansatz("ry_ladder", n_qubits=angles.shape[1], n_layers=angles.shape[0]), angles
+
+
+def _trained_angles(folder: Path) -> Any:
+    import torch
+
+    from qpeft.diagnostics.saved_adapter import read_adapter
+    from qpeft.generators.features import CircuitFeature
+
+    saved = read_adapter(folder)
+    feature = saved.generator().feature if saved.method == "qpa" else None
+    if not isinstance(feature, CircuitFeature):
+        raise ConfigError(
+            f"{folder} has no circuit of QPA; give an adapter of method qpa with feature_source 'qnn' or 'qnn_frozen', "
+            "or a circuit by --ansatz"
+        )
+    with torch.no_grad():
+        return feature.angles().double().numpy()
+
+
+def _described(ansatz: Ansatz, angles: Any = None) -> dict[str, Any]:
+    size = {"ansatz": ansatz.name, "n_qubits": ansatz.n_qubits, "n_layers": ansatz.n_layers}
+    return {**size, "angles": None if angles is None else angles.tolist()}
+
+
+def _transpiled(ansatz: Ansatz) -> tuple[dict[str, Size] | None, str]:
+    """Sizes by coupling; or None and what is missing for them."""
+    from qpeft.circuits.transpiled import transpiled_sizes
+
+    try:
+        return transpiled_sizes(ansatz), ""
+    except ConfigError as error:
+        return None, str(error)
+
+
+def _check_export(form: str, out: Path | None) -> None:
+    if form not in _FORMATS:
+        raise ConfigError(f"unknown format '{form}'; choose one of {', '.join(_FORMATS)}")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{out} is a folder; give a file")
+
+
+def _written(form: str, ansatz: Ansatz, angles: Any) -> str:
+    from qpeft.circuits.to_python import to_pennylane_file, to_qiskit_file
+
+    if form == "openqasm":
+        return ansatz.to_openqasm(angles)
+    return (to_pennylane_file if form == "pennylane" else to_qiskit_file)(ansatz, angles)
+
+
+def _show_drawing(console: Console, drawing: str, angles: Any) -> None:
+    console.print(drawing, soft_wrap=True)
+    if angles is not None:
+        console.print("\nangles in radians, a line for each layer, a column for each wire\n")
+        for row in angles:
+            console.print("".join(f"{angle:9.4f}" for angle in row), soft_wrap=True)
+
+
+def _show_counts(console: Console, data: dict[str, Any], sizes: dict[str, Size] | None, missing: str) -> None:
+    console.print(f"{data['ansatz']} on {data['n_qubits']} qubits with {data['n_layers']} layers\n", style="bold")
+    kinds = ", ".join(f"{name} {n:,}" for name, n in data["gates"].items())
+    rows = [
+        ("angles", f"{data['n_angles']:,}", ""),
+        ("gates", f"{sum(data['gates'].values()):,}", kinds),
+        ("two-qubit gates", f"{data['two_qubit_gates']:,}", ""),
+        ("depth", f"{data['depth']:,}", "gates on the longest way"),
+    ]
+    console.print(facts(rows))
+    if sizes is None:
+        console.print(f"\n{missing}", soft_wrap=True)
+        return
+    lines = [(name, f"{size.depth:,}", f"{size.two_qubit_gates:,}") for name, size in sizes.items()]
+    console.print()
+    console.print(table(("transpiled to rz, sx, x, cx", "depth", "two-qubit gates"), lines))
+
+
+def _show_export(console: Console, text: str, out: Path | None) -> None:
+    if out is None:
+        console.out(text, end="", highlight=False)
+    else:
+        console.print(f"Written to {out}.", soft_wrap=True)
