@@ -1,0 +1,262 @@
+"""Runs whose circuits go to a backend: the same after a kill, whole though a device fails, exact when handed back."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import qpeft
+from qpeft.errors import BackendError, CheckpointError, ConfigError
+from qpeft.training import train
+from qpeft.training.settings import TrainSettings
+
+STEPS = 6
+N_CIRCUITS = 21  # a step: 5 qubits in 2 layers
+
+DEVICE = '''
+import random
+from pathlib import Path
+
+from qpeft.backends import ExactBackend
+
+
+class Unreliable(ExactBackend):
+    """Fails at random; with a file called `down` beside it, always."""
+
+    name = "unreliable"
+    draws = random.Random(0)
+
+    def run(self, ansatz, angles, shots, seed):
+        if (Path(__file__).parent / "down").exists() or self.draws.random() < 0.3:
+            raise ConnectionError("no answer")
+        return super().run(ansatz, angles, shots, seed)
+
+
+device = Unreliable()
+
+
+def make(n_qubits):
+    assert n_qubits == 5
+    return Unreliable()
+
+
+def broken(n_qubits):
+    raise RuntimeError("no credentials")
+
+
+text = "lightning.qubit"
+'''
+
+
+class Killed(BaseException):
+    """Stands in for kill -9: nothing that handles errors may see it."""
+
+
+class At:
+    """A progress that runs something after a step and keeps the notes."""
+
+    def __init__(self, step=None, do=None):
+        self.notes, self._step, self._do = [], step, do
+
+    def on_stage(self, what): ...
+
+    def on_note(self, line):
+        self.notes.append(line)
+
+    def on_start(self, total, done):
+        self.started_from = done
+
+    def on_step(self, step, loss):
+        if step == self._step:
+            self._do()
+
+    def on_eval(self, step, score): ...
+
+
+@pytest.fixture
+def settings(tiny_model, text_file, tmp_path):
+    def make(out="run", backend_settings=None, **changes):
+        return TrainSettings(
+            **{
+                "model": str(tiny_model),
+                "data": str(text_file),
+                "out": str(tmp_path / out),
+                "method": "qpa",
+                "method_settings": {"r": 4, "chunk_size": 80, "hidden": (4, 8), "n_layers": 2},
+                "backend_settings": {"shots": 512} if backend_settings is None else backend_settings,
+                "steps": STEPS,
+                "lr": 5e-3,
+                "seq_len": 64,
+                "batch_size": 2,
+                "save_every": 2,
+                "eval_every": 3,
+                **changes,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch):
+    monkeypatch.setattr("qpeft.backends.jobs.time.sleep", lambda seconds: None)
+
+
+@pytest.fixture
+def device(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(DEVICE)
+    return path
+
+
+def weights(result):
+    return load_file(result.adapter / "adapter_model.safetensors")
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def jobs(result):
+    return [json.loads(line) for line in (result.out / "jobs.jsonl").read_text().splitlines()]
+
+
+def test_a_run_counts_what_it_sent_and_scores_what_it_hands_back(settings):
+    progress = At()
+    result = train(settings(), progress)
+    assert result.circuits is not None
+    assert result.circuits["circuits"] == STEPS * N_CIRCUITS + 1
+    assert result.circuits["shots"] == result.circuits["circuits"] * 512
+    assert result.circuits["gradient"] == "parameter-shift"
+    assert sum(entry["circuits"] for entry in jobs(result)) == result.circuits["circuits"]
+    assert progress.notes == [
+        "circuits on exact: 5 qubits, 512 shots a circuit, gradients by parameter-shift, 21 circuits a step"
+    ]
+    assert "Trained with 127 circuits of 512 shots on exact" in (result.out / "README.md").read_text()
+    exact = train(settings("exact", {}))
+    assert exact.circuits is None
+    assert exact.before.loss == result.before.loss  # scored without shots
+    assert exact.after.loss != result.after.loss  # trained with them
+    assert not same(weights(exact), weights(result))
+
+
+def test_a_killed_run_ends_as_the_unbroken_one(settings):
+    whole = train(settings("whole"))
+
+    def kill():
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(settings(), At(5, kill))
+    resumed = At()
+    result = train(settings(), resumed)
+    assert resumed.started_from == 4
+    assert same(weights(result), weights(whole))
+    assert result.circuits is not None
+    assert result.circuits["circuits"] > STEPS * N_CIRCUITS + 1  # step 5 was paid for twice
+
+
+def test_a_device_that_fails_at_random_changes_nothing(settings, device):
+    plain = train(settings("plain"))
+    result = train(settings(backend_settings={"backend": f"{device}:device", "shots": 512}))
+    assert same(weights(result), weights(plain))
+    assert result.circuits is not None
+    assert result.circuits["failures"] > 0
+    assert result.circuits["circuits"] == STEPS * N_CIRCUITS + 1
+    assert {entry["error"] for entry in jobs(result)} == {None, "no answer"}
+
+
+def test_a_device_that_goes_down_costs_no_finished_step(settings, device):
+    plain = train(settings("plain"))
+    chosen = settings(backend_settings={"backend": f"{device}:make", "shots": 512}, save_every=None)
+    down = device.parent / "down"
+    with pytest.raises(BackendError, match="unreliable failed 6 times, the last time with: no answer"):
+        train(chosen, At(4, down.touch))
+    down.unlink()
+    resumed = At()
+    result = train(chosen, resumed)
+    assert resumed.started_from >= 3  # on a device every step is kept
+    assert same(weights(result), weights(plain))
+
+
+def test_a_larger_budget_lets_a_run_go_on(settings):
+    needed = 512 * (STEPS * N_CIRCUITS + 1)
+    with pytest.raises(ConfigError, match=f"6 steps of 21 circuits with 512 shots need {needed:,} shots, more than"):
+        train(settings(backend_settings={"shots": 512, "shot_budget": needed - 1}))
+    assert not Path(settings().out).exists()
+
+    def kill():
+        raise Killed
+
+    tight = {"shots": 512, "shot_budget": needed}
+    with pytest.raises(Killed):
+        train(settings(backend_settings=tight), At(5, kill))
+    with pytest.raises(BackendError, match=r"of the shot budget of [\d,]+ are used; nothing of it was sent. Raise"):
+        train(settings(backend_settings=tight))  # the step that was lost is not in it
+    result = train(settings(backend_settings={"shots": 512, "shot_budget": 2 * needed}))
+    assert same(weights(result), weights(train(settings("whole"))))
+
+
+def test_other_shots_are_another_run(settings):
+    def kill():
+        raise Killed
+
+    with pytest.raises(Killed):
+        train(settings(), At(3, kill))
+    with pytest.raises(CheckpointError, match=r"backend_settings was \{'shots': 512\}, now \{'shots': 64\}"):
+        train(settings(backend_settings={"shots": 64}))
+
+
+@pytest.mark.parametrize(
+    ("backend", "message"),
+    [
+        ({"backend": "abacus"}, "unknown backend 'abacus'; choose one of exact, pennylane:DEVICE"),
+        ({"backend": "exact", "noise": 0.1}, "backend exact has no simulated noise; use pennylane:default.mixed"),
+        ({"noise": 1.5}, "noise is a probability, from 0 to below 1, got 1.5"),
+        ({"shots": 0}, "shots must be a positive integer or None, got 0"),
+        ({"gradient": "guess"}, "unknown gradient 'guess'; choose one of auto"),
+        ({"shot": 5}, "unknown setting of the backend: 'shot'; choose one of backend, shots"),
+        ({"shots": 100, "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities"),
+        ({"backend": "nowhere.py:device"}, "there is no file nowhere.py"),
+        ({"backend": "{device}:absent"}, "AttributeError: module 'mine' has no attribute 'absent'"),
+        ({"backend": "{device}:broken"}, "RuntimeError: no credentials"),
+        ({"backend": "{device}:text"}, "is a text; it must be a device or sampler, or return one"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(settings, device, backend, message):
+    given = {k: v.format(device=device) if isinstance(v, str) else v for k, v in backend.items()}
+    chosen = settings(backend_settings=given)
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        train(chosen)
+    assert not Path(chosen.out).exists()
+
+
+def test_only_qpa_has_a_circuit_for_a_backend(settings):
+    with pytest.raises(
+        ConfigError, match="backends are for QPA's circuit; method lora has no circuit that runs once a"
+    ):
+        settings(method="lora", method_settings={}).check()
+    chosen = settings(method_settings={"r": 4, "chunk_size": 80, "hidden": (4, 8), "feature_source": "free"})
+    with pytest.raises(ConfigError, match="the model has no circuit of QPA"):
+        train(chosen)
+
+
+def test_a_plan_forecasts_what_the_run_uses(settings, tiny_model):
+    config = qpeft.QPAConfig(
+        r=4, chunk_size=80, hidden=(4, 8), n_layers=2, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    found = qpeft.plan(str(tiny_model), config, shots=512, steps=STEPS)
+    result = train(settings())
+    assert found.circuits is not None
+    assert result.circuits is not None
+    for name in ("circuits", "shots", "gradient", "backend", "shots_per_circuit"):
+        assert found.circuits[name] == result.circuits[name]
+    assert found.circuits["seconds"] >= 0
+    assert qpeft.plan(str(tiny_model), config).circuits is None
+    classical = qpeft.QPAConfig(
+        feature_source="none", task_type="CAUSAL_LM", target_modules="all-linear", hidden=(4, 8)
+    )
+    with pytest.raises(ConfigError, match="backends are for QPA's circuit"):
+        qpeft.plan(str(tiny_model), classical, shots=100)
