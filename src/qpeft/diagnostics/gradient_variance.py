@@ -9,14 +9,17 @@ from itertools import pairwise
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from qpeft.circuits import Ansatz, probabilities
+from qpeft.circuits import Ansatz
+from qpeft.circuits.ladder_states import ladder_states
 from qpeft.diagnostics.figure import Figure
 from qpeft.diagnostics.haar import Numbers, check_positive, generator
 from qpeft.diagnostics.states import random_angles
 from qpeft.errors import ConfigError
 
 _VANISHING = -0.5  # log2 of the variance per qubit below which gradients vanish exponentially; 1/N would be flatter
+_AT_ONCE = 2**17  # amplitudes in one pass; a gradient keeps them for every layer
 
 
 def _z(n_qubits: int, wire: int) -> Numbers:
@@ -55,14 +58,23 @@ class GradientVariance(Figure):
     def sentence(self) -> str:
         return "; ".join(self._of_depth(row) for row in range(len(self.n_layers))) + "."
 
+    def vanishes(self, n_layers: int) -> bool | None:
+        """Whether gradients vanish exponentially with width at that depth; None if these samples do not tell."""
+        row = self.n_layers.index(n_layers)
+        slope, error = self.slopes[row], self.slope_errors[row]
+        if slope is None or error is None or abs(slope - _VANISHING) <= 2 * error:
+            return None
+        return slope < _VANISHING
+
     def _of_depth(self, row: int) -> str:
         slope, error, depth = self.slopes[row], self.slope_errors[row], f"At {_layers(self.n_layers[row])}"
+        vanishes = self.vanishes(self.n_layers[row])
         if slope is None or error is None:
             return f"{depth} the variance is {self.variances[row][0]:.2g}; one width shows no trend"
         rate = f"slope of log2 {slope:.2f} ± {error:.2f} per qubit"
-        if slope + 2 * error < _VANISHING:
+        if vanishes:
             return f"{depth} gradients vanish: each qubit divides their variance by {2**-slope:.1f} ({rate})"
-        if slope - 2 * error > _VANISHING:
+        if vanishes is False:
             size = math.sqrt(self.variances[row][-1])
             return (
                 f"{depth} gradients do not vanish with width: {size:.2g} r.m.s. at {self.n_qubits[-1]} qubits ({rate})"
@@ -133,14 +145,19 @@ def _squares(n_qubits: int, n_layers: int, observable: str, samples: int, seed: 
     """Squares of the slope, their mean over the wires of the middle layer: one number a sample, (samples,)."""
     random = generator(seed, n_qubits, n_layers)
     ansatz = Ansatz("ry_ladder", n_qubits, n_layers)
-    found = []
-    for angles in random_angles(ansatz, samples, int(random.integers(2**63))).unbind():
-        weights = torch.from_numpy(_WEIGHTS[observable](n_qubits, random))
-        leaf = angles.clone().requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(probabilities(leaf), leaf, weights)
-        found.append(slope[n_layers // 2].square().mean().item())
-    return np.array(found)
+    angles = random_angles(ansatz, samples, int(random.integers(2**63)))
+    weights = torch.from_numpy(np.stack([_WEIGHTS[observable](n_qubits, random) for _ in range(samples)]))
+    at_once = max(1, _AT_ONCE >> n_qubits)
+    slopes = [_slopes(*part, n_layers // 2) for part in zip(angles.split(at_once), weights.split(at_once), strict=True)]
+    return torch.cat(slopes).square().mean(1).numpy()
+
+
+def _slopes(angles: Tensor, weights: Tensor, layer: int) -> Tensor:
+    """Gradients (S, N) of weights @ p with respect to the angles of one layer; angles (S, L, N), weights (S, D)."""
+    leaf = angles.clone().requires_grad_()
+    with torch.enable_grad():
+        (found,) = torch.autograd.grad(ladder_states(leaf).square(), leaf, weights)
+    return found[:, layer]
 
 
 def _line(n_qubits: Sequence[int], variances: list[float], errors: list[float]) -> tuple[float | None, float | None]:
