@@ -92,6 +92,8 @@ def sampler_by_name(name: str, n_qubits: int, noise: float) -> BaseSamplerV2:
         raise ConfigError(
             f"unknown Qiskit sampler '{name}'; choose one of aer, statevector, or give an object of yours"
         )
+    if not 0 <= noise < 1:
+        raise ConfigError(f"noise is a probability, from 0 to below 1, got {noise}")
     if noise and name == "statevector":
         raise ConfigError("qiskit:statevector has no noise; use qiskit:aer")
     try:

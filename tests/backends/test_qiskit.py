@@ -1,0 +1,395 @@
+"""Qiskit samplers: bit order, one job a batch, unbiased gradients, noise as asked for, training on all of them."""
+
+import copy
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from qiskit.exceptions import QiskitError
+from qiskit.primitives import BackendSamplerV2, StatevectorSampler
+from qiskit.providers.fake_provider import GenericBackendV2
+from qiskit.transpiler import CouplingMap, PassManager, generate_preset_pass_manager
+from qiskit.transpiler.passes import RemoveDiagonalGatesBeforeMeasure
+from qiskit_aer import AerSimulator
+from qiskit_aer.noise import NoiseModel, ReadoutError
+from qiskit_aer.primitives import SamplerV2 as AerSampler
+from scipy.stats import chi2
+
+import qpeft
+from qpeft.backends import CircuitRun, Jobs
+from qpeft.backends.named import as_backend
+from qpeft.backends.qiskit import QiskitBackend, sampler_by_name
+from qpeft.circuits import Ansatz, probabilities
+from qpeft.circuits.gates import gate_probabilities
+from qpeft.errors import BackendError, ConfigError
+
+# Qiskit's own words on a fake device with noise
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no QubitProperties:UserWarning")
+
+LADDER = Ansatz("ry_ladder", 3, 2)
+WEIGHTS = np.array([0.3, -1.0, 2.0, 0.7, -0.2, 1.1, -1.6, 0.4])
+
+
+def fake_device(n_qubits=5, noise=False, coupling_map=None):
+    return GenericBackendV2(n_qubits, coupling_map=coupling_map, noise_info=noise, seed=1)
+
+
+def on(device, seed=0, **options):
+    return BackendSamplerV2(backend=device, options={"seed_simulator": seed, **options})
+
+
+NOISELESS = {
+    "statevector": lambda seed=0: StatevectorSampler(seed=seed),
+    "aer": lambda seed=0: AerSampler(seed=seed),
+    "fake device": lambda seed=0: on(fake_device(), seed),
+    "fake line": lambda seed=0: on(fake_device(coupling_map=CouplingMap.from_line(5)), seed),
+}
+every_sampler = pytest.mark.parametrize("name", NOISELESS)
+
+
+def random_angles(ansatz, *batch, seed=0):
+    return np.random.default_rng(seed).uniform(-math.pi, math.pi, (*batch, *ansatz.angle_shape))
+
+
+def exact(ansatz, angles):
+    return np.stack([gate_probabilities(ansatz, each).numpy() for each in torch.from_numpy(angles)])
+
+
+def assert_drawn_from(frequencies, p, shots):
+    """Pearson's statistic below the quantile that one draw in 10^6 exceeds; what cannot happen does not."""
+    assert (frequencies[p < 1e-12] == 0).all()
+    rare = p * shots < 5  # one cell, with the least of the others
+    rare |= p == p[~rare].min()
+    expected, found = (np.append(q[~rare], q[rare].sum()) for q in (p, frequencies))
+    statistic = shots * ((found - expected) ** 2 / expected).sum()
+    assert statistic < chi2.ppf(1 - 1e-6, df=max(len(expected) - 1, 1))
+
+
+@every_sampler
+def test_wire_0_is_the_most_significant_bit(name):
+    """One flip at the top runs down the ladder."""
+    angles = math.pi * np.eye(3)[:, None, :]  # three circuits of one layer
+    found = QiskitBackend(NOISELESS[name]()).run(Ansatz("ry_ladder", 3, 1), angles, 50, 0)
+    np.testing.assert_array_equal(found, np.eye(8)[[0b111, 0b011, 0b001]])
+
+
+@pytest.mark.parametrize("n_qubits", [8, 9])
+@pytest.mark.parametrize("name", ["statevector", "aer"])
+def test_outcomes_of_more_than_a_byte(name, n_qubits):
+    angles = math.pi * np.eye(n_qubits)[:, None, :]
+    found = QiskitBackend(NOISELESS[name]()).run(Ansatz("ry_ladder", n_qubits, 1), angles, 10, 0)
+    np.testing.assert_array_equal(found.argmax(axis=1), [2 ** (n_qubits - wire) - 1 for wire in range(n_qubits)])
+    assert (found.max(axis=1) == 1).all()
+
+
+@every_sampler
+@pytest.mark.parametrize("ansatz", ["ry_ladder", "two_design", "square", "qaa", "rxyz"])
+def test_frequencies_are_drawn_from_the_probabilities(name, ansatz):
+    """On a line the ring of QAA's circuits is routed, so wires end elsewhere than they began."""
+    ansatz = Ansatz(ansatz, 4, 2)
+    angles = random_angles(ansatz, 3)
+    found = QiskitBackend(NOISELESS[name]()).run(ansatz, angles, 20_000, 0)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-12)
+    for frequencies, p in zip(found, exact(ansatz, angles), strict=True):
+        assert_drawn_from(frequencies, p, 20_000)
+
+
+class Watched(StatevectorSampler):
+    """Keeps what it was asked to run; fails at random, before it draws anything."""
+
+    def __init__(self, failing=0.0, **options):
+        super().__init__(**options)
+        self.jobs, self.failures, self.failing, self.luck = [], 0, failing, np.random.default_rng(0)
+
+    def run(self, pubs, *, shots=None):
+        if self.luck.random() < self.failing:
+            self.failures += 1
+            raise ConnectionError("the queue is full")
+        self.jobs.append((list(pubs), shots))
+        return super().run(pubs, shots=shots)
+
+
+def gradient(run):
+    leaf = torch.from_numpy(random_angles(LADDER)).requires_grad_()
+    return torch.autograd.grad(torch.from_numpy(WEIGHTS) @ run(leaf), leaf)[0].numpy()
+
+
+def test_a_gradient_is_one_job_of_one_pub():
+    sampler = Watched(seed=0)
+    gradient(CircuitRun(LADDER, Jobs(QiskitBackend(sampler), 1000)))
+    (value,), shots = sampler.jobs[0]
+    assert shots == 1000
+    (slope,), shots = sampler.jobs[1]
+    assert shots == 1000
+    assert len(sampler.jobs) == 2
+    assert value[0] is slope[0]  # the circuit itself
+    assert [next(iter(pub[1].values())).shape for pub in (value, slope)] == [(1, 6), (12, 6)]
+
+
+def reseed(sampler, seed):
+    """As if it had no seed of its own, but the same in every run of this test."""
+    if isinstance(sampler, BackendSamplerV2):
+        sampler.options.seed_simulator = seed
+    else:
+        sampler._seed = seed
+
+
+@pytest.mark.parametrize("name", ["statevector", "aer", "fake line"])
+def test_sampled_gradients_are_unbiased(name):
+    """The mean of 60 gradients of 500 shots within 4 standard errors of the exact one; the spread is of sampling."""
+    sampler, found = NOISELESS[name](), []
+    run = CircuitRun(LADDER, Jobs(QiskitBackend(sampler), 500))
+    for seed in range(60):
+        reseed(sampler, seed)
+        found.append(run.gradient_at(random_angles(LADDER), WEIGHTS))
+    mean, error = np.mean(found, axis=0), np.std(found, axis=0, ddof=1) / np.sqrt(len(found))
+    assert (abs(mean - gradient(probabilities)) < 4 * error).all()
+    assert (error > 0).all()
+    assert (error < 0.01).all()  # WEIGHTS spread by about 1: 1 / sqrt(2 * 500 * 60) = 0.004 and less
+
+
+def test_angles_that_the_transpiler_drops_are_not_sent():
+    """A last RZ changes no outcome; without it there are two parameters for three angles."""
+    backend = QiskitBackend(StatevectorSampler(seed=0), PassManager([RemoveDiagonalGatesBeforeMeasure()]))
+    ansatz = Ansatz("rxyz", 1, 1)
+    angles = random_angles(ansatz, 2)
+    found = backend.run(ansatz, angles, 20_000, 0)
+    assert backend._transpiled(ansatz).num_parameters == 2
+    for frequencies, p in zip(found, exact(ansatz, angles), strict=True):
+        assert_drawn_from(frequencies, p, 20_000)
+
+
+class Counting:
+    """A pass manager that counts its runs."""
+
+    def __init__(self, device):
+        self.inner, self.runs = generate_preset_pass_manager(backend=device, optimization_level=0), 0
+
+    def run(self, circuit):
+        self.runs += 1
+        return self.inner.run(circuit)
+
+
+def test_the_users_pass_manager_wins_and_runs_once():
+    device = fake_device(4, coupling_map=CouplingMap.from_line(4))
+    passes = Counting(device)
+    run = CircuitRun(LADDER, Jobs(QiskitBackend(on(device), passes), 1000))
+    for seed in range(3):
+        run.value(random_angles(LADDER, seed=seed))
+    assert passes.runs == 1
+    assert_drawn_from(run.value(random_angles(LADDER)), exact(LADDER, random_angles(LADDER, 1))[0], 1000)
+
+
+def test_a_circuit_is_transpiled_to_the_samplers_device():
+    device = fake_device(6, coupling_map=CouplingMap.from_line(6))
+    for sampler in (on(device), AerSampler.from_backend(AerSimulator.from_backend(device))):
+        backend = QiskitBackend(sampler)
+        backend.check(LADDER)
+        found = backend._transpiled(LADDER)
+        assert set(found.count_ops()) <= {"rz", "sx", "x", "cx", "measure"}
+        assert found.num_qubits == 6
+
+
+# settings of the samplers
+
+
+def test_the_samplers_own_shots_hold_where_none_are_given():
+    ours = {
+        77: StatevectorSampler(default_shots=77),
+        78: AerSampler(default_shots=78),
+        79: on(fake_device(), default_shots=79),
+    }
+    for shots, sampler in ours.items():
+        assert Jobs(QiskitBackend(sampler)).shots == shots
+        assert Jobs(QiskitBackend(sampler), 10).shots == 10
+
+
+def test_a_sampler_without_shots_of_its_own_wants_some():
+    class Unset:
+        """As IBM Runtime's options have it."""
+
+    class Bare(StatevectorSampler):
+        default_shots = None
+        options = type("Options", (), {"default_shots": Unset()})()
+
+    backend = QiskitBackend(Bare())
+    with pytest.raises(ConfigError, match=r"counts outcomes and gives no exact probabilities; set shots"):
+        CircuitRun(LADDER, Jobs(backend))
+    assert CircuitRun(LADDER, Jobs(backend, 1000)).gradient == "parameter-shift"
+
+
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    [
+        (StatevectorSampler(), "qiskit.StatevectorSampler"),
+        (AerSampler(), "qiskit_aer.SamplerV2 on aer_simulator"),
+        (on(fake_device()), "qiskit.BackendSamplerV2 on generic_backend_5q"),
+    ],
+)
+def test_samplers_are_recognised(sampler, name):
+    backend = as_backend(sampler, 3)
+    assert isinstance(backend, QiskitBackend)
+    assert backend.sampler is sampler
+    assert backend.name == name
+    assert backend.is_simulator
+    assert not backend.has_exact
+
+
+def test_a_device_elsewhere_is_no_simulator():
+    class Remote(GenericBackendV2):
+        pass
+
+    assert not QiskitBackend(on(Remote(3, seed=1))).is_simulator
+
+
+def test_too_few_qubits_are_refused_before_any_work(llama, adapters):
+    sampler = on(fake_device(2))
+    with pytest.raises(ConfigError, match="on generic_backend_2q has 2 qubits and the circuit needs 3; use another"):
+        CircuitRun(LADDER, Jobs(QiskitBackend(sampler)))
+    with pytest.raises(ConfigError, match="has 2 qubits and the circuit needs 5"):
+        qpeft.set_backend(adapters.qpa(llama, chunk_size=64), sampler)
+
+
+def test_what_cannot_be_transpiled_is_refused_before_any_work():
+    passes = generate_preset_pass_manager(coupling_map=CouplingMap.from_line(2), basis_gates=["rz", "sx", "cx"])
+    with pytest.raises(ConfigError, match=r"ry_ladder cannot be transpiled to qiskit\.StatevectorSampler") as caught:
+        CircuitRun(LADDER, Jobs(QiskitBackend(StatevectorSampler(), passes)))
+    assert isinstance(caught.value.__cause__, QiskitError)
+
+
+# noise
+
+
+def noisy_probabilities(ansatz, angles, noise):
+    """By density matrix: Pauli errors of equal probability are a step towards I/d on the gate's wires."""
+    n = ansatz.n_qubits
+    rho = np.zeros((2,) * (2 * n), complex)
+    rho[(0,) * (2 * n)] = 1
+    for gate in ansatz.gates():
+        k = len(gate.wires)
+        if gate.slot is None:
+            unitary, strength = np.eye(4)[[0, 1, 3, 2]], noise
+        else:
+            c, s = np.cos(angles[gate.slot] / 2), np.sin(angles[gate.slot] / 2)
+            unitary, strength = np.array([[c, -s], [s, c]]), noise / 10
+        axes = [*gate.wires, *(n + wire for wire in gate.wires)]
+        local = np.moveaxis(rho, axes, range(2 * k)).reshape(2**k, 2**k, -1)
+        local = np.einsum("ab,bcr,dc->adr", unitary, local, unitary.conj())
+        mixed = np.einsum("ad,r->adr", np.eye(2**k) / 2**k, np.einsum("aar->r", local))
+        share = strength * 4**k / (4**k - 1)  # the identity is among the 4^k words of which I/d is the mean
+        local = (1 - share) * local + share * mixed
+        rho = np.moveaxis(local.reshape((2,) * (2 * n)), range(2 * k), axes)
+    return rho.reshape(2**n, 2**n).diagonal().real
+
+
+@pytest.mark.parametrize("n_qubits", [1, 2, 3])
+@pytest.mark.parametrize("noise", [0.05, 0.5])
+def test_named_noise_is_depolarising(n_qubits, noise):
+    ansatz = Ansatz("ry_ladder", n_qubits, 2)
+    angles = random_angles(ansatz, 3)
+    sampler = sampler_by_name("aer", n_qubits, noise)
+    found = QiskitBackend(sampler).run(ansatz, angles, 100_000, 0)
+    expected = np.stack([noisy_probabilities(ansatz, each, noise) for each in angles])
+    without = exact(ansatz, angles)
+    np.testing.assert_allclose([noisy_probabilities(ansatz, each, 0) for each in angles], without, atol=1e-12)
+    for frequencies, p, p_without in zip(found, expected, without, strict=True):
+        assert_drawn_from(frequencies, p, 100_000)
+        if n_qubits > 1:
+            with pytest.raises(AssertionError):
+                assert_drawn_from(frequencies, p_without, 100_000)
+
+
+def test_a_noise_model_of_the_users_own():
+    """A readout that is wrong one time in four."""
+    model = NoiseModel()
+    model.add_all_qubit_readout_error(ReadoutError([[0.75, 0.25], [0.25, 0.75]]))
+    sampler = AerSampler(seed=1, options={"backend_options": {"noise_model": model}})
+    ansatz = Ansatz("ry_ladder", 2, 1)
+    found = as_backend(sampler, 2).run(ansatz, np.zeros((1, *ansatz.angle_shape)), 50_000, 0)
+    assert_drawn_from(found[0], np.array([9, 3, 3, 1]) / 16, 50_000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("abacus", 3, 0.0), "unknown Qiskit sampler 'abacus'; choose one of aer, statevector"),
+        (("statevector", 3, 0.1), "qiskit:statevector has no noise; use qiskit:aer"),
+        (("aer", 3, 1.0), "noise is a probability, from 0 to below 1, got 1.0"),
+        (("aer", 3, -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
+        (("aer", 40, 0.0), "has .* qubits and the circuit needs 40"),
+    ],
+)
+def test_named_samplers_that_cannot_be(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        QiskitBackend(sampler_by_name(*arguments)).check(Ansatz("ry_ladder", arguments[1], 1))
+
+
+def test_without_qiskit_the_extra_is_named():
+    code = """
+import sys
+from qpeft.backends.named import as_backend
+from qpeft.circuits import Ansatz
+from qpeft.errors import ConfigError
+
+def ask(missing, call):
+    sys.modules[missing] = None
+    try:
+        call()
+    except ConfigError as error:
+        print(error)
+
+ask("qiskit_aer", lambda: as_backend("qiskit:aer", 3))
+ask("qiskit", lambda: as_backend("qiskit:statevector", 3))
+ask("qiskit", Ansatz("ry_ladder", 3, 2).to_qiskit)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    askers = ("backend qiskit:aer", "backend qiskit:statevector", "to_qiskit")
+    assert done.stdout.splitlines() == [f"{what} needs Qiskit: pip install 'qpeft[qiskit]'" for what in askers]
+
+
+# training
+
+
+def test_a_sampler_that_fails_at_random_finishes_and_nothing_is_lost(llama, ids, adapters, monkeypatch):
+    monkeypatch.setattr("qpeft.backends.jobs.time.sleep", lambda seconds: None)
+
+    def train(sampler):
+        model = adapters.qpa(copy.deepcopy(llama), chunk_size=64)
+        run = qpeft.set_backend(model, sampler, shots=1000, retries=20)
+        adapters.train(model, ids, steps=4)
+        return run.jobs.used, {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    flaky = Watched(0.4, seed=np.random.default_rng(7))
+    used, found = train(flaky)
+    smooth, expected = train(Watched(seed=np.random.default_rng(7)))
+    assert used.failures == flaky.failures > 2
+    assert (used.jobs, used.circuits, used.shots) == (smooth.jobs, smooth.circuits, smooth.shots)
+    assert used.shots == 1000 * used.circuits
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_sampler_that_is_gone_ends_the_training_with_its_own_words(llama, ids, adapters):
+    model = adapters.qpa(llama, chunk_size=64)
+    qpeft.set_backend(model, Watched(1.0), shots=1000, retries=0)
+    with pytest.raises(BackendError, match="failed 1 times, the last time with: the queue is full"):
+        adapters.train(model, ids, steps=1)
+
+
+TRAINED_ON = {
+    "statevector": lambda: StatevectorSampler(seed=np.random.default_rng(0)),
+    "aer with noise": lambda: sampler_by_name("aer", 5, 0.01),
+    "fake device with noise": lambda: on(fake_device(5, noise=True, coupling_map=CouplingMap.from_line(5))),
+}
+
+
+@pytest.mark.parametrize("name", TRAINED_ON)
+def test_training_lowers_the_loss(name, llama, ids, adapters):
+    model = adapters.qpa(llama, chunk_size=64)
+    qpeft.set_backend(model, TRAINED_ON[name](), shots=2000)
+    before = model(input_ids=ids, labels=ids).loss.item()
+    after = adapters.train(model, ids, steps=10)(input_ids=ids, labels=ids).loss.item()
+    assert after < before - 0.01
