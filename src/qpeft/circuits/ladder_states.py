@@ -27,8 +27,8 @@ def _tables(n_qubits: int, device: torch.device) -> KronTables:
 def ladder_states(angles: Tensor) -> Tensor:
     """Final states (S, 2**N), real amplitudes, of `ry_ladder` circuits with angles (S, L, N), from |0...0>.
 
-    Wire 0 is the most significant bit of the basis index; dtype and device are the angles'. Memory is a few times the
-    result's.
+    Wire 0 is the most significant bit of the basis index; dtype and device are the angles'. Differentiable by plain
+    autograd, which keeps the states of all layers.
     """
     samples, _, n_qubits = angles.shape
     tables, source = _tables(n_qubits, angles.device), ladder_source(n_qubits, angles.device)
