@@ -49,8 +49,9 @@ class RunFolder:
         if not self.config.is_file():
             raise CheckpointError(f"{self.path} has no {self.config.name}: it is not the run folder of a training")
         known = {f.name for f in fields(TrainSettings)}
+        recorded = self._recorded()["settings"]
         try:
-            return TrainSettings(**{name: value for name, value in self._recorded()["settings"].items() if name in known})
+            return TrainSettings(**{name: value for name, value in recorded.items() if name in known})
         except TypeError as error:
             raise CheckpointError(self._damaged(str(error))) from error
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from markupsafe import Markup
 
 from qpeft.files import write_text
 from qpeft.studies.comparison.findings.records import read_method
 from qpeft.studies.comparison.report import charts, measures, results, rules, words
 from qpeft.studies.comparison.report.charts import Chart
+from qpeft.studies.comparison.report.html import render
 from qpeft.studies.comparison.report.marks import MARKS
 from qpeft.studies.comparison.report.results import ordered
 
@@ -61,17 +58,10 @@ def write_report(folder: Path, summary: Summary) -> Path:
         "step_time": charts.against_time(summary),
     }
     present = [row for found in rows.values() for row in found.present]
-    html = _environment().get_template("template.html.j2").render(**_context(summary, present), **pictures)
+    html = render("template.html.j2", {**_context(summary, present), **pictures})
     _write_plots(folder / "plots", [chart for found in pictures.values() for chart in found])
     write_text(folder / "report.html", html)
     return folder / "report.html"
-
-
-def _environment():
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(str(files("qpeft.studies.comparison.report")))
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 
 
 def _write_plots(folder: Path, found: Sequence[Chart]) -> None:
@@ -86,9 +76,6 @@ def _context(summary: Summary, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "study": study,
         "sections": _SECTIONS.items(),
-        "css": Markup(_own("style.css")),
-        "script": Markup(_own("table.js")),
-        "version": version("qpeft"),
         "n_rows": f"{len(rows):,}",
         "facts": rules.facts(summary),
         "rules": rules.rules(study),
@@ -163,7 +150,3 @@ def _failure(row: Row) -> Mapping[str, str]:
         "message": message or _WITHOUT_MESSAGE.get(row["status"], "no message"),
         "traceback": row["traceback_tail"] or "",
     }
-
-
-def _own(name: str) -> str:
-    return (files("qpeft.studies.comparison.report") / name).read_text(encoding="utf-8").strip()

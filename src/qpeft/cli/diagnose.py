@@ -1,0 +1,209 @@
+"""`qpeft diagnose`: what a circuit is and does, before and after training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qpeft.cli.adapters import find_adapter
+from qpeft.cli.command import command
+from qpeft.cli.console import Answer, facts, table, working
+from qpeft.cli.failures import SOME_FAILED
+from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, method_settings
+from qpeft.cli.options import Fields
+from qpeft.cli.plan import plan_of
+from qpeft.errors import ConfigError
+from qpeft.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qpeft.diagnostics.circuit_matters import CircuitMatters
+    from qpeft.diagnostics.finding import Diagnosis, Finding
+    from qpeft.diagnostics.target import Target
+
+PAGE = "diagnose.html"
+_MATTERS = "Does the circuit matter?"
+
+
+@dataclass(kw_only=True)
+class Trainings:
+    """What may be said of the trainings."""
+
+    seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata={"help": "Seeds of each; a verdict needs three."})
+    steps: int | None = field(default=None, metadata={"help": "Steps of each training. Default: the run's."})
+
+
+@command
+def diagnose(
+    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="A config", only=("method", "host", "task"))],
+    adapter: AdapterOptions,
+    generator: GeneratorOptions,
+    target: Annotated[
+        Path | None,
+        typer.Argument(metavar="[TARGET]", help="A run folder of train, or an adapter folder. Or give --model."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="ID|PATH", help="With --method and its fields: a config at its start, on this base."),
+    ] = None,
+    preset: PresetOption = None,
+    samples: Annotated[
+        int, typer.Option(metavar="N", help="Random circuits for each figure; ten times as many pairs of states.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random circuits.")] = 0,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help=f"Write a page with charts. Default: {PAGE} in a run folder; otherwise none."
+        ),
+    ] = None,
+    trainings: Annotated[
+        bool,
+        typer.Option(
+            "--trainings",
+            help="Train the run again: with its circuit, with frozen angles, a free vector, noise, and no feature. "
+            "The same command goes on where it stopped.",
+            rich_help_panel=_MATTERS,
+        ),
+    ] = False,
+    members: Annotated[dict[str, Any], Fields(Trainings, panel=_MATTERS)] = {},  # noqa: B006  filled by `command`
+) -> Answer:
+    """Ask whether a circuit is random, redundant, trainable, whether it moved, and whether it matters.
+
+    Takes a run folder, an adapter folder, or a config at its seeded start. No weights of the base model are read. Wide
+    circuits are not sampled: what is left out is told.
+
+    Examples:
+
+      qpeft diagnose run
+      qpeft diagnose run --trainings --seeds 0,1,2 --steps 60
+      qpeft diagnose my-adapter --html my-adapter.html
+      qpeft diagnose --model gpt2 --r 4 --budget 0.5 --n-layers 16
+    """
+    asked = {**run, **adapter, **generator, **({} if preset is None else {"preset": preset})}
+    _check(target, model, asked, trainings, members)
+    if target is None:
+        assert model is not None
+        found = _config(model, run, adapter, generator, preset)
+    else:
+        found = _folder(target)
+    trained = _trainings(found, trainings, members)
+    with working("Measuring") as tell:
+        diagnosis = _measured(found, samples, seed, trained, tell)
+    page = html or (None if found.run is None else found.run / PAGE)
+    if page is not None:
+        from qpeft.diagnostics.page import write_page
+
+        write_page(diagnosis, page)
+    data = {**diagnosis.to_dict(), "page": page}
+    failed = trained is not None and bool(trained.failures)
+    return Answer(data, lambda console: _show(console, diagnosis, page), exit_code=SOME_FAILED if failed else 0)
+
+
+def _check(
+    target: Path | None, model: str | None, asked: dict[str, Any], trainings: bool, members: dict[str, Any]
+) -> None:
+    """Refuse what does not go together."""
+    if (target is None) == (model is None):
+        raise ConfigError(
+            "name a run folder or an adapter folder, or give --model for a config at its start; one of them"
+        )
+    if target is not None and asked:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
+        raise ConfigError(f"{names}: {target} has its own settings; leave them out, or give --model instead")
+    if members and not trainings:
+        names = " and ".join(f"--{name}" for name in members)
+        raise ConfigError(f"{names}: of the trainings, which --trainings asks for")
+    if trainings and target is None:
+        raise ConfigError("--trainings needs data: train the config with qpeft train, and diagnose its run folder")
+
+
+def _folder(path: Path) -> Target:
+    from qpeft.diagnostics.target import of_folder
+
+    folder = find_adapter(path)
+    is_run = folder != path and (path / "config.json").is_file()
+    return of_folder(folder, path if is_run else None, str(path))
+
+
+def _config(
+    model: str, run: dict[str, Any], adapter: dict[str, Any], generator: dict[str, Any], preset: str | None
+) -> Target:
+    settings = TrainSettings(model=model, data="", out="", **run)
+    settings.method_settings = method_settings(settings, preset, adapter, generator)
+    settings.check()
+    if settings.method != "qpa":
+        raise ConfigError(
+            f"a config of method {settings.method} has nothing to diagnose before it is trained; give the folder of a "
+            "trained adapter, or --method qpa"
+        )
+    with working("Counting"):
+        from qpeft.diagnostics.target import of_config
+        from qpeft.training.methods import build_config, build_generator
+
+        plan = plan_of(settings, None)
+        return of_config(build_generator(settings) or build_config(settings), plan, f"{settings.method} on {model}")
+
+
+def _trainings(found: Target, wanted: bool, members: dict[str, Any]) -> CircuitMatters | None:
+    """Trained now, or found before."""
+    if found.run is None:
+        if wanted:
+            raise ConfigError(f"{found.name} is no run folder: its data are not known; give the --out of qpeft train")
+        return None
+    from qpeft.diagnostics.circuit_matters import circuit_matters, found_before
+
+    if not wanted:
+        return found_before(found.run)
+    from qpeft.cli.compare_bar import CompareBar
+
+    with CompareBar() as bar:
+        return circuit_matters(found.run, **members, progress=bar)
+
+
+def _measured(
+    found: Target, samples: int, seed: int, trained: CircuitMatters | None, tell: Callable[[str], None]
+) -> Diagnosis:
+    import torch
+
+    from qpeft.diagnostics.diagnosis import diagnose as ask
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # circuits by the thousand, each too small to be shared out: threads would only wait
+    try:
+        return ask(found, samples, seed, trained, tell)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _show(console: Console, diagnosis: Diagnosis, page: Path | None) -> None:
+    console.print(f"Diagnosis of {diagnosis.name}\n", style="bold", soft_wrap=True)
+    console.print(diagnosis.summary)
+    console.print()
+    console.print(facts([(name, value, "") for name, value in diagnosis.facts]))
+    for number, finding in enumerate(diagnosis.findings, 1):
+        console.print(f"\n{number}. {finding.question}", style="bold")
+        _show_finding(console, finding)
+    if page is not None:
+        console.print(f"\npage  {page}", soft_wrap=True)
+
+
+def _show_finding(console: Console, finding: Finding) -> None:
+    if finding.measures:
+        console.print(table(("", "found", "beside"), finding.measures))
+    if "trainings" in finding.figures:
+        from qpeft.cli.compare_tables import results, say_failures
+
+        trainings: Any = finding.figures["trainings"]
+        for shown in results(trainings.summary):
+            console.print(shown)
+        say_failures(trainings.failures)
+    for sentence in finding.sentences:
+        console.print(sentence)
+    for reason in finding.left_out:
+        console.print(f"Left out: {reason}.", style="dim")

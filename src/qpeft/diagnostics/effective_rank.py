@@ -1,0 +1,143 @@
+"""How many directions the generated matrices really use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpeft.diagnostics.figure import Figure
+from qpeft.errors import ConfigError
+from qpeft.studies.comparison.figures import ranks
+
+_NARROW = 0.5  # of what is possible: below it the sentence says so
+_ONE = 1.5  # an entropy rank below it is that of one direction and little more
+
+
+@dataclass(frozen=True)
+class MatrixRank:
+    """Ranks of one matrix, from its singular values.
+
+    `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`; `stable_rank` = ||W||_F^2 / ||W||_2^2;
+    `numerical_rank` counts the singular values above 1e-6 of the largest. All are 0 for a matrix of zeros, and none
+    depends on a factor before the matrix, such as LoRA's scale.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    possible: int  # the highest rank that its form allows
+    entropy_rank: float
+    stable_rank: float
+    numerical_rank: int
+    singular_values: tuple[float, ...]  # falling, `possible` of them
+
+    @property
+    def is_zero(self) -> bool:
+        return self.numerical_rank == 0
+
+
+@dataclass(frozen=True)
+class EffectiveRank(Figure):
+    """Ranks of all matrices that were looked at, in their order."""
+
+    matrices: tuple[MatrixRank, ...]
+
+    @property
+    def used(self) -> tuple[MatrixRank, ...]:
+        """Those that are not zero."""
+        return tuple(matrix for matrix in self.matrices if not matrix.is_zero)
+
+    @property
+    def entropy_rank(self) -> float:
+        """Mean over the matrices that are not zero; 0 where all are."""
+        return fmean(matrix.entropy_rank for matrix in self.used) if self.used else 0.0
+
+    @property
+    def stable_rank(self) -> float:
+        """Likewise."""
+        return fmean(matrix.stable_rank for matrix in self.used) if self.used else 0.0
+
+    @property
+    def numerical_rank(self) -> float:
+        """Likewise."""
+        return fmean(matrix.numerical_rank for matrix in self.used) if self.used else 0.0
+
+    @property
+    def possible(self) -> float:
+        """Mean of the highest ranks, over the same matrices."""
+        return fmean(matrix.possible for matrix in self.used or self.matrices)
+
+    @property
+    def sentence(self) -> str:
+        if not self.used:
+            return "Nothing is generated yet: every matrix is zero."
+        n = len(self.used)
+        uses = "it uses" if n == 1 else f"{n:,} matrices use, in the mean,"
+        found = (
+            f"Of {self.possible:.4g} possible directions {uses} "
+            f"{self.entropy_rank:.1f} (entropy of the singular values; stable rank {self.stable_rank:.1f})"
+        )
+        if self.entropy_rank < _ONE < self.possible:
+            return f"{found}: practically one, as if all rows were multiples of the same."
+        if self.entropy_rank < _NARROW * self.possible:
+            return f"{found}: less than half of the room is used."
+        return f"{found}: most of the room is used."
+
+    def to_dict(self) -> dict[str, Any]:
+        means = {name: getattr(self, name) for name in ("entropy_rank", "stable_rank", "numerical_rank", "possible")}
+        return {**means, **super().to_dict()}
+
+
+def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> EffectiveRank:
+    """Ranks of generated matrices.
+
+    Args:
+        updates: By name a matrix (rows, columns), or the factors (B, A) of B A with shapes (rows, r) and (r, columns):
+            LoRA's lora_B and lora_A. Their product is never formed.
+
+    Raises:
+        ConfigError: there is no matrix, or one that is not finite or has other shapes.
+    """
+    if not updates:
+        raise ConfigError("there is no matrix to take a rank of; give lora_B and lora_A, or matrices, by their names")
+    return EffectiveRank(tuple(_rank(name, update) for name, update in updates.items()))
+
+
+def _rank(name: str, update: Tensor | tuple[Tensor, Tensor]) -> MatrixRank:
+    factors = (update,) if isinstance(update, Tensor) else tuple(update)
+    _check(name, factors)
+    wide = [factor.detach().double().cpu() for factor in factors]
+    inner = min(side for factor in wide for side in factor.shape)
+    values = _singular_values(wide)[:inner]
+    return MatrixRank(
+        name=name,
+        rows=wide[0].shape[0],
+        columns=wide[-1].shape[1],
+        possible=inner,
+        entropy_rank=ranks.effective_rank(values),
+        stable_rank=ranks.stable_rank(values),
+        numerical_rank=ranks.numerical_rank(values),
+        singular_values=tuple(values.tolist()),
+    )
+
+
+def _singular_values(factors: Sequence[Tensor]) -> Tensor:
+    """Of the product; of two factors through the triangles of their QR decompositions, which are small."""
+    if len(factors) == 1:
+        return torch.linalg.svdvals(factors[0])
+    b, a = factors
+    return torch.linalg.svdvals(torch.linalg.qr(b).R @ torch.linalg.qr(a.mT).R.mT)
+
+
+def _check(name: str, factors: Sequence[Tensor]) -> None:
+    shapes = [tuple(factor.shape) for factor in factors]
+    fits = all(len(shape) == 2 and 0 not in shape for shape in shapes)
+    if not fits or len(factors) > 2 or (len(factors) == 2 and shapes[0][1] != shapes[1][0]):
+        raise ConfigError(f"{name}: give a matrix, or factors (rows, r) and (r, columns); found shapes {shapes}")
+    if not all(torch.isfinite(factor).all() for factor in factors):
+        raise ConfigError(f"{name} contains NaN or Inf; use an earlier checkpoint")

@@ -1,0 +1,39 @@
+"""From a diagnosis to its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from qpeft.diagnostics.circuit_matters import CircuitMatters
+from qpeft.diagnostics.finding import Diagnosis, Finding
+from qpeft.diagnostics.page.charts import charts_of
+from qpeft.errors import ConfigError
+from qpeft.files import write_text
+from qpeft.studies.comparison.report import results
+from qpeft.studies.comparison.report.html import render
+
+
+def write_page(diagnosis: Diagnosis, file: Path) -> Path:
+    """Write `file`: styles, script and charts are in it, and it asks for nothing else. Equal figures, equal bytes.
+
+    Raises ConfigError if `file` is a folder.
+    """
+    if file.is_dir():
+        raise ConfigError(f"{file} is a folder; name a file for the page, such as {file / 'diagnose.html'}")
+    context = {"diagnosis": diagnosis, "sections": [_section(finding) for finding in diagnosis.findings]}
+    write_text(file, render("diagnosis.html.j2", context, "qpeft.diagnostics.page"))
+    return file
+
+
+def _section(finding: Finding) -> dict[str, Any]:
+    trainings = finding.figures.get("trainings")
+    return {
+        "key": finding.key,
+        "question": finding.question,
+        "sentences": finding.sentences,
+        "measures": finding.measures,
+        "left_out": finding.left_out,
+        "charts": charts_of(finding),
+        "table": results.controls(trainings.summary) if isinstance(trainings, CircuitMatters) else None,
+    }

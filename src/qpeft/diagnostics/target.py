@@ -1,0 +1,104 @@
+"""What is diagnosed: a trained adapter, or a config at its seeded start."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qpeft.circuits import Ansatz
+from qpeft.diagnostics.saved_adapter import SavedAdapter, quiet_generator, read_adapter
+from qpeft.errors import ConfigError
+from qpeft.generators.features import CircuitFeature
+from qpeft.generators.qpa import QPAGenerator
+from qpeft.generators.seeded_start import SeededStart
+from qpeft.generators.settings import QPAGeneratorConfig
+from qpeft.planning import Plan
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """QPA's circuit: angles (L, N) at its seeded start and now, float64."""
+
+    ansatz: Ansatz
+    start: Tensor
+    angles: Tensor
+
+    @property
+    def is_moved(self) -> bool:
+        return not torch.equal(self.start, self.angles)
+
+
+@dataclass(frozen=True)
+class Target:
+    """`generator` is QPA's, `saved` the adapter's folder, `run` the run folder that it lies in, or None."""
+
+    name: str
+    method: str  # key of `qpeft train`
+    generator: QPAGenerator | None
+    saved: SavedAdapter | None = None
+    run: Path | None = None
+
+    @property
+    def circuit(self) -> Circuit | None:
+        """None where the method has no circuit whose probabilities are read."""
+        feature = None if self.generator is None else self.generator.feature
+        if not isinstance(feature, CircuitFeature):
+            return None
+        start, angles = (feature.angles(at_start=is_start).detach().double() for is_start in (True, False))
+        n_layers, n_qubits = start.shape
+        return Circuit(Ansatz("ry_ladder", n_qubits, n_layers), start, angles)
+
+    @property
+    def no_circuit(self) -> str:
+        """Why there is no circuit to look at."""
+        if self.generator is not None:
+            return f"feature_source {self.generator.config.feature_source} has no circuit"
+        if self.method == "quantum_peft":
+            return (
+                "Quantum-PEFT reads columns of its circuits and no probabilities; for its ansatz take the functions "
+                "of qpeft.diagnostics with Ansatz('two_design', n_qubits, n_layers)"
+            )
+        if self.method == "qaa":
+            return "the circuits of QAA start in each token's state and have no probabilities of their own"
+        return f"method {self.method} has no circuit"
+
+
+def of_folder(adapter: str | Path, run: str | Path | None = None, name: str | None = None) -> Target:
+    """The adapter in a folder, which may be a run's.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        ConfigError: an adapter that no figure applies to.
+    """
+    saved = read_adapter(adapter)
+    generator = saved.generator() if saved.method == "qpa" else None
+    return Target(name or str(adapter), saved.method, generator, saved, None if run is None else Path(run))
+
+
+def of_config(config: Any, plan: Plan, name: str) -> Target:
+    """A config of QPA at its seeded start.
+
+    Args:
+        config: A QPAConfig, or the QPAGeneratorConfig of a generator over another host.
+        plan: What `qpeft.plan` counted for it: the circuit's size depends on the base.
+        name: What the reader calls it.
+
+    Raises:
+        ConfigError: another method, of which nothing can be said before it is trained.
+    """
+    if not isinstance(config, QPAGeneratorConfig) or plan.n_chunks is None or plan.chunk_size is None:
+        raise ConfigError(
+            f"a config of method {plan.method} has nothing to diagnose before it is trained: give the folder of a "
+            "trained adapter, or --method qpa"
+        )
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(QPAGeneratorConfig)}
+    counted = {"budget": None, "chunk_size": plan.chunk_size, "hidden": plan.hidden}
+    m = plan.n_chunks * plan.chunk_size  # the last chunk whole
+    start = SeededStart(config.seed)
+    generator = quiet_generator(QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), start)
+    return Target(name, plan.method, generator)
