@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from qpeft.studies.comparison.figures.update import linear_share, mean_jacobian_rank, module_figures, spread
@@ -83,11 +83,14 @@ def test_the_mean_jacobian_is_autograds(seed, d):
         return torch.tanh(x @ first) @ second
 
     x = _draw(seed + 2, 50, d)
+    # a unit that is saturated on every token gives a direction below what counts as one (1e-6 of the variance)
+    variances = np.linalg.eigvalsh(np.cov(branch(x).double().numpy().T))[-min(d, 4) :]
+    assume(variances[0] > 2e-6 * variances[-1])
     jacobians = torch.stack([torch.autograd.functional.jacobian(branch, row[None])[0, :, 0] for row in x])
     s = torch.linalg.svdvals(jacobians.double().mean(0)).numpy()
     p = s[s > 1e-6 * s[0]] / s.sum()
     found = mean_jacobian_rank(_nothing, branch, x, branch(x).double())
-    assert found == pytest.approx(np.prod(p ** (-p)), rel=2e-2)  # float32, and tanh may be all but flat
+    assert found == pytest.approx(np.prod(p ** (-p)), rel=1e-3)
     assert found <= min(d, 4) + 1e-3
 
 
