@@ -393,3 +393,22 @@ def test_training_lowers_the_loss(name, llama, ids, adapters):
     before = model(input_ids=ids, labels=ids).loss.item()
     after = adapters.train(model, ids, steps=10)(input_ids=ids, labels=ids).loss.item()
     assert after < before - 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["aer with noise", "fake device with noise"])
+def test_a_storyteller_reads_grimm_through_a_sampler(name, shared, adapters):
+    """On trained weights and real text; what was learnt holds for the exact probabilities too."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared / "models" / "stories260K"
+    text = (shared / "data" / "grimm" / "GrimmsFairyTales.txt").read_text(encoding="utf-8")[5_000:15_000]
+    ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: 16 * 64]).view(16, 64)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = adapters.qpa(base, hidden=(8, 16, 8), chunk_size=1_000, n_layers=4)
+    run = qpeft.set_backend(model, TRAINED_ON[name](), shots=2000)
+    assert run.ansatz.n_qubits == 5
+    before = model(input_ids=ids, labels=ids).loss.item()
+    adapters.train(model, ids, steps=12, lr=2e-3)
+    qpeft.set_backend(model)
+    assert model(input_ids=ids, labels=ids).loss.item() < before - 0.05

@@ -221,7 +221,7 @@ def _show_drawing(console: Console, drawing: str, angles: Any) -> None:
 
 
 def _show_counts(console: Console, data: dict[str, Any], sizes: dict[str, Size] | None, missing: str) -> None:
-    console.print(f"{data['ansatz']} on {data['n_qubits']} qubits with {data['n_layers']} layers\n", style="bold")
+    console.print(f"{data['ansatz']}, n_qubits={data['n_qubits']}, n_layers={data['n_layers']}\n", style="bold")
     kinds = ", ".join(f"{name} {n:,}" for name, n in data["gates"].items())
     rows = [
         ("angles", f"{data['n_angles']:,}", ""),

@@ -1,0 +1,247 @@
+"""`qpeft circuits`: a circuit or an adapter's circuit, drawn, counted, written; bad input refused."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from qiskit import qasm3
+from qiskit.quantum_info import Statevector
+
+import qpeft
+from qpeft.circuits import Ansatz, probabilities
+
+
+def answered(qpeft_cli, *arguments):
+    result = qpeft_cli("circuits", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def live_angles(adapter_folder, base_folder):
+    """The angles (L, N) of the adapter where it does its work: in a model."""
+    from transformers import AutoModelForCausalLM
+
+    from qpeft.generators.features import CircuitFeature
+
+    model = qpeft.load(AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32), adapter_folder)
+    (feature,) = [module for module in model.modules() if isinstance(module, CircuitFeature)]
+    return feature.angles().detach().double()
+
+
+# draw
+
+
+def test_draw_is_the_ansatzs_drawing(qpeft_cli):
+    result = qpeft_cli("circuits", "draw", "--n-qubits", 4, "--n-layers", 2, "--width", 200)
+    assert result.exit_code == 0
+    assert result.stdout == Ansatz("ry_ladder", 4, 2).draw(200) + "\n"
+
+
+def test_draw_fits_the_terminal(qpeft_cli):
+    narrow, wide = (qpeft_cli("circuits", "draw", env={"COLUMNS": columns}).stdout for columns in ("90", "300"))
+    assert "4 more" not in wide
+    assert " more " in narrow
+    assert max(map(len, narrow.splitlines())) <= 90 < max(map(len, wide.splitlines()))
+
+
+@pytest.mark.parametrize("ansatz", ["ry_ladder", "two_design", "square", "qaa", "rxyz"])
+def test_every_ansatz_can_be_named(qpeft_cli, ansatz):
+    found = answered(qpeft_cli, "draw", "--ansatz", ansatz, "--n-qubits", 3, "--n-layers", 2)
+    assert found["drawing"] == Ansatz(ansatz, 3, 2).draw()
+    assert (found["ansatz"], found["n_qubits"], found["n_layers"], found["angles"]) == (ansatz, 3, 2, None)
+
+
+def test_draw_an_adapter_lists_its_trained_angles(qpeft_cli, adapter_folder, live_angles):
+    found = answered(qpeft_cli, "draw", "--adapter", adapter_folder)
+    np.testing.assert_allclose(found["angles"], live_angles.numpy(), atol=0)
+    n_layers, n_qubits = live_angles.shape
+    assert (found["n_layers"], found["n_qubits"]) == (n_layers, n_qubits)
+    shown = qpeft_cli("circuits", "draw", "--adapter", adapter_folder).stdout
+    rows = [line.split() for line in shown.splitlines()[-n_layers:]]
+    np.testing.assert_allclose(np.array(rows, dtype=float), live_angles.numpy(), atol=5e-5)
+
+
+# count
+
+
+def test_count_by_hand(qpeft_cli):
+    """QPA's default circuit: 8 layers of 7 rotations and 6 CNOTs."""
+    found = answered(qpeft_cli, "count")
+    assert (found["ansatz"], found["n_qubits"], found["n_layers"]) == ("ry_ladder", 7, 8)
+    assert found["n_angles"] == 56
+    assert found["gates"] == {"ry": 56, "cx": 48}
+    assert found["two_qubit_gates"] == 48
+    assert found["depth"] == 28
+    assert found["transpiled"]["line"]["two_qubit_gates"] == 48
+    assert set(found["transpiled"]) == {"all-to-all", "line", "heavy-hex"}
+
+
+def test_count_for_people(qpeft_cli):
+    result = qpeft_cli("circuits", "count", "--ansatz", "two_design", "--n-qubits", 3, "--n-layers", 1)
+    assert result.stdout.startswith("two_design, n_qubits=3, n_layers=1\n")
+    lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
+    assert ["angles", "7"] in lines
+    assert ["gates", "9", "ry", "7,", "cz", "2"] in lines
+    assert ["two-qubit", "gates", "2"] in lines
+    assert [line[0] for line in lines[-3:]] == ["all-to-all", "line", "heavy-hex"]
+    assert "rz, sx, x, cx" in result.stdout
+
+
+def test_count_without_qiskit_says_how_to_get_the_rest(qpeft_cli, monkeypatch):
+    monkeypatch.setitem(sys.modules, "qiskit.transpiler", None)
+    result = qpeft_cli("circuits", "count")
+    assert result.exit_code == 0
+    assert "the size after transpiling needs Qiskit: pip install 'qpeft[qiskit]'" in result.stdout
+    assert re.search(r"depth +28", result.stdout)
+    assert answered(qpeft_cli, "count")["transpiled"] is None
+
+
+# export
+
+
+def test_openqasm_of_an_adapter_is_its_circuit(qpeft_cli, adapter_folder, live_angles):
+    text = qpeft_cli("circuits", "export", "--adapter", adapter_folder).stdout
+    found = Statevector(qasm3.loads(text).reverse_bits()).probabilities()
+    np.testing.assert_allclose(found, probabilities(live_angles).numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["pennylane", "qiskit"])
+def test_a_python_file_of_an_adapter_runs_and_is_its_circuit(qpeft_cli, adapter_folder, live_angles, form, tmp_path):
+    out = tmp_path / "new" / "circuit.py"
+    result = qpeft_cli("circuits", "export", "--adapter", adapter_folder, "--format", form, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"Written to {out}.\n"
+    namespace = {"__name__": "circuit"}
+    exec(compile(out.read_text(encoding="utf-8"), str(out), "exec"), namespace)
+    found = namespace["probabilities"](namespace["ANGLES"])
+    np.testing.assert_allclose(found, probabilities(live_angles).numpy(), atol=1e-12)
+
+
+def test_export_without_an_adapter_has_free_angles(qpeft_cli, tmp_path):
+    result = qpeft_cli("circuits", "export", "--n-qubits", 2, "--n-layers", 1)
+    assert result.stdout == Ansatz("ry_ladder", 2, 1).to_openqasm()
+    found = answered(qpeft_cli, "export", "--n-qubits", 2, "--n-layers", 1, "--format", "qiskit")
+    assert "ANGLES" not in found["text"]
+    assert (found["format"], found["out"], found["angles"]) == ("qiskit", None, None)
+    out = tmp_path / "circuit.qasm"
+    found = answered(qpeft_cli, "export", "--out", out)
+    assert found["out"] == str(out)
+    assert found["text"] is None
+    assert out.read_text(encoding="utf-8") == Ansatz("ry_ladder", 7, 8).to_openqasm()
+
+
+def test_long_lines_of_an_export_are_not_wrapped(qpeft_cli, adapter_folder):
+    text = qpeft_cli("circuits", "export", "--adapter", adapter_folder, "--format", "qiskit", env={"COLUMNS": "40"})
+    compile(text.stdout, "circuit.py", "exec")
+    assert max(map(len, text.stdout.splitlines())) > 60
+
+
+# other adapters
+
+
+@pytest.fixture(scope="module")
+def make_adapter(base_folder, tmp_path_factory):
+    """Saves an untrained adapter of any config on the tiny base."""
+
+    def make(config, generator=None):
+        from peft import get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        folder = tmp_path_factory.mktemp("adapter") / "adapter"
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32), config)
+        if generator is not None:
+            qpeft.attach(model, generator)
+        qpeft.save(model, folder)
+        return folder
+
+    return make
+
+
+SMALL = {"target_modules": ["q_proj", "v_proj"], "r": 2, "task_type": "CAUSAL_LM"}
+GENERATOR = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "seed": 3}
+
+
+def test_a_frozen_circuit_and_one_over_another_host_stand_at_their_start(qpeft_cli, make_adapter):
+    """Untrained, so both have the angles that seed 3 draws."""
+    from peft import LoraConfig
+
+    frozen = make_adapter(qpeft.QPAConfig(feature_source="qnn_frozen", **SMALL, **GENERATOR))
+    attached = make_adapter(LoraConfig(**SMALL), qpeft.QPAGeneratorConfig(**GENERATOR))
+    first, second = (answered(qpeft_cli, "draw", "--adapter", folder)["angles"] for folder in (frozen, attached))
+    assert np.shape(first) == np.shape(second)
+    assert first == second
+    assert np.abs(first).max() <= np.pi
+
+
+def test_a_run_folder_stands_for_its_adapter(qpeft_cli, adapter_folder, tmp_path):
+    (tmp_path / "adapter").symlink_to(adapter_folder)
+    found, expected = (answered(qpeft_cli, "draw", "--adapter", folder) for folder in (tmp_path, adapter_folder))
+    assert found == expected
+
+
+@pytest.mark.parametrize("method", ["no circuit", "quantum_peft", "lora"])
+def test_adapters_without_a_circuit_of_qpa_are_refused(qpeft_cli, make_adapter, method):
+    from peft import LoraConfig
+
+    config = {
+        "no circuit": lambda: qpeft.QPAConfig(feature_source="none", **SMALL, **GENERATOR),
+        "quantum_peft": lambda: qpeft.QuantumPeftConfig(**SMALL),
+        "lora": lambda: LoraConfig(**SMALL),
+    }[method]()
+    result = qpeft_cli("circuits", "draw", "--adapter", make_adapter(config))
+    assert result.exit_code == 2
+    assert "has no circuit of QPA; give an adapter of method qpa" in result.stderr
+
+
+# bad input, help
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["draw", "--ansatz", "ry_lader"], "did you mean 'ry_ladder'"),
+        (["draw", "--n-qubits", "0"], "n_qubits must be at least 1, got 0"),
+        (["count", "--n-layers", "-1"], "n_layers must be at least 1, got -1"),
+        (["draw", "--width", "3"], "--width"),
+        (["export", "--format", "cirq"], "unknown format 'cirq'; choose one of openqasm, pennylane, qiskit"),
+        (["export", "--out", "."], "is a folder; give a file"),
+        (["draw", "--adapter", "nowhere"], "no adapter at nowhere"),
+        (["draw", "--adapter", "nowhere", "--n-qubits", "3"], "--adapter says which circuit it is; leave out --ansatz"),
+        (["drw"], "draw"),
+    ],
+)
+def test_bad_input_is_exit_2(qpeft_cli, arguments, message):
+    result = qpeft_cli("circuits", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_help_teaches(qpeft_cli):
+    text = qpeft_cli("circuits", "--help", env={"COLUMNS": "80"}).stdout
+    assert all(f"\n  {name} " in text for name in ("draw", "count", "export"))
+    assert "\n  circuits " in qpeft_cli("--help").stdout
+    for name in ("draw", "count", "export"):
+        text = qpeft_cli("circuits", name, "--help", env={"COLUMNS": "80"}).stdout
+        assert f"qpeft circuits {name}" in text.split("Examples", 1)[1]
+        assert all(len(line) <= 80 or line.startswith("  qpeft ") for line in text.splitlines())
+
+
+def test_help_is_light():
+    """The names of the ansatzes are told without the module that has them."""
+    code = """
+import contextlib, io, sys
+from qpeft.cli.app import build
+for name in ("draw", "count", "export"):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+        build()(["circuits", name, "--help"])
+assert "qpeft.cli.circuits" in sys.modules
+print({"torch", "qiskit", "pennylane", "peft", "transformers", "numpy"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
