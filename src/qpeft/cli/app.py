@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from qpeft.cli import compare
+from qpeft.cli import circuits, compare
 from qpeft.cli.demo import demo
+from qpeft.cli.diagnose import diagnose
 from qpeft.cli.evaluate import evaluate
 from qpeft.cli.export import export
 from qpeft.cli.generate import generate
@@ -15,7 +16,7 @@ from qpeft.cli.help import HelpfulCommand, HelpfulGroup
 from qpeft.cli.plan import plan
 from qpeft.cli.train import train
 
-COMMANDS = (demo, plan, train, evaluate, generate, export)
+COMMANDS = (demo, plan, train, evaluate, generate, export, diagnose)
 
 
 def _version(wanted: bool) -> None:
@@ -45,6 +46,7 @@ def qpeft(
       qpeft plan --model gpt2 --method quantum_peft
       qpeft train --model gpt2 --data text.txt --method qpa --out run
       qpeft export run --out my-adapter
+      qpeft diagnose run
       qpeft compare run survey --out survey
     """
     if context.invoked_subcommand is None:
@@ -58,6 +60,7 @@ def build() -> typer.Typer:
     for command in COMMANDS:
         app.command(cls=HelpfulCommand)(command)
     app.add_typer(compare.group(), name="compare")
+    app.add_typer(circuits.group(), name="circuits")
     return app
 
 
