@@ -56,6 +56,7 @@ def test_qpa_trains_half_of_loras_numbers_and_takes_the_runs_seed(tiny_model):
 @pytest.mark.parametrize(
     ("method", "method_settings", "message"),
     [
+        ("lora", {"r": "eight"}, "r must be a number, got 'eight'"),
         ("lora", {"lora_alhpa": 8}, "unknown setting of method lora: 'lora_alhpa'; did you mean 'lora_alpha'?"),
         ("lora", {"task_type": "SEQ_CLS"}, "unknown setting of method lora: 'task_type'"),
         ("lora", {"r": 0}, "`r` should be a positive integer"),

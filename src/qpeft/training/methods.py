@@ -80,11 +80,20 @@ def build_config(settings: TrainSettings) -> PeftConfig:
         if name not in known | ours:
             whose = f"host {method}" if settings.attaches else f"method {method}"
             raise ConfigError(unknown(f"setting of {whose}:", name, sorted(known | ours)))
+    _check_numbers(made, settings.method_settings)
     given = {name: value for name, value in settings.method_settings.items() if name not in ours}
     seed = {"seed": settings.seed} if "seed" in known else {}
     dora = {"use_dora": True} if (settings.method, settings.host) == ("qpa", "dora") else {}
     values = {**METHODS[method].defaults, **dora, **seed, **given}
     return _refusals_as_config_errors(made, task_type=_PEFT_TASKS[settings.task], **values)
+
+
+def _check_numbers(made: type, given: dict[str, Any]) -> None:
+    """A study file can hold a text where PEFT computes with a number, before PEFT looks."""
+    for known in fields(made):
+        value = given.get(known.name)
+        if isinstance(known.default, int | float) and not isinstance(known.default, bool) and isinstance(value, str):
+            raise ConfigError(f"{known.name} must be a number, got {value!r}")
 
 
 def build_generator(settings: TrainSettings) -> QPAGeneratorConfig | None:
