@@ -153,7 +153,7 @@ def ranks(_: int) -> None:
         ansatz = Ansatz(LADDER, n, 8)
         found.append([redundancy(ansatz, angles).rank for angles in random_angles(ansatz, REPEATS, seed=n)])
     print("specified", *RANKS)
-    print("measured ", *(set(each) for each in found))
+    print("measured ", *("/".join(map(str, sorted(set(each)))) for each in found))
 
 
 def random_circuits(n_qubits: int, n_layers: int, seed: int, circuits: int) -> tuple[PorterThomas, float]:

@@ -24,7 +24,7 @@ def _fidelities(n_pairs, n_qubits, field, seed=0):
 def test_random_states_lie_at_the_floor(n_qubits):
     result = of_fidelities(_fidelities(4000, n_qubits, "real"), n_qubits)
     assert result.divergence == pytest.approx(result.floor, abs=4 * np.sqrt(2 * 49) / 8000)
-    assert "evenly, as far as 4,000 pairs can tell" in result.sentence
+    assert "As far as 4,000 pairs can tell" in result.sentence
     assert result.complex_divergence > 5 * result.floor
 
 
@@ -44,7 +44,7 @@ def test_a_product_circuit_is_far_from_the_floor_and_depth_brings_it_there():
     assert product > 2 * shallow > 10 * deep
     assert product > 30 * found[0].floor
     assert deep < found[2].floor_limit
-    assert "do not cover the real states evenly: pairs of states are too much alike" in found[0].sentence
+    assert "do not cover all real states evenly: too many pairs are alike" in found[0].sentence
 
 
 def test_the_divergence_is_scipy_s_in_bins_that_the_law_fills_equally():
@@ -72,7 +72,6 @@ def test_equal_or_orthogonal_pairs_fill_one_bin(fidelity, n_qubits, n_bins):
     result = of_fidelities(np.full(n_bins, fidelity), n_qubits, n_bins)
     assert result.divergence == pytest.approx(np.log(n_bins))
     assert sum(result.shares) == pytest.approx(1)
-    assert "do not cover" in result.sentence or n_bins < 9
     json.dumps(result.to_dict(), allow_nan=False)
 
 

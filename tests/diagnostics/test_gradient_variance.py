@@ -68,7 +68,9 @@ def test_eight_layers_have_the_slopes_of_the_specification():
     assert slopes["z_first"] > -0.4
     assert abs(slopes["scaled"]) < 0.15
     assert "gradients vanish: each qubit divides their variance by" in by_observable["z_last"].sentence
+    assert by_observable["z_last"].vanishes(8) is True
     assert "do not vanish" in by_observable["scaled"].sentence
+    assert by_observable["scaled"].vanishes(8) is False
     rms = np.sqrt(by_observable["scaled"].variances[0])
     assert ((rms > 0.9) & (rms < 1.5)).all()
 
@@ -93,7 +95,9 @@ def test_one_width_shows_no_trend_and_few_samples_do_not_tell():
     alone = gradient_variance([3], [2], "z_last", samples=5)
     assert (alone.slopes, alone.slope_errors) == ((None,), (None,))
     assert "one width shows no trend" in alone.sentence
-    assert "do not tell" in gradient_variance([4, 5], [8], "z_last", samples=3).sentence
+    few = gradient_variance([4, 5], [8], "z_last", samples=3)
+    assert "do not tell" in few.sentence
+    assert few.vanishes(8) is alone.vanishes(2) is None
 
 
 def test_many_circuits_are_taken_in_parts(monkeypatch):

@@ -40,11 +40,14 @@ class Expressibility(Figure):
     def sentence(self) -> str:
         found = f"divergence {self.divergence:.2g}, floor {self.floor:.2g}"
         if self.divergence <= self.floor_limit:
-            return f"Random angles cover the real states evenly, as far as {self.n_pairs:,} pairs can tell ({found})."
+            return (
+                f"As far as {self.n_pairs:,} pairs can tell, states at random angles overlap as random ones ({found})."
+            )
         if self.divergence <= 2 * self.floor_limit:
-            return f"Random angles cover the real states a little less evenly than random states do ({found})."
-        ends = "too much alike" if self.shares[-1] > 1 / self.n_bins else "not spread as random ones"
-        return f"Random angles do not cover the real states evenly: pairs of states are {ends} ({found})."
+            return f"States at random angles overlap almost, but not quite, as random ones ({found})."
+        alike = self.shares[-1] > 1 / self.n_bins
+        reason = "too many pairs are alike" if alike else "pairs overlap otherwise than random ones"
+        return f"States at random angles do not cover all real states evenly: {reason} ({found})."
 
 
 def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50) -> Expressibility:
