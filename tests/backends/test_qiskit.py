@@ -21,7 +21,7 @@ from scipy.stats import chi2
 import qpeft
 from qpeft.backends import CircuitRun, Jobs
 from qpeft.backends.named import as_backend
-from qpeft.backends.qiskit import QiskitBackend, sampler_by_name
+from qpeft.backends.qiskit import QiskitBackend
 from qpeft.circuits import Ansatz, probabilities
 from qpeft.circuits.gates import gate_probabilities
 from qpeft.errors import BackendError, ConfigError
@@ -291,8 +291,7 @@ def noisy_probabilities(ansatz, angles, noise):
 def test_named_noise_is_depolarising(n_qubits, noise):
     ansatz = Ansatz("ry_ladder", n_qubits, 2)
     angles = random_angles(ansatz, 3)
-    sampler = sampler_by_name("aer", n_qubits, noise)
-    found = QiskitBackend(sampler).run(ansatz, angles, 100_000, 0)
+    found = as_backend("qiskit:aer", n_qubits, noise).run(ansatz, angles, 100_000, 0)
     expected = np.stack([noisy_probabilities(ansatz, each, noise) for each in angles])
     without = exact(ansatz, angles)
     np.testing.assert_allclose([noisy_probabilities(ansatz, each, 0) for each in angles], without, atol=1e-12)
@@ -313,19 +312,33 @@ def test_a_noise_model_of_the_users_own():
     assert_drawn_from(found[0], np.array([9, 3, 3, 1]) / 16, 50_000)
 
 
+@pytest.mark.parametrize("name", ["qiskit:aer", "qiskit:statevector"])
+def test_counts_of_named_samplers_depend_on_the_jobs_seed_alone(name):
+    """So a resumed run draws what the unbroken one would have drawn; equal circuits of one job still differ."""
+    angles = random_angles(LADDER, 1).repeat(2, axis=0)
+
+    def drawn(seed):
+        return as_backend(name, 3).run(LADDER, angles, 1000, seed)
+
+    first = drawn(2**64 - 1)
+    np.testing.assert_array_equal(drawn(2**64 - 1), first)
+    assert not np.array_equal(drawn(1), first)
+    assert not np.array_equal(first[0], first[1])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("abacus", 3, 0.0), "unknown Qiskit sampler 'abacus'; choose one of aer, statevector"),
-        (("statevector", 3, 0.1), "qiskit:statevector has no noise; use qiskit:aer"),
-        (("aer", 3, 1.0), "noise is a probability, from 0 to below 1, got 1.0"),
-        (("aer", 3, -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
-        (("aer", 40, 0.0), "has .* qubits and the circuit needs 40"),
+        (("qiskit:abacus", 3, 0.0), "unknown Qiskit sampler 'abacus'; choose one of aer, statevector"),
+        (("qiskit:statevector", 3, 0.1), "qiskit:statevector has no noise; use qiskit:aer"),
+        (("qiskit:aer", 3, 1.0), "noise is a probability, from 0 to below 1, got 1.0"),
+        (("qiskit:aer", 3, -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
+        (("qiskit:aer", 40, 0.0), "has .* qubits and the circuit needs 40"),
     ],
 )
 def test_named_samplers_that_cannot_be(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        QiskitBackend(sampler_by_name(*arguments)).check(Ansatz("ry_ladder", arguments[1], 1))
+        as_backend(*arguments).check(Ansatz("ry_ladder", arguments[1], 1))
 
 
 def test_without_qiskit_the_extra_is_named():
@@ -381,7 +394,7 @@ def test_a_sampler_that_is_gone_ends_the_training_with_its_own_words(llama, ids,
 
 TRAINED_ON = {
     "statevector": lambda: StatevectorSampler(seed=np.random.default_rng(0)),
-    "aer with noise": lambda: sampler_by_name("aer", 5, 0.01),
+    "aer with noise": lambda: as_backend("qiskit:aer", 5, noise=0.01),
     "fake device with noise": lambda: on(fake_device(5, noise=True, coupling_map=CouplingMap.from_line(5))),
 }
 

@@ -53,9 +53,9 @@ def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
 
         return PennyLaneBackend(device_by_name(what, n_qubits, noise))
     if kind == "qiskit" and what:
-        from qpeft.backends.qiskit import QiskitBackend, sampler_by_name
+        from qpeft.backends.qiskit import simulator_by_name
 
-        return QiskitBackend(sampler_by_name(what, n_qubits, noise))
+        return simulator_by_name(what, noise)
     if noise:
         raise ConfigError(f"backend {name} has no simulated noise; use pennylane:default.mixed or qiskit:aer")
     if name == "exact":

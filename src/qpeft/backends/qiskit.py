@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,8 +27,9 @@ class QiskitBackend(Backend):
     One call of `run` is one job of one PUB, the circuit with all sets of angles. The circuit is transpiled once, with
     free angles, to the backend that the sampler runs on.
 
-    The sampler stays as the user made it. One with a seed of its own draws by the same random numbers in every
-    job, so the noise of a training's steps is correlated: give a seed to repeat a job, none to train.
+    The sampler stays as the user made it. One with a whole number as its seed draws by the same random numbers in
+    every job, StatevectorSampler even for every circuit, so the noise of a training's steps is correlated: give such
+    a seed to repeat a job, none (or StatevectorSampler a NumPy Generator) to train.
 
     Args:
         sampler: The user's.
@@ -79,8 +81,20 @@ class QiskitBackend(Backend):
         return generate_preset_pass_manager(backend=self._device, seed_transpiler=0).run(circuit)
 
 
-def sampler_by_name(name: str, n_qubits: int, noise: float) -> BaseSamplerV2:
-    """ "aer" or "statevector", a simulator without a seed.
+class _Simulator(QiskitBackend):
+    """A sampler made anew for each job by the job's seed, so that a resumed run draws what the unbroken one would."""
+
+    def __init__(self, make: Callable[[int], BaseSamplerV2]) -> None:
+        super().__init__(make(0))
+        self._make = make
+
+    def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
+        self.sampler = self._make(seed % 2**63)  # Aer's seeds are signed
+        return super().run(ansatz, angles, shots, seed)
+
+
+def simulator_by_name(name: str, noise: float) -> QiskitBackend:
+    """ "aer" or "statevector", whose counts depend on the job's seed.
 
     With `noise` p, which needs "aer", each one-qubit gate is followed by one of the three Pauli errors with
     probability p / 10 and each two-qubit gate by one of the fifteen with probability p.
@@ -89,9 +103,7 @@ def sampler_by_name(name: str, n_qubits: int, noise: float) -> BaseSamplerV2:
         ConfigError: an unknown name, noise that the simulator has not, or a missing extra.
     """
     if name not in ("aer", "statevector"):
-        raise ConfigError(
-            f"unknown Qiskit sampler '{name}'; choose one of aer, statevector, or give an object of yours"
-        )
+        raise ConfigError(f"unknown Qiskit sampler '{name}'; choose one of aer, statevector, or FILE.py:NAME")
     if not 0 <= noise < 1:
         raise ConfigError(f"noise is a probability, from 0 to below 1, got {noise}")
     if noise and name == "statevector":
@@ -100,11 +112,14 @@ def sampler_by_name(name: str, n_qubits: int, noise: float) -> BaseSamplerV2:
         if name == "statevector":
             from qiskit.primitives import StatevectorSampler
 
-            return StatevectorSampler()
+            # a whole number would be used anew for every circuit of a job
+            return _Simulator(lambda seed: StatevectorSampler(seed=np.random.default_rng(seed)))
+        from qiskit_aer import AerSimulator
         from qiskit_aer.primitives import SamplerV2
     except ModuleNotFoundError as error:
         raise missing_extra(f"backend qiskit:{name}", "Qiskit") from error
-    return SamplerV2(options={"backend_options": {"noise_model": _depolarizing(noise)}} if noise else None)
+    device = AerSimulator(noise_model=_depolarizing(noise) if noise else None)
+    return _Simulator(lambda seed: SamplerV2.from_backend(device, seed=seed))
 
 
 def _depolarizing(noise: float) -> NoiseModel:
