@@ -6,7 +6,7 @@ from qpeft.diagnostics.gradient_variance import GradientVariance, gradient_varia
 from qpeft.diagnostics.haar import haar_states
 from qpeft.diagnostics.porter_thomas import PorterThomas, porter_thomas
 from qpeft.diagnostics.redundancy import Redundancy, redundancy
-from qpeft.diagnostics.states import circuit_states, random_probabilities, random_states
+from qpeft.diagnostics.states import circuit_states, random_angles, random_probabilities, random_states
 
 __all__ = [
     "Entanglement",
@@ -20,6 +20,7 @@ __all__ = [
     "haar_states",
     "meyer_wallach",
     "porter_thomas",
+    "random_angles",
     "random_probabilities",
     "random_states",
     "redundancy",

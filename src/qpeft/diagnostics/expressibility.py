@@ -10,7 +10,8 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz
 from qpeft.diagnostics.figure import Figure, numbers
-from qpeft.diagnostics.haar import HaarLaw, Numbers, check_positive
+from qpeft.diagnostics.haar import HaarLaw, Numbers
+from qpeft.diagnostics.sampling import check_positive
 from qpeft.diagnostics.states import circuit_states, random_angles
 from qpeft.errors import ConfigError
 

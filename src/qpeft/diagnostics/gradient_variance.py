@@ -14,7 +14,8 @@ from torch import Tensor
 from qpeft.circuits import Ansatz
 from qpeft.circuits.ladder_states import ladder_states
 from qpeft.diagnostics.figure import Figure
-from qpeft.diagnostics.haar import Numbers, check_positive, generator
+from qpeft.diagnostics.haar import Numbers
+from qpeft.diagnostics.sampling import check_positive, generator
 from qpeft.diagnostics.states import random_angles
 from qpeft.errors import ConfigError
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import betainc, betaincinv, polygamma, psi
 from torch import Tensor
 
+from qpeft.diagnostics.sampling import check_positive, generator
 from qpeft.errors import ConfigError
 
 Numbers = NDArray[np.float64]
@@ -34,20 +35,6 @@ def haar_states(samples: int, n_qubits: int, field: str = "real", seed: int = 0)
     drawn = generator(seed).standard_normal((samples, 2**n_qubits, parts))
     states = torch.from_numpy(drawn / np.linalg.norm(drawn, axis=(1, 2), keepdims=True))
     return states.squeeze(-1) if parts == 1 else torch.view_as_complex(states)
-
-
-def generator(*seed: int) -> np.random.Generator:
-    """A stream of random numbers for each tuple of seeds, each at least 0."""
-    if min(seed) < 0:
-        raise ConfigError(f"seed must be 0 or more, got {min(seed)}")
-    return np.random.Generator(np.random.Philox(seed))
-
-
-def check_positive(**numbers: int) -> None:
-    """Raises ConfigError unless all are integers of at least 1."""
-    for name, number in numbers.items():
-        if not isinstance(number, int | np.integer) or number < 1:
-            raise ConfigError(f"{name} must be an integer of at least 1, got {number}")
 
 
 @dataclass(frozen=True)

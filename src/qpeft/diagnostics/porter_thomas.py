@@ -12,7 +12,8 @@ import numpy as np
 from torch import Tensor
 
 from qpeft.diagnostics.figure import Figure, numbers
-from qpeft.diagnostics.haar import HaarLaw, Numbers, generator
+from qpeft.diagnostics.haar import HaarLaw, Numbers
+from qpeft.diagnostics.sampling import generator
 from qpeft.errors import ConfigError
 
 _GRID = 4096  # quantiles at which distances are taken: more would add less than 1/4096

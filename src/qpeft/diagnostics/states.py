@@ -9,7 +9,7 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz, two_design_columns
 from qpeft.circuits.ladder_states import ladder_states
-from qpeft.diagnostics.haar import check_positive, generator
+from qpeft.diagnostics.sampling import check_positive, generator
 from qpeft.errors import ConfigError
 
 REAL_ANSATZE = ("ry_ladder", "two_design")
@@ -42,8 +42,11 @@ def random_probabilities(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
     return random_states(ansatz, samples, seed).square()
 
 
-def random_angles(ansatz: Ansatz, samples: int, seed: int) -> Tensor:
-    """Angles (samples, *ansatz.angle_shape), float64, uniform on [-pi, pi): how QPA starts."""
+def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
+    """Angles (samples, *ansatz.angle_shape), float64, uniform on [-pi, pi): how QPA starts.
+
+    Raises ConfigError as `circuit_states`.
+    """
     check_ansatz(ansatz)
     check_positive(samples=samples)
     return torch.from_numpy(generator(seed).uniform(-math.pi, math.pi, (samples, *ansatz.angle_shape)))
