@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from qpeft.backends.backend import Numbers
 from qpeft.backends.run import CircuitRun
 
-_SAMPLE = 9  # circuits of the second job; the first has one
+_SAMPLE = 9  # circuits of the second timed job; the first has one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +38,17 @@ class Forecast:
 def forecast(run: CircuitRun, steps: int) -> Forecast:
     """What `steps` optimiser steps of `run` will cost.
 
-    Sends three small jobs, at random angles: one that warms up (a device compiles the circuit), one circuit, and nine
-    circuits. A job of n circuits is taken to last a + b n seconds. A queue before the device, if any, is in a.
+    Sends small jobs at random angles: one that warms up (a device compiles the circuit), one of a single circuit, and
+    one of nine, or the adjoint pass where gradients are found by it. A job of n circuits is taken to last a + b n
+    seconds. A queue before the device, if any, is in a.
 
     Raises BackendError if the device does not answer.
     """
     random = np.random.Generator(np.random.Philox(0))
     angles = random.uniform(-np.pi, np.pi, (_SAMPLE, *run.ansatz.angle_shape))
-    _seconds(run, angles[:1])
-    one, many = _seconds(run, angles[:1] + 0.1), _seconds(run, angles)
-    each = max(0.0, (many - one) / (_SAMPLE - 1))
-    jobs = 2  # the value, and the gradient
-    a_step = jobs * max(0.0, one - each) + run.circuits_per_step * each
+    _values(run, angles[:1])
+    one = _seconds(lambda: _values(run, angles[:1] + 0.1))
+    a_step = one + _gradient_seconds(run, angles, one)
     circuits = steps * run.circuits_per_step + 1
     shots = run.jobs.shots or 0
     return Forecast(
@@ -56,7 +57,7 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
         n_qubits=run.ansatz.n_qubits,
         shots_per_circuit=run.jobs.shots,
         circuits_per_step=run.circuits_per_step,
-        jobs_per_step=jobs,
+        jobs_per_step=2,  # the value, and the gradient
         steps=steps,
         circuits=circuits,
         shots=circuits * shots,
@@ -65,7 +66,21 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
     )
 
 
-def _seconds(run: CircuitRun, angles: np.ndarray) -> float:
-    began = time.perf_counter()
+def _gradient_seconds(run: CircuitRun, angles: Numbers, one: float) -> float:
+    """Seconds of the job of one gradient; `one`: of a job of one circuit."""
+    if run.gradient == "adjoint":
+        weights = np.linspace(-1.0, 1.0, 2**run.ansatz.n_qubits)
+        run.gradient_at(angles[0], weights)
+        return _seconds(lambda: run.gradient_at(angles[1], weights))
+    each = max(0.0, (_seconds(lambda: _values(run, angles)) - one) / (_SAMPLE - 1))
+    return max(0.0, one - each) + (run.circuits_per_step - 1) * each
+
+
+def _values(run: CircuitRun, angles: Numbers) -> None:
     run.jobs.run(run.ansatz, angles, "forecast")
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
     return time.perf_counter() - began

@@ -122,14 +122,15 @@ def _circuit(found: Plan) -> list[tuple[str, str, str]]:
 def _forecast(found: Plan) -> list[tuple[str, str, str]]:
     if (cost := found.circuits) is None:
         return []
-    shots = [("  shots", count(cost["shots"]), f"{count(cost['shots_per_circuit'])} of each circuit")]
+    each = cost["shots_per_circuit"]
+    shots = [("  shots", count(cost["shots"]), f"{count(each)} of each circuit")] if each else []
     return [
         (
             "circuits to run",
             count(cost["circuits"]),
             f"{count(cost['circuits_per_step'])} in each of {cost['steps']} steps",
         ),
-        *(shots if cost["shots"] else []),
+        *shots,
         ("  on", cost["backend"], f"gradients by {cost['gradient']}, {cost['jobs_per_step']} jobs a step"),
         ("  time", duration(cost["seconds"]), f"{cost['seconds_per_step']:.3g} s a step, from a measured sample"),
     ]
