@@ -23,7 +23,7 @@ def to_pennylane(ansatz: Ansatz) -> Callable[..., None]:
     kinds = {"rx": qml.RX, "ry": qml.RY, "rz": qml.RZ, "cx": qml.CNOT, "cz": qml.CZ}
 
     def circuit(angles: Any, wires: Sequence[Any] | None = None) -> None:
-        _check_shape(ansatz, tuple(qml.math.shape(angles)))
+        _check_shape(ansatz, tuple(angles.shape))
         labels = _labels(ansatz, wires)
         for gate in ansatz.gates():
             angle = () if gate.slot is None else (angles[(..., *gate.slot)],)  # (), or (B,) for a batch

@@ -1,0 +1,403 @@
+"""PennyLane devices: bit order, exact where they are exact, unbiased where they count, noisy where they are noisy."""
+
+import copy
+import itertools
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pennylane as qml
+import pytest
+import torch
+from pennylane.devices import DefaultQubit
+
+import qpeft
+from qpeft.backends import CircuitRun, Jobs
+from qpeft.backends.named import as_backend
+from qpeft.backends.pennylane import PennyLaneBackend, device_by_name
+from qpeft.circuits import Ansatz, probabilities
+from qpeft.circuits.gates import gate_probabilities
+from qpeft.errors import BackendError, ConfigError
+
+LADDER = Ansatz("ry_ladder", 3, 2)
+WEIGHTS = np.array([0.3, -1.0, 2.0, 0.7, -0.2, 1.1, -1.6, 0.4])
+ANSATZE = ("ry_ladder", "two_design", "square", "qaa", "rxyz")
+SIMULATORS = ("default.qubit", "lightning.qubit", "default.mixed")
+
+every_simulator = pytest.mark.parametrize("name", SIMULATORS)
+
+
+def random_angles(ansatz, *batch, seed=0):
+    draw = np.random.default_rng(seed)
+    return draw.uniform(-math.pi, math.pi, (*batch, *ansatz.angle_shape))
+
+
+def backend(name, wires=3, **options):
+    return PennyLaneBackend(qml.device(name, wires=wires, **options))
+
+
+def exact(ansatz, angles):
+    return np.stack([gate_probabilities(ansatz, each).numpy() for each in torch.from_numpy(angles)])
+
+
+def exact_gradient(ansatz, angles, weights=WEIGHTS):
+    leaf = torch.from_numpy(angles).requires_grad_()
+    value = torch.from_numpy(weights) @ gate_probabilities(ansatz, leaf)
+    return torch.autograd.grad(value, leaf)[0].numpy()
+
+
+@every_simulator
+@pytest.mark.parametrize("wires", [None, 3, 5, ["b", "a", 7]])
+@pytest.mark.parametrize("shots", [None, 50])
+def test_wire_0_is_the_most_significant_bit(name, wires, shots):
+    """One flip at the top runs down the ladder; on any wires of the device, with and without shots."""
+    angles = math.pi * np.eye(3)[:, None, :]  # three circuits of one layer
+    found = backend(name, wires).run(Ansatz("ry_ladder", 3, 1), angles, shots, 0)
+    np.testing.assert_allclose(found, np.eye(8)[[0b111, 0b011, 0b001]], atol=1e-12)
+
+
+@every_simulator
+@pytest.mark.parametrize("ansatz", ANSATZE)
+def test_a_batch_of_every_ansatz_is_exact(name, ansatz):
+    ansatz = Ansatz(ansatz, 3, 2)
+    angles = random_angles(ansatz, 4)
+    np.testing.assert_allclose(backend(name).run(ansatz, angles, None, 0), exact(ansatz, angles), atol=1e-12)
+
+
+@every_simulator
+@pytest.mark.parametrize("shots", [None, 100])
+def test_a_batch_is_one_execution(name, shots):
+    device = qml.device(name, wires=3)
+    with qml.Tracker(device) as tracker:
+        found = PennyLaneBackend(device).run(LADDER, random_angles(LADDER, 13), shots, 0)
+    assert found.shape == (13, 8)
+    assert found.dtype == np.float64
+    assert tracker.totals["batches"] == 1
+    assert tracker.totals["executions"] == 13
+    assert tracker.totals.get("shots") == (None if shots is None else 1300)
+
+
+@every_simulator
+@pytest.mark.parametrize("ansatz", ANSATZE)
+def test_the_adjoint_gradient_is_autograds(name, ansatz):
+    ansatz = Ansatz(ansatz, 3, 2)
+    angles = random_angles(ansatz)
+    found = backend(name).adjoint(ansatz, angles, WEIGHTS)
+    assert found.shape == ansatz.angle_shape
+    in_float32 = name == "default.mixed" and ansatz.name in ("square", "rxyz")  # PennyLane's RZ, in torch
+    np.testing.assert_allclose(found, exact_gradient(ansatz, angles), atol=5e-7 if in_float32 else 1e-12)
+
+
+@every_simulator
+@pytest.mark.parametrize("wires", [None, 5, ["b", "a", 7, "c"]])
+def test_the_adjoint_gradient_on_any_wires(name, wires):
+    angles = random_angles(LADDER)
+    found = backend(name, wires).adjoint(LADDER, angles, WEIGHTS)
+    np.testing.assert_allclose(found, exact_gradient(LADDER, angles), atol=1e-12)
+
+
+@every_simulator
+def test_no_weight_no_gradient(name):
+    found = backend(name).adjoint(LADDER, random_angles(LADDER), np.zeros(8))
+    np.testing.assert_allclose(found, np.zeros((2, 3)), atol=1e-12)
+
+
+def gradient(device, shots=None, gradient="auto", angles=None):
+    run = CircuitRun(LADDER, Jobs(PennyLaneBackend(device), shots), gradient)
+    leaf = torch.from_numpy(random_angles(LADDER) if angles is None else angles).requires_grad_()
+    return torch.autograd.grad(torch.from_numpy(WEIGHTS) @ run(leaf), leaf)[0].numpy()
+
+
+@every_simulator
+def test_parameter_shift_without_shots_is_qpefts_own_gradient(name):
+    angles = torch.from_numpy(random_angles(LADDER)).requires_grad_()
+    own = torch.autograd.grad(torch.from_numpy(WEIGHTS) @ probabilities(angles), angles)[0]
+    found = gradient(qml.device(name, wires=3), gradient="parameter-shift")
+    np.testing.assert_allclose(found, own.numpy(), atol=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:500 shots")
+@pytest.mark.parametrize("name", ["default.qubit", "lightning.qubit"])
+def test_sampled_gradients_are_unbiased(name):
+    """The mean of 80 gradients of 500 shots within 4 standard errors of the exact one; the spread is of sampling."""
+    device = qml.device(name, wires=3, seed=1)
+    found = np.stack([gradient(device, 500) for _ in range(80)])
+    error = found.std(axis=0, ddof=1) / np.sqrt(len(found))
+    expected = exact_gradient(LADDER, random_angles(LADDER))
+    assert (abs(found.mean(axis=0) - expected) < 4 * error).all()
+    assert (error > 0).all()
+    # half the difference of two means of 500 shots of weights that spread by 1.2 at most
+    assert (error < 2 * 1.2 / np.sqrt(2 * 500 * 80)).all()
+
+
+def test_spsa_is_near_the_gradient():
+    """Other directions in every call, for they hang on the angles; the finite step loses a little of the slope."""
+    device = qml.device("default.qubit", wires=3, seed=2)
+    found = np.stack([gradient(device, 2000, "spsa", random_angles(LADDER) + 1e-9 * k) for k in range(60)])
+    error = found.std(axis=0, ddof=1) / np.sqrt(len(found))
+    expected = exact_gradient(LADDER, random_angles(LADDER))
+    assert (abs(found.mean(axis=0) - expected) < 4 * error + 0.1 * abs(expected).max()).all()
+    assert np.corrcoef(found.mean(axis=0).ravel(), expected.ravel())[0, 1] > 0.98
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_the_callers_shots_replace_the_devices(name):
+    with pytest.warns(match="Setting shots on device is deprecated"):
+        device = qml.device(name, wires=3, shots=40)
+    backend = PennyLaneBackend(device)
+    angles = random_angles(LADDER, 1)
+    assert Jobs(backend).shots == 40
+    assert Jobs(backend, 64).shots == 64
+    for shots in (40, 64):
+        counts = shots * backend.run(LADDER, angles, shots, 0)
+        np.testing.assert_allclose(counts, counts.round(), atol=1e-9)
+        assert counts.sum() == pytest.approx(shots)
+
+
+def test_what_a_device_can_do():
+    for name in SIMULATORS:
+        able = backend(name)
+        assert able.has_exact
+        assert able.has_adjoint
+        assert able.is_simulator
+        assert able.default_shots is None
+    assert not backend("reference.qubit").has_adjoint
+
+
+def test_auto_takes_adjoint_where_it_is():
+    def chosen(name, shots=None):
+        return CircuitRun(LADDER, Jobs(backend(name), shots), "auto").gradient
+
+    assert [chosen(name) for name in SIMULATORS] == ["adjoint"] * 3
+    assert [chosen(name, 1000) for name in SIMULATORS] == ["parameter-shift"] * 3
+    assert chosen("reference.qubit") == "parameter-shift"
+
+
+# noise
+
+
+PAULIS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]])
+
+
+def dense(matrix, wires, n_qubits):
+    """Of one or two neighbouring wires, wire 0 first."""
+    before, after = np.eye(2 ** wires[0]), np.eye(2 ** (n_qubits - 1 - wires[-1]))
+    return np.kron(np.kron(before, matrix), after)
+
+
+def noisy_probabilities(ansatz, angles, noise):
+    """By density matrix: after each gate every Pauli error but the identity has the same probability."""
+    rho = np.zeros((2**ansatz.n_qubits,) * 2, complex)
+    rho[0, 0] = 1
+    for gate in ansatz.gates():
+        if gate.slot is None:
+            unitary, strength = np.eye(4)[[0, 1, 3, 2]], noise
+        else:
+            c, s = np.cos(angles[gate.slot] / 2), np.sin(angles[gate.slot] / 2)
+            unitary, strength = np.array([[c, -s], [s, c]]), noise / 10
+        unitary = dense(unitary, gate.wires, ansatz.n_qubits)
+        rho = unitary @ rho @ unitary.conj().T
+        errors = [dense(e, gate.wires, ansatz.n_qubits) for e in pauli_words(len(gate.wires))]
+        rho = (1 - strength) * rho + strength * sum(e @ rho @ e.conj().T for e in errors) / len(errors)
+    return rho.diagonal().real
+
+
+def pauli_words(n):
+    """All but the identity."""
+    words = list(itertools.product(PAULIS, repeat=n))[1:]
+    return [word[0] if n == 1 else np.kron(*word) for word in words]
+
+
+@pytest.mark.parametrize("n_qubits", [1, 2, 3])
+@pytest.mark.parametrize("noise", [0.02, 0.6])
+def test_named_noise_is_depolarising(n_qubits, noise):
+    ansatz = Ansatz("ry_ladder", n_qubits, 2)
+    angles = random_angles(ansatz, 3)
+    found = PennyLaneBackend(device_by_name("default.mixed", n_qubits, noise)).run(ansatz, angles, None, 0)
+    expected = np.stack([noisy_probabilities(ansatz, each, noise) for each in angles])
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert abs(found - exact(ansatz, angles)).max() > 0.01 * noise
+    np.testing.assert_allclose(
+        np.stack([noisy_probabilities(ansatz, each, 0) for each in angles]), exact(ansatz, angles), atol=1e-12
+    )
+
+
+def finite_differences(backend, angles, step=1e-4):
+    moves = step * np.eye(angles.size).reshape(-1, *angles.shape)
+    plus, minus = (backend.run(LADDER, angles + sign * moves, None, 0) @ WEIGHTS for sign in (1, -1))
+    return ((plus - minus) / (2 * step)).reshape(angles.shape)
+
+
+@pytest.mark.parametrize("rule", ["adjoint", "parameter-shift"])
+def test_gradients_of_a_noisy_circuit_are_its_own(rule):
+    """Parameter shift is exact for a circuit with channels as well."""
+    device = device_by_name("default.mixed", 3, 0.05)
+    found = gradient(device, gradient=rule)
+    expected = finite_differences(PennyLaneBackend(device), random_angles(LADDER))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert abs(found - exact_gradient(LADDER, random_angles(LADDER))).max() > 0.05
+
+
+def damping():
+    after = qml.noise.op_eq("RY") | qml.noise.op_eq("CNOT")
+    return qml.NoiseModel({after: lambda op, **_: [qml.AmplitudeDamping(0.1, wire) for wire in op.wires]})
+
+
+def test_a_noise_model_of_the_users_own():
+    """All RY angles 0: nothing to damp. All pi on one wire: each of the damped gates loses a tenth."""
+    found = as_backend(qml.noise.add_noise(qml.device("default.mixed", wires=1), damping()), 1)
+    assert found.name == "default.mixed"
+    p = found.run(Ansatz("ry_ladder", 1, 1), np.array([[[0.0]], [[math.pi]]]), None, 0)
+    np.testing.assert_allclose(p, [[1, 0], [0.1, 0.9]], atol=1e-12)
+
+
+def test_over_rotations_on_lightning_have_adjoint_gradients():
+    """A coherent error adds gates with angles of their own, which are no angles of ours."""
+    model = qml.NoiseModel({qml.noise.op_eq("RY"): lambda op, **_: qml.RX(0.3, op.wires)})
+    device = qml.noise.add_noise(qml.device("lightning.qubit", wires=3), model)
+    run = PennyLaneBackend(device)
+    angles = random_angles(LADDER)
+    assert run.has_adjoint
+    found = run.adjoint(LADDER, angles, WEIGHTS)
+    np.testing.assert_allclose(found, finite_differences(run, angles), atol=1e-6)
+    assert abs(found - exact_gradient(LADDER, angles)).max() > 0.01
+
+
+# refused before any work
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_too_few_wires_are_refused(name, llama, adapters):
+    device = qml.device(name, wires=2)
+    with pytest.raises(ConfigError, match=f"{name} has 2 wires and the circuit needs 3"):
+        CircuitRun(LADDER, Jobs(PennyLaneBackend(device)))
+    with pytest.raises(ConfigError, match=f"{name} has 2 wires and the circuit needs 5"):
+        qpeft.set_backend(adapters.qpa(llama, chunk_size=64), device)
+
+
+@qml.transform
+def no_rotations(tape):
+    if any(op.name == "RY" for op in tape.operations):
+        raise qml.exceptions.DeviceError("RY is not calibrated today")
+    return (tape,), lambda results: results[0]
+
+
+@every_simulator
+def test_a_circuit_that_the_device_does_not_take_is_refused(name):
+    backend = PennyLaneBackend(no_rotations(qml.device(name, wires=3)))
+    with pytest.raises(ConfigError, match=f"{name} cannot run ry_ladder: RY is not calibrated today"):
+        CircuitRun(LADDER, Jobs(backend))
+
+
+@qml.transform
+def counts_only(tape):
+    if not tape.shots:
+        raise qml.exceptions.DeviceError("this machine has no exact probabilities")
+    return (tape,), lambda results: results[0]
+
+
+def test_a_device_that_only_counts_wants_shots():
+    backend = PennyLaneBackend(counts_only(qml.device("default.qubit", wires=3)))
+    assert not backend.has_exact
+    with pytest.raises(ConfigError, match=r"default\.qubit counts outcomes and gives no exact probabilities"):
+        CircuitRun(LADDER, Jobs(backend))
+    assert CircuitRun(LADDER, Jobs(backend, 1000)).gradient == "parameter-shift"
+
+
+def test_something_else_of_pennylane_is_refused():
+    with pytest.raises(ConfigError, match="a PennyLane device is needed"):
+        as_backend(qml.QNode(lambda: None, qml.device("default.qubit")), 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("abacus", 3, 0.0), "unknown PennyLane device 'abacus'; installed: .*default.qubit.*lightning.qubit"),
+        (("lightning.qubit", 3, 0.1), "lightning.qubit simulates no noise; use default.mixed"),
+        (("default.mixed", 3, 1.0), "noise is a probability, from 0 to below 1, got 1.0"),
+        (("default.mixed", 3, -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
+        (("default.mixed", 30, 0.0), "cannot make the PennyLane device 'default.mixed' with 30 wires: .*23 wires"),
+    ],
+)
+def test_named_devices_that_cannot_be(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        device_by_name(*arguments)
+
+
+def test_a_named_device_has_the_wires_it_needs():
+    assert len(device_by_name("lightning.qubit", 5, 0.0).wires) == 5
+
+
+def test_without_pennylane_the_extra_is_named():
+    code = """
+import sys
+sys.modules["pennylane"] = None
+from qpeft.backends.named import as_backend
+from qpeft.errors import ConfigError
+try:
+    as_backend("pennylane:default.qubit", 3)
+except ConfigError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "a PennyLane device needs PennyLane: pip install 'qpeft[pennylane]'"
+
+
+# training
+
+
+class Flaky(DefaultQubit):
+    """Fails at random, before it draws anything."""
+
+    def __init__(self, share, **options):
+        super().__init__(**options)
+        self.share, self.failures, self.luck = share, 0, np.random.default_rng(0)
+
+    def execute(self, circuits, execution_config=None):
+        if self.luck.random() < self.share:
+            self.failures += 1
+            raise ConnectionError("the queue is full")
+        return super().execute(circuits, execution_config)
+
+
+def test_a_device_that_fails_at_random_finishes_and_nothing_is_lost(llama, ids, adapters, monkeypatch):
+    monkeypatch.setattr("qpeft.backends.jobs.time.sleep", lambda seconds: None)
+
+    def train(device):
+        model = adapters.qpa(copy.deepcopy(llama), chunk_size=64)
+        run = qpeft.set_backend(model, device, shots=1000, retries=20)
+        adapters.train(model, ids, steps=6)
+        return run.jobs.used, {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+    flaky = Flaky(0.4, wires=5, seed=7)
+    used, found = train(flaky)
+    smooth, expected = train(DefaultQubit(wires=5, seed=7))
+    assert used.failures == flaky.failures > 2
+    assert (used.jobs, used.circuits, used.shots) == (smooth.jobs, smooth.circuits, smooth.shots)
+    assert used.shots >= 6 * 31 * 1000  # six steps of 15 angles
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_device_that_is_gone_ends_the_training_with_its_own_words(llama, ids, adapters):
+    model = adapters.qpa(llama, chunk_size=64)
+    qpeft.set_backend(model, Flaky(1.0, wires=5), shots=1000, retries=0)
+    with pytest.raises(BackendError, match=r"default\.qubit failed 1 times, the last time with: the queue is full"):
+        adapters.train(model, ids, steps=1)
+
+
+DEVICES = {
+    "default.qubit with shots": ({"shots": 2000}, lambda: qml.device("default.qubit", wires=5, seed=0)),
+    "lightning.qubit": ({}, lambda: qml.device("lightning.qubit", wires=5)),
+    "default.mixed with noise": ({}, lambda: device_by_name("default.mixed", 5, 0.01)),
+}
+
+
+@pytest.mark.parametrize("given", DEVICES)
+def test_training_lowers_the_loss_on_every_device(given, llama, ids, adapters):
+    options, device = DEVICES[given]
+    model = adapters.qpa(llama, chunk_size=64)
+    qpeft.set_backend(model, device(), **options)
+    before = model(input_ids=ids, labels=ids).loss.item()
+    after = adapters.train(model, ids, steps=10)(input_ids=ids, labels=ids).loss.item()
+    assert after < before - 0.01
