@@ -19,7 +19,7 @@ SETTINGS = {
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2",
 }
-STUDIES = ("survey", "controls", "feature-source", "rank-perplexity")
+STUDIES = ("survey", "controls", "feature-source", "rank-perplexity", "shots")
 LINK = {"summary.md": "figures", "report.html": "report"}
 
 
@@ -30,12 +30,12 @@ def main() -> None:
 
 def page(study: str) -> str:
     """The page of a study: question, a table of differences, the equal-budget blocks, where the rest is."""
-    found = {name: _read(RESULTS / name / study) for name in SETTINGS}
+    found = {name: _read(RESULTS / name / study) for name in SETTINGS if (RESULTS / name / study).is_dir()}
     described = next(iter(found.values()))[0]
     parts = [
         f"# {described['title']}",
         described["question"],
-        _where(study),
+        _where(study, found),
         f"Test loss in nats per token, mean ± standard deviation over {len(described['seeds'])} seeds; below it the "
         f"difference to {_label(described, described['reference'])}, paired by seed, with its 95 % interval. In bold: "
         "better or worse, after Holm's correction.",
@@ -44,7 +44,7 @@ def page(study: str) -> str:
         *_blocks(found),
         "## The commands",
         "\n".join(["```sh", *(study_json["command"] for study_json, _, _ in found.values()), "```"]),
-        "\n".join(["```{toctree}", ":hidden:", "", *(f"{name}/{study}/summary" for name in SETTINGS), "```"]),
+        "\n".join(["```{toctree}", ":hidden:", "", *(f"{name}/{study}/summary" for name in found), "```"]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -57,9 +57,9 @@ def _read(folder: Path) -> tuple[dict, dict[str, dict[str, str]], list[dict[str,
         return study, methods, list(csv.DictReader(file))
 
 
-def _where(study: str) -> str:
-    links = {name: ", ".join(f"[{word}]({name}/{study}/{file})" for file, word in LINK.items()) for name in SETTINGS}
-    return "\n".join(f"- {label}: {links[name]}" for name, label in SETTINGS.items())
+def _where(study: str, found: dict) -> str:
+    links = {name: ", ".join(f"[{word}]({name}/{study}/{file})" for file, word in LINK.items()) for name in found}
+    return "\n".join(f"- {SETTINGS[name]}: {links[name]}" for name in found)
 
 
 def _methods(found: dict) -> str:
@@ -76,7 +76,7 @@ def _controls(found: dict) -> list[str]:
 
 
 def _table(found: dict, keys: list[str], prefix: str) -> str:
-    head = ["method", *SETTINGS.values()]
+    head = ["method", *(SETTINGS[name] for name in found)]
     lines = [head, ["---"] * len(head)]
     for key in keys:
         rows = [methods[key] for _, methods, _ in found.values()]
@@ -95,7 +95,8 @@ def _difference(row: dict[str, str], prefix: str) -> str:
     if not row[f"{prefix}.mean"]:
         return ""
     mean, low, high = (float(row[f"{prefix}.{name}"]) for name in ("mean", "low", "high"))
-    text = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
+    digits = 3 if max(abs(low), abs(high)) >= 0.01 else 5
+    text = f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
     return f"{text if row[f'{prefix}.verdict'] == 'no difference shown' else f'**{text}**'}<br>"
 
 
@@ -112,7 +113,7 @@ def _blocks(found: dict) -> list[str]:
 
 
 def _block(found: dict, of: str) -> str:
-    head = ["method", *SETTINGS.values()]
+    head = ["method", *(SETTINGS[name] for name in found)]
     lines = [head, ["---"] * len(head)]
     keys = dict.fromkeys(line["key"] for _, _, rows in found.values() for line in rows if line["of"] == of)
     for key in keys:

@@ -18,7 +18,7 @@ def script():
     return module
 
 
-@pytest.mark.parametrize("study", ["survey", "controls", "feature-source", "rank-perplexity"])
+@pytest.mark.parametrize("study", script().STUDIES)
 def test_a_page_has_the_figures_of_its_summaries(study):
     assert (RESULTS / f"{study}.md").read_text(encoding="utf-8") == script().page(study)
 
