@@ -92,7 +92,7 @@ def gradient_variance(
     L // 2, counted from 0. Every observable is a weighted sum of the D = 2^N probabilities:
 
     - `z_first`, `z_last`: <Z> of the first or last wire
-    - `p_0`: the probability of |0...0>
+    - `p_0`: the probability of `|0...0>`
     - `random`: weights that are independent standard normal numbers
     - `scaled`: what QPA reads, 2^N p_i: the mean over i of the squares of its slope, by a random sum of signs for
       each sample, whose squares have this mean: E (sum_i s_i x_i)^2 = sum_i x_i^2

@@ -16,9 +16,9 @@ REAL_ANSATZE = ("ry_ladder", "two_design")
 
 
 def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Final states (S, 2**N), real amplitudes, from |0...0> at the angles (S, *ansatz.angle_shape), in their dtype.
+    """Final states (S, 2**N), real amplitudes, at the angles `(S, *ansatz.angle_shape)`, in their dtype.
 
-    Raises ConfigError for QAA's circuits, which start in the input's state and not in |0...0>, and for another shape.
+    Raises ConfigError for QAA's circuits, which start in the input's state and not in `|0...0>`, and for another shape.
     """
     check_ansatz(ansatz)
     if angles.ndim == 0 or angles.shape[1:] != ansatz.angle_shape:
@@ -43,7 +43,7 @@ def random_probabilities(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
 
 
 def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """Angles (samples, *ansatz.angle_shape), float64, uniform on [-pi, pi): how QPA starts.
+    """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi): how QPA starts.
 
     Raises ConfigError as `circuit_states`.
     """
