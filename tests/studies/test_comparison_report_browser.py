@@ -8,36 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pages import CONTRAST, browser, needs_browser, showing  # noqa: F401
 
 from qpeft.studies.comparison.findings.summary import summarise
 from qpeft.studies.comparison.report import write_report
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
+pytestmark = needs_browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),
-]
-
-# what stands behind a text is the colour of the nearest ancestor that has one
-CONTRAST = """(element) => {
-  const channels = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-  const light = (rgb) => {
-    const [r, g, b] = rgb.slice(0, 3).map((c) => c / 255)
-      .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const style = getComputedStyle(element);
-  const isDrawn = element instanceof SVGElement;
-  const ink = light(channels(isDrawn ? style.fill : style.color));
-  let behind = element;
-  const ground = (node) => channels(getComputedStyle(node).backgroundColor);
-  while (behind.parentElement && ground(behind)[3] === 0) behind = behind.parentElement;
-  const paper = light(ground(behind));
-  return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-}"""
 KEY_TEXTS = (
     "h1", ".question", ".facts dt", ".notice", "nav a", ".answers p", ".verdict.better", ".verdict.worse",
     ".verdict.no", ".small", "caption", ".unit", "thead th", "tbody td", ".mark.quantum", ".mark.control",
@@ -51,34 +28,11 @@ def page_file(whole_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return write_report(folder, summarise(folder))
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    with playwright.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 @pytest.fixture
-def show(browser, page_file) -> Iterator:
+def show(browser, page_file) -> Iterator:  # noqa: F811
     """Open the report offline; afterwards, that it asked for nothing else and complained of nothing."""
-    asked, told, contexts = [], [], []
-
-    def opened(**options):
-        context = browser.new_context(offline=True, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
-        page.goto(page_file.as_uri())
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert [url for url in asked if url not in (page_file.as_uri(), "data:,")] == []
-    assert told == []
+    with showing(browser, page_file) as opened:
+        yield opened
 
 
 def keys(sheet) -> list[str]:

@@ -43,6 +43,7 @@ def diagnose(
     run: Annotated[dict[str, Any], Fields(TrainSettings, panel="A config", only=("method", "host", "task"))],
     adapter: AdapterOptions,
     generator: GeneratorOptions,
+    members: Annotated[dict[str, Any], Fields(Trainings, panel=_MATTERS)],
     target: Annotated[
         Path | None,
         typer.Argument(metavar="[TARGET]", help="A run folder of train, or an adapter folder. Or give --model."),
@@ -53,7 +54,8 @@ def diagnose(
     ] = None,
     preset: PresetOption = None,
     samples: Annotated[
-        int, typer.Option(metavar="N", help="Random circuits for each figure; ten times as many pairs of states.")
+        int,
+        typer.Option(metavar="N", min=10, help="Random circuits for each figure; ten times as many pairs of states."),
     ] = 200,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random circuits.")] = 0,
     html: Annotated[
@@ -71,7 +73,6 @@ def diagnose(
             rich_help_panel=_MATTERS,
         ),
     ] = False,
-    members: Annotated[dict[str, Any], Fields(Trainings, panel=_MATTERS)] = {},  # noqa: B006  filled by `command`
 ) -> Answer:
     """Ask whether a circuit is random, redundant, trainable, whether it moved, and whether it matters.
 
@@ -87,6 +88,8 @@ def diagnose(
     """
     asked = {**run, **adapter, **generator, **({} if preset is None else {"preset": preset})}
     _check(target, model, asked, trainings, members)
+    if html is not None and html.is_dir():
+        raise ConfigError(f"{html} is a folder; name a file for the page, such as {html / PAGE}")
     if target is None:
         assert model is not None
         found = _config(model, run, adapter, generator, preset)

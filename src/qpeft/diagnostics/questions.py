@@ -166,7 +166,7 @@ _OF_WHAT = {
 
 def _law(name: str, figure: PorterThomas) -> list[Measure]:
     return [
-        Measure(f"distance to the law, {name}", f"{figure.distance:.3f}", f"p = {figure.p_value:.2g}"),
+        Measure(f"distance, {name}", f"{figure.distance:.3f}", f"p = {figure.p_value:.2g}"),
         Measure(f"IPR, {name}", f"{figure.ipr:.3g}", f"{figure.expected_ipr:.3g} ± {figure.ipr_error:.2g} expected"),
     ]
 
@@ -176,7 +176,8 @@ def _slope(name: str, figure: GradientVariance) -> list[Measure]:
     if slope is None or error is None:
         return []
     what = "slope, p as it is" if name == BARE else f"slope, 2^N p, {name}"
-    return [Measure(what, f"{slope:+.2f} ± {error:.2f}", "log2 of the variance per qubit")]
+    found = f"{slope:+.2f} ± {error:.2f}".replace("-", "\u2212")
+    return [Measure(what, found, "log2 of the variance per qubit")]
 
 
 def _layers(n: int) -> str:

@@ -8,19 +8,13 @@ from typing import Any
 from qpeft.diagnostics.circuit_matters import CircuitMatters
 from qpeft.diagnostics.finding import Diagnosis, Finding
 from qpeft.diagnostics.page.charts import charts_of
-from qpeft.errors import ConfigError
 from qpeft.files import write_text
 from qpeft.studies.comparison.report import results
 from qpeft.studies.comparison.report.html import render
 
 
 def write_page(diagnosis: Diagnosis, file: Path) -> Path:
-    """Write `file`: styles, script and charts are in it, and it asks for nothing else. Equal figures, equal bytes.
-
-    Raises ConfigError if `file` is a folder.
-    """
-    if file.is_dir():
-        raise ConfigError(f"{file} is a folder; name a file for the page, such as {file / 'diagnose.html'}")
+    """Write `file`: styles, script and charts are in it, and it asks for nothing else. Equal figures, equal bytes."""
     context = {"diagnosis": diagnosis, "sections": [_section(finding) for finding in diagnosis.findings]}
     write_text(file, render("diagnosis.html.j2", context, "qpeft.diagnostics.page"))
     return file

@@ -1,0 +1,117 @@
+"""What is read of an adapter folder is what the loaded model holds; no base is needed, or its shapes alone."""
+
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+
+import qpeft
+from qpeft.diagnostics.effective_rank import effective_rank
+from qpeft.diagnostics.saved_adapter import read_adapter
+from qpeft.diagnostics.target import of_config, of_folder
+from qpeft.errors import CheckpointError, ConfigError
+
+SMALL = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+def moved(model, folder):
+    """`model` away from its start, saved."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    model.save_pretrained(str(folder))
+    return model
+
+
+def updates_of(model, ids):
+    """dW of every adapted module as the model itself has it, without LoRA's scale."""
+    with torch.no_grad():
+        model(input_ids=ids)
+    layers = {name: m for name, m in model.get_base_model().named_modules() if isinstance(m, LoraLayer)}
+    return {name: layer.lora_B["default"].weight @ layer.lora_A["default"].weight for name, layer in layers.items()}
+
+
+@pytest.mark.parametrize("settings", [{}, {"init_mode": "raw", "seed": 3}, {"vector_order": "official"}])
+def test_qpa_needs_no_base(llama, ids, tmp_path, settings):
+    model = moved(get_peft_model(llama, qpeft.QPAConfig(**SMALL, **settings)), tmp_path)
+    wanted = updates_of(model, ids)
+    found = read_adapter(tmp_path).factors()
+    assert found.keys() == wanted.keys()
+    for name, (b, a) in found.items():
+        torch.testing.assert_close(b @ a, wanted[name])
+
+
+def test_quantum_peft_needs_the_shapes_of_its_base(llama, ids, tmp_path):
+    config = qpeft.QuantumPeftConfig(r=2, n_layers=1, lora_alpha=1, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = moved(get_peft_model(llama, config), tmp_path / "adapter")
+    wanted = updates_of(model, ids)
+    llama_base = type(llama)(llama.config)
+    for name, (b, a) in read_adapter(tmp_path / "adapter").factors(llama_base).items():
+        torch.testing.assert_close(b @ a, wanted[name], msg=name)
+    with pytest.raises(ConfigError, match="no model at"):
+        read_adapter(tmp_path / "adapter").factors(str(tmp_path / "absent"))
+
+
+def test_stock_lora_and_dora(gpt2, ids, tmp_path):
+    model = moved(get_peft_model(gpt2, LoraConfig(r=3, target_modules=["c_attn"], use_dora=True)), tmp_path)
+    wanted = updates_of(model, ids)
+    found = read_adapter(tmp_path).factors()
+    assert {m.numerical_rank for m in effective_rank(found).matrices} == {3}
+    for name, (b, a) in found.items():
+        torch.testing.assert_close(b @ a, wanted[name])
+
+
+def test_the_circuit_of_a_folder_is_the_models(llama, tmp_path):
+    model = moved(get_peft_model(llama, qpeft.QPAConfig(**SMALL)), tmp_path)
+    circuit = of_folder(tmp_path).circuit
+    assert circuit is not None
+    (feature,) = (m for m in model.modules() if type(m).__name__ == "CircuitFeature")
+    torch.testing.assert_close(circuit.angles, feature.angles().double())
+    torch.testing.assert_close(circuit.start, feature.angles(at_start=True).double())
+    assert circuit.is_moved
+    assert circuit.ansatz.angle_shape == tuple(circuit.angles.shape)
+
+
+def test_a_config_is_the_models_start(llama):
+    config = qpeft.QPAConfig(**{**SMALL, "chunk_size": None}, budget=0.9, seed=5)
+    target = of_config(config, qpeft.plan(llama, config), "config")
+    model = get_peft_model(llama, config)
+    (generator,) = (m for m in model.modules() if type(m).__name__ == "QPAGenerator")
+    assert target.generator is not None
+    assert target.circuit is not None
+    assert not target.circuit.is_moved
+    with torch.no_grad():
+        torch.testing.assert_close(target.generator.chunks(), generator.chunks())
+
+
+def test_a_control_has_no_circuit_and_says_so(llama, tmp_path):
+    moved(get_peft_model(llama, qpeft.QPAConfig(**SMALL, feature_source="free")), tmp_path)
+    target = of_folder(tmp_path)
+    assert target.circuit is None
+    assert "feature_source free" in target.no_circuit
+
+
+def test_edited_and_foreign_folders_are_refused(llama, gpt2, tmp_path):
+    moved(get_peft_model(llama, qpeft.QPAConfig(**SMALL)), tmp_path)
+    file = tmp_path / "adapter_config.json"
+    written = json.loads(file.read_text())
+    file.write_text(json.dumps({**written, "seed": 9}))
+    with pytest.raises(CheckpointError, match="seed 9"):
+        of_folder(tmp_path)
+    file.write_text(json.dumps({**written, "angle_scale": 9.0}))
+    with pytest.raises(CheckpointError, match="other settings"):
+        of_folder(tmp_path)
+    file.write_text(json.dumps(written))
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    name = next(name for name in tensors if name.endswith("angles.tau"))
+    save_file({**tensors, name: tensors[name] * torch.nan}, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="NaN"):
+        of_folder(tmp_path)
+    get_peft_model(gpt2, qpeft.SoRAConfig(r=2, target_modules=["c_attn"])).save_pretrained(str(tmp_path / "sora"))
+    with pytest.raises(ConfigError, match="SORA, to which no figure applies"):
+        of_folder(tmp_path / "sora")

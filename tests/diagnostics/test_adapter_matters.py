@@ -1,0 +1,91 @@
+"""The trainings that ask whether the circuit matters are a study made from the run; the figure follows its summary."""
+
+import json
+
+import pytest
+from synthetic_study import write_synthetic_study
+
+from qpeft.diagnostics.circuit_matters import CircuitMatters, found_before, study_of
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.training.run_folder import RunFolder
+from qpeft.training.settings import TrainSettings
+
+
+def settings(**changes):
+    values = {
+        "model": "base",
+        "data": "text.txt",
+        "out": "run",
+        "method_settings": {"r": 4, "budget": 0.25},
+        "steps": 7,
+        "lr": 3e-3,
+        "batch_size": 2,
+        "seq_len": 32,
+        "warmup": 0.1,
+        "weight_decay": 0.01,
+    }
+    return TrainSettings(**{**values, **changes})
+
+
+def test_the_study_is_the_run_with_every_source_in_turn():
+    study = study_of(settings(), seeds=(0, 4))
+    sources = {m.key: m.settings.get("feature_source", "qnn") for m in study.methods if m.method == "qpa"}
+    assert sources == {
+        "qnn": "qnn",
+        "qnn_frozen": "qnn_frozen",
+        "free": "free",
+        "random": "random",
+        "no_feature": "none",
+    }
+    assert all(m.against == "qnn" for m in study.methods if m.role == "control")
+    assert study.reference == "qnn"
+    assert (study.base, study.data, study.seeds) == ("base", "text.txt", [0, 4])
+    assert study.tuning.grid == [1.0], "no rate is tuned: all train at the run's"
+    assert {m.lr for m in study.methods if m.method == "qpa"} == {3e-3}
+    assert all(m.settings["budget"] == 0.25 for m in study.methods if m.method == "qpa")
+    training = study.training
+    assert (training.steps, training.batch_size, training.seq_len) == (7, 2, 32)
+    assert (training.warmup, training.weight_decay) == (0.1, 0.01)
+    assert study_of(settings(), (0,), steps=3).training.steps == 3
+    assert study_of(settings(host="prefix"), (0,)).methods[1].host == "prefix"
+
+
+@pytest.mark.parametrize(
+    ("changes", "seeds", "message"),
+    [
+        ({"method": "lora", "method_settings": {}}, (0,), "trained lora"),
+        ({"method_settings": {"feature_source": "free"}}, (0,), "qpa with feature_source free"),
+        ({}, (), "seeds"),
+        ({}, (1, 1), "twice"),
+        ({}, (-1,), "greater than or equal to 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(changes, seeds, message):
+    with pytest.raises(ConfigError, match=message):
+        study_of(settings(**changes), seeds)
+
+
+def test_settings_of_a_run_folder(tmp_path):
+    folder = RunFolder(tmp_path)
+    with pytest.raises(CheckpointError, match="not the run folder"):
+        folder.settings()
+    folder.claim(settings(), {})
+    assert folder.settings() == settings()
+    record = json.loads(folder.config.read_text())
+    del record["settings"]["model"]
+    folder.config.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="damaged"):
+        folder.settings()
+
+
+def test_nothing_was_found_before(tmp_path):
+    assert found_before(tmp_path) is None
+
+
+def test_the_sentence_is_the_studys_own(tmp_path):
+    from qpeft.studies.comparison.findings.summary import summarise
+
+    summary = summarise(write_synthetic_study(tmp_path / "study"))
+    found = CircuitMatters(tmp_path, summary)
+    assert found.controls
+    assert found.sentence == summary.headlines[0]
