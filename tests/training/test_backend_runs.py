@@ -26,6 +26,7 @@ class Unreliable(ExactBackend):
     """Fails at random; with a file called `down` beside it, always."""
 
     name = "unreliable"
+    is_simulator = False
     draws = random.Random(0)
 
     def run(self, ansatz, angles, shots, seed):
@@ -177,7 +178,7 @@ def test_a_device_that_goes_down_costs_no_finished_step(settings, device):
     down.unlink()
     resumed = At()
     result = train(chosen, resumed)
-    assert resumed.started_from >= 3  # on a device every step is kept
+    assert resumed.started_from >= 3  # on hardware every step is kept
     assert same(weights(result), weights(plain))
 
 

@@ -22,7 +22,7 @@ from qpeft.training.prepare import Prepared, prepare
 from qpeft.training.progress import Progress, Silent
 from qpeft.training.result import TrainResult, read_result, write_result
 from qpeft.training.run_folder import RunFolder
-from qpeft.training.settings import TrainSettings
+from qpeft.training.settings import Intervals, TrainSettings
 from qpeft.training.sole_user import sole_user
 from qpeft.training.tasks import Score, Task
 
@@ -85,7 +85,7 @@ def _fit(
     remove_broken(folder.checkpoints)
     checkpoint = last_whole(folder.checkpoints)
     log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))
-    every = settings.intervals()
+    every = _intervals(settings, ready)
     with StopRequest(partial(progress.on_stage, "Stopping after this step; Ctrl-C again stops at once")) as stop:
         trainer = _trainer(settings, ready, folder)
         evaluate = partial(_score, ready)
@@ -106,6 +106,13 @@ def _fit(
             raise
     if (done := trainer.state.global_step) < settings.steps:
         raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to go on.")
+
+
+def _intervals(settings: TrainSettings, ready: Prepared) -> Intervals:
+    """Those of the settings; but what hardware has done is saved after every step, if nobody says otherwise."""
+    every = settings.intervals()
+    is_hardware = ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator
+    return every._replace(save=1) if is_hardware and settings.save_every is None else every
 
 
 def _score(ready: Prepared) -> Score:

@@ -105,7 +105,7 @@ class TrainSettings:
     )
     save_every: int | None = field(
         default=None,
-        metadata=_help("Steps between checkpoints. Default: ten in a run, at most 500 steps apart; on a device 1."),
+        metadata=_help("Steps between checkpoints. Default: ten in a run, at most 500 steps apart; on hardware 1."),
     )
     log_every: int | None = field(
         default=None, metadata=_help("Steps between training losses in metrics.jsonl. Default: at most 1,000 in a run.")
@@ -158,11 +158,10 @@ class TrainSettings:
         return backend_settings(self.backend_settings)
 
     def intervals(self) -> Intervals:
-        """The chosen intervals, or those that suit `steps`; what a device has done is saved after every step."""
-        rarely = max(1, min(500, self.steps // 10)) if self.backend.backend == "exact" else 1
+        """The chosen intervals, or those that suit `steps`."""
         return Intervals(
             evaluate=self.eval_every or max(1, self.steps // 10),
-            save=self.save_every or rarely,
+            save=self.save_every or max(1, min(500, self.steps // 10)),
             log=self.log_every or -(-self.steps // 1000),
         )
 
