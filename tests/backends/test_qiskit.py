@@ -233,8 +233,8 @@ def test_a_sampler_without_shots_of_its_own_wants_some():
     ("sampler", "name"),
     [
         (StatevectorSampler(), "qiskit.StatevectorSampler"),
-        (AerSampler(), "qiskit_aer.SamplerV2 on aer_simulator"),
-        (on(fake_device()), "qiskit.BackendSamplerV2 on generic_backend_5q"),
+        (AerSampler(), "aer_simulator (qiskit_aer.SamplerV2)"),
+        (on(fake_device()), "generic_backend_5q (qiskit.BackendSamplerV2)"),
     ],
 )
 def test_samplers_are_recognised(sampler, name):
@@ -255,7 +255,9 @@ def test_a_device_elsewhere_is_no_simulator():
 
 def test_too_few_qubits_are_refused_before_any_work(llama, adapters):
     sampler = on(fake_device(2))
-    with pytest.raises(ConfigError, match="on generic_backend_2q has 2 qubits and the circuit needs 3; use another"):
+    with pytest.raises(
+        ConfigError, match=r"generic_backend_2q \(.*\) has 2 qubits and the circuit needs 3; use another"
+    ):
         CircuitRun(LADDER, Jobs(QiskitBackend(sampler)))
     with pytest.raises(ConfigError, match="has 2 qubits and the circuit needs 5"):
         qpeft.set_backend(adapters.qpa(llama, chunk_size=64), sampler)
@@ -340,7 +342,7 @@ def test_counts_of_named_samplers_depend_on_the_jobs_seed_alone(name):
         (("qiskit:statevector", 3, 0.1), "qiskit:statevector has no noise; use qiskit:aer"),
         (("qiskit:aer", 3, 1.0), "noise is a probability, from 0 to below 1, got 1.0"),
         (("qiskit:aer", 3, -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
-        (("qiskit:aer", 40, 0.0), "has .* qubits and the circuit needs 40"),
+        (("qiskit:aer", 40, 0.0), "qiskit:aer has .* qubits and the circuit needs 40"),
     ],
 )
 def test_named_samplers_that_cannot_be(arguments, message):

@@ -84,8 +84,9 @@ class QiskitBackend(Backend):
 class _Simulator(QiskitBackend):
     """A sampler made anew for each job by the job's seed, so that a resumed run draws what the unbroken one would."""
 
-    def __init__(self, make: Callable[[int], BaseSamplerV2]) -> None:
+    def __init__(self, name: str, make: Callable[[int], BaseSamplerV2]) -> None:
         super().__init__(make(0))
+        self.name = f"qiskit:{name}"
         self._make = make
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
@@ -113,13 +114,13 @@ def simulator_by_name(name: str, noise: float) -> QiskitBackend:
             from qiskit.primitives import StatevectorSampler
 
             # a whole number would be used anew for every circuit of a job
-            return _Simulator(lambda seed: StatevectorSampler(seed=np.random.default_rng(seed)))
+            return _Simulator(name, lambda seed: StatevectorSampler(seed=np.random.default_rng(seed)))
         from qiskit_aer import AerSimulator
         from qiskit_aer.primitives import SamplerV2
     except ModuleNotFoundError as error:
         raise missing_extra(f"backend qiskit:{name}", "Qiskit") from error
     device = AerSimulator(noise_model=_depolarizing(noise) if noise else None)
-    return _Simulator(lambda seed: SamplerV2.from_backend(device, seed=seed))
+    return _Simulator(name, lambda seed: SamplerV2.from_backend(device, seed=seed))
 
 
 def _depolarizing(noise: float) -> NoiseModel:
@@ -157,9 +158,9 @@ def _device_of(sampler: Any) -> Any:
 
 
 def _name(sampler: Any, device: Any) -> str:
-    package = type(sampler).__module__.partition(".")[0]
+    kind = f"{type(sampler).__module__.partition('.')[0]}.{type(sampler).__name__}"
     where = getattr(device, "name", None)
-    return f"{package}.{type(sampler).__name__}" + (f" on {where}" if where else "")
+    return f"{where} ({kind})" if where else kind
 
 
 def _default_shots(sampler: Any) -> int | None:
