@@ -15,7 +15,7 @@ from pennylane.devices import DefaultQubit
 import qpeft
 from qpeft.backends import CircuitRun, Jobs
 from qpeft.backends.named import as_backend
-from qpeft.backends.pennylane import PennyLaneBackend, device_by_name
+from qpeft.backends.pennylane import PennyLaneBackend, backend_by_name
 from qpeft.circuits import Ansatz, probabilities
 from qpeft.circuits.gates import gate_probabilities
 from qpeft.errors import BackendError, ConfigError
@@ -214,7 +214,7 @@ def pauli_words(n):
 def test_named_noise_is_depolarising(n_qubits, noise):
     ansatz = Ansatz("ry_ladder", n_qubits, 2)
     angles = random_angles(ansatz, 3)
-    found = PennyLaneBackend(device_by_name("default.mixed", n_qubits, noise)).run(ansatz, angles, None, 0)
+    found = backend_by_name("default.mixed", n_qubits, noise).run(ansatz, angles, None, 0)
     expected = np.stack([noisy_probabilities(ansatz, each, noise) for each in angles])
     np.testing.assert_allclose(found, expected, atol=1e-12)
     assert abs(found - exact(ansatz, angles)).max() > 0.01 * noise
@@ -232,9 +232,9 @@ def finite_differences(backend, angles, step=1e-4):
 @pytest.mark.parametrize("rule", ["adjoint", "parameter-shift"])
 def test_gradients_of_a_noisy_circuit_are_its_own(rule):
     """Parameter shift is exact for a circuit with channels as well."""
-    device = device_by_name("default.mixed", 3, 0.05)
-    found = gradient(device, gradient=rule)
-    expected = finite_differences(PennyLaneBackend(device), random_angles(LADDER))
+    noisy = backend_by_name("default.mixed", 3, 0.05)
+    found = gradient(noisy.device, gradient=rule)
+    expected = finite_differences(noisy, random_angles(LADDER))
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert abs(found - exact_gradient(LADDER, random_angles(LADDER))).max() > 0.05
 
@@ -322,11 +322,23 @@ def test_something_else_of_pennylane_is_refused():
 )
 def test_named_devices_that_cannot_be(arguments, message):
     with pytest.raises(ConfigError, match=message):
-        device_by_name(*arguments)
+        backend_by_name(*arguments)
 
 
 def test_a_named_device_has_the_wires_it_needs():
-    assert len(device_by_name("lightning.qubit", 5, 0.0).wires) == 5
+    assert len(backend_by_name("lightning.qubit", 5, 0.0).device.wires) == 5
+
+
+@pytest.mark.parametrize(("name", "noise"), [*((name, 0.0) for name in SIMULATORS), ("default.mixed", 0.1)])
+def test_counts_of_a_named_simulator_depend_on_the_jobs_seed_alone(name, noise):
+    """So a resumed run draws what the unbroken one would have drawn."""
+    simulator, angles = backend_by_name(name, 3, noise), random_angles(LADDER, 2)
+    first, other = (simulator.run(LADDER, angles, 500, seed) for seed in (2**63 + 1, 2))
+    assert np.array_equal(simulator.run(LADDER, angles, 500, 2**63 + 1), first)
+    assert np.array_equal(backend_by_name(name, 3, noise).run(LADDER, angles, 500, 2**63 + 1), first)
+    assert not np.array_equal(other, first)
+    same = simulator.run(LADDER, angles[[0, 0]], 500, 3)
+    assert not np.array_equal(same[0], same[1])  # circuits of one job draw apart
 
 
 def test_without_pennylane_the_extra_is_named():
@@ -389,7 +401,7 @@ def test_a_device_that_is_gone_ends_the_training_with_its_own_words(llama, ids, 
 DEVICES = {
     "default.qubit with shots": ({"shots": 2000}, lambda: qml.device("default.qubit", wires=5, seed=0)),
     "lightning.qubit": ({}, lambda: qml.device("lightning.qubit", wires=5)),
-    "default.mixed with noise": ({}, lambda: device_by_name("default.mixed", 5, 0.01)),
+    "default.mixed with noise": ({}, lambda: backend_by_name("default.mixed", 5, 0.01)),
 }
 
 

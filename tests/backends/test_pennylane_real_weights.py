@@ -7,12 +7,12 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
-from qpeft.backends.pennylane import device_by_name
+from qpeft.backends.pennylane import backend_by_name
 
 DEVICES = {
     "default.qubit with shots": ({"shots": 2000}, lambda: qml.device("default.qubit", wires=5, seed=0)),
     "lightning.qubit": ({}, lambda: qml.device("lightning.qubit", wires=5)),
-    "default.mixed with noise": ({}, lambda: device_by_name("default.mixed", 5, 0.01)),
+    "default.mixed with noise": ({}, lambda: backend_by_name("default.mixed", 5, 0.01)),
 }
 
 

@@ -49,9 +49,9 @@ def as_backend(given: Any, n_qubits: int, noise: float = 0.0) -> Backend:
 def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
     kind, _, what = name.partition(":")
     if kind == "pennylane" and what:
-        from qpeft.backends.pennylane import PennyLaneBackend, device_by_name
+        from qpeft.backends.pennylane import backend_by_name
 
-        return PennyLaneBackend(device_by_name(what, n_qubits, noise))
+        return backend_by_name(what, n_qubits, noise)
     if kind == "qiskit" and what:
         from qpeft.backends.qiskit import simulator_by_name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from itertools import product
 from typing import Any
@@ -22,6 +23,7 @@ except ModuleNotFoundError as error:
     raise missing_extra("a PennyLane device", "PennyLane") from error
 
 _NOISY = "default.mixed"
+_SEEDED = ("default.qubit", _NOISY, "lightning.qubit", "lightning.kokkos", "lightning.gpu")
 _PAULIS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]])
 
 
@@ -117,8 +119,21 @@ class PennyLaneBackend(Backend):
         return None
 
 
-def device_by_name(name: str, n_qubits: int, noise: float) -> Any:
-    """An installed device, such as "lightning.qubit", with `n_qubits` wires and without shots.
+class _Seeded(PennyLaneBackend):
+    """A simulator made anew for every job, so that its counts depend on the job's seed alone."""
+
+    def __init__(self, make: Callable[[int], Device]) -> None:
+        super().__init__(make(0))
+        self._make = make
+
+    def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
+        if shots is not None:
+            self.device = self._make(seed)
+        return super().run(ansatz, angles, shots, seed)
+
+
+def backend_by_name(name: str, n_qubits: int, noise: float) -> PennyLaneBackend:
+    """An installed device, such as "lightning.qubit", with `n_qubits` wires; a simulator's counts have the job's seed.
 
     With `noise` p, which needs "default.mixed", each one-qubit gate is followed by one of the three Pauli errors with
     probability p / 10 and each two-qubit gate by one of the fifteen with probability p.
@@ -129,17 +144,22 @@ def device_by_name(name: str, n_qubits: int, noise: float) -> Any:
     installed = sorted(entry.name for entry in entry_points(group="pennylane.plugins"))
     if name not in installed:
         raise ConfigError(f"unknown PennyLane device '{name}'; installed: {', '.join(installed)}")
-    if noise and name != _NOISY:
-        raise ConfigError(f"{name} simulates no noise; use {_NOISY}")
     if not 0 <= noise < 1:
         raise ConfigError(f"noise is a probability, from 0 to below 1, got {noise}")
+    if noise and name != _NOISY:
+        raise ConfigError(f"{name} simulates no noise; use {_NOISY}")
     try:
-        device = qml.device(name, wires=n_qubits)
+        if name in _SEEDED:
+            return _Seeded(lambda seed: _noisy(qml.device(name, wires=n_qubits, seed=seed), noise))
+        return PennyLaneBackend(qml.device(name, wires=n_qubits))
     except Exception as error:  # each device has its own
         raise ConfigError(
             f"cannot make the PennyLane device '{name}' with {n_qubits} wires: {error}. Give a device that you made; "
             "on the command line as FILE.py:NAME"
         ) from error
+
+
+def _noisy(device: Device, noise: float) -> Any:
     return qml.add_noise(device, _depolarizing(noise)) if noise else device
 
 
