@@ -5,7 +5,7 @@ import json
 import pytest
 from synthetic_study import write_synthetic_study
 
-from qpeft.diagnostics.circuit_matters import CircuitMatters, found_before, study_of
+from qpeft.diagnostics.trainings import CircuitMatters, found_before, study_of
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings

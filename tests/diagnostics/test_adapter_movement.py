@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import qpeft
-from qpeft.diagnostics.angle_movement import angle_movement
+from qpeft.diagnostics.movement import angle_movement
 from qpeft.errors import CheckpointError, ConfigError
 
 SMALL = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}

@@ -9,10 +9,10 @@ from peft import get_peft_model
 from synthetic_study import write_synthetic_study
 
 import qpeft
-from qpeft.diagnostics.circuit_matters import CircuitMatters
 from qpeft.diagnostics.diagnosis import diagnose
 from qpeft.diagnostics.page import write_page
 from qpeft.diagnostics.target import of_folder
+from qpeft.diagnostics.trainings import CircuitMatters
 from qpeft.errors import ConfigError
 from qpeft.studies.comparison.findings.summary import summarise
 

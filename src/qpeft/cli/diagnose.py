@@ -22,9 +22,9 @@ from qpeft.training.settings import TrainSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft.diagnostics.circuit_matters import CircuitMatters
     from qpeft.diagnostics.finding import Diagnosis, Finding
     from qpeft.diagnostics.target import Target
+    from qpeft.diagnostics.trainings import CircuitMatters
 
 PAGE = "diagnose.html"
 _MATTERS = "Does the circuit matter?"
@@ -159,7 +159,7 @@ def _trainings(found: Target, wanted: bool, members: dict[str, Any]) -> CircuitM
         if wanted:
             raise ConfigError(f"{found.name} is no run folder: its data are not known; give the --out of qpeft train")
         return None
-    from qpeft.diagnostics.circuit_matters import circuit_matters, found_before
+    from qpeft.diagnostics.trainings import circuit_matters, found_before
 
     if not wanted:
         return found_before(found.run)
@@ -198,7 +198,7 @@ def _show(console: Console, diagnosis: Diagnosis, page: Path | None) -> None:
 
 def _show_finding(console: Console, finding: Finding) -> None:
     if finding.measures:
-        console.print(table(("", "found", "beside"), finding.measures))
+        console.print(table(("", "found", "held against"), finding.measures))
     if "trainings" in finding.figures:
         from qpeft.cli.compare_tables import results, say_failures
 

@@ -1,5 +1,15 @@
-"""Figures about circuits: is one random, redundant, trainable, does it reach all states, is it entangled?"""
+"""Figures about circuits and adapters, as functions; `diagnose` asks them all.
 
+Of circuits: is one random, redundant, trainable, does it reach all states, is it entangled? Of trained adapters: did the
+angles move, how many directions are generated, does the circuit matter? What needs peft loads when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from qpeft.diagnostics.effective_rank import EffectiveRank, effective_rank
 from qpeft.diagnostics.entanglement import Entanglement, meyer_wallach
 from qpeft.diagnostics.expressibility import Expressibility, expressibility
 from qpeft.diagnostics.gradient_variance import GradientVariance, gradient_variance
@@ -8,20 +18,60 @@ from qpeft.diagnostics.porter_thomas import PorterThomas, porter_thomas
 from qpeft.diagnostics.redundancy import Redundancy, redundancy
 from qpeft.diagnostics.states import circuit_states, random_angles, random_probabilities, random_states
 
+if TYPE_CHECKING:
+    from qpeft.diagnostics.diagnosis import diagnose as diagnose
+    from qpeft.diagnostics.finding import Diagnosis as Diagnosis
+    from qpeft.diagnostics.movement import AngleMovement as AngleMovement
+    from qpeft.diagnostics.movement import angle_movement as angle_movement
+    from qpeft.diagnostics.page import write_page as write_page
+    from qpeft.diagnostics.target import of_config as of_config
+    from qpeft.diagnostics.target import of_folder as of_folder
+    from qpeft.diagnostics.trainings import CircuitMatters as CircuitMatters
+    from qpeft.diagnostics.trainings import circuit_matters as circuit_matters
+
+_HOME = {
+    "AngleMovement": "qpeft.diagnostics.movement",
+    "CircuitMatters": "qpeft.diagnostics.trainings",
+    "Diagnosis": "qpeft.diagnostics.finding",
+    "angle_movement": "qpeft.diagnostics.movement",
+    "circuit_matters": "qpeft.diagnostics.trainings",
+    "diagnose": "qpeft.diagnostics.diagnosis",
+    "of_config": "qpeft.diagnostics.target",
+    "of_folder": "qpeft.diagnostics.target",
+    "write_page": "qpeft.diagnostics.page",
+}
+
 __all__ = [
+    "AngleMovement",
+    "CircuitMatters",
+    "Diagnosis",
+    "EffectiveRank",
     "Entanglement",
     "Expressibility",
     "GradientVariance",
     "PorterThomas",
     "Redundancy",
+    "angle_movement",
+    "circuit_matters",
     "circuit_states",
+    "diagnose",
+    "effective_rank",
     "expressibility",
     "gradient_variance",
     "haar_states",
     "meyer_wallach",
+    "of_config",
+    "of_folder",
     "porter_thomas",
     "random_angles",
     "random_probabilities",
     "random_states",
     "redundancy",
+    "write_page",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'qpeft.diagnostics' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from qpeft.diagnostics import questions
-from qpeft.diagnostics.circuit_matters import CircuitMatters
 from qpeft.diagnostics.finding import QUESTIONS, Diagnosis, Finding
 from qpeft.diagnostics.target import Target
+from qpeft.diagnostics.trainings import CircuitMatters
 from qpeft.errors import ConfigError
 
 _FEWEST = 10  # samples

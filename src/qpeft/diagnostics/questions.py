@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 
 from qpeft import circuits
-from qpeft.diagnostics.angle_movement import angle_movement
-from qpeft.diagnostics.circuit_matters import CircuitMatters
 from qpeft.diagnostics.effective_rank import EffectiveRank, effective_rank
 from qpeft.diagnostics.entanglement import meyer_wallach
 from qpeft.diagnostics.expressibility import expressibility
 from qpeft.diagnostics.finding import Finding, Measure
 from qpeft.diagnostics.gradient_variance import GradientVariance, gradient_variance
+from qpeft.diagnostics.movement import angle_movement
 from qpeft.diagnostics.porter_thomas import PorterThomas, porter_thomas
 from qpeft.diagnostics.redundancy import redundancy
 from qpeft.diagnostics.states import random_probabilities, random_states
 from qpeft.diagnostics.target import Circuit, Target
+from qpeft.diagnostics.trainings import CircuitMatters
 from qpeft.errors import ConfigError
 
 WIDEST = 14  # qubits: what draws many circuits, or shifts every angle, takes minutes beyond

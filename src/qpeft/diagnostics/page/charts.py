@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from qpeft.diagnostics.angle_movement import STILL, AngleMovement
-from qpeft.diagnostics.circuit_matters import CircuitMatters
 from qpeft.diagnostics.effective_rank import EffectiveRank
 from qpeft.diagnostics.expressibility import Expressibility
 from qpeft.diagnostics.figure import Figure
 from qpeft.diagnostics.finding import Finding
 from qpeft.diagnostics.gradient_variance import GradientVariance
+from qpeft.diagnostics.movement import STILL, AngleMovement
 from qpeft.diagnostics.porter_thomas import PorterThomas
 from qpeft.diagnostics.questions import BARE
-from qpeft.studies.comparison.report import canvas
+from qpeft.diagnostics.trainings import CircuitMatters
+from qpeft.studies.comparison.report import canvas, numbers
 from qpeft.studies.comparison.report.charts import Chart, control_differences
 from qpeft.studies.comparison.report.labels import apart
 
@@ -65,7 +65,7 @@ def _logarithmic(plot) -> None:
     """The y axis, with numbers a reader reads."""
     plot.set_yscale("log")
     plot.minorticks_off()
-    plot.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    plot.yaxis.set_major_formatter(lambda value, _: numbers.rate(value))
 
 
 def _gradients(figures: Mapping[str, Any]) -> list[Chart]:
@@ -89,12 +89,7 @@ def _variance(name: str, figures: Sequence[GradientVariance], what: str, caption
         room = max(0.0, _NARROWEST - (high - low)) / 2
         plot.set_ylim(low - room, high + room)
         plot.yaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", "\u2212"))
-        frame = plot.get_window_extent()
-        pixels = [float(plot.transData.transform((widths[-1], end))[1]) for end, _ in ends]
-        heights = apart(pixels, canvas.FONT + 1, float(frame.y0), float(frame.y1))
-        for (_, label), height in zip(ends, heights, strict=True):
-            plot.text(float(frame.x1) + 4, height, label, transform=None, va="center_baseline", color=canvas.QUANTUM,
-                      size=canvas.FONT - 1)  # fmt: skip
+        _name_ends(plot, [(label, canvas.QUANTUM, end) for end, label in ends])
         canvas.titles(chart, plot, "Qubits", f"log2 of the variance of the gradient of {what}")
         document = canvas.to_svg(chart)
     said = f"{caption} Beside each depth L the slope of its line per qubit; bars are standard errors."
@@ -153,7 +148,7 @@ def _movement(figures: Mapping[str, Any]) -> list[Chart]:
         plot.annotate("mean", (figure.mean, 1), xycoords=("data", "axes fraction"), xytext=(4, -2),
                       textcoords="offset points", va="top", size=canvas.FONT - 1)  # fmt: skip
         if figure.maximum > STILL:
-            plot.axvspan(0, STILL, color=canvas.FAINT, lw=0)
+            plot.axvspan(0, STILL, color=canvas.FAINT, lw=0, zorder=0.5)
         plot.set_xlim(0, figure.maximum)
         plot.locator_params(axis="y", integer=True, nbins=5)
         canvas.titles(chart, plot, "Movement of an angle (rad)", "Angles")
@@ -203,26 +198,33 @@ def _by_matrix(what: str, figure: EffectiveRank) -> Chart:
     """The entropy rank of each matrix in the model's order, and its stable rank."""
     name = f"by-matrix-{what}"
     places = range(1, len(figure.matrices) + 1)
+    kinds = (("entropy", canvas.QUANTUM, "o"), ("stable", canvas.CLASSICAL, "s"))
+    top = max(matrix.possible for matrix in figure.matrices)
     with canvas.style(name):
         chart = canvas.figure(_HEIGHT)
         plot = canvas.axes(chart, right=66)
-        top = max(matrix.possible for matrix in figure.matrices)
-        for field, colour, shape, label in (
-            ("entropy_rank", canvas.QUANTUM, "o", "entropy"),
-            ("stable_rank", canvas.CLASSICAL, "s", "stable"),
-        ):
-            values = [getattr(matrix, field) for matrix in figure.matrices]
-            plot.plot(places, values, shape, ms=4, mew=0, color=colour)
-            plot.annotate(label, (1, fmean(values)), xycoords=("axes fraction", "data"), xytext=(6, 0),
-                          textcoords="offset points", va="center", color=colour, size=canvas.FONT - 1)  # fmt: skip
         plot.axhline(top, color=canvas.INK, lw=1)
-        plot.annotate("possible", (1, top), xycoords=("axes fraction", "data"), xytext=(6, 0),
-                      textcoords="offset points", va="center", size=canvas.FONT - 1)  # fmt: skip
+        labels = [("possible", canvas.INK, float(top))]
+        for kind, colour, shape in kinds:
+            values = [getattr(matrix, f"{kind}_rank") for matrix in figure.matrices]
+            plot.plot(places, values, shape, ms=4, mew=0, color=colour)
+            labels.append((kind, colour, fmean(values)))
         plot.set_ylim(0, 1.08 * top)
         plot.locator_params(axis="x", integer=True, nbins=8)
+        _name_ends(plot, labels)
         canvas.titles(chart, plot, "Matrix, in the model's order", "Rank")
         document = canvas.to_svg(chart)
     return Chart(name, "Entropy and stable rank of each matrix", document, "Each adapted matrix by itself.")
+
+
+def _name_ends(plot, labels: Sequence[tuple[str, str, float]]) -> None:
+    """Names with their colours right of the chart at the given heights, none over another."""
+    frame = plot.get_window_extent()
+    pixels = [float(plot.transData.transform((0, height))[1]) for _, _, height in labels]
+    heights = apart(pixels, canvas.FONT + 1, float(frame.y0), float(frame.y1) + canvas.FONT)
+    for (label, colour, _), height in zip(labels, heights, strict=True):
+        plot.text(float(frame.x1) + 4, height, label, transform=None, va="center_baseline", color=colour,
+                  size=canvas.FONT - 1)  # fmt: skip
 
 
 def _trainings(figures: Mapping[str, Any]) -> list[Chart]:

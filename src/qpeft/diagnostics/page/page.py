@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from qpeft.diagnostics.circuit_matters import CircuitMatters
 from qpeft.diagnostics.finding import Diagnosis, Finding
 from qpeft.diagnostics.page.charts import charts_of
+from qpeft.diagnostics.trainings import CircuitMatters
 from qpeft.files import write_text
 from qpeft.studies.comparison.report import results
 from qpeft.studies.comparison.report.html import render
