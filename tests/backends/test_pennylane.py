@@ -5,12 +5,13 @@ import itertools
 import math
 import subprocess
 import sys
+from typing import ClassVar
 
 import numpy as np
 import pennylane as qml
 import pytest
 import torch
-from pennylane.devices import DefaultQubit
+from pennylane.devices import DefaultQubit, LegacyDeviceFacade, QubitDevice
 
 import qpeft
 from qpeft.backends import CircuitRun, Jobs
@@ -303,6 +304,37 @@ def test_a_device_that_only_counts_wants_shots():
     with pytest.raises(ConfigError, match=r"default\.qubit counts outcomes and gives no exact probabilities"):
         CircuitRun(LADDER, Jobs(backend))
     assert CircuitRun(LADDER, Jobs(backend, 1000)).gradient == "parameter-shift"
+
+
+class Old(QubitDevice):
+    """A device of PennyLane's old interface, which takes one circuit at a time."""
+
+    name = short_name = "old"
+    version = author = ""
+    pennylane_requires = ">=0.30"
+    operations: ClassVar = {"RY", "CNOT"}
+    observables: ClassVar = {"PauliZ"}
+
+    def apply(self, operations, **_):
+        self.final = np.eye(2**self.num_wires)[0]
+        for operation in operations:
+            self.final = qml.matrix(operation, wire_order=self.wires) @ self.final
+
+    def analytic_probability(self, wires=None):
+        return self.marginal_prob(abs(self.final) ** 2, wires)
+
+    @classmethod
+    def capabilities(cls):
+        return {**super().capabilities(), "returns_probs": True}
+
+
+def test_a_device_of_the_old_interface():
+    old = PennyLaneBackend(LegacyDeviceFacade(Old(wires=4, shots=None)))  # as qml.device gives it
+    angles = random_angles(LADDER, 4)
+    np.testing.assert_allclose(old.run(LADDER, angles, None, 0), exact(LADDER, angles), atol=1e-12)
+    counts = 100 * old.run(LADDER, angles, 100, 0)
+    np.testing.assert_allclose(counts, counts.round(), atol=1e-9)
+    assert CircuitRun(LADDER, Jobs(old)).gradient == "parameter-shift"
 
 
 def test_something_else_of_pennylane_is_refused():

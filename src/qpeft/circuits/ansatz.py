@@ -177,7 +177,7 @@ class Ansatz:
     def to_pennylane(self) -> Callable[..., None]:
         """A function `circuit(angles, wires=None)` that queues the gates, without measurement, inside a QNode.
 
-        `angles` have shape `angle_shape`, or (B, *angle_shape) for B circuits at once, in any of PennyLane's
+        `angles` have shape `angle_shape`, or `(B, *angle_shape)` for B circuits at once, in any of PennyLane's
         interfaces; `wires` are N labels, 0 to N-1 by default. `qml.probs(wires)` then has wire 0 as the most
         significant bit, as everything in qpeft.
 
