@@ -411,9 +411,9 @@ TRAINED_ON = {
 @pytest.mark.parametrize("name", TRAINED_ON)
 def test_training_lowers_the_loss(name, llama, ids, adapters):
     model = adapters.qpa(llama, chunk_size=64)
-    qpeft.set_backend(model, TRAINED_ON[name](), shots=2000)
+    qpeft.set_backend(model, TRAINED_ON[name](), shots=1000)
     before = model(input_ids=ids, labels=ids).loss.item()
-    after = adapters.train(model, ids, steps=10)(input_ids=ids, labels=ids).loss.item()
+    after = adapters.train(model, ids, steps=8)(input_ids=ids, labels=ids).loss.item()
     assert after < before - 0.01
 
 
@@ -428,9 +428,10 @@ def test_a_storyteller_reads_grimm_through_a_sampler(name, shared, adapters):
     ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(text)["input_ids"][: 16 * 64]).view(16, 64)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model = adapters.qpa(base, hidden=(8, 16, 8), chunk_size=1_000, n_layers=4)
-    run = qpeft.set_backend(model, TRAINED_ON[name](), shots=2000)
-    assert run.ansatz.n_qubits == 5
     before = model(input_ids=ids, labels=ids).loss.item()
-    adapters.train(model, ids, steps=12, lr=2e-3)
+    run = qpeft.set_backend(model, TRAINED_ON[name](), shots=1000)
+    assert run.ansatz.n_qubits == 5
+    adapters.train(model, ids, steps=8, lr=2e-3)
     qpeft.set_backend(model)
-    assert model(input_ids=ids, labels=ids).loss.item() < before - 0.05
+    after = model(input_ids=ids, labels=ids).loss.item()
+    assert after < before - 0.5
