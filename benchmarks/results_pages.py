@@ -19,7 +19,7 @@ SETTINGS = {
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2",
 }
-STUDIES = ("survey", "controls", "feature-source", "rank-perplexity", "shots")
+STUDIES = ("survey", "controls", "feature-source", "rank-perplexity", "shots", "noise")
 LINK = {"summary.md": "figures", "report.html": "report"}
 
 
