@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 import qpeft
+from qpeft.diagnostics.diagnosis import diagnose
 from qpeft.diagnostics.effective_rank import effective_rank
 from qpeft.diagnostics.saved_adapter import read_adapter
 from qpeft.diagnostics.target import of_config, of_folder
@@ -87,6 +88,20 @@ def test_a_config_is_the_models_start(llama):
     assert not target.circuit.is_moved
     with torch.no_grad():
         torch.testing.assert_close(target.generator.chunks(), generator.chunks())
+
+
+@pytest.mark.parametrize(("n_qubits", "n_left_out"), [(14, 0), (15, 4)])
+def test_a_wide_circuit_is_not_sampled_and_says_so(n_qubits, n_left_out):
+    counts = {"trainable": 0, "trainable_parts": {}, "deployed": 0, "stored_bytes": 0, "exported_bytes": 0}
+    size = {"n_chunks": 2**n_qubits, "chunk_size": 1, "hidden": (2,)}
+    plan = qpeft.Plan(method="qpa", needs_qpeft=True, base_parameters=0, target_modules=[], **counts, **size)
+    target = of_config(qpeft.QPAGeneratorConfig(n_layers=2), plan, "wide")
+    found = diagnose(target, samples=10)
+    assert dict(found.facts)["Qubits"] == str(n_qubits)
+    told = [reason for finding in found.findings for reason in finding.left_out if f"{n_qubits} qubits would" in reason]
+    assert len(told) == n_left_out
+    assert found["random"].figures["start"].n_outcomes == 2**n_qubits
+    assert max(found["gradients"].figures["2 layers"].n_qubits) == 14
 
 
 def test_a_control_has_no_circuit_and_says_so(llama, tmp_path):

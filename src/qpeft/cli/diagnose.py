@@ -197,16 +197,17 @@ def _show(console: Console, diagnosis: Diagnosis, page: Path | None) -> None:
 
 
 def _show_finding(console: Console, finding: Finding) -> None:
+    trainings: Any = finding.figures.get("trainings")
     if finding.measures:
-        console.print(table(("", "found", "held against"), finding.measures))
-    if "trainings" in finding.figures:
-        from qpeft.cli.compare_tables import results, say_failures
+        names = ("in its place", "minus the circuit", "verdict") if trainings else ("", "found", "held against")
+        console.print(table(names, finding.measures))
+    if trainings:
+        from qpeft.cli.compare_tables import say_failures
 
-        trainings: Any = finding.figures["trainings"]
-        for shown in results(trainings.summary):
-            console.print(shown)
         say_failures(trainings.failures)
     for sentence in finding.sentences:
         console.print(sentence)
+    if trainings:
+        console.print(f"report  {trainings.folder / 'report.html'}", soft_wrap=True)
     for reason in finding.left_out:
         console.print(f"Left out: {reason}.", style="dim")

@@ -1,7 +1,7 @@
 """Figures about circuits and adapters, as functions; `diagnose` asks them all.
 
-Of circuits: is one random, redundant, trainable, does it reach all states, is it entangled? Of trained adapters: did the
-angles move, how many directions are generated, does the circuit matter? What needs peft loads when first used.
+Of circuits: is one random, redundant, trainable, does it reach all states, is it entangled? Of trained adapters: did
+the angles move, how many directions are generated, does the circuit matter? What needs peft loads when first used.
 """
 
 from __future__ import annotations

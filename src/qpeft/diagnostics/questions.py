@@ -17,6 +17,9 @@ from qpeft.diagnostics.states import random_probabilities, random_states
 from qpeft.diagnostics.target import Circuit, Target
 from qpeft.diagnostics.trainings import CircuitMatters
 from qpeft.errors import ConfigError
+from qpeft.studies.comparison.findings.found import MethodSummary
+from qpeft.studies.comparison.report.numbers import interval
+from qpeft.studies.comparison.report.words import capital
 
 WIDEST = 14  # qubits: what draws many circuits, or shifts every angle, takes minutes beyond
 PAIRS = 10  # pairs of states for each sample: fidelities are cheap
@@ -133,8 +136,8 @@ def matters(target: Target, trainings: CircuitMatters | None) -> Finding:
     """Whether the circuit matters to the result: what trainings without it found."""
     key = "matters"
     if trainings is not None:
-        answers = tuple(trainings.summary.sentences[control.key] for control in trainings.controls)
-        return Finding(key, figures={"trainings": trainings}, sentences=(trainings.sentence, *answers))
+        measures = tuple(measure for control in trainings.controls for measure in _difference(control))
+        return Finding(key, {"trainings": trainings}, measures, (trainings.sentence,))
     if target.circuit is None:
         return Finding(key, left_out=(target.no_circuit,))
     if target.run is None:
@@ -178,6 +181,13 @@ def _slope(name: str, figure: GradientVariance) -> list[Measure]:
     what = "slope, p as it is" if name == BARE else f"slope, 2^N p, {name}"
     found = f"{slope:+.2f} ± {error:.2f}".replace("-", "\u2212")
     return [Measure(what, found, "log2 of the variance per qubit")]
+
+
+def _difference(control: MethodSummary) -> list[Measure]:
+    found = control.difference_to_target
+    if found is None:
+        return []
+    return [Measure(capital(control.label), interval(found.mean, found.low, found.high), found.verdict)]
 
 
 def _layers(n: int) -> str:

@@ -19,6 +19,7 @@ from qpeft.studies.comparison.findings.found import MethodSummary, Summary
 from qpeft.studies.comparison.findings.statistics import MIN_SEEDS
 from qpeft.studies.comparison.findings.summary import summarise
 from qpeft.studies.comparison.plan import EMBEDDED, make_plan
+from qpeft.studies.comparison.report.words import capital
 from qpeft.studies.comparison.rows import Row
 from qpeft.studies.comparison.running.progress import CompareProgress
 from qpeft.studies.comparison.running.runner import run
@@ -28,7 +29,7 @@ from qpeft.training.settings import TrainSettings
 
 FOLDER = "circuit-matters"  # in the run folder: the comparison
 _CIRCUIT = "qnn"
-_CONTROLS = {"qnn_frozen": "frozen circuit", "free": "free vector", "random": "fixed noise", "none": "no feature"}
+_CONTROLS = {"qnn_frozen": "the frozen circuit", "free": "a free vector", "random": "fixed noise", "none": "no feature"}
 _SAME = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay", "max_grad_norm",
          "dtype", "text_column", "label_column", "prompt_column", "completion_column")  # fmt: skip
 
@@ -56,7 +57,7 @@ class CircuitMatters(Figure):
         if not any(control.difference_to_target for control in self.controls):
             return "The trainings are not finished: there is nothing to compare yet."
         if self.summary.headlines:
-            return self.summary.headlines[0]
+            return capital(self.summary.headlines[0])
         return f"With fewer than {MIN_SEEDS} seeds nothing is said for or against the circuit."
 
     def to_dict(self) -> dict[str, Any]:
@@ -138,7 +139,7 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
         "training": {name: getattr(settings, name) for name in _SAME} | ({"steps": steps} if steps else {}),
         "capacity": False,
         "costs": False,
-        "methods": [{"key": "base", "label": "base as it is", "method": UNTRAINED}, *_members(settings)],
+        "methods": [{"key": "base", "label": "the base as it is", "method": UNTRAINED}, *_members(settings)],
     }
     try:
         return Study.model_validate(values)
@@ -148,7 +149,7 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
 
 def _members(settings: TrainSettings) -> list[dict[str, Any]]:
     shared = {"method": "qpa", "host": settings.host, "lr": settings.lr}
-    own = {"key": _CIRCUIT, "label": "trained circuit", "settings": settings.method_settings, **shared}
+    own = {"key": _CIRCUIT, "label": "the trained circuit", "settings": settings.method_settings, **shared}
     controls = [
         {
             "key": "no_feature" if source == UNTRAINED else source,

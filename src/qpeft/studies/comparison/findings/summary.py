@@ -135,7 +135,7 @@ def _method(
         difference_to_target=differences.get((method["key"], method["against"])),
         steps_to=steps_to,
         seconds_to={} if mixed else seconds_to,
-        null_reasons=_reasons(rows, method),
+        null_reasons=_reasons(rows, method, study.get("costs", True)),
         flags=[],
         rank=None,
     )
@@ -202,13 +202,13 @@ def _cost(name: str, cost: Mapping[str, Any], figures: Mapping[str, Any]) -> flo
     return None if stats is None else stats.mean
 
 
-def _reasons(rows: MethodRows, method: Study) -> dict[str, str]:
+def _reasons(rows: MethodRows, method: Study, has_costs: bool) -> dict[str, str]:
     """Why figures are missing: what the rows say of theirs, and what is missing with a whole row."""
     reasons = {} if rows.successes else {"quality": "no seed succeeded"}
     if not method["rates"]:
         reasons |= {"cost": "nothing is trained", "capacity": "nothing is adapted"}
     elif rows.cost is None:
-        reasons["cost"] = "not measured yet"
+        reasons["cost"] = "not measured yet" if has_costs else "the study measures no costs"
     elif rows.cost["status"] != "success":
         reasons["cost"] = f"{rows.cost['status']}: {rows.cost['error_msg']}"
     if on_mixed_hardware(rows.successes):

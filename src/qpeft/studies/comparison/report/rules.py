@@ -46,8 +46,7 @@ def rules(study: Study) -> list[str]:
         "order, dropout, and the adapter's start.",
         f"Every method trains for {numbers.count(training['steps'])} steps of {batch}, with AdamW, the same schedule "
         "and the same gradient clipping.",
-        f"Every method tries {len(study['tuning']['grid'])} learning rates on validation data with seed "
-        f"{study['tuning']['seed']}, which is not among the final seeds {_list(study['seeds'])}.",
+        _tried(study),
         "The test data are read once a run, after training, with the numbers that did best on validation data.",
         f"Differences are paired by seed: method minus {study['reference']}, and control minus its method.",
         "Trainable, deployed and stored numbers are counted apart. Quality at equal size is read from the equal-budget "
@@ -110,6 +109,16 @@ def targets(summary: Summary) -> str:
     )
 
 
+def _tried(study: Study) -> str:
+    n_rates = len(study["tuning"]["grid"])
+    if n_rates == 1:
+        return "No learning rate is tuned: each method trains at the rate that the study gives it."
+    return (
+        f"Every method tries {n_rates} learning rates on validation data with seed {study['tuning']['seed']}, which is "
+        f"not among the final seeds {_list(study['seeds'])}."
+    )
+
+
 def seconds(summary: Summary) -> str:
     """Whose seconds the section on convergence tells, and where better ones are."""
     text = (
@@ -118,11 +127,13 @@ def seconds(summary: Summary) -> str:
     )
     if any(method.cost for method in summary.methods):
         return f"{text} Times that were measured alone are under Costs."
-    return f"{text} No times have been measured alone yet."
+    return f"{text} No times have been measured alone{_yet(summary)}."
 
 
 def tuning(summary: Summary) -> str:
     """How rates were chosen."""
+    if len(summary.study["tuning"]["grid"]) == 1:
+        return "None was tried: each method trained at the rate that the study gives it."
     grid = _list(f"{factor:g}" for factor in summary.study["tuning"]["grid"])
     text = f"Each method tried its own middle rate times {grid}; the lowest validation loss chose."
     untrained = next((m.figures.get("quality.valid_loss") for m in summary.methods if m.method == "none"), None)
@@ -130,6 +141,11 @@ def tuning(summary: Summary) -> str:
     if untrained is not None and untrained.mean in losses:
         text += f" A trial of {untrained.mean:.4f}, the loss of the base itself, never got below its start."
     return text
+
+
+def _yet(summary: Summary) -> str:
+    """Unless the study does without times; one that was begun before it could do so says nothing of it."""
+    return " yet" if summary.study.get("costs", True) else ""
 
 
 def edges(summary: Summary) -> str:
@@ -144,7 +160,7 @@ def costs(summary: Summary) -> str:
     """Where times were taken."""
     machines = sorted({method.hardware for method in summary.methods if method.hardware is not None})
     if not machines:
-        return "Times have not been measured yet. Numbers and bytes are those of the trainings."
+        return f"Times have not been measured{_yet(summary)}. Numbers and bytes are those of the trainings."
     start = "Times and memory were measured with nothing else of the study running"
     if len(machines) == 1:
         return f"{start}, on {machines[0]}."
