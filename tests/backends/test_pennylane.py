@@ -142,11 +142,10 @@ def test_spsa_is_near_the_gradient():
     assert np.corrcoef(found.mean(axis=0).ravel(), expected.ravel())[0, 1] > 0.98
 
 
-@pytest.mark.parametrize("name", SIMULATORS)
+@pytest.mark.filterwarnings("ignore:Setting shots on device is deprecated")
+@every_simulator
 def test_the_callers_shots_replace_the_devices(name):
-    with pytest.warns(match="Setting shots on device is deprecated"):
-        device = qml.device(name, wires=3, shots=40)
-    backend = PennyLaneBackend(device)
+    backend = PennyLaneBackend(qml.device(name, wires=3, shots=40))
     angles = random_angles(LADDER, 1)
     assert Jobs(backend).shots == 40
     assert Jobs(backend, 64).shots == 64
@@ -247,7 +246,7 @@ def damping():
 
 def test_a_noise_model_of_the_users_own():
     """All RY angles 0: nothing to damp. All pi on one wire: each of the damped gates loses a tenth."""
-    found = as_backend(qml.noise.add_noise(qml.device("default.mixed", wires=1), damping()), 1)
+    found = as_backend(qml.add_noise(qml.device("default.mixed", wires=1), damping()), 1)
     assert found.name == "default.mixed"
     p = found.run(Ansatz("ry_ladder", 1, 1), np.array([[[0.0]], [[math.pi]]]), None, 0)
     np.testing.assert_allclose(p, [[1, 0], [0.1, 0.9]], atol=1e-12)
@@ -256,7 +255,7 @@ def test_a_noise_model_of_the_users_own():
 def test_over_rotations_on_lightning_have_adjoint_gradients():
     """A coherent error adds gates with angles of their own, which are no angles of ours."""
     model = qml.NoiseModel({qml.noise.op_eq("RY"): lambda op, **_: qml.RX(0.3, op.wires)})
-    device = qml.noise.add_noise(qml.device("lightning.qubit", wires=3), model)
+    device = qml.add_noise(qml.device("lightning.qubit", wires=3), model)
     run = PennyLaneBackend(device)
     angles = random_angles(LADDER)
     assert run.has_adjoint
