@@ -56,9 +56,13 @@ def lines(path):
 def test_a_failed_job_is_sent_again_after_longer_and_longer(naps, tmp_path):
     jobs = Jobs(Failing(8), 100, retries=8)
     jobs.log_to(tmp_path / "jobs.jsonl")
+    told = []
+    jobs.on_failure = told.append
     expected = Jobs(ExactBackend(), 100).run(LADDER, ANGLES, "value")
     assert np.array_equal(jobs.run(LADDER, ANGLES, "value"), expected)  # as if nothing had failed
     assert naps == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert told[1] == "a job on failing failed (queue is down); again in 2 s"
+    assert len(told) == 8
     assert (jobs.used.jobs, jobs.used.failures, jobs.used.shots) == (1, 8, 200)
     entries = lines(tmp_path / "jobs.jsonl")
     assert [e["error"] for e in entries] == ["queue is down"] * 8 + [None]

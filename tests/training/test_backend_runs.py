@@ -161,7 +161,9 @@ def test_a_killed_run_ends_as_the_unbroken_one(settings):
 
 def test_a_device_that_fails_at_random_changes_nothing(settings, device):
     plain = train(settings("plain"))
-    result = train(settings(backend_settings={"backend": f"{device}:device", "shots": 512}))
+    progress = At()
+    result = train(settings(backend_settings={"backend": f"{device}:device", "shots": 512}), progress)
+    assert "a job on unreliable failed (no answer); again in 1 s" in progress.notes
     assert same(weights(result), weights(plain))
     assert result.circuits is not None
     assert result.circuits["failures"] > 0

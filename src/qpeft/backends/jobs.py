@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -65,6 +66,7 @@ class Jobs:
         self.shot_budget = shot_budget
         self.retries = retries
         self.used = Used()
+        self.on_failure: Callable[[str], object] = logging.getLogger("qpeft").warning  # told before each wait
         self._log: Path | None = None
         self._wait = wait
 
@@ -125,7 +127,9 @@ class Jobs:
                 self._note(purpose, n_circuits, time.perf_counter() - began, attempt, error)
                 if attempt == self.retries:
                     raise BackendError(_gave_up(self.backend.name, attempt + 1, error)) from error
-                time.sleep(min(self._wait * 2**attempt, _LONGEST_WAIT))
+                wait = min(self._wait * 2**attempt, _LONGEST_WAIT)
+                self.on_failure(f"a job on {self.backend.name} failed ({_reason(error)}); again in {wait:g} s")
+                time.sleep(wait)
             else:
                 self._note(purpose, n_circuits, time.perf_counter() - began, attempt, None)
                 return result

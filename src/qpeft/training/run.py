@@ -60,6 +60,7 @@ def train(
         folder.claim(settings, ready.identity)
         if ready.circuits is not None:
             ready.circuits.jobs.log_to(folder.jobs)
+            ready.circuits.jobs.on_failure = progress.on_note
             progress.on_note(f"circuits on {ready.circuits}")
         timing = Timing()
         try:
