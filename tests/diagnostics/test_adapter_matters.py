@@ -50,6 +50,13 @@ def test_the_study_is_the_run_with_every_source_in_turn():
     assert study_of(settings(host="prefix"), (0,)).methods[1].host == "prefix"
 
 
+def test_circuits_run_where_the_run_had_them():
+    study = study_of(settings(backend_settings={"shots": 256}), (0,))
+    with_backend = [m.key for m in study.methods if m.backend]
+    assert with_backend == ["qnn", "qnn_frozen"], "what has no circuit has no backend"
+    assert study.methods[1].backend == {"shots": 256}
+
+
 @pytest.mark.parametrize(
     ("changes", "seeds", "message"),
     [

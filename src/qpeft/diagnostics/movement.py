@@ -21,7 +21,7 @@ _FROZEN = 0.9  # share of still angles from which the circuit is practically fro
 
 @dataclass(frozen=True)
 class AngleMovement(Figure):
-    """|angle - its start| over all trained angles, in radians."""
+    """The distance of every trained angle from its start, in radians."""
 
     n_angles: int
     mean: float

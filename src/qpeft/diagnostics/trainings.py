@@ -149,7 +149,9 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
 
 def _members(settings: TrainSettings) -> list[dict[str, Any]]:
     shared = {"method": "qpa", "host": settings.host, "lr": settings.lr}
+    there = settings.backend_settings  # where the circuit ran; its controls have none
     own = {"key": _CIRCUIT, "label": "the trained circuit", "settings": settings.method_settings, **shared}
+    own["backend"] = there
     controls = [
         {
             "key": "no_feature" if source == UNTRAINED else source,
@@ -157,6 +159,7 @@ def _members(settings: TrainSettings) -> list[dict[str, Any]]:
             "settings": {**settings.method_settings, "feature_source": source},
             "role": "control",
             "against": _CIRCUIT,
+            "backend": there if source == "qnn_frozen" else {},
             **shared,
         }
         for source, label in _CONTROLS.items()
