@@ -30,6 +30,15 @@ def test_every_built_in_study_is_valid_and_called_by_its_name(name):
     assert study.question.endswith("?")
 
 
+def test_a_method_trains_on_its_own_backend(tmp_path):
+    study = load_study(written(tmp_path, SMALL.replace("lr: 0.01}", "lr: 0.01, backend: {shots: 100}}")))
+    assert study.methods[-1].backend == {"shots": 100}
+    with pytest.raises(ConfigError, match="backend: unknown setting of the backend: 'shot'"):
+        load_study(written(tmp_path, SMALL.replace("lr: 0.01}", "backend: {shot: 100}}")))
+    with pytest.raises(ConfigError, match="backend is for QPA's circuit, and the method is lora"):
+        load_study(written(tmp_path, SMALL.replace("settings: {r: 2}}", "backend: {shots: 100}}")))
+
+
 def test_defaults_are_those_of_the_specification():
     study = load_study("survey", {"seeds": [0, 1, 2]})
     assert study.tuning.grid == [0.3, 1.0, 3.0, 10.0]
