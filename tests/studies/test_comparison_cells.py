@@ -154,6 +154,22 @@ def test_a_row_has_what_the_specification_lists(study, tmp_path):
     assert not folder.exists()
 
 
+def test_a_row_trained_on_a_backend_scores_exact_probabilities_and_says_what_it_used(study, tmp_path):
+    settings = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity", "angle_scale": 50}
+    shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}
+    changes = {"methods": [{**shots, "key": "exact", "backend": {}}, shots], "reference": "exact"}
+    plan = make_plan(study(**changes), tmp_path / "out")
+    assert len({method["hash"] for method in plan.study["methods"]}) == 2
+    exact, noisy = (run_cell(cell, plan.folder) for cell in cells_of(plan, "exact", "shots"))
+    assert noisy["method_config"]["backend"] == {"shots": 400}
+    assert noisy["train"]["circuits"]["shots"] == 400 * noisy["train"]["circuits"]["circuits"] > 0
+    assert noisy["quality"]["test_loss"] != exact["quality"]["test_loss"]  # trained with them
+    assert noisy["train"]["curve"][0][2] == exact["train"]["curve"][0][2]  # scored without
+    assert noisy["quality"]["valid_loss_on_backend"] != noisy["quality"]["valid_loss"]
+    assert "valid_loss_on_backend" not in exact["quality"]
+    assert "circuits" not in exact["train"]
+
+
 def test_the_test_split_is_read_with_the_numbers_that_did_best_on_validation(study, tmp_path):
     """A rate so high that the last evaluation is worse than an earlier one."""
     plan = make_plan(study(**{"training.eval_every": 1}), tmp_path / "out")
