@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
@@ -37,7 +37,9 @@ def updates_of(model, ids):
     return {name: layer.lora_B["default"].weight @ layer.lora_A["default"].weight for name, layer in layers.items()}
 
 
-@pytest.mark.parametrize("settings", [{}, {"init_mode": "raw", "seed": 3}, {"vector_order": "official"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"init_mode": "raw", "seed": 3}, {"vector_order": "official"}, {"use_dora": True}]
+)
 def test_qpa_needs_no_base(llama, ids, tmp_path, settings):
     model = moved(get_peft_model(llama, qpeft.QPAConfig(**SMALL, **settings)), tmp_path)
     wanted = updates_of(model, ids)
@@ -56,6 +58,21 @@ def test_quantum_peft_needs_the_shapes_of_its_base(llama, ids, tmp_path):
         torch.testing.assert_close(b @ a, wanted[name], msg=name)
     with pytest.raises(ConfigError, match="no model at"):
         read_adapter(tmp_path / "adapter").factors(str(tmp_path / "absent"))
+
+
+@pytest.mark.parametrize("mode", ["residual", "raw"])
+def test_qpa_over_a_prefix_has_chunks_and_no_update_of_a_weight(gpt2, tmp_path, mode):
+    host = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    settings = qpeft.QPAGeneratorConfig(hidden=(6, 5), chunk_size=16, n_layers=3, init_mode=mode)
+    model = moved(qpeft.attach(get_peft_model(gpt2, host), settings), tmp_path)
+    (generator,) = (m for m in model.modules() if type(m).__name__ == "QPAGenerator")
+    target = of_folder(tmp_path)
+    assert target.generator is not None
+    with torch.no_grad():
+        torch.testing.assert_close(target.generator(), generator())
+    found = diagnose(target, samples=10)
+    assert set(found["rank"].figures) == {"chunks", "change"}
+    assert "the host is no LoRA" in found["rank"].left_out[0]
 
 
 def test_stock_lora_and_dora(gpt2, ids, tmp_path):

@@ -40,19 +40,14 @@ class Trainings:
 
 @command
 def diagnose(
-    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="A config", only=("method", "host", "task"))],
-    adapter: AdapterOptions,
-    generator: GeneratorOptions,
-    members: Annotated[dict[str, Any], Fields(Trainings, panel=_MATTERS)],
     target: Annotated[
         Path | None,
-        typer.Argument(metavar="[TARGET]", help="A run folder of train, or an adapter folder. Or give --model."),
+        typer.Argument(metavar="TARGET", help="A run folder of train, or an adapter folder. Or give --model."),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(metavar="ID|PATH", help="With --method and its fields: a config at its start, on this base."),
     ] = None,
-    preset: PresetOption = None,
     samples: Annotated[
         int,
         typer.Option(metavar="N", min=10, help="Random circuits for each figure; ten times as many pairs of states."),
@@ -73,6 +68,12 @@ def diagnose(
             rich_help_panel=_MATTERS,
         ),
     ] = False,
+    *,
+    members: Annotated[dict[str, Any], Fields(Trainings, panel=_MATTERS)],
+    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="A config", only=("method", "host", "task"))],
+    adapter: AdapterOptions,
+    generator: GeneratorOptions,
+    preset: PresetOption = None,
 ) -> Answer:
     """Ask whether a circuit is random, redundant, trainable, whether it moved, and whether it matters.
 

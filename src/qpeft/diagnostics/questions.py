@@ -138,6 +138,8 @@ def matters(target: Target, trainings: CircuitMatters | None) -> Finding:
     if trainings is not None:
         measures = tuple(measure for control in trainings.controls for measure in _difference(control))
         return Finding(key, {"trainings": trainings}, measures, (trainings.sentence,))
+    if target.method != "qpa":
+        return Finding(key, left_out=("trainings with something else in the circuit's place are for method qpa",))
     if target.circuit is None:
         return Finding(key, left_out=(target.no_circuit,))
     if target.run is None:

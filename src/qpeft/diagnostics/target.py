@@ -59,10 +59,7 @@ class Target:
         if self.generator is not None:
             return f"feature_source {self.generator.config.feature_source} has no circuit"
         if self.method == "quantum_peft":
-            return (
-                "Quantum-PEFT reads columns of its circuits and no probabilities; for its ansatz take the functions "
-                "of qpeft.diagnostics with Ansatz('two_design', n_qubits, n_layers)"
-            )
+            return "Quantum-PEFT reads columns of its circuits, and no probabilities"
         if self.method == "qaa":
             return "the circuits of QAA start in each token's state and have no probabilities of their own"
         return f"method {self.method} has no circuit"
