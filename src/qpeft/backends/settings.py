@@ -28,7 +28,9 @@ class BackendSettings:
     )
     shots: int | None = field(
         default=None,
-        metadata=_help("Count outcomes over so many shots of each circuit. Default: exact probabilities."),
+        metadata=_help(
+            "Count outcomes over so many shots of each circuit. Default: exact probabilities, or the device's own shots."
+        ),
     )
     gradient: str = field(
         default="auto",

@@ -1,0 +1,72 @@
+"""`--backend`, `--shots` and their kin: told by plan before, by train after, refused before any work."""
+
+import json
+
+import pytest
+
+QPA = ("--r", 2, "--hidden", "6,5", "--chunk-size", 64, "--n-layers", 2)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "text.txt"
+    path.write_text("\n".join(f"line {i} of the text that is learned here" for i in range(80)))
+    return path
+
+
+@pytest.fixture
+def command(base_folder, text, tmp_path):
+    sizes = ("--steps", 3, "--seq-len", 32, "--batch-size", 2)
+    return ("train", "--model", base_folder, "--data", text, *QPA, *sizes, "--out", tmp_path / "run")
+
+
+def test_plan_tells_what_train_then_uses(qpeft_cli, base_folder, command):
+    planned = qpeft_cli("plan", "--model", base_folder, *QPA, "--shots", 1000, "--steps", 3, "--json")
+    assert planned.exit_code == 0, planned.output
+    forecast = json.loads(planned.stdout)["circuits"]
+    trained = qpeft_cli(*command, "--shots", 1000, "--json")
+    assert trained.exit_code == 0, trained.output
+    used = json.loads(trained.stdout)["circuits"]
+    assert used["circuits"] == forecast["circuits"]
+    assert used["shots"] == forecast["shots"] == 1000 * used["circuits"]
+    n_angles = 2 * forecast["n_qubits"]
+    assert forecast["circuits"] == 3 * (1 + 2 * n_angles) + 1
+
+
+def test_for_people(qpeft_cli, base_folder, command):
+    planned = qpeft_cli("plan", "--model", base_folder, *QPA, "--shots", 1000, env={"COLUMNS": "100"})
+    for words in ("circuits to run", "gradients by parameter-shift", "from a measured sample"):
+        assert words in planned.stdout
+    exact = qpeft_cli("plan", "--model", base_folder, *QPA, "--gradient", "parameter-shift")
+    assert exact.exit_code == 0, exact.output
+    assert "circuits to run" in exact.stdout
+    assert "of each circuit" not in exact.stdout  # there are no shots
+    assert "circuits to run" not in qpeft_cli("plan", "--model", base_folder, *QPA).stdout
+    trained = qpeft_cli(*command, "--shots", 1000, env={"COLUMNS": "200"})
+    assert "circuits on exact:" in trained.stderr
+    assert " jobs, " in trained.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--shots", 0), "shots must be a positive integer or None, got 0"),
+        (("--noise", -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
+        (("--backend", "lightning.qubit"), "unknown backend 'lightning.qubit'"),
+        (("--backend", "pennylane:lightening.qubit"), "unknown PennyLane device 'lightening.qubit'; installed: "),
+        (("--shots", 1000, "--shot-budget", 1000), "shots, more than the budget of 1,000"),
+        (("--feature-source", "none", "--shots", 1000), "the model has no circuit of QPA"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(qpeft_cli, command, options, message):
+    result = qpeft_cli(*command, *options, env={"COLUMNS": "200"})
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert not command[-1].exists()
+
+
+def test_other_methods_have_no_circuit_for_a_backend(qpeft_cli, base_folder, text, tmp_path):
+    asked = ("--method", "lora", "--shots", 1000, "--out", tmp_path / "run")
+    result = qpeft_cli("train", "--model", base_folder, "--data", text, *asked, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "backends are for QPA's circuit; method lora has no circuit" in result.stderr
