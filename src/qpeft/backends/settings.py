@@ -29,7 +29,7 @@ class BackendSettings:
     shots: int | None = field(
         default=None,
         metadata=_help(
-            "Count outcomes over so many shots of each circuit. Default: exact probabilities, or the device's own shots."
+            "Count outcomes over so many shots of each circuit. Default: exact probabilities, or a device's own shots."
         ),
     )
     gradient: str = field(
