@@ -7,12 +7,11 @@ from typing import Any
 
 from qpeft.errors import ConfigError
 from qpeft.planning import plan
-from qpeft.studies.comparison.study import UNTRAINED, Block, Candidate, MethodSpec, Study
+from qpeft.studies.comparison.study import UNTRAINED, Block, Candidate, MethodSpec, Study, is_ranked
 from qpeft.training.methods import build_config, build_generator
 from qpeft.training.settings import TrainSettings
 
 BUDGET = "@budget"  # in a candidate's settings: the block's budget
-RANKED = (0.8, 1.0)  # of the budget: a block ranks what lies between
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Member:
     @property
     def is_ranked(self) -> bool:
         """Whether it comes close enough to the budget to be compared at it."""
-        return RANKED[0] <= self.ratio <= RANKED[1]
+        return is_ranked(self.ratio)
 
 
 def settings_of(study: Study, model: str, spec: MethodSpec | Candidate, settings: dict[str, Any]) -> TrainSettings:

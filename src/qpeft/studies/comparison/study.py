@@ -19,6 +19,7 @@ from qpeft.errors import ConfigError
 from qpeft.training.settings import HOSTS, METHODS, TASKS, unknown
 
 BUILT_IN = ("survey", "controls", "feature-source", "rank-perplexity", "qubits", "depth", "shots", "noise")
+LEAST_RANKED = 0.8  # of a block's budget
 UNTRAINED = "none"  # the method that trains nothing: the base as it is
 
 _RATES = {"full": 2e-5, "prefix": 5e-3, "prompt": 5e-3, "ia3": 5e-3, "vera": 4e-3, "uni_lora": 4e-3, "tiny_lora": 4e-3}
@@ -98,6 +99,11 @@ class Block(_Strict):
 
     of: str
     methods: list[Candidate] = Field(min_length=1)
+
+
+def is_ranked(ratio: float) -> bool:
+    """Whether a method with `ratio` of a block's budget comes close enough to it to be compared at it."""
+    return LEAST_RANKED <= ratio <= 1
 
 
 class Training(_Strict):

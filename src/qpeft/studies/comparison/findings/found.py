@@ -75,7 +75,7 @@ class BlockMember:
     ratio: float  # to the budget
     over_budget: bool
     difference: Difference | None
-    rank: int | None  # in the block, only with 0.8 <= ratio <= 1, and as in MethodSummary
+    rank: int | None  # in the block, only where `is_ranked(ratio)`, and as in MethodSummary
 
 
 @dataclass(frozen=True)

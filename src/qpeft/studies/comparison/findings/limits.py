@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from qpeft.studies.comparison.findings.found import MethodSummary, Summary
 from qpeft.studies.comparison.findings.statistics import MIN_SEEDS
+from qpeft.studies.comparison.study import is_ranked
 
 SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
 QAA_DEFAULTS = "Defaults of QAA are our own reading; the original paper's settings were not available."
@@ -89,7 +90,7 @@ def _missing(summary: Summary) -> list[str]:
 def _unranked(summary: Summary) -> list[str]:
     found = []
     for block in summary.blocks:
-        outside = [m for m in block.members if not 0.8 <= m.ratio <= 1]
+        outside = [m for m in block.members if not is_ranked(m.ratio)]
         if outside:
             names = _list(f"{summary[m.key].label} ({100 * m.ratio:.3g} %)" for m in outside)
             start = f"At the {block.budget:,} trained numbers of {summary[block.of].label}"

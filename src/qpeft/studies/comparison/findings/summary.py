@@ -24,9 +24,9 @@ from qpeft.studies.comparison.findings.statistics import MIN_SEEDS, Difference
 from qpeft.studies.comparison.findings.tables import write_tables
 from qpeft.studies.comparison.findings.targets import steps_and_seconds, target_losses
 from qpeft.studies.comparison.rows import Row
+from qpeft.studies.comparison.study import is_ranked
 
 UNTRAINED = "none"
-RANKED = (0.8, 1.0)  # of a block's budget
 
 Study = Mapping[str, Any]
 Differences = Mapping[Pair, Difference]
@@ -145,7 +145,7 @@ def _block(block: Study, methods: list[MethodSummary], differences: Differences,
     keys = {member["key"] for member in block["members"]}
     present = [method for method in methods if method.key in keys or method.key == block["of"]]
     over = {member["key"]: member["over_budget"] for member in block["members"]}
-    close = [m for m in present if RANKED[0] <= m.trainable / block["budget"] <= RANKED[1]]
+    close = [m for m in present if is_ranked(m.trainable / block["budget"])]
     ranks = _ranks(close, lower_is_better)
     members = [
         BlockMember(

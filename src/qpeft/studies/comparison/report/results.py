@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qpeft.studies.comparison.report import cells, numbers, words
 from qpeft.studies.comparison.report.tables import Cell, Column, Table
+from qpeft.studies.comparison.study import LEAST_RANKED
 
 if TYPE_CHECKING:
     from qpeft.studies.comparison.findings.found import Block, BlockMember, MethodSummary, Summary
@@ -166,7 +167,7 @@ def _differences(title: str, found: list[Difference | None], summary: Summary) -
 def _note(member: BlockMember) -> Cell:
     if member.over_budget:
         return Cell("over the budget, not ranked", "over", kind="warning")
-    return Cell("below 80 % of the budget, not ranked" if member.ratio < 0.8 else "", member.ratio)
+    return Cell("below 80 % of the budget, not ranked" if member.ratio < LEAST_RANKED else "", member.ratio)
 
 
 def _rate(row: Row) -> float | None:
