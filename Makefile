@@ -27,6 +27,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/columns_speed.py
 	$(BIN)/python benchmarks/amplitude_speed.py
 	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python benchmarks/backend_speed.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
@@ -43,5 +44,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --group dev --group docs
+	$(PIP) --editable '.[pennylane,qiskit,ray,tensorboard]' --group dev --group docs
 	touch $@
