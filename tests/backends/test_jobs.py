@@ -60,13 +60,16 @@ def test_a_failed_job_is_sent_again_after_longer_and_longer(naps, tmp_path):
     jobs.on_failure = told.append
     expected = Jobs(ExactBackend(), 100).run(LADDER, ANGLES, "value")
     assert np.array_equal(jobs.run(LADDER, ANGLES, "value"), expected)  # as if nothing had failed
-    assert naps == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert sum(naps) == 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60
+    assert max(naps) == 1  # in pieces, so that a wish to stop is heard
     assert told[1] == "a job on failing failed (queue is down); again in 2 s"
     assert len(told) == 8
-    assert (jobs.used.jobs, jobs.used.failures, jobs.used.shots) == (1, 8, 200)
+    # a device may have run what it did not answer
+    assert (jobs.used.jobs, jobs.used.failures, jobs.used.circuits, jobs.used.shots) == (1, 8, 2, 9 * 200)
     entries = lines(tmp_path / "jobs.jsonl")
-    assert [e["error"] for e in entries] == ["queue is down"] * 8 + [None]
-    assert [e["attempt"] for e in entries] == list(range(1, 10))
+    assert [e["event"] for e in entries] == ["sent", "failed"] * 8 + ["sent", "answered"]
+    assert [e["error"] for e in entries if e["event"] == "failed"] == ["queue is down"] * 8
+    assert [e["attempt"] for e in entries if e["event"] == "sent"] == list(range(1, 10))
     assert entries[-1]["purpose"] == "value"
 
 
@@ -75,6 +78,52 @@ def test_a_job_that_never_succeeds_says_so_and_leaves_the_ledger_usable(naps):
     with pytest.raises(BackendError, match="a job on failing failed 3 times, the last time with: queue is down"):
         jobs.run(LADDER, ANGLES, "value")
     assert jobs.run(LADDER, ANGLES, "value").shape == (2, 4)
+
+
+def test_a_strange_reply_after_a_good_one_is_a_failure(naps):
+    backend = Failing(0, AttributeError("'NoneType' object has no attribute 'json'"))
+    jobs = Jobs(backend, 100)
+    jobs.run(LADDER, ANGLES, "value")
+    backend.failures = backend.calls + 1
+    jobs.run(LADDER, ANGLES, "value")
+    assert (jobs.used.jobs, jobs.used.failures) == (2, 1)
+
+
+def test_a_failing_device_stays_within_the_budget(naps):
+    backend = Failing(99)
+    with pytest.raises(BackendError, match="400 of the shot budget of 500 are used"):
+        Jobs(backend, 100, shot_budget=500).run(LADDER, ANGLES, "value")
+    assert backend.calls == 2
+
+
+def test_shots_of_a_job_that_a_kill_cut_off_stay_used(tmp_path):
+    class Killed(BaseException):
+        pass
+
+    class Dying(ExactBackend):
+        def run(self, *_):
+            raise Killed
+
+    jobs = Jobs(Dying(), 100)
+    jobs.log_to(tmp_path / "jobs.jsonl")
+    with pytest.raises(Killed):
+        jobs.run(LADDER, ANGLES, "value")
+    again = Jobs(ExactBackend(), 100)
+    again.log_to(tmp_path / "jobs.jsonl")
+    assert (again.used.shots, again.used.jobs) == (200, 0)
+
+
+def test_a_wish_to_stop_ends_the_waiting_and_keeps_jobs_from_hardware(naps):
+    backend = Failing(99)
+    jobs = Jobs(backend, 100)
+    jobs.stop_wanted = lambda: bool(naps)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.run(LADDER, ANGLES, "value")
+    assert len(naps) == 1
+    backend.is_simulator, calls = False, backend.calls
+    with pytest.raises(KeyboardInterrupt, match="Stopped before a job was sent to failing"):
+        jobs.run(LADDER, ANGLES, "value")
+    assert backend.calls == calls
 
 
 @pytest.mark.parametrize("error", [TypeError("no such argument"), ConfigError("too few wires")])

@@ -417,7 +417,8 @@ def test_a_device_that_fails_at_random_finishes_and_nothing_is_lost(llama, ids, 
     used, found = train(flaky)
     smooth, expected = train(DefaultQubit(wires=5, seed=7))
     assert used.failures == flaky.failures > 2
-    assert (used.jobs, used.circuits, used.shots) == (smooth.jobs, smooth.circuits, smooth.shots)
+    assert (used.jobs, used.circuits) == (smooth.jobs, smooth.circuits)
+    assert used.shots > smooth.shots  # what was sent again counts
     assert used.shots >= 6 * 31 * 1000  # six steps of 15 angles
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 

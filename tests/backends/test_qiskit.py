@@ -389,8 +389,9 @@ def test_a_sampler_that_fails_at_random_finishes_and_nothing_is_lost(llama, ids,
     used, found = train(flaky)
     smooth, expected = train(Watched(seed=np.random.default_rng(7)))
     assert used.failures == flaky.failures > 2
-    assert (used.jobs, used.circuits, used.shots) == (smooth.jobs, smooth.circuits, smooth.shots)
-    assert used.shots == 1000 * used.circuits
+    assert (used.jobs, used.circuits) == (smooth.jobs, smooth.circuits)
+    assert used.shots > smooth.shots  # what was sent again counts
+    assert smooth.shots == 1000 * smooth.circuits
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 

@@ -11,6 +11,7 @@ import qpeft
 from qpeft.backends import Backend, CircuitRun, ExactBackend, Jobs
 from qpeft.circuits import Ansatz, probabilities
 from qpeft.errors import ConfigError
+from qpeft.generators.features import CircuitFeature
 
 LADDER = Ansatz("ry_ladder", 3, 2)
 WEIGHTS = torch.arange(8, dtype=torch.float64)
@@ -114,11 +115,7 @@ def test_the_dtype_is_the_angles_and_the_shape_is_kept():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shots": 0}, "shots must be a positive integer or None, got 0"),
-        ({"shots": 2.5}, "shots must be a positive integer or None, got 2.5"),
         ({"shots": 100, "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities; use gradient='para"),
-        ({"gradient": "guess"}, "unknown gradient 'guess'; choose one of auto, adjoint, parameter-shift, spsa"),
-        ({"shots": 100, "smoothing": -1.0}, "smoothing must be a number of counts, 0 or more, got -1.0"),
         ({"smoothing": 0.5}, "smoothing is for outcomes that no shot hit, and there are no shots"),
         ({"shots": 10**7, "ansatz": Ansatz("ry_ladder", 15, 1)}, "15 qubits are too many for exact"),
         ({"ansatz": Ansatz("two_design", 3, 1)}, "the exact backend runs ry_ladder, not two_design"),
@@ -155,7 +152,69 @@ def test_it_says_what_it_chose():
     assert str(make()) == "exact: 3 qubits, exact probabilities, gradients by adjoint, 2 circuits a step"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shots": 0}, "shots must be a positive integer or None, got 0"),
+        ({"shots": 2.5}, "shots must be a positive integer or None, got 2.5"),
+        ({"shots": "4096"}, "shots must be a positive integer or None, got '4096'"),
+        ({"shots": 10**20}, "shots must be a positive integer or None, got 1000"),
+        ({"shots": 100, "shot_budget": -5}, "shot_budget must be a positive integer or None, got -5"),
+        ({"gradient": "guess"}, "unknown gradient 'guess'; choose one of auto, adjoint, parameter-shift, spsa"),
+        ({"shots": 100, "smoothing": -1.0}, "smoothing must be a number of counts, 0 or more, got -1.0"),
+        ({"noise": float("nan")}, "noise is a probability, from 0 to below 1, got nan"),
+        ({"shots": 100, "retries": -1}, "retries must be a whole number, 0 or more, got -1"),
+        ({"shots": 100, "log": "nowhere/jobs.jsonl"}, "log: there is no folder nowhere; make it, or name another file"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_any_job(llama, adapters, options, message):
+    model = adapters.qpa(llama, chunk_size=64)
+    with pytest.raises(ConfigError, match=message):
+        qpeft.set_backend(model, **options)
+    assert all(feature.backend is None for feature in model.modules() if isinstance(feature, CircuitFeature))
+
+
+def test_numpys_whole_numbers_are_shots(llama, adapters, tmp_path):
+    model = adapters.qpa(llama, chunk_size=64)
+    run = qpeft.set_backend(model, shots=np.int64(5000), log=tmp_path / "jobs.jsonl")
+    run(torch.zeros(run.ansatz.angle_shape))
+    assert run.jobs.used.shots == 5000
+
+
+def test_a_backend_of_ones_own_is_never_taken_for_the_simulator(llama, ids, adapters):
+    class Mine(ExactBackend):
+        calls = 0
+
+        def run(self, *arguments):
+            self.calls += 1
+            return super().run(*arguments)
+
+    mine = Mine()
+    model = adapters.qpa(llama, chunk_size=64)
+    assert qpeft.set_backend(model, mine) is not None
+    adapters.logits(model, ids)
+    assert mine.calls == 1
+
+
+def test_frozen_angles_need_no_gradient(llama, ids, adapters):
+    model = adapters.qpa(llama, chunk_size=64, feature_source="qnn_frozen")
+    run = qpeft.set_backend(model, shots=5000)
+    assert str(run).endswith("frozen angles, 1 circuit a step")
+    adapters.train(model, ids, steps=3)
+    assert run.jobs.used.circuits == 3
+
+
+def test_no_job_is_sent_before_it_is_needed(llama, ids, adapters):
+    model = adapters.qpa(llama, chunk_size=64)
+    run = qpeft.set_backend(model, shots=5000)
+    adapters.train(model, ids, steps=3)
+    assert run.jobs.used.circuits == 3 * run.circuits_per_step
+    assert repr(run) == str(run)
+
+
 def test_an_unknown_backend(llama, adapters):
+    with pytest.raises(ConfigError, match="a PeftModel is needed, as get_peft_model returns it, got 'run'"):
+        qpeft.set_backend("run", shots=100)
     model = adapters.qpa(llama, chunk_size=64)
     with pytest.raises(ConfigError, match="unknown backend 'abacus'; choose one of exact, pennylane:DEVICE"):
         qpeft.set_backend(model, "abacus")

@@ -29,6 +29,9 @@ class Recorder:
     def on_stage(self, what):
         self.told.append(what)
 
+    def on_note(self, line):
+        self.told.append(line)
+
     def on_start(self, total, done):
         self.told.append(("start", total, done))
 
@@ -277,7 +280,7 @@ def test_ctrl_c_saves_the_step_and_the_run_goes_on(settings):
     with pytest.raises(KeyboardInterrupt):
         train(settings(), progress)
     assert signal.getsignal(signal.SIGINT) is before
-    assert any("Stopping" in told for told in progress.told)
+    assert any("stopping" in told for told in progress.told)
     assert step_of(last_whole(Path(settings().out) / "checkpoints")) == 3
     assert_same_result(train(settings()).out, unbroken.out)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from qpeft.adapters.holder import holder_of
-from qpeft.backends.jobs import Jobs
+from qpeft.backends.jobs import RETRIES, Jobs
 from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
+from qpeft.backends.settings import backend_settings
 from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError
 from qpeft.generators.features import CircuitFeature
@@ -24,7 +27,7 @@ def set_backend(
     shot_budget: int | None = None,
     noise: float = 0.0,
     smoothing: float = 0.0,
-    retries: int = 5,
+    retries: int = RETRIES,
     log: str | Path | None = None,
     allow_wide: bool = False,
 ) -> CircuitRun | None:
@@ -38,7 +41,7 @@ def set_backend(
         gradient: "adjoint" (exact probabilities only), "parameter-shift", "spsa", or "auto", which takes the first
             of these that the backend has.
         seed: Of counts drawn by qpeft; a device of yours has its own.
-        shot_budget: No job is sent that would bring the shots beyond it.
+        shot_budget: No job is sent, for the first time or again, that would bring the shots sent beyond it.
         noise: Strength of simulated depolarising noise, for simulators by name: the probability after each two-qubit
             gate, a tenth of it after each one-qubit gate.
         smoothing: Adds so many counts to every outcome, so that no frequency is 0.
@@ -57,6 +60,11 @@ def set_backend(
         ConfigError: no circuit in the model, or settings that do not go together.
         BackendError: later, in training: a job failed more than `retries` times, or the shot budget is used up.
     """
+    backend_settings(
+        {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
+    )
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a PeftModel is needed, as get_peft_model returns it, got {model!r}")
     holder = holder_of(model)
     features = [m for m in model.modules() if isinstance(m, CircuitFeature)]
     if holder is None or not features:
@@ -75,8 +83,9 @@ def set_backend(
     runs = []
     for feature in features:
         n_layers, n_qubits = feature.angles.start.shape
-        runs.append(CircuitRun(Ansatz("ry_ladder", n_qubits, n_layers), jobs, gradient, smoothing, allow_wide))
-    is_own = jobs.backend.name == "exact" and jobs.shots is None and runs[0].gradient == "adjoint"
+        ansatz, trained = Ansatz("ry_ladder", n_qubits, n_layers), feature.angles.tau is not None
+        runs.append(CircuitRun(ansatz, jobs, gradient, smoothing, allow_wide, trained))
+    is_own = jobs.is_exact and runs[0].gradient == "adjoint"
     for feature, run in zip(features, runs, strict=True):
         feature.backend = None if is_own else run
     holder.invalidate()

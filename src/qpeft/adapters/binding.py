@@ -348,6 +348,8 @@ def _after_step(optimizer: Optimizer, *_: Any) -> None:
     """Refresh at once: whoever reads an adapter tensor next must not read the value before the step."""
     for binding in _trained_by(optimizer):
         binding.invalidate()
+        if getattr(binding.generator, "is_costly", False):
+            continue  # the next forward evaluates it, if there is one
         with torch.enable_grad():
             binding.refresh()
 

@@ -68,8 +68,8 @@ Without `import qpeft`, PEFT answers `KeyError: '{config.get("peft_type")}'`.
 {load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
 ```
 {EXPORT if _has_stock_form(description) else ""}
-Method: {description["method"]}. Circuits are simulated exactly on classical hardware; whether they contribute
-anything is a control away.
+Method: {description["method"]}. The numbers that are written come from exact probabilities, whatever backend
+trained the circuit; whether it contributes anything is a control away.
 
 Settings: {", ".join(f"`{k}={v}`" for k, v in description.items() if k not in ("method", "host"))}.
 """,

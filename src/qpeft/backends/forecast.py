@@ -28,6 +28,7 @@ class Forecast:
     steps: int
     circuits: int
     shots: int
+    sample: int  # circuits that were run to measure it
     seconds_per_step: float
     seconds: float
 
@@ -48,8 +49,8 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
     angles = random.uniform(-np.pi, np.pi, (_SAMPLE, *run.ansatz.angle_shape))
     _values(run, angles[:1])
     one = _seconds(lambda: _values(run, angles[:1] + 0.1))
-    a_step = one + _gradient_seconds(run, angles, one)
-    circuits = steps * run.circuits_per_step + 1
+    a_step = one + (_gradient_seconds(run, angles, one) if run.trained else 0.0)
+    circuits = steps * run.circuits_per_step
     shots = run.jobs.shots or 0
     return Forecast(
         backend=run.jobs.backend.name,
@@ -57,10 +58,11 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
         n_qubits=run.ansatz.n_qubits,
         shots_per_circuit=run.jobs.shots,
         circuits_per_step=run.circuits_per_step,
-        jobs_per_step=2,  # the value, and the gradient
+        jobs_per_step=1 + run.trained,  # the value, and the gradient
         steps=steps,
         circuits=circuits,
         shots=circuits * shots,
+        sample=run.jobs.used.circuits,
         seconds_per_step=a_step,
         seconds=a_step * steps,
     )

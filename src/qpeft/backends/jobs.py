@@ -15,22 +15,25 @@ import numpy as np
 import torch
 
 from qpeft.backends.backend import Backend, Numbers
+from qpeft.backends.exact import ExactBackend
 from qpeft.circuits import Ansatz
 from qpeft.errors import BackendError, CheckpointError, ConfigError
 from qpeft.files import write_text
 
+RETRIES = 8
 _LONGEST_WAIT = 60.0  # seconds
-_NEVER_AGAIN = (TypeError, AttributeError, NotImplementedError, ImportError, ConfigError)  # a mistake, not a fault
+_MISTAKES = (NotImplementedError, ImportError, ConfigError)  # never sent again
+_PERHAPS_MISTAKES = (TypeError, AttributeError)  # nor these, as long as no job has been answered
 
 
 @dataclass
 class Used:
-    """What a run has cost so far, failed attempts included where they were counted by the device."""
+    """What a run has cost so far."""
 
-    jobs: int = 0
-    circuits: int = 0
-    shots: int = 0
-    failures: int = 0
+    jobs: int = 0  # answered
+    circuits: int = 0  # of these
+    shots: int = 0  # sent, whether an answer came or not: the device may have run them
+    failures: int = 0  # jobs without a usable answer
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,7 +48,7 @@ class Jobs:
         shots: Of each circuit; None: exact probabilities.
         seed: Of simulated counts. They depend on seed and angles alone, so a resumed run draws what the unbroken
             one would have drawn.
-        shot_budget: No job is sent that would bring the shots used beyond it.
+        shot_budget: No job is sent, for the first time or again, that would bring the shots sent beyond it.
         retries: How often a failed job is sent again, after 1, 2, 4, ... up to 60 seconds.
         wait: Seconds before the first repetition.
     """
@@ -57,24 +60,36 @@ class Jobs:
         *,
         seed: int = 0,
         shot_budget: int | None = None,
-        retries: int = 5,
+        retries: int = RETRIES,
         wait: float = 1.0,
     ) -> None:
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ConfigError(f"retries must be a whole number, 0 or more, got {retries!r}")
         self.backend = backend
-        self.shots = backend.default_shots if shots is None else shots
+        self.shots = backend.default_shots if shots is None else int(shots)
         self.seed = seed
         self.shot_budget = shot_budget
         self.retries = retries
         self.used = Used()
         self.on_failure: Callable[[str], object] = logging.getLogger("qpeft").warning  # told before each wait
+        self.stop_wanted: Callable[[], bool] = lambda: False  # asked before each wait, and before each job on hardware
         self._log: Path | None = None
         self._wait = wait
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether this is qpeft's own simulator with exact probabilities."""
+        return type(self.backend) is ExactBackend and self.shots is None
 
     def log_to(self, path: Path) -> None:
         """Add a line of JSON for every job; what the file holds already, of the same run, counts as used.
 
-        Raises CheckpointError for a file of something else.
+        Raises:
+            CheckpointError: a file of something else.
+            ConfigError: there is no such folder.
         """
+        if not path.parent.is_dir():
+            raise ConfigError(f"log: there is no folder {path.parent}; make it, or name another file")
         self.used = _read_log(path)
         self._log = path
 
@@ -86,17 +101,16 @@ class Jobs:
         """
 
         def send() -> Numbers:
-            self._check_budget(len(angles))
-            return self._send(
-                lambda: self.backend.run(ansatz, angles, self.shots, self.seed_of(angles)), purpose, ansatz, len(angles)
-            )
+            found = self.backend.run(ansatz, angles, self.shots, self.seed_of(angles))
+            _check_probabilities(found, (len(angles), 2**ansatz.n_qubits), self.backend.name)
+            return found
 
-        return self._once_for_all(send)
+        return self._once_for_all(lambda: self._send(send, purpose, len(angles)))
 
     def adjoint(self, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
         """Gradient (*ansatz.angle_shape) of weights @ p, by the backend's adjoint pass."""
         return self._once_for_all(
-            lambda: self._send(lambda: self.backend.adjoint(ansatz, angles, weights), "adjoint", None, 1)
+            lambda: self._send(lambda: self.backend.adjoint(ansatz, angles, weights), "adjoint", 1)
         )
 
     def seed_of(self, angles: Numbers) -> int:
@@ -114,38 +128,53 @@ class Jobs:
                 f"{self.shot_budget:,} are used; nothing of it was sent. Raise the budget to go on"
             )
 
-    def _send(self, call: Callable[[], Numbers], purpose: str, ansatz: Ansatz | None, n_circuits: int) -> Numbers:
-        for attempt in range(self.retries + 1):
-            began = time.perf_counter()
-            try:
-                result = call()
-                if ansatz is not None:
-                    _check_probabilities(result, (n_circuits, 2**ansatz.n_qubits), self.backend.name)
-            except _NEVER_AGAIN:
-                raise
-            except Exception as error:
-                self._note(purpose, n_circuits, time.perf_counter() - began, attempt, error)
-                if attempt == self.retries:
-                    raise BackendError(_gave_up(self.backend.name, attempt + 1, error)) from error
-                wait = min(self._wait * 2**attempt, _LONGEST_WAIT)
-                self.on_failure(f"a job on {self.backend.name} failed ({_reason(error)}); again in {wait:g} s")
-                time.sleep(wait)
-            else:
-                self._note(purpose, n_circuits, time.perf_counter() - began, attempt, None)
-                return result
-        raise AssertionError("unreachable")
+    def _send(self, call: Callable[[], Numbers], purpose: str, n_circuits: int) -> Numbers:
+        attempt = 1
+        while (answer := self._try(call, purpose, n_circuits, attempt)) is None:
+            attempt += 1
+        return answer
 
-    def _note(self, purpose: str, n_circuits: int, seconds: float, attempt: int, error: Exception | None) -> None:
-        entry = {
-            "job": self.used.jobs + self.used.failures + 1,
-            "backend": self.backend.name,
-            "purpose": purpose,
-            "circuits": n_circuits,
-            "shots": 0 if error or self.shots is None else self.shots * n_circuits,
-            "seconds": round(seconds, 6),
-            "attempt": attempt + 1,
-            "error": None if error is None else _reason(error),
-        }
+    def _try(self, call: Callable[[], Numbers], purpose: str, n_circuits: int, attempt: int) -> Numbers | None:
+        """One attempt; None after a failure, when it is time for another one."""
+        self._check_budget(n_circuits)
+        if not self.backend.is_simulator and self.stop_wanted():
+            raise KeyboardInterrupt(f"Stopped before a job was sent to {self.backend.name}.")
+        shots = n_circuits * (self.shots or 0)
+        entry = {"job": self.used.jobs + self.used.failures + 1, "backend": self.backend.name, "purpose": purpose}
+        entry |= {"circuits": n_circuits, "attempt": attempt}
+        # before it is sent: a kill while it runs must not lose sight of its shots
+        self._note({**entry, "event": "sent", "shots": shots, "seconds": 0.0, "error": None})
+        began = time.perf_counter()
+        try:
+            answer = call()
+        except Exception as error:
+            seconds = round(time.perf_counter() - began, 6)
+            self._note({**entry, "event": "failed", "shots": 0, "seconds": seconds, "error": _reason(error)})
+            self._after(error, attempt)
+            return None
+        seconds = round(time.perf_counter() - began, 6)
+        self._note({**entry, "event": "answered", "shots": 0, "seconds": seconds, "error": None})
+        return answer
+
+    def _after(self, error: Exception, attempt: int) -> None:
+        """Wait for another attempt, or raise."""
+        if isinstance(error, _MISTAKES) or (isinstance(error, _PERHAPS_MISTAKES) and not self.used.jobs):
+            raise error
+        if attempt > self.retries:
+            raise BackendError(_gave_up(self.backend.name, attempt, error)) from error
+        if self.stop_wanted():
+            raise KeyboardInterrupt(f"Stopped; the last job on {self.backend.name} had failed.") from error
+        wait = min(self._wait * 2 ** (attempt - 1), _LONGEST_WAIT)
+        self.on_failure(f"a job on {self.backend.name} failed ({_reason(error)}); again in {wait:g} s")
+        self._sleep(wait)
+
+    def _sleep(self, seconds: float) -> None:
+        """In pieces, so that a wish to stop is heard."""
+        while seconds > 0 and not self.stop_wanted():
+            time.sleep(min(seconds, 1.0))
+            seconds -= 1.0
+
+    def _note(self, entry: dict[str, Any]) -> None:
         _count(self.used, entry)
         if self._log is not None:
             with self._log.open("a", encoding="utf-8") as file:
@@ -183,8 +212,8 @@ def _check_probabilities(found: Numbers, shape: tuple[int, int], name: str) -> N
 
 def _gave_up(name: str, attempts: int, error: Exception) -> str:
     return (
-        f"a job on {name} failed {attempts} times, the last time with: {_reason(error)}. Nothing of the steps before "
-        "is lost: run the same command again, or call the training again, when the device answers"
+        f"a job on {name} failed {attempts} times, the last time with: {_reason(error)}. Checkpoints are intact: "
+        "do the same again when the device answers"
     )
 
 
@@ -193,10 +222,10 @@ def _reason(error: Exception) -> str:
 
 
 def _count(used: Used, entry: dict[str, Any]) -> None:
-    failed = entry["error"] is not None
-    used.jobs += not failed
-    used.failures += failed
-    used.circuits += 0 if failed else entry["circuits"]
+    answered = entry["event"] == "answered"
+    used.jobs += answered
+    used.circuits += entry["circuits"] if answered else 0
+    used.failures += entry["event"] == "failed"
     used.shots += entry["shots"]
     used.seconds += entry["seconds"]
 
@@ -206,7 +235,7 @@ def _read_log(path: Path) -> Used:
     used = Used()
     if not path.exists():
         return used
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(path, whole)

@@ -62,8 +62,11 @@ def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
         return ExactBackend()
     file, _, attribute = name.rpartition(":")
     if file.endswith(".py"):
-        return as_backend(_from_file(Path(file).expanduser(), attribute, n_qubits), n_qubits)
-    raise ConfigError(f"unknown backend '{name}'; choose one of {_NAMES}")
+        backend = as_backend(_from_file(Path(file).expanduser(), attribute, n_qubits), n_qubits)
+        backend.name = f"{backend.name} ({Path(file).name}:{attribute})"
+        return backend
+    hint = f"; did you mean '{name}:NAME', what the file calls it?" if name.endswith(".py") else ""
+    raise ConfigError(f"unknown backend '{name}'{hint or f'; choose one of {_NAMES}'}")
 
 
 def _from_file(path: Path, attribute: str, n_qubits: int) -> Any:

@@ -37,6 +37,13 @@ class QiskitBackend(Backend):
     """
 
     def __init__(self, sampler: BaseSamplerV2, pass_manager: PassManager | None = None) -> None:
+        from qiskit.primitives import BaseSamplerV2
+
+        if not isinstance(sampler, BaseSamplerV2):
+            raise ConfigError(
+                "a Qiskit sampler (BaseSamplerV2) is needed, such as qiskit_aer.primitives.SamplerV2(), or "
+                f"BackendSamplerV2(backend=...) around a backend; got {sampler!r}"
+            )
         self.sampler = sampler
         self._device = _device_of(sampler)
         self._pass_manager = pass_manager

@@ -6,7 +6,6 @@ import logging
 import warnings
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -14,7 +13,6 @@ from torch.autograd.function import once_differentiable
 from qpeft.backends.backend import Numbers
 from qpeft.backends.gradients import RULES, count_circuits
 from qpeft.backends.jobs import Jobs
-from qpeft.backends.settings import GRADIENTS
 from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError
 
@@ -33,6 +31,7 @@ class CircuitRun:
         gradient: "adjoint", "parameter-shift", "spsa", or "auto": adjoint where the backend has it and there are no
             shots, parameter shift otherwise. The attribute `gradient` tells which it became.
         smoothing: Adds so many counts to every outcome, p = (counts + s) / (shots + s D), so that none is 0.
+        trained: Whether the angles are; frozen ones need no gradient.
         allow_wide: Runs circuits of more than 14 qubits, whose outcomes no affordable number of shots resolves.
 
     Raises:
@@ -40,11 +39,18 @@ class CircuitRun:
     """
 
     def __init__(
-        self, ansatz: Ansatz, jobs: Jobs, gradient: str = "auto", smoothing: float = 0.0, allow_wide: bool = False
+        self,
+        ansatz: Ansatz,
+        jobs: Jobs,
+        gradient: str = "auto",
+        smoothing: float = 0.0,
+        allow_wide: bool = False,
+        trained: bool = True,
     ) -> None:
         self.ansatz = ansatz
         self.jobs = jobs
         self.smoothing = smoothing
+        self.trained = trained
         _check_shots(jobs)
         self.gradient = _choose(gradient, jobs)
         _check_sense(ansatz, jobs, smoothing, allow_wide)
@@ -57,26 +63,30 @@ class CircuitRun:
 
     def __str__(self) -> str:
         shots = "exact probabilities" if self.jobs.shots is None else f"{self.jobs.shots:,} shots a circuit"
-        return (
-            f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {shots}, gradients by {self.gradient}, "
-            f"{self.circuits_per_step:,} circuits a step"
-        )
+        gradients = f"gradients by {self.gradient}, " if self.trained else "frozen angles, "
+        a_step = f"{self.circuits_per_step:,} circuit{'s' if self.circuits_per_step > 1 else ''} a step"
+        return f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {shots}, {gradients}{a_step}"
+
+    __repr__ = __str__
 
     @property
     def circuits_per_step(self) -> int:
         """Circuits of one optimiser step: the value and its gradient."""
-        return 1 + count_circuits(self.gradient, self.ansatz.n_angles)
+        return 1 + (count_circuits(self.gradient, self.ansatz.n_angles) if self.trained else 0)
 
     def check_budget(self, steps: int) -> None:
         """Raise ConfigError if `steps` optimiser steps need more shots than the budget allows."""
         shots, budget = self.jobs.shots, self.jobs.shot_budget
         if shots is None or budget is None:
             return
-        needed = (steps * self.circuits_per_step + 1) * shots  # and the value after the last step
-        if needed > budget:
+        needed = steps * self.circuits_per_step * shots
+        used = self.jobs.used.shots
+        if used + needed > budget:
+            before = f" beside the {used:,} that are used" if used else ""
             raise ConfigError(
-                f"{steps:,} steps of {self.circuits_per_step:,} circuits with {shots:,} shots need {needed:,} shots, "
-                f"more than the budget of {budget:,}; take fewer steps or shots, or a larger shot_budget"
+                f"{steps:,} steps of {self.circuits_per_step:,} circuits with {shots:,} shots need {needed:,} shots"
+                f"{before}, more than the shot budget of {budget:,}; take fewer steps or shots, or a budget of at "
+                f"least {used + needed:,}"
             )
 
     def value(self, angles: Numbers) -> Numbers:
@@ -124,13 +134,9 @@ def _check_shots(jobs: Jobs) -> None:
         if jobs.shot_budget is not None:
             raise ConfigError("shot_budget limits shots, and there are none; set shots as well")
         return
-    if not isinstance(shots, int | np.integer) or isinstance(shots, bool) or shots < 1:
-        raise ConfigError(f"shots must be a positive integer or None, got {shots}")
 
 
 def _choose(gradient: str, jobs: Jobs) -> str:
-    if gradient not in GRADIENTS:
-        raise ConfigError(f"unknown gradient '{gradient}'; choose one of {', '.join(GRADIENTS)}")
     has_adjoint = jobs.backend.has_adjoint and jobs.shots is None
     if gradient == "auto":
         return "adjoint" if has_adjoint else "parameter-shift"
@@ -142,20 +148,18 @@ def _choose(gradient: str, jobs: Jobs) -> str:
 
 
 def _check_sense(ansatz: Ansatz, jobs: Jobs, smoothing: float, allow_wide: bool) -> None:
-    if not 0 <= smoothing < float("inf"):
-        raise ConfigError(f"smoothing must be a number of counts, 0 or more, got {smoothing}")
     if smoothing and jobs.shots is None:
         raise ConfigError("smoothing is for outcomes that no shot hit, and there are no shots; set shots as well")
     outcomes = 2**ansatz.n_qubits
-    is_own = jobs.backend.name == "exact" and jobs.shots is None
-    if ansatz.n_qubits > _MOST_QUBITS and not (allow_wide or is_own):
+    if ansatz.n_qubits > _MOST_QUBITS and not (allow_wide or jobs.is_exact):
         needed = f"{_SHOTS_PER_OUTCOME * outcomes:,} shots" if jobs.shots else f"{outcomes:,} probabilities"
         raise ConfigError(
             f"{ansatz.n_qubits} qubits are too many for {jobs.backend.name}: every one of the circuits of a step needs "
-            f"{needed}. Use a larger chunk_size (fewer qubits), or allow_wide=True if you mean it"
+            f"{needed}. Use a larger chunk_size (fewer qubits), or in Python allow_wide=True if you mean it"
         )
     if jobs.shots is not None and jobs.shots < _SHOTS_PER_OUTCOME * outcomes:
         warnings.warn(
-            f"{jobs.shots} shots for {outcomes} outcomes: most probabilities will be dominated by sampling noise",
+            f"{jobs.shots} shots for {outcomes} outcomes: most probabilities will be dominated by sampling noise; "
+            f"{_SHOTS_PER_OUTCOME * outcomes} are better",
             stacklevel=4,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 from qpeft.errors import ConfigError
@@ -57,7 +58,7 @@ class BackendSettings:
 
 
 def backend_settings(given: dict[str, Any]) -> BackendSettings:
-    """From a run's dictionary. Raises ConfigError for what is unknown or out of range, whatever the model."""
+    """From a dictionary. Raises ConfigError for what is unknown or out of range, whatever model and backend."""
     known = [f.name for f in fields(BackendSettings)]
     for name in given:
         if name not in known:
@@ -65,10 +66,17 @@ def backend_settings(given: dict[str, Any]) -> BackendSettings:
     settings = BackendSettings(**given)
     if settings.gradient not in GRADIENTS:
         raise ConfigError(f"unknown gradient '{settings.gradient}'; choose one of {', '.join(GRADIENTS)}")
-    if not 0 <= settings.noise < 1:
-        raise ConfigError(f"noise is a probability, from 0 to below 1, got {settings.noise}")
     for name in ("shots", "shot_budget"):
         value = getattr(settings, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ConfigError(f"{name} must be a positive integer or None, got {value}")
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) < 2**63
+        ):
+            raise ConfigError(f"{name} must be a positive integer or None, got {value!r}")
+    for name, value, what in (
+        ("noise", settings.noise, "is a probability, from 0 to below 1"),
+        ("smoothing", settings.smoothing, "must be a number of counts, 0 or more"),
+    ):
+        highest = 1.0 if name == "noise" else float("inf")
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < highest:
+            raise ConfigError(f"{name} {what}, got {value!r}")
     return settings

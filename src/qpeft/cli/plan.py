@@ -132,7 +132,11 @@ def _forecast(found: Plan) -> list[tuple[str, str, str]]:
         ),
         *shots,
         ("  on", cost["backend"], f"gradients by {cost['gradient']}, {cost['jobs_per_step']} jobs a step"),
-        ("  time", duration(cost["seconds"]), f"{cost['seconds_per_step']:.3g} s a step, from a measured sample"),
+        (
+            "  time",
+            duration(cost["seconds"]),
+            f"{cost['seconds_per_step']:.3g} s a step, for the circuits alone; {cost['sample']} were run to measure it",
+        ),
     ]
 
 

@@ -71,16 +71,16 @@ def _summary(findings: tuple[Finding, ...]) -> str:
 
 
 def _say_random(figures: Mapping[str, Any]) -> str:
-    start, trained = figures["start"], figures.get("trained")
-    if not start.is_random:
-        found = "At its start the circuit is not a random vector"
-    else:
-        found = "At its start the circuit cannot be told from a random vector"
-    if trained is None:
-        return f"{found}."
-    if trained.is_random == start.is_random:
-        return f"{found}, and training left it so."
-    return f"{found}; after training it {'cannot be told from one' if trained.is_random else 'is none any more'}."
+    """By many circuits: one alone has too few probabilities to tell."""
+    if "random angles" not in figures:
+        return ""
+    found = figures["random angles"]
+    if found.is_random:
+        return "At random angles, as at its start, the circuit cannot be told from a random vector."
+    return (
+        f"At random angles, as at its start, the circuit is near a random vector, but not one (distance "
+        f"{found.distance:.2g})."
+    )
 
 
 def _say_redundant(figures: Mapping[str, Any]) -> str:
@@ -105,10 +105,13 @@ def _say_moved(figures: Mapping[str, Any]) -> str:
 
 
 def _say_rank(figures: Mapping[str, Any]) -> str:
-    if "updates" not in figures:
-        return ""
-    found = figures["updates"]
-    return f"The updates of the weights use {found.entropy_rank:.1f} of {found.possible:.3g} possible directions."
+    said = [
+        f"{what} {found.entropy_rank:.1f} of {found.possible:.3g} possible directions"
+        for name, what in (("change", "what training changed in the chunks uses"), ("updates", "the updates use"))
+        if (found := figures.get(name)) is not None
+    ]
+    text = "; ".join(said)
+    return f"{text[0].upper()}{text[1:]}." if said else ""
 
 
 _SAY: dict[str, Callable[[Mapping[str, Any]], str]] = {

@@ -62,7 +62,8 @@ class Diagnosis:
     summary: str
 
     def __getitem__(self, key: str) -> Finding:
-        return next(finding for finding in self.findings if finding.key == key)
+        found = {finding.key: finding for finding in self.findings}
+        return found[key]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

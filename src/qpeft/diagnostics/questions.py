@@ -182,7 +182,7 @@ def _slope(name: str, figure: GradientVariance) -> list[Measure]:
         return []
     what = "slope, p as it is" if name == BARE else f"slope, 2^N p, {name}"
     found = f"{slope:+.2f} ± {error:.2f}".replace("-", "\u2212")
-    return [Measure(what, found, "log2 of the variance per qubit")]
+    return [Measure(what, found, "0: does not vanish")]
 
 
 def _difference(control: MethodSummary) -> list[Measure]:

@@ -39,8 +39,8 @@ class Target:
 
     name: str
     method: str  # key of `qpeft train`
-    generator: QPAGenerator | None
-    saved: SavedAdapter | None = None
+    generator: QPAGenerator | None = dataclasses.field(repr=False)
+    saved: SavedAdapter | None = dataclasses.field(default=None, repr=False)
     run: Path | None = None
 
     @property
@@ -72,7 +72,8 @@ def of_folder(adapter: str | Path, run: str | Path | None = None, name: str | No
         CheckpointError: a file is missing or damaged.
         ConfigError: an adapter that no figure applies to.
     """
-    saved = read_adapter(adapter)
+    inside = Path(adapter) / "adapter"
+    saved = read_adapter(inside if inside.is_dir() else adapter)
     generator = saved.generator() if saved.method == "qpa" else None
     return Target(name or str(adapter), saved.method, generator, saved, None if run is None else Path(run))
 

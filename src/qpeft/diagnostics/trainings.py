@@ -12,6 +12,8 @@ from dataclasses import field as _field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from qpeft.demo import base_path
 from qpeft.diagnostics.figure import Figure
 from qpeft.errors import ConfigError
@@ -23,7 +25,7 @@ from qpeft.studies.comparison.report.words import capital
 from qpeft.studies.comparison.rows import Row
 from qpeft.studies.comparison.running.progress import CompareProgress
 from qpeft.studies.comparison.running.runner import run
-from qpeft.studies.comparison.study import UNTRAINED, Study
+from qpeft.studies.comparison.study import UNTRAINED, Study, described
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
 
@@ -57,8 +59,13 @@ class CircuitMatters(Figure):
         if not any(control.difference_to_target for control in self.controls):
             return "The trainings are not finished: there is nothing to compare yet."
         if self.summary.headlines:
-            return capital(self.summary.headlines[0])
+            return f"{capital(self.summary.headlines[0])} {self._size}"
         return f"With fewer than {MIN_SEEDS} seeds nothing is said for or against the circuit."
+
+    @property
+    def _size(self) -> str:
+        seeds, steps = self.summary.study["seeds"], self.summary.study["training"]["steps"]
+        return f"({len(seeds)} seeds, {steps} steps each.)"
 
     def to_dict(self) -> dict[str, Any]:
         methods = [self.circuit, *self.controls]
@@ -91,7 +98,8 @@ def circuit_matters(
 
     Args:
         run_folder: Of `qpeft train` with method qpa and the circuit as its feature source. Data and base are read from
-            where the run found them. The trainings go to its folder `circuit-matters`.
+            where the run found them. The trainings go to its folder `circuit-matters`. They run on simulators alone: in
+        the place of a device of yours, the exact simulator counts as many shots.
         seeds: Of the trainings; a verdict needs three.
         steps: Of each training. None: as many as the run's.
         progress: Receives what `qpeft compare` shows.
@@ -136,20 +144,30 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
         "reference": _CIRCUIT,
         "seeds": list(seeds),
         "tuning": {"grid": [1.0]},
-        "training": {name: getattr(settings, name) for name in _SAME} | ({"steps": steps} if steps else {}),
+        "training": {name: getattr(settings, name) for name in _SAME} | ({} if steps is None else {"steps": steps}),
         "capacity": False,
         "costs": False,
         "methods": [{"key": "base", "label": "the base as it is", "method": UNTRAINED}, *_members(settings)],
     }
     try:
         return Study.model_validate(values)
-    except ValueError as error:
-        raise ConfigError(f"the run's training cannot be compared: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(f"the run's training cannot be compared: {described(error)}") from error
+
+
+def _own_backend(settings: TrainSettings) -> dict[str, Any]:
+    """Where the circuit ran, if that was a simulator by name. A device of the user's is not asked again, for its jobs
+    may cost: the same shots are counted by the exact simulator. Controls have no circuit to run.
+    """
+    given = {name: value for name, value in settings.backend_settings.items() if name != "shot_budget"}
+    if ".py:" not in settings.backend.backend:
+        return given
+    return {name: value for name, value in given.items() if name in ("shots", "smoothing", "gradient")}
 
 
 def _members(settings: TrainSettings) -> list[dict[str, Any]]:
     shared = {"method": "qpa", "host": settings.host, "lr": settings.lr}
-    there = settings.backend_settings  # where the circuit ran; its controls have none
+    there = _own_backend(settings)
     own = {"key": _CIRCUIT, "label": "the trained circuit", "settings": settings.method_settings, **shared}
     own["backend"] = there
     controls = [

@@ -89,6 +89,11 @@ class QPAGenerator(Generator):
         self.register_buffer("fingerprint", fingerprint(start.hexdigest(), asdict(count), _settings(config)))
         self._reference: Tensor | None = None  # G_ref, computed where the first generation happens
 
+    @property
+    def is_costly(self) -> bool:
+        """Whether an evaluation is a job on a backend: none is made before it is needed."""
+        return getattr(self.feature, "backend", None) is not None
+
     def forward(self) -> Tensor:
         """The adapter's numbers, flat (m,), float32 whatever autocast says.
 

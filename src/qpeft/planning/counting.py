@@ -22,7 +22,7 @@ from qpeft.backends.forecast import forecast
 from qpeft.backends.jobs import Jobs
 from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
-from qpeft.backends.settings import BackendSettings
+from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generators.settings import QPAGeneratorConfig
@@ -75,9 +75,8 @@ def plan(
         counts = count_attached(generator, adapted)
     else:
         counts = _COUNTERS.get(type(config), count_stock)(config, adapted)
-    chosen = BackendSettings(
-        backend=backend, shots=shots, gradient=gradient, noise=noise, shot_budget=shot_budget, smoothing=smoothing
-    )
+    given = {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
+    chosen = backend_settings({"backend": backend, **given})
     circuits = None if chosen.is_usual else _circuits(generator or config, counts, chosen, steps)
     return Plan(base_parameters=base_parameters, target_modules=targets, circuits=circuits, **counts)
 
@@ -89,7 +88,7 @@ def _circuits(config: Any, counts: dict[str, Any], chosen: BackendSettings, step
         as_backend(chosen.backend, counts["n_qubits"], chosen.noise), chosen.shots, shot_budget=chosen.shot_budget
     )
     ansatz = Ansatz("ry_ladder", counts["n_qubits"], config.n_layers)
-    run = CircuitRun(ansatz, jobs, chosen.gradient, chosen.smoothing)
+    run = CircuitRun(ansatz, jobs, chosen.gradient, chosen.smoothing, trained=config.feature_source == "qnn")
     run.check_budget(steps)
     return forecast(run, steps).to_dict()
 

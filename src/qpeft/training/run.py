@@ -11,7 +11,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import qpeft
-from qpeft.errors import CheckpointError, ConfigError, InputError, TrainingError
+from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.files import is_disk_full
 from qpeft.training import outputs
 from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
@@ -61,6 +61,7 @@ def train(
         if ready.circuits is not None:
             ready.circuits.jobs.log_to(folder.jobs)
             ready.circuits.jobs.on_failure = progress.on_note
+            ready.circuits.check_budget(settings.steps - _steps_done(folder))
             progress.on_note(f"circuits on {ready.circuits}")
         timing = Timing()
         try:
@@ -87,7 +88,9 @@ def _fit(
     checkpoint = last_whole(folder.checkpoints)
     log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))
     every = _intervals(settings, ready)
-    with StopRequest(partial(progress.on_stage, "Stopping after this step; Ctrl-C again stops at once")) as stop:
+    with StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once")) as stop:
+        if ready.circuits is not None:
+            ready.circuits.jobs.stop_wanted = lambda: stop.wanted
         trainer = _trainer(settings, ready, folder)
         evaluate = partial(_score, ready)
         trainer.add_callback(timing)
@@ -101,6 +104,8 @@ def _fit(
         try:
             with outputs.resumable(ready.model):
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except BackendError:
+            raise
         except Exception as error:
             if checkpoint is not None and not timing.has_begun:
                 raise CheckpointError(_damaged(checkpoint, error)) from error
@@ -114,6 +119,11 @@ def _intervals(settings: TrainSettings, ready: Prepared) -> Intervals:
     every = settings.intervals()
     is_hardware = ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator
     return every._replace(save=1) if is_hardware and settings.save_every is None else every
+
+
+def _steps_done(folder: RunFolder) -> int:
+    checkpoint = last_whole(folder.checkpoints)
+    return 0 if checkpoint is None else step_of(checkpoint)
 
 
 def _score(ready: Prepared) -> Score:

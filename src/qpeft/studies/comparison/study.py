@@ -218,7 +218,7 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
     try:
         return Study.model_validate(found)
     except ValidationError as error:
-        raise ConfigError(f"study {name_or_path}: {_described(error)}") from error
+        raise ConfigError(f"study {name_or_path}: {described(error)}") from error
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def _fields_beside(place: tuple[int | str, ...]) -> list[str]:
     return list((kinds[parents[-1]] if parents else Study).model_fields)
 
 
-def _described(error: ValidationError) -> str:
+def described(error: ValidationError) -> str:
     """`training.steps: Input should be a valid integer, got 'many'`, for the first few errors."""
     lines = []
     for found in error.errors()[:3]:
