@@ -177,9 +177,13 @@ def test_a_device_that_goes_down_costs_no_finished_step(settings, device):
     plain = train(settings("plain"))
     chosen = settings(backend_settings={"backend": f"{device}:make", "shots": 512}, save_every=None)
     down = device.parent / "down"
-    with pytest.raises(BackendError, match=r"unreliable \(mine.py:make\) failed 9 times, the last time with: no answer"):
+    with pytest.raises(
+        BackendError, match=r"unreliable \(mine.py:make\) failed 9 times, the last time with: no answer"
+    ):
         train(chosen, At(4, down.touch))
-    with pytest.raises(BackendError, match=r"unreliable \(mine.py:make\) failed"):  # and not a word against the checkpoint
+    with pytest.raises(
+        BackendError, match=r"unreliable \(mine.py:make\) failed"
+    ):  # and not a word against the checkpoint
         train(chosen)
     down.unlink()
     resumed = At()
