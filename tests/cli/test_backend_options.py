@@ -52,7 +52,10 @@ def test_for_people(qpeft_cli, base_folder, command):
     [
         (("--shots", 0), "shots must be a positive integer or None, got 0"),
         (("--noise", -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
-        (("--backend", "lightning.qubit"), "unknown backend 'lightning.qubit'"),
+        (
+            ("--backend", "lightning.qubit"),
+            "unknown backend 'lightning.qubit'; did you mean 'pennylane:lightning.qubit'?",
+        ),
         (("--backend", "pennylane:lightening.qubit"), "unknown PennyLane device 'lightening.qubit'; installed: "),
         (("--shots", 1000, "--shot-budget", 1000), "shots, more than the shot budget of 1,000"),
         (("--feature-source", "none", "--shots", 1000), "the model has no circuit of QPA"),

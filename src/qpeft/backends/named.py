@@ -65,6 +65,8 @@ def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
         backend = as_backend(_from_file(Path(file).expanduser(), attribute, n_qubits), n_qubits)
         backend.name = f"{backend.name} ({Path(file).name}:{attribute})"
         return backend
+    if name.partition(".")[0] in ("default", "lightning"):
+        raise ConfigError(f"unknown backend '{name}'; did you mean 'pennylane:{name}'?")
     hint = f"; did you mean '{name}:NAME', what the file calls it?" if name.endswith(".py") else ""
     raise ConfigError(f"unknown backend '{name}'{hint or f'; choose one of {_NAMES}'}")
 

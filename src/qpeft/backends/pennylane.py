@@ -151,10 +151,15 @@ def backend_by_name(name: str, n_qubits: int, noise: float) -> PennyLaneBackend:
     try:
         if name in _SEEDED:
             return _Seeded(lambda seed: _noisy(qml.device(name, wires=n_qubits, seed=seed), noise))
-        return PennyLaneBackend(qml.device(name, wires=n_qubits))
+        made = PennyLaneBackend(qml.device(name, wires=n_qubits))
+        if made.is_simulator:  # some are of another kind, and say so only when they run
+            made.run(
+                Ansatz("ry_ladder", n_qubits, 1), np.zeros((1, 1, n_qubits)), None if made.has_exact else 1, seed=0
+            )
+        return made
     except Exception as error:  # each device has its own
         raise ConfigError(
-            f"cannot make the PennyLane device '{name}' with {n_qubits} wires: {error}. Give a device that you made; "
+            f"the PennyLane device '{name}' with {n_qubits} wires cannot run the circuit: {error}. Give a device that you made; "
             "on the command line as FILE.py:NAME"
         ) from error
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from qpeft.backends.backend import Numbers
 from qpeft.backends.gradients import RULES, count_circuits
 from qpeft.backends.jobs import Jobs
+from qpeft.backends.settings import check_gradient
 from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError
 
@@ -127,16 +128,16 @@ def _numbers(tensor: Tensor) -> Numbers:
 
 
 def _check_shots(jobs: Jobs) -> None:
-    shots, backend = jobs.shots, jobs.backend
-    if shots is None:
-        if not backend.has_exact:
-            raise ConfigError(f"{backend.name} counts outcomes and gives no exact probabilities; set shots")
-        if jobs.shot_budget is not None:
-            raise ConfigError("shot_budget limits shots, and there are none; set shots as well")
+    if jobs.shots is not None:
         return
+    if not jobs.backend.has_exact:
+        raise ConfigError(f"{jobs.backend.name} counts outcomes and gives no exact probabilities; set shots")
+    if jobs.shot_budget is not None:
+        raise ConfigError("shot_budget limits shots, and there are none; set shots as well")
 
 
 def _choose(gradient: str, jobs: Jobs) -> str:
+    check_gradient(gradient)
     has_adjoint = jobs.backend.has_adjoint and jobs.shots is None
     if gradient == "auto":
         return "adjoint" if has_adjoint else "parameter-shift"

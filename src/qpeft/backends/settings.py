@@ -57,6 +57,12 @@ class BackendSettings:
         return self == BackendSettings()
 
 
+def check_gradient(gradient: str) -> None:
+    """Raise ConfigError for an unknown rule."""
+    if gradient not in GRADIENTS:
+        raise ConfigError(f"unknown gradient '{gradient}'; choose one of {', '.join(GRADIENTS)}")
+
+
 def backend_settings(given: dict[str, Any]) -> BackendSettings:
     """From a dictionary. Raises ConfigError for what is unknown or out of range, whatever model and backend."""
     known = [f.name for f in fields(BackendSettings)]
@@ -64,8 +70,7 @@ def backend_settings(given: dict[str, Any]) -> BackendSettings:
         if name not in known:
             raise ConfigError(f"unknown setting of the backend: '{name}'; choose one of {', '.join(known)}")
     settings = BackendSettings(**given)
-    if settings.gradient not in GRADIENTS:
-        raise ConfigError(f"unknown gradient '{settings.gradient}'; choose one of {', '.join(GRADIENTS)}")
+    check_gradient(settings.gradient)
     for name in ("shots", "shot_budget"):
         value = getattr(settings, name)
         if value is not None and (
