@@ -159,8 +159,8 @@ def backend_by_name(name: str, n_qubits: int, noise: float) -> PennyLaneBackend:
         return made
     except Exception as error:  # each device has its own
         raise ConfigError(
-            f"the PennyLane device '{name}' with {n_qubits} wires cannot run the circuit: {error}. Give a device that you made; "
-            "on the command line as FILE.py:NAME"
+            f"the PennyLane device '{name}' with {n_qubits} wires cannot run the circuit: {error}. Give a device that "
+            "you made; on the command line as FILE.py:NAME"
         ) from error
 
 
