@@ -55,6 +55,21 @@ def test_circuits_run_where_the_run_had_them():
     with_backend = [m.key for m in study.methods if m.backend]
     assert with_backend == ["qnn", "qnn_frozen"], "what has no circuit has no backend"
     assert study.methods[1].backend == {"shots": 256}
+    simulator = {"backend": "pennylane:default.mixed", "noise": 0.01}
+    assert study_of(settings(backend_settings=simulator), (0,)).methods[1].backend == simulator
+
+
+def test_a_device_of_the_users_is_not_asked_again():
+    mine = {"backend": "mine.py:device", "shots": 256, "shot_budget": 10_000, "gradient": "spsa"}
+    study = study_of(settings(backend_settings=mine), (0,))
+    assert [m.backend for m in study.methods if m.backend] == [{"shots": 256, "gradient": "spsa"}] * 2
+
+
+def test_no_steps_and_equal_seeds_are_refused():
+    with pytest.raises(ConfigError, match="steps: Input should be greater than or equal to 1, got 0"):
+        study_of(settings(), (0,), steps=0)
+    with pytest.raises(ConfigError, match="the run's training cannot be compared: seeds: one stands twice"):
+        study_of(settings(), (0, 0))
 
 
 @pytest.mark.parametrize(
