@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check docs bench format clean
+.PHONY: demo test check docs bench compat release format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/qpeft demo
@@ -29,12 +29,24 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/training_step.py
 	$(BIN)/python benchmarks/backend_speed.py
 
+# on the oldest and the newest of what qpeft supports; environments in .nox
+compat: $(VENV)/.installed-dev
+	$(BIN)/nox
+
+# wheel and sdist, and the demo from the wheel in an environment that has nothing else
+release: $(VENV)/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist
+	$(PYTHON) -m venv dist/venv
+	dist/venv/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd dist && venv/bin/qpeft demo --out demo-run
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
 clean:
-	rm -rf $(VENV) docs/_build demo-run
+	rm -rf $(VENV) .nox dist docs/_build demo-run
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "qpeft needs Python 3.11 or newer; set PYTHON=python3.11")'

@@ -154,6 +154,11 @@ def _optimizer(settings: TrainSettings, model: Any, arguments: TrainingArguments
     return kind, {**options, "params": qpeft.param_groups(model, settings.lr, settings.weight_decay)}
 
 
+# transformers 5.23 renamed it, and warns of the old name
+_RENAMED = hasattr(TrainingArguments, "activation_checkpointing")
+_CHECKPOINTING = "activation_checkpointing" if _RENAMED else "gradient_checkpointing"
+
+
 def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
     try:
         return TrainingArguments(
@@ -167,7 +172,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             seed=settings.seed,
-            activation_checkpointing=settings.gradient_checkpointing,
+            **{_CHECKPOINTING: settings.gradient_checkpointing},
             logging_steps=1,
             logging_nan_inf_filter=False,
             save_strategy="no",  # the Saving callback says when
