@@ -24,15 +24,18 @@ if TYPE_CHECKING:
     from qpeft.adapters.export import export as export
     from qpeft.adapters.fit_frames import fit_frames as fit_frames
     from qpeft.adapters.optimizer import param_groups as param_groups
+    from qpeft.adapters.pool import AdapterPool as AdapterPool
     from qpeft.adapters.qaa import QAAConfig as QAAConfig
     from qpeft.adapters.qaa_report import SiteFeatures as SiteFeatures
     from qpeft.adapters.qaa_report import feature_report as feature_report
     from qpeft.adapters.qpa import QPAConfig as QPAConfig
     from qpeft.adapters.quantum_peft import QuantumPeftConfig as QuantumPeftConfig
+    from qpeft.adapters.registry import register_method as register_method
     from qpeft.adapters.sora import SoRAConfig as SoRAConfig
     from qpeft.adapters.sora_callback import SoRACallback as SoRACallback
     from qpeft.adapters.sora_export import SoRAExportReport as SoRAExportReport
     from qpeft.adapters.tied import untie_lm_head as untie_lm_head
+    from qpeft.generators.registry import register_generator as register_generator
     from qpeft.generators.settings import QPAGeneratorConfig as QPAGeneratorConfig
     from qpeft.planning import Plan as Plan
     from qpeft.planning import plan as plan
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = version("qpeft")
 
 _HOME = {
+    "AdapterPool": "qpeft.adapters.pool",
     "BottleneckConfig": "qpeft.adapters.bottleneck",
     "ExportReport": "qpeft.adapters.export",
     "Plan": "qpeft.planning",
@@ -58,12 +62,15 @@ _HOME = {
     "load": "qpeft.adapters.checkpoint",
     "param_groups": "qpeft.adapters.optimizer",
     "plan": "qpeft.planning",
+    "register_generator": "qpeft.generators.registry",
+    "register_method": "qpeft.adapters.registry",
     "save": "qpeft.adapters.checkpoint",
     "set_backend": "qpeft.adapters.backend",
     "untie_lm_head": "qpeft.adapters.tied",
 }
 
 __all__ = [
+    "AdapterPool",
     "BottleneckConfig",
     "ExportReport",
     "Plan",
@@ -85,6 +92,8 @@ __all__ = [
     "load",
     "param_groups",
     "plan",
+    "register_generator",
+    "register_method",
     "save",
     "set_backend",
     "untie_lm_head",

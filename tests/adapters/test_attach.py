@@ -364,7 +364,9 @@ class TestRefusals:
     def test_other_settings_than_a_generators(self, llama):
         model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
         for config in ({"budget": 0.5}, qpeft.QPAConfig()):
-            with pytest.raises(ConfigError, match="attach takes a QPAGeneratorConfig, got"):
+            with pytest.raises(
+                ConfigError, match="attach takes a QPAGeneratorConfig, or settings of a generator of yours, got"
+            ):
                 qpeft.attach(model, config)
 
     @pytest.mark.parametrize("init", ["pissa_niter_1", "loftq"])

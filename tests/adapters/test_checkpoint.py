@@ -151,7 +151,7 @@ def test_a_full_disk_leaves_the_old_folder(saved, monkeypatch):
         (lambda f: edit_config(f, format_version="x"), "has format version x"),
         (lambda f: edit_config(f, seed=1), "the start drawn from seed 1 has hash"),
         (lambda f: edit_config(f, n_layers=2), "the start drawn from seed 0 has hash"),
-        (lambda f: edit_config(f, target_modules=["q_proj"]), "saved QPA table does not match this model"),
+        (lambda f: edit_config(f, target_modules=["q_proj"]), "saved table does not match this model"),
         (lambda f: edit_config(f, r=3), r"does not match this model: .* has shape \[4, 16\], expected \[3, 16\]"),
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "is damaged or cut off"),
         (lambda f: cut(f / "adapter_model.safetensors"), "is damaged or cut off"),

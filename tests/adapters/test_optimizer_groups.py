@@ -1,11 +1,9 @@
 """Optimiser groups of Quantum-PEFT: no decay where 0 means nothing, and no parameter without a group."""
 
-import pytest
 import torch
 from peft import get_peft_model
 
 import qpeft
-from qpeft.errors import ConfigError
 
 
 def quantum_peft(base, **settings):
@@ -31,8 +29,8 @@ def test_frozen_angles_are_in_no_group(llama):
     assert [group["name"] for group in groups] == ["lambda"]
 
 
-def test_a_stray_parameter_of_the_generator_is_refused(llama):
+def test_other_numbers_of_a_generator_are_in_the_group_of_others(llama):
     model = quantum_peft(llama)
-    model.base_model.generators["default"].stray = torch.nn.Parameter(torch.zeros(1))
-    with pytest.raises(ConfigError, match=r"default\.stray belongs to no group"):
-        qpeft.param_groups(model, lr=1e-3)
+    own = model.base_model.generators["default"].own = torch.nn.Parameter(torch.zeros(1))
+    (group,) = [group for group in qpeft.param_groups(model, lr=1e-3) if group["name"] == "other"]
+    assert group["params"] == [own]

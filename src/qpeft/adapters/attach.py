@@ -1,4 +1,4 @@
-"""Put QPA's generator over any stock adapter that is already on a model."""
+"""Put a generator over any stock adapter that is already on a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import AdaLoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, _prepare_prompt_learning_config
 from torch import Tensor, nn
@@ -23,19 +23,19 @@ from qpeft.adapters.holder import holder_of
 from qpeft.adapters.lora_start import check_not_stationary
 from qpeft.adapters.slots import device_of, find_slots, in_vector_order
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.generators.qpa import QPAGenerator
+from qpeft.generators.config import GeneratorConfig
+from qpeft.generators.registry import generator_name
 from qpeft.generators.seeded_start import SeededStart
-from qpeft.generators.settings import QPAGeneratorConfig
 
 _LOST_STARTS = ("corda", "loftq", "lora_ga")  # they take data, or change the base by a random part
 
 
-def attach(model: PeftModel, config: QPAGeneratorConfig, adapter_name: str | None = None) -> PeftModel:
-    """Let QPA generate every trainable tensor of an adapter that PEFT has put on `model`.
+def attach(model: PeftModel, config: GeneratorConfig, adapter_name: str | None = None) -> PeftModel:
+    """Let QPA, or a generator of your own, write every trainable tensor of an adapter that PEFT has put on `model`.
 
-    With `init_mode="residual"` the model gives the same outputs as before. `modules_to_save` and unfrozen biases stay
-    ordinary parameters. PEFT drew the adapter's start, so a compact folder holds it beside the generator's numbers;
-    with `init_mode="raw"` there is none to hold.
+    With QPA's `init_mode="residual"` the model gives the same outputs as before. `modules_to_save` and unfrozen biases
+    stay ordinary parameters. PEFT drew the adapter's start, so a compact folder holds it beside the generator's
+    numbers; with `init_mode="raw"` there is none to hold.
 
     Example::
 
@@ -44,7 +44,8 @@ def attach(model: PeftModel, config: QPAGeneratorConfig, adapter_name: str | Non
 
     Args:
         model: A PeftModel; changed in place.
-        config: The generator's settings.
+        config: The generator's settings: a QPAGeneratorConfig, or those of a generator registered with
+            `qpeft.register_generator`.
         adapter_name: Which adapter; by default the active one.
 
     Returns:
@@ -58,15 +59,14 @@ def attach(model: PeftModel, config: QPAGeneratorConfig, adapter_name: str | Non
     found = in_vector_order(generated_slots(model, name), config.vector_order)
     slots = [slot for slot, _ in found]
     initial = [_value(slot).detach().float().flatten().cpu() for slot in slots]
-    if config.init_mode == "residual":
-        check_not_stationary(slots, initial)
     start = SeededStart(config.seed)
-    drawn_here = config.init_mode == "raw"
-    generator = QPAGenerator(config, torch.cat(initial), start, keep_initial=not drawn_here).to(device_of(slots))
+    generator = config.make(torch.cat(initial), start)
+    with torch.no_grad():
+        check_not_stationary(slots, generator().split([value.numel() for value in initial]))
     attached = AttachedConfig.of(model.peft_config[name], config)
     attached.start_hash = start.hexdigest()
     attached.generated = [[slot.label, list(slot.shape)] for slot in slots]
-    binding = Binding(generator, slots)
+    binding = Binding(generator.to(device_of(slots)), slots)
     beside = keys_beside(model, name, AttachedModel.container)
     if not isinstance(model, AttachedModel):
         model.__class__ = attached_class(type(model))
@@ -128,8 +128,7 @@ def _check_prompt_fits(host: Any, base: Any) -> None:
 
 
 def _check(model: Any, config: Any, adapter_name: str | None) -> str:
-    if not isinstance(config, QPAGeneratorConfig) or isinstance(config, PeftConfig):
-        raise ConfigError(f"attach takes a QPAGeneratorConfig, got {type(config).__name__}")
+    generator_name(config)  # known at all
     if not isinstance(model, PeftModel):
         raise ConfigError(f"attach takes a PeftModel, got {type(model).__name__}; call get_peft_model(base, config)")
     name = adapter_name or model.active_adapters[0]

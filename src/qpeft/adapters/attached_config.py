@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig
 
 from qpeft.adapters.generated_config import GeneratedConfig, MethodName
 from qpeft.errors import ConfigError
-from qpeft.generators.settings import QPAGeneratorConfig
+from qpeft.generators.config import GeneratorConfig
+from qpeft.generators.registry import generator_config, generator_name
 
 ATTACHED = MethodName("QPEFT_ATTACHED")
 _OF_THIS_RUN = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
@@ -23,6 +24,7 @@ class AttachedConfig(GeneratedConfig):
 
     host: dict[str, Any] = field(default_factory=dict, metadata={"help": "The stock adapter's config."})
     generator: dict[str, Any] = field(default_factory=dict, metadata={"help": "The generator's settings."})
+    generator_name: str = field(default="qpa", metadata={"help": "What the generator was registered as."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,14 +32,14 @@ class AttachedConfig(GeneratedConfig):
         self.check_format()
 
     @classmethod
-    def of(cls, host: PeftConfig, generator: QPAGeneratorConfig) -> AttachedConfig:
+    def of(cls, host: PeftConfig, generator: GeneratorConfig) -> AttachedConfig:
         """The config of `host` under a generator with these settings."""
-        settings = {f.name: getattr(generator, f.name) for f in fields(QPAGeneratorConfig)}
         return cls(
             task_type=host.task_type,
             base_model_name_or_path=host.base_model_name_or_path,
             host=_as_json({**host.to_dict(), "peft_type": host.peft_type}) | _modules_to_save(host),
-            generator=_as_json(settings),
+            generator=_as_json(generator.settings()),
+            generator_name=generator_name(generator),
         )
 
     @property
@@ -49,22 +51,22 @@ class AttachedConfig(GeneratedConfig):
         """The host's config."""
         return PeftConfig.from_peft_type(**copy.deepcopy(self.host))
 
-    def to_generator(self) -> QPAGeneratorConfig:
-        """The generator's settings."""
-        return QPAGeneratorConfig(**self.generator)
+    def to_generator(self) -> GeneratorConfig:
+        """The generator's settings.
+
+        Raises:
+            CheckpointError: the generator is not registered here.
+        """
+        return generator_config(self.generator_name)(**self.generator)
 
     def differences(self, other: AttachedConfig) -> list[str]:
         """Names of the settings, of host and generator, in which the two differ."""
-        mine, its = ({**asdict(c)["host"], **asdict(c)["generator"]} for c in (self, other))
-        return sorted(k for k in mine.keys() | its.keys() if k not in _OF_THIS_RUN and mine.get(k) != its.get(k))
+        mine, its = ([c.host, c.generator, {"generator": c.generator_name}] for c in (self, other))
+        pairs = [(a, b, name) for a, b in zip(mine, its, strict=True) for name in a.keys() | b.keys()]
+        return sorted({name for a, b, name in pairs if name not in _OF_THIS_RUN and a.get(name) != b.get(name)})
 
     def description(self) -> dict[str, Any]:
-        named = ("n_layers", "feature_source", "activation", "seed")
-        return {
-            "method": "QPA (arXiv 2410.09846)",
-            "host": self.host_name.lower().replace("_", " "),
-            **{name: self.generator[name] for name in named},
-        }
+        return {**self.to_generator().description(), "host": self.host_name.lower().replace("_", " ")}
 
 
 def _modules_to_save(host: Any) -> dict[str, list[str]]:
@@ -81,7 +83,7 @@ class AttachedTuner:
     def __init__(self, *_: Any, **__: Any) -> None:
         raise ConfigError(
             "this is an adapter with a generator attached: load it with qpeft.load(base, folder), or make one with "
-            "qpeft.attach(get_peft_model(base, host_config), QPAGeneratorConfig(...))"
+            "qpeft.attach(get_peft_model(base, host_config), generator_config)"
         )
 
 

@@ -83,7 +83,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config ({error}); restore it") from error
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise CheckpointError(
-            f"{folder / CONFIG} has the unknown peft_type '{kind}'; it is foreign, or a newer qpeft or peft wrote it"
+            f"{folder / CONFIG} has the unknown peft_type '{kind}'; it is foreign, a newer qpeft or peft wrote it, "
+            "or the module that registers the method (qpeft.register_method) is not imported yet"
         )
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:

@@ -14,6 +14,7 @@ from peft import LoraConfig, PeftConfig
 
 from qpeft.adapters import model_card
 from qpeft.adapters.binding import Slot
+from qpeft.adapters.sealed import SealedConfig
 from qpeft.errors import CheckpointError, ConfigError
 
 FORMAT_VERSION = 1
@@ -50,7 +51,7 @@ def own_copy(config: Any) -> Any:
 
 
 @dataclass
-class GeneratedConfig(PeftConfig):
+class GeneratedConfig(SealedConfig):
     """What ties a compact adapter to its start and its base model."""
 
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the compact format."})
@@ -112,7 +113,7 @@ class GeneratedLoraConfig(GeneratedConfig, LoraConfig):
         return LoraConfig(**{name: copy.deepcopy(getattr(self, name)) for name in names})
 
 
-def in_saved_order(found: Sequence[tuple[Slot, Held]], saved: list[Any], method: str) -> list[tuple[Slot, Held]]:
+def in_saved_order(found: Sequence[tuple[Slot, Held]], saved: list[Any]) -> list[tuple[Slot, Held]]:
     """The tensors in the order of the checkpoint being loaded.
 
     Raises:
@@ -127,7 +128,7 @@ def in_saved_order(found: Sequence[tuple[Slot, Held]], saved: list[Any], method:
         expected = tuple(here[label][0].shape) if label in here else "no such tensor"
         if shapes.get(label, "no such tensor") != expected:
             raise CheckpointError(
-                f"saved {method} table does not match this model: {label} has shape "
+                f"saved table does not match this model: {label} has shape "
                 f"{_shown(shapes.get(label))}, expected {_shown(expected)}; load the adapter on its own base model"
             )
     return [here[label] for label in shapes]

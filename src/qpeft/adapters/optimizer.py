@@ -25,21 +25,21 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
 
     "angles": the numbers of circuits, or what stands in their place, with Adam's eps 1e-12; "lambda" and "gains":
     Quantum-PEFT's singular values and norm gains; "mlp": QPA's mapping MLP; "V" and "offset": QAA's V and c; "gates":
-    SoRA's, a group for each adapter; "other": whatever else trains, for example `modules_to_save`. `weight_decay`
-    applies to "mlp", "V" and "other" alone: 0 is no special angle, gates may not decay, and decay of the others is for
-    you to set. The methods' different rates are folded into the parametrisation already, so all groups take the same
-    `lr`, but for gates with a `gate_lr_mult`.
+    SoRA's, a group for each adapter; "other": whatever else trains, for example `modules_to_save`, or a generator of
+    yours. `weight_decay` applies to "mlp", "V" and "other" alone: 0 is no special angle, gates may not decay, and decay
+    of the others is for you to set. The methods' different rates are folded into the parametrisation already, so all
+    groups take the same `lr`, but for gates with a `gate_lr_mult`.
 
     Raises:
-        ConfigError: the model has no trainable parameter, or a generator has one that belongs to no group.
+        ConfigError: the model has no trainable parameter.
     """
     found: dict[str, list[nn.Parameter]] = {name: [] for name in (*dict.fromkeys(_GROUP_OF.values()), "other")}
-    group_of = {id(parameter): _group_of(name) for name, parameter in _own_parameters(model)}
+    group_of = {id(parameter): _GROUP_OF.get(name.split(".")[1]) for name, parameter in _own_parameters(model)}
     gates = _gate_groups(model, lr)
     gated = {id(gate) for group in gates for gate in group["params"]}
     for parameter in model.parameters():  # each once, those that modules share as well
         if parameter.requires_grad and id(parameter) not in gated:
-            found[group_of.get(id(parameter), "other")].append(parameter)
+            found[group_of.get(id(parameter)) or "other"].append(parameter)
     if not gates and not any(found.values()):
         raise ConfigError("the model has no trainable parameter; load it with is_trainable=True or attach an adapter")
     groups = [
@@ -72,15 +72,8 @@ def _gate_groups(model: nn.Module, lr: float) -> list[dict[str, Any]]:
 
 
 def _own_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by names such as `default.banks.w768r8.numbers.tau`."""
     for module in model.modules():
         if isinstance(module, (GeneratorHolder, QAALayer)):
             parts = module.generators if isinstance(module, GeneratorHolder) else module.qaa_branch
             yield from parts.named_parameters()
-
-
-def _group_of(name: str) -> str:
-    """The group of a generator's parameter such as `default.banks.w768r8.numbers.tau`."""
-    part = name.split(".")[1]
-    if part not in _GROUP_OF:
-        raise ConfigError(f"the generator's parameter {name} belongs to no group; known parts: {', '.join(_GROUP_OF)}")
-    return _GROUP_OF[part]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-import torch
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import LoraModel
 
 from qpeft.adapters import lora_start
 from qpeft.adapters.binding import Slot
 from qpeft.adapters.generated import GeneratedMixin
-from qpeft.adapters.generated_config import GeneratedLoraConfig, MethodName, in_saved_order
-from qpeft.adapters.slots import find_slots, in_vector_order
+from qpeft.adapters.generated_config import GeneratedLoraConfig, MethodName
+from qpeft.adapters.lora_slots import lora_slots
 from qpeft.errors import ConfigError
 from qpeft.generators.qpa import QPAGenerator
 from qpeft.generators.seeded_start import SeededStart
@@ -53,29 +52,12 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
         return super().official(**{**lora, **settings})
 
     def description(self) -> dict[str, Any]:
-        return {
-            "method": "QPA (arXiv 2410.09846)",
-            **{name: getattr(self, name) for name in ("r", "n_layers", "feature_source", "activation", "seed")},
-        }
+        return {**super().description(), "r": self.r}
 
 
 class QPAModel(GeneratedMixin, LoraModel):
     """The tuner that PEFT builds for a QPAConfig."""
 
     def _build(self, adapter_name: str, config: Any, start: SeededStart) -> tuple[QPAGenerator, list[Slot]]:
-        found = _in_order(find_slots(self.model, adapter_name, LoraLayer), config)
-        slots = [slot for slot, _ in found]
-        initial = [
-            lora_start.draw_start(slot, layer, adapter_name, config.init_lora_weights, start).flatten().cpu()
-            for slot, layer in found
-        ]
-        if config.init_mode == "residual":
-            lora_start.check_not_stationary(slots, initial)
-        return QPAGenerator(config, torch.cat(initial), start), slots
-
-
-def _in_order(found: list[tuple[Slot, Any]], config: QPAConfig) -> list[tuple[Slot, Any]]:
-    """As the settings say, or as in the checkpoint being loaded."""
-    if config.generated is not None:
-        return in_saved_order(found, config.generated, "QPA")
-    return in_vector_order(found, config.vector_order)
+        slots, initial = lora_slots(self.model, adapter_name, config, start)
+        return QPAGenerator(config, initial, start), slots

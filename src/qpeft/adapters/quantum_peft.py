@@ -156,6 +156,6 @@ def _values(slots: list[Slot]) -> Tensor:
 def _check_saved(slots: list[Slot], config: QuantumPeftConfig) -> None:
     if config.generated is None:
         return
-    saved = in_saved_order([(slot, None) for slot in slots], config.generated, "Quantum-PEFT")
+    saved = in_saved_order([(slot, None) for slot in slots], config.generated)
     if [slot.label for slot, _ in saved] != [slot.label for slot in slots]:
         raise CheckpointError("the base model lists its modules in another order than when the adapter was trained")

@@ -6,7 +6,7 @@ from typing import Any
 
 import peft
 from packaging.version import Version
-from peft import mapping
+from peft import PeftConfig, mapping
 
 from qpeft.adapters.attached_config import ATTACHED, AttachedConfig, AttachedTuner
 from qpeft.adapters.bottleneck import BOTTLENECK, BottleneckConfig, BottleneckModel
@@ -18,18 +18,18 @@ from qpeft.adapters.sora import SORA, SoRAConfig, SoRAModel
 from qpeft.errors import ConfigError
 
 METHODS = {
-    QPA: (QPAConfig, QPAModel, QPAModel.container),
-    QUANTUM_PEFT: (QuantumPeftConfig, QuantumPeftModel, QuantumPeftModel.container),
-    ATTACHED: (AttachedConfig, AttachedTuner, AttachedTuner.container),
-    BOTTLENECK: (BottleneckConfig, BottleneckModel, BottleneckModel.prefix),
-    QAA: (QAAConfig, QAAModel, QAAModel.prefix),
-    SORA: (SoRAConfig, SoRAModel, SoRAModel.prefix),
-}  # config, tuner, and what the names of its own modules begin with
+    QPA: (QPAConfig, QPAModel),
+    QUANTUM_PEFT: (QuantumPeftConfig, QuantumPeftModel),
+    ATTACHED: (AttachedConfig, AttachedTuner),
+    BOTTLENECK: (BottleneckConfig, BottleneckModel),
+    QAA: (QAAConfig, QAAModel),
+    SORA: (SoRAConfig, SoRAModel),
+}
 SUPPORTED_PEFT = ("0.21", "0.22")  # internals are used: from the first, below the second
 
 
 def register() -> None:
-    """Register every method; safe to call again.
+    """Register qpeft's own methods; safe to call again.
 
     Raises:
         ConfigError: peft's version is not supported, or another package took a name.
@@ -40,12 +40,32 @@ def register() -> None:
             f"qpeft works with peft from {low} and below {high}, found {peft.__version__}; "
             f"install it with: pip install 'peft>={low},<{high}'"
         )
-    for name, (config, tuner, prefix) in METHODS.items():
-        _enter(mapping.PEFT_TYPE_TO_CONFIG_MAPPING, name, config)
-        _enter(mapping.PEFT_TYPE_TO_TUNER_MAPPING, name, tuner)
-        _enter(mapping.PEFT_TYPE_TO_PREFIX_MAPPING, name, prefix)
+    for name, (config, tuner) in METHODS.items():
+        register_method(name, config, tuner)
 
 
-def _enter(table: dict[Any, Any], name: MethodName, value: Any) -> None:
-    if table.setdefault(name, value) != value:
-        raise ConfigError(f"PEFT type {name.value} is already taken by {table[name]}; another package registered it")
+def register_method(name: MethodName, config: type[PeftConfig], tuner: Any) -> None:
+    """Make a method of your own known to PEFT, and so to `get_peft_model`, `from_pretrained`, `qpeft.load`.
+
+    Call it where the classes are defined: whoever loads such an adapter imports that module first.
+    `qpeft.testing.adapter_contract` checks what it owes its users.
+
+    Args:
+        name: The `peft_type` that `config` sets, as adapter_config.json holds it.
+        config: A PEFT config, such as a subclass of `GeneratedLoraConfig`.
+        tuner: What PEFT builds for it, such as `GeneratedMixin` before `LoraModel`.
+
+    Raises:
+        ConfigError: PEFT, or another package, has a method of this name.
+    """
+    prefix = getattr(tuner, "container", None) or tuner.prefix  # what the names of its own modules begin with
+    entries: list[tuple[dict[Any, Any], Any]] = [
+        (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, config),
+        (mapping.PEFT_TYPE_TO_TUNER_MAPPING, tuner),
+        (mapping.PEFT_TYPE_TO_PREFIX_MAPPING, prefix),
+    ]
+    for table, value in entries:
+        if table.get(name, value) != value:
+            raise ConfigError(f"PEFT type {name.value} is already taken by {table[name]}; choose another name")
+    for table, value in entries:
+        table[name] = value

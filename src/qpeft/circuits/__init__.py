@@ -1,8 +1,9 @@
 """Quantum circuits as data, and their exact simulation in plain torch."""
 
 from qpeft.circuits.amplitude import amplitude_expectations, amplitude_probabilities, amplitude_qubits
-from qpeft.circuits.ansatz import Ansatz, Gate, count_angles, dead_angles
+from qpeft.circuits.ansatz import Ansatz, Gate, count_angles, dead_angles, register_ansatz
 from qpeft.circuits.columns import basis_columns
+from qpeft.circuits.gates import gate_probabilities
 from qpeft.circuits.ladder import probabilities, probabilities_slice
 from qpeft.circuits.lie import lie_columns
 from qpeft.circuits.orthogonal import orthogonal_columns
@@ -17,9 +18,11 @@ __all__ = [
     "basis_columns",
     "count_angles",
     "dead_angles",
+    "gate_probabilities",
     "lie_columns",
     "orthogonal_columns",
     "probabilities",
     "probabilities_slice",
+    "register_ansatz",
     "two_design_columns",
 ]

@@ -36,7 +36,33 @@ class Gate(NamedTuple):
 
 class _Family(NamedTuple):
     angle_shape: Callable[[int, int], tuple[int, ...]]
-    layers: Callable[[int, int], Iterator[Iterable[Gate]]]
+    layers: Callable[[int, int], Iterable[Iterable[Gate]]]
+
+
+_families: dict[str, _Family] = {}
+
+
+def register_ansatz(
+    name: str,
+    angle_shape: Callable[[int, int], tuple[int, ...]],
+    layers: Callable[[int, int], Iterable[Iterable[Gate]]],
+) -> None:
+    """Make `Ansatz(name, n_qubits, n_layers)` a circuit of your own: drawn, counted and exported like all others.
+
+    Args:
+        name: What it is called from now on, in this process.
+        angle_shape: From `(n_qubits, n_layers)` to the shape of the angle tensor.
+        layers: From `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act. Each angle is
+            that of one gate.
+
+    `qpeft.testing.ansatz_contract` checks what it owes its users.
+
+    Raises:
+        ConfigError: another ansatz has this name.
+    """
+    family = _Family(angle_shape, layers)
+    if _families.setdefault(name, family) != family:
+        raise ConfigError(f"there is an ansatz '{name}' already; choose another name than {', '.join(_families)}")
 
 
 def _ry_ladder(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
@@ -96,15 +122,14 @@ def _amplitude(name: str, n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
         yield gates
 
 
-def _amplitude_family(name: str) -> _Family:
-    return _Family(lambda n, layers: (layers, _n_blocks(name), n), partial(_amplitude, name))
+def _amplitude_shape(name: str, n_qubits: int, n_layers: int) -> tuple[int, ...]:
+    return (n_layers, _n_blocks(name), n_qubits)
 
 
-_FAMILIES = {
-    "ry_ladder": _Family(angle_shape=lambda n, layers: (layers, n), layers=_ry_ladder),
-    "two_design": _Family(angle_shape=_two_design_shape, layers=_two_design),
-    **{name: _amplitude_family(name) for name in AMPLITUDE_ANSATZE},
-}
+register_ansatz("ry_ladder", lambda n_qubits, n_layers: (n_layers, n_qubits), _ry_ladder)
+register_ansatz("two_design", _two_design_shape, _two_design)
+for _name in AMPLITUDE_ANSATZE:
+    register_ansatz(_name, partial(_amplitude_shape, _name), partial(_amplitude, _name))
 
 
 @dataclass(frozen=True)
@@ -128,6 +153,8 @@ class Ansatz:
     - `qaa`: RY, ring
     - `rxyz`: RX, RY, RZ, ring; what is read cannot see the last layer's RZ, see `dead_angles`
 
+    `register_ansatz` adds circuits of your own.
+
     Raises ConfigError for an unknown name, fewer than one qubit or fewer than one layer.
     """
 
@@ -136,8 +163,8 @@ class Ansatz:
     n_layers: int
 
     def __post_init__(self) -> None:
-        if self.name not in _FAMILIES:
-            raise ConfigError(f"unknown ansatz '{self.name}'; choose one of {', '.join(_FAMILIES)}")
+        if self.name not in _families:
+            raise ConfigError(f"unknown ansatz '{self.name}'; choose one of {', '.join(_families)}")
         for field in ("n_qubits", "n_layers"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{field} must be at least 1, got {getattr(self, field)}")
@@ -145,7 +172,7 @@ class Ansatz:
     @property
     def angle_shape(self) -> tuple[int, ...]:
         """Shape of the angle tensor, for example (L, N) for `ry_ladder`, (L, 3, N) for `square`."""
-        return _FAMILIES[self.name].angle_shape(self.n_qubits, self.n_layers)
+        return _families[self.name].angle_shape(self.n_qubits, self.n_layers)
 
     @property
     def n_angles(self) -> int:
@@ -164,7 +191,7 @@ class Ansatz:
 
     def layers(self) -> Iterator[tuple[Gate, ...]]:
         """The gates of each layer, in the order in which they act; `two_design` has its first rotations as layer 0."""
-        yield from map(tuple, _FAMILIES[self.name].layers(self.n_qubits, self.n_layers))
+        yield from map(tuple, _families[self.name].layers(self.n_qubits, self.n_layers))
 
     def gates(self) -> Iterator[Gate]:
         """Every gate, in the order in which it acts."""

@@ -1,6 +1,6 @@
 """Slow reference simulator: every gate of any ansatz is one step of plain autograd.
 
-It is what the fast routes are tested against; use it for nothing larger than a test.
+It is what the fast routes are tested against, and how a circuit without a fast route runs.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ def gate_state(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
 
 def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Probabilities (2**N,) of the basis states after `gate_state`."""
+    """Probabilities (2**N,) of the basis states of any ansatz started in |0...0>; wire 0 is the most significant bit.
+
+    `angles` have shape `ansatz.angle_shape`, float32 or float64; the result has their dtype and device, and derivatives
+    of every order. Each gate is a step of plain autograd: for `ry_ladder` take `probabilities`, which is far faster.
+    """
     return _probabilities(gate_state(ansatz, angles))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,8 +33,8 @@ class CircuitOptions:
     ansatz: str = field(
         default="ry_ladder",
         metadata={
-            "help": "ry_ladder is QPA's, two_design Quantum-PEFT's, the others are QAA's.",
-            "choices": ("ry_ladder", "two_design", "square", "qaa", "rxyz"),
+            "help": "ry_ladder is QPA's, two_design Quantum-PEFT's; square, qaa and rxyz are QAA's. FILE.py:NAME is "
+            "one of your own, which the file registers."
         },
     )
     n_qubits: int = field(default=7, metadata={"help": "Wires."})
@@ -68,6 +69,7 @@ def draw(
 
       qpeft circuits draw --n-qubits 4 --n-layers 2
       qpeft circuits draw --ansatz two_design --n-qubits 5 --n-layers 2 --width 200
+      qpeft circuits draw --ansatz own_ansatz.py:cz_ring --n-qubits 4 --n-layers 2
       qpeft circuits draw --adapter run
     """
     ansatz, angles = _circuit(chosen, adapter)
@@ -157,12 +159,24 @@ def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]
 
     if adapter is None:
         size = {**asdict(CircuitOptions()), **chosen}
-        return Ansatz(size["ansatz"], size["n_qubits"], size["n_layers"]), None
+        return Ansatz(_name(size["ansatz"]), size["n_qubits"], size["n_layers"]), None
     if chosen:
         raise ConfigError("--adapter says which circuit it is; leave out --ansatz, --n-qubits and --n-layers")
     with working("Reading the adapter"):
         angles = _trained_angles(find_adapter(adapter))
     return Ansatz("ry_ladder", n_qubits=angles.shape[1], n_layers=angles.shape[0]), angles
+
+
+def _name(given: str) -> str:
+    """The name of the ansatz; of FILE.py:NAME, after the file has registered it."""
+    file, _, name = given.rpartition(":")
+    if not file.endswith(".py"):
+        return given
+    try:
+        runpy.run_path(file)
+    except Exception as error:  # whatever the user's file does
+        raise ConfigError(f"--ansatz {given}: {type(error).__name__}: {error}") from error
+    return name
 
 
 def _trained_angles(folder: Path) -> Any:

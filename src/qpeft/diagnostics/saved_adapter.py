@@ -47,7 +47,9 @@ class SavedAdapter:
     @property
     def settings(self) -> QPAGeneratorConfig:
         """The generator's settings, of method qpa."""
-        return self.config.to_generator() if self._is_attached else self.config
+        settings = self.config.to_generator() if self._is_attached else self.config
+        assert isinstance(settings, QPAGeneratorConfig)
+        return settings
 
     @property
     def _is_attached(self) -> bool:
@@ -146,7 +148,11 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
             f"{folder} is an adapter of type {kind}, to which no figure applies; there are figures of QPA, "
             "Quantum-PEFT, QAA and LoRA"
         )
-    config = read_config(folder) if kind == ATTACHED else PeftConfig.from_pretrained(str(folder))
+    config: Any = read_config(folder) if kind == ATTACHED else PeftConfig.from_pretrained(str(folder))
+    if kind == ATTACHED and config.generator_name != "qpa":
+        raise ConfigError(
+            f"{folder} comes from the generator '{config.generator_name}'; there are figures of QPA's alone"
+        )
     return SavedAdapter(folder, _METHODS[kind], config, load_file(folder / WEIGHTS))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz, two_design_columns
+from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE
 from qpeft.circuits.ladder_states import ladder_states
 from qpeft.diagnostics.sampling import check_positive, generator
 from qpeft.errors import ConfigError
@@ -55,7 +56,8 @@ def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
 def check_ansatz(ansatz: Ansatz) -> None:
     """Raises ConfigError for a circuit that does not start in |0...0> or has complex amplitudes."""
     if ansatz.name not in REAL_ANSATZE:
+        of_input = "starts in the state of an input, so it has no probabilities of its own"
         raise ConfigError(
             f"this figure is for circuits that start in |0...0>: {', '.join(REAL_ANSATZE)}; "
-            f"{ansatz.name} starts in the state of an input, so it has no probabilities of its own"
+            f"{ansatz.name} {of_input if ansatz.name in AMPLITUDE_ANSATZE else 'is none of these'}"
         )

@@ -23,9 +23,18 @@ class FullPrecision(nn.Module):
 
 
 class Generator(FullPrecision):
-    """Few trained numbers in, the flat tensor (P,) of an adapter's numbers out: float32 and deterministic."""
+    """Few trained numbers in, the flat tensor (P,) of an adapter's numbers out: float32 and deterministic.
 
+    A subclass supplies `forward()`, differentiable once, and a buffer `fingerprint` made by the function of this name.
+    """
+
+    fingerprint: Tensor
     needs_fit = False  # whether fit_frames must be called before training
+
+    def __call__(self) -> Tensor:
+        """The adapter's numbers, flat (P,), float32 whatever autocast says."""
+        with torch.autocast(self.fingerprint.device.type, enabled=False):
+            return super().__call__()
 
     def find_broken(self) -> str | None:
         """What the first trained number that is NaN or Inf belongs to; None if there is none."""

@@ -63,7 +63,6 @@ class QPAGenerator(Generator):
 
     bits: Tensor
     initial: Tensor
-    fingerprint: Tensor
 
     def __init__(
         self, config: QPAGeneratorConfig, initial: Tensor, start: SeededStart, *, keep_initial: bool = False
@@ -95,19 +94,18 @@ class QPAGenerator(Generator):
         return getattr(self.feature, "backend", None) is not None
 
     def forward(self) -> Tensor:
-        """The adapter's numbers, flat (m,), float32 whatever autocast says.
+        """The adapter's numbers, flat (m,).
 
         Raises:
             ConfigError: an angle is not finite (looked at on the CPU only).
         """
-        with torch.autocast(device_type=self.bits.device.type, enabled=False):
-            output = self._output()
-            if self.config.init_mode == "raw":
-                return output * self.config.output_scale
-            if self._reference is None:
-                with torch.no_grad():
-                    self._reference = self._output(at_start=True)
-            return torch.add(self.initial, output - self._reference, alpha=self.config.output_scale)
+        output = self._output()
+        if self.config.init_mode == "raw":
+            return output * self.config.output_scale
+        if self._reference is None:
+            with torch.no_grad():
+                self._reference = self._output(at_start=True)
+        return torch.add(self.initial, output - self._reference, alpha=self.config.output_scale)
 
     def chunks(self, *, at_start: bool = False) -> Tensor:
         """The MLP's output before flattening, shape (C, n)."""

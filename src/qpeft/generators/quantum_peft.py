@@ -38,7 +38,6 @@ class QuantumPeftGenerator(Generator):
         gains: Starting values of the norm gains trained beside the factors, flat; may be empty.
     """
 
-    fingerprint: Tensor
     fitted: Tensor
 
     def __init__(self, config: QuantumPeftGeneratorConfig, layout: Layout, start: SeededStart, gains: Tensor) -> None:
@@ -60,18 +59,17 @@ class QuantumPeftGenerator(Generator):
         self._expected: Tensor | None = None  # digest of the frames that a loaded adapter was trained in
 
     def forward(self) -> Tensor:
-        """The adapter's numbers, flat (P,), float32 whatever autocast says.
+        """The adapter's numbers, flat (P,).
 
         Raises:
             CircuitError: the present angles give no usable factor.
         """
-        with torch.autocast(device_type=self.fingerprint.device.type, enabled=False):
-            factors = {name: bank() for name, bank in self.banks.items()}
-            lam = iter(self._lambdas())
-            pieces = [self._assemble(part, factors, lam) for part in self.layout.parts]
-            if self.gains is not None:
-                pieces.append(self.gains())
-            return torch.cat(pieces)
+        factors = {name: bank() for name, bank in self.banks.items()}
+        lam = iter(self._lambdas())
+        pieces = [self._assemble(part, factors, lam) for part in self.layout.parts]
+        if self.gains is not None:
+            pieces.append(self.gains())
+        return torch.cat(pieces)
 
     def _lambdas(self) -> list[Tensor]:
         """s lambda of each u part, shape (M, 1, K)."""

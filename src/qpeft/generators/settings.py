@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qpeft.errors import ConfigError
 from qpeft.generators import budget as counting
 from qpeft.generators.budget import QPACount
 from qpeft.generators.checks import is_count, is_positive
+from qpeft.generators.config import GeneratorConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qpeft.generators.qpa import QPAGenerator
+    from qpeft.generators.seeded_start import SeededStart
 
 FEATURE_SOURCES = ("qnn", "qnn_frozen", "free", "random", "none")
 FEATURE_MAPS = ("scaled", "squash")
@@ -23,7 +30,7 @@ def _help(text: str, **metadata: Any) -> dict[str, Any]:
 
 
 @dataclass(kw_only=True)
-class QPAGeneratorConfig:
+class QPAGeneratorConfig(GeneratorConfig):
     """How QPA makes an adapter's numbers from circuit angles and a small MLP (arXiv 2410.09846)."""
 
     chunk_size: int | None = field(
@@ -114,6 +121,16 @@ class QPAGeneratorConfig:
         if "budget" not in settings:
             preset["chunk_size"] = 2048
         return cls(**{**preset, **settings})
+
+    def make(self, initial: Tensor, start: SeededStart) -> QPAGenerator:
+        """The generator of an adapter whose start `initial` (m,) PEFT drew; raw has no use for it."""
+        from qpeft.generators.qpa import QPAGenerator
+
+        return QPAGenerator(self, initial, start, keep_initial=self.init_mode == "residual")
+
+    def description(self) -> dict[str, Any]:
+        named = ("n_layers", "feature_source", "activation", "seed")
+        return {"method": "QPA (arXiv 2410.09846)", **{name: getattr(self, name) for name in named}}
 
     def check(self) -> None:
         """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""

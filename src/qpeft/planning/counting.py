@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from qpeft.adapters.bottleneck import BottleneckConfig
-from qpeft.adapters.generated_config import GeneratedLoraConfig
+from qpeft.adapters.generated_config import GeneratedConfig, GeneratedLoraConfig
 from qpeft.adapters.qaa import QAAConfig
 from qpeft.adapters.qpa import QPAConfig
 from qpeft.adapters.quantum_peft import QuantumPeftConfig
@@ -25,7 +25,7 @@ from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError, QpeftError
-from qpeft.generators.settings import QPAGeneratorConfig
+from qpeft.generators.config import GeneratorConfig
 from qpeft.planning.meta import on_meta
 from qpeft.planning.qaa import count_qaa
 from qpeft.planning.qpa import count_attached, count_qpa
@@ -38,7 +38,7 @@ from qpeft.planning.stock import count_stock
 def plan(
     base: nn.Module | PretrainedConfig | str | Path,
     config: PeftConfig,
-    generator: QPAGeneratorConfig | None = None,
+    generator: GeneratorConfig | None = None,
     *,
     backend: Any = "exact",
     shots: int | None = None,
@@ -60,7 +60,8 @@ def plan(
         steps: Optimiser steps of the training whose circuits are counted.
 
     Raises:
-        ConfigError: the base cannot be found, a target matches no module, or the settings do not fit.
+        ConfigError: the base cannot be found, a target matches no module, the settings do not fit, or a method of your
+            own, which plans do not know.
         UnsupportedTypeError: a target is of a kind that the method cannot adapt.
     """
     model = on_meta(base, config.task_type)
@@ -71,10 +72,7 @@ def plan(
     check_target_modules(model, config)
     adapted = _adapt(model, config.to_stock() if isinstance(config, GeneratedLoraConfig) else config)
     targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
-    if generator is not None:
-        counts = count_attached(generator, adapted)
-    else:
-        counts = _COUNTERS.get(type(config), count_stock)(config, adapted)
+    counts = _counter(config)(config, adapted) if generator is None else count_attached(generator, adapted)
     given = {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
     chosen = backend_settings({"backend": backend, **given})
     circuits = None if chosen.is_usual else _circuits(generator or config, counts, chosen, steps)
@@ -114,6 +112,14 @@ def _count_bottleneck(config: BottleneckConfig, adapted: Any) -> dict[str, Any]:
         "needs_qpeft": True,
         "notes": ["not linear: it cannot be merged into the base, nor written as a stock PEFT adapter"],
     }
+
+
+def _counter(config: PeftConfig) -> Any:
+    if isinstance(config, GeneratedConfig) and type(config) not in _COUNTERS:
+        raise ConfigError(
+            f"plans know no {type(config).__name__}; model.print_trainable_parameters() counts an adapter"
+        )
+    return _COUNTERS.get(type(config), count_stock)
 
 
 _COUNTERS: dict[type, Any] = {

@@ -13,7 +13,9 @@ from qpeft.adapters.binding import Slot
 from qpeft.adapters.holder import GeneratorHolder
 from qpeft.adapters.qpa import QPAConfig
 from qpeft.adapters.slots import find_slots
+from qpeft.errors import ConfigError
 from qpeft.generators.budget import QPACount
+from qpeft.generators.config import GeneratorConfig
 from qpeft.generators.settings import QPAGeneratorConfig
 from qpeft.planning.result import BYTES
 from qpeft.planning.stock import stored_numbers
@@ -24,8 +26,16 @@ def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
     return _count(config, adapted, find_slots(adapted.get_base_model(), "default", LoraLayer))
 
 
-def count_attached(generator: QPAGeneratorConfig, adapted: Any) -> dict[str, Any]:
-    """As `count_qpa`, of a generator over any stock adapter; its compact folder holds the start that PEFT drew."""
+def count_attached(generator: GeneratorConfig, adapted: Any) -> dict[str, Any]:
+    """As `count_qpa`, of a generator over any stock adapter; its compact folder holds the start that PEFT drew.
+
+    Raises:
+        ConfigError: a generator other than QPA's.
+    """
+    if not isinstance(generator, QPAGeneratorConfig):
+        raise ConfigError(
+            f"plans know no {type(generator).__name__}; model.print_trainable_parameters() counts an attached one"
+        )
     found = generated_slots(adapted, "default")
     counts = _count(generator, adapted, found)
     start = sum(slot.shape.numel() for slot, _ in found) if generator.init_mode == "residual" else 0

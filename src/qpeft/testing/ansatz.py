@@ -12,6 +12,7 @@ from qpeft.circuits import Ansatz
 from qpeft.circuits.gates import gate_probabilities
 
 Probabilities = Callable[[Tensor], Tensor]
+_ROTATIONS, _PAIRS = ("rx", "ry", "rz"), ("cx", "cz")
 
 
 def ansatz_contract(
@@ -41,11 +42,16 @@ def ansatz_contract(
 
 def _check_data(ansatz: Ansatz) -> None:
     gates = list(ansatz.gates())
-    slots = {gate.slot for gate in gates if gate.slot is not None}
+    used = [gate.slot for gate in gates if gate.slot is not None]
+    slots = set(used)
+    assert len(used) == len(slots), "an angle turns two gates: parameter shift on hardware needs each angle in one gate"
     inside = {tuple(index) for index in torch.ones(ansatz.angle_shape).nonzero().tolist()}
     assert slots == inside, "every angle must be used, and no angle that does not exist"
     assert len(inside) == ansatz.n_angles
     for gate in gates:
+        assert gate.name in (*_ROTATIONS, *_PAIRS), f"{gate}: gates are {', '.join((*_ROTATIONS, *_PAIRS))}"
+        assert (gate.slot is None) == (gate.name in _PAIRS), f"{gate}: rotations have an angle, the others have none"
+        assert len(gate.wires) == 1 + (gate.name in _PAIRS), f"{gate} acts on {len(gate.wires)} wires"
         assert len(set(gate.wires)) == len(gate.wires), f"{gate} uses a wire twice"
         assert set(gate.wires) <= set(range(ansatz.n_qubits)), f"{gate} acts outside the circuit"
     assert [gate for layer in ansatz.layers() for gate in layer] == gates
