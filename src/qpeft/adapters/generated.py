@@ -184,7 +184,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         binding = self.binding(adapter_name)
         compact = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
         state = {k: v for k, v in compact.items() if not k.startswith(f"base_model.{self.container}.")}
-        return state | {_stock_key(s.label): v for s, v in zip(binding.slots, binding.values(), strict=True)}
+        return state | {stock_key(s.label): v for s, v in zip(binding.slots, binding.values(), strict=True)}
 
     # -- what is saved: the generator alone
 
@@ -231,6 +231,7 @@ class _CompactState(dict[str, Tensor]):
         super().update({k: v for k, v in other.items() if ".base_layer." not in k})
 
 
-def _stock_key(label: str) -> str:
+def stock_key(label: str) -> str:
+    """The key in a stock file of the tensor that a slot labels so."""
     # PEFT's files name DoRA's magnitude without the ".weight" that its module has
     return "base_model.model." + label.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
