@@ -12,23 +12,47 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_UNFINISHED = ".unfinished"
 _DISK_FULL = ("no space left on device", "disk quota exceeded", "unexpected pos", "file write failed")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically: to a neighbour first, flushed to the disk, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a text file atomically."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replace_file(target: Path) -> Iterator[Path]:
+    """Give a temporary neighbour to write, and put it in the place of `target`, on the disk, if the block succeeds."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_UNFINISHED)
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's files are private
-        Path(temporary).replace(path)
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp's files are private
+        sync(temporary)
+        temporary.replace(target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+    sync(target.parent)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises ValueError if it is none, OSError if it cannot be read."""
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError("it is no file")
+    return parse_json(path.read_text(encoding="utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """As `json.loads`, whose RecursionError becomes the ValueError that everything else is which is no JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -38,19 +62,19 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, and put it in the place of `target` if the block succeeds.
+    """Give a temporary folder to fill, and put it in the place of `target`, on the disk, if the block succeeds.
 
     An older `target` stays untouched until the new one is complete; it is set aside under a hidden name for the
     instant between two renames, and put back if anything but a kill happens there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    temporary = _hidden_folder(target, "")
     temporary.chmod(0o755)
     try:
         yield temporary
-        _sync(temporary)
+        sync_all(temporary)
         if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
+            old = _hidden_folder(target, "old.")
             try:
                 target.replace(old / target.name)
                 temporary.replace(target)
@@ -63,13 +87,42 @@ def replace_folder(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    sync(target.parent)
 
 
-def _sync(folder: Path) -> None:
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a kill left below `folder` of files and folders that were being written; nobody may write there."""
+    for path in list(folder.rglob(f".*{_UNFINISHED}")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)  # gone with a folder
+
+
+def sync_all(folder: Path) -> None:
+    """Wait until a folder, with all that is below it, is on the disk: a power cut may then come."""
     for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
+        sync(path)
+    sync(folder)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names where the system can, is on the disk."""
+    is_folder = path.is_dir()
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError:
+        if not is_folder:
+            raise
+
+
+def _hidden_folder(target: Path, what: str) -> Path:
+    return Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.{what}", suffix=_UNFINISHED))
 
 
 def is_disk_full(error: BaseException) -> bool:

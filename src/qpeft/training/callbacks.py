@@ -83,8 +83,8 @@ class Scoring(TrainerCallback):
 class Saving(TrainerCallback):
     """A checkpoint every `every` steps and when a stop is wanted, but for the last step: the adapter follows it."""
 
-    def __init__(self, folder: Path, every: int, stop: StopRequest):
-        self._folder, self._every, self._stop = folder, every, stop
+    def __init__(self, folder: Path, every: int, stop: StopRequest, log: MetricsLog):
+        self._folder, self._every, self._stop, self._log = folder, every, stop, log
 
     def on_step_end(self, args, state, control, **_: Any) -> None:
         if state.global_step == state.max_steps:
@@ -93,6 +93,7 @@ class Saving(TrainerCallback):
         control.should_save = self._stop.wanted or state.global_step % self._every == 0
 
     def on_save(self, args, state, control, **_: Any) -> None:
+        self._log.sync()
         seal(checkpoint_path(self._folder, state.global_step))
 
 
@@ -109,10 +110,8 @@ class Timing(TrainerCallback):
         """The middle one; None before any step."""
         return median(self._seconds) if self._seconds else None
 
-    def on_train_begin(self, args, state, control, **_: Any) -> None:
-        self.has_begun = True
-
     def on_step_begin(self, args, state, control, **_: Any) -> None:
+        self.has_begun = True  # random states are loaded last, after on_train_begin
         self._began = time.perf_counter()
 
     def on_log(self, args, state, control, **kwargs: Any) -> None:

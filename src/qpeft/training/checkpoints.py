@@ -6,12 +6,11 @@ folder without it, or without a file that it names, is what a kill or a full dis
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from pathlib import Path
 
-from qpeft.files import write_text
+from qpeft.files import sync_all, write_text
 
 KEPT = 2
 
@@ -31,9 +30,7 @@ def step_of(checkpoint: Path) -> int:
 def seal(checkpoint: Path) -> None:
     """Declare a checkpoint whole, with all its files on the disk; then remove all but the last two."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    for file in files:
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
+    sync_all(checkpoint)
     write_text(checkpoint / _MARKER, "".join(f"{file.relative_to(checkpoint).as_posix()}\n" for file in files))
     for old in _all(checkpoint.parent)[:-KEPT]:
         (old / _MARKER).unlink(missing_ok=True)  # first: a kill in between must not leave half a checkpoint marked

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
-from qpeft.files import write_text
+from qpeft.files import parse_json, sync, write_text
 from qpeft.training.tasks import Score
 
 
@@ -39,6 +39,10 @@ class MetricsLog:
         """Write one row; numbers that JSON lacks become null."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, **values, "seconds": round(self.seconds, 3)}))
+
+    def sync(self) -> None:
+        """Wait until all rows are on the disk: a checkpoint that outlives a power cut must find its own."""
+        sync(self._path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -72,7 +76,7 @@ def _rows_up_to(step: int, path: Path) -> list[dict[str, Any]]:
 
 def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as error:
         raise CheckpointError(_damaged(path, f"line {number}: {error}")) from error
     if not isinstance(row, dict):

@@ -96,7 +96,7 @@ def _fit(
         trainer.add_callback(timing)
         trainer.add_callback(Logging(log, every.log, progress))
         trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
-        trainer.add_callback(Saving(folder.checkpoints, every.save, stop))
+        trainer.add_callback(Saving(folder.checkpoints, every.save, stop, log))
         if settings.method == "sora":
             trainer.add_callback(qpeft.SoRACallback())
         for callback in callbacks:

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 from dataclasses import MISSING, asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.files import write_json
+from qpeft.files import read_json, remove_unfinished, write_json
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sole_user import usable
 
@@ -71,7 +70,7 @@ class RunFolder:
 
         Raises CheckpointError if the recorded run has another `identity` (data, base).
         """
-        self._remove_leftovers()
+        remove_unfinished(self.path)
         if self.config.exists():
             self._check_same("identity", identity)
             return
@@ -82,12 +81,6 @@ class RunFolder:
             "environment": _environment(),
         }
         write_json(self.config, record)
-
-    def _remove_leftovers(self) -> None:
-        """Atomic writing begins in hidden neighbours of these names."""
-        for name in ("config.json", "metrics.jsonl", "adapter", "exported", "README.md", "result.json"):
-            for path in self.path.glob(f".{name}.*"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _check_same(self, part: str, wanted: dict[str, Any]) -> None:
         recorded = self._recorded()[part]
@@ -106,9 +99,9 @@ class RunFolder:
 
     def _recorded(self) -> dict[str, Any]:
         try:
-            record = json.loads(self.config.read_text(encoding="utf-8"))
+            record = read_json(self.config)
             found = record["format"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(self._damaged(str(error))) from error
         if found != _FORMAT:
             raise CheckpointError(

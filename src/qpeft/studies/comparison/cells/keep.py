@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from qpeft.errors import CheckpointError
-from qpeft.files import write_json
+from qpeft.files import replace_file, write_json
 from qpeft.training.tasks import Task
 
 
@@ -37,10 +37,9 @@ class KeepBest(TrainerCallback):
         if loss is None or loss >= self._lowest:
             return
         self._lowest = loss
-        temporary = self._path.with_name(f".{self._path.name}")
         metadata = {"step": str(state.global_step), "valid_loss": repr(loss)}
-        save_file(trained_numbers(kwargs["model"]), temporary, metadata=metadata)
-        temporary.replace(self._path)
+        with replace_file(self._path) as temporary:
+            save_file(trained_numbers(kwargs["model"]), temporary, metadata=metadata)
 
 
 def best_of(path: Path) -> tuple[int, float]:

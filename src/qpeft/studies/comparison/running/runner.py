@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qpeft.errors import ConfigError
+from qpeft.files import remove_unfinished
 from qpeft.studies.comparison.rows import Row, read_row, row_path, write_row
 from qpeft.studies.comparison.running.child import RunCell, run_in_threads
 from qpeft.studies.comparison.running.local_executor import LocalExecutor
@@ -86,6 +87,7 @@ def run(
         plan.write()
         wait_for_earlier_cells(plan.folder, progress.on_note)
         study = _Run(plan, progress, tuple(retry), reuse)
+        study.tidy()
         run_cell = run_cell or partial(run_in_threads, threads)
         with _executor(executor, threads, plan.folder, run_cell, progress, workers, timeout) as pool:
             study.run(pool, workers)
@@ -102,6 +104,15 @@ class _Run:
         self._refresher = Refresher(plan.folder, progress.on_note)
         self._n_done = 0
         self._phases = (plan.tuning_cells, plan.final_cells, plan.cost_cells)
+
+    def tidy(self) -> None:
+        """Remove what a kill left: files half-written, and the files of cells that have their rows."""
+        from qpeft.studies.comparison.cells.cell import tidy
+
+        remove_unfinished(self._plan.folder)
+        for cell in self._cells():
+            if (row := read_row(self._path(cell))) and row["status"] == "success":
+                tidy(cell, self._plan.folder)
 
     def run(self, pool: Executor, at_once: int) -> None:
         """Phase after phase; each asks the plan anew, for the rates of the second come from the rows of the first."""

@@ -1,0 +1,196 @@
+"""What must hold of the folder that a kill left, and of the one that is finished in the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers.trainer_pt_utils import safe_globals
+
+from qpeft.studies.comparison.running.outputs import write_all
+
+State = dict[str, Any]
+_TIMED = {"seconds", "seconds_per_step", "created_at", "peak_mem_bytes", "circuits", "out", "command"}
+_DERIVED = {"results.jsonl", "results.csv", "summary.csv", "summary.md", "report.html", "estimate.json"}
+
+
+def damaged(folder: Path) -> list[str]:
+    """Every file that counts as written, and cannot be read."""
+    found = []
+    for path in _files(folder):
+        try:
+            _read(path)
+        except Exception as error:
+            found.append(f"{path.relative_to(folder)} is damaged: {error}")
+    return found
+
+
+def finished_work(folder: Path) -> State:
+    """What a resumed command must not do again: rows as they are, the last whole checkpoint of each run."""
+    rows = {str(path.relative_to(folder)): _fingerprint(path) for path in folder.glob("rows/**/[!.]*.json")}
+    runs = {path.parents[2] for path in folder.glob("**/checkpoints/checkpoint-*/complete")}
+    steps = {str(run.relative_to(folder)): max(map(_step, _whole_checkpoints(run))) for run in runs}
+    jobs = folder / "jobs.jsonl"
+    shots = sum(row["shots"] for row in _rows(jobs)) if jobs.exists() else 0
+    return {"rows": rows, "steps": steps, "shots": shots, "result": (folder / "result.json").exists()}
+
+
+def lost_work(before: State, after: State) -> list[str]:
+    """What `before` had and `after` has not."""
+    rows = [f"{name} was written again" for name, was in before["rows"].items() if after["rows"].get(name) != was]
+    steps = [
+        f"{run or 'the run'} fell back from step {step}"
+        for run, step in before["steps"].items()
+        if after["steps"].get(run, 0) < step and not _has_row(run, after["rows"])
+    ]
+    shots = ["shots that were sent are forgotten"] if after["shots"] < before["shots"] else []
+    result = ["the run is unfinished again"] if after["result"] < before["result"] else []
+    return [*rows, *steps, *shots, *result]
+
+
+def share_done(state: State, whole: State) -> float:
+    """About how much of the work is finished, at most 1."""
+    done, every = (len(found["rows"]) + sum(found["steps"].values()) for found in (state, whole))
+    return min(1.0, done / every)
+
+
+def wrong_so_far(folder: Path, whole: Path) -> list[str]:
+    """Rows, and losses up to the last whole checkpoint, that are not those of the unbroken run in `whole`."""
+    rows = [path.relative_to(folder) for path in folder.glob("rows/**/[!.]*.json")]
+    wrong = [f"{name} differs" for name in rows if _timeless(folder / name) != _timeless(whole / name)]
+    last = max(map(_step, _whole_checkpoints(folder)), default=-1)
+    ours, theirs = (_up_to(last, place / "metrics.jsonl") for place in (folder, whole))
+    return wrong if ours == theirs else [*wrong, f"metrics.jsonl differs up to step {last}"]
+
+
+def differences(folder: Path, whole: Path) -> list[str]:
+    """Between a run that was killed and went on to its end, and the unbroken one, to the bit but for times."""
+    ours, theirs = (_names(place) for place in (folder, whole))
+    found = [f"{name} is missing" for name in sorted(theirs - ours)] + [
+        f"{n} is left over" for n in sorted(ours - theirs)
+    ]
+    for name in sorted(ours & theirs):
+        if (folder / name).is_file() and not _is_derived(name) and _timeless(folder / name) != _timeless(whole / name):
+            found.append(f"{name} differs")
+    return found + (_stale(folder) if (folder / "rows").exists() else [])
+
+
+def _stale(folder: Path) -> list[str]:
+    """Outputs of a study that are not what its rows give."""
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / folder.name
+        shutil.copytree(folder, copy)
+        write_all(copy)
+        names = [
+            name
+            for name in _names(folder)
+            if _is_derived(name) and (folder / name).is_file() and name != "estimate.json"
+        ]
+        return [f"{name} is stale" for name in names if (folder / name).read_bytes() != (copy / name).read_bytes()]
+
+
+def _is_derived(name: str) -> bool:
+    """Whether seconds stand in it, and rows alone decide it."""
+    return name in _DERIVED or name.startswith("plots/")
+
+
+def _names(folder: Path) -> set[str]:
+    """All there is, hidden files and folders among them, but for the empty file by which a run folder is locked."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".lock"}
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """Files that count as written: not hidden, nor in a checkpoint that is not whole."""
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not any(part.startswith(".") for part in parts) and not _is_in_broken(path):
+            yield path
+
+
+def _is_in_broken(path: Path) -> bool:
+    place = next((p for p in path.parents if re.fullmatch(r"checkpoint-\d+", p.name)), None)
+    return place is not None and not (place / "complete").exists()
+
+
+def _read(path: Path) -> Any:
+    """Content of any file that qpeft writes; raises if it is not whole."""
+    if path.suffix == ".json":
+        return json.loads(path.read_text(encoding="utf-8"))
+    if path.suffix == ".jsonl":
+        return _rows(path)
+    if path.suffix == ".safetensors":
+        return {name: (str(t.dtype), t.shape, t.numpy().tobytes()) for name, t in load_file(path).items()}
+    if path.suffix in (".pt", ".pth"):
+        with safe_globals():
+            return _plain(torch.load(path, weights_only=True))
+    if path.name == "complete" and (
+        gone := [n for n in path.read_text().splitlines() if not (path.parent / n).exists()]
+    ):
+        raise ValueError(f"it names {gone}")
+    if path.suffix == ".html" and not path.read_text(encoding="utf-8").rstrip().endswith("</html>"):
+        raise ValueError("its end is missing")
+    return path.read_bytes()
+
+
+def _plain(value: Any) -> Any:
+    """Tensors as bytes, so that values can be compared."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.tobytes() if hasattr(value, "tobytes") else value
+
+
+def _rows(path: Path) -> list[Any]:
+    """Rows of a log; a last line without its end is none."""
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _timeless(path: Path) -> Any:
+    """Content without what a clock, a place or the number of attempts decides."""
+    if path.name in ("jobs.jsonl", "README.md", "training_args.bin"):
+        return None  # jobs after the last checkpoint are sent again, and the card tells their number
+    content = _read(path)
+    if "curve" in (content.get("train") or {} if isinstance(content, dict) else {}):
+        content["train"]["curve"] = [point[:3] for point in content["train"]["curve"]]
+    return _untimed(content)
+
+
+def _untimed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _untimed(item) for key, item in value.items() if key not in _TIMED}
+    return [_untimed(item) for item in value] if isinstance(value, list) else value
+
+
+def _up_to(step: int, path: Path) -> list[Any]:
+    return [_untimed(row) for row in _rows(path) if row["step"] <= step] if path.exists() and step >= 0 else []
+
+
+def _whole_checkpoints(run: Path) -> list[Path]:
+    return [path.parent for path in run.glob("checkpoints/checkpoint-*/complete")]
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _has_row(run: str, rows: dict[str, Any]) -> bool:
+    """Whether the cell of a run, `work/METHOD/HASH/NAME-lrRATE/run`, has its row."""
+    if not run.startswith("work/"):
+        return False
+    _, method, config, name, _ = run.split("/")
+    return any(row.endswith(f"/{method}/{config}/{name.rsplit('-lr', 1)[0]}.json") for row in rows)
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    return [path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()]
