@@ -207,7 +207,7 @@ def test_gradient_checkpointing_changes_no_gradient(llama, ids, adapters, use_re
     expected = adapters.gradients(model)
     model.zero_grad()
     model.enable_input_require_grads()
-    model.base_model.model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
     model(input_ids=ids, labels=ids).loss.backward()
     found = adapters.gradients(model)
     assert found.keys() == expected.keys()

@@ -98,7 +98,7 @@ def test_a_trained_adapter_and_dropout_play_no_part(base, targets, batches):
 def test_everything_frozen_checkpointing_and_no_grad(base, targets, batches):
     expected = plain_gradients(base, targets, batches)
     model = wrapped(base, targets).requires_grad_(False)
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     before = state(model)
     with torch.no_grad():
         found = collect_gradients(model, expected.keys(), batches)

@@ -1,0 +1,51 @@
+"""The compatibility matrix: `make compat` tests qpeft on the edges of the versions that it supports.
+
+Every cell is an environment of its own with one PEFT, one transformers and one torch; what else is needed is as in
+constraints.txt. `nox --list` names the cells, `nox --session "compat(...)"` runs one, and what follows `--` goes to
+pytest in place of the tests below.
+"""
+
+from pathlib import Path
+
+import nox
+
+nox.options.default_venv_backend = "uv"
+
+CELLS = [  # PEFT, transformers, torch
+    ("0.21.0", "5.5.0", "2.6.0"),  # the oldest of each
+    ("0.21.0", "5.5.0", "2.13.0"),
+    ("0.21.0", "5.23.0", "2.13.0"),
+    ("0.21.1", "5.15.1", "2.13.0"),
+    ("0.21.2", "5.5.0", "2.13.0"),
+    ("0.21.2", "5.23.0", "2.6.0"),
+    ("0.21.2", "5.23.0", "2.13.0"),  # what constraints.txt has
+    ("0.21.2", "5.23.0", "2.15.0"),  # the newest of each
+]
+TESTS = [  # what touches PEFT, transformers and torch
+    "tests/test_imports.py",
+    "tests/adapters/test_qpa_over_lora.py",
+    "tests/adapters/test_quantum_peft.py",
+    "tests/adapters/test_attach.py",
+    "tests/adapters/test_qaa.py",
+    "tests/adapters/test_sora.py",
+    "tests/adapters/test_trainer.py",
+    "tests/adapters/test_export.py",
+    "tests/circuits/test_ladder_contract.py",
+    "tests/models/test_families.py",
+    "tests/training/test_images.py",
+    "tests/training/test_run_and_resume.py",
+]
+# pinned for one set of versions only: each cell takes what its PEFT, transformers and torch ask for
+FREE = ("peft", "transformers", "torch", "huggingface-hub", "tokenizers", "typer", "setuptools", "sympy")
+
+
+@nox.session
+@nox.parametrize(["peft", "transformers", "torch"], CELLS)
+def compat(session: nox.Session, peft: str, transformers: str, torch: str) -> None:
+    """The tests that touch PEFT, transformers and torch, on one version of each."""
+    constraints = Path(session.create_tmp()) / "constraints.txt"
+    pins = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
+    constraints.write_text("\n".join(pin for pin in pins if pin.partition("==")[0].replace("_", "-") not in FREE))
+    versions = (f"peft=={peft}", f"transformers=={transformers}", f"torch=={torch}")
+    session.install("--constraint", str(constraints), *versions, ".", "pytest", "hypothesis", "scikit-learn")
+    session.run("python", "-m", "pytest", "--quiet", *(session.posargs or TESTS), env={"HF_HUB_OFFLINE": "1"})
