@@ -1,8 +1,10 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
+BENCH := .venv-bench
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/$(INSTALL)
 
 .PHONY: demo test check docs bench compat release format clean
 
@@ -22,12 +24,8 @@ docs: $(VENV)/.installed-dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --builder html docs docs/_build/html
 	$(BIN)/sphinx-build --quiet --fail-on-warning --builder doctest docs docs/_build/doctest
 
-bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/circuit_speed.py
-	$(BIN)/python benchmarks/columns_speed.py
-	$(BIN)/python benchmarks/amplitude_speed.py
-	$(BIN)/python benchmarks/training_step.py
-	$(BIN)/python benchmarks/backend_speed.py
+bench: $(BENCH)/.installed
+	$(BENCH)/bin/python benchmarks/bench.py
 
 # on the oldest and the newest of what qpeft supports; environments in .nox
 compat: $(VENV)/.installed-dev
@@ -57,4 +55,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[pennylane,qiskit,ray,tensorboard]' --group dev --group docs
+	touch $@
+
+# Apart from the tests: PennyLane loads JAX wherever it is installed. TorchQuantum asks for pins that nobody can meet.
+$(BENCH)/.installed: pyproject.toml constraints.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/$(INSTALL) --upgrade pip
+	$(BENCH)/bin/$(INSTALL) --editable '.[pennylane,qiskit]' --group bench
+	$(BENCH)/bin/$(INSTALL) --no-deps torchquantum
 	touch $@

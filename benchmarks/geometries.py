@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
+
+from qpeft.demo import base_path
 
 _GPT2_CASES = {"attention": ["c_attn"], "all linear maps": ["c_attn", "c_proj", "c_fc"], "lm_head": ["lm_head"]}
 _LLAMA_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -34,6 +36,7 @@ GEOMETRIES = {
     "tiny": Geometry(
         GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=1000, bos_token_id=0, eos_token_id=0), _GPT2_CASES
     ),
+    "embedded": Geometry(AutoConfig.from_pretrained(base_path()), _GPT2_CASES),
     "gpt2": Geometry(GPT2Config(), _GPT2_CASES),
     "llama-1b": Geometry(
         LlamaConfig(  # as Llama 3.2 1B

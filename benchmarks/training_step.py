@@ -1,21 +1,17 @@
-"""What a generated adapter adds to a training step of stock LoRA: time and peak memory.
+"""A training step on any device and model's shape, beside one of stock LoRA: the part of `bench.py`, by itself.
 
-    python benchmarks/training_step.py                                   # QPA at GPT-2 small: a table
-    python benchmarks/training_step.py --method quantum_peft --r 8       # Quantum-PEFT
-    python benchmarks/training_step.py --json                            # the same for machines
+    python benchmarks/training_step.py                                   # QPA at GPT-2 small
+    python benchmarks/training_step.py --methods quantum_peft --r 8 --case 'all linear maps'
     python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
-    python benchmarks/training_step.py --geometry tiny --repetitions 2   # seconds, to see that it runs
+    python benchmarks/training_step.py --geometry tiny --rounds 2        # seconds, to see that it runs
 
-Random weights from a model's configuration; on the CPU one thread. A step is forward, backward, AdamW and zero_grad.
-Times are medians of interleaved turns of both models in one process, beside a second stock model as a control and the
-generator alone (one evaluation and one backward, as each step has); an accelerator is waited for at the end of each
-turn. Peak memory is that of one child process for each.
+Random weights from a model's configuration; on the CPU one thread and processor time. A step is forward, backward,
+AdamW and zero_grad. An accelerator is waited for at the end of each turn. Peak memory is that of a child process each.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import warnings
@@ -26,28 +22,46 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
-from rich.table import Table
 
 import qpeft
 from geometries import GEOMETRIES
-from interleave import interleave
 
-CONFIGS = {"lora": LoraConfig, "qpa": qpeft.QPAConfig, "quantum_peft": qpeft.QuantumPeftConfig}
+GENERATED = ["qpa", "quantum_peft"]
+RANKED = {
+    "lora": LoraConfig,
+    "qpa": qpeft.QPAConfig,
+    "quantum_peft": qpeft.QuantumPeftConfig,
+    "sora": qpeft.SoRAConfig,
+}
+METHODS = [*RANKED, "qaa", "bottleneck"]
 WARM_UP = 3
+
+
+def config(method: str, case: str, options: argparse.Namespace) -> Any:
+    """QAA is put where the others are; a bottleneck stands behind the feed-forward blocks."""
+    targets = GEOMETRIES[options.geometry].cases[case]
+    if method == "qaa":
+        return qpeft.QAAConfig(target_modules=targets, task_type="CAUSAL_LM")
+    if method == "bottleneck":
+        return qpeft.BottleneckConfig(bottleneck_size=options.r, task_type="CAUSAL_LM")
+    return RANKED[method](r=options.r, target_modules=targets, task_type="CAUSAL_LM")
 
 
 def adapted(method: str, case: str, options: argparse.Namespace) -> Any:
     """The geometry's model under an adapter, in training mode."""
-    geometry = GEOMETRIES[options.geometry]
-    config = CONFIGS[method](r=options.r, target_modules=geometry.cases[case])
-    base = geometry.model(torch.device(options.device), getattr(torch, options.dtype))
-    return get_peft_model(base, config).train()
+    base = GEOMETRIES[options.geometry].model(torch.device(options.device), getattr(torch, options.dtype))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT on GPT-2's Conv1D, the same for all
+        return get_peft_model(base, config(method, case, options)).train()
 
 
 def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], object]:
     """A function that trains a fresh model by `steps` steps."""
     model = adapted(method, case, options)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0)  # SoRA's gates must not decay
+    if method == "sora":
+        qpeft.SoRACallback.attach(optimiser, model, steps=1000)
     shape = (options.batch_size, options.tokens)
     ids = torch.randint(GEOMETRIES[options.geometry].config.vocab_size, shape, device=options.device)
 
@@ -83,14 +97,16 @@ def wait(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def peak_memory(method: str, case: str) -> int:
+def peak_memory(method: str, case: str, options: argparse.Namespace) -> int:
     """Peak bytes of a child process that trains a few turns: resident, or of the accelerator's allocator."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", method, case]
+    known = ("device", "geometry", "dtype", "r", "batch_size", "tokens", "steps")
+    flags = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in known]
+    command = [sys.executable, __file__, *flags, f"--case={case}", f"--child={method}"]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def child(method: str, case: str, options: argparse.Namespace) -> None:
-    turn(method, case, options)
+def child(options: argparse.Namespace) -> None:
+    turn(options.child, options.case, options)
     if options.device != "cpu":
         print(torch.accelerator.max_memory_allocated())
         return
@@ -99,59 +115,9 @@ def child(method: str, case: str, options: argparse.Namespace) -> None:
     print(1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
 
 
-def measure(case: str, options: argparse.Namespace) -> dict[str, Any]:
-    methods = {"lora": "lora", "control": "lora", "generated": options.method}
-    turns = {name: turn(method, case, options) for name, method in methods.items()}
-    turns["generator"] = generator_turn(options.method, case, options)
-    seconds = {name: s / options.steps for name, s in interleave(turns, options.repetitions).items()}
-    turns.clear()
-    memory = {name: peak_memory(method, case) for name, method in methods.items() if name != "control"}
-    ratio = {name: seconds[name] / seconds["lora"] for name in ("generated", "control", "generator")}
-    return {"case": case, "seconds": seconds, "ratio": ratio, "peak_bytes": memory}
-
-
-def device_name(device: str) -> str:
-    if device != "cpu":
-        return torch.cuda.get_device_name() if device.startswith("cuda") else device
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return names[0].partition(":")[2].strip() if names else "CPU"
-
-
-def report(options: argparse.Namespace) -> dict[str, Any]:
-    known = ("method", "geometry", "dtype", "r", "batch_size", "tokens", "steps", "repetitions")
-    cases = options.cases or list(GEOMETRIES[options.geometry].cases)
-    return {
-        "device": device_name(options.device),
-        "torch": torch.__version__,
-        **{name: getattr(options, name) for name in known},
-        "rows": [measure(case, options) for case in cases],
-    }
-
-
-def table(found: dict[str, Any]) -> Table:
-    title = (
-        "A step of {method} against one of stock LoRA: {geometry}, {dtype}, rank {r}, {batch_size} x {tokens} tokens"
-    )
-    shown = Table(title=title.format(**found), caption=f"{found['device']}, PyTorch {found['torch']}")
-    headings = ("LoRA, ms", "ratio", "LoRA again, ratio", "generator alone, ms", "peak memory, ratio")
-    for heading in ("case", *headings):
-        shown.add_column(heading, justify="right")
-    for row in found["rows"]:
-        seconds, memory = row["seconds"], row["peak_bytes"]
-        shown.add_row(
-            row["case"],
-            f"{1e3 * seconds['lora']:.1f}",
-            f"{row['ratio']['generated']:.3f}",
-            f"{row['ratio']['control']:.3f}",
-            f"{1e3 * seconds['generator']:.1f}",
-            f"{memory['generated'] / memory['lora']:.4f}",
-        )
-    return shown
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--method", choices=["qpa", "quantum_peft"], default="qpa")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["qpa"])
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
     parser.add_argument("--geometry", choices=GEOMETRIES, default="gpt2")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base model")
@@ -159,22 +125,26 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--steps", type=int, help="training steps in a turn; 1 on the CPU and 10 elsewhere")
-    parser.add_argument("--repetitions", type=int, default=15, help="turns of each model")
-    parser.add_argument("--cases", nargs="+", help="attention, 'all linear maps', lm_head; all by default")
-    parser.add_argument("--json", action="store_true", help="print seconds, ratios and bytes as JSON instead")
-    parser.add_argument("--child", nargs=2, metavar=("METHOD", "CASE"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each model")
+    parser.add_argument("--case", default="attention", help="attention, 'all linear maps', lm_head")
+    parser.add_argument("--child", metavar="METHOD", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (1 if options.device == "cpu" else 10)
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")
     if options.child:
-        child(*options.child, options)
+        child(options)
         return
-    found = report(options)
-    if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        Console().print(table(found))
+    from speed import steps, table  # these import this module
+
+    rows = [
+        *steps.step_rows(options.case, options.methods, options, options.rounds),
+        *steps.memory_rows(options.case, options.methods, options),
+    ]
+    Console().print(table.table(device_name(options.device), rows))
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else device
 
 
 if __name__ == "__main__":

@@ -1,0 +1,83 @@
+"""QPA's circuit beside other programs: all probabilities, and the gradient of a weighted sum of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from math import pi
+
+import torch
+from torch import Tensor
+
+from qpeft.circuits import Ansatz, probabilities
+from speed.case import Case, Peer
+from speed.machine import Machine
+from speed.measure import measure
+from speed.peers import default_qubit, lightning_qubit, qiskit_statevector, tensor_circuit, torch_quantum
+from speed.row import Row
+
+TITLE = "QPA's circuit, 8 layers"
+SIZES, FORWARD_SIZES = (7, 8, 10, 12, 16), (8, 12, 16)
+UNROLLED_SIZES = (8,)  # compiling takes half a minute there, and minutes beyond
+N_LAYERS = 8
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # lightning's sparse observable is good to 1e-8
+
+
+def rows(machine: Machine, quick: bool) -> Iterator[Row]:
+    for n_qubits in (4,) if quick else SIZES:
+        for dtype in (torch.float64,) if quick else TOLERANCE:
+            yield from measure(gradient(n_qubits, dtype, quick), machine)
+    for n_qubits in (4,) if quick else FORWARD_SIZES:
+        yield from measure(forward(n_qubits, quick), machine)
+
+
+def problem(n_qubits: int, dtype: torch.dtype) -> tuple[Ansatz, Tensor, Tensor]:
+    """A circuit, random angles (L, N) and weights (2**N,)."""
+    draw = torch.Generator().manual_seed(n_qubits)
+    angles = (torch.rand(N_LAYERS, n_qubits, generator=draw, dtype=dtype) * 2 - 1) * pi
+    weights = torch.randn(2**n_qubits, generator=draw, dtype=dtype)
+    return Ansatz("ry_ladder", n_qubits, N_LAYERS), angles.requires_grad_(), weights
+
+
+def gradient(n_qubits: int, dtype: torch.dtype, quick: bool) -> Case:
+    given = problem(n_qubits, dtype)
+    _, angles, weights = given
+    ways = {"PennyLane default.qubit, backprop": default_qubit.gradient}
+    if dtype == torch.float64:
+        ways["PennyLane lightning.qubit, adjoint"] = lightning_qubit.gradient
+    else:
+        ways["TorchQuantum, backprop"] = torch_quantum.gradient
+    if not quick:
+        ways["TensorCircuit-NG, jit of a layer"] = partial(tensor_circuit.gradient, scan=True)
+    if n_qubits in UNROLLED_SIZES and dtype == torch.float32:
+        ways["TensorCircuit-NG, jit of all layers"] = partial(tensor_circuit.gradient, scan=False)
+    return Case(
+        f"{n_qubits} qubits, forward and backward, {_name(dtype)}",
+        lambda: torch.autograd.grad(probabilities(angles), angles, weights),
+        {name: Peer(partial(way, *given)) for name, way in ways.items()},
+        TOLERANCE[dtype],
+        rounds=2 if quick else 9,
+        moved=2 * weights.nbytes,
+    )
+
+
+def forward(n_qubits: int, quick: bool) -> Case:
+    ansatz, angles, weights = problem(n_qubits, torch.float64)
+    fixed = angles.detach()
+    ways = {
+        "PennyLane default.qubit": default_qubit.forward,
+        "PennyLane lightning.qubit": lightning_qubit.forward,
+        "Qiskit Statevector": qiskit_statevector.forward,
+    }
+    return Case(
+        f"{n_qubits} qubits, forward, float64",
+        lambda: (probabilities(fixed),),
+        {name: Peer(partial(way, ansatz, angles)) for name, way in ways.items()},
+        TOLERANCE[torch.float64],
+        rounds=2 if quick else 9,
+        moved=weights.nbytes,
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

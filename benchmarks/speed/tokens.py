@@ -1,0 +1,77 @@
+"""QAA's branch, which runs for every token: features, V f + c, and the gradients of x, the angles, V and c."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qpeft.circuits import Ansatz, amplitude_expectations, amplitude_qubits
+from qpeft.circuits.gates import gate_expectations
+from qpeft.circuits.to_pennylane import to_pennylane
+from speed.case import Case, Peer, Task
+from speed.machine import Machine
+from speed.measure import measure
+from speed.row import Row
+
+TITLE = "QAA's branch for each token, one layer, float32"
+ANSATZE = ("square", "qaa", "rxyz")
+
+Features = Callable[[Tensor, Tensor], Tensor]  # (T, d), angles -> (T, N)
+
+
+def rows(machine: Machine, quick: bool) -> Iterator[Row]:
+    for ansatz in ANSATZE[:1] if quick else ANSATZE:
+        yield from measure(branch(ansatz, *((64, 8, 2) if quick else (768, 1024, 7))), machine)
+
+
+def branch(name: str, width: int, n_tokens: int, rounds: int) -> Case:
+    draw = torch.Generator().manual_seed(0)
+    circuit = Ansatz(name, amplitude_qubits(width), 1)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw).requires_grad_()
+
+    x, angles, v, c = leaf(n_tokens, width), leaf(*circuit.angle_shape), leaf(width, circuit.n_qubits), leaf(width)
+    a, b, weight = leaf(8, width), leaf(width, 8), torch.randn(width, width, generator=draw) / width**0.5
+    pulled = torch.randn(n_tokens, width, generator=draw)  # the gradient that comes back
+
+    def task(features: Features) -> Task:
+        return lambda: torch.autograd.grad(F.linear(features(x, angles), v, c), (x, angles, v, c), pulled)
+
+    def linear() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(F.linear(x, weight), x, pulled)
+
+    def lora() -> tuple[Tensor, ...]:
+        return torch.autograd.grad(F.linear(F.linear(x, a), b), (x, a, b), pulled)
+
+    return Case(
+        f"{name}, {n_tokens:,} tokens of width {width}",
+        task(lambda x, angles: amplitude_expectations(x, angles, name)),
+        {
+            "the frozen linear map beside it": Peer(lambda: linear, same=False),
+            "LoRA of rank 8": Peer(lambda: lora, same=False),
+            "gate by gate, autograd": Peer(lambda: task(lambda x, angles: gate_expectations(circuit, angles, x))),
+            "PennyLane default.qubit, backprop": Peer(lambda: task(_default_qubit(circuit))),
+        },
+        tolerance=1e-3,
+        rounds=rounds,
+        moved=2 * (x.nbytes + pulled.nbytes),
+    )
+
+
+def _default_qubit(circuit: Ansatz) -> Features:
+    """All tokens as one batch."""
+    import pennylane as qml
+
+    wires, gates = range(circuit.n_qubits), to_pennylane(circuit)
+
+    @qml.qnode(qml.device("default.qubit", wires=wires), interface="torch", diff_method="backprop")
+    def run(x, angles):
+        qml.AmplitudeEmbedding(x, wires, pad_with=0.0, normalize=True)
+        gates(angles)
+        return [qml.expval(qml.PauliZ(wire)) for wire in wires]
+
+    return lambda x, angles: torch.stack(run(x, angles), -1).to(x.dtype)
