@@ -11,7 +11,7 @@ from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
 from qpeft.errors import ConfigError
 
-# measured with benchmarks/circuit_speed.py
+# measured with benchmarks/bench.py --only circuits large_circuits
 FOLD_QUBITS = range(2, 13)  # a single qubit cannot be cut in two
 CUT_FROM = 15  # qubits
 

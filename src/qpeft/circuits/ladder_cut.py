@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from qpeft.circuits.ladder_terms import Terms, product_terms
 from qpeft.circuits.precision import full_precision
 
-TILE = (128, 1024)  # rows, columns; measured with benchmarks/circuit_speed.py
+TILE = (128, 1024)  # rows, columns; measured with benchmarks/bench.py --only large_circuits
 DEVICE_TILE = (1024, 4096)  # on an accelerator: fewer, larger products
 
 
