@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "extensions"))
+sys.path[:0] = [str(Path(__file__).parent / "extensions"), str(Path(__file__).parent)]
 # examples run as on a machine without a network, and print nothing but their results
 os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -17,6 +17,7 @@ project = "qpeft"
 author = "the qpeft authors"
 project_copyright = "the qpeft authors; Apache License 2.0"
 extensions = [
+    "drawn",
     "myst_parser",
     "settings_table",
     "sphinx.ext.autodoc",
@@ -27,6 +28,17 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "qpeft"
+# colours of the drawn pictures: the page's own, and three that differ in lightness as well
+_FURO = {
+    "ink": "var(--color-foreground-primary)",
+    "muted": "var(--color-foreground-secondary)",
+    "faint": "var(--color-background-border)",
+    "paper": "var(--color-background-primary)",
+}
+html_theme_options = {
+    "light_css_variables": _FURO | {"quantum": "#1559b7", "classical": "#3f4248", "control": "#a34a00"},
+    "dark_css_variables": _FURO | {"quantum": "#86b6ff", "classical": "#c3c5ca", "control": "#f0a868"},
+}
 html_copy_source = False
 html_show_sphinx = False
 

@@ -1,0 +1,53 @@
+"""The directive `drawn`: a picture that `docs/figures/NAME.py` draws with qpeft itself whenever the pages are built.
+
+```{drawn} circuit ry_ladder 4 2
+:alt: What a reader who cannot see it should know.
+
+The caption.
+```
+
+Words after the name go to the module's `draw`. The picture is SVG in the page's own colours, light and dark.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import warnings
+from importlib import import_module
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from qpeft.studies.comparison.report import canvas
+
+
+class Drawn(SphinxDirective):
+    """Arguments: the name of a module in `docs/figures`, and what its `draw` takes."""
+
+    required_arguments = 1
+    optional_arguments = 9
+    has_content = True
+    option_spec = {"alt": directives.unchanged_required}  # noqa: RUF012 (docutils' own form)
+
+    def run(self) -> list[nodes.Node]:
+        drawing = import_module(f"figures.{self.arguments[0]}")
+        self.env.note_dependency(inspect.getfile(drawing))
+        figure = nodes.figure(classes=["drawn"])
+        if self.env.app.builder.format == "html":
+            figure += nodes.raw("", self._svg(drawing.draw), format="html")
+        figure += nodes.caption("", "", *self.parse_inline(" ".join(self.content))[0])
+        self.set_source_info(figure)
+        return [figure]
+
+    def _svg(self, draw) -> str:
+        name = re.sub(r"\W", "-", "-".join(self.arguments))
+        with canvas.style(name), warnings.catch_warnings(action="ignore"):  # those of the libraries that a picture uses
+            return str(canvas.inline(canvas.to_svg(draw(*self.arguments[1:])), name, self.options["alt"]))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("drawn", Drawn)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,88 @@
+"""The small things that stand, in the pages' examples, for what a reader would download or has at hand."""
+
+import json
+import shutil
+
+import pytest
+from snippets import GIVEN, snippets
+
+STUDY = """
+name: tiny
+title: Two methods
+question: Does it run?
+data: docs.jsonl
+seeds: [0]
+tuning: {grid: [1.0]}
+training: {steps: 2, batch_size: 2, seq_len: 32}
+test_blocks: 4
+capacity: false
+costs: false
+methods:
+  - {key: lora, label: LoRA, method: lora, settings: {r: 2}, lr: 1.0e-3}
+  - {key: qpa, label: QPA, method: qpa, settings: {r: 2, budget: 0.5}, lr: 1.0e-3}
+"""
+
+
+@pytest.fixture(scope="session")
+def qpeft_cli():
+    """Call the command line in this process, as `qpeft_cli(["plan", "--model", ...])`."""
+    from typer.testing import CliRunner
+
+    from qpeft.cli.app import build
+
+    return lambda arguments: CliRunner().invoke(build(), arguments, prog_name="qpeft")
+
+
+@pytest.fixture(scope="session")
+def stand_ins(tmp_path_factory, qpeft_cli):
+    """A folder with everything that `snippets.STAND_INS` and `snippets.GIVEN` name."""
+    import numpy as np
+    from PIL import Image
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
+
+    import qpeft.demo
+    from qpeft.demo.corpus import numpy_docs
+
+    folder = tmp_path_factory.mktemp("stand-ins")
+    (folder / "base").symlink_to(qpeft.demo.base_path(), target_is_directory=True)
+    docs = numpy_docs()[:60]
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in docs)
+    for name in ("docs.jsonl", "train.jsonl"):
+        (folder / name).write_text(rows, encoding="utf-8")
+    (folder / "text.txt").write_text("\n\n".join(docs), encoding="utf-8")
+    (folder / "train.tsv").write_text("what a joy\tgood\nhow very dull\tbad\n" * 20, encoding="utf-8")
+    (folder / "tiny.yaml").write_text(STUDY, encoding="utf-8")
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=2, **small)).save_pretrained(
+        folder / "vit"
+    )
+    ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "vit")
+    draw = np.random.default_rng(0)
+    for kind in ("cats", "dogs"):
+        (folder / "photos" / kind).mkdir(parents=True)
+        for n in range(12):
+            Image.fromarray(draw.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(
+                folder / "photos" / kind / f"{n}.png"
+            )
+
+    given = ["--model", "embedded", "--data", str(folder / "docs.jsonl"), "--r", "4", "--steps", "2", "--seq-len", "64"]
+    done = qpeft_cli(["train", *given, "--out", str(folder / "run")])
+    assert done.exit_code == 0, done.output
+    shutil.copytree(folder / "run" / "exported", folder / "my-adapter")
+    return folder
+
+
+@pytest.fixture
+def reader(stand_ins, tmp_path, monkeypatch):
+    """Sit in a folder that has what `page` takes for granted and does not make."""
+
+    def sit(page):
+        typed = "".join(snippet.text for snippet in snippets(page))
+        for name in (*GIVEN, "docs.jsonl", "tiny.yaml", "base", "vit"):
+            if name not in GIVEN or (name in typed and f"--out {name}" not in typed):
+                (shutil.copytree if (stand_ins / name).is_dir() else shutil.copy)(stand_ins / name, tmp_path / name)
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    return sit
