@@ -30,12 +30,12 @@ class Size(NamedTuple):
 
 
 def rows(machine: Machine, quick: bool) -> Iterator[Row]:
-    yield from measure(circuit(Size(64, 4, 2, 2) if quick else Size(1024, K, N_MODULES, 7)), machine)
-    yield from measure(circuit(Size(64, 4, 1, 2) if quick else Size(1024, K, 1, 7)), machine)
+    yield from measure(circuit(Size(64, 4, 2, 2) if quick else Size(1024, K, N_MODULES, 5)), machine)
+    yield from measure(circuit(Size(64, 4, 1, 2) if quick else Size(1024, K, 1, 5)), machine)
     for width in (48,) if quick else WIDTHS:
-        size = Size(width, K, N_MODULES, 2 if quick else 7)
+        size = Size(width, K, N_MODULES, 2 if quick else 5)
         yield from measure(any_width(size), machine)
-        yield from measure(lie(size._replace(modules=1, rounds=2 if quick else 5)), machine)
+        yield from measure(lie(size._replace(modules=1)), machine)
 
 
 def circuit(size: Size) -> Case:
@@ -50,8 +50,8 @@ def circuit(size: Size) -> Case:
         return lambda: torch.autograd.grad(build(angles), angles, weights)
 
     def gates(start: Sequence[int], wanted: Sequence[int]) -> Peer:
-        one = lambda x: gate_columns(ansatz, x, start)[:, wanted]  # noqa: E731
-        return Peer(lambda: task(lambda angles: torch.stack([one(x) for x in angles])))
+        one = torch.vmap(lambda angles: gate_columns(ansatz, angles, start)[:, wanted])
+        return Peer(lambda: task(one))
 
     peers = {"gate by gate, autograd": gates(columns, range(size.k))}
     if size.modules == 1:
