@@ -52,3 +52,23 @@ def test_a_taken_name_and_a_foreign_peft_are_refused(monkeypatch):
     monkeypatch.setattr("peft.__version__", "0.9.0")
     with pytest.raises(ConfigError, match=r"works with peft from 0\.21 and below 0\.22, found 0\.9\.0"):
         registry.register()
+
+
+def test_the_registration_adds_to_peft_and_changes_nothing_of_it():
+    """In a process where PEFT came first: all its entries are as they were, and ours are none of its types."""
+    out = run(
+        """
+import peft
+from peft import mapping
+tables = [getattr(mapping, f"PEFT_TYPE_TO_{kind}_MAPPING") for kind in ("CONFIG", "TUNER", "PREFIX")]
+before = [dict(table) for table in tables]
+import qpeft
+for table, stock in zip(tables, before):
+    assert {key: table[key] for key in stock} == stock
+    added = set(table) - set(stock)
+    assert added and not added & {str(kind.value) for kind in peft.PeftType}, added
+    assert all(str.__str__(name).startswith("QPEFT_") for name in added), added
+print(len(added))
+"""
+    )
+    assert int(out) >= 6
