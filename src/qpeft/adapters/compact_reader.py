@@ -71,9 +71,11 @@ class CompactReader:
         tensors = load((folder / WEIGHTS).read_bytes())  # for small files three times as fast as load_file
         beside = {k: t for k, t in tensors.items() if not k.startswith(self._prefix)}
         check_tensors(beside, self._beside)
-        own = generator.unpack({k.removeprefix(self._prefix): t for k, t in tensors.items() if k not in beside})
-        _load(present, own)
-        parts = zip(self._keys, self._slots, generator().split(self._sizes), strict=True)
+        _load(generator, present, {k.removeprefix(self._prefix): t for k, t in tensors.items() if k not in beside})
+        flat = generator()
+        if not (torch.isfinite(flat.sum()) or torch.isfinite(flat).all()):
+            raise CheckpointError("it makes numbers that are NaN or Inf; use an earlier checkpoint")
+        parts = zip(self._keys, self._slots, flat.split(self._sizes), strict=True)
         return beside | {key: part.view(slot.shape) for key, slot, part in parts}
 
     def _check_same(self, settings: dict[str, Any]) -> None:
@@ -124,13 +126,14 @@ def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(settings, default=list))
 
 
-def _load(present: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """As `load_state_dict`, after all checks."""
-    check_tensors(state, present)
-    if not state.get("fitted", True):
+def _load(generator: Any, present: dict[str, Tensor], packed: dict[str, Tensor]) -> None:
+    """As `load_state_dict` on the generator, whose state is `present`, after all checks."""
+    if "fitted" in present and not packed.get("fitted", False):
         raise ConfigError(
             "it was saved without the frames of the loss gradient in which it acts (store_frames=False, or before "
             "qpeft.fit_frames); save it with store_frames=True, or serve what qpeft.export makes of it"
         )
+    state = generator.unpack(packed)
+    check_tensors(state, present)
     for name, tensor in present.items():
         tensor.copy_(state[name])

@@ -12,30 +12,22 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
-from torch import Tensor, nn
+from torch import nn
 
 from qpeft.adapters.checkpoint import CONFIG, WEIGHTS, check_folder, load
 from qpeft.adapters.compact_reader import CompactReader
 from qpeft.adapters.generated import GeneratedMixin
-from qpeft.errors import CheckpointError, ConfigError
+from qpeft.adapters.stock_slots import StockSlots, activate, adapted_modules
+from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
 BASE = "__base__"  # PEFT's word in adapter_names
 
 
-class _Slot(NamedTuple):
-    """An adapter of stock PEFT, by the keys of a stock file."""
-
-    name: str
-    tensors: dict[str, Tensor]
-
-
 class _Resident(NamedTuple):
-    slot: _Slot
+    slot: str
     stamp: tuple[int, ...]  # of the files it was read from
 
 
@@ -59,15 +51,10 @@ class AdapterPool:
             alphabetical order, sets the configuration.
         capacity: How many adapters are in memory at a time, which is also how many a batch can mix.
 
-    Attributes:
-        model: A PeftModel with `capacity` stock LoRA adapters in evaluation mode; none is active at first.
-
     Raises:
         CheckpointError: there is no adapter, or the first is for another base model.
         ConfigError: adapters of another kind, a base under PEFT already, or a capacity below 1.
     """
-
-    model: PeftModel
 
     def __init__(self, base: nn.Module, folder: str | Path, capacity: int = 8) -> None:
         if not isinstance(capacity, int) or capacity < 1:
@@ -79,12 +66,15 @@ class AdapterPool:
         loaded: Any = load(base, first)
         self._reader = CompactReader(loaded, first, capacity)
         config = loaded.base_model.generated_config("default")
-        _switch(_switches(loaded), [])  # or a module that was trained whole would stay in the base
-        self.model = _with_slots(loaded.unload(), config, capacity)
-        self._switched = _switches(self.model)
-        self._switch([])
-        self._free = [_Slot(name, _tensors(self.model, name)) for name in reversed(self.model.peft_config)]
+        activate(adapted_modules(loaded), [])  # or a module that was trained whole would stay in the base
+        self._slots = StockSlots(loaded.unload(), config, capacity)
+        self._free = self._slots.names[::-1]
         self._resident: dict[str, _Resident] = {}  # the least recently used first
+
+    @property
+    def model(self) -> PeftModel:
+        """The base model with `capacity` stock adapters, in evaluation mode; none is active at first."""
+        return self._slots.model
 
     @property
     def names(self) -> list[str]:
@@ -104,10 +94,8 @@ class AdapterPool:
             ConfigError: no such adapter, with the names that are near.
             CheckpointError: its folder is damaged, or its settings are not the pool's. What was active stays so.
         """
-        self._refuse_merged()
-        wanted = [] if name == BASE else [self._resident_slot(name, keep=set()).name]
-        if wanted != self.model.active_adapters:
-            self._switch(wanted)
+        self._slots.check_not_merged()
+        self._slots.switch(None if name == BASE else self._slot_with(name, keep=set()))
         self.active = name
 
     def place(self, names: Iterable[str]) -> list[str]:
@@ -119,7 +107,7 @@ class AdapterPool:
             ConfigError: no such adapter, or more different ones than slots.
             CheckpointError: a folder is damaged, or its settings are not the pool's.
         """
-        self._refuse_merged()
+        self._slots.check_not_merged()
         rows = list(names)
         wanted = {name for name in rows if name != BASE}
         keep = wanted | {self.active} - {BASE}
@@ -129,19 +117,10 @@ class AdapterPool:
                 f"the batch has {len(wanted)} different adapters{held}, but the pool holds {self.capacity}; make the "
                 'batch smaller or the capacity larger, or call activate("__base__") first'
             )
-        slots = {name: self._resident_slot(name, keep).name for name in dict.fromkeys(rows) if name != BASE}
+        slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(rows) if name != BASE}
         return [slots.get(name, BASE) for name in rows]
 
-    def _refuse_merged(self) -> None:
-        if any(getattr(module, "merged", False) for module in self._switched):
-            raise ConfigError("an adapter is merged into the base model; call model.unmerge_adapter() first")
-
-    def _switch(self, names: list[str]) -> None:
-        base_model: Any = self.model.base_model
-        _switch(self._switched, names)
-        base_model.active_adapter = names
-
-    def _resident_slot(self, name: str, keep: set[str]) -> _Slot:
+    def _slot_with(self, name: str, keep: set[str]) -> str:
         """The slot that holds the adapter as it is in its folder now."""
         stamp = self._stamp(name)
         held = self._resident.get(name)
@@ -154,15 +133,13 @@ class AdapterPool:
     def _read(self, name: str, stamp: tuple[int, ...], keep: set[str]) -> _Resident:
         try:
             tensors = self._reader.read(self.folder / name)
-        except CheckpointError as error:
-            raise CheckpointError(f"adapter '{name}' cannot be served: {error}") from error
-        except ConfigError as error:
-            raise ConfigError(f"adapter '{name}' cannot be served: {error}") from error
+        except QpeftError as error:
+            raise type(error)(f"adapter '{name}' cannot be served: {error}") from error
         slot = self._slot_for(name, keep)
-        _fill(slot, tensors)
+        self._slots.fill(slot, tensors)
         return _Resident(slot, stamp)
 
-    def _slot_for(self, name: str, keep: set[str]) -> _Slot:
+    def _slot_for(self, name: str, keep: set[str]) -> str:
         """The adapter's own slot, or a free one, or that of the adapter which was not asked for the longest."""
         if name in self._resident:
             return self._resident[name].slot
@@ -171,8 +148,8 @@ class AdapterPool:
         return self._resident.pop(next(other for other in self._resident if other not in keep)).slot
 
     def _stamp(self, name: str) -> tuple[int, ...]:
-        if not isinstance(name, str) or Path(name).name != name or name.startswith(".") or "\0" in name:
-            raise self._unknown(name)  # a path would lead out of the folder
+        if not _is_name(name):
+            raise self._unknown(name)
         try:
             found = [(self.folder / name / file).stat() for file in (CONFIG, WEIGHTS)]
         except OSError as error:
@@ -202,37 +179,6 @@ class AdapterPool:
         raise error
 
 
-def _with_slots(base: nn.Module, config: Any, capacity: int) -> PeftModel:
-    """`base` with stock adapters, frozen, none of which is active."""
-    stock = [config.to_stock() for _ in range(capacity)]
-    for one in stock:
-        one.inference_mode = True
-    model: Any = get_peft_model(base, stock[0], adapter_name="slot0")
-    for index, one in enumerate(stock[1:], start=1):
-        model.add_adapter(f"slot{index}", one)
-    return model.eval().requires_grad_(False)
-
-
-def _switches(model: nn.Module) -> list[Any]:
-    return [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
-
-
-def _switch(modules: list[Any], names: list[str]) -> None:
-    """As PEFT's `set_adapter`, without its walk through the model: nothing here is trained, only the choice changes."""
-    for module in modules:
-        if isinstance(module, BaseTunerLayer):
-            module._active_adapter = list(names)
-        else:
-            module.set_adapter(names, inference_mode=True)
-
-
-def _tensors(model: Any, slot: str) -> dict[str, Tensor]:
-    """The slot's own tensors, not copies."""
-    state = model.state_dict(keep_vars=True)
-    return get_peft_model_state_dict(model, state, adapter_name=slot, save_embedding_layers=False)
-
-
-@torch.no_grad()
-def _fill(slot: _Slot, tensors: dict[str, Tensor]) -> None:
-    for key, tensor in slot.tensors.items():
-        tensor.copy_(tensors[key])
+def _is_name(name: Any) -> bool:
+    """Whether it can be a folder's name: a path would lead elsewhere."""
+    return isinstance(name, str) and Path(name).name == name != "" and name[0] != "." and "\0" not in name

@@ -1,0 +1,445 @@
+"""Many adapters in slots: each answers as it does alone, under `qpeft.load` and under stock PEFT."""
+
+import copy
+import json
+import os
+import shutil
+from collections import OrderedDict
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+
+import qpeft
+from qpeft.demo import base_path
+from qpeft.errors import CheckpointError, ConfigError
+
+LM = {"task_type": "CAUSAL_LM"}
+TEXTS = {
+    "ada": "Parameters\n----------\nx : array_like\n    Input array.\n\nReturns\n-------\nout : ndarray\n",
+    "bob": "Once upon a time there was a king who had three daughters, and the youngest was so beautiful",
+    "cyd": "for i in range(10):\n    if i % 2:\n        print(i)\n    else:\n        continue\n",
+}
+METHODS = {
+    "qpa": (qpeft.QPAConfig, {"r": 4, "target_modules": "all-linear", "budget": 0.1}),
+    "quantum_peft": (qpeft.QuantumPeftConfig, {"r": 8, "target_modules": ["c_attn"], "share": "type"}),
+}
+SMALL = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3, "target_modules": ["c_attn"], "r": 4}
+
+
+@pytest.fixture(scope="module")
+def storyteller():
+    return AutoModelForCausalLM.from_pretrained(base_path(), dtype="float32").eval()
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Three prompts of one length, int64."""
+    tokenizer = AutoTokenizer.from_pretrained(base_path())
+    ids = [tokenizer(text).input_ids[:12] for text in ("Return the sum of all the values in the given list of numbers",
+                                                       "The king said to the youngest of his three lovely daughters",
+                                                       "1, 2, 3, 4, 5, 6, 7, 8, 9, 10")]  # fmt: skip
+    return torch.tensor(ids)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def trained(request, storyteller, prompts, tmp_path_factory, adapters):
+    """Three adapters, each trained on a text of its own, two of one seed; what each answers alone; the plain base."""
+    folder, exported = (tmp_path_factory.mktemp(name) for name in ("users", "exported"))
+    tokenizer = AutoTokenizer.from_pretrained(base_path())
+    kind, options = METHODS[request.param]
+    alone = {}
+    for index, (name, text) in enumerate(TEXTS.items()):
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        model = get_peft_model(copy.deepcopy(storyteller), kind(**options, **LM, seed=index // 2))
+        adapters.train(model, ids, steps=5, lr=1e-2)
+        qpeft.save(model, folder / name)
+        qpeft.export(model, exported / name)
+        alone[name] = adapters.logits(qpeft.load(copy.deepcopy(storyteller), folder / name), prompts)
+    alone["__base__"] = adapters.logits(storyteller, prompts)
+    return folder, exported, alone
+
+
+@pytest.fixture(scope="module")
+def served(storyteller, trained):
+    return qpeft.AdapterPool(copy.deepcopy(storyteller), trained[0], capacity=2)
+
+
+def test_every_adapter_answers_as_under_qpeft_load_and_as_the_exported_one_under_stock_peft(
+    storyteller, prompts, trained, served, adapters
+):
+    _, exported, alone = trained
+    assert len({tuple(logits[0, 0, :3].tolist()) for logits in alone.values()}) == 4  # they are different
+    for name in [*TEXTS, *reversed(TEXTS)]:  # with two slots, each is evicted and comes back
+        served.activate(name)
+        assert torch.equal(adapters.logits(served.model, prompts), alone[name])
+    for name in TEXTS:
+        stock = PeftModel.from_pretrained(copy.deepcopy(storyteller), exported / name).eval()
+        torch.testing.assert_close(adapters.logits(stock, prompts), alone[name], atol=1e-6, rtol=1e-6)
+    served.activate("__base__")
+    assert torch.equal(adapters.logits(served.model, prompts), alone["__base__"])
+
+
+@pytest.mark.parametrize("rows", [["ada", "bob", "ada"], ["__base__", "cyd", "bob"], ["cyd"] * 3, ["__base__"] * 3])
+def test_each_row_of_a_mixed_batch_answers_as_it_does_alone(prompts, trained, served, adapters, rows):
+    with torch.no_grad():
+        mixed = served.model(input_ids=prompts, adapter_names=served.place(rows)).logits
+    for row, name in enumerate(rows):
+        torch.testing.assert_close(mixed[row], trained[2][name][row], atol=2e-5, rtol=1e-5)
+
+
+def test_a_mixed_batch_generates_what_each_row_generates_alone(prompts, served):
+    rows, options = ["ada", "__base__", "cyd"], {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    mixed = served.model.generate(
+        input_ids=prompts, attention_mask=torch.ones_like(prompts), adapter_names=served.place(rows), **options
+    )
+    for row, name in enumerate(rows):
+        served.activate(name)
+        own = prompts[row : row + 1]
+        single = served.model.generate(input_ids=own, attention_mask=torch.ones_like(own), **options)
+        assert torch.equal(mixed[row], single[0])
+    served.activate("__base__")
+
+
+# -- what is in which slot, on tiny models
+
+
+def adapter(base, folder, seed=0, kind=qpeft.QPAConfig, spread=0.05, **options):
+    """A saved adapter with random trained numbers; the base is left as it was."""
+    model = get_peft_model(copy.deepcopy(base), kind(**{**(SMALL if kind is qpeft.QPAConfig else {}), **LM, **options},
+                                                      seed=seed))  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.base_model.generators.parameters():
+            parameter.normal_(0, spread)
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=spread)
+    qpeft.save(model, folder)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Three adapters of the tiny model, of two seeds."""
+    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    folder = tmp_path_factory.mktemp("saved")
+    for index in range(3):
+        adapter(AutoModelForCausalLM.from_config(config), folder / f"user-{index}", seed=index % 2)
+    return folder
+
+
+@pytest.fixture
+def users(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "users")
+
+
+@pytest.fixture
+def pool(gpt2, users):
+    return qpeft.AdapterPool(gpt2, users, capacity=2)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    capacity=st.integers(1, 4),
+    requests=st.lists(
+        st.one_of(st.integers(0, 4), st.lists(st.integers(-1, 4), min_size=1, max_size=4), st.just("none")),
+        max_size=12,
+    ),
+)
+def test_any_sequence_of_requests_is_answered_by_the_right_adapters(requests, capacity):
+    base, folder, answers, ids, adapters = _world()
+    pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity)
+    recent: OrderedDict[str, None] = OrderedDict()  # the model of the pool: names, the least recently used first
+    active = "__base__"
+
+    def use(name, keep):
+        if name not in recent and len(recent) == capacity:
+            del recent[next(other for other in recent if other not in keep)]
+        recent[name] = None
+        recent.move_to_end(name)
+
+    for request in requests:
+        if isinstance(request, list):
+            rows = [f"user-{i}" if i >= 0 else "__base__" for i in request]
+            wanted = dict.fromkeys(name for name in rows if name != "__base__")
+            if len(wanted.keys() | {active} - {"__base__"}) > capacity:
+                with pytest.raises(ConfigError, match="different adapters"):
+                    pool.place(rows)
+                continue
+            for name in wanted:
+                use(name, wanted.keys() | {active})
+            with torch.no_grad():
+                found = pool.model(input_ids=ids[: len(rows)], adapter_names=pool.place(rows)).logits
+            expected = torch.stack([answers[name][row] for row, name in enumerate(rows)])
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        else:
+            active = "__base__" if request == "none" else f"user-{request}"
+            if active != "__base__":
+                use(active, set())
+            pool.activate(active)
+        assert torch.equal(adapters.logits(pool.model, ids), answers[active])
+        assert (pool.active, pool.resident) == (active, list(recent))
+
+
+_made = []
+
+
+def _world():
+    """Made once: hypothesis calls a test often, and fixtures of a function are not for that."""
+    return _made[0]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _make_world(tmp_path_factory, adapters):
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    base = AutoModelForCausalLM.from_config(config).eval()
+    folder, ids = tmp_path_factory.mktemp("world"), torch.randint(50, (4, 5))
+    answers = {"__base__": adapters.logits(base, ids)}
+    for index in range(5):
+        adapter(base, folder / f"user-{index}", seed=index % 3)
+        answers[f"user-{index}"] = adapters.logits(qpeft.load(copy.deepcopy(base), folder / f"user-{index}"), ids)
+    _made.append((base, folder, answers, ids, adapters))
+    yield
+    _made.clear()
+
+
+def test_what_is_in_a_slot_is_not_read_again_and_a_changed_file_is(gpt2, users, ids, adapters, monkeypatch):
+    plain, pool = copy.deepcopy(gpt2), qpeft.AdapterPool(gpt2, users, capacity=2)
+    read, folders = pool._reader.read, []
+    monkeypatch.setattr(pool._reader, "read", lambda folder: folders.append(folder.name) or read(folder))
+    for _ in range(3):
+        pool.activate("user-1")
+        pool.place(["user-1", "__base__"])
+    assert folders == ["user-1"]
+    before = adapters.logits(pool.model, ids)
+    again = adapter(plain, users / "user-1", seed=0)  # trained again, from another seed
+    pool.activate("user-1")
+    assert folders == ["user-1"] * 2
+    assert torch.equal(adapters.logits(pool.model, ids), adapters.logits(again, ids))
+    assert not torch.equal(adapters.logits(pool.model, ids), before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "mixes"),
+    [
+        (qpeft.QPAConfig, {"use_dora": True}, False),
+        (qpeft.QPAConfig, {"modules_to_save": ["lm_head"]}, True),
+        (qpeft.QPAConfig, {"target_modules": ["wte"], "feature_source": "none"}, True),
+        (qpeft.QuantumPeftConfig, {"r": 4, "target_modules": "all-linear", "bits": 4, "group_size": 32}, True),
+        (qpeft.QuantumPeftConfig, {"r": 4, "target_modules": ["c_attn"], "modules_to_save": ["ln_f", "ln_1"]}, False),
+        (qpeft.QuantumPeftConfig, {"r": 4, "target_modules": ["c_attn"], "frame": "gradient", "frame_rank": 8}, True),
+    ],
+)
+def test_every_kind_of_compact_adapter_is_served(gpt2, ids, adapters, tmp_path, kind, options, mixes):
+    plain = copy.deepcopy(gpt2)
+    for index in range(3):
+        if options.get("frame"):
+            model = get_peft_model(copy.deepcopy(plain), kind(**LM, **options))
+            qpeft.fit_frames(model, [{"input_ids": (ids + index) % 50, "labels": (ids + index) % 50}])
+            qpeft.save(adapters.train(model, ids, lr=1e-2), tmp_path / f"{index}")
+        else:
+            adapter(plain, tmp_path / f"{index}", index, kind, **options)
+    expected = [adapters.logits(qpeft.load(copy.deepcopy(plain), tmp_path / f"{i}"), ids) for i in range(3)]
+    pool = qpeft.AdapterPool(gpt2, tmp_path, capacity=2)
+    for index in (0, 1, 2, 1, 0):
+        pool.activate(str(index))
+        assert torch.equal(adapters.logits(pool.model, ids), expected[index])
+        assert not torch.equal(expected[index], adapters.logits(plain, ids))
+    pool.activate("__base__")
+    assert torch.equal(adapters.logits(pool.model, ids), adapters.logits(plain, ids))
+    if mixes:
+        with torch.no_grad():
+            mixed = pool.model(input_ids=ids, adapter_names=pool.place(["2", "0", "__base__"])).logits
+        torch.testing.assert_close(mixed[0], expected[2][0], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(mixed[1], expected[0][1], atol=1e-6, rtol=1e-5)
+    else:  # PEFT does not mix them, and says so
+        with pytest.raises((ValueError, TypeError)), torch.no_grad():
+            pool.model(input_ids=ids, adapter_names=pool.place(["2", "0", "__base__"]))
+
+
+def test_classifiers_with_heads_of_their_own(tmp_path, adapters):
+    config = GPT2Config(
+        vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2, num_labels=3, pad_token_id=0, bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    plain, ids = GPT2ForSequenceClassification(config).eval(), torch.randint(50, (2, 6))
+    for name in "ab":
+        adapter(plain, tmp_path / name, task_type="SEQ_CLS")
+    expected = {n: adapters.logits(qpeft.load(copy.deepcopy(plain), tmp_path / n), ids) for n in "ab"}
+    pool = qpeft.AdapterPool(plain, tmp_path, capacity=1)
+    for name in "aba":
+        pool.activate(name)
+        assert torch.equal(adapters.logits(pool.model, ids), expected[name])
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize("name", ["user-17", "", ".", "..", "../users/user-1", "user-1/", "/etc", "a\0b", ".hidden", 3])
+def test_names_that_are_no_adapters(pool, name):
+    with pytest.raises(ConfigError, match="has no adapter"):
+        pool.activate(name)
+    with pytest.raises(ConfigError, match="has no adapter"):
+        pool.place(["user-1", name])
+
+
+def test_an_unknown_name_is_answered_with_near_ones(pool):
+    with pytest.raises(ConfigError, match="did you mean user-1"):
+        pool.activate("user1")
+
+
+def test_a_deleted_adapter_is_served_no_more(pool, users):
+    pool.activate("user-1")
+    shutil.rmtree(users / "user-1")
+    with pytest.raises(ConfigError, match="has no adapter 'user-1'"):
+        pool.activate("user-1")
+
+
+def _edit(folder, **changes):
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+
+
+def _truncate(folder):
+    os.truncate(folder / "adapter_model.safetensors", 200)
+
+
+def _change_tensor(folder, ending, change):
+    file = folder / "adapter_model.safetensors"
+    state = load_file(file)
+    key = next(key for key in state if key.endswith(ending))
+    save_file({**state, key: change(state[key])}, file)
+    _edit(folder, weights_sha256=None)
+
+
+def _exchange(folder):
+    shutil.copy(folder.parent / "user-0" / "adapter_model.safetensors", folder)
+
+
+DAMAGES = {
+    "exchanged": (_exchange, "SHA-256"),
+    "overflow": (lambda folder: _change_tensor(folder, "tau", lambda t: t.fill_(1e38)), "NaN or Inf"),
+    "truncated": (_truncate, "damaged or cut off"),
+    "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
+    "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not the JSON"),
+    "other seed": (lambda folder: _edit(folder, seed=7), "start drawn from seed 7"),
+    "other seed and hash": (lambda folder: _edit(folder, seed=7, start_hash=None), "another start"),
+    "seed of no number": (lambda folder: _edit(folder, seed=[1]), "seed"),
+    "negative seed": (lambda folder: _edit(folder, seed=-1), "seed"),
+    "newer format": (lambda folder: _edit(folder, format_version=99), "newer"),
+    "other setting": (lambda folder: _edit(folder, activation="gelu"), "activation='gelu' instead of 'silu'"),
+    "other tensors": (lambda folder: _edit(folder, generated=[["h.0.lora_A.weight", [4, 8]]]), "another base model"),
+    "not finite": (lambda folder: _change_tensor(folder, "tau", lambda t: t.fill_(torch.nan)), "NaN or Inf"),
+    "other shape": (lambda folder: _change_tensor(folder, "tau", lambda t: t[:1].clone()), "shape"),
+    "fingerprint": (lambda folder: _change_tensor(folder, "fingerprint", lambda t: t + 1), "another start"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_refused_and_nothing_changes(pool, users, ids, adapters, damage):
+    spoil, words = DAMAGES[damage]
+    pool.activate("user-2")
+    before = adapters.logits(pool.model, ids)
+    spoil(users / "user-1")
+    with pytest.raises((CheckpointError, ConfigError), match=words):
+        pool.activate("user-1")
+    assert (pool.active, pool.resident) == ("user-2", ["user-2"])
+    assert torch.equal(adapters.logits(pool.model, ids), before)
+
+
+def test_a_damaged_first_folder_does_not_keep_the_others_away(gpt2, users):
+    _truncate(users / "user-0")
+    pool = qpeft.AdapterPool(gpt2, users, capacity=2)
+    pool.activate("user-1")
+    with pytest.raises(CheckpointError, match=r"user-0.*damaged"):
+        pool.activate("user-0")
+
+
+def test_adapters_of_other_settings_are_named_with_what_differs(gpt2, users):
+    adapter(gpt2, users / "wide", r=8)
+    adapter(gpt2, users / "more", target_modules=["c_attn", "c_fc"])
+    adapter(gpt2, users / "other", kind=qpeft.QuantumPeftConfig, target_modules=["c_attn"])
+    adapter(gpt2, users / "dropped", lora_dropout=0.1)  # matters in training alone
+    pool = qpeft.AdapterPool(gpt2, users, capacity=2)
+    with pytest.raises(CheckpointError, match=r"'wide' cannot be served.*r=8 instead of 4"):
+        pool.activate("wide")
+    with pytest.raises(CheckpointError, match=r"target_modules=\['c_attn', 'c_fc'\] instead of \['c_attn'\]"):
+        pool.activate("more")
+    with pytest.raises(CheckpointError, match="peft_type='QPEFT_QUANTUM_PEFT' instead of 'QPEFT_QPA'"):
+        pool.activate("other")
+    pool.activate("dropped")
+
+
+def test_the_order_in_which_peft_writes_names_does_not_matter(gpt2, tmp_path):
+    for name in "ab":
+        adapter(gpt2, tmp_path / name, target_modules=["c_attn", "c_fc"])
+    _edit(tmp_path / "b", target_modules=["c_fc", "c_attn"])
+    _edit(tmp_path / "a", target_modules=["c_attn", "c_fc"])
+    qpeft.AdapterPool(gpt2, tmp_path).activate("b")
+
+
+def test_an_adapter_saved_without_its_frames_is_refused(gpt2, ids, tmp_path):
+    for name, stored in (("a", True), ("b", False)):  # the same frames, so that serving b could go well by chance
+        options = {"r": 4, "target_modules": ["c_attn"], "frame": "gradient", "frame_rank": 8, "store_frames": stored}
+        model = get_peft_model(copy.deepcopy(gpt2), qpeft.QuantumPeftConfig(**LM, **options))
+        qpeft.fit_frames(model, [{"input_ids": ids, "labels": ids}])
+        qpeft.save(model, tmp_path / name)
+    pool = qpeft.AdapterPool(copy.deepcopy(gpt2), tmp_path)
+    with pytest.raises(ConfigError, match=r"'b' cannot be served.*without the frames"):
+        pool.activate("b")
+
+
+def test_another_base_model_is_refused_and_left_as_it_was(llama, users):
+    names = [name for name, _ in llama.named_parameters()]
+    with pytest.raises(CheckpointError, match="another base model"):
+        qpeft.AdapterPool(llama, users)
+    assert [name for name, _ in llama.named_parameters()] == names
+
+
+def test_other_kinds_of_adapters_and_empty_folders(gpt2, users, tmp_path):
+    attached = get_peft_model(copy.deepcopy(gpt2), PrefixTuningConfig(**LM, num_virtual_tokens=4))
+    qpeft.save(
+        qpeft.attach(attached, qpeft.QPAGeneratorConfig(hidden=(3, 2), chunk_size=16)), tmp_path / "attached" / "a"
+    )
+    stock = get_peft_model(copy.deepcopy(gpt2), LoraConfig(**LM, r=2, target_modules=["c_attn"]))
+    stock.save_pretrained(tmp_path / "stock" / "a")
+    for kind in ("attached", "stock"):
+        with pytest.raises(ConfigError, match="QPA and Quantum-PEFT"):
+            qpeft.AdapterPool(gpt2, tmp_path / kind)
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(CheckpointError, match="holds no adapter folder"):
+            qpeft.AdapterPool(gpt2, folder)
+    for capacity in (0, -1, 1.5):
+        with pytest.raises(ConfigError, match="capacity"):
+            qpeft.AdapterPool(gpt2, users, capacity)
+    with pytest.raises(ConfigError, match="has an adapter already"):
+        qpeft.AdapterPool(stock, users)
+
+
+def test_nothing_is_served_over_a_merged_adapter(pool):
+    pool.activate("user-1")
+    pool.model.merge_adapter()
+    for call in (lambda: pool.activate("user-2"), lambda: pool.place(["user-2"])):
+        with pytest.raises(ConfigError, match="merged"):
+            call()
+    pool.model.unmerge_adapter()
+    pool.activate("user-2")
+
+
+def test_nothing_is_trainable_and_no_graph_is_made(pool, ids):
+    pool.activate("user-1")
+    assert not any(parameter.requires_grad for parameter in pool.model.parameters())
+    assert not pool.model(input_ids=ids).logits.requires_grad
+
+
+def test_what_is_made_under_inference_mode_is_of_use_to_a_training(gpt2, users, ids, adapters):
+    plain = copy.deepcopy(gpt2)
+    pool = qpeft.AdapterPool(gpt2, users, capacity=1)
+    with torch.inference_mode():
+        pool.place(["user-1"])  # from a seed that is drawn here
+    adapters.train(get_peft_model(plain, qpeft.QPAConfig(**SMALL, **LM)), ids, steps=1)
