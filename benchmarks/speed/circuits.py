@@ -25,7 +25,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # lightning's sparse obs
 
 def rows(machine: Machine, quick: bool) -> Iterator[Row]:
     for n_qubits in (4,) if quick else SIZES:
-        for dtype in (torch.float64,) if quick else TOLERANCE:
+        for dtype in TOLERANCE:
             yield from measure(gradient(n_qubits, dtype, quick), machine)
     for n_qubits in (4,) if quick else FORWARD_SIZES:
         yield from measure(forward(n_qubits, quick), machine)
