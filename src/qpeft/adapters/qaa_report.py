@@ -17,7 +17,10 @@ LOW_VARIANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFeatures:
-    """Mean and variance of each feature at one adapted module, over all tokens seen."""
+    """`mean` and `variance` (n,) of each feature at the adapted module `name`, over all `n_tokens` seen.
+
+    `low_share` is the share of features whose variance is below 1e-3; `warnings` say what that means, in words.
+    """
 
     name: str
     n_tokens: int
@@ -30,7 +33,7 @@ class SiteFeatures:
 def feature_report(
     model: nn.Module, batches: Iterable[Mapping[str, Any]], adapter_name: str = "default"
 ) -> list[SiteFeatures]:
-    """Show `batches` to the model and say how QAA's features vary, a row for each adapted module.
+    """Show `batches` to the model and say how the features of its adapter `adapter_name` vary, a row for each module.
 
     Tokens that a batch's `attention_mask` (B, T) marks as padding are left out. The model is in evaluation mode
     meanwhile, and nothing of it changes. A row warns where more than half of its features have a variance below 1e-3:

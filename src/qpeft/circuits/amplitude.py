@@ -32,7 +32,7 @@ def amplitude_qubits(width: int) -> int:
 def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") -> Tensor:
     """<Z> of every wire, (..., N), behind a circuit that starts in x (..., d); angles (L, blocks, N).
 
-    The circuit is `Ansatz(ansatz, N, L)` with N = max(1, ceil(log2 d)). It starts in the amplitudes
+    Equation (QAA-1). The circuit is `Ansatz(ansatz, N, L)` with N = max(1, ceil(log2 d)). It starts in the amplitudes
     ``a = x / max(||x||, 1e-8)`` with zeros appended up to 2**N. With psi its final state,
     ``z_r = sum_j s_rj |psi_j|^2``, where s_rj is +1 if wire r is 0 in j, else -1. All are 0 for x = 0, and each is
     an exactly even function of x.
@@ -47,7 +47,11 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
 
 
 def amplitude_probabilities(x: Tensor, angles: Tensor, ansatz: str = "square") -> Tensor:
-    """Probabilities ``|psi_j|^2`` of the basis states, (..., 2**N); all else as for `amplitude_expectations`."""
+    """Probabilities ``|psi_j|^2`` of the basis states, (..., 2**N).
+
+    `x` (..., d), `angles` (L, blocks, N), `ansatz`, dtypes, gradients and what is raised are those of
+    `amplitude_expectations`.
+    """
     return _read(x, angles, ansatz, probability_circuit)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Gate(NamedTuple):
-    """One gate: `rx`, `ry` or `rz` on one wire, `cx` on (control, target), or `cz` on two wires.
+    """One gate, `name`: `rx`, `ry` or `rz` on one of `wires`, `cx` on (control, target), or `cz` on two.
 
     `slot` is the index of the gate's angle in the angle tensor (`angles[gate.slot]`), or None.
     """
@@ -134,7 +134,7 @@ for _name in AMPLITUDE_ANSATZE:
 
 @dataclass(frozen=True)
 class Ansatz:
-    """A parametrised circuit.
+    """A parametrised circuit `name` of `n_qubits` = N wires and `n_layers` = L layers.
 
     The first two start in `|0...0>` (or, for more columns, in other basis states).
 
@@ -237,7 +237,7 @@ class Ansatz:
 
 
 def count_angles(ansatz: str, n_qubits: int | None = None, n_layers: int = 1, *, width: int | None = None) -> int:
-    """Number of angles: of a circuit by its qubits, or of a construction for any width by its rows.
+    """Number of angles of the `ansatz`: a circuit by its qubits, or a construction for any width by its rows.
 
     For example 56 for ("ry_ladder", 7, 8), 46 for ("two_design", 10, 2), 30 for ("square", 10) and 127 for
     ("qsd", n_layers=2, width=768).
@@ -257,7 +257,7 @@ def count_angles(ansatz: str, n_qubits: int | None = None, n_layers: int = 1, *,
 
 
 def dead_angles(ansatz: str, n_qubits: int, n_layers: int = 1) -> int:
-    """Number of angles without any effect on what is read of the circuit.
+    """Number of angles without any effect on what is read of `Ansatz(ansatz, n_qubits, n_layers)`.
 
     N for `rxyz`, whose last RZ block changes phases that no expectation or probability sees behind a ring;
     0 for all others. Raises ConfigError as `Ansatz`.

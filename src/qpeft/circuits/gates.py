@@ -74,6 +74,8 @@ def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
     `angles` have shape `ansatz.angle_shape`, float32 or float64; the result has their dtype and device, and derivatives
     of every order. Each gate is a step of plain autograd: for `ry_ladder` take `probabilities`, which is far faster.
+
+    Raises IndexError where `angles` has no place for a gate's.
     """
     return _probabilities(gate_state(ansatz, angles))
 

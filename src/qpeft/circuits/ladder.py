@@ -17,7 +17,7 @@ CUT_FROM = 15  # qubits
 
 
 def probabilities(angles: Tensor) -> Tensor:
-    """Probabilities (2**N,) of the basis states of the `ry_ladder` circuit with angles (L, N).
+    """Probabilities (2**N,) of the basis states of the `ry_ladder` circuit with angles (L, N): equation (QPA-1).
 
     Wire 0 is the most significant bit of the basis index. The result has the angles' dtype (float32 or
     float64) and device. Its gradient is exact (adjoint method); there is no second derivative.

@@ -23,6 +23,7 @@ MAX_ERROR = 1e-4  # of orthogonality, for the truncated series
 def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18) -> Tensor:
     """The first k columns of exp(A), of cayley(A) = (I - A/2)^-1 (I + A/2), or of the series of exp cut after A^P.
 
+    They are `lie_map` "exp", "cayley" and "taylor"; P is `taylor_order`.
     `b` (N, K') or (M, N, K'), float32 or float64; entries on and above the diagonal are ignored. Gives (N, k) or
     (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64. `exp` and `cayley` are orthogonal for
     every b; `taylor` only for a small norm of A.

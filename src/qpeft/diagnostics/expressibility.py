@@ -52,11 +52,11 @@ class Expressibility(Figure):
 
 
 def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50) -> Expressibility:
-    """Kullback-Leibler divergence of the fidelities of `samples` independent pairs of states at random angles.
+    """Kullback-Leibler divergence of the fidelities of `samples` independent pairs of states of the `ansatz`.
 
-    The fidelity of two random real states follows Beta(1/2, (D-1)/2). Its distribution function makes it uniform, and
-    the bins are equal there; equal bins on [0, 1] would put all fidelities of a wide circuit into the first and
-    find no difference between any two circuits.
+    Their angles are random, drawn by `seed`. The fidelity of two random real states follows Beta(1/2, (D-1)/2). Its
+    distribution function makes it uniform, and the `n_bins` bins are equal there; equal bins on [0, 1] would put all
+    fidelities of a wide circuit into the first and find no difference between any two circuits.
 
     Raises:
         ConfigError: one of QAA's circuits, samples or n_bins below 1 or 2, or fewer samples than bins.

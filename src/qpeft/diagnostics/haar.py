@@ -26,7 +26,9 @@ _PARAMETER = {"real": 0.5, "complex": 1.0}
 
 
 def haar_states(samples: int, n_qubits: int, field: str = "real", seed: int = 0) -> Tensor:
-    """Haar-random states (samples, 2**N): float64 amplitudes for the field "real", complex128 for "complex".
+    """Haar-random states (samples, 2**N) of N = `n_qubits`, drawn by `seed`.
+
+    Amplitudes are float64 for the field "real", complex128 for "complex".
 
     Raises ConfigError for another field and for sizes below 1.
     """

@@ -31,12 +31,15 @@ def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
 
 def random_states(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """`circuit_states` (samples, 2**N), float64, at angles uniform on [-pi, pi)."""
+    """`circuit_states` (samples, 2**N), float64, of the `ansatz` at angles uniform on [-pi, pi), drawn by `seed`.
+
+    Raises ConfigError as `circuit_states`.
+    """
     return circuit_states(ansatz, random_angles(ansatz, samples, seed))
 
 
 def random_probabilities(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """Probabilities (samples, 2**N), float64, at angles uniform on [-pi, pi).
+    """Probabilities (samples, 2**N), float64, of the `ansatz` at angles uniform on [-pi, pi), drawn by `seed`.
 
     Of `two_design` they are the squares of the first column. Raises ConfigError as `circuit_states`.
     """
@@ -44,7 +47,7 @@ def random_probabilities(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
 
 
 def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi): how QPA starts.
+    """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi), drawn by `seed`: how QPA starts.
 
     Raises ConfigError as `circuit_states`.
     """

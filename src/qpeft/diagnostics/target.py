@@ -66,7 +66,7 @@ class Target:
 
 
 def of_folder(adapter: str | Path, run: str | Path | None = None, name: str | None = None) -> Target:
-    """The adapter in a folder, which may be a run's.
+    """The adapter in the folder `adapter`, which may be that of a `run`; `name` is what readers are told it is.
 
     Raises:
         CheckpointError: a file is missing or damaged.

@@ -56,7 +56,8 @@ def plan(
             to compare with.
         generator: What `qpeft.attach` would put over the adapter of a stock `config`.
         backend: With shots, or another backend than "exact", `Plan.circuits` tells what QPA's circuits will cost. To
-            know the seconds, three small jobs are sent. This and the rest are as in `qpeft.set_backend`.
+            know the seconds, a few small jobs are sent.
+        shots, gradient, noise, shot_budget, smoothing: As in `qpeft.set_backend`.
         steps: Optimiser steps of the training whose circuits are counted.
 
     Raises:

@@ -27,6 +27,8 @@ def ansatz_contract(
 
     `make()` gives the circuit as data, `fast(angles)` its probabilities (2**N,) by the route under test and
     `dense_reference(angles)` the same by means that share no code with qpeft, for example dense matrices.
+    Angles are drawn by `seed` and given on `device`.
+
     Checked: gates and angles fit together; values against both references (1e-12) and in float32 (2e-6);
     gradients against gate-by-gate autograd and against parameter shift (1e-10); norm, period, repeatability.
     """

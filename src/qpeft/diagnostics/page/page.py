@@ -14,7 +14,10 @@ from qpeft.studies.comparison.report.html import render
 
 
 def write_page(diagnosis: Diagnosis, file: Path) -> Path:
-    """Write `file`: styles, script and charts are in it, and it asks for nothing else. Equal figures, equal bytes."""
+    """Write `diagnosis` as HTML to `file`: styles, script and charts are in it. Equal figures, equal bytes.
+
+    Raises OSError where the file cannot be written.
+    """
     context = {"diagnosis": diagnosis, "sections": [_section(finding) for finding in diagnosis.findings]}
     write_text(file, render("diagnosis.html.j2", context, "qpeft.diagnostics.page"))
     return file
