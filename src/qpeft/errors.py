@@ -5,9 +5,16 @@ Each message says what was found, what is allowed, and what to do. The command l
 `QpeftError` into exit code 1.
 """
 
+_LONGEST = 2000
+
 
 class QpeftError(Exception):
     """Base of every error that qpeft raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message; what it quotes of a file may be of any length, and no text at all."""
+        text = super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class InputError(QpeftError, ValueError):

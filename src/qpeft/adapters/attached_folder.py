@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qpeft.adapters.attached_config import ATTACHED, AttachedConfig
+from qpeft.adapters.sealed import check_seal
 from qpeft.errors import CheckpointError
+from qpeft.files import read_json
 
 _GENERATOR, _BESIDE = "generator.", "beside."
 
@@ -21,7 +22,7 @@ _GENERATOR, _BESIDE = "generator.", "beside."
 def is_attached(folder: Path) -> bool:
     """Whether the folder holds an attached adapter."""
     try:
-        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG_NAME)
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and config.get("peft_type") == ATTACHED
@@ -40,14 +41,15 @@ def write(folder: Path, config: AttachedConfig, generator: Mapping[str, Tensor],
 def read_config(folder: Path) -> AttachedConfig:
     """The config of an attached adapter. Raises CheckpointError if it is damaged or newer."""
     try:
-        content: dict[str, Any] = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(folder / CONFIG_NAME)
         config = AttachedConfig(**{k: v for k, v in content.items() if k in AttachedConfig.__dataclass_fields__})
         config.to_stock()
         config.to_generator()
     except CheckpointError:
         raise
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # a field of another type can fail anywhere in PEFT
         raise CheckpointError(f"{folder / CONFIG_NAME} is damaged ({error}); restore it") from error
+    check_seal(folder, config.weights_sha256)
     return config
 
 
@@ -59,6 +61,11 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         raise CheckpointError(
             f"{folder / SAFETENSORS_WEIGHTS_NAME} is damaged or cut off ({error}); use an earlier checkpoint"
         ) from error
+    if foreign := sorted(name for name in tensors if not name.startswith((_GENERATOR, _BESIDE))):
+        raise CheckpointError(
+            f"{folder / SAFETENSORS_WEIGHTS_NAME} holds tensors that no attached adapter has: {', '.join(foreign[:3])}; "
+            "it is foreign or damaged"
+        )
     generator = {k.removeprefix(_GENERATOR): v for k, v in tensors.items() if k.startswith(_GENERATOR)}
     beside = {k.removeprefix(_BESIDE): v for k, v in tensors.items() if k.startswith(_BESIDE)}
     return generator, beside

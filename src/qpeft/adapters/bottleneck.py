@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
 from qpeft.adapters import model_card
 from qpeft.adapters.bottleneck_targets import find_width, settle_targets
 from qpeft.adapters.generated_config import MethodName, own_copy
+from qpeft.adapters.generator_state import check_adapter
+from qpeft.adapters.sealed import SealedConfig
 from qpeft.adapters.stock_form import OneAdapterABatch
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.generators.checks import is_count
@@ -34,7 +35,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 
 
 @dataclass
-class BottleneckConfig(PeftConfig):
+class BottleneckConfig(SealedConfig):
     """Settings of the feed-forward adapter; 2 d b + b + d numbers for each target module of width d.
 
     Example::
@@ -177,6 +178,14 @@ class BottleneckModel(OneAdapterABatch, BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's looks for a weight, which a block has not; the adapter is made where the block lives
         setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_adapter(cls, model, adapter_name, state)
+        return state
 
     def _check_merge_allowed(self) -> None:
         raise ConfigError(

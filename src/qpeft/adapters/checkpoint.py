@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,21 @@ from torch import nn
 
 from qpeft.adapters.attach import load_attached
 from qpeft.adapters.attached_config import ATTACHED
-from qpeft.errors import CheckpointError, ConfigError
-from qpeft.files import replace_folder
+from qpeft.adapters.loaded import check_acts, check_whole, find_not_finite
+from qpeft.adapters.sealed import check_seal
+from qpeft.adapters.stock_folder import RECORD
+from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.files import read_json, replace_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
 def save(model: PeftModel, directory: str | Path) -> None:
-    """`model.save_pretrained`, whole or not at all; an earlier adapter in the folder is replaced.
+    """`model.save_pretrained(directory)`, whole or not at all; an earlier adapter in the folder is replaced.
 
     Raises:
-        ConfigError: the folder holds other files, which would be lost.
+        ConfigError: the folder holds other files, which would be lost; or a number of the adapter is NaN or Inf.
     """
     target = Path(directory).resolve()
     names = [CONFIG, WEIGHTS, "README.md", *model.peft_config]
@@ -36,6 +38,9 @@ def save(model: PeftModel, directory: str | Path) -> None:
             else f"{target} holds other files ({', '.join(others[:3])}), which would be lost; give another folder, "
             "or use model.save_pretrained"
         )
+    for name in model.peft_config:
+        if broken := find_not_finite(model, name):
+            raise ConfigError(f"non-finite adapter parameter in {broken}; save an earlier checkpoint")
     with replace_folder(target) as folder:
         model.save_pretrained(str(folder), save_embedding_layers=False)
 
@@ -52,16 +57,23 @@ def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, 
     Raises:
         CheckpointError: a file is missing, damaged, foreign, or made for another model.
     """
-    folder = Path(directory)
-    if check_folder(folder)["peft_type"] == ATTACHED:
-        return load_attached(base, folder, is_trainable=is_trainable, **options)
+    folder, name = Path(directory), options.get("adapter_name", "default")
     try:
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable, **options)
-    except RuntimeError as error:  # torch's message on tensors of other shapes
+        if check_folder(folder)["peft_type"] == ATTACHED:
+            model = load_attached(base, folder, is_trainable=is_trainable, **options)
+        else:
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable, **options)
+            if not options.get("key_mapping"):
+                check_whole(model, folder, name)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # torch's, on tensors of other shapes; PEFT's, on a field of another type
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise CheckpointError(
-            f"{folder} does not fit this base model: {str(error).splitlines()[-1].strip()}; "
-            "load it on the base model it was trained on"
+            f"{folder} does not fit this base model: {reason}; load it on the base model it was trained on, and "
+            f"restore its {CONFIG} if it was edited"
         ) from error
+    check_acts(model, folder, name)
     return model
 
 
@@ -77,9 +89,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; it is not an adapter folder, or its saving was interrupted")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        kind = config["peft_type"]
-    except (ValueError, KeyError, TypeError) as error:
+        config = read_json(folder / CONFIG)
+        kind = str(config["peft_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config ({error}); restore it") from error
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise CheckpointError(
@@ -94,4 +106,15 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder / WEIGHTS} is damaged or cut off ({error}); copy it again or use an earlier checkpoint"
         ) from error
+    check_seal(folder, _seal(folder, config))
     return config
+
+
+def _seal(folder: Path, config: dict[str, Any]) -> Any:
+    """What the weights' SHA-256 was when they were saved or exported; None of a stock adapter."""
+    if not (folder / RECORD).exists():
+        return config.get("weights_sha256")
+    try:
+        return read_json(folder / RECORD).get("weights_sha256")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / RECORD} is damaged ({error}); restore it, or delete it") from error

@@ -19,6 +19,7 @@ from qpeft.adapters import model_card, stock_folder
 from qpeft.adapters.checkpoint import WEIGHTS
 from qpeft.adapters.holder import GeneratorHolder, holder_of
 from qpeft.adapters.probe import probe_inputs
+from qpeft.adapters.sealed import file_hash
 from qpeft.adapters.sora import sora_tuner
 from qpeft.adapters.sora_export import SoRAExportReport, export_sora
 from qpeft.adapters.stock_folder import RECORD
@@ -100,6 +101,7 @@ def _describe(holder: GeneratorHolder, model: Any, adapter_name: str, folder: Pa
         "made_by": f"qpeft {version('qpeft')}",
         **config.description(),
         "start_hash": config.start_hash,
+        "weights_sha256": file_hash(folder / WEIGHTS),
         **{k: v for k, v in report.to_dict().items() if k != "path"},
     }
     write_json(folder / RECORD, record)

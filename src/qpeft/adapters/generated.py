@@ -221,6 +221,11 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         unpacked = generator.unpack({k.removeprefix(prefix): v for k, v in own.items()})
         check_tensors(unpacked, generator.state_dict())
         others = {k: v for k, v in state_dict.items() if k not in own}
+        if foreign := sorted(others.keys() - model.state_dict().keys()):
+            raise CheckpointError(
+                f"the checkpoint holds tensors that this model has not: {', '.join(foreign[:3])}; it is foreign or "
+                "damaged"
+            )
         return {**others, **{f"{prefix}{adapter_name}.{k}": v for k, v in unpacked.items()}}
 
 

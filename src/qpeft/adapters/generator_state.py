@@ -1,6 +1,8 @@
-"""Refuse a checkpoint's tensors that do not make this generator."""
+"""Refuse a checkpoint's tensors that do not make this adapter."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,7 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
     missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or surplus:
         raise CheckpointError(
-            f"the checkpoint does not hold this generator: missing {missing or 'nothing'}, "
+            f"the checkpoint does not hold this adapter: missing {missing or 'nothing'}, "
             f"unknown {surplus or 'nothing'}; it is damaged or was written with other settings"
         )
     for name, value in expected.items():
@@ -31,3 +33,19 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
             )
         if not torch.isfinite(found[name]).all():
             raise CheckpointError(f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint")
+
+
+def check_adapter(tuner: Any, model: Any, adapter_name: str, found: dict[str, Tensor]) -> None:
+    """The same for all that a file holds; PEFT itself leaves at its start what the file lacks, and says nothing.
+
+    Args:
+        tuner: The tuner's class.
+        model: The PeftModel that the tensors go into.
+        adapter_name: Which of its adapters.
+        found: Tensors by their name in the model.
+    """
+    present = model.state_dict()
+    others = [name for name in model.peft_config if name != adapter_name]
+    config = model.peft_config[adapter_name]
+    expected = tuner._get_adapter_state_dict(model, config, adapter_name, present, others)
+    check_tensors({k: v for k, v in found.items() if k in expected or k not in present}, expected)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from qpeft.adapters import model_card
 from qpeft.adapters.generated_config import MethodName, own_copy
 from qpeft.adapters.generator_state import check_tensors
 from qpeft.adapters.qaa_targets import settle_targets, sizes, written_slices
+from qpeft.adapters.sealed import SealedConfig
 from qpeft.adapters.stock_form import OneAdapterABatch
 from qpeft.errors import ConfigError, NotMergeableError
 from qpeft.generators.qaa import QAABranch
@@ -36,7 +36,7 @@ QAA = MethodName("QPEFT_QAA")
 
 
 @dataclass
-class QAAConfig(QAASettings, PeftConfig):
+class QAAConfig(QAASettings, SealedConfig):
     """Settings of QAA; angles, (features) x (outputs) and (outputs) numbers for each target module.
 
     Example::
@@ -189,7 +189,8 @@ class QAAModel(OneAdapterABatch, BaseTuner):
         mine = f".qaa_branch.{adapter_name}."
         everything = cls._get_adapter_state_dict(model, config, adapter_name, model.state_dict(), [])
         expected = {name: tensor for name, tensor in everything.items() if mine in name}
-        found = {name: tensor for name, tensor in state.items() if ".qaa_branch." in name}
+        present = model.state_dict()
+        found = {name: tensor for name, tensor in state.items() if ".qaa_branch." in name or name not in present}
         check_tensors(found, expected)
         found = {name: tensor.to(expected[name].dtype) for name, tensor in found.items()}
         names: dict[int, str] = {}  # a shared tensor is stored by its first name; PEFT warns where others are missing

@@ -25,6 +25,8 @@ from torch.nn.functional import linear
 
 from qpeft.adapters import sora_card
 from qpeft.adapters.generated_config import MethodName, own_copy
+from qpeft.adapters.generator_state import check_adapter
+from qpeft.adapters.sealed import SealedConfig
 from qpeft.adapters.targets import check_is_matrix, check_target_modules, spare_new_head
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
@@ -39,7 +41,7 @@ _NOT_GATED = ("target_parameters", "use_qalora", "layer_replication", "lora_bias
 
 
 @dataclass
-class SoRAConfig(SoRASettings, LoraConfig):
+class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
     """LoRA's settings (r, the rank to begin with, lora_alpha, target_modules, ...) and those of the gates.
 
     Training needs `qpeft.SoRACallback`. Example::
@@ -216,7 +218,9 @@ class SoRAModel(LoraModel):
                     f"the checkpoint holds no {GATE} for {site}: it is damaged, or that of a stock LoRA, which "
                     "PeftModel.from_pretrained loads with its own config"
                 )
-        return super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        check_adapter(cls, model, adapter_name, state)
+        return state
 
 
 def sora_tuner(model: Any) -> SoRAModel | None:

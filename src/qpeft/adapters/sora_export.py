@@ -24,6 +24,7 @@ from torch import Tensor
 from qpeft.adapters import sora_card, stock_folder
 from qpeft.adapters.checkpoint import WEIGHTS
 from qpeft.adapters.probe import probe_inputs
+from qpeft.adapters.sealed import file_hash
 from qpeft.adapters.sora import GATE, SoRAConfig, SoRAModel, gated_b, sora_tuner
 from qpeft.errors import ConfigError
 from qpeft.files import replace_folder, write_json
@@ -217,6 +218,7 @@ def _describe(model: Any, config: SoRAConfig, folder: Path, report: SoRAExportRe
         "made_by": f"qpeft {version('qpeft')}",
         "method": "SoRA (arXiv 2311.11696)",
         **{name: getattr(config, name) for name in settings},
+        "weights_sha256": file_hash(folder / WEIGHTS),
         **{k: v for k, v in report.to_dict().items() if k != "path"},
     }
     write_json(folder / stock_folder.RECORD, record)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import ConfigError, TiedWeightError, VerificationError
 
-RECORD = "qpeft.json"
+RECORD = "qpeft.json"  # what an exported folder says of its making
 FLOAT32_TOLERANCE = 1e-6
 
 

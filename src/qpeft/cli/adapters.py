@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from qpeft.errors import CheckpointError, InputError
+from qpeft.files import read_json
 
 CONFIG = "adapter_config.json"
 
@@ -44,16 +44,20 @@ def adapter_config(folder: Path) -> dict[str, Any]:
         CheckpointError: it is no JSON, or not PEFT's.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = read_json(folder / CONFIG)
         return {**config, "peft_type": str(config["peft_type"])}
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config; restore it") from error
 
 
 def virtual_tokens(folder: Path) -> int:
     """Positions of the context that a prefix or a prompt takes; 0 for other adapters."""
     config = adapter_config(folder)
-    return config.get("num_virtual_tokens") or (config.get("host") or {}).get("num_virtual_tokens") or 0
+    host = config.get("host")
+    found = config.get("num_virtual_tokens") or (host.get("num_virtual_tokens") if isinstance(host, dict) else 0) or 0
+    if not isinstance(found, int):
+        raise CheckpointError(f"{folder / CONFIG} has num_virtual_tokens {found!r}, which is no number; restore it")
+    return found
 
 
 def base_model(name: str) -> str:

@@ -62,6 +62,11 @@ def unpack(codes: Tensor, header: Tensor, shape: Sequence[int], bits: int, group
         CheckpointError: codes or header do not have the sizes that `shape` asks for, or the header is not finite.
     """
     expected = stored_sizes(shape, bits, group_size)
+    if codes.dtype != torch.uint8 or not header.is_floating_point():
+        raise CheckpointError(
+            f"the packed angles are {codes.dtype} with a header of {header.dtype}, expected torch.uint8 and floating "
+            "point; they are damaged"
+        )
     if (codes.numel(), tuple(header.shape)) != (expected[0], (expected[1], 2)) or not torch.isfinite(header).all():
         raise CheckpointError(
             f"the packed angles have {codes.numel()} bytes and a header {list(header.shape)}, expected {expected[0]} "

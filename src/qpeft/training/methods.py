@@ -55,6 +55,7 @@ _PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "imag
 _NOT_SETTINGS = {
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "runtime_config", "format_version", "start_hash", "generated"),
+    "weights_sha256",
     *("sora_lambda", "planned_steps"),
 }
 

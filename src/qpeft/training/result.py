@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
-from qpeft.files import write_json
+from qpeft.files import read_json, write_json
 from qpeft.training.tasks import Score, task_class
 
 
@@ -68,11 +67,11 @@ def read_result(path: Path) -> TrainResult | None:
     if not path.exists():
         return None
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         score_class = task_class(stored.get("task", "causal-lm")).score_class
         scores = {name: score_class(**stored.pop(name)) for name in ("before", "after")}
         return TrainResult(out=path.parent, already_finished=True, **scores, **stored)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); delete it, and the same command writes it again"
         ) from error

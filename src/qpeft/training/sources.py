@@ -99,6 +99,8 @@ def _files(path: Path) -> list[Path]:
         if path.suffix.lower() not in _READERS:
             raise DataError(f"cannot read {path}: its suffix is {path.suffix!r}; {_allowed_suffixes()}")
         return [path]
+    if not path.is_dir():
+        raise DataError(f"{path} is neither a file nor a folder")
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
     if not files:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qpeft.errors import ConfigError, DataError
-from qpeft.files import replace_folder, write_json, write_text
+from qpeft.files import read_json, replace_folder, write_json, write_text
 from qpeft.studies.comparison.study import Study
 from qpeft.training.sources import (
     BUILT_IN,
@@ -69,7 +69,7 @@ def _is_there(place: Path, asked: dict[str, Any]) -> bool:
     if not place.exists():
         return False
     try:
-        recorded = json.loads((place / _RECORD).read_text(encoding="utf-8"))
+        recorded = read_json(place / _RECORD)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{place} is there already, and no study split it; name another folder") from error
     for name in asked:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
-from qpeft.files import write_text
+from qpeft.files import read_json, write_text
 
 SCHEMA = 1
 ROLES = ("main", "equal_budget", "control", "tuning", "cost")
@@ -73,9 +73,9 @@ def read_row(path: Path) -> Row | None:
     if not path.exists():
         return None
     try:
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = read_json(path)
         found = row["schema"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it, and its cell runs again") from error
     if found != SCHEMA:
         raise CheckpointError(f"{path} has schema {found}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")

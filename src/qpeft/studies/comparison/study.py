@@ -6,6 +6,7 @@ message names the field.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -228,10 +229,13 @@ def _read(name_or_path: str) -> dict[str, Any]:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
             raise ConfigError(f"no study {name_or_path!r}: it is neither a file nor one of {', '.join(BUILT_IN)}")
-        text = path.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"study {name_or_path} cannot be read as text in UTF-8: {error}") from error
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"study {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"study {name_or_path} holds no fields; `name`, `question` and `methods` are needed at least")
@@ -263,6 +267,7 @@ def described(error: ValidationError) -> str:
         what = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
             what = unknown("field", str(found["loc"][-1]), _fields_beside(found["loc"]))
-        got = "" if found["type"] in ("missing", "value_error", "extra_forbidden") else f", got {found['input']!r}"
+        is_plain = found["type"] in ("missing", "value_error", "extra_forbidden")
+        got = "" if is_plain else f", got {reprlib.repr(found['input'])}"  # short, also of a billion laughs
         lines.append(f"{where}: {what}{got}" if where else what)
     return "; ".join(lines)

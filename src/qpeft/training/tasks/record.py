@@ -5,13 +5,12 @@ Stock PEFT keeps neither the names of the classes nor their number, and needs th
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
-from qpeft.files import write_json, write_text
+from qpeft.files import read_json, write_json, write_text
 
 RECORD = "task.json"
 
@@ -58,12 +57,12 @@ def read_record(folder: Path) -> TaskRecord | None:
     if not file.exists():
         return None
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
         record = TaskRecord(**{**stored, "labels": tuple(map(str, stored["labels"]))})
         if record.task not in AUTO_CLASSES:
             raise ValueError(f"unknown task {record.task!r}")
         return record
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is damaged ({error}); restore it from a copy of the folder") from error
 
 

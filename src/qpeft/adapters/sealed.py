@@ -1,0 +1,62 @@
+"""The config of an adapter of ours: it knows the SHA-256 of the weights beside it, and refuses others."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from peft import PeftConfig
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+
+from qpeft.errors import CheckpointError, QpeftError
+
+
+@dataclass
+class SealedConfig(PeftConfig):
+    """Mixed in first. PEFT writes weights before their config, and reads the config before them."""
+
+    weights_sha256: str | None = field(
+        default=None, metadata={"help": "SHA-256 of adapter_model.safetensors; filled in when saved."}
+    )
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
+        self.weights_sha256 = file_hash(weights) if weights.is_file() else None
+        super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Self:
+        """PEFT's; for a local folder after a look at the weights.
+
+        Raises:
+            CheckpointError: the weights are not those that were saved with this config, or the config is damaged.
+        """
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        try:
+            config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        except (QpeftError, OSError):
+            raise
+        except Exception as error:  # a field of another type can fail anywhere in PEFT
+            raise CheckpointError(
+                f"{folder / 'adapter_config.json'} is damaged ({type(error).__name__}: {error}); restore it"
+            ) from error
+        check_seal(folder, config.weights_sha256)
+        return config
+
+
+def check_seal(folder: Path, expected: str | None) -> None:
+    """Raise CheckpointError if the folder's weights have another SHA-256; without an expected one nothing is said."""
+    weights = folder / SAFETENSORS_WEIGHTS_NAME
+    if expected is not None and weights.is_file() and file_hash(weights) != expected:
+        raise CheckpointError(
+            f"{weights} is not the file that was saved: its SHA-256 is another one. It is damaged or was exchanged; "
+            "copy the folder again (if the change was meant, set weights_sha256 to null where it is written down)"
+        )
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
