@@ -1,0 +1,91 @@
+"""A PEFT method of one's own: LoRA whose factors are mixtures of random ones, after NOLA (arXiv 2310.02556).
+
+    A = A_0 + sum_i a_i A_i,    B = sum_i b_i B_i
+
+A_0 is LoRA's own start. The k numbers a of each lora_A and b of each lora_B are trained; A_i and B_i are drawn from the
+seed, and take k times the adapter's memory while it trains.
+
+    python examples/own_adapter.py
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft.tuners.lora import LoraModel
+from torch import Tensor
+
+import qpeft
+from qpeft.adapters.binding import Slot
+from qpeft.adapters.generated import GeneratedMixin
+from qpeft.adapters.generated_config import GeneratedLoraConfig, MethodName
+from qpeft.adapters.lora_slots import lora_slots
+from qpeft.errors import ConfigError
+from qpeft.generators.base import Generator, fingerprint
+from qpeft.generators.folded import Folded
+from qpeft.generators.seeded_start import SeededStart
+
+NOLA = MethodName("NOLA")
+
+
+@dataclass
+class NolaConfig(GeneratedLoraConfig):
+    """LoRA's own settings, and how many random factors are mixed."""
+
+    n_bases: int = field(default=16, metadata={"help": "Random factors mixed into each factor of LoRA: k."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random factors and of LoRA's start."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = NOLA
+        self.check_format()
+        self.refuse_lora_options("NOLA")
+        if self.n_bases < 1:
+            raise ConfigError(f"n_bases must be at least 1, got {self.n_bases}")
+
+    def description(self) -> dict[str, Any]:
+        return {"method": "NOLA (arXiv 2310.02556)", "r": self.r, "n_bases": self.n_bases, "seed": self.seed}
+
+
+class NolaGenerator(Generator):
+    def __init__(self, config: NolaConfig, slots: list[Slot], initial: Tensor, start: SeededStart) -> None:
+        super().__init__()
+        self.sizes = [slot.shape.numel() for slot in slots]
+        self.mixes = Folded(torch.zeros(len(slots), config.n_bases), 1.0)
+        bases = [start.normal(f"{s.label}.bases", (config.n_bases, *s.shape), s.shape[-1] ** -0.5) for s in slots]
+        self.register_buffer("bases", torch.cat([b.flatten(1) for b in bases], 1), persistent=False)  # (k, P)
+        self.register_buffer("initial", initial, persistent=False)
+        self.register_buffer("fingerprint", fingerprint(start.hexdigest(), config.n_bases))
+
+    def forward(self) -> Tensor:
+        parts = zip(self.mixes(), self.bases.split(self.sizes, dim=1), strict=True)
+        return self.initial + torch.cat([mix @ bases for mix, bases in parts])
+
+
+class NolaModel(GeneratedMixin, LoraModel):
+    def _build(self, adapter_name: str, config: NolaConfig, start: SeededStart) -> tuple[Generator, list[Slot]]:
+        slots, initial = lora_slots(self.model, adapter_name, config, start)
+        return NolaGenerator(config, slots, initial, start), slots
+
+
+qpeft.register_method(NOLA, NolaConfig, NolaModel)
+
+
+if __name__ == "__main__":
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    import qpeft.demo
+
+    base = AutoModelForCausalLM.from_pretrained(qpeft.demo.base_path(), dtype="float32")
+    model = get_peft_model(base, NolaConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    model.print_trainable_parameters()
+    ids = torch.arange(40).view(2, 20)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    for step in range(10):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        print(f"step {step}: loss {loss.item():.3f}")
+    print(qpeft.export(model, "nola-exported"))

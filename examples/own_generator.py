@@ -1,0 +1,82 @@
+"""A generator of one's own: the probabilities of another circuit, through a fixed random map, move an adapter.
+
+    w = w0 + R (x - x0),    x = 2^N p,    R (P, 2^N) normal with variance 1 / P, drawn from the seed
+
+p are the probabilities of `own_ansatz.py`'s circuit, w0 is the adapter's own start and x0 is x at the start. The 2 L N
+angles alone are trained; they move the adapter in 2^N - 1 directions. R takes 2^N times the adapter's memory.
+
+    python examples/own_generator.py
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import own_ansatz  # noqa: F401  registers "cz_ring"
+import qpeft
+from qpeft.circuits import Ansatz, gate_probabilities
+from qpeft.errors import ConfigError
+from qpeft.generators.base import Generator, fingerprint
+from qpeft.generators.config import GeneratorConfig
+from qpeft.generators.folded import Folded
+from qpeft.generators.seeded_start import SeededStart
+
+
+@dataclass(kw_only=True)
+class RingConfig(GeneratorConfig):
+    """A ring of CZ with a random read-out."""
+
+    n_qubits: int = 6
+    n_layers: int = 4
+    angle_scale: float = 10.0  # folded into the learning rate, as QPA's
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.angle_scale <= 0:
+            raise ConfigError(f"angle_scale must be a positive number, got {self.angle_scale}")
+
+    def make(self, initial: Tensor, start: SeededStart) -> "RingGenerator":
+        return RingGenerator(self, initial, start)
+
+
+class RingGenerator(Generator):
+    def __init__(self, config: RingConfig, initial: Tensor, start: SeededStart) -> None:
+        super().__init__()
+        self.ansatz = Ansatz("cz_ring", config.n_qubits, config.n_layers)
+        self.angles = Folded(start.uniform("angles", self.ansatz.angle_shape, math.pi), config.angle_scale)
+        mixing = start.normal("mixing", (initial.numel(), 2**config.n_qubits), std=initial.numel() ** -0.5)
+        self.register_buffer("mixing", mixing, persistent=False)  # drawn again from the seed
+        self.register_buffer("initial", initial)  # drawn by PEFT, so it is kept
+        self.register_buffer("fingerprint", fingerprint(start.hexdigest(), config.settings()))
+
+    def forward(self) -> Tensor:
+        moved = self._features() - self._features(at_start=True)
+        return self.initial + self.mixing @ moved
+
+    def _features(self, *, at_start: bool = False) -> Tensor:
+        return 2**self.ansatz.n_qubits * gate_probabilities(self.ansatz, self.angles(at_start=at_start))
+
+
+qpeft.register_generator("ring", RingConfig)
+
+
+if __name__ == "__main__":
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    import qpeft.demo
+
+    base = AutoModelForCausalLM.from_pretrained(qpeft.demo.base_path(), dtype="float32")
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = qpeft.attach(get_peft_model(base, lora), RingConfig())
+    model.print_trainable_parameters()
+    ids = torch.arange(40).view(2, 20)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    for step in range(10):
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        print(f"step {step}: loss {loss.item():.3f}")

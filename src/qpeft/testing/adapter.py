@@ -1,0 +1,241 @@
+"""The contract of a PEFT method."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from qpeft.adapters.checkpoint import CONFIG, WEIGHTS
+from qpeft.adapters.export import export
+from qpeft.adapters.holder import GeneratorHolder, holder_of
+from qpeft.adapters.stock_form import own_kind
+from qpeft.errors import CheckpointError, ConfigError
+
+_CLOSE = 1e-5  # of the largest logit, or of a gradient's norm: float32
+
+
+def adapter_contract(
+    make_base: Callable[[], nn.Module],
+    make_config: Callable[[], PeftConfig],
+    batch: Mapping[str, Tensor],
+    *,
+    lr: float = 2e-3,
+    starts_at_base: bool = True,
+) -> None:
+    """Assert what every PEFT method owes its users; raises AssertionError at the first broken promise.
+
+    Checked: the base's outputs at the start; nothing trains but the method's own numbers; five steps of AdamW lower the
+    loss; micro-batches give the gradient of the whole batch; a copy lives on its own; `disable_adapter`; a second
+    adapter beside the first; `save_pretrained` and `from_pretrained` to the bit, and foreign or damaged folders of a
+    generated adapter refused; `merge_and_unload`, `merge_adapter` and `unmerge_adapter`; `qpeft.export`, read by PEFT
+    as a method of its own. A tuner that says by `own_kind` that stock PEFT has none like it must refuse to merge and
+    to be exported.
+
+    Args:
+        make_base: A small model without dropout, with the same weights at every call.
+        make_config: The method's config.
+        batch: Inputs and `labels` for a loss that is the mean over rows; at least two rows, without padding.
+        lr: Of AdamW.
+        starts_at_base: Whether the adapter changes nothing before it is trained.
+    """
+    base = _logits(make_base(), batch)
+    assert torch.equal(_logits(make_base(), batch), base), "make_base() must give the same weights at every call"
+    model = get_peft_model(make_base(), make_config()).eval()  # type: ignore[arg-type]
+    if starts_at_base:
+        assert torch.equal(_logits(model, batch), base), "an untrained adapter changes the outputs"
+    _check_trainable(model)
+    _check_learns(model, batch, lr)
+    _check_micro_batches(model, batch)
+    _check_copy(model, batch, lr)
+    with model.disable_adapter():
+        assert torch.equal(_logits(model, batch), base), "disable_adapter() does not give the base's outputs"
+    with tempfile.TemporaryDirectory() as folder:
+        _check_folder(model, make_base, batch, Path(folder) / "compact")
+        _check_second(model, make_config, batch, lr)
+        if kind := own_kind(model):
+            _check_refuses(model, kind, Path(folder) / "exported")
+        else:
+            _check_merge(model, batch)
+            _check_export(model, make_base, batch, Path(folder) / "exported")
+
+
+def _check_trainable(model: Any) -> None:
+    trained = [name.split(".") for name, p in model.named_parameters() if p.requires_grad]
+    assert trained, "nothing trains"
+    holder = holder_of(model)
+    own = {holder.container, "modules_to_save"} if holder is not None else {"default"}
+    others = [".".join(name) for name in trained if "default" not in name or not own & set(name)]
+    assert not others, f"{others[0]} trains, which is not the method's own"
+
+
+def _check_learns(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
+    before = _loss(model, batch).item()
+    _train(model, batch, lr)
+    after = _loss(model, batch).item()
+    assert after < before, f"five steps of AdamW at {lr} brought the loss from {before:.6f} to {after:.6f}"
+
+
+def _check_micro_batches(model: Any, batch: Mapping[str, Tensor]) -> None:
+    n_rows = len(next(iter(batch.values())))
+    whole = _gradients(model, [batch])
+    rows = _gradients(model, [{name: tensor[i : i + 1] for name, tensor in batch.items()} for i in range(n_rows)])
+    for name, gradient in whole.items():
+        distance = (rows[name] - gradient).norm() / (gradient.norm() + 1e-6)
+        assert distance <= 1e-3, f"the gradient of {name} by rows is off by {distance:.1e} of the whole batch's"
+
+
+def _check_copy(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
+    live = _logits(model, batch)
+    with _promise("copy.deepcopy(model) fails"):
+        twin = copy.deepcopy(model)
+    assert torch.equal(_logits(twin, batch), live), "a deep copy gives other outputs"
+    _train(twin, batch, lr)
+    assert torch.equal(_logits(model, batch), live), "training a deep copy changes the model it was made of"
+    assert not torch.equal(_logits(twin, batch), live), "a deep copy does not learn"
+
+
+def _check_folder(model: Any, make_base: Callable[[], nn.Module], batch: Mapping[str, Tensor], folder: Path) -> None:
+    live = _logits(model, batch)
+    model.save_pretrained(str(folder))
+    for options in ({}, {"low_cpu_mem_usage": True}):
+        with _promise(f"what save_pretrained wrote does not load, with options {options}"):
+            loaded = PeftModel.from_pretrained(make_base(), str(folder), **options).eval()  # type: ignore[arg-type]
+        assert torch.equal(_logits(loaded, batch), live), (
+            f"from_pretrained, with options {options}, gives other outputs than were saved: a tensor is not in the file"
+        )
+    if holder_of(model) is not None:
+        _check_damage(make_base, folder)
+
+
+def _check_damage(make_base: Callable[[], nn.Module], folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    name, tensor = next((name, t) for name, t in tensors.items() if GeneratorHolder.container in name and t.ndim)
+    damages = {
+        f"without {name}": {k: v for k, v in tensors.items() if k != name},
+        f"with NaN in {name}": {**tensors, name: torch.full_like(tensor, torch.nan, dtype=torch.float32)},
+        f"with an unknown {name}.more": {**tensors, f"{name}.more": tensor.clone()},
+    }
+    for damage, kept in damages.items():
+        with _refused(f"a folder {damage} is loaded", CheckpointError):
+            PeftModel.from_pretrained(make_base(), _rewritten(folder, kept))  # type: ignore[arg-type]
+    with _refused("another seed's folder is loaded: put start.hexdigest() into the fingerprint", CheckpointError):
+        PeftModel.from_pretrained(make_base(), _rewritten(folder, tensors, other_seed=True))  # type: ignore[arg-type]
+
+
+def _rewritten(folder: Path, tensors: dict[str, Tensor], *, other_seed: bool = False) -> str:
+    """A copy with these tensors, and none of the hashes that would refuse it before the method does."""
+    copied = shutil.copytree(folder, folder.with_name("rewritten"), dirs_exist_ok=True)
+    save_file(tensors, copied / WEIGHTS)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    hashes = {name: None for name in ("start_hash", "weights_sha256") if name in config}
+    (copied / CONFIG).write_text(
+        json.dumps({**config, **hashes, "seed": config.get("seed", 0) + other_seed}), encoding="utf-8"
+    )
+    return str(copied)
+
+
+def _check_second(model: Any, make_config: Callable[[], PeftConfig], batch: Mapping[str, Tensor], lr: float) -> None:
+    first = _logits(model, batch)
+    with _promise("a second adapter cannot be added"):
+        model.add_adapter("second", make_config())
+    assert torch.equal(_logits(model, batch), first), "adding a second adapter changes the active one"
+    model.set_adapter("second")
+    assert not torch.equal(_logits(model, batch), first), "set_adapter() has no effect"
+    _train(model, batch, lr)
+    model.set_adapter("default")
+    assert torch.equal(_logits(model, batch), first), "training the second adapter changes the first"
+    model.delete_adapter("second")
+    assert torch.equal(_logits(model, batch), first), "deleting the second adapter changes the first"
+
+
+def _check_merge(model: Any, batch: Mapping[str, Tensor]) -> None:
+    live, other = _logits(model, batch), copy.deepcopy(model)
+    with _promise("merge_adapter() fails"):
+        other.merge_adapter()
+    _close(_logits(other, batch), live, "merge_adapter() changes the outputs")
+    with _promise("unmerge_adapter() fails"):
+        other.unmerge_adapter()
+    _close(_logits(other, batch), live, "unmerge_adapter() does not undo merge_adapter()")
+    with _promise("merge_and_unload() fails"):
+        merged = other.merge_and_unload()
+    _close(_logits(merged, batch), live, "merge_and_unload() changes the outputs")
+
+
+def _check_export(model: Any, make_base: Callable[[], nn.Module], batch: Mapping[str, Tensor], folder: Path) -> None:
+    live = _logits(model, batch)
+    with _promise("qpeft.export fails"):
+        export(model, folder)
+    stock: Any = PeftModel.from_pretrained(make_base(), str(folder)).eval()  # type: ignore[arg-type]
+    for part in (stock.base_model, stock.peft_config["default"]):
+        assert type(part).__module__.startswith("peft."), f"to_stock() gives {type(part)}, which is not PEFT's"
+    _close(_logits(stock, batch), live, "the exported adapter gives other outputs under plain PEFT")
+    assert torch.equal(_logits(model, batch), live), "qpeft.export changes the model"
+
+
+def _check_refuses(model: Any, kind: str, folder: Path) -> None:
+    for what, call in (("merged", model.merge_and_unload), ("exported", lambda: export(model, folder))):
+        with _refused(f"{kind} can be {what}, though its tuner says by own_kind that stock PEFT has none", ConfigError):
+            call()
+
+
+def _logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+
+
+def _loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    return model(**batch).loss
+
+
+def _train(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    for _ in range(5):
+        optimiser.zero_grad()
+        _loss(model, batch).backward()
+        optimiser.step()
+    optimiser.zero_grad()
+
+
+def _gradients(model: Any, parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    for part in parts:
+        (_loss(model, part) / len(parts)).backward()
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def _close(found: Tensor, expected: Tensor, sentence: str) -> None:
+    distance = (found - expected).abs().max().item()
+    assert distance <= _CLOSE * max(1.0, expected.abs().max().item()), f"{sentence}: off by {distance:.1e}"
+
+
+@contextmanager
+def _promise(sentence: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever the author's code does
+        raise AssertionError(f"{sentence}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def _refused(sentence: str, kind: type[Exception]) -> Iterator[None]:
+    try:
+        yield
+    except kind:
+        return
+    except Exception as error:  # whatever the author's code does
+        raise AssertionError(
+            f"{sentence}: not refused by {kind.__name__}, but {type(error).__name__}: {error}"
+        ) from error
+    raise AssertionError(sentence)

@@ -1,0 +1,178 @@
+"""The public contract, kept by every method and broken by every plausible mistake."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+
+import qpeft
+from qpeft.adapters.generated_config import MethodName
+from qpeft.adapters.qpa import QPAConfig, QPAModel
+from qpeft.testing import adapter_contract
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:QPA trains"),  # the models are tiny
+    pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
+]
+SMALL = {"target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
+QPA = {"r": 2, "hidden": (6, 5), "chunk_size": 16, "n_layers": 3, **SMALL}
+METHODS = {
+    "qpa": lambda: QPAConfig(**QPA),
+    "qpa, dora": lambda: QPAConfig(**QPA, use_dora=True),
+    "qpa, a trained head": lambda: QPAConfig(**QPA, modules_to_save=["lm_head"]),
+    "quantum_peft": lambda: qpeft.QuantumPeftConfig(r=3, n_layers=1, **SMALL),
+    "quantum_peft, lie": lambda: qpeft.QuantumPeftConfig(r=3, family="lie", share="type", **SMALL),
+    "quantum_peft, frames": lambda: qpeft.QuantumPeftConfig(r=3, frame="random", frame_rank=8, **SMALL),
+    "bottleneck": lambda: qpeft.BottleneckConfig(bottleneck_size=4, task_type="CAUSAL_LM"),
+    "qaa": lambda: qpeft.QAAConfig(task_type="CAUSAL_LM"),
+    "sora": lambda: qpeft.SoRAConfig(r=4, **SMALL),
+}
+
+
+def check(llama, ids, make_config, **options):
+    adapter_contract(lambda: copy.deepcopy(llama), make_config, {"input_ids": ids, "labels": ids}, **options)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_keeps_the_contract(llama, ids, method):
+    check(llama, ids, METHODS[method])
+
+
+def test_stock_lora_is_no_generated_adapter(llama, ids):
+    with pytest.raises(AssertionError, match=r"qpeft\.export fails: ConfigError"):
+        check(llama, ids, lambda: LoraConfig(r=2, **SMALL))
+
+
+class Forgetful(QPAModel):
+    """Leaves a tensor out of the file."""
+
+    @classmethod
+    def _get_adapter_state_dict(cls, *args, **kwargs):
+        state = super()._get_adapter_state_dict(*args, **kwargs)
+        state.pop(next(name for name in state if name.endswith("tau")))
+        return state
+
+
+class Credulous(QPAModel):
+    """Takes whatever a file holds."""
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
+        prefix = f"base_model.{cls.container}."
+        return {k.replace(prefix, f"{prefix}{adapter_name}."): v for k, v in state_dict.items()}
+
+
+class Elsewhere(QPAModel):
+    """Starts beside the base."""
+
+    def _build(self, adapter_name, config, start):
+        generator, slots = super()._build(adapter_name, config, start)
+        generator.initial += 0.01
+        return generator, slots
+
+
+class Frozen(QPAModel):
+    def _train_active_only(self, inference_mode=None):
+        super()._train_active_only(True)
+
+
+class BaseToo(QPAModel):
+    """Trains a weight of the base as well."""
+
+    def inject_adapter(self, model, *args, **kwargs):
+        super().inject_adapter(model, *args, **kwargs)
+        model.lm_head.weight.requires_grad_(True)
+
+
+class OneForAll(QPAModel):
+    """Never changes the active adapter."""
+
+    def set_adapter(self, adapter_name, inference_mode=False):
+        if adapter_name == "default":
+            super().set_adapter(adapter_name, inference_mode)
+
+
+class Itself(QPAModel):
+    """Gives itself for its copy."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class Sums(QPAModel):
+    """Scales the adapter by the rows of a batch."""
+
+    def forward(self, *args, **kwargs):
+        with torch.no_grad():
+            self.generators["default"].initial.mul_(1 + 0.1 * (len(kwargs["input_ids"]) == 1))
+        self.invalidate()
+        return super().forward(*args, **kwargs)
+
+
+class Unmerged(QPAModel):
+    def unmerge_adapter(self):
+        for layer in self.modules():
+            if isinstance(layer, LoraLayer):
+                layer.merged_adapters.clear()
+
+
+class NotStock(QPAModel):
+    pass
+
+
+MISTAKES = {
+    Forgetful: "what save_pretrained wrote does not load",
+    Credulous: "a folder without .* is loaded",
+    Elsewhere: "an untrained adapter changes the outputs",
+    Frozen: "nothing trains",
+    BaseToo: r"base_model\.model\.lm_head\.weight trains",
+    OneForAll: r"set_adapter\(\) has no effect",
+    Itself: "training a deep copy changes the model",
+    Sums: "by rows is off by",
+    Unmerged: r"unmerge_adapter\(\) does not undo",
+    NotStock: r"qpeft\.export fails",
+}
+
+
+def planted(tuner):
+    """A method that is QPA but for its tuner; registered once."""
+    name = MethodName(f"TEST_{tuner.__name__.upper()}")
+
+    @dataclass
+    class Planted(QPAConfig):
+        def __post_init__(self):
+            super().__post_init__()
+            self.peft_type = name
+
+        def to_stock(self):
+            stock = super().to_stock()
+            stock.lora_alpha *= 2 if tuner is NotStock else 1
+            return stock
+
+    qpeft.register_method(name, Planted, tuner)
+    return Planted
+
+
+@pytest.mark.parametrize("tuner", MISTAKES, ids=lambda tuner: tuner.__name__)
+def test_the_contract_finds_mistakes(llama, ids, tuner):
+    config = planted(tuner)
+    with pytest.raises(AssertionError, match=MISTAKES[tuner]):
+        check(llama, ids, lambda: config(**QPA))
+
+
+def test_a_tuner_that_is_merged_though_it_says_it_cannot_be(llama, ids):
+    config = planted(type("Linear", (QPAModel,), {"own_kind": "a linear adapter"}))
+    with pytest.raises(AssertionError, match="a linear adapter can be merged"):
+        check(llama, ids, lambda: config(**QPA))
+
+
+def test_a_base_that_is_another_at_every_call(llama, ids):
+    def another():
+        torch.nn.init.normal_(llama.lm_head.weight)
+        return copy.deepcopy(llama)
+
+    with pytest.raises(AssertionError, match="the same weights at every call"):
+        adapter_contract(another, METHODS["qpa"], {"input_ids": ids, "labels": ids})

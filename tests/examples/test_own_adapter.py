@@ -1,0 +1,62 @@
+"""The PEFT method of examples/own_adapter.py: its contract, its equation, and names that are taken."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import qpeft
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.testing import adapter_contract
+
+
+@pytest.fixture(scope="module")
+def own(example):
+    return example("own_adapter")
+
+
+def config(own, **settings):
+    return own.NolaConfig(**{"r": 2, "n_bases": 4, "target_modules": ["q_proj", "down_proj"], **settings})
+
+
+def test_it_keeps_the_contract(own, llama, ids):
+    adapter_contract(lambda: copy.deepcopy(llama), lambda: config(own), {"input_ids": ids, "labels": ids})
+
+
+def test_each_factor_is_its_start_and_a_mixture(own, llama, ids, adapters):
+    from peft import get_peft_model
+
+    model = get_peft_model(llama, config(own))
+    binding = model.base_model.binding("default")
+    start = binding.values()
+    adapters.train(model, ids)
+    generator = model.base_model.generators["default"]
+    assert generator.mixes.tau.shape == (len(binding.slots), 4)
+    bases = generator.bases.split(binding.sizes, dim=1)
+    for before, after, mix, random in zip(start, binding.values(), generator.mixes(), bases, strict=True):
+        expected = before + torch.einsum("k,k...->...", mix, random.view(4, *before.shape))
+        torch.testing.assert_close(after, expected.detach(), atol=1e-6, rtol=0)
+    assert not torch.allclose(bases[0][0], start[0].flatten() * bases[0][0, 0] / start[0].flatten()[0], atol=1e-3)
+
+
+def test_names_that_are_taken_are_refused(own):
+    for name in ("LORA", "QPEFT_QPA", "NOLA"):
+        with pytest.raises(ConfigError, match=f"PEFT type {name} is already taken"):
+            qpeft.register_method(type(own.NOLA)(name), type("Other", (own.NolaConfig,), {}), own.NolaModel)
+    qpeft.register_method(own.NOLA, own.NolaConfig, own.NolaModel)  # the same again
+
+
+def test_a_folder_without_its_module_says_what_to_import(own, llama, tmp_path):
+    from peft import get_peft_model
+
+    qpeft.save(get_peft_model(copy.deepcopy(llama), config(own)), tmp_path / "compact")
+    path = tmp_path / "compact/adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "ALON"}))
+    with pytest.raises(CheckpointError, match=r"unknown peft_type 'ALON'.*register_method"):
+        qpeft.load(llama, tmp_path / "compact")
+
+
+def test_plans_know_no_foreign_method(own, llama):
+    with pytest.raises(ConfigError, match="plans know no NolaConfig"):
+        qpeft.plan(llama, config(own))

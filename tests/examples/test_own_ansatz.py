@@ -1,0 +1,64 @@
+"""The ansatz of examples/own_ansatz.py: its contract, and everything that is promised of a registered one."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from qpeft.circuits import Ansatz, count_angles, gate_probabilities, register_ansatz
+from qpeft.errors import ConfigError
+from qpeft.testing import ansatz_contract
+
+
+@pytest.fixture(autouse=True)
+def _registered(example):
+    example("own_ansatz")
+
+
+def dense_reference(angles):
+    """Rotations as exponentials of Paulis; a CZ as signs of the basis states."""
+    n = angles.shape[-1]
+    paulis = [torch.tensor([[0, 1], [1, 0]]), torch.tensor([[0, -1j], [1j, 0]])]
+    bits = (torch.arange(2**n)[:, None] >> torch.arange(n - 1, -1, -1)) & 1
+    pairs = {frozenset((wire, (wire + 1) % n)) for wire in range(n) if n > 1}
+    signs = torch.stack([1 - 2 * bits[:, list(pair)].prod(1) for pair in pairs] or [torch.ones(2**n)]).prod(0)
+    psi = torch.eye(2**n, dtype=torch.complex128)[0]
+    for i, layer in enumerate(angles):
+        psi = psi if i == 0 else signs * psi
+        for block, pauli in zip(layer, paulis, strict=True):
+            turns = torch.eye(1, dtype=psi.dtype)
+            for angle in block:
+                turns = torch.kron(turns, torch.matrix_exp(-0.5j * angle * pauli.to(psi)))
+            psi = turns @ psi
+    return psi.abs().square()
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+@pytest.mark.parametrize("n_qubits", [1, 2, 3, 4])
+def test_it_keeps_the_contract(n_qubits, n_layers):
+    ansatz = Ansatz("cz_ring", n_qubits, n_layers)
+    ansatz_contract(lambda: ansatz, partial(gate_probabilities, ansatz), dense_reference)
+
+
+def test_it_is_counted_and_exported():
+    qml = pytest.importorskip("pennylane")
+    ansatz = Ansatz("cz_ring", 3, 2)
+    assert count_angles("cz_ring", 3, 2) == 12
+    angles = torch.linspace(-2, 2, 12, dtype=torch.float64).view(ansatz.angle_shape)
+
+    @qml.qnode(qml.device("default.qubit", wires=3))
+    def probabilities(angles):
+        ansatz.to_pennylane()(angles)
+        return qml.probs(range(3))
+
+    np.testing.assert_allclose(probabilities(angles.numpy()), gate_probabilities(ansatz, angles), atol=1e-12)
+    assert ansatz.to_openqasm().count("\ncz q[") == 3
+
+
+@pytest.mark.parametrize("name", ["cz_ring", "ry_ladder"])
+def test_a_taken_name_is_refused_and_the_first_stays(name):
+    before = list(Ansatz(name, 3, 2).gates())
+    with pytest.raises(ConfigError, match=f"there is an ansatz '{name}' already"):
+        register_ansatz(name, lambda n_qubits, n_layers: (n_layers,), lambda n_qubits, n_layers: [])
+    assert list(Ansatz(name, 3, 2).gates()) == before

@@ -1,0 +1,237 @@
+"""The public contract, kept by every generator and broken by every plausible mistake."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from qpeft.circuits import probabilities
+from qpeft.generators.base import Generator, fingerprint
+from qpeft.generators.folded import Folded
+from qpeft.generators.layout import Layout, Matrix
+from qpeft.generators.quantum_peft import QuantumPeftGenerator
+from qpeft.generators.quantum_peft_settings import QuantumPeftGeneratorConfig
+from qpeft.generators.seeded_start import SeededStart
+from qpeft.generators.settings import FEATURE_SOURCES, QPAGeneratorConfig
+from qpeft.testing import generator_contract
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+M = 60
+INITIAL = torch.linspace(-1, 1, M)
+
+
+def qpa(seed, initial=INITIAL, **settings):
+    small = {"chunk_size": 8, "hidden": (5, 4), "n_layers": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not a compression
+        return QPAGeneratorConfig(**{**small, **settings, "seed": seed}).make(initial, SeededStart(seed))
+
+
+def qpa_in_numpy(generator):
+    """w0 + G - G_ref, from the circuit's angles and the MLP's weights."""
+
+    def output(at_start):
+        p = probabilities(generator.feature.angles(at_start=at_start).detach()).numpy()
+        x = np.array([[int(bit) * 2 - 1 for bit in f"{c:03b}"] + [(8 * p[c] - 1) / math.sqrt(2)] for c in range(8)])
+        for i, layer in enumerate(generator.mlp):
+            weight, bias = (t(at_start=at_start).detach().numpy() for t in (layer.weight, layer.bias))
+            x = x @ weight.T + bias
+            x = x / (1 + np.exp(-x)) if i < len(generator.mlp) - 1 else x
+        return x.ravel()[:M]
+
+    return torch.from_numpy(INITIAL.double().numpy() + output(False) - output(True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("source", FEATURE_SOURCES)
+def test_qpa(source, device):
+    counted = QPAGeneratorConfig(chunk_size=8, hidden=(5, 4), n_layers=3, feature_source=source).count(M).total
+    reference = qpa_in_numpy if source in ("qnn", "qnn_frozen") else None
+    generator_contract(
+        lambda seed: qpa(seed, feature_source=source),
+        initial=INITIAL,
+        n_trained=counted,
+        dense_reference=reference,
+        device=device,
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"init_mode": "raw", "output_scale": 0.5}, {"init_mode": "raw", "center_output": True}, {"feature_map": "squash"},
+     {"activation": "identity"}],
+)  # fmt: skip
+def test_settings_of_qpa(settings):
+    generator_contract(lambda seed: qpa(seed, **settings))
+
+
+MATRICES = [Matrix("one", 6, 4, 2, 16.0), Matrix("two", 4, 4, 3, 8.0)]
+
+
+def quantum_peft(seed, gains=3, **settings):
+    config = QuantumPeftGeneratorConfig(**settings, seed=seed)
+    return QuantumPeftGenerator(config, Layout.of(config, MATRICES), SeededStart(seed), torch.ones(gains))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"columns": "first", "share": "type"},
+        {"construction": "pad"},
+        {"family": "lie"},
+        {"family": "lie", "lie_map": "cayley"},
+        {"entangler": "signs"},
+        {"freeze_angles": True},
+        {"frame": "random", "frame_rank": 4},
+        {"frame": "random", "frame_rank": 4, "family": "core"},
+    ],
+    ids=str,
+)
+def test_quantum_peft(settings):
+    generator_contract(lambda seed: quantum_peft(seed, **settings))
+
+
+def test_quantum_peft_starts_at_nothing():
+    """lambda is 0: so is lora_B, and the gains are their own start."""
+    flat = quantum_peft(0)()
+    assert flat.count_nonzero() == 2 * 4 + 3 * 4 + 3  # lora_A of both, and the gains
+
+
+class Line(Generator):
+    """w = w0 + R tau, with what each mistake below breaks."""
+
+    def __init__(self, initial, seed):
+        super().__init__()
+        start = SeededStart(seed)
+        self.numbers = Folded(torch.zeros(4), 1.0)
+        self.register_buffer("mixing", self.drawn(start, (len(initial), 4)), persistent=False)
+        self.register_buffer("initial", initial)
+        self.register_buffer("fingerprint", fingerprint(self.told(start)))
+
+    def drawn(self, start, shape):
+        return start.normal("mixing", shape)
+
+    def told(self, start):
+        return start.hexdigest()
+
+    def forward(self):
+        return self.initial + self.mixing @ torch.sin(self.numbers())
+
+
+class WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return torch.sin(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad  # cos(x) is forgotten
+
+
+class BadGradient(Line):
+    def forward(self):
+        return self.initial + self.mixing @ WrongGradient.apply(self.numbers())
+
+
+class Noisy(Line):
+    def forward(self):
+        return super().forward() + 1e-3 * torch.randn(len(self.initial)) * self.numbers().abs().sum()
+
+
+class TorchDrawn(Line):
+    def drawn(self, start, shape):
+        return torch.randn(shape)
+
+
+class NotAtStart(Line):
+    def forward(self):
+        return super().forward() + 1e-3
+
+
+class NoSeedTold(Line):
+    def told(self, start):
+        return "settings alone"
+
+
+class Forgetful(Line):
+    """Leaves its trained numbers out of the folder."""
+
+    def pack(self, state):
+        return {name: tensor for name, tensor in state.items() if not name.startswith("numbers")}
+
+
+class OtherThanSaved(Line):
+    def pack(self, state):
+        return {**state, "numbers.tau": state["numbers.tau"].half().float()}
+
+
+class Double(Line):
+    def forward(self):
+        return super().forward().double()
+
+
+class Square(Line):
+    def forward(self):
+        return super().forward().view(-1, 2)
+
+
+class Idle(Line):
+    def __init__(self, initial, seed):
+        super().__init__(initial, seed)
+        self.idle = Folded(torch.zeros(1), 1.0)
+
+
+class LoosePart(Line):
+    """A tensor that is neither parameter nor buffer stays where it was made."""
+
+    def __init__(self, initial, seed):
+        super().__init__(initial, seed)
+        self.loose = torch.ones(len(initial), dtype=torch.float32)
+
+    def forward(self):
+        return super().forward() * self.loose.to(torch.float32)
+
+    def _apply(self, fn, recurse=True):
+        torch.nn.Module._apply(self, fn, recurse)
+        return self
+
+
+class UnderAutocast(Line):
+    def __call__(self):
+        return torch.nn.Module.__call__(self)
+
+
+MISTAKES = {
+    BadGradient: "gradient of numbers.tau is off",
+    Noisy: "two evaluations differ",
+    TorchDrawn: "draw from `start`, not from torch",
+    NotAtStart: "must be `initial` to the bit",
+    NoSeedTold: "another seed's state is taken",
+    Forgetful: "its own state is refused",
+    OtherThanSaved: "a saved generator gives other numbers",
+    Double: "must be float32, got torch.float64",
+    Square: r"must be flat \(P,\), got shape \(30, 2\)",
+    Idle: "idle.tau has no gradient",
+    LoosePart: r"\.to\(bfloat16\) left",
+    UnderAutocast: "autocast changes the numbers",
+}
+
+
+def test_the_line_keeps_the_contract():
+    generator_contract(lambda seed: Line(INITIAL, seed), initial=INITIAL, n_trained=4)
+
+
+@pytest.mark.parametrize("kind", MISTAKES, ids=lambda kind: kind.__name__)
+def test_the_contract_finds_mistakes(kind):
+    with pytest.raises(AssertionError, match=MISTAKES[kind]):
+        generator_contract(lambda seed: kind(INITIAL, seed), initial=INITIAL)
+
+
+def test_the_contract_finds_a_wrong_count_and_a_wrong_reference():
+    with pytest.raises(AssertionError, match="4 numbers are trained, 5 were counted"):
+        generator_contract(lambda seed: Line(INITIAL, seed), n_trained=5)
+    with pytest.raises(AssertionError, match=r"off by .* from the dense reference"):
+        generator_contract(lambda seed: Line(INITIAL, seed), dense_reference=lambda g: g().detach() + 1e-6)
