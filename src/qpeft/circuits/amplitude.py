@@ -49,8 +49,8 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
 def amplitude_probabilities(x: Tensor, angles: Tensor, ansatz: str = "square") -> Tensor:
     """Probabilities ``|psi_j|^2`` of the basis states, (..., 2**N).
 
-    `x` (..., d), `angles` (L, blocks, N), `ansatz`, dtypes, gradients and what is raised are those of
-    `amplitude_expectations`.
+    `x` (..., d), `angles` (L, blocks, N), `ansatz`, dtypes and gradients are those of `amplitude_expectations`. Raises
+    what that raises.
     """
     return _read(x, angles, ansatz, probability_circuit)
 

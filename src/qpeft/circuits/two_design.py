@@ -20,8 +20,9 @@ def two_design_columns(
     """The columns `columns` of the orthogonal matrix of the `two_design` circuit, L = `n_layers`: equation (QP-2).
 
     `angles` (P,) or (M, P), float32 or float64, flat in the order in which they act, P = (2L+1) N - 2L for
-    N = `n_qubits`; `columns` are K basis indices, wire 0 the most significant bit. Gives (2**N, K) or (M, 2**N, K) with orthonormal columns
-    in the angles' dtype and on their device; no qubits give [[1]]. Angles have period 4 pi: 2 pi negates every column.
+    N = `n_qubits`; `columns` are K basis indices, wire 0 the most significant bit. Gives (2**N, K) or (M, 2**N, K)
+    with orthonormal columns in the angles' dtype and on their device; no qubits give [[1]]. Angles have period 4 pi:
+    2 pi negates every column.
 
     `signs` (2L, 2**N) of +-1 replaces the CZ gates of step a, step b of the first layer, step a of the second, ...
     by these diagonals: random signs and ones are the classical twins of the circuit.
