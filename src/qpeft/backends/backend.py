@@ -35,15 +35,15 @@ class Backend:
         """Probabilities (B, D) of the D = 2^N basis states, wire 0 the most significant bit.
 
         Args:
-            ansatz: The circuit, started in |0...0>.
-            angles: Radians, (B, *ansatz.angle_shape).
+            ansatz: The circuit, started in `|0...0>`.
+            angles: Radians, `(B, *ansatz.angle_shape)`.
             shots: Relative frequencies over so many shots for each of the B circuits; None: exact probabilities.
             seed: Of the counts, where the backend draws them itself. A device of the user's has its own.
         """
         raise NotImplementedError
 
     def adjoint(self, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
-        """Gradient of sum_i weights_i p_i, (*ansatz.angle_shape), by one adjoint pass; weights (D,)."""
+        """Gradient of sum_i weights_i p_i, `(*ansatz.angle_shape)`, by one adjoint pass; weights (D,)."""
         raise NotImplementedError(f"{self.name} has no adjoint gradients")
 
     def check(self, ansatz: Ansatz) -> None:

@@ -94,7 +94,7 @@ class Jobs:
         self._log = path
 
     def run(self, ansatz: Ansatz, angles: Numbers, purpose: str) -> Numbers:
-        """Probabilities or frequencies (B, D) at the angles (B, *ansatz.angle_shape); `purpose` is for the log.
+        """Probabilities or frequencies (B, D) at the angles `(B, *ansatz.angle_shape)`; `purpose` is for the log.
 
         Raises:
             BackendError: the shot budget is used up, the job failed too often, or what came back is no probability.
@@ -108,7 +108,7 @@ class Jobs:
         return self._once_for_all(lambda: self._send(send, purpose, len(angles)))
 
     def adjoint(self, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
-        """Gradient (*ansatz.angle_shape) of weights @ p, by the backend's adjoint pass."""
+        """Gradient `(*ansatz.angle_shape)` of weights @ p, by the backend's adjoint pass."""
         return self._once_for_all(
             lambda: self._send(lambda: self.backend.adjoint(ansatz, angles, weights), "adjoint", 1)
         )

@@ -24,7 +24,7 @@ _log = logging.getLogger("qpeft")
 
 
 class CircuitRun:
-    """angles (*ansatz.angle_shape) -> probabilities (D,) of the angles' dtype, differentiable by `gradient`.
+    """angles `(*ansatz.angle_shape)` -> probabilities (D,) of the angles' dtype, differentiable by `gradient`.
 
     Args:
         ansatz: The circuit.

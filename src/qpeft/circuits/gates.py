@@ -70,7 +70,7 @@ def gate_state(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
 
 def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Probabilities (2**N,) of the basis states of any ansatz started in |0...0>; wire 0 is the most significant bit.
+    """Probabilities (2**N,) of the basis states of any ansatz started in `|0...0>`; wire 0 is the most significant bit.
 
     `angles` have shape `ansatz.angle_shape`, float32 or float64; the result has their dtype and device, and derivatives
     of every order. Each gate is a step of plain autograd: for `ry_ladder` take `probabilities`, which is far faster.

@@ -35,9 +35,10 @@ def qpeft(
 ) -> None:
     """Fine-tune Hugging Face language models with quantum-generated adapter numbers.
 
-    Small quantum circuits, simulated exactly on your machine, make the numbers of a LoRA adapter: with a
-    small network (method qpa) or as its orthogonal factors (quantum_peft). What comes out is an ordinary
-    PEFT adapter: it loads where qpeft is not installed.
+    Small quantum circuits, simulated on your machine, make the numbers of a LoRA adapter: with a small
+    network (method qpa) or as its orthogonal factors (quantum_peft). The simulation is exact unless
+    --shots or --backend say otherwise. What comes out is an ordinary PEFT adapter: it loads where qpeft
+    is not installed.
 
     Start with:
 

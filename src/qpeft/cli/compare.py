@@ -53,7 +53,7 @@ StudyArgument = Annotated[
     str,
     typer.Argument(
         metavar="STUDY",
-        help="A study file (YAML), or survey, controls, feature-source, rank-perplexity, qubits or depth.",
+        help="A study file (YAML), or survey, controls, feature-source, rank-perplexity, qubits, depth, shots, noise.",
     ),
 ]
 Overrides = Annotated[dict[str, Any], Fields(StudyOptions, panel="Study")]
