@@ -4,18 +4,20 @@
     python benchmarks/many_adapters.py --out benchmarks/results/many_adapters.json
     python benchmarks/many_adapters.py --geometry tiny --users 20 --repetitions 3   # seconds, to see that it runs
 
-Random weights from GPT-2's configuration, random trained numbers, one thread. Each round does everything once, so the
-machine's other work is spread evenly; times are milliseconds of the wall and of the processor, medians and the 99th
-percentile. `cold`: after the files were dropped from the page cache. `other seed`: the start is drawn anew. Beside, for
-a stock LoRA of the same tensors: PEFT's `load_adapter`, its `hotswap_adapter`, and its `set_adapter`.
+Random weights from GPT-2's configuration, random trained numbers, one thread. Rounds do one thing after the other, so
+that the machine's other work is spread evenly; times are milliseconds of the wall and of the processor, medians and the
+99th percentile. `cold`: after the files were dropped from the page cache. `other seed`: the start is drawn anew. Beside,
+for a stock LoRA of the same tensors: PEFT's `load_adapter`, its `hotswap_adapter`, and its `set_adapter`.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import random
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -29,6 +31,7 @@ from peft import PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 
 import qpeft
 from geometries import GEOMETRIES
@@ -39,43 +42,41 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "Quantum-PEFT, r=8": (qpeft.QuantumPeftConfig, {"r": 8}),
     "Quantum-PEFT, r=8, one circuit a type": (qpeft.QuantumPeftConfig, {"r": 8, "share": "type"}),
 }
-N_SEEDS = N_STOCK = 24  # more than slots, and asked for in turn: none is there when its turn comes
+N_SEEDS = N_STOCK = 12  # more than slots, and asked for in turn: none is there when its turn comes
 CAPACITY = 8
 ROWS, TOKENS = 8, 16
+EVERY = 10  # in how many rounds the slow ones take their turn once
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def write_users(folder: Path, model: Any, names: list[str]) -> None:
-    """Adapters with random trained numbers."""
-    for name in names:
-        with torch.no_grad():
-            for parameter in model.base_model.generators.parameters():
-                parameter.normal_(0, 1e-3)
-        qpeft.save(model, folder / name)
+def write_user(folder: Path, like: Path) -> None:
+    """The adapter `like` with other trained numbers."""
+    shutil.copytree(like, folder)
+    state = load_file(folder / WEIGHTS)
+    save_file(
+        {k: 1e-3 * torch.randn_like(t) if t.is_floating_point() else t for k, t in state.items()}, folder / WEIGHTS
+    )
+    seal = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    settings = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**settings, "weights_sha256": seal}, indent=2, sort_keys=True))
 
 
-def write_stock(folder: Path, base: Any, config: Any) -> None:
-    model: Any = get_peft_model(base, config.to_stock())
-    for index in range(N_STOCK):
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.requires_grad:
-                    parameter.normal_(0, 1e-3)
-        model.save_pretrained(folder / f"stock-{index}", save_embedding_layers=False)
-    model.unload()
-
-
-def prepare(method: str, modules: list[str], options: argparse.Namespace, folder: Path) -> tuple[Any, Any]:
-    """Users of one seed, some of other seeds, and stock adapters; the base and the config."""
+def prepare(method: str, modules: list[str], options: argparse.Namespace, base: Any, folder: Path) -> Any:
+    """Users of one seed, some of other seeds, and stock adapters in their folders; the base."""
     kind, settings = METHODS[method]
-    base: Any = GEOMETRIES[options.geometry].model(torch.device("cpu"), torch.float32)
     for seed in range(N_SEEDS + 1):
         model: Any = get_peft_model(base, kind(**settings, target_modules=modules, task_type="CAUSAL_LM", seed=seed))
-        config = model.base_model.generated_config("default")
-        names = [f"user-seed-{seed}"] if seed else [f"user-{index}" for index in range(options.users)]
-        write_users(folder / "compact", model, names)
+        stock = model.base_model.generated_config("default").to_stock()
+        first = folder / "compact" / (f"user-seed-{seed}" if seed else "user-0")
+        qpeft.save(model, first)
         base = model.unload()
-    write_stock(folder / "stock", base, config)
-    return base, config
+    for index in range(1, options.users):
+        write_user(folder / "compact" / f"user-{index}", folder / "compact" / "user-0")
+    model = get_peft_model(base, stock)
+    model.save_pretrained(folder / "stock" / "0", save_embedding_layers=False)
+    for index in range(1, N_STOCK):
+        write_user(folder / "stock" / str(index), folder / "stock" / "0")
+    return model.unload()
 
 
 class Clock:
@@ -116,7 +117,7 @@ def rounds(pool: qpeft.AdapterPool, stock: Any, folder: Path, options: argparse.
     ids = torch.randint(1000, (ROWS, TOKENS))
     generator = pool._reader._first
     for index in range(options.repetitions):
-        first, second, cold, *others = draw.sample(users, CAPACITY + 3)
+        first, second, cold = draw.sample(users, 3)
         clock.time("materialise", pool.place, [first])
         forget(folder / "compact" / cold)
         clock.time("materialise, cold", pool.place, [cold])
@@ -126,49 +127,57 @@ def rounds(pool: qpeft.AdapterPool, stock: Any, folder: Path, options: argparse.
         clock.time("switch to one in a slot", pool.activate, second)
         clock.time("the same again", pool.activate, second)
         with torch.no_grad():
-            clock.time("generate its numbers", generator)
-            clock.time("forward, one adapter", pool.model, input_ids=ids)
-            pool.activate("__base__")
-            rows = pool.place(others)
-            clock.time("forward, 8 adapters", pool.model, input_ids=ids, adapter_names=rows)
-            clock.time("forward, no adapter", pool.model, input_ids=ids)
-        path = str(folder / "stock" / f"stock-{index % N_STOCK}")
-        clock.time("PEFT hotswap_adapter", hotswap_adapter, stock, path, "default", torch_device="cpu")
-        clock.time("PEFT load_adapter", stock.load_adapter, path, "other", torch_device="cpu")
+            clock.time("of these: generate", generator)
+        if index % EVERY == 0:
+            forwards(clock, pool, draw.sample(users, ROWS), ids)
+            peft(clock, stock, [str(folder / "stock" / str((index + i) % N_STOCK)) for i in range(3)])
+    return clock
+
+
+@torch.no_grad()
+def forwards(clock: Clock, pool: qpeft.AdapterPool, names: list[str], ids: torch.Tensor) -> None:
+    for _ in range(2):
+        clock.time("forward, one adapter", pool.model, input_ids=ids)
+        pool.activate("__base__")
+        clock.time("forward, no adapter", pool.model, input_ids=ids)
+        rows = pool.place(names)
+        clock.time("forward, 8 adapters", pool.model, input_ids=ids, adapter_names=rows)
+        pool.activate(names[0])
+
+
+def peft(clock: Clock, stock: Any, folders: list[str]) -> None:
+    """What PEFT does with stock adapters of the same tensors."""
+    for folder in folders:
+        clock.time("PEFT hotswap_adapter", hotswap_adapter, stock, folder, "default", torch_device="cpu")
+        clock.time("PEFT load_adapter", stock.load_adapter, folder, "other", torch_device="cpu")
         clock.time("PEFT set_adapter", stock.set_adapter, "other")
         stock.set_adapter("default")
         stock.delete_adapter("other")
-    return clock
 
 
 def size(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def measure(method: str, case: str, options: argparse.Namespace) -> dict[str, Any]:
+def measure(method: str, case: str, options: argparse.Namespace, bases: list[Any]) -> dict[str, Any]:
     modules = GEOMETRIES[options.geometry].cases[case]
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        base, _ = prepare(method, modules, options, folder)
-        stock = PeftModel.from_pretrained(
-            GEOMETRIES[options.geometry].model(torch.device("cpu"), torch.float32), str(folder / "stock" / "stock-0")
-        ).eval()
-        start = perf_counter()
-        pool = qpeft.AdapterPool(base, folder / "compact", CAPACITY)
-        seconds = perf_counter() - start
+        bases[0] = prepare(method, modules, options, bases[0], folder)
+        stock: Any = PeftModel.from_pretrained(bases[1], str(folder / "stock" / "0")).eval()
+        pool = qpeft.AdapterPool(bases[0], folder / "compact", CAPACITY)
         times = rounds(pool, stock, folder, options).summary()
-        weights = "adapter_model.safetensors"
+        bases[:] = pool.model.unload(), stock.unload()
         return {
             "method": method,
             "case": case,
             "deployed": sum(pool._reader._sizes),
             "trained": sum(p.numel() for p in pool._reader._first.parameters()),
             "bytes": {
-                "compact": (folder / "compact" / "user-0" / weights).stat().st_size,
+                "compact": (folder / "compact" / "user-0" / WEIGHTS).stat().st_size,
                 "compact_folder": size(folder / "compact" / "user-0"),
-                "stock": (folder / "stock" / "stock-0" / weights).stat().st_size,
+                "stock": (folder / "stock" / "0" / WEIGHTS).stat().st_size,
             },
-            "pool_seconds": seconds,
             "ms": times,
         }
 
@@ -205,10 +214,13 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     chosen = {key: getattr(options, key) for key in ("geometry", "users", "repetitions")}
-    rows = [measure(method, case, options) for case in options.cases for method in options.methods]
-    found = {"torch": torch.__version__, **chosen, "capacity": CAPACITY, "rows": rows}
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    bases = [GEOMETRIES[options.geometry].model(torch.device("cpu"), torch.float32) for _ in range(2)]
+    found: dict[str, Any] = {"torch": torch.__version__, **chosen, "capacity": CAPACITY, "rows": []}
+    for case in options.cases:
+        for method in options.methods:
+            found["rows"].append(measure(method, case, options, bases))
+            if options.out:
+                options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     Console().print(table(found))
 
 

@@ -1,0 +1,66 @@
+"""The example that serves users, with few steps: who is answered by which adapter, and that nobody is trained twice."""
+
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import qpeft
+from qpeft.demo import base_path
+
+DOCS = [
+    "A polynomial of degree two.",
+    "Draw random numbers.",
+    "A random seed.",
+    "A mask hides a value.",
+    "A string.",
+] * 30
+pytestmark = pytest.mark.filterwarnings("ignore:.*attention mask")
+
+
+@pytest.fixture(scope="module")
+def finished(example, tmp_path_factory):
+    serve_users = example("serve_users")
+    out = tmp_path_factory.mktemp("users")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve_users, "numpy_docs", lambda: DOCS)
+        patch.setattr(serve_users, "BATCH", 1)
+        patch.setattr(sys, "argv", ["serve_users.py", "--out", str(out), "--steps", "1", "--new-tokens", "3"])
+        serve_users.main()
+        trained = {folder.name: (folder / "adapter_model.safetensors").stat().st_mtime_ns for folder in out.iterdir()}
+        patch.setattr(serve_users, "train", None)  # the same again trains nobody
+        serve_users.main()
+    return serve_users, out, trained
+
+
+def test_every_user_has_an_adapter_of_a_few_kilobytes(finished):
+    serve_users, out, trained = finished
+    assert trained.keys() == serve_users.USERS.keys()
+    for name in trained:
+        assert (out / name / "adapter_model.safetensors").stat().st_size < 4_000
+        assert serve_users.size(out / name) < 12_000
+
+
+def test_each_request_is_answered_as_by_the_users_adapter_alone(finished):
+    serve_users, out, _ = finished
+    tokenizer = AutoTokenizer.from_pretrained(base_path())
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    base = AutoModelForCausalLM.from_pretrained(base_path(), dtype="float32")
+    pool = qpeft.AdapterPool(base, out, capacity=2)
+    requests = [("ana", "Returns the"), ("__base__", "Parameters"), ("dora", "Raises an error if")]
+    together = serve_users.answer(pool, tokenizer, requests, 6)
+    for (name, prompt), text in zip(requests, together, strict=True):
+        alone = AutoModelForCausalLM.from_pretrained(base_path(), dtype="float32")
+        model = alone if name == "__base__" else qpeft.load(alone, out / name)
+        inputs = tokenizer([prompt], return_tensors="pt")
+        with torch.no_grad():
+            written = model.generate(**inputs, max_new_tokens=6, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        assert tokenizer.decode(written[0, inputs.input_ids.shape[1] :], skip_special_tokens=True) == text
+
+
+def test_batches_never_name_more_users_than_slots(finished):
+    serve_users, _, _ = finished
+    cut = serve_users.batches(serve_users.REQUESTS, 2)
+    assert [request for batch in cut for request in batch] == serve_users.REQUESTS
+    assert all(len({user for user, _ in batch} - {"__base__"}) <= 2 for batch in cut)
