@@ -4,6 +4,7 @@ user does, in a process that begins with `python -m qpeft`."""
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -101,13 +102,15 @@ class Attempts:
 
 
 def _start_server() -> psutil.Process:
-    """The process that cells are forked from, one for all attempts; this process and it are then ready to be forked."""
-    from qpeft.cli.app import build  # noqa: F401
+    """The process that cells are forked from, one for all attempts; both have then imported what is needed."""
+    from qpeft.cli import bar, compare_bar  # noqa: F401
     from qpeft.studies.comparison.cells import measuring  # noqa: F401
     from qpeft.studies.comparison.running import outputs, runner  # noqa: F401
 
     forkserver.set_forkserver_preload(["qpeft.studies.comparison.running.preload", "kill_moments"])
-    forkserver.ensure_running()
+    first = multiprocessing.get_context("forkserver").Process(target=int)
+    first.start()
+    first.join()  # it has been forked: the server is ready
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     if len([name for name in names if name != _PREPARED]) > 1:
         raise RuntimeError(f"a process with the threads {names} cannot be forked safely; set OMP_NUM_THREADS=1")

@@ -52,7 +52,7 @@ class Case:
 
 
 def cases(what: list[str], inputs: Path) -> list[Case]:
-    """Those of `what`; base and data are made in the folder `inputs` where they are not there yet."""
+    """Those of `what`, commands or names; base and data are made in the folder `inputs` if they are not there."""
     base, text, study = inputs / "base", inputs / "tale.txt", inputs / "small.yaml"
     if not study.exists():
         disable_progress_bar()  # it has a thread, and this process will be forked
@@ -64,7 +64,7 @@ def cases(what: list[str], inputs: Path) -> list[Case]:
     shared = ("train", f"--model={base}", f"--data={text}", *sizes, *saving)
     trained = [Case("train", name, (*shared, *words)) for name, words in _METHODS.items()]
     compared = Case("compare", "compare", ("compare", "run", str(study), "--workers=2"))
-    return [case for case in (*trained, compared) if case.what in what]
+    return [case for case in (*trained, compared) if {case.what, case.name} & set(what)]
 
 
 def _tale() -> str:

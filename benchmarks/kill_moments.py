@@ -20,8 +20,11 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import jinja2
 
 PLAN = "QPEFT_KILLS_PLAN"
 
@@ -104,4 +107,5 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
+jinja2.Environment.compile = cache(jinja2.Environment.compile)  # else a third of a run is spent on PEFT's cards
 os.register_at_fork(before=gc.freeze, after_in_child=_arm)  # frozen: else a collection copies all that is imported

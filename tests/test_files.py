@@ -1,10 +1,13 @@
 """Files and folders are whole or absent, whatever happens while they are written."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from qpeft.files import is_disk_full, replace_folder, write_json, write_text
+from qpeft.files import is_disk_full, remove_unfinished, replace_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -43,6 +46,59 @@ def test_an_interruption_between_the_renames_puts_the_old_folder_back(old, monke
         (new / "adapter").write_text("new")
     assert (old / "adapter").read_text() == "old"
     assert list(old.parent.iterdir()) == [old]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from qpeft.files import replace_file, replace_folder
+place = Path(sys.argv[1])
+with replace_folder(place / "adapter") as folder, replace_folder(folder) as inner, replace_file(inner / "a") as file:
+    file.write_text("half")
+    os._exit(9)
+"""
+
+
+def test_what_a_kill_left_goes_and_nothing_else(tmp_path):
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    assert len(list(tmp_path.iterdir())) == 2  # a folder inside another one begins beside it, with two dots
+    (tmp_path / ".mine").write_text("")
+    remove_unfinished(tmp_path)
+    assert list(tmp_path.iterdir()) == [tmp_path / ".mine"]
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    """What is flushed and renamed, by name, as it happens."""
+    found = []
+    fsync, rename = os.fsync, Path.replace
+
+    def flushed(handle):
+        found.append(f"flush {Path(f'/proc/self/fd/{handle}').readlink().name.split('.')[-1]}")
+        fsync(handle)
+
+    def renamed(self, target):
+        found.append(f"rename to {target.name}")
+        return rename(self, target)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc to name an open file by")
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    return found
+
+
+def test_a_file_is_on_the_disk_before_it_is_renamed_and_then_its_new_name(tmp_path, on_disk):
+    write_text(tmp_path / "a", "new")
+    assert on_disk == ["flush unfinished", "rename to a", f"flush {tmp_path.name}"]
+
+
+def test_so_is_a_folder_with_all_that_is_in_it(tmp_path, on_disk):
+    with replace_folder(tmp_path / "a") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "weights").write_text("numbers")
+    assert {"flush weights", "flush deep"} < set(on_disk[:-2])
+    assert on_disk[-2:] == ["rename to a", f"flush {tmp_path.name}"]
 
 
 def test_a_file_keeps_its_old_content_until_the_new_one_is_whole(tmp_path, monkeypatch):

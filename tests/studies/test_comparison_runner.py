@@ -10,6 +10,7 @@ import planted_cells as cells
 import pytest
 
 from qpeft.errors import ConfigError
+from qpeft.studies.comparison.cells.cell import work_folder
 from qpeft.studies.comparison.rows import empty_row, write_row
 from qpeft.studies.comparison.running import locks, runner
 from qpeft.studies.comparison.running.local_executor import log_path
@@ -74,6 +75,16 @@ def test_phases_follow_each_other_and_a_second_run_does_nothing(plan):
     outcome = run(plan, progress=again, run_cell=cells.run_cell)
     assert (outcome.n_done, outcome.n_skipped, again.began, again.there) == (0, 10, [], 10)
     assert files == {path: path.stat().st_mtime_ns for path in (plan.folder / "rows").rglob("*.json")}
+
+
+def test_what_a_kill_left_of_finished_cells_and_half_written_files_goes(plan):
+    run(plan, run_cell=cells.run_cell)
+    whole = sorted(plan.folder.rglob("*"))
+    work_folder(plan.tuning_cells()[0], plan.folder).mkdir(parents=True)
+    (plan.folder / ".data.x.unfinished").mkdir()
+    (plan.folder / "rows" / ".seed0.json.x.unfinished").write_text("{")
+    run(plan, run_cell=cells.run_cell)
+    assert sorted(plan.folder.rglob("*")) == whole
 
 
 def test_workers_give_the_same_rows_and_times_are_taken_alone(plan, tmp_path):

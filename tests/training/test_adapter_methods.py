@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -70,3 +72,12 @@ def test_settings_that_a_method_refuses(tiny_model, method, method_settings, mes
     with pytest.raises(ConfigError) as refused:
         build(tiny_model, method, **method_settings)
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("method", ["lora", "qpa", "sora"])
+def test_names_are_saved_in_one_order_in_every_process(tiny_model, tmp_path, method):
+    model = build(tiny_model, method, target_modules="all-linear")
+    model.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "adapter_config.json").read_text())["target_modules"]
+    assert saved == sorted(saved)
+    assert len(saved) > 3

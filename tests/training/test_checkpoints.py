@@ -1,10 +1,13 @@
 import errno
 
 import pytest
+from transformers import TrainerState
 
 from qpeft.errors import CheckpointError
 from qpeft.files import is_disk_full
+from qpeft.training.callbacks import Saving
 from qpeft.training.checkpoints import checkpoint_path, last_whole, remove_broken, seal, step_of
+from qpeft.training.interrupt import StopRequest
 from qpeft.training.metrics_log import MetricsLog, read_rows
 
 
@@ -65,6 +68,15 @@ def test_a_kill_while_an_old_one_is_removed_leaves_none_half_marked(tmp_path, mo
     assert step_of(last_whole(tmp_path)) == 15
     remove_broken(tmp_path)
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-15"]
+
+
+def test_its_rows_are_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    done = []
+    log = MetricsLog(tmp_path / "metrics.jsonl", None)
+    monkeypatch.setattr("qpeft.training.metrics_log.sync", lambda path: done.append(path.name))
+    monkeypatch.setattr("qpeft.training.callbacks.seal", lambda checkpoint: done.append(checkpoint.name))
+    Saving(tmp_path, 1, StopRequest(lambda: None), log).on_save(None, TrainerState(global_step=5), None)
+    assert done == ["metrics.jsonl", "checkpoint-5"]
 
 
 def test_nothing_to_go_on_from(tmp_path):

@@ -132,8 +132,16 @@ def build_adapter(settings: TrainSettings, base: PreTrainedModel, head: Sequence
     train_whole(config, head)
     check_target_modules(base, config)
     model = _refusals_as_config_errors(get_peft_model, base, config)
+    _put_in_order(config)
     generator = build_generator(settings)
     return model if generator is None else qpeft.attach(model, generator)
+
+
+def _put_in_order(config: Any) -> None:
+    """Sets of names as sorted lists: the order of a set is another one in every process, and it is saved."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
 
 
 def train_whole(config: Any, modules: Sequence[str]) -> None:

@@ -1,0 +1,34 @@
+"""Kills of real commands, by the harness in benchmarks/, and the proof that it finds out what does not survive them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the harness forks, and reads /proc"),
+]
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_killed_commands_go_on_to_the_same_bits_and_lose_nothing(tmp_path):
+    command = [sys.executable, ROOT / "benchmarks" / "kills.py", "--out", tmp_path / "kills", "--kills", "30"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    rows = [json.loads(line) for line in (tmp_path / "kills" / "kills.jsonl").read_text().splitlines()]
+    assert [row["faults"] for row in rows] == [[]] * 30, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert {row["what"] for row in rows} == {"train", "compare"}
+    assert {"change" in row for row in rows} == {True, False}
+    assert {row["whom"] for row in rows if row["what"] == "compare"} == {"runner", "all"}
+
+
+def test_programs_that_do_not_survive_kills_are_found_out(tmp_path):
+    command = [sys.executable, ROOT / "tests" / "support" / "planted_defects.py", tmp_path / "planted"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "unnoticed" not in done.stdout
+    assert done.stdout.count("runs with a fault") == 4  # the sound one, and three defects
