@@ -1,6 +1,7 @@
 """The small things that stand, in the pages' examples, for what a reader would download or has at hand."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -80,7 +81,7 @@ def reader(stand_ins, tmp_path, monkeypatch):
     def sit(page):
         typed = "".join(snippet.text for snippet in snippets(page))
         for name in (*GIVEN, "docs.jsonl", "tiny.yaml", "base", "vit"):
-            if name not in GIVEN or (name in typed and f"--out {name}" not in typed):
+            if name not in GIVEN or (name in typed and f"--out {name}" not in re.findall(r"--out [\w-]+", typed)):
                 (shutil.copytree if (stand_ins / name).is_dir() else shutil.copy)(stand_ins / name, tmp_path / name)
         monkeypatch.chdir(tmp_path)
         return tmp_path

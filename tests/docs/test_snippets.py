@@ -40,4 +40,4 @@ def run(line, qpeft_cli):
     assert line.startswith("qpeft "), f"neither a qpeft command nor in the list of what is not run: {line}"
     done = qpeft_cli(cheap(line))
     assert done.exit_code == 0, f"{line}\n{done.output}"
-    return None if line.startswith(NOT_COMPARED) else done.stdout
+    return None if line.startswith(NOT_COMPARED) else done.output
