@@ -138,10 +138,10 @@ def _rewritten(folder: Path, tensors: dict[str, Tensor], *, other_seed: bool = F
     copied = shutil.copytree(folder, folder.with_name("rewritten"), dirs_exist_ok=True)
     save_file(tensors, copied / WEIGHTS)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    hashes = {name: None for name in ("start_hash", "weights_sha256") if name in config}
-    (copied / CONFIG).write_text(
-        json.dumps({**config, **hashes, "seed": config.get("seed", 0) + other_seed}), encoding="utf-8"
-    )
+    changed: dict[str, Any] = {name: None for name in ("start_hash", "weights_sha256") if name in config}
+    if other_seed:
+        changed["seed"] = config.get("seed", 0) + 1
+    (copied / CONFIG).write_text(json.dumps({**config, **changed}), encoding="utf-8")
     return str(copied)
 
 
