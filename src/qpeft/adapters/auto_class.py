@@ -17,5 +17,6 @@ AUTO_CLASSES = {
 
 def base_class(config: Mapping[str, Any]) -> str:
     """By the content of an adapter_config.json: of its task, or else the class that PEFT noted."""
-    noted = (config.get("auto_mapping") or {}).get("base_model_class")
+    mapping = config.get("auto_mapping")
+    noted = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
     return AUTO_CLASSES.get(str(config.get("task_type"))) or noted or "AutoModelForCausalLM"

@@ -34,6 +34,9 @@ class SealedConfig(PeftConfig):
             CheckpointError: the weights are not those that were saved with this config, or the config is damaged.
         """
         folder = Path(pretrained_model_name_or_path, subfolder or "")
+        weights = folder / SAFETENSORS_WEIGHTS_NAME
+        if weights.exists() and not weights.is_file():  # a pipe would be waited for
+            raise CheckpointError(f"{weights} is no file; restore it")
         try:
             config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         except (QpeftError, OSError):

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from qpeft.adapters.attached_config import ATTACHED
 from qpeft.adapters.attached_folder import read_config
 from qpeft.adapters.binding import Slot
-from qpeft.adapters.checkpoint import WEIGHTS, check_folder, load
+from qpeft.adapters.checkpoint import CONFIG, WEIGHTS, check_folder, load
 from qpeft.adapters.generator_state import check_tensors
 from qpeft.adapters.holder import GeneratorHolder, holder_of
 from qpeft.adapters.lora_start import draw_start
 from qpeft.adapters.qaa import QAA
 from qpeft.adapters.qpa import QPA
 from qpeft.adapters.quantum_peft import QUANTUM_PEFT
-from qpeft.errors import ConfigError
+from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.generators.qaa_features import ANGLE_SCALE
 from qpeft.generators.qpa import QPAGenerator
 from qpeft.generators.seeded_start import SeededStart
@@ -148,12 +148,21 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
             f"{folder} is an adapter of type {kind}, to which no figure applies; there are figures of QPA, "
             "Quantum-PEFT, QAA and LoRA"
         )
-    config: Any = read_config(folder) if kind == ATTACHED else PeftConfig.from_pretrained(str(folder))
+    config: Any = read_config(folder) if kind == ATTACHED else _read_stock_config(folder)
     if kind == ATTACHED and config.generator_name != "qpa":
         raise ConfigError(
             f"{folder} comes from the generator '{config.generator_name}'; there are figures of QPA's alone"
         )
     return SavedAdapter(folder, _METHODS[kind], config, load_file(folder / WEIGHTS))
+
+
+def _read_stock_config(folder: Path) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except InputError:
+        raise
+    except Exception as error:  # a field of another type can fail anywhere in PEFT
+        raise CheckpointError(f"{folder / CONFIG} is damaged ({type(error).__name__}: {error}); restore it") from error
 
 
 def check_keeps_start(config: Any) -> None:
