@@ -56,6 +56,22 @@ def test_every_ansatz_can_be_named(qpeft_cli, ansatz):
     assert (found["ansatz"], found["n_qubits"], found["n_layers"], found["angles"]) == (ansatz, 3, 2, None)
 
 
+OWN = """
+from qpeft.circuits import Gate, register_ansatz
+register_ansatz("turns", lambda n, layers: (layers, n),
+                lambda n, layers: [[Gate("rx", (i,), (j, i)) for i in range(n)] for j in range(layers)])
+"""
+
+
+def test_an_ansatz_of_a_file_can_be_named(qpeft_cli, tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    found = answered(qpeft_cli, "count", "--ansatz", f"{tmp_path / 'own.py'}:turns", "--n-qubits", 3, "--n-layers", 2)
+    assert (found["ansatz"], found["gates"], found["depth"]) == ("turns", {"rx": 6}, 2)
+    refused = qpeft_cli("circuits", "draw", "--ansatz", f"{tmp_path / 'no.py'}:turns")
+    assert refused.exit_code == 2
+    assert "no.py:turns: FileNotFoundError" in " ".join(refused.stderr.split())
+
+
 def test_draw_an_adapter_lists_its_trained_angles(qpeft_cli, adapter_folder, live_angles):
     found = answered(qpeft_cli, "draw", "--adapter", adapter_folder)
     np.testing.assert_allclose(found["angles"], live_angles.numpy(), atol=0)

@@ -51,6 +51,7 @@ def test_a_folder_without_its_module_says_what_to_import(own, llama, tmp_path):
     from peft import get_peft_model
 
     qpeft.save(get_peft_model(copy.deepcopy(llama), config(own)), tmp_path / "compact")
+    assert "import own_adapter  # registers NolaConfig\nimport qpeft" in (tmp_path / "compact/README.md").read_text()
     path = tmp_path / "compact/adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "ALON"}))
     with pytest.raises(CheckpointError, match=r"unknown peft_type 'ALON'.*register_method"):

@@ -66,6 +66,7 @@ def test_it_is_saved_under_its_name_and_exported(trained, ids, adapters, tmp_pat
     qpeft.save(model, tmp_path / "compact")
     assert json.loads((tmp_path / "compact/adapter_config.json").read_text())["generator_name"] == "ring"
     assert torch.equal(adapters.logits(qpeft.load(copy.deepcopy(plain), tmp_path / "compact"), ids), live)
+    assert "import own_generator  # registers RingConfig\nimport qpeft" in (tmp_path / "compact/README.md").read_text()
     qpeft.export(model, tmp_path / "exported")
     stock = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "exported").eval()
     torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-6, rtol=0)

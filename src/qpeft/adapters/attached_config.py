@@ -59,6 +59,9 @@ class AttachedConfig(GeneratedConfig):
         """
         return generator_config(self.generator_name)(**self.generator)
 
+    def registered(self) -> type:
+        return generator_config(self.generator_name)
+
     def differences(self, other: AttachedConfig) -> list[str]:
         """Names of the settings, of host and generator, in which the two differ."""
         mine, its = ([c.host, c.generator, {"generator": c.generator_name}] for c in (self, other))

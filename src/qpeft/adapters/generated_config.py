@@ -79,12 +79,16 @@ class GeneratedConfig(SealedConfig):
         """The method, its paper and the settings that matter, for model cards and qpeft.json."""
         raise NotImplementedError
 
+    def registered(self) -> type:
+        """The class whose module must be imported before a folder of this config is loaded."""
+        return type(self)
+
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and a model card that says how to load this folder."""
         super().save_pretrained(save_directory, **kwargs)
         config = json.loads(json.dumps(self.to_dict(), default=list))
         config["auto_mapping"] = kwargs.get("auto_mapping_dict")
-        model_card.write_compact_card(Path(save_directory), config, self.description())
+        model_card.write_compact_card(Path(save_directory), config, self.description(), self.registered())
 
     def check_start(self, digest: str) -> None:
         """Raise CheckpointError if the adapter was trained from another start than the one drawn now."""

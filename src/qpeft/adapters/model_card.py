@@ -48,8 +48,13 @@ def load_lines(
     )
 
 
-def write_compact_card(folder: Path, config: Mapping[str, Any], description: Mapping[str, Any]) -> None:
-    """Describe a compact folder, in the place of the empty card that PEFT wrote; a card of the user's own stays."""
+def write_compact_card(
+    folder: Path, config: Mapping[str, Any], description: Mapping[str, Any], registered: type
+) -> None:
+    """Describe a compact folder, in the place of the empty card that PEFT wrote; a card of the user's own stays.
+
+    `registered` is the class of settings whose module must be imported before the folder is loaded.
+    """
     card = folder / "README.md"
     if is_users_own(card):
         return
@@ -62,10 +67,10 @@ def write_compact_card(folder: Path, config: Mapping[str, Any], description: Map
 
 This folder holds the *generator* of {_a(_host(description))} adapter, not the adapter itself.
 The generator writes {numbers:,} adapter numbers in {len(config.get("generated") or [])} tensors.
-Without `import qpeft`, PEFT answers `KeyError: '{config.get("peft_type")}'`.
+Without these imports, PEFT answers `KeyError: '{config.get("peft_type")}'`.
 
 ```python
-{load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
+{_own_import(registered)}{load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
 ```
 {EXPORT if _has_stock_form(description) else ""}
 Method: {description["method"]}. The numbers that are written come from exact probabilities, whatever backend
@@ -74,6 +79,16 @@ trained the circuit; whether it contributes anything is a control away.
 Settings: {", ".join(f"`{k}={v}`" for k, v in description.items() if k not in ("method", "host"))}.
 """,
     )
+
+
+def _own_import(registered: type) -> str:
+    """The line that a method or generator from outside of qpeft needs."""
+    module = registered.__module__
+    if module.partition(".")[0] == "qpeft":
+        return ""
+    if module == "__main__":
+        return f"# first run what registers {registered.__name__}\n"
+    return f"import {module}  # registers {registered.__name__}\n"
 
 
 def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, tied: str | None) -> None:
