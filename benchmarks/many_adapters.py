@@ -5,9 +5,9 @@
     python benchmarks/many_adapters.py --geometry tiny --users 20 --repetitions 3   # seconds, to see that it runs
 
 Random weights from GPT-2's configuration, random trained numbers, one thread. Rounds do one thing after the other, so
-that the machine's other work is spread evenly; times are milliseconds of the wall and of the processor, medians and the
-99th percentile. `cold`: after the files were dropped from the page cache. `other seed`: the start is drawn anew. Beside,
-for a stock LoRA of the same tensors: PEFT's `load_adapter`, its `hotswap_adapter`, and its `set_adapter`.
+that the machine's other work is spread evenly; times are milliseconds of the wall and of the processor, medians and
+the 99th percentile. `cold`: after the files were dropped from the page cache. `other seed`: the start is drawn anew.
+Beside, for a stock LoRA of the same tensors: PEFT's `load_adapter`, its `hotswap_adapter`, and its `set_adapter`.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def rounds(pool: qpeft.AdapterPool, stock: Any, folder: Path, options: argparse.
     ids = torch.randint(1000, (ROWS, TOKENS))
     generator = pool._reader._first
     for index in range(options.repetitions):
-        first, second, cold = draw.sample(users, 3)
+        first, second, cold = draw.sample([name for name in users if name not in pool.resident], 3)
         clock.time("materialise", pool.place, [first])
         forget(folder / "compact" / cold)
         clock.time("materialise, cold", pool.place, [cold])

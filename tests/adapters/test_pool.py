@@ -443,3 +443,23 @@ def test_what_is_made_under_inference_mode_is_of_use_to_a_training(gpt2, users, 
     with torch.inference_mode():
         pool.place(["user-1"])  # from a seed that is drawn here
     adapters.train(get_peft_model(plain, qpeft.QPAConfig(**SMALL, **LM)), ids, steps=1)
+
+
+# -- without a pool: a few adapters loaded side by side
+
+
+@pytest.mark.parametrize("kind", [qpeft.QPAConfig, qpeft.QuantumPeftConfig])
+def test_adapters_loaded_side_by_side_are_switched_and_mixed_by_peft(gpt2, ids, adapters, tmp_path, kind):
+    plain = copy.deepcopy(gpt2)
+    for index in range(2):
+        adapter(plain, tmp_path / f"{index}", index, kind, target_modules=["c_attn"], r=4)
+    expected = [adapters.logits(qpeft.load(copy.deepcopy(plain), tmp_path / f"{i}"), ids) for i in range(2)]
+    model = qpeft.load(gpt2, tmp_path / "0", adapter_name="0").eval()
+    model.load_adapter(tmp_path / "1", adapter_name="1")
+    for name in ("1", "0", "1"):
+        model.set_adapter(name)
+        assert torch.equal(adapters.logits(model, ids), expected[int(name)])
+    with torch.no_grad():
+        mixed = model(input_ids=ids, adapter_names=["0", "1", "__base__"]).logits
+    for row, answer in enumerate([*expected, adapters.logits(plain, ids)]):
+        torch.testing.assert_close(mixed[row], answer[row], atol=1e-6, rtol=1e-5)
