@@ -74,7 +74,7 @@ def prepare(folder: Path) -> World:
 
 
 def _warm_up(world: World) -> None:
-    """Load every kind of file once, good as it is: what is imported on the way is there for every process forked off."""
+    """Load every kind of file once, good as it is, so that processes forked off need not import what is imported."""
     nothing = Mutation("none", "", "", neutral=True)
     names = ("adapter-qpa", "adapter-attached_prefix", "classifier", "study.yaml")
     for name in (*names, *(name for name in world.goods if name.startswith("data"))):
@@ -84,7 +84,8 @@ def _warm_up(world: World) -> None:
                 try:
                     function(world, _copied(name, good, Path(place)), good, nothing)
                 except Exception as error:
-                    assert judge(way, error)[0] == "refused", (name, way, error)
+                    if judge(way, error)[0] != "refused":  # no circuit in this adapter, for example
+                        raise
 
 
 def _copied(name: str, good: Good, place: Path) -> Path:

@@ -384,7 +384,7 @@ def _compare_texts(found: list[str], expected: list[str]) -> None:
         place = next((i for i, (f, e) in pairs if f != e), min(len(found), len(expected)))
         shown = [repr(texts[place : place + 1])[:80] for texts in (found, expected)]
         raise WrongError(
-            f"other numbers: {len(found)} texts read, {len(expected)} there; number {place} is {shown[0]}, not {shown[1]}"
+            f"other numbers: {len(found)} texts read, {len(expected)} there; number {place}: {shown[0]}, not {shown[1]}"
         )
 
 
