@@ -1,0 +1,26 @@
+"""The page of benchmarks says what was measured."""
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def bench_page(monkeypatch, request):
+    monkeypatch.syspath_prepend(request.config.rootpath / "benchmarks")
+    import bench_page
+
+    return bench_page
+
+
+def test_the_tables_are_those_of_the_results(bench_page):
+    text = bench_page.PAGE.read_text(encoding="utf-8")
+    groups = json.loads(bench_page.RESULTS.read_text(encoding="utf-8"))
+    assert text == bench_page.filled(text, groups)
+    assert all(f"% table: {name}\n" in text for name in groups)
+
+
+def test_no_figure_is_of_a_quick_run_or_of_a_program_that_disagreed(bench_page):
+    for group in json.loads(bench_page.RESULTS.read_text(encoding="utf-8")).values():
+        assert not group["quick"]
+        assert not any(row["refused"] for row in group["rows"])
