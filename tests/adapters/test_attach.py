@@ -1,6 +1,7 @@
 """QPA over stock adapters that are on a model already: same start, nothing lost, and stock PEFT reloads the export."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -415,6 +416,8 @@ class TestRefusals:
         qpeft.save(model, tmp_path / "compact")
         weights = tmp_path / "compact" / "adapter_model.safetensors"
         save_file({k: v for k, v in load_file(weights).items() if "initial" not in k}, weights)
+        config = weights.with_name("adapter_config.json")
+        config.write_text(json.dumps({**json.loads(config.read_text()), "weights_sha256": None}))
         other = attached(copy.deepcopy(plain), "lora")
         with pytest.raises(CheckpointError, match="missing"):
             other.load_adapter(tmp_path / "compact", "second")

@@ -84,25 +84,6 @@ def test_start_comes_from_the_seed_alone(llama):
     assert drawn(3, noise=0).abs().max() <= 16**-0.5
 
 
-def test_two_adapters(llama, ids, adapters):
-    base = copy.deepcopy(llama)
-    model = shake(adapted(llama))
-    first = adapters.logits(model, ids)
-    model.add_adapter("other", qpeft.BottleneckConfig(bottleneck_size=2, target_modules=["mlp", "o_proj"]))
-    shake(model, "other")
-    assert torch.equal(adapters.logits(model, ids), first)
-    model.set_adapter("other")
-    second = adapters.logits(model, ids)
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
-        n for n, _ in model.named_parameters() if ".other." in n
-    }
-    model.delete_adapter("default")
-    assert torch.equal(adapters.logits(model, ids), second)
-    assert not torch.equal(second, first)
-    with model.disable_adapter():
-        assert torch.equal(adapters.logits(model, ids), adapters.logits(base, ids))
-
-
 def test_second_adapter_on_all_linear_maps(gpt2):
     model = adapted(gpt2, target_modules="all-linear")
     model.add_adapter("other", qpeft.BottleneckConfig(bottleneck_size=2, target_modules="all-linear"))

@@ -131,15 +131,6 @@ def counted(function, runs):
     return run
 
 
-def test_merge_and_unmerge(llama, ids, adapters):
-    model = adapters.train(adapters.qpa(llama), ids)
-    live = adapters.logits(model, ids)
-    model.merge_adapter()
-    torch.testing.assert_close(adapters.logits(model, ids), live, atol=1e-5, rtol=1e-5)
-    model.unmerge_adapter()
-    torch.testing.assert_close(adapters.logits(model, ids), live, atol=1e-5, rtol=1e-5)
-
-
 def test_pickle_and_deepcopy_give_a_living_model(llama, ids, adapters):
     model = adapters.train(adapters.qpa(llama), ids)
     live = adapters.logits(model, ids)

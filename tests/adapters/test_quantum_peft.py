@@ -226,20 +226,6 @@ def test_norm_gains_are_generated_beside_the_factors(llama, ids, adapters, tmp_p
     assert "base_model.model.model.norm.weight" in load_file(tmp_path / "out" / "adapter_model.safetensors")
 
 
-def test_two_adapters_live_side_by_side(llama, ids, adapters):
-    model = quantum_peft(llama)
-    model.add_adapter("other", qpeft.QuantumPeftConfig(r=2, target_modules=["q_proj"], seed=3))
-    adapters.train(model, ids)
-    first = adapters.logits(model, ids)
-    model.set_adapter("other")
-    with model.disable_adapter():
-        base = adapters.logits(model, ids)
-    assert torch.equal(adapters.logits(model, ids), base), "untrained, lambda = 0"
-    adapters.train(model, ids)
-    model.set_adapter("default")
-    assert torch.equal(adapters.logits(model.eval(), ids), first)
-
-
 def test_the_factors_are_pennylanes_columns(llama, ids, adapters):
     """lora_B lora_A = s U diag(lambda) V^T, with U and V from PennyLane's SimplifiedTwoDesign."""
     qml = pytest.importorskip("pennylane")

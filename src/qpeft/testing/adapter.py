@@ -54,7 +54,7 @@ def adapter_contract(
     model = get_peft_model(make_base(), make_config()).eval()  # type: ignore[arg-type]
     if starts_at_base:
         assert torch.equal(_logits(model, batch), base), "an untrained adapter changes the outputs"
-    _check_trainable(model)
+    _check_trainable(model, "default")
     _check_learns(model, batch, lr)
     _check_micro_batches(model, batch)
     _check_copy(model, batch, lr)
@@ -70,13 +70,13 @@ def adapter_contract(
             _check_export(model, make_base, batch, Path(folder) / "exported")
 
 
-def _check_trainable(model: Any) -> None:
+def _check_trainable(model: Any, adapter_name: str) -> None:
     trained = [name.split(".") for name, p in model.named_parameters() if p.requires_grad]
     assert trained, "nothing trains"
     holder = holder_of(model)
-    own = {holder.container, "modules_to_save"} if holder is not None else {"default"}
-    others = [".".join(name) for name in trained if "default" not in name or not own & set(name)]
-    assert not others, f"{others[0]} trains, which is not the method's own"
+    own = {holder.container, "modules_to_save"} if holder is not None else {adapter_name}
+    others = [".".join(name) for name in trained if adapter_name not in name or not own & set(name)]
+    assert not others, f"{others[0]} trains, which does not belong to adapter '{adapter_name}'"
 
 
 def _check_learns(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
@@ -152,6 +152,7 @@ def _check_second(model: Any, make_config: Callable[[], PeftConfig], batch: Mapp
     assert torch.equal(_logits(model, batch), first), "adding a second adapter changes the active one"
     model.set_adapter("second")
     assert not torch.equal(_logits(model, batch), first), "set_adapter() has no effect"
+    _check_trainable(model, "second")
     _train(model, batch, lr)
     model.set_adapter("default")
     assert torch.equal(_logits(model, batch), first), "training the second adapter changes the first"
