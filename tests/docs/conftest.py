@@ -54,7 +54,7 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     (folder / "train.tsv").write_text("what a joy\tgood\nhow very dull\tbad\n" * 20, encoding="utf-8")
     (folder / "tiny.yaml").write_text(STUDY, encoding="utf-8")
 
-    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     ViTForImageClassification(ViTConfig(image_size=8, patch_size=4, num_labels=2, **small)).save_pretrained(
         folder / "vit"
     )
