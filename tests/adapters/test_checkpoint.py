@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import qpeft
@@ -59,8 +59,6 @@ def test_round_trip(saved, ids, adapters, options):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"use_dora": True},
-        {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
         {"vector_order": "official"},
         {"feature_source": "free"},
         {"feature_source": "none", "activation": "identity", "center_output": True},
@@ -156,6 +154,11 @@ def test_a_full_disk_leaves_the_old_folder(saved, monkeypatch):
         (lambda f: (f / "adapter_model.safetensors").write_bytes(b""), "is damaged or cut off"),
         (lambda f: cut(f / "adapter_model.safetensors"), "is damaged or cut off"),
         (lambda f: save_file({}, f / "adapter_model.safetensors"), "holds no tensors"),
+        (lambda f: flip_last_bit(f / "adapter_model.safetensors"), "is not the file that was saved"),
+        (lambda f: (f / "adapter_config.json").write_text("[" * 100_000), "nested too deeply"),
+        (lambda f: edit_config(f, peft_type="\ud800"), r"unknown peft_type '\\ud800'"),
+        (lambda f: edit_config(f, target_modules=5), "adapter_config.json"),
+        (lambda f: rewrite(f, lambda t: {**t, "foreign": torch.ones(1)}), "tensors that this model has not: foreign"),
         (lambda f: rewrite(f, lambda t: dict(list(t.items())[1:])), "missing .*it is damaged"),
         (lambda f: rewrite(f, lambda t: {**t, "base_model.qpeft_generator.more": torch.ones(1)}), "unknown .*'more'"),
         (lambda f: rewrite(f, lambda t: {k: v[:-1] if v.dim() > 1 else v for k, v in t.items()}), "has shape"),
@@ -171,6 +174,12 @@ def test_what_cannot_be_right_is_refused(saved, damage, message):
         qpeft.load(clean, folder)
 
 
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-40])
 
@@ -178,6 +187,8 @@ def cut(path):
 def rewrite(folder, change):
     path = folder / "adapter_model.safetensors"
     save_file({k: v.contiguous() for k, v in change(load_file(path)).items()}, path)
+    edit_config(folder, weights_sha256=None)  # meant: what is refused is what the tensors say
+    edit_config(folder, weights_sha256=None)  # as a file that no seal was written for
 
 
 def test_another_base_model_is_refused(saved, gpt2):
@@ -194,6 +205,46 @@ def test_weights_of_another_start_do_not_enter_a_living_adapter(saved, ids, adap
     with pytest.raises(CheckpointError, match="another start or with other settings"):
         other.load_adapter(str(folder), "default")
     assert torch.equal(adapters.logits(other, ids), before)
+
+
+def test_peft_alone_sees_a_flipped_bit_as_well(saved):
+    clean, model, folder = saved
+    flip_last_bit(folder / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match="is not the file that was saved"):
+        PeftModel.from_pretrained(clean, folder)
+    with pytest.raises(CheckpointError, match="is not the file that was saved"):
+        model.load_adapter(str(folder), "second")
+
+
+@pytest.mark.parametrize("config", [qpeft.QAAConfig, qpeft.SoRAConfig, qpeft.BottleneckConfig])
+def test_every_method_refuses_missing_tensors_and_saves_no_nan(llama, ids, adapters, tmp_path, config):
+    clean = copy.deepcopy(llama)
+    settings = {} if config is qpeft.BottleneckConfig else {"target_modules": ["q_proj"]}
+    model = adapters.train(get_peft_model(llama, config(task_type="CAUSAL_LM", **settings)), ids)
+    qpeft.save(model, tmp_path / "good")
+    rewrite(tmp_path / "good", lambda t: dict(list(t.items())[1:]))
+    with pytest.raises(CheckpointError, match=r"does not hold this adapter|holds no sora_gate"):
+        PeftModel.from_pretrained(copy.deepcopy(clean), tmp_path / "good")
+    next(p for p in model.parameters() if p.requires_grad).data.fill_(torch.nan)
+    with pytest.raises(qpeft.errors.ConfigError, match="non-finite adapter parameter in"):
+        qpeft.save(model, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_an_exported_folder_is_whole_and_acts_or_is_refused(saved, tmp_path):
+    clean, model, _ = saved
+    damages = {
+        "is not the file that was saved": lambda f: flip_last_bit(f / "adapter_model.safetensors"),
+        "does not hold this adapter: missing": lambda f: edit_config(f, target_modules=["q_proj", "k_proj", "lm_head"]),
+        "multiplies the adapter of": lambda f: edit_config(f, lora_alpha=0),
+        "restore its adapter_config.json": lambda f: edit_config(f, rank_pattern=5),
+    }
+    for number, (message, damage) in enumerate(damages.items()):
+        folder = tmp_path / f"exported{number}"
+        qpeft.export(model, folder)
+        damage(folder)
+        with pytest.raises(CheckpointError, match=message):
+            qpeft.load(copy.deepcopy(clean), folder)
 
 
 def test_saving_never_removes_what_is_not_ours(saved, tmp_path):
