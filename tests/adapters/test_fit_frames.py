@@ -218,7 +218,7 @@ def test_frames_left_out_of_the_file_come_back_with_the_same_batches_only(llama,
     live = adapters.logits(adapters.train(model, batches[0]["input_ids"]), _ids())
     model.save_pretrained(str(tmp_path))
 
-    loaded = PeftModel.from_pretrained(copy.deepcopy(untouched), str(tmp_path)).eval()
+    loaded = qpeft.load(copy.deepcopy(untouched), tmp_path).eval()
     with pytest.raises(ConfigError, match="with the batches it was trained with"):
         adapters.logits(loaded, _ids())
     with pytest.raises(CheckpointError, match="not those that the adapter was trained in"):
