@@ -132,7 +132,8 @@ def build_adapter(settings: TrainSettings, base: PreTrainedModel, head: Sequence
     train_whole(config, head)
     check_target_modules(base, config)
     model = _refusals_as_config_errors(get_peft_model, base, config)
-    _put_in_order(config)
+    for built in model.peft_config.values():
+        _put_in_order(built)
     generator = build_generator(settings)
     return model if generator is None else qpeft.attach(model, generator)
 
