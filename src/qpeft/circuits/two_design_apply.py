@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qpeft.circuits.ansatz import two_design_pairs
 from qpeft.circuits.precision import full_precision
-from qpeft.circuits.two_design_stages import run_stages
+from qpeft.circuits.two_design_stages import run_stages, spread
 
 GROUP = 4  # wires at most
 
@@ -30,7 +30,6 @@ class _Tables(NamedTuple):
     slots: Tensor  # (2L+1, G, 4) int64 into the angles with a zero appended: a small group's missing wires do not turn
     entries: Tensor  # (16, 256), the products of I and J on a group's wires
     inner: Tensor  # (16, 16), D_b and D_a as one factor of R_{2l+1}
-    crossing: Tensor  # (2**N,), the CZs of step b between groups
 
 
 @full_precision
@@ -43,9 +42,11 @@ def two_design_apply(angles: Tensor, n_qubits: int, n_layers: int, x: Tensor, si
     if n_qubits == 0:
         return x
     tables = _tables(n_qubits, n_layers, angles.dtype, angles.device)
-    stages = _stages(angles, tables, _group_sizes(n_qubits), fused=signs is None)
-    diagonals = tables.crossing.expand(n_layers, -1) if signs is None else signs.to(angles)
-    return run_stages(stages, diagonals, x)
+    sizes, k = _group_sizes(n_qubits), x.shape[-1]
+    stages = _stages(angles, tables, sizes, fused=signs is None)
+    if signs is None:
+        return run_stages(stages, _crossing(n_qubits, k, angles.dtype, angles.device), x)
+    return run_stages(stages, spread(signs.to(angles), 2 ** sizes[-1], k), x)
 
 
 def two_design_slots(n_qubits: int, n_layers: int) -> list[list[int | None]]:
@@ -81,9 +82,18 @@ def _tables(n_qubits: int, n_layers: int, dtype: torch.dtype, device: torch.devi
         ]
         slots = [[[n_angles if slot is None else slot for slot in group] for group in row] for row in padded]
         step_a, step_b = (_cz(two_design_pairs(GROUP, start), GROUP) for start in (0, 1))
-        crossing = _cz([(start - 1, start) for start in starts[1:]], n_qubits)
-        constants = (_entries(), step_b[:, None] * step_a, crossing)
+        constants = (_entries(), step_b[:, None] * step_a)
         return _Tables(torch.tensor(slots).to(device), *(table.to(device, dtype) for table in constants))
+
+
+@lru_cache(maxsize=16)
+def _crossing(n_qubits: int, k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The CZs of step b between groups, the same after each stage, in both orders of the axes: (2, 2**N * K)."""
+    with torch.device("cpu"):
+        sizes = _group_sizes(n_qubits)
+        starts = [sum(sizes[:group]) for group in range(1, len(sizes))]
+        signs = _cz([(start - 1, start) for start in starts], n_qubits)
+        return spread(signs.expand(2, -1), 2 ** sizes[-1], k).to(device, dtype)
 
 
 def _entries() -> Tensor:

@@ -8,6 +8,7 @@ after a stage forth; the block arrives as (K, front groups, last group), columns
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -20,11 +21,21 @@ from qpeft.circuits.precision import full_precision
 SMALL = 16  # measured: below, a product with the small matrix on the right takes twice as long as one and a copy
 
 
+def spread(signs: Tensor, last: int, k: int) -> Tensor:
+    """Rows of signs (S-1, 2**N) as `run_stages` takes them, (S-1, 2**N * K), for a last group of `last` states.
+
+    In turn in the two orders that the axes have between stages, (front, last, K) and (last, K, front).
+    """
+    rows = signs.reshape(len(signs), -1, last, 1).expand(-1, -1, -1, k)
+    return torch.stack([row.permute(1, 2, 0).flatten() if i % 2 else row.flatten() for i, row in enumerate(rows)])
+
+
 def run_stages(stages: list[list[Tensor]], diagonals: Tensor, x: Tensor) -> Tensor:
-    """Apply S stages to x (M, 2**N, K), with a diagonal (S-1, 2**N) between each two: (M, 2**N, K).
+    """Apply S stages to x (M, 2**N, K), with a diagonal between each two: (M, 2**N, K).
 
     A stage is one orthogonal matrix (M, n, n) for each group of neighbouring wires, n = 2**wires, first wires first;
-    the diagonals are +-1. Both are taken for their own inverse up to transposition when the gradient walks back.
+    the diagonals are what `spread` makes of rows of +-1, begun again when there are fewer than S-1. Both are taken
+    for their own inverse up to transposition when the gradient walks back.
     """
     n_modules, size, k = x.shape
     last = stages[0][-1].shape[-1]
@@ -44,7 +55,7 @@ class _Step(NamedTuple):
 
 
 class _Stages(torch.autograd.Function):
-    """x (M, K, 2**N), signs (S-1, 2**N) and all stages' matrices -> block (front, last, K), turned for even S.
+    """x (M, K, 2**N), diagonals as `spread` and all stages' matrices -> block (front, last, K), turned for even S.
 
     Its own function: only the result is kept, and backward walks it back with its gradient. Fresh memory for every
     product would cost more than the product, so each walk goes to and fro between two buffers.
@@ -52,14 +63,13 @@ class _Stages(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, signs: Tensor, n_groups: int, *matrices: Tensor) -> Tensor:
-        ctx.shape, ctx.steps = x.shape, _steps(len(signs) + 1, n_groups)
-        signs = _spread_signs(signs, matrices[n_groups - 1].shape[-1], x.shape[1])
+        ctx.shape, ctx.steps = x.shape, _steps(len(matrices) // n_groups, n_groups)
         walk = _Walk(x)
         for step in ctx.steps:
             if step.is_matrix:
                 walk.turn(matrices[step.operand], step.from_last, step.to_last)
             else:
-                walk.change_signs(signs[step.operand])
+                walk.change_signs(signs[step.operand % len(signs)])
         ctx.save_for_backward(signs, walk.block, *matrices)
         return walk.block
 
@@ -84,8 +94,8 @@ def _gradient(
             of_matrices[index] = _rows(slope.block, n, to_last) @ _rows(walk.block, n, from_last).mT
             slope.turn(inverse, to_last, from_last)
         else:
-            walk.change_signs(signs[index])
-            slope.change_signs(signs[index])
+            walk.change_signs(signs[index % len(signs)])
+            slope.change_signs(signs[index % len(signs)])
     return slope.block, of_matrices
 
 
@@ -114,14 +124,7 @@ class _Walk:
         self.block.view(-1, len(signs)).mul_(signs)
 
 
-def _spread_signs(signs: Tensor, last: int, k: int) -> Tensor:
-    """signs (S-1, 2**N) for every number of a block, alternately in the order (front, last, K) and (last, K, front)."""
-    spread = signs.reshape(len(signs), -1, last, 1).repeat(1, 1, 1, k)
-    return torch.stack(
-        [one.permute(1, 2, 0).flatten() if index % 2 else one.flatten() for index, one in enumerate(spread)]
-    )
-
-
+@lru_cache(maxsize=64)
 def _steps(n_stages: int, n_groups: int) -> list[_Step]:
     """From (K, front, last) to (front, last, K), then in turn to (last, K, front) and back."""
     steps = []
