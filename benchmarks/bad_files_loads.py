@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import pickle
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -235,7 +236,7 @@ def command(*arguments: Any) -> Any:
         return json.loads(done.stdout)
     said = done.stderr + "" if done.stderr else done.output
     lost = done.exception if not isinstance(done.exception, SystemExit) else None
-    if lost is not None or "Traceback" in said or "Unexpected" in said or done.exit_code != 2:
+    if lost is not None or "Traceback" in said or re.search(r"Unexpected \w+:", said) or done.exit_code != 2:
         raise WrongError(f"wrong error: exit code {done.exit_code}, {lost!r}, {said[-600:]}")
     raise CommandFailedError(said)
 

@@ -141,6 +141,8 @@ def _add_field(content: Any, draw: random.Random) -> Place:
 
 
 def _newer(content: Any, draw: random.Random) -> Place:
+    if not isinstance(content, dict):
+        return _set_field(content, draw)
     known = [key for key in ("format_version", "format", "peft_type", "schema") if key in content]
     key = draw.choice(known or ["format_version"])
     foreign = ["QPEFT_TOMORROW", "LORA", "ADALORA", "PREFIX_TUNING", "QPEFT_QPA", "IA3", "XLORA", "BOFT"]

@@ -147,3 +147,12 @@ def test_edited_and_foreign_folders_are_refused(llama, gpt2, tmp_path):
     get_peft_model(gpt2, qpeft.SoRAConfig(r=2, target_modules=["c_attn"])).save_pretrained(str(tmp_path / "sora"))
     with pytest.raises(ConfigError, match="SORA, to which no figure applies"):
         of_folder(tmp_path / "sora")
+
+
+@pytest.mark.parametrize("damage", [5, [5], [["a", None]], [["a", [-1]]], [["a", [2, "x"]]]])
+def test_a_damaged_table_of_tensors_is_refused(llama, tmp_path, damage):
+    moved(get_peft_model(llama, qpeft.QPAConfig(**SMALL)), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "generated": damage}))
+    with pytest.raises(CheckpointError, match="table of generated tensors in"):
+        of_folder(tmp_path)

@@ -64,18 +64,30 @@ class SavedAdapter:
         start, prefix = SeededStart(self.settings.seed), "generator."
         if self._is_attached:
             own = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
-            m = sum(torch.Size(shape).numel() for _, shape in self.config.generated)
+            m = sum(shape.numel() for _, shape in self._table())
             initial = own.get("initial", torch.zeros(m))
             generator = quiet_generator(self.settings, initial, start, keep_initial="initial" in own)
         else:
             prefix = f"base_model.{GeneratorHolder.container}."
             own = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
-            initial = torch.cat([_drawn(label, shape, self.config, start) for label, shape in self.config.generated])
+            initial = torch.cat([_drawn(label, shape, self.config, start) for label, shape in self._table()])
             generator = quiet_generator(self.settings, initial, start)
         self.config.check_start(start.hexdigest())
         check_tensors(own, generator.state_dict())
         generator.load_state_dict(own)
         return generator
+
+    def _table(self) -> list[tuple[str, torch.Size]]:
+        """Name and shape of each generated tensor. Raises CheckpointError if the config's table is damaged."""
+        try:
+            table = [(str(label), torch.Size(shape)) for label, shape in self.config.generated]
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the table of generated tensors in {self.folder / CONFIG} is damaged ({error}); restore it"
+            ) from error
+        if any(shape.numel() < 1 for _, shape in table):
+            raise CheckpointError(f"the table of generated tensors in {self.folder / CONFIG} is damaged; restore it")
+        return table
 
     def angle_moves(self) -> list[Tensor]:
         """scale * tau of every circuit whose angles are trained, in radians.
@@ -117,8 +129,7 @@ class SavedAdapter:
 
     @torch.no_grad()
     def _generated(self) -> dict[str, Tensor]:
-        labels = [label for label, _ in self.config.generated]
-        shapes = [torch.Size(shape) for _, shape in self.config.generated]
+        labels, shapes = zip(*self._table(), strict=True)
         parts = self.generator()().split([shape.numel() for shape in shapes])
         return {label: part.view(shape) for label, part, shape in zip(labels, parts, shapes, strict=True)}
 
@@ -177,8 +188,8 @@ def check_keeps_start(config: Any) -> None:
         raise ConfigError("start='gradient' moved the angles before training, so what training moved cannot be told")
 
 
-def _drawn(label: str, shape: list[int], config: Any, start: SeededStart) -> Tensor:
-    slot = Slot(nn.Module(), "", label, torch.Size(shape), torch.float32)
+def _drawn(label: str, shape: torch.Size, config: Any, start: SeededStart) -> Tensor:
+    slot = Slot(nn.Module(), "", label, shape, torch.float32)
     if "lora_magnitude_vector" in label:
         return torch.zeros(slot.shape.numel())
     return draw_start(slot, None, "default", config.init_lora_weights, start).flatten()
