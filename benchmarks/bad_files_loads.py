@@ -401,7 +401,8 @@ def _read_txt(world: World, file: Path, good: Good, mutation: Mutation) -> None:
 def _read_jsonl(world: World, file: Path, good: Good, mutation: Mutation) -> None:
     found = _texts(file)
     rows = [json.loads(line) for line in file.read_bytes().split(b"\n") if line.strip()]
-    _compare_texts(found, [row["text"] for row in rows if row.get("text")])
+    texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
+    _compare_texts(found, [text for text in texts if text])
 
 
 def _read_json(world: World, file: Path, good: Good, mutation: Mutation) -> None:

@@ -120,7 +120,10 @@ def _nudge_number(content: Any, draw: random.Random) -> Place:
     def is_number(place: Place) -> bool:
         return isinstance(_parent(content, place)[place[-1]], (int, float))
 
-    place = draw.choice([place for place in _places(content) if is_number(place)])
+    numbers = [place for place in _places(content) if is_number(place)]
+    if not numbers:
+        return _set_field(content, draw)
+    place = draw.choice(numbers)
     parent, key = _parent(content, place), place[-1]
     value = parent[key]
     parent[key] = draw.choice([value + 1, value * 2, -value, 10**6, not value])

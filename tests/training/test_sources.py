@@ -188,3 +188,16 @@ def test_hub_data_that_cannot_be_had_is_refused(monkeypatch):
         load("wikitext")
     with pytest.raises(DataError, match=r"couldn't reach the hub\. Did you mean 'numpy-docs'\?"):
         load("numpy-doc")
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_mixed_types_in_json_are_refused_and_never_become_texts_in_quotes(tmp_path, name):
+    rows = [json.dumps({"text": "one"}), json.dumps({"text": 2})]
+    content = f"[{','.join(rows)}]" if name == "a.json" else "\n".join(rows)
+    with pytest.raises(DataError, match="row 2: column 'text' holds a int, not a str"):
+        load(write(tmp_path / name, content))
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+    with pytest.raises(DataError, match=r"row 1: surrogates not allowed, which is no text"):
+        load(write(tmp_path / "a.jsonl", '{"text": "a\\ud800"}'))

@@ -9,6 +9,7 @@ A row is a dict with one of three forms, told apart by its columns:
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import DataError
+from qpeft.files import parse_json
 from qpeft.training.nearby import explain_missing, is_path
 
 Row = dict[str, Any]
@@ -121,10 +123,36 @@ def _read(file: Path, headerless: Sequence[str]) -> list[Row]:
         raise DataError(f"{file} is empty")
     if kind == "tsv":
         return _read_tsv(file, headerless)
+    if kind == "json":
+        return _read_json(file)
     try:
         return list(load_dataset(kind, data_files=str(file), split="train", streaming=True, **options))
     except Exception as error:  # each reader has errors of its own
         raise DataError(f"cannot read {file} as {kind}: {_root_cause(error)}") from error
+
+
+def _read_json(file: Path) -> list[Row]:
+    """A JSON array, one object, or an object a line; the library would turn columns of mixed types into JSON texts."""
+    try:
+        content = file.read_text(encoding="utf-8-sig")
+        try:
+            found = parse_json(content)
+        except ValueError:
+            found = [_line(number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {file} as json: {error}") from error
+    rows = [{"text": row} if isinstance(row, str) else row for row in (found if isinstance(found, list) else [found])]
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row, dict):
+            raise DataError(f"{file}, row {number}: a {type(row).__name__}, not an object with columns")
+    return rows
+
+
+def _line(number: int, line: str) -> Any:
+    try:
+        return parse_json(line)
+    except ValueError as error:
+        raise ValueError(f"line {number}: {error}") from error
 
 
 def _read_tsv(file: Path, headerless: Sequence[str]) -> list[Row]:
@@ -249,11 +277,20 @@ def _renamed(source: str, rows: Sequence[Row], form: dict[str, str]) -> Iterable
                 found = type(row[column]).__name__
                 raise DataError(f"{source}, row {number}: column {column!r} holds a {found}, not a {kind.__name__}")
         renamed = {name: row.get(column) or kind() for column, name in form.items()}
+        _check_unicode(source, number, renamed)
         for message in renamed.get("messages", ()):
             if not _is_message(message):
                 found = str(message)[:80]
                 raise DataError(f"{source}, row {number}: the message {found} lacks 'role' or 'content' as text")
         yield renamed
+
+
+def _check_unicode(source: str, number: int, row: Row) -> None:
+    """Half of a surrogate pair, as JSON may hold, has no bytes that a tokenizer could read."""
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{source}, row {number}: {error.reason}, which is no text; repair the row") from error
 
 
 def _is_message(message: Any) -> bool:
