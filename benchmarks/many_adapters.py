@@ -41,6 +41,10 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "QPA, r=4, 5 % trained": (qpeft.QPAConfig, {"r": 4, "budget": 0.05}),
     "Quantum-PEFT, r=8": (qpeft.QuantumPeftConfig, {"r": 8}),
     "Quantum-PEFT, r=8, one circuit a type": (qpeft.QuantumPeftConfig, {"r": 8, "share": "type"}),
+    "Quantum-PEFT, r=8, one circuit a type, pad": (
+        qpeft.QuantumPeftConfig,
+        {"r": 8, "share": "type", "construction": "pad"},
+    ),
 }
 N_SEEDS = N_STOCK = 12  # more than slots, and asked for in turn: none is there when its turn comes
 CAPACITY = 8

@@ -31,8 +31,16 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
                 "the checkpoint was trained from another start or with other settings (seed, scales, activation, ...); "
                 "build the adapter with the settings in its adapter_config.json, or load it with qpeft.load"
             )
-        if not torch.isfinite(found[name]).all():
-            raise CheckpointError(f"the checkpoint's {name} contains NaN or Inf; use an earlier checkpoint")
+    if broken := _first_nonfinite(found):
+        raise CheckpointError(f"the checkpoint's {broken} contains NaN or Inf; use an earlier checkpoint")
+
+
+def _first_nonfinite(found: dict[str, Tensor]) -> str | None:
+    floats = [tensor.flatten() for tensor in found.values() if tensor.is_floating_point()]
+    # all at once: for a small adapter a look at each tensor takes longer than to read its file
+    if not floats or torch.isfinite(torch.cat(floats).sum()):
+        return None
+    return next((name for name, tensor in found.items() if not torch.isfinite(tensor).all()), None)
 
 
 def check_adapter(tuner: Any, model: Any, adapter_name: str, found: dict[str, Tensor]) -> None:
