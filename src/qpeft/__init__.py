@@ -15,25 +15,25 @@ import wrapt
 if TYPE_CHECKING:
     from qpeft import circuits as circuits
     from qpeft import diagnostics as diagnostics
-    from qpeft.adapters.attach import attach as attach
+    from qpeft.adapters.attached.attach import attach as attach
     from qpeft.adapters.backend import set_backend as set_backend
-    from qpeft.adapters.bottleneck import BottleneckConfig as BottleneckConfig
-    from qpeft.adapters.checkpoint import load as load
-    from qpeft.adapters.checkpoint import save as save
-    from qpeft.adapters.export import ExportReport as ExportReport
-    from qpeft.adapters.export import export as export
+    from qpeft.adapters.bottleneck.model import BottleneckConfig as BottleneckConfig
     from qpeft.adapters.fit_frames import fit_frames as fit_frames
+    from qpeft.adapters.folders.checkpoint import load as load
+    from qpeft.adapters.folders.checkpoint import save as save
+    from qpeft.adapters.folders.export import ExportReport as ExportReport
+    from qpeft.adapters.folders.export import export as export
     from qpeft.adapters.optimizer import param_groups as param_groups
-    from qpeft.adapters.pool import AdapterPool as AdapterPool
-    from qpeft.adapters.qaa import QAAConfig as QAAConfig
-    from qpeft.adapters.qaa_report import SiteFeatures as SiteFeatures
-    from qpeft.adapters.qaa_report import feature_report as feature_report
+    from qpeft.adapters.qaa.model import QAAConfig as QAAConfig
+    from qpeft.adapters.qaa.report import SiteFeatures as SiteFeatures
+    from qpeft.adapters.qaa.report import feature_report as feature_report
     from qpeft.adapters.qpa import QPAConfig as QPAConfig
     from qpeft.adapters.quantum_peft import QuantumPeftConfig as QuantumPeftConfig
     from qpeft.adapters.registry import register_method as register_method
-    from qpeft.adapters.sora import SoRAConfig as SoRAConfig
-    from qpeft.adapters.sora_callback import SoRACallback as SoRACallback
-    from qpeft.adapters.sora_export import SoRAExportReport as SoRAExportReport
+    from qpeft.adapters.serving.pool import AdapterPool as AdapterPool
+    from qpeft.adapters.sora.callback import SoRACallback as SoRACallback
+    from qpeft.adapters.sora.export import SoRAExportReport as SoRAExportReport
+    from qpeft.adapters.sora.model import SoRAConfig as SoRAConfig
     from qpeft.adapters.tied import untie_lm_head as untie_lm_head
     from qpeft.generators.registry import register_generator as register_generator
     from qpeft.generators.settings import QPAGeneratorConfig as QPAGeneratorConfig
@@ -43,28 +43,28 @@ if TYPE_CHECKING:
 __version__ = version("qpeft")
 
 _HOME = {
-    "AdapterPool": "qpeft.adapters.pool",
-    "BottleneckConfig": "qpeft.adapters.bottleneck",
-    "ExportReport": "qpeft.adapters.export",
+    "AdapterPool": "qpeft.adapters.serving.pool",
+    "BottleneckConfig": "qpeft.adapters.bottleneck.model",
+    "ExportReport": "qpeft.adapters.folders.export",
     "Plan": "qpeft.planning",
-    "QAAConfig": "qpeft.adapters.qaa",
+    "QAAConfig": "qpeft.adapters.qaa.model",
     "QPAConfig": "qpeft.adapters.qpa",
     "QPAGeneratorConfig": "qpeft.generators.settings",
     "QuantumPeftConfig": "qpeft.adapters.quantum_peft",
-    "SiteFeatures": "qpeft.adapters.qaa_report",
-    "SoRACallback": "qpeft.adapters.sora_callback",
-    "SoRAConfig": "qpeft.adapters.sora",
-    "SoRAExportReport": "qpeft.adapters.sora_export",
-    "attach": "qpeft.adapters.attach",
-    "export": "qpeft.adapters.export",
-    "feature_report": "qpeft.adapters.qaa_report",
+    "SiteFeatures": "qpeft.adapters.qaa.report",
+    "SoRACallback": "qpeft.adapters.sora.callback",
+    "SoRAConfig": "qpeft.adapters.sora.model",
+    "SoRAExportReport": "qpeft.adapters.sora.export",
+    "attach": "qpeft.adapters.attached.attach",
+    "export": "qpeft.adapters.folders.export",
+    "feature_report": "qpeft.adapters.qaa.report",
     "fit_frames": "qpeft.adapters.fit_frames",
-    "load": "qpeft.adapters.checkpoint",
+    "load": "qpeft.adapters.folders.checkpoint",
     "param_groups": "qpeft.adapters.optimizer",
     "plan": "qpeft.planning",
     "register_generator": "qpeft.generators.registry",
     "register_method": "qpeft.adapters.registry",
-    "save": "qpeft.adapters.checkpoint",
+    "save": "qpeft.adapters.folders.checkpoint",
     "set_backend": "qpeft.adapters.backend",
     "untie_lm_head": "qpeft.adapters.tied",
 }

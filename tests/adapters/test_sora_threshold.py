@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, Re
 
 import qpeft
 from qpeft import SoRACallback
-from qpeft.adapters.sora_threshold import planned_rates
+from qpeft.adapters.sora.threshold import planned_rates
 from qpeft.errors import ConfigError, TrainingError
 
 attach = SoRACallback.attach

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from peft import LoraConfig, PeftConfig
 
-from qpeft.adapters import model_card
 from qpeft.adapters.binding import Slot
-from qpeft.adapters.sealed import SealedConfig
+from qpeft.adapters.folders import model_card
+from qpeft.adapters.folders.sealed import SealedConfig
 from qpeft.errors import CheckpointError, ConfigError
 
 FORMAT_VERSION = 1

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from qpeft.adapters.holder import GeneratorHolder
-from qpeft.adapters.qaa import QAALayer
-from qpeft.adapters.sora import sora_tuner
+from qpeft.adapters.qaa.model import QAALayer
+from qpeft.adapters.sora.model import sora_tuner
 from qpeft.errors import ConfigError
 
 # the part of a generator, or of QAA's branch, that holds a parameter -> the parameter's group

@@ -8,13 +8,13 @@ import peft
 from packaging.version import Version
 from peft import PeftConfig, mapping
 
-from qpeft.adapters.attached_config import ATTACHED, AttachedConfig, AttachedTuner
-from qpeft.adapters.bottleneck import BOTTLENECK, BottleneckConfig, BottleneckModel
+from qpeft.adapters.attached.config import ATTACHED, AttachedConfig, AttachedTuner
+from qpeft.adapters.bottleneck.model import BOTTLENECK, BottleneckConfig, BottleneckModel
 from qpeft.adapters.generated_config import MethodName
-from qpeft.adapters.qaa import QAA, QAAConfig, QAAModel
+from qpeft.adapters.qaa.model import QAA, QAAConfig, QAAModel
 from qpeft.adapters.qpa import QPA, QPAConfig, QPAModel
 from qpeft.adapters.quantum_peft import QUANTUM_PEFT, QuantumPeftConfig, QuantumPeftModel
-from qpeft.adapters.sora import SORA, SoRAConfig, SoRAModel
+from qpeft.adapters.sora.model import SORA, SoRAConfig, SoRAModel
 from qpeft.errors import ConfigError
 
 METHODS = {

@@ -57,7 +57,7 @@ def export(
 
 def _check_free(out: Path, merge: bool) -> None:
     """An export replaces an earlier export of an adapter, and nothing else."""
-    from qpeft.adapters.export import RECORD
+    from qpeft.adapters.folders.export import RECORD
 
     if out.is_file():
         raise ConfigError(f"{out} is a file; give a folder")
@@ -71,10 +71,10 @@ def _check_free(out: Path, merge: bool) -> None:
 
 def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     import qpeft
-    from qpeft.adapters.model_card import load_lines
-    from qpeft.adapters.sora import SORA
-    from qpeft.adapters.sora_export import leave_out
-    from qpeft.adapters.stock_folder import tolerance
+    from qpeft.adapters.folders.model_card import load_lines
+    from qpeft.adapters.folders.stock_folder import tolerance
+    from qpeft.adapters.sora.export import leave_out
+    from qpeft.adapters.sora.model import SORA
     from qpeft.files import replace_folder
     from qpeft.training.tasks.loading import load_base, probe
     from qpeft.training.tasks.record import how_to_load, read_record

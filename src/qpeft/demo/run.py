@@ -92,7 +92,7 @@ def run_demo(
         ConfigError: an unknown method.
         CheckpointError: `out` holds runs with other settings.
     """
-    from qpeft.adapters.model_card import load_lines
+    from qpeft.adapters.folders.model_card import load_lines
     from qpeft.training import train
 
     check_methods(methods)

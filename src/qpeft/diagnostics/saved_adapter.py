@@ -13,14 +13,14 @@ from peft import PeftConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qpeft.adapters.attached_config import ATTACHED
-from qpeft.adapters.attached_folder import read_config
+from qpeft.adapters.attached.config import ATTACHED
+from qpeft.adapters.attached.folder import read_config
 from qpeft.adapters.binding import Slot
-from qpeft.adapters.checkpoint import CONFIG, WEIGHTS, check_folder, load
+from qpeft.adapters.folders.checkpoint import CONFIG, WEIGHTS, check_folder, load
 from qpeft.adapters.generator_state import check_tensors
 from qpeft.adapters.holder import GeneratorHolder, holder_of
 from qpeft.adapters.lora_start import draw_start
-from qpeft.adapters.qaa import QAA
+from qpeft.adapters.qaa.model import QAA
 from qpeft.adapters.qpa import QPA
 from qpeft.adapters.quantum_peft import QUANTUM_PEFT
 from qpeft.errors import CheckpointError, ConfigError, InputError

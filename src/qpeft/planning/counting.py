@@ -11,12 +11,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PretrainedConfig
 
-from qpeft.adapters.bottleneck import BottleneckConfig
+from qpeft.adapters.bottleneck.model import BottleneckConfig
 from qpeft.adapters.generated_config import GeneratedConfig, GeneratedLoraConfig
-from qpeft.adapters.qaa import QAAConfig
+from qpeft.adapters.qaa.model import QAAConfig
 from qpeft.adapters.qpa import QPAConfig
 from qpeft.adapters.quantum_peft import QuantumPeftConfig
-from qpeft.adapters.sora import SoRAConfig
+from qpeft.adapters.sora.model import SoRAConfig
 from qpeft.adapters.targets import check_target_modules, spare_new_head
 from qpeft.backends.forecast import forecast
 from qpeft.backends.jobs import Jobs

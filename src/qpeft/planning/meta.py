@@ -11,7 +11,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from qpeft.adapters.auto_class import AUTO_CLASSES
+from qpeft.adapters.folders.auto_class import AUTO_CLASSES
 from qpeft.errors import ConfigError
 
 # where neither the task nor the config says it: the first that has a model of this kind

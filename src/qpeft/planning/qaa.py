@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qpeft.adapters.qaa import QAAConfig, QAALayer
+from qpeft.adapters.qaa.model import QAAConfig, QAALayer
 from qpeft.circuits import amplitude_qubits, dead_angles
 from qpeft.planning.result import BYTES
 

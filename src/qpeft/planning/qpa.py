@@ -7,8 +7,8 @@ from typing import Any
 
 from peft.tuners.lora import LoraLayer
 
-from qpeft.adapters.attach import generated_slots
-from qpeft.adapters.beside import keys_beside
+from qpeft.adapters.attached.attach import generated_slots
+from qpeft.adapters.attached.beside import keys_beside
 from qpeft.adapters.binding import Slot
 from qpeft.adapters.holder import GeneratorHolder
 from qpeft.adapters.qpa import QPAConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qpeft.adapters.sora import GATE, SoRAConfig
+from qpeft.adapters.sora.model import GATE, SoRAConfig
 from qpeft.planning.result import BYTES
 
 

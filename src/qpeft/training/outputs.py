@@ -12,10 +12,10 @@ from typing import Any
 from peft import PeftModel
 
 import qpeft
+from qpeft.adapters.folders.model_card import load_lines
 from qpeft.adapters.holder import holder_of
-from qpeft.adapters.model_card import load_lines
-from qpeft.adapters.sora import sora_tuner
-from qpeft.adapters.sora_export import count_numbers
+from qpeft.adapters.sora.export import count_numbers
+from qpeft.adapters.sora.model import sora_tuner
 from qpeft.adapters.stock_form import has_stock_form
 from qpeft.files import replace_folder, write_text
 from qpeft.planning.stock import stored_numbers

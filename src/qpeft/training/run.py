@@ -160,6 +160,7 @@ _CHECKPOINTING = "activation_checkpointing" if _RENAMED else "gradient_checkpoin
 
 
 def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
+    checkpointing: dict[str, Any] = {_CHECKPOINTING: settings.gradient_checkpointing}
     try:
         return TrainingArguments(
             output_dir=str(checkpoints),
@@ -172,7 +173,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
             seed=settings.seed,
-            **{_CHECKPOINTING: settings.gradient_checkpointing},
+            **checkpointing,
             logging_steps=1,
             logging_nan_inf_filter=False,
             save_strategy="no",  # the Saving callback says when

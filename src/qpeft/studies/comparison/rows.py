@@ -21,8 +21,6 @@ from qpeft.errors import CheckpointError
 from qpeft.files import read_json, write_text
 
 SCHEMA = 1
-ROLES = ("main", "equal_budget", "control", "tuning", "cost")
-STATUSES = ("success", "failed", "diverged", "oom", "timeout", "skipped")
 
 Row = dict[str, Any]
 

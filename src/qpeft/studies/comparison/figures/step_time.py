@@ -15,7 +15,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
 import qpeft
-from qpeft.adapters.sora import sora_tuner
+from qpeft.adapters.sora.model import sora_tuner
 from qpeft.studies.comparison.figures.inference import synchronise
 from qpeft.training.settings import TrainSettings
 

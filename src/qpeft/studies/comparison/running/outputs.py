@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qpeft.studies.comparison.findings.found import Summary
 
-REPORT = "report.html"
 _SECONDS_BETWEEN = 30.0
 _SHARE = 10  # what a refresh took, this many times over, is spent on cells before the next one
 

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from qpeft.adapters.sora import sora_tuner
-from qpeft.adapters.sora_threshold import Threshold, attach
+from qpeft.adapters.sora.model import sora_tuner
+from qpeft.adapters.sora.threshold import Threshold, attach
 from qpeft.errors import ConfigError
 
 

@@ -10,11 +10,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from qpeft.adapters.attach import load_attached
-from qpeft.adapters.attached_config import ATTACHED
-from qpeft.adapters.loaded import check_acts, check_whole, find_not_finite
-from qpeft.adapters.sealed import check_seal
-from qpeft.adapters.stock_folder import RECORD
+from qpeft.adapters.attached.attach import load_attached
+from qpeft.adapters.attached.config import ATTACHED
+from qpeft.adapters.folders.loaded import check_acts, check_whole, find_not_finite
+from qpeft.adapters.folders.sealed import check_seal
+from qpeft.adapters.folders.stock_folder import RECORD
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json, replace_folder
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qpeft.adapters.auto_class import base_class
-from qpeft.adapters.model_card import (
+from qpeft.adapters.folders.auto_class import base_class
+from qpeft.adapters.folders.model_card import (
     EXPORT,
     NEEDS_QPEFT,
     front_matter,

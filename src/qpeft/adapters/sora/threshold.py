@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from qpeft.adapters.sharding import sharded_by
-from qpeft.adapters.sora import SoRAConfig, SoRAModel, sora_tuner
+from qpeft.adapters.sora.model import SoRAConfig, SoRAModel, sora_tuner
 from qpeft.errors import ConfigError, TrainingError
 
 

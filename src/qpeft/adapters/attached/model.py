@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.hooks import RemovableHandle
 
-from qpeft.adapters import attached_folder
-from qpeft.adapters.attached_config import AttachedConfig
+from qpeft.adapters.attached import folder as attached_folder
+from qpeft.adapters.attached.config import AttachedConfig
 from qpeft.adapters.binding import Binding
 from qpeft.adapters.generator_state import check_tensors
 from qpeft.adapters.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
@@ -130,7 +130,7 @@ class AttachedModel(GeneratorHolder, _PeftModel):
             return super().load_adapter(model_id, adapter_name, is_trainable, *args, **kwargs)
         saved = attached_folder.read_config(folder)
         is_new = adapter_name not in self.peft_config
-        from qpeft.adapters.attach import attach
+        from qpeft.adapters.attached.attach import attach
 
         if is_new:
             self.add_adapter(adapter_name, saved.to_stock())

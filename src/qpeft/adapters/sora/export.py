@@ -21,11 +21,12 @@ from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qpeft.adapters import sora_card, stock_folder
-from qpeft.adapters.checkpoint import WEIGHTS
-from qpeft.adapters.probe import probe_inputs
-from qpeft.adapters.sealed import file_hash
-from qpeft.adapters.sora import GATE, SoRAConfig, SoRAModel, gated_b, sora_tuner
+from qpeft.adapters.folders import stock_folder
+from qpeft.adapters.folders.checkpoint import WEIGHTS
+from qpeft.adapters.folders.probe import probe_inputs
+from qpeft.adapters.folders.sealed import file_hash
+from qpeft.adapters.sora import card as sora_card
+from qpeft.adapters.sora.model import GATE, SoRAConfig, SoRAModel, gated_b, sora_tuner
 from qpeft.errors import ConfigError
 from qpeft.files import replace_folder, write_json
 

@@ -23,10 +23,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from qpeft.adapters import sora_card
+from qpeft.adapters.folders.sealed import SealedConfig
 from qpeft.adapters.generated_config import MethodName, own_copy
 from qpeft.adapters.generator_state import check_adapter
-from qpeft.adapters.sealed import SealedConfig
+from qpeft.adapters.sora import card as sora_card
 from qpeft.adapters.targets import check_is_matrix, check_target_modules, spare_new_head
 from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError

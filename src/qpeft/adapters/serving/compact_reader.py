@@ -17,10 +17,10 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load
 from torch import Tensor
 
-from qpeft.adapters.checkpoint import CONFIG, WEIGHTS, check_folder
+from qpeft.adapters.folders.checkpoint import CONFIG, WEIGHTS, check_folder
 from qpeft.adapters.generated import GeneratedMixin, stock_key
 from qpeft.adapters.generator_state import check_tensors
-from qpeft.adapters.redraw import redraw
+from qpeft.adapters.serving.redraw import redraw
 from qpeft.errors import CheckpointError, ConfigError
 
 # in which adapters that one generator can make may differ: where they begin, and what only their training knew

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft.utils import CONFIG_NAME
 
-from qpeft.adapters.auto_class import base_class
+from qpeft.adapters.folders.auto_class import base_class
 from qpeft.files import write_text
 
 NEEDS_QPEFT = "loading it needs qpeft"  # in the title of each card of ours for such a folder

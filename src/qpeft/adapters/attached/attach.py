@@ -14,10 +14,10 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper, _prepare_prompt_learning_config
 from torch import Tensor, nn
 
-from qpeft.adapters.attached import AttachedModel, attached_class
-from qpeft.adapters.attached_config import AttachedConfig
-from qpeft.adapters.attached_folder import read_config
-from qpeft.adapters.beside import keys_beside
+from qpeft.adapters.attached.beside import keys_beside
+from qpeft.adapters.attached.config import AttachedConfig
+from qpeft.adapters.attached.folder import read_config
+from qpeft.adapters.attached.model import AttachedModel, attached_class
 from qpeft.adapters.binding import Binding, Slot
 from qpeft.adapters.holder import holder_of
 from qpeft.adapters.lora_start import check_not_stationary

@@ -17,10 +17,10 @@ from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from qpeft.adapters.checkpoint import CONFIG, WEIGHTS, check_folder, load
-from qpeft.adapters.compact_reader import CompactReader
+from qpeft.adapters.folders.checkpoint import CONFIG, WEIGHTS, check_folder, load
 from qpeft.adapters.generated import GeneratedMixin
-from qpeft.adapters.stock_slots import StockSlots, activate, adapted_modules
+from qpeft.adapters.serving.compact_reader import CompactReader
+from qpeft.adapters.serving.stock_slots import StockSlots, activate, adapted_modules
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
 BASE = "__base__"  # PEFT's word in adapter_names

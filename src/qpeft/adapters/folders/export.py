@@ -15,14 +15,14 @@ from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qpeft.adapters import model_card, stock_folder
-from qpeft.adapters.checkpoint import WEIGHTS
+from qpeft.adapters.folders import model_card, stock_folder
+from qpeft.adapters.folders.checkpoint import WEIGHTS
+from qpeft.adapters.folders.probe import probe_inputs
+from qpeft.adapters.folders.sealed import file_hash
+from qpeft.adapters.folders.stock_folder import RECORD
 from qpeft.adapters.holder import GeneratorHolder, holder_of
-from qpeft.adapters.probe import probe_inputs
-from qpeft.adapters.sealed import file_hash
-from qpeft.adapters.sora import sora_tuner
-from qpeft.adapters.sora_export import SoRAExportReport, export_sora
-from qpeft.adapters.stock_folder import RECORD
+from qpeft.adapters.sora.export import SoRAExportReport, export_sora
+from qpeft.adapters.sora.model import sora_tuner
 from qpeft.adapters.stock_form import own_kind
 from qpeft.errors import ConfigError
 from qpeft.files import replace_folder, write_json

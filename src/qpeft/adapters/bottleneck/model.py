@@ -20,11 +20,11 @@ import torch
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
 
-from qpeft.adapters import model_card
-from qpeft.adapters.bottleneck_targets import find_width, settle_targets
+from qpeft.adapters.bottleneck.targets import find_width, settle_targets
+from qpeft.adapters.folders import model_card
+from qpeft.adapters.folders.sealed import SealedConfig
 from qpeft.adapters.generated_config import MethodName, own_copy
 from qpeft.adapters.generator_state import check_adapter
-from qpeft.adapters.sealed import SealedConfig
 from qpeft.adapters.stock_form import OneAdapterABatch
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.generators.checks import is_count

@@ -38,7 +38,7 @@ class SealedConfig(PeftConfig):
         if weights.exists() and not weights.is_file():  # a pipe would be waited for
             raise CheckpointError(f"{weights} is no file; restore it")
         try:
-            config = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+            config: Any = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         except (QpeftError, OSError):
             raise
         except Exception as error:  # a field of another type can fail anywhere in PEFT

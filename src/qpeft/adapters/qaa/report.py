@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qpeft.adapters.qaa import QAALayer
+from qpeft.adapters.qaa.model import QAALayer
 from qpeft.errors import ConfigError, DataError
 
 LOW_VARIANCE = 1e-3

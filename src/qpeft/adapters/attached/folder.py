@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from qpeft.adapters.attached_config import ATTACHED, AttachedConfig
-from qpeft.adapters.sealed import check_seal
+from qpeft.adapters.attached.config import ATTACHED, AttachedConfig
+from qpeft.adapters.folders.sealed import check_seal
 from qpeft.errors import CheckpointError
 from qpeft.files import read_json
 
@@ -63,8 +63,8 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         ) from error
     if foreign := sorted(name for name in tensors if not name.startswith((_GENERATOR, _BESIDE))):
         raise CheckpointError(
-            f"{folder / SAFETENSORS_WEIGHTS_NAME} holds tensors that no attached adapter has: {', '.join(foreign[:3])}; "
-            "it is foreign or damaged"
+            f"{folder / SAFETENSORS_WEIGHTS_NAME} holds tensors that no attached adapter has: "
+            f"{', '.join(foreign[:3])}; it is foreign or damaged"
         )
     generator = {k.removeprefix(_GENERATOR): v for k, v in tensors.items() if k.startswith(_GENERATOR)}
     beside = {k.removeprefix(_BESIDE): v for k, v in tensors.items() if k.startswith(_BESIDE)}

@@ -1,0 +1,1 @@
+"""A generator over a stock adapter that is on the model already."""

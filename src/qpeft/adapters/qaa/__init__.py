@@ -1,0 +1,1 @@
+"""QAA: features of a circuit that starts in a layer's input."""

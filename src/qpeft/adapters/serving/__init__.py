@@ -1,0 +1,1 @@
+"""Many compact adapters on one base model."""

@@ -1,0 +1,1 @@
+"""SoRA: LoRA that loses ranks while it trains."""
