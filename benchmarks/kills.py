@@ -54,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log = out / "kills.jsonl"
     rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     run = rows[-1]["run"] + 1 if rows else 0
+    most = max(1, min(_MOST, options.kills // len(unbroken)))  # few kills in all reach every case, too
     while len(rows) < options.kills:
-        case = min(unbroken, key=lambda case: _times(case, rows))
-        new = _killed_run(case, unbroken[case], attempts, out / f"run-{run}", options.kills - len(rows))
+        case = min(unbroken, key=lambda case: sum(row["case"] == case.name for row in rows))
+        new = _killed_run(case, unbroken[case], attempts, out / f"run-{run}", min(most, options.kills - len(rows)))
         with log.open("a") as file:
             file.writelines(json.dumps({"run": run, **row}) + "\n" for row in new)
         rows += [{"run": run, **row} for row in new]
@@ -75,18 +76,13 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _times(case: Case, rows: Sequence[Row]) -> tuple[int, int]:
-    """How often the command was killed, and how often this case of it: the least goes next."""
-    return sum(row["what"] == case.what for row in rows), sum(row["case"] == case.name for row in rows)
-
-
 def _killed_run(case: Case, unbroken: Unbroken, attempts: Attempts, folder: Path, most: int) -> list[Row]:
     """Kill a run, go on, kill it again, until an attempt ends: a row for each kill, faults of the end in the last."""
     draw = random.Random(f"{folder.parent.name} {case.name} {folder.name}")
     shutil.rmtree(folder, ignore_errors=True)
     rows, faults = [], []
     before = finished_work(folder)
-    n_kills = draw.randint(1, min(_MOST, most))
+    n_kills = draw.randint(1, most)
     while not faults:
         left = 1 - share_done(before, finished_work(unbroken.folder))
         moment = Moment() if len(rows) == n_kills else _draw(draw, unbroken.took, left, case)
