@@ -32,7 +32,7 @@ from bad_files_mutate import Mutation
 from bad_files_tensors import read
 from qpeft.cli.app import build
 from qpeft.diagnostics import of_folder
-from qpeft.errors import InputError
+from qpeft.errors import InputError, TrainingError
 from qpeft.studies.comparison import plan as plans
 from qpeft.studies.comparison.study import load_study
 from qpeft.training import train
@@ -107,7 +107,7 @@ def judge(way: str, error: Exception | None) -> tuple[str, str]:
         return "unclear message", shown[:300]
     if not message.isascii() and "\ud800" in message:
         return "unprintable message", repr(shown[:300])
-    if isinstance(error, InputError):
+    if isinstance(error, InputError) or (way == "resume" and isinstance(error, TrainingError)):
         return "refused", shown[:300]
     if way in _PEFTS_WAYS and isinstance(error, PEFTS_OWN):
         return "refused by PEFT", shown[:300]
@@ -407,7 +407,9 @@ def _read_jsonl(world: World, file: Path, good: Good, mutation: Mutation) -> Non
 
 def _read_json(world: World, file: Path, good: Good, mutation: Mutation) -> None:
     found = _texts(file)
-    texts = [row.get("text") if isinstance(row, dict) else row for row in json.loads(file.read_bytes())]
+    content = json.loads(file.read_bytes())
+    rows = content if isinstance(content, list) else [content]
+    texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
     _compare_texts(found, [text for text in texts if text])
 
 
@@ -415,7 +417,7 @@ def _read_csv(world: World, file: Path, good: Good, mutation: Mutation) -> None:
     found = _texts(file)
     csv.field_size_limit(2**31 - 1)
     rows = list(csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8"), newline="")))
-    _compare_texts(found, [row["text"] for row in rows if row["text"]])
+    _compare_texts(found, [row["text"] for row in rows if (row["text"] or "").strip()])
 
 
 def _read_parquet(world: World, file: Path, good: Good, mutation: Mutation) -> None:

@@ -119,3 +119,17 @@ def test_yaml_cannot_make_python_objects(tmp_path):
 def test_a_study_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         Study.model_validate(load_study("survey").model_dump()).name = "other"
+
+
+@pytest.mark.parametrize("bomb", ["a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n"
+                                  for i in range(1, 30)), "a: &a [*a]\n"])  # fmt: skip
+def test_aliases_that_stand_for_billions_are_refused(tmp_path, bomb):
+    (tmp_path / "study.yaml").write_text(bomb)
+    with pytest.raises(ConfigError, match="values once its aliases"):
+        load_study(str(tmp_path / "study.yaml"))
+
+
+def test_what_is_no_utf8_is_refused(tmp_path):
+    (tmp_path / "study.yaml").write_bytes("name: stüdy".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read as text in UTF-8"):
+        load_study(str(tmp_path / "study.yaml"))

@@ -145,3 +145,10 @@ def test_metrics_begin_anew_without_a_checkpoint(tmp_path):
     MetricsLog(path, None).append(0, {"loss": 1.0})
     MetricsLog(path, None)
     assert read_rows(path) == []
+
+
+@pytest.mark.parametrize("spoil", [lambda marker: marker.write_bytes(b"\xff"), lambda marker: marker.mkdir()])
+def test_a_spoiled_marker_does_not_count(tmp_path, spoil):
+    (tmp_path / "checkpoint-1").mkdir()
+    spoil(tmp_path / "checkpoint-1" / "complete")
+    assert last_whole(tmp_path) is None

@@ -1,3 +1,4 @@
+import os
 import zipfile
 
 import numpy as np
@@ -338,3 +339,10 @@ def test_names_as_bytes(tmp_path):
     images, labels = np.zeros((4, 2, 2), np.uint8), np.array([0, 1, 0, 1])
     file = arrays(tmp_path / "a.npz", images=images, labels=labels, names=np.array([b"cat", b"dog"]))
     assert [name for _, name in load_images(str(file), "train", "label")] == ["cat", "dog", "cat", "dog"]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    (tmp_path / "cat").mkdir()
+    os.mkfifo(tmp_path / "cat" / "1.png")
+    with pytest.raises(DataError, match="it is no file"):
+        load_images(str(tmp_path), "train", "label")

@@ -52,7 +52,11 @@ def remove_broken(folder: Path) -> None:
 
 def _is_whole(checkpoint: Path) -> bool:
     marker = checkpoint / _MARKER
-    return marker.exists() and all((checkpoint / name).is_file() for name in marker.read_text().splitlines())
+    try:
+        names = marker.read_text(encoding="utf-8").splitlines() if marker.is_file() else [_MARKER]
+    except ValueError:  # no text: what a broken disk made of it
+        return False
+    return all((checkpoint / name).is_file() for name in names)
 
 
 def _all(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ message names the field.
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -20,6 +21,7 @@ from qpeft.errors import ConfigError
 from qpeft.training.settings import HOSTS, METHODS, TASKS, unknown
 
 BUILT_IN = ("survey", "controls", "feature-source", "rank-perplexity", "qubits", "depth", "shots", "noise")
+_MOST_VALUES = 100_000  # that a file may hold
 LEAST_RANKED = 0.8  # of a block's budget
 UNTRAINED = "none"  # the method that trains nothing: the base as it is
 
@@ -235,11 +237,28 @@ def _read(name_or_path: str) -> dict[str, Any]:
             raise ConfigError(f"study {name_or_path} cannot be read as text in UTF-8: {error}") from error
     try:
         found = yaml.safe_load(text)
+        n_values = _count(found, {})
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"study {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
+    if n_values > _MOST_VALUES:
+        raise ConfigError(
+            f"study {name_or_path} holds {n_values:.3g} values once its aliases (*name) are written out, and at most "
+            f"{_MOST_VALUES} are read; write them out, and leave out what nobody needs"
+        )
     if not isinstance(found, dict):
         raise ConfigError(f"study {name_or_path} holds no fields; `name`, `question` and `methods` are needed at least")
     return found
+
+
+def _count(value: Any, counted: dict[int, float]) -> float:
+    """How many values there are with aliases written out, infinitely many if one contains itself; walked once each."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = math.inf
+        items = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_count(item, counted) for item in items)
+    return counted[id(value)]
 
 
 def _set(found: dict[str, Any], dotted: str, value: Any) -> None:

@@ -37,7 +37,7 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
     path = local_path(source)
     if path.is_dir():
         return _folder(path, split)
-    if path.suffix.lower() == ".npz":
+    if path.is_file() and path.suffix.lower() == ".npz":
         return _arrays(path)
     raise DataError(
         f"cannot read images from {path}; give a folder with a sub-folder for each class, or an .npz with the arrays "
@@ -60,6 +60,8 @@ def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    if isinstance(content, Path) and not content.is_file():  # a pipe would be waited for
+        raise DataError(f"cannot read {content}: it is no file; repair or remove it")
     try:
         if isinstance(content, np.ndarray):
             return Image.fromarray(content).convert(mode)
