@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qpeft.files import is_disk_full, remove_unfinished, replace_folder, write_json, write_text
+from qpeft.files import is_disk_full, remove_folder, remove_unfinished, replace_folder, write_json, write_text
 
 
 @pytest.fixture
@@ -109,3 +109,13 @@ def test_a_file_keeps_its_old_content_until_the_new_one_is_whole(tmp_path, monke
     assert is_disk_full(failed.value)
     assert (tmp_path / "a.json").read_text() == "old"
     assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
+
+
+def test_a_kill_while_a_folder_is_removed_leaves_no_half_of_it(old, monkeypatch):
+    monkeypatch.setattr("shutil.rmtree", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        remove_folder(old)
+    monkeypatch.undo()
+    assert not old.exists()
+    remove_unfinished(old.parent)
+    assert list(old.parent.iterdir()) == []

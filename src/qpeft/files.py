@@ -99,6 +99,13 @@ def remove_unfinished(folder: Path) -> None:
             path.unlink(missing_ok=True)  # gone with a folder
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and what is in it. A kill leaves it whole, or parts that nobody takes for it."""
+    aside = _hidden_folder(folder, "old.")
+    folder.replace(aside / folder.name)
+    shutil.rmtree(aside)
+
+
 def sync_all(folder: Path) -> None:
     """Wait until a folder, with all that is below it, is on the disk: a power cut may then come."""
     for path in folder.rglob("*"):

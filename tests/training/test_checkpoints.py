@@ -4,9 +4,9 @@ import pytest
 from transformers import TrainerState
 
 from qpeft.errors import CheckpointError
-from qpeft.files import is_disk_full
+from qpeft.files import is_disk_full, remove_unfinished
 from qpeft.training.callbacks import Saving
-from qpeft.training.checkpoints import checkpoint_path, last_whole, remove_broken, seal, step_of
+from qpeft.training.checkpoints import checkpoint_path, last_whole, prune, seal, step_of
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.metrics_log import MetricsLog, read_rows
 
@@ -35,7 +35,7 @@ def test_one_without_its_marker_does_not_count_and_goes(tmp_path):
     whole = save(tmp_path, 5)
     save(tmp_path, 10, whole=False)
     assert last_whole(tmp_path) == whole
-    remove_broken(tmp_path)
+    prune(tmp_path)
     assert names(tmp_path) == ["checkpoint-5"]
 
 
@@ -44,7 +44,7 @@ def test_one_that_lost_a_file_does_not_count_and_goes(tmp_path):
     assert last_whole(tmp_path) == robbed
     (robbed / "weights").unlink()
     assert last_whole(tmp_path) == whole
-    remove_broken(tmp_path)
+    prune(tmp_path)
     assert names(tmp_path) == ["checkpoint-5"]
 
 
@@ -52,11 +52,11 @@ def test_other_files_stay(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "checkpoint-of-mine").mkdir()
     save(tmp_path, 5, whole=False)
-    remove_broken(tmp_path)
+    prune(tmp_path)
     assert names(tmp_path) == ["checkpoint-of-mine", "runs"]
 
 
-def test_a_kill_while_an_old_one_is_removed_leaves_none_half_marked(tmp_path, monkeypatch):
+def test_a_kill_while_an_old_one_is_removed_leaves_none_half(tmp_path, monkeypatch):
     import shutil
 
     for step in (5, 10):
@@ -66,7 +66,17 @@ def test_a_kill_while_an_old_one_is_removed_leaves_none_half_marked(tmp_path, mo
         save(tmp_path, 15)
     monkeypatch.undo()
     assert step_of(last_whole(tmp_path)) == 15
-    remove_broken(tmp_path)
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == ["checkpoint-10", "checkpoint-15"]
+
+
+def test_a_kill_before_an_old_one_is_removed_leaves_it_to_the_next_run(tmp_path, monkeypatch):
+    for step in (5, 10):
+        save(tmp_path, step)
+    with monkeypatch.context() as patch:
+        patch.setattr("qpeft.training.checkpoints.prune", lambda _: None)
+        save(tmp_path, 15)
+    prune(tmp_path)
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-15"]
 
 
@@ -81,7 +91,7 @@ def test_its_rows_are_on_the_disk_before_it_counts(tmp_path, monkeypatch):
 
 def test_nothing_to_go_on_from(tmp_path):
     assert last_whole(tmp_path / "absent") is None
-    remove_broken(tmp_path / "absent")
+    prune(tmp_path / "absent")
 
 
 @pytest.mark.parametrize(

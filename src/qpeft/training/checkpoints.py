@@ -7,10 +7,9 @@ folder without it, or without a file that it names, is what a kill or a full dis
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
-from qpeft.files import sync_all, write_text
+from qpeft.files import remove_folder, sync_all, write_text
 
 KEPT = 2
 
@@ -28,13 +27,11 @@ def step_of(checkpoint: Path) -> int:
 
 
 def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint whole, with all its files on the disk; then remove all but the last two."""
+    """Declare a checkpoint whole, with all its files on the disk; then `prune`."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     sync_all(checkpoint)
     write_text(checkpoint / _MARKER, "".join(f"{file.relative_to(checkpoint).as_posix()}\n" for file in files))
-    for old in _all(checkpoint.parent)[:-KEPT]:
-        (old / _MARKER).unlink(missing_ok=True)  # first: a kill in between must not leave half a checkpoint marked
-        shutil.rmtree(old)
+    prune(checkpoint.parent)
 
 
 def last_whole(folder: Path) -> Path | None:
@@ -43,11 +40,13 @@ def last_whole(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def remove_broken(folder: Path) -> None:
-    """Remove every checkpoint that does not count."""
-    for checkpoint in _all(folder):
-        if not _is_whole(checkpoint):
-            shutil.rmtree(checkpoint)
+def prune(folder: Path) -> None:
+    """Remove every checkpoint that does not count, and all but the last two of those that do."""
+    found = _all(folder)
+    kept = [checkpoint for checkpoint in found if _is_whole(checkpoint)][-KEPT:]
+    for checkpoint in found:
+        if checkpoint not in kept:
+            remove_folder(checkpoint)
 
 
 def _is_whole(checkpoint: Path) -> bool:

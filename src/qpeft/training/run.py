@@ -15,7 +15,7 @@ from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError,
 from qpeft.files import is_disk_full
 from qpeft.training import outputs
 from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
-from qpeft.training.checkpoints import last_whole, remove_broken, step_of
+from qpeft.training.checkpoints import last_whole, prune, step_of
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
 from qpeft.training.prepare import Prepared, prepare
@@ -68,7 +68,7 @@ def train(
             _fit(settings, ready, folder, progress, timing, callbacks)
             return _finish(settings, ready, folder, progress, timing)
         except Exception as error:
-            remove_broken(folder.checkpoints)
+            prune(folder.checkpoints)
             _explain_full_disk(error, folder)
             if timing.has_begun and isinstance(error, InputError):  # refused too late to be called bad input
                 raise TrainingError(f"the run cannot go on: {error}") from error
@@ -84,7 +84,7 @@ def _fit(
     callbacks: Sequence[TrainerCallback],
 ) -> None:
     """Train what is left; `ready.model` is changed in place."""
-    remove_broken(folder.checkpoints)
+    prune(folder.checkpoints)
     checkpoint = last_whole(folder.checkpoints)
     log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))
     every = _intervals(settings, ready)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import TrainingError
+from qpeft.files import remove_folder
 from qpeft.studies.comparison.rows import Row, empty_row
 from qpeft.studies.comparison.study import UNTRAINED
 
@@ -79,7 +79,8 @@ def work_folder(cell: Cell, folder: Path) -> Path:
 
 def tidy(cell: Cell, folder: Path) -> None:
     """Remove an unfinished cell's files, once its row is on the disk."""
-    shutil.rmtree(work_folder(cell, folder), ignore_errors=True)
+    if (work := work_folder(cell, folder)).is_dir():
+        remove_folder(work)
 
 
 def started_row(cell: Cell) -> Row:
