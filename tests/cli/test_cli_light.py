@@ -128,7 +128,7 @@ def test_ctrl_c_is_130_and_one_line():
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stdout == ""
-    assert stderr == "Stopped: Interrupted. Run the same command again to go on.\n"
+    assert stderr == "Interrupted. Run the same command again to go on.\n"
 
 
 def test_a_library_does_not_say_what_the_error_says(tmp_path):

@@ -90,6 +90,16 @@ def test_bar_leaves_the_scores_alone_where_there_is_no_terminal(capsys):
     assert captured.err == "qpa, step 1: perplexity 7.39\n"
 
 
+def test_bar_without_a_terminal_is_not_silent_for_long(capsys, monkeypatch):
+    now = iter([0.0, 10.0, 31.0, 31.0, 40.0])
+    monkeypatch.setattr("qpeft.cli.bar.monotonic", lambda: next(now))
+    with TrainingBar(["qpa"], steps=9) as bar:
+        run = bar.run("qpa")
+        for step in (1, 2, 3):
+            run.on_step(step, 2.5)
+    assert capsys.readouterr().err == "qpa, step 2 of 9: loss 2.500\n"
+
+
 def test_bar_on_a_terminal_counts_all_runs_and_says_the_time_left(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")

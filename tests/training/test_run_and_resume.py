@@ -139,6 +139,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, method, ki
     progress = Recorder()
     resumed = train(settings(method=method), progress)
     assert ("start", STEPS, killed_at - 1 - (killed_at - 1) % 2) in progress.told
+    assert ("no checkpoint was whole yet: beginning again" in progress.told) == (killed_at <= 2)
     assert_same_result(resumed.out, unbroken.out)
 
 

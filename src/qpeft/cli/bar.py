@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Self
 
 from qpeft.cli.console import stderr
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
     from qpeft.training.tasks import Score
 
 
+_QUIET_SECONDS = 30.0  # without a terminal, nothing is said for so long at most
+
+
 class TrainingBar:
-    """Shows `names`' runs of `steps` steps each as one piece of work; without a terminal, scores alone.
+    """Shows `names`' runs of `steps` steps each as one piece of work; without a terminal, scores and a line at times.
 
     Example:
         with TrainingBar(["lora", "qpa"], steps=70) as bar:
@@ -25,7 +29,7 @@ class TrainingBar:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._names = list(names)
-        self._steps = steps
+        self.steps = steps
         console = stderr()
         self._bar = Progress(
             TextColumn("{task.description:<26}"),
@@ -38,6 +42,7 @@ class TrainingBar:
             transient=True,
         )
         self._task = self._bar.add_task("Starting", total=steps * len(names), loss="")
+        self._said = monotonic()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -48,7 +53,7 @@ class TrainingBar:
 
     def run(self, name: str) -> Progress:
         """What the run called `name` reports to."""
-        return _Run(self, name, self._names.index(name) * self._steps)
+        return _Run(self, name, self._names.index(name) * self.steps)
 
     def say(self, what: str) -> None:
         """What is being done, before the bar."""
@@ -60,7 +65,13 @@ class TrainingBar:
 
     def note(self, line: str) -> None:
         """A line that stays, above the bar; it is printed without a terminal too."""
+        self._said = monotonic()
         self._bar.console.print(line)
+
+    def tell(self, line: str) -> None:
+        """The same where there is no bar, and only if nothing was said for a while."""
+        if self._bar.disable and monotonic() - self._said > _QUIET_SECONDS:
+            self.note(line)
 
 
 class _Run:
@@ -84,6 +95,7 @@ class _Run:
     def on_step(self, step: int, loss: float) -> None:
         self._bar.say(self._name)
         self._bar.advance(self._before + step, f"loss {loss:.3f}")
+        self._bar.tell(f"{self._name}, step {step} of {self._bar.steps}: loss {loss:.3f}")
 
     def on_eval(self, step: int, score: Score) -> None:
         self._bar.note(f"{self._name}, step {step}: {' '.join(headline(score.to_dict()))}")

@@ -73,7 +73,10 @@ def _report(error: BaseException, as_json: bool, debug: bool) -> None:
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     message = failures.explain(error)
-    console.say("Stopped:" if isinstance(error, KeyboardInterrupt) else "Error:", message, style="bold red")
+    label, told = ("Error:", message)
+    if isinstance(error, KeyboardInterrupt):  # its own first word says it: Interrupted, Stopped
+        label, _, told = message.partition(" ")
+    console.say(label, told, style="bold red")
     if as_json:
         console.print_failure(error, message, failures.exit_code(error))
 

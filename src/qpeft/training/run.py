@@ -86,6 +86,8 @@ def _fit(
     """Train what is left; `ready.model` is changed in place."""
     prune(folder.checkpoints)
     checkpoint = last_whole(folder.checkpoints)
+    if checkpoint is None and folder.metrics.exists():
+        progress.on_note("no checkpoint was whole yet: beginning again")
     log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))
     every = _intervals(settings, ready)
     with StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once")) as stop:
