@@ -215,7 +215,7 @@ def _show_plan(console: Console, study: dict[str, Any], n_cells: dict[str, int],
     console.print(f"{study['title']}\n{study['question']}\n")
     console.print(planned(study))
     what = {"tuning": "trials of learning rates", "final": "trainings", "cost": "measurements of time, alone"}
-    console.print(facts([(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items()]))
+    console.print(facts([(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items() if n]))
     total, most = sum(hours.values()), study["max_hours"]
     console.print(f"\nIn all about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
     print_code(console, study["command"])
