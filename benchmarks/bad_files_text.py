@@ -153,8 +153,20 @@ def _newer(content: Any, draw: random.Random) -> Place:
     return (key,)
 
 
+def _without_effect(content: Any, draw: random.Random) -> Place:
+    """The adapter is multiplied by nothing, or by what is no number."""
+    adapter = content.get("host", content) if isinstance(content, dict) else None
+    names = [name for name in ("lora_alpha", "alpha", "alpha_pattern") if isinstance(adapter, dict) and name in adapter]
+    if not names:
+        return _set_field(content, draw)
+    name, factor = draw.choice(names), draw.choice([0, -0.0, 1e-300, float("inf"), float("nan"), 10**400])
+    adapter[name] = {".*": factor} if name == "alpha_pattern" else factor
+    return (name,)
+
+
 _FIELDS: list[Callable[[Any, random.Random], Place]] = [
-    *(_remove_field, _rename_field, _set_field, _set_field, _nudge_number, _retype_field, _add_field, _newer)
+    *(_remove_field, _rename_field, _set_field, _set_field, _nudge_number, _retype_field, _add_field, _newer),
+    _without_effect,
 ]  # fmt: skip
 
 # -- whole JSON files

@@ -5,14 +5,15 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, FourierFTConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import qpeft
-from qpeft.errors import CheckpointError
+from qpeft.errors import CheckpointError, ConfigError
 
 RELOAD = """
 import sys, torch
@@ -229,6 +230,35 @@ def test_every_method_refuses_missing_tensors_and_saves_no_nan(llama, ids, adapt
     with pytest.raises(qpeft.errors.ConfigError, match="non-finite adapter parameter in"):
         qpeft.save(model, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
+
+
+TINY_QPA = {"chunk_size": 8, "hidden": (4,), "budget": None}
+WITHOUT_EFFECT = [0, 1e400, -1e400, float("nan"), 1e-300, 10**400, "16", True]
+
+
+@pytest.mark.filterwarnings("ignore:QPA trains")  # the model is tiny
+@pytest.mark.parametrize("config", [partial(qpeft.QPAConfig, **TINY_QPA), qpeft.QuantumPeftConfig, qpeft.SoRAConfig])
+def test_an_adapter_multiplied_by_nothing_is_refused_in_a_config_and_in_a_file(llama, tmp_path, config):
+    qpeft.save(get_peft_model(copy.deepcopy(llama), config(r=2, target_modules=["q_proj"])), tmp_path / "it")
+    living = qpeft.load(copy.deepcopy(llama), tmp_path / "it")
+    for factor in WITHOUT_EFFECT:
+        for change in ({"lora_alpha": factor}, {"alpha_pattern": {"q_proj": factor}}):
+            with pytest.raises(ConfigError, match="multiplies the adapter"):
+                config(target_modules=["q_proj"], **change)
+            shutil.copytree(tmp_path / "it", tmp_path / "edited", dirs_exist_ok=True)
+            edit_config(tmp_path / "edited", **change)
+            with pytest.raises(CheckpointError, match=r"adapter_config.json: .*multiplies the adapter"):
+                PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "edited")
+            with pytest.raises(CheckpointError, match=r"adapter_config.json: .*multiplies the adapter"):
+                living.load_adapter(tmp_path / "edited", "second")
+
+
+@pytest.mark.filterwarnings("ignore:QPA trains")
+@pytest.mark.parametrize("host", [LoraConfig(r=2, lora_alpha=0), FourierFTConfig(n_frequency=8, scaling=0.0)])
+def test_nothing_is_attached_to_an_adapter_multiplied_by_nothing(llama, host):
+    host.target_modules = {"q_proj"}
+    with pytest.raises(ConfigError, match="multiplies the adapter"):
+        qpeft.attach(get_peft_model(copy.deepcopy(llama), host), qpeft.QPAGeneratorConfig(**TINY_QPA))
 
 
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")  # PEFT's, before ours is raised

@@ -280,7 +280,8 @@ def test_classifiers_with_heads_of_their_own(tmp_path, adapters):
 # -- what is refused
 
 
-@pytest.mark.parametrize("name", ["user-17", "", ".", "..", "../users/user-1", "user-1/", "/etc", "a\0b", ".hidden", 3])
+@pytest.mark.parametrize("name", ["user-17", "", ".", "..", "../users/user-1", "user-1/", "/etc", "a\0b", ".hidden", 3,
+                                  "x" * 300, "\ud800", ["a"], None])  # fmt: skip
 def test_names_that_are_no_adapters(pool, name):
     with pytest.raises(ConfigError, match="has no adapter"):
         pool.activate(name)
@@ -288,9 +289,27 @@ def test_names_that_are_no_adapters(pool, name):
         pool.place(["user-1", name])
 
 
-def test_an_unknown_name_is_answered_with_near_ones(pool):
-    with pytest.raises(ConfigError, match="did you mean user-1"):
+def test_errors_that_may_reach_a_user_name_nobody_else(pool):
+    with pytest.raises(ConfigError, match=r"it has 3 others$"):
         pool.activate("user1")
+    pool.activate("user-0")
+    with pytest.raises(ConfigError, match="2 different adapters beside the active one") as refused:
+        pool.place(["user-1", "user-2"])
+    assert "user-0" not in str(refused.value)
+
+
+@pytest.mark.parametrize("names", ["user-1", None, 3])
+def test_a_batch_needs_a_list_of_names(pool, names):
+    with pytest.raises(ConfigError, match="place takes a list of names"):
+        pool.place(names)
+
+
+def test_no_adapter_can_have_the_name_of_the_base(gpt2, users):
+    pool = qpeft.AdapterPool(copy.deepcopy(gpt2), users)
+    shutil.copytree(users / "user-1", users / "__base__")
+    assert pool.names == ["user-0", "user-1", "user-2"]
+    with pytest.raises(ConfigError, match=r"'__base__' asks for no adapter.*rename"):
+        qpeft.AdapterPool(gpt2, users)
 
 
 def test_a_deleted_adapter_is_served_no_more(pool, users):

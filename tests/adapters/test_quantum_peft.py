@@ -162,7 +162,7 @@ REFUSED = [
     ({"init_lora_weights": "gaussian"}, "init_lora_weights"),
     ({"family": "core"}, "set frame="),
     ({"start": "gradient", "freeze_angles": True}, "no freeze_angles"),
-    ({"lora_alpha": 0}, "lora_alpha is the factor of the update"),
+    ({"lora_alpha": 0}, "lora_alpha multiplies the adapter"),
     ({"alpha_pattern": {"q_proj": float("nan")}}, "it must be a number other than 0, got nan"),
     ({"modules_to_save": ["model.norm"], "r": 17}, "exceeds min(d_in, d_out)=16 for "),
     ({"share": "layer"}, "unknown share 'layer'; choose one of none, type"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from peft import LoraConfig, PeftConfig
 
 from qpeft.adapters.binding import Slot
@@ -48,6 +49,20 @@ def own_copy(config: Any) -> Any:
     if heads:
         copied.modules_to_save = list(dict.fromkeys([*(config.modules_to_save or ()), *heads]))
     return copied
+
+
+_FACTORS = ("lora_alpha", "alpha", "randlora_alpha", "psoft_alpha", "scaling", "alpha_pattern")  # names PEFT has for it
+
+
+def check_factors(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a setting multiplies the adapter by what is no number, or is 0 or infinite in float32."""
+    limits = torch.finfo(torch.float32)
+    for name in _FACTORS:
+        found = settings.get(name)
+        for factor in found.values() if isinstance(found, Mapping) else [found] if found is not None else []:
+            is_number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
+            if not is_number or not limits.tiny <= abs(factor) <= limits.max:
+                raise ConfigError(f"{name} multiplies the adapter: it must be a number other than 0, got {factor!r}")
 
 
 @dataclass
@@ -103,6 +118,10 @@ class GeneratedConfig(SealedConfig):
 @dataclass
 class GeneratedLoraConfig(GeneratedConfig, LoraConfig):
     """A generated LoRA adapter: LoRA's own settings beside."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_factors(vars(self))
 
     def refuse_lora_options(self, method: str, allowed: Sequence[str] = ()) -> None:
         """Raise ConfigError for LoRA options that `method` does not generate."""

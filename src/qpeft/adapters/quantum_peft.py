@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,11 +52,6 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         for rank in (self.r, *(self.rank_pattern or {}).values()):
             if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise ConfigError(f"r must be a positive integer, got {rank}")
-        for scale in (self.lora_alpha, *(self.alpha_pattern or {}).values()):
-            if not (math.isfinite(scale) and scale):
-                raise ConfigError(
-                    f"lora_alpha is the factor of the update: it must be a number other than 0, got {scale}"
-                )
         if self.use_rslora:
             raise ConfigError("use_rslora rescales by r, but Quantum-PEFT's scale is lora_alpha itself; leave it unset")
         if self.init_lora_weights is not True:

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft import PeftConfig
 
-from qpeft.adapters.generated_config import GeneratedConfig, MethodName
+from qpeft.adapters.generated_config import GeneratedConfig, MethodName, check_factors
 from qpeft.errors import ConfigError
 from qpeft.generators.config import GeneratorConfig
 from qpeft.generators.registry import generator_config, generator_name
@@ -30,6 +30,7 @@ class AttachedConfig(GeneratedConfig):
         super().__post_init__()
         self.peft_type = ATTACHED  # type: ignore[assignment]
         self.check_format()
+        check_factors(self.host)
 
     @classmethod
     def of(cls, host: PeftConfig, generator: GeneratorConfig) -> AttachedConfig:

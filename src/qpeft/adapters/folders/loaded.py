@@ -38,7 +38,7 @@ def check_acts(model: Any, folder: Path, name: str) -> None:
     for module_name, module in model.named_modules():
         scaling = getattr(module, "scaling", None)
         factor = scaling.get(name, 1.0) if isinstance(scaling, dict) else 1.0
-        if not 0 < abs(factor) < torch.finfo(torch.float32).max:
+        if not torch.finfo(torch.float32).tiny <= abs(factor) < torch.finfo(torch.float32).max:
             raise CheckpointError(
                 f"{folder / CONFIG_NAME} multiplies the adapter of {module_name} by {factor}; restore lora_alpha and "
                 "what goes with it"

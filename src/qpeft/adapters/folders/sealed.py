@@ -10,7 +10,7 @@ from typing import Any, Self
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
-from qpeft.errors import CheckpointError, QpeftError
+from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
 
 @dataclass
@@ -39,6 +39,8 @@ class SealedConfig(PeftConfig):
             raise CheckpointError(f"{weights} is no file; restore it")
         try:
             config: Any = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / 'adapter_config.json'}: {error}") from error
         except (QpeftError, OSError):
             raise
         except Exception as error:  # a field of another type can fail anywhere in PEFT

@@ -40,7 +40,6 @@ class CompactReader:
     """
 
     def __init__(self, model: Any, folder: Path, n_seeds: int) -> None:
-        self.folder = folder
         tuner: GeneratedMixin = model.base_model
         binding = tuner.binding("default")
         self._config: Any = tuner.generated_config("default")
@@ -93,7 +92,7 @@ class CompactReader:
         if differing:
             shown = (f"{k}={its.get(k)!r} instead of {mine.get(k)!r}" for k in differing if k != "generated")
             raise CheckpointError(
-                f"it has other settings than '{self.folder.name}', by which this pool was made: {', '.join(shown)}; "
+                f"it has other settings than this pool was made with: {', '.join(shown)}; "
                 "serve it from a pool of its own"
             )
 

@@ -8,7 +8,7 @@ A slot is injected once. To put another adapter into it is to copy numbers into 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from os.path import isdir
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ class AdapterPool:
 
     Raises:
         CheckpointError: there is no adapter, or the first is for another base model.
-        ConfigError: adapters of another kind, a base under PEFT already, or a capacity below 1.
+        ConfigError: adapters of another kind, one named "__base__", a base under PEFT already, or a capacity below 1.
     """
 
     def __init__(self, base: nn.Module, folder: str | Path, capacity: int = 8) -> None:
@@ -62,6 +62,8 @@ class AdapterPool:
         if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
             raise ConfigError("the base model has an adapter already; give the model without it")
         self.folder, self.capacity, self.active = Path(folder), capacity, BASE
+        if (self.folder / BASE / CONFIG).is_file():
+            raise ConfigError(f"'{BASE}' asks for no adapter, so none can have that name; rename {self.folder / BASE}")
         first = self.folder / self._first_whole()
         loaded: Any = load(base, first)
         self._reader = CompactReader(loaded, first, capacity)
@@ -80,7 +82,7 @@ class AdapterPool:
     def names(self) -> list[str]:
         """The adapters in the folder, sorted."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(p.name for p in found if not p.name.startswith(".") and (p / CONFIG).is_file())
+        return sorted(p.name for p in found if _is_name(p.name) and (p / CONFIG).is_file())
 
     @property
     def resident(self) -> list[str]:
@@ -91,7 +93,7 @@ class AdapterPool:
         """Let the model answer with this adapter from now on; "__base__": without any.
 
         Raises:
-            ConfigError: no such adapter, with the names that are near.
+            ConfigError: no such adapter; it names no other, as it may reach a user.
             CheckpointError: its folder is damaged, or its settings are not the pool's. What was active stays so.
         """
         self._slots.check_not_merged()
@@ -104,21 +106,30 @@ class AdapterPool:
         The active adapter keeps its slot.
 
         Raises:
-            ConfigError: no such adapter, or more different ones than slots.
+            ConfigError: no such adapter, more different ones than slots, or `names` is no list.
             CheckpointError: a folder is damaged, or its settings are not the pool's.
         """
         self._slots.check_not_merged()
-        rows = list(names)
+        rows = self._rows(names)
         wanted = {name for name in rows if name != BASE}
         keep = wanted | {self.active} - {BASE}
         if len(keep) > self.capacity:
-            held = f", and '{self.active}' is active" if self.active in keep - wanted else ""
+            held = " beside the active one" if self.active in keep - wanted else ""
             raise ConfigError(
                 f"the batch has {len(wanted)} different adapters{held}, but the pool holds {self.capacity}; make the "
                 'batch smaller or the capacity larger, or call activate("__base__") first'
             )
         slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(rows) if name != BASE}
         return [slots.get(name, BASE) for name in rows]
+
+    def _rows(self, names: Iterable[str]) -> list[str]:
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise ConfigError(f"place takes a list of names, one for each row, got {names!r}; give [{names!r}]")
+        rows = list(names)
+        for name in rows:
+            if not isinstance(name, str):
+                raise self._unknown(name)
+        return rows
 
     def _slot_with(self, name: str, keep: set[str]) -> str:
         """The slot that holds the adapter as it is in its folder now."""
@@ -152,17 +163,15 @@ class AdapterPool:
             raise self._unknown(name)
         try:
             found = [(self.folder / name / file).stat() for file in (CONFIG, WEIGHTS)]
-        except OSError as error:
-            if not (self.folder / name).is_dir():
+        except (OSError, ValueError) as error:  # ValueError: a name that the file system cannot spell
+            if not isdir(self.folder / name):  # noqa: PTH112 Path's raises on names that are too long
                 raise self._unknown(name) from error
             check_folder(self.folder / name)
             raise
         return tuple(number for file in found for number in (file.st_mtime_ns, file.st_size, file.st_ino))
 
     def _unknown(self, name: Any) -> ConfigError:
-        near = get_close_matches(str(name), self.names, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {len(self.names)} others"
-        return ConfigError(f"{self.folder} has no adapter {name!r}; {hint}")
+        return ConfigError(f"{self.folder} has no adapter {name!r}; it has {len(self.names)} others")
 
     def _first_whole(self) -> str:
         """The first adapter whose files can be read; the others are refused when they are asked for."""
@@ -180,5 +189,5 @@ class AdapterPool:
 
 
 def _is_name(name: Any) -> bool:
-    """Whether it can be a folder's name: a path would lead elsewhere."""
-    return isinstance(name, str) and Path(name).name == name != "" and name[0] != "." and "\0" not in name
+    """Whether it can be an adapter's folder: a path would lead elsewhere."""
+    return isinstance(name, str) and Path(name).name == name not in ("", BASE) and name[0] != "." and "\0" not in name

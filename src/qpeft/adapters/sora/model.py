@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from qpeft.adapters.folders.sealed import SealedConfig
-from qpeft.adapters.generated_config import MethodName, own_copy
+from qpeft.adapters.generated_config import MethodName, check_factors, own_copy
 from qpeft.adapters.generator_state import check_adapter
 from qpeft.adapters.sora import card as sora_card
 from qpeft.adapters.targets import check_is_matrix, check_target_modules, spare_new_head
@@ -67,6 +67,7 @@ class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
         self.peft_type = SORA  # type: ignore[assignment]
         if not is_count(self.r):
             raise ConfigError(f"r must be a positive integer, got {self.r}")
+        check_factors(vars(self))
         if not is_positive(self.lora_alpha):
             raise ConfigError(f"lora_alpha must be a number above 0, got {self.lora_alpha!r}")
         if not isinstance(self.lora_dropout, (int, float)) or not 0 <= self.lora_dropout < 1:
