@@ -200,6 +200,16 @@ def test_damaged_arrays_are_refused(tmp_path, keep):
         load_images(str(tmp_path / "x.npz"), "train", "label")
 
 
+def test_arrays_packed_in_an_unknown_way_are_refused(tmp_path):
+    content = bytearray(arrays(tmp_path / "x.npz", images=IMAGES, labels=LABELS).read_bytes())
+    for header, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):  # where the method of compression stands
+        at = content.index(header) + place
+        content[at : at + 2] = (99).to_bytes(2, "little")
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(DataError, match="as arrays"):
+        load_images(str(tmp_path / "x.npz"), "train", "label")
+
+
 def test_arrays_with_a_wrong_checksum_are_refused(tmp_path):
     file = arrays(tmp_path / "x.npz", images=IMAGES, labels=LABELS)
     with zipfile.ZipFile(file) as archive:

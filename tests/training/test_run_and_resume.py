@@ -252,6 +252,18 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(settings, nam
     assert_same_result(train(settings()).out, unbroken.out)
 
 
+def test_a_checkpoint_with_weights_of_another_precision_is_refused(settings):
+    from safetensors.torch import load_file, save_file
+
+    with pytest.raises(Killed):
+        train(settings(method="qpa"), kill_at(5))
+    weights = Path(settings().out) / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors"
+    state = {name: t.bfloat16() if t.is_floating_point() else t for name, t in load_file(weights).items()}
+    save_file(state, weights)
+    with pytest.raises(CheckpointError, match="checkpoint-4 cannot be read: .*SHA-256"):
+        train(settings(method="qpa"))
+
+
 def test_what_a_kill_left_half_written_is_removed(settings):
     out = Path(settings().out)
     (out / ".adapter.abc").mkdir(parents=True)

@@ -11,6 +11,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import qpeft
+from qpeft.adapters.folders.checkpoint import CONFIG, check_folder
 from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.files import is_disk_full
 from qpeft.training import outputs
@@ -104,6 +105,8 @@ def _fit(
         for callback in callbacks:
             trainer.add_callback(callback)
         try:
+            if checkpoint is not None and (checkpoint / CONFIG).exists():
+                check_folder(checkpoint)  # PEFT would load weights of another dtype without a word
             with outputs.resumable(ready.model):
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except BackendError:

@@ -132,15 +132,16 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         is_new = adapter_name not in self.peft_config
         from qpeft.adapters.attached.attach import attach
 
-        if is_new:
-            self.add_adapter(adapter_name, saved.to_stock())
         try:
             if is_new:
+                self.add_adapter(adapter_name, saved.to_stock())
                 attach(self, saved.to_generator(), adapter_name)
             self._load_state(folder, saved, adapter_name)
-        except BaseException:
-            if is_new:
+        except BaseException as error:
+            if is_new and adapter_name in self.peft_config:
                 self.delete_adapter(adapter_name)
+            if isinstance(error, AttributeError | TypeError):  # PEFT's, on a field of another type
+                raise CheckpointError(f"{folder} has a damaged adapter_config.json ({error}); restore it") from error
             raise
         if not is_trainable:
             self.eval()

@@ -121,12 +121,16 @@ def _folder(path: Path, split: str) -> list[Labelled]:
     return rows
 
 
+# what NumPy and zipfile raise on archives that are damaged, or packed in a way that they do not know
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zipfile.LargeZipFile)
+
+
 def _arrays(path: Path) -> list[Labelled]:
     try:
         with path.open("rb") as opened:
             loaded = np.load(opened, allow_pickle=False)
             arrays = {"no name": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, KeyError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"cannot read {path} as arrays: {_first_line(error)}") from error
     for name in ("images", "labels"):
         if name not in arrays:
