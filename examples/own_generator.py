@@ -6,10 +6,12 @@ p are the probabilities of `own_ansatz.py`'s circuit, w0 is the adapter's own st
 angles alone are trained; they move the adapter in 2^N - 1 directions. R takes 2^N times the adapter's memory.
 
     python examples/own_generator.py
+
+Needs `own_ansatz.py` beside it.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,10 +30,12 @@ from qpeft.generators.seeded_start import SeededStart
 class RingConfig(GeneratorConfig):
     """A ring of CZ with a random read-out."""
 
-    n_qubits: int = 6
-    n_layers: int = 4
-    angle_scale: float = 10.0  # folded into the learning rate, as QPA's
-    seed: int = 0
+    n_qubits: int = field(default=6, metadata={"help": "Wires of the circuit: N."})
+    n_layers: int = field(default=4, metadata={"help": "Layers of the circuit: L."})
+    angle_scale: float = field(
+        default=10.0, metadata={"help": "Factor folded into the angles' learning rate, as QPA's."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the angles' start and of the random map."})
 
     def __post_init__(self) -> None:
         if self.angle_scale <= 0:

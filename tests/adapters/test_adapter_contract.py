@@ -11,6 +11,8 @@ from peft.tuners.lora import LoraLayer
 import qpeft
 from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.qpa import QPAConfig, QPAModel
+from qpeft.generators.folded import Folded
+from qpeft.generators.qpa import QPAGenerator
 from qpeft.testing import adapter_contract
 
 pytestmark = [
@@ -38,7 +40,7 @@ def check(llama, ids, make_config, **options):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_keeps_the_contract(llama, ids, method):
-    check(llama, ids, METHODS[method])
+    check(llama, ids, METHODS[method], exact_gradient="dora" not in method)
 
 
 def test_stock_lora_is_no_generated_adapter(llama, ids):
@@ -119,6 +121,55 @@ class Unmerged(QPAModel):
                 layer.merged_adapters.clear()
 
 
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad / 2
+
+
+class HalvedGenerator(QPAGenerator):
+    def forward(self):
+        return Half.apply(super().forward())
+
+
+class Halved(QPAModel):
+    """Backpropagates half of the gradient."""
+
+    def _build(self, adapter_name, config, start):
+        generator, slots = super()._build(adapter_name, config, start)
+        generator.__class__ = HalvedGenerator
+        return generator, slots
+
+
+class Idle(QPAModel):
+    """Trains numbers that enter nothing."""
+
+    def _build(self, adapter_name, config, start):
+        generator, slots = super()._build(adapter_name, config, start)
+        generator.idle = Folded(torch.zeros(1000), 1.0)
+        return generator, slots
+
+
+class CachedGenerator(QPAGenerator):
+    def forward(self):
+        if not hasattr(self, "kept"):
+            self.kept = super().forward()
+        return self.kept
+
+
+class Cached(QPAModel):
+    """Keeps its numbers, and their graph, from step to step."""
+
+    def _build(self, adapter_name, config, start):
+        generator, slots = super()._build(adapter_name, config, start)
+        generator.__class__ = CachedGenerator
+        return generator, slots
+
+
 class NotStock(QPAModel):
     pass
 
@@ -132,6 +183,9 @@ MISTAKES = {
     OneForAll: r"set_adapter\(\) has no effect",
     Itself: "training a deep copy changes the model",
     Sums: "by rows is off by",
+    Halved: "the gradient is off by .* from finite differences",
+    Idle: "idle.tau is trained and has no gradient",
+    Cached: "five steps of AdamW (fail|at .* brought the loss)",
     Unmerged: r"unmerge_adapter\(\) does not undo",
     NotStock: r"qpeft\.export fails",
 }

@@ -1,7 +1,9 @@
 """The PEFT method of examples/own_adapter.py: its contract, its equation, and names that are taken."""
 
 import copy
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,6 +47,34 @@ def test_names_that_are_taken_are_refused(own):
         with pytest.raises(ConfigError, match=f"PEFT type {name} is already taken"):
             qpeft.register_method(type(own.NOLA)(name), type("Other", (own.NolaConfig,), {}), own.NolaModel)
     qpeft.register_method(own.NOLA, own.NolaConfig, own.NolaModel)  # the same again
+
+
+def test_a_reloaded_module_replaces_what_it_registered(own, monkeypatch):
+    from peft import mapping
+
+    before = own.NolaConfig
+    monkeypatch.syspath_prepend(str(Path(own.__file__).parent))
+    importlib.reload(own)
+    assert own.NolaConfig is not before
+    assert mapping.PEFT_TYPE_TO_CONFIG_MAPPING["NOLA"] is own.NolaConfig
+    assert mapping.PEFT_TYPE_TO_TUNER_MAPPING["NOLA"] is own.NolaModel
+
+
+def test_what_is_no_method_is_refused_and_leaves_no_trace(own):
+    from peft import mapping
+
+    named = type(own.NOLA)
+    wrong = {
+        "takes a MethodName": ("OTHER", own.NolaConfig, own.NolaModel),
+        "a name to register must be a text": (named(""), own.NolaConfig, own.NolaModel),
+        "sets peft_type to 'NOLA'": (named("OTHER"), own.NolaConfig, own.NolaModel),
+        "a config that is a class over PeftConfig": (named("OTHER"), dict, own.NolaModel),
+        "a tuner that is a class": (named("OTHER"), own.NolaConfig, int),
+    }
+    for sentence, given in wrong.items():
+        with pytest.raises(ConfigError, match=sentence):
+            qpeft.register_method(*given)
+    assert not {"OTHER", ""} & set(mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
 
 
 def test_a_folder_without_its_module_says_what_to_import(own, llama, tmp_path):

@@ -1,6 +1,8 @@
 """The ansatz of examples/own_ansatz.py: its contract, and everything that is promised of a registered one."""
 
+import importlib
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,28 @@ def test_it_is_counted_and_exported():
 
     np.testing.assert_allclose(probabilities(angles.numpy()), gate_probabilities(ansatz, angles), atol=1e-12)
     assert ansatz.to_openqasm().count("\ncz q[") == 3
+
+
+@pytest.mark.parametrize("name", ["", "a:b", 5])
+def test_names_that_are_none(name):
+    with pytest.raises(ConfigError, match="a name to register must be a text"):
+        register_ansatz(name, lambda n_qubits, n_layers: (n_layers,), lambda n_qubits, n_layers: [])
+
+
+def test_a_reloaded_module_replaces_what_it_registered(example, monkeypatch):
+    own = example("own_ansatz")
+    monkeypatch.syspath_prepend(str(Path(own.__file__).parent))
+    before = own.layers
+    importlib.reload(own)
+    assert own.layers is not before
+    register_ansatz("cz_ring", own.angle_shape, own.layers)
+    with pytest.raises(ConfigError, match="already"):
+        register_ansatz("cz_ring", own.angle_shape, angles_elsewhere)
+    assert Ansatz("cz_ring", 3, 2).n_angles == 12
+
+
+def angles_elsewhere(n_qubits, n_layers):
+    return []
 
 
 @pytest.mark.parametrize("name", ["cz_ring", "ry_ladder"])

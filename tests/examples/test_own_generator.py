@@ -1,7 +1,11 @@
 """The generator of examples/own_generator.py: its contract, and its life over stock adapters."""
 
 import copy
+import dataclasses
+import importlib
 import json
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import qpeft
 from qpeft.diagnostics import of_folder
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generators.config import GeneratorConfig
+from qpeft.generators.registry import generator_config
 from qpeft.generators.seeded_start import SeededStart
 from qpeft.testing import generator_contract
 
@@ -31,8 +36,9 @@ def own(example):
 def test_it_keeps_the_contract(own):
     initial = torch.linspace(-1, 1, 30)
 
-    def make(seed):
-        return own.RingConfig(n_qubits=3, n_layers=2, seed=seed).make(initial, SeededStart(seed))
+    def make(seed, angle_scale=10.0):
+        config = own.RingConfig(n_qubits=3, n_layers=2, angle_scale=angle_scale, seed=seed)
+        return config.make(initial, SeededStart(seed))
 
     def dense_reference(generator):
         p, p0 = (
@@ -42,7 +48,13 @@ def test_it_keeps_the_contract(own):
         mixing = SeededStart(0).normal("mixing", (30, 8), std=30**-0.5).double().numpy()
         return torch.from_numpy(initial.double().numpy() + np.einsum("pd,d->p", mixing, 8 * (p - p0)))
 
-    generator_contract(make, initial=initial, n_trained=2 * 2 * 3, dense_reference=dense_reference)
+    generator_contract(
+        make,
+        initial=initial,
+        n_trained=2 * 2 * 3,
+        dense_reference=dense_reference,
+        make_other=lambda: make(0, angle_scale=1.0),
+    )
 
 
 @pytest.fixture
@@ -127,4 +139,24 @@ def test_names_and_classes_that_cannot_be_registered(own):
     for name in ("qpa", "ring"):
         with pytest.raises(ConfigError, match=f"there is a generator '{name}' already"):
             qpeft.register_generator(name, type("Other", (own.RingConfig,), {}))
+    for name in ("", " ", "a:b", 5):
+        with pytest.raises(ConfigError, match="a name to register must be a text"):
+            qpeft.register_generator(name, own.RingConfig)
     qpeft.register_generator("ring", own.RingConfig)  # the same again
+
+
+def test_a_reloaded_module_replaces_what_it_registered(own, example, monkeypatch):
+    before = own.RingConfig
+    monkeypatch.syspath_prepend(str(Path(own.__file__).parent))
+    importlib.reload(own)
+    assert own.RingConfig is not before
+    assert generator_config("ring") is own.RingConfig
+    assert {f.name for f in dataclasses.fields(own.RingConfig) if "help" not in f.metadata} == set()
+
+
+def test_nobody_replaces_qpas_by_its_own_name():
+    twin = dataclass(
+        type("QPAGeneratorConfig", (GeneratorConfig,), {"__module__": qpeft.QPAGeneratorConfig.__module__})
+    )
+    with pytest.raises(ConfigError, match="there is a generator 'qpa' already"):
+        qpeft.register_generator("qpa", twin)

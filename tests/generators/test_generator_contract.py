@@ -184,6 +184,41 @@ class Idle(Line):
         self.idle = Folded(torch.zeros(1), 1.0)
 
 
+class PartlyIdle(Line):
+    """Trains a number that enters nothing beside those that do."""
+
+    def forward(self):
+        return self.initial + self.mixing[:, 1:] @ torch.sin(self.numbers()[1:])
+
+
+class Cached(Line):
+    def forward(self):
+        if not hasattr(self, "kept"):
+            self.kept = super().forward()
+        return self.kept
+
+
+class InitialNotSaved(Line):
+    def __init__(self, initial, seed):
+        super().__init__(initial, seed)
+        self.register_buffer("initial", initial, persistent=False)
+
+
+class OneEntry(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * torch.tensor([1, 1, 1.001, 1])
+
+
+class OneEntryOff(Line):
+    def forward(self):
+        return self.initial + self.mixing @ torch.sin(OneEntry.apply(self.numbers()))
+
+
 class LoosePart(Line):
     """A tensor that is neither parameter nor buffer stays where it was made."""
 
@@ -215,6 +250,10 @@ MISTAKES = {
     Double: "must be float32, got torch.float64",
     Square: r"must be flat \(P,\), got shape \(30, 2\)",
     Idle: "idle.tau has no gradient",
+    PartlyIdle: "1 of 4 numbers of numbers.tau have the gradient 0",
+    Cached: "keep nothing from call to call",
+    InitialNotSaved: "save `initial`",
+    OneEntryOff: "gradient of numbers.tau is off",
     LoosePart: r"\.to\(bfloat16\) left",
     UnderAutocast: "autocast changes the numbers",
 }
@@ -235,3 +274,24 @@ def test_the_contract_finds_a_wrong_count_and_a_wrong_reference():
         generator_contract(lambda seed: Line(INITIAL, seed), n_trained=5)
     with pytest.raises(AssertionError, match=r"off by .* from the dense reference"):
         generator_contract(lambda seed: Line(INITIAL, seed), dense_reference=lambda g: g().detach() + 1e-6)
+
+
+def test_the_contract_finds_a_fingerprint_without_settings():
+    def scaled(scale, *told):
+        line = Line(INITIAL, 0)
+        line.mixing *= scale
+        line.fingerprint.copy_(fingerprint(line.told(SeededStart(0)), *told))
+        return line
+
+    with pytest.raises(AssertionError, match="the state of other settings is taken"):
+        generator_contract(lambda seed: Line(INITIAL, seed), make_other=lambda: Line(INITIAL * 2, 0))
+    generator_contract(lambda seed: Line(INITIAL, seed), make_other=lambda: scaled(2.0, "scale", 2.0))
+
+
+def test_the_contract_leaves_initial_as_it_was_and_wants_the_very_tensor():
+    initial = INITIAL.clone()
+    generator_contract(lambda seed: Line(initial, seed), initial=initial)
+    assert torch.equal(initial, INITIAL)
+    with pytest.raises(AssertionError, match="give as `initial` the very tensor"):
+        generator_contract(lambda seed: Line(INITIAL, seed), initial=initial)
+    assert torch.equal(initial, INITIAL)

@@ -16,6 +16,7 @@ from qpeft.adapters.qpa import QPA, QPAConfig, QPAModel
 from qpeft.adapters.quantum_peft import QUANTUM_PEFT, QuantumPeftConfig, QuantumPeftModel
 from qpeft.adapters.sora.model import SORA, SoRAConfig, SoRAModel
 from qpeft.errors import ConfigError
+from qpeft.names import check_name, redefines
 
 METHODS = {
     QPA: (QPAConfig, QPAModel),
@@ -50,14 +51,18 @@ def register_method(name: MethodName, config: type[PeftConfig], tuner: Any) -> N
     Call it where the classes are defined: whoever loads such an adapter imports that module first.
     `qpeft.testing.adapter_contract` checks what it owes its users.
 
+    Classes of the same module and qualified name replace the earlier ones: a notebook's cell can be run again.
+
     Args:
         name: The `peft_type` that `config` sets, as adapter_config.json holds it.
         config: A PEFT config, such as a subclass of `GeneratedLoraConfig`.
         tuner: What PEFT builds for it, such as `GeneratedMixin` before `LoraModel`.
 
     Raises:
-        ConfigError: PEFT, or another package, has a method of this name.
+        ConfigError: PEFT, or another package, has a method of this name; it is no MethodName, or another than
+            `config()` sets; `config` or `tuner` is no such class.
     """
+    _check_method(name, config, tuner)
     prefix = getattr(tuner, "container", None) or tuner.prefix  # what the names of its own modules begin with
     entries: list[tuple[dict[Any, Any], Any]] = [
         (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, config),
@@ -65,7 +70,30 @@ def register_method(name: MethodName, config: type[PeftConfig], tuner: Any) -> N
         (mapping.PEFT_TYPE_TO_PREFIX_MAPPING, prefix),
     ]
     for table, value in entries:
-        if table.get(name, value) != value:
+        if not isinstance(value, str) and not redefines(value, table.get(name, value)):
             raise ConfigError(f"PEFT type {name.value} is already taken by {table[name]}; choose another name")
+    if (found := _type_set_by(config)) not in (None, name):
+        raise ConfigError(
+            f"{config.__name__} sets peft_type to {found!r}: register it under this name, not {name.value!r}"
+        )
     for table, value in entries:
         table[name] = value
+
+
+def _check_method(name: Any, config: Any, tuner: Any) -> None:
+    if not isinstance(name, MethodName):
+        raise ConfigError(f'register_method takes a MethodName, such as MethodName("NOLA"), got {name!r}')
+    check_name(name.value)
+    if not (isinstance(config, type) and issubclass(config, PeftConfig)):
+        raise ConfigError(f"register_method needs a config that is a class over PeftConfig, got {config!r}")
+    if not (isinstance(tuner, type) and (hasattr(tuner, "container") or hasattr(tuner, "prefix"))):
+        raise ConfigError(f"register_method needs a tuner that is a class over one of PEFT's tuners, got {tuner!r}")
+
+
+def _type_set_by(config: type[PeftConfig]) -> str | None:
+    """The `peft_type` of `config()`; None for settings that must be given."""
+    try:
+        found = config().peft_type
+    except (TypeError, ValueError):
+        return None
+    return str(getattr(found, "value", found))

@@ -18,6 +18,7 @@ from qpeft.circuits.to_openqasm import to_openqasm
 from qpeft.circuits.to_pennylane import to_pennylane
 from qpeft.circuits.to_qiskit import to_qiskit
 from qpeft.errors import ConfigError
+from qpeft.names import check_name, redefines
 
 if TYPE_CHECKING:
     from qiskit.circuit import QuantumCircuit
@@ -50,19 +51,23 @@ def register_ansatz(
     """Make `Ansatz(name, n_qubits, n_layers)` a circuit of your own: drawn, counted and exported like all others.
 
     Args:
-        name: What it is called from now on, in this process.
+        name: What it is called from now on, in this process. Without ":", as `--ansatz FILE.py:NAME` has it.
         angle_shape: From `(n_qubits, n_layers)` to the shape of the angle tensor.
         layers: From `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act. Each angle is
             that of one gate.
 
     `qpeft.testing.ansatz_contract` checks what it owes its users.
 
+    Functions of the same module and qualified names replace the earlier ones: a notebook's cell can be run again.
+
     Raises:
-        ConfigError: another ansatz has this name.
+        ConfigError: another ansatz has this name, or it is none.
     """
+    check_name(name)
     family = _Family(angle_shape, layers)
-    if _families.setdefault(name, family) != family:
+    if not all(map(redefines, family, _families.get(name, family))):
         raise ConfigError(f"there is an ansatz '{name}' already; choose another name than {', '.join(_families)}")
+    _families[name] = family
 
 
 def _ry_ladder(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:

@@ -7,6 +7,7 @@ from dataclasses import is_dataclass
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generators.config import GeneratorConfig
 from qpeft.generators.settings import QPAGeneratorConfig
+from qpeft.names import check_name, redefines
 
 _configs: dict[str, type[GeneratorConfig]] = {}
 
@@ -17,13 +18,17 @@ def register_generator(name: str, config: type[GeneratorConfig]) -> None:
     Call it where the class is defined: whoever loads such a folder imports that module first.
     `qpeft.testing.generator_contract` checks what the generator owes its users.
 
+    A class of the same module and qualified name replaces the earlier one: a notebook's cell can be run again.
+
     Raises:
-        ConfigError: another generator has this name, or `config` is no dataclass of `GeneratorConfig`.
+        ConfigError: another generator has this name, it is none, or `config` is no dataclass of `GeneratorConfig`.
     """
+    check_name(name)
     if not (isinstance(config, type) and issubclass(config, GeneratorConfig) and is_dataclass(config)):
         raise ConfigError(f"register_generator takes a dataclass that is a GeneratorConfig, got {config!r}")
-    if _configs.setdefault(name, config) is not config:
+    if not redefines(config, _configs.get(name, config)):
         raise ConfigError(f"there is a generator '{name}' already; choose another name than {', '.join(_configs)}")
+    _configs[name] = config
 
 
 def generator_config(name: str) -> type[GeneratorConfig]:

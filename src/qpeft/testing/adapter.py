@@ -6,7 +6,7 @@ import copy
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from qpeft.adapters.folders.export import export
 from qpeft.adapters.holder import GeneratorHolder, holder_of
 from qpeft.adapters.stock_form import own_kind
 from qpeft.errors import CheckpointError, ConfigError
+from qpeft.testing.slopes import slope
 
 _CLOSE = 1e-5  # of the largest logit, or of a gradient's norm: float32
+_STEP = 1e-2  # of differences: models in float64 still compute norms and losses in float32, about 1e-3 of the gradient
+_SLOPE = 1e-2  # of the gradient's norm
 
 
 def adapter_contract(
@@ -32,22 +35,25 @@ def adapter_contract(
     *,
     lr: float = 2e-3,
     starts_at_base: bool = True,
+    exact_gradient: bool = True,
 ) -> None:
     """Assert what every PEFT method owes its users; raises AssertionError at the first broken promise.
 
     Checked: the base's outputs at the start; nothing trains but the method's own numbers; five steps of AdamW lower the
-    loss; micro-batches give the gradient of the whole batch; a copy lives on its own; `disable_adapter`; a second
-    adapter beside the first; `save_pretrained` and `from_pretrained` to the bit, and foreign or damaged folders of a
-    generated adapter refused; `merge_and_unload`, `merge_adapter` and `unmerge_adapter`; `qpeft.export`, read by PEFT
-    as a method of its own. A tuner that says by `own_kind` that stock PEFT has none like it must refuse to merge and
-    to be exported.
+    loss; its gradient against finite differences (1 %) in a few random directions, and no trained tensor whose gradient
+    is missing or 0 once the numbers have moved; micro-batches give the gradient of the whole batch; a copy lives on its
+    own; `disable_adapter`; a second adapter beside the first; `save_pretrained` and `from_pretrained` to the bit, and
+    foreign or damaged folders of a generated adapter refused; `merge_and_unload`, `merge_adapter` and
+    `unmerge_adapter`; `qpeft.export`, read by PEFT as a method of its own. A tuner that says by `own_kind` that stock
+    PEFT has none like it must refuse to merge and to be exported.
 
     Args:
-        make_base: A small model without dropout, with the same weights at every call.
+        make_base: A small model without dropout that runs in float64 too, with the same weights at every call.
         make_config: The method's config.
         batch: Inputs and `labels` for a loss that is the mean over rows; at least two rows, without padding.
         lr: Of AdamW.
         starts_at_base: Whether the adapter changes nothing before it is trained.
+        exact_gradient: Whether it trains by the loss's own gradient; DoRA, for one, takes a norm as constant.
     """
     base = _logits(make_base(), batch)
     assert torch.equal(_logits(make_base(), batch), base), "make_base() must give the same weights at every call"
@@ -56,6 +62,7 @@ def adapter_contract(
         assert torch.equal(_logits(model, batch), base), "an untrained adapter changes the outputs"
     _check_trainable(model, "default")
     _check_learns(model, batch, lr)
+    _check_gradient(model, batch, exact=exact_gradient)
     _check_micro_batches(model, batch)
     _check_copy(model, batch, lr)
     with model.disable_adapter():
@@ -81,9 +88,40 @@ def _check_trainable(model: Any, adapter_name: str) -> None:
 
 def _check_learns(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
     before = _loss(model, batch).item()
-    _train(model, batch, lr)
+    with _promise("five steps of AdamW fail; `forward` must keep nothing from step to step"):
+        _train(model, batch, lr)
     after = _loss(model, batch).item()
     assert after < before, f"five steps of AdamW at {lr} brought the loss from {before:.6f} to {after:.6f}"
+
+
+def _check_gradient(model: Any, batch: Mapping[str, Tensor], *, exact: bool) -> None:
+    """Of a copy in float64, its trained numbers moved off their start, where LoRA's lora_A has the gradient 0."""
+    with _promise("the model does not run as a copy in float64"):
+        double = copy.deepcopy(model).double()
+        _loss(double, batch)
+    draw = torch.Generator().manual_seed(0)
+    names, parameters = zip(*[(n, p) for n, p in double.named_parameters() if p.requires_grad], strict=True)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(torch.randn(parameter.shape, generator=draw).to(parameter), alpha=0.02)
+    found = _gradients(double, [batch])
+    idle = [name for name in names if name not in found or not found[name].any()]
+    assert not idle, f"{idle[0]} is trained and has no gradient: it enters nothing"
+    gradients = [found[name] for name in names]
+    for _ in range(3 if exact else 0):
+        _check_slope(lambda: _loss(double, batch), parameters, gradients, draw)
+
+
+def _check_slope(
+    value: Callable[[], Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor], draw: torch.Generator
+) -> None:
+    """Uphill in every number, each by a random weight: slopes of single numbers would drown in rounding."""
+    uphill = [g * torch.randn(g.shape, generator=draw, dtype=g.dtype).abs().to(g.device) for g in gradients]
+    length, norm = (torch.cat([t.flatten() for t in tensors]).norm().item() for tensors in (uphill, gradients))
+    directions = [tensor / length for tensor in uphill]
+    by_autograd = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True))
+    distance = abs(by_autograd - slope(value, parameters, directions, _STEP)) / norm
+    assert distance <= _SLOPE, f"the gradient is off by {distance:.1e} of its norm from finite differences"
 
 
 def _check_micro_batches(model: Any, batch: Mapping[str, Tensor]) -> None:
