@@ -1,6 +1,7 @@
 """QAA as a PEFT tuner: its equation, its exact start, its life, folders, dtypes, refusals."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -229,7 +230,9 @@ def test_auto_class_knows_the_folder(gpt2, ids, adapters, tmp_path):
 
 
 def rewritten(folder, change):
-    """The folder with its tensors changed."""
+    """The folder with its tensors changed, on purpose: their SHA-256 is not asked for."""
+    config = folder / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "weights_sha256": None}))
     path = folder / "adapter_model.safetensors"
     save_file(change(load_file(path)), path, metadata={"format": "pt"})
     return folder

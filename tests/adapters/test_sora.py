@@ -1,6 +1,7 @@
 """SoRA as a PEFT tuner: its equation, its start, several adapters, folders, merging, dtypes, plan, refusals."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -157,6 +158,8 @@ def test_a_folder_without_gates_is_refused(llama, tmp_path):
     qpeft.save(adapted(llama), tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if "layers.1.self_attn.q_proj.sora_gate" not in k}, file)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "weights_sha256": None}))  # the change is meant
     with pytest.raises(CheckpointError, match=r"holds no sora_gate for .*layers\.1\.self_attn\.q_proj"):
         qpeft.load(fresh, tmp_path)
 
@@ -269,7 +272,8 @@ def test_groups_of_parameters(llama):
     [
         ({"r": 0}, "r must be a positive integer, got 0"),
         ({"r": 2.5}, r"r must be a positive integer, got 2\.5"),
-        ({"lora_alpha": 0}, "lora_alpha must be a number above 0"),
+        ({"lora_alpha": 0}, "lora_alpha multiplies the adapter: it must be a number other than 0"),
+        ({"lora_alpha": -1}, "lora_alpha must be a number above 0"),
         ({"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1"),
         ({"shrink_budget": 1.0, "sparse_lambda": 0.1}, "Give either shrink_budget or sparse_lambda, not both."),
         ({"shrink_budget": -1.0}, r"shrink_budget must be >= 0, got -1\.0\."),

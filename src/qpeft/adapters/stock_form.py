@@ -1,25 +1,8 @@
-"""Which adapters stock PEFT can hold, and what the tuners of the others have in common."""
+"""Which adapters stock PEFT can hold."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-
-from qpeft.errors import ConfigError
-
-
-class OneAdapterABatch:
-    """Mixed into a tuner whose layers apply the active adapters to every row of a batch."""
-
-    @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
-        if kwargs.get("adapter_names") is not None:
-            raise ConfigError(
-                "adapter_names gives each row of a batch its own adapter, which this method does not do; choose one "
-                "for all with model.set_adapter(name)"
-            )
-        yield
 
 
 def own_kind(model: Any) -> str | None:

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from qpeft.adapters.bottleneck.targets import find_width, settle_targets
 from qpeft.adapters.folders import model_card
 from qpeft.adapters.folders.sealed import SealedConfig
-from qpeft.adapters.generated_config import MethodName, own_copy
+from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.generator_state import check_adapter
-from qpeft.adapters.stock_form import OneAdapterABatch
+from qpeft.adapters.own_tuner import OwnTuner
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.generators.checks import is_count
 from qpeft.generators.seeded_start import SeededStart
@@ -145,39 +145,21 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         return x
 
 
-class BottleneckModel(OneAdapterABatch, BaseTuner):
+class BottleneckModel(OwnTuner):
     """The tuner that PEFT builds for a BottleneckConfig."""
 
     prefix = "bottleneck_"
     own_kind = "a bottleneck adapter"
     tuner_layer_cls = BottleneckLayer
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # a copy, so that a config can be used again on another model
-        config: Any = own_copy(self.peft_config[adapter_name])
+    def _settle_targets(self, model: nn.Module, config: Any) -> None:
         settle_targets(model, config, BottleneckLayer)
-        self.peft_config[adapter_name] = config
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        known = isinstance(target, BottleneckLayer)
-        layer = target if known else BottleneckLayer(target, find_width(self.model, target, current_key))
-        layer.update_layer(adapter_name, peft_config, current_key)
-        if not known:
-            self._replace_module(parent, target_name, layer, target)
+    def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
+        return BottleneckLayer(target, find_width(self.model, target, name))
 
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's looks for a weight, which a block has not; the adapter is made where the block lives
-        setattr(parent, child_name, new_module)
+    def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
+        layer.update_layer(adapter_name, config, name)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(

@@ -13,8 +13,7 @@ from qpeft.adapters.folders.auto_class import base_class
 from qpeft.files import write_text
 
 NEEDS_QPEFT = "loading it needs qpeft"  # in the title of each card of ours for such a folder
-_BOTTLENECK = f"Feed-forward (bottleneck) adapter: {NEEDS_QPEFT}"
-_QAA = f"QAA adapter: {NEEDS_QPEFT}"
+_NOT_STOCK = "Stock PEFT has no such adapter, nor can it be merged into the base."
 _PEFT_TEMPLATE = "# Model Card for Model ID"
 EXPORT = """
 For a folder that plain PEFT loads, with no qpeft at inference:
@@ -92,14 +91,25 @@ def _own_import(registered: type) -> str:
 
 
 def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, tied: str | None) -> None:
-    """Describe an exported folder; `report` is the content of its qpeft.json."""
+    """Describe the exported folder of a generated adapter; `report` is the content of its qpeft.json."""
+    made = (
+        f"Its {report['n_generated']:,} numbers were generated during training by qpeft from {report['n_trained']:,} "
+        f"trained\nnumbers ({report['method']}) and written out once. Inference needs neither qpeft nor a quantum "
+        "device."
+    )
+    write_stock_card(folder, base, _host(report), made, report, tied=tied)
+
+
+def write_stock_card(
+    folder: Path, base: str, host: str, made: str, report: Mapping[str, Any], *, tied: str | None
+) -> None:
+    """Describe a folder that PEFT alone loads; `made` says where its numbers come from."""
     write_text(
         folder / "README.md",
-        front_matter(base, _host(report))
-        + f"""# Stock {_host(report)} adapter: loading it needs PEFT alone
+        front_matter(base, host)
+        + f"""# Stock {host} adapter: loading it needs PEFT alone
 
-Its {report["n_generated"]:,} numbers were generated during training by qpeft from {report["n_trained"]:,} trained
-numbers ({report["method"]}) and written out once. Inference needs neither qpeft nor a quantum device.
+{made}
 {tied_warning(tied)}
 ```python
 {load_lines(base, ".", needs_qpeft=False, auto_class=base_class(read_config(folder)))}
@@ -126,29 +136,31 @@ def tied_warning(tied: str | None) -> str:
 
 def write_bottleneck_card(folder: Path) -> None:
     """Describe the folder of a feed-forward adapter, in which its config is already."""
-    _write_own_card(
+    write_own_card(
         folder,
-        _BOTTLENECK,
+        "Feed-forward (bottleneck) adapter",
         tag="bottleneck",
-        what="After each of its target modules f this adapter adds `up(act(down(f(x))))` to f(x).",
+        what="After each of its target modules f this adapter adds `up(act(down(f(x))))` to f(x).\n" + _NOT_STOCK,
         settings=("bottleneck_size", "activation", "dropout", "seed"),
     )
 
 
 def write_qaa_card(folder: Path) -> None:
     """Describe the folder of a QAA adapter, in which its config is already."""
-    _write_own_card(
+    write_own_card(
         folder,
-        _QAA,
+        "QAA adapter",
         tag="qaa",
         what="Beside each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read of a small "
-        "circuit that starts in x; circuits are simulated exactly on classical hardware.",
+        f"circuit that starts in x; circuits are simulated exactly on classical hardware.\n{_NOT_STOCK}",
         settings=("ansatz", "n_layers", "readout", "feature_source", "carry_norm", "alpha", "seed"),
     )
 
 
-def _write_own_card(folder: Path, title: str, *, tag: str, what: str, settings: tuple[str, ...]) -> None:
-    """Of an adapter that stock PEFT lacks."""
+def write_own_card(
+    folder: Path, title: str, *, tag: str, what: str, settings: tuple[str, ...], export: str = ""
+) -> None:
+    """Describe the folder, in which the config is already, of an adapter that PEFT alone cannot load."""
     card, config = folder / "README.md", read_config(folder)
     if is_users_own(card):
         return
@@ -156,16 +168,16 @@ def _write_own_card(folder: Path, title: str, *, tag: str, what: str, settings: 
     write_text(
         card,
         front_matter(base, tag)
-        + f"""# {title}
+        + f"""# {title}: {NEEDS_QPEFT}
 
-{what} Stock PEFT has no such adapter, so
-without `import qpeft` it answers `KeyError: '{config.get("peft_type")}'`; nor can it be merged into the base.
+{what}
+Without `import qpeft`, PEFT answers `KeyError: '{config.get("peft_type")}'`.
 
 ```python
 {load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
 ```
-
-Settings: {", ".join(f"`{name}={config.get(name)}`" for name in settings)}.
+{export}
+Settings: {", ".join(f"`{name}={config[name]}`" for name in settings if config.get(name) is not None)}.
 """,
     )
 

@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from qpeft.adapters.folders import model_card
 from qpeft.adapters.folders.sealed import SealedConfig
-from qpeft.adapters.generated_config import MethodName, own_copy
+from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.generator_state import check_tensors
+from qpeft.adapters.own_tuner import OwnTuner
 from qpeft.adapters.qaa.targets import settle_targets, sizes, written_slices
-from qpeft.adapters.stock_form import OneAdapterABatch
 from qpeft.errors import ConfigError, NotMergeableError
 from qpeft.generators.qaa import QAABranch
 from qpeft.generators.qaa_features import make_features
@@ -116,36 +116,22 @@ class QAALayer(nn.Module, BaseTunerLayer):
         return y
 
 
-class QAAModel(OneAdapterABatch, BaseTuner):
+class QAAModel(OwnTuner):
     """The tuner that PEFT builds for a QAAConfig."""
 
     prefix = "qaa_"
     own_kind = "a QAA adapter"
     tuner_layer_cls = QAALayer
 
-    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # a copy, so that a config can be used again on another model
-        config: Any = own_copy(self.peft_config[adapter_name])
+    def _settle_targets(self, model: nn.Module, config: Any) -> None:
         settle_targets(model, config)
-        self.peft_config[adapter_name] = config
-        super().inject_adapter(model, adapter_name, *args, **kwargs)
 
-    def _create_and_replace(
-        self,
-        peft_config: Any,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        known = isinstance(target, QAALayer)
-        layer = target if known else QAALayer(target, current_key)
-        shared = self._shared_features(layer.in_features, adapter_name) if peft_config.share_circuit else None
-        layer.update_layer(adapter_name, peft_config, shared)
-        if not known:
-            self._replace_module(parent, target_name, layer, target)
+    def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
+        return QAALayer(target, name)
+
+    def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
+        shared = self._shared_features(layer.in_features, adapter_name) if config.share_circuit else None
+        layer.update_layer(adapter_name, config, shared)
 
     def _shared_features(self, width: int, adapter_name: str) -> nn.Module | None:
         """The features that the adapter has already for inputs of this width."""
@@ -154,10 +140,6 @@ class QAAModel(OneAdapterABatch, BaseTuner):
                 branch: Any = layer.qaa_branch[adapter_name]
                 return branch.features
         return None
-
-    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's would give the adapter the dtype of the base; it is made where the base lives
-        setattr(parent, child_name, new_module)
 
     def _check_merge_allowed(self) -> None:
         raise NotMergeableError(
