@@ -65,7 +65,7 @@ def test_what_is_no_method_is_refused_and_leaves_no_trace(own):
 
     named = type(own.NOLA)
     wrong = {
-        "takes a MethodName": ("OTHER", own.NolaConfig, own.NolaModel),
+        "needs a MethodName": ("OTHER", own.NolaConfig, own.NolaModel),
         "a name to register must be a text": (named(""), own.NolaConfig, own.NolaModel),
         "sets peft_type to 'NOLA'": (named("OTHER"), own.NolaConfig, own.NolaModel),
         "a config that is a class over PeftConfig": (named("OTHER"), dict, own.NolaModel),

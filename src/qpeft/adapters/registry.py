@@ -82,7 +82,7 @@ def register_method(name: MethodName, config: type[PeftConfig], tuner: Any) -> N
 
 def _check_method(name: Any, config: Any, tuner: Any) -> None:
     if not isinstance(name, MethodName):
-        raise ConfigError(f'register_method takes a MethodName, such as MethodName("NOLA"), got {name!r}')
+        raise ConfigError(f'register_method needs a MethodName, such as MethodName("NOLA"), got {name!r}')
     check_name(name.value)
     if not (isinstance(config, type) and issubclass(config, PeftConfig)):
         raise ConfigError(f"register_method needs a config that is a class over PeftConfig, got {config!r}")
