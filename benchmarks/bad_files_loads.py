@@ -400,7 +400,8 @@ def _read_txt(world: World, file: Path, good: Good, mutation: Mutation) -> None:
 
 def _read_jsonl(world: World, file: Path, good: Good, mutation: Mutation) -> None:
     found = _texts(file)
-    rows = [json.loads(line) for line in file.read_bytes().split(b"\n") if line.strip()]
+    lines = file.read_bytes().decode("utf-8-sig").split("\n")
+    rows = [json.loads(line) for line in lines if line.strip()]  # a line of any white space is none
     texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
     _compare_texts(found, [text for text in texts if text])
 

@@ -207,6 +207,17 @@ def test_weights_of_another_start_do_not_enter_a_living_adapter(saved, ids, adap
     assert torch.equal(adapters.logits(other, ids), before)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"base_model_name_or_path": 5}, {"base_model_name_or_path": "\ud800"}, {"megatron_config": {"a": 1}}],
+)
+def test_what_peft_would_stumble_over_later_is_refused(saved, change):
+    clean, _, folder = saved
+    edit_config(folder, **change)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json has"):
+        PeftModel.from_pretrained(clean, folder)
+
+
 def test_peft_alone_sees_a_flipped_bit_as_well(saved):
     clean, model, folder = saved
     flip_last_bit(folder / "adapter_model.safetensors")

@@ -17,7 +17,7 @@ ERRORS = {
 # A message explains itself if it tells what to do, or what would be right beside what was found.
 TO_DO = re.compile(
     r"\b(give|set|name|take|use|pass|call|load|save|run|train|lower|raise|leave|keep|put|merge|export|serve|remove|"
-    r"choose|try|wait|free|install|restore|check|say|make|build|write|register|return|start|upgrade|convert|drop|turn|delete|add|begin|exclude|score|diagnose|look)\b",
+    r"choose|try|wait|free|install|restore|check|say|make|build|write|register|return|start|upgrade|convert|drop|turn|delete|add|begin|exclude|score|diagnose|look|repair)\b",
     re.IGNORECASE,
 )
 IS_RIGHT = re.compile(

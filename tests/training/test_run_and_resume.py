@@ -260,7 +260,7 @@ def test_a_checkpoint_with_weights_of_another_precision_is_refused(settings):
     weights = Path(settings().out) / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors"
     state = {name: t.bfloat16() if t.is_floating_point() else t for name, t in load_file(weights).items()}
     save_file(state, weights)
-    with pytest.raises(CheckpointError, match="checkpoint-4 cannot be read: .*SHA-256"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 cannot be read: .*SHA-256"):
         train(settings(method="qpa"))
 
 

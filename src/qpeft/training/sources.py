@@ -144,7 +144,7 @@ def _read_json(file: Path) -> list[Row]:
     rows = [{"text": row} if isinstance(row, str) else row for row in (found if isinstance(found, list) else [found])]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise DataError(f"{file}, row {number}: a {type(row).__name__}, not an object with columns")
+            raise DataError(f"{file}, row {number}: a {type(row).__name__}, not an object with columns; repair it")
     return rows
 
 
@@ -290,7 +290,7 @@ def _check_unicode(source: str, number: int, row: Row) -> None:
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{source}, row {number}: {error.reason}, which is no text; repair the row") from error
+        raise DataError(f"{source}, row {number}: {error.reason}, which is no text; repair it") from error
 
 
 def _is_message(message: Any) -> bool:

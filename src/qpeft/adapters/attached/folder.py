@@ -55,6 +55,8 @@ def read_config(folder: Path) -> AttachedConfig:
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The tensors of the generator, and those beside it. Raises CheckpointError if the file cannot be read."""
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{folder} has no file {SAFETENSORS_WEIGHTS_NAME}; restore it")
     try:
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
     except (SafetensorError, OSError) as error:

@@ -48,8 +48,9 @@ def check_acts(model: Any, folder: Path, name: str) -> None:
 def find_not_finite(model: Any, name: str) -> str | None:
     """A tensor with NaN or Inf among those that are saved and those that are generated; None if there is none."""
     holder = holder_of(model)
-    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if holder is not None and name in holder.generators:
-        binding = holder.binding(name)
-        state |= {slot.label: value for slot, value in zip(binding.slots, binding.values(), strict=True)}
+        with holder.exact():  # as it is exported: no device is asked
+            state = holder.stock_state(model, name)
+    else:
+        state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     return next((key for key, value in state.items() if not value.is_meta and not torch.isfinite(value).all()), None)

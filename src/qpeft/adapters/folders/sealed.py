@@ -47,8 +47,24 @@ class SealedConfig(PeftConfig):
             raise CheckpointError(
                 f"{folder / 'adapter_config.json'} is damaged ({type(error).__name__}: {error}); restore it"
             ) from error
+        _check_readable(folder, config)
         check_seal(folder, config.weights_sha256)
         return config
+
+
+def _check_readable(folder: Path, config: Any) -> None:
+    """PEFT takes these as they are, and fails later: when it builds the model, or when it saves again."""
+    name = config.base_model_name_or_path
+    try:
+        _ = name is None or name.encode()
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'} has base_model_name_or_path {name!r}, which is no name; restore it"
+        ) from error
+    if getattr(config, "megatron_config", None):
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'} has a megatron_config, which no adapter of qpeft has; remove it"
+        )
 
 
 def check_seal(folder: Path, expected: str | None) -> None:
