@@ -142,6 +142,8 @@ def test_a_damaged_adapter_is_refused(qpeft_cli, adapter_folder, tmp_path, damag
     else:
         tensors = load_file(weights).items()
         save_file({k: v * float("nan") if v.dtype.is_floating_point else v for k, v in tensors}, weights)
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "weights_sha256": None}))
     result = qpeft_cli("export", folder, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert {"truncated": "damaged", "no json": "not the JSON", "nan": "NaN"}[damage] in result.stderr

@@ -193,7 +193,8 @@ def test_the_report_that_cannot_be_drawn_does_not_end_a_run(plan, monkeypatch):
     progress = Recorder()
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
     assert outcome.n_done == 10
-    assert progress.notes == ["The report could not be refreshed: no ink"] * 4
+    # other notes may come: another test's study may be measuring times
+    assert progress.notes.count("The report could not be refreshed: no ink") == 4
 
 
 @pytest.mark.parametrize(
