@@ -266,9 +266,9 @@ def test_a_checkpoint_with_weights_of_another_precision_is_refused(settings):
 
 def test_what_a_kill_left_half_written_is_removed(settings):
     out = Path(settings().out)
-    (out / ".adapter.abc").mkdir(parents=True)
-    (out / ".adapter.abc" / "half").write_text("")
-    (out / ".config.json.abc").write_text("{")
+    (out / ".adapter.abc.unfinished").mkdir(parents=True)
+    (out / ".adapter.abc.unfinished" / "half").write_text("")
+    (out / ".config.json.abc.unfinished").write_text("{")
     (out / ".gitignore").write_text("*")
     train(settings())
     assert [path.name for path in out.glob(".*")] == [".gitignore"]
