@@ -33,13 +33,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bad_files_loads import LEFT_OUT, Good, World, command, evaluate, judge
+from bad_files_loads import LEFT_OUT, Good, World, command, evaluate, is_left_to_peft, judge
 from bad_files_made import make_all
 from bad_files_mutate import Mutation, mutate
 
 SECONDS = 60.0  # a load that takes longer hangs: 20 on a quiet machine, more where others work too
 MEMORY = 3 * 2**30  # bytes of address space that a load may take beside what is there
-RIGHT = ("correct", "refused", "refused by PEFT")
+RIGHT = ("correct", "refused", "refused by PEFT", "left to PEFT")
 _BATCH = 20  # mutations that a process does, unless one ends it
 
 
@@ -169,6 +169,8 @@ def _load(world: World, name: str, way: str, copy: Path, mutation: Mutation) -> 
     except Exception as raised:
         error = raised
     outcome, message = judge(way, error)
+    if outcome not in RIGHT and is_left_to_peft(way, copy):
+        outcome = "left to PEFT"
     where = {} if outcome in RIGHT or error is None else {"where": _where(error)}
     return {"way": way, "outcome": outcome, "message": message, **where}
 

@@ -36,7 +36,8 @@ def damaged(folder: Path) -> list[str]:
 def finished_work(folder: Path) -> State:
     """What a resumed command must not do again: rows as they are, the last whole checkpoint of each run."""
     rows = {str(path.relative_to(folder)): _fingerprint(path) for path in folder.glob("rows/**/[!.]*.json")}
-    runs = {path.parents[2] for path in folder.glob("**/checkpoints/checkpoint-*/complete")}
+    found = [path.relative_to(folder) for path in folder.glob("**/checkpoints/checkpoint-*/complete")]
+    runs = {folder / path.parents[2] for path in found if "/." not in str(path)}  # hidden: on its way out
     steps = {str(run.relative_to(folder)): max(map(_step, _whole_checkpoints(run))) for run in runs}
     jobs = folder / "jobs.jsonl"
     shots = sum(row["shots"] for row in _rows(jobs)) if jobs.exists() else 0

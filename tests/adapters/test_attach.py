@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 import torch
@@ -206,6 +207,28 @@ def test_a_saved_adapter_joins_another_model_under_a_new_name(trained, ids, adap
     other.load_adapter(tmp_path / "compact", "second")
     other.set_adapter("second")
     assert torch.equal(adapters.logits(other, ids), adapters.logits(model, ids))
+
+
+def test_a_damaged_folder_does_not_join_another_model(trained, tmp_path):
+    plain, model = trained("lora")
+    qpeft.save(model, tmp_path / "compact")
+    file = tmp_path / "compact" / "adapter_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "host": {**config["host"], "target_modules": 5}}))
+    other = attached(plain, HOSTS["lora"])
+    with pytest.raises(CheckpointError, match=r"damaged adapter_config\.json|adapter_config\.json is damaged"):
+        other.load_adapter(tmp_path / "compact", "second")
+    assert list(other.peft_config) == ["default"]
+
+
+def test_weights_that_are_a_pipe_are_not_waited_for(trained, tmp_path):
+    plain, model = trained("lora")
+    qpeft.save(model, tmp_path / "compact")
+    weights = tmp_path / "compact" / "adapter_model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)
+    with pytest.raises(CheckpointError, match="has no file adapter_model"):
+        attached(plain, HOSTS["lora"]).load_adapter(tmp_path / "compact", "second")
 
 
 @pytest.mark.parametrize("host", ["lora", "modules_to_save"])

@@ -149,6 +149,7 @@ def test_a_full_disk_leaves_the_old_folder(saved, monkeypatch):
         (lambda f: edit_config(f, generated=[1, 2]), "the table of generated tensors in"),
         (lambda f: edit_config(f, format_version="x"), "has format version x"),
         (lambda f: edit_config(f, seed=1), "the start drawn from seed 1 has hash"),
+        (lambda f: edit_config(f, start_hash={"a": 1}), "the checkpoint was trained from {'a': 1}"),
         (lambda f: edit_config(f, n_layers=2), "the start drawn from seed 0 has hash"),
         (lambda f: edit_config(f, target_modules=["q_proj"]), "saved table does not match this model"),
         (lambda f: edit_config(f, r=3), r"does not match this model: .* has shape \[4, 16\], expected \[3, 16\]"),
@@ -280,6 +281,7 @@ def test_an_exported_folder_is_whole_and_acts_or_is_refused(saved, tmp_path):
         "does not hold this adapter: missing": lambda f: edit_config(f, target_modules=["q_proj", "k_proj", "lm_head"]),
         "multiplies the adapter of": lambda f: edit_config(f, lora_alpha=0),
         "restore its adapter_config.json": lambda f: edit_config(f, rank_pattern=5),
+        "token ids are wanted": lambda f: edit_config(f, alora_invocation_tokens=["the"]),
     }
     for number, (message, damage) in enumerate(damages.items()):
         folder = tmp_path / f"exported{number}"

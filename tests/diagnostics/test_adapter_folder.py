@@ -149,10 +149,21 @@ def test_edited_and_foreign_folders_are_refused(llama, gpt2, tmp_path):
         of_folder(tmp_path / "sora")
 
 
-@pytest.mark.parametrize("damage", [5, [5], [["a", None]], [["a", [-1]]], [["a", [2, "x"]]]])
+@pytest.mark.parametrize("damage", [5, [5], [["a", None]], [["a", [-1]]], [["a", [2, "x"]]], [["a", [2**40]]]])
 def test_a_damaged_table_of_tensors_is_refused(llama, tmp_path, damage):
     moved(get_peft_model(llama, qpeft.QPAConfig(**SMALL)), tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "generated": damage}))
+    with pytest.raises(CheckpointError, match="table of generated tensors in"):
+        of_folder(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:QPA trains")  # the model is tiny
+def test_a_table_for_other_weights_is_refused(llama, tmp_path):
+    model = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"]))
+    qpeft.save(qpeft.attach(model, qpeft.QPAGeneratorConfig(chunk_size=16)), tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    config["generated"][0][1][0] += 1
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="table of generated tensors in"):
         of_folder(tmp_path)

@@ -4,9 +4,11 @@ import hashlib
 import math
 
 import numpy as np
+import pytest
 import torch
 from scipy import stats
 
+from qpeft.errors import ConfigError
 from qpeft.generators.seeded_start import SeededStart
 
 MASK = 2**64 - 1
@@ -42,6 +44,12 @@ def test_uniform_and_normal_have_their_laws():
     start = SeededStart(3)
     assert stats.kstest(start.uniform("u", (20_000,), 2.0).numpy(), "uniform", args=(-2, 4)).pvalue > 1e-3
     assert stats.kstest(start.normal("n", (20_000,), 0.5).numpy(), "norm", args=(0, 0.5)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(10**13,), (2**40, 2**40)])
+def test_more_numbers_than_memory_holds_are_refused(shape):
+    with pytest.raises(ConfigError, match=r"starting numbers .*; use a smaller rank"):
+        SeededStart(0).normal("lora_A", shape)
 
 
 def test_the_hash_covers_names_and_integers():

@@ -1,4 +1,5 @@
 import errno
+import os
 
 import pytest
 from transformers import TrainerState
@@ -119,6 +120,12 @@ def test_metrics_go_on_from_the_resumed_step(tmp_path):
     rows = read_rows(path)
     assert [(row["step"], row["loss"]) for row in rows] == [(0, 0.0), (1, 1.0), (2, 2.0), (3, 3.0), (4, None)]
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+
+def test_metrics_that_are_a_pipe_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(CheckpointError, match="it is no file"):
+        read_rows(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(

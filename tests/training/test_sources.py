@@ -28,6 +28,8 @@ def test_jsonl_json_and_csv(tmp_path):
     assert load(write(tmp_path / "a.json", json.dumps(rows))) == expected
     assert load(write(tmp_path / "b.json", json.dumps(["one", "two"]))) == expected
     assert load(write(tmp_path / "a.csv", "text,n\none,1\ntwo,2\n")) == expected
+    words = ["null", "NA", "None", "nan"]
+    assert load(write(tmp_path / "b.csv", "text\n" + "\n".join(words))) == [{"text": word} for word in words]
 
 
 def test_parquet(tmp_path):

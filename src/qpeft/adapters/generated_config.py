@@ -110,7 +110,7 @@ class GeneratedConfig(SealedConfig):
         if self.start_hash not in (None, digest):
             raise CheckpointError(
                 f"the start drawn from seed {getattr(self, 'seed', None)} has hash {digest[:12]}, the checkpoint was "
-                f"trained from {self.start_hash[:12]}: its adapter_config.json was edited or is damaged; "
+                f"trained from {str(self.start_hash)[:12]}: its adapter_config.json was edited or is damaged; "
                 "restore the original file"
             )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.demo import base_path
 from qpeft.errors import ConfigError
-from qpeft.files import write_json
+from qpeft.files import read_json, write_json
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -73,8 +72,8 @@ def settings_of(name: str, out: Path, steps: int) -> TrainSettings:
 def finished(out: Path, methods: Sequence[str], steps: int) -> Demo | None:
     """The demo that `out` already holds for the same request; None if there is none, or not the whole of it."""
     try:
-        found = Demo(**json.loads((out / "demo.json").read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+        found = Demo(**read_json(out / "demo.json"))
+    except (ValueError, TypeError):
         return None
     is_whole = all((out / name / "result.json").is_file() for name in methods)
     is_same = (found.request, found.base) == (_request(methods, steps), str(base_path()))

@@ -32,6 +32,7 @@ from qpeft.planning.meta import on_meta
 
 _LORA = "LORA"
 _METHODS = {QPA: "qpa", ATTACHED: "qpa", QUANTUM_PEFT: "quantum_peft", QAA: "qaa", _LORA: "lora"}
+_ABSURD = 2**31  # numbers of one tensor
 Factors = dict[str, tuple[Tensor, Tensor]]  # by module: B (rows, r) and A (r, columns)
 
 
@@ -65,7 +66,9 @@ class SavedAdapter:
         if self._is_attached:
             own = {name.removeprefix(prefix): t for name, t in self.tensors.items() if name.startswith(prefix)}
             m = sum(shape.numel() for _, shape in self._table())
-            initial = own.get("initial", torch.zeros(m))
+            initial = own["initial"] if "initial" in own else torch.zeros(m)
+            if initial.shape != (m,):
+                raise self._damaged_table(f"it has {m} numbers, the weights are for {initial.numel()}")
             generator = quiet_generator(self.settings, initial, start, keep_initial="initial" in own)
         else:
             prefix = f"base_model.{GeneratorHolder.container}."
@@ -82,21 +85,28 @@ class SavedAdapter:
         try:
             table = [(str(label), torch.Size(shape)) for label, shape in self.config.generated]
         except (TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the table of generated tensors in {self.folder / CONFIG} is damaged ({error}); restore it"
-            ) from error
-        if any(shape.numel() < 1 for _, shape in table):
-            raise CheckpointError(f"the table of generated tensors in {self.folder / CONFIG} is damaged; restore it")
+            raise self._damaged_table(error) from error
+        if absurd := [label for label, shape in table if not 0 < shape.numel() < _ABSURD]:
+            raise self._damaged_table(f"the shape of {absurd[0]}")
         return table
+
+    def _damaged_table(self, reason: object) -> CheckpointError:
+        return CheckpointError(
+            f"the table of generated tensors in {self.folder / CONFIG} is damaged ({reason}); restore it"
+        )
 
     def angle_moves(self) -> list[Tensor]:
         """scale * tau of every circuit whose angles are trained, in radians.
 
         Raises:
             ConfigError: there is none, or its angles are not kept as a distance from the start.
+            CheckpointError: the weights hold none.
         """
         ending, scale = self._angles()
-        return [scale * tensor.float() for name, tensor in self.tensors.items() if name.endswith(ending)]
+        moves = [scale * tensor.float() for name, tensor in self.tensors.items() if name.endswith(ending)]
+        if not moves:
+            raise CheckpointError(f"{self.folder / WEIGHTS} lacks the angles that {CONFIG} tells of; restore both")
+        return moves
 
     def _angles(self) -> tuple[str, float]:
         """How the names of the angles' tensors end, and the factor before them."""

@@ -15,9 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qpeft.errors import ConfigError
+
 
 class SeededStart:
-    """Draws named tensors from one seed and keeps a running hash of the integers drawn."""
+    """Draws named tensors from one seed and keeps a running hash of the integers drawn.
+
+    Both ways of drawing raise ConfigError if so many numbers do not fit into memory.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
@@ -41,7 +46,10 @@ class SeededStart:
     def _unit(self, name: str, n: int) -> np.ndarray:
         """n float64 numbers in [0, 1) with 53 random bits each."""
         key = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
-        raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8")).random_raw(n)
+        try:
+            raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8")).random_raw(n)
+        except (MemoryError, ValueError, OverflowError) as error:  # the last two: more than any array can hold
+            raise ConfigError(f"{name} would have {n:,} starting numbers ({error}); use a smaller rank") from error
         self._digest.update(name.encode())
         self._digest.update(raw.astype("<u8").tobytes())
         return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -47,6 +47,8 @@ class MetricsLog:
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All whole rows of a metrics.jsonl; none if there is no file. Raises CheckpointError for a damaged one."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(_damaged(path, "it is no file"))
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
 

@@ -31,7 +31,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {"sample_by": "document"}),
     ".json": ("json", {}),
     ".jsonl": ("json", {}),
-    ".csv": ("csv", {}),
+    ".csv": ("csv", {"keep_default_na": False, "na_values": [""]}),  # "null" and "NA" are words
     ".parquet": ("parquet", {}),
     ".tsv": ("tsv", {}),
 }

@@ -98,6 +98,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} has the unknown peft_type '{kind}'; it is foreign, a newer qpeft or peft wrote it, "
             "or the module that registers the method (qpeft.register_method) is not imported yet"
         )
+    tokens = config.get("alora_invocation_tokens")  # PEFT takes anything, and stumbles in the first forward pass
+    if tokens is not None and not (isinstance(tokens, list) and tokens and all(type(t) is int for t in tokens)):
+        raise CheckpointError(f"{folder / CONFIG} has alora_invocation_tokens {tokens!r}: token ids are wanted")
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             if not list(file.keys()):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qpeft.files import write_json
+from qpeft.files import read_json, write_json
 from qpeft.studies.comparison.cells.cell import Cell
 
 _STEPS = 5
@@ -42,7 +41,7 @@ def _testing(cell: Cell, timed: dict[str, float]) -> float:
 def _timed(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, float]]:
     path = folder / "estimate.json"
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path)
     except (OSError, ValueError):  # an estimate is worth no error
         known = {}
     missing = {cell.hash: cell for cell in cells if cell.hash not in known}

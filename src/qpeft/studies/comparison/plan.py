@@ -12,7 +12,7 @@ from typing import Any
 
 from qpeft.demo import base_path
 from qpeft.errors import ConfigError
-from qpeft.files import write_json
+from qpeft.files import read_json, write_json
 from qpeft.planning.meta import on_meta
 from qpeft.studies.comparison.budget import Counts, Member, count, members
 from qpeft.studies.comparison.cells.cell import Cell
@@ -188,7 +188,7 @@ def _check_folder(study: Study, folder: Path) -> None:
             raise ConfigError(f"{folder} is not empty and holds no study; name another folder")
         return
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         was = {"study": found["study"], "base": found["base"]["id"], "task": found["task"]}
         was |= {key: found["data"][key] for key in ("id", "eval_data", "test_data")}
     except (ValueError, KeyError, TypeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from typing import Any
 
 import qpeft
 from qpeft.errors import QpeftError, TrainingError
+from qpeft.files import read_json
 from qpeft.studies.comparison.cells.cell import Cell, Steps, failed_row, started_row, work_folder
 from qpeft.studies.comparison.cells.keep import Audit, KeepBest, best_of, restore
 from qpeft.studies.comparison.data import test_references
@@ -151,7 +151,7 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
         ready = prepare(settings, Silent(), task)
         restore(ready.model, best)
         on_backend = _score_on_backend(ready)
-    audited = json.loads(audit.read_text(encoding="utf-8"))
+    audited = read_json(audit)
     log = read_rows(work / "run" / "metrics.jsonl")
     curve, norms = _curve(log), [entry["grad_norm"] for entry in log if "grad_norm" in entry]
     step, loss = best_of(best)

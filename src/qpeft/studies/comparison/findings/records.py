@@ -5,7 +5,6 @@ Only rows under a method's present hash count; those of an older config stay whe
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError, InputError
+from qpeft.files import read_json
 from qpeft.studies.comparison.findings.statistics import Stats, describe
 from qpeft.studies.comparison.rows import SCHEMA, Row, read_row, row_path, without_nan
 
@@ -60,7 +60,7 @@ def read_study(folder: Path) -> dict[str, Any]:
             f"{folder} holds no study: study.json is not there; give the --out folder of `qpeft compare run`"
         )
     try:
-        study = json.loads(path.read_text(encoding="utf-8"))
+        study = read_json(path)
         found = study["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); run `qpeft compare run` again with its command") from error
