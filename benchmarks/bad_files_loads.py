@@ -433,7 +433,7 @@ def _read_csv(world: World, file: Path, good: Good, mutation: Mutation) -> None:
     found = _texts(file)
     csv.field_size_limit(2**31 - 1)
     rows = list(csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8"), newline="")))
-    _compare_texts(found, [row["text"] for row in rows if (row["text"] or "").strip()])
+    _compare_texts(found, [row["text"] for row in rows if (row["text"] or "").strip(" \t")])  # blank lines are none
 
 
 def _read_parquet(world: World, file: Path, good: Good, mutation: Mutation) -> None:

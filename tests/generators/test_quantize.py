@@ -163,6 +163,7 @@ def test_damaged_files_are_refused():
     codes, header = pack(torch.linspace(-1, 1, 10), 4, 128)
     for broken in (
         (codes[:-1], header),
+        (codes[None], header),
         (codes, header[:0]),
         (codes, torch.full_like(header, math.nan)),
     ):

@@ -1,5 +1,7 @@
 import errno
 import os
+import shutil
+import subprocess
 
 import pytest
 from transformers import TrainerState
@@ -7,7 +9,7 @@ from transformers import TrainerState
 from qpeft.errors import CheckpointError
 from qpeft.files import is_disk_full, remove_unfinished
 from qpeft.training.callbacks import Saving
-from qpeft.training.checkpoints import checkpoint_path, last_whole, prune, seal, step_of
+from qpeft.training.checkpoints import check_unspoiled, checkpoint_path, last_whole, prune, seal, step_of
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.metrics_log import MetricsLog, read_rows
 
@@ -169,3 +171,17 @@ def test_a_spoiled_marker_does_not_count(tmp_path, spoil):
     (tmp_path / "checkpoint-1").mkdir()
     spoil(tmp_path / "checkpoint-1" / "complete")
     assert last_whole(tmp_path) is None
+
+
+def test_a_marker_is_what_sha256sum_reads(tmp_path):
+    """The program of that name, where there is one, finds the same files whole, and the same one spoiled."""
+    checkpoint = save(tmp_path, 1)
+    check = ["sha256sum", "--check", "--quiet", "complete"]
+    if shutil.which("sha256sum") is None:
+        pytest.skip("there is no sha256sum here")
+    assert subprocess.run(check, cwd=checkpoint, capture_output=True, check=False).returncode == 0
+    check_unspoiled(checkpoint)
+    (checkpoint / "weights").write_text("other numbers")
+    assert subprocess.run(check, cwd=checkpoint, capture_output=True, check=False).returncode == 1
+    with pytest.raises(CheckpointError, match="weights is not the file that was saved"):
+        check_unspoiled(checkpoint)

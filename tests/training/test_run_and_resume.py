@@ -252,16 +252,28 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(settings, nam
     assert_same_result(train(settings()).out, unbroken.out)
 
 
-def test_a_checkpoint_with_weights_of_another_precision_is_refused(settings):
-    from safetensors.torch import load_file, save_file
-
+@pytest.mark.parametrize("method", ["qpa", "lora"])
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_flipped_bit_in_a_checkpoint_is_found(settings, method, name):
     with pytest.raises(Killed):
-        train(settings(method="qpa"), kill_at(5))
-    weights = Path(settings().out) / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors"
-    state = {name: t.bfloat16() if t.is_floating_point() else t for name, t in load_file(weights).items()}
-    save_file(state, weights)
-    with pytest.raises(CheckpointError, match=r"checkpoint-4 cannot be read: .*SHA-256"):
-        train(settings(method="qpa"))
+        train(settings(method=method), kill_at(5))
+    file = Path(settings().out) / "checkpoints" / "checkpoint-4" / name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name} is not the file that was saved"):
+        train(settings(method=method))
+
+
+@pytest.mark.parametrize(("name", "value"), [("trainable", "9"), ("seconds", None), ("nats", "1.5"), ("n_bytes", 2.5)])
+def test_a_result_with_something_else_than_a_number_is_refused(settings, name, value):
+    file = train(settings()).out / "result.json"
+    stored = json.loads(file.read_text())
+    place = stored if name in stored else stored["after"]
+    place[name] = value
+    file.write_text(json.dumps(stored))
+    with pytest.raises(CheckpointError, match=f"{name} is {value!r}"):
+        train(settings())
 
 
 def test_what_a_kill_left_half_written_is_removed(settings):

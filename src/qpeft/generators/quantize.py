@@ -67,10 +67,11 @@ def unpack(codes: Tensor, header: Tensor, shape: Sequence[int], bits: int, group
             f"the packed angles are {codes.dtype} with a header of {header.dtype}, expected torch.uint8 and floating "
             "point; they are damaged"
         )
-    if (codes.numel(), tuple(header.shape)) != (expected[0], (expected[1], 2)) or not torch.isfinite(header).all():
+    shapes = [list(codes.shape), list(header.shape)]
+    if shapes != (wanted := [[expected[0]], [expected[1], 2]]) or not torch.isfinite(header).all():
         raise CheckpointError(
-            f"the packed angles have {codes.numel()} bytes and a header {list(header.shape)}, expected {expected[0]} "
-            f"bytes and finite numbers {[expected[1], 2]}; they are damaged or were written with other settings"
+            f"the packed angles have codes and a header of shapes {shapes}, expected {wanted} and finite numbers; they "
+            "are damaged or were written with other settings"
         )
     *rows, n = shape
     size = _group_length(n, group_size)

@@ -1,7 +1,8 @@
 """Checkpoints that count only when they are whole.
 
-The Trainer writes `checkpoint-STEP` file by file. A marker inside, written last, names them and makes it count; a
-folder without it, or without a file that it names, is what a kill or a full disk left, and is removed.
+The Trainer writes `checkpoint-STEP` file by file. A marker inside, written last, names them with their SHA-256 and
+makes it count (`sha256sum --check complete` reads it); a folder without it, or without a file that it names, is what a
+kill or a full disk left, and is removed.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from qpeft.files import remove_folder, sync_all, write_text
+from qpeft.errors import CheckpointError
+from qpeft.files import file_hash, remove_folder, sync_all, write_text
 
 KEPT = 2
 
 _MARKER = "complete"
+_BETWEEN = "  "
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -30,7 +33,8 @@ def seal(checkpoint: Path) -> None:
     """Declare a checkpoint whole, with all its files on the disk; then `prune`."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     sync_all(checkpoint)
-    write_text(checkpoint / _MARKER, "".join(f"{file.relative_to(checkpoint).as_posix()}\n" for file in files))
+    lines = [f"{file_hash(file)}{_BETWEEN}{file.relative_to(checkpoint).as_posix()}\n" for file in files]
+    write_text(checkpoint / _MARKER, "".join(lines))
     prune(checkpoint.parent)
 
 
@@ -38,6 +42,13 @@ def last_whole(folder: Path) -> Path | None:
     """The newest checkpoint that counts."""
     whole = [checkpoint for checkpoint in _all(folder) if _is_whole(checkpoint)]
     return whole[-1] if whole else None
+
+
+def check_unspoiled(checkpoint: Path) -> None:
+    """Raise CheckpointError if a file is not what was written; torch would take a flipped bit for a number."""
+    for name, digest in _named(checkpoint).items():
+        if file_hash(checkpoint / name) != digest:
+            raise CheckpointError(f"{name} is not the file that was saved, its SHA-256 is another one")
 
 
 def prune(folder: Path) -> None:
@@ -50,12 +61,19 @@ def prune(folder: Path) -> None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    marker = checkpoint / _MARKER
     try:
-        names = marker.read_text(encoding="utf-8").splitlines() if marker.is_file() else [_MARKER]
-    except ValueError:  # no text: what a broken disk made of it
+        return all((checkpoint / name).is_file() for name in _named(checkpoint))
+    except (OSError, ValueError):  # no marker, or no text: what a broken disk made of it
         return False
-    return all((checkpoint / name).is_file() for name in names)
+
+
+def _named(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of each file by its name."""
+    marker = checkpoint / _MARKER
+    if not marker.is_file():
+        raise FileNotFoundError(marker)
+    parts = [line.partition(_BETWEEN) for line in marker.read_text(encoding="utf-8").splitlines()]
+    return {name: digest for digest, _, name in parts}
 
 
 def _all(folder: Path) -> list[Path]:

@@ -11,12 +11,11 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import qpeft
-from qpeft.adapters.folders.checkpoint import CONFIG, check_folder
 from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.files import is_disk_full
 from qpeft.training import outputs
 from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
-from qpeft.training.checkpoints import last_whole, prune, step_of
+from qpeft.training.checkpoints import check_unspoiled, last_whole, prune, step_of
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
 from qpeft.training.prepare import Prepared, prepare
@@ -105,8 +104,8 @@ def _fit(
         for callback in callbacks:
             trainer.add_callback(callback)
         try:
-            if checkpoint is not None and (checkpoint / CONFIG).exists():
-                check_folder(checkpoint)  # PEFT would load weights of another dtype without a word
+            if checkpoint is not None:
+                check_unspoiled(checkpoint)
             with outputs.resumable(ready.model):
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except BackendError:

@@ -18,14 +18,13 @@ from torch import Tensor
 from qpeft.adapters.folders import model_card, stock_folder
 from qpeft.adapters.folders.checkpoint import WEIGHTS
 from qpeft.adapters.folders.probe import probe_inputs
-from qpeft.adapters.folders.sealed import file_hash
 from qpeft.adapters.folders.stock_folder import RECORD
 from qpeft.adapters.holder import GeneratorHolder, holder_of
 from qpeft.adapters.sora.export import SoRAExportReport, export_sora
 from qpeft.adapters.sora.model import sora_tuner
 from qpeft.adapters.stock_form import own_kind
 from qpeft.errors import ConfigError
-from qpeft.files import replace_folder, write_json
+from qpeft.files import file_hash, replace_folder, write_json
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +10,7 @@ from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
+from qpeft.files import file_hash
 
 
 @dataclass
@@ -75,9 +75,3 @@ def check_seal(folder: Path, expected: str | None) -> None:
             f"{weights} is not the file that was saved: its SHA-256 is another one. It is damaged or was exchanged; "
             "copy the folder again (if the change was meant, set weights_sha256 to null where it is written down)"
         )
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
