@@ -132,13 +132,22 @@ def _read(path: Path) -> Any:
     if path.suffix in (".pt", ".pth"):
         with safe_globals():
             return _plain(torch.load(path, weights_only=True))
-    if path.name == "complete" and (
-        gone := [n for n in path.read_text().splitlines() if not (path.parent / n).exists()]
-    ):
-        raise ValueError(f"it names {gone}")
+    if path.name == "complete":
+        return _names_in(path)
     if path.suffix == ".html" and not path.read_text(encoding="utf-8").rstrip().endswith("</html>"):
         raise ValueError("its end is missing")
     return path.read_bytes()
+
+
+def _names_in(marker: Path) -> list[str]:
+    """The files that it names; raises if one is not there, or has another SHA-256. Theirs differ where times do."""
+    lines = [line.split("  ", 1) for line in marker.read_text().splitlines()]
+    wrong = [
+        name for digest, name in lines if hashlib.sha256((marker.parent / name).read_bytes()).hexdigest() != digest
+    ]
+    if wrong:
+        raise ValueError(f"it names {wrong}, which differ")
+    return [name for _, name in lines]
 
 
 def _plain(value: Any) -> Any:

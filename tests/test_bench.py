@@ -41,6 +41,20 @@ def test_every_group_gives_rows(tmp_path, capsys):
                 assert row["rounds"] == 2
 
 
+@pytest.mark.slow
+def test_many_adapters_are_measured(tmp_path):
+    import many_adapters
+
+    tiny = ["--geometry", "tiny", "--users", "20", "--repetitions", "2", "--cases", "attention"]
+    many_adapters.main([*tiny, "--out", str(tmp_path / "many.json")])
+    rows = json.loads((tmp_path / "many.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["method"] for row in rows] == [name for name in many_adapters.METHODS if "5 %" not in name]
+    for row in rows:
+        assert row["bytes"]["compact"] < row["bytes"]["compact_folder"]
+        assert {"materialise", "of these: generate", "PEFT hotswap_adapter"} <= row["ms"].keys()
+        assert all(times["processor_least"] > 0 for times in row["ms"].values())
+
+
 def case(peer, same=True):
     from speed.case import Case, Peer
 

@@ -33,7 +33,7 @@ CHEAP = {"--steps": "2", "--seeds": "0", "--samples": "20", "--max-new-tokens": 
 NOT_RUN = {
     "make ": "sets up an environment; CI is made of these targets",
     "pip install": "changes the environment; the extras are what CI installs",
-    "python benchmarks/": "measures for minutes or hours; its figures stand beside it",
+    "python benchmarks/": "measures for minutes or hours; bench, many_adapters, kills and bad_files have tests",
     "python -m qpeft.demo.build_base": "an hour of training; tests/demo builds a small one",
     "--executor ray": "needs a cluster; tests/studies/test_comparison_ray.py has one on this machine",
     "torchrun ": "several processes; tests/trainers/test_distributed.py runs them",
