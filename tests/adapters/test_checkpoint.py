@@ -281,7 +281,7 @@ def test_an_exported_folder_is_whole_and_acts_or_is_refused(saved, tmp_path):
         "does not hold this adapter: missing": lambda f: edit_config(f, target_modules=["q_proj", "k_proj", "lm_head"]),
         "multiplies the adapter of": lambda f: edit_config(f, lora_alpha=0),
         "restore its adapter_config.json": lambda f: edit_config(f, rank_pattern=5),
-        "token ids are wanted": lambda f: edit_config(f, alora_invocation_tokens=["the"]),
+        "restore the list of token ids": lambda f: edit_config(f, alora_invocation_tokens=["the"]),
     }
     for number, (message, damage) in enumerate(damages.items()):
         folder = tmp_path / f"exported{number}"

@@ -246,7 +246,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(settings, nam
         train(settings(), kill_at(5))
     damaged = Path(settings().out) / "checkpoints" / "checkpoint-4"
     (damaged / name).write_bytes((damaged / name).read_bytes()[:50])
-    with pytest.raises(CheckpointError, match=r"checkpoint-4 cannot be read: .*\. Delete it and run the same command"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-4 cannot be read: .*\. Delete the folder and run the same"):
         train(settings())
     shutil.rmtree(damaged)
     assert_same_result(train(settings()).out, unbroken.out)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from qpeft.errors import CheckpointError
 from qpeft.files import file_hash, remove_folder, sync_all, write_text
 
 KEPT = 2
@@ -44,11 +43,9 @@ def last_whole(folder: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def check_unspoiled(checkpoint: Path) -> None:
-    """Raise CheckpointError if a file is not what was written; torch would take a flipped bit for a number."""
-    for name, digest in _named(checkpoint).items():
-        if file_hash(checkpoint / name) != digest:
-            raise CheckpointError(f"{name} is not the file that was saved, its SHA-256 is another one")
+def find_spoiled(checkpoint: Path) -> str | None:
+    """A file that is not what was written, if there is one: torch would take a flipped bit for a number."""
+    return next((name for name, digest in _named(checkpoint).items() if file_hash(checkpoint / name) != digest), None)
 
 
 def prune(folder: Path) -> None:

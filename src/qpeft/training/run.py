@@ -15,7 +15,7 @@ from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError,
 from qpeft.files import is_disk_full
 from qpeft.training import outputs
 from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
-from qpeft.training.checkpoints import check_unspoiled, last_whole, prune, step_of
+from qpeft.training.checkpoints import find_spoiled, last_whole, prune, step_of
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
 from qpeft.training.prepare import Prepared, prepare
@@ -86,6 +86,10 @@ def _fit(
     """Train what is left; `ready.model` is changed in place."""
     prune(folder.checkpoints)
     checkpoint = last_whole(folder.checkpoints)
+    if checkpoint is not None and (name := find_spoiled(checkpoint)):
+        raise CheckpointError(
+            _damaged(checkpoint, f"{name} is not the file that was saved, its SHA-256 is another one")
+        )
     if checkpoint is None and folder.metrics.exists():
         progress.on_note("no checkpoint was whole yet: beginning again")
     log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))
@@ -104,15 +108,13 @@ def _fit(
         for callback in callbacks:
             trainer.add_callback(callback)
         try:
-            if checkpoint is not None:
-                check_unspoiled(checkpoint)
             with outputs.resumable(ready.model):
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except BackendError:
             raise
         except Exception as error:
             if checkpoint is not None and not timing.has_begun:
-                raise CheckpointError(_damaged(checkpoint, error)) from error
+                raise CheckpointError(_damaged(checkpoint, str(error).strip() or type(error).__name__)) from error
             raise
     if (done := trainer.state.global_step) < settings.steps:
         raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to go on.")
@@ -232,11 +234,10 @@ def _used(ready: Prepared) -> dict[str, Any] | None:
     }
 
 
-def _damaged(checkpoint: Path, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+def _damaged(checkpoint: Path, reason: str) -> str:
     return (
-        f"{checkpoint} cannot be read: {reason}. Delete it and run the same command again: the run goes on from the "
-        "checkpoint before, or from the start"
+        f"{checkpoint} cannot be read: {reason.splitlines()[0]}. Delete the folder and run the same command again: the "
+        "run goes on from the checkpoint before, or from the start"
     )
 
 

@@ -100,7 +100,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
         )
     tokens = config.get("alora_invocation_tokens")  # PEFT takes anything, and stumbles in the first forward pass
     if tokens is not None and not (isinstance(tokens, list) and tokens and all(type(t) is int for t in tokens)):
-        raise CheckpointError(f"{folder / CONFIG} has alora_invocation_tokens {tokens!r}: token ids are wanted")
+        raise CheckpointError(
+            f"{folder / CONFIG}: alora_invocation_tokens is {tokens!r}; restore the list of token ids"
+        )
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             if not list(file.keys()):
