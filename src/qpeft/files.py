@@ -10,9 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar
 
+T = TypeVar("T")
+_NUMBERS: dict[Any, tuple[type, ...]] = {"int": (int,), "float": (int, float), "float | None": (int, float, NoneType)}
 _UNFINISHED = ".unfinished"
 _DISK_FULL = ("no space left on device", "disk quota exceeded", "unexpected pos", "file write failed")
 
@@ -54,6 +58,15 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def filled(kind: type[T], values: dict[str, Any]) -> T:
+    """A dataclass with these fields, as JSON holds them. Raises TypeError for one that is no number but should be."""
+    for field in fields(kind):  # type: ignore[arg-type]
+        allowed = _NUMBERS.get(field.type)
+        if allowed and field.name in values and type(values[field.name]) not in allowed:
+            raise TypeError(f"{field.name} is {values[field.name]!r}")
+    return kind(**values)
 
 
 def write_json(path: Path, value: Any) -> None:

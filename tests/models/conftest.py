@@ -25,7 +25,7 @@ class Family:
     batch: Callable[[], dict[str, torch.Tensor]]
     task_type: str | None = "CAUSAL_LM"
     head: str | None = None  # a new head, trained beside the adapter
-    feed_forward: str = "mlp"  # end of the names that a bottleneck adapter finds itself
+    feed_forward: str | tuple[str, ...] = "mlp"  # end of the names that a bottleneck adapter finds itself
     tied: bool = False  # whether lm_head shares the weight of the input embedding
 
 
@@ -134,7 +134,8 @@ FAMILIES = {
     "gpt2-classifier": Family(_gpt2("ForSequenceClassification"), _labelled_text, "SEQ_CLS", head="score"),
     "bert": Family(_encoder("Bert"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
     "roberta": Family(_encoder("Roberta"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
-    "vit": Family(_vit, _labelled_images, None, head="classifier"),
+    # "output" in transformers 5.5
+    "vit": Family(_vit, _labelled_images, None, head="classifier", feed_forward=("mlp", "output")),
 }
 
 

@@ -11,7 +11,8 @@ from qpeft.files import is_disk_full, remove_unfinished
 from qpeft.training.callbacks import Saving
 from qpeft.training.checkpoints import checkpoint_path, find_spoiled, last_whole, prune, seal, step_of
 from qpeft.training.interrupt import StopRequest
-from qpeft.training.metrics_log import MetricsLog, read_rows
+from qpeft.training.metrics import LanguageModelScore
+from qpeft.training.metrics_log import MetricsLog, read_rows, read_scores
 
 
 def save(folder, step, *, whole=True):
@@ -157,6 +158,14 @@ def test_metrics_without_their_beginning_are_refused(tmp_path):
         path.write_text(content)
         with pytest.raises(CheckpointError, match="its first rows are missing"):
             MetricsLog(path, 2)
+
+
+@pytest.mark.parametrize("figure", ["", ', "eval_nats": "1.5"', ', "eval_nats": null'])
+def test_scores_that_are_no_numbers_are_refused(tmp_path, figure):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 0, "seconds": 0.1, "eval_loss": 1.0, "eval_n_tokens": 2, "eval_n_bytes": 3{figure}}}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged .a score: .*eval_nats|nats is"):
+        read_scores(path, LanguageModelScore)
 
 
 def test_metrics_begin_anew_without_a_checkpoint(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
-from qpeft.files import parse_json, sync, write_text
+from qpeft.files import filled, parse_json, sync, write_text
 from qpeft.training.tasks import Score
 
 
@@ -54,11 +54,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def read_scores(path: Path, score_class: type[Score]) -> list[Score]:
-    """The validation scores of a metrics.jsonl, in their order."""
+    """The validation scores of a metrics.jsonl, in their order. Raises CheckpointError where one is no number."""
     names = [f.name for f in fields(score_class)]
-    return [
-        score_class(**{name: row[f"eval_{name}"] for name in names}) for row in read_rows(path) if "eval_loss" in row
-    ]
+    rows = [row for row in read_rows(path) if "eval_loss" in row]
+    try:
+        return [filled(score_class, {name: row[f"eval_{name}"] for name in names}) for row in rows]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(_damaged(path, f"a score: {error}")) from error
 
 
 def read_seconds(path: Path) -> float:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from qpeft.errors import CheckpointError
-from qpeft.files import read_json, write_json
+from qpeft.files import filled, read_json, write_json
 from qpeft.training.tasks import Score, task_class
 
 
@@ -56,9 +55,6 @@ class TrainResult:
         return {**asdict(self), **scores, **folders}
 
 
-_NUMBERS: dict[Any, tuple[type, ...]] = {"int": (int,), "float": (int, float), "float | None": (int, float, NoneType)}
-
-
 def write_result(path: Path, result: TrainResult) -> None:
     """Declare the run finished. Where it lies is left out, for a folder can be moved, and so is what is as usual."""
     usual = {f.name: f.default for f in fields(result)}
@@ -73,17 +69,9 @@ def read_result(path: Path) -> TrainResult | None:
     try:
         stored = read_json(path)
         score_class = task_class(stored.get("task", "causal-lm")).score_class
-        scores = {name: _filled(score_class, stored.pop(name)) for name in ("before", "after")}
-        return _filled(TrainResult, {**stored, **scores, "out": path.parent, "already_finished": True})
+        scores = {name: filled(score_class, stored.pop(name)) for name in ("before", "after")}
+        return filled(TrainResult, {**stored, **scores, "out": path.parent, "already_finished": True})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is damaged ({error}); delete it, and the same command writes it again"
         ) from error
-
-
-def _filled(kind: Any, values: dict[str, Any]) -> Any:
-    """A `kind` with these fields. Raises TypeError where a number is wanted and something else is there."""
-    for f in fields(kind):
-        if f.type in _NUMBERS and f.name in values and type(values[f.name]) not in _NUMBERS[f.type]:
-            raise TypeError(f"{f.name} is {values[f.name]!r}")
-    return kind(**values)

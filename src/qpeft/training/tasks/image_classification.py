@@ -54,9 +54,8 @@ class ImageClassification(Classification):
 def load_image_processor(model: str, config: PretrainedConfig) -> Any:
     """The image processor of a base on PIL; without one, one that fits its config, and a warning that says how."""
     from transformers import AutoImageProcessor, ViTImageProcessorPil
-    from transformers.models.auto.image_processing_auto import get_image_processor_config
 
-    if get_image_processor_config(model):
+    if _has_image_processor(model):
         from qpeft.training.base import load
 
         return load(AutoImageProcessor.from_pretrained, model, backend="pil")
@@ -68,6 +67,17 @@ def load_image_processor(model: str, config: PretrainedConfig) -> Any:
         stacklevel=2,
     )
     return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=[0.5] * n, image_std=[0.5] * n)
+
+
+def _has_image_processor(model: str) -> bool:
+    from transformers.models.auto.image_processing_auto import get_image_processor_config
+    from transformers.utils import IMAGE_PROCESSOR_NAME
+    from transformers.utils.hub import cached_file
+
+    if get_image_processor_config(model):
+        return True
+    # transformers 5.5 overlooks a file of its own
+    return cached_file(model, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def n_channels(config: Any) -> int:
