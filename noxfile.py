@@ -23,9 +23,7 @@ CELLS = [  # PEFT, transformers, torch
 ]
 TESTS = [  # what touches PEFT, transformers and torch
     "tests/test_imports.py",
-    "tests/adapters/test_adapter_contract.py",
-    "tests/adapters/test_export.py",
-    "tests/adapters/test_trainer.py",
+    "tests/adapters",
     "tests/models/test_families.py",
     "tests/training/test_bottleneck_run.py",
     "tests/training/test_images.py",

@@ -312,3 +312,5 @@ def test_the_users_own_card_stays(saved):
     (folder / "README.md").write_text("# My own card")
     model.save_pretrained(folder)
     assert "My own card" in (folder / "README.md").read_text()
+    qpeft.save(model, folder)
+    assert "My own card" in (folder / "README.md").read_text()

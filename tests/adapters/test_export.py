@@ -129,6 +129,9 @@ def test_an_earlier_export_is_replaced_and_anything_else_refused(llama, ids, ada
         qpeft.export(model, tmp_path)
     with pytest.raises(ConfigError, match="is a file"):
         qpeft.export(model, tmp_path / "thesis.txt")
+    (exported / ".git").mkdir()
+    with pytest.raises(ConfigError, match=r"holds other files \(\.git\)"):
+        qpeft.export(model, exported)
 
 
 def test_nothing_is_written_when_the_export_cannot_be_right(llama, ids, adapters, exported, monkeypatch):

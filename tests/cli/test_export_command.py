@@ -60,7 +60,7 @@ def test_tied_head_is_merged_only_when_untied(qpeft_cli, base_folder, head_adapt
     )
     again = qpeft_cli("export", head_adapter_folder, "--out", out, "--merge", "--untie")
     assert again.exit_code == 2
-    assert "is not empty" in again.stderr
+    assert "holds other files" in again.stderr
 
 
 def test_difference_found_without_qpeft_leaves_nothing(qpeft_cli, adapter_folder, tmp_path, monkeypatch):
@@ -106,8 +106,8 @@ def test_the_other_process_cannot_import_qpeft(base_folder, monkeypatch):
     [
         (["{base}", "--out", "{out}"], "no adapter at"),
         (["{adapter}", "--out", "{out}", "--untie"], "--untie changes the base model"),
-        (["{adapter}", "--out", "{base}"], "not empty"),
-        (["{adapter}", "--out", "{base}", "--merge"], "not empty"),
+        (["{adapter}", "--out", "{base}"], "no earlier export"),
+        (["{adapter}", "--out", "{base}", "--merge"], "holds other files"),
         (["{adapter}", "--out", "{out}", "--model", "{out}/nowhere"], "nowhere"),
     ],
 )

@@ -45,28 +45,19 @@ def export(
       qpeft export run --out my-adapter
       qpeft export run --out my-model --merge
     """
+    from qpeft.adapters.folders.stock_folder import check_free, refuse_others
+
     if untie and not merge:
         raise ConfigError("--untie changes the base model, so it goes with --merge only")
     folder = find_adapter(source)
     base_name = base_of(folder, model)
-    _check_free(out, merge)
+    if merge:
+        refuse_others(out, ())
+    else:
+        check_free(out)
     with working("Exporting, and checking it in a process without qpeft"):
         written = _merged(base_name, folder, out, untie) if merge else _adapter(base_name, folder, out)
     return Answer(written, lambda console: _show(console, written))
-
-
-def _check_free(out: Path, merge: bool) -> None:
-    """An export replaces an earlier export of an adapter, and nothing else."""
-    from qpeft.adapters.folders.export import RECORD
-
-    if out.is_file():
-        raise ConfigError(f"{out} is a file; give a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if merge:
-        raise ConfigError(f"{out} is not empty; give another folder for the merged model")
-    if not (out / RECORD).is_file():
-        raise ConfigError(f"{out} is not empty and no earlier export; give another folder")
 
 
 def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,31 @@ from torch import nn
 from qpeft.adapters.attached.attach import load_attached
 from qpeft.adapters.attached.config import ATTACHED
 from qpeft.adapters.folders.loaded import check_acts, check_whole, find_not_finite
+from qpeft.adapters.folders.model_card import is_users_own
 from qpeft.adapters.folders.sealed import check_seal
-from qpeft.adapters.folders.stock_folder import RECORD
+from qpeft.adapters.folders.stock_folder import RECORD, refuse_others
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json, replace_folder
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+_CARD = "README.md"
 
 
 def save(model: PeftModel, directory: str | Path) -> None:
-    """`model.save_pretrained(directory)`, whole or not at all; an earlier adapter in the folder is replaced.
+    """`model.save_pretrained(directory)`, whole or not at all; an earlier adapter there goes, your own card stays.
 
     Raises:
         ConfigError: the folder holds other files, which would be lost; or a number of the adapter is NaN or Inf.
     """
     target = Path(directory).resolve()
-    names = [CONFIG, WEIGHTS, "README.md", *model.peft_config]
-    others = sorted(p.name for p in target.iterdir() if p.name not in names) if target.is_dir() else []
-    if others or target.is_file():
-        raise ConfigError(
-            f"{target} is a file; give a folder"
-            if target.is_file()
-            else f"{target} holds other files ({', '.join(others[:3])}), which would be lost; give another folder, "
-            "or use model.save_pretrained"
-        )
+    refuse_others(target, [CONFIG, WEIGHTS, _CARD, *model.peft_config])
     for name in model.peft_config:
         if broken := find_not_finite(model, name):
             raise ConfigError(f"non-finite adapter parameter in {broken}; save an earlier checkpoint")
     with replace_folder(target) as folder:
+        if is_users_own(target / _CARD):
+            shutil.copyfile(target / _CARD, folder / _CARD)
         model.save_pretrained(str(folder), save_embedding_layers=False)
 
 

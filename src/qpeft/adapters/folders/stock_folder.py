@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
@@ -18,15 +19,26 @@ from qpeft.adapters.tied import check_not_tied
 from qpeft.errors import ConfigError, TiedWeightError, VerificationError
 
 RECORD = "qpeft.json"  # what an exported folder says of its making
+_WRITTEN = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD, "README.md", "task.json")
 FLOAT32_TOLERANCE = 1e-6
 
 
 def check_free(target: Path) -> None:
     """Raise ConfigError if something else than an earlier export would be lost."""
-    if target.is_file():
-        raise ConfigError(f"{target} is a file; give a folder")
     if target.is_dir() and any(target.iterdir()) and not (target / RECORD).is_file():
         raise ConfigError(f"{target} is not empty and no earlier export; give another folder")
+    refuse_others(target, _WRITTEN)
+
+
+def refuse_others(target: Path, names: Collection[str]) -> None:
+    """Raise ConfigError if `target` is a file, or a folder that holds something not called by one of `names`."""
+    if target.is_file():
+        raise ConfigError(f"{target} is a file; give a folder")
+    others = sorted(path.name for path in target.iterdir() if path.name not in names) if target.is_dir() else []
+    if others:
+        raise ConfigError(
+            f"{target} holds other files ({', '.join(others[:3])}), which would be lost; give another folder"
+        )
 
 
 def check_not_merged(model: nn.Module) -> None:
