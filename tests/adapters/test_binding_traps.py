@@ -414,7 +414,8 @@ def test_finite_differences_through_a_whole_model(gpt2, ids, adapters):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at every .grad
-def test_torch_compile_gives_the_same_loss(llama, ids, adapters):
+def test_torch_compile_gives_the_same_loss(llama, ids, adapters, compiling):
+    compiling(llama, ids)
     model = adapters.qpa(llama).train()
     eager = model(input_ids=ids, labels=ids).loss
     eager.backward()

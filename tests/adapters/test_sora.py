@@ -217,7 +217,8 @@ def test_autocast(llama, ids):
     torch.testing.assert_close(rough.float(), exact, atol=0.05, rtol=0.05)
 
 
-def test_compiled(llama, ids):
+def test_compiled(llama, ids, compiling):
+    compiling(llama, ids)
     model = shake(adapted(llama))
     expected = model(input_ids=ids).logits
     torch.testing.assert_close(torch.compile(model, backend="eager")(input_ids=ids).logits, expected)

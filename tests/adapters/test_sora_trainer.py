@@ -162,9 +162,9 @@ def test_another_model_is_refused(make, adapters, gpt2):
 
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_bf16_and_activation_checkpointing(make, reentrant):
-    trainer = make(
-        bf16=True, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": reentrant}
-    )
+    was_renamed = hasattr(TrainingArguments, "activation_checkpointing")  # in transformers 5.23
+    name = "activation_checkpointing" if was_renamed else "gradient_checkpointing"
+    trainer = make(bf16=True, **{name: True, f"{name}_kwargs": {"use_reentrant": reentrant}})
     trainer.train()
     assert (gates(trainer) == 0).any()
     assert gates(trainer).dtype == torch.float32

@@ -134,8 +134,8 @@ FAMILIES = {
     "gpt2-classifier": Family(_gpt2("ForSequenceClassification"), _labelled_text, "SEQ_CLS", head="score"),
     "bert": Family(_encoder("Bert"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
     "roberta": Family(_encoder("Roberta"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
-    # "output" in transformers 5.5
-    "vit": Family(_vit, _labelled_images, None, head="classifier", feed_forward=("mlp", "output")),
+    # transformers 5.5 has no such module, but one map after the other
+    "vit": Family(_vit, _labelled_images, None, head="classifier", feed_forward=("mlp", "output.dense")),
 }
 
 

@@ -12,6 +12,20 @@ from qpeft.training.tasks.image_classification import ImageClassification, load_
 from qpeft.training.tasks.images import has_validation_images, load_images, open_image
 
 
+def reads_image_processors() -> bool:
+    from transformers import AutoImageProcessor
+
+    try:
+        return callable(AutoImageProcessor.from_pretrained)
+    except ImportError:
+        return False
+
+
+pytestmark = pytest.mark.skipif(
+    not reads_image_processors(), reason="this version of transformers reads image processors with torchvision alone"
+)
+
+
 @pytest.fixture
 def read(tiny_vit, tmp_path):
     """Read images with their classes as a run does."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qpeft.errors import ConfigError, DataError
-from qpeft.files import read_json, replace_folder, write_json, write_text
+from qpeft.files import read_json, replace_file, replace_folder, write_json, write_text
 from qpeft.studies.comparison.study import Study
 from qpeft.training.sources import (
     BUILT_IN,
@@ -69,8 +69,8 @@ def _is_there(place: Path, asked: dict[str, Any]) -> bool:
     if not place.exists():
         return False
     try:
-        recorded = read_json(place / _RECORD)
-    except (OSError, ValueError) as error:
+        recorded = dict(read_json(place / _RECORD))
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{place} is there already, and no study split it; name another folder") from error
     for name in asked:
         if recorded.get(name) != asked[name]:
@@ -228,8 +228,5 @@ def _write_images(path: Path, rows: Sequence[tuple[Any, str]]) -> None:
     images = np.stack([np.asarray(open_image(content, "RGB").resize(first.size)) for content, _ in rows])
     names = sorted({name for _, name in rows})
     labels = np.array([names.index(name) for _, name in rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
+    with replace_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, images=images, labels=labels, names=np.array(names))
-    temporary.replace(path)

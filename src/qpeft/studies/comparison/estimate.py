@@ -12,6 +12,7 @@ from qpeft.files import read_json, write_json
 from qpeft.studies.comparison.cells.cell import Cell
 
 _STEPS = 5
+_TIMED = ("start", "step", "block", "eval_every", "valid_blocks", "test_blocks")
 _TIMED_IN_A_COST_CELL = 80  # steps of the method and of the reference, warm-up and generated tokens among them
 
 
@@ -29,20 +30,19 @@ def estimate_hours(
 
 
 def _training(cell: Cell, timed: dict[str, float]) -> float:
-    training = cell.recipe["training"]
-    n_scores = 1 + training["steps"] / (training["eval_every"] or max(1, training["steps"] // 8))
-    return timed["start"] + cell.steps * timed["step"] + n_scores * training["eval_blocks"] * timed["block"]
+    n_scores = 1 + cell.recipe["training"]["steps"] / timed["eval_every"]
+    return timed["start"] + cell.steps * timed["step"] + n_scores * timed["valid_blocks"] * timed["block"]
 
 
 def _testing(cell: Cell, timed: dict[str, float]) -> float:
-    return timed["start"] + (cell.recipe["test_blocks"] + 64) * timed["block"]
+    return timed["start"] + (timed["test_blocks"] + 64) * timed["block"]
 
 
 def _timed(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, float]]:
     path = folder / "estimate.json"
     try:
-        known = read_json(path)
-    except (OSError, ValueError):  # an estimate is worth no error
+        known = {name: timed for name, timed in read_json(path).items() if _is_whole(timed)}
+    except (OSError, ValueError, AttributeError):  # an estimate is worth no error
         known = {}
     missing = {cell.hash: cell for cell in cells if cell.hash not in known}
     if missing:
@@ -51,8 +51,12 @@ def _timed(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, float]]:
     return known
 
 
+def _is_whole(timed: Any) -> bool:
+    return isinstance(timed, dict) and all(type(timed.get(name)) in (int, float) for name in _TIMED)
+
+
 def _time(cell: Cell) -> dict[str, float]:
-    """Seconds to load, for a step, and to score a block."""
+    """Seconds to load, for a step, and to score a block; how many blocks are scored, and how often."""
     import torch
 
     from qpeft.studies.comparison.cells import measuring
@@ -69,7 +73,14 @@ def _time(cell: Cell) -> dict[str, float]:
         with torch.no_grad():
             model(**batch)
         block = (time.perf_counter() - began) / len(batch["labels"])
-        return {"start": start, "step": statistics.median(seconds), "block": block}
+        return {
+            "start": start,
+            "step": statistics.median(seconds),
+            "block": block,
+            "eval_every": measuring.settings_of(cell, Path()).intervals().evaluate,
+            "valid_blocks": len(task.evaluation),
+            "test_blocks": measuring.n_test_blocks(cell),
+        }
     finally:
         torch.set_num_threads(threads)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qpeft.errors import ConfigError
 from qpeft.training.tasks.classification import Classification, Example
 from qpeft.training.tasks.images import has_validation_images, image_bytes, load_images, open_image
 from qpeft.training.tasks.split import Labelled
@@ -58,7 +59,13 @@ def load_image_processor(model: str, config: PretrainedConfig) -> Any:
     if _has_image_processor(model):
         from qpeft.training.base import load
 
-        return load(AutoImageProcessor.from_pretrained, model, backend="pil")
+        try:
+            return load(AutoImageProcessor.from_pretrained, model, backend="pil")
+        except ImportError as error:
+            raise ConfigError(
+                "this version of transformers reads image processors with torchvision alone: pip install torchvision, "
+                "or a newer transformers"
+            ) from error
     height, width = image_size(config)
     n = n_channels(config)
     warnings.warn(

@@ -28,6 +28,7 @@ from qpeft.training.methods import build_config
 from qpeft.training.metrics_log import read_rows
 from qpeft.training.prepare import Prepared, prepare
 from qpeft.training.progress import Silent
+from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks import Score, Task, task_class
 
@@ -41,7 +42,7 @@ def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
     row = started_row(cell)
     if cell.config["method"] == UNTRAINED:
         ready = _untrained(cell)
-        _measure_base(cell, row, ready)
+        _measure_base(row, ready)
     else:
         ready = _train(cell, row, work_folder(cell, folder), on_step)
     if cell.role != "tuning":
@@ -75,9 +76,14 @@ def settings_of(cell: Cell, out: Path, data: str = "validation") -> TrainSetting
         lr=cell.lr or 1.0,
         seed=cell.seed,
         eval_every=recipe["training"]["eval_every"] or max(1, recipe["training"]["steps"] // 8),
-        save_every=recipe["training"]["save_every"] or max(1, recipe["training"]["steps"] // 4),
+        save_every=recipe["training"]["save_every"] or _save_every(cell),
         **{key: recipe["training"][key] for key in _SHARED},
     )
+
+
+def _save_every(cell: Cell) -> int | None:
+    """A quarter of the steps; with a backend what suits it, which on hardware is every step."""
+    return None if cell.config.get("backend") else max(1, cell.recipe["training"]["steps"] // 4)
 
 
 def shared_task(settings: TrainSettings) -> Task:
@@ -121,7 +127,20 @@ def started(cell: Cell) -> tuple[Any, Task]:
     settings = settings_of(cell, Path())
     with _quiet():
         task = shared_task(settings)
-        return prepare(settings, Silent(), task).model.train(), task
+        return _without_jobs(prepare(settings, Silent(), task)).train(), task
+
+
+def n_test_blocks(cell: Cell) -> int:
+    """How many examples the test figures are of."""
+    with _quiet():
+        return len(shared_task(_test_settings(cell)).evaluation)
+
+
+def _without_jobs(ready: Prepared) -> Any:
+    """The model. Figures of time are not worth jobs on hardware: its circuits are exact then."""
+    if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator:
+        qpeft.set_backend(ready.model)
+    return ready.model
 
 
 def _test_settings(cell: Cell) -> TrainSettings:
@@ -150,7 +169,6 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
         result = train(settings, _Reporting(on_step), (KeepBest(best), Audit(audit, task)), task)
         ready = prepare(settings, Silent(), task)
         restore(ready.model, best)
-        on_backend = _score_on_backend(ready)
     audited = read_json(audit)
     log = read_rows(work / "run" / "metrics.jsonl")
     curve, norms = _curve(log), [entry["grad_norm"] for entry in log if "grad_norm" in entry]
@@ -161,7 +179,8 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
     row["quality"] = {"valid_loss": loss, "valid_loss_last": result.after.loss, "best_step": step}
     if result.circuits is not None:
         row["train"]["circuits"] = result.circuits
-        row["quality"]["valid_loss_on_backend"] = on_backend
+        with _or_reason(row, "quality.valid_loss_on_backend"), _quiet():
+            row["quality"]["valid_loss_on_backend"] = _score_on_backend(ready, work / "run")
     row["cost"] = {
         "params_trainable": result.trainable,
         "params_head": result.trainable_head,
@@ -176,16 +195,20 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
     return ready
 
 
-def _score_on_backend(ready: Prepared) -> float | None:
-    """Validation loss with the backend's own probabilities; from then on the model has exact ones, as exported."""
-    if ready.circuits is None:
-        return None
-    loss = ready.task.score(ready.model).loss
-    qpeft.set_backend(ready.model)
-    return loss
+def _score_on_backend(ready: Prepared, run: Path) -> float:
+    """Validation loss with the backend's own probabilities, its job counted with those of the run.
+
+    From then on the model has exact ones, as exported.
+    """
+    assert ready.circuits is not None
+    ready.circuits.jobs.log_to(RunFolder(run).jobs)
+    try:
+        return ready.task.score(ready.model).loss
+    finally:
+        qpeft.set_backend(ready.model)
 
 
-def _measure_base(cell: Cell, row: Row, ready: Prepared) -> None:
+def _measure_base(row: Row, ready: Prepared) -> None:
     score = ready.task.score(ready.model)
     row["train"] |= {"seconds": 0.0, "curve": [[0, None, score.loss, 0.0]]}
     row["quality"] = {"valid_loss": score.loss, "valid_loss_last": score.loss, "best_step": 0}
@@ -327,8 +350,8 @@ def cost_row(cell: Cell, folder: Path) -> Row:
         size = settings.batch_size
         batches = [task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)]
         row["cost"] = measure_cost(
-            make_model=lambda: prepare(settings, Silent(), task).model,
-            make_reference=lambda: prepare(like, Silent(), task).model,
+            make_model=lambda: _without_jobs(prepare(settings, Silent(), task)),
+            make_reference=lambda: _without_jobs(prepare(like, Silent(), task)),
             make_base=task.load_base,
             batches=batches,
             settings=settings,

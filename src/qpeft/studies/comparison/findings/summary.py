@@ -118,12 +118,13 @@ def _method(
     trained = next((row["train"] for row in (*rows.successes.values(), *rows.present) if row["train"].get("lr")), {})
     steps_to, seconds_to = _speeds(_curves(rows.successes) if method["rates"] else {}, targets)
     mixed = on_mixed_hardware(rows.successes)
+    left = _mean("cost.params_deployed", figures)  # SoRA is planned at its most
     return MethodSummary(
         **{name: method[name] for name in ("key", "label", "role", "against", "method", "settings", "hash")},
         trainable=method["trainable"],
-        deployed=method["deployed"],
-        generator=_cost("params_generator", cost, figures),
-        bytes_stored=_cost("bytes_stored", cost, figures),
+        deployed=method["deployed"] if left is None else round(left),
+        generator=_mean("cost.params_generator", figures),
+        bytes_stored=_mean("cost.bytes_stored", figures),
         lr=trained.get("lr") if method["rates"] else None,
         lr_at_edge=trained.get("lr_at_grid_edge") if method["rates"] else None,
         metric=figures.get(f"quality.{study['metric']}"),
@@ -194,11 +195,9 @@ def _valid_loss(row: Row | None) -> float | None:
     return row["quality"].get("valid_loss") if row is not None and row["status"] == "success" else None
 
 
-def _cost(name: str, cost: Mapping[str, Any], figures: Mapping[str, Any]) -> float | None:
-    """A count of the cost row, or of the seeds, which agree on it."""
-    if cost.get(name) is not None:
-        return cost[name]
-    stats = figures.get(f"cost.{name}")
+def _mean(name: str, figures: Mapping[str, Any]) -> float | None:
+    """Over the seeds."""
+    stats = figures.get(name)
     return None if stats is None else stats.mean
 
 

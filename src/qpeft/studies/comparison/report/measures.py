@@ -142,7 +142,7 @@ def _of_modules(method: MethodSummary, key: str) -> Stats | None:
 
 def _optimizer_bytes(method: MethodSummary) -> float | None:
     found = method.figures.get("cost.optimizer_bytes")
-    return found.mean if found is not None else method.cost.get("optimizer_bytes")
+    return None if found is None else found.mean
 
 
 def _step(method: MethodSummary) -> Cell:

@@ -61,7 +61,12 @@ def results(summary: Summary) -> Table:
         Column("Method", cells.names(found, summary), is_number=False),
         Column("Rank", cells.counts(m.rank for m in found), hint="of main methods with enough seeds, none failed"),
         Column("Trainable", cells.counts(m.trainable for m in found), "numbers"),
-        Column("Deployed", cells.counts(m.deployed for m in found), "numbers", "needed at inference beside the base"),
+        Column(
+            "Deployed",
+            cells.counts(m.deployed for m in found),
+            "numbers",
+            "needed at inference beside the base; a mean of the seeds",
+        ),
         _metric(found, summary),
         *_differences(f"Δ to {reference}", [m.difference for m in found], summary),
         Column(f"Steps to {reference}'s loss", arrivals, hint=hint),
