@@ -6,8 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from qpeft.backends import ExactBackend
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft.studies.comparison.cells.cell import failed_row, run_cell, tidy, work_folder
+from qpeft.studies.comparison.cells.measuring import settings_of
 from qpeft.studies.comparison.plan import make_plan
 from qpeft.studies.comparison.rows import row_path, write_row
 from qpeft.studies.comparison.study import load_study
@@ -168,6 +170,56 @@ def test_a_row_trained_on_a_backend_scores_exact_probabilities_and_says_what_it_
     assert noisy["quality"]["valid_loss_on_backend"] != noisy["quality"]["valid_loss"]
     assert "valid_loss_on_backend" not in exact["quality"]
     assert "circuits" not in exact["train"]
+
+
+def test_on_hardware_every_job_is_counted_every_step_is_saved_and_no_job_goes_to_figures_of_time(
+    study, tmp_path, monkeypatch
+):
+    sent = []
+    run = ExactBackend.run
+    monkeypatch.setattr(ExactBackend, "is_simulator", False)
+    monkeypatch.setattr(ExactBackend, "run", lambda self, *given: sent.append(given) or run(self, *given))
+    settings = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity"}
+    shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}
+    plan = make_plan(study(methods=[shots], reference="shots"), tmp_path / "out")
+    [cell] = cells_of(plan, "shots")
+    plan.estimate()
+    cost = replace(plan.cost_cells()[0], impossible=None, lr=0.001)
+    assert "exact circuits" in run_cell(cost, plan.folder)["null_reasons"]["cost.on_backend"]
+    assert not sent
+    row = run_cell(cell, plan.folder)
+    log = (work_folder(cell, plan.folder) / "run" / "jobs.jsonl").read_text().splitlines()
+    answered = [json.loads(line) for line in log if json.loads(line)["event"] == "answered"]
+    assert len(answered) == len(sent)
+    assert row["train"]["circuits"]["jobs"] + 1 == len(sent)  # the last one is the score on the backend
+    assert row["quality"]["valid_loss_on_backend"] is not None
+    assert settings_of(cell, tmp_path).save_every is None
+
+
+@pytest.mark.parametrize("content", ["[]", '{"h": 3}', "{", '{"HASH": {"start": 1.0}}', '{"HASH": 5}'])
+def test_a_damaged_estimate_is_made_again(study, tmp_path, content):
+    plan = make_plan(study(methods=METHODS[:2]), tmp_path / "out")
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "estimate.json").write_text(content.replace("HASH", plan.final_cells()[0].hash))
+    assert plan.estimate()["final"] > 0
+
+
+def test_an_estimate_counts_all_blocks_where_all_are_scored(study, tmp_path):
+    """0 means all: of a larger part of the data, no less time."""
+    plan = make_plan(study(methods=METHODS[:2], **{"training.eval_blocks": 0, "test_blocks": 0}), tmp_path / "out")
+    plan.estimate()
+    for timed in json.loads((tmp_path / "out" / "estimate.json").read_text()).values():
+        assert timed["valid_blocks"] > 0
+        assert timed["test_blocks"] > 0
+        assert timed["eval_every"] == 3
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{"])
+def test_a_damaged_record_of_the_split_is_refused(study, tmp_path, content):
+    make_plan(study(methods=METHODS[:2]), tmp_path / "out")
+    (tmp_path / "out" / "data" / "split.json").write_text(content)
+    with pytest.raises(ConfigError, match="no study split it"):
+        make_plan(study(methods=METHODS[:2]), tmp_path / "out")
 
 
 def test_the_test_split_is_read_with_the_numbers_that_did_best_on_validation(study, tmp_path):

@@ -42,6 +42,14 @@ def test_every_method_of_the_study_is_there_in_its_order(study_folder):
     assert summary["qpa"].lr == 1e-3
 
 
+def test_what_is_deployed_is_what_the_seeds_left_and_the_plan_where_there_is_none(study_folder):
+    for path, left in zip(rows_of(study_folder, "qpa"), (10, 20, 30, 40, 0), strict=True):
+        edit(path, lambda row, left=left: row["cost"].update({"params_deployed": left}))
+    assert summarise(study_folder)["qpa"].deployed == 20
+    shutil.rmtree(study_folder / "rows")
+    assert summarise(study_folder)["qpa"].deployed == 32_768
+
+
 def test_figures_are_means_over_seeds(study_folder):
     values = [json.loads(path.read_text())["quality"]["test_ppl"] for path in rows_of(study_folder, "qpa")]
     found = summarise(study_folder)["qpa"].figures["quality.test_ppl"]

@@ -69,7 +69,7 @@ def _is_there(place: Path, asked: dict[str, Any]) -> bool:
     if not place.exists():
         return False
     try:
-        recorded = dict(read_json(place / _RECORD))
+        recorded = {**read_json(place / _RECORD)}
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{place} is there already, and no study split it; name another folder") from error
     for name in asked:

@@ -136,10 +136,12 @@ def n_test_blocks(cell: Cell) -> int:
         return len(shared_task(_test_settings(cell)).evaluation)
 
 
-def _without_jobs(ready: Prepared) -> Any:
-    """The model. Figures of time are not worth jobs on hardware: its circuits are exact then."""
+def _without_jobs(ready: Prepared, row: Row | None = None) -> Any:
+    """The model. Figures of time are not worth jobs on hardware: its circuits are exact then, and the row says so."""
     if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator:
         qpeft.set_backend(ready.model)
+        if row is not None:
+            row["null_reasons"]["cost.on_backend"] = "times are those of exact circuits: no jobs were sent for them"
     return ready.model
 
 
@@ -350,7 +352,7 @@ def cost_row(cell: Cell, folder: Path) -> Row:
         size = settings.batch_size
         batches = [task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)]
         row["cost"] = measure_cost(
-            make_model=lambda: _without_jobs(prepare(settings, Silent(), task)),
+            make_model=lambda: _without_jobs(prepare(settings, Silent(), task), row),
             make_reference=lambda: _without_jobs(prepare(like, Silent(), task)),
             make_base=task.load_base,
             batches=batches,
