@@ -61,6 +61,9 @@ class VerificationError(QpeftError, RuntimeError):
     """An exported adapter does not reproduce the live model."""
 
 
+_PACKAGES = {"PennyLane": "pennylane", "Qiskit": "qiskit qiskit-aer"}
+
+
 def missing_extra(what: str, library: str) -> ConfigError:
-    """The error for `what` where the optional `library`, for example "Qiskit", is not installed."""
-    return ConfigError(f"{what} needs {library}: pip install 'qpeft[{library.lower()}]'")
+    """The error for `what` where the optional `library`, "PennyLane" or "Qiskit", is not installed."""
+    return ConfigError(f"{what} needs {library}: pip install {_PACKAGES[library]}")

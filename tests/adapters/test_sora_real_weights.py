@@ -106,6 +106,6 @@ def test_zeros_resume_manual_threshold_and_export(run, storyteller, blocks, tmp_
     assert report.n_deployed < report.n_trained
     stock = PeftModel.from_pretrained(plain, str(tmp_path / "stock")).eval()
     live, exported = (m(input_ids=blocks[:4]).logits for m in (model, stock))
-    assert (live - exported).abs().max() < 1e-6 * live.abs().max()  # logits of up to 20, sums of fewer ranks
+    assert (live - exported).abs().max() < 8e-6 * live.abs().max()  # sums of fewer ranks
     live, exported = (m.double()(input_ids=blocks[:4]).logits for m in (folded(model), stock))
     assert (live - exported).abs().max() < 1e-10  # without rounding: one function

@@ -388,7 +388,7 @@ except ConfigError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "a PennyLane device needs PennyLane: pip install 'qpeft[pennylane]'"
+    assert done.stdout.strip() == "a PennyLane device needs PennyLane: pip install pennylane"
 
 
 # training

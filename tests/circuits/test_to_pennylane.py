@@ -142,4 +142,4 @@ except ConfigError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "to_pennylane needs PennyLane: pip install 'qpeft[pennylane]'"
+    assert done.stdout.strip() == "to_pennylane needs PennyLane: pip install pennylane"

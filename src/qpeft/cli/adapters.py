@@ -7,12 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from qpeft.demo import base_model
 from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json
 
 CONFIG = "adapter_config.json"
-
-EMBEDDED = "embedded"
 
 ModelOption = Annotated[
     str, typer.Option(metavar="ID|PATH", help="Base model: a hub id, a folder, or embedded: the one inside qpeft.")
@@ -60,13 +59,6 @@ def virtual_tokens(folder: Path) -> int:
     return found
 
 
-def base_model(name: str) -> str:
-    """`name` as transformers understands it: `embedded` is the folder of the base model that comes with qpeft."""
-    from qpeft.demo import base_path
-
-    return str(base_path()) if name == EMBEDDED else name
-
-
 def base_of(folder: Path, given: str | None) -> str:
     """The base model: as given, or as the adapter names it.
 
@@ -77,3 +69,12 @@ def base_of(folder: Path, given: str | None) -> str:
     if not named:
         raise InputError(f"{folder / CONFIG} names no base model; give it with --model")
     return base_model(str(named))
+
+
+def base_named(model: str | None, folder: Path | None, purpose: str) -> str:
+    """The base of `--model`, `--adapter` or both. Raises InputError where neither is given."""
+    if folder is not None:
+        return base_of(folder, model)
+    if model is None:
+        raise InputError(f"nothing to {purpose} with; give --model, --adapter, or both")
+    return base_model(model)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import OptionalModel, base_model, base_of, find_adapter, virtual_tokens
+from qpeft.cli.adapters import OptionalModel, base_named, find_adapter, virtual_tokens
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, stderr, table
 from qpeft.cli.evaluate_classes import score_classes, show_classes
@@ -60,7 +60,7 @@ def evaluate(
       qpeft evaluate --task text-classification --adapter run --data dev.tsv
     """
     folder = None if adapter is None else find_adapter(adapter)
-    base_name = _base_name(model, folder)
+    base_name = base_named(model, folder, "score")
     record = _record(folder, run.get("task"))
     settings = TrainSettings(model=base_name, data=data, out="", **{**run, **({"task": record.task} if record else {})})
     settings.check()
@@ -83,14 +83,6 @@ def _record(folder: Path | None, wanted: str | None) -> TaskRecord | None:
     if record is not None and wanted not in (None, record.task):
         raise ConfigError(f"{folder} was trained for task {record.task}, not {wanted}; leave --task out")
     return record
-
-
-def _base_name(model: str | None, folder: Path | None) -> str:
-    if folder is not None:
-        return base_of(folder, model)
-    if model is None:
-        raise InputError("nothing to score with; give --model, --adapter, or both")
-    return base_model(model)
 
 
 def _scores(settings: TrainSettings, folder: Path | None, padded: bool) -> dict[str, dict[str, float]]:

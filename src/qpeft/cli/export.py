@@ -151,7 +151,7 @@ def _check(expected: Tensor, stock: Tensor, tolerance: float) -> float:
 
 def _show(console: Console, written: dict[str, Any]) -> None:
     numbers = written.get("n_generated", written.get("n_deployed"))
-    what = f"{count(numbers)} numbers, " if numbers else ""
+    what = f"{count(numbers)} numbers of the adapter, " if numbers else ""
     console.print(f"Exported to {written['path']}: {what}{size(written['n_bytes'])}.", style="bold", soft_wrap=True)
     console.print(
         "Checked in a process that cannot import qpeft: "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import OptionalModel, adapter_config, base_model, base_of, find_adapter
+from qpeft.cli.adapters import OptionalModel, adapter_config, base_named, find_adapter
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, say, working
 from qpeft.errors import InputError
@@ -44,7 +44,7 @@ def generate(
     folder = None if adapter is None else find_adapter(adapter)
     if folder is not None:
         _refuse_classifier(folder)
-    base_name = _base_name(model, folder)
+    base_name = base_named(model, folder, "write")
     start = _prompt(prompt)
     with working("Writing"):
         written, n_new = _write(base_name, folder, start, max_new_tokens, temperature, seed)
@@ -58,14 +58,6 @@ def generate(
         "seed": seed,
     }
     return Answer(data, lambda _: typer.echo(start + written, color=True))  # as it is, control characters too
-
-
-def _base_name(model: str | None, folder: Path | None) -> str:
-    if folder is not None:
-        return base_of(folder, model)
-    if model is None:
-        raise InputError("nothing to write with; give --model, --adapter, or both")
-    return base_model(model)
 
 
 def _refuse_classifier(folder: Path) -> None:

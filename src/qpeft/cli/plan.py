@@ -94,7 +94,7 @@ def _sizes(found: Plan) -> list[tuple[str, str, str]]:
     acting = [] if found.acting is None else [("acting", count(found.acting), "of these can move the adapter")]
     lora = [] if found.lora_rank_1 is None else [("LoRA, rank 1", count(found.lora_rank_1), "on the same modules")]
     exported = (
-        [("exported folder", size(found.exported_bytes), "loads with plain PEFT")] if found.exported_bytes else []
+        [("exported weights", size(found.exported_bytes), "loads with plain PEFT")] if found.exported_bytes else []
     )
     return [
         ("trainable", count(found.trainable), f"{found.trainable / found.base_parameters:.3%} of the base"),
@@ -102,7 +102,7 @@ def _sizes(found: Plan) -> list[tuple[str, str, str]]:
         *acting,
         *lora,
         ("deployed", count(found.deployed), "numbers of the adapter at inference"),
-        ("saved folder", size(found.stored_bytes), "needs qpeft" if found.needs_qpeft else "loads with plain PEFT"),
+        ("saved weights", size(found.stored_bytes), "needs qpeft" if found.needs_qpeft else "loads with plain PEFT"),
         *(exported if found.needs_qpeft else []),
     ]
 

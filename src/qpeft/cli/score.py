@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_HOPELESS_LOSS = 20.0
-
 
 def headline(score: Mapping[str, float]) -> tuple[str, str]:
     """The name of the figure that matters, and the figure: an accuracy or a perplexity."""
@@ -24,4 +22,6 @@ def accuracy(score: Mapping[str, float]) -> str:
 
 def perplexity(score: Mapping[str, float]) -> str:
     """`44.61`; beyond a loss of 20 its digits mean nothing, so `inf-like`."""
-    return f"{score['perplexity']:,.2f}" if score["loss"] <= _HOPELESS_LOSS else "inf-like"
+    from qpeft.training.metrics import HOPELESS_LOSS
+
+    return f"{score['perplexity']:,.2f}" if score["loss"] <= HOPELESS_LOSS else "inf-like"

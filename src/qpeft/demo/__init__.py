@@ -9,6 +9,8 @@ from pathlib import Path
 
 from qpeft.errors import CheckpointError
 
+EMBEDDED = "embedded"  # what the base that comes with qpeft is called
+
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -24,3 +26,8 @@ def base_path() -> Path:
             "Install qpeft again, or make the base anew: python -m qpeft.demo.build_base --out DIR"
         )
     return path
+
+
+def base_model(name: str) -> str:
+    """`name` as transformers understands it: `embedded` is `base_path()`."""
+    return str(base_path()) if name == EMBEDDED else name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,13 @@ def finished(out: Path, methods: Sequence[str], steps: int) -> Demo | None:
         return None
     is_whole = all((out / name / "result.json").is_file() for name in methods)
     is_same = (found.request, found.base) == (_request(methods, steps), str(base_path()))
-    return found if is_whole and is_same else None
+    if not (is_whole and is_same):
+        return None
+    from qpeft.training.result import read_result
+
+    results = {name: read_result(out / name / "result.json") for name in methods}  # the folder may have been moved
+    runs = {name: result.to_dict() for name, result in results.items() if result is not None}
+    return replace(found, runs=runs, load=_load_lines(out, methods))
 
 
 def run_demo(
@@ -91,7 +97,6 @@ def run_demo(
         ConfigError: an unknown method.
         CheckpointError: `out` holds runs with other settings.
     """
-    from qpeft.adapters.folders.model_card import load_lines
     from qpeft.training import train
 
     check_methods(methods)
@@ -102,10 +107,17 @@ def run_demo(
         base=str(base_path()),
         runs={name: result.to_dict() for name, result in results.items()},
         samples=_samples(results),
-        load=load_lines(str(base_path()), str(results[methods[-1]].exported.resolve()), needs_qpeft=False),
+        load=_load_lines(out, methods),
     )
     write_json(out / "demo.json", demo.to_dict())
     return demo
+
+
+def _load_lines(out: Path, methods: Sequence[str]) -> str:
+    """How the last method's adapter is loaded without qpeft."""
+    from qpeft.adapters.folders.model_card import load_lines
+
+    return load_lines(str(base_path()), str((out / methods[-1] / "exported").resolve()), needs_qpeft=False)
 
 
 def _request(methods: Sequence[str], steps: int) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class GradientVariance(Figure):
         return slope < _VANISHING
 
     def _of_depth(self, row: int) -> str:
-        slope, error, depth = self.slopes[row], self.slope_errors[row], f"At {_layers(self.n_layers[row])}"
+        slope, error, depth = self.slopes[row], self.slope_errors[row], f"At {layers(self.n_layers[row])}"
         vanishes = self.vanishes(self.n_layers[row])
         if slope is None or error is None:
             return f"{depth} the variance is {self.variances[row][0]:.2g}; one width shows no trend"
@@ -175,5 +175,5 @@ def _line(n_qubits: Sequence[int], variances: list[float], errors: list[float]) 
     return slope, float(max(sampled, fitted))
 
 
-def _layers(n: int) -> str:
+def layers(n: int) -> str:
     return f"{n} layer" if n == 1 else f"{n} layers"

@@ -9,7 +9,7 @@ from qpeft.diagnostics.effective_rank import EffectiveRank, effective_rank
 from qpeft.diagnostics.entanglement import meyer_wallach
 from qpeft.diagnostics.expressibility import expressibility
 from qpeft.diagnostics.finding import Finding, Measure
-from qpeft.diagnostics.gradient_variance import GradientVariance, gradient_variance
+from qpeft.diagnostics.gradient_variance import GradientVariance, gradient_variance, layers
 from qpeft.diagnostics.movement import angle_movement
 from qpeft.diagnostics.porter_thomas import PorterThomas, porter_thomas
 from qpeft.diagnostics.redundancy import redundancy
@@ -64,11 +64,11 @@ def has_gradients(circuit: Circuit, samples: int, seed: int) -> Finding:
     n_qubits, n_layers = circuit.ansatz.n_qubits, circuit.ansatz.n_layers
     widths = range(max(1, min(n_qubits, WIDEST - 2) - 3), min(n_qubits, WIDEST - 2) + 3)
     depths = sorted({max(1, n_layers // 2), n_layers, 2 * n_layers})
-    figures = {_layers(depth): gradient_variance(widths, [depth], _READ, samples, seed) for depth in depths}
+    figures = {layers(depth): gradient_variance(widths, [depth], _READ, samples, seed) for depth in depths}
     figures[BARE] = gradient_variance(widths, [n_layers], _RAW, samples, seed)
     left_out = (_too_wide(circuit, f"widths above {widths[-1]} qubits"),) if n_qubits > widths[-1] else ()
     sentences = (
-        f"Of 2^N p, which QPA reads: {_lower(figures[_layers(n_layers)].sentence)}",
+        f"Of 2^N p, which QPA reads: {_lower(figures[layers(n_layers)].sentence)}",
         f"Of a probability p as it is: {_lower(figures[BARE].sentence)}",
     )
     measures = tuple(measure for name, figure in figures.items() for measure in _slope(name, figure))
@@ -190,10 +190,6 @@ def _difference(control: MethodSummary) -> list[Measure]:
     if found is None:
         return []
     return [Measure(capital(control.label), interval(found.mean, found.low, found.high), found.verdict)]
-
-
-def _layers(n: int) -> str:
-    return f"{n} layer" if n == 1 else f"{n} layers"
 
 
 def _ranks(name: str, figure: EffectiveRank) -> list[Measure]:

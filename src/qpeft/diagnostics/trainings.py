@@ -14,13 +14,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qpeft.demo import base_path
+from qpeft.demo import EMBEDDED, base_path
 from qpeft.diagnostics.figure import Figure
 from qpeft.errors import ConfigError
 from qpeft.studies.comparison.findings.found import MethodSummary, Summary
 from qpeft.studies.comparison.findings.statistics import MIN_SEEDS
 from qpeft.studies.comparison.findings.summary import summarise
-from qpeft.studies.comparison.plan import EMBEDDED, make_plan
+from qpeft.studies.comparison.plan import make_plan
 from qpeft.studies.comparison.report.words import capital
 from qpeft.studies.comparison.rows import Row
 from qpeft.studies.comparison.running.progress import CompareProgress

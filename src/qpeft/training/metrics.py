@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+HOPELESS_LOSS = 20.0  # nats a token; beyond it the digits of a perplexity mean nothing
+
+
 @dataclass(frozen=True)
 class LanguageModelScore:
     """Negative log-likelihood `nats` of `n_tokens` scored tokens that stand for `n_bytes` UTF-8 bytes."""
@@ -57,7 +60,7 @@ class LanguageModelScore:
     def described(self) -> dict[str, str]:
         """The figures for a table, by name."""
         return {
-            "perplexity": f"{self.perplexity:.4f}",
+            "perplexity": f"{self.perplexity:.4f}" if self.loss <= HOPELESS_LOSS else "inf-like",
             "loss, nats a token": f"{self.loss:.6f}",
             "bits a byte": f"{self.bits_per_byte:.6f}",
         }

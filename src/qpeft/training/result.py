@@ -25,8 +25,8 @@ class TrainResult:
     deployed: int  # numbers needed at inference beside the base
     stored_bytes: int  # weights file in adapter/
     exported_bytes: int  # weights files in exported/
-    seconds: float  # of the whole run, its interruptions left out, with scoring and saving
-    seconds_per_step: float | None  # median, forward to optimiser
+    seconds: float  # from the first score to the last, with saving, interruptions left out
+    seconds_per_step: float | None  # median since the last resume, forward to optimiser
     data_sha256: str
     task: str = "causal-lm"
     trainable_head: int = 0  # of the trainable numbers, those of a classification head

@@ -24,11 +24,10 @@ from torch import Tensor
 from qpeft.adapters.folders import stock_folder
 from qpeft.adapters.folders.checkpoint import WEIGHTS
 from qpeft.adapters.folders.probe import probe_inputs
-from qpeft.adapters.folders.sealed import file_hash
 from qpeft.adapters.sora import card as sora_card
 from qpeft.adapters.sora.model import GATE, SoRAConfig, SoRAModel, gated_b, sora_tuner
 from qpeft.errors import ConfigError
-from qpeft.files import replace_folder, write_json
+from qpeft.files import file_hash, replace_folder, write_json
 
 
 @dataclass(frozen=True)

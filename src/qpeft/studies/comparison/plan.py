@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from qpeft.demo import base_path
+from qpeft.demo import base_model
 from qpeft.errors import ConfigError
 from qpeft.files import read_json, write_json
 from qpeft.planning.meta import on_meta
@@ -20,8 +20,6 @@ from qpeft.studies.comparison.data import Splits, split_data
 from qpeft.studies.comparison.rows import SCHEMA, read_row, row_path
 from qpeft.studies.comparison.study import UNTRAINED, MethodSpec, Study
 from qpeft.training.base import block_length, fingerprint, load_config
-
-EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
     """
     _check_folder(study, folder)
     _check_encoder(study)
-    model = str(base_path()) if study.base == EMBEDDED else study.base
+    model = base_model(study.base)
     config = load_config(model)
     base_sha = fingerprint(model, config)
     base = on_meta(model, None if study.task == "image-classification" else _PEFT_TASK[study.task])
@@ -168,7 +166,7 @@ def _check_encoder(study: Study) -> None:
     if not Path(encoder).expanduser().is_dir():
         raise ConfigError(f"generation.bertscore_model: no folder {encoder}; name that of a local encoder, or none")
     if find_spec("bert_score") is None:
-        raise ConfigError('generation.bertscore_model needs the package bert-score: pip install "qpeft[bertscore]"')
+        raise ConfigError("generation.bertscore_model needs the package bert-score: pip install bert-score")
 
 
 _EARLY = ("data", "estimate.json")  # what is there before study.json

@@ -25,6 +25,7 @@ from qpeft.studies.comparison.study import UNTRAINED
 from qpeft.training import outputs, train
 from qpeft.training.accuracy import ClassificationScore
 from qpeft.training.methods import build_config
+from qpeft.training.metrics import HOPELESS_LOSS
 from qpeft.training.metrics_log import read_rows
 from qpeft.training.prepare import Prepared, prepare
 from qpeft.training.progress import Silent
@@ -241,7 +242,7 @@ def _quality(score: Score) -> dict[str, Any]:
     if isinstance(score, ClassificationScore):
         low, high = score.interval
         return {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_accuracy_interval": [low, high]}
-    is_shown = score.loss <= 20
+    is_shown = score.loss <= HOPELESS_LOSS
     return {
         "test_loss": score.loss,
         "test_ppl": math.exp(score.loss) if is_shown else None,

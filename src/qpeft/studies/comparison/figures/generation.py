@@ -143,7 +143,7 @@ def _bertscore(hypotheses: Sequence[str], references: Sequence[Sequence[str]], f
     try:
         from bert_score import score  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
-        raise InputError('BERTScore needs a further package; install it: pip install "qpeft[bertscore]"') from error
+        raise InputError("BERTScore needs a further package; install it: pip install bert-score") from error
     written = [(text, list(own)) for text, own in zip(hypotheses, references, strict=True) if text.strip()]
     if not written:
         return 0.0

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from qpeft.studies.comparison.findings.found import Block, MethodSummary, Reached, Summary
 from qpeft.studies.comparison.findings.statistics import Difference, Stats
+from qpeft.training.metrics import HOPELESS_LOSS
 
 _HEADINGS = ("method", "trainable", "deployed", "bytes", "metric, mean ± s.d.", "perplexity", "Δ [95 % interval]")
 _HEADINGS += ("verdict", "steps to the reference's loss", "step ms (times the reference's)", "peak MB", "tokens/s")
@@ -16,7 +17,7 @@ def markdown(summary: Summary) -> str:
     """The whole page, ending in a newline."""
     study = summary.study
     parts = [f"# {study['title']}", study["question"], *_answers(summary)]
-    parts += ["## All methods", _caption(summary), _table(_HEADINGS, [_cells(m, summary) for m in summary.methods])]
+    parts += ["## All methods", _caption(summary), _table(_HEADINGS, [_cells(m) for m in summary.methods])]
     parts += [text for block in summary.blocks for text in _block(block, summary)]
     parts += _failures(summary)
     parts += ["## Limits", "\n".join(f"- {limit}" for limit in summary.limits)]
@@ -38,10 +39,10 @@ def _caption(summary: Summary) -> str:
     )
 
 
-def _cells(method: MethodSummary, summary: Summary) -> list[str]:
+def _cells(method: MethodSummary) -> list[str]:
     figures = method.figures
     ppl = figures.get("quality.test_ppl")
-    inf_like = ppl is None and method.metric is not None and _loss(figures) > 20
+    inf_like = ppl is None and method.metric is not None and _loss(figures) > HOPELESS_LOSS
     return [
         method.label,
         f"{method.trainable:,}",

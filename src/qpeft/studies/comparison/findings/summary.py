@@ -24,9 +24,7 @@ from qpeft.studies.comparison.findings.statistics import MIN_SEEDS, Difference
 from qpeft.studies.comparison.findings.tables import write_tables
 from qpeft.studies.comparison.findings.targets import steps_and_seconds, target_losses
 from qpeft.studies.comparison.rows import Row
-from qpeft.studies.comparison.study import is_ranked
-
-UNTRAINED = "none"
+from qpeft.studies.comparison.study import UNTRAINED, is_ranked
 
 Study = Mapping[str, Any]
 Differences = Mapping[Pair, Difference]

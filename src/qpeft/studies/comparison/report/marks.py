@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qpeft.studies.comparison.report.canvas import CLASSICAL, CONTROL, INK, QUANTUM
+from qpeft.studies.comparison.study import UNTRAINED
 
 _QUANTUM_METHODS = ("qpa", "quantum_peft", "qaa")
 
@@ -37,6 +38,6 @@ def mark(method: str, role: str, is_reference: bool) -> Mark:
         return REFERENCE
     if role == "control":
         return _BY_KIND["control"]
-    if method == "none":
+    if method == UNTRAINED:
         return _BY_KIND["base"]
     return _BY_KIND["quantum" if method in _QUANTUM_METHODS else "classical"]

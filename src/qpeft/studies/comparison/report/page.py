@@ -15,6 +15,7 @@ from qpeft.studies.comparison.report.charts import Chart
 from qpeft.studies.comparison.report.html import render
 from qpeft.studies.comparison.report.marks import MARKS
 from qpeft.studies.comparison.report.results import ordered
+from qpeft.studies.comparison.study import UNTRAINED
 
 if TYPE_CHECKING:
     from qpeft.studies.comparison.findings.found import MethodSummary, Summary
@@ -110,7 +111,7 @@ def _context(summary: Summary, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _answers(summary: Summary) -> dict[str, Any]:
     main = [method for method in ordered(summary) if method.role == "main"]
-    verdicts = Counter(m.difference.verdict for m in main if m.difference is not None and m.method != "none")
+    verdicts = Counter(m.difference.verdict for m in main if m.difference is not None and m.method != UNTRAINED)
     return {
         "headlines": summary.headlines,
         "main_answers": [_answer(method, method.difference, summary) for method in main],

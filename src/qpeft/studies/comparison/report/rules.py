@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.studies.comparison.report import numbers, words
 from qpeft.studies.comparison.report.window import RULE
+from qpeft.studies.comparison.study import UNTRAINED
 
 if TYPE_CHECKING:
     from qpeft.studies.comparison.findings.found import Summary
@@ -136,7 +137,7 @@ def tuning(summary: Summary) -> str:
         return "None was tried: each method trained at the rate that the study gives it."
     grid = _list(f"{factor:g}" for factor in summary.study["tuning"]["grid"])
     text = f"Each method tried its own middle rate times {grid}; the lowest validation loss chose."
-    untrained = next((m.figures.get("quality.valid_loss") for m in summary.methods if m.method == "none"), None)
+    untrained = next((m.figures.get("quality.valid_loss") for m in summary.methods if m.method == UNTRAINED), None)
     losses = [loss for trials in summary.tuning.values() for _, loss in trials]
     if untrained is not None and untrained.mean in losses:
         text += f" A trial of {untrained.mean:.4f}, the loss of the base itself, never got below its start."

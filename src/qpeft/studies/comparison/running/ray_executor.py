@@ -131,5 +131,5 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ConfigError('--executor ray needs the package ray: pip install "qpeft[ray]"') from error
+        raise ConfigError("--executor ray needs the package ray: pip install ray") from error
     return ray
