@@ -119,7 +119,8 @@ def _stages(angles: Tensor, tables: _Tables, sizes: list[int], fused: bool) -> l
         pairs = (rotations[1::2] * tables.inner) @ rotations[:-1:2]
         rotations = torch.cat([pairs, rotations[-1:]])
     steps = [2 ** (GROUP - size) for size in sizes]  # between the rows in which the missing wires are 0
-    groups = [group[..., ::step, ::step].contiguous() for group, step in zip(rotations.unbind(1), steps, strict=True)]
+    found = zip(rotations.unbind(1), steps, strict=True)
+    groups = [(group if step == 1 else group[..., ::step, ::step]).contiguous() for group, step in found]
     return [list(stage) for stage in zip(*(group.unbind() for group in groups), strict=True)]
 
 

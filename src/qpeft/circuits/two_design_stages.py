@@ -69,7 +69,7 @@ class _Stages(torch.autograd.Function):
             if step.is_matrix:
                 walk.turn(matrices[step.operand], step.from_last, step.to_last)
             else:
-                walk.change_signs(signs[step.operand % len(signs)])
+                walk.change_signs(signs[step.operand % signs.shape[0]])
         ctx.save_for_backward(signs, walk.block, *matrices)
         return walk.block
 
@@ -94,8 +94,8 @@ def _gradient(
             of_matrices[index] = _rows(slope.block, n, to_last) @ _rows(walk.block, n, from_last).mT
             slope.turn(inverse, to_last, from_last)
         else:
-            walk.change_signs(signs[index % len(signs)])
-            slope.change_signs(signs[index % len(signs)])
+            walk.change_signs(signs[index % signs.shape[0]])
+            slope.change_signs(signs[index % signs.shape[0]])
     return slope.block, of_matrices
 
 
@@ -112,7 +112,7 @@ class _Walk:
         out = self._buffers[0].view(rows.mT.shape if to_last else rows.shape)
         if not to_last:
             torch.bmm(matrix, rows, out=out)
-        elif len(matrix[0]) < SMALL:
+        elif matrix.shape[-1] < SMALL:
             out.copy_((matrix @ rows).mT)
         else:
             torch.bmm(rows.mT, matrix.mT, out=out)
@@ -121,7 +121,7 @@ class _Walk:
 
     def change_signs(self, signs: Tensor) -> None:
         """Multiply by signs (2**N * K,) in the order of the present axes, in place."""
-        self.block.view(-1, len(signs)).mul_(signs)
+        self.block.view(-1, signs.shape[0]).mul_(signs)
 
 
 @lru_cache(maxsize=64)
@@ -143,4 +143,4 @@ def _steps(n_stages: int, n_groups: int) -> list[_Step]:
 
 def _rows(x: Tensor, n: int, last: bool) -> Tensor:
     """The block as (M, n, rest), n its last or its front axis."""
-    return x.reshape(len(x), -1, n).mT if last else x.reshape(len(x), n, -1)
+    return x.reshape(x.shape[0], -1, n).mT if last else x.reshape(x.shape[0], n, -1)
