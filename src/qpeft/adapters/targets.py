@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from peft import PeftConfig
@@ -94,3 +94,38 @@ def _available(names: list[str]) -> str:
 
 def _last_parts(names: list[str]) -> set[str]:
     return {part for name in names if not (part := name.rpartition(".")[2]).isdigit()}
+
+
+def settle_names(
+    model: nn.Module,
+    config: Any,
+    default: Callable[[nn.Module], list[str] | str],
+    modules: Callable[[nn.Module], Iterable[tuple[str, nn.Module]]],
+) -> None:
+    """Fill in the config's `target_modules` where they are unset or all-linear, and check them.
+
+    `modules` gives the base model's, by the names that they had before any adapter of this kind.
+
+    Raises:
+        ConfigError: a name matches nothing.
+    """
+    config.target_modules = config.target_modules or default(model)
+    if str(config.target_modules).lower() == "all-linear":
+        spare_new_head(model, config)
+        # as PEFT means it, without the output head; PEFT's own search does not look under an earlier adapter
+        head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+        head = getattr(head, "base_layer", head)
+        config.target_modules = [name for name, module in modules(model) if is_linear(module) and module is not head]
+    check_target_modules(model, config)
+
+
+def is_linear(module: Any) -> bool:
+    """Whether it is a Linear, of a quantised base as well, or a Conv1D."""
+    return isinstance(module, (nn.Linear, Conv1D)) or (
+        isinstance(getattr(module, "in_features", None), int) and isinstance(getattr(module, "out_features", None), int)
+    )
+
+
+def sizes(linear: Any) -> tuple[int, int]:
+    """Numbers in, numbers out of a linear map."""
+    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)

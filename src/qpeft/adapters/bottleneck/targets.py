@@ -8,9 +8,8 @@ from typing import Any
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from qpeft.adapters.targets import check_target_modules, spare_new_head
+from qpeft.adapters.targets import is_linear, settle_names, sizes
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
 # the feed-forward block of a layer, as model families call it: GPT-2, Llama, ViT, ...; T5; BERT; BART, OPT; DistilBERT
@@ -41,15 +40,11 @@ def settle_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) 
         ConfigError: a name matches nothing, or targets lie within each other.
         UnsupportedTypeError: the width of a target's output cannot be known.
     """
-    config.target_modules = config.target_modules or default_targets(model)
-    if str(config.target_modules).lower() == "all-linear":
-        spare_new_head(model, config)
-        config.target_modules = _all_linear(model)
-    check_target_modules(model, config)
+    settle_names(model, config, default_targets, lambda model: _bases(model).items())
     modules = _base_modules(model)
     chosen = {name for name in modules if check_target_module_exists(config, name)}
     for name in sorted(chosen):
-        find_width(model, _base(modules[name]), name)
+        find_width(model, _bases(model)[name], name)
     _check_not_nested(chosen | {name for name, module in modules.items() if isinstance(module, layer_class)})
 
 
@@ -62,9 +57,9 @@ def find_width(model: nn.Module, module: nn.Module, name: str) -> int:
     Raises:
         UnsupportedTypeError: it cannot be known.
     """
-    if isinstance(module, (nn.Linear, Conv1D)):
-        return _sizes(module)[1]
-    linears = [_sizes(m) for m in module.modules() if isinstance(m, (nn.Linear, Conv1D))]
+    if is_linear(module):
+        return sizes(module)[1]
+    linears = [sizes(m) for m in module.modules() if is_linear(m)]
     is_block = any(True for _ in module.children()) and not isinstance(module, _NO_BLOCKS)
     if is_block and linears and linears[0][0] == linears[-1][1]:
         return linears[0][0]
@@ -77,11 +72,6 @@ def find_width(model: nn.Module, module: nn.Module, name: str) -> int:
     return hidden
 
 
-def _sizes(linear: nn.Linear | Conv1D) -> tuple[int, int]:
-    """Numbers in, numbers out."""
-    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
-
-
 def _hidden_size(model: nn.Module) -> int | None:
     config: Any = getattr(model, "config", None)
     if hasattr(config, "get_text_config"):
@@ -89,19 +79,9 @@ def _hidden_size(model: nn.Module) -> int | None:
     return getattr(config, "hidden_size", None)
 
 
-def _all_linear(model: nn.Module) -> list[str]:
-    """As PEFT means it, without the output head; PEFT's own search does not look under an earlier adapter."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    found = [(name, _base(module)) for name, module in _base_modules(model).items()]
-    return [
-        name
-        for name, module in found
-        if isinstance(module, (nn.Linear, Conv1D)) and module is not (head and _base(head))
-    ]
-
-
-def _base(module: Any) -> nn.Module:
-    return getattr(module, "base_layer", module)
+def _bases(model: nn.Module) -> dict[str, nn.Module]:
+    """The same without the adapter's layers: what each of them wraps."""
+    return {name: getattr(module, "base_layer", module) for name, module in _base_modules(model).items()}
 
 
 def _base_modules(model: nn.Module) -> dict[str, nn.Module]:

@@ -25,7 +25,8 @@ from qpeft.adapters.folders.sealed import SealedConfig
 from qpeft.adapters.generated_config import MethodName
 from qpeft.adapters.generator_state import check_tensors
 from qpeft.adapters.own_tuner import OwnTuner
-from qpeft.adapters.qaa.targets import settle_targets, sizes, written_slices
+from qpeft.adapters.qaa.targets import settle_targets, written_slices
+from qpeft.adapters.targets import sizes
 from qpeft.errors import ConfigError, NotMergeableError
 from qpeft.generators.qaa import QAABranch
 from qpeft.generators.qaa_features import make_features

@@ -7,10 +7,8 @@ from typing import Any
 
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
-from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from qpeft.adapters.targets import check_target_modules, spare_new_head
+from qpeft.adapters.targets import is_linear, settle_names, sizes
 from qpeft.circuits import amplitude_qubits, count_angles
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.generators.qaa_features import count_features
@@ -36,11 +34,7 @@ def settle_targets(model: nn.Module, config: Any) -> None:
         ConfigError: a name matches nothing, or the settings do not suit a site.
         UnsupportedTypeError: a target is no linear map.
     """
-    config.target_modules = config.target_modules or default_targets(model)
-    if str(config.target_modules).lower() == "all-linear":
-        spare_new_head(model, config)
-        config.target_modules = _all_linear(model)
-    check_target_modules(model, config)
+    settle_names(model, config, default_targets, _sites)
     for name, module in _sites(model):
         if check_target_module_exists(config, name):
             _check_site(config, name, module)
@@ -52,18 +46,13 @@ def default_targets(model: nn.Module) -> list[str]:
     Raises:
         ConfigError: the model has none of a name that is known.
     """
-    parts = {name.rpartition(".")[2] for name, module in _sites(model) if _is_linear(module)}
+    parts = {name.rpartition(".")[2] for name, module in _sites(model) if is_linear(module)}
     for names in _QUERY_VALUE:
         if parts.issuperset(names):
             return list(names)
     raise ConfigError(
         f"no query and value projections of a known name; name target_modules yourself, of: {', '.join(sorted(parts))}"
     )
-
-
-def sizes(module: Any) -> tuple[int, int]:
-    """Numbers in, numbers out of a Linear (of a quantised base as well) or a Conv1D."""
-    return (module.nx, module.nf) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
 
 
 def written_slices(config: Any, name: str, module: nn.Module) -> list[list[int]]:
@@ -85,7 +74,7 @@ def written_slices(config: Any, name: str, module: nn.Module) -> list[list[int]]
 
 
 def _check_site(config: Any, name: str, module: nn.Module) -> None:
-    if not _is_linear(module):
+    if not is_linear(module):
         raise UnsupportedTypeError(f"QAA cannot adapt {name}: expected Linear or Conv1D, got {type(module).__name__}.")
     width, slices = sizes(module)[0], written_slices(config, name, module)
     n_qubits = amplitude_qubits(width)
@@ -102,19 +91,6 @@ def _check_site(config: Any, name: str, module: nn.Module) -> None:
             f"readout='probs' would train {trained} parameters at {name}, not fewer than the {width * written} of the "
             "full weight. Use readout='z'. (allow_large=True allows it.)"
         )
-
-
-def _is_linear(module: Any) -> bool:
-    return isinstance(module, (nn.Linear, Conv1D)) or (
-        isinstance(getattr(module, "in_features", None), int) and isinstance(getattr(module, "out_features", None), int)
-    )
-
-
-def _all_linear(model: nn.Module) -> list[str]:
-    """As PEFT means it, without the output head; PEFT's own search does not look under an earlier adapter."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    head = getattr(head, "base_layer", head)
-    return [name for name, module in _sites(model) if _is_linear(module) and module is not head]
 
 
 def _sites(model: nn.Module) -> list[tuple[str, Any]]:
