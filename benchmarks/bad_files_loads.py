@@ -101,6 +101,8 @@ def judge(way: str, error: Exception | None) -> tuple[str, str]:
     if isinstance(error, WrongError):
         return message.partition(":")[0], message
     shown = f"{type(error).__name__}: {message}"
+    if _is_out_of_memory(error) and not isinstance(error, (InputError, *PEFTS_OWN)):
+        return "memory", shown[:300]
     if len(message) > LONGEST_MESSAGE or not message.strip():
         return "unclear message", shown[:300]
     if not message.isascii() and "\ud800" in message:
@@ -109,8 +111,6 @@ def judge(way: str, error: Exception | None) -> tuple[str, str]:
         return "refused", shown[:300]
     if way in _PEFTS_WAYS and isinstance(error, PEFTS_OWN):
         return "refused by PEFT", shown[:300]
-    if _is_out_of_memory(error):
-        return "memory", shown[:300]
     return "wrong error", shown[:300]
 
 
