@@ -31,10 +31,10 @@ from bad_files_made import load_base, run_settings
 from bad_files_mutate import Mutation
 from bad_files_tensors import read
 from qpeft.cli.app import build
+from qpeft.compare import plan as plans
+from qpeft.compare.study import load_study
 from qpeft.diagnostics import of_folder
 from qpeft.errors import InputError, TrainingError
-from qpeft.studies.comparison import plan as plans
-from qpeft.studies.comparison.study import load_study
 from qpeft.training import train
 from qpeft.training.sources import Columns, load_examples, load_rows
 from qpeft.training.tasks.images import load_images, open_image

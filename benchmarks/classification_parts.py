@@ -17,7 +17,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 from classification_rows import BASELINE
 from qpeft.demo import base_path
 from qpeft.training import TrainSettings, train
-from qpeft.training.base import load_model, load_tokenizer
+from qpeft.training.base_model import load_model, load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import digits

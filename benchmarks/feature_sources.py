@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cells import parser, train_all
-from qpeft.generators.settings import FEATURE_SOURCES
+from qpeft.methods.qpa.settings import FEATURE_SOURCES
 
 RATE = 2e-3
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {

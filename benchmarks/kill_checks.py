@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
-from qpeft.studies.comparison.running.outputs import write_all
+from qpeft.compare.running.outputs import write_all
 
 State = dict[str, Any]
 _TIMED = {"seconds", "seconds_per_step", "created_at", "peak_mem_bytes", "circuits", "out", "command"}

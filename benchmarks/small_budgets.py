@@ -41,7 +41,7 @@ from budget_rows import Row, build_rows
 from budget_runs import Cell, Setting, Study, build, count, run
 from budget_texts import CORPORA, Blocks, load_blocks, spread
 from qpeft.demo import base_path
-from qpeft.training.base import fingerprint, load_config, load_model, load_tokenizer
+from qpeft.training.base_model import fingerprint, load_config, load_model, load_tokenizer
 
 LENGTH = 128
 

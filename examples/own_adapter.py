@@ -16,14 +16,14 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor
 
 import qpeft
-from qpeft.adapters.binding import Slot
-from qpeft.adapters.generated import GeneratedMixin
-from qpeft.adapters.generated_config import GeneratedLoraConfig, MethodName
-from qpeft.adapters.lora_slots import lora_slots
+from qpeft.core.binding import Slot
+from qpeft.core.config import GeneratedLoraConfig, MethodName
+from qpeft.core.folded import Folded
+from qpeft.core.generator import Generator, fingerprint
+from qpeft.core.lora_slots import lora_slots
+from qpeft.core.seeded_init import SeededStart
+from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import ConfigError
-from qpeft.generators.base import Generator, fingerprint
-from qpeft.generators.folded import Folded
-from qpeft.generators.seeded_start import SeededStart
 
 NOLA = MethodName("NOLA")
 

@@ -19,11 +19,11 @@ from torch import Tensor
 import own_ansatz  # noqa: F401  registers "cz_ring"
 import qpeft
 from qpeft.circuits import Ansatz, gate_probabilities
+from qpeft.core.folded import Folded
+from qpeft.core.generator import Generator, fingerprint
+from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import ConfigError
-from qpeft.generators.base import Generator, fingerprint
-from qpeft.generators.config import GeneratorConfig
-from qpeft.generators.folded import Folded
-from qpeft.generators.seeded_start import SeededStart
+from qpeft.generator_config import GeneratorConfig
 
 
 @dataclass(kw_only=True)

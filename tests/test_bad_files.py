@@ -76,7 +76,7 @@ def remove_tensors(copy):
 def deaf(monkeypatch):
     """A loader that trusts PEFT, which says nothing of missing tensors."""
     for name in ("check_whole", "check_seal", "check_acts"):
-        monkeypatch.setattr(f"qpeft.adapters.folders.checkpoint.{name}", lambda *_: None)
+        monkeypatch.setattr(f"qpeft.core.checkpoint.{name}", lambda *_: None)
 
 
 def test_a_loader_that_ignores_missing_tensors_is_caught(bad_files, world, monkeypatch):
@@ -86,7 +86,7 @@ def test_a_loader_that_ignores_missing_tensors_is_caught(bad_files, world, monke
 
 
 def test_a_loader_that_takes_other_numbers_is_caught(bad_files, world, monkeypatch):
-    from qpeft.adapters.folders import checkpoint
+    from qpeft.core import checkpoint
 
     load = checkpoint.PeftModel.from_pretrained
 

@@ -22,7 +22,7 @@ def test_import_is_light():
     [
         "import qpeft, peft",
         "import peft, qpeft",
-        "import qpeft.adapters.qpa; import peft",
+        "import qpeft.methods.qpa.model; import peft",
     ],
 )
 def test_both_orders_register(imports):
@@ -41,8 +41,8 @@ def test_every_public_name_exists():
 def test_a_taken_name_and_a_foreign_peft_are_refused(monkeypatch):
     from peft import mapping
 
-    from qpeft.adapters import registry
     from qpeft.errors import ConfigError
+    from qpeft.methods import registry
 
     registry.register()  # again: harmless
     with monkeypatch.context() as patch:

@@ -6,7 +6,7 @@ from transformers import GPT2Config, LlamaConfig
 
 import qpeft
 from qpeft.errors import ConfigError
-from qpeft.generators.qaa_settings import FEATURE_SOURCES
+from qpeft.methods.qaa.settings import FEATURE_SOURCES
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from qpeft.studies.comparison.report import canvas
+from qpeft.compare.report import canvas
 
 
 class Drawn(SphinxDirective):

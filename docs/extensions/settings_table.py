@@ -1,6 +1,6 @@
 """The directive `settings-table`: a settings class's fields, defaults and help, read from the class itself.
 
-```{settings-table} qpeft.generators.settings QPAGeneratorConfig
+```{settings-table} qpeft.methods.qpa.settings QPAGeneratorConfig
 ```
 """
 

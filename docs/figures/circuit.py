@@ -5,7 +5,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
 
 from qpeft.circuits import Ansatz, Gate
-from qpeft.studies.comparison.report import canvas
+from qpeft.compare.report import canvas
 
 BOX, STEP = 0.62, 36  # of a column; pixels of a column and of a wire
 

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from qpeft.circuits import Ansatz, basis_columns, two_design_columns
+from qpeft.compare.report import canvas
 from qpeft.diagnostics import random_angles
-from qpeft.studies.comparison.report import canvas
 
 N_QUBITS, N_LAYERS, K = 5, 2, 8
 CELL = 14  # pixels

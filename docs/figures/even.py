@@ -6,7 +6,7 @@ import torch
 from matplotlib.figure import Figure
 
 from qpeft.circuits import amplitude_expectations
-from qpeft.studies.comparison.report import canvas
+from qpeft.compare.report import canvas
 
 WIDTH, N = 8, 3
 

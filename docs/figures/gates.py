@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 import qpeft
 import qpeft.demo
-from qpeft.studies.comparison.report import canvas
+from qpeft.compare.report import canvas
 
 STEPS = 30
 

@@ -2,8 +2,8 @@
 
 from matplotlib.figure import Figure
 
+from qpeft.compare.report import canvas
 from qpeft.diagnostics import gradient_variance
-from qpeft.studies.comparison.report import canvas
 
 WIDTHS = [4, 6, 8, 10]
 OBSERVABLES = (

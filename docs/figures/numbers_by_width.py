@@ -5,7 +5,7 @@ from peft import LoraConfig
 from transformers import LlamaConfig
 
 import qpeft
-from qpeft.studies.comparison.report import canvas
+from qpeft.compare.report import canvas
 
 WIDTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 METHODS = (

@@ -5,8 +5,8 @@ from matplotlib.figure import Figure
 from scipy.stats import chi2, expon
 
 from qpeft.circuits import Ansatz
+from qpeft.compare.report import canvas
 from qpeft.diagnostics import random_probabilities
-from qpeft.studies.comparison.report import canvas
 
 BINS = np.linspace(0, 9, 37)
 

@@ -4,8 +4,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qpeft.circuits import Ansatz
+from qpeft.compare.report import canvas
 from qpeft.diagnostics import random_probabilities
-from qpeft.studies.comparison.report import canvas
 
 
 def draw() -> Figure:

@@ -15,58 +15,58 @@ import wrapt
 if TYPE_CHECKING:
     from qpeft import circuits as circuits
     from qpeft import diagnostics as diagnostics
-    from qpeft.adapters.attached.attach import attach as attach
-    from qpeft.adapters.backend import set_backend as set_backend
-    from qpeft.adapters.bottleneck.model import BottleneckConfig as BottleneckConfig
-    from qpeft.adapters.fit_frames import fit_frames as fit_frames
-    from qpeft.adapters.folders.checkpoint import load as load
-    from qpeft.adapters.folders.checkpoint import save as save
-    from qpeft.adapters.folders.export import ExportReport as ExportReport
-    from qpeft.adapters.folders.export import export as export
-    from qpeft.adapters.optimizer import param_groups as param_groups
-    from qpeft.adapters.qaa.model import QAAConfig as QAAConfig
-    from qpeft.adapters.qaa.report import SiteFeatures as SiteFeatures
-    from qpeft.adapters.qaa.report import feature_report as feature_report
-    from qpeft.adapters.qpa import QPAConfig as QPAConfig
-    from qpeft.adapters.quantum_peft import QuantumPeftConfig as QuantumPeftConfig
-    from qpeft.adapters.registry import register_method as register_method
-    from qpeft.adapters.serving.pool import AdapterPool as AdapterPool
-    from qpeft.adapters.sora.callback import SoRACallback as SoRACallback
-    from qpeft.adapters.sora.export import SoRAExportReport as SoRAExportReport
-    from qpeft.adapters.sora.model import SoRAConfig as SoRAConfig
-    from qpeft.adapters.tied import untie_lm_head as untie_lm_head
-    from qpeft.generators.registry import register_generator as register_generator
-    from qpeft.generators.settings import QPAGeneratorConfig as QPAGeneratorConfig
-    from qpeft.planning import Plan as Plan
-    from qpeft.planning import plan as plan
+    from qpeft.core.checkpoint import load as load
+    from qpeft.core.checkpoint import save as save
+    from qpeft.core.export import ExportReport as ExportReport
+    from qpeft.core.export import export as export
+    from qpeft.core.generator_registry import register_generator as register_generator
+    from qpeft.core.param_groups import param_groups as param_groups
+    from qpeft.core.serving.pool import AdapterPool as AdapterPool
+    from qpeft.core.set_backend import set_backend as set_backend
+    from qpeft.core.tied_weights import untie_lm_head as untie_lm_head
+    from qpeft.methods.attach.attach import attach as attach
+    from qpeft.methods.bottleneck.model import BottleneckConfig as BottleneckConfig
+    from qpeft.methods.planning import Plan as Plan
+    from qpeft.methods.planning import plan as plan
+    from qpeft.methods.qaa.model import QAAConfig as QAAConfig
+    from qpeft.methods.qaa.report import SiteFeatures as SiteFeatures
+    from qpeft.methods.qaa.report import feature_report as feature_report
+    from qpeft.methods.qpa.model import QPAConfig as QPAConfig
+    from qpeft.methods.qpa.settings import QPAGeneratorConfig as QPAGeneratorConfig
+    from qpeft.methods.quantum_peft.fit_frames import fit_frames as fit_frames
+    from qpeft.methods.quantum_peft.model import QuantumPeftConfig as QuantumPeftConfig
+    from qpeft.methods.registry import register_method as register_method
+    from qpeft.methods.sora.callback import SoRACallback as SoRACallback
+    from qpeft.methods.sora.export import SoRAExportReport as SoRAExportReport
+    from qpeft.methods.sora.model import SoRAConfig as SoRAConfig
 
 __version__ = version("qpeft")
 
 _HOME = {
-    "AdapterPool": "qpeft.adapters.serving.pool",
-    "BottleneckConfig": "qpeft.adapters.bottleneck.model",
-    "ExportReport": "qpeft.adapters.folders.export",
-    "Plan": "qpeft.planning",
-    "QAAConfig": "qpeft.adapters.qaa.model",
-    "QPAConfig": "qpeft.adapters.qpa",
-    "QPAGeneratorConfig": "qpeft.generators.settings",
-    "QuantumPeftConfig": "qpeft.adapters.quantum_peft",
-    "SiteFeatures": "qpeft.adapters.qaa.report",
-    "SoRACallback": "qpeft.adapters.sora.callback",
-    "SoRAConfig": "qpeft.adapters.sora.model",
-    "SoRAExportReport": "qpeft.adapters.sora.export",
-    "attach": "qpeft.adapters.attached.attach",
-    "export": "qpeft.adapters.folders.export",
-    "feature_report": "qpeft.adapters.qaa.report",
-    "fit_frames": "qpeft.adapters.fit_frames",
-    "load": "qpeft.adapters.folders.checkpoint",
-    "param_groups": "qpeft.adapters.optimizer",
-    "plan": "qpeft.planning",
-    "register_generator": "qpeft.generators.registry",
-    "register_method": "qpeft.adapters.registry",
-    "save": "qpeft.adapters.folders.checkpoint",
-    "set_backend": "qpeft.adapters.backend",
-    "untie_lm_head": "qpeft.adapters.tied",
+    "AdapterPool": "qpeft.core.serving.pool",
+    "BottleneckConfig": "qpeft.methods.bottleneck.model",
+    "ExportReport": "qpeft.core.export",
+    "Plan": "qpeft.methods.planning",
+    "QAAConfig": "qpeft.methods.qaa.model",
+    "QPAConfig": "qpeft.methods.qpa.model",
+    "QPAGeneratorConfig": "qpeft.methods.qpa.settings",
+    "QuantumPeftConfig": "qpeft.methods.quantum_peft.model",
+    "SiteFeatures": "qpeft.methods.qaa.report",
+    "SoRACallback": "qpeft.methods.sora.callback",
+    "SoRAConfig": "qpeft.methods.sora.model",
+    "SoRAExportReport": "qpeft.methods.sora.export",
+    "attach": "qpeft.methods.attach.attach",
+    "export": "qpeft.core.export",
+    "feature_report": "qpeft.methods.qaa.report",
+    "fit_frames": "qpeft.methods.quantum_peft.fit_frames",
+    "load": "qpeft.core.checkpoint",
+    "param_groups": "qpeft.core.param_groups",
+    "plan": "qpeft.methods.planning",
+    "register_generator": "qpeft.core.generator_registry",
+    "register_method": "qpeft.methods.registry",
+    "save": "qpeft.core.checkpoint",
+    "set_backend": "qpeft.core.set_backend",
+    "untie_lm_head": "qpeft.core.tied_weights",
 }
 
 __all__ = [
@@ -114,4 +114,4 @@ def __dir__() -> list[str]:
 
 @wrapt.when_imported("peft")
 def _register(_peft: Any) -> None:
-    import_module("qpeft.adapters.registry").register()
+    import_module("qpeft.methods.registry").register()

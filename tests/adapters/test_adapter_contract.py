@@ -9,10 +9,10 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 import qpeft
-from qpeft.adapters.generated_config import MethodName
-from qpeft.adapters.qpa import QPAConfig, QPAModel
-from qpeft.generators.folded import Folded
-from qpeft.generators.qpa import QPAGenerator
+from qpeft.core.config import MethodName
+from qpeft.core.folded import Folded
+from qpeft.methods.qpa.generator import QPAGenerator
+from qpeft.methods.qpa.model import QPAConfig, QPAModel
 from qpeft.testing import adapter_contract
 
 pytestmark = [

@@ -77,7 +77,7 @@ def test_the_best_checkpoint_comes_back(llama, rows, ids, adapters, tmp_path):
 
 
 def test_accumulated_micro_batches_cost_one_evaluation_and_one_backward(llama, rows, tmp_path, monkeypatch):
-    from qpeft.generators.qpa import QPAGenerator
+    from qpeft.methods.qpa.generator import QPAGenerator
 
     model = attached(llama)
     calls = []

@@ -10,8 +10,8 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 import qpeft
-from qpeft.adapters import lora_start
-from qpeft.adapters.binding import Binding, Slot
+from qpeft.core import lora_init as lora_start
+from qpeft.core.binding import Binding, Slot
 from qpeft.errors import ConfigError, TiedWeightError
 
 

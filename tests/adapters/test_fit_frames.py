@@ -8,8 +8,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import qpeft
-from qpeft.adapters.fit_frames import collect_gradients, fit_frames
 from qpeft.errors import CheckpointError, ConfigError, DataError, TrainingError, UnsupportedTypeError
+from qpeft.methods.quantum_peft.fit_frames import collect_gradients, fit_frames
 
 TARGETS = {"gpt2": ["c_attn", "c_proj", "c_fc"], "llama": ["q_proj", "k_proj", "down_proj", "up_proj"]}
 

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError, NotMergeableError, UnsupportedTypeError
-from qpeft.generators.qaa_settings import ANSATZE, FEATURE_SOURCES
+from qpeft.methods.qaa.settings import ANSATZE, FEATURE_SOURCES
 
 
 def adapted(base, **settings):

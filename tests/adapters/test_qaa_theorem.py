@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 import qpeft
-from qpeft.generators.qaa_settings import ANSATZE
+from qpeft.methods.qaa.settings import ANSATZE
 
 WIDTH = 32
 

@@ -8,9 +8,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 import qpeft
-from qpeft.adapters.slots import find_slots
+from qpeft.core.slots import find_slots
 from qpeft.errors import ConfigError
-from qpeft.generators.settings import FEATURE_SOURCES
+from qpeft.methods.qpa.settings import FEATURE_SOURCES
 
 SHAPES = {
     "lora": {},

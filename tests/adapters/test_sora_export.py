@@ -182,7 +182,7 @@ def test_what_cannot_be_exported_is_refused(llama, tmp_path):
 
 
 def test_an_export_that_differs_is_not_written(llama, tmp_path, monkeypatch):
-    from qpeft.adapters.sora import export as sora_export
+    from qpeft.methods.sora import export as sora_export
 
     model = gated(llama, [3, 4, 5, 6])
     monkeypatch.setattr(sora_export, "gated_b", lambda layer, name: layer.lora_B[name].weight)

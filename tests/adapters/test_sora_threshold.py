@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, Re
 
 import qpeft
 from qpeft import SoRACallback
-from qpeft.adapters.sora.threshold import planned_rates
 from qpeft.errors import ConfigError, TrainingError
+from qpeft.methods.sora.threshold import planned_rates
 
 attach = SoRACallback.attach
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from qpeft.adapters.binding import _Boundary
+from qpeft.core.binding import _Boundary
 
 
 @pytest.fixture
 def counts(monkeypatch):
     """How often the generator ran forward and backward."""
-    from qpeft.generators.qpa import QPAGenerator
+    from qpeft.methods.qpa.generator import QPAGenerator
 
     seen = {"evaluations": 0, "backwards": 0}
     forward, grad = QPAGenerator.forward, torch.autograd.grad
@@ -26,7 +26,7 @@ def counts(monkeypatch):
         return grad(*args, **kwargs)
 
     monkeypatch.setattr(QPAGenerator, "forward", counted_forward)
-    monkeypatch.setattr("qpeft.adapters.binding.torch.autograd.grad", counted_grad)
+    monkeypatch.setattr("qpeft.core.binding.torch.autograd.grad", counted_grad)
     return seen
 
 

@@ -11,7 +11,7 @@ import qpeft
 from qpeft.backends import Backend, CircuitRun, ExactBackend, Jobs
 from qpeft.circuits import Ansatz, probabilities
 from qpeft.errors import ConfigError
-from qpeft.generators.features import CircuitFeature
+from qpeft.methods.qpa.features import CircuitFeature
 
 LADDER = Ansatz("ry_ladder", 3, 2)
 WEIGHTS = torch.arange(8, dtype=torch.float64)

@@ -26,7 +26,7 @@ def live_angles(adapter_folder, base_folder):
     """The angles (L, N) of the adapter where it does its work: in a model."""
     from transformers import AutoModelForCausalLM
 
-    from qpeft.generators.features import CircuitFeature
+    from qpeft.methods.qpa.features import CircuitFeature
 
     model = qpeft.load(AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32), adapter_folder)
     (feature,) = [module for module in model.modules() if isinstance(module, CircuitFeature)]

@@ -9,7 +9,7 @@ from synthetic_study import write_synthetic_study
 
 from qpeft.cli.compare_bar import CompareBar
 from qpeft.cli.console import stderr
-from qpeft.studies.comparison.rows import empty_row
+from qpeft.compare.rows import empty_row
 
 pytestmark = pytest.mark.xdist_group("comparison")
 
@@ -43,7 +43,7 @@ def study(base_folder, tmp_path):
 @pytest.fixture
 def untimed(monkeypatch):
     """Cells that measure time are slow, and another test's."""
-    monkeypatch.setattr("qpeft.studies.comparison.plan.Plan.cost_cells", lambda self: [])
+    monkeypatch.setattr("qpeft.compare.plan.Plan.cost_cells", lambda self: [])
 
 
 @pytest.mark.slow
@@ -52,7 +52,7 @@ def test_a_planted_crash_is_code_3_and_every_other_row_then_it_is_mended(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("qpeft.studies.comparison.running.runner.run_in_threads", crash_in_ia3)
+        patch.setattr("qpeft.compare.running.runner.run_in_threads", crash_in_ia3)
         crashed = qpeft_cli("compare", "run", study, "--out", out, "--json")
     assert crashed.exit_code == 3, crashed.output
     found = json.loads(crashed.stdout)
@@ -85,7 +85,7 @@ def test_a_planted_crash_is_code_3_and_every_other_row_then_it_is_mended(
 
 
 def crash_in_ia3(threads, cell, folder, on_step):
-    from qpeft.studies.comparison.running.child import run_in_threads
+    from qpeft.compare.running.child import run_in_threads
 
     if cell.method == "ia3":
         raise RuntimeError("planted")

@@ -5,7 +5,7 @@ import json
 import pytest
 from synthetic_study import write_synthetic_study
 
-from qpeft.diagnostics.trainings import CircuitMatters, found_before, study_of
+from qpeft.diagnostics.retraining import CircuitMatters, found_before, study_of
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
@@ -105,7 +105,7 @@ def test_nothing_was_found_before(tmp_path):
 
 
 def test_the_sentence_is_the_studys_own(tmp_path):
-    from qpeft.studies.comparison.findings.summary import summarise
+    from qpeft.compare.analysis.summary import summarise
 
     summary = summarise(write_synthetic_study(tmp_path / "study"))
     found = CircuitMatters(tmp_path, summary)

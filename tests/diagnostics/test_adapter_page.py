@@ -9,12 +9,12 @@ from peft import get_peft_model
 from synthetic_study import write_synthetic_study
 
 import qpeft
+from qpeft.compare.analysis.summary import summarise
 from qpeft.diagnostics.diagnosis import diagnose
 from qpeft.diagnostics.page import write_page
+from qpeft.diagnostics.retraining import CircuitMatters
 from qpeft.diagnostics.target import of_folder
-from qpeft.diagnostics.trainings import CircuitMatters
 from qpeft.errors import ConfigError
-from qpeft.studies.comparison.findings.summary import summarise
 
 
 @pytest.fixture(scope="module")

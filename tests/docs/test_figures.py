@@ -6,7 +6,7 @@ from importlib import import_module
 import pytest
 from snippets import PAGES, ROOT
 
-from qpeft.studies.comparison.report import canvas
+from qpeft.compare.report import canvas
 
 DRAWN = [
     (page.stem, *found.groups())

@@ -13,11 +13,11 @@ import torch
 from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 
 import qpeft
+from qpeft.core.generator_registry import generator_config
+from qpeft.core.seeded_init import SeededStart
 from qpeft.diagnostics import of_folder
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.generators.config import GeneratorConfig
-from qpeft.generators.registry import generator_config
-from qpeft.generators.seeded_start import SeededStart
+from qpeft.generator_config import GeneratorConfig
 from qpeft.testing import generator_contract
 
 LM = {"task_type": "CAUSAL_LM"}

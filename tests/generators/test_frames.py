@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import ConfigError
-from qpeft.generators.frames import fit_start, frame_hash, frame_rank_for, leading_frame, random_frame
-from qpeft.generators.seeded_start import SeededStart
+from qpeft.methods.quantum_peft.frames import fit_start, frame_hash, frame_rank_for, leading_frame, random_frame
 
 
 def gradient(d_out, d_in, decay=0.7, seed=0):

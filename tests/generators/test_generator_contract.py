@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from qpeft.circuits import probabilities
-from qpeft.generators.base import Generator, fingerprint
-from qpeft.generators.folded import Folded
-from qpeft.generators.layout import Layout, Matrix
-from qpeft.generators.quantum_peft import QuantumPeftGenerator
-from qpeft.generators.quantum_peft_settings import QuantumPeftGeneratorConfig
-from qpeft.generators.seeded_start import SeededStart
-from qpeft.generators.settings import FEATURE_SOURCES, QPAGeneratorConfig
+from qpeft.core.folded import Folded
+from qpeft.core.generator import Generator, fingerprint
+from qpeft.core.seeded_init import SeededStart
+from qpeft.methods.qpa.settings import FEATURE_SOURCES, QPAGeneratorConfig
+from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator
+from qpeft.methods.quantum_peft.layout import Layout, Matrix
+from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 from qpeft.testing import generator_contract
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from qpeft import circuits
+from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import ConfigError
-from qpeft.generators.qaa import QAABranch
-from qpeft.generators.qaa_features import count_features, make_features
-from qpeft.generators.qaa_settings import ANSATZE, FEATURE_SOURCES, QAASettings
-from qpeft.generators.seeded_start import SeededStart
+from qpeft.methods.qaa.branch import QAABranch
+from qpeft.methods.qaa.features import count_features, make_features
+from qpeft.methods.qaa.settings import ANSATZE, FEATURE_SOURCES, QAASettings
 
 CPU = torch.device("cpu")
 EVEN = ("qnn", "quadratic", "givens")

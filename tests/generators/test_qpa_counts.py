@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpeft.errors import ConfigError
-from qpeft.generators import budget
-from qpeft.generators.settings import QPAGeneratorConfig
+from qpeft.methods.qpa import budget
+from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 
 @pytest.mark.parametrize(

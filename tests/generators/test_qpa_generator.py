@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from qpeft.circuits import probabilities
+from qpeft.core.folded import Folded
+from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import ConfigError
-from qpeft.generators.features import scaled, squash
-from qpeft.generators.folded import Folded
-from qpeft.generators.qpa import QPAGenerator
-from qpeft.generators.seeded_start import SeededStart
-from qpeft.generators.settings import QPAGeneratorConfig
+from qpeft.methods.qpa.features import scaled, squash
+from qpeft.methods.qpa.generator import QPAGenerator
+from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 
 def make(m=60, initial=None, **settings) -> QPAGenerator:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from qpeft.errors import CheckpointError, TrainingError
-from qpeft.generators.quantize import pack, quantize, stored_sizes, unpack
+from qpeft.methods.quantum_peft.quantize import pack, quantize, stored_sizes, unpack
 
 BITS = st.sampled_from([8, 4, 3, 2, 1])
 GROUP_SIZES = st.sampled_from([1, 4, 128])

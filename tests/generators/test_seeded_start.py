@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
+from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import ConfigError
-from qpeft.generators.seeded_start import SeededStart
 
 MASK = 2**64 - 1
 

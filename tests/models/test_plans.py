@@ -14,8 +14,8 @@ from transformers import (
 )
 
 import qpeft
+from qpeft.core.meta_model import on_meta
 from qpeft.errors import ConfigError
-from qpeft.planning.meta import on_meta
 
 PAPER_WIDTHS = (32, 64, 128, 128, 64, 32, 32)
 

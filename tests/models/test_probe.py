@@ -18,7 +18,7 @@ from transformers import (
 )
 
 import qpeft
-from qpeft.adapters.folders.probe import probe_inputs
+from qpeft.core.probe import probe_inputs
 from qpeft.errors import ConfigError
 
 

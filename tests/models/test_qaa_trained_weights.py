@@ -6,7 +6,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft
-from qpeft.generators.qaa_settings import ANSATZE
+from qpeft.methods.qaa.settings import ANSATZE
 
 
 @pytest.fixture

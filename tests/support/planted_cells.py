@@ -12,9 +12,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from qpeft.compare.cells.cell import Cell, work_folder
+from qpeft.compare.rows import empty_row, read_row, read_rows, row_path
 from qpeft.files import write_json
-from qpeft.studies.comparison.cells.cell import Cell, work_folder
-from qpeft.studies.comparison.rows import empty_row, read_row, read_rows, row_path
 
 STEPS = 6
 SECONDS = 0.02  # a step
@@ -102,8 +102,8 @@ def timeless_rows(folder: Path) -> dict:
 
 def untimed_plan(folder, study):
     """A real plan of the study in a file, without cells that measure time."""
-    from qpeft.studies.comparison.plan import Plan, make_plan
-    from qpeft.studies.comparison.study import load_study
+    from qpeft.compare.plan import Plan, make_plan
+    from qpeft.compare.study import load_study
 
     class Untimed(Plan):
         def cost_cells(self):

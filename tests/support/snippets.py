@@ -35,7 +35,7 @@ NOT_RUN = {
     "pip install": "changes the environment; the extras are what CI installs",
     "python benchmarks/": "measures for minutes or hours; bench, many_adapters, kills and bad_files have tests",
     "python -m qpeft.demo.build_base": "an hour of training; tests/demo builds a small one",
-    "--executor ray": "needs a cluster; tests/studies/test_comparison_ray.py has one on this machine",
+    "--executor ray": "needs a cluster; tests/compare/test_ray.py has one on this machine",
     "torchrun ": "several processes; tests/trainers/test_distributed.py runs them",
     "accelerate launch": "several processes; tests/trainers/test_distributed.py runs them",
     "python examples/": "tests/examples runs them with few steps",

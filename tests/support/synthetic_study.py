@@ -8,7 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from qpeft.studies.comparison.rows import Row, empty_row, row_path, write_row
+from qpeft.compare.rows import Row, empty_row, row_path, write_row
 
 SEEDS = [0, 1, 2, 3, 4]
 STEPS = 200

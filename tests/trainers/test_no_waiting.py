@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import qpeft
-from qpeft.generators.qpa import QPAGenerator
-from qpeft.generators.seeded_start import SeededStart
+from qpeft.core.seeded_init import SeededStart
+from qpeft.methods.qpa.generator import QPAGenerator
 
 
 def qpa(**settings):

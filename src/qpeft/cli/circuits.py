@@ -183,7 +183,7 @@ def _trained_angles(folder: Path) -> Any:
     import torch
 
     from qpeft.diagnostics.saved_adapter import read_adapter
-    from qpeft.generators.features import CircuitFeature
+    from qpeft.methods.qpa.features import CircuitFeature
 
     saved = read_adapter(folder)
     feature = saved.generator().feature if saved.method == "qpa" else None

@@ -22,9 +22,9 @@ from qpeft.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft.studies.comparison.findings.found import Summary
-    from qpeft.studies.comparison.plan import Plan
-    from qpeft.studies.comparison.rows import Row
+    from qpeft.compare.analysis.found import Summary
+    from qpeft.compare.plan import Plan
+    from qpeft.compare.rows import Row
 
 _DOTTED = {name: f"training.{name}" for name in ("steps", "batch_size", "seq_len")}
 
@@ -96,7 +96,7 @@ def run(
     with working("Preparing the study"):
         plan = _plan(study, overrides, out, _command(study, overrides, out))
         _refuse_long(plan, workers)
-    from qpeft.studies.comparison.running.runner import run as run_plan
+    from qpeft.compare.running.runner import run as run_plan
 
     with CompareBar() as bar:
         outcome = run_plan(plan, workers, bar, executor, names, timeout, reuse, threads)
@@ -137,8 +137,8 @@ def report(
       qpeft compare report survey
     """
     with working("Writing the report"):
-        from qpeft.studies.comparison.running.outputs import write_all
-        from qpeft.studies.comparison.running.runner import is_failure
+        from qpeft.compare.running.outputs import write_all
+        from qpeft.compare.running.runner import is_failure
 
         summary = write_all(folder)
     failures = [row for row in summary.failures if is_failure(row)]
@@ -162,11 +162,11 @@ def group() -> typer.Typer:
 
 
 def _plan(study: str, overrides: dict[str, Any], folder: Path, command: str) -> Plan:
-    from qpeft.studies.comparison.study import load_study
+    from qpeft.compare.study import load_study
 
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
     found = load_study(study, {_DOTTED.get(key, key): value for key, value in values.items()})
-    from qpeft.studies.comparison.plan import make_plan  # seconds of imports, which a misspelt field need not wait for
+    from qpeft.compare.plan import make_plan  # seconds of imports, which a misspelt field need not wait for
 
     return make_plan(found, folder, command)
 

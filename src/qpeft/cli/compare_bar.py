@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from qpeft.cli.console import duration, say, stderr
-from qpeft.studies.comparison.running.progress import Pace
+from qpeft.compare.running.progress import Pace
 
 if TYPE_CHECKING:
-    from qpeft.studies.comparison.cells.cell import Cell
-    from qpeft.studies.comparison.rows import Row
+    from qpeft.compare.cells.cell import Cell
+    from qpeft.compare.rows import Row
 
 _SHOWN_ERROR = 160  # characters of a failure; the row has the rest
 

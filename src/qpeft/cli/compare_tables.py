@@ -10,9 +10,9 @@ from qpeft.cli.console import count, say, table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from qpeft.studies.comparison.findings.found import MethodSummary, Summary
-    from qpeft.studies.comparison.findings.statistics import Difference, Stats
-    from qpeft.studies.comparison.rows import Row
+    from qpeft.compare.analysis.found import MethodSummary, Summary
+    from qpeft.compare.analysis.statistics import Difference, Stats
+    from qpeft.compare.rows import Row
 
 _METRICS = {"test_loss": "test loss", "test_accuracy": "test accuracy", "bleu": "BLEU"}
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qpeft.diagnostics.finding import Diagnosis, Finding
+    from qpeft.diagnostics.retraining import CircuitMatters
     from qpeft.diagnostics.target import Target
-    from qpeft.diagnostics.trainings import CircuitMatters
 
 PAGE = "diagnose.html"
 _MATTERS = "Does the circuit matter?"
@@ -160,7 +160,7 @@ def _trainings(found: Target, wanted: bool, members: dict[str, Any]) -> CircuitM
         if wanted:
             raise ConfigError(f"{found.name} is no run folder: its data are not known; give the --out of qpeft train")
         return None
-    from qpeft.diagnostics.trainings import circuit_matters, found_before
+    from qpeft.diagnostics.retraining import circuit_matters, found_before
 
     if not wanted:
         return found_before(found.run)

@@ -88,7 +88,7 @@ def _record(folder: Path | None, wanted: str | None) -> TaskRecord | None:
 def _scores(settings: TrainSettings, folder: Path | None, padded: bool) -> dict[str, dict[str, float]]:
     """`base`, and `adapted` where there is an adapter -> every figure."""
     import qpeft
-    from qpeft.training import base
+    from qpeft.training import base_model as base
     from qpeft.training.sources import Columns, load_examples
 
     columns = Columns(settings.text_column, settings.prompt_column, settings.completion_column)

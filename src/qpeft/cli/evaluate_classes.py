@@ -58,7 +58,7 @@ def _trained_classes(folder: Path, record: TaskRecord | None) -> tuple[str, ...]
 
 
 def _own_classes(settings: TrainSettings) -> tuple[str, ...]:
-    from qpeft.training import base
+    from qpeft.training import base_model as base
     from qpeft.training.tasks.classifier import class_names, is_classifier
 
     config = base.load_config(settings.model)

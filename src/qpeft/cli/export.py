@@ -45,7 +45,7 @@ def export(
       qpeft export run --out my-adapter
       qpeft export run --out my-model --merge
     """
-    from qpeft.adapters.folders.stock_folder import check_free, refuse_others
+    from qpeft.core.exported_folder import check_free, refuse_others
 
     if untie and not merge:
         raise ConfigError("--untie changes the base model, so it goes with --merge only")
@@ -62,11 +62,11 @@ def export(
 
 def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     import qpeft
-    from qpeft.adapters.folders.model_card import load_lines
-    from qpeft.adapters.folders.stock_folder import tolerance
-    from qpeft.adapters.sora.export import leave_out
-    from qpeft.adapters.sora.model import SORA
+    from qpeft.core.exported_folder import tolerance
+    from qpeft.core.model_card import load_lines
     from qpeft.files import replace_folder
+    from qpeft.methods.sora.export import leave_out
+    from qpeft.methods.sora.model import SORA
     from qpeft.training.tasks.loading import load_base, probe
     from qpeft.training.tasks.record import how_to_load, read_record
 
@@ -117,7 +117,7 @@ def _merged(base_name: str, folder: Path, out: Path, untie: bool) -> dict[str, A
 
 def _check_mergeable(live: Any) -> None:
     """Stock PEFT only warns of a tied target, and then changes the input embedding as well."""
-    from qpeft.adapters.tied import check_not_tied
+    from qpeft.core.tied_weights import check_not_tied
 
     names = getattr(live.base_model, "targeted_module_names", None)
     if not names:

@@ -86,7 +86,7 @@ def _write(
     import torch
 
     import qpeft
-    from qpeft.training.base import load_model, load_tokenizer
+    from qpeft.training.base_model import load_model, load_tokenizer
 
     tokenizer = load_tokenizer(base_name)
     base = load_model(base_name).eval()

@@ -10,10 +10,10 @@ import typer
 from qpeft.backends.settings import BackendSettings
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
-from qpeft.generators.qaa_settings import QAASettings
-from qpeft.generators.quantum_peft_settings import QuantumPeftGeneratorConfig
-from qpeft.generators.settings import QPAGeneratorConfig
-from qpeft.generators.sora_settings import SoRASettings
+from qpeft.methods.qaa.settings import QAASettings
+from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
+from qpeft.methods.sora.settings import SoRASettings
 from qpeft.training.settings import TrainSettings
 
 

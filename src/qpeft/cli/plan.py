@@ -17,7 +17,7 @@ from qpeft.training.settings import TrainSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft.planning import Plan
+    from qpeft.methods.planning import Plan
 
 
 @command

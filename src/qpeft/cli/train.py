@@ -73,7 +73,7 @@ def _show(console: Console, result: TrainResult) -> None:
     if result.method == "full":
         console.print(f"\nThe model, with what makes its inputs: {result.exported}", soft_wrap=True)
         return
-    from qpeft.adapters.folders.model_card import load_lines
+    from qpeft.core.model_card import load_lines
     from qpeft.training.tasks.record import how_to_load
 
     stock = result.has_stock_form

@@ -115,7 +115,7 @@ def run_demo(
 
 def _load_lines(out: Path, methods: Sequence[str]) -> str:
     """How the last method's adapter is loaded without qpeft."""
-    from qpeft.adapters.folders.model_card import load_lines
+    from qpeft.core.model_card import load_lines
 
     return load_lines(str(base_path()), str((out / methods[-1] / "exported").resolve()), needs_qpeft=False)
 
@@ -128,7 +128,7 @@ def _samples(results: dict[str, TrainResult]) -> dict[str, str]:
     """Continuations of PROMPT, drawn with one seed, by the base and by each exported adapter under plain PEFT."""
     from peft import PeftModel
 
-    from qpeft.training.base import load_model, load_tokenizer
+    from qpeft.training.base_model import load_model, load_tokenizer
 
     tokenizer, base = load_tokenizer(str(base_path())), load_model(str(base_path())).eval()
     samples = {"base": _continue(base, tokenizer)}

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from qpeft.diagnostics.movement import AngleMovement as AngleMovement
     from qpeft.diagnostics.movement import angle_movement as angle_movement
     from qpeft.diagnostics.page import write_page as write_page
+    from qpeft.diagnostics.retraining import CircuitMatters as CircuitMatters
+    from qpeft.diagnostics.retraining import circuit_matters as circuit_matters
     from qpeft.diagnostics.target import of_config as of_config
     from qpeft.diagnostics.target import of_folder as of_folder
-    from qpeft.diagnostics.trainings import CircuitMatters as CircuitMatters
-    from qpeft.diagnostics.trainings import circuit_matters as circuit_matters
 
 _HOME = {
     "AngleMovement": "qpeft.diagnostics.movement",
-    "CircuitMatters": "qpeft.diagnostics.trainings",
+    "CircuitMatters": "qpeft.diagnostics.retraining",
     "Diagnosis": "qpeft.diagnostics.finding",
     "angle_movement": "qpeft.diagnostics.movement",
-    "circuit_matters": "qpeft.diagnostics.trainings",
+    "circuit_matters": "qpeft.diagnostics.retraining",
     "diagnose": "qpeft.diagnostics.diagnosis",
     "of_config": "qpeft.diagnostics.target",
     "of_folder": "qpeft.diagnostics.target",

@@ -7,8 +7,8 @@ from typing import Any
 
 from qpeft.diagnostics import questions
 from qpeft.diagnostics.finding import QUESTIONS, Diagnosis, Finding
+from qpeft.diagnostics.retraining import CircuitMatters
 from qpeft.diagnostics.target import Target
-from qpeft.diagnostics.trainings import CircuitMatters
 from qpeft.errors import ConfigError
 
 _FEWEST = 10  # samples

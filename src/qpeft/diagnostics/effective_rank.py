@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qpeft.compare.measurements import ranks
 from qpeft.diagnostics.figure import Figure
 from qpeft.errors import ConfigError
-from qpeft.studies.comparison.figures import ranks
 
 _NARROW = 0.5  # of what is possible: below it the sentence says so
 _ONE = 1.5  # an entropy rank below it is that of one direction and little more

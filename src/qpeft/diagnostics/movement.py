@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from qpeft.diagnostics.figure import Figure
 from qpeft.diagnostics.saved_adapter import check_keeps_start, read_adapter
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.generators.factors import PauliBank
-from qpeft.generators.features import CircuitFeature
-from qpeft.generators.qaa_features import CircuitFeatures
+from qpeft.methods.qaa.features import CircuitFeatures
+from qpeft.methods.qpa.features import CircuitFeature
+from qpeft.methods.quantum_peft.factors import PauliBank
 
 STILL = 0.01  # radians: an angle that moved less has not moved to speak of
 _FROZEN = 0.9  # share of still angles from which the circuit is practically frozen

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 
 from qpeft import circuits
+from qpeft.compare.analysis.found import MethodSummary
+from qpeft.compare.report.numbers import interval
+from qpeft.compare.report.words import capital
 from qpeft.diagnostics.effective_rank import EffectiveRank, effective_rank
 from qpeft.diagnostics.entanglement import meyer_wallach
 from qpeft.diagnostics.expressibility import expressibility
@@ -13,13 +16,10 @@ from qpeft.diagnostics.gradient_variance import GradientVariance, gradient_varia
 from qpeft.diagnostics.movement import angle_movement
 from qpeft.diagnostics.porter_thomas import PorterThomas, porter_thomas
 from qpeft.diagnostics.redundancy import redundancy
+from qpeft.diagnostics.retraining import CircuitMatters
 from qpeft.diagnostics.states import random_probabilities, random_states
 from qpeft.diagnostics.target import Circuit, Target
-from qpeft.diagnostics.trainings import CircuitMatters
 from qpeft.errors import ConfigError
-from qpeft.studies.comparison.findings.found import MethodSummary
-from qpeft.studies.comparison.report.numbers import interval
-from qpeft.studies.comparison.report.words import capital
 
 WIDEST = 14  # qubits: what draws many circuits, or shifts every angle, takes minutes beyond
 PAIRS = 10  # pairs of states for each sample: fidelities are cheap

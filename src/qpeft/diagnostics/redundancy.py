@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
+from qpeft.compare.measurements.ranks import numerical_rank
 from qpeft.diagnostics.figure import Figure, numbers
 from qpeft.diagnostics.states import check_ansatz, circuit_states
 from qpeft.errors import ConfigError
-from qpeft.studies.comparison.figures.ranks import numerical_rank
 
 _ROUNDING = 1e-13  # what float64 leaves of a derivative that is 0
 

@@ -13,22 +13,22 @@ from peft import PeftConfig
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from qpeft.adapters.attached.config import ATTACHED
-from qpeft.adapters.attached.folder import read_config
-from qpeft.adapters.binding import Slot
-from qpeft.adapters.folders.checkpoint import CONFIG, WEIGHTS, check_folder, load
-from qpeft.adapters.generator_state import check_tensors
-from qpeft.adapters.holder import GeneratorHolder, holder_of
-from qpeft.adapters.lora_start import draw_start
-from qpeft.adapters.qaa.model import QAA
-from qpeft.adapters.qpa import QPA
-from qpeft.adapters.quantum_peft import QUANTUM_PEFT
+from qpeft.core.binding import Slot
+from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, load
+from qpeft.core.generator_state import check_tensors
+from qpeft.core.holder import GeneratorHolder, holder_of
+from qpeft.core.lora_init import draw_start
+from qpeft.core.meta_model import on_meta
+from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import CheckpointError, ConfigError, InputError
-from qpeft.generators.qaa_features import ANGLE_SCALE
-from qpeft.generators.qpa import QPAGenerator
-from qpeft.generators.seeded_start import SeededStart
-from qpeft.generators.settings import QPAGeneratorConfig
-from qpeft.planning.meta import on_meta
+from qpeft.methods.attach.config import ATTACHED
+from qpeft.methods.attach.folder import read_config
+from qpeft.methods.qaa.features import ANGLE_SCALE
+from qpeft.methods.qaa.model import QAA
+from qpeft.methods.qpa.generator import QPAGenerator
+from qpeft.methods.qpa.model import QPA
+from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.quantum_peft.model import QUANTUM_PEFT
 
 _LORA = "LORA"
 _METHODS = {QPA: "qpa", ATTACHED: "qpa", QUANTUM_PEFT: "quantum_peft", QAA: "qaa", _LORA: "lora"}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
+from qpeft.core.seeded_init import SeededStart
 from qpeft.diagnostics.saved_adapter import SavedAdapter, quiet_generator, read_adapter
 from qpeft.errors import ConfigError
-from qpeft.generators.features import CircuitFeature
-from qpeft.generators.qpa import QPAGenerator
-from qpeft.generators.seeded_start import SeededStart
-from qpeft.generators.settings import QPAGeneratorConfig
-from qpeft.planning import Plan
+from qpeft.methods.planning import Plan
+from qpeft.methods.qpa.features import CircuitFeature
+from qpeft.methods.qpa.generator import QPAGenerator
+from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 
 @dataclass(frozen=True)

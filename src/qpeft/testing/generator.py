@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from qpeft.adapters.generator_state import check_tensors
+from qpeft.core.generator import Generator
+from qpeft.core.generator_state import check_tensors
 from qpeft.errors import CheckpointError
-from qpeft.generators.base import Generator
 from qpeft.testing.slopes import slope
 
 _STEP = 3e-5  # of differences in float64: truncation and rounding are then about 1e-11 of the gradient's norm
@@ -66,7 +66,7 @@ def generator_contract(
 
 def _check_start(make: Callable[[int], Generator], initial: Tensor | None, n_trained: int | None) -> None:
     generator = make(0)
-    assert isinstance(generator, Generator), "make() must give a qpeft.generators.base.Generator"
+    assert isinstance(generator, Generator), "make() must give a qpeft.core.generator.Generator"
     flat = generator()
     assert flat.ndim == 1, f"the numbers must be flat (P,), got shape {tuple(flat.shape)}"
     assert flat.dtype == torch.float32, f"the numbers must be float32, got {flat.dtype}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from qpeft.adapters.fit_frames import fit_frames
+from qpeft.methods.quantum_peft.fit_frames import fit_frames
 from qpeft.training.blocks import spread
 from qpeft.training.progress import Progress
 from qpeft.training.settings import TrainSettings

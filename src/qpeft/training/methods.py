@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
-    from qpeft.generators.settings import QPAGeneratorConfig
+    from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def build_generator(settings: TrainSettings) -> QPAGeneratorConfig | None:
     """The generator that goes over another host than LoRA; None for every other run. Raises ConfigError."""
     if not settings.attaches:
         return None
-    from qpeft.generators.settings import QPAGeneratorConfig
+    from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
     ours = _generator_fields()
     given = {name: value for name, value in settings.method_settings.items() if name in ours}
@@ -109,7 +109,7 @@ def build_generator(settings: TrainSettings) -> QPAGeneratorConfig | None:
 
 
 def _generator_fields() -> set[str]:
-    from qpeft.generators.settings import QPAGeneratorConfig
+    from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
     return {f.name for f in fields(QPAGeneratorConfig)}
 
@@ -126,7 +126,7 @@ def build_adapter(settings: TrainSettings, base: PreTrainedModel, head: Sequence
     from peft import get_peft_model
 
     import qpeft
-    from qpeft.adapters.targets import check_target_modules
+    from qpeft.core.targets import check_target_modules
 
     config = build_config(settings)
     train_whole(config, head)

@@ -12,13 +12,13 @@ from typing import Any
 from peft import PeftModel
 
 import qpeft
-from qpeft.adapters.folders.model_card import load_lines
-from qpeft.adapters.holder import holder_of
-from qpeft.adapters.sora.export import count_numbers
-from qpeft.adapters.sora.model import sora_tuner
-from qpeft.adapters.stock_form import has_stock_form
+from qpeft.core.holder import holder_of
+from qpeft.core.model_card import load_lines
+from qpeft.core.stock_form import has_stock_form
 from qpeft.files import replace_folder, write_text
-from qpeft.planning.stock import stored_numbers
+from qpeft.methods.sora.export import count_numbers
+from qpeft.methods.sora.model import sora_tuner
+from qpeft.methods.stock import stored_numbers
 from qpeft.training.result import TrainResult
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.tasks import Task

@@ -11,7 +11,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 import qpeft
 from qpeft.errors import ConfigError
-from qpeft.training import base
+from qpeft.training import base_model as base
 from qpeft.training.calibration import fit_to_gradient, warn_of_a_short_way
 from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress

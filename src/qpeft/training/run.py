@@ -17,13 +17,13 @@ from qpeft.training import outputs
 from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
 from qpeft.training.checkpoints import find_spoiled, last_whole, prune, step_of
 from qpeft.training.interrupt import StopRequest
+from qpeft.training.lock import sole_user
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
 from qpeft.training.prepare import Prepared, prepare
 from qpeft.training.progress import Progress, Silent
 from qpeft.training.result import TrainResult, read_result, write_result
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import Intervals, TrainSettings
-from qpeft.training.sole_user import sole_user
 from qpeft.training.tasks import Score, Task
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import read_json, remove_unfinished, write_json
+from qpeft.training.lock import usable
 from qpeft.training.settings import TrainSettings
-from qpeft.training.sole_user import usable
 
 _FORMAT = 1
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")

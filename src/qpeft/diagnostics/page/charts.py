@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from qpeft.compare.report import canvas, numbers
+from qpeft.compare.report.charts import Chart, control_differences
+from qpeft.compare.report.labels import apart
 from qpeft.diagnostics.effective_rank import EffectiveRank
 from qpeft.diagnostics.expressibility import Expressibility
 from qpeft.diagnostics.figure import Figure
@@ -15,10 +18,7 @@ from qpeft.diagnostics.gradient_variance import GradientVariance
 from qpeft.diagnostics.movement import STILL, AngleMovement
 from qpeft.diagnostics.porter_thomas import PorterThomas
 from qpeft.diagnostics.questions import BARE
-from qpeft.diagnostics.trainings import CircuitMatters
-from qpeft.studies.comparison.report import canvas, numbers
-from qpeft.studies.comparison.report.charts import Chart, control_differences
-from qpeft.studies.comparison.report.labels import apart
+from qpeft.diagnostics.retraining import CircuitMatters
 
 _HEIGHT = 230
 _BINS = 24

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from qpeft.compare.report import results
+from qpeft.compare.report.html import render
 from qpeft.diagnostics.finding import Diagnosis, Finding
 from qpeft.diagnostics.page.charts import charts_of
-from qpeft.diagnostics.trainings import CircuitMatters
+from qpeft.diagnostics.retraining import CircuitMatters
 from qpeft.files import write_text
-from qpeft.studies.comparison.report import results
-from qpeft.studies.comparison.report.html import render
 
 
 def write_page(diagnosis: Diagnosis, file: Path) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpeft.training import base
+from qpeft.training import base_model as base
 from qpeft.training.blocks import collate, load_blocks
 from qpeft.training.encoding import Tokens
 from qpeft.training.metrics import LanguageModelScore, evaluate_language_model

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qpeft.training import base
+from qpeft.training import base_model as base
 from qpeft.training.accuracy import ClassificationScore, classification_loss, evaluate_classifier
 from qpeft.training.blocks import spread
 from qpeft.training.settings import TrainSettings

@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import nn
 
+from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import InputError
-from qpeft.generators.seeded_start import SeededStart
-from qpeft.training import base
+from qpeft.training import base_model as base
 from qpeft.training.tasks.labels import Labels
 from qpeft.training.tasks.record import AUTO_CLASSES, TaskRecord
 

@@ -57,7 +57,7 @@ def load_image_processor(model: str, config: PretrainedConfig) -> Any:
     from transformers import AutoImageProcessor, ViTImageProcessorPil
 
     if _has_image_processor(model):
-        from qpeft.training.base import load
+        from qpeft.training.base_model import load
 
         try:
             return load(AutoImageProcessor.from_pretrained, model, backend="pil")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpeft.training import base
+from qpeft.training import base_model as base
 from qpeft.training.tasks.record import TaskRecord
 
 if TYPE_CHECKING:

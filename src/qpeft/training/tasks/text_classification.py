@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qpeft.errors import ConfigError, DataError, InputError
-from qpeft.training import base
+from qpeft.training import base_model as base
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Row, has_validation_split, load_rows
 from qpeft.training.tasks.classification import Classification, Example

@@ -1,7 +1,0 @@
-"""PEFT plug-ins: where generated numbers meet a stock adapter.
-
-peft is imported here, before any submodule, so that the registration which follows its import finds every
-submodule complete.
-"""
-
-import peft as _peft  # noqa: F401

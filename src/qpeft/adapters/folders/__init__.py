@@ -1,1 +1,0 @@
-"""Adapter folders: compact ones, exported ones, and what is checked on the way in and out."""

@@ -1,0 +1,55 @@
+"""Speed as a question with one answer: at which evaluation was a loss first reached that other methods name?
+
+Three validation losses: the reference's mean at its end; the base's minus half, and minus nine tenths, of what full
+fine-tuning gained. Nothing is interpolated between evaluations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qpeft.compare.analysis.found import Curve, Reached
+from qpeft.compare.analysis.statistics import describe
+from qpeft.compare.measurements.convergence import first_at_or_below
+
+REFERENCE, HALF, NINETY = "reference", "half_of_full", "ninety_of_full"
+
+
+def target_losses(study: Mapping[str, Any], curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, float | None]:
+    """The three losses; None where the study has no such method, or full fine-tuning gained nothing.
+
+    `curves`: by method, those of the seeds that succeeded.
+    """
+    full = next((m["key"] for m in study["methods"] if m["method"] == "full"), None)
+    start, end = _mean_loss(curves.get(full or "", {}), 0), _mean_loss(curves.get(full or "", {}), -1)
+    gain = start - end if start is not None and end is not None else 0.0
+    return {
+        REFERENCE: _mean_loss(curves.get(study["reference"], {}), -1),
+        HALF: start - 0.5 * gain if start is not None and gain > 0 else None,
+        NINETY: start - 0.9 * gain if start is not None and gain > 0 else None,
+    }
+
+
+def steps_and_seconds(curves: Mapping[int, Curve], loss: float) -> tuple[Reached, Reached] | None:
+    """When the seeds first evaluated at or below `loss`; None without curves."""
+    if not curves:
+        return None
+    found = {seed: first_at_or_below(curve, loss) for seed, curve in curves.items()}
+    steps = {seed: None if hit is None else float(hit[0]) for seed, hit in found.items()}
+    seconds = {seed: None if hit is None else float(hit[1]) for seed, hit in found.items()}
+    ends = [curve[-1] for curve in curves.values()]
+    return _reached(steps, max(end[0] for end in ends)), _reached(seconds, max(end[3] for end in ends))
+
+
+def _reached(values: dict[int, float | None], limit: float) -> Reached:
+    hits = {seed: value for seed, value in values.items() if value is not None}
+    stats = describe(hits) if len(hits) == len(values) else None
+    return Reached(None if stats is None else stats.mean, values, limit)
+
+
+def _mean_loss(curves: Mapping[int, Curve], place: int) -> float | None:
+    """The mean over seeds of the first (0) or last (-1) validation loss."""
+    losses = {seed: [entry[2] for entry in curve if entry[2] is not None] for seed, curve in curves.items()}
+    stats = describe({seed: found[place] for seed, found in losses.items() if found})
+    return None if stats is None else stats.mean

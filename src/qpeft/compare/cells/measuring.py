@@ -1,0 +1,363 @@
+"""What a cell does: train in a run folder, take the numbers that did best on validation data, measure them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import qpeft
+from qpeft.compare.cells.cell import Cell, Steps, failed_row, started_row, work_folder
+from qpeft.compare.cells.keep import Audit, KeepBest, best_of, restore
+from qpeft.compare.data import test_references
+from qpeft.compare.measurements.capacity import measure_capacity
+from qpeft.compare.measurements.convergence import derive
+from qpeft.compare.measurements.generation import generate_texts, score_texts
+from qpeft.compare.rows import Row
+from qpeft.compare.study import UNTRAINED
+from qpeft.errors import QpeftError, TrainingError
+from qpeft.files import read_json
+from qpeft.training import outputs, train
+from qpeft.training.accuracy import ClassificationScore
+from qpeft.training.methods import build_config
+from qpeft.training.metrics import HOPELESS_LOSS
+from qpeft.training.metrics_log import read_rows
+from qpeft.training.prepare import Prepared, prepare
+from qpeft.training.progress import Silent
+from qpeft.training.run_folder import RunFolder
+from qpeft.training.settings import TrainSettings
+from qpeft.training.tasks import Score, Task, task_class
+
+_CAPACITY_TOKENS = 2048
+_SHARED = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay", "max_grad_norm")
+_SHARED += ("dtype", "eval_blocks")
+
+
+def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
+    """The row of a training, or of the base alone."""
+    row = started_row(cell)
+    if cell.config["method"] == UNTRAINED:
+        ready = _untrained(cell)
+        _measure_base(row, ready)
+    else:
+        ready = _train(cell, row, work_folder(cell, folder), on_step)
+    if cell.role != "tuning":
+        _measure(cell, row, ready)
+    row["status"] = "diverged" if row["convergence"].get("diverged") else "success"
+    return _with_reasons_apart(row)
+
+
+def diverged_row(cell: Cell, folder: Path, error: TrainingError) -> Row:
+    """The row of a training whose loss or gradient stopped being finite, with its curve up to there."""
+    row = {**failed_row(cell, error), "status": "diverged", "traceback_tail": None, "convergence": {"diverged": True}}
+    log = read_rows(work_folder(cell, folder) / "run" / "metrics.jsonl")
+    row["train"] |= {"curve": _curve(log), "seconds": log[-1]["seconds"] if log else 0.0}
+    return row
+
+
+def settings_of(cell: Cell, out: Path, data: str = "validation") -> TrainSettings:
+    """The run of a cell; `data` is the part that it is scored on."""
+    recipe, config = cell.recipe, cell.config
+    untrained = config["method"] == UNTRAINED
+    return TrainSettings(
+        model=recipe["base"]["path"],
+        data=recipe["data"]["train"],
+        eval_data=recipe["data"][data],
+        out=str(out),
+        task=recipe["task"],
+        method="full" if untrained else config["method"],
+        host=config["host"],
+        method_settings={} if untrained else dict(config["settings"]),
+        backend_settings=dict(config.get("backend", {})),
+        lr=cell.lr or 1.0,
+        seed=cell.seed,
+        eval_every=recipe["training"]["eval_every"] or max(1, recipe["training"]["steps"] // 8),
+        save_every=recipe["training"]["save_every"] or _save_every(cell),
+        **{key: recipe["training"][key] for key in _SHARED},
+    )
+
+
+def _save_every(cell: Cell) -> int | None:
+    """A quarter of the steps; with a backend what suits it, which on hardware is every step."""
+    return None if cell.config.get("backend") else max(1, cell.recipe["training"]["steps"] // 4)
+
+
+def shared_task(settings: TrainSettings) -> Task:
+    """The data of a cell's run; read once in a process, and not again by those that are forked from it."""
+    method = None if settings.method == "full" else build_config(settings)
+    reserved = getattr(method, "num_virtual_tokens", 0)
+    return _task(_Key(settings, reserved))
+
+
+class _Key:
+    """Settings, hashed by what decides the data."""
+
+    def __init__(self, settings: TrainSettings, reserved: int):
+        self.settings, self.reserved = settings, reserved
+        names = ("model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
+        # a classifier's head is drawn from the run's seed by the task itself
+        seed = None if settings.task == "causal-lm" else settings.seed
+        self._values = (*(getattr(settings, name) for name in names), reserved, seed)
+
+    def __hash__(self) -> int:
+        return hash(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Key) and self._values == other._values
+
+
+@lru_cache(maxsize=8)
+def _task(key: _Key) -> Task:
+    return task_class(key.settings.task)(key.settings, key.reserved)
+
+
+def warm(cell: Cell) -> None:
+    """Read a study's data into this process, for those that will be forked from it."""
+    with _quiet():
+        shared_task(settings_of(cell, Path()))
+        shared_task(_test_settings(cell))
+
+
+def started(cell: Cell) -> tuple[Any, Task]:
+    """The model of a cell before its first step, ready to train, and its data."""
+    settings = settings_of(cell, Path())
+    with _quiet():
+        task = shared_task(settings)
+        return _without_jobs(prepare(settings, Silent(), task)).train(), task
+
+
+def n_test_blocks(cell: Cell) -> int:
+    """How many examples the test figures are of."""
+    with _quiet():
+        return len(shared_task(_test_settings(cell)).evaluation)
+
+
+def _without_jobs(ready: Prepared, row: Row | None = None) -> Any:
+    """The model. Figures of time are not worth jobs on hardware: its circuits are exact then, and the row says so."""
+    if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator:
+        qpeft.set_backend(ready.model)
+        if row is not None:
+            row["null_reasons"]["cost.on_backend"] = "times are those of exact circuits: no jobs were sent for them"
+    return ready.model
+
+
+def _test_settings(cell: Cell) -> TrainSettings:
+    return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe["test_blocks"])
+
+
+def _untrained(cell: Cell) -> Prepared:
+    settings = settings_of(cell, Path())
+    with _quiet():
+        return prepare(settings, Silent(), shared_task(settings))
+
+
+def _with_reasons_apart(row: Row) -> Row:
+    """Each part's `null_reasons` under those of the row, by dotted name."""
+    for part in ("quality", "cost", "convergence", "capacity"):
+        row["null_reasons"] |= {f"{part}.{name}": why for name, why in row[part].pop("null_reasons", {}).items()}
+    return row
+
+
+def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
+    settings = settings_of(cell, work / "run")
+    best, audit = work / "best.safetensors", work / "audit.json"
+    work.mkdir(parents=True, exist_ok=True)
+    with _quiet():
+        task = shared_task(settings)
+        result = train(settings, _Reporting(on_step), (KeepBest(best), Audit(audit, task)), task)
+        ready = prepare(settings, Silent(), task)
+        restore(ready.model, best)
+    audited = read_json(audit)
+    log = read_rows(work / "run" / "metrics.jsonl")
+    curve, norms = _curve(log), [entry["grad_norm"] for entry in log if "grad_norm" in entry]
+    step, loss = best_of(best)
+    row["data"] |= {"order_sha256": audited["order_sha256"], "tokens_seen": audited["tokens_seen"]}
+    row["data"]["tokens_per_step"] = audited["tokens_seen"] / settings.steps
+    row["train"] |= {"seconds": result.seconds, "curve": curve}
+    row["quality"] = {"valid_loss": loss, "valid_loss_last": result.after.loss, "best_step": step}
+    if result.circuits is not None:
+        row["train"]["circuits"] = result.circuits
+        with _or_reason(row, "quality.valid_loss_on_backend"), _quiet():
+            row["quality"]["valid_loss_on_backend"] = _score_on_backend(ready, work / "run")
+    row["cost"] = {
+        "params_trainable": result.trainable,
+        "params_head": result.trainable_head,
+        "params_deployed": outputs.count_deployed(ready.model),
+        "params_generator": outputs.count_generator(ready.model),
+        "bytes_stored": result.stored_bytes or result.exported_bytes,
+        "optimizer_bytes": audited["optimizer_bytes"],
+    }
+    if row["cost"]["params_generator"] is None:
+        row["null_reasons"]["cost.params_generator"] = "nothing is generated"
+    row["convergence"] = derive(curve, norms, row["data"]["tokens_per_step"])
+    return ready
+
+
+def _score_on_backend(ready: Prepared, run: Path) -> float:
+    """Validation loss with the backend's own probabilities, its job counted with those of the run.
+
+    From then on the model has exact ones, as exported.
+    """
+    assert ready.circuits is not None
+    ready.circuits.jobs.log_to(RunFolder(run).jobs)
+    try:
+        return ready.task.score(ready.model).loss
+    finally:
+        qpeft.set_backend(ready.model)
+
+
+def _measure_base(row: Row, ready: Prepared) -> None:
+    score = ready.task.score(ready.model)
+    row["train"] |= {"seconds": 0.0, "curve": [[0, None, score.loss, 0.0]]}
+    row["quality"] = {"valid_loss": score.loss, "valid_loss_last": score.loss, "best_step": 0}
+    counts = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored", "optimizer_bytes"), 0)
+    row["cost"] = {**counts, "params_generator": None}
+    row["null_reasons"]["cost.params_generator"] = "nothing is generated"
+
+
+def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
+    """The test figures, read once; and what the adapter does."""
+    model = ready.model.eval()
+    with _quiet():
+        test = shared_task(_test_settings(cell))
+        row["quality"] |= _quality(test.score(model))
+        row["data"]["splits"] = _sizes(ready.task, test)
+        if cell.recipe["generation"] and cell.recipe["task"] == "causal-lm":
+            with _or_reason(row, "quality.bleu"):
+                _generate(cell, row, model, test)
+        _measure_forgetting(cell, row, ready)
+        if cell.recipe["capacity"] and cell.config["method"] != UNTRAINED:
+            with _or_reason(row, "capacity"):
+                row["capacity"] = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
+            if cell.seed != cell.recipe["first_seed"]:  # each place's own figures stand in one row of a method
+                row["capacity"] = {k: v for k, v in row["capacity"].items() if k not in ("modules", "blocks")}
+
+
+def _quality(score: Score) -> dict[str, Any]:
+    if isinstance(score, ClassificationScore):
+        low, high = score.interval
+        return {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_accuracy_interval": [low, high]}
+    is_shown = score.loss <= HOPELESS_LOSS
+    return {
+        "test_loss": score.loss,
+        "test_ppl": math.exp(score.loss) if is_shown else None,
+        "bits_per_byte": score.to_dict()["bits_per_byte"],
+        "null_reasons": {} if is_shown else {"test_ppl": "inf-like: the loss is above 20"},
+    }
+
+
+def _sizes(task: Task, test: Task) -> dict[str, int]:
+    def targets(examples: Any) -> int:
+        return sum(getattr(example, "n_targets", 1) for example in examples)
+
+    parts = {"train": task.train, "valid": task.evaluation, "test": test.evaluation}
+    return {f"{name}_tokens": targets(examples) for name, examples in parts.items()}
+
+
+@contextlib.contextmanager
+def _or_reason(row: Row, name: str) -> Iterator[None]:
+    """A figure beside the loss that cannot be had is null, with the reason: it does not undo a training."""
+    try:
+        yield
+    except QpeftError as error:
+        row["null_reasons"][name] = str(error)
+
+
+def _measure_forgetting(cell: Cell, row: Row, ready: Prepared) -> None:
+    """Loss on a general text, each token predicted by those before it: after training minus before."""
+    source = cell.recipe["data"]["general"]
+    row["quality"]["forgetting_shifted"] = None
+    if source is None:
+        row["null_reasons"]["quality.forgetting_shifted"] = "the study names no general_data"
+        return
+    settings = replace(settings_of(cell, Path()), data=source, eval_data=source, eval_blocks=cell.recipe["test_blocks"])
+    general = shared_task(settings)
+    before = general.score(general.load_base().eval()).loss
+    row["quality"]["forgetting_shifted"] = general.score(ready.model).loss - before
+
+
+def _generate(cell: Cell, row: Row, model: Any, test: Any) -> None:
+    """Answers to the test prompts, and their scores."""
+    asked = cell.recipe["generation"]
+    references = list(test_references(Path(cell.recipe["data"]["test"])).items())[: asked["n_prompts"]]
+    if not references:
+        row["quality"]["bleu"] = None
+        row["null_reasons"]["quality.bleu"] = "the data has no prompts with answers"
+        return
+    prompts, answers = zip(*references, strict=True)
+    texts = generate_texts(model, test.tokenizer, list(prompts), asked["max_new_tokens"])
+    encoder = asked["bertscore_model"]
+    scores = score_texts(texts, list(answers), Path(encoder) if encoder else None)
+    row["null_reasons"] |= {f"quality.{name}": why for name, why in scores.pop("null_reasons", {}).items()}
+    row["quality"] |= {**scores, "texts": texts}
+
+
+def _batches(task: Task) -> list[dict[str, Any]]:
+    """Of the validation data, enough for the figures of capacity."""
+    batches, seen = [], 0
+    for example in task.evaluation:
+        batches.append(task.collate([example]))
+        seen += int(batches[-1]["input_ids"].numel()) if "input_ids" in batches[-1] else _CAPACITY_TOKENS // 32
+        if seen >= _CAPACITY_TOKENS:
+            break
+    return batches
+
+
+def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
+    """[step, train_loss, valid_loss, seconds], a line for each step that has either."""
+    found: dict[int, list[Any]] = {}
+    for entry in log:
+        line = found.setdefault(entry["step"], [entry["step"], None, None, entry["seconds"]])
+        line[1] = entry.get("loss", line[1])
+        line[2] = entry.get("eval_loss", line[2])
+    return [found[step] for step in sorted(found)]
+
+
+class _Reporting(Silent):
+    """Passes on the steps alone."""
+
+    def __init__(self, on_step: Steps):
+        self._on_step, self._planned = on_step, 0
+
+    def on_start(self, total: int, done: int) -> None:
+        self._planned = total
+        self._on_step(done, total)
+
+    def on_step(self, step: int, loss: float) -> None:
+        self._on_step(step, self._planned)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries say the same of every cell."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def cost_row(cell: Cell, folder: Path) -> Row:
+    """Time and memory of a method, measured while nothing else of the study runs."""
+    from qpeft.compare.measurements.cost import measure_cost
+
+    row = started_row(cell)
+    settings = settings_of(cell, Path())
+    reference = {**cell.recipe["reference"], "label": "reference", "rates": []}
+    like = settings_of(replace(cell, config=reference), Path())
+    with _quiet():
+        task = shared_task(settings)
+        size = settings.batch_size
+        batches = [task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)]
+        row["cost"] = measure_cost(
+            make_model=lambda: _without_jobs(prepare(settings, Silent(), task), row),
+            make_reference=lambda: _without_jobs(prepare(like, Silent(), task)),
+            make_base=task.load_base,
+            batches=batches,
+            settings=settings,
+        )
+    row["status"] = "success"
+    return _with_reasons_apart(row)

@@ -1,0 +1,229 @@
+"""Run a comparison's cells, or what is left of them: rates first, then every seed, then times.
+
+Each cell runs in a process of its own and gets a row whatever happens to it. A row, once written, is the proof that
+its cell is done: a run that was stopped or killed at any moment goes on from the rows, and a cell that it left
+unfinished goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qpeft.compare.rows import Row, read_row, row_path, write_row
+from qpeft.compare.running.child import RunCell, run_in_threads
+from qpeft.compare.running.local_executor import LocalExecutor
+from qpeft.compare.running.locks import forget_cells, wait_for_earlier_cells
+from qpeft.compare.running.outputs import Refresher, write_all
+from qpeft.compare.running.progress import CompareProgress, Silent, phase_of
+from qpeft.errors import ConfigError
+from qpeft.files import remove_unfinished
+from qpeft.training.interrupt import StopRequest
+from qpeft.training.lock import sole_user
+
+if TYPE_CHECKING:
+    from qpeft.compare.analysis.found import Summary
+    from qpeft.compare.cells.cell import Cell
+    from qpeft.compare.plan import Plan
+
+EXECUTORS = ("local", "ray")
+RETRIES = ("failed", "oom", "timeout")
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a call of `run` did, and what the study's folder holds now."""
+
+    n_done: int
+    n_skipped: int
+    failures: list[Row]  # of all cells, those of earlier runs included
+    summary: Summary
+
+
+class Executor(Protocol):
+    """Where cells run."""
+
+    def run(self, cells: Sequence[Cell], is_exclusive: bool = False) -> Iterator[tuple[Cell, Row]]:
+        """Each cell with its row, as they end; `is_exclusive`: one at a time, and nothing else on the machine."""
+        ...
+
+    def stop(self) -> None:
+        """Let what runs save and end; `run` yields no more then. It may be called in a signal handler."""
+        ...
+
+
+def run(
+    plan: Plan,
+    workers: int = 1,
+    progress: CompareProgress | None = None,
+    executor: str = "local",
+    retry: Sequence[str] = (),
+    timeout: float | None = None,
+    reuse: Path | None = None,
+    threads: int = 1,
+    run_cell: RunCell | None = None,
+) -> RunOutcome:
+    """Run every cell of `plan` that has no row yet, then write the outputs.
+
+    Args:
+        workers: cells at once; cells that measure time run alone all the same.
+        retry: statuses, of RETRIES, whose rows are run again; other rows stay.
+        timeout: seconds after which a cell is killed.
+        reuse: the folder of another study, whose rows of equal hash are copied instead of run.
+        threads: CPU threads of a cell; another number changes the last bits of its losses.
+        run_cell: what runs a cell, importable by a child process; `cell.run_cell` in `threads` threads by default.
+
+    Raises:
+        ConfigError: an unknown executor or status, or another run in the same folder; nothing was done.
+        KeyboardInterrupt: stopped by Ctrl-C, after the running cells saved the step in progress.
+    """
+    _check(executor, retry, workers, threads, timeout, reuse)
+    progress = progress or Silent()
+    with sole_user(plan.folder):
+        plan.write()
+        wait_for_earlier_cells(plan.folder, progress.on_note)
+        study = _Run(plan, progress, tuple(retry), reuse)
+        study.tidy()
+        run_cell = run_cell or partial(run_in_threads, threads)
+        with _executor(executor, threads, plan.folder, run_cell, progress, workers, timeout) as pool:
+            study.run(pool, workers)
+        forget_cells(plan.folder)
+        _remove_empty(plan.folder / "work")
+        return study.outcome(write_all(plan.folder))
+
+
+class _Run:
+    """One call of `run`: which cells are left, and what becomes of them."""
+
+    def __init__(self, plan: Plan, progress: CompareProgress, retry: tuple[str, ...], reuse: Path | None):
+        self._plan, self._progress, self._retry, self._reuse = plan, progress, retry, reuse
+        self._refresher = Refresher(plan.folder, progress.on_note)
+        self._n_done = 0
+        self._phases = (plan.tuning_cells, plan.final_cells, plan.cost_cells)
+
+    def tidy(self) -> None:
+        """Remove what a kill left: files half-written, and the files of cells that have their rows."""
+        from qpeft.compare.cells.cell import tidy
+
+        remove_unfinished(self._plan.folder)
+        for cell in self._cells():
+            if (row := read_row(self._path(cell))) and row["status"] == "success":
+                tidy(cell, self._plan.folder)
+
+    def run(self, pool: Executor, at_once: int) -> None:
+        """Phase after phase; each asks the plan anew, for the rates of the second come from the rows of the first."""
+        left = [cell for phase in self._phases for cell in self._left(phase())]
+        self._progress.on_plan(left, len(self._cells()) - len(left), at_once)
+        with StopRequest(pool.stop) as stop:
+            for phase in self._phases:
+                self._run_phase(self._left(phase()), pool)
+                if stop.wanted:
+                    raise KeyboardInterrupt(self._how_to_go_on())
+
+    def _run_phase(self, left: list[Cell], pool: Executor) -> None:
+        for cell in (cell for cell in left if cell.impossible):
+            self._keep(cell, _skipped(cell))
+        possible = [cell for cell in left if not cell.impossible]
+        for cell, row in pool.run(possible, is_exclusive=any(cell.role == "cost" for cell in possible)):
+            self._keep(cell, row)
+
+    def _keep(self, cell: Cell, row: Row) -> None:
+        from qpeft.compare.cells.cell import tidy
+
+        write_row(self._path(cell), row)
+        if row["status"] == "success":
+            tidy(cell, self._plan.folder)
+        self._n_done += 1
+        self._progress.on_row(cell, row)
+        if phase_of(cell) == "final":
+            self._refresher.refresh()
+
+    def _left(self, cells: list[Cell]) -> list[Cell]:
+        return [cell for cell in cells if not self._is_there(cell)]
+
+    def _is_there(self, cell: Cell) -> bool:
+        """Whether the cell has a row that stays; one of `reuse` is taken over first."""
+        row = read_row(self._path(cell)) or self._adopt(cell)
+        if row is None or row["status"] in self._retry or row["train"].get("lr") != cell.lr:
+            return False
+        return row["status"] != "skipped" or bool(cell.impossible)
+
+    def _adopt(self, cell: Cell) -> Row | None:
+        """The row of an equal cell, of this study or of the one to reuse; times are measured anew."""
+        if cell.impossible or cell.role == "cost":
+            return None
+        folders = [folder for folder in (self._plan.folder, self._reuse) if folder is not None]
+        for path in (path for folder in folders for path in sorted(folder.glob(_rows_like(cell)))):
+            row = read_row(path)
+            if row and row["status"] == "success" and row["train"].get("lr") == cell.lr:
+                ours = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "role": cell.role}
+                row = {**row, **ours, "label": cell.config["label"]}
+                write_row(self._path(cell), row)
+                return row
+        return None
+
+    def _path(self, cell: Cell) -> Path:
+        return row_path(self._plan.folder, cell.study, cell.method, cell.hash, cell.name)
+
+    def _cells(self) -> list[Cell]:
+        return [cell for phase in self._phases for cell in phase()]
+
+    def outcome(self, summary: Summary) -> RunOutcome:
+        """What was done, once all is."""
+        cells = self._cells()
+        rows = [row for cell in cells if (row := read_row(self._path(cell)))]
+        return RunOutcome(self._n_done, len(cells) - self._n_done, [row for row in rows if is_failure(row)], summary)
+
+    def _how_to_go_on(self) -> str:
+        left = sum(not self._path(cell).exists() for cell in self._cells())
+        return f"{left} cells are left. Run the same command again to go on."
+
+
+def _rows_like(cell: Cell) -> str:
+    return f"rows/*/*/{cell.hash}/{cell.name}.json"
+
+
+def is_failure(row: Row) -> bool:
+    """Whether the row is of a cell that failed; a trial of a rate that was too high tells what it was made to tell."""
+    return row["status"] != "success" and (row["role"], row["status"]) != ("tuning", "diverged")
+
+
+def _skipped(cell: Cell) -> Row:
+    from qpeft.compare.cells.cell import lost_row
+
+    return lost_row(cell, "skipped", str(cell.impossible))
+
+
+def _check(
+    executor: str, retry: Sequence[str], workers: int, threads: int, timeout: float | None, reuse: Path | None
+) -> None:
+    if executor not in EXECUTORS:
+        raise ConfigError(f"unknown executor {executor!r}; choose one of {', '.join(EXECUTORS)}")
+    for status in retry:
+        if status not in RETRIES:
+            raise ConfigError(f"cannot retry {status!r}; choose from {', '.join(RETRIES)}")
+    if workers < 1 or threads < 1:
+        raise ConfigError(f"workers and threads must be at least 1, got {workers} and {threads}")
+    if timeout is not None and timeout <= 0:
+        raise ConfigError(f"timeout must be more than 0 seconds, got {timeout:g}")
+    if reuse is not None and not (reuse / "rows").is_dir():
+        raise ConfigError(f"{reuse} holds no rows to reuse; give the --out folder of another study")
+
+
+def _executor(name: str, threads: int, *arguments: Any) -> AbstractContextManager[Executor]:
+    if name == "ray":
+        from qpeft.compare.running.ray_executor import RayExecutor
+
+        return RayExecutor(*arguments, threads=threads)
+    return LocalExecutor(*arguments)
+
+
+def _remove_empty(folder: Path) -> None:
+    """What is left there is of cells that failed."""
+    for path in sorted([folder, *folder.rglob("*")], reverse=True):
+        with suppress(OSError):
+            path.rmdir()

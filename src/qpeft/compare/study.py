@@ -1,0 +1,292 @@
+"""Study files: what is compared, on what, how often; checked whole before anything is done.
+
+A study is a YAML file, or the name of one that ships with qpeft (`BUILT_IN`). Unknown fields are errors, and a
+message names the field.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qpeft.backends.settings import backend_settings
+from qpeft.errors import ConfigError
+from qpeft.training.settings import HOSTS, METHODS, TASKS, unknown
+
+BUILT_IN = ("survey", "controls", "feature-source", "rank-perplexity", "qubits", "depth", "shots", "noise")
+_MOST_VALUES = 100_000  # that a file may hold
+LEAST_RANKED = 0.8  # of a block's budget
+UNTRAINED = "none"  # the method that trains nothing: the base as it is
+
+_RATES = {"full": 2e-5, "prefix": 5e-3, "prompt": 5e-3, "ia3": 5e-3, "vera": 4e-3, "uni_lora": 4e-3, "tiny_lora": 4e-3}
+_RATES |= {"fourierft": 4e-3, "ln_tuning": 5e-3, "qpa": 1e-3, "quantum_peft": 1e-3, "qaa": 1e-3, "bottleneck": 1e-3}
+_RATE = 2e-4  # LoRA and what is like it
+
+
+_HIGHEST_SEED = 2**32 - 1  # NumPy's limit
+_Seed = Annotated[int, Field(ge=0, le=_HIGHEST_SEED)]
+_Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # no formula for whoever opens the tables
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MethodSpec(_Strict):
+    """A row of the comparison: a method of `qpeft train` with its settings."""
+
+    key: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")
+    label: _Label | None = None
+    method: str
+    host: str = "lora"
+    settings: dict[str, Any] = {}
+    backend: dict[str, Any] = {}  # where QPA's circuit runs in training, under the names of `qpeft.set_backend`
+    role: Literal["main", "control"] = "main"
+    against: str | None = None  # of a control: the key of what it is a control of
+    lr: float | None = Field(default=None, gt=0)  # the middle of its grid of rates
+    note: str | None = None
+
+    @model_validator(mode="after")
+    def _is_known(self) -> MethodSpec:
+        if self.method not in (*METHODS, UNTRAINED):
+            raise ValueError(unknown("method", self.method, (*METHODS, UNTRAINED)))
+        if self.host not in HOSTS:
+            raise ValueError(unknown("host", self.host, HOSTS))
+        if (self.role == "control") != (self.against is not None):
+            raise ValueError("role control, and no other, needs `against`: the key of what it is a control of")
+        if self.backend and self.method != "qpa":
+            raise ValueError(f"backend is for QPA's circuit, and the method is {self.method}")
+        try:
+            backend_settings(self.backend)
+        except ConfigError as error:
+            raise ValueError(f"backend: {error}") from error
+        return self
+
+    @property
+    def base_rate(self) -> float:
+        """`lr`, or what is usual for the method."""
+        return self.lr or _RATES.get(self.method, _RATE)
+
+
+class Candidate(_Strict):
+    """A method of an equal-budget block, taken at the largest of `values` of its setting `vary` that fits."""
+
+    key: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
+    label: _Label | None = None
+    method: str
+    host: str = "lora"
+    settings: dict[str, Any] = {}
+    vary: str | None = None
+    values: list[int] = []
+    lr: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _varies_something(self) -> Candidate:
+        if (self.vary is None) != (not self.values):
+            raise ValueError("give `vary`, a setting's name, and its `values` together")
+        if self.values != sorted(self.values):
+            raise ValueError("`values` must rise, from the fewest trained numbers to the most")
+        return self
+
+
+class Block(_Strict):
+    """Methods at the budget of one: what `of` trains."""
+
+    of: str
+    methods: list[Candidate] = Field(min_length=1)
+
+
+def is_ranked(ratio: float) -> bool:
+    """Whether a method with `ratio` of a block's budget comes close enough to it to be compared at it."""
+    return LEAST_RANKED <= ratio <= 1
+
+
+class Training(_Strict):
+    """What is equal for every method, under the names of `qpeft train`."""
+
+    steps: int = Field(default=80, ge=1)
+    batch_size: int = Field(default=4, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    seq_len: int | None = Field(default=128, ge=2)
+    warmup: float = Field(default=0.06, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    eval_every: int | None = Field(default=None, ge=1)  # default: eight times in a run
+    eval_blocks: int = Field(default=24, ge=0)
+    save_every: int | None = Field(default=None, ge=1)
+    text_column: str = "text"
+    label_column: str = "label"
+    prompt_column: str = "prompt"
+    completion_column: str = "completion"
+
+
+class Tuning(_Strict):
+    """Learning rates: every method tries its own middle rate times each of `grid`, on validation data alone."""
+
+    grid: list[_Factor] = Field(default=[0.3, 1.0, 3.0, 10.0], min_length=1)
+    seed: int = Field(default=1000, ge=0, le=_HIGHEST_SEED)  # of the trials; not among the final ones
+
+
+class Generation(_Strict):
+    """Answers to the test prompts, greedily: BLEU, ROUGE, and BERTScore where a local encoder is given."""
+
+    max_new_tokens: int = Field(default=64, ge=1)
+    n_prompts: int = Field(default=64, ge=1)
+    bertscore_model: str | None = None
+
+
+class Study(_Strict):
+    """A comparison of methods on one base and one data set."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    title: str
+    question: str
+    base: str = "embedded"
+    data: str = "numpy-docs"
+    eval_data: str | None = None
+    test_data: str | None = None
+    task: str = "causal-lm"
+    metric: Literal["test_loss", "test_accuracy", "bleu"] | None = None
+    reference: str = "lora"
+    seeds: list[_Seed] = Field(default=[0, 1, 2], min_length=1)
+    tuning: Tuning = Tuning()
+    training: Training = Training()
+    test_blocks: int = Field(default=96, ge=0)
+    generation: Generation | None = None
+    capacity: bool = True
+    costs: bool = True
+    general_data: str | None = (
+        None  # a text of what the base knew before: forgetting is the loss on it, after minus before
+    )
+    lr_scale: float = Field(default=1.0, gt=0)  # times every rate of the study: another base may want others
+    max_hours: float = Field(default=8.0, gt=0)
+    methods: list[MethodSpec] = Field(min_length=1)
+    blocks: list[Block] = []
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Study:
+        if self.task not in TASKS:
+            raise ValueError(unknown("task", self.task, TASKS))
+        keys = [method.key for method in self.methods]
+        keys += [f"{candidate.key}@{block.of}" for block in self.blocks for candidate in block.methods]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"methods: the key {sorted(twice)[0]!r} stands twice")
+        own = [method.key for method in self.methods]
+        for field, name in (("reference", self.reference), *(("blocks.of", block.of) for block in self.blocks)):
+            if name not in own:
+                raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(own)}")
+        for method in self.methods:
+            if method.against is not None and method.against not in own:
+                raise ValueError(f"methods: {method.key} is a control against {method.against!r}, which is no key")
+        if self.tuning.seed in self.seeds:
+            raise ValueError(f"tuning.seed {self.tuning.seed} is one of seeds; rates are chosen with a seed apart")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one stands twice")
+        self._check_data_and_metric()
+        return self
+
+    def _check_data_and_metric(self) -> None:
+        if self.eval_data is not None and self.eval_data == self.test_data:
+            raise ValueError("eval_data and test_data are the same: rates would be chosen on the test")
+        if self.data in (self.eval_data, self.test_data):
+            raise ValueError("eval_data or test_data is the training data itself")
+        if (self.metric == "test_accuracy") and self.task == "causal-lm":
+            raise ValueError("metric test_accuracy is of classifications; of causal-lm take test_loss or bleu")
+        if self.metric == "bleu" and (self.generation is None or self.task != "causal-lm"):
+            raise ValueError("metric bleu needs task causal-lm and `generation`, whose texts it is of")
+
+    @property
+    def chosen_metric(self) -> str:
+        """`metric`, or what is usual for the task."""
+        return self.metric or ("test_loss" if self.task == "causal-lm" else "test_accuracy")
+
+
+def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:
+    """The study called so, or in that file, with `overrides` by dotted name (`{"training.steps": 50}`).
+
+    Raises ConfigError that names the file, and the field at fault.
+    """
+    found = _read(name_or_path)
+    for name, value in (overrides or {}).items():
+        _set(found, name, value)
+    try:
+        return Study.model_validate(found)
+    except ValidationError as error:
+        raise ConfigError(f"study {name_or_path}: {described(error)}") from error
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    if name_or_path in BUILT_IN:
+        text = (files("qpeft.compare") / "builtin" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    else:
+        path = Path(name_or_path).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"no study {name_or_path!r}: it is neither a file nor one of {', '.join(BUILT_IN)}")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"study {name_or_path} cannot be read as text in UTF-8: {error}") from error
+    try:
+        found = yaml.safe_load(text)
+        n_values = _count(found, {})
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"study {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
+    if n_values > _MOST_VALUES:
+        raise ConfigError(
+            f"study {name_or_path} holds {n_values:.3g} values once its aliases (*name) are written out, and at most "
+            f"{_MOST_VALUES} are read; write them out, and leave out what nobody needs"
+        )
+    if not isinstance(found, dict):
+        raise ConfigError(f"study {name_or_path} holds no fields; `name`, `question` and `methods` are needed at least")
+    return found
+
+
+def _count(value: Any, counted: dict[int, float]) -> float:
+    """How many values there are with aliases written out, infinitely many if one contains itself; walked once each."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in counted:
+        counted[id(value)] = math.inf
+        items = value.values() if isinstance(value, dict) else value
+        counted[id(value)] = 1 + sum(_count(item, counted) for item in items)
+    return counted[id(value)]
+
+
+def _set(found: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        if not isinstance(found.get(parent), dict):
+            found[parent] = {}
+        found = found[parent]
+    found[last] = value
+
+
+def _fields_beside(place: tuple[int | str, ...]) -> list[str]:
+    """The fields that are known where an unknown one was found."""
+    parents = [part for part in place[:-1] if isinstance(part, str)]
+    kinds: dict[str, type[BaseModel]] = {"training": Training, "tuning": Tuning, "generation": Generation}
+    kinds |= {"blocks": Block, "methods": Candidate if "blocks" in parents else MethodSpec}
+    return list((kinds[parents[-1]] if parents else Study).model_fields)
+
+
+def described(error: ValidationError) -> str:
+    """`training.steps: Input should be a valid integer, got 'many'`, for the first few errors."""
+    lines = []
+    for found in error.errors()[:3]:
+        where = ".".join(map(str, found["loc"]))
+        what = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "extra_forbidden":
+            what = unknown("field", str(found["loc"][-1]), _fields_beside(found["loc"]))
+        is_plain = found["type"] in ("missing", "value_error", "extra_forbidden")
+        got = "" if is_plain else f", got {reprlib.repr(found['input'])}"  # short, also of a billion laughs
+        lines.append(f"{where}: {what}{got}" if where else what)
+    return "; ".join(lines)

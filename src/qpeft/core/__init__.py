@@ -1,0 +1,5 @@
+"""What all methods share. peft is imported here, before any submodule, so that the registration which follows its
+import finds every submodule complete.
+"""
+
+import peft as _peft  # noqa: F401

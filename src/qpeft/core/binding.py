@@ -1,0 +1,358 @@
+"""The autograd boundary between a generator and the adapter tensors that it fills.
+
+A `Binding` takes the trainable tensors of a stock adapter out of their modules and puts views of the generator's
+flat output in their place. The output enters the training graph as one node whose inputs are the generator's
+parameters and whose value is computed once per parameter version; its backward runs through a private graph:
+
+    parameters --> generator --> flat (P,)  | node |  split, view --> lora_A, lora_B, ... --> loss
+
+So the generator runs once per optimiser step however many forwards, micro-batches or checkpointed segments there
+are, and gradients of micro-batches that accelerate will follow by others are summed before one backward.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.state import GradientState
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from qpeft.core.sharding import refuse_sharded
+
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+
+@dataclass
+class Slot:
+    """One adapter tensor that the generator fills: attribute `name` of module `owner`."""
+
+    owner: nn.Module
+    name: str
+    label: str  # the tensor's name within the base model, without the adapter's
+    shape: torch.Size
+    dtype: torch.dtype
+    widens: bool = True  # whether a half-precision tensor is placed as float32 in training, as PEFT does for adapters
+
+    def put(self, tensor: Tensor) -> None:
+        """Set the tensor as a plain attribute: PyTorch's module machinery does not see it."""
+        self.owner.__dict__[self.name] = tensor
+
+    def take_parameter(self) -> None:
+        """Remove the stock parameter from its module."""
+        del self.owner._parameters[self.name]
+
+    def restore_parameter(self, value: Tensor) -> None:
+        """Undo `take_parameter` with `value` in the parameter."""
+        self.owner.__dict__.pop(self.name, None)
+        self.owner._parameters[self.name] = nn.Parameter(value, requires_grad=False)
+
+
+class Binding:
+    """Keeps an adapter's tensors equal to its generator's output.
+
+    Args:
+        generator: Module with `forward() -> flat (P,)`; registered elsewhere, so that it is saved once.
+        slots: The tensors to fill, in the order of the flat vector.
+    """
+
+    def __init__(self, generator: nn.Module, slots: Sequence[Slot]) -> None:
+        self.generator = generator
+        self.slots = list(slots)
+        self.sizes = [slot.shape.numel() for slot in slots]
+        self._flat: Tensor | None = None
+        self._key: tuple[Any, ...] = ()
+        self._values: Tensor | None = None  # the parameters as they were evaluated, flat
+        self._placed = False  # the slots hold detached values of the present evaluation
+        self._deferred: Tensor | None = None
+        for slot in self.slots:
+            slot.take_parameter()
+        _live.add(self)
+        generator.register_load_state_dict_pre_hook(_before_state)
+        generator.register_state_dict_pre_hook(_before_state)
+        with torch.enable_grad():
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Evaluate the generator if its parameters changed, and put the tensors in place for the next forward.
+
+        Raises:
+            ConfigError: FSDP or DeepSpeed ZeRO has sharded the generator.
+        """
+        refuse_sharded(self.generator)
+        self.restore_precision()
+        parameters = list(self.generator.parameters())
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        if self._deferred is not None and all(p.grad is None for p in parameters):
+            self._deferred = None  # the gradients were cleared: an interrupted window must not leak into the next
+        with torch.inference_mode(False), torch.set_grad_enabled(trains):
+            if self._stale(parameters, trains):
+                self.flush()  # through the graph of the values it belongs to
+                self._evaluate(parameters)
+            elif self._placed and not trains:
+                return
+            assert self._flat is not None
+            # in a tuple, so that autograd does not take the private graph for an input
+            flat = _Boundary.apply(self, (self._flat,), *parameters) if trains else self._flat.detach()
+            self._place(flat)
+            self._placed = not trains
+
+    def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """Take part in `model.to(...)`: the tensors get the dtype that stock parameters would."""
+        for slot in self.slots:
+            slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
+        self._placed = False
+        self.restore_precision()
+
+    def restore_precision(self) -> None:
+        """Undo casts to half precision through `.data`, as trainers do for adapters on quantised models.
+
+        A parameter that was cast and not trained since gets its exact float32 values back.
+        """
+        parameters = list(self.generator.parameters())
+        if not any(p.dtype in _HALF_PRECISION for p in parameters):
+            return
+        exact = _flat_values(parameters).float() if self._values is None else self._values
+        for parameter, value in zip(parameters, exact.split([p.numel() for p in parameters]), strict=True):
+            if parameter.dtype in _HALF_PRECISION:
+                parameter.data = _widened(parameter.data, value)
+
+    def invalidate(self) -> None:
+        """Forget the evaluation; needed only after writing parameters through `.data` on an accelerator."""
+        self._flat, self._key, self._values, self._placed = None, (), None, False
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """Within: the generator is evaluated anew; afterwards the evaluation from before holds again.
+
+        On a device each evaluation costs a job, and another one at the same angles would give other numbers.
+        """
+        kept = self._flat, self._key, self._values, self._deferred
+        self.invalidate()
+        self._deferred = None
+        try:
+            yield
+        finally:
+            self._flat, self._key, self._values, self._deferred = kept
+            self._placed = False
+
+    def widen_half_precision(self) -> None:
+        """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for adapters under training."""
+        for slot in self.slots:
+            if slot.widens and slot.dtype in _HALF_PRECISION:
+                slot.dtype = torch.float32
+        self._placed = False
+        self.refresh()
+
+    @torch.no_grad()
+    def values(self) -> list[Tensor]:
+        """The generated tensors, detached copies in slot order, with each slot's shape and dtype."""
+        parts = torch.split(self.generator(), self.sizes)
+        return [part.view(slot.shape).to(slot.dtype, copy=True) for slot, part in zip(self.slots, parts, strict=True)]
+
+    def release(self) -> None:
+        """Give the adapter its own parameters back, filled with the present values, and stop generating."""
+        for slot, value in zip(self.slots, self.values(), strict=True):
+            slot.restore_parameter(value)
+        _live.discard(self)
+
+    @contextmanager
+    def as_parameters(self) -> Iterator[None]:
+        """Within: the adapter has its own parameters, with the present values, as PEFT knows it."""
+        for slot, value in zip(self.slots, self.values(), strict=True):
+            slot.restore_parameter(value)
+        try:
+            yield
+        finally:
+            for slot in self.slots:
+                slot.take_parameter()
+            self._placed = False
+            self.refresh()
+
+    def flush(self) -> None:
+        """Run the one generator backward for gradients that were held back."""
+        if self._deferred is not None and self._flat is not None:
+            gradient, self._deferred = self._deferred, None
+            inputs = [p for p in self.generator.parameters() if p.requires_grad]
+            with torch.autocast(gradient.device.type, enabled=False):
+                torch.autograd.backward(self._flat, gradient, inputs=inputs, retain_graph=True)
+
+    @property
+    def has_deferred(self) -> bool:
+        """Whether gradients of earlier micro-batches wait for their generator backward."""
+        return self._deferred is not None
+
+    def _stale(self, parameters: list[nn.Parameter], trains: bool) -> bool:
+        if self._flat is None or self._key != _key(parameters) or (trains and not self._flat.requires_grad):
+            return True
+        # `.data` writes leave no version behind; on the CPU the values themselves are compared, which on an
+        # accelerator would wait for all work queued
+        if self._values is None or self._values.device.type != "cpu":
+            return False
+        return not torch.equal(_flat_values(parameters), self._values)
+
+    def _evaluate(self, parameters: list[nn.Parameter]) -> None:
+        self._flat = self.generator()
+        self._key = _key(parameters)
+        self._values = _flat_values(parameters)
+
+    def _place(self, flat: Tensor) -> None:
+        for slot, part in zip(self.slots, torch.split(flat, self.sizes), strict=True):
+            tensor = part.view(slot.shape).to(slot.dtype)
+            if tensor.requires_grad:
+                tensor.__deepcopy__ = _DetachedCopy(tensor)  # type: ignore[method-assign]
+            slot.put(tensor)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
+        """A binding over the copied generator and modules, without the cached graph."""
+        new = Binding.__new__(Binding)
+        memo[id(self)] = new
+        new.__dict__.update(self.__getstate__())
+        new.generator = copy.deepcopy(self.generator, memo)
+        new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
+        _live.add(new)
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **self.__dict__,
+            "_flat": None,
+            "_key": (),
+            "_values": None,
+            "_placed": False,
+            "_deferred": None,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _live.add(self)
+
+
+class _Boundary(torch.autograd.Function):
+    """flat value in, the same value out as a function of the generator's parameters."""
+
+    @staticmethod
+    def forward(ctx: Any, binding: Binding, private: tuple[Tensor], *parameters: nn.Parameter) -> Tensor:
+        ctx.binding, ctx.flat, ctx.parameters, ctx.runs = binding, private[0], parameters, 0
+        return ctx.flat.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        binding: Binding = ctx.binding
+        if _more_micro_batches():
+            deferred = binding._deferred
+            binding._deferred = gradient.clone() if deferred is None else deferred.add_(gradient)
+            # zeros and not None: whether `grad` is still there tells if the window was abandoned
+            return (None, None, *(torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters))
+        if binding._deferred is not None:
+            gradient, binding._deferred = gradient + binding._deferred, None
+        ctx.runs += 1
+        if ctx.runs > 1:
+            _refuse_partial_gradients()
+        wanted = [p for p in ctx.parameters if p.requires_grad]
+        # without autocast, which a backward called inside it would apply to the generator's own products
+        with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
+            found = torch.autograd.grad(ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True)
+        gradients = iter(found)
+        return (None, None, *(next(gradients) if p.requires_grad else None for p in ctx.parameters))
+
+
+class _DetachedCopy:
+    """`__deepcopy__` of one generated tensor: PyTorch refuses to copy it, and the copy is generated anew anyway."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = weakref.ref(tensor)
+
+    def __call__(self, memo: dict[int, Any]) -> Tensor | None:
+        tensor = self._tensor()
+        return None if tensor is None else tensor.detach().clone()
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return (_no_copy, ())
+
+
+def _no_copy() -> None:
+    return None
+
+
+def _flat_values(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """A copy of all numbers, in one tensor: one kernel on an accelerator."""
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
+def _widened(rounded: Tensor, exact: Tensor) -> Tensor:
+    """`rounded` in float32; a copy of `exact` (flat) if that is what was rounded."""
+    exact = exact.view_as(rounded)
+    return exact.to(rounded.device, copy=True) if torch.equal(exact.to(rounded), rounded) else rounded.float()
+
+
+def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
+    return tuple((p.data_ptr(), p._version, p.device) for p in parameters)
+
+
+def _before_state(generator: nn.Module, *_: Any) -> None:
+    """Values are read and written in full precision."""
+    for binding in list(_live):
+        if binding.generator is generator:
+            binding.restore_precision()
+
+
+def _more_micro_batches() -> bool:
+    """Whether accelerate, if it is in use, says that other micro-batches follow before the optimiser step."""
+    state = GradientState._shared_state
+    return bool(state) and not state.get("sync_gradients", True)
+
+
+def _refuse_partial_gradients() -> None:
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if distributed and torch.distributed.get_world_size() > 1:
+        raise RuntimeError(
+            "the generator received several partial gradients in one backward pass under distributed training "
+            "(reentrant activation checkpointing), of which only the first would be averaged; "
+            "use activation_checkpointing_kwargs={'use_reentrant': False}"
+        )
+
+
+_live: weakref.WeakSet[Binding] = weakref.WeakSet()
+
+
+def _trained_by(optimizer: Optimizer) -> list[Binding]:
+    if not _live:
+        return []
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [b for b in list(_live) if any(id(p) in trained for p in b.generator.parameters())]
+
+
+def _before_step(optimizer: Optimizer, *_: Any) -> None:
+    for binding in _trained_by(optimizer):
+        if binding.has_deferred:
+            warnings.warn(
+                "an optimiser step came in the middle of gradient accumulation; the gradients held back for the "
+                "generator were added now, after any gradient clipping",
+                stacklevel=2,
+            )
+            binding.flush()
+
+
+def _after_step(optimizer: Optimizer, *_: Any) -> None:
+    """Refresh at once: whoever reads an adapter tensor next must not read the value before the step."""
+    for binding in _trained_by(optimizer):
+        binding.invalidate()
+        if getattr(binding.generator, "is_costly", False):
+            continue  # the next forward evaluates it, if there is one
+        with torch.enable_grad():
+            binding.refresh()
+
+
+register_optimizer_step_pre_hook(_before_step)
+register_optimizer_step_post_hook(_after_step)

@@ -1,0 +1,122 @@
+"""Save and load adapter folders; a damaged or foreign one is refused with the reason and the remedy."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from qpeft.core.exported_folder import RECORD, refuse_others
+from qpeft.core.load_checks import check_acts, check_whole, find_not_finite
+from qpeft.core.model_card import is_users_own
+from qpeft.core.weights_hash import check_seal
+from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.files import read_json, replace_folder
+from qpeft.methods.attach.attach import load_attached
+from qpeft.methods.attach.config import ATTACHED
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+_CARD = "README.md"
+
+
+def save(model: PeftModel, directory: str | Path) -> None:
+    """`model.save_pretrained(directory)`, whole or not at all; an earlier adapter there goes, your own card stays.
+
+    Raises:
+        ConfigError: the folder holds other files, which would be lost; or a number of the adapter is NaN or Inf.
+    """
+    target = Path(directory).resolve()
+    refuse_others(target, [CONFIG, WEIGHTS, _CARD, *model.peft_config])
+    for name in model.peft_config:
+        if broken := find_not_finite(model, name):
+            raise ConfigError(f"non-finite adapter parameter in {broken}; save an earlier checkpoint")
+    with replace_folder(target) as folder:
+        if is_users_own(target / _CARD):
+            shutil.copyfile(target / _CARD, folder / _CARD)
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, **options: Any) -> PeftModel:
+    """Load an adapter folder, compact or stock, on its base model, after checking it.
+
+    Args:
+        base: The model the adapter was trained on; it is changed in place, as by PEFT.
+        directory: A local folder with adapter_config.json and adapter_model.safetensors.
+        is_trainable: Whether training goes on.
+        options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...).
+
+    Raises:
+        CheckpointError: a file is missing, damaged, foreign, or made for another model.
+    """
+    folder, name = Path(directory), options.get("adapter_name", "default")
+    try:
+        if check_folder(folder)["peft_type"] == ATTACHED:
+            model = load_attached(base, folder, is_trainable=is_trainable, **options)
+        else:
+            model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable, **options)
+            if not options.get("key_mapping"):
+                check_whole(model, folder, name)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # torch's, on tensors of other shapes; PEFT's, on a field of another type
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+        raise CheckpointError(
+            f"{folder} does not fit this base model: {reason}; load it on the base model it was trained on, and "
+            f"restore its {CONFIG} if it was edited"
+        ) from error
+    check_acts(model, folder, name)
+    return model
+
+
+def check_folder(folder: Path) -> dict[str, Any]:
+    """Check that both files are there and readable; return the content of adapter_config.json.
+
+    Raises:
+        CheckpointError: naming the file and what to do.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"no adapter folder at {folder}; give the folder that holds {CONFIG}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} has no {name}; it is not an adapter folder, or its saving was interrupted")
+    try:
+        config = read_json(folder / CONFIG)
+        kind = str(config["peft_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config ({error}); restore it") from error
+    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise CheckpointError(
+            f"{folder / CONFIG} has the unknown peft_type '{kind}'; it is foreign, a newer qpeft or peft wrote it, "
+            "or the module that registers the method (qpeft.register_method) is not imported yet"
+        )
+    tokens = config.get("alora_invocation_tokens")  # PEFT takes anything, and stumbles in the first forward pass
+    if tokens is not None and not (isinstance(tokens, list) and tokens and all(type(t) is int for t in tokens)):
+        raise CheckpointError(
+            f"{folder / CONFIG}: alora_invocation_tokens is {tokens!r}; restore the list of token ids"
+        )
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            if not list(file.keys()):
+                raise CheckpointError(f"{folder / WEIGHTS} holds no tensors; restore it")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged or cut off ({error}); copy it again or use an earlier checkpoint"
+        ) from error
+    check_seal(folder, _seal(folder, config))
+    return config
+
+
+def _seal(folder: Path, config: dict[str, Any]) -> Any:
+    """What the weights' SHA-256 was when they were saved or exported; None of a stock adapter."""
+    if not (folder / RECORD).exists():
+        return config.get("weights_sha256")
+    try:
+        return read_json(folder / RECORD).get("weights_sha256")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / RECORD} is damaged ({error}); restore it, or delete it") from error

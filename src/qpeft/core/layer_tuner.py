@@ -1,0 +1,68 @@
+"""What the tuners have in common whose adapters stock PEFT lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTuner
+from torch import nn
+
+from qpeft.core.config import own_copy
+from qpeft.errors import ConfigError
+
+
+class OwnTuner(BaseTuner):
+    """A layer of `tuner_layer_cls` around each target module applies the active adapters to every row of a batch.
+
+    A subclass supplies what `BaseTuner` asks for, `own_kind` (see `stock_form`), and the three methods below.
+    """
+
+    own_kind: str
+
+    def _settle_targets(self, model: nn.Module, config: Any) -> None:
+        """Write into `config` which modules of `model` are meant; raise ConfigError if there are none."""
+        raise NotImplementedError
+
+    def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
+        """The layer, without adapters, around the module `target` of that name."""
+        raise NotImplementedError
+
+    def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
+        """Give the layer of that name an adapter."""
+        raise NotImplementedError
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # a copy, so that a config can be used again on another model
+        config: Any = own_copy(self.peft_config[adapter_name])
+        self._settle_targets(model, config)
+        self.peft_config[adapter_name] = config
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        layer = target if isinstance(target, self.tuner_layer_cls) else self._new_layer(target, current_key)
+        self._add_adapter(layer, adapter_name, peft_config, current_key)
+        self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT's looks for a weight, which a block has not, and gives the adapter its dtype; ours is made where it lives
+        setattr(parent, child_name, new_module)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        if kwargs.get("adapter_names") is not None:
+            raise ConfigError(
+                "adapter_names gives each row of a batch its own adapter, which this method does not do; choose one "
+                "for all with model.set_adapter(name)"
+            )
+        yield

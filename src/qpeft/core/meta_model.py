@@ -1,0 +1,79 @@
+"""A base model without its weights: every tensor on the meta device."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from qpeft.core.auto_class import AUTO_CLASSES
+from qpeft.errors import ConfigError
+
+# where neither the task nor the config says it: the first that has a model of this kind
+_IN_TURN = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForImageClassification",
+    "AutoModelForImageTextToText",
+    "AutoModel",
+)
+
+
+def on_meta(base: nn.Module | PretrainedConfig | str | Path, task_type: str | None = None) -> nn.Module:
+    """The model of `base` on the meta device; a given model is left untouched.
+
+    A config may be of several models (with an LM head, a classifier, ...). It becomes that of PEFT's `task_type`, or
+    else the one that its `architectures` names, or else the first there is of: causal or sequence-to-sequence
+    language model, sequence or image classifier, image-and-text model, model without a head.
+
+    Raises:
+        ConfigError: there is no model at `base`, or its config is of no model that transformers can make.
+    """
+    if isinstance(base, nn.Module):
+        return _meta_copy(base)
+    if isinstance(base, (str, Path)):
+        try:
+            base = AutoConfig.from_pretrained(base)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"no model at '{base}': give a hub id that can be reached, or a local folder with config.json "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+    with torch.device("meta"):
+        return _model_class(base, task_type)(base)
+
+
+def _model_class(config: PretrainedConfig, task_type: str | None) -> Any:
+    if (found := _in_mapping(AUTO_CLASSES.get(task_type or "", ""), config)) is not None:
+        return found
+    for name in getattr(config, "architectures", None) or ():
+        if isinstance(found := getattr(transformers, name, None), type):
+            return found
+    for auto_name in _IN_TURN:
+        if (found := _in_mapping(auto_name, config)) is not None:
+            return found
+    raise ConfigError(f"transformers has no model for {type(config).__name__}; give the model itself to plan for it")
+
+
+def _in_mapping(auto_name: str, config: PretrainedConfig) -> Any:
+    """The class that an Auto class would make of `config`, if it has one."""
+    mapping = getattr(getattr(transformers, auto_name, None), "_model_mapping", {})
+    if type(config) not in mapping:
+        return None
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, (list, tuple)) else found
+
+
+def _meta_copy(model: nn.Module) -> nn.Module:
+    """The same modules with every tensor on the meta device; nothing is allocated, `model` is untouched."""
+    shells = {
+        id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
+        for t in (*model.parameters(), *model.buffers())
+    }
+    return copy.deepcopy(model, shells)

@@ -1,0 +1,193 @@
+"""Many compact adapters of one base model: a few at a time in slots, the others in their folders.
+
+    folder/<name>/ --> CompactReader --> tensors --> a slot, an adapter of stock PEFT --> model
+
+A slot is injected once. To put another adapter into it is to copy numbers into its tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from os.path import isdir
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import PeftModel
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, load
+from qpeft.core.serving.compact_reader import CompactReader
+from qpeft.core.serving.stock_slots import StockSlots, activate, adapted_modules
+from qpeft.core.tuner import GeneratedMixin
+from qpeft.errors import CheckpointError, ConfigError, QpeftError
+
+BASE = "__base__"  # PEFT's word in adapter_names
+
+
+class _Resident(NamedTuple):
+    slot: str
+    stamp: tuple[int, ...]  # of the files it was read from
+
+
+class AdapterPool:
+    """Serves the compact adapters of a folder, each from a folder of its own, on one base model.
+
+    Example::
+
+        pool = qpeft.AdapterPool(base, "users")
+        pool.activate("user-17")
+        pool.model.generate(**inputs)
+        pool.model.generate(**inputs, adapter_names=pool.place(["user-1", "user-2", "__base__"]))
+
+    The adapters are QPA's or Quantum-PEFT's, with one configuration and any seeds. Files are looked at whenever an
+    adapter is asked for, so one that was trained again is read again. A pool serves one request at a time: what
+    `activate` and `place` answer holds until the next call of either.
+
+    Args:
+        base: The model that the adapters were trained on; it is changed in place, as by PEFT.
+        folder: Holds an adapter folder, as `qpeft.save` writes it, for each name. The first one that is whole, in
+            alphabetical order, sets the configuration.
+        capacity: How many adapters are in memory at a time, which is also how many a batch can mix.
+
+    Raises:
+        CheckpointError: there is no adapter, or the first is for another base model.
+        ConfigError: adapters of another kind, one named "__base__", a base under PEFT already, or a capacity below 1.
+    """
+
+    def __init__(self, base: nn.Module, folder: str | Path, capacity: int = 8) -> None:
+        if not isinstance(capacity, int) or capacity < 1:
+            raise ConfigError(f"capacity must be a whole number from 1, got {capacity!r}")
+        if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
+            raise ConfigError("the base model has an adapter already; give the model without it")
+        self.folder, self.capacity, self.active = Path(folder), capacity, BASE
+        if (self.folder / BASE / CONFIG).is_file():
+            raise ConfigError(f"'{BASE}' asks for no adapter, so none can have that name; rename {self.folder / BASE}")
+        first = self.folder / self._first_whole()
+        loaded: Any = load(base, first)
+        self._reader = CompactReader(loaded, first, capacity)
+        config = loaded.base_model.generated_config("default")
+        activate(adapted_modules(loaded), [])  # or a module that was trained whole would stay in the base
+        self._slots = StockSlots(loaded.unload(), config, capacity)
+        self._free = self._slots.names[::-1]
+        self._resident: dict[str, _Resident] = {}  # the least recently used first
+
+    @property
+    def model(self) -> PeftModel:
+        """The base model with `capacity` stock adapters, in evaluation mode; none is active at first."""
+        return self._slots.model
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters in the folder, sorted."""
+        found = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(p.name for p in found if _is_name(p.name) and (p / CONFIG).is_file())
+
+    @property
+    def resident(self) -> list[str]:
+        """The adapters in slots, the least recently used first."""
+        return list(self._resident)
+
+    def activate(self, name: str) -> None:
+        """Let the model answer with this adapter from now on; "__base__": without any.
+
+        Raises:
+            ConfigError: no such adapter; it names no other, as it may reach a user.
+            CheckpointError: its folder is damaged, or its settings are not the pool's. What was active stays so.
+        """
+        self._slots.check_not_merged()
+        self._slots.switch(None if name == BASE else self._slot_with(name, keep=set()))
+        self.active = name
+
+    def place(self, names: Iterable[str]) -> list[str]:
+        """What to give the model as `adapter_names`, one for each row of a batch; "__base__" for rows without adapter.
+
+        The active adapter keeps its slot.
+
+        Raises:
+            ConfigError: no such adapter, more different ones than slots, or `names` is no list.
+            CheckpointError: a folder is damaged, or its settings are not the pool's.
+        """
+        self._slots.check_not_merged()
+        rows = self._rows(names)
+        wanted = {name for name in rows if name != BASE}
+        keep = wanted | {self.active} - {BASE}
+        if len(keep) > self.capacity:
+            held = " beside the active one" if self.active in keep - wanted else ""
+            raise ConfigError(
+                f"the batch has {len(wanted)} different adapters{held}, but the pool holds {self.capacity}; make the "
+                'batch smaller or the capacity larger, or call activate("__base__") first'
+            )
+        slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(rows) if name != BASE}
+        return [slots.get(name, BASE) for name in rows]
+
+    def _rows(self, names: Iterable[str]) -> list[str]:
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise ConfigError(f"place takes a list of names, one for each row, got {names!r}; give [{names!r}]")
+        rows = list(names)
+        for name in rows:
+            if not isinstance(name, str):
+                raise self._unknown(name)
+        return rows
+
+    def _slot_with(self, name: str, keep: set[str]) -> str:
+        """The slot that holds the adapter as it is in its folder now."""
+        stamp = self._stamp(name)
+        held = self._resident.get(name)
+        if held is None or held.stamp != stamp:
+            held = self._read(name, stamp, keep)
+        self._resident.pop(name, None)
+        self._resident[name] = held  # at the end: used last
+        return held.slot
+
+    def _read(self, name: str, stamp: tuple[int, ...], keep: set[str]) -> _Resident:
+        try:
+            tensors = self._reader.read(self.folder / name)
+        except QpeftError as error:
+            raise type(error)(f"adapter '{name}' cannot be served: {error}") from error
+        slot = self._slot_for(name, keep)
+        self._slots.fill(slot, tensors)
+        return _Resident(slot, stamp)
+
+    def _slot_for(self, name: str, keep: set[str]) -> str:
+        """The adapter's own slot, or a free one, or that of the adapter which was not asked for the longest."""
+        if name in self._resident:
+            return self._resident[name].slot
+        if self._free:
+            return self._free.pop()
+        return self._resident.pop(next(other for other in self._resident if other not in keep)).slot
+
+    def _stamp(self, name: str) -> tuple[int, ...]:
+        if not _is_name(name):
+            raise self._unknown(name)
+        try:
+            found = [(self.folder / name / file).stat() for file in (CONFIG, WEIGHTS)]
+        except (OSError, ValueError) as error:  # ValueError: a name that the file system cannot spell
+            if not isdir(self.folder / name):  # noqa: PTH112 Path's raises on names that are too long
+                raise self._unknown(name) from error
+            check_folder(self.folder / name)
+            raise
+        return tuple(number for file in found for number in (file.st_mtime_ns, file.st_size, file.st_ino))
+
+    def _unknown(self, name: Any) -> ConfigError:
+        return ConfigError(f"{self.folder} has no adapter {name!r}; it has {len(self.names)} others")
+
+    def _first_whole(self) -> str:
+        """The first adapter whose files can be read; the others are refused when they are asked for."""
+        error = CheckpointError(f"{self.folder} holds no adapter folder; save one there with qpeft.save")
+        for name in self.names:
+            try:
+                kind = check_folder(self.folder / name)["peft_type"]
+            except CheckpointError as damaged:
+                error = damaged
+                continue
+            if not issubclass(PEFT_TYPE_TO_TUNER_MAPPING.get(kind, object), GeneratedMixin):
+                raise ConfigError(f"a pool serves compact adapters of QPA and Quantum-PEFT, but '{name}' is {kind}")
+            return name
+        raise error
+
+
+def _is_name(name: Any) -> bool:
+    """Whether it can be an adapter's folder: a path would lead elsewhere."""
+    return isinstance(name, str) and Path(name).name == name not in ("", BASE) and name[0] != "." and "\0" not in name

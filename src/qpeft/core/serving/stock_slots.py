@@ -1,0 +1,81 @@
+"""Adapters of stock PEFT that are injected once and filled with other numbers again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+from qpeft.core.config import GeneratedConfig
+from qpeft.errors import ConfigError
+
+
+class StockSlots:
+    """Equal adapters on `base`, frozen, none of them active at first.
+
+    Args:
+        base: The base model; changed in place, as by PEFT.
+        config: What generates such adapters; `to_stock` tells what they are.
+        count: How many.
+    """
+
+    def __init__(self, base: nn.Module, config: GeneratedConfig, count: int) -> None:
+        self.names = [f"slot{index}" for index in range(count)]
+        self.model = _with_adapters(base, config, self.names)
+        self._modules = adapted_modules(self.model)
+        self._tensors = {name: _tensors(self.model, name) for name in self.names}
+        self.switch(None)
+
+    @torch.no_grad()
+    def fill(self, slot: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors`, by their keys in a stock file, into the slot's own."""
+        for key, tensor in self._tensors[slot].items():
+            tensor.copy_(tensors[key])
+
+    def switch(self, slot: str | None) -> None:
+        """Make this slot the active adapter; None: no adapter."""
+        names = [] if slot is None else [slot]
+        if names != self.model.active_adapters:
+            base_model: Any = self.model.base_model
+            activate(self._modules, names)
+            base_model.active_adapter = names
+
+    def check_not_merged(self) -> None:
+        """Raise ConfigError if an adapter is in the base weights, under all others."""
+        if any(getattr(module, "merged", False) for module in self._modules):
+            raise ConfigError("an adapter is merged into the base model; call model.unmerge_adapter() first")
+
+
+def adapted_modules(model: nn.Module) -> list[Any]:
+    """The modules that have adapters to choose from."""
+    return [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
+
+
+def activate(modules: list[Any], names: list[str]) -> None:
+    """As PEFT's `set_adapter`, without its walk through the model: nothing here is trained, only the choice changes."""
+    for module in modules:
+        if isinstance(module, BaseTunerLayer):
+            module._active_adapter = list(names)
+        else:
+            module.set_adapter(names, inference_mode=True)
+
+
+def _with_adapters(base: nn.Module, config: GeneratedConfig, names: list[str]) -> PeftModel:
+    stock: list[Any] = [config.to_stock() for _ in names]
+    for one in stock:
+        one.inference_mode = True
+    model: Any = get_peft_model(base, stock[0], adapter_name=names[0])
+    for name, one in zip(names[1:], stock[1:], strict=True):
+        model.add_adapter(name, one)
+    return model.eval().requires_grad_(False)
+
+
+def _tensors(model: Any, name: str) -> dict[str, Tensor]:
+    """The adapter's own tensors, not copies, by their keys in a stock file."""
+    state = model.state_dict(keep_vars=True)
+    return get_peft_model_state_dict(model, state, adapter_name=name, save_embedding_layers=False)

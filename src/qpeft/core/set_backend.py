@@ -1,0 +1,92 @@
+"""Choose where a model's circuits take their probabilities from; a matter of this run, never saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qpeft.backends.jobs import RETRIES, Jobs
+from qpeft.backends.named import as_backend
+from qpeft.backends.run import CircuitRun
+from qpeft.backends.settings import backend_settings
+from qpeft.circuits import Ansatz
+from qpeft.core.holder import holder_of
+from qpeft.errors import ConfigError
+from qpeft.methods.qpa.features import CircuitFeature
+
+
+def set_backend(
+    model: Any,
+    backend: Any = "exact",
+    shots: int | None = None,
+    gradient: str = "auto",
+    *,
+    seed: int = 0,
+    shot_budget: int | None = None,
+    noise: float = 0.0,
+    smoothing: float = 0.0,
+    retries: int = RETRIES,
+    log: str | Path | None = None,
+    allow_wide: bool = False,
+) -> CircuitRun | None:
+    """Let every QPA circuit of the model run on `backend` from now on.
+
+    Args:
+        model: A PeftModel whose adapter has a circuit.
+        backend: "exact", the state-vector simulator; a PennyLane device; a Qiskit sampler (`BaseSamplerV2`); a
+            `qpeft.backends.Backend`; or a name of the command line, such as "pennylane:lightning.qubit".
+        shots: Count outcomes over so many shots of each circuit. None: exact probabilities, or the device's own shots.
+        gradient: "adjoint" (exact probabilities only), "parameter-shift", "spsa", or "auto", which takes the first
+            of these that the backend has.
+        seed: Of counts drawn by qpeft; a device of yours has its own.
+        shot_budget: No job is sent, for the first time or again, that would bring the shots sent beyond it.
+        noise: Strength of simulated depolarising noise, for simulators by name: the probability after each two-qubit
+            gate, a tenth of it after each one-qubit gate.
+        smoothing: Adds so many counts to every outcome, so that no frequency is 0.
+        retries: How often a failed job is sent again, after 1, 2, 4, ... seconds.
+        log: File to which a line of JSON is added for every job.
+        allow_wide: Runs more than 14 qubits, which are refused otherwise.
+
+    Returns:
+        What runs the circuits from now on; `str()` tells which gradient was chosen and what a step costs, and
+        `.jobs.used` counts jobs, circuits, shots and seconds. None for the exact simulator with adjoint gradients.
+
+    With shots or a device, training carries its noise; the start of a residual adapter, merging and
+    `qpeft.export` stay exact.
+
+    Raises:
+        ConfigError: no circuit in the model, or settings that do not go together.
+        BackendError: later, in training: a job failed more than `retries` times, or the shot budget is used up.
+    """
+    backend_settings(
+        {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
+    )
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a PeftModel is needed, as get_peft_model returns it, got {model!r}")
+    holder = holder_of(model)
+    features = [m for m in model.modules() if isinstance(m, CircuitFeature)]
+    if holder is None or not features:
+        raise ConfigError(
+            "the model has no circuit of QPA; backends are for adapters with feature_source 'qnn' or 'qnn_frozen'"
+        )
+    jobs = Jobs(
+        as_backend(backend, max(feature.angles.start.shape[1] for feature in features), noise),
+        shots,
+        seed=seed,
+        shot_budget=shot_budget,
+        retries=retries,
+    )
+    if log is not None:
+        jobs.log_to(Path(log))
+    runs = []
+    for feature in features:
+        n_layers, n_qubits = feature.angles.start.shape
+        ansatz, trained = Ansatz("ry_ladder", n_qubits, n_layers), feature.angles.tau is not None
+        runs.append(CircuitRun(ansatz, jobs, gradient, smoothing, allow_wide, trained))
+    is_own = jobs.is_exact and runs[0].gradient == "adjoint"
+    for feature, run in zip(features, runs, strict=True):
+        feature.backend = None if is_own else run
+    holder.invalidate()
+    return None if is_own else runs[-1]

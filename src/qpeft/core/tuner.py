@@ -1,0 +1,242 @@
+"""What a PEFT tuner needs so that a generator, and not the optimiser, writes its adapter tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from qpeft.core.binding import Binding, Slot
+from qpeft.core.config import GeneratedConfig, own_copy
+from qpeft.core.generator import Generator
+from qpeft.core.generator_state import check_tensors
+from qpeft.core.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
+from qpeft.core.seeded_init import SeededStart
+from qpeft.core.slots import device_of
+from qpeft.core.targets import check_target_modules, spare_new_head
+from qpeft.core.tied_weights import check_not_tied
+from qpeft.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    _Tuner = BaseTuner
+else:
+    _Tuner = object
+
+
+class GeneratedMixin(GeneratorHolder, _Tuner):
+    """Mixed in before a stock tuner, for example `class QPAModel(GeneratedMixin, LoraModel)`.
+
+    The generators sit in `qpeft_generator`, one per adapter, and are the only trainable parameters; the stock
+    layers see plain tensors. A subclass supplies `_build`.
+    """
+
+    uses_shared_state = True
+    _refresh_handle: RemovableHandle
+
+    def _build(self, adapter_name: str, config: Any, start: SeededStart) -> tuple[Generator, list[Slot]]:
+        """A new generator for the adapter just injected, and the tensors that it fills, in its order."""
+        raise NotImplementedError
+
+    # -- life of an adapter
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # a copy, so that a config can be used again: what binding records in it belongs to this adapter alone
+        self.peft_config[adapter_name] = own_copy(self.peft_config[adapter_name])
+        spare_new_head(model, self.peft_config[adapter_name])
+        self._check_targets(model, self.peft_config[adapter_name])
+        if self.container not in self._modules:
+            self._begin_holding()
+            self._refresh_handle = self.model.register_forward_pre_hook(self._before_forward)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+            binding = self._make_binding(adapter_name)
+        except BaseException:
+            self._undo_injection(adapter_name)
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            raise
+        self._hold(adapter_name, binding)
+        self._train_active_only()
+
+    def _check_targets(self, model: nn.Module, config: Any) -> None:
+        try:
+            check_target_modules(model, config)
+        except ConfigError as error:
+            if config.generated is None:
+                raise
+            raise CheckpointError(f"this adapter belongs to another base model: {error}") from error
+
+    def _make_binding(self, adapter_name: str) -> Binding:
+        config: Any = self.peft_config[adapter_name]
+        start = SeededStart(config.seed)
+        generator, slots = self._build(adapter_name, config, start)
+        config.check_start(start.hexdigest())
+        config.start_hash = start.hexdigest()
+        config.generated = [[slot.label, list(slot.shape)] for slot in slots]
+        return Binding(generator.to(device_of(slots)), slots)
+
+    def _undo_injection(self, adapter_name: str) -> None:
+        """Leave the base model as if the adapter had never been asked for."""
+        if self._bindings:
+            super().delete_adapter(adapter_name)
+        else:
+            self._refresh_handle.remove()
+            for module in self.model.modules():
+                if isinstance(module, AuxiliaryTrainingWrapper):
+                    module._active_adapter = []  # unloading then gives the original back, not the copy to train
+            super()._unload_and_optionally_merge(merge=False)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        self._let_go(adapter_name)
+        self._train_active_only()
+
+    @torch.compiler.disable
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        refuse_replica(module)
+        for name, binding in self._bindings.items():
+            if getattr(binding.generator, "needs_fit", False) and name in self.active_adapters:
+                self._refuse_unfitted(binding.generator)
+            binding.refresh()
+
+    def _refuse_unfitted(self, generator: Any) -> None:
+        if any(m.disable_adapters for m in self.model.modules() if isinstance(m, BaseTunerLayer)):
+            return
+        if generator.was_fitted_elsewhere:
+            raise ConfigError(
+                "this adapter was saved without its frames (store_frames=False): call qpeft.fit_frames(model, batches) "
+                "with the batches it was trained with, or use the adapter that was exported from it"
+            )
+        raise ConfigError(
+            "this adapter acts in directions of the loss gradient, which are not known yet: call "
+            "qpeft.fit_frames(model, batches) with calibration batches first (about 64 blocks of training text)"
+        )
+
+    # -- which adapter trains
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        super().set_adapter(adapter_name, inference_mode=inference_mode)
+        self._train_active_only(inference_mode)
+
+    def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
+        super().set_requires_grad(adapter_names, requires_grad)
+        for name in [adapter_names] if isinstance(adapter_names, str) else adapter_names:
+            self.generators[name].requires_grad_(requires_grad)
+
+    def _train_active_only(self, inference_mode: bool | None = None) -> None:
+        for name, generator in self.generators.items():
+            frozen = self.peft_config[name].inference_mode if inference_mode is None else inference_mode
+            generator.requires_grad_(name in self.active_adapters and not frozen)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        """As PEFT does for stock parameters: half-precision adapter tensors become float32."""
+        super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
+        if autocast_adapter_dtype:
+            self._bindings[adapter_name].widen_half_precision()
+
+    # -- merging and leaving
+
+    def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
+        self._refuse_tied_merge()
+        with self.exact():
+            self.refresh_detached()
+            super().merge_adapter(*args, **kwargs)
+
+    def unmerge_adapter(self) -> None:
+        with self.exact():
+            self.refresh_detached()
+            super().unmerge_adapter()
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        if merge:
+            self._check_merge_allowed()
+            self._refuse_tied_merge()
+            for binding in self._bindings.values():
+                if getattr(binding.generator, "needs_fit", False):
+                    self._refuse_unfitted(binding.generator)
+        with self.exact():
+            for binding in self._bindings.values():
+                binding.release()
+        self._refresh_handle.remove()
+        return super()._unload_and_optionally_merge(merge, *args, **kwargs)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        refuse_weighted_sum()
+
+    def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
+        raise ConfigError("a generated adapter has no mutated start to subtract; qpeft.export writes a stock LoRA")
+
+    def _refuse_tied_merge(self) -> None:
+        if not any(module.merged for module in self.model.modules() if isinstance(module, BaseTunerLayer)):
+            check_not_tied(self.model, self.targeted_module_names)
+
+    def generated_config(self, adapter_name: str) -> GeneratedConfig:
+        config: Any = self.peft_config[adapter_name]
+        return config
+
+    def stock_state(self, model: Any, adapter_name: str) -> dict[str, Tensor]:
+        binding = self.binding(adapter_name)
+        compact = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
+        state = {k: v for k, v in compact.items() if not k.startswith(f"base_model.{self.container}.")}
+        return state | {stock_key(s.label): v for s, v in zip(binding.slots, binding.values(), strict=True)}
+
+    # -- what is saved: the generator alone
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        prefix = f"base_model.{cls.container}.{adapter_name}."
+        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        packed = model.base_model.generators[adapter_name].pack(own)
+        state = _CompactState({prefix + k: v for k, v in packed.items()})
+        dict.update(state, cls._get_learnable_bias_state_dict(model, state_dict, config))
+        return state
+
+    @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        prefix = f"base_model.{cls.container}."
+        if key.startswith(f"{prefix}{adapter_name}."):
+            return prefix + key.removeprefix(f"{prefix}{adapter_name}.")
+        return super()._remove_adapter_name_from_key(key, adapter_name)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        prefix = f"base_model.{cls.container}."
+        own = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+        generator = model.base_model.generators[adapter_name]
+        unpacked = generator.unpack({k.removeprefix(prefix): v for k, v in own.items()})
+        check_tensors(unpacked, generator.state_dict())
+        others = {k: v for k, v in state_dict.items() if k not in own}
+        if foreign := sorted(others.keys() - model.state_dict().keys()):
+            raise CheckpointError(
+                f"the checkpoint holds tensors that this model has not: {', '.join(foreign[:3])}; it is foreign or "
+                "damaged"
+            )
+        return {**others, **{f"{prefix}{adapter_name}.{k}": v for k, v in unpacked.items()}}
+
+
+class _CompactState(dict[str, Tensor]):
+    """Keeps base weights out: PEFT adds the whole output head to the file when lm_head is a target."""
+
+    def update(self, other: dict[str, Tensor], /) -> None:  # type: ignore[override]
+        super().update({k: v for k, v in other.items() if ".base_layer." not in k})
+
+
+def stock_key(label: str) -> str:
+    """The key in a stock file of the tensor that a slot labels so."""
+    # PEFT's files name DoRA's magnitude without the ".weight" that its module has
+    return "base_model.model." + label.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")

@@ -1,0 +1,96 @@
+"""The config of an adapter over which `qpeft.attach` put a generator: the host's own settings and the generator's."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import PeftConfig
+
+from qpeft.core.config import GeneratedConfig, MethodName, check_factors
+from qpeft.core.generator_registry import generator_config, generator_name
+from qpeft.errors import ConfigError
+from qpeft.generator_config import GeneratorConfig
+
+ATTACHED = MethodName("QPEFT_ATTACHED")
+_OF_THIS_RUN = ("base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version")
+
+
+@dataclass
+class AttachedConfig(GeneratedConfig):
+    """What adapter_config.json of an attached adapter holds."""
+
+    host: dict[str, Any] = field(default_factory=dict, metadata={"help": "The stock adapter's config."})
+    generator: dict[str, Any] = field(default_factory=dict, metadata={"help": "The generator's settings."})
+    generator_name: str = field(default="qpa", metadata={"help": "What the generator was registered as."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = ATTACHED  # type: ignore[assignment]
+        self.check_format()
+        check_factors(self.host)
+
+    @classmethod
+    def of(cls, host: PeftConfig, generator: GeneratorConfig) -> AttachedConfig:
+        """The config of `host` under a generator with these settings."""
+        return cls(
+            task_type=host.task_type,
+            base_model_name_or_path=host.base_model_name_or_path,
+            host=_as_json({**host.to_dict(), "peft_type": host.peft_type}) | _modules_to_save(host),
+            generator=_as_json(generator.settings()),
+            generator_name=generator_name(generator),
+        )
+
+    @property
+    def host_name(self) -> str:
+        """The host's PEFT type, such as "PREFIX_TUNING"."""
+        return str(self.host["peft_type"])
+
+    def to_stock(self) -> PeftConfig:
+        """The host's config."""
+        return PeftConfig.from_peft_type(**copy.deepcopy(self.host))
+
+    def to_generator(self) -> GeneratorConfig:
+        """The generator's settings.
+
+        Raises:
+            CheckpointError: the generator is not registered here.
+        """
+        return generator_config(self.generator_name)(**self.generator)
+
+    def registered(self) -> type:
+        return generator_config(self.generator_name)
+
+    def differences(self, other: AttachedConfig) -> list[str]:
+        """Names of the settings, of host and generator, in which the two differ."""
+        mine, its = ([c.host, c.generator, {"generator": c.generator_name}] for c in (self, other))
+        pairs = [(a, b, name) for a, b in zip(mine, its, strict=True) for name in a.keys() | b.keys()]
+        return sorted({name for a, b, name in pairs if name not in _OF_THIS_RUN and a.get(name) != b.get(name)})
+
+    def description(self) -> dict[str, Any]:
+        return {**self.to_generator().description(), "host": self.host_name.lower().replace("_", " ")}
+
+
+def _modules_to_save(host: Any) -> dict[str, list[str]]:
+    """Each name once: PEFT adds classifiers' heads to the list every time that it builds a model."""
+    names = getattr(host, "modules_to_save", None)
+    return {"modules_to_save": sorted(set(names))} if names else {}
+
+
+class AttachedTuner:
+    """Stands where PEFT looks for a tuner: a PEFT call alone can build no attached adapter."""
+
+    container = "qpeft_generator"
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise ConfigError(
+            "this is an adapter with a generator attached: load it with qpeft.load(base, folder), or make one with "
+            "qpeft.attach(get_peft_model(base, host_config), generator_config)"
+        )
+
+
+def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file: sets as sorted lists, tuples as lists, enums as their values."""
+    return json.loads(json.dumps(settings, default=sorted))

@@ -1,0 +1,103 @@
+"""Which modules a bottleneck adapter can follow, and how wide each one's output is."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+from transformers import PreTrainedModel
+
+from qpeft.core.targets import is_linear, settle_names, sizes
+from qpeft.errors import ConfigError, UnsupportedTypeError
+
+# the feed-forward block of a layer, as model families call it: GPT-2, Llama, ViT, ...; T5; BERT; BART, OPT; DistilBERT
+_FEED_FORWARD = ("mlp", "DenseReluDense", r".*\.layer\.\d+\.output\.dense", "fc2", "ffn")
+_NO_BLOCKS = (nn.ModuleList, nn.ModuleDict, PreTrainedModel)  # what has children and gives no tensor
+
+
+def default_targets(model: nn.Module) -> list[str] | str:
+    """`target_modules` for the feed-forward block of each layer.
+
+    Raises:
+        ConfigError: the model has no block of a name that is known.
+    """
+    names = list(_base_modules(model))
+    for target in _FEED_FORWARD:
+        if any(name.endswith(f".{target}") for name in names):
+            return [target]
+        if any(re.fullmatch(target, name) for name in names):
+            return target
+    parts = sorted({part for name in names if not (part := name.rpartition(".")[2]).isdigit()})
+    raise ConfigError(f"no feed-forward block of a known name; name target_modules yourself, of: {', '.join(parts)}")
+
+
+def settle_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) -> None:
+    """Fill in the config's `target_modules` where they are unset or all-linear, and refuse what cannot be followed.
+
+    Raises:
+        ConfigError: a name matches nothing, or targets lie within each other.
+        UnsupportedTypeError: the width of a target's output cannot be known.
+    """
+    settle_names(model, config, default_targets, lambda model: _bases(model).items())
+    modules = _base_modules(model)
+    chosen = {name for name in modules if check_target_module_exists(config, name)}
+    for name in sorted(chosen):
+        find_width(model, _bases(model)[name], name)
+    _check_not_nested(chosen | {name for name, module in modules.items() if isinstance(module, layer_class)})
+
+
+def find_width(model: nn.Module, module: nn.Module, name: str) -> int:
+    """d, the size of the last axis of the module's output.
+
+    Of a Linear or Conv1D its own. A block goes back to the width it came from: that is what its first linear map
+    takes and its last gives; where these differ (a router of experts), the config's `hidden_size`.
+
+    Raises:
+        UnsupportedTypeError: it cannot be known.
+    """
+    if is_linear(module):
+        return sizes(module)[1]
+    linears = [sizes(m) for m in module.modules() if is_linear(m)]
+    is_block = any(True for _ in module.children()) and not isinstance(module, _NO_BLOCKS)
+    if is_block and linears and linears[0][0] == linears[-1][1]:
+        return linears[0][0]
+    hidden = _hidden_size(model)
+    if hidden is None or not is_block:
+        raise UnsupportedTypeError(
+            f"the width of {name} ({type(module).__name__}) cannot be known; a bottleneck adapter follows a Linear, a "
+            "Conv1D, or a block such as mlp that gives one tensor of the model's width"
+        )
+    return hidden
+
+
+def _hidden_size(model: nn.Module) -> int | None:
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    return getattr(config, "hidden_size", None)
+
+
+def _bases(model: nn.Module) -> dict[str, nn.Module]:
+    """The same without the adapter's layers: what each of them wraps."""
+    return {name: getattr(module, "base_layer", module) for name, module in _base_modules(model).items()}
+
+
+def _base_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules under the names they had before any bottleneck adapter; an adapted one is its tuner layer."""
+    modules: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        if name and ".bottleneck_" not in name:
+            modules.setdefault(name.replace(".base_layer", ""), module)
+    return modules
+
+
+def _check_not_nested(names: set[str]) -> None:
+    for name in sorted(names):
+        for outer in sorted(names):
+            if name.startswith(f"{outer}."):
+                raise ConfigError(
+                    f"target_modules match {outer} and {name} within it; an adapter can follow one of them: give a "
+                    "longer name"
+                )

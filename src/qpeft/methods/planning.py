@@ -1,0 +1,132 @@
+"""From a base and a config to a Plan."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PretrainedConfig
+
+from qpeft.backends.forecast import forecast
+from qpeft.backends.jobs import Jobs
+from qpeft.backends.named import as_backend
+from qpeft.backends.run import CircuitRun
+from qpeft.backends.settings import BackendSettings, backend_settings
+from qpeft.circuits import Ansatz
+from qpeft.core.config import GeneratedConfig, GeneratedLoraConfig
+from qpeft.core.meta_model import on_meta
+from qpeft.core.plan_result import Plan
+from qpeft.core.targets import check_target_modules, spare_new_head
+from qpeft.errors import ConfigError, QpeftError
+from qpeft.generator_config import GeneratorConfig
+from qpeft.methods.bottleneck.model import BottleneckConfig
+from qpeft.methods.qaa.model import QAAConfig
+from qpeft.methods.qaa.plan import count_qaa
+from qpeft.methods.qpa.model import QPAConfig
+from qpeft.methods.qpa.plan import count_attached, count_qpa
+from qpeft.methods.quantum_peft.model import QuantumPeftConfig
+from qpeft.methods.quantum_peft.plan import count_quantum_peft
+from qpeft.methods.sora.model import SoRAConfig
+from qpeft.methods.sora.plan import count_sora
+from qpeft.methods.stock import count_stock
+
+
+def plan(
+    base: nn.Module | PretrainedConfig | str | Path,
+    config: PeftConfig,
+    generator: GeneratorConfig | None = None,
+    *,
+    backend: Any = "exact",
+    shots: int | None = None,
+    gradient: str = "auto",
+    noise: float = 0.0,
+    shot_budget: int | None = None,
+    smoothing: float = 0.0,
+    steps: int = 500,
+) -> Plan:
+    """Count what `config` would train, deploy and store on `base`.
+
+    Args:
+        base: A model (left untouched), a hub id, a local folder, or a transformers config; no weights are read.
+        config: A QPAConfig, a QuantumPeftConfig, a QAAConfig, a SoRAConfig, a BottleneckConfig, or a stock PEFT config
+            to compare with.
+        generator: What `qpeft.attach` would put over the adapter of a stock `config`.
+        backend: With shots, or another backend than "exact", `Plan.circuits` tells what QPA's circuits will cost. To
+            know the seconds, a few small jobs are sent.
+        shots, gradient, noise, shot_budget, smoothing: As in `qpeft.set_backend`.
+        steps: Optimiser steps of the training whose circuits are counted.
+
+    Raises:
+        ConfigError: the base cannot be found, a target matches no module, the settings do not fit, or a method of your
+            own, which plans do not know.
+        UnsupportedTypeError: a target is of a kind that the method cannot adapt.
+    """
+    model = on_meta(base, config.task_type)
+    base_parameters = sum(p.numel() for p in model.parameters())
+    config = copy.deepcopy(config)
+    if isinstance(config, (GeneratedLoraConfig, BottleneckConfig, QAAConfig, SoRAConfig)):
+        spare_new_head(model, config)
+    check_target_modules(model, config)
+    adapted = _adapt(model, config.to_stock() if isinstance(config, GeneratedLoraConfig) else config)
+    targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
+    counts = _counter(config)(config, adapted) if generator is None else count_attached(generator, adapted)
+    given = {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
+    chosen = backend_settings({"backend": backend, **given})
+    circuits = None if chosen.is_usual else _circuits(generator or config, counts, chosen, steps)
+    return Plan(base_parameters=base_parameters, target_modules=targets, circuits=circuits, **counts)
+
+
+def _circuits(config: Any, counts: dict[str, Any], chosen: BackendSettings, steps: int) -> dict[str, Any]:
+    if getattr(config, "feature_source", None) not in ("qnn", "qnn_frozen"):
+        raise ConfigError("backends are for QPA's circuit, with feature_source 'qnn' or 'qnn_frozen'; this has none")
+    jobs = Jobs(
+        as_backend(chosen.backend, counts["n_qubits"], chosen.noise), chosen.shots, shot_budget=chosen.shot_budget
+    )
+    ansatz = Ansatz("ry_ladder", counts["n_qubits"], config.n_layers)
+    run = CircuitRun(ansatz, jobs, chosen.gradient, chosen.smoothing, trained=config.feature_source == "qnn")
+    run.check_budget(steps)
+    return forecast(run, steps).to_dict()
+
+
+def _adapt(model: nn.Module, config: Any) -> Any:
+    if isinstance(getattr(config, "init_lora_weights", None), str):
+        config.init_lora_weights = True  # PiSSA and others look at weights, which are not here; the sizes are the same
+    try:
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+    except NotImplementedError as error:
+        raise ConfigError(
+            f"{type(config).__name__} looks at weights to build itself, so it cannot be planned"
+        ) from error
+    except (ValueError, TypeError) as error:  # PEFT's refusals
+        raise error if isinstance(error, QpeftError) else ConfigError(str(error)) from error
+
+
+def _count_bottleneck(config: BottleneckConfig, adapted: Any) -> dict[str, Any]:
+    return {
+        **count_stock(config, adapted),
+        "method": "bottleneck",
+        "exported_bytes": None,
+        "needs_qpeft": True,
+        "notes": ["not linear: it cannot be merged into the base, nor written as a stock PEFT adapter"],
+    }
+
+
+def _counter(config: PeftConfig) -> Any:
+    if isinstance(config, GeneratedConfig) and type(config) not in _COUNTERS:
+        raise ConfigError(
+            f"plans know no {type(config).__name__}; model.print_trainable_parameters() counts an adapter"
+        )
+    return _COUNTERS.get(type(config), count_stock)
+
+
+_COUNTERS: dict[type, Any] = {
+    QPAConfig: count_qpa,
+    QuantumPeftConfig: count_quantum_peft,
+    QAAConfig: count_qaa,
+    SoRAConfig: count_sora,
+    BottleneckConfig: _count_bottleneck,
+}

@@ -1,0 +1,113 @@
+"""How QAA's features behave on the user's own data: features that hardly vary teach nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qpeft.errors import ConfigError, DataError
+from qpeft.methods.qaa.model import QAALayer
+
+LOW_VARIANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteFeatures:
+    """`mean` and `variance` (n,) of each feature at the adapted module `name`, over all `n_tokens` seen.
+
+    `low_share` is the share of features whose variance is below 1e-3; `warnings` say what that means, in words.
+    """
+
+    name: str
+    n_tokens: int
+    mean: list[float]
+    variance: list[float]  # 1 for a real circuit on isotropic inputs
+    low_share: float  # of the features, those with a variance below 1e-3
+    warnings: list[str] = field(default_factory=list)
+
+
+def feature_report(
+    model: nn.Module, batches: Iterable[Mapping[str, Any]], adapter_name: str = "default"
+) -> list[SiteFeatures]:
+    """Show `batches` to the model and say how the features of its adapter `adapter_name` vary, a row for each module.
+
+    Tokens that a batch's `attention_mask` (B, T) marks as padding are left out. The model is in evaluation mode
+    meanwhile, and nothing of it changes. A row warns where more than half of its features have a variance below 1e-3:
+    a few large coordinates of the inputs dominate there, or the inputs hardly differ.
+
+    Raises:
+        ConfigError: the model has no such QAA adapter, or one without features.
+        DataError: there are no batches.
+    """
+    sums = _collect(model, batches, adapter_name)
+    if not all(one.n for one in sums.values()):
+        raise DataError("no tokens to report on; give at least one batch that reaches every adapted module")
+    return [_row(name, one) for name, one in sums.items()]
+
+
+class _Sums:
+    """Running mean and sum of squared distances from it (Welford, by batches), float64."""
+
+    def __init__(self) -> None:
+        self.n, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, f: Tensor) -> None:  # (tokens, features)
+        if not len(f):
+            return
+        f = f.double().cpu()
+        mean, both = f.mean(0), self.n + len(f)
+        apart = mean - self.mean
+        self.squares = self.squares + (f - mean).square().sum(0) + apart.square() * (self.n * len(f) / both)
+        self.mean = self.mean + apart * (len(f) / both)
+        self.n = both
+
+
+def _collect(model: Any, batches: Iterable[Mapping[str, Any]], adapter_name: str) -> dict[str, _Sums]:
+    branches: dict[QAALayer, Any] = {
+        module: module.qaa_branch[adapter_name]
+        for module in model.modules()
+        if isinstance(module, QAALayer) and adapter_name in module.qaa_branch
+    }
+    if not branches or all(branch.features is None for branch in branches.values()):
+        raise ConfigError(f"the model has no QAA adapter '{adapter_name}' with features to report on")
+    sums, mask = {layer.name: _Sums() for layer in branches}, None
+
+    def look(layer: QAALayer, args: tuple[Any, ...]) -> None:
+        f = branches[layer].read(args[0])
+        is_token = mask.bool() if mask is not None and mask.shape == f.shape[:-1] else slice(None)
+        sums[layer.name].add(f[is_token].flatten(0, -2))
+
+    was_training = model.training
+    handles = [layer.register_forward_pre_hook(look) for layer in branches]
+    try:
+        model.eval()
+        with torch.no_grad():
+            for batch in batches:
+                mask = batch.get("attention_mask")
+                model(**batch)
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return sums
+
+
+def _row(name: str, sums: _Sums) -> SiteFeatures:
+    variance = sums.squares / sums.n
+    share = (variance < LOW_VARIANCE).double().mean().item()
+    warning = (
+        f"{name}: {share:.0%} of the features have a variance below {LOW_VARIANCE:g} on this data, so that they hardly "
+        "tell tokens apart; consider carry_norm=True or other target_modules"
+    )
+    return SiteFeatures(
+        name=name,
+        n_tokens=sums.n,
+        mean=sums.mean.tolist(),
+        variance=variance.tolist(),
+        low_share=share,
+        warnings=[warning] if share > 0.5 else [],
+    )

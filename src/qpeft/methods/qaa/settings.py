@@ -1,0 +1,111 @@
+"""The settings of QAA's branch: plain data, checked at once, free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from qpeft.checks import is_count, is_positive
+from qpeft.errors import ConfigError
+
+ANSATZE = ("square", "qaa", "rxyz")
+READOUTS = ("z", "probs")
+FEATURE_SOURCES = ("qnn", "quadratic", "linear", "givens", "none")
+MOST_LAYERS = 8
+
+
+def _help(text: str, **metadata: Any) -> dict[str, Any]:
+    return {"help": text, **metadata}
+
+
+@dataclass(kw_only=True)
+class QAASettings:
+    """What QAA adds to the output of a linear map: features of its input, and where they go."""
+
+    n_layers: int = field(default=1, metadata=_help("Circuit layers L, at most 8."))
+    ansatz: str = field(
+        default="square",
+        metadata=_help(
+            "Gates of a layer: RY, RZ, ring of CNOTs, RY (square); RY, ring, a real circuit (qaa); RX, RY, RZ, ring "
+            "(rxyz).",
+            choices=ANSATZE,
+        ),
+    )
+    readout: str = field(
+        default="z",
+        metadata=_help(
+            "Features: the expectation of Z on each qubit (z), or the probability of every basis state (probs), which "
+            "trains as many numbers as the weight has, or more.",
+            choices=READOUTS,
+        ),
+    )
+    feature_source: str = field(
+        default="qnn",
+        metadata=_help(
+            "Where features come from: the circuit (qnn) or a control: a fixed random orthogonal matrix in the "
+            "circuit's place (quadratic), random linear features (linear), trained Givens rotations, as many as the "
+            "circuit has angles (givens), or no features, the offset alone (none).",
+            choices=FEATURE_SOURCES,
+        ),
+    )
+    train_circuit: bool = field(default=True, metadata=_help("False is a control: the angles stay as drawn."))
+    share_circuit: bool = field(
+        default=False, metadata=_help("One set of angles for all modules of the same input width.")
+    )
+    alpha: float = field(default=16.0, metadata=_help("The branch is multiplied by alpha / qubits."))
+    carry_norm: bool = field(
+        default=False,
+        metadata=_help("Multiply features by ||x|| / sqrt(d): without it the branch does not see how large x is."),
+    )
+    use_offset: bool = field(default=True, metadata=_help("Train an offset c beside V."))
+    out_slices: list[list[int]] | None = field(
+        default=None,
+        metadata=_help(
+            "Ranges [start, stop) of the output that are written. Default: all; of GPT-2's c_attn queries and values."
+        ),
+    )
+    allow_large: bool = field(
+        default=False, metadata=_help("Allow readout probs to train more numbers than the full weight has.")
+    )
+    seed: int = field(default=0, metadata=_help("Seed of the angles' start, or of what a control draws."))
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
+        for name in ("ansatz", "readout", "feature_source"):
+            choices = type(self).__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
+        self._check_numbers()
+        for name in ("train_circuit", "share_circuit", "carry_norm", "use_offset", "allow_large"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if self.feature_source == "none" and not self.use_offset:
+            raise ConfigError("feature_source='none' trains the offset alone, and use_offset=False leaves it out")
+        if self.out_slices is not None:
+            self.out_slices = _checked_slices(self.out_slices)
+
+    def _check_numbers(self) -> None:
+        if not is_count(self.n_layers):
+            raise ConfigError(f"n_layers must be at least 1, got {self.n_layers}")
+        if self.n_layers > MOST_LAYERS:
+            raise ConfigError(f"n_layers must be at most {MOST_LAYERS}, got {self.n_layers}")
+        if not is_positive(self.alpha):
+            raise ConfigError(f"alpha must be a positive number, got {self.alpha}")
+        self.alpha = float(self.alpha)  # 16 and 16.0 are one setting
+        if not (self.seed == 0 or is_count(self.seed)) or isinstance(self.seed, bool):
+            raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
+
+
+def _checked_slices(slices: Any) -> list[list[int]]:
+    """As lists of whole numbers, in order and without overlap."""
+    try:
+        pairs = [[start, stop] for start, stop in slices]
+        in_order = all(isinstance(end, int) for pair in pairs for end in pair) and all(a < b for a, b in pairs)
+    except (TypeError, ValueError):
+        pairs, in_order = [], False
+    if not pairs or not in_order or any(a[1] > b[0] for a, b in pairwise(pairs)):
+        raise ConfigError(
+            f"out_slices must be ranges such as [[0, 768], [1536, 2304]], in order and without overlap, got {slices}"
+        )
+    return pairs

@@ -1,0 +1,62 @@
+"""One number per chunk: from the circuit's probabilities, or from a classical control in their place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from qpeft import circuits
+from qpeft.core.folded import Folded
+from qpeft.core.seeded_init import SeededStart
+from qpeft.methods.qpa.budget import QPACount
+from qpeft.methods.qpa.settings import QPAGeneratorConfig
+
+_SQUASH_FLOOR = 1e-6  # of 2^N p: without it the slope at p = 0 is infinite and the angle gradient NaN
+
+
+def scaled(probabilities: Tensor) -> Tensor:
+    """(2^N p - 1) / sqrt(2), shape (D,): mean 0 and variance 1 for a random real circuit."""
+    return (probabilities * probabilities.numel() - 1.0) * math.sqrt(0.5)
+
+
+def squash(probabilities: Tensor) -> Tensor:
+    """q - mean(q) with q = (0.6 tanh(0.1 * 2^(N-1) p))^0.15 over all D basis states, shape (D,)."""
+    x = (probabilities * probabilities.numel()).clamp(min=_SQUASH_FLOOR)
+    q = (0.6 * torch.tanh(0.05 * x)) ** 0.15
+    return q - q.mean()
+
+
+FEATURE_MAPS = {"scaled": scaled, "squash": squash}
+
+
+class CircuitFeature(nn.Module):
+    """Feature of chunk c from the probability of basis state c; angles (L, N), trained or frozen."""
+
+    def __init__(self, angles: Folded, n_chunks: int, feature_map: str) -> None:
+        super().__init__()
+        self.angles = angles
+        self.n_chunks = n_chunks
+        self.feature_map = FEATURE_MAPS[feature_map]
+        self.backend: Callable[[Tensor], Tensor] | None = None  # in the place of the exact simulator
+
+    def forward(self, *, at_start: bool = False) -> Tensor:
+        """Features of the C chunks, shape (C,); those of the start are exact whatever the backend."""
+        run = circuits.probabilities if at_start or self.backend is None else self.backend
+        probabilities = run(self.angles(at_start=at_start))  # (D,)
+        return self.feature_map(probabilities)[: self.n_chunks]
+
+
+def make_feature(config: QPAGeneratorConfig, count: QPACount, start: SeededStart) -> nn.Module | None:
+    """The module whose forward gives the (C,) features of `config.feature_source`; None for "none"."""
+    source = config.feature_source
+    if source == "none":
+        return None
+    if source in ("free", "random"):
+        values = start.normal("feature", (count.n_chunks,))
+        return Folded(values, config.angle_scale, trained=source == "free")
+    angles = start.uniform("angles", (config.n_layers, count.n_qubits), math.pi)
+    folded = Folded(angles, config.angle_scale, trained=source == "qnn")
+    return CircuitFeature(folded, count.n_chunks, config.feature_map)

@@ -1,0 +1,138 @@
+"""QPA's generator: circuit angles and a small MLP make all m numbers of an adapter, chunk by chunk.
+
+    angles (L, N) -> probabilities (D,) -> features (C,) beside the bits of the chunk's index (C, N + 1)
+                  -> MLP -> (C, n) -> flat (m,)
+
+(arXiv 2410.09846.) Only the angles and the MLP are trained. With `init_mode="residual"` the result is
+
+    w = w0 + output_scale * (G - G_ref),
+
+where w0 is the adapter's own start and G_ref the generator's output at its start, so that training starts
+exactly where the stock adapter would.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qpeft.core.folded import Folded
+from qpeft.core.generator import Generator, fingerprint
+from qpeft.core.seeded_init import SeededStart
+from qpeft.methods.qpa.features import make_feature
+from qpeft.methods.qpa.settings import QPAGeneratorConfig
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "identity": lambda x: x,
+}
+
+
+class FoldedLinear(nn.Module):
+    """y = x W^T + b with folded W (out, in) and b (out,), started like torch.nn.Linear."""
+
+    def __init__(self, n_in: int, n_out: int, scale: float, name: str, start: SeededStart) -> None:
+        super().__init__()
+        bound = 1.0 / math.sqrt(n_in)
+        self.weight = Folded(start.uniform(f"{name}.weight", (n_out, n_in), bound), scale)
+        self.bias = Folded(start.uniform(f"{name}.bias", (n_out,), bound), scale)
+
+    def forward(self, x: Tensor, *, at_start: bool = False) -> Tensor:
+        """(C, in) -> (C, out)."""
+        return F.linear(x, self.weight(at_start=at_start), self.bias(at_start=at_start))
+
+
+class QPAGenerator(Generator):
+    """Generates m numbers as a flat float32 tensor (m,); deterministic, the same for every call between updates.
+
+    Args:
+        config: The settings; `config.count(m)` tells the sizes.
+        initial: w0, the adapter's own start, shape (m,); used by `init_mode="residual"`.
+        start: Where the starting angles and weights are drawn; the caller may have drawn w0 from it.
+        keep_initial: Whether w0 is part of the state dict, because it cannot be drawn again.
+    """
+
+    bits: Tensor
+    initial: Tensor
+
+    def __init__(
+        self, config: QPAGeneratorConfig, initial: Tensor, start: SeededStart, *, keep_initial: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.count = count = config.count(initial.numel())
+        if count.total >= count.m:
+            warnings.warn(
+                f"QPA trains {count.total} numbers to generate {count.m}: this is not a compression; "
+                "use a larger adapter, smaller hidden widths, or plain PEFT",
+                stacklevel=2,
+            )
+        self.activation = ACTIVATIONS[config.activation]
+        self.feature = make_feature(config, count, start)
+        widths = (count.n_qubits + (self.feature is not None), *count.hidden, count.chunk_size)
+        self.mlp = nn.ModuleList(
+            FoldedLinear(n_in, n_out, config.mlp_scale, f"mlp.{i}", start)
+            for i, (n_in, n_out) in enumerate(itertools.pairwise(widths))
+        )
+        self.register_buffer("bits", _bits(count.n_chunks, count.n_qubits), persistent=False)
+        self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
+        self.register_buffer("fingerprint", fingerprint(start.hexdigest(), asdict(count), _settings(config)))
+        self._reference: Tensor | None = None  # G_ref, computed where the first generation happens
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether an evaluation is a job on a backend: none is made before it is needed."""
+        return getattr(self.feature, "backend", None) is not None
+
+    def forward(self) -> Tensor:
+        """The adapter's numbers, flat (m,).
+
+        Raises:
+            ConfigError: an angle is not finite (looked at on the CPU only).
+        """
+        output = self._output()
+        if self.config.init_mode == "raw":
+            return output * self.config.output_scale
+        if self._reference is None:
+            with torch.no_grad():
+                self._reference = self._output(at_start=True)
+        return torch.add(self.initial, output - self._reference, alpha=self.config.output_scale)
+
+    def chunks(self, *, at_start: bool = False) -> Tensor:
+        """The MLP's output before flattening, shape (C, n)."""
+        hidden = self.bits
+        if self.feature is not None:
+            hidden = torch.cat([self.bits, self.feature(at_start=at_start)[:, None]], dim=1)  # (C, N + 1)
+        for layer in self.mlp[:-1]:
+            hidden = self.activation(layer(hidden, at_start=at_start))
+        return self.mlp[-1](hidden, at_start=at_start)
+
+    def _output(self, *, at_start: bool = False) -> Tensor:
+        flat = self.chunks(at_start=at_start).flatten()[: self.count.m]
+        return flat - flat.mean() if self.config.center_output else flat
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QPAGenerator:
+        self._reference = None
+        super()._apply(fn, recurse)
+        return self
+
+
+def _settings(config: QPAGeneratorConfig) -> dict[str, Any]:
+    names = {f.name for f in fields(QPAGeneratorConfig)} - {"budget", "chunk_size", "hidden", "max_qubits"}
+    return {name: getattr(config, name) for name in sorted(names)}
+
+
+def _bits(n_chunks: int, n_qubits: int) -> Tensor:
+    """Row c: the bits of c, wire 0 (the most significant) first, -1 for 0 and +1 for 1; shape (C, N)."""
+    index = torch.arange(n_chunks)[:, None]
+    wires = torch.arange(n_qubits - 1, -1, -1)
+    return ((index >> wires) & 1).float() * 2 - 1

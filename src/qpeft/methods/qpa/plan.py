@@ -1,0 +1,103 @@
+"""QPA's counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from peft.tuners.lora import LoraLayer
+
+from qpeft.core.binding import Slot
+from qpeft.core.holder import GeneratorHolder
+from qpeft.core.plan_result import BYTES
+from qpeft.core.slots import find_slots
+from qpeft.errors import ConfigError
+from qpeft.generator_config import GeneratorConfig
+from qpeft.methods.attach.attach import generated_slots
+from qpeft.methods.attach.beside import keys_beside
+from qpeft.methods.qpa.budget import QPACount
+from qpeft.methods.qpa.model import QPAConfig
+from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.stock import stored_numbers
+
+
+def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
+    """The fields of a Plan that are QPA's own; `adapted` is the stock LoRA on the meta device."""
+    return _count(config, adapted, find_slots(adapted.get_base_model(), "default", LoraLayer))
+
+
+def count_attached(generator: GeneratorConfig, adapted: Any) -> dict[str, Any]:
+    """As `count_qpa`, of a generator over any stock adapter; its compact folder holds the start that PEFT drew.
+
+    Raises:
+        ConfigError: a generator other than QPA's.
+    """
+    if not isinstance(generator, QPAGeneratorConfig):
+        raise ConfigError(
+            f"plans know no {type(generator).__name__}; model.print_trainable_parameters() counts an attached one"
+        )
+    found = generated_slots(adapted, "default")
+    counts = _count(generator, adapted, found)
+    start = sum(slot.shape.numel() for slot, _ in found) if generator.init_mode == "residual" else 0
+    note = f"the saved folder holds the adapter's start as well, {start:,} numbers, which PEFT draws"
+    not_stock = str(getattr(adapted.peft_type, "value", adapted.peft_type)).startswith("QPEFT")
+    trained = counts["trainable"] - counts["trainable_parts"]["other"]
+    return {
+        **counts,
+        "stored_bytes": (trained + start + _numbers_beside(adapted, found)) * BYTES,
+        "exported_bytes": None if not_stock else stored_numbers(adapted) * BYTES,
+        "notes": [*counts["notes"], *([note] if start else [])],
+    }
+
+
+def _numbers_beside(adapted: Any, found: Sequence[tuple[Slot, Any]]) -> int:
+    generated = {slot.owner._parameters[slot.name].untyped_storage()._cdata for slot, _ in found}  # type: ignore[union-attr]
+    state = adapted.state_dict()
+    beside = [state[key] for key in keys_beside(adapted, "default", GeneratorHolder.container).values()]
+    return sum(tensor.numel() for tensor in beside if tensor.untyped_storage()._cdata not in generated)
+
+
+def _count(config: QPAGeneratorConfig, adapted: Any, found: Sequence[tuple[Slot, Any]]) -> dict[str, Any]:
+    layers = [module for module in adapted.get_base_model().modules() if isinstance(module, LoraLayer)]
+    m = sum(slot.shape.numel() for slot, _ in found)
+    count = config.count(m)
+    other = sum(p.numel() for p in adapted.parameters() if p.requires_grad) - m
+    return {
+        "method": "qpa",
+        "trainable": count.total + other,
+        "trainable_parts": {"angles": count.angles, "feature": count.feature, "mlp": count.mlp, "other": other},
+        "deployed": m + other,
+        "stored_bytes": (count.total + other) * BYTES,
+        "exported_bytes": (m + other) * BYTES,
+        "needs_qpeft": True,
+        "n_qubits": count.n_qubits,
+        "n_chunks": count.n_chunks,
+        "chunk_size": count.chunk_size,
+        "hidden": count.hidden,
+        "rank_bound": _rank_bound(config, count),
+        "notes": _notes(config, count, layers),
+    }
+
+
+def _rank_bound(config: QPAGeneratorConfig, count: QPACount) -> int:
+    """Largest rank of the (C, n) chunk matrix: N + 2 for an affine MLP, last inner width + 1 otherwise."""
+    inputs = count.n_qubits + (config.feature_source != "none") + 1
+    if config.activation == "identity":
+        return min(inputs, *(width + 1 for width in count.hidden), count.n_chunks, count.chunk_size)
+    return min(count.hidden[-1] + 1, count.n_chunks, count.chunk_size)
+
+
+def _notes(config: QPAGeneratorConfig, count: QPACount, layers: Sequence[LoraLayer]) -> list[str]:
+    notes: list[str] = []
+    free = 2**count.n_qubits - 1
+    n_angles = config.n_layers * count.n_qubits
+    if config.feature_source in ("qnn", "qnn_frozen") and n_angles > free:
+        notes.append(f"{n_angles} angles for {free} independent probabilities: the circuit is over-parametrised")
+    if count.total >= count.m:
+        notes.append(f"{count.total:,} trained numbers for {count.m:,} generated: not a compression")
+    per_rank = sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)
+    highest = max((next(iter(layer.r.values())) for layer in layers), default=0)
+    if rank := min(count.total // per_rank, highest) if per_rank else 0:
+        size = rank * per_rank
+        notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} numbers, within this budget")
+    return notes

@@ -1,0 +1,188 @@
+"""The settings of the QPA generator: plain data, checked at once, free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from qpeft.checks import is_count, is_positive
+from qpeft.errors import ConfigError
+from qpeft.generator_config import GeneratorConfig
+from qpeft.methods.qpa import budget as counting
+from qpeft.methods.qpa.budget import QPACount
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qpeft.core.seeded_init import SeededStart
+    from qpeft.methods.qpa.generator import QPAGenerator
+
+FEATURE_SOURCES = ("qnn", "qnn_frozen", "free", "random", "none")
+FEATURE_MAPS = ("scaled", "squash")
+ACTIVATIONS = ("silu", "gelu", "identity")
+INIT_MODES = ("residual", "raw")
+VECTOR_ORDERS = ("peft", "official")
+
+
+def _help(text: str, **metadata: Any) -> dict[str, Any]:
+    return {"help": text, **metadata}
+
+
+@dataclass(kw_only=True)
+class QPAGeneratorConfig(GeneratorConfig):
+    """How QPA makes an adapter's numbers from circuit angles and a small MLP (arXiv 2410.09846)."""
+
+    chunk_size: int | None = field(
+        default=None,
+        metadata=_help("Numbers that the MLP writes per chunk (the paper's n_mlp). Set this or budget, not both."),
+    )
+    budget: float | None = field(
+        default=None,
+        metadata=_help(
+            "Trainable numbers to spend: a whole number is a count, a fraction below 1 a share of the "
+            "adapter's numbers. Without chunk_size and budget: 0.5."
+        ),
+    )
+    n_layers: int = field(default=8, metadata=_help("Circuit layers L; the circuit has L angles per qubit."))
+    hidden: tuple[int, ...] | None = field(
+        default=None,
+        metadata=_help(
+            "Inner widths of the MLP. Default: 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 "
+            "where the budget is small."
+        ),
+    )
+    activation: str = field(
+        default="silu",
+        metadata=_help("Between the MLP's layers; identity makes the MLP one affine map.", choices=ACTIVATIONS),
+    )
+    feature_map: str = field(
+        default="scaled",
+        metadata=_help(
+            "From probability p to MLP input: scaled (2^N p - 1) / sqrt(2), or squash.", choices=FEATURE_MAPS
+        ),
+    )
+    feature_source: str = field(
+        default="qnn",
+        metadata=_help(
+            "Where the feature comes from: the trained circuit (qnn) or a control: the circuit with frozen "
+            "angles, a free trained vector, fixed noise, or no feature at all.",
+            choices=FEATURE_SOURCES,
+        ),
+    )
+    init_mode: str = field(
+        default="residual",
+        metadata=_help(
+            "residual starts at the stock adapter's own start; raw uses the generator's output as it is.",
+            choices=INIT_MODES,
+        ),
+    )
+    center_output: bool = field(
+        default=False, metadata=_help("Subtract the mean of the generated numbers (the published code does).")
+    )
+    output_scale: float = field(default=1.0, metadata=_help("Factor on the generated numbers."))
+    vector_order: str = field(
+        default="peft",
+        metadata=_help(
+            "Order in which tensors are filled: PEFT's, or the published code's (lora_B first).",
+            choices=VECTOR_ORDERS,
+        ),
+    )
+    max_qubits: int = field(default=20, metadata=_help("Refuse circuits with more qubits than this."))
+    angle_scale: float = field(
+        default=10.0,
+        metadata=_help("Factor folded into the angles' learning rate: angle = start + angle_scale * trained."),
+    )
+    mlp_scale: float = field(
+        default=10.0,
+        metadata=_help("Factor folded into the MLP's learning rate: weight = start + mlp_scale * trained."),
+    )
+    seed: int = field(
+        default=0, metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start.")
+    )
+
+    def __post_init__(self) -> None:
+        if self.hidden is not None:
+            self.hidden = tuple(self.hidden) if isinstance(self.hidden, Iterable) else (self.hidden,)
+        self.check()
+
+    @classmethod
+    def official(cls, **settings: Any) -> Self:
+        """The published code's choices (with its NaN at p = 0 mended): affine MLP, squash, raw, centred."""
+        preset: dict[str, Any] = {
+            "activation": "identity",
+            "feature_map": "squash",
+            "init_mode": "raw",
+            "center_output": True,
+            "vector_order": "official",
+            "angle_scale": 1.0,
+            "mlp_scale": 1.0,
+        }
+        if "budget" not in settings:
+            preset["chunk_size"] = 2048
+        return cls(**{**preset, **settings})
+
+    def make(self, initial: Tensor, start: SeededStart) -> QPAGenerator:
+        """The generator of an adapter whose start `initial` (m,) PEFT drew; raw has no use for it."""
+        from qpeft.methods.qpa.generator import QPAGenerator
+
+        return QPAGenerator(self, initial, start, keep_initial=self.init_mode == "residual")
+
+    def description(self) -> dict[str, Any]:
+        named = ("n_layers", "feature_source", "activation", "seed")
+        return {"method": "QPA (arXiv 2410.09846)", **{name: getattr(self, name) for name in named}}
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
+        for name in ("activation", "feature_map", "feature_source", "init_mode", "vector_order"):
+            choices = type(self).__dataclass_fields__[name].metadata["choices"]
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
+        if self.chunk_size is not None and self.budget is not None:
+            raise ConfigError("set at most one of chunk_size and budget")
+        if self.chunk_size is not None and not is_count(self.chunk_size):
+            raise ConfigError(f"chunk_size must be a positive integer, got {self.chunk_size}")
+        if not is_count(self.n_layers):
+            raise ConfigError(f"n_layers must be at least 1, got {self.n_layers}")
+        if self.hidden is not None and not (self.hidden and all(map(is_count, self.hidden))):
+            raise ConfigError(f"hidden must be a non-empty sequence of positive integers, got {list(self.hidden)}")
+        if not is_count(self.max_qubits):
+            raise ConfigError(f"max_qubits must be a positive integer, got {self.max_qubits}")
+        if self.budget is not None and not _is_budget(self.budget):
+            raise ConfigError(
+                f"budget must be a positive whole number (a count) or a fraction between 0 and 1, got {self.budget}"
+            )
+        for name in ("output_scale", "angle_scale", "mlp_scale"):
+            if not is_positive(getattr(self, name)):
+                raise ConfigError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if not (self.seed == 0 or is_count(self.seed)) or isinstance(self.seed, bool):
+            raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
+
+    def count(self, m: int) -> QPACount:
+        """The generator's parts for m adapter numbers: total, n_qubits, n_chunks, chunk_size, ...
+
+        Raises:
+            ConfigError: m is 0, the budget is too small, or the chunks need more than `max_qubits` qubits.
+        """
+        if m < 1:
+            raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
+        if self.chunk_size is not None:
+            chunk_size, hidden = self.chunk_size, self.hidden or counting.PAPER_HIDDEN
+        else:
+            chunk_size, hidden = counting.fit(m, self._budget_count(m), self.n_layers, self.hidden, self.max_qubits)
+        counted = counting.count(m, chunk_size, self.n_layers, hidden, self.feature_source)
+        if counted.n_qubits > self.max_qubits:
+            fewest = counting.n_chunks(m, 2**self.max_qubits)
+            raise ConfigError(
+                f"{counted.n_chunks} chunks need {counted.n_qubits} qubits, more than max_qubits={self.max_qubits}; "
+                f"use chunk_size >= {fewest}"
+            )
+        return counted
+
+    def _budget_count(self, m: int) -> int:
+        share = 0.5 if self.budget is None else self.budget
+        return int(share * m) if share < 1 else int(share)
+
+
+def _is_budget(value: object) -> bool:
+    return is_positive(value) and (value < 1 or value == int(value))  # type: ignore[operator]

@@ -1,0 +1,204 @@
+"""Banks of factors: all the U and V of one width, made in one batch from few trained numbers.
+
+A bank is a module with `forward() -> (n, w, K)`: n matrices of width w with K columns.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+import torch
+from torch import Tensor, nn
+
+from qpeft.circuits.columns import basis_columns
+from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
+from qpeft.circuits.orthogonal import (
+    check_rank,
+    column_qubits,
+    count_orthogonal,
+    orthogonal_columns,
+)
+from qpeft.core.folded import Folded
+from qpeft.core.seeded_init import SeededStart
+from qpeft.methods.quantum_peft.quantize import quantize
+from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
+
+_FRAMED_STD = 0.1  # inside a frame the start stays near the frame's own leading directions
+
+
+class Bank(nn.Module):
+    """n factors (w, K), each made from one row of `numbers` (n, p)."""
+
+    def __init__(
+        self,
+        config: QuantumPeftGeneratorConfig,
+        names: Sequence[str],
+        width: int,
+        rank: int,
+        start: SeededStart,
+    ) -> None:
+        super().__init__()
+        self.config, self.width, self.rank = config, width, rank
+        self.check()
+        drawn = torch.stack([self.draw(start, name) for name in names])
+        # quantised numbers are stored as they are, not as a distance from the start
+        trained, quantised = not config.freeze_angles, config.bits is not None
+        self.numbers = Folded(drawn, self.scale(), trained=trained, keep_start=trained and quantised)
+
+    @classmethod
+    def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
+        """p, the numbers of one factor."""
+        raise NotImplementedError
+
+    def scale(self) -> float:
+        """The factor folded into the learning rate."""
+        assert self.config.angle_scale is not None
+        return self.config.angle_scale
+
+    def check(self) -> None:
+        """Raise ConfigError if the settings do not fit the width and rank."""
+
+    def draw(self, start: SeededStart, name: str) -> Tensor:
+        """The starting numbers of one factor, shape (p,)."""
+        raise NotImplementedError
+
+    def columns(self, numbers: Tensor) -> Tensor:
+        """(n, p) -> (n, w, K)."""
+        raise NotImplementedError
+
+    def forward(self) -> Tensor:
+        """The factors (n, w, K), from quantised numbers where the settings say so."""
+        return self.columns(self.quantised())
+
+    def quantised(self) -> Tensor:
+        """The numbers (n, p) that the factors are made from."""
+        numbers = self.numbers()
+        return numbers if self.config.bits is None else quantize(numbers, self.config.bits, self.config.group_size)
+
+
+class PauliBank(Bank):
+    """Columns of RY and CZ circuits (or of a control in the place of the CZ gates)."""
+
+    @classmethod
+    def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
+        return count_orthogonal(width, config.n_layers, config.construction)
+
+    def check(self) -> None:
+        width, construction = self.width, self.config.construction
+        check_rank(self.rank, width, construction)
+        count, padded = (count_orthogonal(width, self.config.n_layers, how) for how in (construction, "pad"))
+        if construction.startswith("qsd") and count > max(padded, width / 2):  # the user's own choice, not auto's
+            warnings.warn(
+                f"the recursion needs {count} numbers for {width} rows; construction='pad' needs {padded}", stacklevel=2
+            )
+        assert self.config.columns is not None
+        self.basis = basis_columns(self.config.columns, column_qubits(width, construction), self.rank)
+
+    def draw(self, start: SeededStart, name: str) -> Tensor:
+        shape = (self.count(self.config, self.width, self.rank),)
+        if self.config.frame is not None:
+            return start.normal(name, shape, std=_FRAMED_STD)
+        return start.uniform(name, shape, math.pi)
+
+    def columns(self, numbers: Tensor) -> Tensor:
+        return orthogonal_columns(
+            numbers,
+            self.width,
+            self.config.n_layers,
+            self.basis,
+            self.config.construction,
+            signs=self._signs(),
+        )
+
+    def _signs(self) -> Callable[[int], Tensor] | None:
+        if self.config.entangler == "cz":
+            return None
+        draw = _no_signs if self.config.entangler == "none" else _random_signs
+        return partial(draw, self.config.n_layers, self.config.seed)
+
+
+@cache
+def _random_signs(n_layers: int, seed: int, n_qubits: int) -> Tensor:
+    """One draw for all circuits of a size, (2 L, 2**n_qubits)."""
+    drawn = SeededStart(seed).uniform(f"signs.{n_qubits}", (2 * n_layers, 2**n_qubits), 1.0)
+    return torch.where(drawn < 0, -1.0, 1.0)
+
+
+def _no_signs(n_layers: int, seed: int, n_qubits: int) -> Tensor:
+    return torch.ones(2 * n_layers, 2**n_qubits)
+
+
+class LieBank(Bank):
+    """Columns of exp(A) or of another Lie-algebra map, A skew with K' live columns."""
+
+    @classmethod
+    def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
+        return count_lie(width, config.lie_rank) if config.lie_rank < width else 0
+
+    def check(self) -> None:
+        lie_columns(torch.zeros(self.width, self.config.lie_rank), self.rank)  # refuses what does not fit
+
+    def draw(self, start: SeededStart, name: str) -> Tensor:
+        std = 1.0 / math.sqrt(self.width) if self.config.frame is None else _FRAMED_STD
+        return start.normal(name, (self.count(self.config, self.width, self.rank),), std=std)
+
+    def columns(self, numbers: Tensor) -> Tensor:
+        b = lie_matrix(numbers, self.width, self.config.lie_rank)
+        return lie_columns(b, self.rank, self.config.lie_map, self.config.taylor_order)
+
+
+class KroneckerBank(Bank):
+    """Control: each column is the Kronecker product of two small trained vectors, cut to the width.
+
+    A vectors of length a and B of length b, a * b >= w, A * B = K, in all combinations.
+    """
+
+    @classmethod
+    def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
+        (a, b), (n_a, n_b) = _sides(width), _divisors(rank)
+        return n_a * a + n_b * b
+
+    def draw(self, start: SeededStart, name: str) -> Tensor:
+        (a, b), (n_a, n_b) = _sides(self.width), _divisors(self.rank)
+        left = start.normal(f"{name}.left", (n_a * a,), std=1 / math.sqrt(a))
+        return torch.cat([left, start.normal(f"{name}.right", (n_b * b,), std=1 / math.sqrt(b))])
+
+    def columns(self, numbers: Tensor) -> Tensor:
+        (a, b), (n_a, n_b) = _sides(self.width), _divisors(self.rank)
+        left, right = numbers.split([n_a * a, n_b * b], dim=1)
+        products = torch.einsum("nia,njb->nabij", left.view(-1, n_a, a), right.view(-1, n_b, b))
+        return products.reshape(len(numbers), a * b, self.rank)[:, : self.width]
+
+
+class CoreBank(Bank):
+    """Control: a plain trained matrix (R, R) between two frames; it starts at 0 and needs no lambda."""
+
+    @classmethod
+    def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
+        return width * rank
+
+    def scale(self) -> float:
+        return self.config.lambda_scale
+
+    def draw(self, start: SeededStart, name: str) -> Tensor:
+        return torch.zeros(self.width * self.rank)
+
+    def columns(self, numbers: Tensor) -> Tensor:
+        return numbers.view(-1, self.width, self.rank)
+
+
+BANKS: dict[str, type[Bank]] = {"pauli": PauliBank, "lie": LieBank, "kronecker": KroneckerBank, "core": CoreBank}
+
+
+def _sides(width: int) -> tuple[int, int]:
+    a = math.isqrt(width - 1) + 1
+    return a, -(-width // a)
+
+
+def _divisors(rank: int) -> tuple[int, int]:
+    """A * B = K with A and B as equal as can be, A >= B."""
+    b = next(d for d in range(math.isqrt(rank), 0, -1) if rank % d == 0)
+    return rank // b, b

@@ -1,0 +1,120 @@
+"""Frozen directions of a weight matrix, and starting angles, taken from the loss gradient at the start.
+
+A frame (P, Q) confines an update to P core Q^T, P (d_out, R) and Q (d_in, R): the R leading singular vectors of minus
+the gradient, so that a core diag(lambda) with equal lambda > 0 is steepest descent. Vectors of close singular values
+turn with any rounding of the gradient, so a frame is stored, or drawn again and compared by `frame_hash`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from qpeft.core.seeded_init import SeededStart
+from qpeft.errors import ConfigError
+
+_EXTRA_COLUMNS = 8
+
+Columns = Callable[[Tensor], Tensor]
+
+
+def frame_rank_for(d_out: int, d_in: int, frame_rank: int) -> int:
+    """The largest power of two that is at most `frame_rank` and fits a (d_out, d_in) matrix."""
+    return 1 << (min(d_out, d_in, frame_rank).bit_length() - 1)
+
+
+def leading_frame(gradient: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The `rank` leading singular vectors of -gradient, by a randomised SVD with one power iteration.
+
+    Args:
+        gradient: (d_out, d_in), any floating dtype, finite.
+        rank: R, at most min(d_out, d_in).
+        seed: Of the random start; with the same seed, gradient and library the frame is the same bit for bit.
+
+    Returns:
+        left (d_out, R), right (d_in, R): float32 holding float16 numbers, on the gradient's device. In each left
+        vector the entry of largest absolute value is positive; the right vector goes with it.
+
+    Raises:
+        ConfigError: rank exceeds the matrix.
+    """
+    smaller = min(gradient.shape)
+    if rank > smaller:
+        raise ConfigError(f"frame rank {rank} exceeds min(d_in, d_out)={smaller}; use a smaller frame_rank")
+    matrix = -gradient.detach().float()
+    matrix /= matrix.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # its square must not underflow
+    n_columns = min(rank + _EXTRA_COLUMNS, smaller)
+    sketch = SeededStart(seed).normal("frame", (matrix.shape[1], n_columns)).to(matrix.device)
+    basis = _orthonormal(matrix @ sketch)
+    basis = _orthonormal(matrix @ (matrix.mT @ basis))  # (d_out, C), after one power iteration
+    projected = matrix.mT @ basis  # (d_in, C)
+    # matrix ~ basis projected^T; the small pieces in float64 on the CPU, the same everywhere
+    right, _, inner = torch.linalg.svd(projected.double().cpu(), full_matrices=False)
+    left = basis.double().cpu() @ inner.mT
+    sign = _signs(left)
+    return _rounded(left * sign, rank, gradient), _rounded(right * sign, rank, gradient)
+
+
+def random_frame(name: str, width: int, rank: int, start: SeededStart) -> Tensor:
+    """Control: R random orthonormal directions (width, R), float32, drawn from `start` under `name`."""
+    basis, triangle = torch.linalg.qr(start.normal(name, (width, rank)).double())
+    return (basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).float()
+
+
+def frame_hash(frames: Iterable[Tensor]) -> str:
+    """SHA-256 over the frames' float16 bytes, in their order."""
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(frame.detach().cpu().half().contiguous().numpy().astype("<f2").tobytes())
+    return digest.hexdigest()
+
+
+def fit_start(
+    columns_u: Columns,
+    columns_v: Columns,
+    gradient: Tensor,
+    angles_u: Tensor,
+    angles_v: Tensor,
+    steps: int = 200,
+    lr: float = 0.1,
+) -> tuple[Tensor, Tensor]:
+    """Starting angles whose column pairs see the gradient: maximises sum_k |u_k^T G v_k| of each module by Adam.
+
+    Args:
+        columns_u: angles (M, P_u) -> (M, d_out, K).
+        columns_v: angles (M, P_v) -> (M, d_in, K).
+        gradient: G (M, d_out, d_in).
+        angles_u, angles_v: Where to begin, (M, P_u) and (M, P_v).
+
+    Returns:
+        The fitted angles, with the shapes and dtypes of those given.
+    """
+    gradient = gradient / torch.linalg.matrix_norm(gradient, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+    fitted = [a.detach().clone().requires_grad_() for a in (angles_u, angles_v)]
+    optimiser = torch.optim.Adam(fitted, lr=lr)
+    with torch.enable_grad():
+        for _ in range(steps):
+            u, v = columns_u(fitted[0]), columns_v(fitted[1])
+            captured = (u * (gradient @ v)).sum(-2).abs().sum()  # (M, K) -> ()
+            slopes = torch.autograd.grad(-captured, fitted, allow_unused=True)  # a width of 1 has no angles
+            fitted[0].grad, fitted[1].grad = slopes
+            optimiser.step()
+    return fitted[0].detach(), fitted[1].detach()
+
+
+def _orthonormal(matrix: Tensor) -> Tensor:
+    """An orthonormal basis of the columns, (d, C), in the matrix's dtype and place."""
+    return torch.linalg.qr(matrix.double().cpu())[0].to(matrix)
+
+
+def _signs(left: Tensor) -> Tensor:
+    """+-1 per column, (C,): the entry of largest absolute value becomes positive."""
+    largest = left.gather(0, left.abs().argmax(0, keepdim=True)).squeeze(0)
+    return torch.where(largest < 0, -1.0, 1.0)
+
+
+def _rounded(vectors: Tensor, rank: int, like: Tensor) -> Tensor:
+    return vectors[:, :rank].half().float().to(like.device)

@@ -1,0 +1,246 @@
+"""Quantum-PEFT's generator: U, V from circuits and a diagonal lambda make all LoRA factors of a model.
+
+    dW = s U diag(lambda) V^T,    lora_B = s U diag(lambda) (d_out, K),    lora_A = V^T (K, d_in)
+
+(ICLR 2025, arXiv 2503.05431.) Inside frozen frames P (d_out, R) and Q (d_in, R), U and V have width R and
+dW = s P U diag(lambda) V^T Q^T. Factors of one width are made in one batch; lambda starts at 0, so dW does too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qpeft.core.folded import Folded
+from qpeft.core.generator import Generator, fingerprint
+from qpeft.core.seeded_init import SeededStart
+from qpeft.errors import CheckpointError
+from qpeft.methods.quantum_peft.factors import BANKS, Bank
+from qpeft.methods.quantum_peft.frames import fit_start, frame_hash, leading_frame, random_frame
+from qpeft.methods.quantum_peft.layout import Layout, Part
+from qpeft.methods.quantum_peft.quantize import pack, unpack
+from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
+
+
+class QuantumPeftGenerator(Generator):
+    """Generates lora_A and lora_B of every matrix, then norm gains, as a flat float32 tensor (P,).
+
+    The order of the tensors is `layout.order()`.
+
+    Args:
+        config: The settings.
+        layout: The matrices, and the batches in which their factors are made.
+        start: Where the starting numbers are drawn.
+        gains: Starting values of the norm gains trained beside the factors, flat; may be empty.
+    """
+
+    fitted: Tensor
+
+    def __init__(self, config: QuantumPeftGeneratorConfig, layout: Layout, start: SeededStart, gains: Tensor) -> None:
+        super().__init__()
+        self.config, self.layout = config, layout
+        self.banks = nn.ModuleDict(
+            {_key(*key): BANKS[config.family](config, names, *key, start) for key, names in layout.banks.items()}
+        )
+        ranks = [part.rank * len(part.matrices) for part in layout.parts if part.side == "u"]
+        self.lam = Folded(torch.zeros(sum(ranks)), config.lambda_scale) if config.family != "core" else None
+        self.gains = Folded(gains.detach().float(), config.gain_scale) if gains.numel() else None
+        self.frames = nn.Module()
+        for part in layout.parts:
+            self._register_part(part, start)
+        self.register_buffer("fitted", torch.tensor(not self._wants_fit, dtype=torch.uint8), persistent=self._wants_fit)
+        self.register_buffer("fingerprint", fingerprint(start.hexdigest(), _settings(config), layout.matrices))
+        self._ready = False
+        self.latent = False  # whether `pack` keeps unquantised numbers and frames, as a run that goes on needs them
+        self._expected: Tensor | None = None  # digest of the frames that a loaded adapter was trained in
+
+    def forward(self) -> Tensor:
+        """The adapter's numbers, flat (P,).
+
+        Raises:
+            CircuitError: the present angles give no usable factor.
+        """
+        factors = {name: bank() for name, bank in self.banks.items()}
+        lam = iter(self._lambdas())
+        pieces = [self._assemble(part, factors, lam) for part in self.layout.parts]
+        if self.gains is not None:
+            pieces.append(self.gains())
+        return torch.cat(pieces)
+
+    def _lambdas(self) -> list[Tensor]:
+        """s lambda of each u part, shape (M, 1, K)."""
+        parts = [part for part in self.layout.parts if part.side == "u"]
+        scales = [self.get_buffer(f"scale_{part.label}") for part in parts]
+        if self.lam is None:
+            return scales
+        split = self.lam().split([len(part.matrices) * part.rank for part in parts])
+        return [lam.view(-1, 1, part.rank) * s for lam, part, s in zip(split, parts, scales, strict=True)]
+
+    def _assemble(self, part: Part, factors: Mapping[str, Tensor], lam: Any) -> Tensor:
+        """The flat numbers of one part's tensors."""
+        frame = getattr(self.frames, part.label, None)  # (M, d, R)
+        if part.rows:
+            x = _take(factors[_key(part.inner, part.rank)], part.rows, self.get_buffer(f"rows_{part.label}"))
+            x = x if frame is None else torch.bmm(frame, x)  # (M, d, K)
+        else:
+            assert frame is not None
+            x = frame
+        return (x.mT if part.side == "v" else x * next(lam)).flatten()
+
+    def _register_part(self, part: Part, start: SeededStart) -> None:
+        def constant(name: str, value: Tensor) -> None:
+            self.register_buffer(f"{name}_{part.label}", value, persistent=False)
+
+        constant("rows", torch.tensor(part.rows, dtype=torch.int64))
+        if part.side == "u":
+            constant("scale", torch.tensor([self.layout.matrices[i].scale for i in part.matrices]).view(-1, 1, 1))
+        if self.config.frame == "gradient":
+            empty = torch.zeros(len(part.matrices), part.width, part.inner)
+            self.frames.register_buffer(part.label, empty)
+        elif self.config.frame == "random":
+            names = [f"{self.layout.matrices[i].name}.{part.side}.frame" for i in part.matrices]
+            drawn = torch.stack([random_frame(name, part.width, part.inner, start) for name in names])
+            self.frames.register_buffer(part.label, drawn, persistent=False)
+
+    # -- fitted to the gradient at the start
+
+    @property
+    def _wants_fit(self) -> bool:
+        return "gradient" in (self.config.frame, self.config.start)
+
+    @property
+    def needs_fit(self) -> bool:  # type: ignore[override]
+        """Whether `fit` must come before training: frames or starting angles are not there yet."""
+        self._ready = self._ready or bool(self.fitted.item())  # asked once: on a GPU every answer is waited for
+        return not self._ready
+
+    @property
+    def was_fitted_elsewhere(self) -> bool:
+        """Whether what was loaded was trained in frames that its file left out."""
+        return self._expected is not None
+
+    @torch.no_grad()
+    def fit(self, gradients: Mapping[str, Tensor]) -> None:
+        """Fit frames or starting angles to the loss gradient (d_out, d_in) of each matrix, by its name.
+
+        Raises:
+            CheckpointError: the loaded adapter was trained in other frames.
+        """
+        if self.config.frame == "gradient":
+            self._fit_frames(gradients)
+        else:
+            self._fit_start(gradients)
+        self.fitted.fill_(1)
+
+    def _fit_frames(self, gradients: Mapping[str, Tensor]) -> None:
+        rank = {i: part.inner for part in self.layout.parts for i in part.matrices}
+        found = [leading_frame(gradients[m.name], rank[i]) for i, m in enumerate(self.layout.matrices)]
+        new = {
+            part.label: torch.stack([found[i]["uv".index(part.side)] for i in part.matrices])
+            for part in self.layout.parts
+        }
+        _check_frames(self._expected, _digest(new))
+        for label, frame in new.items():
+            self.frames.get_buffer(label).copy_(frame)
+
+    def _fit_start(self, gradients: Mapping[str, Tensor]) -> None:
+        shapes = {(m.d_out, m.d_in, m.rank) for m in self.layout.matrices}
+        rows = {name: (key, row) for key, names in self.layout.banks.items() for row, name in enumerate(names)}
+        for d_out, d_in, rank in sorted(shapes):
+            chosen = [m.name for m in self.layout.matrices if (m.d_out, m.d_in, m.rank) == (d_out, d_in, rank)]
+            u, v = self.banks[_key(d_out, rank)], self.banks[_key(d_in, rank)]
+            assert isinstance(u, Bank)
+            assert isinstance(v, Bank)
+            at_u, at_v = ([rows[f"{name}.{side}"][1] for name in chosen] for side in "uv")
+            gradient = torch.stack([gradients[name] for name in chosen])
+            angles = u.numbers()[at_u], v.numbers()[at_v]
+            with torch.enable_grad():
+                fitted_u, fitted_v = fit_start(u.columns, v.columns, gradient, *angles)
+            u.numbers.set_values(at_u, fitted_u)
+            v.numbers.set_values(at_v, fitted_v)
+
+    # -- the compact state
+
+    def find_broken(self) -> str | None:
+        """The module and side ("u" or "v") if it is a factor's number, such as `model.layers.0.mlp.up_proj.u`."""
+        for (width, rank), names in self.layout.banks.items():
+            bank = self.banks[_key(width, rank)]
+            assert isinstance(bank, Bank)
+            broken = (~torch.isfinite(bank.numbers().detach())).any(1).nonzero().flatten().tolist()
+            if broken:
+                return names[broken[0]]
+        return super().find_broken()
+
+    def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Frames as float16 or as a hash; quantised numbers as packed codes."""
+        if self.config.frame == "gradient" and not (self.config.store_frames or self.latent):
+            digest = {} if self.needs_fit else {"frame_digest": self._frame_digest()}
+            state = {k: v for k, v in state.items() if not k.startswith("frames.") and k != "fitted"} | digest
+        else:
+            state = {k: v.half() if k.startswith("frames.") else v for k, v in state.items()}
+        if self.config.bits is None or self.latent:
+            return state
+        for key in [k.removesuffix("tau") for k in state if k.startswith("banks.") and k.endswith(".tau")]:
+            values = state.pop(f"{key}start") + self._bank(key).scale() * state.pop(f"{key}tau")
+            codes, header = pack(values, self.config.bits, self.config.group_size)
+            state |= {f"{key}codes": codes, f"{key}header": header}
+        return state
+
+    def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = {k: v.float() if k.startswith("frames.") else v for k, v in state.items()}
+        digest = state.pop("frame_digest", None)
+        if digest is not None and not self.needs_fit:
+            _check_frames(digest, self._frame_digest())
+        if self.config.frame == "gradient" and "fitted" not in state:  # saved without frames: those here stay
+            self._expected, own = digest, self.state_dict()
+            state |= {k: v for k, v in own.items() if k.startswith("frames.") or k == "fitted"}
+        for key in [k.removesuffix("codes") for k in state if k.endswith(".codes")]:
+            assert self.config.bits is not None
+            shape = self._bank(key).numbers.start.shape
+            codes, header = state.pop(f"{key}codes"), state.pop(f"{key}header", torch.empty(0))
+            values = unpack(codes, header, tuple(shape), self.config.bits, self.config.group_size)
+            state |= {f"{key}start": values, f"{key}tau": torch.zeros_like(values)}
+        return state
+
+    def _bank(self, key: str) -> Bank:
+        """The bank of a state key such as `banks.w768r8.numbers.`."""
+        bank = self.banks[key.split(".")[1]]
+        assert isinstance(bank, Bank)
+        return bank
+
+    def _frame_digest(self) -> Tensor:
+        return _digest(dict(self.frames.named_buffers()))
+
+
+def _key(width: int, rank: int) -> str:
+    return f"w{width}r{rank}"
+
+
+def _take(x: Tensor, rows: tuple[int, ...], index: Tensor) -> Tensor:
+    """x[rows] along the first axis; a view where the rows are adjacent."""
+    if rows == tuple(range(rows[0], rows[0] + len(rows))):
+        return x[rows[0] : rows[0] + len(rows)]
+    return x.index_select(0, index)
+
+
+def _settings(config: QuantumPeftGeneratorConfig) -> dict[str, Any]:
+    names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {"store_frames"}
+    return {name: getattr(config, name) for name in sorted(names)}
+
+
+def _digest(frames: Mapping[str, Tensor]) -> Tensor:
+    """`frame_hash` of all frames, uint8 (32,)."""
+    return torch.tensor(list(bytes.fromhex(frame_hash(frames[label] for label in sorted(frames)))), dtype=torch.uint8)
+
+
+def _check_frames(expected: Tensor | None, found: Tensor) -> None:
+    if expected is not None and not torch.equal(expected.cpu(), found.cpu()):
+        raise CheckpointError(
+            "the gradient frames computed here are not those that the adapter was trained in: other calibration "
+            "batches, base weights, precision or libraries; use the original ones, or an adapter saved with "
+            "store_frames=True"
+        )

@@ -1,0 +1,95 @@
+"""Which matrices a Quantum-PEFT generator serves, which factors they need, and in which batches they are made."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from qpeft.errors import ConfigError
+from qpeft.methods.quantum_peft.frames import frame_rank_for
+from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
+
+
+class Matrix(NamedTuple):
+    """An adapted matrix: its module's name, widths, K = `rank` and s = `scale`."""
+
+    name: str
+    d_out: int
+    d_in: int
+    rank: int
+    scale: float
+
+
+class Part(NamedTuple):
+    """All lora_A (side "v") or lora_B (side "u") tensors that are made alike, adjacent in the flat vector."""
+
+    side: str
+    width: int  # d_in or d_out
+    inner: int  # width of the factor: of the frame where there is one
+    rank: int
+    matrices: tuple[int, ...]  # indices into the layout's matrices
+    rows: tuple[int, ...]  # of their factors in the bank (inner, rank); empty: the frame itself
+
+    @property
+    def label(self) -> str:
+        """A name for buffers, for example u768w32r8: d_out 768, factors of width 32 and rank 8."""
+        return f"{self.side}{self.width}w{self.inner}r{self.rank}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The batches: `banks` maps (w, K) to the names of the factors, `parts` tells how they are put together."""
+
+    matrices: tuple[Matrix, ...]
+    banks: dict[tuple[int, int], tuple[str, ...]]
+    parts: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, config: QuantumPeftGeneratorConfig, matrices: Sequence[Matrix]) -> Layout:
+        """Check that the settings fit every matrix, and sort the work into batches.
+
+        Raises:
+            ConfigError: a rank is larger than its matrix or frame.
+        """
+        found: dict[tuple[str, int, int, int], list[int]] = {}
+        for index, matrix in enumerate(matrices):
+            inner = _frame_rank(config, matrix)
+            for side, width in (("v", matrix.d_in), ("u", matrix.d_out)):
+                found.setdefault((side, width, inner or width, matrix.rank), []).append(index)
+        banks: dict[tuple[int, int], dict[str, int]] = {}
+        parts = []
+        for (side, width, inner, rank), indices in found.items():
+            rows: list[int] = []
+            if config.family != "core" or side == "u":  # a core stands alone between its frames
+                bank = banks.setdefault((inner, rank), {})
+                names = [f"{_unit(config, matrices[i].name)}.{side}" for i in indices]
+                rows = [bank.setdefault(name, len(bank)) for name in names]
+            parts.append(Part(side, width, inner, rank, tuple(indices), tuple(rows)))
+        return cls(tuple(matrices), {key: tuple(names) for key, names in banks.items()}, tuple(parts))
+
+    def order(self) -> list[tuple[int, str]]:
+        """(index of the matrix, side) of each tensor, in the order of the flat vector."""
+        return [(index, part.side) for part in self.parts for index in part.matrices]
+
+
+def _frame_rank(config: QuantumPeftGeneratorConfig, matrix: Matrix) -> int | None:
+    smallest = min(matrix.d_out, matrix.d_in)
+    if matrix.rank > smallest:
+        raise ConfigError(
+            f"r={matrix.rank} exceeds min(d_in, d_out)={smallest} for {matrix.name} ({matrix.d_in}->{matrix.d_out})"
+        )
+    if config.frame is None:
+        return None
+    if config.family == "core":
+        return matrix.rank
+    rank = frame_rank_for(matrix.d_out, matrix.d_in, config.frame_rank)
+    if matrix.rank > rank:
+        raise ConfigError(f"r={matrix.rank} exceeds the frame of {matrix.name}, {rank} directions; raise frame_rank")
+    return rank
+
+
+def _unit(config: QuantumPeftGeneratorConfig, name: str) -> str:
+    """What shares one pair of factors: the matrix alone, or all of its type (the name without layer numbers)."""
+    return re.sub(r"\.\d+\.", ".*.", name) if config.share == "type" else name

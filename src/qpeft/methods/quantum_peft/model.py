@@ -1,0 +1,155 @@
+"""Quantum-PEFT over LoRA: circuits generate U and V of dW = s U diag(lambda) V^T, which is a LoRA as it stands."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer, LoraModel
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from qpeft.core.binding import Slot
+from qpeft.core.config import GeneratedLoraConfig, MethodName, in_saved_order
+from qpeft.core.seeded_init import SeededStart
+from qpeft.core.slots import find_slots
+from qpeft.core.targets import check_is_matrix
+from qpeft.core.tuner import GeneratedMixin
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator
+from qpeft.methods.quantum_peft.layout import Layout, Matrix
+from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
+
+QUANTUM_PEFT = MethodName("QPEFT_QUANTUM_PEFT")
+
+
+@dataclass
+class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
+    """LoRA's own settings (target_modules, lora_dropout, rank_pattern, ...) and the generator's.
+
+    `r` is the paper's K. `lora_alpha` is s itself: it is not divided by r, because U and V are orthonormal. Norm
+    layers named in `modules_to_save` are trained with a folded learning rate, like everything else here.
+
+    Example::
+
+        model = get_peft_model(base, QuantumPeftConfig(r=8, n_layers=2, target_modules="all-linear"))
+
+    Raises:
+        ConfigError: a setting is out of range, or a LoRA option that Quantum-PEFT cannot generate.
+    """
+
+    r: int = field(default=8, metadata={"help": "Rank of the update, the paper's K."})
+    lora_alpha: int = field(default=16, metadata={"help": "The factor s of the update; it is not divided by r."})
+
+    def __post_init__(self) -> None:
+        GeneratedLoraConfig.__post_init__(self)
+        QuantumPeftGeneratorConfig.__post_init__(self)
+        self.peft_type = QUANTUM_PEFT  # type: ignore[assignment]
+        self.check_format()
+        for rank in (self.r, *(self.rank_pattern or {}).values()):
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise ConfigError(f"r must be a positive integer, got {rank}")
+        if self.use_rslora:
+            raise ConfigError("use_rslora rescales by r, but Quantum-PEFT's scale is lora_alpha itself; leave it unset")
+        if self.init_lora_weights is not True:
+            raise ConfigError(
+                f"init_lora_weights={self.init_lora_weights!r} has no place here: circuits make the starting values; "
+                "leave it unset"
+            )
+        self.refuse_lora_options("Quantum-PEFT", allowed=())
+        if self.lora_bias:
+            raise ConfigError("Quantum-PEFT does not generate LoRA with lora_bias; leave it unset")
+
+    def to_stock(self) -> LoraConfig:
+        """The stock LoRA with scaling 1 that is generated."""
+        stock = super().to_stock()
+        stock.lora_alpha, stock.alpha_pattern = stock.r, dict(stock.rank_pattern or {})
+        return stock
+
+    def description(self) -> dict[str, Any]:
+        names = ["r", "family", "entangler", "share", "frame", "bits", "seed"]
+        return {
+            "method": "Quantum-PEFT (ICLR 2025, arXiv 2503.05431)",
+            **{name: getattr(self, name) for name in (["n_layers"] if self.family == "pauli" else []) + names},
+        }
+
+
+class QuantumPeftModel(GeneratedMixin, LoraModel):
+    """The tuner that PEFT builds for a QuantumPeftConfig."""
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        self._adapted: dict[int, str] = {}  # the adapter's modules by the id of their weight
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]  as LoraModel's own does
+        self,
+        lora_config: Any,
+        adapter_name: str,
+        target: Any,
+        target_name: str,
+        parent: Any,
+        current_key: str,
+        **options: Any,
+    ) -> None:
+        layer = target.get_base_layer() if isinstance(target, LoraLayer) else target
+        check_is_matrix(layer, current_key)
+        first = self._adapted.setdefault(id(layer.weight), current_key)
+        if first != current_key:
+            warnings.warn(f"{current_key} shares its weight with {first}, which is adapted once", stacklevel=2)
+            return
+        super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **options)
+
+    def _build(self, adapter_name: str, config: Any, start: SeededStart) -> tuple[QuantumPeftGenerator, list[Slot]]:
+        matrices: list[Matrix] = []
+        slots: list[dict[str, Slot]] = []
+        for slot, layer in find_slots(self.model, adapter_name, LoraLayer):
+            name, _, part = slot.label.rpartition(".lora_")
+            if part == "A.weight":
+                matrices.append(_matrix(name, layer, adapter_name))
+                slots.append({"v": slot})
+            else:
+                slots[-1]["u"] = slot
+        layout = Layout.of(config, matrices)
+        gains = gain_slots(self.model, adapter_name)
+        ordered = [*(slots[index][side] for index, side in layout.order()), *gains]
+        _check_saved(ordered, config)
+        return QuantumPeftGenerator(config, layout, start, _values(gains)), ordered
+
+
+def _matrix(name: str, layer: Any, adapter_name: str) -> Matrix:
+    """The layer's matrix; from now on PEFT's own factor on it is 1."""
+    rank, scale = layer.r[adapter_name], float(layer.lora_alpha[adapter_name])
+    layer.lora_alpha[adapter_name], layer.scaling[adapter_name] = rank, 1.0
+    return Matrix(name, layer.out_features, layer.in_features, rank, scale)
+
+
+def gain_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
+    """The weights and biases of norm layers in modules_to_save: modules whose parameters are all vectors."""
+    found = []
+    for name, wrapper in model.named_modules():
+        if isinstance(wrapper, ModulesToSaveWrapper) and adapter_name in wrapper.modules_to_save:
+            module: Any = wrapper.modules_to_save[adapter_name]
+            parameters = dict(module.named_parameters())
+            if all(p.ndim == 1 and "." not in key for key, p in parameters.items()):
+                found += [
+                    Slot(module, key, f"{name}.{key}", p.shape, p.dtype, widens=False) for key, p in parameters.items()
+                ]
+    return found
+
+
+def _values(slots: list[Slot]) -> Tensor:
+    """The present values of stock parameters, flat; zeros for those on the meta device."""
+    parameters = [slot.owner._parameters[slot.name] for slot in slots]
+    flat = [torch.zeros(p.numel()) if p.is_meta else p.detach().float().flatten() for p in parameters if p is not None]
+    return torch.cat(flat) if flat else torch.empty(0)
+
+
+def _check_saved(slots: list[Slot], config: QuantumPeftConfig) -> None:
+    if config.generated is None:
+        return
+    saved = in_saved_order([(slot, None) for slot in slots], config.generated)
+    if [slot.label for slot, _ in saved] != [slot.label for slot in slots]:
+        raise CheckpointError("the base model lists its modules in another order than when the adapter was trained")

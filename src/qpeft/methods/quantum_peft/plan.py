@@ -1,0 +1,151 @@
+"""Quantum-PEFT's counts: from its layout, without making a factor or a frame."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from qpeft.circuits.orthogonal import column_qubits, count_acting
+from qpeft.core.plan_result import BYTES
+from qpeft.core.seeded_init import SeededStart
+from qpeft.core.targets import check_is_matrix
+from qpeft.methods.quantum_peft.factors import BANKS
+from qpeft.methods.quantum_peft.layout import Layout, Matrix
+from qpeft.methods.quantum_peft.model import QuantumPeftConfig, gain_slots
+from qpeft.methods.quantum_peft.quantize import stored_sizes
+
+_FRAME_BYTES, _HEADER_BYTES = 2, 4  # float16; two of them for a group of quantised angles
+
+
+class _Factors(NamedTuple):
+    """n factors (w, K) of p numbers each."""
+
+    n: int
+    width: int
+    rank: int
+    p: int
+
+
+def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any]:
+    """The fields of a Plan that are Quantum-PEFT's own; `adapted` is the stock LoRA on the meta device.
+
+    Raises:
+        ConfigError: a rank does not fit its matrix, frame or circuit.
+        UnsupportedTypeError: a target is no Linear and no Conv1D.
+    """
+    inner = adapted.get_base_model()
+    matrices, notes = _matrices(inner)
+    layout = Layout.of(config, matrices)
+    notes += _remarks(config, layout)
+    factors = _factors(config, layout)
+    parts = {
+        "angles": 0 if config.freeze_angles else sum(f.n * f.p for f in factors),
+        "lambda": 0 if config.family == "core" else sum(m.rank for m in matrices),
+        "gains": sum(slot.shape.numel() for slot in gain_slots(inner, "default")),
+    }
+    generated = sum(m.rank * (m.d_out + m.d_in) for m in matrices) + parts["gains"]
+    parts["other"] = _trainable(adapted) - _trainable(inner, ".lora_") - parts["gains"]
+    trainable, lora = sum(parts.values()), sum(m.d_out + m.d_in for m in matrices)
+    return {
+        "method": "quantum_peft",
+        "trainable": trainable,
+        "trainable_parts": parts,
+        "acting": _acting(config, factors, parts),
+        "deployed": generated + parts["other"],
+        "stored_bytes": _stored(config, layout, factors, parts),
+        "exported_bytes": (generated + parts["other"]) * BYTES,
+        "needs_qpeft": True,
+        "lora_rank_1": lora,
+        **_circuits(config, factors),
+        "rank_bound": max(m.rank for m in matrices),
+        "notes": [*notes, *_notes(config, factors, parts, generated, lora)],
+    }
+
+
+def _matrices(inner: nn.Module) -> tuple[list[Matrix], list[str]]:
+    """The adapted matrices, each weight once, and a note for each that is there twice."""
+    matrices: list[Matrix] = []
+    names: dict[int, str] = {}
+    notes = []
+    for name, layer in inner.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        base: Any = layer.get_base_layer()
+        check_is_matrix(base, name)
+        if (first := names.setdefault(id(base.weight), name)) != name:
+            notes.append(f"{name} shares its weight with {first}, which is adapted once")
+            continue
+        matrices.append(Matrix(name, layer.out_features, layer.in_features, layer.r["default"], 1.0))  # type: ignore[arg-type]
+    return matrices, notes
+
+
+def _factors(config: QuantumPeftConfig, layout: Layout) -> list[_Factors]:
+    count = BANKS[config.family].count
+    return [_Factors(len(names), *key, count(config, *key)) for key, names in layout.banks.items()]
+
+
+def _remarks(config: QuantumPeftConfig, layout: Layout) -> list[str]:
+    """What banks warn of; one of each width and rank is made with a single factor, and refuses what does not fit."""
+    start = SeededStart(config.seed)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for (width, rank), names in layout.banks.items():
+            BANKS[config.family](config, names[:1], width, rank, start)
+    return [str(warning.message) for warning in said]
+
+
+def _trainable(model: nn.Module, within: str = "") -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and within in name)
+
+
+def _acting(config: QuantumPeftConfig, factors: list[_Factors], parts: dict[str, int]) -> int | None:
+    """Numbers that can move the adapter; None for the controls, of which no count is known."""
+    total = sum(parts.values())
+    if config.freeze_angles or config.family in ("lie", "core"):
+        return total
+    if config.family == "pauli" and config.entangler == "cz":
+        return total - parts["angles"] + sum(f.n * _acting_angles(config, f) for f in factors)
+    return None
+
+
+def _acting_angles(config: QuantumPeftConfig, factor: _Factors) -> int:
+    assert config.columns is not None
+    return count_acting(factor.width, config.n_layers, config.construction, config.columns, factor.rank)
+
+
+def _stored(config: QuantumPeftConfig, layout: Layout, factors: list[_Factors], parts: dict[str, int]) -> int:
+    stored = BYTES * (sum(parts.values()) - parts["angles"])
+    if config.bits is None or config.freeze_angles:
+        stored += BYTES * parts["angles"]
+    else:
+        sizes = (stored_sizes((f.n, f.p), config.bits, config.group_size) for f in factors)
+        stored += sum(codes + _HEADER_BYTES * groups for codes, groups in sizes)
+    if config.frame == "gradient" and config.store_frames:
+        stored += _FRAME_BYTES * sum(len(part.matrices) * part.width * part.inner for part in layout.parts)
+    return stored
+
+
+def _circuits(config: QuantumPeftConfig, factors: list[_Factors]) -> dict[str, int]:
+    """How many orthogonal matrices circuits make, and the wires of the largest."""
+    if config.family != "pauli":
+        return {}
+    qubits = (column_qubits(f.width, config.construction) for f in factors)
+    return {"n_circuits": sum(f.n for f in factors), "n_qubits": max(qubits)}
+
+
+def _notes(
+    config: QuantumPeftConfig, factors: list[_Factors], parts: dict[str, int], generated: int, lora: int
+) -> list[str]:
+    notes: list[str] = []
+    trainable, acting = sum(parts.values()), _acting(config, factors, parts)
+    if acting is not None and acting < trainable:
+        idle = trainable - acting
+        notes.append(f"{idle:,} of {parts['angles']:,} angles can never act: over-parametrised")
+    if trainable - parts["other"] >= generated:
+        notes.append(f"{trainable - parts['other']:,} trained numbers for {generated:,} generated: not a compression")
+    if lora <= trainable:
+        notes.append(f"LoRA of rank 1 on the same modules trains {lora:,} numbers, within this budget")
+    return notes

@@ -1,0 +1,178 @@
+"""The settings of the Quantum-PEFT generator: plain data, checked at once, free of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from qpeft.checks import is_count, is_positive
+from qpeft.errors import ConfigError
+
+FAMILIES = ("pauli", "lie", "kronecker", "core")
+CONSTRUCTIONS = ("auto", "qsd", "qsd_full", "pad")
+COLUMNS = ("spread", "first")
+ENTANGLERS = ("cz", "signs", "none")
+LIE_MAPS = ("exp", "cayley", "taylor")
+SHARES = ("none", "type")
+FRAMES = ("gradient", "random")
+STARTS = ("random", "gradient")
+BITS = (8, 4, 3, 2, 1)
+
+
+def _help(text: str, **metadata: Any) -> dict[str, Any]:
+    return {"help": text, **metadata}
+
+
+@dataclass(kw_only=True)
+class QuantumPeftGeneratorConfig:
+    """How Quantum-PEFT makes U diag(lambda) V^T from few numbers (ICLR 2025, arXiv 2503.05431)."""
+
+    family: str = field(
+        default="pauli",
+        metadata=_help(
+            "What makes U and V: a circuit of RY and CZ (pauli) or a Lie-algebra map (lie); or a classical control: "
+            "Kronecker products of small vectors (kronecker), or a plain trained matrix inside a frame (core).",
+            choices=FAMILIES,
+        ),
+    )
+    n_layers: int = field(default=2, metadata=_help("Circuit layers L; family pauli."))
+    construction: str = field(
+        default="auto",
+        metadata=_help(
+            "Circuits for widths that are not powers of two: cosine-sine recursion (qsd, qsd_full), a larger circuit "
+            "cut to size (pad), or qsd where the width has two or three set bits and pad elsewhere (auto).",
+            choices=CONSTRUCTIONS,
+        ),
+    )
+    columns: str | None = field(
+        default=None,
+        metadata=_help(
+            "Which columns of the circuit are used: spread lets every angle act, first is the paper's. "
+            "Default: spread; first inside a frame and for family lie.",
+            choices=COLUMNS,
+        ),
+    )
+    entangler: str = field(
+        default="cz",
+        metadata=_help(
+            "Between the rotations: CZ gates, or a control: fixed random signs, or nothing.", choices=ENTANGLERS
+        ),
+    )
+    freeze_angles: bool = field(default=False, metadata=_help("Control: train lambda only, leave U and V as drawn."))
+    lie_rank: int = field(default=1, metadata=_help("Live columns K' of the skew matrix; family lie."))
+    lie_map: str = field(
+        default="exp",
+        metadata=_help("From the skew matrix to an orthogonal one; taylor for reproduction only.", choices=LIE_MAPS),
+    )
+    taylor_order: int = field(default=18, metadata=_help("Terms of lie_map taylor."))
+    share: str = field(
+        default="none",
+        metadata=_help(
+            "none gives every matrix its own U and V; type shares one pair between the layers' matrices of a type "
+            "(all query projections, ...), with lambda per matrix.",
+            choices=SHARES,
+        ),
+    )
+    frame: str | None = field(
+        default=None,
+        metadata=_help(
+            "Let U and V act inside a frozen frame of each matrix: the leading singular vectors of the loss gradient "
+            "at the start (gradient), or a control: random directions.",
+            choices=FRAMES,
+        ),
+    )
+    frame_rank: int = field(
+        default=32, metadata=_help("Directions in a frame, cut to the largest power of two that fits the matrix.")
+    )
+    store_frames: bool = field(
+        default=True,
+        metadata=_help(
+            "Write gradient frames (float16) into the compact adapter; otherwise only their hash, and loading needs "
+            "fit_frames with the same batches."
+        ),
+    )
+    start: str = field(
+        default="random",
+        metadata=_help(
+            "Starting angles: random, or fitted by fit_frames to the loss gradient (nothing more is stored).",
+            choices=STARTS,
+        ),
+    )
+    bits: int | None = field(
+        default=None,
+        metadata=_help(
+            "Bits per angle: 8, 4, 3, 2 or 1, in training and in the compact adapter; 3 and fewer are experimental. "
+            "Default: float32."
+        ),
+    )
+    group_size: int = field(default=128, metadata=_help("Angles that share a range when they are quantised."))
+    angle_scale: float | None = field(
+        default=None,
+        metadata=_help(
+            "Factor folded into the learning rate of the numbers that make U and V. Default: 50; 15 for family lie "
+            "outside a frame."
+        ),
+    )
+    lambda_scale: float = field(default=2.0, metadata=_help("Factor folded into lambda's learning rate."))
+    gain_scale: float = field(
+        default=50.0, metadata=_help("Factor folded into the learning rate of norm gains in modules_to_save.")
+    )
+    seed: int = field(
+        default=0, metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start.")
+    )
+
+    def __post_init__(self) -> None:
+        if self.columns is None:
+            self.columns = "first" if self.frame is not None or self.family == "lie" else "spread"
+        if self.angle_scale is None:
+            self.angle_scale = 15.0 if self.family == "lie" and self.frame is None else 50.0
+        self.check()
+
+    @classmethod
+    def paper_pauli(cls, **settings: Any) -> Self:
+        """Closest to what is known of the paper's circuits: one layer, first columns, the whole recursion."""
+        return cls(**{"r": 4, "n_layers": 1, "columns": "first", "construction": "qsd_full", **settings})
+
+    @classmethod
+    def paper_taylor(cls, **settings: Any) -> Self:
+        """The paper's truncated series: one live column, 18 terms."""
+        return cls(**{"r": 4, "family": "lie", "lie_rank": 1, "lie_map": "taylor", **settings})
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
+        for name in ("family", "construction", "columns", "entangler", "lie_map", "share", "frame", "start"):
+            known = type(self).__dataclass_fields__[name]
+            value = getattr(self, name)
+            if value not in known.metadata["choices"] and not (value is None and name == "frame"):
+                raise ConfigError(f"unknown {name} '{value}'; choose one of {', '.join(known.metadata['choices'])}")
+        if not is_count(self.n_layers):
+            raise ConfigError(f"n_layers must be at least 1, got {self.n_layers}")
+        if self.bits not in (None, *BITS) or isinstance(self.bits, bool):
+            raise ConfigError(f"bits must be one of 8, 4, 3, 2, 1 or None, got {self.bits}")
+        for name in ("lie_rank", "taylor_order", "frame_rank", "group_size"):
+            if not is_count(getattr(self, name)):
+                raise ConfigError(f"{name} must be a positive integer, got {getattr(self, name)}")
+        for name in ("angle_scale", "lambda_scale", "gain_scale"):
+            if not is_positive(getattr(self, name)):
+                raise ConfigError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if not (self.seed == 0 or is_count(self.seed)) or isinstance(self.seed, bool):
+            raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.columns == "spread" and (self.family == "lie" or self.frame is not None):
+            what = "family lie" if self.family == "lie" else "a frame"
+            raise ConfigError(f"{what} uses the first columns; leave columns unset or set columns='first'")
+        if self.family == "core" and self.frame is None:
+            raise ConfigError("family core is a matrix inside a frame; set frame='gradient' or frame='random'")
+        if self.family == "core" and (self.share != "none" or self.freeze_angles or self.bits is not None):
+            raise ConfigError("family core trains one matrix per module: share, freeze_angles and bits do not apply")
+        if self.entangler != "cz" and self.family != "pauli":
+            raise ConfigError(f"entangler belongs to family pauli; family {self.family} has no circuit")
+        if self.start == "gradient" and (
+            self.frame is not None or self.family != "pauli" or self.share != "none" or self.freeze_angles
+        ):
+            raise ConfigError(
+                "start='gradient' fits the trained circuits of single matrices: it needs family pauli, share='none', "
+                "no freeze_angles and no frame (inside a gradient frame the first columns are aligned already)"
+            )

@@ -1,1 +1,0 @@
-"""What several trainings say together: the comparison of methods."""

@@ -1,0 +1,390 @@
+"""Plans and cells on a tiny model: equal data and order, budgets, the best numbers, one row each."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from qpeft.backends import ExactBackend
+from qpeft.compare.cells.cell import failed_row, run_cell, tidy, work_folder
+from qpeft.compare.cells.measuring import settings_of
+from qpeft.compare.plan import make_plan
+from qpeft.compare.rows import row_path, write_row
+from qpeft.compare.study import load_study
+from qpeft.errors import ConfigError, DataError, InputError
+
+METHODS = [
+    {"key": "none", "method": "none"},
+    {"key": "lora", "method": "lora", "settings": {"r": 2}, "lr": 0.01},
+    {"key": "full", "method": "full", "lr": 0.003},
+    {"key": "dora", "method": "dora", "settings": {"r": 2}, "lr": 0.01},
+    {"key": "sora", "method": "sora", "settings": {"r": 2}, "lr": 0.01},
+    {"key": "ia3", "method": "ia3", "lr": 0.01},
+    {"key": "prefix", "method": "prefix", "settings": {"num_virtual_tokens": 3}, "lr": 0.01},
+    {"key": "qpa", "method": "qpa", "settings": {"r": 8, "budget": 0.5}, "lr": 0.001},
+    {"key": "qaa", "method": "qaa", "lr": 0.01},
+    {"key": "quantum_peft", "method": "quantum_peft", "settings": {"r": 4}, "lr": 0.01},
+]
+SMALL = {
+    "methods": METHODS,
+    "blocks": [],
+    "generation": None,
+    "training.steps": 6,
+    "training.batch_size": 2,
+    "training.seq_len": 32,
+    "training.eval_every": 3,
+    "training.eval_blocks": 4,
+    "test_blocks": 4,
+    "seeds": [0, 1, 2],
+}
+
+
+@pytest.fixture
+def study(tiny_model, text_file):
+    def make(**changes):
+        return load_study("survey", {**SMALL, "base": str(tiny_model), "data": str(text_file), **changes})
+
+    return make
+
+
+def cells_of(plan, *keys, seed=0):
+    """Final cells at the middle rate, whatever trials there were."""
+    return [
+        replace(cell, impossible=None, lr=(cell.config["rates"] or [None])[0])
+        for cell in plan.final_cells()
+        if cell.method in keys and cell.seed == seed
+    ]
+
+
+def test_a_plan_counts_every_method_and_runs_nothing(study, tmp_path):
+    plan = make_plan(study(), tmp_path / "out")
+    assert not (tmp_path / "out" / "study.json").exists()
+    plan.write()
+    written = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert written == plan.study
+    by_key = {method["key"]: method for method in written["methods"]}
+    assert by_key["none"]["trainable"] == 0
+    # a rank-2 LoRA on the four linear maps of each of two layers of width 16
+    assert by_key["lora"]["trainable"] == 2 * 2 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))
+    assert by_key["qpa"]["trainable"] <= 4 * by_key["lora"]["trainable"] / 2  # half of rank 8
+    assert by_key["lora"]["rates"] == [0.003, 0.01, 0.03, 0.1]
+    assert not (tmp_path / "out" / "rows").exists()
+    assert len(plan.tuning_cells()) == 4 * (len(METHODS) - 1)
+    assert len(plan.final_cells()) == 3 * (len(METHODS) - 1) + 1  # the base needs no second seed
+
+
+def test_seed_0_of_every_method_comes_before_seed_1_and_cheap_methods_first(study, tmp_path):
+    cells = make_plan(study(), tmp_path / "out").final_cells()
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    weights = [cell.weight for cell in cells if cell.seed == 0]
+    assert weights == sorted(weights)
+
+
+def test_the_lowest_trial_gives_the_rate_and_an_edge_is_named(study, tmp_path):
+    plan = make_plan(study(), tmp_path / "out")
+    for cell in plan.tuning_cells():
+        row = failed_row(cell, RuntimeError("planted"))
+        if cell.method == "lora":
+            row |= {"status": "success", "quality": {"valid_loss": 1 / cell.lr}}
+        write_row(row_path(plan.folder, cell.study, cell.method, cell.hash, cell.name), row)
+    finals = {cell.method: cell for cell in plan.final_cells() if cell.seed == 0}
+    assert (finals["lora"].lr, finals["lora"].lr_at_edge) == (0.1, "high")
+    assert "lower lr" in finals["qpa"].impossible
+    assert finals["none"].impossible is None
+
+
+def test_a_changed_config_changes_its_hash_and_no_other(study, tmp_path):
+    before = {method["key"]: method["hash"] for method in make_plan(study(), tmp_path / "a").study["methods"]}
+    changed = [{**method, "settings": {"r": 3}} if method["key"] == "lora" else method for method in METHODS]
+    after = {m["key"]: m["hash"] for m in make_plan(study(methods=changed), tmp_path / "b").study["methods"]}
+    assert {key for key in before if before[key] != after[key]} == {"lora"}
+    longer = make_plan(study(**{"training.steps": 7}), tmp_path / "c").study["methods"]
+    assert all(before[method["key"]] != method["hash"] for method in longer)
+
+
+def test_a_block_takes_the_largest_size_within_its_budget(study, tmp_path):
+    sizes = {"key": "lora", "method": "lora", "vary": "r", "values": [1, 2, 3, 4, 5]}
+    tight = {"key": "prefix", "method": "prefix", "vary": "num_virtual_tokens", "values": [40]}
+    exact = {"key": "qpa", "method": "qpa", "settings": {"r": 4, "budget": "@budget"}}
+    block = {"of": "prefix", "methods": [sizes, tight, exact]}
+    methods = [*METHODS[:2], {"key": "prefix", "method": "prefix", "settings": {"num_virtual_tokens": 30}}]
+    plan = make_plan(study(methods=methods, blocks=[block], **{"training.seq_len": 16}), tmp_path / "out")
+    found = {member["key"]: member for member in plan.study["blocks"][0]["members"]}
+    budget = 30 * 2 * 16 * 2
+    assert plan.study["blocks"][0]["budget"] == budget
+    assert found["lora@prefix"]["trainable"] == 3 * 2 * 256 <= budget
+    assert found["prefix@prefix"]["over_budget"]
+    assert not found["prefix@prefix"]["ranked"]
+    assert 0.8 <= found["qpa@prefix"]["ratio"] <= 1
+    assert found["qpa@prefix"]["ranked"]
+
+
+def test_order_and_start_are_equal_for_all_methods(study, tmp_path):
+    """Acceptance 5 and 6: one order of the data for a seed; every start but the prefix's is the base itself."""
+    plan = make_plan(study(), tmp_path / "out")
+    rows = [run_cell(cell, plan.folder) for cell in cells_of(plan, *(method["key"] for method in METHODS))]
+    trained = [row for row in rows if row["method"] != "none"]
+    assert len({row["data"]["order_sha256"] for row in trained}) == 1
+    assert len({row["data"]["tokens_seen"] for row in trained}) == 1
+    [other] = cells_of(plan, "lora", seed=1)
+    assert run_cell(other, plan.folder)["data"]["order_sha256"] != trained[0]["data"]["order_sha256"]
+    starts = {row["method"]: row["train"]["curve"][0][2] for row in rows}
+    base = starts.pop("none")
+    assert abs(starts.pop("prefix") - base) > 1e-4
+    assert starts.pop("dora") == pytest.approx(base, abs=1e-5)
+    assert starts.pop("quantum_peft") == pytest.approx(base, abs=1e-5)
+    assert set(starts.values()) == {base}
+
+
+def test_a_row_has_what_the_specification_lists(study, tmp_path):
+    plan = make_plan(study(), tmp_path / "out")
+    [cell] = cells_of(plan, "qpa")
+    row = run_cell(cell, plan.folder)
+    assert row["status"] == "success"
+    assert {"lr", "steps", "seconds", "curve", "lr_at_grid_edge"} <= row["train"].keys()
+    assert [point[0] for point in row["train"]["curve"] if point[2] is not None] == [0, 3, 6]
+    assert {"valid_loss", "test_loss", "test_ppl", "bits_per_byte", "best_step"} <= row["quality"].keys()
+    counts = row["cost"]
+    assert counts["params_trainable"] == counts["params_generator"] < counts["params_deployed"]
+    assert counts["optimizer_bytes"] >= 2 * 4 * counts["params_trainable"]  # AdamW's two moments
+    assert row["data"]["splits"]["test_tokens"] > 0
+    assert json.dumps(row, allow_nan=False)
+    folder = work_folder(cell, plan.folder)
+    assert folder.exists()
+    tidy(cell, plan.folder)
+    assert not folder.exists()
+
+
+def test_a_row_trained_on_a_backend_scores_exact_probabilities_and_says_what_it_used(study, tmp_path):
+    settings = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity", "angle_scale": 50}
+    shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}
+    changes = {"methods": [{**shots, "key": "exact", "backend": {}}, shots], "reference": "exact"}
+    plan = make_plan(study(**changes), tmp_path / "out")
+    assert len({method["hash"] for method in plan.study["methods"]}) == 2
+    exact, noisy = (run_cell(cell, plan.folder) for cell in cells_of(plan, "exact", "shots"))
+    assert noisy["method_config"]["backend"] == {"shots": 400}
+    assert noisy["train"]["circuits"]["shots"] == 400 * noisy["train"]["circuits"]["circuits"] > 0
+    assert noisy["quality"]["test_loss"] != exact["quality"]["test_loss"]  # trained with them
+    assert noisy["train"]["curve"][0][2] == exact["train"]["curve"][0][2]  # scored without
+    assert noisy["quality"]["valid_loss_on_backend"] != noisy["quality"]["valid_loss"]
+    assert "valid_loss_on_backend" not in exact["quality"]
+    assert "circuits" not in exact["train"]
+
+
+def test_on_hardware_every_job_is_counted_every_step_is_saved_and_no_job_goes_to_figures_of_time(
+    study, tmp_path, monkeypatch
+):
+    sent = []
+    run = ExactBackend.run
+    monkeypatch.setattr(ExactBackend, "is_simulator", False)
+    monkeypatch.setattr(ExactBackend, "run", lambda self, *given: sent.append(given) or run(self, *given))
+    settings = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity"}
+    shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}
+    plan = make_plan(study(methods=[shots], reference="shots"), tmp_path / "out")
+    [cell] = cells_of(plan, "shots")
+    plan.estimate()
+    cost = replace(plan.cost_cells()[0], impossible=None, lr=0.001)
+    assert "exact circuits" in run_cell(cost, plan.folder)["null_reasons"]["cost.on_backend"]
+    assert not sent
+    row = run_cell(cell, plan.folder)
+    log = (work_folder(cell, plan.folder) / "run" / "jobs.jsonl").read_text().splitlines()
+    answered = [json.loads(line) for line in log if json.loads(line)["event"] == "answered"]
+    assert len(answered) == len(sent)
+    assert row["train"]["circuits"]["jobs"] + 1 == len(sent)  # the last one is the score on the backend
+    assert row["quality"]["valid_loss_on_backend"] is not None
+    assert settings_of(cell, tmp_path).save_every is None
+
+
+@pytest.mark.parametrize("content", ["[]", '{"h": 3}', "{", '{"HASH": {"start": 1.0}}', '{"HASH": 5}'])
+def test_a_damaged_estimate_is_made_again(study, tmp_path, content):
+    plan = make_plan(study(methods=METHODS[:2]), tmp_path / "out")
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "estimate.json").write_text(content.replace("HASH", plan.final_cells()[0].hash))
+    assert plan.estimate()["final"] > 0
+
+
+def test_an_estimate_counts_all_blocks_where_all_are_scored(study, tmp_path):
+    """0 means all: of a larger part of the data, no less time."""
+    plan = make_plan(study(methods=METHODS[:2], **{"training.eval_blocks": 0, "test_blocks": 0}), tmp_path / "out")
+    plan.estimate()
+    for timed in json.loads((tmp_path / "out" / "estimate.json").read_text()).values():
+        assert timed["valid_blocks"] > 0
+        assert timed["test_blocks"] > 0
+        assert timed["eval_every"] == 3
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "{"])
+def test_a_damaged_record_of_the_split_is_refused(study, tmp_path, content):
+    make_plan(study(methods=METHODS[:2]), tmp_path / "out")
+    (tmp_path / "out" / "data" / "split.json").write_text(content)
+    with pytest.raises(ConfigError, match="no study split it"):
+        make_plan(study(methods=METHODS[:2]), tmp_path / "out")
+
+
+def test_the_test_split_is_read_with_the_numbers_that_did_best_on_validation(study, tmp_path):
+    """A rate so high that the last evaluation is worse than an earlier one."""
+    plan = make_plan(study(**{"training.eval_every": 1}), tmp_path / "out")
+    [cell] = cells_of(plan, "lora")
+    row = run_cell(replace(cell, lr=0.5), plan.folder)
+    curve = [(step, loss) for step, _, loss, _ in row["train"]["curve"]]
+    assert row["quality"]["best_step"] == min(curve, key=lambda point: point[1])[0] < 6
+    assert row["quality"]["valid_loss"] == min(loss for _, loss in curve)
+    assert row["quality"]["valid_loss_last"] == curve[-1][1]
+
+
+def test_an_interrupted_cell_goes_on_to_the_same_row(study, tmp_path):
+    plan = make_plan(study(**{"training.save_every": 2}), tmp_path / "out")
+    again = make_plan(study(**{"training.save_every": 2}), tmp_path / "again")
+
+    class Killed(BaseException):
+        pass
+
+    def kill(done: int, planned: int) -> None:
+        if done == 5:
+            raise Killed
+
+    for key in ("qpa", "sora", "full"):
+        [cell], [fresh] = cells_of(plan, key), cells_of(again, key)
+        with pytest.raises(Killed):
+            run_cell(cell, plan.folder, kill)
+        seen: list[int] = []
+        resumed = run_cell(cell, plan.folder, lambda done, planned, seen=seen: seen.append(done))
+        assert min(seen) == 4  # from the checkpoint on
+        whole = run_cell(fresh, again.folder)
+        assert resumed["quality"] == whole["quality"]
+        assert resumed["capacity"]["effective_rank"] == pytest.approx(whole["capacity"]["effective_rank"], rel=1e-9)
+        losses = [[point[:3] for point in row["train"]["curve"]] for row in (resumed, whole)]
+        assert losses[0] == losses[1]
+
+
+def test_a_loss_that_is_not_finite_is_a_diverged_row(study, tmp_path):
+    plan = make_plan(study(), tmp_path / "out")
+    [cell] = cells_of(plan, "full")
+    row = run_cell(replace(cell, lr=1e30), plan.folder)
+    assert row["status"] == "diverged"
+    assert row["error_msg"]
+
+
+def test_a_folder_of_another_study_or_other_data_is_refused(study, tmp_path, tiny_model):
+    make_plan(study(), tmp_path / "out").write()
+    with pytest.raises(ConfigError, match="study 'survey'"):
+        make_plan(study(name="other"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="holds a study with data"):
+        make_plan(study(data="numpy-docs"), tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="not empty"):
+        make_plan(study(), tmp_path / "mine")
+
+
+def test_what_cannot_run_is_refused_before_any_cell(study, tmp_path):
+    with pytest.raises(InputError, match="no model folder"):
+        make_plan(study(base=str(tmp_path / "nowhere")), tmp_path / "a")
+    with pytest.raises(DataError, match="no file or folder"):
+        make_plan(study(data=str(tmp_path / "nothing.txt")), tmp_path / "b")
+    methods = [METHODS[1], {"key": "bad", "method": "qpa", "settings": {"budget": 3}}]
+    with pytest.raises(ConfigError, match=r"method bad: .*too small"):
+        make_plan(study(methods=methods), tmp_path / "c")
+    methods = [METHODS[1], {"key": "bad", "method": "lora", "settings": {"rank": 3}}]
+    with pytest.raises(ConfigError, match="'rank'"):
+        make_plan(study(methods=methods), tmp_path / "d")
+
+
+@pytest.mark.parametrize("task", ["text-classification", "image-classification"])
+def test_classifications_are_compared_by_accuracy(task, tmp_path, tiny_encoder, tiny_vit, opinion_files, bar_files):
+    model, (data, _) = (tiny_encoder, opinion_files) if task == "text-classification" else (tiny_vit, bar_files)
+    methods = [
+        {"key": "head", "method": "head", "lr": 0.01},
+        {"key": "lora", "method": "lora", "settings": {"r": 2}, "lr": 0.01},
+    ]
+    asked = {**SMALL, "base": str(model), "data": str(data), "task": task, "methods": methods, "reference": "head"}
+    plan = make_plan(load_study("survey", asked), tmp_path / "out")
+    assert plan.study["metric"] == "test_accuracy"
+    torch.manual_seed(0)
+    for cell in cells_of(plan, "head", "lora"):
+        row = run_cell(cell, plan.folder)
+        assert 0 <= row["quality"]["test_accuracy"] <= 1
+        assert row["data"]["splits"]["test_tokens"] in (4, 6)
+        assert 0 < row["cost"]["params_head"] <= row["cost"]["params_trainable"]
+
+
+def test_answers_to_the_test_prompts_are_written_kept_and_scored(study, tmp_path):
+    data = tmp_path / "pairs.csv"
+    lines = [f'"name[the {n // 2} bird], area[wood]","the bird number {n // 2} sings in the wood"' for n in range(120)]
+    data.write_text("mr,ref\n" + "\n".join(lines) + "\n")
+    columns = {"training.prompt_column": "mr", "training.completion_column": "ref", "training.seq_len": 61}
+    asked = {"data": str(data), "generation": {"max_new_tokens": 5, "n_prompts": 2}, "metric": "bleu", **columns}
+    plan = make_plan(study(**asked), tmp_path / "out")
+    [cell] = cells_of(plan, "lora")
+    row = run_cell(cell, plan.folder)
+    assert len(row["quality"]["texts"]) == 2
+    assert row["quality"]["bleu_signature"].startswith("nrefs:2|")
+    assert 0 <= row["quality"]["bleu"] <= 100
+    assert 0 <= row["quality"]["rougeL"] <= 1
+    assert row["quality"]["bertscore_f1"] is None
+    assert "no local encoder given" in row["null_reasons"]["quality.bertscore_f1"]
+
+
+def test_texts_without_prompts_say_why_they_have_no_bleu(study, tmp_path):
+    plan = make_plan(study(generation={"max_new_tokens": 5}), tmp_path / "out")
+    [cell] = cells_of(plan, "none")
+    row = run_cell(cell, plan.folder)
+    assert row["quality"]["bleu"] is None
+    assert row["null_reasons"]["quality.bleu"] == "the data has no prompts with answers"
+
+
+def test_forgetting_is_what_the_loss_on_a_general_text_rose_by(study, tmp_path):
+    general = tmp_path / "general.txt"
+    general.write_text(" ".join(f"{n} goblins ate {n * n} plums" for n in range(300)))
+    plan = make_plan(study(general_data=str(general)), tmp_path / "out")
+    [untrained], [full] = cells_of(plan, "none"), cells_of(plan, "full")
+    assert run_cell(untrained, plan.folder)["quality"]["forgetting_shifted"] == 0
+    assert run_cell(full, plan.folder)["quality"]["forgetting_shifted"] != 0
+    without = make_plan(study(), tmp_path / "without")
+    [cell] = cells_of(without, "none")
+    assert cell.hash != untrained.hash
+    row = run_cell(cell, without.folder)
+    assert row["quality"]["forgetting_shifted"] is None
+    assert row["null_reasons"]["quality.forgetting_shifted"] == "the study names no general_data"
+
+
+def test_methods_that_need_room_shorten_the_blocks_of_all(study, tmp_path):
+    """Else a method with virtual tokens would see other blocks, and its seeds could not be paired."""
+    plan = make_plan(study(**{"training.seq_len": None}), tmp_path / "out")
+    assert plan.study["training"]["seq_len"] == 64 - 3
+    rows = [run_cell(cell, plan.folder) for cell in cells_of(plan, "lora", "prefix")]
+    assert len({row["data"]["order_sha256"] for row in rows}) == 1
+    assert len({row["data"]["splits"]["test_tokens"] for row in rows}) == 1
+
+
+def test_a_prompt_too_long_to_answer_costs_the_answers_and_no_training(study, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"{n} " + "the bird sings " * 5, "completion": "at night"} for n in range(60)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    asked = {"data": str(data), "generation": {"max_new_tokens": 50}, "training.seq_len": 61}
+    plan = make_plan(study(**asked), tmp_path / "out")
+    [cell] = cells_of(plan, "lora")
+    row = run_cell(cell, plan.folder)
+    assert row["status"] == "success"
+    assert row["quality"]["test_loss"] > 0
+    assert row["quality"].get("bleu") is None
+    assert row["null_reasons"]["quality.bleu"]
+
+
+def test_an_encoder_that_is_not_there_is_refused_before_any_training(study, tmp_path):
+    asked = {"generation": {"bertscore_model": str(tmp_path / "nowhere")}}
+    with pytest.raises(ConfigError, match="bertscore_model: no folder"):
+        make_plan(study(**asked), tmp_path / "out")
+
+
+def test_rows_outlive_their_damaged_study_file(study, tmp_path):
+    plan = make_plan(study(), tmp_path / "out")
+    plan.write()
+    write_row(row_path(plan.folder, "survey", "lora", "0" * 12, "seed0"), failed_row(plan.final_cells()[0], OSError()))
+    (tmp_path / "out" / "study.json").write_text('{"schema": 1')
+    with pytest.raises(ConfigError, match="delete it, and the same command writes it again"):
+        make_plan(study(), tmp_path / "out")
+    (tmp_path / "out" / "study.json").unlink()
+    make_plan(study(), tmp_path / "out").write()
+    assert (tmp_path / "out" / "study.json").exists()

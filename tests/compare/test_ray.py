@@ -1,0 +1,99 @@
+"""The Ray executor on a cluster of two CPUs that this test starts: the rows of the plain runner."""
+
+import os
+import sys
+from pathlib import Path
+
+import planted_cells as cells
+import pytest
+
+from qpeft.compare.running import runner
+from qpeft.compare.running.progress import Silent
+from qpeft.compare.running.runner import run
+from qpeft.errors import ConfigError
+
+pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.slow]
+
+
+def test_real_trainings_have_the_same_bits(tiny_model, text_file, tmp_path):
+    """On a cluster that the run starts and ends itself."""
+    ray = pytest.importorskip("ray")
+    study = tmp_path / "small.yaml"
+    study.write_text(cells.TINY_STUDY.format(base=tiny_model, data=text_file))
+    here, there = (cells.untimed_plan(tmp_path / name, study) for name in ("here", "there"))
+    run(here)
+    run(there, workers=2, executor="ray")
+    rows = cells.timeless_rows(there.folder)
+    assert rows == cells.timeless_rows(here.folder)
+    assert [row["status"] for row in rows.values()] == ["success"] * 8
+    assert not ray.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """What a user would have started; its workers find the planted cells."""
+    ray = pytest.importorskip("ray")
+    paths = os.pathsep.join([str(Path(cells.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "write_all", lambda folder: None)
+    (tmp_path / "study.json").write_text("{}")
+    return cells.PlantedPlan(tmp_path)
+
+
+def test_rows_are_those_of_the_plain_runner(plan, cluster, tmp_path):
+    outcome = run(plan, workers=2, executor="ray", run_cell=cells.run_cell)
+    assert (outcome.n_done, outcome.failures) == (10, [])
+    local = cells.PlantedPlan(tmp_path / "local")
+    run(local, run_cell=cells.run_cell)
+    assert plan.rows() == local.rows()
+    lines = [line.split() for line in (plan.folder / "journal").read_text().splitlines()]
+    costs = [what for what, cell_id in lines if cell_id.endswith("cost")]
+    assert costs == ["begin", "end"] * 2  # alone
+    assert cluster.is_initialized()  # what was there before the run is there after it
+
+
+def test_a_crash_is_one_row(plan, cluster):
+    crashing = cells.PlantedPlan(plan.folder, ("lora", "raises", "killed"))
+    outcome = run(crashing, workers=2, executor="ray", run_cell=cells.run_or_fail)
+    statuses = {row["cell_id"].split("/", 1)[1]: row["status"] for row in crashing.rows().values()}
+    assert len(statuses) == 15
+    assert {row["method"] for row in outcome.failures} == {"raises", "killed"}
+    assert crashing.row("raises", "lr0.1")["error_msg"] == "planted"
+    assert "signal 9" in crashing.row("killed", "lr0.1")["error_msg"]
+
+
+def test_a_machine_without_the_folder_says_so(plan, cluster):
+    (plan.folder / "study.json").unlink()
+    run(plan, executor="ray", run_cell=cells.run_cell)
+    row = plan.row("lora", "lr0.1")
+    assert (row["status"], row["error_type"]) == ("failed", "DataError")
+    assert "all machines of the cluster must share it" in row["error_msg"]
+
+
+def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
+    from qpeft.compare.running.ray_executor import RayExecutor
+
+    cell = plan.tuning_cells()[0]
+    with RayExecutor(plan.folder, cells.run_after_losing_a_worker, Silent()) as executor:
+        ((_, row),) = executor.run([cell])
+    assert row["status"] == "success"
+    assert (plan.folder / "journal").read_text().splitlines()[0] == "lost"
+
+
+def test_without_ray_the_message_names_the_extra(plan, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match="pip install ray"):
+        run(plan, executor="ray")

@@ -1,0 +1,133 @@
+"""The independent recomputation agrees with the tables, and notices when one of the two was changed."""
+
+import ast
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qpeft.compare.analysis.summary import write_outputs
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "recompute_summary.py"
+
+
+@pytest.fixture(scope="module")
+def recompute():
+    spec = importlib.util.spec_from_file_location("recompute_summary", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def written(study_folder):
+    write_outputs(study_folder)
+    return study_folder
+
+
+def row(folder, key, name):
+    return next((folder / "rows" / "synthetic" / key).glob(f"*/{name}.json"))
+
+
+def test_it_agrees_in_an_interpreter_without_other_packages(written):
+    found = subprocess.run(
+        [sys.executable, "-I", "-S", str(SCRIPT), str(written)], capture_output=True, text=True, check=False
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == "summary.csv and blocks.csv agree with the rows of 15 methods\n"
+
+
+def test_it_imports_the_standard_library_alone():
+    tree = ast.parse(SCRIPT.read_text())
+    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in names} <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("df", [1, 2, 4, 9, 30])
+def test_its_distribution_is_scipys(recompute, df):
+    from scipy.stats import t
+
+    assert recompute.quantile(df) == pytest.approx(t.ppf(0.975, df), rel=1e-12)
+    for value in (0.0, 0.3, 2.0, 9.0, 300.0):
+        assert recompute.tail(value, df) == pytest.approx(2 * t.sf(value, df), rel=1e-10)
+
+
+@pytest.mark.parametrize(
+    "column", ["metric.mean", "metric.sd", "delta.mean", "delta.low", "delta.p_holm", "control.high"]
+)
+def test_a_changed_digit_of_the_summary_is_found(recompute, written, capsys, column):
+    path = written / "summary.csv"
+    header, *lines = path.read_text().splitlines()
+    place = header.split(",").index(column)
+    key = "qpa_noise"
+    changed = [",".join(_nudge(line.split(","), place)) if line.startswith(key) else line for line in lines]
+    path.write_text("\n".join([header, *changed]) + "\n")
+    assert recompute.main(written) == 1
+    (told,) = capsys.readouterr().out.splitlines()
+    assert told.startswith(f"summary.csv: {key} {column} is ")
+
+
+def _nudge(cells, place):
+    cells[place] = repr(float(cells[place]) * (1 + 1e-7))
+    return cells
+
+
+@pytest.mark.parametrize("verdict", ["better", "no difference shown"])
+def test_a_changed_verdict_is_found(recompute, written, capsys, verdict):
+    path = written / "summary.csv"
+    path.write_text(re.sub(r"(?m)^(qaa,.*?),worse,worse,", rf"\1,worse,{verdict},", path.read_text()))
+    assert recompute.main(written) == 1
+    assert "qaa delta.verdict is" in capsys.readouterr().out
+
+
+def test_a_changed_row_is_found(recompute, written, capsys):
+    path = row(written, "lora", "seed2")
+    path.write_text(path.read_text().replace('"test_loss": 4', '"test_loss": 5'))
+    assert recompute.main(written) == 1
+    assert "summary.csv: qpa delta.mean is" in capsys.readouterr().out
+
+
+def test_a_seed_that_vanished_is_found(recompute, written, capsys):
+    row(written, "qaa", "seed2").unlink()
+    assert recompute.main(written) == 1
+    out = capsys.readouterr().out
+    assert "summary.csv: qaa seeds_ok is '5', the rows give 4" in out
+    assert "blocks.csv: qaa lora@qaa delta.n is '5', the rows give 4" in out
+
+
+def test_a_line_that_vanished_is_found(recompute, written, capsys):
+    path = written / "blocks.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    assert recompute.main(written) == 1
+    assert "blocks.csv: lines" in capsys.readouterr().out
+
+
+def test_it_agrees_where_little_is_there(recompute, written):
+    for seed in (1, 2, 3, 4):
+        row(written, "qpa", f"seed{seed}").unlink()
+    for seed in (2, 3, 4):
+        row(written, "qpa_noise", f"seed{seed}").unlink()
+    shutil.rmtree(written / "rows" / "synthetic" / "qaa")
+    write_outputs(written)
+    assert recompute.main(written) == 0
+
+
+def test_it_agrees_where_more_is_better(recompute, written):
+    study = written / "study.json"
+    study.write_text(study.read_text().replace('"metric": "test_loss"', '"metric": "bleu"'))
+    for path in (written / "rows").rglob("seed*.json"):
+        found = json.loads(path.read_text())
+        found["quality"]["bleu"] = 90 - 10 * found["quality"].get("test_loss", 0)
+        path.write_text(json.dumps(found))
+    summary = write_outputs(written)
+    assert summary["qpa"].difference.verdict == "worse"
+    assert summary["full"].rank == 1
+    assert recompute.main(written) == 0

@@ -1,0 +1,273 @@
+"""The report's page and charts, from the rows of a synthetic study; a browser's view is tested beside this."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from qpeft.compare.analysis.summary import summarise
+from qpeft.compare.report import write_report
+from qpeft.compare.report.canvas import VARIABLES
+from qpeft.compare.rows import row_path
+
+VOID = {"meta", "link", "input", "br", "hr", "img"}
+HOSTILE = "<script>alert('label')</script> & \"quoted\" $x^2$ 漢字"
+
+
+class Page(HTMLParser):
+    """Elements as the parser meets them, and whether each is closed where it should be."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@pytest.fixture(scope="module")
+def written(whole_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = shutil.copytree(whole_study, tmp_path_factory.mktemp("report") / "study")
+    write_report(folder, summarise(folder))
+    return folder
+
+
+def report(folder: Path) -> Page:
+    return Page(write_report(folder, summarise(folder)).read_text(encoding="utf-8"))
+
+
+def edit_study(folder: Path, **changes) -> None:
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    (folder / "study.json").write_text(json.dumps(study | changes), encoding="utf-8")
+
+
+def edit_rows(folder: Path, change) -> None:
+    for path in (folder / "rows").rglob("*.json"):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        change(row)
+        path.write_text(json.dumps(row), encoding="utf-8")
+
+
+def test_a_second_call_gives_the_same_bytes(written):
+    before = {path: path.read_bytes() for path in [written / "report.html", *(written / "plots").glob("*.svg")]}
+    write_report(written, summarise(written))
+    assert len(before) > 10
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_the_page_is_whole_and_asks_for_nothing(written):
+    page = Page((written / "report.html").read_text(encoding="utf-8"))
+    assert page.open == []
+    links = [attrs[name] for _, attrs in page.tags for name in ("src", "href", "xlink:href") if name in attrs]
+    assert links
+    assert all(link is not None and link.startswith(("#", "data:,")) for link in links)
+    ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links if link and link.startswith("#")} <= set(ids)
+    css = (written / "report.html").read_text(encoding="utf-8")
+    assert "@import" not in css
+    assert set(re.findall(r"url\(([^)]*)\)", css)) <= {f"#{name}" for name in ids}
+
+
+def test_everything_that_was_found_is_said(written):
+    page = Page((written / "report.html").read_text(encoding="utf-8"))
+    summary = summarise(written)
+    said = [summary.study["question"], summary.study["command"], *summary.limits, *summary.sentences.values()]
+    for text in said:
+        assert text in page.text
+    for row in summary.failures:
+        assert row["cell_id"] in page.text
+        assert row["status"] in page.text
+    assert "a planted crash" in page.text
+    for method in summary.methods:
+        assert f"{method.trainable:,}" in page.text
+        if method.difference is not None and method.method != "none":
+            assert f"seeds-{method.key}" in {path.stem for path in (written / "plots").iterdir()}
+
+
+def test_charts_are_valid_and_have_the_page_s_colours(written):
+    html = (written / "report.html").read_text(encoding="utf-8")
+    charts = sorted((written / "plots").glob("*.svg"))
+    for path in charts:
+        assert ET.fromstring(path.read_bytes()).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "<dc:date>" not in path.read_text(encoding="utf-8")
+    inlined = re.findall(r"<svg .*?</svg>", html, flags=re.DOTALL)
+    assert len(inlined) == len(charts)
+    for svg in inlined:
+        assert not re.search(r"#[0-9a-f]{6}\b", svg)
+        assert set(re.findall(r"var\(--(\w+)\)", svg)) <= set(VARIABLES.values())
+
+
+def test_every_seed_is_a_dot(written):
+    evaluations, seeds = 11, 5
+    svg = (written / "plots" / "seeds-qpa.svg").read_text(encoding="utf-8")
+    assert svg.count("opacity: 0.75") == evaluations * seeds
+    lost = (written / "plots" / "seeds-vera.svg").read_text(encoding="utf-8")
+    assert lost.count("opacity: 0.75") == evaluations * (seeds - 1)
+
+
+def test_controls_stand_beneath_their_method_in_table_and_chart(written):
+    page = Page((written / "report.html").read_text(encoding="utf-8"))
+    results = page.text[page.text.index("test data, best first") :]
+    names = re.findall(r"\b(?:full|lora|qpa_noise|qpa|qaa_linear|qaa|none)\b", results)
+    assert names.index("qpa_noise") > names.index("qpa")
+    svg = (written / "plots" / "differences.svg").read_text(encoding="utf-8")
+    order = re.findall(r">(?:↳ )?([a-z][a-z_0-9]+)</text>", svg)
+    assert order[order.index("qpa") + 1] == "qpa_noise"
+    assert order[order.index("qaa") + 1] == "qaa_linear"
+    assert order[0] == "full"
+
+
+def test_text_from_outside_is_escaped(study_folder):
+    study = json.loads((study_folder / "study.json").read_text(encoding="utf-8"))
+    for method in study["methods"]:
+        method["label"] = method["note"] = HOSTILE
+        method["settings"] = {"name": HOSTILE}
+    edit_study(study_folder, methods=study["methods"], title=HOSTILE, question=HOSTILE, command=HOSTILE)
+
+    def damage(row):
+        row |= {"status": "failed", "error_msg": HOSTILE, "error_type": HOSTILE, "traceback_tail": HOSTILE}
+        row["env"]["device"] = HOSTILE
+
+    edit_rows(study_folder, lambda row: damage(row) if row["method"] == "qaa" else None)
+    page = report(study_folder)
+    assert sum(tag == "script" for tag, _ in page.tags) == 1
+    assert page.text.count("<script>alert('label')</script>") > 10
+
+
+def test_a_name_that_looks_like_markup_stays_text_in_a_chart():
+    from qpeft.compare.report import canvas
+
+    label = f'</text><script>1</script> href="#a" {canvas.INK} $\\frac$ 漢'
+    with canvas.style("hostile"):
+        chart = canvas.figure(100)
+        canvas.axes(chart).text(0, 0, label)
+        svg = canvas.to_svg(chart)
+    texts = [element.text for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+    assert label in texts
+    page = Page(canvas.inline(svg, "hostile", 'a "title" <b>'))
+    assert label in page.words
+    assert page.tags[0][1]["aria-label"] == 'a "title" <b>'
+
+
+def test_the_user_s_own_matplotlib_settings_change_nothing(written):
+    import matplotlib
+
+    before = (written / "plots" / "trainable.svg").read_bytes()
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        write_report(written, summarise(written))
+    assert (written / "plots" / "trainable.svg").read_bytes() == before
+
+
+def test_a_study_without_rows_is_a_page_too(study_folder):
+    shutil.rmtree(study_folder / "rows")
+    page = report(study_folder)
+    assert "planned trainings have no row yet" in page.text
+    assert "None: no run failed" in page.text
+    assert "No method has a result yet." in page.text
+    assert list((study_folder / "plots").glob("*.svg")) == []
+
+
+def test_charts_of_methods_that_are_no_more_are_removed(written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "study")
+    (folder / "plots" / "seeds-gone.svg").write_text("", encoding="utf-8")
+    write_report(folder, summarise(folder))
+    assert not (folder / "plots" / "seeds-gone.svg").exists()
+
+
+def test_two_seeds_are_preliminary_and_never_ranked(study_folder):
+    for path in (study_folder / "rows").rglob("seed*.json"):
+        if path.stem not in ("seed0", "seed1"):
+            path.unlink()
+    page = report(study_folder)
+    assert "… preliminary" in page.text
+    assert "▲ better" not in page.text
+    assert "▼ worse" not in page.text
+
+
+def test_accuracy_is_shown_in_percent_and_higher_is_better(study_folder):
+    edit_study(study_folder, metric="test_accuracy", task="text-classification")
+
+    def score(row):
+        if "test_loss" in row["quality"]:
+            row["quality"]["test_accuracy"] = 1.2 - row["quality"]["test_loss"] / 8
+
+    edit_rows(study_folder, score)
+    page = report(study_folder)
+    assert "test accuracy, %; higher is better" in page.text
+    summary = summarise(study_folder)
+    full = summary["full"]
+    assert full.metric is not None
+    assert f"{100 * full.metric.mean:.2f} ±" in page.text
+    assert full.difference is not None
+    assert f"+{100 * full.difference.mean:.3f} [" in page.text
+    svg = (study_folder / "plots" / "trainable.svg").read_text(encoding="utf-8")
+    assert "Test accuracy (%), higher is better" in svg
+
+
+def test_capacity_is_drawn_layer_by_layer_and_sora_s_ranks_are_counted(study_folder):
+    def measure(row):
+        if row["capacity"]:
+            row["capacity"]["blocks"] = [{"layer": i, "effective_rank": 2.0 + i, "cka": 0.9} for i in range(3)]
+            modules = [{"weight_numerical_rank": rank, "update_ratio": 0.1} for rank in (2, 2, None)]
+            row["capacity"]["modules"] = [*modules, {"weight_numerical_rank": None, "update_ratio": None}]
+
+    edit_rows(study_folder, measure)
+    study = json.loads((study_folder / "study.json").read_text(encoding="utf-8"))
+    for method in study["methods"]:
+        method["method"] = "sora" if method["key"] == "twin" else method["method"]
+    edit_study(study_folder, methods=study["methods"])
+    page = report(study_folder)
+    assert "15 adapted modules; the rank of 5 more was not measured. Rank 0: every rank was pruned" in page.text
+    assert (study_folder / "plots" / "layers-cka.svg").exists()
+    svg = (study_folder / "plots" / "ranks-twin.svg").read_text(encoding="utf-8")
+    assert re.findall(r">(\d+)</text>", svg)[-2:] == ["5", "10"]  # five seeds: one module of rank 0, two of rank 2
+
+
+def test_a_rate_that_failed_is_told_by_its_status(written):
+    page = Page((written / "report.html").read_text(encoding="utf-8"))
+    assert "0.01: diverged" in page.text
+    assert ": failed" not in page.text
+    assert "Times that were measured alone are under Costs." in page.text
+
+
+def test_a_study_without_costs_says_so(study_folder):
+    for place in (study_folder / "rows").rglob("cost.json"):
+        place.unlink()
+    text = report(study_folder).text
+    assert "Times have not been measured yet." in text
+    assert "No times have been measured alone yet." in text
+
+
+def test_figures_of_another_machine_are_told_apart(study_folder):
+    path = row_path(study_folder, "synthetic", "qpa", summarise(study_folder)["qpa"].hash, "cost")
+    row = json.loads(path.read_text(encoding="utf-8"))
+    row["env"]["device"] = "another machine"
+    path.write_text(json.dumps(row), encoding="utf-8")
+    assert "times of one are not comparable with those of another" in report(study_folder).text

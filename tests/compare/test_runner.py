@@ -1,0 +1,268 @@
+"""The runner with cells that train nothing: order, resume, retries, reuse, and every way to fail."""
+
+import json
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import planted_cells as cells
+import pytest
+
+from qpeft.compare.cells.cell import work_folder
+from qpeft.compare.rows import empty_row, write_row
+from qpeft.compare.running import locks, runner
+from qpeft.compare.running.local_executor import log_path
+from qpeft.compare.running.progress import Pace, Silent
+from qpeft.compare.running.runner import is_failure, run
+from qpeft.errors import ConfigError
+
+pytestmark = pytest.mark.xdist_group("comparison")  # one process that forks, for all
+
+
+@pytest.fixture(autouse=True)
+def _planted(monkeypatch):
+    """Nothing is drawn."""
+    monkeypatch.setattr(runner, "write_all", lambda folder: None)
+    monkeypatch.setattr("qpeft.compare.running.outputs.write_all", lambda folder: None)
+
+
+@pytest.fixture
+def plan(tmp_path):
+    return cells.PlantedPlan(tmp_path)
+
+
+class Recorder(Silent):
+    """Keeps what the runner says."""
+
+    def __init__(self):
+        self.planned, self.there, self.began, self.steps, self.ended, self.notes = [], 0, [], [], [], []
+
+    def on_plan(self, cells, n_there, at_once):
+        self.planned, self.there = [cell.cell_id for cell in cells], n_there
+
+    def on_start(self, cell):
+        self.began.append(cell.cell_id)
+
+    def on_step(self, cell, done, total):
+        self.steps.append((cell.cell_id, done, total))
+
+    def on_row(self, cell, row):
+        self.ended.append((cell.cell_id, row["status"]))
+
+    def on_note(self, text):
+        self.notes.append(text)
+
+
+def names(cell_ids):
+    return [f"{cell_id.split('/')[1]} {cell_id.split('/')[3]}" for cell_id in cell_ids]
+
+
+def test_phases_follow_each_other_and_a_second_run_does_nothing(plan):
+    progress = Recorder()
+    outcome = run(plan, progress=progress, run_cell=cells.run_cell)
+    assert (outcome.n_done, outcome.n_skipped, outcome.failures) == (10, 0, [])
+    expected = ["lora lr0.1", "lora lr0.2", "qpa lr0.1", "qpa lr0.2"]
+    expected += ["lora seed0", "qpa seed0", "lora seed1", "qpa seed1", "lora cost", "qpa cost"]
+    assert names(progress.planned) == names(progress.began) == expected
+    assert {done for _, done, _ in progress.steps} <= set(range(1, cells.STEPS + 1))
+    assert {total for _, _, total in progress.steps} == {cells.STEPS}
+    assert all(row["train"]["lr"] == 0.1 for name, row in plan.rows().items() if "seed" in name)  # the lower loss
+    assert not (plan.folder / "work").exists()
+
+    files = {path: path.stat().st_mtime_ns for path in (plan.folder / "rows").rglob("*.json")}
+    again = Recorder()
+    outcome = run(plan, progress=again, run_cell=cells.run_cell)
+    assert (outcome.n_done, outcome.n_skipped, again.began, again.there) == (0, 10, [], 10)
+    assert files == {path: path.stat().st_mtime_ns for path in (plan.folder / "rows").rglob("*.json")}
+
+
+def test_what_a_kill_left_of_finished_cells_and_half_written_files_goes(plan):
+    run(plan, run_cell=cells.run_cell)
+    whole = sorted(plan.folder.rglob("*"))
+    work_folder(plan.tuning_cells()[0], plan.folder).mkdir(parents=True)
+    (plan.folder / ".data.x.unfinished").mkdir()
+    (plan.folder / "rows" / ".seed0.json.x.unfinished").write_text("{")
+    run(plan, run_cell=cells.run_cell)
+    assert sorted(plan.folder.rglob("*")) == whole
+
+
+def test_workers_give_the_same_rows_and_times_are_taken_alone(plan, tmp_path):
+    run(plan, run_cell=cells.run_cell)
+    several = cells.PlantedPlan(tmp_path / "several", methods=("lora", "qpa", "qaa"))
+    run(several, workers=3, run_cell=cells.run_cell)
+    assert {name: row for name, row in several.rows().items() if "qaa" not in name} == plan.rows()
+    lines = [line.split() for line in (several.folder / "journal").read_text().splitlines()]
+    at_once, most = 0, {"tuning": 0, "cost": 0}
+    for what, cell_id in lines:
+        at_once += 1 if what == "begin" else -1
+        phase = "cost" if cell_id.endswith("cost") else "tuning"
+        most[phase] = max(most[phase], at_once)
+    assert most["cost"] == 1
+    assert most["tuning"] > 1
+
+
+def test_every_disaster_is_one_row_and_the_others_are_there(tmp_path):
+    methods = ("lora", "raises", "no-memory", "killed", "ends", "exits", "hangs", "qpa")
+    plan = cells.PlantedPlan(tmp_path, methods)
+    outcome = run(plan, workers=2, timeout=2.0, run_cell=cells.run_or_fail)
+    rows = plan.rows()
+    assert len(rows) == 5 * len(methods)  # every cell has its row
+    trials = {method: plan.row(method, "lr0.1") for method in methods}
+    found = {method: row["status"] for method, row in trials.items()}
+    failed = dict.fromkeys(("raises", "killed", "ends", "exits"), "failed")
+    assert found == {"lora": "success", "qpa": "success", **failed, "no-memory": "oom", "hangs": "timeout"}
+    assert trials["raises"]["error_type"] == "RuntimeError"
+    assert trials["raises"]["error_msg"] == "planted"
+    assert "in _raises" in trials["raises"]["traceback_tail"]
+    assert "killed by signal 9, perhaps for want of memory" in trials["killed"]["error_msg"]
+    assert "exit code 7" in trials["ends"]["error_msg"]
+    assert "exit code 9" in trials["exits"]["error_msg"]
+    assert "more than 2 s" in trials["hangs"]["error_msg"]
+    for method in set(methods) - {"lora", "qpa"}:
+        assert plan.row(method, "seed0")["status"] == "skipped"
+        assert plan.row(method, "seed0")["error_msg"] == "no trial ended well"
+    assert {row["method"] for row in outcome.failures} == set(methods) - {"lora", "qpa"}
+    log = log_path(plan.folder, plan.tuning_cells()[2])
+    assert "a word of a library" in log.read_text()
+
+
+def test_failed_rows_stay_until_they_are_retried(tmp_path):
+    plan = cells.PlantedPlan(tmp_path, ("lora", "raises"))
+    first = run(plan, run_cell=cells.run_or_fail)
+    assert len(first.failures) == 5
+    kept = run(plan, run_cell=cells.run_cell)
+    assert (kept.n_done, len(kept.failures)) == (0, 5)
+    other = run(plan, retry=("oom", "timeout"), run_cell=cells.run_cell)
+    assert other.n_done == 0
+    mended = run(plan, retry=("failed",), run_cell=cells.run_cell)
+    assert (mended.n_done, mended.failures) == (5, [])  # what could not run before is run now, without being asked for
+
+
+def test_another_rate_after_retried_trials_runs_the_seeds_again(plan):
+    run(plan, run_cell=cells.run_cell)
+    best = plan.row("lora", "lr0.1")
+    lost = {**best, "status": "failed", "quality": {}}
+    write_row(runner._Run(plan, Silent(), (), None)._path(plan.tuning_cells()[0]), lost)
+    outcome = run(plan, run_cell=cells.run_cell)
+    assert outcome.n_done == 3
+    assert {plan.row("lora", name)["train"]["lr"] for name in ("seed0", "seed1", "cost")} == {0.2}
+
+
+def test_rows_of_another_study_are_taken_over(plan, tmp_path):
+    run(plan, run_cell=cells.run_cell)
+    other = replace(plan, folder=tmp_path / "other", study="second", methods=("lora", "qaa"))
+    progress = Recorder()
+    outcome = run(other, progress=progress, reuse=plan.folder, run_cell=cells.run_cell)
+    assert (outcome.n_done, outcome.n_skipped) == (6, 4)  # times are measured anew
+    assert (len(progress.planned), progress.there) == (6, 4)
+    taken, made = other.row("lora", "seed1"), plan.row("lora", "seed1")
+    assert taken["cell_id"] == other.final_cells()[2].cell_id
+    assert taken == made | {"cell_id": taken["cell_id"], "study": "second", "label": "LORA"}
+
+
+def test_a_run_interrupted_says_what_is_left_and_goes_on(plan, tmp_path):
+    class Interrupting(Recorder):
+        def on_step(self, cell, done, total):
+            super().on_step(cell, done, total)
+            if cell.name == "seed0":
+                signal.raise_signal(signal.SIGINT)
+
+    progress = Interrupting()
+    with pytest.raises(KeyboardInterrupt, match="6 cells are left"):
+        run(plan, progress=progress, run_cell=cells.run_cell)
+    assert len(plan.rows()) == 4
+    assert any((plan.folder / "work").rglob("checkpoint.json"))
+    begun = json.loads(next((plan.folder / "work").rglob("checkpoint.json")).read_text())["step"]
+    assert 1 <= begun < cells.STEPS
+    again = Recorder()
+    run(plan, progress=again, run_cell=cells.run_cell)
+    assert next(done for _, done, _ in again.steps) > begun  # from the checkpoint
+    unbroken = cells.PlantedPlan(tmp_path / "unbroken")
+    run(unbroken, run_cell=cells.run_cell)
+    assert plan.rows() == unbroken.rows()
+
+
+def test_the_report_that_cannot_be_drawn_does_not_end_a_run(plan, monkeypatch):
+    def fail(folder):
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("qpeft.compare.running.outputs.write_all", fail)
+    monkeypatch.setattr("qpeft.compare.running.outputs._SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("qpeft.compare.running.outputs._SHARE", 0)
+    progress = Recorder()
+    outcome = run(plan, progress=progress, run_cell=cells.run_cell)
+    assert outcome.n_done == 10
+    # other notes may come: another test's study may be measuring times
+    assert progress.notes.count("The report could not be refreshed: no ink") == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"executor": "slurm"}, "unknown executor 'slurm'; choose one of local, ray"),
+        ({"retry": ("diverged",)}, "cannot retry 'diverged'; choose from failed, oom, timeout"),
+        ({"workers": 0}, "at least 1, got 0"),
+        ({"timeout": 0.0}, "more than 0 seconds"),
+        ({"reuse": Path("nowhere")}, "nowhere holds no rows"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(plan, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        run(plan, **arguments)
+    assert not list(plan.folder.iterdir())
+
+
+def test_two_runs_in_one_folder_are_refused(plan):
+    with runner.sole_user(plan.folder), pytest.raises(ConfigError, match="another process"):
+        run(plan, run_cell=cells.run_cell)
+
+
+def test_a_cell_of_a_killed_run_is_waited_for(plan):
+    held = locks.cell_at_work(plan.folder)
+    held.__enter__()
+    threading.Timer(0.5, held.__exit__, (None, None, None)).start()
+    progress = Recorder()
+    run(plan, progress=progress, run_cell=cells.run_cell)
+    assert "Waiting for a process of the run before to end" in progress.notes
+
+
+def test_a_cell_that_does_not_end_is_named(plan, monkeypatch):
+    monkeypatch.setattr(locks, "_PATIENCE", 0.1)
+    with locks.cell_at_work(plan.folder), pytest.raises(ConfigError, match="earlier run still works in"):
+        run(plan, run_cell=cells.run_cell)
+
+
+def test_times_wait_for_those_of_another_study(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
+    held = locks.alone_on_machine(lambda _: None)
+    held.__enter__()
+    threading.Timer(3.0, held.__exit__, (None, None, None)).start()
+    progress = Recorder()
+    outcome = run(plan, progress=progress, run_cell=cells.run_cell)
+    assert outcome.n_done == 10
+    assert progress.notes == ["Waiting for another study on this machine, which is measuring times"]
+    assert (tmp_path / f"qpeft-{locks.os.getuid()}").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_trial_that_diverged_is_no_failure():
+    row = empty_row("s/m/h/lr1", "s", "m", "tuning", 0)
+    assert not is_failure(row | {"status": "diverged"})
+    assert not is_failure(row | {"status": "success"})
+    assert is_failure(row | {"status": "failed"})
+    assert is_failure(row | {"status": "diverged", "role": "main"})
+
+
+def test_time_left_is_learned_from_the_cells_that_ended(plan):
+    pace = Pace()
+    trials, seeds, costs = plan.tuning_cells(), plan.final_cells(), plan.cost_cells()
+    assert pace.left(seeds, 2) is None
+    pace.learn(trials[0], 10.0)  # LoRA's
+    assert pace.of(seeds[0]) == 10.0
+    assert pace.of(seeds[1]) == 10.0  # nothing is known of QPA
+    pace.learn(trials[2], 30.0)
+    assert pace.of(seeds[1]) == 30.0
+    pace.learn(seeds[0], 14.0)
+    assert pace.of(seeds[2]) == 14.0  # LoRA's other seed, not its trial
+    assert pace.left(seeds[1:], 2) == (30 + 14 + 30) / 2
+    assert pace.left(costs, 2) == pytest.approx(12 + 30)  # one by one

@@ -1,0 +1,135 @@
+"""Study files: refused whole, with the field at fault."""
+
+from pathlib import Path
+
+import pytest
+
+from qpeft.compare.study import BUILT_IN, Study, load_study
+from qpeft.errors import ConfigError
+
+SMALL = """
+name: small
+title: A small study
+question: Which?
+methods:
+  - {key: lora, method: lora, settings: {r: 2}}
+  - {key: qpa, method: qpa, lr: 0.01}
+"""
+
+
+def written(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_every_built_in_study_is_valid_and_called_by_its_name(name):
+    study = load_study(name)
+    assert study.name == name
+    assert study.question.endswith("?")
+
+
+def test_a_method_trains_on_its_own_backend(tmp_path):
+    study = load_study(written(tmp_path, SMALL.replace("lr: 0.01}", "lr: 0.01, backend: {shots: 100}}")))
+    assert study.methods[-1].backend == {"shots": 100}
+    with pytest.raises(ConfigError, match="backend: unknown setting of the backend: 'shot'"):
+        load_study(written(tmp_path, SMALL.replace("lr: 0.01}", "backend: {shot: 100}}")))
+    with pytest.raises(ConfigError, match="backend is for QPA's circuit, and the method is lora"):
+        load_study(written(tmp_path, SMALL.replace("settings: {r: 2}}", "backend: {shots: 100}}")))
+
+
+def test_defaults_are_those_of_the_specification():
+    study = load_study("survey", {"seeds": [0, 1, 2]})
+    assert study.tuning.grid == [0.3, 1.0, 3.0, 10.0]
+    assert study.tuning.seed not in study.seeds
+    assert (study.training.max_grad_norm, study.training.warmup) == (1.0, 0.06)
+
+
+def test_a_methods_middle_rate_is_its_own_or_the_usual_one(tmp_path):
+    study = load_study(written(tmp_path, SMALL))
+    assert [method.base_rate for method in study.methods] == [2e-4, 0.01]
+
+
+def test_overrides_reach_nested_fields(tmp_path):
+    study = load_study(written(tmp_path, SMALL), {"training.steps": 7, "base": "gpt2", "generation.n_prompts": 3})
+    assert (study.training.steps, study.base, study.generation.n_prompts) == (7, "gpt2", 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training.steps": "many"}, "training.steps.*got 'many'"),
+        ({"training.stesp": 3}, "training.stesp: unknown field 'stesp'; did you mean 'steps'"),
+        ({"referense": "lora"}, "referense: .*did you mean 'reference'"),
+        ({"generation": {"max_tokens": 8}}, "did you mean 'max_new_tokens'"),
+        ({"seeds": [-1, 0]}, "seeds.0"),
+        ({"tuning.grid": [-1.0]}, "tuning.grid.0"),
+        ({"metric": "test_accuracy"}, "of classifications"),
+        ({"eval_data": "a.txt", "test_data": "a.txt"}, "rates would be chosen on the test"),
+        ({"methods": [{"key": "lora", "method": "lora", "label": "=1+1"}]}, "methods.0.label"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "stands twice"),
+        ({"seeds": [1000]}, "tuning.seed 1000 is one of seeds"),
+        ({"reference": "loar"}, "no method has the key 'loar'; there are lora, qpa"),
+        ({"task": "translation"}, "unknown task 'translation'"),
+        ({"metric": "bleu"}, "needs task causal-lm and `generation`"),
+        ({"methods": [{"key": "lora", "method": "lroa"}]}, "unknown method 'lroa'; did you mean 'lora'"),
+        ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "'lora' stands twice"),
+        ({"methods": [{"key": "lora", "method": "lora", "role": "control"}]}, "against"),
+        ({"methods": [{"key": "../lora", "method": "lora"}]}, "methods.0.key"),
+        ({"methods": []}, "methods"),
+        ({"blocks": [{"of": "nobody", "methods": [{"key": "a", "method": "lora"}]}]}, "no method has the key 'nobody'"),
+        ({"blocks": [{"of": "qpa", "methods": [{"key": "a", "method": "lora", "vary": "r"}]}]}, "`values` together"),
+        (
+            {"blocks": [{"of": "qpa", "methods": [{"key": "a", "method": "lora", "vary": "r", "values": [2, 1]}]}]},
+            "rise",
+        ),
+    ],
+)
+def test_a_bad_field_is_named(tmp_path, change, message):
+    with pytest.raises(ConfigError, match=message):
+        load_study(written(tmp_path, SMALL), change)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no fields"),
+        ("- a\n- b\n", "holds no fields"),
+        ("a: [1", "is not YAML"),
+        ("name: x\n", "title: Field"),
+    ],
+)
+def test_a_file_that_is_no_study_says_so(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_study(written(tmp_path, text))
+
+
+def test_an_unknown_name_lists_the_built_in_ones():
+    with pytest.raises(ConfigError, match="survey, controls, feature-source"):
+        load_study("surwey")
+
+
+def test_yaml_cannot_make_python_objects(tmp_path):
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_study(written(tmp_path, SMALL + "base: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_a_study_is_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        Study.model_validate(load_study("survey").model_dump()).name = "other"
+
+
+@pytest.mark.parametrize("bomb", ["a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n"
+                                  for i in range(1, 30)), "a: &a [*a]\n"])  # fmt: skip
+def test_aliases_that_stand_for_billions_are_refused(tmp_path, bomb):
+    (tmp_path / "study.yaml").write_text(bomb)
+    with pytest.raises(ConfigError, match="values once its aliases"):
+        load_study(str(tmp_path / "study.yaml"))
+
+
+def test_what_is_no_utf8_is_refused(tmp_path):
+    (tmp_path / "study.yaml").write_bytes("name: stüdy".encode("latin-1"))
+    with pytest.raises(ConfigError, match="cannot be read as text in UTF-8"):
+        load_study(str(tmp_path / "study.yaml"))

@@ -1,0 +1,155 @@
+"""The tables hold what the rows hold, byte for byte the same each time, and say where something is not there."""
+
+import csv
+import json
+import re
+import shutil
+
+import pytest
+
+from qpeft.compare.analysis.summary import summarise, write_outputs
+from qpeft.compare.rows import read_rows
+
+FILES = ("results.jsonl", "results.csv", "summary.csv", "blocks.csv", "summary.md")
+
+
+@pytest.fixture(scope="module")
+def written(whole_study, tmp_path_factory):
+    """A folder with its tables, which no test changes."""
+    folder = shutil.copytree(whole_study, tmp_path_factory.mktemp("tables") / "study")
+    write_outputs(folder)
+    return folder
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def table_lines(text):
+    """The cells of every line of the Markdown's tables, by the number of its heading's."""
+    lines = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line] for line in lines]
+
+
+def test_a_second_call_writes_the_same_bytes(study_folder):
+    write_outputs(study_folder)
+    before = {name: (study_folder / name).read_bytes() for name in FILES}
+    write_outputs(study_folder)
+    assert {name: (study_folder / name).read_bytes() for name in FILES} == before
+
+
+def test_the_bytes_depend_on_rows_alone(study_folder, written):
+    """Not on the folder's name, nor on the order in which files were written, nor on older outputs."""
+    for path in sorted((study_folder / "rows").rglob("*.json"), reverse=True):
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    (study_folder / "summary.csv").write_text("older")
+    write_outputs(study_folder)
+    assert all((study_folder / name).read_bytes() == (written / name).read_bytes() for name in FILES)
+
+
+def test_every_row_is_a_line(written):
+    rows = sorted(read_rows(written), key=lambda row: row["cell_id"])
+    lines = [json.loads(line) for line in (written / "results.jsonl").read_text().splitlines()]
+    assert sorted(lines, key=lambda row: row["cell_id"]) == rows
+    assert [line["cell_id"] for line in read_csv(written / "results.csv")] == [line["cell_id"] for line in lines]
+
+
+def test_numbers_keep_their_full_precision(written):
+    rows = {row["cell_id"]: row for row in read_rows(written)}
+    checked = 0
+    for line in read_csv(written / "results.csv"):
+        row = rows[line["cell_id"]]
+        if row["quality"].get("test_loss") is not None:
+            assert float(line["quality.test_loss"]) == row["quality"]["test_loss"]
+            assert int(line["cost.params_trainable"]) == row["cost"]["params_trainable"]
+            checked += 1
+    assert checked == 75 - 4 - 2 - 1  # the base has one row, prefix tuning lacks two, one crashed
+
+
+def test_the_summary_is_the_summarys(written):
+    summary = summarise(written)
+    for line, method in zip(read_csv(written / "summary.csv"), summary.methods, strict=True):
+        assert line["key"] == method.key
+        assert float(line["metric.mean"]) == method.metric.mean
+        assert line["seeds_ok"] == str(method.ok)
+        assert line["rank"] == ("" if method.rank is None else str(method.rank))
+        if method.difference is not None:
+            assert float(line["delta.low"]) == method.difference.low
+            assert line["delta.verdict"] == method.difference.verdict
+
+
+def test_what_is_missing_is_empty_and_has_a_reason(written):
+    lines = {line["key"]: line for line in read_csv(written / "summary.csv")}
+    assert lines["none"]["cost.step_ms.median"] == ""
+    assert "cost: nothing is trained" in lines["none"]["null_reasons"]
+    assert lines["qaa"]["cost.infer_tok_s.batch_1.merged"] == ""
+    assert "cost.infer_tok_s.batch_1.merged: it cannot be merged" in lines["qaa"]["null_reasons"]
+    assert lines["prefix"]["statuses"] == "0:success 1:success 2:success 3:missing 4:missing"
+    row = next(line for line in read_csv(written / "results.csv") if line["cell_id"].endswith("seed0"))
+    assert row["quality.bleu"] == ""
+    assert "quality.bleu: the task has no references" in row["null_reasons"]
+
+
+def test_a_target_that_was_not_reached_is_printed_as_beyond_the_end(written):
+    lines = {line["key"]: line for line in read_csv(written / "summary.csv")}
+    assert lines["ia3"]["steps_to.reference"] == "> 200"
+    assert float(lines["full"]["steps_to.reference"]) == summarise(written)["full"].steps_to["reference"].mean
+
+
+def test_no_file_holds_nan_or_infinity(study_folder):
+    path = next((study_folder / "rows" / "synthetic" / "qpa").glob("*/seed0.json"))
+    path.write_text(re.sub(r'"test_loss": [^,]*', '"test_loss": NaN', path.read_text()))
+    write_outputs(study_folder)
+    row = next(
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (study_folder / "results.jsonl").read_text().splitlines()
+        if "/qpa/" in line and "seed0" in line
+    )
+    assert row["quality"]["test_loss"] is None
+    assert row["null_reasons"]["quality.test_loss"] == "not a finite number"
+    assert summarise(study_folder)["qpa"].metric.n == 4
+    assert not re.search(r"\b(nan|inf)\b", (study_folder / "summary.csv").read_text())
+
+
+def test_the_page_has_everything_that_must_be_said(written):
+    text = (written / "summary.md").read_text()
+    summary = summarise(written)
+    assert all(sentence in text for sentence in summary.sentences.values())
+    assert all(limit in text for limit in summary.limits)
+    assert "`synthetic/ia3/000000000009/seed3`: failed, a planted | crash" in text
+    assert text.startswith("# A study that nobody ran\n\nDo tables and report say what rows hold?\n")
+    assert text.endswith("    qpeft compare run synthetic --out study\n")
+
+
+def test_every_line_of_a_table_has_its_headings_cells(study_folder):
+    path = study_folder / "study.json"
+    path.write_text(path.read_text().replace('"label": "QPA"', '"label": "QPA | odd"'))
+    write_outputs(study_folder)
+    cells = table_lines((study_folder / "summary.md").read_text())
+    whole, block = cells[: 2 + 15], cells[2 + 15 :]
+    assert {len(line) for line in whole} == {16}
+    assert {len(line) for line in block} == {7}
+    assert any(line[0] == r"QPA \| odd" for line in whole)
+    assert any(line[:2] == ["not ranked", "bottleneck at QAA's count"] and "over" in line[3] for line in block)
+
+
+def test_a_loss_beyond_20_is_inf_like(study_folder):
+    for path in (study_folder / "rows" / "synthetic" / "qaa").glob("*/seed*.json"):
+        row = json.loads(path.read_text())
+        row["quality"] |= {"test_loss": 23.0 + row["seed"], "test_ppl": None}
+        path.write_text(json.dumps(row))
+    write_outputs(study_folder)
+    line = next(cells for cells in table_lines((study_folder / "summary.md").read_text()) if cells[0] == "QAA")
+    assert (line[4], line[5]) == ("25.0000 ± 1.5811", "inf-like")
+
+
+def test_a_study_without_rows_has_its_tables(study_folder):
+    shutil.rmtree(study_folder / "rows")
+    write_outputs(study_folder)
+    assert (study_folder / "results.jsonl").read_text() == ""
+    assert read_csv(study_folder / "results.csv") == []
+    assert {line["seeds_ok"] for line in read_csv(study_folder / "summary.csv")} == {"0"}
+    assert "75 of 75 trainings are missing" in (study_folder / "summary.md").read_text()
