@@ -19,11 +19,11 @@ author = "the qpeft authors"
 project_copyright = "the qpeft authors; Apache License 2.0"
 extensions = [
     "drawn",
+    "mathml",
     "myst_parser",
     "settings_table",
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build"]
@@ -40,6 +40,8 @@ html_theme_options = {
     "light_css_variables": _FURO | {"quantum": "#1559b7", "classical": "#3f4248", "control": "#a34a00"},
     "dark_css_variables": _FURO | {"quantum": "#86b6ff", "classical": "#c3c5ca", "control": "#f0a868"},
 }
+html_static_path = ["static"]
+html_css_files = ["formulas.css"]
 html_copy_source = False
 html_show_sphinx = False
 
