@@ -20,7 +20,7 @@ _TAG = re.compile(r"\\tag\{([^}]*)\}")
 
 def to_mathml(latex: str, display: str = "inline") -> str:
     """A `<math>` element. Raises ValueError where a command is unsupported."""
-    element = convert(latex.replace(r"\_", "_"), display=display)
+    element = convert(latex.replace(r"\_", "_").replace("{align}", "{align*}"), display=display)  # rows have no numbers
     if unsupported := re.findall(r">[^<]*\\[^<]*<", element.replace("&#x0005C;", "\\")):
         raise ValueError(f"unsupported in {latex!r}: {unsupported}")
     return element

@@ -1,0 +1,62 @@
+"""The built pages need no network: formulas are part of the page, and nothing is loaded from elsewhere."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from snippets import FENCE, ROOT
+
+REMOTE = re.compile(
+    r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//|"
+    r"<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|preload|preconnect|icon))[^>]*\bhref=[\"']?(?:https?:)?//|"
+    r"@import\s*[\"'(]|url\(\s*[\"']?(?:https?:)?//"
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The text of all pages of docs, without their code and pictures, built with the configuration of docs."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
+    for page in (ROOT / "docs").glob("*.md"):
+        (source / page.name).write_text(FENCE.sub("", page.read_text(encoding="utf-8")), encoding="utf-8")
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "-c", str(ROOT / "docs")]
+    without_links = ["-D", "suppress_warnings=myst,toc,ref"]
+    done = subprocess.run(
+        [*command, *without_links, str(source), str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_every_formula_is_mathml(built):
+    text = "".join(path.read_text(encoding="utf-8") for path in built.glob("*.html"))
+    assert text.count("<math ") > 200
+    assert "(QPA-1)" in text
+    assert "\\frac" not in text
+
+
+def test_no_page_loads_anything_from_the_network(built):
+    read = [path for path in built.rglob("*") if path.suffix in (".html", ".css")]
+    assert len(read) > 30
+    assert not [path.name for path in read if REMOTE.search(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize(
+    "element",
+    [
+        '<script async="async" src="https://cdn.jsdelivr.net/npm/mathjax@4/tex-mml-chtml.js"></script>',
+        '<link href="//fonts.example/a.css" rel="stylesheet">',
+        "src: url('https://fonts.example/a.woff2')",
+    ],
+)
+def test_a_remote_asset_is_recognized(element):
+    assert REMOTE.search(element)
+
+
+def test_an_unsupported_command_is_an_error(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs" / "extensions")
+    import mathml
+
+    with pytest.raises(ValueError, match="unsupported"):
+        mathml.to_mathml(r"\undefinedcommand{x}")
