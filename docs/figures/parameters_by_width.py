@@ -1,4 +1,4 @@
-"""Trained numbers of each method on one square linear map, against its width: what `qpeft.plan` counts."""
+"""Trainable parameters of each method for one square linear map, by width, according to `qpeft.plan`."""
 
 from matplotlib.figure import Figure
 from peft import LoraConfig
@@ -26,7 +26,7 @@ def draw() -> Figure:
     plot.set(xscale="log", yscale="log")
     plot.set_yticks([1e3, 1e4, 1e5], ["1k", "10k", "100k"])
     canvas.short_ticks(plot)
-    canvas.titles(chart, plot, "width of the map (rows and columns)", "trained numbers, 4 layers")
+    canvas.titles(chart, plot, "width of the map (rows and columns)", "trainable parameters, 4 layers")
     return chart
 
 
