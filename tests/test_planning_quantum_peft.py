@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GemmaConfig, GPT2Config, LlamaConfig
 
 import qpeft
-from qpeft.circuits.orthogonal import resolve_construction
+from qpeft.circuits.counting import resolve_construction
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
 

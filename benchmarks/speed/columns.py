@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz, basis_columns, lie_columns, orthogonal_columns, two_design_columns
+from qpeft.circuits.counting import count_orthogonal
 from qpeft.circuits.gates import gate_columns
-from qpeft.circuits.orthogonal import count_orthogonal
-from qpeft.circuits.to_pennylane import to_pennylane
 from speed.case import Case, Peer, Results
 from speed.machine import Machine
 from speed.measure import measure
@@ -132,7 +131,7 @@ def _default_qubit(ansatz: Ansatz, columns: list[int]) -> Callable[[Tensor], Ten
     """One circuit from each basis state, in turn: (1, P) -> (1, 2**N, K)."""
     import pennylane as qml
 
-    wires, gates = range(ansatz.n_qubits), to_pennylane(ansatz)
+    wires, gates = range(ansatz.n_qubits), ansatz.to_pennylane()
 
     @qml.qnode(qml.device("default.qubit", wires=wires), interface="torch", diff_method="backprop")
     def column(angles, index):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz, amplitude_expectations, amplitude_qubits
 from qpeft.circuits.gates import gate_expectations
-from qpeft.circuits.to_pennylane import to_pennylane
 from speed.case import Case, Peer, Task
 from speed.machine import Machine
 from speed.measure import measure
@@ -66,7 +65,7 @@ def _default_qubit(circuit: Ansatz) -> Features:
     """All tokens as one batch."""
     import pennylane as qml
 
-    wires, gates = range(circuit.n_qubits), to_pennylane(circuit)
+    wires, gates = range(circuit.n_qubits), circuit.to_pennylane()
 
     @qml.qnode(qml.device("default.qubit", wires=wires), interface="torch", diff_method="backprop")
     def run(x, angles):

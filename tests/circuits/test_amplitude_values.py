@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from qpeft.circuits import (
     Ansatz,
+    amplitude,
     amplitude_expectations,
     amplitude_probabilities,
     amplitude_qubits,
     amplitude_run,
-    amplitude_stages,
 )
-from qpeft.circuits.amplitude_tables import ring_tables
+from qpeft.circuits.amplitude_readout import ring_tables
 from qpeft.circuits.gates import gate_amplitude_probabilities, gate_evolve, gate_expectations
 
 ANSATZE = ("square", "qaa", "rxyz")
@@ -128,7 +128,7 @@ def test_every_way_to_group_and_to_cut_gives_what_the_gates_give(
     weights = torch.randn_like(expected)
     of_slow = torch.autograd.grad(expected, (x, angles), weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(amplitude_stages, "GROUP", group)
+        patch.setattr(amplitude, "GROUP", group)
         patch.setattr(amplitude_run, "CHUNK", 1)
         patch.setattr(amplitude_run, "TOKENS", chunk)
         found = fast(x, angles, ansatz)

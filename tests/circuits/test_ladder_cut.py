@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpeft.circuits import ladder, ladder_cut, probabilities, probabilities_slice
-from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice
+from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice, product_terms
 from qpeft.circuits.ladder_groups import group_probabilities
-from qpeft.circuits.ladder_terms import product_terms
 from qpeft.errors import ConfigError
 
 

@@ -8,13 +8,8 @@ import pytest
 import torch
 
 from qpeft.circuits.columns import basis_columns
-from qpeft.circuits.orthogonal import (
-    column_qubits,
-    count_acting,
-    count_orthogonal,
-    orthogonal_columns,
-    resolve_construction,
-)
+from qpeft.circuits.counting import column_qubits, count_acting, count_orthogonal, resolve_construction
+from qpeft.circuits.orthogonal import orthogonal_columns
 from qpeft.errors import CircuitError, ConfigError, UnsupportedTypeError
 
 COUNTS = {  # L = 1, 2, 3, 4

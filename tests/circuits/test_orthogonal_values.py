@@ -11,7 +11,8 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from qpeft.circuits.columns import basis_columns
-from qpeft.circuits.orthogonal import column_qubits, count_orthogonal, orthogonal_columns
+from qpeft.circuits.counting import column_qubits, count_orthogonal
+from qpeft.circuits.orthogonal import orthogonal_columns
 from qpeft.circuits.two_design_apply import two_design_apply
 from qpeft.errors import CircuitError
 

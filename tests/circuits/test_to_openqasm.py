@@ -14,8 +14,8 @@ from qiskit import qasm3
 from qiskit.quantum_info import Statevector
 
 from qpeft.circuits import Ansatz
+from qpeft.circuits.exports import to_pennylane_file, to_qiskit_file
 from qpeft.circuits.gates import gate_probabilities, gate_state
-from qpeft.circuits.to_python import to_pennylane_file, to_qiskit_file
 from qpeft.errors import ConfigError
 
 NAMES = ("ry_ladder", "two_design", "square", "qaa", "rxyz")

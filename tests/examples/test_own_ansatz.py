@@ -83,6 +83,6 @@ def angles_elsewhere(n_qubits, n_layers):
 @pytest.mark.parametrize("name", ["cz_ring", "ry_ladder"])
 def test_a_taken_name_is_refused_and_the_first_stays(name):
     before = list(Ansatz(name, 3, 2).gates())
-    with pytest.raises(ConfigError, match=f"there is an ansatz '{name}' already"):
+    with pytest.raises(ConfigError, match=f"the name '{name}' is already registered"):
         register_ansatz(name, lambda n_qubits, n_layers: (n_layers,), lambda n_qubits, n_layers: [])
     assert list(Ansatz(name, 3, 2).gates()) == before

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
-from qpeft.circuits.to_pennylane import to_pennylane
 from speed.case import Task
 
 
@@ -23,7 +22,7 @@ def forward(ansatz: Ansatz, angles: Tensor) -> Task:
 def _probabilities(ansatz: Ansatz):
     import pennylane as qml
 
-    gates = to_pennylane(ansatz)
+    gates = ansatz.to_pennylane()
 
     @qml.qnode(qml.device("default.qubit", wires=ansatz.n_qubits), interface="torch", diff_method="backprop")
     def circuit(angles):

@@ -7,14 +7,13 @@ from scipy.sparse import diags
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
-from qpeft.circuits.to_pennylane import to_pennylane
 from speed.case import Task
 
 
 def gradient(ansatz: Ansatz, angles: Tensor, weights: Tensor) -> Task:
     import pennylane as qml
 
-    gates = to_pennylane(ansatz)
+    gates = ansatz.to_pennylane()
     observable = qml.SparseHamiltonian(diags(weights.numpy()).tocsr(), wires=range(ansatz.n_qubits))
 
     @qml.qnode(qml.device("lightning.qubit", wires=ansatz.n_qubits), interface="torch", diff_method="adjoint")
@@ -28,7 +27,7 @@ def gradient(ansatz: Ansatz, angles: Tensor, weights: Tensor) -> Task:
 def forward(ansatz: Ansatz, angles: Tensor) -> Task:
     import pennylane as qml
 
-    gates, fixed = to_pennylane(ansatz), angles.detach().numpy()
+    gates, fixed = ansatz.to_pennylane(), angles.detach().numpy()
 
     @qml.qnode(qml.device("lightning.qubit", wires=ansatz.n_qubits), diff_method=None)
     def circuit(angles):

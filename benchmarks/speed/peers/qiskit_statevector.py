@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
-from qpeft.circuits.to_qiskit import to_qiskit
 from speed.case import Task
 
 
 def forward(ansatz: Ansatz, angles: Tensor) -> Task:
     from qiskit.quantum_info import Statevector
 
-    circuit = to_qiskit(ansatz, angles.detach()).reverse_bits()  # wire 0 is the most significant bit
+    circuit = ansatz.to_qiskit(angles.detach()).reverse_bits()  # wire 0 is the most significant bit
     return lambda: (torch.as_tensor(Statevector(circuit).probabilities()),)

@@ -1,8 +1,10 @@
 """Quantum circuits as data, and their exact simulation in plain torch."""
 
 from qpeft.circuits.amplitude import amplitude_expectations, amplitude_probabilities, amplitude_qubits
-from qpeft.circuits.ansatz import Ansatz, Gate, count_angles, dead_angles, register_ansatz
+from qpeft.circuits.ansatz import Ansatz, dead_angles, register_ansatz
+from qpeft.circuits.circuit import Gate
 from qpeft.circuits.columns import basis_columns
+from qpeft.circuits.counting import count_angles
 from qpeft.circuits.gates import gate_probabilities
 from qpeft.circuits.ladder import probabilities, probabilities_slice
 from qpeft.circuits.lie import lie_columns

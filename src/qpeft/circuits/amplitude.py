@@ -1,16 +1,39 @@
-"""QAA's circuits on inputs embedded as amplitudes: exact expectations and probabilities."""
+"""QAA's circuits on inputs embedded as amplitudes: exact expectations and probabilities.
+
+The angles become the matrices of `amplitude_run`'s stages. The last ring is never applied: the readout contains it, and
+so are the rotations behind it in `square`. With psi the state before that ring,
+
+    z_r = cos t3_r <psi| Z_r' |psi> - sin t3_r <psi| X_r' |psi>
+
+where Z_r' is a parity of bits and X_r' flips bits, j to j' (`amplitude_readout`). With one layer, the phases are not
+applied either: psi = (RY(t1_1) (x) ... (x) RY(t1_N)) a stays real, and
+
+    <X_r'> becomes sum_j psi_j psi_j' cos(sum over flipped bits i of s_ij t2_i)
+
+Neighbouring rotations of a wire are one matrix, and so are the rotations of a group of wires.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
 
 import torch
 from torch import Tensor
 
-from qpeft.circuits.amplitude_run import Circuit, run
-from qpeft.circuits.amplitude_stages import expectation_circuit, probability_circuit
+from qpeft.circuits.amplitude_readout import (
+    Expectations,
+    Flips,
+    Probabilities,
+    Readout,
+    flip_signs,
+    flip_table,
+    ring_tables,
+    sign_table,
+)
+from qpeft.circuits.amplitude_run import StagedCircuit, run
 from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE, Ansatz
-from qpeft.circuits.precision import full_precision
+from qpeft.circuits.numerics import full_precision
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
 MOST_QUBITS = 16
@@ -55,13 +78,13 @@ def amplitude_probabilities(x: Tensor, angles: Tensor, ansatz: str = "square") -
     return _read(x, angles, ansatz, probability_circuit)
 
 
-def _read(x: Tensor, angles: Tensor, ansatz: str, circuit: Callable[[Tensor, str], Circuit]) -> Tensor:
+def _read(x: Tensor, angles: Tensor, ansatz: str, circuit: Callable[[Tensor, str], StagedCircuit]) -> Tensor:
     _check(x, angles, ansatz)
     return _run(angles, x, ansatz, circuit)
 
 
 @full_precision
-def _run(angles: Tensor, x: Tensor, ansatz: str, circuit: Callable[[Tensor, str], Circuit]) -> Tensor:
+def _run(angles: Tensor, x: Tensor, ansatz: str, circuit: Callable[[Tensor, str], StagedCircuit]) -> Tensor:
     result = run(x.reshape(-1, x.shape[-1]), circuit(angles, ansatz))
     return result.view(*x.shape[:-1], result.shape[-1])
 
@@ -84,3 +107,89 @@ def _check(x: Tensor, angles: Tensor, ansatz: str) -> None:
     if (x.dtype, x.device) != (angles.dtype, angles.device):
         kinds = " and ".join(f"{tensor.dtype} on {tensor.device}" for tensor in (x, angles))
         raise ConfigError(f"x and angles must have the same dtype and device, got {kinds}")
+
+
+GROUP = 5  # wires at most: larger matrices do more work, smaller ones as much in more products (measured)
+
+
+def expectation_circuit(angles: Tensor, ansatz: str) -> StagedCircuit:
+    """The circuit that reads <Z> of every wire; angles (L, blocks, N)."""
+    of_z = sign_table(angles.shape[-1], angles.dtype, angles.device)
+    if ansatz == "square":
+        return _measured_before_the_end(angles, of_z)
+    return _circuit(_GATES[ansatz](angles), Expectations(of_z))
+
+
+def probability_circuit(angles: Tensor, ansatz: str) -> StagedCircuit:
+    """The circuit that reads the probabilities of all basis states; angles (L, blocks, N)."""
+    last_ring = None if ansatz == "square" else ring_tables(angles.shape[-1], angles.device)
+    return _circuit(_GATES[ansatz](angles), Probabilities(last_ring))
+
+
+def _measured_before_the_end(angles: Tensor, of_z: Tensor) -> StagedCircuit:
+    """`square` without its last ring and rotations; angles (L, 3, N)."""
+    n_qubits, last = angles.shape[-1], angles[-1, 2]
+    signs, owner = flip_signs(n_qubits, angles.dtype, angles.device)
+    of_x = -2 * owner * last.sin()  # (F - N, N)
+    if len(angles) == 1:
+        gates = _ry(angles[:, 0])
+        of_x = of_x * (signs * angles[0, 1]).sum(1, keepdim=True).cos()
+    else:
+        gates = _square(angles)[:-1]
+    return _circuit(gates, Flips(of_z, flip_table(n_qubits)), torch.cat([last.cos().diag(), of_x]))
+
+
+def _square(angles: Tensor) -> Tensor:
+    """(L + 1, N, 2, 2): RY of one layer and the first of the next are one; none of the last has phases."""
+    first, phases, last = angles.unbind(1)
+    none = torch.zeros_like(first[:1])
+    turns = torch.cat([first, none]) + torch.cat([none, last])
+    return _rz(torch.cat([phases, none])) * _ry(turns)
+
+
+def _qaa(angles: Tensor) -> Tensor:
+    """(L, N, 2, 2)"""
+    return _ry(angles[:, 0])
+
+
+def _rxyz(angles: Tensor) -> Tensor:
+    """(L, N, 2, 2): without the last layer's phases, which nothing reads."""
+    rx, ry, rz = angles.unbind(1)
+    phases = torch.cat([rz[:-1], torch.zeros_like(rz[:1])])
+    return _rz(phases) * (_ry(ry).to(phases.dtype.to_complex()) @ _rx(rx))
+
+
+_GATES = {"square": _square, "qaa": _qaa, "rxyz": _rxyz}
+
+
+def _ry(angles: Tensor) -> Tensor:
+    """(..., N) -> (..., N, 2, 2)"""
+    c, s = (angles / 2).cos(), (angles / 2).sin()
+    return torch.stack([c, -s, s, c], -1).unflatten(-1, (2, 2))
+
+
+def _rx(angles: Tensor) -> Tensor:
+    """(..., N) -> (..., N, 2, 2) complex"""
+    c, s = (angles / 2).cos(), -1j * (angles / 2).sin()
+    return torch.stack([c + 0j, s, s, c + 0j], -1).unflatten(-1, (2, 2))
+
+
+def _rz(angles: Tensor) -> Tensor:
+    """(..., N) -> the diagonal (..., N, 2, 1) complex"""
+    phase = torch.exp(-0.5j * angles)
+    return torch.stack([phase, phase.conj()], -1)[..., None]
+
+
+def _circuit(gates: Tensor, readout: Readout, weights: Tensor | None = None) -> StagedCircuit:
+    """Of every stage's gates (S, N, 2, 2) one matrix (2**k, 2**k) for each group of wires."""
+    n_qubits = gates.shape[1]
+    groups = [_kron(group).unbind() for group in gates.tensor_split(ceil(n_qubits / GROUP), dim=1)]
+    return StagedCircuit(tuple(zip(*groups, strict=True)), ring_tables(n_qubits, gates.device), readout, weights)
+
+
+def _kron(gates: Tensor) -> Tensor:
+    """Kronecker products over the wires: (S, k, 2, 2) -> (S, 2**k, 2**k)"""
+    product, *rest = gates.unbind(1)
+    for gate in rest:
+        product = (product[:, :, None, :, None] * gate[:, None, :, None, :]).flatten(3).flatten(1, 2)
+    return product

@@ -1,18 +1,109 @@
-"""What is read of QAA's final states, and the gradient that goes back into the states.
+"""The measurements of QAA's final states, and their gradients with respect to the states.
 
-A readout maps real states psi (2**N, T) to features q (F, T), each a quadratic form of psi, and knows its transpose:
-from the gradient g (F, T) and a number per token, `shift`, it gives (dq/dpsi)^T g - 2 shift psi. The real and the
-imaginary part of a complex state are two real states; their features add up.
+A readout maps real states psi (2**N, T) to features q (F, T), each a quadratic form of psi, and implements the
+transpose: from the gradient g (F, T) and one value per token, `shift` (T,), it computes (dq/dpsi)^T g - 2 shift psi.
+The real and the imaginary part of a complex state are two real states; their features are summed.
+
+The last ring of CNOTs is part of the readout. It maps basis index j to R j, linear over bits. Behind it, Z of wire r
+reads bit r of R j, the parity of some bits of j, and X of wire r flips the bits R^-1 e_r, with e_r the bit of wire r.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from qpeft.circuits.amplitude_tables import Flip, Ring
+from qpeft.circuits.ansatz import ring_pairs
+
+
+class Ring(NamedTuple):
+    """The ring as a gather of amplitudes (2**N, ...): `new = old[source]`, `old = new[target]`."""
+
+    source: Tensor  # (2**N,) int64
+    target: Tensor  # (2**N,) int64
+
+
+class Flip(NamedTuple):
+    """The k bits that X of a wire flips behind the ring.
+
+    Cut at these bits, a state (2**N, T) is 2**k corners, one for each of their patterns in ascending order; a flip
+    exchanges the first with the last, the second with the last but one, and so on.
+    """
+
+    shape: tuple[int, ...]  # of 2**N amplitudes, every second axis a run of flipped bits
+    signs: tuple[tuple[int, ...], ...]  # (2**(k-1), N): of the first half of the corners, +-1; 0 for other bits
+
+    def corners(self, psi: Tensor) -> list[Tensor]:
+        """Views of psi (2**N, T), tokens in the last axis."""
+        views = [psi.view(*self.shape, psi.shape[1])]
+        for axis in range(1, 1 + len(self.shape) // 2):  # those before it are gone when its turn comes
+            views = [part for view in views for part in view.unbind(axis)]
+        return views
+
+
+@lru_cache(maxsize=64)
+def ring_tables(n_qubits: int, device: torch.device) -> Ring:
+    with torch.device("cpu"):  # kept for later calls: no default device of the caller may leak into them
+        target = torch.tensor(_ring(n_qubits))
+        return Ring(target.argsort().to(device), target.to(device))
+
+
+@lru_cache(maxsize=64)
+def sign_table(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N, 2**N) of +-1: Z of every wire behind the ring, on R j for basis index j."""
+    with torch.device("cpu"):
+        bits = torch.tensor(_ring(n_qubits)) >> torch.arange(n_qubits - 1, -1, -1)[:, None] & 1
+        return (1 - 2 * bits).to(device, dtype)
+
+
+@lru_cache(maxsize=64)
+def flip_table(n_qubits: int) -> tuple[Flip, ...]:
+    """What X of every wire flips behind the ring."""
+    ring = _ring(n_qubits)
+    flipped = [ring.index(1 << (n_qubits - 1 - wire)) for wire in range(n_qubits)]
+    return tuple(_flip([bits >> (n_qubits - 1 - wire) & 1 == 1 for wire in range(n_qubits)]) for bits in flipped)
+
+
+@lru_cache(maxsize=64)
+def flip_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of all wires' flips the signs (F, N), and which wire each belongs to, one-hot (F, N)."""
+    flips = flip_table(n_qubits)
+    owners = [[wire == owner for wire in range(n_qubits)] for owner, flip in enumerate(flips) for _ in flip.signs]
+    with torch.device("cpu"):
+        signs = torch.tensor([row for flip in flips for row in flip.signs])
+        return signs.to(device, dtype), torch.tensor(owners).to(device, dtype)
+
+
+def _flip(flipped: list[bool]) -> Flip:
+    shape, previous = [1], False
+    for one in flipped:
+        if one == previous:
+            shape[-1] *= 2
+        else:
+            shape.append(2)
+        previous = one
+    if previous:
+        shape.append(1)
+    wires = [wire for wire, one in enumerate(flipped) if one]
+    signs = []
+    for pattern in range(2 ** (len(wires) - 1)):
+        row = [0] * len(flipped)
+        for place, wire in enumerate(reversed(wires)):
+            row[wire] = 1 - 2 * (pattern >> place & 1)
+        signs.append(tuple(row))
+    return Flip(tuple(shape), tuple(signs))
+
+
+def _ring(n_qubits: int) -> list[int]:
+    """R j for every basis index j."""
+    index = list(range(2**n_qubits))
+    for control, target in ring_pairs(n_qubits):
+        on, flip = n_qubits - 1 - control, 1 << (n_qubits - 1 - target)
+        index = [j ^ flip if j >> on & 1 else j for j in index]
+    return index
 
 
 class Readout(Protocol):

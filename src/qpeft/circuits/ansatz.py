@@ -1,8 +1,4 @@
-"""Circuits as data: which gate acts on which wires with which angle.
-
-The simulators, the drawing and every export read this one description. Wire 0 is the most
-significant bit of a basis index.
-"""
+"""Every ansatz by its name: qpeft's own circuits, and those that users register."""
 
 from __future__ import annotations
 
@@ -10,29 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
-from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from qpeft.circuits import exports
+from qpeft.circuits.circuit import Circuit, Gate
 from qpeft.circuits.drawing import draw
-from qpeft.circuits.to_openqasm import to_openqasm
-from qpeft.circuits.to_pennylane import to_pennylane
-from qpeft.circuits.to_qiskit import to_qiskit
 from qpeft.errors import ConfigError
 from qpeft.names import check_name, redefines
 
 if TYPE_CHECKING:
     from qiskit.circuit import QuantumCircuit
-
-
-class Gate(NamedTuple):
-    """One gate, `name`: `rx`, `ry` or `rz` on one of `wires`, `cx` on (control, target), or `cz` on two.
-
-    `slot` is the index of the gate's angle in the angle tensor (`angles[gate.slot]`), or None.
-    """
-
-    name: str
-    wires: tuple[int, ...]
-    slot: tuple[int, ...] | None = None
 
 
 class _Family(NamedTuple):
@@ -48,25 +31,24 @@ def register_ansatz(
     angle_shape: Callable[[int, int], tuple[int, ...]],
     layers: Callable[[int, int], Iterable[Iterable[Gate]]],
 ) -> None:
-    """Make `Ansatz(name, n_qubits, n_layers)` a circuit of your own: drawn, counted and exported like all others.
+    """Register a circuit of your own as `Ansatz(name, n_qubits, n_layers)`: it is drawn, counted and exported.
+
+    `qpeft.testing.ansatz_contract` tests it. Functions with the same module and qualified names replace the earlier
+    ones, so a notebook cell can be run again.
 
     Args:
-        name: What it is called from now on, in this process. Without ":", as `--ansatz FILE.py:NAME` has it.
-        angle_shape: From `(n_qubits, n_layers)` to the shape of the angle tensor.
-        layers: From `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act. Each angle is
-            that of one gate.
-
-    `qpeft.testing.ansatz_contract` checks what it owes its users.
-
-    Functions of the same module and qualified names replace the earlier ones: a notebook's cell can be run again.
+        name: The name in this process. It must not contain ":", the separator in `--ansatz FILE.py:NAME`.
+        angle_shape: Maps `(n_qubits, n_layers)` to the shape of the angle tensor.
+        layers: Maps `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act. Each angle
+            belongs to exactly one gate.
 
     Raises:
-        ConfigError: another ansatz has this name, or it is none.
+        ConfigError: The name is empty, contains ":", or belongs to another ansatz.
     """
     check_name(name)
     family = _Family(angle_shape, layers)
     if not all(map(redefines, family, _families.get(name, family))):
-        raise ConfigError(f"there is an ansatz '{name}' already; choose another name than {', '.join(_families)}")
+        raise ConfigError(f"the name '{name}' is already registered; choose a name other than {', '.join(_families)}")
     _families[name] = family
 
 
@@ -98,11 +80,11 @@ def _two_design_shape(n_qubits: int, n_layers: int) -> tuple[int]:
 
 
 def ring_pairs(n_qubits: int) -> list[tuple[int, int]]:
-    """Controls and targets of a ring of CNOTs in the order in which they act; none for a single qubit."""
+    """(control, target) of each CNOT of a ring, in the order in which they act; empty for a single qubit."""
     return [(wire, (wire + 1) % n_qubits) for wire in range(n_qubits if n_qubits > 1 else 0)]
 
 
-# what one layer does, in order: a rotation of every wire, or the ring
+# the steps of one layer, in order: a rotation of every wire, or the ring of CNOTs
 _AMPLITUDE_LAYERS = {
     "square": ("ry", "rz", "ring", "ry"),
     "qaa": ("ry", "ring"),
@@ -138,10 +120,10 @@ for _name in AMPLITUDE_ANSATZE:
 
 
 @dataclass(frozen=True)
-class Ansatz:
+class Ansatz(Circuit):
     """A parametrised circuit `name` of `n_qubits` = N wires and `n_layers` = L layers.
 
-    The first two start in `|0...0>` (or, for more columns, in other basis states).
+    `ry_ladder` and `two_design` start in `|0...0>`, or in other basis states for further columns.
 
     `ry_ladder` is QPA's circuit: in each layer RY on every wire, then CNOTs 0->1, 1->2, ..., N-2 -> N-1
     (an open ladder); its angles have shape (L, N).
@@ -150,22 +132,18 @@ class Ansatz:
     step a on the pairs (0, 1), (2, 3), ... and step b on (1, 2), (3, 4), ...: CZ on every pair, then RY on both
     its wires. Its angles have shape ((2L+1) N - 2L,) in the order in which they act.
 
-    QAA's circuits start in a state whose amplitudes are the normalised input. Each of their layers is made of blocks,
-    which turn every wire, and a ring of CNOTs 0->1, ..., N-2 -> N-1, N-1 -> 0 (none for N = 1); the angles have
-    shape (L, blocks, N), blocks in the order in which they act:
+    QAA's circuits start in the state whose amplitudes are the normalised input. Each layer consists of blocks, which
+    rotate every wire, and a ring of CNOTs 0->1, ..., N-2 -> N-1, N-1 -> 0 (none for N = 1). The angles have
+    shape (L, blocks, N), with the blocks in the order in which they act:
 
     - `square`: RY, RZ, ring, RY
     - `qaa`: RY, ring
-    - `rxyz`: RX, RY, RZ, ring; what is read cannot see the last layer's RZ, see `dead_angles`
+    - `rxyz`: RX, RY, RZ, ring; the last layer's RZ has no effect on what is measured, see `dead_angles`
 
     `register_ansatz` adds circuits of your own.
 
     Raises ConfigError for an unknown name, fewer than one qubit or fewer than one layer.
     """
-
-    name: str
-    n_qubits: int
-    n_layers: int
 
     def __post_init__(self) -> None:
         if self.name not in _families:
@@ -179,31 +157,12 @@ class Ansatz:
         """Shape of the angle tensor, for example (L, N) for `ry_ladder`, (L, 3, N) for `square`."""
         return _families[self.name].angle_shape(self.n_qubits, self.n_layers)
 
-    @property
-    def n_angles(self) -> int:
-        """Number of angles."""
-        return prod(self.angle_shape)
-
-    @property
-    def depth(self) -> int:
-        """Gates on the longest way through the circuit."""
-        passed = [0] * self.n_qubits  # gates on the longest way to each wire
-        for gate in self.gates():
-            step = 1 + max(passed[wire] for wire in gate.wires)
-            for wire in gate.wires:
-                passed[wire] = step
-        return max(passed)
-
     def layers(self) -> Iterator[tuple[Gate, ...]]:
-        """The gates of each layer, in the order in which they act; `two_design` has its first rotations as layer 0."""
+        """The gates of each layer, in the order in which they act; layer 0 of `two_design` is its first rotations."""
         yield from map(tuple, _families[self.name].layers(self.n_qubits, self.n_layers))
 
-    def gates(self) -> Iterator[Gate]:
-        """Every gate, in the order in which it acts."""
-        return chain.from_iterable(self.layers())
-
     def draw(self, width: int = 100) -> str:
-        """The circuit as text in about `width` columns; layers in the middle are left out where they do not fit."""
+        """The circuit as text in about `width` columns; layers in the middle are omitted where they do not fit."""
         return draw(self, width)
 
     def to_pennylane(self) -> Callable[..., None]:
@@ -211,16 +170,17 @@ class Ansatz:
 
         `angles` have shape `angle_shape`, or `(B, *angle_shape)` for B circuits at once, in any of PennyLane's
         interfaces; `wires` are N labels, 0 to N-1 by default. `qml.probs(wires)` then has wire 0 as the most
-        significant bit, as everything in qpeft.
+        significant bit, as everywhere in qpeft.
 
-        Raises ConfigError if PennyLane is missing, and in `circuit` for angles of another shape or too few wires.
+        Raises ConfigError if PennyLane is missing; `circuit` raises it for angles of another shape or a wrong number
+        of wires.
         """
-        return to_pennylane(self)
+        return exports.to_pennylane(self)
 
     def to_qiskit(self, angles: Any = None) -> QuantumCircuit:
         """The circuit in Qiskit, without measurement.
 
-        Wire i is qubit i: the most significant bit here, the least significant one in Qiskit.
+        Wire i is qubit i: the most significant bit in qpeft, the least significant bit in Qiskit.
 
         Args:
             angles: Radians, of shape `angle_shape`. None: the free parameters of a ParameterVector "theta", whose
@@ -228,7 +188,7 @@ class Ansatz:
 
         Raises ConfigError if Qiskit is missing, or for angles of another shape.
         """
-        return to_qiskit(self, angles)
+        return exports.to_qiskit(self, angles)
 
     def to_openqasm(self, angles: Any = None) -> str:
         """The circuit as OpenQASM 3 text, without measurement; wire i is `q[i]`.
@@ -238,33 +198,13 @@ class Ansatz:
 
         Raises ConfigError for angles of another shape.
         """
-        return to_openqasm(self, angles)
-
-
-def count_angles(ansatz: str, n_qubits: int | None = None, n_layers: int = 1, *, width: int | None = None) -> int:
-    """Number of angles of the `ansatz`: a circuit by its qubits, or a construction for any width by its rows.
-
-    For example 56 for ("ry_ladder", 7, 8), 46 for ("two_design", 10, 2), 30 for ("square", 10) and 127 for
-    ("qsd", n_layers=2, width=768).
-    Constructions are `auto`, `qsd`, `qsd_full` and `pad`; a `two_design` on no qubits has no angles.
-
-    Raises ConfigError for an unknown name, a size below 1, and for both or neither of n_qubits and width.
-    """
-    if width is not None and n_qubits is None:
-        from qpeft.circuits.orthogonal import count_orthogonal  # which counts circuits with this function
-
-        return count_orthogonal(width, n_layers, ansatz)
-    if n_qubits is None or width is not None:
-        raise ConfigError(f"count '{ansatz}' either by n_qubits or by width, got n_qubits={n_qubits}, width={width}")
-    empty = ansatz == "two_design" and n_qubits == 0  # the 1 x 1 matrix [1]
-    circuit = Ansatz(ansatz, 1 if empty else n_qubits, n_layers)
-    return 0 if empty else circuit.n_angles
+        return exports.to_openqasm(self, angles)
 
 
 def dead_angles(ansatz: str, n_qubits: int, n_layers: int = 1) -> int:
-    """Number of angles without any effect on what is read of `Ansatz(ansatz, n_qubits, n_layers)`.
+    """Number of angles that have no effect on the expectations and probabilities of the circuit.
 
-    N for `rxyz`, whose last RZ block changes phases that no expectation or probability sees behind a ring;
-    0 for all others. Raises ConfigError as `Ansatz`.
+    N for `rxyz`, whose last RZ block changes only phases, which the ring does not turn into probabilities; 0 for all
+    others. Raises ConfigError as `Ansatz`.
     """
     return Ansatz(ansatz, n_qubits, n_layers).n_qubits if ansatz == "rxyz" else 0

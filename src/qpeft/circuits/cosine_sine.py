@@ -4,9 +4,9 @@ With N1 = 2^floor(log2 N) and N2 = N - N1
 
     U = (U1 (+) U2) CS(phi) (V1 (+) V2)
 
-U1 and V1 are circuits, U2 and V2 are made the same way on N2. CS turns row j of the top block against row j of the
-bottom block by phi_j / 2, j < N2, with phi_j = c_0 + sum_b bit(j, b) c_{1+b}. The columns start in the top block, so
-at the top level V2 multiplies zeros: `qsd` leaves it out, `qsd_full` carries its angles along.
+U1 and V1 are circuits; U2 and V2 are built by the same recursion on N2. CS rotates row j of the top block against row
+j of the bottom block by phi_j / 2, j < N2, with phi_j = c_0 + sum_b bit(j, b) c_{1+b}. The columns start in the top
+block, so V2 multiplies zeros at the top level: `qsd` omits it, `qsd_full` keeps its angles.
 """
 
 from __future__ import annotations
@@ -17,25 +17,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from qpeft.circuits.ansatz import count_angles
+from qpeft.circuits.counting import leading_block, part_sizes
 from qpeft.circuits.two_design import two_design_columns
 from qpeft.circuits.two_design_apply import two_design_apply
 
 Signs = Callable[[int], Tensor]
-
-
-def leading_block(width: int) -> int:
-    """N1, the largest power of two that is at most `width`."""
-    return 1 << (width.bit_length() - 1)
-
-
-def part_sizes(width: int, n_layers: int, with_v2: bool = True) -> list[int]:
-    """Parameters of V1, V2, c, U1 and U2, the order in which they lie; V2 has none where it is left out."""
-    n1 = leading_block(width)
-    n2 = width - n1
-    block = count_angles("two_design", n1.bit_length() - 1, n_layers)
-    rest = _count_full(n2, n_layers)
-    return [block, rest if with_v2 else 0, 1 + (n2 - 1).bit_length(), block, rest]
 
 
 def cosine_sine_columns(
@@ -81,34 +67,3 @@ def _bits(n2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         place = torch.arange((n2 - 1).bit_length())[:, None]
         bits = (torch.arange(n2) >> place) & 1
         return torch.cat([torch.ones(1, n2), bits]).to(device, dtype)
-
-
-def _count_full(width: int, n_layers: int) -> int:
-    n1 = leading_block(width)
-    if n1 == width:
-        return count_angles("two_design", width.bit_length() - 1, n_layers)
-    return sum(part_sizes(width, n_layers))
-
-
-def frame_dimension(width: int, k: int) -> int:
-    """Dimension of the set of k orthonormal columns of `width` rows; of all orthogonal matrices for more columns."""
-    k = min(k, width)
-    return width * k - k * (k + 1) // 2
-
-
-def count_acting_parts(width: int, n_layers: int, k: int, constant: int) -> int:
-    """How many angles act on k columns; `constant` of V1's do not."""
-    n1 = leading_block(width)
-    v1, _, c, u1, _ = part_sizes(width, n_layers)
-    most = frame_dimension(n1, k)
-    total = min(v1 - constant, most) + c + min(u1, most) + _acting_full(width - n1, n_layers, k)
-    return min(total, frame_dimension(width, k))
-
-
-def _acting_full(width: int, n_layers: int, k: int) -> int:
-    n1 = leading_block(width)
-    if n1 == width:
-        return min(_count_full(width, n_layers), frame_dimension(width, k))
-    c = part_sizes(width, n_layers)[2]
-    total = c + 2 * (_acting_full(n1, n_layers, k) + _acting_full(width - n1, n_layers, k))
-    return min(total, frame_dimension(width, k))

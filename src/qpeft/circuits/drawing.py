@@ -1,20 +1,18 @@
-"""An ansatz as text: one line per wire, boxes for rotations, vertical lines for gates on two wires."""
+"""A circuit as text: one line per wire, boxes for rotations, vertical lines for gates on two wires."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from qpeft.circuits.ansatz import Ansatz, Gate
+from qpeft.circuits.circuit import Circuit, Gate
 
-_ENDS = {"cx": "●⊕", "cz": "●●"}  # symbol on each wire of a gate without a box
+_ENDS = {"cx": "●⊕", "cz": "●●"}  # symbols on the two wires of a gate without a box
 
 
-def draw(ansatz: Ansatz, width: int) -> str:
-    """`ansatz` as text of at most `width` columns, or as wide as its first and last layer need."""
-    names = _names(ansatz.n_qubits)
-    layers = [_layer(gates, ansatz.n_qubits, index) for index, gates in enumerate(ansatz.layers())]
+def draw(circuit: Circuit, width: int) -> str:
+    """`circuit` as text of at most `width` columns, or as wide as its first and last layer need."""
+    names = _names(circuit.n_qubits)
+    layers = [_layer(gates, circuit.n_qubits, index) for index, gates in enumerate(circuit.layers())]
     shown = _fit(layers, width - len(names[0]))
     return "\n".join("".join(row).rstrip() for row in zip(names, *shown, strict=True))
 
@@ -29,14 +27,14 @@ def _names(n_qubits: int) -> list[str]:
 
 
 def _layer(gates: Iterable[Gate], n_qubits: int, index: int) -> list[str]:
-    """A title line, then the wires' lines with a line for connections between each two."""
+    """A title line, then one line per wire with a line for connections between neighbouring wires."""
     columns = [_column(step, n_qubits) for step in _steps(gates, n_qubits) or [[]]]
     rows = ["".join(parts) + "─ "[row % 2] for row, parts in enumerate(zip(*columns, strict=True))]
     return [f" layer {index}".ljust(len(rows[0])), *rows]
 
 
 def _steps(gates: Iterable[Gate], n_qubits: int) -> list[list[Gate]]:
-    """Gates that can stand above each other, as far left as the wires they span allow."""
+    """Gates grouped into columns, each gate as far left as the wires it spans allow."""
     steps: list[list[Gate]] = []
     free = [0] * n_qubits  # first step in which a wire may be used
     for gate in gates:
@@ -65,7 +63,7 @@ def _column(step: list[Gate], n_qubits: int) -> list[str]:
 
 
 def _fit(layers: list[list[str]], width: int) -> list[list[str]]:
-    """As many first layers as fit, a gap that says how many are left out, and the last layer."""
+    """As many first layers as fit, a gap with the number of omitted layers, and the last layer."""
     sizes = [len(layer[0]) for layer in layers]
     if sum(sizes) <= width or len(layers) <= 2:
         return layers

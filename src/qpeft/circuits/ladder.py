@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qpeft.circuits.finite import has_nonfinite
 from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
+from qpeft.circuits.numerics import has_nonfinite
 from qpeft.errors import ConfigError
 
 # measured with benchmarks/bench.py --only circuits large_circuits

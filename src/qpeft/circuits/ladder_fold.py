@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source, turn_tables
-from qpeft.circuits.precision import full_precision
+from qpeft.circuits.numerics import full_precision
 
 
 class _Tables(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source
-from qpeft.circuits.precision import full_precision
+from qpeft.circuits.numerics import full_precision
 
 
 @cache

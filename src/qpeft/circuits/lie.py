@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qpeft.circuits.precision import full_precision
+from qpeft.circuits.numerics import full_precision
 from qpeft.errors import CircuitError, ConfigError, UnsupportedTypeError
 
 LIE_MAPS = ("exp", "cayley", "taylor")

@@ -1,31 +1,30 @@
-"""What is left of an ansatz's size on devices whose qubits are joined in one way or another."""
+"""Depth and two-qubit gates of an ansatz after transpilation to devices with different couplings."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from qpeft.circuits.ansatz import Ansatz
 from qpeft.errors import missing_extra
 
 if TYPE_CHECKING:
     from qiskit.transpiler import CouplingMap
 
-    from qpeft.circuits.ansatz import Ansatz
-
 BASIS = ("rz", "sx", "x", "cx")
-_DISTANCE = 7  # of the heavy-hex code: 115 qubits, about as many as devices of this form have
+_DISTANCE = 7  # of the heavy-hex lattice: 115 qubits, similar to existing devices
 
 
 class Size(NamedTuple):
-    """Of a circuit in the basis rz, sx, x, cx."""
+    """Size of a circuit in the basis gates rz, sx, x, cx."""
 
     depth: int
     two_qubit_gates: int
 
 
 def transpiled_sizes(ansatz: Ansatz) -> dict[str, Size]:
-    """Sizes by coupling ("all-to-all", "line", "heavy-hex"), by Qiskit's default pass manager with a fixed seed.
+    """Sizes by coupling ("all-to-all", "line", "heavy-hex"), with Qiskit's default pass manager and a fixed seed.
 
-    The angles stay free, as in training: a circuit is transpiled once, for all of them.
+    The angles stay free parameters, as in training: a circuit is transpiled once for all angles.
 
     Raises:
         ConfigError: Qiskit is missing.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qpeft.circuits.ansatz import count_angles
-from qpeft.circuits.finite import has_nonfinite
+from qpeft.circuits.counting import count_angles
+from qpeft.circuits.numerics import has_nonfinite
 from qpeft.circuits.two_design_apply import two_design_apply
 from qpeft.circuits.two_design_cut import cut_columns
 from qpeft.errors import ConfigError, UnsupportedTypeError

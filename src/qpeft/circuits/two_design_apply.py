@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.ansatz import two_design_pairs
-from qpeft.circuits.precision import full_precision
+from qpeft.circuits.numerics import full_precision
 from qpeft.circuits.two_design_stages import run_stages, spread
 
 GROUP = 4  # wires at most

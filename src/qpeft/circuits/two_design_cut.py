@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.ansatz import two_design_pairs
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables
-from qpeft.circuits.precision import full_precision
+from qpeft.circuits.numerics import full_precision
 from qpeft.circuits.two_design_apply import two_design_slots
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from qpeft.circuits.precision import full_precision
+from qpeft.circuits.numerics import full_precision
 
 SMALL = 16  # measured: below, a product with the small matrix on the right takes twice as long as one and a copy
 

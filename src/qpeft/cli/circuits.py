@@ -219,7 +219,7 @@ def _check_export(form: str, out: Path | None) -> None:
 
 
 def _written(form: str, ansatz: Ansatz, angles: Any) -> str:
-    from qpeft.circuits.to_python import to_pennylane_file, to_qiskit_file
+    from qpeft.circuits.exports import to_pennylane_file, to_qiskit_file
 
     if form == "openqasm":
         return ansatz.to_openqasm(angles)

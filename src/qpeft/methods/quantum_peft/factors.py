@@ -14,13 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from qpeft.circuits.columns import basis_columns
+from qpeft.circuits.counting import check_rank, column_qubits, count_orthogonal
 from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
-from qpeft.circuits.orthogonal import (
-    check_rank,
-    column_qubits,
-    count_orthogonal,
-    orthogonal_columns,
-)
+from qpeft.circuits.orthogonal import orthogonal_columns
 from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededStart
 from qpeft.methods.quantum_peft.quantize import quantize

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from qpeft.circuits.orthogonal import column_qubits, count_acting
+from qpeft.circuits.counting import column_qubits, count_acting
 from qpeft.core.plan_result import BYTES
 from qpeft.core.seeded_init import SeededStart
 from qpeft.core.targets import check_is_matrix

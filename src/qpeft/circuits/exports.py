@@ -1,0 +1,185 @@
+"""A circuit for other programs: OpenQASM 3 text, a PennyLane or Qiskit circuit, and standalone Python files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qpeft.circuits.circuit import Circuit
+from qpeft.errors import ConfigError, missing_extra
+
+if TYPE_CHECKING:
+    from qiskit.circuit import QuantumCircuit
+
+_PENNYLANE_GATES = {"rx": "RX", "ry": "RY", "rz": "RZ", "cx": "CNOT", "cz": "CZ"}
+
+
+def to_openqasm(circuit: Circuit, angles: Any = None) -> str:
+    """OpenQASM 3 text without measurement; see `Ansatz.to_openqasm`."""
+    values = None if angles is None else _checked(circuit, angles)
+    free = np.ndindex(circuit.angle_shape) if values is None else ()
+    lines = [
+        "OPENQASM 3.0;",
+        'include "stdgates.inc";',
+        f"// {_title(circuit)}, angles in radians",
+        "// q[0] is the most significant bit of a basis index",
+        *(f"input float[64] {_input(slot)};" for slot in free),
+        f"qubit[{circuit.n_qubits}] q;",
+    ]
+    for name, wires, slot in circuit.gates():
+        angle = "" if slot is None else f"({_input(slot) if values is None else float(values[slot])})"
+        lines.append(f"{name}{angle} {', '.join(f'q[{wire}]' for wire in wires)};")
+    return "\n".join(lines) + "\n"
+
+
+def to_pennylane(circuit: Circuit) -> Callable[..., None]:
+    """`queue(angles, wires=None)`, which queues the gates without measurement; see `Ansatz.to_pennylane`."""
+    try:
+        import pennylane as qml
+    except ModuleNotFoundError as error:
+        raise missing_extra("to_pennylane", "PennyLane") from error
+    kinds = {name: getattr(qml, kind) for name, kind in _PENNYLANE_GATES.items()}
+
+    def queue(angles: Any, wires: Sequence[Any] | None = None) -> None:
+        _check_batch(circuit, tuple(angles.shape))
+        labels = list(range(circuit.n_qubits) if wires is None else wires)
+        if len(labels) != circuit.n_qubits:
+            raise ConfigError(f"{circuit.n_qubits} qubits need as many wires, got {len(labels)}: {labels}")
+        for gate in circuit.gates():
+            angle = () if gate.slot is None else (angles[(..., *gate.slot)],)  # shape () or (B,)
+            kinds[gate.name](*angle, wires=[labels[wire] for wire in gate.wires])
+
+    return queue
+
+
+def to_qiskit(circuit: Circuit, angles: Any = None) -> QuantumCircuit:
+    """A QuantumCircuit without measurement; see `Ansatz.to_qiskit`."""
+    try:
+        from qiskit.circuit import ParameterVector, QuantumCircuit
+    except ModuleNotFoundError as error:
+        raise missing_extra("to_qiskit", "Qiskit") from error
+    n_angles = circuit.n_angles
+    values = ParameterVector("theta", n_angles) if angles is None else _checked(circuit, angles).ravel().tolist()
+    made = QuantumCircuit(circuit.n_qubits, name=circuit.name)
+    for name, wires, slot in circuit.gates():
+        angle = () if slot is None else (values[int(np.ravel_multi_index(slot, circuit.angle_shape))],)
+        getattr(made, name)(*angle, *wires)
+    return made
+
+
+def to_pennylane_file(circuit: Circuit, angles: Any = None) -> str:
+    """A Python file that defines the QNode `probabilities(angles)`, and `ANGLES` where angles are given.
+
+    It needs PennyLane and nothing of qpeft. Raises ConfigError for angles of another shape.
+    """
+    gates = []
+    for name, wires, slot in circuit.gates():
+        angle = "" if slot is None else f"angles{list(slot)}, "
+        gates.append(f"qml.{_PENNYLANE_GATES[name]}({angle}wires={wires[0] if slot else list(wires)})")
+    return _filled(_PENNYLANE, "from pennylane import numpy as np", circuit, angles, gates)
+
+
+def to_qiskit_file(circuit: Circuit, angles: Any = None) -> str:
+    """A Python file that defines `circuit(angles)` and `probabilities(angles)`, and `ANGLES` where angles are given.
+
+    It needs Qiskit and nothing of qpeft. Raises ConfigError for angles of another shape.
+    """
+    gates = []
+    for name, wires, slot in circuit.gates():
+        arguments = [*([] if slot is None else [f"angles{list(slot)}"]), *map(str, wires)]
+        gates.append(f"made.{name}({', '.join(arguments)})")
+    return _filled(_QISKIT, "import numpy as np", circuit, angles, gates)
+
+
+_PENNYLANE = '''\
+"""{title}, as a PennyLane circuit. Needs: pip install pennylane"""
+
+import pennylane as qml
+{numpy}{angles}
+
+@qml.qnode(qml.device("default.qubit", wires={n}))
+def probabilities(angles):
+    """Probabilities of the {outcomes} basis states, wire 0 the most significant bit; angles {shape}, radians."""
+    {gates}
+    return qml.probs(wires=range({n}))
+{main}'''
+
+_QISKIT = '''\
+"""{title}, as a Qiskit circuit. Needs: pip install qiskit"""
+
+{numpy}from qiskit import QuantumCircuit
+from qiskit.quantum_info import Statevector
+{angles}
+
+def circuit(angles):
+    """The circuit without measurement; angles {shape}, radians."""
+    made = QuantumCircuit({n})
+    {gates}
+    return made
+
+
+def probabilities(angles):
+    """Probabilities of the {outcomes} basis states; qubit 0 is the most significant bit, the last one in Qiskit."""
+    return Statevector(circuit(angles).reverse_bits()).probabilities()
+{main}'''
+
+_MAIN = """
+
+if __name__ == "__main__":
+    print(probabilities(ANGLES))
+"""
+
+
+def _filled(template: str, numpy: str, circuit: Circuit, angles: Any, gates: list[str]) -> str:
+    array = main = ""
+    if angles is not None:
+        rows = "".join(f"        {json.dumps(row)},\n" for row in _checked(circuit, angles).tolist())
+        array, main = f"\nANGLES = np.array(\n    [\n{rows}    ]\n)\n", _MAIN
+    return template.format(
+        title=_title(circuit),
+        numpy=f"{numpy}\n" if array else "",
+        n=circuit.n_qubits,
+        outcomes=2**circuit.n_qubits,
+        shape=circuit.angle_shape,
+        angles=array,
+        gates="\n    ".join(gates),
+        main=main,
+    )
+
+
+def _title(circuit: Circuit) -> str:
+    return f"{circuit.name}, n_qubits={circuit.n_qubits}, n_layers={circuit.n_layers}"
+
+
+def _input(slot: tuple[int, ...]) -> str:
+    """`theta_0_3` for the angle at [0, 3]."""
+    return "_".join(["theta", *map(str, slot)])
+
+
+def _checked(circuit: Circuit, angles: Any) -> NDArray[np.float64]:
+    """`angles` (a tensor, an array, nested lists) as float64 of shape `circuit.angle_shape`, radians.
+
+    Raises ConfigError for another shape and for an angle that is not finite.
+    """
+    found = torch.as_tensor(angles, dtype=torch.float64).detach().cpu().numpy()
+    if found.shape != circuit.angle_shape:
+        raise ConfigError(f"{_needed(circuit)}, got {found.shape}")
+    if not np.isfinite(found).all():
+        raise ConfigError("an angle is NaN or infinite; use a checkpoint from before the run diverged")
+    return found
+
+
+def _check_batch(circuit: Circuit, found: tuple[int, ...]) -> None:
+    shape = circuit.angle_shape
+    if found[-len(shape) :] != shape or len(found) > len(shape) + 1:
+        raise ConfigError(f"{_needed(circuit)}, or (B, *shape) for B circuits at once, got {found}")
+
+
+def _needed(circuit: Circuit) -> str:
+    size = f"{circuit.n_qubits} qubits with {circuit.n_layers} layers"
+    return f"{circuit.name} on {size} has angles of shape {circuit.angle_shape}"
