@@ -122,3 +122,16 @@ def compiling():
             pytest.skip(f"torch {torch.__version__} does not compile the base: {type(error).__name__}: {error}")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def qpeft_cli():
+    """Call the command line as `qpeft_cli("plan", "--model", ...)`."""
+    from typer.testing import CliRunner
+
+    from qpeft.cli.app import build
+
+    def call(*arguments, **options):
+        return CliRunner().invoke(build(), [str(a) for a in arguments], prog_name="qpeft", **options)
+
+    return call

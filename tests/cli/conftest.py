@@ -1,21 +1,9 @@
-"""A tiny base model in a folder, a compact adapter trained a little on it, and the command line in this process."""
+"""A tiny base model in a folder, and compact adapters on it."""
 
 import warnings
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-
-@pytest.fixture(scope="session")
-def qpeft_cli():
-    """Call the command line as `qpeft_cli("plan", "--model", ...)`."""
-    from qpeft.cli.app import build
-
-    def call(*arguments, **options):
-        return CliRunner().invoke(build(), [str(a) for a in arguments], prog_name="qpeft", **options)
-
-    return call
 
 
 @pytest.fixture(scope="session")

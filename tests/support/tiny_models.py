@@ -1,5 +1,6 @@
 """Tiny models with their own tokenizers and processors, made here, and data for them: for tests of whole runs."""
 
+import hashlib
 import os
 import random
 from pathlib import Path
@@ -16,6 +17,8 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     ViTConfig,
     ViTForImageClassification,
@@ -32,6 +35,41 @@ def make_text(n_words: int, seed: int = 0) -> str:
     """Reproducible sentences."""
     draw, words = random.Random(seed), _WORDS.split()
     return " ".join(draw.choice(words) + ("." if i % 9 == 8 else "") for i in range(n_words))
+
+
+def seeded_gpt2() -> GPT2LMHeadModel:
+    """A GPT-2 (Conv1D, tied head) of width 16, 2 layers and 50 tokens, with weights that depend on no library."""
+    sizes = {"vocab_size": 50, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    return filled(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)), "tiny-gpt2")
+
+
+def seeded_llama() -> LlamaForCausalLM:
+    """A Llama (Linear, untied head) of width 16, 2 layers and 50 tokens, with weights that depend on no library."""
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32}
+    config = LlamaConfig(**sizes, **heads, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)
+    return filled(LlamaForCausalLM(config), "tiny-llama")
+
+
+def filled(model, name: str):
+    """Every parameter from the integers of a Philox stream keyed by its name; biases and norms close to their usual."""
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            stream = np.random.Philox(key=int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "little"))
+            integers = stream.random_raw(parameter.numel()) >> np.uint64(40)  # 24 bits: exact in float32
+            values = torch.from_numpy(integers.astype(np.float32) / 2**23 - 1).view(parameter.shape)
+            usual = 1.0 if "norm" in key or ("ln_" in key and key.endswith("weight")) else 0.0
+            parameter.copy_(usual + (0.4 if parameter.ndim > 1 else 0.1) * values)
+    model.name_or_path = model.config.name_or_path = name
+    return model.eval()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each byte and an end; no merges."""
+    alphabet = ["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token="<end>")
 
 
 @pytest.fixture(scope="session")
