@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent / "extensions"), str(Path(__file__).parent)]
-# examples run as on a machine without a network, and print nothing but their results
+# examples run without a network and print their results only
 os.environ |= {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -29,16 +29,10 @@ extensions = [
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = "qpeft"
-# colours of the drawn pictures: the page's own, and three that differ in lightness as well
-_FURO = {
-    "ink": "var(--color-foreground-primary)",
-    "muted": "var(--color-foreground-secondary)",
-    "faint": "var(--color-background-border)",
-    "paper": "var(--color-background-primary)",
-}
+# colours of the pictures (extensions/figure_style.py)
 html_theme_options = {
-    "light_css_variables": _FURO | {"quantum": "#1559b7", "classical": "#3f4248", "control": "#a34a00"},
-    "dark_css_variables": _FURO | {"quantum": "#86b6ff", "classical": "#c3c5ca", "control": "#f0a868"},
+    "light_css_variables": {"quantum": "#1559b7", "classical": "#3f4248", "control": "#a34a00"},
+    "dark_css_variables": {"quantum": "#86b6ff", "classical": "#c3c5ca", "control": "#f0a868"},
 }
 html_static_path = ["static"]
 html_css_files = ["formulas.css"]

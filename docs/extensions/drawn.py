@@ -12,16 +12,14 @@ Words after the name go to the module's `draw`. The picture is SVG in the page's
 from __future__ import annotations
 
 import inspect
-import re
 import warnings
 from importlib import import_module
 
+import figure_style
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
-
-from qpeft.compare.report import canvas
 
 
 class Drawn(SphinxDirective):
@@ -43,9 +41,9 @@ class Drawn(SphinxDirective):
         return [figure]
 
     def _svg(self, draw) -> str:
-        name = re.sub(r"\W", "-", "-".join(self.arguments))
-        with canvas.style(name), warnings.catch_warnings(action="ignore"):  # those of the libraries that a picture uses
-            return str(canvas.inline(canvas.to_svg(draw(*self.arguments[1:])), name, self.options["alt"]))
+        name = "-".join(self.arguments)
+        with figure_style.style(name), warnings.catch_warnings(action="ignore"):  # of the libraries a picture uses
+            return figure_style.inline(figure_style.to_svg(draw(*self.arguments[1:])), self.options["alt"])
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -1,12 +1,12 @@
-"""QAA's features while the input turns once around: they are back after half a turn, where it is its negative."""
+"""QAA's features while the input rotates once: they have a period of half a turn, where x becomes -x."""
 
 import math
 
+import figure_style as style
 import torch
 from matplotlib.figure import Figure
 
 from qpeft.circuits import amplitude_expectations
-from qpeft.compare.report import canvas
 
 WIDTH, N = 8, 3
 
@@ -18,17 +18,11 @@ def draw() -> Figure:
     x = turn.cos()[:, None] * one + turn.sin()[:, None] * other  # (121, 8)
     angles = torch.rand(1, 3, N, generator=generator, dtype=torch.float64) * 2 * math.pi
     features = amplitude_expectations(x, angles)  # (121, 3)
-    chart = canvas.figure(height=230)
-    plot = canvas.axes(chart, right=64)
+    plot = style.axes(230, "rotation of the input x in degrees (180: minus x)", "feature")
     for n, dashes in enumerate(("-", (0, (6, 2)), (0, (1.5, 1.5)))):
-        plot.plot(turn * 180 / math.pi, features[:, n], color=canvas.QUANTUM, linestyle=dashes)
-        plot.annotate(
-            f"QAA, z{n}", (360, features[-1, n]), (4, 0), textcoords="offset points", va="center", color=canvas.QUANTUM
-        )
-    linear = x @ one
-    plot.plot(turn * 180 / math.pi, linear, color=canvas.CONTROL)
-    plot.annotate("linear", (360, linear[-1]), (4, 0), textcoords="offset points", va="center", color=canvas.CONTROL)
-    plot.axvline(180, color=canvas.MUTED, linewidth=1, linestyle=(0, (2, 3)))
+        plot.plot(turn * 180 / math.pi, features[:, n], color=style.QUANTUM, linestyle=dashes, label=f"QAA, z{n}")
+    plot.plot(turn * 180 / math.pi, x @ one, color=style.CONTROL, label="linear")
+    plot.axvline(180, color=style.MUTED, linewidth=1, linestyle=(0, (2, 3)))
     plot.set_xticks([0, 90, 180, 270, 360])
-    canvas.titles(chart, plot, "angle by which the input x is turned, in degrees (180: minus x)", "feature")
-    return chart
+    plot.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return plot.figure

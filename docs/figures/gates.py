@@ -1,5 +1,6 @@
-"""SoRA's gates in training, one line each: some are moved to zero and stay, some outweigh the threshold."""
+"""SoRA's gates during training: some are set to zero and stay there, others remain."""
 
+import figure_style as style
 import torch
 from matplotlib.figure import Figure
 from peft import get_peft_model
@@ -7,7 +8,6 @@ from transformers import AutoModelForCausalLM
 
 import qpeft
 import qpeft.demo
-from qpeft.compare.report import canvas
 
 STEPS = 30
 
@@ -27,13 +27,11 @@ def draw() -> Figure:
         schedule.step()
         optimiser.zero_grad()
         course.append(gates.detach().clone())
-    chart = canvas.figure(height=230)
-    plot = canvas.axes(chart)
+    plot = style.axes(230, "optimiser step", "gates g of one module, rank 8")
     for line in torch.stack(course).T:  # (8, STEPS + 1)
         is_zero = bool(line[-1] == 0)
-        colour, dashes = (canvas.CONTROL, (0, (4, 2))) if is_zero else (canvas.QUANTUM, "-")
-        plot.plot(line, color=colour, linestyle=dashes, label="ends at zero" if is_zero else "stays")
+        colour, dashes = (style.CONTROL, (0, (4, 2))) if is_zero else (style.QUANTUM, "-")
+        plot.plot(line, color=colour, linestyle=dashes, label="ends at zero" if is_zero else "remains")
     found = dict(zip(*reversed(plot.get_legend_handles_labels()), strict=True))
-    plot.legend(found.values(), found.keys(), frameon=False, fontsize=canvas.FONT - 1, labelcolor=canvas.INK)
-    canvas.titles(chart, plot, "optimiser step", "gates g of one module, rank 8")
-    return chart
+    plot.legend(found.values(), found.keys())
+    return plot.figure

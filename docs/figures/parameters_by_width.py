@@ -1,33 +1,32 @@
-"""Trainable parameters of each method for one square linear map, by width, according to `qpeft.plan`."""
+"""Trainable parameters of each method on one square linear map, against its width, as `qpeft.plan` counts them."""
 
+import figure_style as style
 from matplotlib.figure import Figure
 from peft import LoraConfig
 from transformers import LlamaConfig
 
 import qpeft
-from qpeft.compare.report import canvas
 
 WIDTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
 METHODS = (
-    ("LoRA r=4", lambda: LoraConfig(r=4, target_modules=["o_proj"]), "s", canvas.CLASSICAL),
-    ("LoRA r=1", lambda: LoraConfig(r=1, target_modules=["o_proj"]), "D", canvas.CLASSICAL),
-    ("QPA over r=4, half", lambda: qpeft.QPAConfig(r=4, budget=0.5, target_modules=["o_proj"]), "o", canvas.QUANTUM),
-    ("Quantum-PEFT r=4", lambda: qpeft.QuantumPeftConfig(r=4, target_modules=["o_proj"]), "^", canvas.QUANTUM),
+    ("LoRA r=4", lambda: LoraConfig(r=4, target_modules=["o_proj"]), "s", style.CLASSICAL),
+    ("LoRA r=1", lambda: LoraConfig(r=1, target_modules=["o_proj"]), "D", style.CLASSICAL),
+    ("QPA, r=4, budget 0.5", lambda: qpeft.QPAConfig(r=4, budget=0.5, target_modules=["o_proj"]), "o", style.QUANTUM),
+    ("Quantum-PEFT r=4", lambda: qpeft.QuantumPeftConfig(r=4, target_modules=["o_proj"]), "^", style.QUANTUM),
 )
 
 
 def draw() -> Figure:
-    chart = canvas.figure(height=260)
-    plot = canvas.axes(chart, right=112)
+    plot = style.axes(260, "width of the map (rows and columns)", "trainable parameters, 4 layers")
     for name, config, shape, colour in METHODS:
         trained = [qpeft.plan(base(width), config()).trainable for width in WIDTHS]
-        plot.plot(WIDTHS, trained, shape + "-", color=colour, markersize=5)
-        plot.annotate(name, (WIDTHS[-1], trained[-1]), (8, 0), textcoords="offset points", va="center", color=colour)
+        plot.plot(WIDTHS, trained, shape + "-", color=colour, label=name)
     plot.set(xscale="log", yscale="log")
     plot.set_yticks([1e3, 1e4, 1e5], ["1k", "10k", "100k"])
-    canvas.short_ticks(plot)
-    canvas.titles(chart, plot, "width of the map (rows and columns)", "trainable parameters, 4 layers")
-    return chart
+    plot.set_xticks(WIDTHS, [f"{width:,}" for width in WIDTHS])
+    plot.minorticks_off()
+    plot.legend()
+    return plot.figure
 
 
 def base(width: int) -> LlamaConfig:

@@ -1,5 +1,6 @@
-"""Singular values of an update of Quantum-PEFT whose numbers are drawn at random: those that λ names, those found."""
+"""Singular values of an update of Quantum-PEFT at random parameters: given by λ, and found by an SVD."""
 
+import figure_style as style
 import torch
 from matplotlib.figure import Figure
 from peft import get_peft_model
@@ -7,7 +8,6 @@ from transformers import AutoModelForCausalLM
 
 import qpeft
 import qpeft.demo
-from qpeft.compare.report import canvas
 
 S, K = 16, 8
 
@@ -24,14 +24,10 @@ def draw() -> Figure:
         model(input_ids=torch.arange(4)[None])  # the adapter's tensors follow
         named = (
             layer.lora_B["default"].weight.norm(dim=0).sort(descending=True).values
-        )  # s |lambda|: U's columns are 1 long
+        )  # s |lambda|, since U has unit columns
         found = torch.linalg.svdvals(layer.get_delta_weight("default"))[: K + 2]
-    chart = canvas.figure(height=200)
-    plot = canvas.axes(chart)
-    plot.plot(
-        range(1, K + 3), found, "o", color=canvas.QUANTUM, fillstyle="none", markersize=10, label="of B A, by SVD"
-    )
-    plot.plot(range(1, K + 1), named, "o", color=canvas.INK, markersize=3, label="s |λ|, sorted")
-    plot.legend(frameon=False, fontsize=canvas.FONT - 1, labelcolor=canvas.INK)
-    canvas.titles(chart, plot, "the update's singular values, the largest first", "size")
-    return chart
+    plot = style.axes(200, "singular values of the update, in descending order", "size")
+    plot.plot(range(1, K + 3), found, "o", color=style.QUANTUM, fillstyle="none", markersize=10, label="of B A, by SVD")
+    plot.plot(range(1, K + 1), named, "o", color=style.INK, markersize=3, label="s |λ|, sorted")
+    plot.legend()
+    return plot.figure

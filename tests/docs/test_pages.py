@@ -1,4 +1,4 @@
-"""The pages and the README say what the code does: names, messages, command lines."""
+"""The pages and the README agree with the program: command lines, links, quoted results."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ def command_lines():
 
 
 @pytest.mark.parametrize("line", list(command_lines()))
-def test_every_command_line_is_understood(line):
+def test_command_line_is_valid(line):
     """Options and values are parsed; nothing runs."""
     import typer
 
@@ -32,12 +32,12 @@ def test_every_command_line_is_understood(line):
     command.make_context(name, arguments)
 
 
-def test_the_readme_shows_the_demo_as_it_prints():
-    """The form alone, made of the README's own table: its figures are those of one machine."""
+def test_readme_shows_the_table_of_the_demo():
+    """Its form only: the values are measurements of one machine."""
     from rich.console import Console
 
-    from qpeft.cli.demo import _show
-    from qpeft.demo.run import PROMPT, Demo
+    from qpeft.cli.demo import _results
+    from qpeft.demo.run import Demo
 
     shown = PAGES[0].read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
     runs = {
@@ -48,31 +48,29 @@ def test_the_readme_shows_the_demo_as_it_prints():
             "seconds_per_step": 0.55,
             "before": {"perplexity": 148.4},
             "after": {"perplexity": 99.1, "n_tokens": 8_128},
-            "exported": f"demo-run/{name}/exported",
         }
         for name in ("lora", "qpa", "quantum_peft")
     }
-    load = shown[shown.index("from peft") :].split("\n\n")[0]
-    samples = dict.fromkeys(("base", *runs), "SAMPLE")
-    demo = Demo({"methods": list(runs), "steps": 70}, "", runs, samples, load)
     console = Console(width=80, highlight=False, markup=False, color_system=None)
     with console.capture() as captured:
-        _show(console, demo)
-    assert form(shown, PROMPT) == form(captured.get(), PROMPT)
+        console.print(_results(Demo({"methods": list(runs), "steps": 70}, "", runs, {}, "")))
+    assert form(shown) == form(captured.get())
 
 
-def form(text, prompt):
-    """The lines without figures, samples, and blanks that only fill."""
-    lines = [re.sub(r"[\d.,]+( [KM]?B)?", "#", " ".join(line.split())) for line in text.splitlines()]
-    kept, in_sample = [], False
-    for line in filter(None, lines):
-        in_sample = (in_sample or line == prompt.splitlines()[0]) and not line.startswith(("After, ", "Exported "))
-        if not in_sample:
-            kept.append(line)
-    return kept
+def form(text):
+    """The lines without values and without spaces that only align."""
+    lines = (re.sub(r"[\d.,]+( [KM]?B)?", "#", " ".join(line.split())) for line in text.splitlines())
+    return list(filter(None, lines))
 
 
-def test_links_between_pages_lead_somewhere():
+def test_readme_quotes_differences_of_the_result_pages():
+    quoted = re.findall(r"[+-]\d\.\d+ \[[^]]+\]", PAGES[0].read_text(encoding="utf-8"))
+    results = "".join((ROOT / "docs" / "results" / f"{name}.md").read_text("utf-8") for name in ("survey", "controls"))
+    assert len(quoted) == 18
+    assert not [difference for difference in quoted if difference not in results]
+
+
+def test_links_between_pages_resolve():
     for page in PAGES:
         for target in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).is_file(), f"{page.name} links to {target}"
