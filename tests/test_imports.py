@@ -42,16 +42,16 @@ def test_a_taken_name_and_a_foreign_peft_are_refused(monkeypatch):
     from peft import mapping
 
     from qpeft.errors import ConfigError
-    from qpeft.methods import registry
+    from qpeft.methods import peft_types
 
-    registry.register()  # again: harmless
+    peft_types.register_all()  # again: harmless
     with monkeypatch.context() as patch:
         patch.setitem(mapping.PEFT_TYPE_TO_TUNER_MAPPING, "QPEFT_QPA", object)
         with pytest.raises(ConfigError, match="already taken"):
-            registry.register()
+            peft_types.register_all()
     monkeypatch.setattr("peft.__version__", "0.9.0")
     with pytest.raises(ConfigError, match=r"works with peft from 0\.21 and below 0\.22, found 0\.9\.0"):
-        registry.register()
+        peft_types.register_all()
 
 
 def test_the_registration_adds_to_peft_and_changes_nothing_of_it():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from qpeft.core.tied_weights import untie_lm_head as untie_lm_head
     from qpeft.methods.attach.attach import attach as attach
     from qpeft.methods.bottleneck.model import BottleneckConfig as BottleneckConfig
+    from qpeft.methods.peft_types import register_method as register_method
     from qpeft.methods.planning import Plan as Plan
     from qpeft.methods.planning import plan as plan
     from qpeft.methods.qaa.model import QAAConfig as QAAConfig
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from qpeft.methods.qpa.settings import QPAGeneratorConfig as QPAGeneratorConfig
     from qpeft.methods.quantum_peft.fit_frames import fit_frames as fit_frames
     from qpeft.methods.quantum_peft.model import QuantumPeftConfig as QuantumPeftConfig
-    from qpeft.methods.registry import register_method as register_method
     from qpeft.methods.sora.callback import SoRACallback as SoRACallback
     from qpeft.methods.sora.export import SoRAExportReport as SoRAExportReport
     from qpeft.methods.sora.model import SoRAConfig as SoRAConfig
@@ -63,7 +63,7 @@ _HOME = {
     "param_groups": "qpeft.core.param_groups",
     "plan": "qpeft.methods.planning",
     "register_generator": "qpeft.core.generator_registry",
-    "register_method": "qpeft.methods.registry",
+    "register_method": "qpeft.methods.peft_types",
     "save": "qpeft.core.checkpoint",
     "set_backend": "qpeft.core.set_backend",
     "untie_lm_head": "qpeft.core.tied_weights",
@@ -114,4 +114,4 @@ def __dir__() -> list[str]:
 
 @wrapt.when_imported("peft")
 def _register(_peft: Any) -> None:
-    import_module("qpeft.methods.registry").register()
+    import_module("qpeft.methods.peft_types").register_all()

@@ -1,7 +1,9 @@
-"""Names under which circuits, generators and methods are registered."""
+"""Names under which circuits, generators and methods are registered, and the nearest one to a typo."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 from qpeft.errors import ConfigError
@@ -21,3 +23,11 @@ def redefines(new: Any, old: Any) -> bool:
     places = [(getattr(part, "__module__", None), getattr(part, "__qualname__", None)) for part in (new, old)]
     foreign = None not in places[0] and str(places[0][0]).split(".")[0] != "qpeft"
     return new is old or (foreign and places[0] == places[1])
+
+
+def unknown(what: str, value: Any, choices: Iterable[str]) -> str:
+    """`unknown method 'lroa'; did you mean 'lora'? Choose one of qpa, lora, ...`"""
+    choices = list(choices)
+    nearest = get_close_matches(str(value), choices, n=1)
+    hint = f"did you mean {nearest[0]!r}? Choose" if nearest else "choose"
+    return f"unknown {what} {value!r}; {hint} one of {', '.join(choices)}"

@@ -71,7 +71,7 @@ def test_stock_methods(qpeft_cli, base_folder, method):
         (["--target-modules", "q_prj"], "q_proj"),
         (["--n-layers", "0"], "n_layers must be at least 1"),
         (["--method", "lora", "--budget", "0.5"], "--budget: settings of QPA's generator"),
-        (["--method", "lora", "--n-layers", "2"], "QPA's, Quantum-PEFT's and QAA's generator"),
+        (["--method", "lora", "--n-layers", "2"], "QPA's, QAA's and Quantum-PEFT's generator"),
         (["--share", "type"], "--share: settings of Quantum-PEFT's generator, which method qpa has not; use --method"),
         (["--method", "quantum_peft", "--budget", "0.5"], "--budget: settings of QPA's generator, which method quant"),
         (["--method", "quantum_peft", "--preset", "official"], "paper_pauli, paper_taylor of method quantum_peft"),

@@ -1,14 +1,16 @@
 import json
+from dataclasses import fields
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from qpeft.errors import ConfigError
+from qpeft.methods import Trains, get, keys
+from qpeft.methods.method import imported
 from qpeft.training import TrainSettings
-from qpeft.training.methods import METHODS, build_adapter, config_class
+from qpeft.training.methods import build_adapter
 from qpeft.training.outputs import count_trainable
-from qpeft.training.settings import METHODS as KEYS
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
@@ -20,9 +22,16 @@ def build(tiny_model, method, **method_settings):
     return build_adapter(settings, AutoModelForCausalLM.from_pretrained(tiny_model))
 
 
-def test_every_key_of_the_settings_can_be_built():
-    assert {*METHODS, "full"} == set(KEYS)
-    assert all(isinstance(config_class(key), type) for key in METHODS)
+@pytest.mark.parametrize("key", keys())
+def test_every_method_has_a_config_class_with_its_defaults_and_presets(key):
+    method = get(key)
+    if method.trains is Trains.MODEL:
+        assert method.config is None
+        return
+    assert set(method.defaults) <= {f.name for f in fields(method.config_class)}
+    assert all(callable(getattr(method.config_class, preset)) for preset in method.presets)
+    for name in ("tuner", "generator", "options", "callbacks", "advice", "check", "count", "saved"):
+        assert imported(getattr(method, name)) is None or callable(imported(getattr(method, name)))
 
 
 # a layer of width 16: c_attn 16x48, attn.c_proj 16x16, c_fc 16x64, mlp.c_proj 64x16

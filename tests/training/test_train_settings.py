@@ -17,7 +17,7 @@ def test_every_field_is_explained():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "lroa"}, "unknown method 'lroa'; did you mean 'lora'? Choose one of qpa, quantum_peft, qaa, sora,"),
+        ({"method": "lroa"}, "unknown method 'lroa'; did you mean 'lora'? Choose one of qpa, qaa, quantum_peft,"),
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"task": "text"}, "unknown task 'text'; choose one of causal-lm"),
         ({"steps": 0}, "steps must be at least 1, got 0"),

@@ -10,10 +10,7 @@ import typer
 from qpeft.backends.settings import BackendSettings
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
-from qpeft.methods.qaa.settings import QAASettings
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
-from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
-from qpeft.methods.sora.settings import SoRASettings
+from qpeft.methods import records
 from qpeft.training.settings import TrainSettings
 
 
@@ -54,16 +51,11 @@ class AdapterFields:
 
 AdapterOptions = Annotated[dict[str, Any], Fields(AdapterFields, panel="The adapter (fields of PEFT)")]
 
-# the run's seed is theirs
 _GENERATORS = {
-    "qpa": Fields(QPAGeneratorConfig, panel="QPA: the generator of the adapter's numbers", leave_out=("seed",)),
-    "quantum_peft": Fields(
-        QuantumPeftGeneratorConfig, panel="Quantum-PEFT: the generator of U, V and lambda", leave_out=("seed",)
-    ),
-    "qaa": Fields(QAASettings, panel="QAA: the features and where they go", leave_out=("seed", "out_slices")),
-    "sora": Fields(SoRASettings, panel="SoRA: gates on LoRA's ranks", leave_out=("seed",)),
+    method.key: Fields(method.options_class, panel=method.panel, leave_out=method.hidden)
+    for method in records()
+    if method.options is not None
 }
-_PRESETS = {"qpa": ("official",), "quantum_peft": ("paper_pauli", "paper_taylor")}
 
 GeneratorOptions = Annotated[dict[str, Any], *_GENERATORS.values()]
 BackendOptions = Annotated[
@@ -110,12 +102,11 @@ def _check_generator(method: str, generator: dict[str, Any]) -> None:
 
 def _preset(run: TrainSettings, preset: str, given: dict[str, Any]) -> dict[str, Any]:
     """The settings in which the preset, under what is given, differs from the method's defaults."""
-    if preset not in _PRESETS.get(run.method, ()):
-        known = "; ".join(f"{', '.join(names)} of method {key}" for key, names in _PRESETS.items())
+    if preset not in run.record.presets:
+        offered = (method for method in records() if method.presets)
+        known = "; ".join(f"{', '.join(method.presets)} of method {method.key}" for method in offered)
         raise ConfigError(f"unknown preset '{preset}' of method {run.method}; there are: {known}")
-    from qpeft.training.methods import config_class
-
-    made: Any = QPAGeneratorConfig if run.attaches else config_class(run.method)
+    made: Any = run.record.generator_class if run.attaches else run.record.config_class
     known_fields = {f.name for f in fields(made)}
     published, usual = getattr(made, preset)(**{k: v for k, v in given.items() if k in known_fields}), made()
     return {

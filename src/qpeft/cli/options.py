@@ -131,7 +131,8 @@ def _is_required(field: Field[Any]) -> bool:
 def _typer_type(hint: Any, field: Field[Any], choices: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
     """The annotation that Typer understands, and what `typer.Option` needs beside it."""
     if choices:
-        return _parsed(_one_of(choices), "|".join(choices) if _fit_a_line(choices) else "NAME")
+        takes_file = bool(field.metadata.get("takes_file"))
+        return _parsed(_one_of(choices, takes_file), "|".join(choices) if _fit_a_line(choices) else "NAME")
     kinds = _members(hint)
     items = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
     if items:
@@ -197,9 +198,11 @@ def _names(text: str) -> list[str] | str:
     return text if text == "all-linear" else names
 
 
-def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+def _one_of(choices: tuple[str, ...], takes_file: bool) -> Callable[[str], str]:
+    """A parser for one of `choices`, or for FILE.py:NAME where the field takes it."""
+
     def choose(text: str) -> str:
-        if text in choices:
+        if text in choices or (takes_file and ".py:" in text):
             return text
         nearest = get_close_matches(text, choices, n=1)
         hint = f"did you mean {nearest[0]!r}? Choose" if nearest else "choose"

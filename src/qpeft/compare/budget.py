@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from qpeft.compare.study import UNTRAINED, Block, Candidate, MethodSpec, Study, is_ranked
+from qpeft import methods
+from qpeft.compare.study import Block, Candidate, MethodSpec, Study, is_ranked
 from qpeft.errors import ConfigError
+from qpeft.methods import Trains
 from qpeft.methods.planning import plan
 from qpeft.training.methods import build_config, build_generator
 from qpeft.training.settings import TrainSettings
@@ -49,9 +51,10 @@ def count(study: Study, model: str, spec: MethodSpec | Candidate, settings: dict
 
     A new classification head is not counted: every method trains the same one.
     """
-    if spec.method in (UNTRAINED, "head"):
+    trains = methods.named(spec.method).trains
+    if trains in (Trains.NOTHING, Trains.HEAD):
         return Counts(0, 0)
-    if spec.method == "full":
+    if trains is Trains.MODEL:
         total = sum(p.numel() for p in base.parameters())
         return Counts(total, total)
     chosen = settings_of(study, model, spec, settings)

@@ -20,6 +20,7 @@ from qpeft.demo import base_model
 from qpeft.errors import ConfigError
 from qpeft.files import read_json, write_json
 from qpeft.training.base_model import block_length, fingerprint, load_config
+from qpeft.training.methods import virtual_tokens
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def _with_one_length(study: Study, config: Any, specs: Sequence[MethodSpec]) -> 
     """Blocks as long as every method can take: virtual tokens take room, and all methods see the same blocks."""
     if study.task != "causal-lm":
         return study
-    reserved = [spec.settings.get("num_virtual_tokens", 10) for spec in specs if spec.method in ("prefix", "prompt")]
+    reserved = [virtual_tokens(spec.method, spec.host, spec.settings) for spec in specs]
     length = block_length(study.training.seq_len, config, max(reserved, default=0))
     return study.model_copy(update={"training": study.training.model_copy(update={"seq_len": length})})
 

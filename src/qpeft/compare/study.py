@@ -16,19 +16,16 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from qpeft import methods
 from qpeft.backends.settings import backend_settings
 from qpeft.errors import ConfigError
-from qpeft.training.settings import HOSTS, METHODS, TASKS, unknown
+from qpeft.names import unknown
+from qpeft.training.settings import TASKS
 
 BUILT_IN = ("survey", "controls", "feature-source", "rank-perplexity", "qubits", "depth", "shots", "noise")
 _MOST_VALUES = 100_000  # that a file may hold
 LEAST_RANKED = 0.8  # of a block's budget
 UNTRAINED = "none"  # the method that trains nothing: the base as it is
-
-_RATES = {"full": 2e-5, "prefix": 5e-3, "prompt": 5e-3, "ia3": 5e-3, "vera": 4e-3, "uni_lora": 4e-3, "tiny_lora": 4e-3}
-_RATES |= {"fourierft": 4e-3, "ln_tuning": 5e-3, "qpa": 1e-3, "quantum_peft": 1e-3, "qaa": 1e-3, "bottleneck": 1e-3}
-_RATE = 2e-4  # LoRA and what is like it
-
 
 _HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 _Seed = Annotated[int, Field(ge=0, le=_HIGHEST_SEED)]
@@ -56,13 +53,15 @@ class MethodSpec(_Strict):
 
     @model_validator(mode="after")
     def _is_known(self) -> MethodSpec:
-        if self.method not in (*METHODS, UNTRAINED):
-            raise ValueError(unknown("method", self.method, (*METHODS, UNTRAINED)))
-        if self.host not in HOSTS:
-            raise ValueError(unknown("host", self.host, HOSTS))
+        try:
+            record = methods.named(self.method)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        if self.host not in methods.hosts():
+            raise ValueError(unknown("host", self.host, methods.hosts()))
         if (self.role == "control") != (self.against is not None):
             raise ValueError("role control, and no other, needs `against`: the key of what it is a control of")
-        if self.backend and self.method != "qpa":
+        if self.backend and not record.takes_backend:
             raise ValueError(f"backend is for QPA's circuit, and the method is {self.method}")
         try:
             backend_settings(self.backend)
@@ -73,7 +72,7 @@ class MethodSpec(_Strict):
     @property
     def base_rate(self) -> float:
         """`lr`, or what is usual for the method."""
-        return self.lr or _RATES.get(self.method, _RATE)
+        return self.lr or methods.named(self.method).learning_rate
 
 
 class Candidate(_Strict):

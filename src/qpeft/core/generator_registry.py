@@ -6,7 +6,6 @@ from dataclasses import is_dataclass
 
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generator_config import GeneratorConfig
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
 from qpeft.names import check_name, redefines
 
 _configs: dict[str, type[GeneratorConfig]] = {}
@@ -58,6 +57,3 @@ def generator_name(config: object) -> str:
         f"attach takes a QPAGeneratorConfig, or settings of a generator of yours, got {type(config).__name__}; "
         "qpeft.register_generator makes yours known"
     )
-
-
-register_generator("qpa", QPAGeneratorConfig)

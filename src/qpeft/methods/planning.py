@@ -17,22 +17,15 @@ from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.circuits import Ansatz
-from qpeft.core.config import GeneratedConfig, GeneratedLoraConfig
+from qpeft.core.config import GeneratedLoraConfig
 from qpeft.core.meta_model import on_meta
 from qpeft.core.plan_result import Plan
 from qpeft.core.targets import check_target_modules, spare_new_head
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig
-from qpeft.methods.bottleneck.model import BottleneckConfig
-from qpeft.methods.qaa.model import QAAConfig
-from qpeft.methods.qaa.plan import count_qaa
-from qpeft.methods.qpa.model import QPAConfig
-from qpeft.methods.qpa.plan import count_attached, count_qpa
-from qpeft.methods.quantum_peft.model import QuantumPeftConfig
-from qpeft.methods.quantum_peft.plan import count_quantum_peft
-from qpeft.methods.sora.model import SoRAConfig
-from qpeft.methods.sora.plan import count_sora
-from qpeft.methods.stock import count_stock
+from qpeft.methods.counting import count_stock
+from qpeft.methods.qpa.plan import count_attached
+from qpeft.methods.registry import find_by_config
 
 
 def plan(
@@ -68,12 +61,12 @@ def plan(
     model = on_meta(base, config.task_type)
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
-    if isinstance(config, (GeneratedLoraConfig, BottleneckConfig, QAAConfig, SoRAConfig)):
+    if find_by_config(config) is not None:
         spare_new_head(model, config)
     check_target_modules(model, config)
     adapted = _adapt(model, config.to_stock() if isinstance(config, GeneratedLoraConfig) else config)
     targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
-    counts = _counter(config)(config, adapted) if generator is None else count_attached(generator, adapted)
+    counts = _counted(config, adapted) if generator is None else count_attached(generator, adapted)
     given = {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
     chosen = backend_settings({"backend": backend, **given})
     circuits = None if chosen.is_usual else _circuits(generator or config, counts, chosen, steps)
@@ -105,28 +98,6 @@ def _adapt(model: nn.Module, config: Any) -> Any:
         raise error if isinstance(error, QpeftError) else ConfigError(str(error)) from error
 
 
-def _count_bottleneck(config: BottleneckConfig, adapted: Any) -> dict[str, Any]:
-    return {
-        **count_stock(config, adapted),
-        "method": "bottleneck",
-        "exported_bytes": None,
-        "needs_qpeft": True,
-        "notes": ["not linear: it cannot be merged into the base, nor written as a stock PEFT adapter"],
-    }
-
-
-def _counter(config: PeftConfig) -> Any:
-    if isinstance(config, GeneratedConfig) and type(config) not in _COUNTERS:
-        raise ConfigError(
-            f"plans know no {type(config).__name__}; model.print_trainable_parameters() counts an adapter"
-        )
-    return _COUNTERS.get(type(config), count_stock)
-
-
-_COUNTERS: dict[type, Any] = {
-    QPAConfig: count_qpa,
-    QuantumPeftConfig: count_quantum_peft,
-    QAAConfig: count_qaa,
-    SoRAConfig: count_sora,
-    BottleneckConfig: _count_bottleneck,
-}
+def _counted(config: PeftConfig, adapted: Any) -> dict[str, Any]:
+    method = find_by_config(config)
+    return count_stock(config, adapted) if method is None else method.ask("count", config, adapted)

@@ -1,99 +1,152 @@
-"""Make qpeft's methods known to PEFT, without a fork and without patching it."""
+"""The table of all methods. Each sub-package defines one record, METHOD; `stock` has those of PEFT."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import pkgutil
+import sys
+from functools import cache
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
-import peft
-from packaging.version import Version
-from peft import PeftConfig, mapping
-
-from qpeft.core.config import MethodName
 from qpeft.errors import ConfigError
-from qpeft.methods.attach.config import ATTACHED, AttachedConfig, AttachedTuner
-from qpeft.methods.bottleneck.model import BOTTLENECK, BottleneckConfig, BottleneckModel
-from qpeft.methods.qaa.model import QAA, QAAConfig, QAAModel
-from qpeft.methods.qpa.model import QPA, QPAConfig, QPAModel
-from qpeft.methods.quantum_peft.model import QUANTUM_PEFT, QuantumPeftConfig, QuantumPeftModel
-from qpeft.methods.sora.model import SORA, SoRAConfig, SoRAModel
-from qpeft.names import check_name, redefines
+from qpeft.methods.method import Method, Trains
+from qpeft.methods.stock import METHODS as STOCK
+from qpeft.names import check_name, redefines, unknown
 
-METHODS = {
-    QPA: (QPAConfig, QPAModel),
-    QUANTUM_PEFT: (QuantumPeftConfig, QuantumPeftModel),
-    ATTACHED: (AttachedConfig, AttachedTuner),
-    BOTTLENECK: (BottleneckConfig, BottleneckModel),
-    QAA: (QAAConfig, QAAModel),
-    SORA: (SoRAConfig, SoRAModel),
-}
-SUPPORTED_PEFT = ("0.21", "0.22")  # internals are used: from the first, below the second
+_registered: dict[str, Method] = {}
+_from_files: dict[str, Method] = {}  # by FILE.py:NAME
 
 
-def register() -> None:
-    """Register qpeft's own methods; safe to call again.
-
-    Raises:
-        ConfigError: peft's version is not supported, or another package took a name.
-    """
-    low, high = SUPPORTED_PEFT
-    if not Version(low) <= Version(peft.__version__) < Version(high):
-        raise ConfigError(
-            f"qpeft works with peft from {low} and below {high}, found {peft.__version__}; "
-            f"install it with: pip install 'peft>={low},<{high}'"
-        )
-    for name, (config, tuner) in METHODS.items():
-        register_method(name, config, tuner)
+@cache
+def _own() -> dict[str, Method]:
+    """qpeft's methods, the quantum ones first and of these those over any host, then PEFT's."""
+    folder = str(Path(__file__).parent)
+    packages = [import_module(f"qpeft.methods.{m.name}") for m in pkgutil.iter_modules([folder]) if m.ispkg]
+    found = [package.METHOD for package in packages if hasattr(package, "METHOD")]
+    found.sort(key=lambda method: (method.kind != "quantum", method.generator is None))
+    return {method.key: method for method in (*found, *STOCK)}
 
 
-def register_method(name: MethodName, config: type[PeftConfig], tuner: Any) -> None:
-    """Make a method of your own known to PEFT, and so to `get_peft_model`, `from_pretrained`, `qpeft.load`.
+def records() -> list[Method]:
+    """Every registered method, qpeft's first."""
+    return [*_own().values(), *_registered.values()]
 
-    Call it where the classes are defined: whoever loads such an adapter imports that module first.
-    `qpeft.testing.adapter_contract` checks what it owes its users.
 
-    Classes of the same module and qualified name replace the earlier ones: a notebook's cell can be run again.
+def keys() -> tuple[str, ...]:
+    """Names of the methods that can be trained."""
+    return tuple(method.key for method in records() if method.trains is not Trains.NOTHING)
 
-    Args:
-        name: The `peft_type` that `config` sets, as adapter_config.json holds it.
-        config: A PEFT config, such as a subclass of `GeneratedLoraConfig`.
-        tuner: What PEFT builds for it, such as `GeneratedMixin` before `LoraModel`.
+
+def hosts() -> tuple[str, ...]:
+    """Names of the methods whose adapter a generator can produce."""
+    return tuple(method.key for method in records() if method.is_host)
+
+
+def find(name: str) -> Method | None:
+    """The method registered as `name`, or read from the file `name` before; None if there is none."""
+    return _own().get(name) or _registered.get(name) or _from_files.get(name)
+
+
+def get(key: str) -> Method:
+    """The method registered as `key`.
 
     Raises:
-        ConfigError: PEFT, or another package, has a method of this name; it is no MethodName, or another than
-            `config()` sets; `config` or `tuner` is no such class.
+        ConfigError: there is none; the message shows the nearest name.
     """
-    _check_method(name, config, tuner)
-    prefix = getattr(tuner, "container", None) or tuner.prefix  # what the names of its own modules begin with
-    entries: list[tuple[dict[Any, Any], Any]] = [
-        (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, config),
-        (mapping.PEFT_TYPE_TO_TUNER_MAPPING, tuner),
-        (mapping.PEFT_TYPE_TO_PREFIX_MAPPING, prefix),
-    ]
-    for table, value in entries:
-        if not isinstance(value, str) and not redefines(value, table.get(name, value)):
-            raise ConfigError(f"PEFT type {name.value} is already taken by {table[name]}; choose another name")
-    if (found := _type_set_by(config)) not in (None, name):
-        raise ConfigError(
-            f"{config.__name__} sets peft_type to {found!r}: register it under this name, not {name.value!r}"
-        )
-    for table, value in entries:
-        table[name] = value
+    if (found := find(key)) is None:
+        raise ConfigError(unknown("method", key, keys()))
+    return found
 
 
-def _check_method(name: Any, config: Any, tuner: Any) -> None:
-    if not isinstance(name, MethodName):
-        raise ConfigError(f'register_method needs a MethodName, such as MethodName("NOLA"), got {name!r}')
-    check_name(name.value)
-    if not (isinstance(config, type) and issubclass(config, PeftConfig)):
-        raise ConfigError(f"register_method needs a config that is a class over PeftConfig, got {config!r}")
-    if not (isinstance(tuner, type) and (hasattr(tuner, "container") or hasattr(tuner, "prefix"))):
-        raise ConfigError(f"register_method needs a tuner that is a class over one of PEFT's tuners, got {tuner!r}")
+def named(name: str) -> Method:
+    """The method of a key, or of FILE.py:NAME. The file is executed and its record registered.
+
+    For names that a user gives, in a call, a command or a study file; never for names read from a checkpoint.
+
+    Raises:
+        ConfigError: there is no such method, the file cannot be executed, or NAME is no Method in it.
+    """
+    if not is_file(name):
+        return get(name)
+    if name not in _from_files:
+        found = _read(name)
+        register(found)
+        _from_files[name] = found
+    return _from_files[name]
 
 
-def _type_set_by(config: type[PeftConfig]) -> str | None:
-    """The `peft_type` of `config()`; None for settings that must be given."""
+def find_by_config(config: Any) -> Method | None:
+    """The method whose own PEFT config `config` is; None for PEFT's methods and unregistered ones."""
+    own = (method for method in records() if method.tuner is not None)
+    return next((method for method in own if method.config_class is type(config)), None)
+
+
+def is_file(name: str) -> bool:
+    """Whether `name` has the form FILE.py:NAME."""
+    return name.rpartition(":")[0].endswith(".py")
+
+
+def file_sha256(name: str) -> str | None:
+    """SHA-256 of the file of FILE.py:NAME; None for a registered method."""
+    return hashlib.sha256(_path(name).read_bytes()).hexdigest() if is_file(name) else None
+
+
+def register(method: Method) -> None:
+    """Make a method known to PEFT and to `train`, `plan`, `compare`, `evaluate`, `generate`, `export`, `diagnose`.
+
+    Registering a record with a config of the same module and qualified name again replaces the earlier one, so that a
+    notebook's cell can be executed twice.
+
+    Raises:
+        ConfigError: it is no Method; another method has this key; or PEFT has another method of its `peft_type`.
+    """
+    if not isinstance(method, Method):
+        raise ConfigError(f"register takes a qpeft.methods.Method, got {method!r}")
+    check_name(method.key)
+    there = find(method.key)
+    is_again = there is not None and (there.config == method.config or redefines(method.config, there.config))
+    if there is not None and (method.key in _own() or not is_again):
+        raise ConfigError(f"there is already a method {method.key!r} ({there.title}); choose another key")
+    if "peft" in sys.modules and method.tuner is not None:
+        from qpeft.methods.peft_types import register_record
+
+        register_record(method)
+    _registered[method.key] = method
+
+
+def _path(name: str) -> Path:
+    return Path(name.rpartition(":")[0]).expanduser()
+
+
+def _read(name: str) -> Method:
+    path, attribute = _path(name), name.rpartition(":")[2]
+    if not path.is_file():
+        raise ConfigError(f"method {name}: there is no file {path}")
     try:
-        found = config().peft_type
-    except (TypeError, ValueError):
-        return None
-    return str(getattr(found, "value", found))
+        found = getattr(_module(path.resolve()), attribute)
+    except Exception as error:  # whatever the user's file does
+        raise ConfigError(f"method {name}: {type(error).__name__}: {error}") from error
+    if not isinstance(found, Method):
+        raise ConfigError(f"method {name} is {type(found).__name__}; it must be a qpeft.methods.Method")
+    return found
+
+
+def _module(path: Path) -> Any:
+    """The module in the file, as `import` finds it under the file's name, unless another module has this name."""
+    there = sys.modules.get(path.stem)
+    if there is not None and getattr(there, "__file__", None) == str(path):
+        return there
+    name = path.stem if there is None else f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

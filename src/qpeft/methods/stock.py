@@ -1,39 +1,126 @@
-"""Counts of stock adapters: what they train, and what is in their files."""
+"""PEFT's own methods, full fine-tuning, and the base model as it is."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from peft import PeftConfig, PeftType, get_peft_model_state_dict
+from qpeft.errors import ConfigError
+from qpeft.methods.method import Method, Trains
 
-from qpeft.core.plan_result import BYTES
-
-
-def count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
-    """The fields of a Plan that a stock adapter has; `adapted` is the model on the meta device."""
-    total, stored = sum(p.numel() for p in adapted.parameters() if p.requires_grad), stored_numbers(adapted)
-    is_prompt = adapted.active_peft_config.is_prompt_learning  # what an encoder makes of it is kept, not the encoder
-    return {
-        "method": str(getattr(config.peft_type, "value", config.peft_type)).lower(),
-        "trainable": total,
-        "trainable_parts": {"adapter": total},
-        "deployed": stored if is_prompt else total,
-        "stored_bytes": stored * BYTES,
-        "exported_bytes": stored * BYTES,
-        "needs_qpeft": False,
-    }
+_ALL_LINEAR = {"target_modules": "all-linear"}
 
 
-def stored_numbers(adapted: Any) -> int:
-    """Numbers in a stock adapter's file.
+def _refuse_images(settings: Any) -> None:
+    if settings.task == "image-classification":
+        raise ConfigError(
+            f"{settings.adapter.key} puts virtual tokens in front of a text, and images have none; use another method"
+        )
 
-    Some methods store more than they train, VeRA its projections; a prompt is stored as what its encoder makes of it.
-    """
-    config: Any = adapted.active_peft_config
-    if not config.is_prompt_learning:
-        state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        return sum(tensor.numel() for tensor in state.values())
-    trained_whole = sum(p.numel() for name, p in adapted.named_parameters() if ".modules_to_save." in name)
-    is_prefix = config.peft_type == PeftType.PREFIX_TUNING
-    a_token = config.token_dim * (2 * config.num_layers if is_prefix else config.num_transformer_submodules)
-    return config.num_virtual_tokens * a_token + trained_whole
+
+def _check_prefix(settings: Any) -> None:
+    if settings.gradient_checkpointing:
+        raise ConfigError("method prefix cannot be combined with gradient_checkpointing (a limit of PEFT)")
+    _refuse_images(settings)
+
+
+def _check_head(settings: Any) -> None:
+    if settings.task == "causal-lm":
+        raise ConfigError(
+            "method head trains a new classification head alone, and task causal-lm has none; choose task "
+            "text-classification or image-classification, or another method"
+        )
+
+
+def _check_full(settings: Any) -> None:
+    if settings.dtype != "float32":
+        raise ConfigError(
+            f"method full trains the parameters of the base, and {settings.dtype} would round its steps away; "
+            "use dtype float32, or an adapter method"
+        )
+
+
+METHODS = (
+    Method(key="lora", title="LoRA", config="peft:LoraConfig", defaults=_ALL_LINEAR, is_host=True),
+    Method(
+        key="dora",
+        title="DoRA",
+        config="peft:LoraConfig",
+        defaults={**_ALL_LINEAR, "use_dora": True},
+        is_host=True,
+    ),
+    Method(
+        key="pissa",
+        title="PiSSA",
+        config="peft:LoraConfig",
+        defaults={**_ALL_LINEAR, "init_lora_weights": "pissa"},
+        is_host=True,
+    ),
+    Method(key="ia3", title="IA3", config="peft:IA3Config", learning_rate=5e-3, is_host=True),  # PEFT finds its targets
+    Method(
+        key="vera",
+        title="VeRA",
+        config="peft:VeraConfig",
+        learning_rate=4e-3,
+        defaults=_ALL_LINEAR,
+        is_host=True,
+    ),
+    Method(key="loha", title="LoHa", config="peft:LoHaConfig", defaults=_ALL_LINEAR, is_host=True),
+    Method(
+        key="ln_tuning",
+        title="layer norm tuning",
+        config="peft:LNTuningConfig",
+        learning_rate=5e-3,
+        is_host=True,
+    ),
+    Method(
+        key="prefix",
+        title="prefix tuning",
+        config="peft:PrefixTuningConfig",
+        learning_rate=5e-3,
+        defaults={"num_virtual_tokens": 10},
+        is_host=True,
+        check=_check_prefix,
+        report_note="A prefix moves the base's output even when it is zero, so prefix tuning starts elsewhere than the "
+        "others.",
+    ),
+    Method(
+        key="prompt",
+        title="prompt tuning",
+        config="peft:PromptTuningConfig",
+        learning_rate=5e-3,
+        defaults={"num_virtual_tokens": 10},
+        is_host=True,
+        check=_refuse_images,
+    ),
+    Method(
+        key="uni_lora",
+        title="Uni-LoRA",
+        config="peft:UniLoraConfig",
+        learning_rate=4e-3,
+        defaults=_ALL_LINEAR,
+    ),
+    Method(
+        key="tiny_lora",
+        title="TinyLoRA",
+        config="peft:TinyLoraConfig",
+        learning_rate=4e-3,
+        defaults=_ALL_LINEAR,
+    ),
+    Method(
+        key="fourierft",
+        title="FourierFT",
+        config="peft:FourierFTConfig",
+        learning_rate=4e-3,
+        defaults=_ALL_LINEAR,
+    ),
+    Method(
+        key="head",
+        title="classification head alone",
+        config="peft:LoraConfig",
+        trains=Trains.HEAD,
+        defaults={"target_modules": "dummy-target-modules"},  # PEFT's name for no module at all
+        check=_check_head,
+    ),
+    Method(key="full", title="full fine-tuning", trains=Trains.MODEL, learning_rate=2e-5, check=_check_full),
+    Method(key="none", title="the base model", trains=Trains.NOTHING),
+)

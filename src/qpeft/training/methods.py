@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from qpeft import methods
 from qpeft.errors import ConfigError, QpeftError
-from qpeft.training.settings import TrainSettings, unknown
+from qpeft.methods import Trains
+from qpeft.names import unknown
+from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
-    from qpeft.methods.qpa.settings import QPAGeneratorConfig
+    from qpeft.generator_config import GeneratorConfig
 
-
-@dataclass(frozen=True)
-class Method:
-    """A PEFT config class by name, and the values it has here unless the user says otherwise."""
-
-    config: str
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-
-_ALL_LINEAR = {"target_modules": "all-linear"}
-
-METHODS = {
-    "qpa": Method("qpeft:QPAConfig", _ALL_LINEAR),
-    "quantum_peft": Method("qpeft:QuantumPeftConfig", _ALL_LINEAR),
-    "qaa": Method("qpeft:QAAConfig"),  # finds the query and value projections itself
-    "sora": Method("qpeft:SoRAConfig", _ALL_LINEAR),
-    "lora": Method("peft:LoraConfig", _ALL_LINEAR),
-    "dora": Method("peft:LoraConfig", {**_ALL_LINEAR, "use_dora": True}),
-    "ia3": Method("peft:IA3Config"),  # PEFT knows the right modules by the model's type
-    "vera": Method("peft:VeraConfig", _ALL_LINEAR),
-    "uni_lora": Method("peft:UniLoraConfig", _ALL_LINEAR),
-    "tiny_lora": Method("peft:TinyLoraConfig", _ALL_LINEAR),
-    "fourierft": Method("peft:FourierFTConfig", _ALL_LINEAR),
-    "prefix": Method("peft:PrefixTuningConfig", {"num_virtual_tokens": 10}),
-    "prompt": Method("peft:PromptTuningConfig", {"num_virtual_tokens": 10}),
-    "loha": Method("peft:LoHaConfig", _ALL_LINEAR),
-    "ln_tuning": Method("peft:LNTuningConfig"),
-    "pissa": Method("peft:LoraConfig", {**_ALL_LINEAR, "init_lora_weights": "pissa"}),
-    "head": Method("peft:LoraConfig", {"target_modules": "dummy-target-modules"}),  # PEFT's name for no module at all
-    "bottleneck": Method("qpeft:BottleneckConfig"),  # finds the feed-forward blocks itself
-}
 
 # PEFT knows no task of images; what its task types add is the head, which a run names itself
 _PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "image-classification": None}
@@ -60,32 +31,25 @@ _NOT_SETTINGS = {
 }
 
 
-def config_class(method: str) -> type:
-    """The PEFT config class of an adapter method."""
-    module, name = METHODS[method].config.split(":")
-    return getattr(import_module(module), name)
-
-
 def build_config(settings: TrainSettings) -> PeftConfig:
     """The PEFT config of a run: where a generator goes over another host than LoRA, the host's.
 
     Raises ConfigError for a field that the method lacks, or a value it refuses.
     """
-    if settings.method == "head":
+    if settings.record.trains is not Trains.ADAPTER:
         _refuse_settings(settings)
-    method = settings.host if settings.attaches else settings.method
-    made = config_class(method)
+    record = settings.adapter if settings.attaches else settings.record
+    made = record.config_class
     known = {f.name for f in fields(made)} - _NOT_SETTINGS
-    ours = _generator_fields() if settings.attaches else set()
+    ours = _generator_fields(settings) if settings.attaches else set()
     for name in settings.method_settings:
         if name not in known | ours:
-            whose = f"host {method}" if settings.attaches else f"method {method}"
+            whose = f"host {record.key}" if settings.attaches else f"method {record.key}"
             raise ConfigError(unknown(f"setting of {whose}:", name, sorted(known | ours)))
     _check_numbers(made, settings.method_settings)
     given = {name: value for name, value in settings.method_settings.items() if name not in ours}
     seed = {"seed": settings.seed} if "seed" in known else {}
-    dora = {"use_dora": True} if (settings.method, settings.host) == ("qpa", "dora") else {}
-    values = {**METHODS[method].defaults, **dora, **seed, **given}
+    values = {**record.defaults, **record.own_hosts.get(settings.host, {}), **seed, **given}
     return _refusals_as_config_errors(made, task_type=_PEFT_TASKS[settings.task], **values)
 
 
@@ -97,30 +61,33 @@ def _check_numbers(made: type, given: dict[str, Any]) -> None:
             raise ConfigError(f"{known.name} must be a number, got {value!r}")
 
 
-def build_generator(settings: TrainSettings) -> QPAGeneratorConfig | None:
+def virtual_tokens(method: str, host: str, given: Mapping[str, Any]) -> int:
+    """Positions of the context that a prefix or a prompt takes, as method or as host; 0 for others."""
+    record = methods.named(method)
+    adapter = record if record.generator is None else methods.get(host)
+    return {**adapter.defaults, **given}.get("num_virtual_tokens", 0)
+
+
+def build_generator(settings: TrainSettings) -> GeneratorConfig | None:
     """The generator that goes over another host than LoRA; None for every other run. Raises ConfigError."""
     if not settings.attaches:
         return None
-    from qpeft.methods.qpa.settings import QPAGeneratorConfig
-
-    ours = _generator_fields()
+    ours = _generator_fields(settings)
     given = {name: value for name, value in settings.method_settings.items() if name in ours}
-    return _refusals_as_config_errors(QPAGeneratorConfig, **{"seed": settings.seed, **given})
+    return _refusals_as_config_errors(settings.record.generator_class, **{"seed": settings.seed, **given})
 
 
-def _generator_fields() -> set[str]:
-    from qpeft.methods.qpa.settings import QPAGeneratorConfig
-
-    return {f.name for f in fields(QPAGeneratorConfig)}
+def _generator_fields(settings: TrainSettings) -> set[str]:
+    return {f.name for f in fields(settings.record.generator_class)}
 
 
 def build_adapter(settings: TrainSettings, base: PreTrainedModel, head: Sequence[str] = ()) -> Any:
-    """The model to train: `base` with an adapter, or `base` itself for method full.
+    """The model to train: `base` with an adapter, or `base` itself where the method has none.
 
     The modules named by `head` are trained whole beside the adapter.
     Raises ConfigError for settings that the method refuses and for target modules that are not there.
     """
-    if settings.method == "full":
+    if settings.record.config is None:
         _refuse_settings(settings)
         return base
     from peft import get_peft_model

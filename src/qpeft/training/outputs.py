@@ -16,9 +16,9 @@ from qpeft.core.holder import holder_of
 from qpeft.core.model_card import load_lines
 from qpeft.core.stock_form import has_stock_form
 from qpeft.files import replace_folder, write_text
+from qpeft.methods.counting import stored_numbers
 from qpeft.methods.sora.export import count_numbers
 from qpeft.methods.sora.model import sora_tuner
-from qpeft.methods.stock import stored_numbers
 from qpeft.training.result import TrainResult
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.tasks import Task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 import qpeft
 from qpeft.errors import ConfigError
 from qpeft.training import base_model as base
-from qpeft.training.calibration import fit_to_gradient, warn_of_a_short_way
+from qpeft.training.calibration import fit_to_gradient
 from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress
 from qpeft.training.settings import TrainSettings
@@ -39,11 +40,11 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
     """
     _check_single_process()
     _check_reporters(settings.report_to)
-    method = None if settings.method == "full" else build_config(settings)
-    warn_of_a_short_way(settings, method)
+    config = None if settings.record.config is None else build_config(settings)
+    _warn(settings, config)
     if task is None:
         progress.on_stage("Reading the data")
-        task = task_class(settings.task)(settings, getattr(method, "num_virtual_tokens", 0))
+        task = task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
     progress.on_stage("Loading the base model")
     identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
     set_seed(settings.seed)
@@ -51,6 +52,11 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
     model = build_adapter(settings, loaded, task.head)
     fit_to_gradient(model, task, settings.batch_size, progress)
     return Prepared(model, task, identity, _set_backend(settings, model))
+
+
+def _warn(settings: TrainSettings, config: Any) -> None:
+    if advice := settings.record.ask("advice", settings, config):
+        warnings.warn(advice, stacklevel=2)
 
 
 def _set_backend(settings: TrainSettings, model: Any) -> CircuitRun | None:

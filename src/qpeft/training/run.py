@@ -103,9 +103,7 @@ def _fit(
         trainer.add_callback(Logging(log, every.log, progress))
         trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
         trainer.add_callback(Saving(folder.checkpoints, every.save, stop, log))
-        if settings.method == "sora":
-            trainer.add_callback(qpeft.SoRACallback())
-        for callback in callbacks:
+        for callback in (*(settings.record.ask("callbacks") or ()), *callbacks):
             trainer.add_callback(callback)
         try:
             with outputs.resumable(ready.model):
@@ -153,8 +151,8 @@ def _trainer(settings: TrainSettings, ready: Prepared, folder: RunFolder) -> Tra
 
 
 def _optimizer(settings: TrainSettings, model: Any, arguments: TrainingArguments) -> Any:
-    """The Trainer's own; with SoRA in groups, for gates may not decay and can have a rate of their own."""
-    if settings.method != "sora":
+    """The Trainer's own, or the same with the method's groups of parameters."""
+    if not settings.record.uses_param_groups:
         return None
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
     return kind, {**options, "params": qpeft.param_groups(model, settings.lr, settings.weight_decay)}

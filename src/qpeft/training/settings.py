@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from math import isfinite
 from typing import Any, NamedTuple
 
+from qpeft import methods
 from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.errors import ConfigError
+from qpeft.methods import Method
+from qpeft.names import unknown
 
-HOSTS = ("lora", "dora", "pissa", "ia3", "vera", "loha", "ln_tuning", "prefix", "prompt", "bottleneck")
-METHODS = ("qpa", "quantum_peft", "qaa", "sora", *HOSTS, "uni_lora", "tiny_lora", "fourierft", "head", "full")
 TASKS = ("causal-lm", "text-classification", "image-classification")
 DTYPES = ("float32", "bfloat16")
 
@@ -46,7 +46,10 @@ class TrainSettings:
         )
     )
     out: str = field(metadata=_help("Run folder. The same command again goes on where it stopped."))
-    method: str = field(default="qpa", metadata=_help("Fine-tuning method.", choices=METHODS))
+    method: str = field(
+        default="qpa",
+        metadata=_help("Fine-tuning method, or FILE.py:NAME of your own one.", choices=methods.keys(), takes_file=True),
+    )
     method_settings: dict[str, Any] = field(
         default_factory=dict, metadata=_help("Fields of the method's config, such as r or budget.")
     )
@@ -56,7 +59,7 @@ class TrainSettings:
     )
     host: str = field(
         default="lora",
-        metadata=_help("With method qpa: the adapter whose numbers are generated.", choices=HOSTS),
+        metadata=_help("With method qpa: the adapter that is generated.", choices=methods.hosts()),
     )
     eval_data: str | None = field(
         default=None,
@@ -125,32 +128,29 @@ class TrainSettings:
 
     def check(self) -> None:
         """Raise ConfigError for what cannot work."""
+        methods.named(self.method)
         self._check_choices()
         self._check_finite()
         self._check_ranges()
         self._check_backend()
-        if self.method == "full" and self.dtype != "float32":
-            raise ConfigError(
-                f"method full trains the base's own numbers, and {self.dtype} would round its steps away; "
-                "use dtype float32, or an adapter method"
-            )
-        if self.host != "lora" and self.method != "qpa":
-            raise ConfigError(f"host {self.host} is what method qpa goes over; method {self.method} has no host")
-        adapter = self.host if self.method == "qpa" else self.method
-        if adapter == "prefix" and self.gradient_checkpointing:
-            raise ConfigError("method prefix cannot be combined with gradient_checkpointing (PEFT's limit)")
-        if self.method == "head" and self.task == "causal-lm":
-            raise ConfigError(
-                "method head trains a new classification head alone, and task causal-lm has none; choose task "
-                "text-classification or image-classification, or another method"
-            )
-        if adapter in ("prefix", "prompt") and self.task == "image-classification":
-            raise ConfigError(f"{adapter} puts virtual tokens before a text, and images have none; use another")
+        self._check_host()
+        for record in dict.fromkeys((self.record, self.adapter)):
+            record.ask("check", self)
+
+    @property
+    def record(self) -> Method:
+        """The record of the method. Raises ConfigError for an unknown one."""
+        return methods.named(self.method)
+
+    @property
+    def adapter(self) -> Method:
+        """The record of the adapter that is trained or generated: the host's where a generator goes over one."""
+        return self.record if self.record.generator is None else methods.get(self.host)
 
     @property
     def attaches(self) -> bool:
-        """Whether QPA goes over a stock adapter other than LoRA, which `qpeft.attach` does."""
-        return self.method == "qpa" and self.host not in ("lora", "dora")
+        """Whether `qpeft.attach` puts the method's generator over a host that its own config does not generate."""
+        return self.record.generator is not None and self.host not in self.record.own_hosts
 
     @property
     def backend(self) -> BackendSettings:
@@ -165,8 +165,14 @@ class TrainSettings:
             log=self.log_every or -(-self.steps // 1000),
         )
 
+    def _check_host(self) -> None:
+        usual = type(self).__dataclass_fields__["host"].default
+        if self.host != usual and self.record.generator is None:
+            owners = " or ".join(record.key for record in methods.records() if record.generator is not None)
+            raise ConfigError(f"host {self.host} is for method {owners}; method {self.method} has no host")
+
     def _check_backend(self) -> None:
-        if not self.backend.is_usual and self.method != "qpa":
+        if not self.backend.is_usual and not self.record.takes_backend:
             raise ConfigError(
                 f"backends are for QPA's circuit; method {self.method} has no circuit that runs once a step. Leave out "
                 f"{', '.join(self.backend_settings)}"
@@ -175,7 +181,9 @@ class TrainSettings:
     def _check_choices(self) -> None:
         for known in fields(self):
             choices, value = known.metadata.get("choices"), getattr(self, known.name)
-            if choices and value not in choices:
+            if known.name == "host":
+                choices = methods.hosts()
+            if choices and value not in choices and known.name != "method":
                 raise ConfigError(unknown(known.name, value, choices))
 
     def _check_finite(self) -> None:
@@ -199,10 +207,3 @@ class TrainSettings:
             raise ConfigError(f"lr must be a number above 0, got {self.lr}")
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")
-
-
-def unknown(what: str, value: Any, choices: Any) -> str:
-    """`unknown method 'lroa'; did you mean 'lora'? Choose one of qpa, lora, ...`"""
-    nearest = get_close_matches(str(value), choices, n=1)
-    hint = f"did you mean {nearest[0]!r}? Choose" if nearest else "choose"
-    return f"unknown {what} {value!r}; {hint} one of {', '.join(choices)}"

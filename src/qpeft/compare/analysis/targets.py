@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qpeft import methods
 from qpeft.compare.analysis.found import Curve, Reached
 from qpeft.compare.analysis.statistics import describe
 from qpeft.compare.measurements.convergence import first_at_or_below
+from qpeft.methods import Trains
 
 REFERENCE, HALF, NINETY = "reference", "half_of_full", "ninety_of_full"
 
@@ -21,7 +23,7 @@ def target_losses(study: Mapping[str, Any], curves: Mapping[str, Mapping[int, Cu
 
     `curves`: by method, those of the seeds that succeeded.
     """
-    full = next((m["key"] for m in study["methods"] if m["method"] == "full"), None)
+    full = next((m["key"] for m in study["methods"] if _trains_model(m["method"])), None)
     start, end = _mean_loss(curves.get(full or "", {}), 0), _mean_loss(curves.get(full or "", {}), -1)
     gain = start - end if start is not None and end is not None else 0.0
     return {
@@ -29,6 +31,11 @@ def target_losses(study: Mapping[str, Any], curves: Mapping[str, Mapping[int, Cu
         HALF: start - 0.5 * gain if start is not None and gain > 0 else None,
         NINETY: start - 0.9 * gain if start is not None and gain > 0 else None,
     }
+
+
+def _trains_model(method: str) -> bool:
+    found = methods.find(method)
+    return found is not None and found.trains is Trains.MODEL
 
 
 def steps_and_seconds(curves: Mapping[int, Curve], loss: float) -> tuple[Reached, Reached] | None:

@@ -24,7 +24,7 @@ from qpeft.errors import QpeftError, TrainingError
 from qpeft.files import read_json
 from qpeft.training import outputs, train
 from qpeft.training.accuracy import ClassificationScore
-from qpeft.training.methods import build_config
+from qpeft.training.methods import virtual_tokens
 from qpeft.training.metrics import HOPELESS_LOSS
 from qpeft.training.metrics_log import read_rows
 from qpeft.training.prepare import Prepared, prepare
@@ -70,7 +70,7 @@ def settings_of(cell: Cell, out: Path, data: str = "validation") -> TrainSetting
         eval_data=recipe["data"][data],
         out=str(out),
         task=recipe["task"],
-        method="full" if untrained else config["method"],
+        method=config["method"],
         host=config["host"],
         method_settings={} if untrained else dict(config["settings"]),
         backend_settings=dict(config.get("backend", {})),
@@ -89,8 +89,7 @@ def _save_every(cell: Cell) -> int | None:
 
 def shared_task(settings: TrainSettings) -> Task:
     """The data of a cell's run; read once in a process, and not again by those that are forked from it."""
-    method = None if settings.method == "full" else build_config(settings)
-    reserved = getattr(method, "num_virtual_tokens", 0)
+    reserved = virtual_tokens(settings.method, settings.host, settings.method_settings)
     return _task(_Key(settings, reserved))
 
 

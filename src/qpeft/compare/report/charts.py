@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
+from qpeft import methods
 from qpeft.compare.report import canvas, forest, histogram, pareto, trajectories, words
 from qpeft.compare.report.results import ordered
 from qpeft.compare.report.trajectories import Curve, Path
@@ -121,7 +122,7 @@ def layers(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Chart]:
 def sora_ranks(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Chart]:
     """What SoRA's gates left of the ranks, over modules and seeds."""
     found = []
-    for method in (method for method in summary.methods if method.method == "sora"):
+    for method in (method for method in summary.methods if _prunes_ranks(method.method)):
         modules = [module for row in rows[method.key] for module in row["capacity"].get("modules") or ()]
         ranks = [rank for module in modules if (rank := _rank(module)) is not None]
         if ranks:
@@ -130,6 +131,11 @@ def sora_ranks(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Char
             document = histogram.draw(ranks, name, mark, title, "Modules")
             found.append(Chart(name, title, document, _said_of(ranks, len(modules))))
     return found
+
+
+def _prunes_ranks(method: str) -> bool:
+    found = methods.find(method)
+    return found is not None and found.prunes_ranks
 
 
 def _rank(module: Mapping[str, Any]) -> int | None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qpeft import methods
 from qpeft.compare.report.canvas import CLASSICAL, CONTROL, INK, QUANTUM
 from qpeft.compare.study import UNTRAINED
-
-_QUANTUM_METHODS = ("qpa", "quantum_peft", "qaa")
 
 
 @dataclass(frozen=True)
@@ -40,4 +39,5 @@ def mark(method: str, role: str, is_reference: bool) -> Mark:
         return _BY_KIND["control"]
     if method == UNTRAINED:
         return _BY_KIND["base"]
-    return _BY_KIND["quantum" if method in _QUANTUM_METHODS else "classical"]
+    found = methods.find(method)
+    return _BY_KIND["classical" if found is None else found.kind]

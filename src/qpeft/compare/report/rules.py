@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from qpeft import methods
 from qpeft.compare.report import numbers, words
 from qpeft.compare.report.window import RULE
 from qpeft.compare.study import UNTRAINED
@@ -54,11 +55,8 @@ def rules(study: Study) -> list[str]:
         "tables alone.",
         "Failed and diverged runs are shown and counted, and no verdict favours a method that lost one.",
     ]
-    if any(method["method"] == "prefix" for method in study["methods"]):
-        found.append(
-            "A prefix moves the base's output even when it is zero, so prefix tuning starts elsewhere than the others."
-        )
-    return found
+    records = [methods.find(method["method"]) for method in study["methods"]]
+    return found + list(dict.fromkeys(record.report_note for record in records if record and record.report_note))
 
 
 def unfinished(summary: Summary) -> str:

@@ -1,1 +1,17 @@
-"""QAA: features of a circuit that starts in a layer's input."""
+"""QAA (arXiv 2509.16244): features of a circuit that starts in a layer's input."""
+
+from qpeft.methods.method import Method
+
+METHOD = Method(
+    key="qaa",
+    title="QAA (arXiv 2509.16244)",
+    config="qpeft.methods.qaa.model:QAAConfig",  # finds the query and value projections itself
+    tuner="qpeft.methods.qaa.model:QAAModel",
+    kind="quantum",
+    learning_rate=1e-3,
+    options="qpeft.methods.qaa.settings:QAASettings",
+    panel="QAA: the features and where they go",
+    hidden=("seed", "out_slices"),
+    circuit_role="each reads the inputs of a module",
+    count="qpeft.methods.qaa.plan:count_qaa",
+)

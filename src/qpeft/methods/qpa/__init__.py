@@ -1,1 +1,26 @@
 """QPA (arXiv 2410.09846): a circuit and a mapping network generate an adapter chunk by chunk."""
+
+from qpeft.methods.method import Method
+
+METHOD = Method(
+    key="qpa",
+    title="QPA (arXiv 2410.09846)",
+    config="qpeft.methods.qpa.model:QPAConfig",
+    tuner="qpeft.methods.qpa.model:QPAModel",
+    kind="quantum",
+    learning_rate=1e-3,
+    defaults={"target_modules": "all-linear"},
+    options="qpeft.methods.qpa.settings:QPAGeneratorConfig",
+    panel="QPA: the generator of the adapter",
+    presets=("official",),
+    generator="qpeft.methods.qpa.settings:QPAGeneratorConfig",
+    own_hosts={"lora": {}, "dora": {"use_dora": True}},
+    takes_backend=True,
+    controls={
+        "qnn_frozen": "the frozen circuit",
+        "free": "a free vector",
+        "random": "fixed noise",
+        "none": "no feature",
+    },
+    count="qpeft.methods.qpa.plan:count_qpa",
+)

@@ -15,10 +15,10 @@ from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.attach.attach import generated_slots
 from qpeft.methods.attach.beside import keys_beside
+from qpeft.methods.counting import stored_numbers
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.model import QPAConfig
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
-from qpeft.methods.stock import stored_numbers
 
 
 def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:

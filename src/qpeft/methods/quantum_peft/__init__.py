@@ -1,1 +1,19 @@
 """Quantum-PEFT (arXiv 2503.05431): circuits generate the orthogonal factors of low-rank updates."""
+
+from qpeft.methods.method import Method
+
+METHOD = Method(
+    key="quantum_peft",
+    title="Quantum-PEFT (ICLR 2025, arXiv 2503.05431)",
+    config="qpeft.methods.quantum_peft.model:QuantumPeftConfig",
+    tuner="qpeft.methods.quantum_peft.model:QuantumPeftModel",
+    kind="quantum",
+    learning_rate=1e-3,
+    defaults={"target_modules": "all-linear"},
+    options="qpeft.methods.quantum_peft.settings:QuantumPeftGeneratorConfig",
+    panel="Quantum-PEFT: the generator of U, V and lambda",
+    presets=("paper_pauli", "paper_taylor"),
+    circuit_role="each makes the columns of one U or V",
+    advice="qpeft.methods.quantum_peft.advice:angles_hardly_move",
+    count="qpeft.methods.quantum_peft.plan:count_quantum_peft",
+)

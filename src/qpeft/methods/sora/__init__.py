@@ -1,1 +1,17 @@
-"""SoRA: LoRA that loses ranks while it trains."""
+"""SoRA (arXiv 2311.11696): LoRA that loses ranks while it trains."""
+
+from qpeft.methods.method import Method
+
+METHOD = Method(
+    key="sora",
+    title="SoRA (arXiv 2311.11696)",
+    config="qpeft.methods.sora.model:SoRAConfig",
+    tuner="qpeft.methods.sora.model:SoRAModel",
+    defaults={"target_modules": "all-linear"},
+    options="qpeft.methods.sora.settings:SoRASettings",
+    panel="SoRA: gates on LoRA's ranks",
+    callbacks="qpeft.methods.sora.callback:callbacks",
+    uses_param_groups=True,
+    count="qpeft.methods.sora.plan:count_sora",
+    prunes_ranks=True,
+)

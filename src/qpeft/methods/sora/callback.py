@@ -49,3 +49,8 @@ class SoRACallback(TrainerCallback, ExportableState):
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._threshold is not None:
             self._threshold.remove()
+
+
+def callbacks() -> list[SoRACallback]:
+    """What a training run of SoRA needs."""
+    return [SoRACallback()]

@@ -1,0 +1,98 @@
+"""The record of a fine-tuning method: everything that the rest of the program asks about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from importlib import import_module
+from typing import Any, Literal
+
+DEFAULT_LEARNING_RATE = 2e-4  # LoRA and methods like it
+
+
+class Trains(Enum):
+    """What a training run of the method changes."""
+
+    ADAPTER = "an adapter"
+    HEAD = "a new classification head alone"
+    MODEL = "every parameter of the base model"
+    NOTHING = "nothing: the base model as it is"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Method:
+    """A fine-tuning method. `qpeft.methods.register` makes it available everywhere.
+
+    Classes and functions may be given as "module:Name"; they are then imported when first used, so that listing the
+    methods imports neither torch nor peft. Only `key`, `title`, `config` and, for a method that PEFT does not have,
+    `tuner` are needed.
+    """
+
+    key: str  #: name in `--method` and in study files
+    title: str  #: name for readers, with its paper
+    config: type | str | None = None  #: PEFT config class; None: there is no adapter
+    tuner: type | str | None = None  #: PEFT tuner class; None: one of PEFT's own methods
+    kind: Literal["quantum", "classical"] = "classical"
+    trains: Trains = Trains.ADAPTER
+    learning_rate: float = DEFAULT_LEARNING_RATE  #: the middle of its grid in studies
+    defaults: Mapping[str, Any] = field(default_factory=dict)  #: config fields that differ here from the config's own
+
+    # -- command line
+    options: type | str | None = None  #: dataclass of the method's own fields, free of torch
+    panel: str = ""  #: heading of these options; the part before a colon names their owner
+    hidden: tuple[str, ...] = ("seed",)  #: fields of `options` that the command line does not offer
+    presets: tuple[str, ...] = ()  #: class methods of the config that return a published experiment
+    circuit_role: str = ""  #: in a plan, next to the number of circuits
+
+    # -- generated adapters
+    is_host: bool = False  #: whether a generator can produce its tensors (`--host`)
+    generator: type | str | None = None  #: GeneratorConfig to put over a host adapter with `qpeft.attach`
+    own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: hosts that `config` itself generates
+    takes_backend: bool = False  #: whether its circuit can run on a backend in training
+    controls: Mapping[str, str] = field(default_factory=dict)  #: `feature_source` of each control, and its label
+
+    # -- training
+    check: Callable[[Any], None] | str | None = None  #: (settings) raises ConfigError for a run it cannot do
+    advice: Callable[[Any, Any], str | None] | str | None = None  #: (settings, config) a warning before the run
+    callbacks: Callable[[], Sequence[Any]] | str | None = None  #: () trainer callbacks of a run
+    uses_param_groups: bool = False  #: whether the optimizer takes `qpeft.param_groups`, not one group
+
+    # -- plans, diagnosis and reports
+    count: Callable[[Any, Any], dict[str, Any]] | str | None = None  #: (config, adapted model on meta) fields of a Plan
+    saved: type | str | None = None  #: reads a saved adapter for `qpeft diagnose`
+    prunes_ranks: bool = False  #: whether reports show the ranks that are left
+    report_note: str = ""  #: a sentence for reports of studies with this method
+
+    @property
+    def config_class(self) -> Any:
+        """The PEFT config class."""
+        return imported(self.config)
+
+    @property
+    def tuner_class(self) -> Any:
+        """The PEFT tuner class; None for PEFT's own methods."""
+        return imported(self.tuner)
+
+    @property
+    def generator_class(self) -> Any:
+        """The GeneratorConfig class; None for methods that go over no host."""
+        return imported(self.generator)
+
+    @property
+    def options_class(self) -> Any:
+        """The dataclass of the method's own options; None without any."""
+        return imported(self.options)
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        """Call the function in field `name`; None where the method has none."""
+        function = imported(getattr(self, name))
+        return None if function is None else function(*arguments)
+
+
+def imported(target: Any) -> Any:
+    """The object that a text "module:Name" stands for; anything else is returned as it is."""
+    if not isinstance(target, str):
+        return target
+    module, name = target.split(":")
+    return getattr(import_module(module), name)
