@@ -6,13 +6,24 @@ BIN := $(VENV)/bin
 INSTALL := pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PIP := $(BIN)/$(INSTALL)
 
-.PHONY: demo test check docs bench compat release format clean
+.PHONY: demo test test-all coverage check docs bench compat release format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/qpeft demo
 
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+# for every change; the tests marked `long` are left out
 test: check docs
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(PYTEST) -m "not long"
+
+# before a release
+test-all: check docs
+	$(PYTEST)
+
+# which lines of src the tests of `make test` run
+coverage: $(VENV)/.installed-dev
+	$(PYTEST) -m "not long" --cov qpeft --cov-report term-missing:skip-covered
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check

@@ -11,7 +11,7 @@ import torch
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ def _scripts(monkeypatch):
     monkeypatch.setattr(os, "environ", os.environ.copy())  # the script sets threads for programs that it starts
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_group_gives_rows(tmp_path, capsys):
     import bench
 
@@ -41,7 +41,7 @@ def test_every_group_gives_rows(tmp_path, capsys):
                 assert row["rounds"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_many_adapters_are_measured(tmp_path):
     import many_adapters
 

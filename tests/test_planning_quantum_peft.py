@@ -143,8 +143,9 @@ def tensor_bytes(folder):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:the recursion needs:UserWarning")
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(
     width=st.integers(2, 20),
     height=st.integers(2, 20),

@@ -29,7 +29,7 @@ def accuracy(model, descending=False):
     return (ids[:, 6:] == LETTERS.sort(dim=1, descending=descending).values).all(dim=1).float().mean().item()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trained_sorter_is_untouched_at_the_start_and_learns_to_sort_backwards(shared, tmp_path):
     folder = shared / "models" / "gpt_nano_sort"
     base = AutoModelForCausalLM.from_pretrained(folder).eval()
@@ -55,7 +55,7 @@ def test_a_trained_sorter_is_untouched_at_the_start_and_learns_to_sort_backwards
         assert accuracy(model) == 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_storyteller_reads_grimm(shared, tmp_path):
     """The whole way: text file -> run folder -> stock adapter, better than the base on held-out text."""
     settings = TrainSettings(

@@ -18,7 +18,7 @@ def test_the_changelog_tells_of_this_version():
     assert qpeft.__version__ in headings
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_wheel_has_every_file_of_the_package(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
     subprocess.run(command, check=True, capture_output=True)

@@ -43,7 +43,7 @@ def blocks(shared):
     return ids[: 64 * 48].view(64, 48)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("host", HOSTS)
 def test_exact_start_falling_loss_and_an_export_that_stock_peft_reloads(storyteller, blocks, adapters, tmp_path, host):
     plain, (config, lr) = copy.deepcopy(storyteller), HOSTS[host]
@@ -69,7 +69,7 @@ def test_exact_start_falling_loss_and_an_export_that_stock_peft_reloads(storytel
     torch.testing.assert_close(adapters.logits(again, blocks[:8]), live, atol=1e-5, rtol=0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_run_of_an_attached_prefix_equals_the_unbroken_one(storyteller, blocks, adapters, tmp_path):
     rows = [{"input_ids": block, "labels": block} for block in blocks]
 

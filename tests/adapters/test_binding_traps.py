@@ -413,6 +413,7 @@ def test_finite_differences_through_a_whole_model(gpt2, ids, adapters):
         assert abs((values[0] - values[1]) / 2e-5 - expected) < 1e-6 * max(1.0, abs(expected))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at every .grad
 def test_torch_compile_gives_the_same_loss(llama, ids, adapters, compiling):
     compiling(llama, ids)

@@ -84,7 +84,7 @@ def test_a_base_on_the_meta_device_gives_the_same_numbers(saved):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_another_process_with_other_threads_gives_the_same_numbers(saved, tmp_path):
     clean, model, folder = saved
     clean.save_pretrained(tmp_path / "base")

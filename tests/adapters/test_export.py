@@ -81,7 +81,7 @@ def test_the_base_model_is_shared_not_copied_and_left_alone(llama, ids, adapters
     assert all(p.grad is not None for p in model.base_model.generators.parameters())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_reloads_where_qpeft_cannot_be_imported(gpt2, ids, adapters, exported, tmp_path):
     gpt2.save_pretrained(tmp_path / "base")
     base = type(gpt2).from_pretrained(tmp_path / "base")

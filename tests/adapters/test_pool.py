@@ -142,7 +142,7 @@ def pool(gpt2, users):
     return qpeft.AdapterPool(gpt2, users, capacity=2)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     capacity=st.integers(1, 4),
     requests=st.lists(

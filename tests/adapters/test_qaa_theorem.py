@@ -42,6 +42,7 @@ def linear_task():
     return x, x @ torch.randn(WIDTH, 3) @ torch.randn(3, WIDTH) / WIDTH
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings", [*({"ansatz": a} for a in ANSATZE), {"carry_norm": True}, {"readout": "probs"}], ids=str
 )
@@ -63,6 +64,7 @@ def test_odd_control_learns_part_of_it(linear_task):
     assert fit(adapted(qpeft.QAAConfig(target_modules=["0"], feature_source="linear")), x, target) > 0.03
 
 
+@pytest.mark.long
 def test_circuit_learns_what_such_a_circuit_does():
     teacher = adapted(qpeft.QAAConfig(target_modules=["0"], seed=1, train_circuit=False))
     with torch.no_grad():

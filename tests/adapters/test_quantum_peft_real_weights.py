@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import qpeft
 from qpeft.demo import base_path
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(params=["conv1d", "linear"])

@@ -37,7 +37,7 @@ def load(request, tmp_path_factory):
     return lambda: AutoModelForCausalLM.from_pretrained(folder, **options).train()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_start_training_and_export(load, adapters, ids, tmp_path):
     base = load()
     start = adapters.logits(base, ids)
@@ -58,7 +58,7 @@ def test_start_training_and_export(load, adapters, ids, tmp_path):
     torch.testing.assert_close(adapters.logits(stock, ids), live, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:Merge lora module to .-bit linear may get different generations")
 def test_merged_as_the_stock_lora_is_or_refused(load, adapters, ids, request, tmp_path):
     def make():

@@ -85,7 +85,7 @@ def folded(model):
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_zeros_resume_manual_threshold_and_export(run, storyteller, blocks, tmp_path):
     def loss(model):
         with torch.no_grad():

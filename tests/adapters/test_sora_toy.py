@@ -35,6 +35,7 @@ def learn(shrink_budget):
     return int((layer.sora_gate["default"] == 0).sum()), missed.item()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:SoRA. lambda=.* exceeds 1:UserWarning")
 def test_no_budget_no_zeros_a_budget_some_zeros_a_large_one_destroys():
     (none, exact), (some, near), (all_of_them, lost) = learn(0.0), learn(2.0), learn(6.0)

@@ -16,7 +16,7 @@ DEVICES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("given", DEVICES)
 def test_a_storyteller_learns_grimm_through_a_device(given, shared, tmp_path):
     """The loss on text that was not trained on falls, of the trained model and of what is exported from it."""

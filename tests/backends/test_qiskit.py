@@ -137,6 +137,7 @@ def reseed(sampler, seed):
         sampler._seed = seed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["statevector", "aer", "fake line"])
 def test_sampled_gradients_are_unbiased(name):
     """The mean of 60 gradients of 500 shots within 4 standard errors of the exact one; the spread is of sampling."""
@@ -409,6 +410,7 @@ TRAINED_ON = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TRAINED_ON)
 def test_training_lowers_the_loss(name, llama, ids, adapters):
     model = adapters.qpa(llama, chunk_size=64)
@@ -418,7 +420,7 @@ def test_training_lowers_the_loss(name, llama, ids, adapters):
     assert after < before - 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["aer with noise", "fake device with noise"])
 def test_a_storyteller_reads_grimm_through_a_sampler(name, shared, adapters):
     """On trained weights and real text; what was learnt holds for the exact probabilities too."""

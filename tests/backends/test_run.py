@@ -81,7 +81,7 @@ def test_counts_depend_on_seed_and_angles_alone(angles):
 
 
 @given(counts=st.floats(0.1, 5), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_smoothing_leaves_no_zero_and_keeps_the_sum(counts, seed):
     theta = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)  # all shots hit the first outcome
     run = make(100, seed=seed, smoothing=counts)

@@ -200,7 +200,7 @@ def test_rank_of_the_features(ansatz):
         assert torch.linalg.matrix_rank(features - features.mean(0), rtol=1e-9) == rank
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.sampled_from(list(BLOCKS)), st.integers(1, 3), st.integers(1, 600), st.integers(0, 2**31))
 def test_probabilities_are_probabilities_and_give_the_expectations(ansatz, n_layers, width, seed):
     torch.manual_seed(seed)

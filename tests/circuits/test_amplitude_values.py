@@ -108,7 +108,7 @@ def test_values_and_gradients_are_pennylane_s(ansatz, readout, n_layers, n_qubit
         close(one, other)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(ANSATZE),
     st.sampled_from(list(READOUTS)),

@@ -49,7 +49,7 @@ def assert_agrees(route, reference, angles, weights):
     torch.testing.assert_close(gradient, gradient_expected, rtol=0, atol=1e-10)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 8), st.integers(4, 12), st.integers(0, 2**31))
 def test_the_cut_agrees_with_the_gates(n_layers, n_qubits, seed):
     assert_agrees(cut_probabilities, gates, *random_circuit(n_layers, n_qubits, seed))
@@ -86,7 +86,7 @@ def test_float32_gradient_is_good_to_a_hundred_thousandth():
     assert (gradient_single - gradient).norm() <= 1e-5 * gradient.norm()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 6), st.integers(4, 12), st.data())
 def test_a_slice_is_what_it_is_of_the_whole(n_layers, n_qubits, data):
     start = data.draw(st.integers(0, 2**n_qubits - 1))
@@ -195,6 +195,7 @@ def peak_memory(code):
     return int(run.stdout) * (1 if sys.platform == "darwin" else 1024)
 
 
+@pytest.mark.long
 def test_memory_is_the_probabilities_and_their_gradient():
     few = peak_memory("a = torch.ones(4, 22, requires_grad=True); probabilities_slice(a, 5, 9).sum().backward()")
     many = peak_memory(

@@ -30,7 +30,7 @@ def value_and_gradient(route, angles, weights):
     return p.detach(), torch.autograd.grad(p @ weights, angles)[0]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 10), st.integers(2, 13), st.integers(0, 2**31))
 def test_routes_agree_with_each_other_and_with_the_gates(n_layers, n_qubits, seed):
     angles, weights = random_circuit(n_layers, n_qubits, seed)

@@ -107,7 +107,7 @@ def draw_angles(width, construction, n_layers, seed, shape=()):
     return torch.tensor(np.random.default_rng(seed).uniform(-np.pi, np.pi, size))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from(["first", "spread"]))
 def test_every_construction_equals_dense_matrices(case, kind):
     width, construction, n_layers, k, seed = case
@@ -136,7 +136,7 @@ def test_turning_before_cz_would_be_noticed(width, construction):
     assert abs(got - right).max() < 1e-10 < 0.01 < abs(got - wrong).max()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 9), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 2**31))
 def test_blocks_through_a_circuit_equal_its_matrix(n_qubits, n_layers, k, random_signs, seed):
     rng = np.random.default_rng(seed)

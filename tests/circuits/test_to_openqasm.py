@@ -44,7 +44,7 @@ cx q[0], q[1];
 
 @every_ansatz
 @given(size=st.tuples(st.integers(1, 4), st.integers(1, 2)), scale=st.sampled_from([math.pi, 1e-3, 1e-12, 1e5]))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_what_qiskit_reads_is_the_circuit(name, size, scale):
     """Whatever the size of the angles: no digit is lost on the way through the text."""
     ansatz = Ansatz(name, *size)
@@ -129,6 +129,7 @@ def test_a_qiskit_file_takes_parameters():
     assert circuit.num_parameters == 4
 
 
+@pytest.mark.long
 @every_library
 def test_a_python_file_runs_without_qpeft(library, tmp_path):
     """As a program of its own it prints the probabilities."""

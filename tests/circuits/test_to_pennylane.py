@@ -46,7 +46,7 @@ def probabilities_of(ansatz):
 
 @pytest.mark.parametrize("name", NAMES)
 @given(size=sizes)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_states_are_those_of_the_gates(name, size):
     """With signs and phases, so that no rotation is turned the other way round."""
     ansatz = Ansatz(name, *size)
@@ -56,7 +56,7 @@ def test_states_are_those_of_the_gates(name, size):
 
 
 @given(size=st.tuples(st.integers(2, 4), st.integers(1, 3)))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_two_design_is_pennylanes_template(size):
     n_qubits, n_layers = size
     ansatz = Ansatz("two_design", n_qubits, n_layers)

@@ -26,7 +26,7 @@ def random_angles(ansatz):
 
 @every_ansatz
 @given(size=sizes)
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_states_are_those_of_the_gates(name, size):
     """With signs and phases; Qiskit counts qubit 0 as the least significant bit."""
     ansatz = Ansatz(name, *size)
@@ -96,7 +96,7 @@ def test_unusable_angles_are_refused(method, angles, message):
 
 @every_ansatz
 @given(size=st.tuples(st.integers(1, 9), st.integers(1, 5)))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_depth_is_qiskits(name, size):
     ansatz = Ansatz(name, *size)
     assert ansatz.depth == ansatz.to_qiskit().depth()

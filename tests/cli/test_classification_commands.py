@@ -119,6 +119,7 @@ def test_evaluate_without_classes_says_what_is_missing(qpeft_cli, base_folder, a
     assert "has no task.json with its classes" in foreign.stderr
 
 
+@pytest.mark.long
 def test_an_export_gives_the_same_accuracy(qpeft_cli, runs, texts, tmp_path):
     folder = runs["text"][0]
     trained = json.loads(qpeft_cli("evaluate", "--adapter", folder, "--data", texts, "--json").stdout)["adapted"]
@@ -130,6 +131,7 @@ def test_an_export_gives_the_same_accuracy(qpeft_cli, runs, texts, tmp_path):
     assert again["adapted"]["nats"] == pytest.approx(trained["nats"], rel=1e-5)
 
 
+@pytest.mark.long
 def test_a_merged_classifier_gives_the_same_accuracy(qpeft_cli, runs, images, tmp_path):
     folder = runs["image"][0]
     trained = json.loads(qpeft_cli("evaluate", "--adapter", folder, "--data", images, "--json").stdout)["adapted"]

@@ -106,11 +106,11 @@ def test_bad_usage_as_json_is_one_object(arguments, error, named, qpeft_cli):
 
 
 WAITING = """
-import sys, time
+import sys
 import qpeft.cli.generate as module
 def wait(_):
     print("ready", file=sys.stderr, flush=True)
-    time.sleep(60)
+    sys.stdin.read()  # never ends
 module._prompt = wait
 from qpeft.cli.app import main
 sys.argv = ["qpeft", "generate", "--model", "x"]
@@ -120,12 +120,17 @@ main()
 
 def test_ctrl_c_is_130_and_one_line():
     process = subprocess.Popen(
-        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", WAITING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    process.wait()  # with its standard input still open
+    stdout, stderr = process.communicate()
     assert process.returncode == 130
     assert stdout == ""
     assert stderr == "Interrupted. Run the same command again to go on.\n"

@@ -46,7 +46,7 @@ def untimed(monkeypatch):
     monkeypatch.setattr("qpeft.compare.plan.Plan.cost_cells", lambda self: [])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_planted_crash_is_code_3_and_every_other_row_then_it_is_mended(
     qpeft_cli, study, untimed, tmp_path, monkeypatch
 ):

@@ -109,7 +109,7 @@ def test_quantum_peft_is_told_what_applies(diagnosed, base_folder, tmp_path):
     assert found["facts"]["Method"] == "quantum_peft"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_trainings_are_a_comparison_that_goes_on(diagnosed, qpeft_cli, run_folder, tmp_path):
     run = shutil.copytree(run_folder, tmp_path / "run")
     asked = (run, "--trainings", "--seeds", "0,1", "--steps", 2)

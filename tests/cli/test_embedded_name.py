@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 import qpeft.demo
 
 
+@pytest.mark.long
 def test_every_command_knows_the_embedded_base(qpeft_cli, tmp_path):
     base, run, text = str(qpeft.demo.base_path()), tmp_path / "run", tmp_path / "text.txt"
     text.write_text("Returns a new array. " * 80)

@@ -24,7 +24,7 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapter_is_stock_and_checked_without_qpeft(qpeft_cli, base_folder, adapter_folder, tmp_path):
     out = tmp_path / "exported"
     result = qpeft_cli("export", adapter_folder, "--out", out, "--json")
@@ -43,7 +43,7 @@ def test_adapter_is_stock_and_checked_without_qpeft(qpeft_cli, base_folder, adap
     assert list(tmp_path.iterdir()) == [out]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_tied_head_is_merged_only_when_untied(qpeft_cli, base_folder, head_adapter_folder, tmp_path):
     out = tmp_path / "merged"

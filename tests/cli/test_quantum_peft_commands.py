@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [("--bits", 4), ("--frame", "gradient", "--share", "type")],

@@ -285,7 +285,7 @@ def test_what_cannot_be_measured_is_refused(llama):
         measure_capacity(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), batches())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("method", ["lora", "qaa", "prefix"])
 def test_real_weights_keep_the_bounds(method):
     from qpeft.demo import base_path

@@ -120,6 +120,7 @@ def test_a_block_takes_the_largest_size_within_its_budget(study, tmp_path):
     assert found["qpa@prefix"]["ranked"]
 
 
+@pytest.mark.long
 def test_order_and_start_are_equal_for_all_methods(study, tmp_path):
     """Acceptance 5 and 6: one order of the data for a seed; every start but the prefix's is the base itself."""
     plan = make_plan(study(), tmp_path / "out")
@@ -233,6 +234,7 @@ def test_the_test_split_is_read_with_the_numbers_that_did_best_on_validation(stu
     assert row["quality"]["valid_loss_last"] == curve[-1][1]
 
 
+@pytest.mark.long
 def test_an_interrupted_cell_goes_on_to_the_same_row(study, tmp_path):
     plan = make_plan(study(**{"training.save_every": 2}), tmp_path / "out")
     again = make_plan(study(**{"training.save_every": 2}), tmp_path / "again")

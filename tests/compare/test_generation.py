@@ -96,7 +96,7 @@ def test_virtual_tokens_need_room_too(embedded):
         generate_texts(moved(base, "prompt"), tokenizer, ["The"], 256 - n - 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stories_do_not_depend_on_the_batch(shared):
     path = str(shared / "models" / "stories260K")
     model, tokenizer = load_model(path).eval(), load_tokenizer(path)

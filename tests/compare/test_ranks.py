@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qpeft.compare.measurements.ranks import effective_rank, linear_cka, numerical_rank, stable_rank
@@ -49,7 +49,6 @@ def test_equal_singular_values_all_count_and_none_counts_for_nothing(k):
     assert (effective_rank(nothing), stable_rank(nothing), numerical_rank(nothing)) == (0, 0, 0)
 
 
-@settings(deadline=None)
 @given(seeds, sizes, sizes)
 def test_cka_lies_between_0_and_1_and_is_symmetric(seed, d, e):
     x, y = _normal(seed, 20, d), _normal(seed + 1, 20, e)
@@ -57,7 +56,6 @@ def test_cka_lies_between_0_and_1_and_is_symmetric(seed, d, e):
     assert linear_cka(x, y) == pytest.approx(linear_cka(y, x))
 
 
-@settings(deadline=None)
 @given(seeds, sizes, st.floats(1e-2, 1e2))
 def test_cka_sees_neither_rotation_nor_scale_nor_offset(seed, d, scale):
     x = _normal(seed, 30, d)
@@ -65,7 +63,6 @@ def test_cka_sees_neither_rotation_nor_scale_nor_offset(seed, d, scale):
     assert linear_cka(x, scale * x @ rotation + _normal(seed + 2, d)) == pytest.approx(1, abs=1e-10)
 
 
-@settings(deadline=None)
 @given(seeds, sizes, sizes)
 def test_cka_is_the_alignment_of_the_kernels(seed, d, e):
     # the definition by Gram matrices: <HKH, HLH> / (||HKH|| ||HLH||)

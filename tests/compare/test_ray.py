@@ -12,7 +12,7 @@ from qpeft.compare.running.progress import Silent
 from qpeft.compare.running.runner import run
 from qpeft.errors import ConfigError
 
-pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.long]
 
 
 def test_real_trainings_have_the_same_bits(tiny_model, text_file, tmp_path):

@@ -6,7 +6,7 @@ import math
 from itertools import combinations, pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qpeft.compare.report import numbers
@@ -82,7 +82,6 @@ def test_the_front_is_what_nothing_beats(found, lower_is_better):
     assert [point.x for point in kept] == sorted({point.x for point in kept})
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(40, 300), st.integers(40, 300)), min_size=1, max_size=8, unique=True))
 def test_labels_of_a_few_points_lie_apart_and_inside(where):
     bounds, size, text = Box(0, 0, 340, 340), 10.0, "name"

@@ -28,7 +28,6 @@ def by_seed(values):
 
 
 @given(st.lists(losses, min_size=1, max_size=9))
-@settings(deadline=None)
 def test_mean_and_sample_standard_deviation_are_numpys(values):
     found = describe(by_seed(values))
     assert found is not None
@@ -45,7 +44,7 @@ def test_no_values_have_no_mean():
 
 
 @given(st.lists(st.tuples(losses, losses), min_size=3, max_size=9))
-@settings(max_examples=50, deadline=None)  # the first call imports SciPy
+@settings(max_examples=50)  # the first call imports SciPy
 def test_interval_and_p_are_scipys_paired_t_test(pairs):
     from scipy.stats import ttest_rel
 
@@ -85,7 +84,6 @@ def test_the_p_value_is_uniform_under_equality():
 
 
 @given(st.lists(st.floats(min_value=0, max_value=1), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_holm_is_the_closure_of_bonferroni(p_values):
     """A hypothesis falls if every set of hypotheses with it in falls by Bonferroni: another way to the same values."""
     sets = [set(s) for size in range(len(p_values)) for s in combinations(range(len(p_values)), size + 1)]
@@ -135,7 +133,6 @@ def test_only_seeds_that_both_have_are_paired():
 
 
 @given(st.lists(st.tuples(losses, losses), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_the_other_way_round_is_the_opposite(pairs):
     x, y = zip(*pairs, strict=True)
     one = paired_difference(by_seed(x), by_seed(y), "y", lower_is_better=True)

@@ -15,7 +15,7 @@ from qpeft.compare.rows import read_rows
 from qpeft.compare.running import locks
 from qpeft.compare.running.runner import run
 
-pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.slow]
+pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.long]
 
 PLANTED = """
 import sys

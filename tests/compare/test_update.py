@@ -20,7 +20,6 @@ def _nothing(x: torch.Tensor) -> torch.Tensor:
     return 0 * x[:, :1].expand(-1, 5)
 
 
-@settings(deadline=None)
 @given(seeds, widths, widths)
 def test_the_spread_is_numpys(seed, d, e):
     x, delta, y = _draw(seed, 40, d), _draw(seed + 1, 40, e) + _draw(seed + 2, e), _draw(seed + 3, 40, e)
@@ -44,7 +43,6 @@ def test_more_outputs_than_tokens_give_the_same_rank(seed):
     assert wide <= 5 + 1e-6
 
 
-@settings(deadline=None)
 @given(seeds, widths, widths)
 def test_an_affine_map_of_the_input_is_explained(seed, d, e):
     x = _draw(seed, 400, d)
@@ -74,7 +72,7 @@ def test_the_ridge_and_the_fit_by_hand():
     assert linear_share(x, delta) == pytest.approx(expected.item(), rel=1e-9)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(seeds, widths)
 def test_the_mean_jacobian_is_autograds(seed, d):
     first, second = _draw(seed, d, 4), _draw(seed + 1, 4, 5)

@@ -31,6 +31,7 @@ def numpy() -> list[str]:
     return corpus.numpy_docs()
 
 
+@pytest.mark.long
 def test_another_process_reads_the_same_and_imports_nothing_heavy(stdlib, numpy):
     environment = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=True)

@@ -55,6 +55,7 @@ def test_it_loads_with_tied_head_and_without_dropout(model, training):
     assert model.config.resid_pdrop == model.config.embd_pdrop == model.config.attn_pdrop == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", HELD_OUT)
 def test_it_predicts_as_well_as_its_card_says(name, model, tokenizer, training):
     docs, card = HELD_OUT[name](), training["scores"][name]

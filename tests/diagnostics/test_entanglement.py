@@ -38,7 +38,7 @@ def test_known_states(name):
     assert result.field == ("complex" if "complex" in name else "real")
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.integers(1, 5), st.integers(1, 3), st.sampled_from(["real", "complex"]), st.integers(0, 99))
 def test_it_is_made_of_pennylane_s_purities(n_qubits, samples, field, seed):
     states = haar_states(samples, n_qubits, field, seed)

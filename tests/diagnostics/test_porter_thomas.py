@@ -107,7 +107,7 @@ def test_a_shallow_circuit_is_told_from_a_random_state_and_a_deep_one_is_not():
     assert shallow.ipr > deep.ipr + 10 * deep.ipr_error
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.sampled_from(["constant", "one", "haar", "zeros"]),
     st.integers(1, 5),

@@ -24,7 +24,7 @@ def test_ranks_of_the_specification(n_qubits, rank, seed):
     assert (result.n_angles, result.n_free) == (8 * n_qubits, 2**n_qubits - 1)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.sampled_from(["ry_ladder", "two_design"]), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
 def test_singular_values_are_those_of_the_autograd_jacobian(name, n_qubits, n_layers, seed):
     ansatz = Ansatz(name, n_qubits, n_layers)

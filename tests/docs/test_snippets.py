@@ -18,7 +18,7 @@ def test_every_block_says_what_it_is(page):
     assert {language for language in languages if not language.startswith("{")} <= LANGUAGES
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")  # a reader's screen, not ours
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.stem)
 def test_the_page_runs(page, reader, qpeft_cli):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn")
-pytestmark = pytest.mark.filterwarnings("ignore:angles can hardly move")  # two steps are not meant to teach
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:angles can hardly move")]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

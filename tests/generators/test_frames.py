@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from qpeft.core.seeded_init import SeededStart
@@ -81,7 +81,6 @@ def test_the_hash_sees_one_bit_and_the_order():
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 5000))
-@settings(deadline=None)
 def test_frame_rank(d_out, d_in, frame_rank):
     rank = frame_rank_for(d_out, d_in, frame_rank)
     limit = min(d_out, d_in, frame_rank)
@@ -105,6 +104,7 @@ def rotations(angles):
     return torch.stack([angles.cos(), angles.sin()], dim=-2)
 
 
+@pytest.mark.long
 def test_fitted_start_of_one_angle_is_the_singular_vector():
     G = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(2))
     start_u, start_v = torch.full((3, 1), 0.3), torch.full((3, 1), -0.4)
@@ -117,6 +117,7 @@ def test_fitted_start_of_one_angle_is_the_singular_vector():
     assert torch.allclose(again[0], u, atol=1e-4)  # the gradient's size does not matter
 
 
+@pytest.mark.long
 def test_fitted_start_of_a_circuit_captures_more():
     from qpeft.circuits import two_design_columns
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -31,7 +31,6 @@ def groups(x, group_size):
 
 
 @given(angles(), BITS, GROUP_SIZES)
-@settings(deadline=None)
 def test_error_and_number_of_values(x, bits, group_size):
     rounded = quantize(x, bits, group_size)
     _, header = pack(x, bits, group_size)
@@ -49,7 +48,6 @@ def test_error_and_number_of_values(x, bits, group_size):
 
 
 @given(angles(), BITS, GROUP_SIZES)
-@settings(deadline=None)
 def test_values_lie_on_the_grid_of_the_header(x, bits, group_size):
     _, header = pack(x, bits, group_size)
     for before, after, (lo, hi) in zip(
@@ -63,7 +61,6 @@ def test_values_lie_on_the_grid_of_the_header(x, bits, group_size):
 
 
 @given(angles(), BITS, GROUP_SIZES)
-@settings(deadline=None)
 def test_the_file_holds_the_training_values_bit_for_bit(x, bits, group_size):
     codes, header = pack(x, bits, group_size)
     back = unpack(codes, header, x.shape, bits, group_size)
@@ -75,7 +72,6 @@ def test_the_file_holds_the_training_values_bit_for_bit(x, bits, group_size):
 
 
 @given(angles(), BITS, GROUP_SIZES)
-@settings(deadline=None)
 def test_quantising_again_changes_nothing(x, bits, group_size):
     once = quantize(x, bits, group_size)
     assert torch.equal(quantize(once, bits, group_size), once)
@@ -85,7 +81,6 @@ def test_quantising_again_changes_nothing(x, bits, group_size):
 
 
 @given(angles(), BITS, st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_a_start_plus_an_offset_rounds_to_the_same_codes(x, bits, seed):
     """A loaded adapter has theta = start + scale * tau, which is the stored value up to float32 rounding."""
     once = quantize(x, bits, 128)
@@ -134,7 +129,6 @@ def test_equal_angles_come_back_as_float16(value):
 
 
 @given(angles(), BITS)
-@settings(deadline=None)
 def test_the_gradient_is_the_identity(x, bits):
     """Against a loss on the identity: the same incoming gradient arrives unchanged."""
     weights = torch.linspace(-1, 2, x.numel()).reshape(x.shape)

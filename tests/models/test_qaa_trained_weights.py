@@ -19,7 +19,7 @@ def stories(shared):
     return base, {"input_ids": blocks[:8], "labels": blocks[:8]}, {"input_ids": blocks[8:], "labels": blocks[8:]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("ansatz", ANSATZE)
 def test_each_ansatz_lowers_the_loss_on_unseen_text_from_an_exact_start(stories, models, ansatz):
     base, seen, unseen = stories

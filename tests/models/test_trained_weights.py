@@ -17,7 +17,7 @@ def stories(shared):
     return folder, {"input_ids": blocks[:8], "labels": blocks[:8]}, {"input_ids": blocks[8:], "labels": blocks[8:]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("generated", [False, True])
 def test_learns_a_storytellers_new_words_from_an_exact_start(stories, models, generated, tmp_path):
     folder, seen, unseen = stories

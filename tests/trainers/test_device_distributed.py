@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
-pytestmark = pytest.mark.xdist_group("distributed")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
 
 def test_both_ranks_use_what_the_first_rank_s_device_answered(launch, tmp_path):

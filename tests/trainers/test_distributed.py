@@ -13,7 +13,7 @@ ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2
 ACCELERATE = (*ACCELERATE, "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no")
 
 
-pytestmark = pytest.mark.xdist_group("distributed")  # one worker, so that each script is launched once
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
 METHODS = ("qpa", "quantum_peft", "attached")
 

@@ -100,6 +100,7 @@ def test_adapter_tensors_get_the_dtype_that_peft_gives(llama, method, config_of,
 # -- torch.compile
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at every .grad
 def test_compiled_training_equals_uncompiled(llama, method, wrap, adapters, ids):
     plain = wrap(copy.deepcopy(llama), method)
@@ -115,6 +116,7 @@ def test_compiled_training_equals_uncompiled(llama, method, wrap, adapters, ids)
     torch.testing.assert_close(numbers(model), numbers(plain), atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiling_makes_no_more_graphs_than_a_stock_lora(llama, method, wrap, ids):
     """Nor does a later step compile anything again: the hook that evaluates the generator is left out."""

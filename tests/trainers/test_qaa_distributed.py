@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
-pytestmark = pytest.mark.xdist_group("distributed")
+pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
 
 def test_gradients_equal_those_of_one_process_and_the_ranks_start_alike(launch, tmp_path):

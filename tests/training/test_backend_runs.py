@@ -144,6 +144,7 @@ def test_a_run_counts_what_it_sent_and_scores_what_it_hands_back(settings):
     assert not same(weights(exact), weights(result))
 
 
+@pytest.mark.long
 def test_a_killed_run_ends_as_the_unbroken_one(settings):
     whole = train(settings("whole"))
 
@@ -160,6 +161,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(settings):
     assert result.circuits["circuits"] > STEPS * N_CIRCUITS  # step 5 was paid for twice
 
 
+@pytest.mark.long
 def test_a_device_that_fails_at_random_changes_nothing(settings, device):
     plain = train(settings("plain"))
     progress = At()
@@ -173,6 +175,7 @@ def test_a_device_that_fails_at_random_changes_nothing(settings, device):
     assert {entry["error"] for entry in jobs(result)} == {None, "no answer"}
 
 
+@pytest.mark.long
 def test_a_device_that_goes_down_costs_no_finished_step(settings, device):
     plain = train(settings("plain"))
     chosen = settings(backend_settings={"backend": f"{device}:make", "shots": 512}, save_every=None)
@@ -192,6 +195,7 @@ def test_a_device_that_goes_down_costs_no_finished_step(settings, device):
     assert same(weights(result), weights(plain))
 
 
+@pytest.mark.long
 def test_a_larger_budget_lets_a_run_go_on(settings):
     needed = 512 * (STEPS * N_CIRCUITS)
     with pytest.raises(

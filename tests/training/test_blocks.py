@@ -25,7 +25,7 @@ def some_tokens(length: int, first_id: int = 1) -> Tokens:
 
 
 @given(values=TEXTS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_tokens_stand_for_all_bytes_of_their_text(tokenizer, values):
     encoded = encode(texts(*values), tokenizer)
     assert [int(tokens.n_bytes.sum()) for tokens in encoded] == [len(value.encode()) for value in values]
@@ -33,7 +33,7 @@ def test_tokens_stand_for_all_bytes_of_their_text(tokenizer, values):
 
 
 @given(values=TEXTS, seq_len=st.integers(2, 40))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_blocks_are_the_texts_with_one_end_of_text_between_two(tokenizer, values, seq_len):
     blocks = cut(texts(*values), seq_len, tokenizer)
     chain = [END]

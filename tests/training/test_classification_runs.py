@@ -90,6 +90,7 @@ def score_of(model, asked: TrainSettings):
     return evaluate_classifier(model, task.evaluation, task.collate)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_and_reloads_in_stock_libraries(settings, task, method):
@@ -115,12 +116,14 @@ def test_every_method_learns_and_reloads_in_stock_libraries(settings, task, meth
     assert again.n_correct == result.after.n_correct
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_it_learns_what_is_there(settings, task):
     result = train(settings(task, method="lora", method_settings={"r": 4}, steps=120))
     assert result.after.accuracy > 0.9 > result.before.accuracy
 
 
+@pytest.mark.long
 def test_a_decoder_learns_too(settings, tiny_decoder, tmp_path):
     rows = [f"{'the king ' * (i % 5)}sings {('well', 'night')[i % 2]}\t{i % 2}\n" for i in range(64)]
     (tmp_path / "ends.tsv").write_text("".join(rows))
@@ -132,6 +135,7 @@ def test_a_decoder_learns_too(settings, tiny_decoder, tmp_path):
     assert read_record(result.adapter).pad_token_id == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("method", "task"),
     [("qpa", TASKS[0]), ("qpa", TASKS[1]), ("lora", TASKS[0]), ("head", TASKS[1]), ("full", TASKS[1])],
@@ -151,6 +155,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, task, meth
     assert resumed.after == unbroken.after
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("base", ["tiny_encoder", "tiny_vit", "tiny_decoder"])
 def test_accumulated_batches_are_one_batch(settings, request, base):
     """The models' own losses would make the gradient of two halves twice that of the whole."""
@@ -186,6 +191,7 @@ def test_the_head_is_drawn_from_the_seed_alone(settings, task):
     assert not torch.equal(head(1), head(2))
 
 
+@pytest.mark.long
 def test_a_base_with_a_head_for_these_classes_keeps_and_trains_it(settings, tmp_path):
     first = train(settings("image-classification", "first", method="full"))
     asked = settings("image-classification", "second", model=str(first.exported), method="head", steps=2, lr=1e-9)
@@ -256,6 +262,7 @@ def test_what_the_base_lacks_is_said_and_trained_with_the_head(settings, tiny_en
     assert saved == {"bert.pooler", "classifier.weight", "classifier.bias"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_a_half_precision_base_has_a_head_in_full_precision(settings, task):
     result = train(settings(task, method="lora", method_settings={"r": 2}, dtype="bfloat16"))
@@ -321,6 +328,7 @@ def test_modules_that_the_user_wants_to_save_come_beside_the_head(settings):
     assert result.trainable_head == 51
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("task", "host"), [("image-classification", "loha"), ("text-classification", "prefix")])
 def test_qpa_goes_over_other_hosts(settings, task, host):
     generator = {"chunk_size": 32, "hidden": (6, 5)}

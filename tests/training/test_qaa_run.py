@@ -60,6 +60,7 @@ def test_run_folder_without_an_exported_adapter(settings, tiny_model):
     assert not torch.equal(qpeft.load(base, result.adapter).eval()(input_ids=ids).logits, before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("method_settings", [{}, {"ansatz": "rxyz", "share_circuit": True}], ids=str)
 def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, method_settings):
     unbroken = train(settings("unbroken", method_settings=method_settings))

@@ -9,6 +9,8 @@ import qpeft
 from qpeft.demo import base_path
 from qpeft.demo.corpus import numpy_docs
 
+pytestmark = pytest.mark.long
+
 STEPS = 30
 FRAMED = {"frame": "gradient", "share": "type"}
 

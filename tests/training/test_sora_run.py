@@ -67,6 +67,7 @@ def test_run_folder_and_its_numbers(settings, tiny_model):
     assert "it loads with PEFT alone" in card
 
 
+@pytest.mark.long
 def test_killed_and_resumed_equals_unbroken(settings):
     unbroken = train(settings("unbroken"))
     with pytest.raises(Killed):
