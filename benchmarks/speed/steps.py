@@ -30,13 +30,13 @@ def rows(machine: Machine, quick: bool) -> Iterator[Row]:
 def step_rows(case: str, methods: list[str], options: Namespace, rounds: int) -> Iterator[Row]:
     """Processor seconds of steps, on an accelerator seconds; all adapters in turns, stock LoRA twice as a control."""
     tasks = {name: turn(name, case, options) for name in ("lora", *methods)}
-    tasks["lora again"] = turn("lora", case, options)
+    tasks["second lora"] = turn("lora", case, options)
     generated = [name for name in methods if name in GENERATED]
     tasks |= {f"{name}, generation": generator_turn(name, case, options) for name in generated}
     seconds = turns(tasks, rounds, process_time if options.device == "cpu" else perf_counter)
     seconds = {name: [s / options.steps for s in samples] for name, samples in seconds.items()}
     size = f"{options.geometry}, {case}, {options.batch_size} x {options.tokens} tokens"
-    for name in (*methods, "lora again"):
+    for name in (*methods, "second lora"):
         yield Row.of_samples(f"{name}: {size}", "stock LoRA", seconds[name], seconds["lora"])
     for name in generated:
         yield Row.of_samples(f"{name}: {size}", "its generation", seconds[name], seconds[f"{name}, generation"])

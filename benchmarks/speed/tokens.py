@@ -50,7 +50,7 @@ def branch(name: str, width: int, n_tokens: int, rounds: int) -> Case:
         f"{name}, {n_tokens:,} tokens of width {width}",
         task(lambda x, angles: amplitude_expectations(x, angles, name)),
         {
-            "the frozen linear map beside it": Peer(lambda: linear, same=False),
+            "the frozen linear map": Peer(lambda: linear, same=False),
             "LoRA of rank 8": Peer(lambda: lora, same=False),
             "gate by gate, autograd": Peer(lambda: task(lambda x, angles: gate_expectations(circuit, angles, x))),
             "PennyLane default.qubit, backprop": Peer(lambda: task(_default_qubit(circuit))),

@@ -8,6 +8,8 @@ from importlib import import_module
 import pytest
 from snippets import ROOT
 
+from qpeft import errors
+
 MODULES = ("qpeft", "qpeft.backends", "qpeft.circuits", "qpeft.diagnostics", "qpeft.testing", "qpeft.training")
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -41,3 +43,16 @@ def test_every_setting_has_help(what, name):
         pytest.skip("no settings")
     ours = [field for field in fields(what) if field.name in vars(what).get("__annotations__", {})]
     assert not [field.name for field in ours if not field.metadata.get("help")]
+
+
+ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)]
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_error_table_of_troubleshooting_gives_the_exit_code(name):
+    from qpeft.cli.failures import exit_code
+
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    row = re.search(rf"^\| `{name}` \|.*\| (\d*) ?\|$", page, flags=re.MULTILINE)
+    assert row is not None
+    assert name == "QpeftError" or int(row[1]) == exit_code(getattr(errors, name)("x"))
