@@ -18,6 +18,7 @@ project = "qpeft"
 author = "the qpeft authors"
 project_copyright = "the qpeft authors; Apache License 2.0"
 extensions = [
+    "api_reference",
     "drawn",
     "mathml",
     "myst_parser",
@@ -44,6 +45,7 @@ myst_heading_anchors = 3
 
 default_role = "literal"  # docstrings write `name` for code
 smartquotes = False  # and "name" for values
+autodoc_default_options = {"members": True, "exclude-members": "save_pretrained, on_train_begin, on_train_end"}
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 

@@ -1,4 +1,4 @@
-"""The page of the API lists every public name, and what is said there names every parameter."""
+"""The API page lists every public name, and the docstrings document every parameter."""
 
 import inspect
 import re
@@ -20,29 +20,45 @@ def public():
             yield pytest.param(getattr(module, name), f"{module.__name__}.{name}", id=f"{module.__name__}.{name}")
 
 
-@pytest.mark.parametrize(("what", "name"), list(public()))
-def test_a_public_name_is_on_the_page(what, name):
-    listed = set(re.findall(r"qpeft[\w.]+", PAGE))
-    assert name in listed or inspect.ismodule(what)
+def on_the_page():
+    yield from re.findall(r"auto(?:class|function):: ([\w.]+)", PAGE)
+    for module in re.findall(r"automodule:: ([\w.]+)", PAGE):
+        yield from (f"{module}.{name}" for name in getattr(import_module(module), "__all__", ()))
+
+
+def help_texts(what):
+    return {field.name: field.metadata.get("help") for field in fields(what)} if is_dataclass(what) else {}
 
 
 @pytest.mark.parametrize(("what", "name"), list(public()))
-def test_what_is_called_names_its_parameters(what, name):
-    if not callable(what) or f"{name}()" in PAGE or f"{name}(**settings)" in PAGE:
-        pytest.skip("made by qpeft alone, or its fields have help, which the page of settings shows")
+def test_public_name_is_on_the_page(what, name):
+    assert name in set(on_the_page()) or inspect.ismodule(what)
+
+
+def test_every_name_on_the_page_exists():
+    for name in on_the_page():
+        module, _, attribute = name.rpartition(".")
+        assert getattr(import_module(module), attribute).__doc__, name
+
+
+@pytest.mark.parametrize(("what", "name"), list(public()))
+def test_docstring_documents_every_parameter(what, name):
+    is_result = is_dataclass(what) and not any(help_texts(what).values())
+    if not callable(what) or is_result or any(help_texts(what).values()):
+        pytest.skip("qpeft creates it, or its fields have help texts")
     said = (inspect.getdoc(what) or "") + (inspect.getdoc(what.__init__) or "" if isinstance(what, type) else "")
-    unsaid = [p for p in inspect.signature(what).parameters if not re.search(rf"\b{p}\b", said)]
+    missing = [p for p in inspect.signature(what).parameters if not re.search(rf"\b{p}\b", said)]
     assert said
-    assert not unsaid
+    assert not missing
     assert isinstance(what, type) or "Raises" in said or "raises" in said
 
 
 @pytest.mark.parametrize(("what", "name"), list(public()))
-def test_every_setting_has_help(what, name):
-    if not (is_dataclass(what) and f"{name}(**settings)" in PAGE):
-        pytest.skip("no settings")
-    ours = [field for field in fields(what) if field.name in vars(what).get("__annotations__", {})]
-    assert not [field.name for field in ours if not field.metadata.get("help")]
+def test_every_field_of_a_configuration_has_help(what, name):
+    if not any(help_texts(what).values()):
+        pytest.skip("not a configuration")
+    own = help_texts(what).keys() & vars(what).get("__annotations__", {}).keys()
+    assert not [field for field in own if not help_texts(what)[field]]
 
 
 ERRORS = [name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)]
