@@ -1,7 +1,7 @@
 """Makes `automodule` complete and signatures of classes short, for the API reference.
 
-A settings class shows `(**fields)`, because the page of settings lists its fields. A class whose documentation has no arguments is
-created by qpeft alone and shows no signature.
+A settings class shows `(**fields)`, because the page of settings lists its fields. A class whose documentation has no
+arguments is created by qpeft alone and shows no signature.
 """
 
 from __future__ import annotations

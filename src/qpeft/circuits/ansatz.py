@@ -202,7 +202,7 @@ class Ansatz(Circuit):
 
 
 def dead_angles(ansatz: str, n_qubits: int, n_layers: int = 1) -> int:
-    """Number of angles that have no effect on the expectations and probabilities of the circuit.
+    """Number of angles of `ansatz` with `n_qubits` and `n_layers` without effect on expectations and probabilities.
 
     N for `rxyz`, whose last RZ block changes only phases, which the ring does not turn into probabilities; 0 for all
     others. Raises ConfigError as `Ansatz`.
