@@ -103,7 +103,7 @@ def test_quantum_peft_is_told_what_applies(diagnosed, base_folder, tmp_path):
             parameter.add_(0.01 * parameter.requires_grad)
     model.save_pretrained(str(tmp_path / "adapter"))
     found, by_key = diagnosed(tmp_path / "adapter")
-    assert "columns of its circuits" in by_key["random"]["left_out"][0]
+    assert "no circuit whose probabilities" in by_key["random"]["left_out"][0]
     assert by_key["moved"]["figures"]["angles"]["mean"] == pytest.approx(0.5, rel=1e-5)
     assert len(by_key["rank"]["figures"]["updates"]["matrices"]) == 14
     assert found["facts"]["Method"] == "quantum_peft"

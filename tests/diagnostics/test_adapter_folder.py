@@ -9,9 +9,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 import qpeft
+from qpeft.diagnostics.adapter import read_adapter
 from qpeft.diagnostics.diagnosis import diagnose
 from qpeft.diagnostics.effective_rank import effective_rank
-from qpeft.diagnostics.saved_adapter import read_adapter
 from qpeft.diagnostics.target import of_config, of_folder
 from qpeft.errors import CheckpointError, ConfigError
 
@@ -145,7 +145,7 @@ def test_edited_and_foreign_folders_are_refused(llama, gpt2, tmp_path):
     with pytest.raises(CheckpointError, match="NaN"):
         of_folder(tmp_path)
     get_peft_model(gpt2, qpeft.SoRAConfig(r=2, target_modules=["c_attn"])).save_pretrained(str(tmp_path / "sora"))
-    with pytest.raises(ConfigError, match="SORA, to which no figure applies"):
+    with pytest.raises(ConfigError, match="SORA, to which no measurement applies"):
         of_folder(tmp_path / "sora")
 
 

@@ -182,11 +182,10 @@ def _name(given: str) -> str:
 def _trained_angles(folder: Path) -> Any:
     import torch
 
-    from qpeft.diagnostics.saved_adapter import read_adapter
+    from qpeft.diagnostics.adapter import read_adapter
     from qpeft.methods.qpa.features import CircuitFeature
 
-    saved = read_adapter(folder)
-    feature = saved.generator().feature if saved.method == "qpa" else None
+    feature = getattr(read_adapter(folder).generator, "feature", None)
     if not isinstance(feature, CircuitFeature):
         raise ConfigError(
             f"{folder} has no circuit of QPA; give an adapter of method qpa with feature_source 'qnn' or 'qnn_frozen', "

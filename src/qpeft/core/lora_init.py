@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,17 @@ def draw_start(slot: Slot, layer: Any, adapter_name: str, init_lora_weights: boo
     if init_lora_weights == "gaussian":
         return start.normal(slot.label, slot.shape, std=1.0 / slot.shape[0])
     return start.uniform(slot.label, slot.shape, 1.0 / math.sqrt(math.prod(slot.shape[1:])))
+
+
+def draw_without_base(
+    slots: Sequence[Slot], init_lora_weights: bool | str, start: SeededStart, magnitudes: Mapping[str, Tensor]
+) -> Tensor:
+    """w0 of all slots, flat (P,), without a base model, whose weights determine DoRA's `magnitudes` (by label)."""
+    parts = [
+        magnitudes[slot.label] if slot.label in magnitudes else draw_start(slot, None, "", init_lora_weights, start)
+        for slot in slots
+    ]
+    return torch.cat([part.flatten() for part in parts])
 
 
 def check_not_stationary(slots: Sequence[Slot], initial: Sequence[Tensor]) -> None:

@@ -1,19 +1,20 @@
-"""How far training moved the angles of the circuits from their seeded start."""
+"""How far training moved the angles of the circuits from their seeded initial values."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qpeft.core.holder import holder_of
+from qpeft.diagnostics.adapter import read_adapter
 from qpeft.diagnostics.figure import Figure
-from qpeft.diagnostics.saved_adapter import check_keeps_start, read_adapter
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.methods.qaa.features import CircuitFeatures
-from qpeft.methods.qpa.features import CircuitFeature
-from qpeft.methods.quantum_peft.factors import PauliBank
+from qpeft.methods.attach.config import AttachedConfig
 
 STILL = 0.01  # radians: an angle that moved less has not moved to speak of
 _FROZEN = 0.9  # share of still angles from which the circuit is practically frozen
@@ -44,18 +45,23 @@ class AngleMovement(Figure):
 
 
 def angle_movement(adapter: nn.Module | str | Path) -> AngleMovement:
-    """How far the trained angles of QPA, Quantum-PEFT (family pauli) or QAA are from their start.
+    """How far the trained angles of QPA, Quantum-PEFT (family pauli) or QAA are from their initial values.
 
-    An angle is start + scale * tau and a compact adapter holds tau, so a folder is enough: no base model is read.
+    An angle is initial value + scale * tau and a compact checkpoint stores tau, so a folder is enough: no base model is
+    read.
 
     Args:
-        adapter: A PeftModel, or a compact adapter folder.
+        adapter: A PeftModel, or a compact checkpoint's folder.
 
     Raises:
-        ConfigError: no circuit has angles that are trained as a distance from their start.
-        CheckpointError: the folder is damaged, or no adapter.
+        ConfigError: No circuit has angles that are trained as a distance from their initial values.
+        CheckpointError: The folder is damaged, or not an adapter.
     """
-    moves = _of_model(adapter) if isinstance(adapter, nn.Module) else read_adapter(adapter).angle_moves()
+    if isinstance(adapter, nn.Module):
+        moves = _moves(_settings_of(adapter), dict(adapter.named_parameters()))
+    else:
+        saved = read_adapter(adapter)
+        moves = _moves([saved.settings], saved.tensors)
     values = torch.cat([move.detach().double().flatten().abs().cpu() for move in moves])
     if not torch.isfinite(values).all():
         raise CheckpointError("an angle is NaN or Inf; use an earlier checkpoint")
@@ -68,18 +74,21 @@ def angle_movement(adapter: nn.Module | str | Path) -> AngleMovement:
     )
 
 
-def _of_model(model: nn.Module) -> list[Tensor]:
-    moves = []
-    for module in model.modules():
-        if isinstance(module, PauliBank):
-            check_keeps_start(module.config)
-            folded = module.numbers
-        elif isinstance(module, (CircuitFeature, CircuitFeatures)):
-            folded = module.angles
-        else:
-            continue
-        if folded.tau is not None:
-            moves.append(folded.scale * folded.tau)
+def _settings_of(model: Any) -> list[Any]:
+    """The settings of each adapter of a PeftModel: its config, or those of the generator attached to it."""
+    holder, found = holder_of(model), []
+    for name, config in getattr(model, "peft_config", {}).items():
+        own: Any = holder.generated_config(name) if holder is not None and name in holder.generators else config
+        found.append(own.to_generator() if isinstance(own, AttachedConfig) else own)
+    return found
+
+
+def _moves(settings: Iterable[Any], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """scale * tau of every trained circuit, in radians."""
+    found = dict(own.trained_angles() for own in settings if hasattr(own, "trained_angles"))
+    if not found:
+        raise ConfigError("the adapter has no circuit whose angles are trained, so there is no movement to measure")
+    moves = [scale * t.float() for end, scale in found.items() for name, t in tensors.items() if name.endswith(end)]
     if not moves:
-        raise ConfigError("the model has no circuit whose angles are trained, so there is no movement to tell")
+        raise CheckpointError("the adapter's tensors lack the angles that its config describes; restore both files")
     return moves

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz
 from qpeft.core.seeded_init import SeededStart
-from qpeft.diagnostics.saved_adapter import SavedAdapter, quiet_generator, read_adapter
+from qpeft.diagnostics.adapter import SavedAdapter, make_quietly, read_adapter
 from qpeft.errors import ConfigError
 from qpeft.methods.planning import Plan
 from qpeft.methods.qpa.features import CircuitFeature
@@ -58,11 +58,7 @@ class Target:
         """Why there is no circuit to look at."""
         if self.generator is not None:
             return f"feature_source {self.generator.config.feature_source} has no circuit"
-        if self.method == "quantum_peft":
-            return "Quantum-PEFT reads columns of its circuits, and no probabilities"
-        if self.method == "qaa":
-            return "the circuits of QAA start in each token's state and have no probabilities of their own"
-        return f"method {self.method} has no circuit"
+        return f"method {self.method} has no circuit whose probabilities are read from |0...0>"
 
 
 def of_folder(adapter: str | Path, run: str | Path | None = None, name: str | None = None) -> Target:
@@ -74,7 +70,7 @@ def of_folder(adapter: str | Path, run: str | Path | None = None, name: str | No
     """
     inside = Path(adapter) / "adapter"
     saved = read_adapter(inside if inside.is_dir() else adapter)
-    generator = saved.generator() if saved.method == "qpa" else None
+    generator = saved.generator if isinstance(saved.generator, QPAGenerator) else None
     return Target(name or str(adapter), saved.method, generator, saved, None if run is None else Path(run))
 
 
@@ -98,5 +94,5 @@ def of_config(config: Any, plan: Plan, name: str) -> Target:
     counted = {"budget": None, "chunk_size": plan.chunk_size, "hidden": plan.hidden}
     m = plan.n_chunks * plan.chunk_size  # the last chunk whole
     start = SeededStart(config.seed)
-    generator = quiet_generator(QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), start)
+    generator = make_quietly(QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), start)
     return Target(name, plan.method, generator)

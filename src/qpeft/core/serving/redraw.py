@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qpeft.core.binding import Slot
 from qpeft.core.generator import Generator
-from qpeft.core.lora_init import draw_start
+from qpeft.core.lora_init import draw_without_base
 from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import ConfigError
 from qpeft.methods.qpa.generator import QPAGenerator
@@ -51,11 +51,6 @@ def _make(generator: Generator, slots: Sequence[Slot], config: Any, start: Seede
 def _initial(generator: QPAGenerator, slots: Sequence[Slot], config: Any, start: SeededStart) -> Tensor:
     """w0: LoRA's start from the seed; DoRA's magnitudes are the base's, whatever the seed."""
     present = generator.initial.cpu().split([slot.shape.numel() for slot in slots])
-    return torch.cat(
-        [
-            part
-            if "lora_magnitude_vector" in slot.label
-            else draw_start(slot, None, "", config.init_lora_weights, start).flatten()
-            for slot, part in zip(slots, present, strict=True)
-        ]
-    )
+    labelled = zip((slot.label for slot in slots), present, strict=True)
+    magnitudes = {label: part for label, part in labelled if "lora_magnitude_vector" in label}
+    return draw_without_base(slots, config.init_lora_weights, start, magnitudes)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from qpeft import circuits
 from qpeft.core.generator import FullPrecision, fingerprint
-from qpeft.methods.qaa.features import ANGLE_SCALE, count_features
-from qpeft.methods.qaa.settings import QAASettings
+from qpeft.methods.qaa.features import count_features
+from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
 
 
 class QAABranch(FullPrecision):

@@ -22,9 +22,8 @@ from qpeft.circuits import Ansatz
 from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import ConfigError
-from qpeft.methods.qaa.settings import QAASettings
+from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
 
-ANGLE_SCALE = 10.0  # angles learn ten times as fast as V
 SMALLEST_NORM = 1e-8
 _WIDEST_ORTHOGONAL = 4096  # a control that draws a B x B matrix for every site
 

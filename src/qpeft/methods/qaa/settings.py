@@ -13,6 +13,7 @@ ANSATZE = ("square", "qaa", "rxyz")
 READOUTS = ("z", "probs")
 FEATURE_SOURCES = ("qnn", "quadratic", "linear", "givens", "none")
 MOST_LAYERS = 8
+ANGLE_SCALE = 10.0  # angle = initial value + ANGLE_SCALE * trained value: angles learn ten times as fast as V
 
 
 def _help(text: str, **metadata: Any) -> dict[str, Any]:
@@ -69,6 +70,15 @@ class QAASettings:
         default=False, metadata=_help("Allow readout probs to train more numbers than the full weight has.")
     )
     seed: int = field(default=0, metadata=_help("Seed of the angles' start, or of what a control draws."))
+
+    def trained_angles(self) -> tuple[str, float]:
+        """The end of the parameter names of the trained angles, and their factor: angle = initial + factor * value.
+
+        Raises ConfigError if no angles are trained.
+        """
+        if self.feature_source != "qnn" or not self.train_circuit:
+            raise ConfigError("this QAA adapter has no circuit whose angles are trained")
+        return ".angles.tau", ANGLE_SCALE
 
     def check(self) -> None:
         """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""

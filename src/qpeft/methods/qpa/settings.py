@@ -128,6 +128,15 @@ class QPAGeneratorConfig(GeneratorConfig):
 
         return QPAGenerator(self, initial, start, keep_initial=self.init_mode == "residual")
 
+    def trained_angles(self) -> tuple[str, float]:
+        """The end of the parameter names of the trained angles, and their factor: angle = initial + factor * value.
+
+        Raises ConfigError if no angles are trained.
+        """
+        if self.feature_source != "qnn":
+            raise ConfigError(f"feature_source {self.feature_source} has no circuit whose angles are trained")
+        return ".angles.tau", self.angle_scale
+
     def description(self) -> dict[str, Any]:
         named = ("n_layers", "feature_source", "activation", "seed")
         return {"method": "QPA (arXiv 2410.09846)", **{name: getattr(self, name) for name in named}}

@@ -138,6 +138,22 @@ class QuantumPeftGeneratorConfig:
         """The paper's truncated series: one live column, 18 terms."""
         return cls(**{"r": 4, "family": "lie", "lie_rank": 1, "lie_map": "taylor", **settings})
 
+    def trained_angles(self) -> tuple[str, float]:
+        """The end of the parameter names of the trained angles, and their factor: angle = initial + factor * value.
+
+        Raises ConfigError if no angles are trained, or not stored as a distance from their seeded initial values.
+        """
+        if self.family != "pauli":
+            raise ConfigError(f"family {self.family} of Quantum-PEFT has no circuit, so there are no angles")
+        if self.freeze_angles:
+            raise ConfigError("freeze_angles: the angles are not trained, so there is no movement to measure")
+        if self.bits is not None:
+            raise ConfigError("quantised angles are stored without their initial values: no movement can be measured")
+        if self.start == "gradient":
+            raise ConfigError("start='gradient' moved the angles before training: no movement can be measured")
+        assert self.angle_scale is not None
+        return ".numbers.tau", self.angle_scale
+
     def check(self) -> None:
         """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
         for name in ("family", "construction", "columns", "entangler", "lie_map", "share", "frame", "start"):

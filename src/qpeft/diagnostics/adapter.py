@@ -1,0 +1,189 @@
+"""A trained adapter, read from its folder without the weights of its base model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qpeft.core.binding import Slot
+from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, load
+from qpeft.core.config import GeneratedConfig
+from qpeft.core.generator import Generator
+from qpeft.core.generator_state import check_tensors
+from qpeft.core.holder import GeneratorHolder, holder_of
+from qpeft.core.lora_init import draw_without_base
+from qpeft.core.meta_model import on_meta
+from qpeft.core.seeded_init import SeededStart
+from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.methods.attach.config import AttachedConfig
+from qpeft.methods.attach.folder import is_attached, read_config, read_tensors
+from qpeft.methods.qpa.generator import QPAGenerator
+from qpeft.methods.qpa.settings import QPAGeneratorConfig
+
+_LORA = "LORA"
+_ABSURD = 2**31  # elements of one tensor
+Factors = dict[str, tuple[Tensor, Tensor]]  # by module: B (rows, r) and A (r, columns)
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """Config and tensors of an adapter folder; `generator` is trained, and None where only the base can make it."""
+
+    folder: Path
+    config: PeftConfig
+    settings: Any  # of the generator: the config itself, or the attached generator's own
+    tensors: dict[str, Tensor]
+    generator: Generator | None
+
+    @property
+    def method(self) -> str:
+        """The method's key, as in `qpeft train --method`."""
+        if isinstance(self.config, AttachedConfig):
+            return self.config.generator_name
+        return _kind(self.config).removeprefix("QPEFT_").lower()
+
+    def factors(self, base: nn.Module | str | None = None) -> Factors:
+        """The LoRA factors that the adapter holds or generates, without LoRA's scaling; empty for other hosts.
+
+        Args:
+            base: The base model, for methods whose generator depends on it; only its shapes are used. Default: the base
+                that the folder names.
+
+        Raises:
+            ConfigError: The base is not found, or the adapter has no such factors.
+        """
+        if isinstance(self.config, GeneratedConfig):
+            return _paired(self._generated(base))
+        if _kind(self.config) == _LORA:
+            return _paired(self.tensors)
+        raise ConfigError(f"method {self.method} generates no update of a weight: there is no matrix to take a rank of")
+
+    @torch.no_grad()
+    def _generated(self, base: nn.Module | str | None) -> dict[str, Tensor]:
+        if self.generator is None:
+            return self._generated_on(base or self.config.base_model_name_or_path or "")
+        slots = _slots(self.folder, self.config)
+        parts = self.generator().split([slot.shape.numel() for slot in slots])
+        return {slot.label: part.view(slot.shape) for slot, part in zip(slots, parts, strict=True)}
+
+    def _generated_on(self, base: nn.Module | str) -> dict[str, Tensor]:
+        model = load(on_meta(base, self.config.task_type), self.folder)
+        holder = holder_of(model)
+        assert holder is not None
+        if getattr(holder.generators["default"], "needs_fit", False):
+            raise ConfigError(
+                f"{self.folder} was saved without its frames, so its matrices are unknown; diagnose the adapter "
+                "exported from it"
+            )
+        return holder.stock_state(model, "default")
+
+
+def read_adapter(folder: str | Path) -> SavedAdapter:
+    """The adapter in `folder`.
+
+    Raises:
+        CheckpointError: A file is missing, damaged or foreign.
+        ConfigError: No measurement applies to this kind of adapter.
+    """
+    folder = Path(folder)
+    check_folder(folder)
+    if is_attached(folder):
+        attached = read_config(folder)
+        own, beside = read_tensors(folder)
+        generator = _attached_generator(folder, attached, own)
+        return SavedAdapter(folder, attached, attached.to_generator(), own | beside, generator)
+    config = _stock_config(folder)
+    if not (isinstance(config, GeneratedConfig) or hasattr(config, "trained_angles") or _kind(config) == _LORA):
+        raise ConfigError(
+            f"{folder} is an adapter of type {_kind(config)}, to which no measurement applies; diagnose "
+            "an adapter of QPA, Quantum-PEFT, QAA or LoRA"
+        )
+    tensors = load_file(folder / WEIGHTS)
+    generator = _qpa_generator(folder, config, tensors) if isinstance(config, QPAGeneratorConfig) else None
+    return SavedAdapter(folder, config, config, tensors, generator)
+
+
+def make_quietly(settings: QPAGeneratorConfig, initial: Tensor, start: SeededStart) -> QPAGenerator:
+    """The generator, without the warning about its size, which appeared when it was trained."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return QPAGenerator(settings, initial, start)
+
+
+def _qpa_generator(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> QPAGenerator:
+    """With initial values from the seed. DoRA's magnitudes, the norms of the base's weights, start at 0 here."""
+    prefix = f"base_model.{GeneratorHolder.container}."
+    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    slots, start = _slots(folder, config), SeededStart(config.seed)
+    magnitudes = {slot.label: torch.zeros(slot.shape) for slot in slots if "lora_magnitude_vector" in slot.label}
+    generator = make_quietly(config, draw_without_base(slots, config.init_lora_weights, start, magnitudes), start)
+    return _loaded(generator, config, start, own)
+
+
+def _attached_generator(folder: Path, config: AttachedConfig, own: Mapping[str, Tensor]) -> Generator:
+    settings = config.to_generator()
+    m, start = sum(slot.shape.numel() for slot in _slots(folder, config)), SeededStart(settings.seed)
+    initial = own.get("initial", torch.zeros(m))
+    if initial.shape != (m,):
+        raise _damaged(folder, f"it lists {m} values, the weights are for {initial.numel()}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        generator = settings.make(initial, start)
+    return _loaded(generator, config, start, own)
+
+
+def _loaded(generator: Any, config: GeneratedConfig, start: SeededStart, own: Mapping[str, Tensor]) -> Any:
+    config.check_start(start.hexdigest())
+    state = generator.unpack(dict(own))
+    check_tensors(state, generator.state_dict())
+    generator.load_state_dict(state)
+    return generator
+
+
+def _slots(folder: Path, config: Any) -> list[Slot]:
+    """The generated tensors in the order of the flat vector. Raises CheckpointError if their table is damaged."""
+    try:
+        table = [(str(label), torch.Size(shape)) for label, shape in config.generated]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _damaged(folder, error) from error
+    if absurd := [label for label, shape in table if not 0 < shape.numel() < _ABSURD]:
+        raise _damaged(folder, f"the shape of {absurd[0]}")
+    return [Slot(nn.Module(), "", label, shape, torch.float32) for label, shape in table]
+
+
+def _damaged(folder: Path, reason: object) -> CheckpointError:
+    return CheckpointError(f"the table of generated tensors in {folder / CONFIG} is damaged ({reason}); restore it")
+
+
+def _stock_config(folder: Path) -> PeftConfig:
+    try:
+        return PeftConfig.from_pretrained(str(folder))
+    except InputError:
+        raise
+    except Exception as error:  # a field of another type can fail anywhere in PEFT
+        raise CheckpointError(f"{folder / CONFIG} is damaged ({type(error).__name__}: {error}); restore it") from error
+
+
+def _kind(config: PeftConfig) -> str:
+    return str(getattr(config.peft_type, "value", config.peft_type))
+
+
+def _paired(state: Mapping[str, Tensor]) -> Factors:
+    """lora_B and lora_A of each module that has both; convolutions as matrices."""
+    found: Factors = {}
+    for name, a in state.items():
+        if ".lora_A" not in name and ".lora_embedding_A" not in name:
+            continue
+        b = state.get(name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B"))
+        if b is not None:
+            module = name.partition(".lora_")[0].removeprefix("base_model.model.")
+            found[module] = b.flatten(1), a.flatten(1)
+    return found
