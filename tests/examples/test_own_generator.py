@@ -119,11 +119,21 @@ def test_a_folder_from_before_generators_had_names_is_qpas(llama, ids, adapters,
     assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
 
 
-def test_what_knows_qpa_alone_says_so(trained, own, tmp_path):
-    plain, model = trained()
+def test_diagnosis_reads_the_generated_factors(trained, tmp_path):
+    _, model = trained()
     qpeft.save(model, tmp_path / "compact")
-    with pytest.raises(ConfigError, match="comes from the generator 'ring'"):
-        of_folder(tmp_path / "compact")
+    qpeft.export(model, tmp_path / "exported")
+    compact, exported = (of_folder(tmp_path / name) for name in ("compact", "exported"))
+    assert (compact.method, compact.circuit) == ("ring", None)
+    expected = exported.saved.factors()
+    found = compact.saved.factors()
+    assert found.keys() == expected.keys()
+    for name, factors in found.items():
+        torch.testing.assert_close(factors, expected[name])
+
+
+def test_what_knows_qpa_alone_says_so(trained, own):
+    plain, model = trained()
     with pytest.raises(ConfigError, match="plans know no RingConfig"):
         qpeft.plan(plain, HOSTS["lora"], own.RingConfig())
     with pytest.raises(ConfigError, match="no circuit of QPA"):
