@@ -1,12 +1,12 @@
-"""The directive `drawn`: a picture that `docs/figures/NAME.py` draws with qpeft itself whenever the pages are built.
+"""The directive `drawn`: a picture that `docs/figures/NAME.py` draws when the pages are built.
 
 ```{drawn} circuit ry_ladder 4 2
-:alt: What a reader who cannot see it should know.
+:alt: A description of what the picture shows.
 
 The caption.
 ```
 
-Words after the name go to the module's `draw`. The picture is SVG in the page's own colours, light and dark.
+Words after the name are arguments of `draw` in that module. The SVG uses the colours of the page (`figure_style`).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sphinx.util.docutils import SphinxDirective
 
 
 class Drawn(SphinxDirective):
-    """Arguments: the name of a module in `docs/figures`, and what its `draw` takes."""
+    """Arguments: the name of a module in `docs/figures`, and the arguments of its `draw`."""
 
     required_arguments = 1
     optional_arguments = 9
     has_content = True
-    option_spec = {"alt": directives.unchanged_required}  # noqa: RUF012 (docutils' own form)
+    option_spec = {"alt": directives.unchanged_required}  # noqa: RUF012 (as in docutils)
 
     def run(self) -> list[nodes.Node]:
         drawing = import_module(f"figures.{self.arguments[0]}")

@@ -1,4 +1,4 @@
-"""The directive `settings-table`: a settings class's fields, defaults and help, read from the class itself.
+"""The directive `settings-table`: fields, defaults and help texts of a dataclass.
 
 ```{settings-table} qpeft.methods.qpa.settings QPAGeneratorConfig
 ```
@@ -16,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 
 class SettingsTable(SphinxDirective):
-    """Arguments: the module and the name of a dataclass whose fields have `metadata["help"]`."""
+    """Arguments: the module and the name of a dataclass whose fields have `metadata["help"]`; others are left out."""
 
     required_arguments = 2
 

@@ -1,11 +1,11 @@
-"""The small things that stand, in the pages' examples, for what a reader would download or has at hand."""
+"""Small files and models that replace those which the examples of the pages download or take as given."""
 
 import json
 import re
 import shutil
 
 import pytest
-from snippets import GIVEN, snippets
+from snippets import snippets
 
 STUDY = """
 name: tiny
@@ -36,7 +36,7 @@ def qpeft_cli():
 
 @pytest.fixture(scope="session")
 def stand_ins(tmp_path_factory, qpeft_cli):
-    """A folder with everything that `snippets.STAND_INS` and `snippets.GIVEN` name."""
+    """A folder with the values of `snippets.STAND_INS`, and with files and runs that pages use but do not create."""
     import numpy as np
     from PIL import Image
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
@@ -75,15 +75,15 @@ def stand_ins(tmp_path_factory, qpeft_cli):
 
 
 @pytest.fixture
-def reader(stand_ins, tmp_path, monkeypatch):
-    """Sit in a folder that has what `page` takes for granted and does not make."""
+def enter_folder_for(stand_ins, tmp_path, monkeypatch):
+    """Change to a new folder with all stand-ins except those which a command of the page creates."""
 
-    def sit(page):
-        typed = "".join(snippet.text for snippet in snippets(page))
-        for name in (*GIVEN, "docs.jsonl", "tiny.yaml", "base", "vit"):
-            if name not in GIVEN or (name in typed and f"--out {name}" not in re.findall(r"--out [\w-]+", typed)):
-                (shutil.copytree if (stand_ins / name).is_dir() else shutil.copy)(stand_ins / name, tmp_path / name)
+    def enter(page):
+        created = re.findall(r"--out ([\w-]+)", "".join(snippet.text for snippet in snippets(page)))
+        for source in stand_ins.iterdir():
+            if source.name not in created:
+                (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / source.name)
         monkeypatch.chdir(tmp_path)
         return tmp_path
 
-    return sit
+    return enter

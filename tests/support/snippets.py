@@ -1,7 +1,6 @@
-"""What the pages tell their readers to type, made so small that a test can do it.
+"""The code blocks of the pages, and how a test runs them in little time and without downloads.
 
-A page names models that must be downloaded and trainings that take minutes. `STAND_INS` and `CHEAP` are the whole
-difference between what is printed and what is run; `NOT_RUN` is what no test can run, with the reason.
+`STAND_INS` and `CHEAP` replace names of models and data, and numbers of steps. `NOT_RUN` lists what a test cannot run.
 """
 
 import re
@@ -13,7 +12,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-# what a page names -> the file or folder (see `conftest.py`) that stands for it
+# name on a page -> file or folder that replaces it (tests/docs/conftest.py creates them)
 STAND_INS = {
     "gpt2": "base",
     "path/or/hub-id": "base",
@@ -24,22 +23,20 @@ STAND_INS = {
     "shots": "tiny.yaml",
     "noise": "tiny.yaml",
 }
-# a page may speak of these as the reader's own; they are put where it runs, unless a command there makes them
-GIVEN = ("run", "my-adapter", "photos", "text.txt", "train.jsonl", "train.tsv")
-# and what stands for it in a block of Python
-HUB_NAMES = ("gpt2", "path/or/hub-id")
+HUB_NAMES = ("gpt2", "path/or/hub-id")  # replaced in Python as well
 CHEAP = {"--steps": "2", "--seeds": "0", "--samples": "20", "--max-new-tokens": "4"}
 
+# part of a command -> why it is not run
 NOT_RUN = {
-    "make ": "sets up an environment; CI is made of these targets",
-    "pip install": "changes the environment; the extras are what CI installs",
-    "python benchmarks/": "measures for minutes or hours; bench, many_adapters, kills and bad_files have tests",
+    "make ": "creates an environment; CI consists of these targets",
+    "pip install": "changes the environment; CI installs the extras",
+    "python benchmarks/": "takes minutes or hours; bench, many_adapters, kills and bad_files have tests",
     "python -m qpeft.demo.build_base": "an hour of training; tests/demo builds a small one",
-    "--executor ray": "needs a cluster; tests/compare/test_ray.py has one on this machine",
+    "--executor ray": "needs a cluster; tests/compare/test_ray.py starts one",
     "torchrun ": "several processes; tests/trainers/test_distributed.py runs them",
     "accelerate launch": "several processes; tests/trainers/test_distributed.py runs them",
     "python examples/": "tests/examples runs them with few steps",
-    "diagnose with --trainings": "docs/diagnostics.md runs the same of another folder",
+    "diagnose with --trainings": "docs/diagnostics.md runs the same with another folder",
     "--trainings --seeds 0,1,2 --steps 60": "docs/diagnostics.md runs the same",
     "qpeft demo --methods": "docs/cli.md runs the demo, tests/cli/test_demo_command.py its methods",
     "braket.aws.qubit": "needs an account",
@@ -47,12 +44,12 @@ NOT_RUN = {
 }
 
 
-# what these print is words chosen by figures, which few steps do not give
+# their sentences depend on the values, which differ after few steps
 NOT_COMPARED = ("qpeft diagnose",)
 
 
 class Snippet(NamedTuple):
-    """A fenced block of a page, and the `text` block that follows it at once, which shows what it prints."""
+    """A fenced block of a page, and the output that a `text` block directly after it shows."""
 
     language: str
     text: str
@@ -63,7 +60,7 @@ FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$\n?", flags=re.DOTALL | re.MULTI
 
 
 def snippets(page: Path) -> list[Snippet]:
-    """The page's fenced blocks of code, in its order."""
+    """The fenced blocks of the page, in order."""
     text = page.read_text(encoding="utf-8")
     found = list(FENCE.finditer(text))
     return [Snippet(one[1], one[2], _shown(text, one, after)) for one, after in zip_longest(found, found[1:])]
@@ -75,17 +72,17 @@ def _shown(text: str, block: re.Match[str], after: re.Match[str] | None) -> str 
 
 
 def commands(snippet: Snippet) -> list[str]:
-    """The lines of a block of shell commands; one that goes on after a backslash is one."""
+    """The commands of a shell block; a backslash continues a line."""
     return [line.strip() for line in snippet.text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
 def why_not_run(text: str) -> str | None:
-    """The reason, where `text` is among what is not run."""
+    """The reason why `text` is not run, if there is one."""
     return next((reason for part, reason in NOT_RUN.items() if part in text), None)
 
 
 def cheap(line: str) -> list[str]:
-    """The arguments of a `qpeft` line, with stand-ins for names and small numbers for large ones."""
+    """The arguments of a `qpeft` line with stand-ins and few steps."""
     words = shlex.split(line, comments=True)[1:]
     is_study = words[:2] in (["compare", "run"], ["compare", "plan"])
     found = []
@@ -97,21 +94,21 @@ def cheap(line: str) -> list[str]:
 
 
 def python(text: str, folder: Path) -> str:
-    """A block of Python with stand-ins for the names of models that must be downloaded."""
+    """A block of Python with stand-ins for models that would be downloaded."""
     for name in HUB_NAMES:
         text = text.replace(f'"{name}"', repr(str(folder / STAND_INS[name])))
     return text.replace("seeds=(0, 1, 2), steps=40", "seeds=(0,), steps=2")
 
 
 def form(text: str) -> str:
-    """The words without figures, folders, and what only fills a line; so lines may break elsewhere."""
+    """The words without values, folders, rules and line breaks."""
     text = re.sub(r"(?<!\w)[\u2212+-]?\d[\d.,]*(e-?\d+)?( [KM]?B\b)?", "#", text)
     text = re.sub(r"'[^' ]*/[^' ]*'", "'FOLDER'", text)
     return " ".join(re.sub(r"[─-]{2,}", " ", text).split())
 
 
 def shows(shown: str, printed: str) -> bool:
-    """Whether a page's `text` block is, in form, what was printed; `...` on a line of its own leaves something out."""
+    """Whether the form of `shown` is that of `printed`; a line `...` stands for any text."""
     rest = form(printed)
     for part in filter(None, map(form, re.split(r"^\.\.\.$", shown, flags=re.MULTILINE))):
         _, found, rest = rest.partition(part)
