@@ -35,7 +35,7 @@ def damaged(folder: Path) -> list[str]:
 
 def finished_work(folder: Path) -> State:
     """What a resumed command must not do again: rows as they are, the last whole checkpoint of each run."""
-    rows = {str(path.relative_to(folder)): _fingerprint(path) for path in folder.glob("rows/**/[!.]*.json")}
+    rows = _result_rows(folder)
     found = [path.relative_to(folder) for path in folder.glob("**/checkpoints/checkpoint-*/complete")]
     runs = {folder / path.parents[2] for path in found if "/." not in str(path)}  # hidden: on its way out
     steps = {str(run.relative_to(folder)): max(map(_step, _whole_checkpoints(run))) for run in runs}
@@ -65,8 +65,8 @@ def share_done(state: State, whole: State) -> float:
 
 def wrong_so_far(folder: Path, whole: Path) -> list[str]:
     """Rows, and losses up to the last whole checkpoint, that are not those of the unbroken run in `whole`."""
-    rows = [path.relative_to(folder) for path in folder.glob("rows/**/[!.]*.json")]
-    wrong = [f"{name} differs" for name in rows if _timeless(folder / name) != _timeless(whole / name)]
+    rows, unbroken = _result_rows(folder), _result_rows(whole)
+    wrong = [f"{name} differs" for name, row in rows.items() if _timeless_row(row) != _timeless_row(unbroken[name])]
     last = max(map(_step, _whole_checkpoints(folder)), default=-1)
     ours, theirs = (_up_to(last, place / "metrics.jsonl") for place in (folder, whole))
     return wrong if ours == theirs else [*wrong, f"metrics.jsonl differs up to step {last}"]
@@ -81,7 +81,7 @@ def differences(folder: Path, whole: Path) -> list[str]:
     for name in sorted(ours & theirs):
         if (folder / name).is_file() and not _is_derived(name) and _timeless(folder / name) != _timeless(whole / name):
             found.append(f"{name} differs")
-    return found + (_stale(folder) if (folder / "rows").exists() else [])
+    return found + (_stale(folder) if (folder / "rows.jsonl").exists() else [])
 
 
 def _stale(folder: Path) -> list[str]:
@@ -170,10 +170,21 @@ def _timeless(path: Path) -> Any:
     """Content without what a clock, a place or the number of attempts decides."""
     if path.name in ("jobs.jsonl", "README.md", "training_args.bin"):
         return None  # jobs after the last checkpoint are sent again, and the card tells their number
-    content = _read(path)
-    if "curve" in (content.get("train") or {} if isinstance(content, dict) else {}):
-        content["train"]["curve"] = [point[:3] for point in content["train"]["curve"]]
-    return _untimed(content)
+    if path.name == "rows.jsonl":
+        return {cell_id: _timeless_row(row) for cell_id, row in _result_rows(path.parent).items()}
+    return _untimed(_read(path))
+
+
+def _result_rows(folder: Path) -> dict[str, Any]:
+    """The rows of a study by cell_id; none in another folder."""
+    path = folder / "rows.jsonl"
+    return {row["cell_id"]: row for row in _rows(path)} if path.exists() else {}
+
+
+def _timeless_row(row: dict[str, Any]) -> dict[str, Any]:
+    train = row["train"]
+    curve = {"curve": [point[:3] for point in train["curve"]]} if "curve" in train else {}
+    return _untimed({**row, "train": {**train, **curve}})
 
 
 def _untimed(value: Any) -> Any:
@@ -199,8 +210,4 @@ def _has_row(run: str, rows: dict[str, Any]) -> bool:
     if not run.startswith("work/"):
         return False
     _, method, config, name, _ = run.split("/")
-    return any(row.endswith(f"/{method}/{config}/{name.rsplit('-lr', 1)[0]}.json") for row in rows)
-
-
-def _fingerprint(path: Path) -> list[Any]:
-    return [path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest()]
+    return any(row.endswith(f"/{method}/{config}/{name.rsplit('-lr', 1)[0]}") for row in rows)

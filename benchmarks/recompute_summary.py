@@ -2,7 +2,7 @@
 
     python benchmarks/recompute_summary.py DIR
 
-Reads DIR/study.json and the rows; means, standard deviations, paired differences, t intervals, p values, verdicts
+Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t intervals, p values, verdicts
 before and after Holm's correction, and places must agree with DIR/summary.csv and DIR/blocks.csv. Nothing is shared
 with qpeft: Student's distribution is integrated numerically, Holm's rule is applied step by step as he stated it. Exit
 code 1 tells of disagreements, each on a line of its own.
@@ -38,17 +38,18 @@ class Result:
 
 def read_results(folder: Path, study: dict[str, Any]) -> dict[str, Result]:
     """The metric of every method by seed."""
-    return {method["key"]: read_result(folder, study, method) for method in study["methods"]}
+    lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["cell_id"]: row for row in map(json.loads, lines)}  # a later line replaces an earlier one
+    return {method["key"]: read_result(rows, study, method) for method in study["methods"]}
 
 
-def read_result(folder: Path, study: dict[str, Any], method: dict[str, Any]) -> Result:
-    place = folder / "rows" / study["study"] / method["key"] / method["hash"]
-    files = {seed: place / f"seed{seed}.json" for seed in study["seeds"]}
-    rows = {seed: json.loads(file.read_text(encoding="utf-8")) for seed, file in files.items() if file.exists()}
+def read_result(all_rows: dict[str, dict], study: dict[str, Any], method: dict[str, Any]) -> Result:
+    cells = {seed: f"{study['study']}/{method['key']}/{method['hash']}/seed{seed}" for seed in study["seeds"]}
+    rows = {seed: all_rows[cell_id] for seed, cell_id in cells.items() if cell_id in all_rows}
     if not method["rates"] and rows and study["task"] == "causal-lm":  # untrained: one evaluation is every seed's
-        rows = dict.fromkeys(files, next(iter(rows.values())))
+        rows = dict.fromkeys(cells, next(iter(rows.values())))
     metric = {seed: row["quality"].get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
-    statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in files]
+    statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in cells]
     return Result({seed: value for seed, value in metric.items() if value is not None}, statuses)
 
 

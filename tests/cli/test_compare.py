@@ -9,7 +9,7 @@ from synthetic_study import write_synthetic_study
 
 from qpeft.cli.compare_bar import CompareBar
 from qpeft.cli.console import stderr
-from qpeft.compare.rows import empty_row
+from qpeft.compare.rows import Quality, Row
 
 pytestmark = pytest.mark.xdist_group("comparison")
 
@@ -43,7 +43,7 @@ def study(base_folder, tmp_path):
 @pytest.fixture
 def untimed(monkeypatch):
     """Cells that measure time are slow, and another test's."""
-    monkeypatch.setattr("qpeft.compare.plan.Plan.cost_cells", lambda self: [])
+    monkeypatch.setattr("qpeft.compare.plan.Plan.cost_cells", lambda self, rows: [])
 
 
 @pytest.mark.long
@@ -135,7 +135,7 @@ def test_bad_options_are_code_2_before_any_cell(qpeft_cli, study, tmp_path, opti
     result = qpeft_cli("compare", "run", study, "--out", tmp_path / "out", *options)
     assert result.exit_code == 2, result.output
     assert message in result.stderr
-    assert not (tmp_path / "out" / "rows").exists()
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
 
 
 def test_a_report_is_made_from_rows_alone(qpeft_cli, tmp_path):
@@ -192,7 +192,7 @@ class Planned:
         self.method, self.name, self.role, self.cell_id = method, name, role, f"s/{method}/h/{name}"
 
     def row(self, status="success", **fields):
-        return empty_row(self.cell_id, "s", self.method, self.role, 0) | {"status": status, **fields}
+        return Row(cell_id=self.cell_id, study="s", method=self.method, role=self.role, seed=0, status=status, **fields)
 
 
 def show(monkeypatch):
@@ -204,7 +204,7 @@ def show(monkeypatch):
         bar.on_plan(cells, 2, 1)
         bar.on_note("Starting Ray")
         for cell, row in (
-            (cells[0], cells[0].row(quality={"valid_loss": 2.5})),
+            (cells[0], cells[0].row(quality=Quality(valid_loss=2.5))),
             (cells[1], cells[1].row("failed", error_msg="no\nluck")),
         ):
             bar.on_start(cell)

@@ -1,18 +1,18 @@
 """Plans and cells on a tiny model: equal data and order, budgets, the best numbers, one row each."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 
 from qpeft.backends import ExactBackend
-from qpeft.compare.cells.cell import failed_row, run_cell, tidy, work_folder
+from qpeft.compare.cells.cell import failed_row, run_cell, started_row, tidy, work_folder
 from qpeft.compare.cells.measuring import settings_of
 from qpeft.compare.plan import make_plan
-from qpeft.compare.rows import row_path, write_row
+from qpeft.compare.resolved import read_study
+from qpeft.compare.rows import Quality, RowFile
 from qpeft.compare.study import load_study
-from qpeft.errors import ConfigError, DataError, InputError
+from qpeft.errors import CheckpointError, ConfigError, DataError, InputError
 
 METHODS = [
     {"key": "none", "method": "none"},
@@ -48,11 +48,15 @@ def study(tiny_model, text_file):
     return make
 
 
+def changed(cell, **fields):
+    return cell.model_copy(update=fields)
+
+
 def cells_of(plan, *keys, seed=0):
     """Final cells at the middle rate, whatever trials there were."""
     return [
-        replace(cell, impossible=None, lr=(cell.config["rates"] or [None])[0])
-        for cell in plan.final_cells()
+        changed(cell, impossible=None, lr=(cell.spec.rates or [None])[0])
+        for cell in plan.final_cells({})
         if cell.method in keys and cell.seed == seed
     ]
 
@@ -60,47 +64,47 @@ def cells_of(plan, *keys, seed=0):
 def test_a_plan_counts_every_method_and_runs_nothing(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     assert not (tmp_path / "out" / "study.json").exists()
-    plan.write()
+    plan.study.write(plan.folder)
     written = json.loads((tmp_path / "out" / "study.json").read_text())
-    assert written == plan.study
+    assert written == plan.study.model_dump()
+    assert read_study(plan.folder) == plan.study
     by_key = {method["key"]: method for method in written["methods"]}
     assert by_key["none"]["trainable"] == 0
     # a rank-2 LoRA on the four linear maps of each of two layers of width 16
     assert by_key["lora"]["trainable"] == 2 * 2 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))
     assert by_key["qpa"]["trainable"] <= 4 * by_key["lora"]["trainable"] / 2  # half of rank 8
     assert by_key["lora"]["rates"] == [0.003, 0.01, 0.03, 0.1]
-    assert not (tmp_path / "out" / "rows").exists()
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
     assert len(plan.tuning_cells()) == 4 * (len(METHODS) - 1)
-    assert len(plan.final_cells()) == 3 * (len(METHODS) - 1) + 1  # the base needs no second seed
+    assert len(plan.final_cells({})) == 3 * (len(METHODS) - 1) + 1  # the base needs no second seed
 
 
 def test_seed_0_of_every_method_comes_before_seed_1_and_cheap_methods_first(study, tmp_path):
-    cells = make_plan(study(), tmp_path / "out").final_cells()
+    cells = make_plan(study(), tmp_path / "out").final_cells({})
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    weights = [cell.weight for cell in cells if cell.seed == 0]
-    assert weights == sorted(weights)
+    sizes = [cell.spec.trainable for cell in cells if cell.seed == 0]
+    assert sizes == sorted(sizes)
 
 
 def test_the_lowest_trial_gives_the_rate_and_an_edge_is_named(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
+    rows = {cell.cell_id: failed_row(cell, RuntimeError("planted")) for cell in plan.tuning_cells()}
     for cell in plan.tuning_cells():
-        row = failed_row(cell, RuntimeError("planted"))
         if cell.method == "lora":
-            row |= {"status": "success", "quality": {"valid_loss": 1 / cell.lr}}
-        write_row(row_path(plan.folder, cell.study, cell.method, cell.hash, cell.name), row)
-    finals = {cell.method: cell for cell in plan.final_cells() if cell.seed == 0}
+            rows[cell.cell_id] = started_row(cell).updated(status="success", quality=Quality(valid_loss=1 / cell.lr))
+    finals = {cell.method: cell for cell in plan.final_cells(rows) if cell.seed == 0}
     assert (finals["lora"].lr, finals["lora"].lr_at_edge) == (0.1, "high")
     assert "lower lr" in finals["qpa"].impossible
     assert finals["none"].impossible is None
 
 
 def test_a_changed_config_changes_its_hash_and_no_other(study, tmp_path):
-    before = {method["key"]: method["hash"] for method in make_plan(study(), tmp_path / "a").study["methods"]}
-    changed = [{**method, "settings": {"r": 3}} if method["key"] == "lora" else method for method in METHODS]
-    after = {m["key"]: m["hash"] for m in make_plan(study(methods=changed), tmp_path / "b").study["methods"]}
+    before = {method.key: method.hash for method in make_plan(study(), tmp_path / "a").study.methods}
+    other = [{**method, "settings": {"r": 3}} if method["key"] == "lora" else method for method in METHODS]
+    after = {m.key: m.hash for m in make_plan(study(methods=other), tmp_path / "b").study.methods}
     assert {key for key in before if before[key] != after[key]} == {"lora"}
-    longer = make_plan(study(**{"training.steps": 7}), tmp_path / "c").study["methods"]
-    assert all(before[method["key"]] != method["hash"] for method in longer)
+    longer = make_plan(study(**{"training.steps": 7}), tmp_path / "c").study.methods
+    assert all(before[method.key] != method.hash for method in longer)
 
 
 def test_a_block_takes_the_largest_size_within_its_budget(study, tmp_path):
@@ -110,14 +114,14 @@ def test_a_block_takes_the_largest_size_within_its_budget(study, tmp_path):
     block = {"of": "prefix", "methods": [sizes, tight, exact]}
     methods = [*METHODS[:2], {"key": "prefix", "method": "prefix", "settings": {"num_virtual_tokens": 30}}]
     plan = make_plan(study(methods=methods, blocks=[block], **{"training.seq_len": 16}), tmp_path / "out")
-    found = {member["key"]: member for member in plan.study["blocks"][0]["members"]}
+    found = {member.key: member for member in plan.study.blocks[0].members}
     budget = 30 * 2 * 16 * 2
-    assert plan.study["blocks"][0]["budget"] == budget
-    assert found["lora@prefix"]["trainable"] == 3 * 2 * 256 <= budget
-    assert found["prefix@prefix"]["over_budget"]
-    assert not found["prefix@prefix"]["ranked"]
-    assert 0.8 <= found["qpa@prefix"]["ratio"] <= 1
-    assert found["qpa@prefix"]["ranked"]
+    assert plan.study.blocks[0].budget == budget
+    assert found["lora@prefix"].trainable == 3 * 2 * 256 <= budget
+    assert found["prefix@prefix"].over_budget
+    assert not found["prefix@prefix"].ranked
+    assert 0.8 <= found["qpa@prefix"].ratio <= 1
+    assert found["qpa@prefix"].ranked
 
 
 @pytest.mark.long
@@ -125,12 +129,12 @@ def test_order_and_start_are_equal_for_all_methods(study, tmp_path):
     """Acceptance 5 and 6: one order of the data for a seed; every start but the prefix's is the base itself."""
     plan = make_plan(study(), tmp_path / "out")
     rows = [run_cell(cell, plan.folder) for cell in cells_of(plan, *(method["key"] for method in METHODS))]
-    trained = [row for row in rows if row["method"] != "none"]
-    assert len({row["data"]["order_sha256"] for row in trained}) == 1
-    assert len({row["data"]["tokens_seen"] for row in trained}) == 1
+    trained = [row for row in rows if row.method != "none"]
+    assert len({row.data.order_sha256 for row in trained}) == 1
+    assert len({row.data.tokens_seen for row in trained}) == 1
     [other] = cells_of(plan, "lora", seed=1)
-    assert run_cell(other, plan.folder)["data"]["order_sha256"] != trained[0]["data"]["order_sha256"]
-    starts = {row["method"]: row["train"]["curve"][0][2] for row in rows}
+    assert run_cell(other, plan.folder).data.order_sha256 != trained[0].data.order_sha256
+    starts = {row.method: row.train.curve[0][2] for row in rows}
     base = starts.pop("none")
     assert abs(starts.pop("prefix") - base) > 1e-4
     assert starts.pop("dora") == pytest.approx(base, abs=1e-5)
@@ -142,15 +146,15 @@ def test_a_row_has_what_the_specification_lists(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     [cell] = cells_of(plan, "qpa")
     row = run_cell(cell, plan.folder)
-    assert row["status"] == "success"
-    assert {"lr", "steps", "seconds", "curve", "lr_at_grid_edge"} <= row["train"].keys()
-    assert [point[0] for point in row["train"]["curve"] if point[2] is not None] == [0, 3, 6]
-    assert {"valid_loss", "test_loss", "test_ppl", "bits_per_byte", "best_step"} <= row["quality"].keys()
-    counts = row["cost"]
-    assert counts["params_trainable"] == counts["params_generator"] < counts["params_deployed"]
-    assert counts["optimizer_bytes"] >= 2 * 4 * counts["params_trainable"]  # AdamW's two moments
-    assert row["data"]["splits"]["test_tokens"] > 0
-    assert json.dumps(row, allow_nan=False)
+    assert row.status == "success"
+    assert {"lr", "steps", "seconds", "curve", "lr_at_grid_edge"} <= row.train.model_fields_set
+    assert [point[0] for point in row.train.curve if point[2] is not None] == [0, 3, 6]
+    assert {"valid_loss", "test_loss", "test_ppl", "bits_per_byte", "best_step"} <= row.quality.model_fields_set
+    counts = row.cost
+    assert counts.params_trainable == counts.params_generator < counts.params_deployed
+    assert counts.optimizer_bytes >= 2 * 4 * counts.params_trainable  # AdamW's two moments
+    assert row.data.splits["test_tokens"] > 0
+    assert json.dumps(row.to_json(), allow_nan=False)
     folder = work_folder(cell, plan.folder)
     assert folder.exists()
     tidy(cell, plan.folder)
@@ -162,15 +166,15 @@ def test_a_row_trained_on_a_backend_scores_exact_probabilities_and_says_what_it_
     shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}
     changes = {"methods": [{**shots, "key": "exact", "backend": {}}, shots], "reference": "exact"}
     plan = make_plan(study(**changes), tmp_path / "out")
-    assert len({method["hash"] for method in plan.study["methods"]}) == 2
+    assert len({method.hash for method in plan.study.methods}) == 2
     exact, noisy = (run_cell(cell, plan.folder) for cell in cells_of(plan, "exact", "shots"))
-    assert noisy["method_config"]["backend"] == {"shots": 400}
-    assert noisy["train"]["circuits"]["shots"] == 400 * noisy["train"]["circuits"]["circuits"] > 0
-    assert noisy["quality"]["test_loss"] != exact["quality"]["test_loss"]  # trained with them
-    assert noisy["train"]["curve"][0][2] == exact["train"]["curve"][0][2]  # scored without
-    assert noisy["quality"]["valid_loss_on_backend"] != noisy["quality"]["valid_loss"]
-    assert "valid_loss_on_backend" not in exact["quality"]
-    assert "circuits" not in exact["train"]
+    assert noisy.method_config.backend == {"shots": 400}
+    assert noisy.train.circuits["shots"] == 400 * noisy.train.circuits["circuits"] > 0
+    assert noisy.quality.test_loss != exact.quality.test_loss  # trained with them
+    assert noisy.train.curve[0][2] == exact.train.curve[0][2]  # scored without
+    assert noisy.quality.valid_loss_on_backend != noisy.quality.valid_loss
+    assert "valid_loss_on_backend" not in exact.quality.model_fields_set
+    assert "circuits" not in exact.train.model_fields_set
 
 
 def test_on_hardware_every_job_is_counted_every_step_is_saved_and_no_job_goes_to_figures_of_time(
@@ -185,15 +189,15 @@ def test_on_hardware_every_job_is_counted_every_step_is_saved_and_no_job_goes_to
     plan = make_plan(study(methods=[shots], reference="shots"), tmp_path / "out")
     [cell] = cells_of(plan, "shots")
     plan.estimate()
-    cost = replace(plan.cost_cells()[0], impossible=None, lr=0.001)
-    assert "exact circuits" in run_cell(cost, plan.folder)["null_reasons"]["cost.on_backend"]
+    cost = changed(plan.cost_cells({})[0], impossible=None, lr=0.001)
+    assert "exact circuits" in run_cell(cost, plan.folder).null_reasons["cost.on_backend"]
     assert not sent
     row = run_cell(cell, plan.folder)
     log = (work_folder(cell, plan.folder) / "run" / "jobs.jsonl").read_text().splitlines()
     answered = [json.loads(line) for line in log if json.loads(line)["event"] == "answered"]
     assert len(answered) == len(sent)
-    assert row["train"]["circuits"]["jobs"] + 1 == len(sent)  # the last one is the score on the backend
-    assert row["quality"]["valid_loss_on_backend"] is not None
+    assert row.train.circuits["jobs"] + 1 == len(sent)  # the last one is the score on the backend
+    assert row.quality.valid_loss_on_backend is not None
     assert settings_of(cell, tmp_path).save_every is None
 
 
@@ -201,7 +205,7 @@ def test_on_hardware_every_job_is_counted_every_step_is_saved_and_no_job_goes_to
 def test_a_damaged_estimate_is_made_again(study, tmp_path, content):
     plan = make_plan(study(methods=METHODS[:2]), tmp_path / "out")
     (tmp_path / "out").mkdir(exist_ok=True)
-    (tmp_path / "out" / "estimate.json").write_text(content.replace("HASH", plan.final_cells()[0].hash))
+    (tmp_path / "out" / "estimate.json").write_text(content.replace("HASH", plan.final_cells({})[0].hash))
     assert plan.estimate()["final"] > 0
 
 
@@ -227,11 +231,11 @@ def test_the_test_split_is_read_with_the_numbers_that_did_best_on_validation(stu
     """A rate so high that the last evaluation is worse than an earlier one."""
     plan = make_plan(study(**{"training.eval_every": 1}), tmp_path / "out")
     [cell] = cells_of(plan, "lora")
-    row = run_cell(replace(cell, lr=0.5), plan.folder)
-    curve = [(step, loss) for step, _, loss, _ in row["train"]["curve"]]
-    assert row["quality"]["best_step"] == min(curve, key=lambda point: point[1])[0] < 6
-    assert row["quality"]["valid_loss"] == min(loss for _, loss in curve)
-    assert row["quality"]["valid_loss_last"] == curve[-1][1]
+    row = run_cell(changed(cell, lr=0.5), plan.folder)
+    curve = [(step, loss) for step, _, loss, _ in row.train.curve]
+    assert row.quality.best_step == min(curve, key=lambda point: point[1])[0] < 6
+    assert row.quality.valid_loss == min(loss for _, loss in curve)
+    assert row.quality.valid_loss_last == curve[-1][1]
 
 
 @pytest.mark.long
@@ -254,22 +258,22 @@ def test_an_interrupted_cell_goes_on_to_the_same_row(study, tmp_path):
         resumed = run_cell(cell, plan.folder, lambda done, planned, seen=seen: seen.append(done))
         assert min(seen) == 4  # from the checkpoint on
         whole = run_cell(fresh, again.folder)
-        assert resumed["quality"] == whole["quality"]
-        assert resumed["capacity"]["effective_rank"] == pytest.approx(whole["capacity"]["effective_rank"], rel=1e-9)
-        losses = [[point[:3] for point in row["train"]["curve"]] for row in (resumed, whole)]
+        assert resumed.quality == whole.quality
+        assert resumed.capacity.effective_rank == pytest.approx(whole.capacity.effective_rank, rel=1e-9)
+        losses = [[point[:3] for point in row.train.curve] for row in (resumed, whole)]
         assert losses[0] == losses[1]
 
 
 def test_a_loss_that_is_not_finite_is_a_diverged_row(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     [cell] = cells_of(plan, "full")
-    row = run_cell(replace(cell, lr=1e30), plan.folder)
-    assert row["status"] == "diverged"
-    assert row["error_msg"]
+    row = run_cell(changed(cell, lr=1e30), plan.folder)
+    assert row.status == "diverged"
+    assert row.error_msg
 
 
 def test_a_folder_of_another_study_or_other_data_is_refused(study, tmp_path, tiny_model):
-    make_plan(study(), tmp_path / "out").write()
+    make_plan(study(), tmp_path / "out").study.write(tmp_path / "out")
     with pytest.raises(ConfigError, match="study 'survey'"):
         make_plan(study(name="other"), tmp_path / "out")
     with pytest.raises(ConfigError, match="holds a study with data"):
@@ -302,13 +306,13 @@ def test_classifications_are_compared_by_accuracy(task, tmp_path, tiny_encoder, 
     ]
     asked = {**SMALL, "base": str(model), "data": str(data), "task": task, "methods": methods, "reference": "head"}
     plan = make_plan(load_study("survey", asked), tmp_path / "out")
-    assert plan.study["metric"] == "test_accuracy"
+    assert plan.study.metric == "test_accuracy"
     torch.manual_seed(0)
     for cell in cells_of(plan, "head", "lora"):
         row = run_cell(cell, plan.folder)
-        assert 0 <= row["quality"]["test_accuracy"] <= 1
-        assert row["data"]["splits"]["test_tokens"] in (4, 6)
-        assert 0 < row["cost"]["params_head"] <= row["cost"]["params_trainable"]
+        assert 0 <= row.quality.test_accuracy <= 1
+        assert row.data.splits["test_tokens"] in (4, 6)
+        assert 0 < row.cost.params_head <= row.cost.params_trainable
 
 
 def test_answers_to_the_test_prompts_are_written_kept_and_scored(study, tmp_path):
@@ -320,20 +324,20 @@ def test_answers_to_the_test_prompts_are_written_kept_and_scored(study, tmp_path
     plan = make_plan(study(**asked), tmp_path / "out")
     [cell] = cells_of(plan, "lora")
     row = run_cell(cell, plan.folder)
-    assert len(row["quality"]["texts"]) == 2
-    assert row["quality"]["bleu_signature"].startswith("nrefs:2|")
-    assert 0 <= row["quality"]["bleu"] <= 100
-    assert 0 <= row["quality"]["rougeL"] <= 1
-    assert row["quality"]["bertscore_f1"] is None
-    assert "no local encoder given" in row["null_reasons"]["quality.bertscore_f1"]
+    assert len(row.quality.texts) == 2
+    assert row.quality.bleu_signature.startswith("nrefs:2|")
+    assert 0 <= row.quality.bleu <= 100
+    assert 0 <= row.quality.rougeL <= 1
+    assert row.quality.bertscore_f1 is None
+    assert "no local encoder given" in row.null_reasons["quality.bertscore_f1"]
 
 
 def test_texts_without_prompts_say_why_they_have_no_bleu(study, tmp_path):
     plan = make_plan(study(generation={"max_new_tokens": 5}), tmp_path / "out")
     [cell] = cells_of(plan, "none")
     row = run_cell(cell, plan.folder)
-    assert row["quality"]["bleu"] is None
-    assert row["null_reasons"]["quality.bleu"] == "the data has no prompts with answers"
+    assert row.quality.bleu is None
+    assert row.null_reasons["quality.bleu"] == "the data has no prompts with answers"
 
 
 def test_forgetting_is_what_the_loss_on_a_general_text_rose_by(study, tmp_path):
@@ -341,23 +345,23 @@ def test_forgetting_is_what_the_loss_on_a_general_text_rose_by(study, tmp_path):
     general.write_text(" ".join(f"{n} goblins ate {n * n} plums" for n in range(300)))
     plan = make_plan(study(general_data=str(general)), tmp_path / "out")
     [untrained], [full] = cells_of(plan, "none"), cells_of(plan, "full")
-    assert run_cell(untrained, plan.folder)["quality"]["forgetting_shifted"] == 0
-    assert run_cell(full, plan.folder)["quality"]["forgetting_shifted"] != 0
+    assert run_cell(untrained, plan.folder).quality.forgetting_shifted == 0
+    assert run_cell(full, plan.folder).quality.forgetting_shifted != 0
     without = make_plan(study(), tmp_path / "without")
     [cell] = cells_of(without, "none")
     assert cell.hash != untrained.hash
     row = run_cell(cell, without.folder)
-    assert row["quality"]["forgetting_shifted"] is None
-    assert row["null_reasons"]["quality.forgetting_shifted"] == "the study names no general_data"
+    assert row.quality.forgetting_shifted is None
+    assert row.null_reasons["quality.forgetting_shifted"] == "the study names no general_data"
 
 
 def test_methods_that_need_room_shorten_the_blocks_of_all(study, tmp_path):
     """Else a method with virtual tokens would see other blocks, and its seeds could not be paired."""
     plan = make_plan(study(**{"training.seq_len": None}), tmp_path / "out")
-    assert plan.study["training"]["seq_len"] == 64 - 3
+    assert plan.study.training.seq_len == 64 - 3
     rows = [run_cell(cell, plan.folder) for cell in cells_of(plan, "lora", "prefix")]
-    assert len({row["data"]["order_sha256"] for row in rows}) == 1
-    assert len({row["data"]["splits"]["test_tokens"] for row in rows}) == 1
+    assert len({row.data.order_sha256 for row in rows}) == 1
+    assert len({row.data.splits["test_tokens"] for row in rows}) == 1
 
 
 def test_a_prompt_too_long_to_answer_costs_the_answers_and_no_training(study, tmp_path):
@@ -368,10 +372,10 @@ def test_a_prompt_too_long_to_answer_costs_the_answers_and_no_training(study, tm
     plan = make_plan(study(**asked), tmp_path / "out")
     [cell] = cells_of(plan, "lora")
     row = run_cell(cell, plan.folder)
-    assert row["status"] == "success"
-    assert row["quality"]["test_loss"] > 0
-    assert row["quality"].get("bleu") is None
-    assert row["null_reasons"]["quality.bleu"]
+    assert row.status == "success"
+    assert row.quality.test_loss > 0
+    assert row.quality.bleu is None
+    assert row.null_reasons["quality.bleu"]
 
 
 def test_an_encoder_that_is_not_there_is_refused_before_any_training(study, tmp_path):
@@ -382,11 +386,10 @@ def test_an_encoder_that_is_not_there_is_refused_before_any_training(study, tmp_
 
 def test_rows_outlive_their_damaged_study_file(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
-    plan.write()
-    write_row(row_path(plan.folder, "survey", "lora", "0" * 12, "seed0"), failed_row(plan.final_cells()[0], OSError()))
+    plan.study.write(plan.folder)
+    RowFile(plan.folder).append(failed_row(plan.final_cells({})[0], OSError()))
     (tmp_path / "out" / "study.json").write_text('{"schema": 1')
-    with pytest.raises(ConfigError, match="delete it, and the same command writes it again"):
+    with pytest.raises(CheckpointError, match="delete it and run `qpeft compare run` again"):
         make_plan(study(), tmp_path / "out")
     (tmp_path / "out" / "study.json").unlink()
-    make_plan(study(), tmp_path / "out").write()
-    assert (tmp_path / "out" / "study.json").exists()
+    assert make_plan(study(), tmp_path / "out").study == plan.study

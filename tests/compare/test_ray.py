@@ -25,7 +25,7 @@ def test_real_trainings_have_the_same_bits(tiny_model, text_file, tmp_path):
     run(there, workers=2, executor="ray")
     rows = cells.timeless_rows(there.folder)
     assert rows == cells.timeless_rows(here.folder)
-    assert [row["status"] for row in rows.values()] == ["success"] * 8
+    assert [row.status for row in rows.values()] == ["success"] * 8
     assert not ray.is_initialized()
 
 
@@ -68,19 +68,19 @@ def test_rows_are_those_of_the_plain_runner(plan, cluster, tmp_path):
 def test_a_crash_is_one_row(plan, cluster):
     crashing = cells.PlantedPlan(plan.folder, ("lora", "raises", "killed"))
     outcome = run(crashing, workers=2, executor="ray", run_cell=cells.run_or_fail)
-    statuses = {row["cell_id"].split("/", 1)[1]: row["status"] for row in crashing.rows().values()}
+    statuses = {row.cell_id.split("/", 1)[1]: row.status for row in crashing.rows().values()}
     assert len(statuses) == 15
-    assert {row["method"] for row in outcome.failures} == {"raises", "killed"}
-    assert crashing.row("raises", "lr0.1")["error_msg"] == "planted"
-    assert "signal 9" in crashing.row("killed", "lr0.1")["error_msg"]
+    assert {row.method for row in outcome.failures} == {"raises", "killed"}
+    assert crashing.row("raises", "lr0.1").error_msg == "planted"
+    assert "signal 9" in crashing.row("killed", "lr0.1").error_msg
 
 
 def test_a_machine_without_the_folder_says_so(plan, cluster):
     (plan.folder / "study.json").unlink()
     run(plan, executor="ray", run_cell=cells.run_cell)
     row = plan.row("lora", "lr0.1")
-    assert (row["status"], row["error_type"]) == ("failed", "DataError")
-    assert "all machines of the cluster must share it" in row["error_msg"]
+    assert (row.status, row.error_type) == ("failed", "DataError")
+    assert "all machines of the cluster must share it" in row.error_msg
 
 
 def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
@@ -89,7 +89,7 @@ def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
     cell = plan.tuning_cells()[0]
     with RayExecutor(plan.folder, cells.run_after_losing_a_worker, Silent()) as executor:
         ((_, row),) = executor.run([cell])
-    assert row["status"] == "success"
+    assert row.status == "success"
     assert (plan.folder / "journal").read_text().splitlines()[0] == "lost"
 
 

@@ -2,16 +2,13 @@
 
 import ast
 import importlib.util
-import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-
-from qpeft.compare.analysis.summary import write_outputs
+from synthetic_study import drop_rows, edit_rows, write_tables_of
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "recompute_summary.py"
 
@@ -28,12 +25,8 @@ def recompute():
 
 @pytest.fixture
 def written(study_folder):
-    write_outputs(study_folder)
+    write_tables_of(study_folder)
     return study_folder
-
-
-def row(folder, key, name):
-    return next((folder / "rows" / "synthetic" / key).glob(f"*/{name}.json"))
 
 
 def test_it_agrees_in_an_interpreter_without_other_packages(written):
@@ -89,14 +82,13 @@ def test_a_changed_verdict_is_found(recompute, written, capsys, verdict):
 
 
 def test_a_changed_row_is_found(recompute, written, capsys):
-    path = row(written, "lora", "seed2")
-    path.write_text(path.read_text().replace('"test_loss": 4', '"test_loss": 5'))
+    edit_rows(written, lambda row: row["quality"].update({"test_loss": 5.0}), "lora", "seed2")
     assert recompute.main(written) == 1
     assert "summary.csv: qpa delta.mean is" in capsys.readouterr().out
 
 
 def test_a_seed_that_vanished_is_found(recompute, written, capsys):
-    row(written, "qaa", "seed2").unlink()
+    drop_rows(written, "qaa", "seed2")
     assert recompute.main(written) == 1
     out = capsys.readouterr().out
     assert "summary.csv: qaa seeds_ok is '5', the rows give 4" in out
@@ -111,23 +103,22 @@ def test_a_line_that_vanished_is_found(recompute, written, capsys):
 
 
 def test_it_agrees_where_little_is_there(recompute, written):
-    for seed in (1, 2, 3, 4):
-        row(written, "qpa", f"seed{seed}").unlink()
-    for seed in (2, 3, 4):
-        row(written, "qpa_noise", f"seed{seed}").unlink()
-    shutil.rmtree(written / "rows" / "synthetic" / "qaa")
-    write_outputs(written)
+    drop_rows(written, "qpa", "seed[1-4]")
+    drop_rows(written, "qpa_noise", "seed[2-4]")
+    drop_rows(written, "qaa")
+    write_tables_of(written)
     assert recompute.main(written) == 0
 
 
 def test_it_agrees_where_more_is_better(recompute, written):
     study = written / "study.json"
     study.write_text(study.read_text().replace('"metric": "test_loss"', '"metric": "bleu"'))
-    for path in (written / "rows").rglob("seed*.json"):
-        found = json.loads(path.read_text())
-        found["quality"]["bleu"] = 90 - 10 * found["quality"].get("test_loss", 0)
-        path.write_text(json.dumps(found))
-    summary = write_outputs(written)
+    edit_rows(
+        written,
+        lambda row: row["quality"].update({"bleu": 90 - 10 * row["quality"].get("test_loss", 0)}),
+        name="seed*",
+    )
+    summary = write_tables_of(written)
     assert summary["qpa"].difference.verdict == "worse"
     assert summary["full"].rank == 1
     assert recompute.main(written) == 0

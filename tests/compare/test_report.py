@@ -10,11 +10,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from synthetic_study import drop_rows, edit_rows, summary_of, write_report_of
 
-from qpeft.compare.analysis.summary import summarise
-from qpeft.compare.report import write_report
 from qpeft.compare.report.canvas import VARIABLES
-from qpeft.compare.rows import row_path
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 HOSTILE = "<script>alert('label')</script> & \"quoted\" $x^2$ 漢字"
@@ -54,12 +52,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def written(whole_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(whole_study, tmp_path_factory.mktemp("report") / "study")
-    write_report(folder, summarise(folder))
+    write_report_of(folder)
     return folder
 
 
 def report(folder: Path) -> Page:
-    return Page(write_report(folder, summarise(folder)).read_text(encoding="utf-8"))
+    return Page(write_report_of(folder).read_text(encoding="utf-8"))
 
 
 def edit_study(folder: Path, **changes) -> None:
@@ -67,16 +65,9 @@ def edit_study(folder: Path, **changes) -> None:
     (folder / "study.json").write_text(json.dumps(study | changes), encoding="utf-8")
 
 
-def edit_rows(folder: Path, change) -> None:
-    for path in (folder / "rows").rglob("*.json"):
-        row = json.loads(path.read_text(encoding="utf-8"))
-        change(row)
-        path.write_text(json.dumps(row), encoding="utf-8")
-
-
 def test_a_second_call_gives_the_same_bytes(written):
     before = {path: path.read_bytes() for path in [written / "report.html", *(written / "plots").glob("*.svg")]}
-    write_report(written, summarise(written))
+    write_report_of(written)
     assert len(before) > 10
     assert {path: path.read_bytes() for path in before} == before
 
@@ -97,13 +88,13 @@ def test_the_page_is_whole_and_asks_for_nothing(written):
 
 def test_everything_that_was_found_is_said(written):
     page = Page((written / "report.html").read_text(encoding="utf-8"))
-    summary = summarise(written)
-    said = [summary.study["question"], summary.study["command"], *summary.limits, *summary.sentences.values()]
+    summary = summary_of(written)
+    said = [summary.study.question, summary.study.command, *summary.limits, *summary.sentences.values()]
     for text in said:
         assert text in page.text
     for row in summary.failures:
-        assert row["cell_id"] in page.text
-        assert row["status"] in page.text
+        assert row.cell_id in page.text
+        assert row.status in page.text
     assert "a planted crash" in page.text
     for method in summary.methods:
         assert f"{method.trainable:,}" in page.text
@@ -155,7 +146,7 @@ def test_text_from_outside_is_escaped(study_folder):
         row |= {"status": "failed", "error_msg": HOSTILE, "error_type": HOSTILE, "traceback_tail": HOSTILE}
         row["env"]["device"] = HOSTILE
 
-    edit_rows(study_folder, lambda row: damage(row) if row["method"] == "qaa" else None)
+    edit_rows(study_folder, damage, "qaa")
     page = report(study_folder)
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert page.text.count("<script>alert('label')</script>") > 10
@@ -181,12 +172,12 @@ def test_the_user_s_own_matplotlib_settings_change_nothing(written):
 
     before = (written / "plots" / "trainable.svg").read_bytes()
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        write_report(written, summarise(written))
+        write_report_of(written)
     assert (written / "plots" / "trainable.svg").read_bytes() == before
 
 
 def test_a_study_without_rows_is_a_page_too(study_folder):
-    shutil.rmtree(study_folder / "rows")
+    drop_rows(study_folder)
     page = report(study_folder)
     assert "planned trainings have no row yet" in page.text
     assert "None: no run failed" in page.text
@@ -197,14 +188,12 @@ def test_a_study_without_rows_is_a_page_too(study_folder):
 def test_charts_of_methods_that_are_no_more_are_removed(written, tmp_path):
     folder = shutil.copytree(written, tmp_path / "study")
     (folder / "plots" / "seeds-gone.svg").write_text("", encoding="utf-8")
-    write_report(folder, summarise(folder))
+    write_report_of(folder)
     assert not (folder / "plots" / "seeds-gone.svg").exists()
 
 
 def test_two_seeds_are_preliminary_and_never_ranked(study_folder):
-    for path in (study_folder / "rows").rglob("seed*.json"):
-        if path.stem not in ("seed0", "seed1"):
-            path.unlink()
+    drop_rows(study_folder, name="seed[2-4]")
     page = report(study_folder)
     assert "… preliminary" in page.text
     assert "▲ better" not in page.text
@@ -221,7 +210,7 @@ def test_accuracy_is_shown_in_percent_and_higher_is_better(study_folder):
     edit_rows(study_folder, score)
     page = report(study_folder)
     assert "test accuracy, %; higher is better" in page.text
-    summary = summarise(study_folder)
+    summary = summary_of(study_folder)
     full = summary["full"]
     assert full.metric is not None
     assert f"{100 * full.metric.mean:.2f} ±" in page.text
@@ -258,16 +247,12 @@ def test_a_rate_that_failed_is_told_by_its_status(written):
 
 
 def test_a_study_without_costs_says_so(study_folder):
-    for place in (study_folder / "rows").rglob("cost.json"):
-        place.unlink()
+    drop_rows(study_folder, name="cost")
     text = report(study_folder).text
     assert "Times have not been measured yet." in text
     assert "No times have been measured alone yet." in text
 
 
 def test_figures_of_another_machine_are_told_apart(study_folder):
-    path = row_path(study_folder, "synthetic", "qpa", summarise(study_folder)["qpa"].hash, "cost")
-    row = json.loads(path.read_text(encoding="utf-8"))
-    row["env"]["device"] = "another machine"
-    path.write_text(json.dumps(row), encoding="utf-8")
+    edit_rows(study_folder, lambda row: row["env"].update({"device": "another machine"}), "qpa", "cost")
     assert "times of one are not comparable with those of another" in report(study_folder).text

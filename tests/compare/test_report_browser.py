@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 from pages import CONTRAST, browser, needs_browser, showing  # noqa: F401
-
-from qpeft.compare.analysis.summary import summarise
-from qpeft.compare.report import write_report
+from synthetic_study import write_report_of
 
 pytestmark = needs_browser
 
@@ -25,7 +23,7 @@ KEY_TEXTS = (
 @pytest.fixture(scope="module")
 def page_file(whole_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shutil.copytree(whole_study, tmp_path_factory.mktemp("browser") / "study")
-    return write_report(folder, summarise(folder))
+    return write_report_of(folder)
 
 
 @pytest.fixture

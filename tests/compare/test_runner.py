@@ -10,7 +10,7 @@ import planted_cells as cells
 import pytest
 
 from qpeft.compare.cells.cell import work_folder
-from qpeft.compare.rows import empty_row, write_row
+from qpeft.compare.rows import Quality, Row, RowFile
 from qpeft.compare.running import locks, runner
 from qpeft.compare.running.local_executor import log_path
 from qpeft.compare.running.progress import Pace, Silent
@@ -48,7 +48,7 @@ class Recorder(Silent):
         self.steps.append((cell.cell_id, done, total))
 
     def on_row(self, cell, row):
-        self.ended.append((cell.cell_id, row["status"]))
+        self.ended.append((cell.cell_id, row.status))
 
     def on_note(self, text):
         self.notes.append(text)
@@ -67,14 +67,14 @@ def test_phases_follow_each_other_and_a_second_run_does_nothing(plan):
     assert names(progress.planned) == names(progress.began) == expected
     assert {done for _, done, _ in progress.steps} <= set(range(1, cells.STEPS + 1))
     assert {total for _, _, total in progress.steps} == {cells.STEPS}
-    assert all(row["train"]["lr"] == 0.1 for name, row in plan.rows().items() if "seed" in name)  # the lower loss
+    assert all(row.train.lr == 0.1 for name, row in plan.rows().items() if "seed" in name)  # the lower loss
     assert not (plan.folder / "work").exists()
 
-    files = {path: path.stat().st_mtime_ns for path in (plan.folder / "rows").rglob("*.json")}
+    before = (plan.folder / "rows.jsonl").read_bytes()
     again = Recorder()
     outcome = run(plan, progress=again, run_cell=cells.run_cell)
     assert (outcome.n_done, outcome.n_skipped, again.began, again.there) == (0, 10, [], 10)
-    assert files == {path: path.stat().st_mtime_ns for path in (plan.folder / "rows").rglob("*.json")}
+    assert (plan.folder / "rows.jsonl").read_bytes() == before
 
 
 def test_what_a_kill_left_of_finished_cells_and_half_written_files_goes(plan):
@@ -82,7 +82,7 @@ def test_what_a_kill_left_of_finished_cells_and_half_written_files_goes(plan):
     whole = sorted(plan.folder.rglob("*"))
     work_folder(plan.tuning_cells()[0], plan.folder).mkdir(parents=True)
     (plan.folder / ".data.x.unfinished").mkdir()
-    (plan.folder / "rows" / ".seed0.json.x.unfinished").write_text("{")
+    (plan.folder / ".study.json.x.unfinished").write_text("{")
     run(plan, run_cell=cells.run_cell)
     assert sorted(plan.folder.rglob("*")) == whole
 
@@ -109,20 +109,20 @@ def test_every_disaster_is_one_row_and_the_others_are_there(tmp_path):
     rows = plan.rows()
     assert len(rows) == 5 * len(methods)  # every cell has its row
     trials = {method: plan.row(method, "lr0.1") for method in methods}
-    found = {method: row["status"] for method, row in trials.items()}
+    found = {method: row.status for method, row in trials.items()}
     failed = dict.fromkeys(("raises", "killed", "ends", "exits"), "failed")
     assert found == {"lora": "success", "qpa": "success", **failed, "no-memory": "oom", "hangs": "timeout"}
-    assert trials["raises"]["error_type"] == "RuntimeError"
-    assert trials["raises"]["error_msg"] == "planted"
-    assert "in _raises" in trials["raises"]["traceback_tail"]
-    assert "killed by signal 9, perhaps for want of memory" in trials["killed"]["error_msg"]
-    assert "exit code 7" in trials["ends"]["error_msg"]
-    assert "exit code 9" in trials["exits"]["error_msg"]
-    assert "more than 2 s" in trials["hangs"]["error_msg"]
+    assert trials["raises"].error_type == "RuntimeError"
+    assert trials["raises"].error_msg == "planted"
+    assert "in _raises" in trials["raises"].traceback_tail
+    assert "killed by signal 9, perhaps for want of memory" in trials["killed"].error_msg
+    assert "exit code 7" in trials["ends"].error_msg
+    assert "exit code 9" in trials["exits"].error_msg
+    assert "more than 2 s" in trials["hangs"].error_msg
     for method in set(methods) - {"lora", "qpa"}:
-        assert plan.row(method, "seed0")["status"] == "skipped"
-        assert plan.row(method, "seed0")["error_msg"] == "no trial ended well"
-    assert {row["method"] for row in outcome.failures} == set(methods) - {"lora", "qpa"}
+        assert plan.row(method, "seed0").status == "skipped"
+        assert plan.row(method, "seed0").error_msg == "no trial ended well"
+    assert {row.method for row in outcome.failures} == set(methods) - {"lora", "qpa"}
     log = log_path(plan.folder, plan.tuning_cells()[2])
     assert "a word of a library" in log.read_text()
 
@@ -141,24 +141,23 @@ def test_failed_rows_stay_until_they_are_retried(tmp_path):
 
 def test_another_rate_after_retried_trials_runs_the_seeds_again(plan):
     run(plan, run_cell=cells.run_cell)
-    best = plan.row("lora", "lr0.1")
-    lost = {**best, "status": "failed", "quality": {}}
-    write_row(runner._Run(plan, Silent(), (), None)._path(plan.tuning_cells()[0]), lost)
+    lost = plan.row("lora", "lr0.1").updated(status="failed", quality=Quality())
+    RowFile(plan.folder).append(lost)
     outcome = run(plan, run_cell=cells.run_cell)
     assert outcome.n_done == 3
-    assert {plan.row("lora", name)["train"]["lr"] for name in ("seed0", "seed1", "cost")} == {0.2}
+    assert {plan.row("lora", name).train.lr for name in ("seed0", "seed1", "cost")} == {0.2}
 
 
 def test_rows_of_another_study_are_taken_over(plan, tmp_path):
     run(plan, run_cell=cells.run_cell)
-    other = replace(plan, folder=tmp_path / "other", study="second", methods=("lora", "qaa"))
+    other = replace(plan, folder=tmp_path / "other", name="second", methods=("lora", "qaa"))
     progress = Recorder()
     outcome = run(other, progress=progress, reuse=plan.folder, run_cell=cells.run_cell)
     assert (outcome.n_done, outcome.n_skipped) == (6, 4)  # times are measured anew
     assert (len(progress.planned), progress.there) == (6, 4)
     taken, made = other.row("lora", "seed1"), plan.row("lora", "seed1")
-    assert taken["cell_id"] == other.final_cells()[2].cell_id
-    assert taken == made | {"cell_id": taken["cell_id"], "study": "second", "label": "LORA"}
+    assert taken.cell_id == other.cell_id("lora", "seed1")
+    assert taken == made.updated(cell_id=taken.cell_id, study="second")
 
 
 def test_a_run_interrupted_says_what_is_left_and_goes_on(plan, tmp_path):
@@ -246,16 +245,16 @@ def test_times_wait_for_those_of_another_study(plan, tmp_path, monkeypatch):
 
 
 def test_a_trial_that_diverged_is_no_failure():
-    row = empty_row("s/m/h/lr1", "s", "m", "tuning", 0)
-    assert not is_failure(row | {"status": "diverged"})
-    assert not is_failure(row | {"status": "success"})
-    assert is_failure(row | {"status": "failed"})
-    assert is_failure(row | {"status": "diverged", "role": "main"})
+    row = Row(cell_id="s/m/h/lr1", study="s", method="m", role="tuning", seed=0)
+    assert not is_failure(row.updated(status="diverged"))
+    assert not is_failure(row.updated(status="success"))
+    assert is_failure(row.updated(status="failed"))
+    assert is_failure(row.updated(status="diverged", role="main"))
 
 
 def test_time_left_is_learned_from_the_cells_that_ended(plan):
     pace = Pace()
-    trials, seeds, costs = plan.tuning_cells(), plan.final_cells(), plan.cost_cells()
+    trials, seeds, costs = plan.tuning_cells(), plan.final_cells({}), plan.cost_cells({})
     assert pace.left(seeds, 2) is None
     pace.learn(trials[0], 10.0)  # LoRA's
     assert pace.of(seeds[0]) == 10.0

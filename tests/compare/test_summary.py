@@ -1,39 +1,27 @@
 """What is said of a study's rows: verdicts, places, speeds, sentences, limits, and nothing where there is nothing."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
+from synthetic_study import drop_rows, edit_json, edit_rows, stored_rows, summary_of, write_tables_of
 
 from qpeft.compare.analysis.statistics import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
-from qpeft.compare.analysis.summary import summarise, write_outputs
 from qpeft.errors import CheckpointError, InputError
 
 SEEDS = [0, 1, 2, 3, 4]
 
 
-def rows_of(folder, key, name="seed*"):
-    """The files of a method's rows."""
-    return sorted((folder / "rows" / "synthetic" / key).glob(f"*/{name}.json"))
-
-
-def edit(path, change):
-    """Apply `change` to what a JSON file holds."""
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
 def plant(folder, key, losses, figure="test_loss"):
     """Give a method's seeds these test losses."""
-    for path, loss in zip(rows_of(folder, key), losses, strict=True):
-        edit(path, lambda row, loss=loss: row["quality"].update({figure: loss}))
+    values = iter(losses)
+    edit_rows(folder, lambda row: row["quality"].update({figure: next(values)}), key, "seed*")
+    assert next(values, None) is None
 
 
 def test_every_method_of_the_study_is_there_in_its_order(study_folder):
-    summary = summarise(study_folder)
-    assert [method.key for method in summary.methods] == [m["key"] for m in summary.study["methods"]]
+    summary = summary_of(study_folder)
+    assert [method.key for method in summary.methods] == [m.key for m in summary.study.methods]
     assert summary["qpa"].trainable == 16_382
     assert summary["qpa"].deployed == 32_768
     assert summary["qpa"].generator == 16_382
@@ -43,23 +31,23 @@ def test_every_method_of_the_study_is_there_in_its_order(study_folder):
 
 
 def test_what_is_deployed_is_what_the_seeds_left_and_the_plan_where_there_is_none(study_folder):
-    for path, left in zip(rows_of(study_folder, "qpa"), (10, 20, 30, 40, 0), strict=True):
-        edit(path, lambda row, left=left: row["cost"].update({"params_deployed": left}))
-    assert summarise(study_folder)["qpa"].deployed == 20
-    shutil.rmtree(study_folder / "rows")
-    assert summarise(study_folder)["qpa"].deployed == 32_768
+    left = iter((10, 20, 30, 40, 0))
+    edit_rows(study_folder, lambda row: row["cost"].update({"params_deployed": next(left)}), "qpa", "seed*")
+    assert summary_of(study_folder)["qpa"].deployed == 20
+    drop_rows(study_folder)
+    assert summary_of(study_folder)["qpa"].deployed == 32_768
 
 
 def test_figures_are_means_over_seeds(study_folder):
-    values = [json.loads(path.read_text())["quality"]["test_ppl"] for path in rows_of(study_folder, "qpa")]
-    found = summarise(study_folder)["qpa"].figures["quality.test_ppl"]
+    values = [row["quality"]["test_ppl"] for row in stored_rows(study_folder, "qpa", "seed*")]
+    found = summary_of(study_folder)["qpa"].figures["quality.test_ppl"]
     assert found.mean == pytest.approx(np.mean(values), rel=1e-13)
     assert found.sd == pytest.approx(np.std(values, ddof=1), rel=1e-12)
     assert list(found.values.values()) == values
 
 
 def test_planted_equals_show_no_difference_and_share_a_place(study_folder):
-    summary = summarise(study_folder)
+    summary = summary_of(study_folder)
     twin = summary["twin"].difference
     assert (twin.low, twin.high, twin.verdict_alone, twin.verdict) == (0, 0, NO_DIFFERENCE, NO_DIFFERENCE)
     assert summary["twin"].rank == summary["lora"].rank == 2
@@ -69,7 +57,7 @@ def test_planted_equals_show_no_difference_and_share_a_place(study_folder):
 def test_the_differences_are_paired_by_seed(study_folder):
     plant(study_folder, "lora", [4.0, 4.1, 4.2, 4.3, 4.4])
     plant(study_folder, "qpa", [4.042, 4.132, 4.242, 4.352, 4.442])
-    found = summarise(study_folder)["qpa"].difference
+    found = summary_of(study_folder)["qpa"].difference
     assert found.mean == pytest.approx(0.042)
     assert (found.n, found.same_sign, found.verdict) == (5, 5, WORSE)
     half = 2.7764451 * np.std([0.042, 0.032, 0.042, 0.052, 0.042], ddof=1) / np.sqrt(5)
@@ -80,7 +68,7 @@ def test_the_answer_is_a_plain_sentence(study_folder):
     plant(study_folder, "lora", [4.0, 4.1, 4.2, 4.3, 4.4])
     plant(study_folder, "qpa", [4.042, 4.132, 4.242, 4.352, 4.442])
     plant(study_folder, "quantum_peft", [4.05, 4.05, 4.25, 4.25, 4.45])
-    sentences = summarise(study_folder).sentences
+    sentences = summary_of(study_folder).sentences
     assert sentences["lora"] == "LoRA, the reference, ends at 4.200 nats per token (s.d. 0.158 over 5 seeds)."
     assert sentences["qpa"] == (
         "QPA ends 0.042 nats per token above LoRA (95 % interval 0.033 to 0.051, 5 of 5 seeds worse) "
@@ -104,12 +92,13 @@ def test_a_small_difference_keeps_its_digits(study_folder):
     plant(study_folder, "lora", [4.0, 4.1, 4.2, 4.3, 4.4])
     plant(study_folder, "qpa", [loss - gain for loss, gain in zip([4.0, 4.1, 4.2, 4.3, 4.4], [3e-5] * 5, strict=True)])
     assert (
-        "QPA ends 0.000030 nats per token below LoRA (95 % interval 0.00003" in summarise(study_folder).sentences["qpa"]
+        "QPA ends 0.000030 nats per token below LoRA (95 % interval 0.00003"
+        in summary_of(study_folder).sentences["qpa"]
     )
 
 
 def test_one_evaluation_of_the_base_counts_for_every_seed(study_folder):
-    found = summarise(study_folder)["none"]
+    found = summary_of(study_folder)["none"]
     assert found.statuses == dict.fromkeys(SEEDS, "success")
     assert (found.metric.values, found.metric.sd) == (dict.fromkeys(SEEDS, 4.6), 0.0)
     assert (found.difference.n, found.difference.verdict) == (5, WORSE)
@@ -117,9 +106,8 @@ def test_one_evaluation_of_the_base_counts_for_every_seed(study_folder):
 
 
 def test_a_trained_method_with_one_row_is_preliminary(study_folder):
-    for path in rows_of(study_folder, "qpa")[1:]:
-        path.unlink()
-    summary = summarise(study_folder)
+    drop_rows(study_folder, "qpa", "seed[1-4]")
+    summary = summary_of(study_folder)
     found = summary["qpa"]
     assert list(found.metric.values) == [0]
     assert (found.metric.sd, found.difference.low, found.difference.verdict) == (None, None, PRELIMINARY)
@@ -131,20 +119,19 @@ def test_a_trained_method_with_one_row_is_preliminary(study_folder):
 
 
 def test_two_seeds_have_an_interval_but_no_verdict(study_folder):
-    for path in rows_of(study_folder, "qpa")[2:]:
-        path.unlink()
-    found = summarise(study_folder)["qpa"].difference
+    drop_rows(study_folder, "qpa", "seed[2-4]")
+    found = summary_of(study_folder)["qpa"].difference
     assert (found.n, found.p, found.p_holm, found.verdict) == (2, None, None, PRELIMINARY)
     assert found.low < found.mean < found.high
 
 
 def test_failures_stay_visible_and_are_not_ranked(study_folder):
-    summary = summarise(study_folder)
+    summary = summary_of(study_folder)
     assert summary["vera"].statuses[4] == "diverged"
     assert summary["ia3"].statuses[3] == "failed"
     assert list(summary["vera"].metric.values) == [0, 1, 2, 3]
     assert summary["vera"].rank is summary["ia3"].rank is summary["prefix"].rank is None
-    assert [row["cell_id"].rsplit("/", 1)[1] for row in summary.failures] == ["lr0.01", "seed4", "seed3"]
+    assert [row.name for row in summary.failures] == ["lr0.01", "seed4", "seed3"]
     assert "1 diverged" in summary["vera"].flags
     assert "2 missing" in summary["prefix"].flags
     assert any("VeRA (1); IA3 (1)" in limit for limit in summary.limits)
@@ -152,9 +139,8 @@ def test_failures_stay_visible_and_are_not_ranked(study_folder):
 
 
 def test_a_method_that_lost_a_seed_is_never_better(study_folder):
-    for path in rows_of(study_folder, "vera"):
-        edit(path, lambda row: row["quality"].update({"test_loss": 1.0 + row["seed"] / 1000}))
-    summary = summarise(study_folder)
+    edit_rows(study_folder, lambda row: row["quality"].update({"test_loss": 1.0 + row["seed"] / 1000}), "vera", "seed*")
+    summary = summary_of(study_folder)
     found = summary["vera"].difference
     assert (found.verdict_alone, found.verdict) == (BETTER, NO_DIFFERENCE)
     assert "seeds of VeRA failed, and nothing is said in its favour" in summary.sentences["vera"]
@@ -163,7 +149,7 @@ def test_a_method_that_lost_a_seed_is_never_better(study_folder):
 def test_holms_correction_is_told_where_it_decides(study_folder):
     plant(study_folder, "lora", [4.0, 4.0, 4.0, 4.0, 4.0])
     plant(study_folder, "qpa", [4.0, 4.02, 4.03, 4.04, 4.06])
-    summary = summarise(study_folder)
+    summary = summary_of(study_folder)
     found = summary["qpa"].difference
     assert (found.verdict_alone, found.verdict) == (WORSE, NO_DIFFERENCE)
     assert f"but not after Holm's correction over {summary.n_comparisons} comparisons." in summary.sentences["qpa"]
@@ -171,7 +157,7 @@ def test_holms_correction_is_told_where_it_decides(study_folder):
 
 
 def test_blocks_rank_only_what_is_near_the_budget(study_folder):
-    (block,) = summarise(study_folder).blocks
+    (block,) = summary_of(study_folder).blocks
     found = {member.key: member for member in block.members}
     assert {key: member.rank for key, member in found.items()} == {
         "qaa": 2,
@@ -186,7 +172,7 @@ def test_blocks_rank_only_what_is_near_the_budget(study_folder):
 
 
 def test_members_of_a_block_are_compared_in_the_block_only(study_folder):
-    summary = summarise(study_folder)
+    summary = summary_of(study_folder)
     assert summary["lora@qaa"].difference is None
     assert summary["lora@qaa"].rank is None
     unranked = next(limit for limit in summary.limits if limit.startswith("At the 16,900 trained numbers of QAA"))
@@ -194,14 +180,14 @@ def test_members_of_a_block_are_compared_in_the_block_only(study_folder):
 
 
 def test_places_go_by_the_mean(study_folder):
-    summary = summarise(study_folder)
+    summary = summary_of(study_folder)
     ranked = sorted((m for m in summary.methods if m.rank is not None), key=lambda m: m.metric.mean)
     assert [m.key for m in ranked] == ["full", "lora", "twin", "qpa", "qaa", "quantum_peft", "none"]
     assert [m.rank for m in ranked] == [1, 2, 2, 4, 5, 6, 7]
 
 
 def test_a_rate_at_the_edge_of_its_grid_is_told(study_folder):
-    summary = summarise(study_folder)
+    summary = summary_of(study_folder)
     assert summary["quantum_peft"].lr_at_edge == "high"
     assert summary["quantum_peft"].flags == ["edge: its best rate is the highest of its grid"]
     assert any("edge of the grid for Quantum-PEFT" in limit for limit in summary.limits)
@@ -209,7 +195,7 @@ def test_a_rate_at_the_edge_of_its_grid_is_told(study_folder):
 
 
 def test_a_control_that_does_as_well_is_named(study_folder):
-    limits = summarise(study_folder).limits
+    limits = summary_of(study_folder).limits
     assert any(
         limit.startswith("QPA with noise for its circuit performs as well as QPA here (diff") for limit in limits
     )
@@ -220,72 +206,76 @@ def test_a_control_that_does_as_well_is_named(study_folder):
     ("shift", "named"), [(-0.5, True), (0.5, False)], ids=["a control that beats its method", "one that does not"]
 )
 def test_a_control_is_judged_by_its_interval(study_folder, shift, named):
-    for method, control in zip(rows_of(study_folder, "qaa"), rows_of(study_folder, "qaa_linear"), strict=True):
-        loss = json.loads(method.read_text())["quality"]["test_loss"] + shift
-        edit(control, lambda row, loss=loss: row["quality"].update({"test_loss": loss + row["seed"] / 100}))
-    limits = summarise(study_folder).limits
+    losses = {row["seed"]: row["quality"]["test_loss"] for row in stored_rows(study_folder, "qaa", "seed*")}
+    spread = [losses[seed] + shift + seed / 100 for seed in SEEDS]
+    plant(study_folder, "qaa_linear", spread)
+    limits = summary_of(study_folder).limits
     start = "QAA with a random linear map performs better than QAA here (difference "
     assert any(limit.startswith(start) for limit in limits) == named
 
 
 def test_methods_that_saw_other_batches_are_told_of(study_folder):
-    assert not any("same batches" in limit for limit in summarise(study_folder).limits)
-    edit(rows_of(study_folder, "qpa")[1], lambda row: row["data"].update({"order_sha256": "another"}))
-    assert any("did not see the same batches with seed 1" in limit for limit in summarise(study_folder).limits)
+    assert not any("same batches" in limit for limit in summary_of(study_folder).limits)
+    edit_rows(study_folder, lambda row: row["data"].update({"order_sha256": "another"}), "qpa", "seed1")
+    assert any("did not see the same batches with seed 1" in limit for limit in summary_of(study_folder).limits)
 
 
 def test_a_method_worse_than_no_training_says_so(study_folder):
     flag = "worse than the untrained base with every seed"
-    assert all(flag not in method.flags for method in summarise(study_folder).methods)
+    assert all(flag not in method.flags for method in summary_of(study_folder).methods)
     plant(study_folder, "qpa", [9.0, 9.1, 9.2, 9.1, 9.0])
-    assert flag in summarise(study_folder)["qpa"].flags
+    assert flag in summary_of(study_folder)["qpa"].flags
 
 
 def test_a_control_whose_interval_is_worse_is_not_named_however_many_comparisons_there_are(study_folder):
     plant(study_folder, "qpa", [4.0, 4.0, 4.0, 4.0, 4.0])
     plant(study_folder, "qpa_noise", [4.0, 4.02, 4.03, 4.04, 4.06])
-    summary = summarise(study_folder)
+    summary = summary_of(study_folder)
     found = summary["qpa_noise"].difference_to_target
     assert (found.to, found.verdict_alone, found.verdict) == ("qpa", WORSE, NO_DIFFERENCE)
     assert not any("performs as well" in limit for limit in summary.limits)
 
 
 def test_a_control_that_lost_a_seed_is_not_named(study_folder):
-    edit(rows_of(study_folder, "qpa_noise")[1], lambda row: row.update({"status": "diverged"}))
-    assert not any("performs as well" in limit for limit in summarise(study_folder).limits)
+    edit_rows(study_folder, lambda row: row.update({"status": "diverged"}), "qpa_noise", "seed1")
+    assert not any("performs as well" in limit for limit in summary_of(study_folder).limits)
 
 
 def test_a_preliminary_control_is_not_named(study_folder):
-    for path in rows_of(study_folder, "qpa_noise")[2:]:
-        path.unlink()
-    assert not any("performs as well" in limit for limit in summarise(study_folder).limits)
+    drop_rows(study_folder, "qpa_noise", "seed[2-4]")
+    assert not any("performs as well" in limit for limit in summary_of(study_folder).limits)
 
 
 def test_the_fixed_limits_stand_first(study_folder):
-    assert summarise(study_folder).limits[:2] == [
+    assert summary_of(study_folder).limits[:2] == [
         "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied.",
         "Defaults of QAA are our own reading; the original paper's settings were not available.",
     ]
 
 
 def test_rows_of_an_older_config_are_passed_over(study_folder):
-    before = summarise(study_folder)
-    place = study_folder / "rows" / "synthetic" / "qpa"
-    shutil.copytree(next(place.iterdir()), place / "an-older-hash")
-    for path in (place / "an-older-hash").iterdir():
-        edit(path, lambda row: row["quality"].update({"test_loss": 0.0}))
-    assert summarise(study_folder) == before
+    before = summary_of(study_folder)
+    older = stored_rows(study_folder, "qpa")
+    for row in older:
+        row["cell_id"] = row["cell_id"].replace(row["method_config"]["hash"], "an-older-hash")
+        row["quality"]["test_loss"] = 0.0
+    with (study_folder / "rows.jsonl").open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in older)
+    assert summary_of(study_folder) == before
 
 
 def test_speeds_are_the_first_evaluation_at_or_below_the_target(study_folder):
     curves = {"lora": [4.6, 4.3, 4.1, 4.0], "full": [4.6, 4.1, 3.8, 3.6], "qpa": [4.6, 4.5, 4.05, 4.0]}
     for key, losses in curves.items():
         curve = [[50 * i, None, loss, 2.5 * i] for i, loss in enumerate(losses)]
-        for path in rows_of(study_folder, key):
-            edit(path, lambda row, curve=curve: row["train"].update({"curve": curve}))
-    for path in rows_of(study_folder, "qpa", "seed4"):
-        edit(path, lambda row: row["train"].update({"curve": [[0, None, 4.6, 0.0], [150, None, 4.4, 7.5]]}))
-    summary = summarise(study_folder)
+        edit_rows(study_folder, lambda row, curve=curve: row["train"].update({"curve": curve}), key, "seed*")
+    edit_rows(
+        study_folder,
+        lambda row: row["train"].update({"curve": [[0, None, 4.6, 0.0], [150, None, 4.4, 7.5]]}),
+        "qpa",
+        "seed4",
+    )
+    summary = summary_of(study_folder)
     assert summary.targets == pytest.approx({"reference": 4.0, "half_of_full": 4.1, "ninety_of_full": 3.7})
     assert summary["full"].steps_to["half_of_full"].mean == 50
     assert summary["full"].seconds_to["ninety_of_full"].mean == 7.5
@@ -300,17 +290,17 @@ def test_without_full_fine_tuning_its_gain_is_no_target(study_folder):
     def leave_out(study):
         study["methods"] = [method for method in study["methods"] if method["key"] != "full"]
 
-    edit(study_folder / "study.json", leave_out)
-    summary = summarise(study_folder)
+    edit_json(study_folder / "study.json", leave_out)
+    summary = summary_of(study_folder)
     assert summary.targets["half_of_full"] is summary.targets["ninety_of_full"] is None
     assert set(summary["qpa"].steps_to) == {"reference"}
 
 
 def test_times_on_different_hardware_have_no_mean(study_folder):
-    assert "train.seconds" in summarise(study_folder)["qpa"].figures
-    edit(rows_of(study_folder, "qpa")[0], lambda row: row["env"].update({"device": "another"}))
-    edit(rows_of(study_folder, "qaa", "cost")[0], lambda row: row["env"].update({"threads": 8}))
-    summary = summarise(study_folder)
+    assert "train.seconds" in summary_of(study_folder)["qpa"].figures
+    edit_rows(study_folder, lambda row: row["env"].update({"device": "another"}), "qpa", "seed0")
+    edit_rows(study_folder, lambda row: row["env"].update({"threads": 8}), "qaa", "cost")
+    summary = summary_of(study_folder)
     assert "train.seconds" not in summary["qpa"].figures
     assert summary["qpa"].seconds_to == {}
     assert summary["qpa"].null_reasons["train.seconds"] == "the seeds ran on different hardware"
@@ -320,8 +310,8 @@ def test_times_on_different_hardware_have_no_mean(study_folder):
 
 
 def test_a_study_without_rows_is_all_missing(study_folder):
-    shutil.rmtree(study_folder / "rows")
-    summary = summarise(study_folder)
+    drop_rows(study_folder)
+    summary = summary_of(study_folder)
     assert all(set(method.statuses.values()) == {"missing"} for method in summary.methods)
     assert all(method.metric is method.difference is method.rank is None for method in summary.methods)
     assert summary.sentences["qpa"] == "QPA has no result yet. Of its 5 seeds 5 are missing."
@@ -329,25 +319,23 @@ def test_a_study_without_rows_is_all_missing(study_folder):
 
 
 def test_without_the_reference_methods_stand_for_themselves(study_folder):
-    for path in rows_of(study_folder, "lora"):
-        path.unlink()
-    summary = summarise(study_folder)
+    drop_rows(study_folder, "lora", "seed*")
+    summary = summary_of(study_folder)
     assert summary["qpa"].difference is None
     assert summary.sentences["qpa"].endswith("over 5 seeds); there is nothing yet to compare it with.")
     assert summary["qpa"].rank == 3
 
 
 def test_accuracy_is_better_when_higher(study_folder):
-    edit(
+    edit_json(
         study_folder / "study.json",
         lambda study: study.update({"metric": "test_accuracy", "task": "text-classification"}),
     )
     accuracies = [0.801, 0.812, 0.793, 0.804, 0.806]
-    for path in (study_folder / "rows").rglob("seed*.json"):
-        edit(path, lambda row: row["quality"].update({"test_accuracy": accuracies[row["seed"]]}))
+    edit_rows(study_folder, lambda row: row["quality"].update({"test_accuracy": accuracies[row["seed"]]}), name="seed*")
     plant(study_folder, "qpa", [value + 0.05 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")
     plant(study_folder, "full", [value + 0.1 + i / 1e4 for i, value in enumerate(accuracies)], "test_accuracy")
-    summary = summarise(study_folder)
+    summary = summary_of(study_folder)
     assert (summary["qpa"].difference.verdict, summary["full"].rank, summary["qpa"].rank) == (BETTER, 1, 2)
     assert summary.sentences["full"].startswith(
         "Full fine-tuning ends 10.0 percentage points above LoRA (95 % interval 10.0 to"
@@ -356,8 +344,8 @@ def test_accuracy_is_better_when_higher(study_folder):
 
 
 def test_the_trials_of_rates(study_folder):
-    rows_of(study_folder, "qpa", "lr0.003")[0].unlink()
-    tuning = summarise(study_folder).tuning
+    drop_rows(study_folder, "qpa", "lr0.003")
+    tuning = summary_of(study_folder).tuning
     assert [rate for rate, _ in tuning["qpa"]] == [3e-4, 1e-3, 3e-3, 1e-2]
     assert dict(tuning["qpa"])[3e-3] is None
     assert dict(tuning["full"])[1e-2] is None  # it diverged
@@ -366,15 +354,14 @@ def test_the_trials_of_rates(study_folder):
 
 
 def test_a_method_without_a_rate_that_works_says_so(study_folder):
-    for path in rows_of(study_folder, "qaa", "lr*"):
-        edit(path, lambda row: row.update({"status": "diverged"}))
-    assert "no rate succeeded" in summarise(study_folder)["qaa"].flags
+    edit_rows(study_folder, lambda row: row.update({"status": "diverged"}), "qaa", "lr*")
+    assert "no rate succeeded" in summary_of(study_folder)["qaa"].flags
 
 
 def test_why_figures_are_missing(study_folder):
-    rows_of(study_folder, "qaa", "cost")[0].unlink()
-    edit(rows_of(study_folder, "qpa", "cost")[0], lambda row: row.update({"status": "oom", "error_msg": "too large"}))
-    summary = summarise(study_folder)
+    drop_rows(study_folder, "qaa", "cost")
+    edit_rows(study_folder, lambda row: row.update({"status": "oom", "error_msg": "too large"}), "qpa", "cost")
+    summary = summary_of(study_folder)
     assert summary["qaa"].null_reasons["cost"] == "not measured yet"
     assert summary["qpa"].null_reasons["cost"] == "oom: too large"
     assert summary["none"].null_reasons["capacity"] == "nothing is adapted"
@@ -382,8 +369,8 @@ def test_why_figures_are_missing(study_folder):
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"holds no study: study\.json is not there"):
-        summarise(tmp_path)
+    with pytest.raises(InputError, match=r"holds no study \(study\.json is missing\)"):
+        summary_of(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -392,12 +379,12 @@ def test_a_folder_without_a_study_is_refused(tmp_path):
 def test_a_damaged_study_is_refused(tmp_path, text, message):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
-        summarise(tmp_path)
+        summary_of(tmp_path)
 
 
 def test_a_method_that_needs_its_circuit_no_more_than_a_control_says_so_first(study_folder):
-    first, second = summarise(study_folder).headlines
+    first, second = summary_of(study_folder).headlines
     assert first.startswith("QPA is not shown to be better than 1 of its 1 control: QPA with noise for its circuit (")
     assert second == "QAA is better than all of its 1 control."
-    write_outputs(study_folder)
+    write_tables_of(study_folder)
     assert f"- **{first}**" in (study_folder / "summary.md").read_text()

@@ -2,13 +2,12 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 
 import pytest
-
-from qpeft.compare.analysis.summary import summarise, write_outputs
-from qpeft.compare.rows import read_rows
+from synthetic_study import drop_rows, edit_rows, stored_rows, summary_of, write_tables_of
 
 FILES = ("results.jsonl", "results.csv", "summary.csv", "blocks.csv", "summary.md")
 
@@ -17,7 +16,7 @@ FILES = ("results.jsonl", "results.csv", "summary.csv", "blocks.csv", "summary.m
 def written(whole_study, tmp_path_factory):
     """A folder with its tables, which no test changes."""
     folder = shutil.copytree(whole_study, tmp_path_factory.mktemp("tables") / "study")
-    write_outputs(folder)
+    write_tables_of(folder)
     return folder
 
 
@@ -33,32 +32,30 @@ def table_lines(text):
 
 
 def test_a_second_call_writes_the_same_bytes(study_folder):
-    write_outputs(study_folder)
+    write_tables_of(study_folder)
     before = {name: (study_folder / name).read_bytes() for name in FILES}
-    write_outputs(study_folder)
+    write_tables_of(study_folder)
     assert {name: (study_folder / name).read_bytes() for name in FILES} == before
 
 
 def test_the_bytes_depend_on_rows_alone(study_folder, written):
-    """Not on the folder's name, nor on the order in which files were written, nor on older outputs."""
-    for path in sorted((study_folder / "rows").rglob("*.json"), reverse=True):
-        content = path.read_bytes()
-        path.unlink()
-        path.write_bytes(content)
+    """Not on the folder's name, nor on the order of the rows, nor on older outputs."""
+    lines = (study_folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    (study_folder / "rows.jsonl").write_text("".join(reversed(lines)))
     (study_folder / "summary.csv").write_text("older")
-    write_outputs(study_folder)
+    write_tables_of(study_folder)
     assert all((study_folder / name).read_bytes() == (written / name).read_bytes() for name in FILES)
 
 
 def test_every_row_is_a_line(written):
-    rows = sorted(read_rows(written), key=lambda row: row["cell_id"])
+    rows = stored_rows(written)
     lines = [json.loads(line) for line in (written / "results.jsonl").read_text().splitlines()]
     assert sorted(lines, key=lambda row: row["cell_id"]) == rows
     assert [line["cell_id"] for line in read_csv(written / "results.csv")] == [line["cell_id"] for line in lines]
 
 
 def test_numbers_keep_their_full_precision(written):
-    rows = {row["cell_id"]: row for row in read_rows(written)}
+    rows = {row["cell_id"]: row for row in stored_rows(written)}
     checked = 0
     for line in read_csv(written / "results.csv"):
         row = rows[line["cell_id"]]
@@ -70,7 +67,7 @@ def test_numbers_keep_their_full_precision(written):
 
 
 def test_the_summary_is_the_summarys(written):
-    summary = summarise(written)
+    summary = summary_of(written)
     for line, method in zip(read_csv(written / "summary.csv"), summary.methods, strict=True):
         assert line["key"] == method.key
         assert float(line["metric.mean"]) == method.metric.mean
@@ -96,13 +93,12 @@ def test_what_is_missing_is_empty_and_has_a_reason(written):
 def test_a_target_that_was_not_reached_is_printed_as_beyond_the_end(written):
     lines = {line["key"]: line for line in read_csv(written / "summary.csv")}
     assert lines["ia3"]["steps_to.reference"] == "> 200"
-    assert float(lines["full"]["steps_to.reference"]) == summarise(written)["full"].steps_to["reference"].mean
+    assert float(lines["full"]["steps_to.reference"]) == summary_of(written)["full"].steps_to["reference"].mean
 
 
 def test_no_file_holds_nan_or_infinity(study_folder):
-    path = next((study_folder / "rows" / "synthetic" / "qpa").glob("*/seed0.json"))
-    path.write_text(re.sub(r'"test_loss": [^,]*', '"test_loss": NaN', path.read_text()))
-    write_outputs(study_folder)
+    edit_rows(study_folder, lambda row: row["quality"].update({"test_loss": math.nan}), "qpa", "seed0")
+    write_tables_of(study_folder)
     row = next(
         json.loads(line, parse_constant=pytest.fail)
         for line in (study_folder / "results.jsonl").read_text().splitlines()
@@ -110,13 +106,13 @@ def test_no_file_holds_nan_or_infinity(study_folder):
     )
     assert row["quality"]["test_loss"] is None
     assert row["null_reasons"]["quality.test_loss"] == "not a finite number"
-    assert summarise(study_folder)["qpa"].metric.n == 4
+    assert summary_of(study_folder)["qpa"].metric.n == 4
     assert not re.search(r"\b(nan|inf)\b", (study_folder / "summary.csv").read_text())
 
 
 def test_the_page_has_everything_that_must_be_said(written):
     text = (written / "summary.md").read_text()
-    summary = summarise(written)
+    summary = summary_of(written)
     assert all(sentence in text for sentence in summary.sentences.values())
     assert all(limit in text for limit in summary.limits)
     assert "`synthetic/ia3/000000000009/seed3`: failed, a planted | crash" in text
@@ -127,7 +123,7 @@ def test_the_page_has_everything_that_must_be_said(written):
 def test_every_line_of_a_table_has_its_headings_cells(study_folder):
     path = study_folder / "study.json"
     path.write_text(path.read_text().replace('"label": "QPA"', '"label": "QPA | odd"'))
-    write_outputs(study_folder)
+    write_tables_of(study_folder)
     cells = table_lines((study_folder / "summary.md").read_text())
     whole, block = cells[: 2 + 15], cells[2 + 15 :]
     assert {len(line) for line in whole} == {16}
@@ -137,18 +133,18 @@ def test_every_line_of_a_table_has_its_headings_cells(study_folder):
 
 
 def test_a_loss_beyond_20_is_inf_like(study_folder):
-    for path in (study_folder / "rows" / "synthetic" / "qaa").glob("*/seed*.json"):
-        row = json.loads(path.read_text())
+    def worsen(row):
         row["quality"] |= {"test_loss": 23.0 + row["seed"], "test_ppl": None}
-        path.write_text(json.dumps(row))
-    write_outputs(study_folder)
+
+    edit_rows(study_folder, worsen, "qaa", "seed*")
+    write_tables_of(study_folder)
     line = next(cells for cells in table_lines((study_folder / "summary.md").read_text()) if cells[0] == "QAA")
     assert (line[4], line[5]) == ("25.0000 ± 1.5811", "inf-like")
 
 
 def test_a_study_without_rows_has_its_tables(study_folder):
-    shutil.rmtree(study_folder / "rows")
-    write_outputs(study_folder)
+    drop_rows(study_folder)
+    write_tables_of(study_folder)
     assert (study_folder / "results.jsonl").read_text() == ""
     assert read_csv(study_folder / "results.csv") == []
     assert {line["seeds_ok"] for line in read_csv(study_folder / "summary.csv")} == {"0"}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from synthetic_study import write_synthetic_study
+from synthetic_study import summary_of, write_synthetic_study
 
 from qpeft.diagnostics.retraining import CircuitMatters, found_before, study_of
 from qpeft.errors import CheckpointError, ConfigError
@@ -105,9 +105,7 @@ def test_nothing_was_found_before(tmp_path):
 
 
 def test_the_sentence_is_the_studys_own(tmp_path):
-    from qpeft.compare.analysis.summary import summarise
-
-    summary = summarise(write_synthetic_study(tmp_path / "study"))
+    summary = summary_of(write_synthetic_study(tmp_path / "study"))
     found = CircuitMatters(tmp_path, summary)
     assert found.controls
     assert found.sentence.startswith(summary.headlines[0])

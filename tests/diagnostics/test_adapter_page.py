@@ -6,10 +6,9 @@ import pytest
 import torch
 from pages import CONTRAST, browser, needs_browser, showing  # noqa: F401
 from peft import get_peft_model
-from synthetic_study import write_synthetic_study
+from synthetic_study import summary_of, write_synthetic_study
 
 import qpeft
-from qpeft.compare.analysis.summary import summarise
 from qpeft.diagnostics.diagnosis import diagnose
 from qpeft.diagnostics.page import write_page
 from qpeft.diagnostics.retraining import CircuitMatters
@@ -34,7 +33,7 @@ def diagnosis(tmp_path_factory):
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw))
     model.save_pretrained(str(folder / "adapter"))
     study = write_synthetic_study(folder / "study")
-    trainings = CircuitMatters(study, summarise(study))
+    trainings = CircuitMatters(study, summary_of(study))
     return diagnose(of_folder(folder / "adapter", name="<b>my</b> adapter"), samples=20, trainings=trainings)
 
 

@@ -12,8 +12,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpeft.compare.cells.cell import Cell, work_folder
-from qpeft.compare.rows import empty_row, read_row, read_rows, row_path
+from qpeft.compare.cells.cell import Cell, Recipe, RecipeBase, RecipeData, work_folder
+from qpeft.compare.resolved import ResolvedMethod
+from qpeft.compare.rows import MethodConfig, Quality, Row, Train, cell_id, read_rows
+from qpeft.compare.study import Training
 from qpeft.files import write_json
 
 STEPS = 6
@@ -41,57 +43,68 @@ class PlantedPlan:
 
     folder: Path
     methods: tuple[str, ...] = ("lora", "qpa")
-    study: str = "planted"
+    name: str = "planted"
 
-    def write(self):
+    @property
+    def study(self):
         """There is no study.json of planted cells."""
+        return self
+
+    def write(self, folder):
+        """See `study`."""
 
     def tuning_cells(self):
         return [self.cell(method, "tuning", f"lr{lr:g}", 1000, lr) for method in self.methods for lr in (0.1, 0.2)]
 
-    def final_cells(self):
-        return [self.cell(method, "main", f"seed{seed}", seed, None) for seed in (0, 1) for method in self.methods]
+    def final_cells(self, rows):
+        return [
+            self.cell(method, "main", f"seed{seed}", seed, None, rows) for seed in (0, 1) for method in self.methods
+        ]
 
-    def cost_cells(self):
-        return [self.cell(method, "cost", "cost", 0, None) for method in self.methods]
+    def cost_cells(self, rows):
+        return [self.cell(method, "cost", "cost", 0, None, rows) for method in self.methods]
 
-    def cell(self, method, role, name, seed, lr):
+    def cell(self, method, role, name, seed, lr, rows=None):
         impossible = None
         if role != "tuning":
-            trials = {lr: self.row(method, f"lr{lr:g}") for lr in (0.1, 0.2)}
-            losses = {
-                lr: row["quality"]["valid_loss"] for lr, row in trials.items() if row and row["status"] == "success"
-            }
+            trials = {lr: rows.get(self.cell_id(method, f"lr{lr:g}")) for lr in (0.1, 0.2)}
+            losses = {lr: row.quality.valid_loss for lr, row in trials.items() if row and row.succeeded}
             lr = min(losses, key=losses.__getitem__, default=None)
             impossible = None if losses else "no trial ended well"
-        config = {"label": method.upper(), "method": method, "host": "lora", "settings": {}, "rates": [0.1, 0.2]}
-        recipe = {
-            "training": {
-                "steps": STEPS,
-                "batch_size": 1,
-                "seq_len": 8,
-                "weight_decay": 0.0,
-                "max_grad_norm": 1.0,
-                "warmup": 0,
-            },
-            "base": {"id": "none", "sha256": "0", "dtype": "float32", "params_total": 1},
-            "data": {"id": "none", "sha256": "0"},
-        }
-        hashed = f"{sum(method.encode()):012x}"
-        return Cell(self.study, method, role, name, seed, hashed, 1.0, config, lr, None, recipe, impossible)
+        spec = ResolvedMethod(
+            key=method, label=method.upper(), role="main", method=method, rates=[0.1, 0.2], hash=hash_of(method),
+            trainable=1, deployed=1,
+        )  # fmt: skip
+        return Cell(
+            study=self.name, spec=spec, role=role, name=name, seed=seed, lr=lr, recipe=RECIPE, impossible=impossible
+        )
+
+    def cell_id(self, method, name):
+        return cell_id(self.name, method, hash_of(method), name)
 
     def row(self, method, name):
-        return read_row(row_path(self.folder, self.study, method, f"{sum(method.encode()):012x}", name))
+        return self.rows()[self.cell_id(method, name)]
 
     def rows(self):
-        """Every row there is, less the times."""
-        paths = sorted((self.folder / "rows").rglob("*.json"))
-        return {str(path.relative_to(self.folder)): read_row(path) for path in paths}
+        """Every row there is."""
+        return read_rows(self.folder)
+
+
+def hash_of(method):
+    return f"{sum(method.encode()):012x}"
+
+
+RECIPE = Recipe(
+    base=RecipeBase(id="none", path="none", sha256="0", dtype="float32", params_total=1),
+    data=RecipeData(id="none", sha256="0", train="", validation="", test=""),
+    task="causal-lm",
+    training=Training(steps=STEPS, batch_size=1, seq_len=8),
+)
 
 
 def timeless_rows(folder: Path) -> dict:
-    """Real rows, less what a clock or a process decides."""
-    rows = {row["cell_id"]: row for row in read_rows(folder)}
+    """Real rows as JSON, without what a clock or a process decides."""
+    rows = {row.cell_id: row.to_json() for row in read_rows(folder).values()}
     for row in rows.values():
         row["train"].pop("seconds", None)
         row["train"]["curve"] = [point[:3] for point in row["train"].get("curve", [])]
@@ -106,7 +119,7 @@ def untimed_plan(folder, study):
     from qpeft.compare.study import load_study
 
     class Untimed(Plan):
-        def cost_cells(self):
+        def cost_cells(self, rows):
             return []
 
     plan = make_plan(load_study(str(study)), Path(folder), "qpeft compare run")
@@ -123,9 +136,15 @@ def run_cell(cell, folder, on_step=lambda done, planned: None):
         state = {"step": state["step"] + 1, "loss": state["loss"] * 0.9 + 0.01 * cell.seed}
         write_json(checkpoint, state)
         on_step(state["step"], STEPS)
-    row = empty_row(cell.cell_id, cell.study, cell.method, cell.role, cell.seed)
     journal(folder, f"end {cell.cell_id}")
-    return row | {"status": "success", "train": {"lr": cell.lr}, "quality": {"valid_loss": state["loss"]}}
+    return planted_row(cell, status="success", quality=Quality(valid_loss=state["loss"]))
+
+
+def planted_row(cell, **fields):
+    """A row of `cell` with what the runner looks at."""
+    config = MethodConfig(method=cell.method, hash=cell.hash)
+    identity = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "label": cell.spec.label}
+    return Row(**identity, role=cell.role, seed=cell.seed, method_config=config, train=Train(lr=cell.lr), **fields)
 
 
 def run_or_fail(cell, folder, on_step):

@@ -5,10 +5,17 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from qpeft.compare.rows import Row, empty_row, row_path, write_row
+from qpeft.compare.analysis.summary import Summary, summarise, write_outputs
+from qpeft.compare.report.page import write_report
+from qpeft.compare.resolved import read_study
+from qpeft.compare.rows import ROWS, Row, read_rows
+
+StoredRow = dict[str, Any]  # as JSON holds it
 
 SEEDS = [0, 1, 2, 3, 4]
 STEPS = 200
@@ -68,9 +75,55 @@ def write_synthetic_study(folder: Path) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.json").write_text(json.dumps(study, indent=2) + "\n", encoding="utf-8")
-    for method in methods:
-        _write_method(folder, method)
+    rows = [row for method in methods for row in _rows(method)]
+    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return folder
+
+
+def stored_rows(folder: Path, method: str = "*", name: str = "*") -> list[StoredRow]:
+    """The rows of the methods and names that match these patterns, in the order of their cell_id."""
+    rows = [json.loads(line) for line in (folder / ROWS).read_text(encoding="utf-8").splitlines()]
+    matching = [row for row in rows if _matches(row, method, name)]
+    return sorted(matching, key=lambda row: row["cell_id"])
+
+
+def edit_rows(folder: Path, change: Callable[[StoredRow], Any], method: str = "*", name: str = "*") -> None:
+    """Apply `change` to the rows that match, in the order of their cell_id."""
+    chosen = {row["cell_id"]: row for row in stored_rows(folder, method, name)}
+    for row in chosen.values():
+        change(row)
+    everything = [chosen.get(row["cell_id"], row) for row in stored_rows(folder)]
+    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in everything), encoding="utf-8")
+
+
+def drop_rows(folder: Path, method: str = "*", name: str = "*") -> None:
+    """Remove the rows that match."""
+    kept = [row for row in stored_rows(folder) if not _matches(row, method, name)]
+    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+
+def edit_json(path: Path, change: Callable[[Any], Any]) -> None:
+    """Apply `change` to what a JSON file holds."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def summary_of(folder: Path) -> Summary:
+    return summarise(read_study(folder), read_rows(folder))
+
+
+def write_tables_of(folder: Path) -> Summary:
+    return write_outputs(folder, read_study(folder), read_rows(folder))
+
+
+def write_report_of(folder: Path) -> Path:
+    rows: Mapping[str, Row] = read_rows(folder)
+    return write_report(folder, summarise(read_study(folder), rows), rows)
+
+
+def _matches(row: StoredRow, method: str, name: str) -> bool:
+    return fnmatch(row["method"], method) and fnmatch(row["cell_id"].rpartition("/")[2], name)
 
 
 def _planned(key: str) -> dict[str, Any]:
@@ -95,27 +148,23 @@ def _block(of: str, keys: list[str]) -> dict[str, Any]:
     return {"of": of, "budget": budget, "members": members}
 
 
-def _write_method(folder: Path, method: dict[str, Any]) -> None:
-    def write(row: Row, name: str) -> None:
-        write_row(row_path(folder, "synthetic", method["key"], method["hash"], name), row)
-
+def _rows(method: dict[str, Any]) -> list[StoredRow]:
     if not method["rates"]:
-        write(_row(method, 0), "seed0")
-        return
-    for rate in method["rates"]:
-        write(_trial(method, rate), f"lr{rate:g}")
-    for seed in SEEDS:
-        if not (method["key"] == "prefix" and seed > 2):
-            write(_row(method, seed), f"seed{seed}")
-    write(_cost(method), "cost")
+        return [_row(method, 0)]
+    seeds = [seed for seed in SEEDS if not (method["key"] == "prefix" and seed > 2)]
+    trials = [_trial(method, rate) for rate in method["rates"]]
+    return [*trials, *(_row(method, seed) for seed in seeds), _cost(method)]
 
 
-def _started(method: dict[str, Any], name: str, role: str, seed: int, lr: float | None) -> Row:
+def _started(method: dict[str, Any], name: str, role: str, seed: int, lr: float | None) -> StoredRow:
     cell_id = f"synthetic/{method['key']}/{method['hash']}/{name}"
-    row = empty_row(cell_id, "synthetic", method["key"], role, seed)
     edge = {3e-4: "low", 1e-2: "high"}.get(lr or 0.0)
     train = {"lr": lr, "lr_grid": method["rates"], "lr_at_grid_edge": edge, "steps": STEPS, "optimizer": "AdamW"}
-    return row | {
+    return {
+        "schema": 1,
+        "cell_id": cell_id,
+        "study": "synthetic",
+        "method": method["key"],
         "label": method["label"],
         "method_config": {name: method[name] for name in ("method", "host", "settings", "hash")},
         "base": {"id": "embedded", "sha256": "b" * 64, "dtype": "float32", "params_total": 1_400_000},
@@ -123,11 +172,17 @@ def _started(method: dict[str, Any], name: str, role: str, seed: int, lr: float 
         "train": train,
         "env": {"python": "3.12.3", "torch": "2.13.0", "device": "cpu x86_64", "device_count": 1, "threads": 1},
         "created_at": "2026-01-01T00:00:00+00:00",
+        "role": role,
+        "seed": seed,
         "status": "success",
+        "error_type": None,
+        "error_msg": None,
+        "traceback_tail": None,
+        **{name: {} for name in ("quality", "cost", "convergence", "capacity", "null_reasons")},
     }
 
 
-def _row(method: dict[str, Any], seed: int) -> Row:
+def _row(method: dict[str, Any], seed: int) -> StoredRow:
     key = method["key"]
     rate = {"quantum_peft": 1e-2, "none": None}.get(key, 1e-3)
     row = _started(method, f"seed{seed}", method["role"], seed, rate)
@@ -193,7 +248,7 @@ def _capacity(rank: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _trial(method: dict[str, Any], rate: float) -> Row:
+def _trial(method: dict[str, Any], rate: float) -> StoredRow:
     row = _started(method, f"lr{rate:g}", "tuning", 1000, rate)
     best = 1e-2 if method["key"] == "quantum_peft" else 1e-3
     loss = BASE_LOSS - METHODS[method["key"]][7] + 0.1 * abs(math.log10(rate / best))
@@ -204,7 +259,7 @@ def _trial(method: dict[str, Any], rate: float) -> Row:
     return row
 
 
-def _cost(method: dict[str, Any]) -> Row:
+def _cost(method: dict[str, Any]) -> StoredRow:
     row = _started(method, "cost", "cost", 0, 1e-3)
     ratio = {"qaa": 4.2, "qaa_linear": 1.3, "qpa": 1.15, "quantum_peft": 1.3, "full": 1.4}.get(method["key"], 1.0)
     step = 40 * ratio

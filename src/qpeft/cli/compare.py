@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from qpeft.compare.analysis.found import Summary
     from qpeft.compare.plan import Plan
+    from qpeft.compare.resolved import ResolvedStudy
     from qpeft.compare.rows import Row
 
 _DOTTED = {name: f"training.{name}" for name in ("steps", "batch_size", "seq_len")}
@@ -119,10 +120,10 @@ def plan(study: StudyArgument, overrides: Overrides) -> Answer:
     """
     with working("Preparing the study"), tempfile.TemporaryDirectory() as folder:
         found = _plan(study, overrides, Path(folder) / "study", _command(study, overrides, Path(Path(study).stem)))
-        cells = {"tuning": found.tuning_cells(), "final": found.final_cells(), "cost": found.cost_cells()}
+        cells = {"tuning": found.tuning_cells(), "final": found.final_cells({}), "cost": found.cost_cells({})}
         n_cells = {name: len(phase) for name, phase in cells.items()}
         hours = found.estimate()
-    data = {"study": found.study, "cells": n_cells, "hours": hours}
+    data = {"study": found.study.model_dump(), "cells": n_cells, "hours": hours}
     return Answer(data, lambda console: _show_plan(console, found.study, n_cells, hours))
 
 
@@ -181,7 +182,7 @@ def _command(study: str, overrides: dict[str, Any], out: Path) -> str:
 
 
 def _refuse_long(plan: Plan, workers: int) -> None:
-    phases, most = plan.estimate(), plan.study["max_hours"]
+    phases, most = plan.estimate(), plan.study.max_hours
     hours = (phases["tuning"] + phases["final"]) / workers + phases["cost"]
     if hours > most:
         remedy = "Reduce steps, seeds or methods, or raise max_hours."
@@ -197,12 +198,14 @@ def _data(folder: Path, summary: Summary, failures: list[Row]) -> dict[str, Any]
         "blocks": [asdict(block) for block in summary.blocks],
         "sentences": summary.sentences,
         "limits": summary.limits,
-        "failures": [{key: row[key] for key in ("cell_id", "status", "error_type", "error_msg")} for row in failures],
+        "failures": [
+            {key: getattr(row, key) for key in ("cell_id", "status", "error_type", "error_msg")} for row in failures
+        ],
     }
 
 
 def _show(console: Console, folder: Path, summary: Summary, failures: list[Row]) -> None:
-    console.print(f"{summary.study['title']}\n", style="bold")
+    console.print(f"{summary.study.title}\n", style="bold")
     for found in results(summary):
         console.print(found)
     say_warnings(summary)
@@ -211,14 +214,14 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
     console.print(f"rows    {folder / 'results.jsonl'}", soft_wrap=True)
 
 
-def _show_plan(console: Console, study: dict[str, Any], n_cells: dict[str, int], hours: dict[str, float]) -> None:
-    console.print(f"{study['title']}\n{study['question']}\n")
+def _show_plan(console: Console, study: ResolvedStudy, n_cells: dict[str, int], hours: dict[str, float]) -> None:
+    console.print(f"{study.title}\n{study.question}\n")
     console.print(planned(study))
     what = {"tuning": "trials of learning rates", "final": "trainings", "cost": "measurements of time, alone"}
     console.print(facts([(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items() if n]))
-    total, most = sum(hours.values()), study["max_hours"]
+    total, most = sum(hours.values()), study.max_hours
     console.print(f"\nIn all about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
-    print_code(console, study["command"])
+    print_code(console, study.command)
 
 
 def _hours(hours: float) -> str:

@@ -107,10 +107,10 @@ def _name(cell: Cell) -> str:
 
 
 def _outcome(row: Row) -> str:
-    if row["status"] != "success":
-        message = " ".join((row["error_msg"] or "").split())
-        return f"{row['status']}: {message[:_SHOWN_ERROR]}".removesuffix(": ")
-    quality = row["quality"]
-    figures = {"test loss": quality.get("test_loss"), "validation loss": quality.get("valid_loss")}
-    known = [f"{name} {value:.4f}" for name, value in figures.items() if value is not None]
+    if row.status != "success":
+        message = " ".join((row.error_msg or "").split())
+        return f"{row.status}: {message[:_SHOWN_ERROR]}".removesuffix(": ")
+    quality = row.quality
+    losses = {"test loss": quality.test_loss, "validation loss": quality.valid_loss}
+    known = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
     return known[0] if known else "measured"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from qpeft.cli.console import count, say, table
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from qpeft.compare.analysis.found import MethodSummary, Summary
     from qpeft.compare.analysis.statistics import Difference, Stats
+    from qpeft.compare.resolved import ResolvedMember, ResolvedMethod, ResolvedStudy
     from qpeft.compare.rows import Row
 
 _METRICS = {"test_loss": "test loss", "test_accuracy": "test accuracy", "bleu": "BLEU"}
@@ -20,7 +21,7 @@ _METRICS = {"test_loss": "test loss", "test_accuracy": "test accuracy", "bleu": 
 def results(summary: Summary) -> list[Table]:
     """A table of the methods, best first; one of the controls, one of each equal-budget block, where there are such."""
     main = sorted((m for m in summary.methods if m.role == "main"), key=lambda method: _order(method, summary))
-    reference = summary.study["reference"]
+    reference = summary.study.reference
     tables = [_results("Methods", f"to {reference}", [(m, m.difference) for m in main], summary)]
     controls = [(m, m.difference_to_target) for m in summary.methods if m.role == "control"]
     if controls:
@@ -32,19 +33,19 @@ def results(summary: Summary) -> list[Table]:
     return tables
 
 
-def planned(study: Mapping[str, Any]) -> Table:
+def planned(study: ResolvedStudy) -> Table:
     """The methods of a plan with their counts and rates."""
     columns = ("method", "trained", "deployed", "learning rates", "role")
-    ratios = {member["key"]: member for block in study["blocks"] for member in block["members"]}
+    ratios = {member.key: member for block in study.blocks for member in block.members}
     rows = [
         (
-            method["key"],
-            count(method["trainable"]),
-            count(method["deployed"]),
-            " ".join(f"{rate:g}" for rate in method["rates"]) or "-",
-            _role(method, ratios.get(method["key"])),
+            method.key,
+            count(method.trainable),
+            count(method.deployed),
+            " ".join(f"{rate:g}" for rate in method.rates) or "-",
+            _role(method, ratios.get(method.key)),
         )
-        for method in study["methods"]
+        for method in study.methods
     ]
     return table(columns, rows)
 
@@ -52,7 +53,7 @@ def planned(study: Mapping[str, Any]) -> Table:
 def say_failures(failures: Iterable[Row]) -> None:
     """A line for each cell that failed."""
     for row in failures:
-        say(f"{row['status']}:", " ".join(f"{row['cell_id']}: {row['error_msg'] or ''}".split()), "bold red")
+        say(f"{row.status}:", " ".join(f"{row.cell_id}: {row.error_msg or ''}".split()), "bold red")
 
 
 def say_warnings(summary: Summary) -> None:
@@ -65,7 +66,7 @@ def say_warnings(summary: Summary) -> None:
 def _results(
     title: str, to: str, methods: Iterable[tuple[MethodSummary, Difference | None]], summary: Summary
 ) -> Table:
-    columns = ("method", "trained", _METRICS[summary.study["metric"]], f"difference {to}", "verdict", "seeds")
+    columns = ("method", "trained", _METRICS[summary.study.metric], f"difference {to}", "verdict", "seeds")
     rows = [
         (
             method.key,
@@ -100,9 +101,9 @@ def _interval(found: Difference | None) -> str:
     return f"{found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
-def _role(method: Mapping[str, Any], member: Mapping[str, Any] | None) -> str:
-    if method["role"] == "control":
-        return f"control of {method['against']}"
-    if method["role"] != "equal_budget" or member is None:
+def _role(method: ResolvedMethod, member: ResolvedMember | None) -> str:
+    if method.role == "control":
+        return f"control of {method.against}"
+    if method.role != "equal_budget" or member is None:
         return ""
-    return f"{member['ratio']:.0%} of a budget{'' if member['ranked'] else ', not ranked'}"
+    return f"{member.ratio:.0%} of a budget{'' if member.ranked else ', not ranked'}"

@@ -30,7 +30,7 @@ def estimate_hours(
 
 
 def _training(cell: Cell, timed: dict[str, float]) -> float:
-    n_scores = 1 + cell.recipe["training"]["steps"] / timed["eval_every"]
+    n_scores = 1 + cell.recipe.training.steps / timed["eval_every"]
     return timed["start"] + cell.steps * timed["step"] + n_scores * timed["valid_blocks"] * timed["block"]
 
 
@@ -67,7 +67,7 @@ def _time(cell: Cell) -> dict[str, float]:
         began = time.perf_counter()
         model, task = measuring.started(cell)
         start = time.perf_counter() - began
-        batch = task.collate(task.train[: cell.recipe["training"]["batch_size"]])
+        batch = task.collate(task.train[: cell.recipe.training.batch_size])
         seconds = [_step(model, task, batch) for _ in range(_STEPS)] if cell.steps else [0.0]
         began = time.perf_counter()
         with torch.no_grad():

@@ -1,95 +1,338 @@
-"""Result rows: one JSON file per cell, whole or absent; everything else is made from them.
+"""Result rows: what was measured of each cell of a study. Tables and report are made from them alone.
 
-    DIR/rows/STUDY/METHOD/CONFIG_HASH/seed0.json        a training with one seed (roles main, equal_budget, control)
-                                      lr0.001.json      a trial of a learning rate (role tuning)
-                                      cost.json         time and memory, measured alone on the machine (role cost)
+    DIR/rows.jsonl    one line per finished cell, appended by the one process that runs the study
 
-A row has the keys of `empty_row`. Numbers stand at full precision; NaN and infinity are null, and every null figure of
-`quality`, `cost` and `capacity` has its reason under `null_reasons`, by dotted name. The hash is over the method's
-config with its grid of rates, the base, the data and the training, so that a change never meets an old row.
+A cell is identified by its `cell_id`, STUDY/METHOD/CONFIG_HASH/NAME, where NAME is `seed0` for a training run with one
+seed (roles main, equal_budget, control), `lr0.001` for a trial of a learning rate (role tuning), or `cost` for time and
+memory measured alone on the machine (role cost). The hash covers the method's config with its grid of learning rates,
+the base, the data and the training, so that a changed cell never matches an old row.
+
+A later line of the same cell replaces an earlier one. An incomplete last line, which a kill leaves, is ignored. qpeft
+0.1 wrote one file per row, DIR/rows/STUDY/METHOD/CONFIG_HASH/NAME.json; those are read as well.
+
+Numbers are stored at full precision. NaN and infinity are stored as null, and every null measurement of `quality`,
+`cost`, `convergence` and `capacity` has its reason under `null_reasons`, by dotted name.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qpeft.errors import CheckpointError
-from qpeft.files import read_json, write_text
+from qpeft.files import parse_json, read_json, write_text
 
 SCHEMA = 1
+ROWS = "rows.jsonl"
 
-Row = dict[str, Any]
-
-
-def empty_row(cell_id: str, study: str, method: str, role: str, seed: int) -> Row:
-    """A row in which nothing has been measured."""
-    return {
-        "schema": SCHEMA,
-        "cell_id": cell_id,
-        "study": study,
-        "method": method,  # the study's key of the method, not the kind of adapter: that is method_config["method"]
-        "label": method,
-        "method_config": {},
-        "role": role,
-        "seed": seed,
-        "status": "skipped",
-        "error_type": None,
-        "error_msg": None,
-        "traceback_tail": None,
-        "base": {},  # id, sha256, dtype, params_total
-        "data": {},  # id, sha256, splits {train_tokens, valid_tokens, test_tokens}, order_sha256, seq_len,
-        #              tokens_per_step, tokens_seen
-        "train": {},  # lr, lr_grid, lr_at_grid_edge ("low" | "high" | null), steps, optimizer, schedule, seconds,
-        #               curve [[step, train_loss | null, valid_loss | null, seconds], ...]
-        "quality": {},  # valid_loss (at the best step), valid_loss_last, best_step, test_loss, test_ppl,
-        #                 bits_per_byte, test_accuracy, bleu, bleu_signature, rouge1, rouge2, rougeL, bertscore_f1
-        "cost": {},
-        "convergence": {},
-        "capacity": {},
-        "null_reasons": {},
-        "env": {},
-        "created_at": None,
-    }
+Number = int | float
+Curve = list[list[Any]]  # points [step, training loss | None, validation loss | None, seconds]
 
 
-def row_path(folder: Path, study: str, method: str, config_hash: str, name: str) -> Path:
-    """Where the row called `name` ("seed0", "lr0.001", "cost") lies under the study's folder."""
-    return folder / "rows" / study / method / config_hash / f"{name}.json"
+class Part(BaseModel):
+    """A part of a row. A field that was never set is absent from its JSON; a field without a value is null there."""
+
+    model_config = ConfigDict(extra="allow")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that were set."""
+        return self.model_dump(exclude_unset=True)
 
 
-def write_row(path: Path, row: Row) -> None:
-    """Write atomically, on one line; figures that JSON lacks become null, with their reason."""
-    write_text(path, json.dumps(without_nan(row), ensure_ascii=False, allow_nan=False) + "\n")
+class MethodConfig(Part):
+    """What the cell trains."""
+
+    method: str = ""
+    host: str = "lora"
+    settings: dict[str, Any] = {}
+    hash: str = ""
+    backend: dict[str, Any] = {}
 
 
-def read_row(path: Path) -> Row | None:
-    """The row; None if there is none. Raises CheckpointError for a file that is not a row of this schema."""
-    if not path.exists():
-        return None
+class Base(Part):
+    """The base model."""
+
+    id: str = ""
+    sha256: str = ""
+    dtype: str = ""
+    params_total: int = 0
+
+
+class Data(Part):
+    """The data, and what the run has seen of it."""
+
+    id: str = ""
+    sha256: str = ""
+    order_sha256: str | None = None  # of the order of the examples
+    tokens_seen: int | None = None
+    tokens_per_step: Number | None = None
+    splits: dict[str, int] = {}  # train_tokens, valid_tokens, test_tokens
+
+
+class Train(Part):
+    """The run."""
+
+    lr: Number | None = None
+    lr_grid: list[Number] = []
+    lr_at_grid_edge: Literal["low", "high"] | None = None
+    optimizer: str | None = None
+    schedule: str | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    seq_len: int | None = None
+    weight_decay: Number | None = None
+    max_grad_norm: Number | None = None
+    seconds: Number | None = None
+    curve: Curve = []
+    circuits: dict[str, Any] | None = None  # what the backend's circuits cost
+
+
+class Quality(Part):
+    """Losses in nats, and scores. Test values are those at the step with the lowest validation loss."""
+
+    valid_loss: Number | None = None  # the lowest
+    valid_loss_last: Number | None = None
+    best_step: int | None = None
+    valid_loss_on_backend: Number | None = None
+    test_loss: Number | None = None
+    test_ppl: Number | None = None
+    bits_per_byte: Number | None = None
+    test_accuracy: Number | None = None
+    test_accuracy_interval: list[Number] | None = None
+    bleu: Number | None = None
+    bleu_signature: str | None = None
+    rouge1: Number | None = None
+    rouge2: Number | None = None
+    rougeL: Number | None = None  # noqa: N815  (the metric's name)
+    bertscore_f1: Number | None = None
+    texts: list[str] | None = None
+    forgetting_shifted: Number | None = None
+
+
+class Cost(Part):
+    """Sizes (of runs), and times and memory (of role cost)."""
+
+    params_trainable: int | None = None
+    params_head: int | None = None
+    params_deployed: int | None = None
+    params_generator: int | None = None
+    bytes_stored: int | None = None
+    optimizer_bytes: int | None = None
+    peak_mem_bytes: int | None = None
+    peak_mem_reserved_bytes: int | None = None
+    peak_mem_kind: str | None = None
+    flops_per_token: Number | None = None
+    step_ms: dict[str, Number] | None = None  # median, p10, p90
+    reference_step_ms: dict[str, Number] | None = None
+    step_ratio: Number | None = None
+    infer_tok_s: dict[str, dict[str, Number | None]] | None = None  # by batch size: base, unmerged, merged
+    infer_overhead_pct: Number | None = None
+
+
+class Convergence(Part):
+    """The course of the run; see `measurements.convergence`."""
+
+    auc: Number | None = None
+    auc_per_token: Number | None = None
+    valid_loss_first: Number | None = None
+    valid_loss_last: Number | None = None
+    valid_loss_best: Number | None = None
+    best_step: int | None = None
+    train_loss_last: Number | None = None
+    train_loss_smoothed: Number | None = None
+    spikes: int | None = None
+    diverged: bool | None = None
+
+
+class Place(Part):
+    """Capacity measurements of one adapted module or one block."""
+
+    name: str = ""
+    layer: int = 0
+    effective_rank: Number | None = None
+    mean_share: Number | None = None
+    linear_share: Number | None = None
+    update_ratio: Number | None = None
+    weight_numerical_rank: int | None = None
+    cka: Number | None = None
+
+
+class Capacity(Part):
+    """Means over modules and over blocks; see `measurements.capacity`."""
+
+    measured_at: str | None = None
+    n_tokens: int | None = None
+    n_modules: int | None = None
+    effective_rank: Number | None = None
+    mean_share: Number | None = None
+    linear_share: Number | None = None
+    update_ratio: Number | None = None
+    jacobian_rank: Number | None = None
+    change_at_2x: Number | None = None
+    change_at_minus_x: Number | None = None
+    weight_effective_rank: Number | None = None
+    weight_numerical_rank: Number | None = None
+    weight_stable_rank: Number | None = None
+    weight_norm_ratio: Number | None = None
+    block_effective_rank: Number | None = None
+    block_mean_share: Number | None = None
+    block_linear_share: Number | None = None
+    block_update_ratio: Number | None = None
+    cka: Number | None = None
+    cka_last: Number | None = None
+    modules: list[Place] = []
+    blocks: list[Place] = []
+
+
+class Environment(Part):
+    """Versions and hardware."""
+
+    python: str | None = None
+    device: str | None = None
+    device_count: int | None = None
+    threads: int | None = None
+    os: str | None = None
+
+
+class Row(BaseModel):
+    """The result of one cell, whatever happened to it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    cell_id: str
+    study: str
+    method: str  # the study's key of the method; the kind of adapter is method_config.method
+    label: str = ""
+    method_config: MethodConfig = Field(default_factory=MethodConfig)
+    role: str
+    seed: int
+    status: str = "skipped"  # success, failed, diverged, oom, timeout or skipped
+    error_type: str | None = None
+    error_msg: str | None = None
+    traceback_tail: str | None = None
+    base: Base = Field(default_factory=Base)
+    data: Data = Field(default_factory=Data)
+    train: Train = Field(default_factory=Train)
+    quality: Quality = Field(default_factory=Quality)
+    cost: Cost = Field(default_factory=Cost)
+    convergence: Convergence = Field(default_factory=Convergence)
+    capacity: Capacity = Field(default_factory=Capacity)
+    env: Environment = Field(default_factory=Environment)
+    created_at: str | None = None
+    null_reasons: dict[str, str] = {}
+
+    @property
+    def name(self) -> str:
+        """The last part of `cell_id`: seed0, lr0.001, cost."""
+        return self.cell_id.rpartition("/")[2]
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status == "success"
+
+    def updated(self, **fields: Any) -> Row:
+        """A copy with other values of these fields."""
+        return self.model_copy(update=fields)
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as JSON holds it: without NaN and infinity, and without fields of its parts that were never set."""
+        found: dict[str, Any] = {"schema": SCHEMA}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            found[name] = value.to_json() if isinstance(value, Part) else value
+        return _without_nan({**found, **(self.model_extra or {})})
+
+
+_KEYS = {"schema", *Row.model_fields}
+
+
+def cell_id(study: str, method: str, config_hash: str, name: str) -> str:
+    """The identity of a cell; `method` is the study's key of the method."""
+    return f"{study}/{method}/{config_hash}/{name}"
+
+
+def row_from_json(values: Any) -> Row:
+    """The row of a JSON object. Raises ValueError, which says what is wrong, for anything else."""
+    if not isinstance(values, dict) or "schema" not in values:
+        raise ValueError("it is no row: it has no schema")
+    if values["schema"] != SCHEMA:
+        raise ValueError(f"it has schema {values['schema']}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
+    if missing := _KEYS - values.keys():
+        raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     try:
-        row = read_json(path)
-        found = row["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Row.model_validate({k: v for k, v in _without_nan(values).items() if k != "schema"})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def read_rows(folder: Path) -> dict[str, Row]:
+    """All rows of a study's folder, by `cell_id`.
+
+    Raises:
+        CheckpointError: a line, or a file of qpeft 0.1, is damaged or has another schema.
+    """
+    found = {row.cell_id: row for row in map(_read_file, sorted((folder / "rows").rglob("*.json")))}
+    return found | {row.cell_id: row for row in _read_lines(folder / ROWS)}
+
+
+class RowFile:
+    """The rows of a study's folder while one process, which holds the folder's lock, runs the study."""
+
+    def __init__(self, folder: Path):
+        """Read what is there, and remove what a kill left of a line. Raises CheckpointError as `read_rows` does."""
+        self._path = folder / ROWS
+        self.rows = read_rows(folder)
+        text = self._path.read_bytes() if self._path.exists() else b""
+        if text and not text.endswith(b"\n"):
+            write_text(self._path, "".join(line_of(row) for row in _read_lines(self._path)))
+
+    def append(self, row: Row) -> None:
+        """Add the row of a cell; it is on the disk when this returns."""
+        line = line_of(row)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows[row.cell_id] = row_from_json(json.loads(line))  # as the next run will read it
+
+
+def line_of(row: Row) -> str:
+    """The row as a line of JSON, ending in a newline."""
+    return json.dumps(row.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read_file(path: Path) -> Row:
+    try:
+        return row_from_json(read_json(path))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it, and its cell runs again") from error
-    if found != SCHEMA:
-        raise CheckpointError(f"{path} has schema {found}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
-    if missing := empty_row("", "", "", "", 0).keys() - row.keys():
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; delete it, and its cell runs again")
-    return row
 
 
-def read_rows(folder: Path) -> Iterator[Row]:
-    """All rows below a study's folder, in the order of their paths."""
-    for path in sorted((folder / "rows").rglob("*.json")):
-        if (row := read_row(path)) is not None:
-            yield row
+def _read_lines(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not a file; remove it")
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            rows.append(row_from_json(parse_json(line)))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} is damaged in line {number} ({error}); delete the line, and its cell runs again"
+            ) from error
+    return rows
 
 
-def without_nan(row: Row) -> Row:
+def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
     """`row` with null for NaN and infinity, each named in `null_reasons`."""
     reasons = dict(row.get("null_reasons") or {})
 
@@ -103,5 +346,5 @@ def without_nan(row: Row) -> Row:
             return None
         return value
 
-    cleaned = clean({key: value for key, value in row.items() if key != "null_reasons"}, "")
+    cleaned = {key: clean(value, key) for key, value in row.items() if key != "null_reasons"}
     return {**cleaned, "null_reasons": reasons}

@@ -19,7 +19,8 @@ from qpeft.compare.analysis.statistics import MIN_SEEDS
 from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.plan import make_plan
 from qpeft.compare.report.words import capital
-from qpeft.compare.rows import Row
+from qpeft.compare.resolved import read_study
+from qpeft.compare.rows import Row, read_rows
 from qpeft.compare.running.progress import CompareProgress
 from qpeft.compare.running.runner import run
 from qpeft.compare.study import UNTRAINED, Study, described
@@ -64,16 +65,16 @@ class CircuitMatters(Figure):
 
     @property
     def _size(self) -> str:
-        seeds, steps = self.summary.study["seeds"], self.summary.study["training"]["steps"]
+        seeds, steps = self.summary.study.seeds, self.summary.study.training.steps
         return f"({len(seeds)} seeds, {steps} steps each.)"
 
     def to_dict(self) -> dict[str, Any]:
         methods = [self.circuit, *self.controls]
         return {
             "report": str(self.folder / "report.html"),
-            "metric": self.summary.study["metric"],
-            "seeds": self.summary.study["seeds"],
-            "steps": self.summary.study["training"]["steps"],
+            "metric": self.summary.study.metric,
+            "seeds": self.summary.study.seeds,
+            "steps": self.summary.study.training.steps,
             "methods": [
                 {
                     "key": method.key,
@@ -117,7 +118,9 @@ def circuit_matters(
 def found_before(run_folder: str | Path) -> CircuitMatters | None:
     """What earlier trainings in this run folder found; None without any."""
     folder = Path(run_folder) / FOLDER
-    return CircuitMatters(folder, summarise(folder)) if (folder / "study.json").is_file() else None
+    if not (folder / "study.json").is_file():
+        return None
+    return CircuitMatters(folder, summarise(read_study(folder), read_rows(folder)))
 
 
 def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = None) -> Study:

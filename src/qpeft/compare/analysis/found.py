@@ -7,9 +7,8 @@ from typing import Any
 
 from qpeft.compare.analysis.records import FAILURES
 from qpeft.compare.analysis.statistics import Difference, Stats
-from qpeft.compare.rows import Row
-
-Curve = list[list[Any]]  # [step, training loss | None, validation loss | None, seconds] each
+from qpeft.compare.resolved import ResolvedStudy
+from qpeft.compare.rows import Curve, Row
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Block:
 class Summary:
     """A whole study, as far as its rows go."""
 
-    study: dict[str, Any]
+    study: ResolvedStudy
     lower_is_better: bool
     methods: list[MethodSummary]
     blocks: list[Block]

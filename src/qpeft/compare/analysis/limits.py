@@ -47,9 +47,7 @@ def _performs(control: MethodSummary, summary: Summary) -> str:
 
 def _scope(summary: Summary) -> str:
     study = summary.study
-    steps = study["training"].get("steps")
-    length = f", {steps:,} steps" if steps else ""
-    where = f"One base ({study['base']['id']}), one data set ({study['data']['id']}){length}"
+    where = f"One base ({study.base.id}), one data set ({study.data.id}), {study.training.steps:,} steps"
     return f"{where}: others may order the methods otherwise."
 
 

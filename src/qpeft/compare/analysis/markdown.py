@@ -16,12 +16,12 @@ _HEADINGS += ("effective rank", "linear share", "seeds", "flags")
 def markdown(summary: Summary) -> str:
     """The whole page, ending in a newline."""
     study = summary.study
-    parts = [f"# {study['title']}", study["question"], *_answers(summary)]
+    parts = [f"# {study.title}", study.question, *_answers(summary)]
     parts += ["## All methods", _caption(summary), _table(_HEADINGS, [_cells(m) for m in summary.methods])]
     parts += [text for block in summary.blocks for text in _block(block, summary)]
     parts += _failures(summary)
     parts += ["## Limits", "\n".join(f"- {limit}" for limit in summary.limits)]
-    parts += ["## Again", f"    {study['command']}"]
+    parts += ["## Again", f"    {study.command}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -32,9 +32,9 @@ def _answers(summary: Summary) -> list[str]:
 
 def _caption(summary: Summary) -> str:
     direction = "lower" if summary.lower_is_better else "higher"
-    reference = summary[summary.study["reference"]].label
+    reference = summary[summary.study.reference].label
     return (
-        f"Metric: {summary.study['metric']}, {direction} is better. Δ: method minus {reference}, paired by seed. "
+        f"Metric: {summary.study.metric}, {direction} is better. Δ: method minus {reference}, paired by seed. "
         "A dash is a figure that was not measured; reasons are in summary.csv."
     )
 
@@ -80,7 +80,7 @@ def _block(block: Block, summary: Summary) -> list[str]:
 def _failures(summary: Summary) -> list[str]:
     if not summary.failures:
         return []
-    lines = [f"- `{row['cell_id']}`: {row['status']}, {row['error_msg'] or 'no message'}" for row in summary.failures]
+    lines = [f"- `{row.cell_id}`: {row.status}, {row.error_msg or 'no message'}" for row in summary.failures]
     return ["## Failures", "\n".join(" ".join(line.split()) for line in lines)]
 
 

@@ -1,23 +1,16 @@
-"""A study's folder, read: its plan and, method by method, the rows that belong to it.
-
-Only rows under a method's present hash count; those of an older config stay where they are and are passed over.
-"""
+"""The rows of a study, method by method; only those with a method's present hash count."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from qpeft.compare.analysis.statistics import Stats, describe
-from qpeft.compare.rows import SCHEMA, Row, read_row, row_path, without_nan
-from qpeft.errors import CheckpointError, InputError
-from qpeft.files import read_json
+from qpeft.compare.resolved import ResolvedMethod, ResolvedStudy
+from qpeft.compare.rows import Row
 
 MISSING = "missing"
-_NEEDED = {"study", "task", "metric", "reference", "methods", "blocks", "seeds"}
 FAILURES = ("failed", "diverged", "oom", "timeout", "skipped")
 
 _SECTIONS = ("quality", "cost", "convergence", "capacity")
@@ -40,11 +33,11 @@ class MethodRows:
 
     @property
     def successes(self) -> dict[int, Row]:
-        return {seed: row for seed, row in self.seeds.items() if row is not None and row["status"] == "success"}
+        return {seed: row for seed, row in self.seeds.items() if row is not None and row.succeeded}
 
     @property
     def statuses(self) -> dict[int, str]:
-        return {seed: MISSING if row is None else row["status"] for seed, row in self.seeds.items()}
+        return {seed: MISSING if row is None else row.status for seed, row in self.seeds.items()}
 
     @property
     def has_failures(self) -> bool:
@@ -52,39 +45,24 @@ class MethodRows:
         return any(status in FAILURES for status in self.statuses.values())
 
 
-def read_study(folder: Path) -> dict[str, Any]:
-    """The resolved study. Raises InputError where there is none, CheckpointError for a damaged or foreign one."""
-    path = folder / "study.json"
-    if not path.exists():
-        raise InputError(
-            f"{folder} holds no study: study.json is not there; give the --out folder of `qpeft compare run`"
-        )
-    try:
-        study = read_json(path)
-        found = study["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); run `qpeft compare run` again with its command") from error
-    if found != SCHEMA:
-        raise CheckpointError(f"{path} has schema {found}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
-    if missing := _NEEDED - study.keys():
-        raise CheckpointError(f"{path} lacks {', '.join(sorted(missing))}; run `qpeft compare run` again")
-    return study
+def read_method(study: ResolvedStudy, method: ResolvedMethod, rows: Mapping[str, Row]) -> MethodRows:
+    """The rows of `method` among `rows`, which are by cell_id. A deterministic result stands under every seed."""
 
+    def find(name: str) -> Row | None:
+        return rows.get(study.cell_id(method, name))
 
-def read_method(folder: Path, study: Mapping[str, Any], method: Mapping[str, Any]) -> MethodRows:
-    """The rows of `method`. A language model that nothing trains is exact: its row stands under every seed."""
-    place = row_path(folder, study["study"], method["key"], method["hash"], "cost")
-    seeds = {seed: _read(place.with_name(f"seed{seed}.json")) for seed in study["seeds"]}
+    seeds = {seed: find(f"seed{seed}") for seed in study.seeds}
     found = [row for row in seeds.values() if row is not None]
-    if not method["rates"] and found and study["task"] == "causal-lm":
+    if found and study.is_deterministic(method):
         seeds = dict.fromkeys(seeds, found[0])
-    return MethodRows(seeds, list(_trials(place.parent, method["rates"])), _read(place))
+    tried = method.rates if len(method.rates) > 1 else []  # a single learning rate is taken untried
+    return MethodRows(seeds, [(rate, find(f"lr{rate:g}")) for rate in tried], find("cost"))
 
 
 def numbers(row: Row) -> dict[str, float]:
-    """Every figure of a row by dotted name ("quality.test_ppl"); no lists, no flags, no nulls."""
-    train = {name: row["train"][name] for name in _OF_TRAIN if name in row["train"]}
-    sections = {"train": train} | {name: row[name] for name in _SECTIONS}
+    """Every measurement of a row by dotted name ("quality.test_ppl"); no lists, no flags, no nulls."""
+    train = {name: value for name, value in row.train.to_json().items() if name in _OF_TRAIN}
+    sections = {"train": train} | {name: getattr(row, name).to_json() for name in _SECTIONS}
     return {name: value for name, value in flatten(sections).items() if _is_number(value)}
 
 
@@ -115,7 +93,7 @@ def describe_figures(rows: Mapping[int, Row]) -> dict[str, Stats]:
 
 def hardware(row: Row) -> str | None:
     """What the row ran on, in words: times are comparable only where it is the same."""
-    device, n = row["env"].get("device"), row["env"].get("threads")
+    device, n = row.env.device, row.env.threads
     return device if device is None or n is None else f"{device}, {n} thread{'s' * (n != 1)}"
 
 
@@ -127,30 +105,6 @@ def on_mixed_hardware(rows: Mapping[int, Row]) -> bool:
 def is_timing(name: str) -> bool:
     """True for figures that another machine would change."""
     return any(word in name for word in ("seconds", "_ms", "tok_s", "peak_mem", "overhead_pct"))
-
-
-def _read(path: Path) -> Row | None:
-    """The row with null for what is not finite, whoever wrote it."""
-    row = read_row(path)
-    return None if row is None else without_nan(row)
-
-
-def _trials(place: Path, rates: list[float]) -> Iterator[tuple[float, Row | None]]:
-    if len(rates) < 2:
-        return  # a single rate is taken untried
-    found = [(_rate(path), path) for path in sorted(place.glob("lr*.json"))]
-    for rate in rates:
-        paths = [path for lr, path in found if math.isclose(lr, rate, rel_tol=1e-6)]
-        yield rate, _read(paths[0]) if paths else None
-
-
-def _rate(path: Path) -> float:
-    try:
-        return float(path.stem.removeprefix("lr"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path} is no trial of a rate; names are like lr0.001.json: take the file away"
-        ) from error
 
 
 def _is_number(value: Any) -> bool:

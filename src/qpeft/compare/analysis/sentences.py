@@ -61,7 +61,7 @@ def _answer(method: MethodSummary, summary: Summary) -> str:
     if found is not None:
         return _compared(method, found, summary)
     ends = f"ends at {quantity(method.metric.mean, summary)} ({_over_seeds(method, summary)})"
-    if method.key == summary.study["reference"]:
+    if method.key == summary.study.reference:
         return f"{method.label}, the reference, {ends}."
     return f"{method.label} {ends}; there is nothing yet to compare it with."
 
@@ -80,7 +80,7 @@ def _compared(method: MethodSummary, found: Difference, summary: Summary) -> str
 
 def quantity(value: float, summary: Summary) -> str:
     """A value of the study's metric with its unit: "3.412 nats per token", "91.2 %"."""
-    unit, factor, decimals = _METRICS[summary.study["metric"]]
+    unit, factor, decimals = _METRICS[summary.study.metric]
     number = f"{value * factor:.{decimals}f}"
     if unit == "percentage points":
         return f"{number} %"
@@ -91,7 +91,7 @@ def _distance(found: Difference, summary: Summary) -> str:
     """ "0.042 nats per token above", before the other's name or alone."""
     if found.mean == 0:
         return "exactly level" if found.verdict == NO_DIFFERENCE else "exactly level with"
-    unit, factor, _ = _METRICS[summary.study["metric"]]
+    unit, factor, _ = _METRICS[summary.study.metric]
     number = f"{abs(found.mean) * factor:.{_decimals(found, summary)}f}"
     return f"{number} {unit}{_per_token(summary)} {'above' if found.mean > 0 else 'below'}"
 
@@ -104,7 +104,7 @@ def _evidence(found: Difference, summary: Summary) -> str:
         seeds = f"{found.same_sign} of {_count(found.n, 'seed')} {_side(found, summary)}"
     if found.low is None or found.high is None:
         return seeds
-    factor = _METRICS[summary.study["metric"]][1]
+    factor = _METRICS[summary.study.metric][1]
     low, high = (found.low, found.high) if found.mean >= 0 else (-found.high, -found.low)
     decimals = _decimals(found, summary)
     return f"95 % interval {low * factor:.{decimals}f} to {high * factor:.{decimals}f}, {seeds}"
@@ -116,7 +116,7 @@ def _side(found: Difference, summary: Summary) -> str:
 
 def _decimals(found: Difference, summary: Summary) -> int:
     """Enough to show a small difference with two digits."""
-    _, factor, usual = _METRICS[summary.study["metric"]]
+    _, factor, usual = _METRICS[summary.study.metric]
     exponent = int(f"{found.mean * factor:.1e}".partition("e")[2])
     return min(9, max(usual, 1 - exponent)) if found.mean else usual
 
@@ -174,7 +174,7 @@ def _block_difference(method: MethodSummary, summary: Summary) -> Difference | N
 
 
 def _per_token(summary: Summary) -> str:
-    is_lm = summary.study["task"] == "causal-lm" and summary.study["metric"] == "test_loss"
+    is_lm = summary.study.task == "causal-lm" and summary.study.metric == "test_loss"
     return " per token" if is_lm else ""
 
 
@@ -197,8 +197,8 @@ def flags_of(
         flags.append(f"preliminary: {_count(method.metric.n, 'seed')}")
     lost = Counter(status for status in method.statuses.values() if status != "success")
     flags += [f"{count} {status}" for status, count in sorted(lost.items())]
-    ended = sum(row is not None and row["status"] in ("success", "diverged") for _, row in trials)
-    if trials and all(row is not None and row["status"] != "success" for _, row in trials):
+    ended = sum(row is not None and row.status in ("success", "diverged") for _, row in trials)
+    if trials and all(row is not None and not row.succeeded for _, row in trials):
         flags.append("no rate succeeded")
     elif trials and ended < sum(row is not None for _, row in trials):
         flags.append(f"{ended} of {len(trials)} rates tried to the end")

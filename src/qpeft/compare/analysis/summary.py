@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.compare.analysis.comparisons import Pair, compare
-from qpeft.compare.analysis.found import Block, BlockMember, Curve, MethodSummary, Reached, Summary
+from qpeft.compare.analysis.found import Block, BlockMember, MethodSummary, Reached, Summary
 from qpeft.compare.analysis.limits import limits_of
 from qpeft.compare.analysis.records import (
     MethodRows,
@@ -17,38 +17,36 @@ from qpeft.compare.analysis.records import (
     numbers,
     on_mixed_hardware,
     read_method,
-    read_study,
 )
 from qpeft.compare.analysis.sentences import flags_of, headlines_of, sentence
 from qpeft.compare.analysis.statistics import MIN_SEEDS, Difference
 from qpeft.compare.analysis.tables import write_tables
 from qpeft.compare.analysis.targets import steps_and_seconds, target_losses
-from qpeft.compare.rows import Row
+from qpeft.compare.resolved import ResolvedBlock, ResolvedMethod, ResolvedStudy
+from qpeft.compare.rows import Curve, Row, Train
 from qpeft.compare.study import UNTRAINED, is_ranked
 
-Study = Mapping[str, Any]
 Differences = Mapping[Pair, Difference]
 
 
-def write_outputs(folder: Path) -> Summary:
+def write_outputs(folder: Path, study: ResolvedStudy, rows: Mapping[str, Row]) -> Summary:
     """Write everything but the report's page: results.jsonl, results.csv, summary.csv, blocks.csv, summary.md.
 
-    The same rows give the same bytes. Raises what `summarise` raises.
+    `rows`: all rows of the study, by cell_id. The same rows give the same bytes.
     """
-    summary = summarise(folder)
-    write_tables(folder, summary)
+    summary = summarise(study, rows)
+    write_tables(folder, summary, rows)
     return summary
 
 
-def summarise(folder: Path) -> Summary:
-    """Everything that is said of the study in `folder`. Raises InputError, CheckpointError where there is none."""
-    study = read_study(folder)
-    rows = {method["key"]: read_method(folder, study, method) for method in study["methods"]}
+def summarise(study: ResolvedStudy, all_rows: Mapping[str, Row]) -> Summary:
+    """Everything that is said of the study; `all_rows` by cell_id."""
+    rows = {method.key: read_method(study, method, all_rows) for method in study.methods}
     curves = {key: _curves(found.seeds) for key, found in rows.items()}
     targets = target_losses(study, {key: _of(curves[key], found.successes) for key, found in rows.items()})
-    lower_is_better = study["metric"] == "test_loss"
+    lower_is_better = study.lower_is_better
     differences = _differences(study, rows, lower_is_better)
-    methods = [_method(study, method, rows[method["key"]], differences, targets) for method in study["methods"]]
+    methods = [_method(study, method, rows[method.key], differences, targets) for method in study.methods]
     base = next((method.metric for method in methods if method.method == UNTRAINED and method.metric), None)
     methods = [
         replace(m, flags=flags_of(m, rows[m.key].trials, base.mean if base else None, lower_is_better)) for m in methods
@@ -59,8 +57,8 @@ def summarise(folder: Path) -> Summary:
         study=study,
         lower_is_better=lower_is_better,
         methods=methods,
-        blocks=[_block(block, methods, differences, lower_is_better) for block in study["blocks"]],
-        failures=[row for found in rows.values() for row in found.present if row["status"] != "success"],
+        blocks=[_block(block, methods, differences, lower_is_better) for block in study.blocks],
+        failures=[row for found in rows.values() for row in found.present if not row.succeeded],
         targets=targets,
         limits=[],
         tuning={key: [(rate, _valid_loss(row)) for rate, row in found.trials] for key, found in rows.items()},
@@ -70,7 +68,7 @@ def summarise(folder: Path) -> Summary:
         n_comparisons=len({frozenset(pair) for pair, found in differences.items() if found.p is not None}),
     )
     sentences = {method.key: sentence(method, summary) for method in methods}
-    trained = [rows[method["key"]] for method in study["methods"] if method["rates"]]
+    trained = [rows[method.key] for method in study.methods if method.rates]
     return replace(
         summary,
         sentences=sentences,
@@ -84,7 +82,7 @@ def _unequal_order(methods: Iterable[MethodRows]) -> list[str]:
     orders: dict[int, set[str]] = {}
     for found in methods:
         for seed, row in found.successes.items():
-            if sha := row["data"].get("order_sha256"):
+            if sha := row.data.order_sha256:
                 orders.setdefault(seed, set()).add(sha)
     unequal = [str(seed) for seed, found in orders.items() if len(found) > 1]
     if not unequal:
@@ -92,72 +90,78 @@ def _unequal_order(methods: Iterable[MethodRows]) -> list[str]:
     return [f"The methods did not see the same batches with seed {', '.join(unequal)}: differences are not paired."]
 
 
-def _differences(study: Study, rows: Mapping[str, MethodRows], lower_is_better: bool) -> Differences:
+def _differences(study: ResolvedStudy, rows: Mapping[str, MethodRows], lower_is_better: bool) -> Differences:
     """The study's family: methods against the reference, controls against their targets, members against a block's."""
-    figure = f"quality.{study['metric']}"
+    figure = f"quality.{study.metric}"
     by_seed = {key: {s: numbers(row).get(figure) for s, row in found.successes.items()} for key, found in rows.items()}
     values = {key: {s: value for s, value in found.items() if value is not None} for key, found in by_seed.items()}
     failed = {key for key, found in rows.items() if found.has_failures}
     return compare(_pairs(study), values, failed, lower_is_better)
 
 
-def _pairs(study: Study) -> list[Pair]:
-    in_blocks = [(member["key"], block["of"]) for block in study["blocks"] for member in block["members"]]
-    main = [(m["key"], study["reference"]) for m in study["methods"] if m["role"] != "equal_budget"]
-    controls = [(m["key"], m["against"]) for m in study["methods"] if m["against"] is not None]
+def _pairs(study: ResolvedStudy) -> list[Pair]:
+    in_blocks = [(member.key, block.of) for block in study.blocks for member in block.members]
+    main = [(m.key, study.reference) for m in study.methods if m.role != "equal_budget"]
+    controls = [(m.key, m.against) for m in study.methods if m.against is not None]
     return [(key, to) for key, to in (*main, *controls, *in_blocks) if key != to]
 
 
 def _method(
-    study: Study, method: Study, rows: MethodRows, differences: Differences, targets: Mapping[str, float | None]
+    study: ResolvedStudy,
+    method: ResolvedMethod,
+    rows: MethodRows,
+    differences: Differences,
+    targets: Mapping[str, float | None],
 ) -> MethodSummary:
     figures = describe_figures(rows.successes)
-    cost = {} if rows.cost is None else rows.cost["cost"]
-    trained = next((row["train"] for row in (*rows.successes.values(), *rows.present) if row["train"].get("lr")), {})
-    steps_to, seconds_to = _speeds(_curves(rows.successes) if method["rates"] else {}, targets)
+    cost = {} if rows.cost is None else rows.cost.cost.to_json()
+    trained = next((row.train for row in (*rows.successes.values(), *rows.present) if row.train.lr), Train())
+    steps_to, seconds_to = _speeds(_curves(rows.successes) if method.rates else {}, targets)
     mixed = on_mixed_hardware(rows.successes)
     left = _mean("cost.params_deployed", figures)  # SoRA is planned at its most
     return MethodSummary(
-        **{name: method[name] for name in ("key", "label", "role", "against", "method", "settings", "hash")},
-        trainable=method["trainable"],
-        deployed=method["deployed"] if left is None else round(left),
+        **{name: getattr(method, name) for name in ("key", "label", "role", "against", "method", "settings", "hash")},
+        trainable=method.trainable,
+        deployed=method.deployed if left is None else round(left),
         generator=_mean("cost.params_generator", figures),
         bytes_stored=_mean("cost.bytes_stored", figures),
-        lr=trained.get("lr") if method["rates"] else None,
-        lr_at_edge=trained.get("lr_at_grid_edge") if method["rates"] else None,
-        metric=figures.get(f"quality.{study['metric']}"),
+        lr=trained.lr if method.rates else None,
+        lr_at_edge=trained.lr_at_grid_edge if method.rates else None,
+        metric=figures.get(f"quality.{study.metric}"),
         figures=figures,
         cost=cost,
         hardware=None if rows.cost is None else hardware(rows.cost),
         statuses=rows.statuses,
-        difference=differences.get((method["key"], study["reference"])) if method["role"] != "equal_budget" else None,
-        difference_to_target=differences.get((method["key"], method["against"])),
+        difference=differences.get((method.key, study.reference)) if method.role != "equal_budget" else None,
+        difference_to_target=differences.get((method.key, method.against or "")),
         steps_to=steps_to,
         seconds_to={} if mixed else seconds_to,
-        null_reasons=_reasons(rows, method, study.get("costs", True)),
+        null_reasons=_reasons(rows, method, study.costs),
         flags=[],
         rank=None,
     )
 
 
-def _block(block: Study, methods: list[MethodSummary], differences: Differences, lower_is_better: bool) -> Block:
-    keys = {member["key"] for member in block["members"]}
-    present = [method for method in methods if method.key in keys or method.key == block["of"]]
-    over = {member["key"]: member["over_budget"] for member in block["members"]}
-    close = [m for m in present if is_ranked(m.trainable / block["budget"])]
+def _block(
+    block: ResolvedBlock, methods: list[MethodSummary], differences: Differences, lower_is_better: bool
+) -> Block:
+    keys = {member.key for member in block.members}
+    present = [method for method in methods if method.key in keys or method.key == block.of]
+    over = {member.key: member.over_budget for member in block.members}
+    close = [m for m in present if is_ranked(m.trainable / block.budget)]
     ranks = _ranks(close, lower_is_better)
     members = [
         BlockMember(
             key=method.key,
             trainable=method.trainable,
-            ratio=method.trainable / block["budget"],
+            ratio=method.trainable / block.budget,
             over_budget=over.get(method.key, False),
-            difference=differences.get((method.key, block["of"])),
+            difference=differences.get((method.key, block.of)),
             rank=ranks.get(method.key),
         )
         for method in present
     ]
-    return Block(block["of"], block["budget"], members)
+    return Block(block.of, block.budget, members)
 
 
 def _ranks(methods: Iterable[MethodSummary], lower_is_better: bool) -> dict[str, int]:
@@ -182,7 +186,7 @@ def _speeds(
 
 
 def _curves(rows: Mapping[int, Row | None]) -> dict[int, Curve]:
-    return {seed: row["train"]["curve"] for seed, row in rows.items() if row is not None and row["train"].get("curve")}
+    return {seed: row.train.curve for seed, row in rows.items() if row is not None and row.train.curve}
 
 
 def _of(curves: Mapping[int, Curve], seeds: Iterable[int]) -> dict[int, Curve]:
@@ -190,7 +194,7 @@ def _of(curves: Mapping[int, Curve], seeds: Iterable[int]) -> dict[int, Curve]:
 
 
 def _valid_loss(row: Row | None) -> float | None:
-    return row["quality"].get("valid_loss") if row is not None and row["status"] == "success" else None
+    return row.quality.valid_loss if row is not None and row.succeeded else None
 
 
 def _mean(name: str, figures: Mapping[str, Any]) -> float | None:
@@ -199,16 +203,16 @@ def _mean(name: str, figures: Mapping[str, Any]) -> float | None:
     return None if stats is None else stats.mean
 
 
-def _reasons(rows: MethodRows, method: Study, has_costs: bool) -> dict[str, str]:
+def _reasons(rows: MethodRows, method: ResolvedMethod, has_costs: bool) -> dict[str, str]:
     """Why figures are missing: what the rows say of theirs, and what is missing with a whole row."""
     reasons = {} if rows.successes else {"quality": "no seed succeeded"}
-    if not method["rates"]:
+    if not method.rates:
         reasons |= {"cost": "nothing is trained", "capacity": "nothing is adapted"}
     elif rows.cost is None:
         reasons["cost"] = "not measured yet" if has_costs else "the study measures no costs"
-    elif rows.cost["status"] != "success":
-        reasons["cost"] = f"{rows.cost['status']}: {rows.cost['error_msg']}"
+    elif not rows.cost.succeeded:
+        reasons["cost"] = f"{rows.cost.status}: {rows.cost.error_msg}"
     if on_mixed_hardware(rows.successes):
         reasons["train.seconds"] = "the seeds ran on different hardware"
     told = (*rows.successes.values(), *((rows.cost,) if rows.cost is not None else ()))
-    return reasons | {name: reason for row in told for name, reason in row["null_reasons"].items()}
+    return reasons | {name: reason for row in told for name, reason in row.null_reasons.items()}

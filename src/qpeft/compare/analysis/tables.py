@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from qpeft.compare.analysis.found import MethodSummary, Reached, Summary
 from qpeft.compare.analysis.markdown import markdown
 from qpeft.compare.analysis.records import flatten, read_method
 from qpeft.compare.analysis.statistics import Difference, Stats
-from qpeft.compare.rows import Row
+from qpeft.compare.rows import Row, line_of
 from qpeft.files import write_text
 
 _FIRST = ("cell_id", "method", "label", "role", "seed", "status")
@@ -39,31 +38,26 @@ _FIGURES = (
 )
 
 
-def write_tables(folder: Path, summary: Summary) -> None:
+def write_tables(folder: Path, summary: Summary, all_rows: Mapping[str, Row]) -> None:
     """Write the five files into `folder`, each atomically."""
-    rows = list(_present_rows(folder, summary))
-    write_text(folder / "results.jsonl", "".join(_json_line(row) for row in rows))
+    rows = list(_present_rows(summary, all_rows))
+    write_text(folder / "results.jsonl", "".join(line_of(row) for row in rows))
     write_text(folder / "results.csv", _csv(_FIRST, map(_flat, rows)))
     write_text(folder / "summary.csv", _csv(("key",), map(_method_line, summary.methods)))
     write_text(folder / "blocks.csv", _csv(("of", "budget", "key"), _block_lines(summary)))
     write_text(folder / "summary.md", markdown(summary))
 
 
-def _present_rows(folder: Path, summary: Summary) -> Iterable[Row]:
-    for method in summary.study["methods"]:
-        yield from read_method(folder, summary.study, method).present
-
-
-def _json_line(row: Row) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+def _present_rows(summary: Summary, rows: Mapping[str, Row]) -> Iterable[Row]:
+    for method in summary.study.methods:
+        yield from read_method(summary.study, method, rows).present
 
 
 def _flat(row: Row) -> dict[str, Any]:
     """A row with dotted names, without its lists (curves, texts), which results.jsonl has."""
-    reasons = row["null_reasons"]
-    flat = flatten({key: value for key, value in row.items() if key != "null_reasons"})
+    flat = flatten({key: value for key, value in row.to_json().items() if key != "null_reasons"})
     kept = {name: value for name, value in flat.items() if not isinstance(value, list)}
-    return kept | {"null_reasons": _reasons(reasons)}
+    return kept | {"null_reasons": _reasons(row.null_reasons)}
 
 
 def _method_line(method: MethodSummary) -> dict[str, Any]:

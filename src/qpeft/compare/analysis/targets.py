@@ -7,27 +7,28 @@ fine-tuning gained. Nothing is interpolated between evaluations.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from qpeft import methods
-from qpeft.compare.analysis.found import Curve, Reached
+from qpeft.compare.analysis.found import Reached
 from qpeft.compare.analysis.statistics import describe
 from qpeft.compare.measurements.convergence import first_at_or_below
+from qpeft.compare.resolved import ResolvedStudy
+from qpeft.compare.rows import Curve
 from qpeft.methods import Trains
 
 REFERENCE, HALF, NINETY = "reference", "half_of_full", "ninety_of_full"
 
 
-def target_losses(study: Mapping[str, Any], curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, float | None]:
+def target_losses(study: ResolvedStudy, curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, float | None]:
     """The three losses; None where the study has no such method, or full fine-tuning gained nothing.
 
     `curves`: by method, those of the seeds that succeeded.
     """
-    full = next((m["key"] for m in study["methods"] if _trains_model(m["method"])), None)
+    full = next((m.key for m in study.methods if _trains_model(m.method)), None)
     start, end = _mean_loss(curves.get(full or "", {}), 0), _mean_loss(curves.get(full or "", {}), -1)
     gain = start - end if start is not None and end is not None else 0.0
     return {
-        REFERENCE: _mean_loss(curves.get(study["reference"], {}), -1),
+        REFERENCE: _mean_loss(curves.get(study.reference, {}), -1),
         HALF: start - 0.5 * gain if start is not None and gain > 0 else None,
         NINETY: start - 0.9 * gain if start is not None and gain > 0 else None,
     }

@@ -6,15 +6,17 @@ import platform
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from qpeft.compare.rows import Row, empty_row
-from qpeft.compare.study import UNTRAINED
+from pydantic import BaseModel, ConfigDict
+
+from qpeft.compare.resolved import ResolvedMethod
+from qpeft.compare.rows import Base, Data, Environment, MethodConfig, Row, Train, cell_id
+from qpeft.compare.study import UNTRAINED, Generation, Training
 from qpeft.errors import TrainingError
 from qpeft.files import remove_folder
 
@@ -24,31 +26,80 @@ _PACKAGES = ("qpeft", "torch", "transformers", "peft")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A method with a seed and a rate; plain data that any process on any machine with the study's folder can run."""
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class RecipeBase(Base):
+    """The base model, with its place on this machine."""
+
+    path: str
+
+
+class RecipeData(_Frozen):
+    """The split data, with the paths of its parts on this machine."""
+
+    id: str
+    sha256: str
+    train: str
+    validation: str
+    test: str
+    general: str | None = None
+
+
+class Reference(_Frozen):
+    """The method that times are compared with."""
+
+    method: str
+    host: str = "lora"
+    settings: dict[str, Any] = {}
+
+
+class Recipe(_Frozen):
+    """What all cells of a study share."""
+
+    base: RecipeBase
+    data: RecipeData
+    task: str
+    training: Training
+    test_blocks: int = 0
+    generation: Generation | None = None
+    capacity: bool = True
+    first_seed: int = 0
+    reference: Reference | None = None
+
+
+class Cell(_Frozen):
+    """A method with a seed and a learning rate: all that a process needs to run it in the study's folder."""
 
     study: str
-    method: str  # the study's key
+    spec: ResolvedMethod
     role: str
     name: str  # of its row: seed0, lr0.001, cost
     seed: int
-    hash: str  # of the method's config with its rates, the base, the data and the training
-    weight: float  # cheap ones go first
-    config: dict[str, Any]  # label, method, host, settings, rates
     lr: float | None
-    lr_at_edge: str | None
-    recipe: dict[str, Any]  # what all cells of the study share
+    lr_at_edge: Literal["low", "high"] | None = None
+    recipe: Recipe
     impossible: str | None = None  # why it cannot run
 
     @property
+    def method(self) -> str:
+        """The study's key of the method."""
+        return self.spec.key
+
+    @property
+    def hash(self) -> str:
+        """Over the method's config with its learning rates, the base, the data and the training."""
+        return self.spec.hash
+
+    @property
     def cell_id(self) -> str:
-        return f"{self.study}/{self.method}/{self.hash}/{self.name}"
+        return cell_id(self.study, self.method, self.hash, self.name)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps that it takes."""
-        return 0 if self.config["method"] == UNTRAINED or self.role == "cost" else self.recipe["training"]["steps"]
+        """Optimizer steps that it takes."""
+        return 0 if self.spec.method == UNTRAINED or self.role == "cost" else self.recipe.training.steps
 
 
 def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
@@ -85,57 +136,65 @@ def tidy(cell: Cell, folder: Path) -> None:
 
 def started_row(cell: Cell) -> Row:
     """A row with everything that is known before the cell runs."""
-    row = empty_row(cell.cell_id, cell.study, cell.method, cell.role, cell.seed)
-    recipe = cell.recipe
-    row["label"] = cell.config["label"]
-    row["method_config"] = {key: cell.config[key] for key in ("method", "host", "settings")} | {"hash": cell.hash}
-    if cell.config.get("backend"):
-        row["method_config"]["backend"] = cell.config["backend"]
-    row["base"] = {key: recipe["base"][key] for key in ("id", "sha256", "dtype", "params_total")}
-    row["data"] = {key: recipe["data"][key] for key in ("id", "sha256")}
-    row["train"] = {
-        "lr": cell.lr,
-        "lr_grid": cell.config["rates"],
-        "lr_at_grid_edge": cell.lr_at_edge,
-        "optimizer": "AdamW, betas 0.9 and 0.999",
-        "schedule": f"linear decay after {recipe['training']['warmup']:.0%} warm-up",
-        **{key: recipe["training"][key] for key in ("steps", "batch_size", "seq_len", "weight_decay", "max_grad_norm")},
-    }
-    row["env"] = environment()
-    row["created_at"] = datetime.now(UTC).isoformat(timespec="seconds")
-    return row
+    recipe, spec = cell.recipe, cell.spec
+    training = recipe.training
+    backend = {"backend": spec.backend} if spec.backend else {}
+    return Row(
+        cell_id=cell.cell_id,
+        study=cell.study,
+        method=cell.method,
+        label=spec.label,
+        method_config=MethodConfig(
+            method=spec.method, host=spec.host, settings=spec.settings, hash=cell.hash, **backend
+        ),
+        role=cell.role,
+        seed=cell.seed,
+        base=Base(**{name: getattr(recipe.base, name) for name in ("id", "sha256", "dtype", "params_total")}),
+        data=Data(id=recipe.data.id, sha256=recipe.data.sha256),
+        train=Train(
+            lr=cell.lr,
+            lr_grid=spec.rates,
+            lr_at_grid_edge=cell.lr_at_edge,
+            optimizer="AdamW, betas 0.9 and 0.999",
+            schedule=f"linear decay after {training.warmup:.0%} warm-up",
+            steps=training.steps,
+            batch_size=training.batch_size,
+            seq_len=training.seq_len,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.max_grad_norm,
+        ),
+        env=environment(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def failed_row(cell: Cell, error: BaseException) -> Row:
     """The row of a cell that raised: status oom where memory was short, else failed."""
     is_oom = isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
     tail = "".join(traceback.format_exception(error))[-2000:]
-    return {
-        **lost_row(cell, "oom" if is_oom else "failed", str(error) or type(error).__name__),
-        "error_type": type(error).__name__,
-        "traceback_tail": tail,
-    }
+    lost = lost_row(cell, "oom" if is_oom else "failed", str(error) or type(error).__name__)
+    return lost.updated(error_type=type(error).__name__, traceback_tail=tail)
 
 
 def lost_row(cell: Cell, status: str, message: str) -> Row:
     """The row of a cell whose process is gone."""
-    return {**started_row(cell), "status": status, "error_msg": message}
+    return started_row(cell).updated(status=status, error_msg=message)
 
 
 @cache
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Versions and hardware, as they stand in a row."""
     import torch
 
     on_gpu = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        **{package: version(package) for package in _PACKAGES},
-        "device": torch.cuda.get_device_name() if on_gpu else _cpu_name(),
-        "device_count": torch.cuda.device_count() if on_gpu else 1,
-        "threads": torch.get_num_threads(),
-        "os": platform.system(),
-    }
+    return Environment(
+        python=platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},  # type: ignore[arg-type]
+        device=torch.cuda.get_device_name() if on_gpu else _cpu_name(),
+        device_count=torch.cuda.device_count() if on_gpu else 1,
+        threads=torch.get_num_threads(),
+        os=platform.system(),
+    )
 
 
 def _cpu_name() -> str:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import qpeft
-from qpeft.compare.cells.cell import Cell, Steps, failed_row, started_row, work_folder
+from qpeft.compare.cells.cell import Cell, Recipe, Steps, failed_row, started_row, work_folder
 from qpeft.compare.cells.keep import Audit, KeepBest, best_of, restore
 from qpeft.compare.data import test_references
 from qpeft.compare.measurements.capacity import measure_capacity
 from qpeft.compare.measurements.convergence import derive
 from qpeft.compare.measurements.generation import generate_texts, score_texts
-from qpeft.compare.rows import Row
-from qpeft.compare.study import UNTRAINED
+from qpeft.compare.rows import Convergence, Row
+from qpeft.compare.study import UNTRAINED, Generation
 from qpeft.errors import QpeftError, TrainingError
 from qpeft.files import read_json
 from qpeft.training import outputs, train
@@ -34,6 +34,7 @@ from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks import Score, Task, task_class
 
 _CAPACITY_TOKENS = 2048
+_NOT_GENERATED = {"params_generator": "nothing is generated"}
 _SHARED = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay", "max_grad_norm")
 _SHARED += ("dtype", "eval_blocks")
 
@@ -41,50 +42,53 @@ _SHARED += ("dtype", "eval_blocks")
 def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
     """The row of a training, or of the base alone."""
     row = started_row(cell)
-    if cell.config["method"] == UNTRAINED:
+    if cell.spec.method == UNTRAINED:
         ready = _untrained(cell)
         _measure_base(row, ready)
     else:
         ready = _train(cell, row, work_folder(cell, folder), on_step)
     if cell.role != "tuning":
         _measure(cell, row, ready)
-    row["status"] = "diverged" if row["convergence"].get("diverged") else "success"
-    return _with_reasons_apart(row)
+    row.status = "diverged" if row.convergence.diverged else "success"
+    return row
 
 
 def diverged_row(cell: Cell, folder: Path, error: TrainingError) -> Row:
     """The row of a training whose loss or gradient stopped being finite, with its curve up to there."""
-    row = {**failed_row(cell, error), "status": "diverged", "traceback_tail": None, "convergence": {"diverged": True}}
+    row = failed_row(cell, error).updated(
+        status="diverged", traceback_tail=None, convergence=Convergence(diverged=True)
+    )
     log = read_rows(work_folder(cell, folder) / "run" / "metrics.jsonl")
-    row["train"] |= {"curve": _curve(log), "seconds": log[-1]["seconds"] if log else 0.0}
+    row.train.curve, row.train.seconds = _curve(log), log[-1]["seconds"] if log else 0.0
     return row
 
 
 def settings_of(cell: Cell, out: Path, data: str = "validation") -> TrainSettings:
     """The run of a cell; `data` is the part that it is scored on."""
-    recipe, config = cell.recipe, cell.config
-    untrained = config["method"] == UNTRAINED
+    recipe, spec = cell.recipe, cell.spec
+    training = recipe.training
+    untrained = spec.method == UNTRAINED
     return TrainSettings(
-        model=recipe["base"]["path"],
-        data=recipe["data"]["train"],
-        eval_data=recipe["data"][data],
+        model=recipe.base.path,
+        data=recipe.data.train,
+        eval_data=getattr(recipe.data, data),
         out=str(out),
-        task=recipe["task"],
-        method=config["method"],
-        host=config["host"],
-        method_settings={} if untrained else dict(config["settings"]),
-        backend_settings=dict(config.get("backend", {})),
+        task=recipe.task,
+        method=spec.method,
+        host=spec.host,
+        method_settings={} if untrained else dict(spec.settings),
+        backend_settings=dict(spec.backend),
         lr=cell.lr or 1.0,
         seed=cell.seed,
-        eval_every=recipe["training"]["eval_every"] or max(1, recipe["training"]["steps"] // 8),
-        save_every=recipe["training"]["save_every"] or _save_every(cell),
-        **{key: recipe["training"][key] for key in _SHARED},
+        eval_every=training.eval_every or max(1, training.steps // 8),
+        save_every=training.save_every or _save_every(cell),
+        **{name: getattr(training, name) for name in _SHARED},
     )
 
 
 def _save_every(cell: Cell) -> int | None:
     """A quarter of the steps; with a backend what suits it, which on hardware is every step."""
-    return None if cell.config.get("backend") else max(1, cell.recipe["training"]["steps"] // 4)
+    return None if cell.spec.backend else max(1, cell.recipe.training.steps // 4)
 
 
 def shared_task(settings: TrainSettings) -> Task:
@@ -141,12 +145,12 @@ def _without_jobs(ready: Prepared, row: Row | None = None) -> Any:
     if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator:
         qpeft.set_backend(ready.model)
         if row is not None:
-            row["null_reasons"]["cost.on_backend"] = "times are those of exact circuits: no jobs were sent for them"
+            row.null_reasons["cost.on_backend"] = "times are those of exact circuits: no jobs were sent for them"
     return ready.model
 
 
 def _test_settings(cell: Cell) -> TrainSettings:
-    return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe["test_blocks"])
+    return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe.test_blocks)
 
 
 def _untrained(cell: Cell) -> Prepared:
@@ -155,11 +159,12 @@ def _untrained(cell: Cell) -> Prepared:
         return prepare(settings, Silent(), shared_task(settings))
 
 
-def _with_reasons_apart(row: Row) -> Row:
-    """Each part's `null_reasons` under those of the row, by dotted name."""
-    for part in ("quality", "cost", "convergence", "capacity"):
-        row["null_reasons"] |= {f"{part}.{name}": why for name, why in row[part].pop("null_reasons", {}).items()}
-    return row
+def _record(row: Row, part: str, values: dict[str, Any]) -> None:
+    """Set fields of a part of the row; the reasons for its nulls become those of the row, by dotted name."""
+    found = {name: value for name, value in values.items() if name != "null_reasons"}
+    section = getattr(row, part)
+    setattr(row, part, type(section).model_validate(section.to_json() | found))
+    row.null_reasons |= {f"{part}.{name}": why for name, why in values.get("null_reasons", {}).items()}
 
 
 def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
@@ -175,25 +180,27 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
     log = read_rows(work / "run" / "metrics.jsonl")
     curve, norms = _curve(log), [entry["grad_norm"] for entry in log if "grad_norm" in entry]
     step, loss = best_of(best)
-    row["data"] |= {"order_sha256": audited["order_sha256"], "tokens_seen": audited["tokens_seen"]}
-    row["data"]["tokens_per_step"] = audited["tokens_seen"] / settings.steps
-    row["train"] |= {"seconds": result.seconds, "curve": curve}
-    row["quality"] = {"valid_loss": loss, "valid_loss_last": result.after.loss, "best_step": step}
+    tokens_per_step = audited["tokens_seen"] / settings.steps
+    _record(row, "data", {"order_sha256": audited["order_sha256"], "tokens_seen": audited["tokens_seen"]})
+    _record(row, "data", {"tokens_per_step": tokens_per_step})
+    _record(row, "train", {"seconds": result.seconds, "curve": curve})
+    _record(row, "quality", {"valid_loss": loss, "valid_loss_last": result.after.loss, "best_step": step})
     if result.circuits is not None:
-        row["train"]["circuits"] = result.circuits
+        row.train.circuits = result.circuits
         with _or_reason(row, "quality.valid_loss_on_backend"), _quiet():
-            row["quality"]["valid_loss_on_backend"] = _score_on_backend(ready, work / "run")
-    row["cost"] = {
+            row.quality.valid_loss_on_backend = _score_on_backend(ready, work / "run")
+    generator = outputs.count_generator(ready.model)
+    sizes = {
         "params_trainable": result.trainable,
         "params_head": result.trainable_head,
         "params_deployed": outputs.count_deployed(ready.model),
-        "params_generator": outputs.count_generator(ready.model),
+        "params_generator": generator,
         "bytes_stored": result.stored_bytes or result.exported_bytes,
         "optimizer_bytes": audited["optimizer_bytes"],
+        "null_reasons": _NOT_GENERATED if generator is None else {},
     }
-    if row["cost"]["params_generator"] is None:
-        row["null_reasons"]["cost.params_generator"] = "nothing is generated"
-    row["convergence"] = derive(curve, norms, row["data"]["tokens_per_step"])
+    _record(row, "cost", sizes)
+    _record(row, "convergence", derive(curve, norms, tokens_per_step))
     return ready
 
 
@@ -212,29 +219,29 @@ def _score_on_backend(ready: Prepared, run: Path) -> float:
 
 def _measure_base(row: Row, ready: Prepared) -> None:
     score = ready.task.score(ready.model)
-    row["train"] |= {"seconds": 0.0, "curve": [[0, None, score.loss, 0.0]]}
-    row["quality"] = {"valid_loss": score.loss, "valid_loss_last": score.loss, "best_step": 0}
-    counts = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored", "optimizer_bytes"), 0)
-    row["cost"] = {**counts, "params_generator": None}
-    row["null_reasons"]["cost.params_generator"] = "nothing is generated"
+    _record(row, "train", {"seconds": 0.0, "curve": [[0, None, score.loss, 0.0]]})
+    _record(row, "quality", {"valid_loss": score.loss, "valid_loss_last": score.loss, "best_step": 0})
+    sizes = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored", "optimizer_bytes"), 0)
+    _record(row, "cost", {**sizes, "params_generator": None, "null_reasons": _NOT_GENERATED})
 
 
 def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
-    """The test figures, read once; and what the adapter does."""
-    model = ready.model.eval()
+    """The scores on the test data, read once; and what the adapter does."""
+    model, recipe = ready.model.eval(), cell.recipe
     with _quiet():
         test = shared_task(_test_settings(cell))
-        row["quality"] |= _quality(test.score(model))
-        row["data"]["splits"] = _sizes(ready.task, test)
-        if cell.recipe["generation"] and cell.recipe["task"] == "causal-lm":
+        _record(row, "quality", _quality(test.score(model)))
+        row.data.splits = _sizes(ready.task, test)
+        if recipe.generation and recipe.task == "causal-lm":
             with _or_reason(row, "quality.bleu"):
-                _generate(cell, row, model, test)
+                _generate(recipe, recipe.generation, row, model, test)
         _measure_forgetting(cell, row, ready)
-        if cell.recipe["capacity"] and cell.config["method"] != UNTRAINED:
+        if recipe.capacity and cell.spec.method != UNTRAINED:
             with _or_reason(row, "capacity"):
-                row["capacity"] = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
-            if cell.seed != cell.recipe["first_seed"]:  # each place's own figures stand in one row of a method
-                row["capacity"] = {k: v for k, v in row["capacity"].items() if k not in ("modules", "blocks")}
+                found = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
+                if cell.seed != recipe.first_seed:  # only one row of a method keeps the values of each place
+                    found = {name: value for name, value in found.items() if name not in ("modules", "blocks")}
+                _record(row, "capacity", found)
 
 
 def _quality(score: Score) -> dict[str, Any]:
@@ -264,36 +271,33 @@ def _or_reason(row: Row, name: str) -> Iterator[None]:
     try:
         yield
     except QpeftError as error:
-        row["null_reasons"][name] = str(error)
+        row.null_reasons[name] = str(error)
 
 
 def _measure_forgetting(cell: Cell, row: Row, ready: Prepared) -> None:
     """Loss on a general text, each token predicted by those before it: after training minus before."""
-    source = cell.recipe["data"]["general"]
-    row["quality"]["forgetting_shifted"] = None
+    source = cell.recipe.data.general
+    row.quality.forgetting_shifted = None
     if source is None:
-        row["null_reasons"]["quality.forgetting_shifted"] = "the study names no general_data"
+        row.null_reasons["quality.forgetting_shifted"] = "the study names no general_data"
         return
-    settings = replace(settings_of(cell, Path()), data=source, eval_data=source, eval_blocks=cell.recipe["test_blocks"])
+    settings = replace(settings_of(cell, Path()), data=source, eval_data=source, eval_blocks=cell.recipe.test_blocks)
     general = shared_task(settings)
     before = general.score(general.load_base().eval()).loss
-    row["quality"]["forgetting_shifted"] = general.score(ready.model).loss - before
+    row.quality.forgetting_shifted = general.score(ready.model).loss - before
 
 
-def _generate(cell: Cell, row: Row, model: Any, test: Any) -> None:
+def _generate(recipe: Recipe, asked: Generation, row: Row, model: Any, test: Any) -> None:
     """Answers to the test prompts, and their scores."""
-    asked = cell.recipe["generation"]
-    references = list(test_references(Path(cell.recipe["data"]["test"])).items())[: asked["n_prompts"]]
+    references = list(test_references(Path(recipe.data.test)).items())[: asked.n_prompts]
     if not references:
-        row["quality"]["bleu"] = None
-        row["null_reasons"]["quality.bleu"] = "the data has no prompts with answers"
+        reasons = {"bleu": "the data has no prompts with answers"}
+        _record(row, "quality", {"bleu": None, "null_reasons": reasons})
         return
     prompts, answers = zip(*references, strict=True)
-    texts = generate_texts(model, test.tokenizer, list(prompts), asked["max_new_tokens"])
-    encoder = asked["bertscore_model"]
-    scores = score_texts(texts, list(answers), Path(encoder) if encoder else None)
-    row["null_reasons"] |= {f"quality.{name}": why for name, why in scores.pop("null_reasons", {}).items()}
-    row["quality"] |= {**scores, "texts": texts}
+    texts = generate_texts(model, test.tokenizer, list(prompts), asked.max_new_tokens)
+    encoder = Path(asked.bertscore_model) if asked.bertscore_model else None
+    _record(row, "quality", {**score_texts(texts, list(answers), encoder), "texts": texts})
 
 
 def _batches(task: Task) -> list[dict[str, Any]]:
@@ -345,18 +349,20 @@ def cost_row(cell: Cell, folder: Path) -> Row:
 
     row = started_row(cell)
     settings = settings_of(cell, Path())
-    reference = {**cell.recipe["reference"], "label": "reference", "rates": []}
-    like = settings_of(replace(cell, config=reference), Path())
+    assert cell.recipe.reference is not None
+    reference = cell.spec.model_copy(update={**dict(cell.recipe.reference), "backend": {}})
+    like = settings_of(cell.model_copy(update={"spec": reference}), Path())
     with _quiet():
         task = shared_task(settings)
         size = settings.batch_size
         batches = [task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)]
-        row["cost"] = measure_cost(
+        found = measure_cost(
             make_model=lambda: _without_jobs(prepare(settings, Silent(), task), row),
             make_reference=lambda: _without_jobs(prepare(like, Silent(), task)),
             make_base=task.load_base,
             batches=batches,
             settings=settings,
         )
-    row["status"] = "success"
-    return _with_reasons_apart(row)
+    _record(row, "cost", found)
+    row.status = "success"
+    return row

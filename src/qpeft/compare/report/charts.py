@@ -16,7 +16,8 @@ from qpeft.compare.report.trajectories import Curve, Path
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.found import MethodSummary, Summary
-    from qpeft.compare.rows import Row
+    from qpeft.compare.resolved import ResolvedStudy
+    from qpeft.compare.rows import Place, Row
 
 _NAMED = 12  # with more methods those of equal-budget blocks have numbers in the charts
 _LAYERS = (
@@ -43,7 +44,7 @@ class Chart:
 def differences(summary: Summary) -> list[Chart]:
     """Every method against the reference."""
     found = [m for m in ordered(summary) if m.difference is not None]
-    reference = summary[summary.study["reference"]]
+    reference = summary[summary.study.reference]
     lines = [_line(method, reference, method.difference, summary, method.against is not None) for method in found]
     return _forest("differences", lines, f"minus that of {reference.key}", summary)
 
@@ -65,7 +66,7 @@ def against_numbers(summary: Summary) -> list[Chart]:
 
 def against_time(summary: Summary) -> list[Chart]:
     """Quality against the time of a step, as a multiple of the reference's, which was taken in turns with it."""
-    title = f"time of a training step, \u00d7 {summary.study['reference']}"
+    title = f"time of a training step, \u00d7 {summary.study.reference}"
     return _pareto("step-time", title, lambda method: method.cost.get("step_ratio"), summary)
 
 
@@ -123,7 +124,7 @@ def sora_ranks(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Char
     """What SoRA's gates left of the ranks, over modules and seeds."""
     found = []
     for method in (method for method in summary.methods if _prunes_ranks(method.method)):
-        modules = [module for row in rows[method.key] for module in row["capacity"].get("modules") or ()]
+        modules = [module for row in rows[method.key] for module in row.capacity.modules]
         ranks = [rank for module in modules if (rank := _rank(module)) is not None]
         if ranks:
             name, title = f"ranks-{method.key}", f"Ranks that {method.key} kept"
@@ -138,11 +139,11 @@ def _prunes_ranks(method: str) -> bool:
     return found is not None and found.prunes_ranks
 
 
-def _rank(module: Mapping[str, Any]) -> int | None:
+def _rank(module: Place) -> int | None:
     """Of a module's ΔW: 0 where nothing of an update is left; None where it was not measured."""
-    if module.get("weight_numerical_rank") is not None:
-        return int(module["weight_numerical_rank"])
-    return 0 if "update_ratio" in module and module["update_ratio"] is None else None
+    if module.weight_numerical_rank is not None:
+        return module.weight_numerical_rank
+    return 0 if "update_ratio" in module.model_fields_set and module.update_ratio is None else None
 
 
 def _said_of(ranks: Sequence[int], n_modules: int) -> str:
@@ -194,7 +195,7 @@ def _pareto(name: str, x_title: str, cost: Callable[[MethodSummary], float | Non
 
 def _reference_last(summary: Summary) -> list[MethodSummary]:
     """So that it is drawn over the others."""
-    return sorted(summary.methods, key=lambda method: method.key == summary.study["reference"])
+    return sorted(summary.methods, key=lambda method: method.key == summary.study.reference)
 
 
 def _path(method: MethodSummary, summary: Summary, per_step: float = 1.0) -> Path | None:
@@ -218,21 +219,21 @@ def _with_a_course(paths: Iterable[Path | None]) -> list[Path]:
     return [path for path in paths if path is not None and len(path.x) > 1]
 
 
-def _per_step(study: Mapping[str, Any]) -> tuple[float, str]:
+def _per_step(study: ResolvedStudy) -> tuple[float, str]:
     """What a step sees, and what it is called."""
-    training = study["training"]
-    examples = training["batch_size"] * training.get("gradient_accumulation_steps", 1)
-    if study["task"] == "causal-lm" and training.get("seq_len"):
-        return examples * training["seq_len"], "tokens seen"
+    training = study.training
+    examples = training.batch_size * training.gradient_accumulation_steps
+    if study.task == "causal-lm" and training.seq_len:
+        return examples * training.seq_len, "tokens seen"
     return examples, "examples seen"
 
 
 def _layers(method: MethodSummary, rows: Sequence[Row], figure: str, summary: Summary) -> Path | None:
     by_layer: dict[int, list[float]] = {}
     for row in rows:
-        for block in row["capacity"].get("blocks") or ():
-            if block.get(figure) is not None:
-                by_layer.setdefault(block["layer"], []).append(block[figure])
+        for block in row.capacity.blocks:
+            if (value := getattr(block, figure)) is not None:
+                by_layer.setdefault(block.layer, []).append(value)
     if not by_layer:
         return None
     at = sorted(by_layer)

@@ -42,7 +42,7 @@ def speed(summary: Summary) -> Table:
         return cells.means([m.figures.get(figure) for m in found])
 
     targets = [name for name, loss in summary.targets.items() if loss is not None]
-    titles = {name: _TARGETS.get(name, f"{summary.study['reference']}'s loss") for name in targets}
+    titles = {name: _TARGETS.get(name, f"{summary.study.reference}'s loss") for name in targets}
     columns = [
         Column("Method", cells.names(found, summary), is_number=False),
         Column("Mean height of the curve", means("convergence.auc_per_token"), unit, hint),
@@ -84,7 +84,7 @@ def costs(summary: Summary) -> Table:
         Column("Stored", cells.written((m.bytes_stored for m in found), numbers.size)),
         Column("Optimiser", cells.written(map(_optimizer_bytes, found), numbers.size)),
         Column("Step", [_step(m) for m in found], "ms, median (p10 to p90)"),
-        Column(f"Step \u00d7 {summary.study['reference']}", cells.written(of("step_ratio"), _ratio), hint=against),
+        Column(f"Step \u00d7 {summary.study.reference}", cells.written(of("step_ratio"), _ratio), hint=against),
         Column("Peak memory", cells.written(of("peak_mem_bytes"), numbers.size)),
         *(_writing(found, batch, how) for batch in (1, 8) for how in ("merged", "unmerged")),
         Column("Overhead", cells.written(of("infer_overhead_pct"), _percent), "%, unmerged", overhead),
@@ -115,15 +115,15 @@ def environment(summary: Summary, rows: Iterable[Row]) -> Table:
     """Base, data, versions and machines, each with every value that the rows name."""
     found: dict[str, dict[str, None]] = {}
     for row in rows:
-        for key, value in row["env"].items():
+        for key, value in row.env.to_json().items():
             if value is not None:
                 found.setdefault(key, {})[str(value)] = None
-    base, data = summary.study["base"], summary.study["data"]
+    base, data = summary.study.base, summary.study.data
     lines = {
-        "base": f"{base['id']}, {base['params_total']:,} numbers, {base['dtype']}",
-        "base, SHA-256": base["sha256"],
-        "data": data["id"],
-        "data, SHA-256": data["sha256"],
+        "base": f"{base.id}, {base.params_total:,} numbers, {base.dtype}",
+        "base, SHA-256": base.sha256,
+        "data": data.id,
+        "data, SHA-256": data.sha256,
         **{key: "; ".join(values) for key, values in sorted(found.items())},
     }
     columns = [

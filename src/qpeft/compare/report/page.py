@@ -41,12 +41,12 @@ _SECTIONS = {
 _WITHOUT_MESSAGE = {"diverged": "a loss was not finite, or the last one above twice the first"}
 
 
-def write_report(folder: Path, summary: Summary) -> Path:
+def write_report(folder: Path, summary: Summary, all_rows: Mapping[str, Row]) -> Path:
     """Write `folder`/report.html and `folder`/plots/*.svg; returns the page. The same rows give the same bytes.
 
     The page is one file: styles, script and charts are in it, and it asks for nothing else.
     """
-    rows = {method["key"]: read_method(folder, summary.study, method) for method in summary.study["methods"]}
+    rows = {method.key: read_method(summary.study, method, all_rows) for method in summary.study.methods}
     successes = {key: list(found.successes.values()) for key, found in rows.items()}
     pictures = {
         "forest": charts.differences(summary),
@@ -123,7 +123,7 @@ def _answers(summary: Summary) -> dict[str, Any]:
 
 def _answer(method: MethodSummary, found: Any, summary: Summary) -> dict[str, Any]:
     if found is None:
-        verdict = "reference" if method.key == summary.study["reference"] else "no result"
+        verdict = "reference" if method.key == summary.study.reference else "no result"
         kind = "none"
     else:
         verdict, kind = f"{words.VERDICTS[found.verdict]} {found.verdict}", found.verdict.split()[0]
@@ -144,10 +144,10 @@ def _block(summary: Summary, index: int) -> dict[str, Any]:
 
 
 def _failure(row: Row) -> Mapping[str, str]:
-    message = ": ".join(part for part in (row["error_type"], row["error_msg"]) if part)
+    message = ": ".join(part for part in (row.error_type, row.error_msg) if part)
     return {
-        "name": row["cell_id"],
-        "status": row["status"],
-        "message": message or _WITHOUT_MESSAGE.get(row["status"], "no message"),
-        "traceback": row["traceback_tail"] or "",
+        "name": row.cell_id,
+        "status": row.status,
+        "message": message or _WITHOUT_MESSAGE.get(row.status, "no message"),
+        "traceback": row.traceback_tail or "",
     }

@@ -41,7 +41,7 @@ def ordered(summary: Summary) -> list[MethodSummary]:
 def methods(summary: Summary) -> Table:
     """What each method is."""
     found = _all(summary)
-    notes = {method["key"]: method.get("note") or "" for method in summary.study["methods"]}
+    notes = {method.key: method.note or "" for method in summary.study.methods}
     columns = [
         Column("Method", cells.names(found, summary), is_number=False),
         _of_words("What it is", ["" if m.label == m.key else m.label for m in found]),
@@ -54,7 +54,7 @@ def methods(summary: Summary) -> Table:
 
 def results(summary: Summary) -> Table:
     """Quality of every method beside its size."""
-    found, reference = ordered(summary), summary.study["reference"]
+    found, reference = ordered(summary), summary.study.reference
     hint = "first evaluation at or below it; > 150 (3/5): three seeds of five got there"
     arrivals = cells.arrivals(m.steps_to.get("reference") for m in found)
     columns = [
@@ -81,7 +81,7 @@ def further(summary: Summary) -> Table:
     found = ordered(summary)
     columns = [Column("Method", cells.names(found, summary), is_number=False)]
     for key, (title, unit) in _FURTHER.items():
-        if key != summary.study["metric"]:
+        if key != summary.study.metric:
             columns.append(Column(title, cells.means([m.figures.get(f"quality.{key}") for m in found]), unit))
     return Table("further", "Other figures of the test data, mean ± s.d.", columns)
 
@@ -122,7 +122,7 @@ def tuning(summary: Summary) -> Table:
     """Every rate that was tried, with the lowest validation loss on its way."""
     found = [method for method in _all(summary) if summary.tuning.get(method.key)]
     n_trials = max((len(summary.tuning[m.key]) for m in found), default=0)
-    lost = {(row["method"], numbers.rate(_rate(row))): row["status"] for row in summary.failures if _rate(row)}
+    lost = {(row.method, numbers.rate(_rate(row))): row.status for row in summary.failures if _rate(row)}
     columns = [
         Column("Method", cells.names(found, summary), is_number=False),
         Column("Chosen", cells.written((m.lr for m in found), numbers.rate)),
@@ -176,10 +176,10 @@ def _note(member: BlockMember) -> Cell:
 
 
 def _rate(row: Row) -> float | None:
-    """Of a trial; its name has it where the row has not."""
-    if row["role"] != "tuning":
+    """Of a trial."""
+    if row.role != "tuning":
         return None
-    return row["train"].get("lr") or float(row["cell_id"].rpartition("/lr")[2])
+    return row.train.lr
 
 
 def _trial(method: MethodSummary, index: int, summary: Summary, lost: Mapping[tuple[str, str], str]) -> Cell:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qpeft import methods
@@ -12,8 +11,7 @@ from qpeft.compare.study import UNTRAINED
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.found import Summary
-
-Study = Mapping[str, Any]
+    from qpeft.compare.resolved import ResolvedStudy
 
 CAPACITY = (
     "Figures of whole layers are comparable between all methods: both models read the base's own hidden states, and Δy "
@@ -25,37 +23,37 @@ CAPACITY = (
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """What a reader asks first."""
     study = summary.study
-    n_seeds = len(study["seeds"])
+    n_seeds = len(study.seeds)
     direction = "lower" if summary.lower_is_better else "higher"
     return [
-        ("Base", f"{study['base']['id']}, {numbers.count(study['base']['params_total'])} numbers"),
-        ("Data", study["data"]["id"]),
+        ("Base", f"{study.base.id}, {numbers.count(study.base.params_total)} numbers"),
+        ("Data", study.data.id),
         ("Metric", f"{words.metric(study)}, {words.unit(study)}; {direction} is better"),
-        ("Reference", study["reference"]),
-        ("Training", f"{numbers.count(study['training']['steps'])} steps, {n_seeds} {_plural('seed', n_seeds)}"),
+        ("Reference", study.reference),
+        ("Training", f"{numbers.count(study.training.steps)} steps, {n_seeds} {_plural('seed', n_seeds)}"),
         ("Methods", str(len(summary.methods))),
     ]
 
 
-def rules(study: Study) -> list[str]:
+def rules(study: ResolvedStudy) -> list[str]:
     """How the comparison is kept fair."""
-    training = study["training"]
-    batch = f"{training['batch_size'] * training.get('gradient_accumulation_steps', 1)} examples"
-    if study["task"] == "causal-lm" and training.get("seq_len"):
-        batch += f" of {training['seq_len']} tokens"
+    training = study.training
+    batch = f"{training.batch_size * training.gradient_accumulation_steps} examples"
+    if study.task == "causal-lm" and training.seq_len:
+        batch += f" of {training.seq_len} tokens"
     found = [
         "Every method starts from the same base and sees the same examples in the same order; a seed decides that "
         "order, dropout, and the adapter's start.",
-        f"Every method trains for {numbers.count(training['steps'])} steps of {batch}, with AdamW, the same schedule "
+        f"Every method trains for {numbers.count(training.steps)} steps of {batch}, with AdamW, the same schedule "
         "and the same gradient clipping.",
         _tried(study),
         "The test data are read once a run, after training, with the numbers that did best on validation data.",
-        f"Differences are paired by seed: method minus {study['reference']}, and control minus its method.",
+        f"Differences are paired by seed: method minus {study.reference}, and control minus its method.",
         "Trainable, deployed and stored numbers are counted apart. Quality at equal size is read from the equal-budget "
         "tables alone.",
         "Failed and diverged runs are shown and counted, and no verdict favours a method that lost one.",
     ]
-    records = [methods.find(method["method"]) for method in study["methods"]]
+    records = [methods.find(method.method) for method in study.methods]
     return found + list(dict.fromkeys(record.report_note for record in records if record and record.report_note))
 
 
@@ -95,7 +93,7 @@ def base(summary: Summary) -> str:
 def targets(summary: Summary) -> str:
     """The losses that were waited for."""
     names = {
-        "reference": f"{summary.study['reference']}'s mean at its end",
+        "reference": f"{summary.study.reference}'s mean at its end",
         "half_of_full": "the base's less half of what full fine-tuning gained",
         "ninety_of_full": "the base's less 90 % of what full fine-tuning gained",
     }
@@ -108,13 +106,13 @@ def targets(summary: Summary) -> str:
     )
 
 
-def _tried(study: Study) -> str:
-    n_rates = len(study["tuning"]["grid"])
+def _tried(study: ResolvedStudy) -> str:
+    n_rates = len(study.tuning.grid)
     if n_rates == 1:
         return "No learning rate is tuned: each method trains at the rate that the study gives it."
     return (
-        f"Every method tries {n_rates} learning rates on validation data with seed {study['tuning']['seed']}, which is "
-        f"not among the final seeds {_list(study['seeds'])}."
+        f"Every method tries {n_rates} learning rates on validation data with seed {study.tuning.seed}, which is "
+        f"not among the final seeds {_list(study.seeds)}."
     )
 
 
@@ -131,9 +129,9 @@ def seconds(summary: Summary) -> str:
 
 def tuning(summary: Summary) -> str:
     """How rates were chosen."""
-    if len(summary.study["tuning"]["grid"]) == 1:
+    if len(summary.study.tuning.grid) == 1:
         return "None was tried: each method trained at the rate that the study gives it."
-    grid = _list(f"{factor:g}" for factor in summary.study["tuning"]["grid"])
+    grid = _list(f"{factor:g}" for factor in summary.study.tuning.grid)
     text = f"Each method tried its own middle rate times {grid}; the lowest validation loss chose."
     untrained = next((m.figures.get("quality.valid_loss") for m in summary.methods if m.method == UNTRAINED), None)
     losses = [loss for trials in summary.tuning.values() for _, loss in trials]
@@ -144,7 +142,7 @@ def tuning(summary: Summary) -> str:
 
 def _yet(summary: Summary) -> str:
     """Unless the study does without times; one that was begun before it could do so says nothing of it."""
-    return " yet" if summary.study.get("costs", True) else ""
+    return " yet" if summary.study.costs else ""
 
 
 def edges(summary: Summary) -> str:
@@ -168,7 +166,7 @@ def costs(summary: Summary) -> str:
 
 def failures(summary: Summary) -> str:
     """How many, trials of rates included."""
-    trials = sum(row["role"] == "tuning" for row in summary.failures)
+    trials = sum(row.role == "tuning" for row in summary.failures)
     n = len(summary.failures)
     return f"{n} {_plural('run', n)} did not succeed; trials of learning rates among them: {trials}."
 

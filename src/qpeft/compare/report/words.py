@@ -6,31 +6,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from qpeft.compare.report.marks import Mark, mark
+from qpeft.compare.resolved import ResolvedStudy
 
 _METRICS = {"test_loss": "test loss", "test_accuracy": "test accuracy", "bleu": "BLEU"}
 _UNITS = {"test_accuracy": "%", "bleu": "0 to 100"}
 VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
 
 
-def metric(study: Mapping[str, Any]) -> str:
+def metric(study: ResolvedStudy) -> str:
     """`test loss`."""
-    return _METRICS[study["metric"]]
+    return _METRICS[study.metric]
 
 
-def unit(study: Mapping[str, Any]) -> str:
+def unit(study: ResolvedStudy) -> str:
     """Of the metric: `nats per token`."""
-    if study["metric"] == "test_loss":
+    if study.metric == "test_loss":
         return loss_unit(study)
-    return _UNITS[study["metric"]]
+    return _UNITS[study.metric]
 
 
-def factor(study: Mapping[str, Any]) -> float:
+def factor(study: ResolvedStudy) -> float:
     """From the metric as it is stored to the metric in its unit."""
-    return 100.0 if study["metric"] == "test_accuracy" else 1.0
+    return 100.0 if study.metric == "test_accuracy" else 1.0
 
 
-def loss_unit(study: Mapping[str, Any]) -> str:
-    return "nats per token" if study["task"] == "causal-lm" else "nats per example"
+def loss_unit(study: ResolvedStudy) -> str:
+    return "nats per token" if study.task == "causal-lm" else "nats per example"
 
 
 def capital(text: str) -> str:
@@ -38,9 +39,9 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def mark_of(method: Any, study: Mapping[str, Any]) -> Mark:
+def mark_of(method: Any, study: ResolvedStudy) -> Mark:
     """The mark of a `MethodSummary`."""
-    return mark(method.method, method.role, method.key == study["reference"])
+    return mark(method.method, method.role, method.key == study.reference)
 
 
 def settings(values: Mapping[str, Any]) -> str:

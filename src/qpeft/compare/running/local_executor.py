@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -95,7 +94,7 @@ class LocalExecutor:
     def _start(self, cell: Cell) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", _PRELOAD])
-        os.environ[FIRST_CELL] = json.dumps(asdict(cell))
+        os.environ[FIRST_CELL] = cell.model_dump_json()
         ours, theirs = context.Pipe(duplex=False)
         arguments = (cell, self._folder, self._run_cell, log_path(self._folder, cell), theirs)
         process = context.Process(target=child.main, args=arguments, name=cell.cell_id)
@@ -133,7 +132,7 @@ class LocalExecutor:
         elif kind == child.ROW:
             running.process.join(_SECONDS_TO_END)
             self._forget(running)
-            if content[0]["status"] == "success":
+            if content[0].succeeded:
                 log_path(self._folder, running.cell).unlink(missing_ok=True)
             yield running.cell, content[0]
 

@@ -18,9 +18,12 @@ def write_all(folder: Path) -> Summary:
     """Write every output anew; the same rows give the same bytes. Raises InputError where there is no study."""
     from qpeft.compare.analysis.summary import write_outputs
     from qpeft.compare.report.page import write_report
+    from qpeft.compare.resolved import read_study
+    from qpeft.compare.rows import read_rows
 
-    summary = write_outputs(folder)
-    write_report(folder, summary)
+    study, rows = read_study(folder), read_rows(folder)
+    summary = write_outputs(folder, study, rows)
+    write_report(folder, summary, rows)
     return summary
 
 

@@ -4,7 +4,6 @@ It is for that process alone: it ignores Ctrl-C, which the runner passes on to i
 """
 
 import io
-import json
 import os
 import signal
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -21,4 +20,4 @@ with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
 
     if FIRST_CELL in os.environ:
         with suppress(Exception):  # a cell that needs it tries again, and its row tells why it cannot be
-            measuring.warm(Cell(**json.loads(os.environ[FIRST_CELL])))
+            measuring.warm(Cell.model_validate_json(os.environ[FIRST_CELL]))

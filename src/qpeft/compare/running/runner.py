@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qpeft.compare.rows import Row, read_row, row_path, write_row
+from qpeft.compare.rows import ROWS, Row, RowFile, read_rows
 from qpeft.compare.running.child import RunCell, run_in_threads
 from qpeft.compare.running.local_executor import LocalExecutor
 from qpeft.compare.running.locks import forget_cells, wait_for_earlier_cells
@@ -84,7 +84,7 @@ def run(
     _check(executor, retry, workers, threads, timeout, reuse)
     progress = progress or Silent()
     with sole_user(plan.folder):
-        plan.write()
+        plan.study.write(plan.folder)
         wait_for_earlier_cells(plan.folder, progress.on_note)
         study = _Run(plan, progress, tuple(retry), reuse)
         study.tidy()
@@ -100,10 +100,11 @@ class _Run:
     """One call of `run`: which cells are left, and what becomes of them."""
 
     def __init__(self, plan: Plan, progress: CompareProgress, retry: tuple[str, ...], reuse: Path | None):
-        self._plan, self._progress, self._retry, self._reuse = plan, progress, retry, reuse
+        self._plan, self._progress, self._retry = plan, progress, retry
+        self._file = RowFile(plan.folder)
+        self._others = read_rows(reuse) if reuse is not None else {}
         self._refresher = Refresher(plan.folder, progress.on_note)
         self._n_done = 0
-        self._phases = (plan.tuning_cells, plan.final_cells, plan.cost_cells)
 
     def tidy(self) -> None:
         """Remove what a kill left: files half-written, and the files of cells that have their rows."""
@@ -111,18 +112,31 @@ class _Run:
 
         remove_unfinished(self._plan.folder)
         for cell in self._cells():
-            if (row := read_row(self._path(cell))) and row["status"] == "success":
+            if (row := self._file.rows.get(cell.cell_id)) and row.succeeded:
                 tidy(cell, self._plan.folder)
 
     def run(self, pool: Executor, at_once: int) -> None:
-        """Phase after phase; each asks the plan anew, for the rates of the second come from the rows of the first."""
-        left = [cell for phase in self._phases for cell in self._left(phase())]
+        """Phase after phase; the learning rates of the second and third come from the rows of the first."""
+        left = [cell for number in range(3) for cell in self._left(self._phases()[number])]  # copies rows to reuse
         self._progress.on_plan(left, len(self._cells()) - len(left), at_once)
         with StopRequest(pool.stop) as stop:
-            for phase in self._phases:
-                self._run_phase(self._left(phase()), pool)
+            for number in range(3):
+                self._run_phase(self._left(self._phases()[number]), pool)
                 if stop.wanted:
-                    raise KeyboardInterrupt(self._how_to_go_on())
+                    raise KeyboardInterrupt(self._how_to_resume())
+
+    def outcome(self, summary: Summary) -> RunOutcome:
+        """What was done, once all is."""
+        cells, rows = self._cells(), self._file.rows
+        failures = [row for cell in cells if (row := rows.get(cell.cell_id)) and is_failure(row)]
+        return RunOutcome(self._n_done, len(cells) - self._n_done, failures, summary)
+
+    def _phases(self) -> tuple[list[Cell], list[Cell], list[Cell]]:
+        rows = self._file.rows
+        return self._plan.tuning_cells(), self._plan.final_cells(rows), self._plan.cost_cells(rows)
+
+    def _cells(self) -> list[Cell]:
+        return [cell for phase in self._phases() for cell in phase]
 
     def _run_phase(self, left: list[Cell], pool: Executor) -> None:
         for cell in (cell for cell in left if cell.impossible):
@@ -134,8 +148,8 @@ class _Run:
     def _keep(self, cell: Cell, row: Row) -> None:
         from qpeft.compare.cells.cell import tidy
 
-        write_row(self._path(cell), row)
-        if row["status"] == "success":
+        self._file.append(row)
+        if row.succeeded:
             tidy(cell, self._plan.folder)
         self._n_done += 1
         self._progress.on_row(cell, row)
@@ -143,53 +157,35 @@ class _Run:
             self._refresher.refresh()
 
     def _left(self, cells: list[Cell]) -> list[Cell]:
-        return [cell for cell in cells if not self._is_there(cell)]
+        return [cell for cell in cells if not self._is_done(cell)]
 
-    def _is_there(self, cell: Cell) -> bool:
-        """Whether the cell has a row that stays; one of `reuse` is taken over first."""
-        row = read_row(self._path(cell)) or self._adopt(cell)
-        if row is None or row["status"] in self._retry or row["train"].get("lr") != cell.lr:
+    def _is_done(self, cell: Cell) -> bool:
+        """Whether the cell has a row that stays; one of `reuse` is copied first."""
+        row = self._file.rows.get(cell.cell_id) or self._adopt(cell)
+        if row is None or row.status in self._retry or row.train.lr != cell.lr:
             return False
-        return row["status"] != "skipped" or bool(cell.impossible)
+        return row.status != "skipped" or bool(cell.impossible)
 
     def _adopt(self, cell: Cell) -> Row | None:
         """The row of an equal cell, of this study or of the one to reuse; times are measured anew."""
         if cell.impossible or cell.role == "cost":
             return None
-        folders = [folder for folder in (self._plan.folder, self._reuse) if folder is not None]
-        for path in (path for folder in folders for path in sorted(folder.glob(_rows_like(cell)))):
-            row = read_row(path)
-            if row and row["status"] == "success" and row["train"].get("lr") == cell.lr:
+        for row in (*self._file.rows.values(), *self._others.values()):
+            is_equal = (row.method_config.hash, row.name, row.train.lr) == (cell.hash, cell.name, cell.lr)
+            if is_equal and row.succeeded:
                 ours = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "role": cell.role}
-                row = {**row, **ours, "label": cell.config["label"]}
-                write_row(self._path(cell), row)
-                return row
+                self._file.append(row.updated(**ours, label=cell.spec.label))
+                return self._file.rows[cell.cell_id]
         return None
 
-    def _path(self, cell: Cell) -> Path:
-        return row_path(self._plan.folder, cell.study, cell.method, cell.hash, cell.name)
-
-    def _cells(self) -> list[Cell]:
-        return [cell for phase in self._phases for cell in phase()]
-
-    def outcome(self, summary: Summary) -> RunOutcome:
-        """What was done, once all is."""
-        cells = self._cells()
-        rows = [row for cell in cells if (row := read_row(self._path(cell)))]
-        return RunOutcome(self._n_done, len(cells) - self._n_done, [row for row in rows if is_failure(row)], summary)
-
-    def _how_to_go_on(self) -> str:
-        left = sum(not self._path(cell).exists() for cell in self._cells())
-        return f"{left} cells are left. Run the same command again to go on."
-
-
-def _rows_like(cell: Cell) -> str:
-    return f"rows/*/*/{cell.hash}/{cell.name}.json"
+    def _how_to_resume(self) -> str:
+        left = sum(cell.cell_id not in self._file.rows for cell in self._cells())
+        return f"{left} cells are left. Run the same command again to resume."
 
 
 def is_failure(row: Row) -> bool:
     """Whether the row is of a cell that failed; a trial of a rate that was too high tells what it was made to tell."""
-    return row["status"] != "success" and (row["role"], row["status"]) != ("tuning", "diverged")
+    return not row.succeeded and (row.role, row.status) != ("tuning", "diverged")
 
 
 def _skipped(cell: Cell) -> Row:
@@ -210,7 +206,7 @@ def _check(
         raise ConfigError(f"workers and threads must be at least 1, got {workers} and {threads}")
     if timeout is not None and timeout <= 0:
         raise ConfigError(f"timeout must be more than 0 seconds, got {timeout:g}")
-    if reuse is not None and not (reuse / "rows").is_dir():
+    if reuse is not None and not ((reuse / ROWS).is_file() or (reuse / "rows").is_dir()):
         raise ConfigError(f"{reuse} holds no rows to reuse; give the --out folder of another study")
 
 

@@ -1,0 +1,127 @@
+"""A resolved study: what study.json holds. Every method has its role, learning rates, hash and parameter counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from qpeft.compare.rows import SCHEMA, Base, cell_id
+from qpeft.compare.study import UNTRAINED, Training, Tuning, described
+from qpeft.errors import CheckpointError, InputError
+from qpeft.files import read_json, write_json
+
+STUDY = "study.json"
+
+
+class _Resolved(BaseModel):
+    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
+
+
+class ResolvedMethod(_Resolved):
+    """A method of the study; members of equal-budget blocks are methods, too."""
+
+    key: str
+    label: str
+    role: str  # main, control or equal_budget
+    against: str | None = None  # of a control: the key of the method that it is a control of
+    method: str
+    host: str = "lora"
+    settings: dict[str, Any] = {}
+    backend: dict[str, Any] = {}
+    lr_base: float | None = None
+    rates: list[float] = []  # learning rates to try; none where nothing is trained
+    hash: str
+    trainable: int
+    deployed: int
+    note: str | None = None
+
+
+class ResolvedMember(_Resolved):
+    """A method in an equal-budget block."""
+
+    key: str
+    trainable: int
+    ratio: float  # of the budget
+    over_budget: bool
+    ranked: bool
+
+
+class ResolvedBlock(_Resolved):
+    """An equal-budget block: methods at the parameter count of the method `of`, which is the first member."""
+
+    of: str
+    budget: int
+    members: list[ResolvedMember]
+
+
+class ResolvedData(_Resolved):
+    """Names of the sources, and the hash over the split."""
+
+    id: str
+    eval_data: str | None = None
+    test_data: str | None = None
+    sha256: str = ""
+
+
+class ResolvedStudy(_Resolved):
+    """What study.json holds, under the same keys."""
+
+    schema_version: int = Field(default=SCHEMA, alias="schema")
+    name: str = Field(validation_alias=AliasChoices("study", "name"), serialization_alias="study")
+    title: str
+    question: str
+    metric: str
+    reference: str
+    task: str
+    base: Base
+    data: ResolvedData
+    training: Training
+    test_blocks: int = 0
+    costs: bool = True
+    seeds: list[int]
+    tuning: Tuning = Tuning()
+    max_hours: float = 8.0
+    command: str = ""
+    methods: list[ResolvedMethod]
+    blocks: list[ResolvedBlock] = []
+
+    @property
+    def lower_is_better(self) -> bool:
+        return self.metric == "test_loss"
+
+    def is_deterministic(self, method: ResolvedMethod) -> bool:
+        """Whether no seed changes the method's result: an untrained language model. A new classification head does."""
+        return method.method == UNTRAINED and self.task == "causal-lm"
+
+    def seeds_of(self, method: ResolvedMethod) -> Sequence[int]:
+        """The seeds that the method runs with."""
+        return self.seeds[:1] if self.is_deterministic(method) else self.seeds
+
+    def cell_id(self, method: ResolvedMethod, name: str) -> str:
+        """The identity of the method's row called `name`."""
+        return cell_id(self.name, method.key, method.hash, name)
+
+    def write(self, folder: Path) -> None:
+        """Write study.json."""
+        write_json(folder / STUDY, self.model_dump())
+
+
+def read_study(folder: Path) -> ResolvedStudy:
+    """The resolved study of a folder. Raises InputError where there is none, CheckpointError for a damaged one."""
+    path = folder / STUDY
+    if not path.exists():
+        raise InputError(f"{folder} holds no study ({STUDY} is missing); give the --out folder of `qpeft compare run`")
+    try:
+        values = read_json(path)
+        found = values["schema"]
+        study = ResolvedStudy.model_validate(values) if found == SCHEMA else None
+    except (ValueError, KeyError, TypeError) as error:
+        what = described(error) if isinstance(error, ValidationError) else error
+        again = "delete it and run `qpeft compare run` again with its command"
+        raise CheckpointError(f"{path} is damaged ({what}); {again}") from error
+    if study is None:
+        raise CheckpointError(f"{path} has schema {found}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
+    return study
