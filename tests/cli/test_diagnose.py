@@ -125,7 +125,7 @@ def test_trainings_are_a_comparison_that_goes_on(diagnosed, qpeft_cli, run_folde
     assert {len(m["metric"]["values"]) for m in trainings["methods"]} == {2}
     assert all("Preliminary" in m["sentence"] for m in trainings["methods"][1:])
     assert (run / "circuit-matters" / "report.html").is_file()
-    assert "fewer than 3 seeds" in by_key["matters"]["sentences"][0]
+    assert "Fewer than 3 seeds" in by_key["matters"]["sentences"][0]
     again = qpeft_cli("diagnose", *asked, *QUICK)
     assert "11 of 11 cells are done already" in again.stderr
     _, later = diagnosed(run)

@@ -72,7 +72,7 @@ def test_qpa_over_a_prefix_has_chunks_and_no_update_of_a_weight(gpt2, tmp_path, 
         torch.testing.assert_close(target.generator(), generator())
     found = diagnose(target, samples=10)
     assert set(found["rank"].figures) == {"chunks", "change"}
-    assert "the host is no LoRA" in found["rank"].left_out[0]
+    assert "the host adapter is not LoRA" in found["rank"].left_out[0]
 
 
 def test_stock_lora_and_dora(gpt2, ids, tmp_path):

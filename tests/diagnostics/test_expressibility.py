@@ -24,7 +24,7 @@ def _fidelities(n_pairs, n_qubits, field, seed=0):
 def test_random_states_lie_at_the_floor(n_qubits):
     result = of_fidelities(_fidelities(4000, n_qubits, "real"), n_qubits)
     assert result.divergence == pytest.approx(result.floor, abs=4 * np.sqrt(2 * 49) / 8000)
-    assert "As far as 4,000 pairs can tell" in result.sentence
+    assert "judged by 4,000 pairs" in result.sentence
     assert result.complex_divergence > 5 * result.floor
 
 

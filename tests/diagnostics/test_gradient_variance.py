@@ -96,7 +96,7 @@ def test_one_width_shows_no_trend_and_few_samples_do_not_tell():
     assert (alone.slopes, alone.slope_errors) == ((None,), (None,))
     assert "one width shows no trend" in alone.sentence
     few = gradient_variance([4, 5], [8], "z_last", samples=3)
-    assert "do not tell" in few.sentence
+    assert "inconclusive" in few.sentence
     assert few.vanishes(8) is alone.vanishes(2) is None
 
 
@@ -110,12 +110,12 @@ def test_many_circuits_are_taken_in_parts(monkeypatch):
     ("arguments", "message"),
     [
         (([4], [8], "z_middle"), "unknown observable 'z_middle'; choose one of z_first, z_last, p_0, random, scaled"),
-        (([], [8]), "one width and one depth or more"),
-        (([4], []), "one width and one depth or more"),
+        (([], [8]), "at least one width and one depth"),
+        (([4], []), "at least one width and one depth"),
         (([0], [8]), "n_qubits must be an integer of at least 1, got 0"),
         (([4], [0]), "n_layers must be an integer of at least 1, got 0"),
-        (([4, 4], [8]), r"n_qubits must rise, got \[4, 4\]"),
-        (([4], [8], "p_0", 1), "2 samples or more, got 1"),
+        (([4, 4], [8]), r"n_qubits must be in ascending order, got \[4, 4\]"),
+        (([4], [8], "p_0", 1), "at least 2 samples, got 1"),
     ],
 )
 def test_bad_input_is_refused(arguments, message):

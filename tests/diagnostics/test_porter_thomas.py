@@ -33,10 +33,10 @@ def test_random_states_pass_over_their_own_field_and_fail_over_the_other(field, 
     assert own.distance < 0.05
     assert abs(own.ipr - own.expected_ipr) < 4 * own.ipr_error
     assert abs(own.entropy - own.expected_entropy) < 4 * own.entropy_error
-    assert "Nothing tells" in own.sentence
+    assert "indistinguishable" in own.sentence
     assert other.p_value == 1 / 200
     assert other.distance > 0.1
-    assert "not those of" in other.sentence
+    assert "differ from those of" in other.sentence
     assert own.other_distance == other.distance
 
 
@@ -101,7 +101,7 @@ def test_a_shallow_circuit_is_told_from_a_random_state_and_a_deep_one_is_not():
     shallow = porter_thomas(random_probabilities(Ansatz("ry_ladder", 8, 8), 200))
     deep = porter_thomas(random_probabilities(Ansatz("ry_ladder", 8, 24), 200))
     assert shallow.p_value == 1 / 200
-    assert "close to those of random real states, and yet measurably different" in shallow.sentence
+    assert "close to those of random real states but measurably different" in shallow.sentence
     assert "more uneven" in shallow.sentence
     assert deep.p_value > 0.01
     assert shallow.ipr > deep.ipr + 10 * deep.ipr_error
@@ -143,10 +143,10 @@ def test_one_state_is_a_vector_and_float32_is_enough():
 
 def test_what_the_sentence_says_between():
     clear = porter_thomas(_haar(50, 8, "real", seed=4))
-    assert "hinted at, but not shown" in replace(clear, p_value=0.03).sentence
+    assert "weak evidence" in replace(clear, p_value=0.03).sentence
     assert "measurably different" in replace(clear, p_value=0.006).sentence
     assert "p ≤ 0.005" in replace(clear, p_value=0.005, distance=0.3).sentence
-    assert "gross ones only" in porter_thomas(_haar(1, 3, "real", seed=4)).sentence
+    assert "only large ones" in porter_thomas(_haar(1, 3, "real", seed=4)).sentence
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_what_the_sentence_says_between():
         (np.zeros((0, 4)), "of shape"),
         (np.full(4, 0.5), "those of each state must sum to 1"),
         (np.array([1.5, -0.5]), "0 or more"),
-        (np.array([np.nan, 1.0]), "no probabilities"),
+        (np.array([np.nan, 1.0]), "not probabilities"),
         (torch.tensor([0.6 + 0j, 0.8]), "must be real"),
     ],
 )

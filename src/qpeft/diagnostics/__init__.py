@@ -1,7 +1,7 @@
-"""Figures about circuits and adapters, as functions; `diagnose` asks them all.
+"""Measurements of circuits and adapters, as functions; `diagnose` runs all of them.
 
-Of circuits: is one random, redundant, trainable, does it reach all states, is it entangled? Of trained adapters: did
-the angles move, how many directions are generated, does the circuit matter? What needs peft loads when first used.
+Circuits: is it random, redundant, trainable, does it reach all states, is it entangled? Trained adapters: did the
+angles move, how many directions are generated, does the circuit matter? Names that need peft are imported lazily.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from qpeft.methods.attach.config import AttachedConfig
 from qpeft.methods.attach.folder import is_attached, read_config, read_tensors
 from qpeft.methods.qpa.generator import QPAGenerator
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.registry import find_by_config
 
 _LORA = "LORA"
 _ABSURD = 2**31  # elements of one tensor
@@ -48,7 +49,8 @@ class SavedAdapter:
         """The method's key, as in `qpeft train --method`."""
         if isinstance(self.config, AttachedConfig):
             return self.config.generator_name
-        return _kind(self.config).removeprefix("QPEFT_").lower()
+        found = find_by_config(self.config)
+        return _kind(self.config).lower() if found is None else found.key
 
     def factors(self, base: nn.Module | str | None = None) -> Factors:
         """The LoRA factors that the adapter holds or generates, without LoRA's scaling; empty for other hosts.

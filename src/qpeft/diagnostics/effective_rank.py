@@ -1,4 +1,4 @@
-"""How many directions the generated matrices really use."""
+"""The effective rank of generated matrices: how many directions they use."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from qpeft.compare.measurements import ranks
-from qpeft.diagnostics.figure import Figure
+from qpeft.diagnostics.finding import Measurement
 from qpeft.errors import ConfigError
 
-_NARROW = 0.5  # of what is possible: below it the sentence says so
-_ONE = 1.5  # an entropy rank below it is that of one direction and little more
+_NARROW = 0.5  # of the possible rank: below it the sentence reports the difference
+_ONE = 1.5  # below it, the entropy rank is practically that of one direction
 
 
 @dataclass(frozen=True)
@@ -24,17 +24,17 @@ class MatrixRank:
 
     `entropy_rank` = exp(-sum p ln p) with p = s / sum s, from 1 to `possible`; `stable_rank` = ||W||_F^2 / ||W||_2^2;
     `numerical_rank` counts the singular values above 1e-6 of the largest. All are 0 for a matrix of zeros, and none
-    depends on a factor before the matrix, such as LoRA's scale.
+    depends on a scalar factor of the matrix, such as LoRA's scaling.
     """
 
     name: str
     rows: int
     columns: int
-    possible: int  # the highest rank that its form allows
+    possible: int  # the highest rank that its shape allows
     entropy_rank: float
     stable_rank: float
     numerical_rank: int
-    singular_values: tuple[float, ...]  # falling, `possible` of them
+    singular_values: tuple[float, ...]  # descending, `possible` of them
 
     @property
     def is_zero(self) -> bool:
@@ -42,14 +42,14 @@ class MatrixRank:
 
 
 @dataclass(frozen=True)
-class EffectiveRank(Figure):
-    """Ranks of all matrices that were looked at, in their order."""
+class EffectiveRank(Measurement):
+    """Ranks of all given matrices, in their order."""
 
     matrices: tuple[MatrixRank, ...]
 
     @property
     def used(self) -> tuple[MatrixRank, ...]:
-        """Those that are not zero."""
+        """The matrices that are not zero."""
         return tuple(matrix for matrix in self.matrices if not matrix.is_zero)
 
     @property
@@ -59,12 +59,12 @@ class EffectiveRank(Figure):
 
     @property
     def stable_rank(self) -> float:
-        """Likewise."""
+        """Mean over the matrices that are not zero; 0 where all are."""
         return fmean(matrix.stable_rank for matrix in self.used) if self.used else 0.0
 
     @property
     def numerical_rank(self) -> float:
-        """Likewise."""
+        """Mean over the matrices that are not zero; 0 where all are."""
         return fmean(matrix.numerical_rank for matrix in self.used) if self.used else 0.0
 
     @property
@@ -75,18 +75,18 @@ class EffectiveRank(Figure):
     @property
     def sentence(self) -> str:
         if not self.used:
-            return "Nothing is generated yet: every matrix is zero."
+            return "Every matrix is zero."
         n = len(self.used)
-        uses = "it uses" if n == 1 else f"{n:,} matrices use, in the mean,"
+        use = "The matrix uses" if n == 1 else f"On average, {n:,} matrices use"
         found = (
-            f"Of {self.possible:.4g} possible directions {uses} "
-            f"{self.entropy_rank:.1f} (entropy of the singular values; stable rank {self.stable_rank:.1f})"
+            f"{use} {self.entropy_rank:.1f} of {self.possible:.4g} possible directions "
+            f"(entropy of the singular values; stable rank {self.stable_rank:.1f})"
         )
         if self.entropy_rank < _ONE < self.possible:
-            return f"{found}: practically one, as if all rows were multiples of the same."
+            return f"{found}: all rows are practically multiples of one row."
         if self.entropy_rank < _NARROW * self.possible:
-            return f"{found}: less than half of the room is used."
-        return f"{found}: most of the room is used."
+            return f"{found}: less than half of the possible rank."
+        return f"{found}: most of the possible rank."
 
     def to_dict(self) -> dict[str, Any]:
         means = {name: getattr(self, name) for name in ("entropy_rank", "stable_rank", "numerical_rank", "possible")}
@@ -98,13 +98,13 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> Eff
 
     Args:
         updates: By name a matrix (rows, columns), or the factors (B, A) of B A with shapes (rows, r) and (r, columns):
-            LoRA's lora_B and lora_A. Their product is never formed.
+            such as lora_B and lora_A. Their product is never formed.
 
     Raises:
-        ConfigError: there is no matrix, or one that is not finite or has other shapes.
+        ConfigError: There is no matrix, or one is not finite or has another shape.
     """
     if not updates:
-        raise ConfigError("there is no matrix to take a rank of; give lora_B and lora_A, or matrices, by their names")
+        raise ConfigError("there is no matrix; give lora_B and lora_A, or matrices, by name")
     return EffectiveRank(tuple(_rank(name, update) for name, update in updates.items()))
 
 
@@ -127,7 +127,7 @@ def _rank(name: str, update: Tensor | tuple[Tensor, Tensor]) -> MatrixRank:
 
 
 def _singular_values(factors: Sequence[Tensor]) -> Tensor:
-    """Of the product; of two factors through the triangles of their QR decompositions, which are small."""
+    """Singular values of the product; for two factors, from the small triangles of their QR decompositions."""
     if len(factors) == 1:
         return torch.linalg.svdvals(factors[0])
     b, a = factors

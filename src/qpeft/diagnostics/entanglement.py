@@ -1,4 +1,4 @@
-"""How strongly each qubit of a state is entangled with all others: Meyer and Wallach's Q."""
+"""Meyer and Wallach's Q: how strongly each qubit of a state is entangled with all others."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qpeft.diagnostics.figure import Figure
+from qpeft.diagnostics.finding import Measurement
 from qpeft.diagnostics.haar import HaarLaw
 from qpeft.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Entanglement(Figure):
-    """Mean over states of Q, from 0 (a product state) to 1; `error` is its standard error, None for a single state.
+class Entanglement(Measurement):
+    """Mean of Q over states, from 0 (a product state) to 1; `error` is its standard error, None for a single state.
 
     `expected` is the mean over random states of the same field.
     """
@@ -30,10 +30,10 @@ class Entanglement(Figure):
     @property
     def sentence(self) -> str:
         if self.n_qubits == 1:
-            return "A single qubit has nothing to be entangled with."
-        law = f"random {self.field} states have {self.expected:.4f} in the mean"
+            return "A single qubit cannot be entangled."
+        law = f"random {self.field} states have {self.expected:.4f} on average"
         if self.error is None:
-            return f"This state's qubits are entangled with Q = {self.mean:.4f}; {law}."
+            return f"This state has Q = {self.mean:.4f}; {law}."
         found = f"Q = {self.mean:.4f} ± {self.error:.1g}; {law}"
         gap = self.mean - self.expected
         if abs(gap) <= 2 * self.error:
@@ -42,14 +42,14 @@ class Entanglement(Figure):
 
 
 def meyer_wallach(states: Tensor) -> Entanglement:
-    """Q = 2 (1 - 1/N sum_i Tr rho_i^2), rho_i the reduced state of qubit i, in the mean over states.
+    """Q = 2 (1 - 1/N sum_i Tr rho_i^2), rho_i the reduced state of qubit i, averaged over states.
 
     Args:
-        states: (S, 2^N) or (2^N,) of norm 1. Real amplitudes are compared with real random states, whose mean is
+        states: (S, 2^N) or (2^N,), normalised. Real amplitudes are compared with real random states, whose mean is
             (D-2)/(D+2) with D = 2^N, complex ones with complex states, (D-2)/(D+1).
 
     Raises:
-        ConfigError: another shape, or states that are not of norm 1.
+        ConfigError: Another shape, or states that are not normalised.
     """
     psi = _rows(states)
     n_qubits = (psi.shape[1] - 1).bit_length()
@@ -81,5 +81,5 @@ def _rows(states: Tensor) -> Tensor:
     psi = torch.atleast_2d(states.detach()).cpu()
     psi = psi.to(torch.complex128 if psi.is_complex() else torch.float64)
     if not ((psi.norm(dim=1) - 1).abs() < 1e-3).all():
-        raise ConfigError("these are no states: each must have norm 1; give amplitudes, not probabilities")
+        raise ConfigError("states must have norm 1; give amplitudes, not probabilities")
     return psi

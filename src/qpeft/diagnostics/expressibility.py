@@ -1,4 +1,4 @@
-"""How evenly a circuit with random angles covers all states: expressibility."""
+"""Expressibility: how evenly a circuit with random angles covers all states."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from scipy.special import chdtri, gammaln, xlogy
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
-from qpeft.diagnostics.figure import Figure, numbers
+from qpeft.diagnostics.finding import Measurement, floats
 from qpeft.diagnostics.haar import HaarLaw, Numbers
-from qpeft.diagnostics.sampling import check_positive
-from qpeft.diagnostics.states import circuit_states, random_angles
+from qpeft.diagnostics.states import check_positive, circuit_states, random_angles
 from qpeft.errors import ConfigError
 
 _AT_ONCE = 2**21  # amplitudes
 
 
 @dataclass(frozen=True)
-class Expressibility(Figure):
-    """Fidelities F = <a|b>^2 of pairs of states beside those of random states.
+class Expressibility(Measurement):
+    """Fidelities F = <a|b>^2 of pairs of states compared with those of random states.
 
     `divergence` is the Kullback-Leibler divergence, in nats, from the law of real random states and
-    `complex_divergence` that from the law of complex ones. Even random states show some: `floor` is its mean for
-    them with as many pairs and bins, and 95 of 100 such estimates lie below `floor_limit`. `shares` are the shares
-    of pairs in bins that random real states fill equally.
+    `complex_divergence` that from the law of complex ones. The estimate is positive even for random states: `floor`
+    is its mean for them with the same numbers of pairs and bins, and 95 of 100 such estimates lie below
+    `floor_limit`. `shares` are the fractions of pairs in bins that random real states fill equally.
     """
 
     n_qubits: int
@@ -41,25 +40,23 @@ class Expressibility(Figure):
     def sentence(self) -> str:
         found = f"divergence {self.divergence:.2g}, floor {self.floor:.2g}"
         if self.divergence <= self.floor_limit:
-            return (
-                f"As far as {self.n_pairs:,} pairs can tell, states at random angles overlap as random ones ({found})."
-            )
+            return f"States at random angles overlap like random states, judged by {self.n_pairs:,} pairs ({found})."
         if self.divergence <= 2 * self.floor_limit:
-            return f"States at random angles overlap almost, but not quite, as random ones ({found})."
+            return f"States at random angles overlap almost like random states ({found})."
         alike = self.shares[-1] > 1 / self.n_bins
-        reason = "too many pairs are alike" if alike else "pairs overlap otherwise than random ones"
+        reason = "too many pairs are alike" if alike else "the overlaps differ from those of random states"
         return f"States at random angles do not cover all real states evenly: {reason} ({found})."
 
 
 def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50) -> Expressibility:
     """Kullback-Leibler divergence of the fidelities of `samples` independent pairs of states of the `ansatz`.
 
-    Their angles are random, drawn by `seed`. The fidelity of two random real states follows Beta(1/2, (D-1)/2). Its
-    distribution function makes it uniform, and the `n_bins` bins are equal there; equal bins on [0, 1] would put all
-    fidelities of a wide circuit into the first and find no difference between any two circuits.
+    Their angles are random, drawn from `seed`. The fidelity of two random real states follows Beta(1/2, (D-1)/2). Its
+    distribution function maps it to the uniform law, where the `n_bins` bins have equal widths; equal bins of F on
+    [0, 1] would put all fidelities of a wide circuit into the first bin and distinguish no two circuits.
 
     Raises:
-        ConfigError: one of QAA's circuits, samples or n_bins below 1 or 2, or fewer samples than bins.
+        ConfigError: One of QAA's circuits, samples or n_bins below 1 or 2, or fewer samples than bins.
     """
     check_positive(samples=samples, n_bins=n_bins)
     if n_bins < 2 or samples < n_bins:
@@ -68,7 +65,7 @@ def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: i
 
 
 def of_fidelities(fidelities: Numbers, n_qubits: int, n_bins: int = 50) -> Expressibility:
-    """The figure from fidelities (pairs,) of independent pairs of states of N qubits, wherever they come from."""
+    """The measurement from fidelities (pairs,) of independent pairs of states of N qubits, from any source."""
     law, n_pairs = HaarLaw("real", 2**n_qubits), len(fidelities)
     shares = _shares(fidelities, law, n_bins)
     return Expressibility(
@@ -79,7 +76,7 @@ def of_fidelities(fidelities: Numbers, n_qubits: int, n_bins: int = 50) -> Expre
         complex_divergence=_divergence(_shares(fidelities, law.other, n_bins)),
         floor=_floor(n_pairs, n_bins),
         floor_limit=float(chdtri(n_bins - 1, 0.05) / (2 * n_pairs)),
-        shares=numbers(shares),
+        shares=floats(shares),
     )
 
 
@@ -101,12 +98,12 @@ def _shares(fidelities: Numbers, law: HaarLaw, n_bins: int) -> Numbers:
 
 
 def _divergence(shares: Numbers) -> float:
-    """sum_b s_b ln(s_b n): from the uniform law over n bins."""
+    """sum_b s_b ln(s_b n): the divergence from the uniform law over n bins."""
     return float(xlogy(shares, shares * len(shares)).sum())
 
 
 def _floor(n_pairs: int, n_bins: int) -> float:
-    """Mean divergence of pairs that follow the law: each bin's count is binomial."""
+    """Mean divergence of pairs that follow the law: the count of each bin is binomial."""
     counts = np.arange(1, n_pairs + 1)
     ways = gammaln(n_pairs + 1) - gammaln(counts + 1) - gammaln(n_pairs - counts + 1)
     chances = np.exp(ways + xlogy(counts, 1 / n_bins) + xlogy(n_pairs - counts, 1 - 1 / n_bins))

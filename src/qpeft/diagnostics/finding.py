@@ -1,12 +1,10 @@
-"""What a diagnosis consists of: questions, each with figures, the numbers to read first, and plain sentences."""
+"""What a diagnosis consists of: questions, each with measurements, the values to read first, and sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
-
-from qpeft.diagnostics.figure import Figure
 
 QUESTIONS = {
     "random": "Is the circuit random?",
@@ -19,8 +17,27 @@ QUESTIONS = {
 }
 
 
-class Measure(NamedTuple):
-    """A number as it is shown, and what it is to be held against."""
+@dataclass(frozen=True)
+class Measurement:
+    """Values measured on a circuit or an adapter, and one sentence on what they mean."""
+
+    @property
+    def sentence(self) -> str:
+        """What the values mean for the user."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as plain values that `json.dumps` takes."""
+        return asdict(self)
+
+
+def floats(values: Any) -> tuple[float, ...]:
+    """An array's elements as plain floats."""
+    return tuple(float(value) for value in values)
+
+
+class Value(NamedTuple):
+    """A value as it is shown, next to its reference."""
 
     name: str
     found: str
@@ -29,11 +46,11 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """The answer to one question. `left_out` says what could not be answered, and why."""
+    """The answer to one question. `left_out` lists what could not be measured, and why."""
 
     key: str  # of QUESTIONS
-    figures: Mapping[str, Figure] = field(default_factory=dict)  # by what they are of: "start", "trained", ...
-    measures: tuple[Measure, ...] = ()
+    figures: Mapping[str, Measurement] = field(default_factory=dict)  # by subject: "start", "trained", ...
+    measures: tuple[Value, ...] = ()
     sentences: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
@@ -54,7 +71,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All questions about one adapter or config, in the order in which a reader has them."""
+    """The answers to all questions about one adapter or config, in the order of `QUESTIONS`."""
 
     name: str
     facts: tuple[tuple[str, str], ...]  # what it is: method, qubits, layers, ...

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz
 from qpeft.circuits.ladder_states import ladder_states
-from qpeft.diagnostics.figure import Figure
+from qpeft.diagnostics.finding import Measurement
 from qpeft.diagnostics.haar import Numbers
-from qpeft.diagnostics.sampling import check_positive, generator
-from qpeft.diagnostics.states import random_angles
+from qpeft.diagnostics.states import check_positive, generator, random_angles
 from qpeft.errors import ConfigError
 
-_VANISHING = -0.5  # log2 of the variance per qubit below which gradients vanish exponentially; 1/N would be flatter
-_AT_ONCE = 2**17  # amplitudes in one pass; a gradient keeps them for every layer
+_VANISHING = -0.5  # slope of log2 variance per qubit; steeper slopes count as exponential (1/N would be flatter)
+_AT_ONCE = 2**17  # amplitudes per pass; a gradient stores them for every layer
 
 
 def _z(n_qubits: int, wire: int) -> Numbers:
@@ -39,11 +38,11 @@ OBSERVABLES = tuple(_WEIGHTS)
 
 
 @dataclass(frozen=True)
-class GradientVariance(Figure):
-    """Variance of an observable's gradient over random angles; a row for each depth, a column for each width.
+class GradientVariance(Measurement):
+    """Variance of an observable's gradient over random angles; one row per depth, one column per width.
 
-    `slopes` are those of the straight line through log2 of the variance over the number of qubits, one for each
-    depth, and `slope_errors` their standard errors; None where there is one width only.
+    `slopes` are those of the straight line fitted to log2 of the variance against the number of qubits, one per
+    depth, and `slope_errors` their standard errors; None for a single width.
     """
 
     observable: str
@@ -60,7 +59,7 @@ class GradientVariance(Figure):
         return "; ".join(self._of_depth(row) for row in range(len(self.n_layers))) + "."
 
     def vanishes(self, n_layers: int) -> bool | None:
-        """Whether gradients vanish exponentially with width at that depth; None if these samples do not tell."""
+        """Whether gradients vanish exponentially with width at that depth; None if the samples are inconclusive."""
         row = self.n_layers.index(n_layers)
         slope, error = self.slopes[row], self.slope_errors[row]
         if slope is None or error is None or abs(slope - _VANISHING) <= 2 * error:
@@ -72,43 +71,43 @@ class GradientVariance(Figure):
         vanishes = self.vanishes(self.n_layers[row])
         if slope is None or error is None:
             return f"{depth} the variance is {self.variances[row][0]:.2g}; one width shows no trend"
-        rate = f"slope of log2 {slope:.2f} ± {error:.2f} per qubit"
+        trend = f"slope of log2 {slope:.2f} ± {error:.2f} per qubit"
         if vanishes:
-            return f"{depth} gradients vanish: each qubit divides their variance by {2**-slope:.1f} ({rate})"
+            return f"{depth} gradients vanish: each qubit divides their variance by {2**-slope:.1f} ({trend})"
         if vanishes is False:
             size = math.sqrt(self.variances[row][-1])
             return (
-                f"{depth} gradients do not vanish with width: {size:.2g} r.m.s. at {self.n_qubits[-1]} qubits ({rate})"
+                f"{depth} gradients do not vanish with width: {size:.2g} r.m.s. at {self.n_qubits[-1]} qubits ({trend})"
             )
-        return f"{depth} these samples do not tell whether gradients vanish ({rate})"
+        return f"{depth} the samples are inconclusive as to whether gradients vanish ({trend})"
 
 
 def gradient_variance(
     n_qubits: Sequence[int], n_layers: Sequence[int], observable: str = "scaled", samples: int = 200, seed: int = 0
 ) -> GradientVariance:
-    """Variance of d(observable)/d(angle) of `ry_ladder`, angles uniform on [-pi, pi), in the layer in the middle.
+    """Variance of d(observable)/d(angle) of `ry_ladder`, angles uniform on [-pi, pi), in the middle layer.
 
     The mean over the angles is 0, so the variance is the mean of squares: over the samples and over the wires of layer
     L // 2, counted from 0. Every observable is a weighted sum of the D = 2^N probabilities:
 
     - `z_first`, `z_last`: <Z> of the first or last wire
     - `p_0`: the probability of `|0...0>`
-    - `random`: weights that are independent standard normal numbers
-    - `scaled`: what QPA reads, 2^N p_i: the mean over i of the squares of its slope, by a random sum of signs for
-      each sample, whose squares have this mean: E (sum_i s_i x_i)^2 = sum_i x_i^2
+    - `random`: independent standard normal weights
+    - `scaled`: QPA's input 2^N p_i: the mean over i of its squared slopes, estimated with random signs for each
+      sample, because E (sum_i s_i x_i)^2 = sum_i x_i^2
 
-    The error of a slope is the larger of what the samples' scatter gives and, from three widths on, what the points'
-    distances from the line give.
+    The error of a slope is the larger of two estimates: from the scatter of the samples and, for three or more widths,
+    from the residuals of the fit.
 
     Args:
-        n_qubits: Widths, rising.
+        n_qubits: Widths, ascending.
         n_layers: Depths.
-        observable: One of those above.
-        samples: Circuits for each width and depth, 2 or more.
-        seed: Of angles and weights.
+        observable: One of the names above.
+        samples: Circuits for each width and depth, at least 2.
+        seed: Seed of angles and weights.
 
     Raises:
-        ConfigError: an unknown observable, no or non-positive sizes, widths that do not rise, or fewer than 2 samples.
+        ConfigError: An unknown observable, missing or non-positive sizes, unordered widths, or fewer than 2 samples.
     """
     _check(n_qubits, n_layers, observable, samples)
     found = [[_squares(width, depth, observable, samples, seed) for width in n_qubits] for depth in n_layers]
@@ -131,19 +130,19 @@ def _check(n_qubits: Sequence[int], n_layers: Sequence[int], observable: str, sa
     if observable not in OBSERVABLES:
         raise ConfigError(f"unknown observable '{observable}'; choose one of {', '.join(OBSERVABLES)}")
     if not n_qubits or not n_layers:
-        raise ConfigError("gradient_variance needs one width and one depth or more")
+        raise ConfigError("gradient_variance needs at least one width and one depth")
     for width in n_qubits:
         check_positive(n_qubits=width)
     for depth in n_layers:
         check_positive(n_layers=depth)
     if any(after <= before for before, after in pairwise(n_qubits)):
-        raise ConfigError(f"n_qubits must rise, got {list(n_qubits)}")
+        raise ConfigError(f"n_qubits must be in ascending order, got {list(n_qubits)}")
     if samples < 2:
-        raise ConfigError(f"a variance needs 2 samples or more, got {samples}")
+        raise ConfigError(f"a variance needs at least 2 samples, got {samples}")
 
 
 def _squares(n_qubits: int, n_layers: int, observable: str, samples: int, seed: int) -> Numbers:
-    """Squares of the slope, their mean over the wires of the middle layer: one number a sample, (samples,)."""
+    """Squared slope, averaged over the wires of the middle layer: one value per sample, (samples,)."""
     random = generator(seed, n_qubits, n_layers)
     ansatz = Ansatz("ry_ladder", n_qubits, n_layers)
     angles = random_angles(ansatz, samples, int(random.integers(2**63)))
@@ -162,7 +161,7 @@ def _slopes(angles: Tensor, weights: Tensor, layer: int) -> Tensor:
 
 
 def _line(n_qubits: Sequence[int], variances: list[float], errors: list[float]) -> tuple[float | None, float | None]:
-    """Slope of log2 variance over the qubits by least squares, and its standard error."""
+    """Least-squares slope of log2 variance against the number of qubits, and its standard error."""
     if len(n_qubits) < 2 or min(variances) <= 0:
         return None, None
     x = np.array(n_qubits) - np.mean(n_qubits)

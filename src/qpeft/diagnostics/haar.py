@@ -1,11 +1,11 @@
-"""Random states of a given size: uniform on the sphere of real, or of complex, unit vectors (Haar).
+"""Haar-random states: uniform on the sphere of real, or of complex, unit vectors.
 
 The D probabilities of such a state follow the Dirichlet law with all parameters a, a = 1/2 for real and a = 1 for
-complex states. One probability, and as well the fidelity |<x|y>|^2 of two states, follows
+complex states. One probability, and also the fidelity |<x|y>|^2 of two states, follows
 
     Beta(a, a (D - 1)).
 
-The circuits of QPA and Quantum-PEFT turn by RY only: their states are real, and "real" is the law for them.
+The circuits of QPA and Quantum-PEFT rotate by RY only, so their states are real and follow the law "real".
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import betainc, betaincinv, polygamma, psi
 from torch import Tensor
 
-from qpeft.diagnostics.sampling import check_positive, generator
+from qpeft.diagnostics.states import check_positive, generator
 from qpeft.errors import ConfigError
 
 Numbers = NDArray[np.float64]
@@ -26,7 +26,7 @@ _PARAMETER = {"real": 0.5, "complex": 1.0}
 
 
 def haar_states(samples: int, n_qubits: int, field: str = "real", seed: int = 0) -> Tensor:
-    """Haar-random states (samples, 2**N) of N = `n_qubits`, drawn by `seed`.
+    """Haar-random states (samples, 2**N) of N = `n_qubits`, drawn from `seed`.
 
     Amplitudes are float64 for the field "real", complex128 for "complex".
 
@@ -66,7 +66,7 @@ class HaarLaw:
         return HaarLaw("complex" if self.field == "real" else "real", self.size)
 
     def cdf(self, p: Numbers) -> Numbers:
-        """Share of probabilities, or of fidelities, up to p."""
+        """Cumulative distribution of one probability, or of a fidelity, at p."""
         return betainc(self.a, self.a * (self.size - 1), p)
 
     def quantiles(self, shares: Numbers) -> Numbers:

@@ -12,34 +12,34 @@ from torch import Tensor, nn
 
 from qpeft.core.holder import holder_of
 from qpeft.diagnostics.adapter import read_adapter
-from qpeft.diagnostics.figure import Figure
+from qpeft.diagnostics.finding import Measurement
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods.attach.config import AttachedConfig
 
-STILL = 0.01  # radians: an angle that moved less has not moved to speak of
-_FROZEN = 0.9  # share of still angles from which the circuit is practically frozen
+STILL = 0.01  # radians: an angle that moved less counts as still
+_FROZEN = 0.9  # fraction of still angles from which the circuit counts as practically frozen
 
 
 @dataclass(frozen=True)
-class AngleMovement(Figure):
-    """The distance of every trained angle from its start, in radians."""
+class AngleMovement(Measurement):
+    """The distance of every trained angle from its initial value, in radians."""
 
     n_angles: int
     mean: float
     maximum: float
     still_share: float  # of the angles that moved less than 0.01 rad
-    values: tuple[float, ...] = field(repr=False)  # a number for each angle
+    values: tuple[float, ...] = field(repr=False)  # one per angle
 
     @property
     def is_frozen(self) -> bool:
-        """Whether nine angles in ten stand still."""
+        """Whether at least nine angles in ten are still."""
         return self.still_share >= _FROZEN
 
     @property
     def sentence(self) -> str:
         if self.maximum == 0:
-            return f"None of the {self.n_angles:,} angles moved: the circuit is where its seed put it."
-        moved = f"The {self.n_angles:,} angles moved by {self.mean:.2g} rad in the mean, at most {self.maximum:.2g} rad"
+            return f"None of the {self.n_angles:,} angles moved from its initial value."
+        moved = f"The {self.n_angles:,} angles moved by {self.mean:.2g} rad on average, at most {self.maximum:.2g} rad"
         end = ": the circuit is practically frozen" if self.is_frozen else ""
         return f"{moved}; {self.still_share:.0%} of them moved less than {STILL:g} rad{end}."
 

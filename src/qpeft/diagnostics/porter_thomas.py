@@ -1,4 +1,4 @@
-"""Whether a circuit's probabilities are those of a random state: the Porter-Thomas law."""
+"""Whether a circuit's probabilities follow the distribution of random states: the Porter-Thomas law."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from functools import lru_cache
 import numpy as np
 from torch import Tensor
 
-from qpeft.diagnostics.figure import Figure, numbers
+from qpeft.diagnostics.finding import Measurement, floats
 from qpeft.diagnostics.haar import HaarLaw, Numbers
-from qpeft.diagnostics.sampling import generator
+from qpeft.diagnostics.states import generator
 from qpeft.errors import ConfigError
 
-_GRID = 4096  # quantiles at which distances are taken: more would add less than 1/4096
+_GRID = 4096  # quantiles at which distances are computed: more would add less than 1/4096
 _RESAMPLES = 199  # simulated data sets: the smallest p-value is 1/200
-_TESTED = 2**15  # probabilities at most that the test looks at, so that it takes a fraction of a second
-_HINT, _SHOWN = 0.05, 0.01  # p-values below which a difference is hinted at, and below which it is shown
-_CLOSE = 0.05  # a distance from which a difference is large, whatever the number of probabilities
-_FEW = 200  # probabilities below which the test sees gross differences only
+_TESTED = 2**15  # maximum number of probabilities tested, so that the test takes a fraction of a second
+_HINT, _SHOWN = 0.05, 0.01  # p-values below which the evidence of a difference is weak, and below which it is strong
+_CLOSE = 0.05  # distances above it are large, for any number of probabilities
+_FEW = 200  # with fewer probabilities the test detects only large differences
 _BINS, _WIDEST = 40, 10.0  # of the histogram of D p
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Of D p: its density in the bins between the edges, beside the law's mean in each; a share `beyond` lies above."""
+    """Density of D p in the bins between `edges`, and the law's mean in each; the fraction `beyond` lies above them."""
 
     edges: tuple[float, ...]
     density: tuple[float, ...]
@@ -36,13 +36,13 @@ class Histogram:
 
 
 @dataclass(frozen=True)
-class PorterThomas(Figure):
-    """The D probabilities of S states beside the law of random states over `field`.
+class PorterThomas(Measurement):
+    """The D probabilities of S states compared with the law of random states over `field`.
 
-    `distance` and `other_distance` are Kolmogorov-Smirnov distances of all S D probabilities to the law of the field
-    and to that of the other one. `p_value` is the chance that random states are as far from their law. `ipr` is the
-    mean of D sum p^2 and `entropy` that of -sum p ln p, in nats; their `_error` is the standard deviation that the mean
-    over S random states has. `largest` is the largest D p.
+    `distance` and `other_distance` are the Kolmogorov-Smirnov distances of all S D probabilities to the law of the
+    field and to that of the other field. `p_value` is the probability that random states are as far from their law.
+    `ipr` is the mean of D sum p^2 and `entropy` that of -sum p ln p, in nats; their `_error` is the standard deviation
+    of the mean over S random states. `largest` is the largest D p.
     """
 
     field: str
@@ -63,7 +63,7 @@ class PorterThomas(Figure):
 
     @property
     def is_random(self) -> bool:
-        """Whether the test finds no difference from random states, p >= 0.05."""
+        """Whether the test detects no difference from random states: p >= 0.05."""
         return self.p_value >= _HINT
 
     @property
@@ -71,18 +71,17 @@ class PorterThomas(Figure):
         law = f"random {self.field} states"
         found = f"distance {self.distance:.3f}, {self._chance}"
         if self.is_random and self.n_tested < _FEW:
-            return (
-                f"No difference from {law} is seen, but {self.n_tested} probabilities show gross ones only ({found})."
-            )
+            limit = f"{self.n_tested} probabilities show only large ones"
+            return f"No difference from {law} is found, but {limit} ({found})."
         if self.is_random:
-            return f"Nothing tells these probabilities from those of {law} ({found}): they are a random vector."
+            return f"The probabilities are indistinguishable from those of {law} ({found}): they are a random vector."
         if self.p_value >= _SHOWN:
-            return f"A difference from {law} is hinted at, but not shown ({found})."
+            return f"There is only weak evidence of a difference from {law} ({found})."
         uneven = "more uneven" if self.ipr > self.expected_ipr else "more even"
         measured = f"{found}; {uneven}, IPR {self.ipr:.3g} where {self.expected_ipr:.3g} is expected"
         if self.distance < min(_CLOSE, self.other_distance):
-            return f"The probabilities are close to those of {law}, and yet measurably different ({measured})."
-        return f"The probabilities are not those of {law} ({measured})."
+            return f"The probabilities are close to those of {law} but measurably different ({measured})."
+        return f"The probabilities differ from those of {law} ({measured})."
 
     @property
     def _chance(self) -> str:
@@ -91,22 +90,22 @@ class PorterThomas(Figure):
 
 
 def porter_thomas(probabilities: Tensor | Numbers, field: str = "real") -> PorterThomas:
-    """How the probabilities of states differ from those of random states.
+    """Compare the probabilities of states with those of random states.
 
-    One probability p of a random state with D of them follows Beta(1/2, (D-1)/2) for real and Beta(1, D-1) for complex
+    One of the D probabilities p of a random state follows Beta(1/2, (D-1)/2) for real and Beta(1, D-1) for complex
     amplitudes; D p then tends to the chi-square law with one degree of freedom, or to the exponential law. The D
     probabilities of one state sum to 1, so they are not independent, and the usual p-value of a Kolmogorov-Smirnov
-    test would be wrong. Here the same distance is taken of 199 simulated sets of random states of the same number and
-    size; the p-value is the rank of the found distance among them, (1 + how many are as large) / 200. Of more than
-    32,768 probabilities not more are tested: equally many of each state, chosen by chance and simulated likewise.
+    test would be wrong. Here the same distance is computed for 199 simulated sets of random states of the same number
+    and size; the p-value is the rank of the measured distance among them, (1 + number of distances as large) / 200. At
+    most 32,768 probabilities are tested: equally many of each state, chosen at random and simulated in the same way.
 
     Args:
-        probabilities: (S, D) of S states, or (D,) of one, each state's sum 1. Frequencies over shots are not
-            probabilities: their law is that of the counts.
-        field: "real" for circuits of RY, CNOT and CZ, as QPA's and Quantum-PEFT's; "complex" for all others.
+        probabilities: (S, D) of S states, or (D,) of one state; each state's probabilities sum to 1. Frequencies over
+            shots are not probabilities: they follow the distribution of counts.
+        field: "real" for circuits of RY, CNOT and CZ, such as QPA's and Quantum-PEFT's; "complex" for all others.
 
     Raises:
-        ConfigError: an unknown field, another shape, or numbers that are no probabilities.
+        ConfigError: An unknown field, another shape, or values that are not probabilities.
     """
     p = _rows(probabilities)
     law = HaarLaw(field, p.shape[1])
@@ -138,7 +137,7 @@ def _rows(probabilities: Tensor | Numbers) -> Numbers:
         raise ConfigError(f"probabilities must be real, of shape (states, D) or (D,), got {given.dtype}{given.shape}")
     p = np.atleast_2d(given).astype(np.float64)
     if not np.isfinite(p).all() or p.min() < 0 or abs(p.sum(axis=1) - 1).max() > 1e-3:
-        raise ConfigError("these are no probabilities: they must be 0 or more, and those of each state must sum to 1")
+        raise ConfigError("these are not probabilities: each must be 0 or more, and those of each state must sum to 1")
     return p
 
 
@@ -153,8 +152,8 @@ def _distance(p: Numbers, law: HaarLaw) -> float:
 
 
 def _test(p: Numbers, law: HaarLaw) -> tuple[float, int]:
-    """The p-value, and of how many probabilities."""
-    random = generator(zlib.crc32(p.tobytes()))  # the same for the same data, new for others
+    """The p-value, and the number of probabilities tested."""
+    random = generator(zlib.crc32(p.tobytes()))  # deterministic for the same data
     n_states = min(len(p), _TESTED)
     entries = min(law.size, _TESTED // n_states)
     tested = p
@@ -172,8 +171,8 @@ def _histogram(p: Numbers, law: HaarLaw) -> Histogram:
     shares = np.histogram(law.size * p, edges)[0] / p.size
     width = edges[1]
     return Histogram(
-        edges=numbers(edges),
-        density=numbers(shares / width),
-        expected_density=numbers(np.diff(law.cdf(edges / law.size)) / width),
+        edges=floats(edges),
+        density=floats(shares / width),
+        expected_density=floats(np.diff(law.cdf(edges / law.size)) / width),
         beyond=float(max(0.0, 1 - shares.sum())),
     )

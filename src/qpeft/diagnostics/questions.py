@@ -1,4 +1,4 @@
-"""The questions of a diagnosis: from a target to the figures that answer each."""
+"""The questions of a diagnosis: the measurements of a target that answer each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qpeft.compare.report.words import capital
 from qpeft.diagnostics.effective_rank import EffectiveRank, effective_rank
 from qpeft.diagnostics.entanglement import meyer_wallach
 from qpeft.diagnostics.expressibility import expressibility
-from qpeft.diagnostics.finding import Finding, Measure
+from qpeft.diagnostics.finding import Finding, Value
 from qpeft.diagnostics.gradient_variance import GradientVariance, gradient_variance, layers
 from qpeft.diagnostics.movement import angle_movement
 from qpeft.diagnostics.porter_thomas import PorterThomas, porter_thomas
@@ -21,15 +21,15 @@ from qpeft.diagnostics.states import random_probabilities, random_states
 from qpeft.diagnostics.target import Circuit, Target
 from qpeft.errors import ConfigError
 
-WIDEST = 14  # qubits: what draws many circuits, or shifts every angle, takes minutes beyond
-PAIRS = 10  # pairs of states for each sample: fidelities are cheap
-BARE = "bare probability"  # name of the figure
-_READ, _RAW = "scaled", "p_0"  # observables: what QPA reads, and a probability as it is
-_WIDEST_MATRIX = 4096  # rows and columns whose singular values take seconds
+WIDEST = 14  # qubits: with more, sampling many circuits or shifting every angle takes minutes
+PAIRS = 10  # pairs of states per sample: fidelities are cheap
+BARE = "bare probability"  # name of the measurement
+_READ, _RAW = "scaled", "p_0"  # observables: QPA's input, and a bare probability
+_WIDEST_MATRIX = 4096  # rows and columns: the singular values take seconds
 
 
 def is_random(circuit: Circuit, samples: int, seed: int) -> Finding:
-    """Whether the probabilities are those of a random state: at random angles, at the start, and after training."""
+    """Whether the probabilities are those of a random state: at random, initial and trained angles."""
     key = "random"
     figures: dict[str, PorterThomas] = {}
     left_out: tuple[str, ...] = ()
@@ -46,20 +46,20 @@ def is_random(circuit: Circuit, samples: int, seed: int) -> Finding:
 
 
 def is_redundant(circuit: Circuit, samples: int, seed: int) -> Finding:
-    """Whether the angles are more than the probabilities can follow."""
+    """Whether there are more angles than independent directions of the probabilities."""
     key = "redundant"
     if circuit.ansatz.n_qubits > WIDEST:
         return Finding(key, left_out=(_too_wide(circuit, "the rank of the Jacobian"),))
     figure = redundancy(circuit.ansatz, circuit.angles)
     measures = (
-        Measure("rank of the Jacobian", f"{figure.rank:,}", f"at most {figure.limit:,}"),
-        Measure("angles", f"{figure.n_angles:,}", f"{figure.n_free:,} free probabilities"),
+        Value("rank of the Jacobian", f"{figure.rank:,}", f"at most {figure.limit:,}"),
+        Value("angles", f"{figure.n_angles:,}", f"{figure.n_free:,} free probabilities"),
     )
     return Finding(key, figures={"angles": figure}, measures=measures, sentences=(figure.sentence,))
 
 
 def has_gradients(circuit: Circuit, samples: int, seed: int) -> Finding:
-    """Whether gradients vanish, around the circuit's own width and depth."""
+    """Whether gradients vanish, at sizes around the circuit's own width and depth."""
     key = "gradients"
     n_qubits, n_layers = circuit.ansatz.n_qubits, circuit.ansatz.n_layers
     widths = range(max(1, min(n_qubits, WIDEST - 2) - 3), min(n_qubits, WIDEST - 2) + 3)
@@ -68,23 +68,23 @@ def has_gradients(circuit: Circuit, samples: int, seed: int) -> Finding:
     figures[BARE] = gradient_variance(widths, [n_layers], _RAW, samples, seed)
     left_out = (_too_wide(circuit, f"widths above {widths[-1]} qubits"),) if n_qubits > widths[-1] else ()
     sentences = (
-        f"Of 2^N p, which QPA reads: {_lower(figures[layers(n_layers)].sentence)}",
-        f"Of a probability p as it is: {_lower(figures[BARE].sentence)}",
+        f"Gradients of 2^N p, QPA's input: {_lower(figures[layers(n_layers)].sentence)}",
+        f"Gradients of a bare probability p: {_lower(figures[BARE].sentence)}",
     )
     measures = tuple(measure for name, figure in figures.items() for measure in _slope(name, figure))
     return Finding(key, figures, measures, sentences, left_out)
 
 
 def is_expressive(circuit: Circuit, samples: int, seed: int) -> Finding:
-    """Whether random angles reach all real states, and how entangled these are."""
+    """Whether random angles reach all real states, and how entangled the states are."""
     key = "expressive"
     if circuit.ansatz.n_qubits > WIDEST:
         return Finding(key, left_out=(_too_wide(circuit, "expressibility and entanglement"),))
     spread = expressibility(circuit.ansatz, PAIRS * samples, seed)
     entangled = meyer_wallach(random_states(circuit.ansatz, samples, seed))
     measures = (
-        Measure("divergence of fidelities", f"{spread.divergence:.3g} nats", f"{spread.floor:.3g} for random states"),
-        Measure("Meyer-Wallach Q", f"{entangled.mean:.3f}", f"{entangled.expected:.3f} for random states"),
+        Value("divergence of fidelities", f"{spread.divergence:.3g} nats", f"{spread.floor:.3g} for random states"),
+        Value("Meyer-Wallach Q", f"{entangled.mean:.3f}", f"{entangled.expected:.3f} for random states"),
     )
     sentences = (spread.sentence, entangled.sentence)
     return Finding(
@@ -96,15 +96,15 @@ def is_moved(target: Target) -> Finding:
     """How far training moved the angles."""
     key = "moved"
     if target.saved is None:
-        return Finding(key, left_out=("nothing is trained yet: this is the circuit at its seeded start",))
+        return Finding(key, left_out=("nothing is trained yet: the circuit has its initial angles",))
     try:
         figure = angle_movement(target.saved.folder)
     except ConfigError as error:
         return Finding(key, left_out=(str(error),))
     measures = (
-        Measure("mean movement", f"{figure.mean:.3g} rad", "starts lie in [-π, π)"),
-        Measure("largest movement", f"{figure.maximum:.3g} rad"),
-        Measure("moved less than 0.01 rad", f"{figure.still_share:.0%}", f"of {figure.n_angles:,} angles"),
+        Value("mean movement", f"{figure.mean:.3g} rad", "initial angles lie in [-π, π)"),
+        Value("largest movement", f"{figure.maximum:.3g} rad"),
+        Value("moved less than 0.01 rad", f"{figure.still_share:.0%}", f"of {figure.n_angles:,} angles"),
     )
     return Finding(key, figures={"angles": figure}, measures=measures, sentences=(figure.sentence,))
 
@@ -126,31 +126,29 @@ def uses_rank(target: Target) -> Finding:
     elif target.saved is None:
         left_out.append("the updates of the weights are zero before training")
     elif not left_out:
-        left_out.append("the host is no LoRA: it has no update B A of a weight")
+        left_out.append("the host adapter is not LoRA: it has no update B A of a weight")
     measures = tuple(measure for name, figure in figures.items() for measure in _ranks(name, figure))
     sentences = tuple(f"{_OF_WHAT[name]} {_lower(figure.sentence)}" for name, figure in figures.items())
     return Finding(key, figures=figures, measures=measures, sentences=sentences, left_out=tuple(left_out))
 
 
 def matters(target: Target, trainings: CircuitMatters | None) -> Finding:
-    """Whether the circuit matters to the result: what trainings without it found."""
+    """Whether the circuit matters to the result: the results of training runs without it."""
     key = "matters"
     if trainings is not None:
         measures = tuple(measure for control in trainings.controls for measure in _difference(control))
         return Finding(key, {"trainings": trainings}, measures, (trainings.sentence,))
-    if target.method != "qpa":
-        return Finding(key, left_out=("trainings with something else in the circuit's place are for method qpa",))
     if target.circuit is None:
         return Finding(key, left_out=(target.no_circuit,))
     if target.run is None:
         return Finding(
             key,
             left_out=(
-                "only trainings tell, and they need data: train with qpeft train --out RUN, then "
+                "this needs training runs, which need data: train with qpeft train --out RUN, then "
                 "qpeft diagnose RUN --trainings",
             ),
         )
-    return Finding(key, left_out=(f"only trainings tell: qpeft diagnose {target.run} --trainings",))
+    return Finding(key, left_out=(f"this needs training runs: qpeft diagnose {target.run} --trainings",))
 
 
 OF_CIRCUITS = {
@@ -161,52 +159,52 @@ OF_CIRCUITS = {
 }
 OF_ADAPTERS = {"moved": is_moved, "rank": uses_rank}
 
-_WHERE = {"random angles": "At random angles:", "start": "At the start:", "trained": "After training:"}
+_WHERE = {"random angles": "At random angles:", "start": "At the initial angles:", "trained": "After training:"}
 _OF_WHAT = {
-    "chunks": "Of the chunks, a row each:",
-    "change": "Of what training changed in them:",
-    "updates": "Of the updates of the weights:",
+    "chunks": "Chunks, one per row:",
+    "change": "Change of the chunks in training:",
+    "updates": "Updates of the weights:",
 }
 
 
-def _law(name: str, figure: PorterThomas) -> list[Measure]:
+def _law(name: str, figure: PorterThomas) -> list[Value]:
     return [
-        Measure(f"distance, {name}", f"{figure.distance:.3f}", f"p = {figure.p_value:.2g}"),
-        Measure(f"IPR, {name}", f"{figure.ipr:.3g}", f"{figure.expected_ipr:.3g} ± {figure.ipr_error:.2g} expected"),
+        Value(f"distance, {name}", f"{figure.distance:.3f}", f"p = {figure.p_value:.2g}"),
+        Value(f"IPR, {name}", f"{figure.ipr:.3g}", f"{figure.expected_ipr:.3g} ± {figure.ipr_error:.2g} expected"),
     ]
 
 
-def _slope(name: str, figure: GradientVariance) -> list[Measure]:
+def _slope(name: str, figure: GradientVariance) -> list[Value]:
     slope, error = figure.slopes[0], figure.slope_errors[0]
     if slope is None or error is None:
         return []
-    what = "slope, p as it is" if name == BARE else f"slope, 2^N p, {name}"
+    what = "slope, bare p" if name == BARE else f"slope, 2^N p, {name}"
     found = f"{slope:+.2f} ± {error:.2f}".replace("-", "\u2212")
-    return [Measure(what, found, "0: does not vanish")]
+    return [Value(what, found, "0: gradients do not vanish")]
 
 
-def _difference(control: MethodSummary) -> list[Measure]:
+def _difference(control: MethodSummary) -> list[Value]:
     found = control.difference_to_target
     if found is None:
         return []
-    return [Measure(capital(control.label), interval(found.mean, found.low, found.high), found.verdict)]
+    return [Value(capital(control.label), interval(found.mean, found.low, found.high), found.verdict)]
 
 
-def _ranks(name: str, figure: EffectiveRank) -> list[Measure]:
+def _ranks(name: str, figure: EffectiveRank) -> list[Value]:
     of = f"of {figure.possible:.4g}" + (f", mean of {len(figure.used):,}" if len(figure.used) > 1 else "")
     return [
-        Measure(f"entropy rank, {name}", f"{figure.entropy_rank:.3g}", of),
-        Measure(f"stable rank, {name}", f"{figure.stable_rank:.3g}", of),
-        Measure(f"numerical rank, {name}", f"{figure.numerical_rank:.3g}", of),
+        Value(f"entropy rank, {name}", f"{figure.entropy_rank:.3g}", of),
+        Value(f"stable rank, {name}", f"{figure.stable_rank:.3g}", of),
+        Value(f"numerical rank, {name}", f"{figure.numerical_rank:.3g}", of),
     ]
 
 
 def _add_chunks(target: Target, figures: dict[str, EffectiveRank], left_out: list[str]) -> None:
-    """The matrix (C, n) that QPA's network writes, and what training changed in it."""
+    """The matrix (C, n) that QPA's network produces, and its change in training."""
     assert target.generator is not None
     count = target.generator.count
     if min(count.n_chunks, count.chunk_size) > _WIDEST_MATRIX:
-        left_out.append(f"the {count.n_chunks:,} x {count.chunk_size:,} matrix of chunks is too large for this figure")
+        left_out.append(f"the {count.n_chunks:,} x {count.chunk_size:,} matrix of chunks is too large for ranks")
         return
     with torch.no_grad():
         now, start = target.generator.chunks(), target.generator.chunks(at_start=True)
@@ -216,10 +214,10 @@ def _add_chunks(target: Target, figures: dict[str, EffectiveRank], left_out: lis
 
 
 def _too_wide(circuit: Circuit, what: str) -> str:
-    return f"{what}: left out, for {circuit.ansatz.n_qubits} qubits would take too long (at most {WIDEST})"
+    return f"{what}: {circuit.ansatz.n_qubits} qubits would take too long (at most {WIDEST})"
 
 
 def _lower(sentence: str) -> str:
-    """A sentence after a colon; symbols such as Q stay as they are."""
+    """A sentence after a colon; symbols such as Q keep their case."""
     first, _, rest = sentence.partition(" ")
     return sentence if len(first) > 1 and first.isupper() else f"{first[0].lower()}{first[1:]} {rest}".strip()

@@ -1,4 +1,4 @@
-"""How many of a circuit's angles do something that no other angle does."""
+"""How many of a circuit's angles are redundant: the rank of the Jacobian of its probabilities."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz
 from qpeft.compare.measurements.ranks import numerical_rank
-from qpeft.diagnostics.figure import Figure, numbers
+from qpeft.diagnostics.finding import Measurement, floats
 from qpeft.diagnostics.states import check_ansatz, circuit_states
 from qpeft.errors import ConfigError
 
-_ROUNDING = 1e-13  # what float64 leaves of a derivative that is 0
+_ROUNDING = 1e-13  # rounding error in float64 of a derivative that is 0
 
 
 @dataclass(frozen=True)
-class Redundancy(Figure):
+class Redundancy(Measurement):
     """Rank of the Jacobian (D, P) of the D probabilities with respect to the P angles, at one set of angles.
 
-    It is at most `limit`, the smaller of `n_angles` = P and `n_free` = D - 1, the probabilities that are free.
+    It is at most `limit`, the smaller of `n_angles` = P and `n_free` = D - 1, the number of free probabilities.
     """
 
     n_qubits: int
     n_angles: int
     n_free: int
     rank: int
-    singular_values: tuple[float, ...] = field(repr=False)  # falling, min(P, D) of them
+    singular_values: tuple[float, ...] = field(repr=False)  # descending, min(P, D) of them
 
     @property
     def limit(self) -> int:
-        """The highest rank that is possible."""
+        """The highest possible rank."""
         return min(self.n_angles, self.n_free)
 
     @property
@@ -40,13 +40,13 @@ class Redundancy(Figure):
         if self.rank < self.limit:
             return (
                 f"At these angles the circuit reaches only {self.rank} directions of the probabilities, where "
-                f"{self.limit} are possible: some of the angles do the same here, or nothing."
+                f"{self.limit} are possible: some of the angles are redundant here."
             )
         if self.n_angles > self.n_free:
             spare = self.n_angles - self.rank
             return (
-                f"{spare} of the {self.n_angles} angles are redundant: only {self.n_free} probabilities are free, and "
-                "a vector of these would be smaller than the circuit."
+                f"{spare} of the {self.n_angles} angles are redundant: only {self.n_free} probabilities are free, so a "
+                "free vector would need fewer parameters than the circuit."
             )
         return (
             f"No angle is redundant: the {self.n_angles} angles reach {self.rank} of the {self.n_free} directions in "
@@ -62,7 +62,7 @@ def redundancy(ansatz: Ansatz, angles: Tensor, tolerance: float = 1e-8) -> Redun
     min(L N, 2^N - 1). Cost: 2 P states of 2^N amplitudes.
 
     Raises:
-        ConfigError: one of QAA's circuits, angles of another shape or not finite, or a tolerance outside (0, 1).
+        ConfigError: One of QAA's circuits, angles of another shape or not finite, or a tolerance outside (0, 1).
     """
     check_ansatz(ansatz)
     if tuple(angles.shape) != ansatz.angle_shape:
@@ -78,11 +78,11 @@ def redundancy(ansatz: Ansatz, angles: Tensor, tolerance: float = 1e-8) -> Redun
         n_angles=ansatz.n_angles,
         n_free=2**ansatz.n_qubits - 1,
         rank=numerical_rank(values, tolerance),
-        singular_values=numbers(values),
+        singular_values=floats(values),
     )
 
 
 def _jacobian(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """(P, D): its transpose has the same singular values."""
+    """The transposed Jacobian (P, D), which has the same singular values."""
     shifts = math.pi / 2 * torch.eye(ansatz.n_angles, dtype=angles.dtype).view(-1, *ansatz.angle_shape)
     return (circuit_states(ansatz, angles + shifts).square() - circuit_states(ansatz, angles - shifts).square()) / 2

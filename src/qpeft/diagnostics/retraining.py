@@ -1,7 +1,7 @@
-"""Whether the circuit matters: a run's training again, with the circuit, and with something else in its place.
+"""Whether the circuit matters: a training run repeated with the circuit, and with a control in its place.
 
-The trainings are a comparison (`studies.comparison`): its cells, rows, resume, statistics and verdicts are used as they
-are. All members share the run's base, data, settings, rate and seeds; only `feature_source` differs.
+The training runs are a study of `qpeft.compare`, with its cells, rows, statistics and verdicts. All members share the
+run's base, data, settings, learning rate and seeds; only `feature_source` differs.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from qpeft.compare.running.progress import CompareProgress
 from qpeft.compare.running.runner import run
 from qpeft.compare.study import UNTRAINED, Study, described
 from qpeft.demo import EMBEDDED, base_path
-from qpeft.diagnostics.figure import Figure
+from qpeft.diagnostics.finding import Measurement
 from qpeft.errors import ConfigError
+from qpeft.methods import named
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
 
 FOLDER = "circuit-matters"  # in the run folder: the comparison
 _CIRCUIT = "qnn"
-_CONTROLS = {"qnn_frozen": "the frozen circuit", "free": "a free vector", "random": "fixed noise", "none": "no feature"}
 _SAME = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay", "max_grad_norm",
          "dtype", "text_column", "label_column", "prompt_column", "completion_column")  # fmt: skip
 
 
 @dataclass(frozen=True)
-class CircuitMatters(Figure):
-    """What the trainings found; `folder` holds their rows, tables and report."""
+class CircuitMatters(Measurement):
+    """Results of the training runs; `folder` holds their rows, tables and report."""
 
     folder: Path
     summary: Summary = _field(repr=False)
@@ -52,16 +52,16 @@ class CircuitMatters(Figure):
 
     @property
     def controls(self) -> list[MethodSummary]:
-        """What stood in the circuit's place."""
+        """The controls that replace the circuit."""
         return [method for method in self.summary.methods if method.role == "control"]
 
     @property
     def sentence(self) -> str:
         if not any(control.difference_to_target for control in self.controls):
-            return "The trainings are not finished: there is nothing to compare yet."
+            return "The training runs are not finished: there is nothing to compare yet."
         if self.summary.headlines:
             return f"{capital(self.summary.headlines[0])} {self._size}"
-        return f"With fewer than {MIN_SEEDS} seeds nothing is said for or against the circuit."
+        return f"Fewer than {MIN_SEEDS} seeds allow no verdict on the circuit."
 
     @property
     def _size(self) -> str:
@@ -95,19 +95,19 @@ def circuit_matters(
     steps: int | None = None,
     progress: CompareProgress | None = None,
 ) -> CircuitMatters:
-    """Train what the run trained with every feature source and seed, and compare; called again it goes on.
+    """Repeat the run with every feature source and seed, and compare; call it again to resume.
 
     Args:
-        run_folder: Of `qpeft train` with method qpa and the circuit as its feature source. Data and base are read from
-            where the run found them. The trainings go to its folder `circuit-matters`. They run on simulators alone: in
-        the place of a device of yours, the exact simulator counts as many shots.
-        seeds: Of the trainings; a verdict needs three.
-        steps: Of each training. None: as many as the run's.
-        progress: Receives what `qpeft compare` shows.
+        run_folder: Output of `qpeft train` with method qpa and the circuit as its feature source. Data and base are
+            read from the same places as by the run. Results are written to its folder `circuit-matters`. Only
+            simulators are used: the exact simulator, with as many shots, replaces a device of yours.
+        seeds: Seeds of the training runs; a verdict needs three.
+        steps: Optimiser steps of each training run. None: as many as the run's.
+        progress: Receives the progress events of `qpeft compare`.
 
     Raises:
-        ConfigError, DataError, CheckpointError: the folder is of no such run, or its data or base cannot be found.
-        KeyboardInterrupt: stopped; what is done is kept.
+        ConfigError, DataError, CheckpointError: The folder is not such a run, or its data or base cannot be found.
+        KeyboardInterrupt: Stopped; finished work is kept.
     """
     folder = Path(run_folder)
     study = study_of(RunFolder(folder).settings(), seeds, steps)
@@ -116,7 +116,7 @@ def circuit_matters(
 
 
 def found_before(run_folder: str | Path) -> CircuitMatters | None:
-    """What earlier trainings in this run folder found; None without any."""
+    """Results of earlier training runs in this run folder; None without any."""
     folder = Path(run_folder) / FOLDER
     if not (folder / "study.json").is_file():
         return None
@@ -124,15 +124,15 @@ def found_before(run_folder: str | Path) -> CircuitMatters | None:
 
 
 def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = None) -> Study:
-    """The comparison: the run's training with every feature source, at the run's own rate.
+    """The study: the run's training with every feature source, at the run's own learning rate.
 
-    Raises ConfigError for a run without a circuit of QPA, and for seeds that cannot be.
+    Raises ConfigError for a run whose method has no controls of its circuit, and for invalid seeds.
     """
     source = settings.method_settings.get("feature_source", _CIRCUIT)
-    if settings.method != "qpa" or source != _CIRCUIT:
+    if not named(settings.method).controls or source != _CIRCUIT:
         trained = settings.method if source == _CIRCUIT else f"{settings.method} with feature_source {source}"
         raise ConfigError(
-            f"the run trained {trained}; trainings with something else in the circuit's place are for method qpa with "
+            f"the run trained {trained}; repeating it with controls of the circuit needs a method such as qpa, with "
             "feature_source qnn"
         )
     values = {
@@ -155,12 +155,13 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
     try:
         return Study.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"the run's training cannot be compared: {described(error)}") from error
+        raise ConfigError(f"the run cannot be repeated as a study: {described(error)}") from error
 
 
 def _own_backend(settings: TrainSettings) -> dict[str, Any]:
-    """Where the circuit ran, if that was a simulator by name. A device of the user's is not asked again, for its jobs
-    may cost: the same shots are counted by the exact simulator. Controls have no circuit to run.
+    """The run's backend, if that was a simulator given by name.
+
+    A user's device is not used again, because its jobs may cost money: the exact simulator samples as many shots.
     """
     given = {name: value for name, value in settings.backend_settings.items() if name != "shot_budget"}
     if ".py:" not in settings.backend.backend:
@@ -169,7 +170,7 @@ def _own_backend(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _members(settings: TrainSettings) -> list[dict[str, Any]]:
-    shared = {"method": "qpa", "host": settings.host, "lr": settings.lr}
+    shared = {"method": settings.method, "host": settings.host, "lr": settings.lr}
     there = _own_backend(settings)
     own = {"key": _CIRCUIT, "label": "the trained circuit", "settings": settings.method_settings, **shared}
     own["backend"] = there
@@ -183,6 +184,6 @@ def _members(settings: TrainSettings) -> list[dict[str, Any]]:
             "backend": there if source == "qnn_frozen" else {},
             **shared,
         }
-        for source, label in _CONTROLS.items()
+        for source, label in named(settings.method).controls.items()
     ]
     return [own, *controls]

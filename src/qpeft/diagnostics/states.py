@@ -1,16 +1,16 @@
-"""States and probabilities of a circuit at given or at random angles, many at once."""
+"""States and probabilities of many circuits at given or random angles, and the random streams behind them."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz, two_design_columns
 from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE
 from qpeft.circuits.ladder_states import ladder_states
-from qpeft.diagnostics.sampling import check_positive, generator
 from qpeft.errors import ConfigError
 
 REAL_ANSATZE = ("ry_ladder", "two_design")
@@ -31,7 +31,7 @@ def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
 
 def random_states(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """`circuit_states` (samples, 2**N), float64, of the `ansatz` at angles uniform on [-pi, pi), drawn by `seed`.
+    """`circuit_states` (samples, 2**N), float64, of the `ansatz` at angles uniform on [-pi, pi), drawn from `seed`.
 
     Raises ConfigError as `circuit_states`.
     """
@@ -39,7 +39,7 @@ def random_states(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
 
 
 def random_probabilities(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """Probabilities (samples, 2**N), float64, of the `ansatz` at angles uniform on [-pi, pi), drawn by `seed`.
+    """Probabilities (samples, 2**N), float64, of the `ansatz` at angles uniform on [-pi, pi), drawn from `seed`.
 
     Of `two_design` they are the squares of the first column. Raises ConfigError as `circuit_states`.
     """
@@ -47,7 +47,9 @@ def random_probabilities(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
 
 
 def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
-    """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi), drawn by `seed`: how QPA starts.
+    """Angles `(samples, *ansatz.angle_shape)`, float64, uniform on [-pi, pi), drawn from `seed`.
+
+    QPA's initial angles have this distribution.
 
     Raises ConfigError as `circuit_states`.
     """
@@ -59,8 +61,22 @@ def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
 def check_ansatz(ansatz: Ansatz) -> None:
     """Raises ConfigError for a circuit that does not start in |0...0> or has complex amplitudes."""
     if ansatz.name not in REAL_ANSATZE:
-        of_input = "starts in the state of an input, so it has no probabilities of its own"
+        reason = "starts in the state of an input, so it has no probabilities of its own"
         raise ConfigError(
-            f"this figure is for circuits that start in |0...0>: {', '.join(REAL_ANSATZE)}; "
-            f"{ansatz.name} {of_input if ansatz.name in AMPLITUDE_ANSATZE else 'is none of these'}"
+            f"this measurement is for circuits that start in |0...0>: {', '.join(REAL_ANSATZE)}; "
+            f"{ansatz.name} {reason if ansatz.name in AMPLITUDE_ANSATZE else 'is none of these'}"
         )
+
+
+def generator(*seed: int) -> np.random.Generator:
+    """An independent random stream for each tuple of seeds, each at least 0."""
+    if min(seed) < 0:
+        raise ConfigError(f"seed must be 0 or more, got {min(seed)}")
+    return np.random.Generator(np.random.Philox(seed))
+
+
+def check_positive(**numbers: int) -> None:
+    """Raises ConfigError unless all are integers of at least 1."""
+    for name, number in numbers.items():
+        if not isinstance(number, int | np.integer) or number < 1:
+            raise ConfigError(f"{name} must be an integer of at least 1, got {number}")

@@ -1,4 +1,4 @@
-"""What is diagnosed: a trained adapter, or a config at its seeded start."""
+"""What is diagnosed: a trained adapter, or a config with its initial values."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 @dataclass(frozen=True)
 class Circuit:
-    """QPA's circuit: angles (L, N) at its seeded start and now, float64."""
+    """QPA's circuit: its initial and present angles (L, N), float64, radians."""
 
     ansatz: Ansatz
     start: Tensor
@@ -35,7 +35,7 @@ class Circuit:
 
 @dataclass(frozen=True)
 class Target:
-    """`generator` is QPA's, `saved` the adapter's folder, `run` the run folder that it lies in, or None."""
+    """`generator` is QPA's, `saved` the trained adapter, `run` the run folder that contains it; each may be None."""
 
     name: str
     method: str  # key of `qpeft train`
@@ -45,7 +45,7 @@ class Target:
 
     @property
     def circuit(self) -> Circuit | None:
-        """None where the method has no circuit whose probabilities are read."""
+        """QPA's circuit; None if the method reads no probabilities of a circuit."""
         feature = None if self.generator is None else self.generator.feature
         if not isinstance(feature, CircuitFeature):
             return None
@@ -55,18 +55,18 @@ class Target:
 
     @property
     def no_circuit(self) -> str:
-        """Why there is no circuit to look at."""
+        """Why `circuit` is None."""
         if self.generator is not None:
             return f"feature_source {self.generator.config.feature_source} has no circuit"
         return f"method {self.method} has no circuit whose probabilities are read from |0...0>"
 
 
 def of_folder(adapter: str | Path, run: str | Path | None = None, name: str | None = None) -> Target:
-    """The adapter in the folder `adapter`, which may be that of a `run`; `name` is what readers are told it is.
+    """The adapter in the folder `adapter`, which may belong to the run folder `run`; `name` is shown to readers.
 
     Raises:
-        CheckpointError: a file is missing or damaged.
-        ConfigError: an adapter that no figure applies to.
+        CheckpointError: A file is missing or damaged.
+        ConfigError: No measurement applies to this kind of adapter.
     """
     inside = Path(adapter) / "adapter"
     saved = read_adapter(inside if inside.is_dir() else adapter)
@@ -75,15 +75,15 @@ def of_folder(adapter: str | Path, run: str | Path | None = None, name: str | No
 
 
 def of_config(config: Any, plan: Plan, name: str) -> Target:
-    """A config of QPA at its seeded start.
+    """A config of QPA with its initial values.
 
     Args:
         config: A QPAConfig, or the QPAGeneratorConfig of a generator over another host.
-        plan: What `qpeft.plan` counted for it: the circuit's size depends on the base.
-        name: What the reader calls it.
+        plan: The result of `qpeft.plan` for it: the circuit's size depends on the base.
+        name: Shown to readers.
 
     Raises:
-        ConfigError: another method, of which nothing can be said before it is trained.
+        ConfigError: A method without measurements before training.
     """
     if not isinstance(config, QPAGeneratorConfig) or plan.n_chunks is None or plan.chunk_size is None:
         raise ConfigError(
@@ -92,7 +92,7 @@ def of_config(config: Any, plan: Plan, name: str) -> Target:
         )
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(QPAGeneratorConfig)}
     counted = {"budget": None, "chunk_size": plan.chunk_size, "hidden": plan.hidden}
-    m = plan.n_chunks * plan.chunk_size  # the last chunk whole
+    m = plan.n_chunks * plan.chunk_size  # whole chunks
     start = SeededStart(config.seed)
     generator = make_quietly(QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), start)
     return Target(name, plan.method, generator)

@@ -12,8 +12,7 @@ from qpeft.compare.report.charts import Chart, control_differences
 from qpeft.compare.report.labels import apart
 from qpeft.diagnostics.effective_rank import EffectiveRank
 from qpeft.diagnostics.expressibility import Expressibility
-from qpeft.diagnostics.figure import Figure
-from qpeft.diagnostics.finding import Finding
+from qpeft.diagnostics.finding import Finding, Measurement
 from qpeft.diagnostics.gradient_variance import GradientVariance
 from qpeft.diagnostics.movement import STILL, AngleMovement
 from qpeft.diagnostics.porter_thomas import PorterThomas
@@ -233,7 +232,7 @@ def _trainings(figures: Mapping[str, Any]) -> list[Chart]:
 
 
 _WHAT = {"chunks": "Chunks", "change": "What training changed in the chunks", "updates": "Updates of the weights"}
-_CHARTS: dict[str, Callable[[Mapping[str, Figure]], list[Chart]]] = {
+_CHARTS: dict[str, Callable[[Mapping[str, Measurement]], list[Chart]]] = {
     "random": _laws,
     "gradients": _gradients,
     "expressive": _fidelities,
