@@ -25,35 +25,35 @@ if TYPE_CHECKING:
     from qpeft.core.set_backend import set_backend as set_backend
     from qpeft.core.tied_weights import untie_lm_head as untie_lm_head
     from qpeft.methods.attach.attach import attach as attach
-    from qpeft.methods.bottleneck.model import BottleneckConfig as BottleneckConfig
+    from qpeft.methods.bottleneck.config import BottleneckConfig as BottleneckConfig
     from qpeft.methods.peft_types import register_method as register_method
     from qpeft.methods.planning import Plan as Plan
     from qpeft.methods.planning import plan as plan
-    from qpeft.methods.qaa.model import QAAConfig as QAAConfig
+    from qpeft.methods.qaa.config import QAAConfig as QAAConfig
     from qpeft.methods.qaa.report import SiteFeatures as SiteFeatures
     from qpeft.methods.qaa.report import feature_report as feature_report
-    from qpeft.methods.qpa.model import QPAConfig as QPAConfig
+    from qpeft.methods.qpa.config import QPAConfig as QPAConfig
     from qpeft.methods.qpa.settings import QPAGeneratorConfig as QPAGeneratorConfig
+    from qpeft.methods.quantum_peft.config import QuantumPeftConfig as QuantumPeftConfig
     from qpeft.methods.quantum_peft.fit_frames import fit_frames as fit_frames
-    from qpeft.methods.quantum_peft.model import QuantumPeftConfig as QuantumPeftConfig
     from qpeft.methods.sora.callback import SoRACallback as SoRACallback
+    from qpeft.methods.sora.config import SoRAConfig as SoRAConfig
     from qpeft.methods.sora.export import SoRAExportReport as SoRAExportReport
-    from qpeft.methods.sora.model import SoRAConfig as SoRAConfig
 
 __version__ = version("qpeft")
 
 _HOME = {
     "AdapterPool": "qpeft.core.serving.pool",
-    "BottleneckConfig": "qpeft.methods.bottleneck.model",
+    "BottleneckConfig": "qpeft.methods.bottleneck.config",
     "ExportReport": "qpeft.core.export",
     "Plan": "qpeft.methods.planning",
-    "QAAConfig": "qpeft.methods.qaa.model",
-    "QPAConfig": "qpeft.methods.qpa.model",
+    "QAAConfig": "qpeft.methods.qaa.config",
+    "QPAConfig": "qpeft.methods.qpa.config",
     "QPAGeneratorConfig": "qpeft.methods.qpa.settings",
-    "QuantumPeftConfig": "qpeft.methods.quantum_peft.model",
+    "QuantumPeftConfig": "qpeft.methods.quantum_peft.config",
     "SiteFeatures": "qpeft.methods.qaa.report",
     "SoRACallback": "qpeft.methods.sora.callback",
-    "SoRAConfig": "qpeft.methods.sora.model",
+    "SoRAConfig": "qpeft.methods.sora.config",
     "SoRAExportReport": "qpeft.methods.sora.export",
     "attach": "qpeft.methods.attach.attach",
     "export": "qpeft.core.export",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qpeft.circuits import Ansatz
     from qpeft.core.generator import Generator
     from qpeft.core.seeded_init import SeededStart
 
@@ -31,6 +32,10 @@ class GeneratorConfig:
             start: Where all else is drawn from, so that a folder need not hold it.
         """
         raise NotImplementedError
+
+    def circuit(self, n_qubits: int) -> tuple[Ansatz, bool] | None:
+        """The circuit whose probabilities a backend can supply, and whether its angles are trained; None without."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """Every field by its name."""

@@ -11,8 +11,9 @@ from peft.tuners.lora import LoraLayer
 import qpeft
 from qpeft.core.config import MethodName
 from qpeft.core.folded import Folded
+from qpeft.methods.qpa.config import QPAConfig
 from qpeft.methods.qpa.generator import QPAGenerator
-from qpeft.methods.qpa.model import QPAConfig, QPAModel
+from qpeft.methods.qpa.model import QPAModel
 from qpeft.testing import adapter_contract
 
 pytestmark = [

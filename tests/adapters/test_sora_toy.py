@@ -7,7 +7,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 import qpeft
-from qpeft.methods.sora.model import gated_update
+from qpeft.methods.sora.layer import gated_update
 
 D, R, STEPS, WARMUP = 32, 16, 300, 18
 

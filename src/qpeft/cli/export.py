@@ -62,11 +62,10 @@ def export(
 
 def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     import qpeft
+    from qpeft.core.adapter_form import form_of
     from qpeft.core.exported_folder import tolerance
     from qpeft.core.model_card import load_lines
     from qpeft.files import replace_folder
-    from qpeft.methods.sora.export import leave_out
-    from qpeft.methods.sora.model import SORA
     from qpeft.training.tasks.loading import load_base, probe
     from qpeft.training.tasks.record import how_to_load, read_record
 
@@ -79,8 +78,8 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     with replace_folder(out) as target:
         report = qpeft.export(live, target, probe=_named(live, inputs))
         allowed = ADAPTER_TOLERANCE
-        if kind == SORA:
-            leave_out(live)
+        form = form_of(live)
+        if form is not None and form.prune("default"):
             allowed = tolerance(_logits(live, inputs), same_shapes=False)
         if record is not None:
             record.write(target)

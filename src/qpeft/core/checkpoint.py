@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -17,8 +17,6 @@ from qpeft.core.model_card import is_users_own
 from qpeft.core.weights_hash import check_seal
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json, replace_folder
-from qpeft.methods.attach.attach import load_attached
-from qpeft.methods.attach.config import ATTACHED
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -56,8 +54,9 @@ def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, 
     """
     folder, name = Path(directory), options.get("adapter_name", "default")
     try:
-        if check_folder(folder)["peft_type"] == ATTACHED:
-            model = load_attached(base, folder, is_trainable=is_trainable, **options)
+        tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(check_folder(folder)["peft_type"])
+        if hasattr(tuner, "load_folder"):  # PEFT alone cannot build it
+            model = tuner.load_folder(base, folder, is_trainable=is_trainable, **options)
         else:
             model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable, **options)
             if not options.get("key_mapping"):

@@ -94,6 +94,11 @@ class GeneratedConfig(SealedConfig):
         """The method, its paper and the settings that matter, for model cards and qpeft.json."""
         raise NotImplementedError
 
+    @property
+    def has_stock_form(self) -> bool:
+        """Whether `qpeft.export` can write the adapter that is generated."""
+        return True
+
     def registered(self) -> type:
         """The class whose module must be imported before a folder of this config is loaded."""
         return type(self)
@@ -103,7 +108,9 @@ class GeneratedConfig(SealedConfig):
         super().save_pretrained(save_directory, **kwargs)
         config = json.loads(json.dumps(self.to_dict(), default=list))
         config["auto_mapping"] = kwargs.get("auto_mapping_dict")
-        model_card.write_compact_card(Path(save_directory), config, self.description(), self.registered())
+        model_card.write_compact_card(
+            Path(save_directory), config, self.description(), self.registered(), has_stock_form=self.has_stock_form
+        )
 
     def check_start(self, digest: str) -> None:
         """Raise CheckpointError if the adapter was trained from another start than the one drawn now."""

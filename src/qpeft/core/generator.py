@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from qpeft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from qpeft.core.binding import Slot
+    from qpeft.core.seeded_init import SeededStart
+
+
+class ParameterGroup(NamedTuple):
+    """A group of `qpeft.param_groups`: whether weight decay applies to it, and Adam's eps where it is not the usual."""
+
+    name: str
+    decays: bool = False
+    eps: float | None = None
+
+
+ANGLES = ParameterGroup("angles", eps=1e-12)
+OTHER = ParameterGroup("other", decays=True)
+
 
 class FullPrecision(nn.Module):
-    """A module that follows the model to another device, but never to a lower precision: angles need float32."""
+    """A module that follows the model to another device, but never to a lower precision: angles need float32.
+
+    `groups` assigns the parameters of a child, by the child's name, to a group of `qpeft.param_groups`.
+    """
+
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         def move(tensor: Tensor) -> Tensor:
@@ -39,6 +62,18 @@ class Generator(FullPrecision):
     def find_broken(self) -> str | None:
         """What the first trained number that is NaN or Inf belongs to; None if there is none."""
         return next((name for name, p in self.named_parameters() if not torch.isfinite(p).all()), None)
+
+    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededStart) -> Generator:
+        """A generator like this one with the initial values of another seed; nothing of it is trained.
+
+        Args:
+            slots: The tensors that it fills, in its order.
+            config: Its settings, with the other seed.
+            init: Draws the initial values of that seed.
+        """
+        raise ConfigError(
+            f"{type(self).__name__} cannot be drawn from another seed; train all adapters of a pool with one seed"
+        )
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state dict as the compact folder stores it."""

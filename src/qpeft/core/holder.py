@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qpeft.core.adapter_form import AdapterForm, count_trainable
 from qpeft.core.binding import Binding
+from qpeft.core.circuit_module import CircuitModule
 from qpeft.core.config import GeneratedConfig
 from qpeft.errors import ConfigError
-from qpeft.methods.qpa.features import CircuitFeature
-
-if TYPE_CHECKING:
-    _Module = nn.Module
-else:
-    _Module = object
 
 
-class GeneratorHolder(_Module):
+class GeneratorHolder(AdapterForm):
     """Mixed into a module: it keeps one generator and one binding per adapter, by the adapter's name."""
 
     container = "qpeft_generator"
@@ -57,6 +53,10 @@ class GeneratorHolder(_Module):
         """The tensors of the adapter that was generated, with the keys of a stock file; `model` is the PeftModel."""
         raise NotImplementedError
 
+    def count_deployed(self, model: Any) -> int:
+        generated = sum(sum(binding.sizes) for binding in self._bindings.values())
+        return generated + count_trainable(model) - count_trainable(self.generators)
+
     def invalidate(self) -> None:
         """Forget every generator's evaluation: the next forward makes a new one."""
         for binding in self._bindings.values():
@@ -65,7 +65,7 @@ class GeneratorHolder(_Module):
     @contextmanager
     def exact(self) -> Iterator[None]:
         """Within: circuits on the exact simulator, whatever backend they train on; nothing else changes."""
-        features = [m for m in self.generators.modules() if isinstance(m, CircuitFeature)]
+        features = [m for m in self.generators.modules() if isinstance(m, CircuitModule)]
         backends = [feature.backend for feature in features]
         if not any(backends):
             yield

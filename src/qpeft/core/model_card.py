@@ -13,7 +13,7 @@ from qpeft.core.auto_class import base_class
 from qpeft.files import write_text
 
 NEEDS_QPEFT = "loading it needs qpeft"  # in the title of each card of ours for such a folder
-_NOT_STOCK = "Stock PEFT has no such adapter, nor can it be merged into the base."
+NOT_STOCK = "Stock PEFT has no such adapter, nor can it be merged into the base."
 _PEFT_TEMPLATE = "# Model Card for Model ID"
 EXPORT = """
 For a folder that plain PEFT loads, with no qpeft at inference:
@@ -48,7 +48,12 @@ def load_lines(
 
 
 def write_compact_card(
-    folder: Path, config: Mapping[str, Any], description: Mapping[str, Any], registered: type
+    folder: Path,
+    config: Mapping[str, Any],
+    description: Mapping[str, Any],
+    registered: type,
+    *,
+    has_stock_form: bool = True,
 ) -> None:
     """Describe a compact folder, in the place of the empty card that PEFT wrote; a card of the user's own stays.
 
@@ -71,7 +76,7 @@ Without these imports, PEFT answers `KeyError: '{config.get("peft_type")}'`.
 ```python
 {_own_import(registered)}{load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
 ```
-{EXPORT if _has_stock_form(description) else ""}
+{EXPORT if has_stock_form else ""}
 Method: {description["method"]}. The numbers that are written come from exact probabilities, whatever backend
 trained the circuit; whether it contributes anything is a control away.
 
@@ -134,29 +139,6 @@ def tied_warning(tied: str | None) -> str:
     )
 
 
-def write_bottleneck_card(folder: Path) -> None:
-    """Describe the folder of a feed-forward adapter, in which its config is already."""
-    write_own_card(
-        folder,
-        "Feed-forward (bottleneck) adapter",
-        tag="bottleneck",
-        what="After each of its target modules f this adapter adds `up(act(down(f(x))))` to f(x).\n" + _NOT_STOCK,
-        settings=("bottleneck_size", "activation", "dropout", "seed"),
-    )
-
-
-def write_qaa_card(folder: Path) -> None:
-    """Describe the folder of a QAA adapter, in which its config is already."""
-    write_own_card(
-        folder,
-        "QAA adapter",
-        tag="qaa",
-        what="Beside each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read of a small "
-        f"circuit that starts in x; circuits are simulated exactly on classical hardware.\n{_NOT_STOCK}",
-        settings=("ansatz", "n_layers", "readout", "feature_source", "carry_norm", "alpha", "seed"),
-    )
-
-
 def write_own_card(
     folder: Path, title: str, *, tag: str, what: str, settings: tuple[str, ...], export: str = ""
 ) -> None:
@@ -189,10 +171,6 @@ def is_users_own(card: Path) -> bool:
 
 def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-
-
-def _has_stock_form(description: Mapping[str, Any]) -> bool:
-    return "bottleneck" not in _host(description)
 
 
 def _host(description: Mapping[str, Any]) -> str:

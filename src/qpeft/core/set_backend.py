@@ -11,10 +11,9 @@ from qpeft.backends.jobs import RETRIES, Jobs
 from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import backend_settings
-from qpeft.circuits import Ansatz
+from qpeft.core.circuit_module import CircuitModule
 from qpeft.core.holder import holder_of
 from qpeft.errors import ConfigError
-from qpeft.methods.qpa.features import CircuitFeature
 
 
 def set_backend(
@@ -66,13 +65,13 @@ def set_backend(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"a PeftModel is needed, as get_peft_model returns it, got {model!r}")
     holder = holder_of(model)
-    features = [m for m in model.modules() if isinstance(m, CircuitFeature)]
+    features = [m for m in model.modules() if isinstance(m, CircuitModule)]
     if holder is None or not features:
         raise ConfigError(
             "the model has no circuit of QPA; backends are for adapters with feature_source 'qnn' or 'qnn_frozen'"
         )
     jobs = Jobs(
-        as_backend(backend, max(feature.angles.start.shape[1] for feature in features), noise),
+        as_backend(backend, max(feature.ansatz.n_qubits for feature in features), noise),
         shots,
         seed=seed,
         shot_budget=shot_budget,
@@ -82,9 +81,7 @@ def set_backend(
         jobs.log_to(Path(log))
     runs = []
     for feature in features:
-        n_layers, n_qubits = feature.angles.start.shape
-        ansatz, trained = Ansatz("ry_ladder", n_qubits, n_layers), feature.angles.tau is not None
-        runs.append(CircuitRun(ansatz, jobs, gradient, smoothing, allow_wide, trained))
+        runs.append(CircuitRun(feature.ansatz, jobs, gradient, smoothing, allow_wide, feature.is_trained))
     is_own = jobs.is_exact and runs[0].gradient == "adjoint"
     for feature, run in zip(features, runs, strict=True):
         feature.backend = None if is_own else run

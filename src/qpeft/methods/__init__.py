@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from qpeft.core.folded import Folded
     from qpeft.core.generator import FullPrecision, Generator, fingerprint
     from qpeft.core.generator_state import check_adapter
-    from qpeft.core.layer_tuner import OwnTuner
     from qpeft.core.lora_init import draw_start
     from qpeft.core.lora_slots import lora_slots
+    from qpeft.core.own_tuner import OwnTuner
     from qpeft.core.seeded_init import SeededStart
     from qpeft.core.slots import find_slots
     from qpeft.core.targets import check_is_matrix, check_target_modules
@@ -40,7 +40,7 @@ _HOME = {
     "Generator": "qpeft.core.generator",
     "GeneratorConfig": "qpeft.generator_config",
     "MethodName": "qpeft.core.config",
-    "OwnTuner": "qpeft.core.layer_tuner",
+    "OwnTuner": "qpeft.core.own_tuner",
     "SealedConfig": "qpeft.core.weights_hash",
     "SeededStart": "qpeft.core.seeded_init",
     "Slot": "qpeft.core.binding",

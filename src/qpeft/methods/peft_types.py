@@ -11,7 +11,8 @@ from peft import PeftConfig, mapping
 from qpeft.core.config import MethodName
 from qpeft.core.generator_registry import register_generator
 from qpeft.errors import ConfigError
-from qpeft.methods.attach.config import ATTACHED, AttachedConfig, AttachedTuner
+from qpeft.methods.attach.attach import AttachedTuner
+from qpeft.methods.attach.config import ATTACHED, AttachedConfig
 from qpeft.methods.method import Method
 from qpeft.methods.registry import records
 from qpeft.names import check_name, redefines

@@ -16,7 +16,6 @@ from qpeft.backends.jobs import Jobs
 from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import BackendSettings, backend_settings
-from qpeft.circuits import Ansatz
 from qpeft.core.config import GeneratedLoraConfig
 from qpeft.core.meta_model import on_meta
 from qpeft.core.plan_result import Plan
@@ -74,13 +73,14 @@ def plan(
 
 
 def _circuits(config: Any, counts: dict[str, Any], chosen: BackendSettings, steps: int) -> dict[str, Any]:
-    if getattr(config, "feature_source", None) not in ("qnn", "qnn_frozen"):
+    circuit = config.circuit(counts["n_qubits"]) if isinstance(config, GeneratorConfig) else None
+    if circuit is None:
         raise ConfigError("backends are for QPA's circuit, with feature_source 'qnn' or 'qnn_frozen'; this has none")
     jobs = Jobs(
         as_backend(chosen.backend, counts["n_qubits"], chosen.noise), chosen.shots, shot_budget=chosen.shot_budget
     )
-    ansatz = Ansatz("ry_ladder", counts["n_qubits"], config.n_layers)
-    run = CircuitRun(ansatz, jobs, chosen.gradient, chosen.smoothing, trained=config.feature_source == "qnn")
+    ansatz, trained = circuit
+    run = CircuitRun(ansatz, jobs, chosen.gradient, chosen.smoothing, trained=trained)
     run.check_budget(steps)
     return forecast(run, steps).to_dict()
 

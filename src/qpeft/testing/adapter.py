@@ -16,10 +16,10 @@ from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from qpeft.core.adapter_form import own_kind
 from qpeft.core.checkpoint import CONFIG, WEIGHTS
 from qpeft.core.export import export
 from qpeft.core.holder import GeneratorHolder, holder_of
-from qpeft.core.stock_form import own_kind
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.testing.slopes import slope
 

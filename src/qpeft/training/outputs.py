@@ -12,13 +12,13 @@ from typing import Any
 from peft import PeftModel
 
 import qpeft
+from qpeft import methods
+from qpeft.core.adapter_form import form_of, has_stock_form
 from qpeft.core.holder import holder_of
 from qpeft.core.model_card import load_lines
-from qpeft.core.stock_form import has_stock_form
 from qpeft.files import replace_folder, write_text
+from qpeft.methods import Trains
 from qpeft.methods.counting import stored_numbers
-from qpeft.methods.sora.export import count_numbers
-from qpeft.methods.sora.model import sora_tuner
 from qpeft.training.result import TrainResult
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.tasks import Task
@@ -31,7 +31,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     Method full has no adapter: exported/ is the model, with its tokenizer or image processor. An adapter that stock
     PEFT lacks has no exported/, nor has one that SoRA shrank to nothing.
     """
-    if method == "full":
+    if methods.named(method).config is None:
         with replace_folder(folder.exported) as target:
             model.save_pretrained(str(target))
             task.save_processor(target)
@@ -60,15 +60,11 @@ def count_deployed(model: Any) -> int:
 
     modules_to_save are counted beside it.
     """
-    if sora_tuner(model) is not None:
-        trained, left = count_numbers(model)
-        return left + count_trainable(model) - trained
+    if (form := form_of(model)) is not None:
+        return form.count_deployed(model)
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return stored_numbers(model)
-    if (holder := holder_of(model)) is None:
-        return count_trainable(model)
-    generated = sum(sum(holder.binding(name).sizes) for name in holder.generators)
-    return generated + count_trainable(model) - count_trainable(holder.generators)
+    return count_trainable(model)
 
 
 def count_generator(model: Any) -> int | None:
@@ -79,17 +75,14 @@ def count_generator(model: Any) -> int | None:
 
 def needs_qpeft(model: Any) -> bool:
     """Whether adapter/ needs qpeft, since it holds a generator or gates, and exported/ says the same without."""
-    return holder_of(model) is not None or sora_tuner(model) is not None
+    return form_of(model) is not None
 
 
 def _something_is_left(model: Any) -> bool:
-    if sora_tuner(model) is None or count_numbers(model)[1]:
+    form = form_of(model)
+    if form is None or not form.is_empty():
         return True
-    warnings.warn(
-        "every gate of SoRA is zero, so that there is no adapter to export; begin again in another run folder with a "
-        "lower shrink_budget or sparse_lambda, or a higher gate_lr_mult",
-        stacklevel=2,
-    )
+    warnings.warn(form.empty_warning, stacklevel=2)
     return False
 
 
@@ -177,10 +170,11 @@ def _head(result: TrainResult) -> str:
 
 
 def _folders(result: TrainResult, needs_qpeft: bool) -> str:
-    if result.method == "full":
+    record = methods.named(result.method)
+    if record.trains is Trains.MODEL:
         return "`exported/` is the whole model, with what makes its inputs; it loads with transformers alone.\n"
     if not result.has_stock_form:
-        why = "its gates are all zero: it does nothing" if result.method == "sora" else "stock PEFT has no such adapter"
+        why = record.no_export
         return f"""- `adapter/`: the adapter; **loading it needs qpeft**, for {why}
 
 ```python
@@ -190,8 +184,7 @@ def _folders(result: TrainResult, needs_qpeft: bool) -> str:
     lines = load_lines(result.model, "exported", needs_qpeft=False, **how_to_load(result.exported))
     adapter = "the same adapter"
     if needs_qpeft:
-        what = "the adapter with its gates" if result.method == "sora" else "the generator alone"
-        adapter = f"{what} ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
+        adapter = f"{record.adapter_holds} ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
     return f"""- `exported/`: a stock adapter ({result.exported_bytes:,} bytes); it loads with PEFT alone
 - `adapter/`: {adapter}
 

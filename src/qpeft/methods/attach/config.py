@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
 from qpeft.core.config import GeneratedConfig, MethodName, check_factors
 from qpeft.core.generator_registry import generator_config, generator_name
-from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
 
 ATTACHED = MethodName("QPEFT_ATTACHED")
@@ -60,6 +60,11 @@ class AttachedConfig(GeneratedConfig):
         """
         return generator_config(self.generator_name)(**self.generator)
 
+    @property
+    def has_stock_form(self) -> bool:
+        tuners: dict[Any, Any] = PEFT_TYPE_TO_TUNER_MAPPING
+        return getattr(tuners.get(self.host_name), "own_kind", None) is None
+
     def registered(self) -> type:
         return generator_config(self.generator_name)
 
@@ -77,18 +82,6 @@ def _modules_to_save(host: Any) -> dict[str, list[str]]:
     """Each name once: PEFT adds classifiers' heads to the list every time that it builds a model."""
     names = getattr(host, "modules_to_save", None)
     return {"modules_to_save": sorted(set(names))} if names else {}
-
-
-class AttachedTuner:
-    """Stands where PEFT looks for a tuner: a PEFT call alone can build no attached adapter."""
-
-    container = "qpeft_generator"
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        raise ConfigError(
-            "this is an adapter with a generator attached: load it with qpeft.load(base, folder), or make one with "
-            "qpeft.attach(get_peft_model(base, host_config), generator_config)"
-        )
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from qpeft.core.holder import GeneratorHolder, refuse_replica, refuse_weighted_s
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods.attach import folder as attached_folder
+from qpeft.methods.attach.bind import bind
 from qpeft.methods.attach.config import AttachedConfig
 
 if TYPE_CHECKING:
@@ -130,12 +131,10 @@ class AttachedModel(GeneratorHolder, _PeftModel):
             return super().load_adapter(model_id, adapter_name, is_trainable, *args, **kwargs)
         saved = attached_folder.read_config(folder)
         is_new = adapter_name not in self.peft_config
-        from qpeft.methods.attach.attach import attach
-
         try:
             if is_new:
                 self.add_adapter(adapter_name, saved.to_stock())
-                attach(self, saved.to_generator(), adapter_name)
+                self.hold(*bind(self, saved.to_generator(), adapter_name))
             self._load_state(folder, saved, adapter_name)
         except BaseException as error:
             if is_new and adapter_name in self.peft_config:

@@ -5,7 +5,7 @@ from qpeft.methods.method import Method
 METHOD = Method(
     key="bottleneck",
     title="feed-forward (bottleneck) adapter",
-    config="qpeft.methods.bottleneck.model:BottleneckConfig",  # finds the feed-forward blocks itself
+    config="qpeft.methods.bottleneck.config:BottleneckConfig",  # finds the feed-forward blocks itself
     tuner="qpeft.methods.bottleneck.model:BottleneckModel",
     learning_rate=1e-3,
     is_host=True,

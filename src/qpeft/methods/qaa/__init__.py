@@ -5,7 +5,7 @@ from qpeft.methods.method import Method
 METHOD = Method(
     key="qaa",
     title="QAA (arXiv 2509.16244)",
-    config="qpeft.methods.qaa.model:QAAConfig",  # finds the query and value projections itself
+    config="qpeft.methods.qaa.config:QAAConfig",  # finds the query and value projections itself
     tuner="qpeft.methods.qaa.model:QAAModel",
     kind="quantum",
     learning_rate=1e-3,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qpeft import circuits
-from qpeft.core.generator import FullPrecision, fingerprint
+from qpeft.core.generator import ANGLES, FullPrecision, ParameterGroup, fingerprint
 from qpeft.methods.qaa.features import count_features
 from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
 
@@ -23,6 +24,11 @@ class QAABranch(FullPrecision):
     precision.
     """
 
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {
+        "features": ANGLES,
+        "V": ParameterGroup("V", decays=True),
+        "c": ParameterGroup("offset"),
+    }
     fingerprint: Tensor
 
     def __init__(

@@ -11,110 +11,15 @@ equals the branch: it is neither merged nor exported.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from qpeft.core import model_card
-from qpeft.core.config import MethodName
 from qpeft.core.generator_state import check_tensors
-from qpeft.core.layer_tuner import OwnTuner
-from qpeft.core.seeded_init import SeededStart
-from qpeft.core.targets import sizes
-from qpeft.core.weights_hash import SealedConfig
-from qpeft.errors import ConfigError, NotMergeableError
-from qpeft.methods.qaa.branch import QAABranch
-from qpeft.methods.qaa.features import make_features
-from qpeft.methods.qaa.settings import QAASettings
-from qpeft.methods.qaa.targets import settle_targets, written_slices
-
-QAA = MethodName("QPEFT_QAA")
-
-
-@dataclass
-class QAAConfig(QAASettings, SealedConfig):
-    """Settings of QAA; angles, (features) x (outputs) and (outputs) numbers for each target module.
-
-    Example::
-
-        model = get_peft_model(base, QAAConfig(task_type="CAUSAL_LM"))
-
-    Raises:
-        ConfigError: a setting is out of range.
-    """
-
-    target_modules: Collection[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Linear maps to adapt: ends of names, a pattern of whole names, or all-linear. "
-            "Default: the query and value projections."
-        },
-    )
-    exclude_modules: Collection[str] | str | None = field(
-        default=None, metadata={"help": "Modules to leave out of target_modules."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to train whole, beside the adapter."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.peft_type = QAA  # type: ignore[assignment]
-        self.check()
-        if self.target_modules is not None and not self.target_modules:
-            raise ConfigError("target_modules is empty; name modules such as q_proj, or leave it unset")
-
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and a model card that says how to load this folder."""
-        super().save_pretrained(save_directory, **kwargs)
-        model_card.write_qaa_card(Path(save_directory))
-
-
-class QAALayer(nn.Module, BaseTunerLayer):
-    """A linear map with QAA's branches beside it; several active ones read the same input and are summed."""
-
-    adapter_layer_names = ("qaa_branch",)
-
-    def __init__(self, base_layer: nn.Module, name: str) -> None:
-        super().__init__()
-        self.base_layer = base_layer
-        self.name = name
-        self.in_features, self.out_features = sizes(base_layer)
-        self.qaa_branch = nn.ModuleDict()
-
-    def update_layer(self, adapter_name: str, config: QAAConfig, shared: nn.Module | None) -> None:
-        """Add an adapter that starts at nothing, with the features `shared` or its own, drawn from the seed."""
-        base = self.get_base_layer()
-        weight = next(base.parameters(), torch.empty(0))
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        start = SeededStart(config.seed)
-        name = f"width {self.in_features}" if config.share_circuit else self.name
-        features = shared or make_features(config, self.in_features, name, start, weight.device)
-        branch = QAABranch(
-            config,
-            features,
-            self.in_features,
-            written_slices(config, self.name, base),
-            start.hexdigest(),
-            device=weight.device,
-            dtype=dtype,
-        )
-        self.qaa_branch[adapter_name] = branch
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return y
-        for name in self.active_adapters:
-            if name in self.qaa_branch:
-                branch: Any = self.qaa_branch[name]
-                y = branch.add(y, x)
-        return y
+from qpeft.core.own_tuner import OwnTuner
+from qpeft.errors import NotMergeableError
+from qpeft.methods.qaa.layer import QAALayer
+from qpeft.methods.qaa.targets import settle_targets
 
 
 class QAAModel(OwnTuner):

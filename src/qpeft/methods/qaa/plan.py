@@ -6,7 +6,8 @@ from typing import Any
 
 from qpeft.circuits import amplitude_qubits, dead_angles
 from qpeft.core.plan_result import BYTES
-from qpeft.methods.qaa.model import QAAConfig, QAALayer
+from qpeft.methods.qaa.config import QAAConfig
+from qpeft.methods.qaa.layer import QAALayer
 
 
 def count_qaa(config: QAAConfig, adapted: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qpeft.errors import ConfigError, DataError
-from qpeft.methods.qaa.model import QAALayer
+from qpeft.methods.qaa.layer import QAALayer
 
 LOW_VARIANCE = 1e-3
 

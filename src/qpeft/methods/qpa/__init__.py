@@ -5,7 +5,7 @@ from qpeft.methods.method import Method
 METHOD = Method(
     key="qpa",
     title="QPA (arXiv 2410.09846)",
-    config="qpeft.methods.qpa.model:QPAConfig",
+    config="qpeft.methods.qpa.config:QPAConfig",
     tuner="qpeft.methods.qpa.model:QPAModel",
     kind="quantum",
     learning_rate=1e-3,

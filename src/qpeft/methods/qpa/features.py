@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from qpeft import circuits
+from qpeft.circuits import Ansatz
+from qpeft.core.circuit_module import CircuitModule
 from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededStart
 from qpeft.methods.qpa.budget import QPACount
@@ -32,7 +33,7 @@ def squash(probabilities: Tensor) -> Tensor:
 FEATURE_MAPS = {"scaled": scaled, "squash": squash}
 
 
-class CircuitFeature(nn.Module):
+class CircuitFeature(CircuitModule):
     """Feature of chunk c from the probability of basis state c; angles (L, N), trained or frozen."""
 
     def __init__(self, angles: Folded, n_chunks: int, feature_map: str) -> None:
@@ -40,7 +41,15 @@ class CircuitFeature(nn.Module):
         self.angles = angles
         self.n_chunks = n_chunks
         self.feature_map = FEATURE_MAPS[feature_map]
-        self.backend: Callable[[Tensor], Tensor] | None = None  # in the place of the exact simulator
+
+    @property
+    def ansatz(self) -> Ansatz:
+        n_layers, n_qubits = self.angles.start.shape
+        return Ansatz("ry_ladder", n_qubits, n_layers)
+
+    @property
+    def is_trained(self) -> bool:
+        return self.angles.tau is not None
 
     def forward(self, *, at_start: bool = False) -> Tensor:
         """Features of the C chunks, shape (C,); those of the start are exact whatever the backend."""

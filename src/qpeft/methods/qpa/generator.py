@@ -16,16 +16,18 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpeft.core.binding import Slot
 from qpeft.core.folded import Folded
-from qpeft.core.generator import Generator, fingerprint
+from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
+from qpeft.core.lora_init import draw_without_base
 from qpeft.core.seeded_init import SeededStart
 from qpeft.methods.qpa.features import make_feature
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
@@ -61,6 +63,7 @@ class QPAGenerator(Generator):
         keep_initial: Whether w0 is part of the state dict, because it cannot be drawn again.
     """
 
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {"feature": ANGLES, "mlp": ParameterGroup("mlp", decays=True)}
     bits: Tensor
     initial: Tensor
 
@@ -106,6 +109,15 @@ class QPAGenerator(Generator):
             with torch.no_grad():
                 self._reference = self._output(at_start=True)
         return torch.add(self.initial, output - self._reference, alpha=self.config.output_scale)
+
+    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededStart) -> QPAGenerator:
+        present = self.initial.cpu().split([slot.shape.numel() for slot in slots])
+        labelled = zip((slot.label for slot in slots), present, strict=True)
+        magnitudes = {label: part for label, part in labelled if "lora_magnitude_vector" in label}
+        initial = draw_without_base(slots, config.init_lora_weights, init, magnitudes)
+        with warnings.catch_warnings():  # about its size, given when it was trained
+            warnings.simplefilter("ignore")
+            return QPAGenerator(config, initial, init)
 
     def chunks(self, *, at_start: bool = False) -> Tensor:
         """The MLP's output before flattening, shape (C, n)."""

@@ -2,57 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from peft.tuners.lora import LoraModel
 
-from qpeft.core import lora_init as lora_start
 from qpeft.core.binding import Slot
-from qpeft.core.config import GeneratedLoraConfig, MethodName
 from qpeft.core.lora_slots import lora_slots
 from qpeft.core.seeded_init import SeededStart
 from qpeft.core.tuner import GeneratedMixin
-from qpeft.errors import ConfigError
 from qpeft.methods.qpa.generator import QPAGenerator
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
-
-QPA = MethodName("QPEFT_QPA")
-
-
-@dataclass
-class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
-    """LoRA's own settings (r, lora_alpha, target_modules, use_dora, rank_pattern, ...) and the generator's.
-
-    Example::
-
-        model = get_peft_model(base, QPAConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-
-    Raises:
-        ConfigError: a setting is out of range, or a LoRA option that QPA cannot generate.
-    """
-
-    def __post_init__(self) -> None:
-        GeneratedLoraConfig.__post_init__(self)
-        QPAGeneratorConfig.__post_init__(self)
-        self.peft_type = QPA  # type: ignore[assignment]
-        self.check_format()
-        if self.init_lora_weights not in lora_start.DRAWN_INITS:
-            allowed = ", ".join(map(repr, lora_start.DRAWN_INITS))
-            raise ConfigError(
-                f"init_lora_weights='{self.init_lora_weights}' looks at data or weights, so its start cannot be drawn "
-                f"again from a seed; choose one of {allowed}, or put QPA over that LoRA with qpeft.attach"
-            )
-        self.refuse_lora_options("QPA", allowed=("use_dora",))
-
-    @classmethod
-    def official(cls, **settings: Any) -> Self:
-        """The published experiment: rank 4, alpha 8, dropout 0.05 on lm_head, and the published generator."""
-        lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "target_modules": ["lm_head"]}
-        return super().official(**{**lora, **settings})
-
-    def description(self) -> dict[str, Any]:
-        return {**super().description(), "r": self.r}
 
 
 class QPAModel(GeneratedMixin, LoraModel):

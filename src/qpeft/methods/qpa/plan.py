@@ -13,11 +13,11 @@ from qpeft.core.plan_result import BYTES
 from qpeft.core.slots import find_slots
 from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
-from qpeft.methods.attach.attach import generated_slots
 from qpeft.methods.attach.beside import keys_beside
+from qpeft.methods.attach.slots import generated_slots
 from qpeft.methods.counting import stored_numbers
 from qpeft.methods.qpa.budget import QPACount
-from qpeft.methods.qpa.model import QPAConfig
+from qpeft.methods.qpa.config import QPAConfig
 from qpeft.methods.qpa.settings import QPAGeneratorConfig
 
 

@@ -15,6 +15,7 @@ from qpeft.methods.qpa.budget import QPACount
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from qpeft.circuits import Ansatz
     from qpeft.core.seeded_init import SeededStart
     from qpeft.methods.qpa.generator import QPAGenerator
 
@@ -136,6 +137,13 @@ class QPAGeneratorConfig(GeneratorConfig):
         if self.feature_source != "qnn":
             raise ConfigError(f"feature_source {self.feature_source} has no circuit whose angles are trained")
         return ".angles.tau", self.angle_scale
+
+    def circuit(self, n_qubits: int) -> tuple[Ansatz, bool] | None:
+        from qpeft.circuits import Ansatz
+
+        if self.feature_source not in ("qnn", "qnn_frozen"):
+            return None
+        return Ansatz("ry_ladder", n_qubits, self.n_layers), self.feature_source == "qnn"
 
     def description(self) -> dict[str, Any]:
         named = ("n_layers", "feature_source", "activation", "seed")

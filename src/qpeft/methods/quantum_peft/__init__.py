@@ -5,7 +5,7 @@ from qpeft.methods.method import Method
 METHOD = Method(
     key="quantum_peft",
     title="Quantum-PEFT (ICLR 2025, arXiv 2503.05431)",
-    config="qpeft.methods.quantum_peft.model:QuantumPeftConfig",
+    config="qpeft.methods.quantum_peft.config:QuantumPeftConfig",
     tuner="qpeft.methods.quantum_peft.model:QuantumPeftModel",
     kind="quantum",
     learning_rate=1e-3,

@@ -8,15 +8,16 @@ dW = s P U diag(lambda) V^T Q^T. Factors of one width are made in one batch; lam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from qpeft.core.binding import Slot
 from qpeft.core.folded import Folded
-from qpeft.core.generator import Generator, fingerprint
+from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
 from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import CheckpointError
 from qpeft.methods.quantum_peft.factors import BANKS, Bank
@@ -38,6 +39,11 @@ class QuantumPeftGenerator(Generator):
         gains: Starting values of the norm gains trained beside the factors, flat; may be empty.
     """
 
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {
+        "banks": ANGLES,
+        "lam": ParameterGroup("lambda"),
+        "gains": ParameterGroup("gains"),
+    }
     fitted: Tensor
 
     def __init__(self, config: QuantumPeftGeneratorConfig, layout: Layout, start: SeededStart, gains: Tensor) -> None:
@@ -105,6 +111,10 @@ class QuantumPeftGenerator(Generator):
             names = [f"{self.layout.matrices[i].name}.{part.side}.frame" for i in part.matrices]
             drawn = torch.stack([random_frame(name, part.width, part.inner, start) for name in names])
             self.frames.register_buffer(part.label, drawn, persistent=False)
+
+    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededStart) -> QuantumPeftGenerator:
+        gains = torch.empty(0) if self.gains is None else self.gains.start
+        return QuantumPeftGenerator(config, self.layout, init, gains.cpu())
 
     # -- fitted to the gradient at the start
 

@@ -12,9 +12,10 @@ from qpeft.circuits.counting import column_qubits, count_acting
 from qpeft.core.plan_result import BYTES
 from qpeft.core.seeded_init import SeededStart
 from qpeft.core.targets import check_is_matrix
+from qpeft.methods.quantum_peft.config import QuantumPeftConfig
 from qpeft.methods.quantum_peft.factors import BANKS
 from qpeft.methods.quantum_peft.layout import Layout, Matrix
-from qpeft.methods.quantum_peft.model import QuantumPeftConfig, gain_slots
+from qpeft.methods.quantum_peft.model import gain_slots
 from qpeft.methods.quantum_peft.quantize import stored_sizes
 
 _FRAME_BYTES, _HEADER_BYTES = 2, 4  # float16; two of them for a group of quantised angles

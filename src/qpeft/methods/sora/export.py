@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,7 +27,8 @@ from qpeft.core.probe import probe_inputs
 from qpeft.errors import ConfigError
 from qpeft.files import file_hash, replace_folder, write_json
 from qpeft.methods.sora import card as sora_card
-from qpeft.methods.sora.model import GATE, SoRAConfig, SoRAModel, gated_b, sora_tuner
+from qpeft.methods.sora.config import SoRAConfig
+from qpeft.methods.sora.layer import GATE, gated_b
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,7 @@ class _Site(NamedTuple):
 
 
 def export_sora(
-    model: PeftModel,
-    directory: str | Path,
-    adapter_name: str,
-    probe: Mapping[str, Tensor] | None = None,
+    tuner: Any, model: Any, target: Path, adapter_name: str, probe: Mapping[str, Tensor] | None = None
 ) -> SoRAExportReport:
     """Write the adapter as a stock LoRA folder, reload it with stock PEFT, and compare logits; see `qpeft.export`.
 
@@ -81,8 +79,6 @@ def export_sora(
         ConfigError: every gate is zero, a merged adapter, non-finite numbers, or a foreign folder in the way.
         VerificationError: the reloaded adapter does not give the same logits: 1e-6, or 64 roundings of the largest.
     """
-    target, tuner = Path(directory), sora_tuner(model)
-    assert tuner is not None
     stock_folder.check_free(target)
     stock_folder.check_not_merged(model)
     config: Any = tuner.peft_config[adapter_name]
@@ -119,25 +115,20 @@ def to_stock(config: SoRAConfig, sites: list[_Site], adapter_name: str) -> LoraC
     return stock
 
 
-def count_numbers(model: Any) -> tuple[int, int]:
-    """How many numbers the active SoRA adapters train, and how many an export of them would have."""
-    tuner = sora_tuner(model)
-    assert tuner is not None
+def count_parameters(tuner: Any) -> tuple[int, int]:
+    """How many parameters the active SoRA adapters train, and how many an export of them would have."""
     configs: Any = tuner.peft_config
     found = [_counts(_find_sites(tuner, name, configs[name].export_tol), name) for name in tuner.active_adapters]
     return sum(counts["n_trained"] for counts in found), sum(counts["n_deployed"] for counts in found)
 
 
-def leave_out(model: Any, adapter_name: str = "default") -> None:
+def zero_pruned_gates(tuner: Any, adapter_name: str) -> None:
     """Set the gates that an export leaves out to zero, in place, so that the live model is the exported one."""
-    tuner = sora_tuner(model)
-    assert tuner is not None
-    config: Any = tuner.peft_config[adapter_name]
-    for site in _find_sites(tuner, adapter_name, config.export_tol):
+    for site in _find_sites(tuner, adapter_name, tuner.peft_config[adapter_name].export_tol):
         _zero(site, adapter_name)
 
 
-def _find_sites(tuner: SoRAModel, adapter_name: str, tol: float) -> list[_Site]:
+def _find_sites(tuner: Any, adapter_name: str, tol: float) -> list[_Site]:
     modules = dict(tuner.model.named_modules())
     sites = []
     for name, adapter, gate in tuner.gates():
@@ -227,7 +218,7 @@ def _describe(model: Any, config: SoRAConfig, folder: Path, report: SoRAExportRe
 
 
 @contextmanager
-def _as_found(tuner: SoRAModel, model: Any) -> Iterator[None]:
+def _as_found(tuner: Any, model: Any) -> Iterator[None]:
     """Afterwards the same adapters are active, the same parameters trainable, the same mode on."""
     active = list(tuner.active_adapters)
     with stock_folder.same_mode_after(model):

@@ -8,131 +8,33 @@ the export. PEFT's layers do the rest: a gated adapter is what PEFT calls a vari
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from peft.tuners.lora import LoraLayer, LoraModel
-from peft.tuners.lora.layer import LoraVariant
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from qpeft.checks import is_count, is_positive
-from qpeft.core.config import MethodName, check_factors, own_copy
-from qpeft.core.generator import FullPrecision
+from qpeft.core.adapter_form import AdapterForm, count_trainable
+from qpeft.core.config import own_copy
 from qpeft.core.generator_state import check_adapter
-from qpeft.core.seeded_init import SeededStart
 from qpeft.core.targets import check_is_matrix, check_target_modules, spare_new_head
 from qpeft.core.tied_weights import check_not_tied
-from qpeft.core.weights_hash import SealedConfig
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.methods.sora import card as sora_card
-from qpeft.methods.sora.settings import SoRASettings
-
-SORA = MethodName("QPEFT_SORA")
-GATE = "sora_gate"
-_NOT_GATED = ("target_parameters", "use_qalora", "layer_replication", "lora_bias")
+from qpeft.methods.sora import export as sora_export
+from qpeft.methods.sora.layer import GATE, add_gate
 
 
-@dataclass
-class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
-    """LoRA's settings (r, the rank to begin with, lora_alpha, target_modules, ...) and those of the gates.
-
-    Training needs `qpeft.SoRACallback`. Example::
-
-        model = get_peft_model(base, SoRAConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
-        Trainer(model=model, callbacks=[SoRACallback()], ...).train()
-
-    Raises:
-        ConfigError: a setting is out of range, or a LoRA option that cannot be gated.
-    """
-
-    lora_alpha: int = field(default=16, metadata={"help": "The update is multiplied by lora_alpha / r."})
-    sora_lambda: float | None = field(
-        default=None, metadata={"help": "Threshold over learning rate; filled in when training begins."}
-    )
-    planned_steps: int | None = field(
-        default=None, metadata={"help": "Optimiser steps that sora_lambda was made for; filled in with it."}
-    )
-
-    def __post_init__(self) -> None:
-        LoraConfig.__post_init__(self)
-        SoRASettings.__post_init__(self)
-        self.peft_type = SORA  # type: ignore[assignment]
-        if not is_count(self.r):
-            raise ConfigError(f"r must be a positive integer, got {self.r}")
-        check_factors(vars(self))
-        if not is_positive(self.lora_alpha):
-            raise ConfigError(f"lora_alpha must be a number above 0, got {self.lora_alpha!r}")
-        if not isinstance(self.lora_dropout, (int, float)) or not 0 <= self.lora_dropout < 1:
-            raise ConfigError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout!r}")
-        self._refuse_lora_options()
-
-    def _refuse_lora_options(self) -> None:
-        variants = [f.name for f in fields(LoraConfig) if f.metadata.get("is_lora_variant")]
-        for name in (*variants, *_NOT_GATED):
-            if getattr(self, name, None):
-                raise ConfigError(f"SoRA cannot be combined with {name}; leave it unset")
-        for name, usual in (("init_lora_weights", True), ("bias", "none")):
-            if getattr(self, name) != usual:
-                raise ConfigError(f"SoRA cannot be combined with {name}={getattr(self, name)!r}; leave it unset")
-
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and a model card that says how to load this folder."""
-        super().save_pretrained(save_directory, **kwargs)
-        sora_card.write_card(Path(save_directory))
-
-
-class Gates(FullPrecision, nn.ParameterDict):
-    """A module's gates, by adapter: float32 also in a model of half precision."""
-
-
-class GatedVariant(LoraVariant):
-    """What PEFT's LoRA layers ask when an adapter has gates, in place of their own B A."""
-
-    def supports_lora_conversion(self) -> bool:
-        return False  # PEFT's conversion looks at B A alone; qpeft.export is exact
-
-    @staticmethod
-    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
-        inner = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))  # (..., r)
-        return result + linear(inner, gated_b(module, active_adapter)) * module.scaling[active_adapter]
-
-    @staticmethod
-    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight + gated_update(module, active_adapter).to(orig_weight.dtype)
-
-    @staticmethod
-    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
-        orig_weight.data = GatedVariant.merge_safe(module, active_adapter, orig_weight.data)
-
-    @staticmethod
-    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight - gated_update(module, active_adapter).to(orig_weight.dtype)
-
-
-def gated_b(layer: Any, adapter_name: str) -> Tensor:
-    """B diag(g), (d_out, r), in B's dtype: the very numbers that an export writes, so that it computes the same."""
-    b = layer.lora_B[adapter_name].weight
-    return (b * layer.sora_gate[adapter_name]).to(b.dtype)
-
-
-def gated_update(layer: Any, adapter_name: str) -> Tensor:
-    """s B diag(g) A in float32, laid out as the base weight is: (d_out, d_in), for Conv1D (d_in, d_out)."""
-    a, b = layer.lora_A[adapter_name].weight, gated_b(layer, adapter_name)
-    update = b.float() @ a.float() * layer.scaling[adapter_name]
-    return update.T if getattr(layer, "fan_in_fan_out", False) else update
-
-
-class SoRAModel(LoraModel):
+class SoRAModel(AdapterForm, LoraModel):
     """The tuner that PEFT builds for a SoRAConfig."""
 
+    empty_warning = (
+        "every gate of SoRA is zero, so there is no adapter to export; train again in another run folder with a lower "
+        "shrink_budget or sparse_lambda, or a higher gate_lr_mult"
+    )
     shrinks = False  # whether a threshold is attached to an optimiser: `sora_threshold`
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
@@ -159,7 +61,7 @@ class SoRAModel(LoraModel):
         super()._create_and_replace(
             lora_config, adapter_name, target, target_name, parent, current_key=current_key, **kwargs
         )
-        _add_gate(getattr(parent, target_name), adapter_name, lora_config, current_key)
+        add_gate(getattr(parent, target_name), adapter_name, lora_config, current_key)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self.training and not self.shrinks and torch.is_grad_enabled():
@@ -183,6 +85,36 @@ class SoRAModel(LoraModel):
             if isinstance(layer, LoraLayer):
                 for adapter_name, gate in layer.sora_gate.items():  # type: ignore[union-attr]
                     yield site, adapter_name, gate
+
+    # -- what is left of an adapter
+
+    def count_deployed(self, model: Any) -> int:
+        trained, left = sora_export.count_parameters(self)
+        return left + count_trainable(model) - trained
+
+    def is_empty(self) -> bool:
+        return sora_export.count_parameters(self)[1] == 0
+
+    def export_adapter(
+        self, model: Any, target: Path, adapter_name: str, probe: Mapping[str, Tensor] | None
+    ) -> sora_export.SoRAExportReport:
+        return sora_export.export_sora(self, model, target, adapter_name, probe)
+
+    def prune(self, adapter_name: str) -> bool:
+        sora_export.zero_pruned_gates(self, adapter_name)
+        return True
+
+    def own_groups(self, lr: float) -> list[dict[str, Any]]:
+        """The trained gates, by adapter; they may not decay."""
+        configs: Any = self.peft_config
+        found: dict[str, list[nn.Parameter]] = {}
+        for _, adapter_name, gate in self.gates():
+            if gate.requires_grad:
+                found.setdefault(adapter_name, []).append(gate)
+        return [
+            {"name": "gates", "params": gates, "lr": lr * configs[name].gate_lr_mult, "weight_decay": 0.0}
+            for name, gates in found.items()
+        ]
 
     # -- merging
 
@@ -227,20 +159,3 @@ class SoRAModel(LoraModel):
 def sora_tuner(model: Any) -> SoRAModel | None:
     """The SoRA tuner in a PeftModel, also one that a trainer has wrapped; None without one."""
     return next((module for module in model.modules() if isinstance(module, SoRAModel)), None)
-
-
-def _add_gate(layer: Any, adapter_name: str, config: SoRAConfig, site: str) -> None:
-    """Give the adapter just made its gates, and its seeded start: A uniform on +-1/sqrt(d_in), g normal or 1."""
-    if not hasattr(layer, GATE):
-        layer.sora_gate = Gates()
-        layer.adapter_layer_names = (*layer.adapter_layer_names, GATE)
-    a: nn.Parameter = layer.lora_A[adapter_name].weight  # (r, d_in)
-    gate = torch.ones(a.shape[0], device=a.device)
-    if not a.is_meta:
-        start = SeededStart(config.seed)
-        with torch.no_grad():
-            a.copy_(start.uniform(f"{site}.lora_A.weight", a.shape, 1 / math.sqrt(a.shape[1])))
-            if config.gate_init == "normal":
-                gate.copy_(start.normal(f"{site}.{GATE}", gate.shape))
-    layer.sora_gate[adapter_name] = nn.Parameter(gate, requires_grad=a.requires_grad)
-    layer.lora_variant[adapter_name] = GatedVariant()

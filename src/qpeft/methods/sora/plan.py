@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qpeft.core.plan_result import BYTES
-from qpeft.methods.sora.model import GATE, SoRAConfig
+from qpeft.methods.sora.config import SoRAConfig
+from qpeft.methods.sora.layer import GATE
 
 
 def count_sora(config: SoRAConfig, adapted: Any) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from qpeft.core.sharding import sharded_by
 from qpeft.errors import ConfigError, TrainingError
-from qpeft.methods.sora.model import SoRAConfig, SoRAModel, sora_tuner
+from qpeft.methods.sora.config import SoRAConfig
+from qpeft.methods.sora.model import SoRAModel, sora_tuner
 
 
 class _Gate(NamedTuple):

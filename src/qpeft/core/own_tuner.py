@@ -9,17 +9,16 @@ from typing import Any
 from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 
+from qpeft.core.adapter_form import AdapterForm
 from qpeft.core.config import own_copy
 from qpeft.errors import ConfigError
 
 
-class OwnTuner(BaseTuner):
+class OwnTuner(AdapterForm, BaseTuner):
     """A layer of `tuner_layer_cls` around each target module applies the active adapters to every row of a batch.
 
-    A subclass supplies what `BaseTuner` asks for, `own_kind` (see `stock_form`), and the three methods below.
+    A subclass supplies what `BaseTuner` asks for, `own_kind` (see `AdapterForm`), and the three methods below.
     """
-
-    own_kind: str
 
     def _settle_targets(self, model: nn.Module, config: Any) -> None:
         """Write into `config` which modules of `model` are meant; raise ConfigError if there are none."""

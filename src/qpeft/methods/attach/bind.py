@@ -1,0 +1,68 @@
+"""Make the generator of an adapter that is on a model already, and bind it to the adapter's tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft import AdaLoraConfig, PeftModel
+
+from qpeft.core.binding import Binding
+from qpeft.core.generator_registry import generator_name
+from qpeft.core.holder import GeneratorHolder, holder_of
+from qpeft.core.lora_init import check_not_stationary
+from qpeft.core.seeded_init import SeededStart
+from qpeft.core.slots import device_of, in_vector_order
+from qpeft.errors import ConfigError
+from qpeft.generator_config import GeneratorConfig
+from qpeft.methods.attach.beside import keys_beside
+from qpeft.methods.attach.config import AttachedConfig
+from qpeft.methods.attach.slots import generated_slots, value_of
+
+_LOST_STARTS = ("corda", "loftq", "lora_ga")  # they take data, or change the base by a random part
+
+
+def bind(
+    model: PeftModel, config: GeneratorConfig, adapter_name: str | None
+) -> tuple[str, AttachedConfig, Binding, dict[str, str]]:
+    """The adapter's name, its config with the generator's, the binding, and the names of what is saved besides.
+
+    Raises:
+        ConfigError: as `attach`; the model is then as it was.
+    """
+    name = _checked_name(model, config, adapter_name)
+    found = in_vector_order(generated_slots(model, name), config.vector_order)
+    slots = [slot for slot, _ in found]
+    initial = [value_of(slot).detach().float().flatten().cpu() for slot in slots]
+    init = SeededStart(config.seed)
+    generator = config.make(torch.cat(initial), init)
+    with torch.no_grad():
+        check_not_stationary(slots, generator().split([value.numel() for value in initial]))
+    attached = AttachedConfig.of(model.peft_config[name], config)
+    attached.start_hash = init.hexdigest()
+    attached.generated = [[slot.label, list(slot.shape)] for slot in slots]
+    binding = Binding(generator.to(device_of(slots)), slots)  # takes the parameters away: what is left is not generated
+    return name, attached, binding, keys_beside(model, name, GeneratorHolder.container)
+
+
+def _checked_name(model: Any, config: Any, adapter_name: str | None) -> str:
+    generator_name(config)  # known at all
+    if not isinstance(model, PeftModel):
+        raise ConfigError(f"attach takes a PeftModel, got {type(model).__name__}; call get_peft_model(base, config)")
+    name = adapter_name or model.active_adapters[0]
+    if name not in model.peft_config:
+        raise ConfigError(f"the model has no adapter '{name}'; it has {', '.join(model.peft_config)}")
+    holder = holder_of(model)
+    if holder is not None and (holder is not model or name in holder.generators):
+        raise ConfigError(f"adapter '{name}' is generated already; attach is for stock adapters")
+    init = getattr(model.peft_config[name], "init_lora_weights", None)
+    if isinstance(init, str) and (init in _LOST_STARTS or init.startswith("pissa_niter")):
+        raise ConfigError(
+            f"init_lora_weights='{init}' changes the base model in a way that cannot be found again on loading; "
+            "use 'pissa' or 'olora', which look at the weights alone, or a start that changes nothing"
+        )
+    if isinstance(model.peft_config[name], AdaLoraConfig):
+        raise ConfigError("AdaLoRA moves ranks by the gradient of each of its parameters, so these cannot be generated")
+    if any(getattr(module, "merged", False) for module in model.modules()):
+        raise ConfigError("the adapter is merged into the base model; call model.unmerge_adapter() first")
+    return name

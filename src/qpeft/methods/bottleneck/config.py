@@ -1,0 +1,80 @@
+"""The PEFT config of the feed-forward adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from qpeft.checks import is_count
+from qpeft.core import model_card
+from qpeft.core.config import MethodName
+from qpeft.core.weights_hash import SealedConfig
+from qpeft.errors import ConfigError
+
+BOTTLENECK = MethodName("QPEFT_BOTTLENECK")
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+@dataclass
+class BottleneckConfig(SealedConfig):
+    """Settings of the feed-forward adapter; 2 d b + b + d numbers for each target module of width d.
+
+    Example::
+
+        model = get_peft_model(base, BottleneckConfig(bottleneck_size=16, target_modules=["mlp"]))
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    bottleneck_size: int = field(default=64, metadata={"help": "Inner width b of the adapter."})
+    target_modules: Collection[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Modules after which an adapter is put: ends of names, a pattern of whole names, or all-linear. "
+            "Default: the feed-forward block of each layer."
+        },
+    )
+    exclude_modules: Collection[str] | str | None = field(
+        default=None, metadata={"help": "Modules to leave out of target_modules."}
+    )
+    activation: str = field(
+        default="gelu", metadata={"help": "Between the two projections.", "choices": tuple(ACTIVATIONS)}
+    )
+    dropout: float = field(default=0.0, metadata={"help": "Dropout after the activation, in training."})
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules to train whole, beside the adapter."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed of the adapter's start."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = BOTTLENECK  # type: ignore[assignment]
+        if not is_count(self.bottleneck_size):
+            raise ConfigError(f"bottleneck_size must be a whole number from 1, got {self.bottleneck_size!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
+            raise ConfigError(f"seed must be a whole number from 0, got {self.seed!r}")
+        if self.target_modules is not None and not self.target_modules:
+            raise ConfigError("target_modules is empty; name modules such as mlp, or leave it unset")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json, and a model card that says how to load this folder."""
+        super().save_pretrained(save_directory, **kwargs)
+        model_card.write_own_card(
+            Path(save_directory),
+            "Feed-forward (bottleneck) adapter",
+            tag="bottleneck",
+            what="After each of its target modules f this adapter adds `up(act(down(f(x))))` to f(x).\n"
+            + model_card.NOT_STOCK,
+            settings=("bottleneck_size", "activation", "dropout", "seed"),
+        )

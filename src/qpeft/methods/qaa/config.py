@@ -1,0 +1,63 @@
+"""The PEFT config of QAA."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qpeft.core import model_card
+from qpeft.core.config import MethodName
+from qpeft.core.weights_hash import SealedConfig
+from qpeft.errors import ConfigError
+from qpeft.methods.qaa.settings import QAASettings
+
+QAA = MethodName("QPEFT_QAA")
+
+
+@dataclass
+class QAAConfig(QAASettings, SealedConfig):
+    """Settings of QAA; angles, (features) x (outputs) and (outputs) numbers for each target module.
+
+    Example::
+
+        model = get_peft_model(base, QAAConfig(task_type="CAUSAL_LM"))
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
+
+    target_modules: Collection[str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Linear maps to adapt: ends of names, a pattern of whole names, or all-linear. "
+            "Default: the query and value projections."
+        },
+    )
+    exclude_modules: Collection[str] | str | None = field(
+        default=None, metadata={"help": "Modules to leave out of target_modules."}
+    )
+    modules_to_save: list[str] | None = field(
+        default=None, metadata={"help": "Modules to train whole, beside the adapter."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = QAA  # type: ignore[assignment]
+        self.check()
+        if self.target_modules is not None and not self.target_modules:
+            raise ConfigError("target_modules is empty; name modules such as q_proj, or leave it unset")
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write adapter_config.json, and a model card that says how to load this folder."""
+        super().save_pretrained(save_directory, **kwargs)
+        model_card.write_own_card(
+            Path(save_directory),
+            "QAA adapter",
+            tag="qaa",
+            what="To the output of each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read "
+            "from a small circuit that starts in x; circuits are simulated exactly on classical hardware.\n"
+            + model_card.NOT_STOCK,
+            settings=("ansatz", "n_layers", "readout", "feature_source", "carry_norm", "alpha", "seed"),
+        )

@@ -1,0 +1,65 @@
+"""The PEFT config of Quantum-PEFT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import LoraConfig
+
+from qpeft.core.config import GeneratedLoraConfig, MethodName
+from qpeft.errors import ConfigError
+from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
+
+QUANTUM_PEFT = MethodName("QPEFT_QUANTUM_PEFT")
+
+
+@dataclass
+class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
+    """LoRA's own settings (target_modules, lora_dropout, rank_pattern, ...) and the generator's.
+
+    `r` is the paper's K. `lora_alpha` is s itself: it is not divided by r, because U and V are orthonormal. Norm
+    layers named in `modules_to_save` are trained with a folded learning rate, like everything else here.
+
+    Example::
+
+        model = get_peft_model(base, QuantumPeftConfig(r=8, n_layers=2, target_modules="all-linear"))
+
+    Raises:
+        ConfigError: a setting is out of range, or a LoRA option that Quantum-PEFT cannot generate.
+    """
+
+    r: int = field(default=8, metadata={"help": "Rank of the update, the paper's K."})
+    lora_alpha: int = field(default=16, metadata={"help": "The factor s of the update; it is not divided by r."})
+
+    def __post_init__(self) -> None:
+        GeneratedLoraConfig.__post_init__(self)
+        QuantumPeftGeneratorConfig.__post_init__(self)
+        self.peft_type = QUANTUM_PEFT  # type: ignore[assignment]
+        self.check_format()
+        for rank in (self.r, *(self.rank_pattern or {}).values()):
+            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise ConfigError(f"r must be a positive integer, got {rank}")
+        if self.use_rslora:
+            raise ConfigError("use_rslora rescales by r, but Quantum-PEFT's scale is lora_alpha itself; leave it unset")
+        if self.init_lora_weights is not True:
+            raise ConfigError(
+                f"init_lora_weights={self.init_lora_weights!r} has no place here: circuits make the starting values; "
+                "leave it unset"
+            )
+        self.refuse_lora_options("Quantum-PEFT", allowed=())
+        if self.lora_bias:
+            raise ConfigError("Quantum-PEFT does not generate LoRA with lora_bias; leave it unset")
+
+    def to_stock(self) -> LoraConfig:
+        """The stock LoRA with scaling 1 that is generated."""
+        stock = super().to_stock()
+        stock.lora_alpha, stock.alpha_pattern = stock.r, dict(stock.rank_pattern or {})
+        return stock
+
+    def description(self) -> dict[str, Any]:
+        names = ["r", "family", "entangler", "share", "frame", "bits", "seed"]
+        return {
+            "method": "Quantum-PEFT (ICLR 2025, arXiv 2503.05431)",
+            **{name: getattr(self, name) for name in (["n_layers"] if self.family == "pauli" else []) + names},
+        }

@@ -1,0 +1,78 @@
+"""The gates of a LoRA layer, and what PEFT computes with them.
+
+y = W0 x + b0 + s B (g * (A D(x)))        A (r, d_in), g (r,), B (d_out, r), s = lora_alpha / r, D dropout
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraVariant
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from qpeft.core.generator import FullPrecision
+from qpeft.core.seeded_init import SeededStart
+from qpeft.methods.sora.config import SoRAConfig
+
+GATE = "sora_gate"
+
+
+class Gates(FullPrecision, nn.ParameterDict):
+    """A module's gates, by adapter: float32 also in a model of half precision."""
+
+
+class GatedVariant(LoraVariant):
+    """What PEFT's LoRA layers ask when an adapter has gates, in place of their own B A."""
+
+    def supports_lora_conversion(self) -> bool:
+        return False  # PEFT's conversion looks at B A alone; qpeft.export is exact
+
+    @staticmethod
+    def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
+        inner = module.lora_A[active_adapter](module.lora_dropout[active_adapter](x))  # (..., r)
+        return result + linear(inner, gated_b(module, active_adapter)) * module.scaling[active_adapter]
+
+    @staticmethod
+    def merge_safe(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight + gated_update(module, active_adapter).to(orig_weight.dtype)
+
+    @staticmethod
+    def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
+        orig_weight.data = GatedVariant.merge_safe(module, active_adapter, orig_weight.data)
+
+    @staticmethod
+    def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
+        return orig_weight - gated_update(module, active_adapter).to(orig_weight.dtype)
+
+
+def gated_b(layer: Any, adapter_name: str) -> Tensor:
+    """B diag(g), (d_out, r), in B's dtype: the very numbers that an export writes, so that it computes the same."""
+    b = layer.lora_B[adapter_name].weight
+    return (b * layer.sora_gate[adapter_name]).to(b.dtype)
+
+
+def gated_update(layer: Any, adapter_name: str) -> Tensor:
+    """s B diag(g) A in float32, laid out as the base weight is: (d_out, d_in), for Conv1D (d_in, d_out)."""
+    a, b = layer.lora_A[adapter_name].weight, gated_b(layer, adapter_name)
+    update = b.float() @ a.float() * layer.scaling[adapter_name]
+    return update.T if getattr(layer, "fan_in_fan_out", False) else update
+
+
+def add_gate(layer: Any, adapter_name: str, config: SoRAConfig, site: str) -> None:
+    """Give the adapter just made its gates, and its seeded start: A uniform on +-1/sqrt(d_in), g normal or 1."""
+    if not hasattr(layer, GATE):
+        layer.sora_gate = Gates()
+        layer.adapter_layer_names = (*layer.adapter_layer_names, GATE)
+    a: nn.Parameter = layer.lora_A[adapter_name].weight  # (r, d_in)
+    gate = torch.ones(a.shape[0], device=a.device)
+    if not a.is_meta:
+        start = SeededStart(config.seed)
+        with torch.no_grad():
+            a.copy_(start.uniform(f"{site}.lora_A.weight", a.shape, 1 / math.sqrt(a.shape[1])))
+            if config.gate_init == "normal":
+                gate.copy_(start.normal(f"{site}.{GATE}", gate.shape))
+    layer.sora_gate[adapter_name] = nn.Parameter(gate, requires_grad=a.requires_grad)
+    layer.lora_variant[adapter_name] = GatedVariant()
