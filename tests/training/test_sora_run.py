@@ -91,7 +91,7 @@ def test_weight_decay_spares_the_gates_and_their_rate_is_their_own(settings):
 
 @pytest.mark.filterwarnings("ignore:SoRA. lambda=.* exceeds 1:UserWarning")
 def test_a_run_that_shrinks_everything_says_so_and_has_no_export(settings):
-    with pytest.warns(UserWarning, match="every gate of SoRA is zero, so that there is no adapter to export"):
+    with pytest.warns(UserWarning, match="every gate of SoRA is zero, so there is no adapter to export"):
         result = train(settings(shrink_budget=10.0))
     assert (result.deployed, result.exported_bytes) == (0, 0)
     assert not result.exported.exists()

@@ -39,6 +39,9 @@ class AdapterForm(_Module):
         """Set to zero what an export leaves out; whether an export has tensors of other shapes."""
         return False
 
+    def on_optimizer(self, optimizer: Any, steps: int) -> None:
+        """Take part in a training loop without callbacks, of so many steps of `optimizer`."""
+
     def own_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups that need options of their own, see `qpeft.param_groups`."""
         return []

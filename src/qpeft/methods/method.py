@@ -58,7 +58,6 @@ class Method:
     callbacks: Callable[[], Sequence[Any]] | str | None = None  #: () trainer callbacks of a run
     uses_param_groups: bool = False  #: whether the optimizer takes `qpeft.param_groups`, not one group
 
-    on_optimizer: Callable[..., Any] | str | None = None  #: (optimizer, model, steps=) before a loop without Trainer
     adapter_holds: str = "the generator alone"  #: what the saved adapter consists of, where it needs qpeft
     no_export: str = "stock PEFT has no such adapter"  #: why a run of it may have no exported folder
 

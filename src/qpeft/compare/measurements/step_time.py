@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import qpeft
 from qpeft.compare.measurements.inference import synchronise
-from qpeft.methods.method import imported
+from qpeft.core.adapter_form import form_of
 from qpeft.training.settings import TrainSettings
 
 _RATE = 1e-4  # the numbers change, so that generators run anew, and nothing diverges
@@ -35,8 +35,8 @@ class TrainingSteps:
         groups = qpeft.param_groups(model, _RATE, settings.weight_decay)
         self._parameters = [parameter for group in groups for parameter in group["params"]]
         self._optimizer = torch.optim.AdamW(groups, fused=True)
-        if hook := imported(settings.record.on_optimizer):
-            hook(self._optimizer, model, steps=_PLANNED_STEPS)
+        if (form := form_of(model)) is not None:
+            form.on_optimizer(self._optimizer, _PLANNED_STEPS)
 
     def step(self, batch: Batch) -> float:
         """Milliseconds of forward, backward, clipping and AdamW."""

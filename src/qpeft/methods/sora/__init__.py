@@ -11,7 +11,6 @@ METHOD = Method(
     options="qpeft.methods.sora.settings:SoRASettings",
     panel="SoRA: gates on LoRA's ranks",
     callbacks="qpeft.methods.sora.callback:callbacks",
-    on_optimizer="qpeft.methods.sora.threshold:attach",
     uses_param_groups=True,
     adapter_holds="the adapter with its gates",
     no_export="its gates are all zero: it does nothing",

@@ -8,7 +8,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from qpeft.errors import ConfigError
-from qpeft.methods.sora.model import sora_tuner
+from qpeft.methods.sora.layer import sora_tuner
 from qpeft.methods.sora.threshold import Threshold, attach
 
 

@@ -6,13 +6,16 @@ y = W0 x + b0 + s B (g * (A D(x)))        A (r, d_in), g (r,), B (d_out, r), s =
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.layer import LoraVariant
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from qpeft.core.adapter_form import AdapterForm
 from qpeft.core.generator import FullPrecision
 from qpeft.core.seeded_init import SeededStart
 from qpeft.methods.sora.config import SoRAConfig
@@ -76,3 +79,22 @@ def add_gate(layer: Any, adapter_name: str, config: SoRAConfig, site: str) -> No
                 gate.copy_(start.normal(f"{site}.{GATE}", gate.shape))
     layer.sora_gate[adapter_name] = nn.Parameter(gate, requires_grad=a.requires_grad)
     layer.lora_variant[adapter_name] = GatedVariant()
+
+
+class GatedTuner(AdapterForm):
+    """What a SoRA tuner offers to whoever moves its gates."""
+
+    shrinks = False  # whether a threshold follows an optimizer: `threshold.attach`
+    model: nn.Module
+
+    def gates(self) -> Iterator[tuple[str, str, nn.Parameter]]:
+        """Site, adapter and gates (r,) float32 of each adapted module."""
+        for site, layer in self.model.named_modules():
+            if isinstance(layer, LoraLayer):
+                for adapter_name, gate in layer.sora_gate.items():  # type: ignore[union-attr]
+                    yield site, adapter_name, gate
+
+
+def sora_tuner(model: Any) -> Any:
+    """The SoRA tuner in a PeftModel, also one that a trainer has wrapped; None without one."""
+    return next((module for module in model.modules() if isinstance(module, GatedTuner)), None)

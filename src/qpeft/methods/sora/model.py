@@ -9,33 +9,33 @@ the export. PEFT's layers do the rest: a gated adapter is what PEFT calls a vari
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer, LoraModel
+from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import AdapterForm, count_trainable
+from qpeft.core.adapter_form import count_trainable
 from qpeft.core.config import own_copy
 from qpeft.core.generator_state import check_adapter
 from qpeft.core.targets import check_is_matrix, check_target_modules, spare_new_head
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods.sora import export as sora_export
-from qpeft.methods.sora.layer import GATE, add_gate
+from qpeft.methods.sora import threshold
+from qpeft.methods.sora.layer import GATE, GatedTuner, add_gate
 
 
-class SoRAModel(AdapterForm, LoraModel):
+class SoRAModel(GatedTuner, LoraModel):
     """The tuner that PEFT builds for a SoRAConfig."""
 
     empty_warning = (
         "every gate of SoRA is zero, so there is no adapter to export; train again in another run folder with a lower "
         "shrink_budget or sparse_lambda, or a higher gate_lr_mult"
     )
-    shrinks = False  # whether a threshold is attached to an optimiser: `sora_threshold`
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again: what training records in it belongs to this adapter alone
@@ -79,13 +79,6 @@ class SoRAModel(AdapterForm, LoraModel):
                 stacklevel=2,
             )
 
-    def gates(self) -> Iterator[tuple[str, str, nn.Parameter]]:
-        """Site, adapter and gates (r,) float32 of each adapted module."""
-        for site, layer in self.model.named_modules():
-            if isinstance(layer, LoraLayer):
-                for adapter_name, gate in layer.sora_gate.items():  # type: ignore[union-attr]
-                    yield site, adapter_name, gate
-
     # -- what is left of an adapter
 
     def count_deployed(self, model: Any) -> int:
@@ -115,6 +108,9 @@ class SoRAModel(AdapterForm, LoraModel):
             {"name": "gates", "params": gates, "lr": lr * configs[name].gate_lr_mult, "weight_decay": 0.0}
             for name, gates in found.items()
         ]
+
+    def on_optimizer(self, optimizer: Any, steps: int) -> None:
+        threshold.attach(optimizer, self, steps=steps)
 
     # -- merging
 
@@ -154,8 +150,3 @@ class SoRAModel(AdapterForm, LoraModel):
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
         check_adapter(cls, model, adapter_name, state)
         return state
-
-
-def sora_tuner(model: Any) -> SoRAModel | None:
-    """The SoRA tuner in a PeftModel, also one that a trainer has wrapped; None without one."""
-    return next((module for module in model.modules() if isinstance(module, SoRAModel)), None)

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from qpeft.core.sharding import sharded_by
 from qpeft.errors import ConfigError, TrainingError
 from qpeft.methods.sora.config import SoRAConfig
-from qpeft.methods.sora.model import SoRAModel, sora_tuner
+from qpeft.methods.sora.layer import GatedTuner, sora_tuner
 
 
 class _Gate(NamedTuple):
@@ -40,7 +40,7 @@ class _Gate(NamedTuple):
 class Threshold:
     """The hook: an optimiser calls it after each step that it takes."""
 
-    def __init__(self, tuner: SoRAModel, optimizer: Optimizer, gates: Sequence[_Gate], first_step: int) -> None:
+    def __init__(self, tuner: GatedTuner, optimizer: Optimizer, gates: Sequence[_Gate], first_step: int) -> None:
         self._tuner, self._gates, self._step = tuner, gates, first_step
         self._lambdas = {name: config.sora_lambda for name, config in tuner.peft_config.items()}  # type: ignore[attr-defined]
         for key, hook in list(optimizer._optimizer_step_post_hooks.items()):  # type: ignore[attr-defined]
@@ -104,7 +104,7 @@ def attach(optimizer: Any, model: nn.Module, *, steps: int | None = None, schedu
     return Threshold(tuner, optimizer, gates, done)
 
 
-def _find_gates(tuner: SoRAModel, optimizer: Optimizer) -> list[_Gate]:
+def _find_gates(tuner: GatedTuner, optimizer: Optimizer) -> list[_Gate]:
     if any(sharded_by(module) for name, module in tuner.named_modules() if name.endswith(".sora_gate")):
         raise TrainingError(
             "SoRA gates are sharded by the optimiser wrapper; exclude parameters named 'sora_gate' from sharding."
