@@ -93,7 +93,7 @@ def small() -> list[Point]:
 
 
 def draw() -> Figure:
-    chart = style.figure(height=380, width=820)
+    chart = style.figure(height=350, width=680)
     left, right = chart.subplots(1, 2)
     panel(left, study(), "80 steps of 256 tokens")
     panel(right, small(), "300 steps of 512 tokens, small budgets")
