@@ -1,8 +1,8 @@
-"""The pages of docs/results but for its index: a table for each study over all settings, from their summaries.
+"""Generates the pages of docs/results except its index: one table per study over all setups, from their summaries.
 
-    python benchmarks/results_pages.py          # writes docs/results/survey.md, controls.md, ...
+    python benchmarks/results_pages.py          # docs/results/survey.md, controls.md, ...
 
-Every figure on these pages comes from a summary.csv or blocks.csv beside them; a test writes them again and compares.
+Every value on these pages comes from a summary.csv or blocks.csv; a test generates the pages again and compares them.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from qpeft.files import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
-SETTINGS = {
+SETUPS = {
     "embedded": "embedded base, NumPy's docstrings",
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2",
 }
 STUDIES = ("survey", "controls", "feature-source", "rank-perplexity", "shots", "noise")
-LINK = {"summary.md": "figures", "report.html": "report"}
+LINK = {"summary.md": "tables", "report.html": "report"}
 
 
 def main() -> None:
@@ -29,16 +29,16 @@ def main() -> None:
 
 
 def page(study: str) -> str:
-    """The page of a study: question, a table of differences, the equal-budget blocks, where the rest is."""
-    found = {name: _read(RESULTS / name / study) for name in SETTINGS if (RESULTS / name / study).is_dir()}
+    """The page of a study: question, table of differences, equal-budget blocks, links."""
+    found = {name: _read(RESULTS / name / study) for name in SETUPS if (RESULTS / name / study).is_dir()}
     described = next(iter(found.values()))[0]
     parts = [
         f"# {described['title']}",
         described["question"],
         _where(study, found),
         f"Test loss in nats per token, mean ± standard deviation over {len(described['seeds'])} seeds; below it the "
-        f"difference to {_label(described, described['reference'])}, paired by seed, with its 95 % interval. In bold: "
-        "better or worse, after Holm's correction.",
+        f"difference from {_label(described, described['reference'])}, paired by seed, with its 95 % interval. "
+        "In bold: better or worse, after Holm's correction.",
         _methods(found),
         *_controls(found),
         *_blocks(found),
@@ -59,7 +59,7 @@ def _read(folder: Path) -> tuple[dict, dict[str, dict[str, str]], list[dict[str,
 
 def _where(study: str, found: dict) -> str:
     links = {name: ", ".join(f"[{word}]({name}/{study}/{file})" for file, word in LINK.items()) for name in found}
-    return "\n".join(f"- {SETTINGS[name]}: {links[name]}" for name in found)
+    return "\n".join(f"- {SETUPS[name]}: {links[name]}" for name in found)
 
 
 def _methods(found: dict) -> str:
@@ -71,12 +71,12 @@ def _controls(found: dict) -> list[str]:
     controls = [m for m in next(iter(found.values()))[0]["methods"] if m["against"]]
     if not controls:
         return []
-    about = "Each control beside the method that it is a control of: the difference is control minus method."
+    about = "Each control with the method to which it belongs. Differences are control minus method."
     return ["## Controls", about, _table(found, [m["key"] for m in controls], "control")]
 
 
 def _table(found: dict, keys: list[str], prefix: str) -> str:
-    head = ["method", *(SETTINGS[name] for name in found)]
+    head = ["method", *(SETUPS[name] for name in found)]
     lines = [head, ["---"] * len(head)]
     for key in keys:
         rows = [methods[key] for _, methods, _ in found.values()]
@@ -105,15 +105,16 @@ def _blocks(found: dict) -> list[str]:
     for of in dict.fromkeys(line["of"] for _, _, lines in found.values() for line in lines):
         label = _label(next(iter(found.values()))[0], of)
         parts += [
-            f"## With the trained numbers of {label}",
-            f"Differences are to {label}. Beyond 80 to 100 % of its trained numbers a method is not ranked.",
+            f"## With as many trainable parameters as {label}",
+            f"Differences are relative to {label}. A method with less than 80 % or more than 100 % of its trainable "
+            "parameters is not ranked.",
             _block(found, of),
         ]
     return parts
 
 
 def _block(found: dict, of: str) -> str:
-    head = ["method", *(SETTINGS[name] for name in found)]
+    head = ["method", *(SETUPS[name] for name in found)]
     lines = [head, ["---"] * len(head)]
     keys = dict.fromkeys(line["key"] for _, _, rows in found.values() for line in rows if line["of"] == of)
     for key in keys:
@@ -122,7 +123,7 @@ def _block(found: dict, of: str) -> str:
             row = next(line for line in rows if (line["of"], line["key"]) == (of, key))
             place = f"rank {row['rank']}" if row["rank"] else f"not ranked ({100 * float(row['ratio']):.0f} %)"
             cells.append(f"{_cell(row, 'delta')}, {place}")
-        label = _label(next(iter(found.values()))[0], key).partition(",")[0]  # sizes differ between settings
+        label = _label(next(iter(found.values()))[0], key).partition(",")[0]  # sizes differ between setups
         lines.append([label, *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
