@@ -119,18 +119,15 @@ main()
 
 
 def test_ctrl_c_is_130_and_one_line():
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAITING],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    assert process.stderr.readline() == "ready\n"
-    process.send_signal(signal.SIGINT)
-    process.wait()  # with its standard input still open
-    stdout, stderr = process.communicate()
+    command = [sys.executable, "-c", WAITING]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stderr.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.stdout.read(), process.stderr.read()  # its standard input stays open
     assert process.returncode == 130
     assert stdout == ""
     assert stderr == "Interrupted. Run the same command again to go on.\n"
