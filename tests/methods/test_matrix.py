@@ -1,0 +1,358 @@
+"""What every method owes its users, one test per behaviour, over every method and its main variants."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+from variants import TUNERS, VARIANTS, generator
+
+import qpeft
+from qpeft.core.param_groups import param_groups
+from qpeft.errors import CheckpointError, ConfigError
+from qpeft.testing import adapter_contract
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:QPA trains"),  # the models are tiny
+    pytest.mark.filterwarnings("ignore:SoRA"),  # no callback here
+]
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request):
+    return VARIANTS[request.param]
+
+
+@pytest.fixture
+def make(llama, variant):
+    """The variant on a fresh copy of the same Llama; moved unless `moved` is false."""
+
+    def adapt(moved=True, **changes):
+        model = variant.adapt(copy.deepcopy(llama), **changes)
+        return variant.move(model) if moved else model
+
+    return adapt
+
+
+def assert_equal_logits(adapters, ids, *models):
+    first, *others = (adapters.logits(model, ids) for model in models)
+    for other in others:
+        assert torch.equal(other, first)
+
+
+# -- the public contract: initial values, gradients, copies, two adapters, folders, merging, export
+
+
+@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+def test_contract(llama, ids, variant):
+    adapter_contract(
+        lambda: copy.deepcopy(llama),
+        variant.make_config,
+        {"input_ids": ids, "labels": ids},
+        exact_gradient=variant.exact_gradient,
+    )
+
+
+@pytest.mark.parametrize("base", ["gpt2", "llama"])
+def test_starts_at_the_base_learns_and_unloads(request, base, ids, adapters, variant):
+    base = request.getfixturevalue(base)
+    before = adapters.logits(base, ids)
+    stock = get_peft_model(copy.deepcopy(base), variant.make_config()).eval() if variant.attached else base
+    initial = before if stock is base else adapters.logits(stock, ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT redraws a prompt, from the same seed
+        torch.manual_seed(0)
+        model = variant.adapt(base)
+    if variant.attached and "prefix" in type(variant.make_config()).__name__.lower():
+        initial = adapters.logits(model, ids)  # PEFT draws it
+    assert torch.equal(adapters.logits(model, ids), initial)
+    loss = model(input_ids=ids, labels=ids).loss.item()
+    adapters.train(model, ids, steps=8, lr=variant.lr)
+    assert model(input_ids=ids, labels=ids).loss.item() < loss
+    with model.disable_adapter():
+        assert torch.equal(adapters.logits(model, ids), before)
+    if hasattr(model.base_model, "unload"):
+        assert torch.equal(adapters.logits(model.unload(), ids), before)
+
+
+@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+def test_initial_values_come_from_the_seed_alone(make, variant):
+    def drawn(seed, noise):
+        torch.manual_seed(noise)
+        model = make(moved=False, seed=seed)
+        tensors = [t for name, t in model.state_dict().items() if "base_layer" not in name]
+        values = [*tensors, *(binding_values(model) or [])]
+        return torch.cat([value.detach().float().flatten() for value in values])
+
+    assert torch.equal(drawn(3, noise=0), drawn(3, noise=1))
+    assert not torch.equal(drawn(3, noise=0), drawn(4, noise=0))
+
+
+def binding_values(model):
+    binding = getattr(model.base_model, "binding", None)
+    return binding("default").values() if binding else None
+
+
+def test_config_can_be_used_again(llama, gpt2, variant):
+    config = variant.make_config()
+    before = copy.deepcopy(config)
+    for base in (llama, gpt2):
+        get_peft_model(base, config)
+    if not variant.attached:  # PEFT itself fills in the target modules of stock methods
+        assert config == before
+
+
+# -- saving and loading
+
+
+@pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": True}, {"is_trainable": True}, {"adapter_name": "mine"}])
+def test_compact_checkpoint_gives_the_same_logits(llama, make, ids, adapters, tmp_path, options, variant):
+    if variant.attached and "low_cpu_mem_usage" in options:
+        pytest.skip("not an option of attached adapters")
+    model = make()
+    qpeft.save(model, tmp_path / "compact")
+    loaded = qpeft.load(llama, tmp_path / "compact", **options).eval()
+    assert_equal_logits(adapters, ids, loaded, model)
+    trained = sum(p.numel() for p in loaded.parameters() if p.requires_grad)
+    assert trained == (model.get_nb_trainable_parameters()[0] if "is_trainable" in options else 0)
+
+
+@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+def test_peft_loads_what_peft_saves(gpt2, ids, adapters, tmp_path, variant):
+    gpt2.save_pretrained(tmp_path / "base")
+    base = type(gpt2).from_pretrained(tmp_path / "base")
+    model = variant.move(variant.adapt(copy.deepcopy(base), modules_to_save=["ln_f"]))
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    by_name = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    assert_equal_logits(adapters, ids, model, loaded, by_name)
+
+
+def test_training_continues_after_loading(llama, make, ids, adapters, tmp_path):
+    model = make()
+    qpeft.save(model, tmp_path / "compact")
+    loaded = qpeft.load(llama, tmp_path / "compact", is_trainable=True)
+    for each in (model, loaded):
+        adapters.train(each, ids, steps=2)
+    assert_equal_logits(adapters, ids, loaded, model)
+
+
+def test_state_dict_round_trip(make, ids, adapters):
+    model, other = make(), make(moved=False)
+    other.load_state_dict(model.state_dict())
+    assert_equal_logits(adapters, ids, other, model)
+
+
+def test_pickle_round_trip(make, ids, adapters):
+    model = make()
+    again = pickle.loads(pickle.dumps(model))  # noqa: S301 our own bytes
+    assert type(again) is type(model)
+    assert_equal_logits(adapters, ids, again, model)
+
+
+def test_missing_tensor_is_refused_and_nan_is_not_saved(llama, make, tmp_path, rewrite_tensors):
+    model = make()
+    qpeft.save(model, tmp_path / "good")
+    largest = max(load_file(tmp_path / "good" / WEIGHTS).items(), key=lambda item: item[1].numel())[0]
+    rewrite_tensors(tmp_path / "good", lambda t: {name: value for name, value in t.items() if name != largest})
+    with pytest.raises(CheckpointError, match=r"does not hold this adapter|holds no sora_gate|missing"):
+        qpeft.load(llama, tmp_path / "good")
+    next(p for p in model.parameters() if p.requires_grad).data.fill_(torch.nan)
+    with pytest.raises(ConfigError, match="non-finite adapter parameter in"):
+        qpeft.save(model, tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
+
+
+def test_compact_checkpoint_says_that_it_needs_qpeft(make, tmp_path, variant):
+    qpeft.save(make(), tmp_path / "compact")
+    card = (tmp_path / "compact" / "README.md").read_text(encoding="utf-8")
+    assert "import qpeft" in card
+    assert "[More Information Needed]" not in card
+
+
+def test_plan_counts_what_is_trained_and_stored(llama, make, tmp_path, variant):
+    model = make()
+    plan = qpeft.plan(llama, variant.make_config(), *([generator()] if variant.attached else []))
+    assert plan.trainable == model.get_nb_trainable_parameters()[0]
+    qpeft.save(model, tmp_path / "compact")
+    tensors = load_file(tmp_path / "compact" / WEIGHTS)
+    assert plan.stored_bytes == sum(
+        t.numel() * t.element_size() for name, t in tensors.items() if not name.endswith("fingerprint")
+    )
+
+
+# -- several adapters, merging, export
+
+
+@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+def test_rows_of_a_batch_take_adapters_by_name_or_are_refused(make, llama, ids, adapters, variant):
+    model = make()
+    model.add_adapter("other", variant.make_config())
+    names = ["default", "other", "__base__"]
+    if not variant.merges:
+        with pytest.raises(ConfigError, match="adapter_names gives each row"):
+            model(input_ids=ids, adapter_names=names)
+        return
+    logits = adapters.logits
+    first = logits(model, ids)
+    model.set_adapter("other")
+    expected = torch.stack([first[0], logits(model, ids)[1], logits(llama, ids)[2]])
+    if getattr(variant.make_config(), "use_dora", False):
+        return  # PEFT's own limit
+    found = model(input_ids=ids, adapter_names=names).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_merged_model_gives_the_live_logits(make, ids, adapters, variant):
+    model = make()
+    live = adapters.logits(model, ids)
+    if not variant.merges:
+        with pytest.raises((ConfigError, NotImplementedError)):
+            model.merge_and_unload()
+        assert torch.equal(adapters.logits(model, ids), live)
+        return
+    for safe_merge in (False, True):
+        model.merge_adapter(safe_merge=safe_merge)
+        torch.testing.assert_close(adapters.logits(model, ids), live, atol=1e-5, rtol=1e-5)
+        model.unmerge_adapter()
+    merged = model.merge_and_unload()
+    torch.testing.assert_close(adapters.logits(merged, ids), live, atol=1e-5, rtol=1e-5)
+    assert not any("qpeft" in name for name, _ in merged.named_modules())
+
+
+@pytest.mark.parametrize("base", ["gpt2", "llama"])
+def test_exported_adapter_gives_the_live_logits_in_stock_peft(request, base, ids, adapters, tmp_path, variant):
+    base = request.getfixturevalue(base)
+    model = variant.move(variant.adapt(copy.deepcopy(base)))
+    live = adapters.logits(model, ids)
+    if not variant.exports:
+        with pytest.raises(ConfigError, match="cannot be written as a stock PEFT adapter"):
+            qpeft.export(model, tmp_path / "exported")
+        assert not (tmp_path / "exported").exists()
+        return
+    qpeft.export(model, tmp_path / "exported")
+    stock = PeftModel.from_pretrained(base, tmp_path / "exported").eval()
+    torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-5, rtol=1e-5)
+    assert torch.equal(adapters.logits(model, ids), live)
+    adapters.train(model.train(), ids, steps=1)  # the export left it able to train
+    assert not torch.equal(adapters.logits(model, ids), live)
+
+
+# -- precision and memory
+
+
+def trained_tensors(model):
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def test_adapter_on_a_bfloat16_base_is_float32(llama, ids, adapters, variant):
+    llama.bfloat16()
+    model = variant.adapt(llama)
+    assert {p.dtype for p in trained_tensors(model)} == {torch.float32}
+    assert adapters.logits(model, ids).dtype == torch.bfloat16
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert any(p.grad.any() for p in trained_tensors(model))
+    if variant.stays_float32:
+        own = [p for name, p in variant.move(model).bfloat16().named_parameters() if _is_ours(name)]
+        assert own
+        assert {p.dtype for p in own} == {torch.float32}
+
+
+def _is_ours(name):
+    return any(part in name for part in ("qpeft_generator", "sora_gate", "qaa_branch"))
+
+
+def test_autocast_keeps_gradients_in_float32(make, ids):
+    model = make()
+    exact = model(input_ids=ids, labels=ids).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert loss.item() == pytest.approx(exact.item(), rel=2e-2)
+    assert {p.grad.dtype for p in trained_tensors(model)} == {torch.float32}
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing_changes_no_gradient(make, ids, adapters, use_reentrant, variant):
+    model = make().train()
+    if model.active_peft_config.is_prompt_learning:
+        pytest.skip("PEFT's limit: a prefix cannot be combined with gradient checkpointing")
+    model(input_ids=ids, labels=ids).loss.backward()
+    expected = adapters.gradients(model)
+    model.zero_grad()
+    model.enable_input_require_grads()
+    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model(input_ids=ids, labels=ids).loss.backward()
+    found = adapters.gradients(model)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name])
+
+
+def test_dropout_acts_in_training_alone(make, ids, adapters, variant):
+    if variant.dropout is None:
+        pytest.skip("no dropout")
+    model = make(**{variant.dropout: 0.5})
+    assert_equal_logits(adapters, ids, model, model)
+    model.train()
+    assert not torch.equal(adapters.logits(model, ids), adapters.logits(model, ids))
+
+
+# -- training
+
+
+def arguments(folder, **changes):
+    usual = {"per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 2e-3, "save_steps": 2}
+    quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False}
+    return TrainingArguments(output_dir=str(folder), **{**usual, **quiet, **changes})
+
+
+def test_trainer_resumes_to_the_same_parameters(make, adapters, ids, tmp_path, variant):
+    rows = [{"input_ids": row, "labels": row} for row in torch.randint(50, (16, 8))]
+    settings = {"shrink_budget": 1.0} if variant.method == "sora" else {}
+
+    def train(resume=None):
+        model = make(moved=False, **settings)
+        callbacks = [qpeft.SoRACallback()] if variant.method == "sora" else []
+        trainer = Trainer(model, arguments(tmp_path), train_dataset=rows, callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=resume)
+        return model.eval()
+
+    torch.manual_seed(0)  # the initial values of a stock adapter, before a generator is attached
+    unbroken = train()
+    resumed = train(resume=str(tmp_path / "checkpoint-2"))
+    assert_equal_logits(adapters, ids, resumed, unbroken)
+    found, expected = trained_tensors(resumed), trained_tensors(unbroken)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_parameter_groups_hold_every_trainable_tensor_once(make, variant):
+    model = make(modules_to_save=["lm_head"]) if variant.method != "attach" else make()
+    groups = param_groups(model, lr=1e-3, weight_decay=0.1)
+    held = [id(p) for group in groups for p in group["params"]]
+    assert sorted(held) == sorted(map(id, trained_tensors(model)))
+    torch.optim.AdamW(groups)
+
+
+def test_generation_with_and_without_cache_is_equal(make, ids):
+    model, mask = make(), torch.ones_like(ids)
+    options = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    found = model.generate(**options)
+    if not model.active_peft_config.is_prompt_learning:
+        assert torch.equal(model.generate(**options, use_cache=False), found)
+    assert torch.equal(found[:, 9], model(input_ids=ids).logits[:, -1].argmax(-1))
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at every .grad
+def test_compiled_model_gives_the_same_loss(make, llama, ids, compiling):
+    compiling(llama, ids)
+    model = make()
+    expected = model(input_ids=ids, labels=ids).loss
+    found = torch.compile(model, backend="eager")(input_ids=ids, labels=ids).loss
+    torch.testing.assert_close(found, expected)

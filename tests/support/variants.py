@@ -1,0 +1,98 @@
+"""Every method in its main variants, small enough for the tiny models of width 16: one table for the tests of methods."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import peft
+import torch
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+from torch import nn
+
+import qpeft
+
+QPA = {"r": 2, "hidden": (6, 5), "chunk_size": 16, "n_layers": 3, "target_modules": "all-linear"}
+QUANTUM_PEFT = {"r": 3, "n_layers": 1, "target_modules": "all-linear"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A config, the generator that `qpeft.attach` puts over it if there is one, and what differs between methods."""
+
+    method: str
+    config: Callable[..., peft.PeftConfig]
+    settings: dict[str, Any] = field(default_factory=dict)
+    attached: bool = False
+    dropout: str | None = None  # the name of the config's field
+    exports: bool = True
+    merges: bool = True
+    exact_gradient: bool = True
+    stays_float32: bool = True  # also in a model that was cast to half precision
+    lr: float = 2e-3  # at which five steps of AdamW lower the loss
+
+    def make_config(self, **changes: Any) -> peft.PeftConfig:
+        return self.config(**{"task_type": "CAUSAL_LM", **copy.deepcopy(self.settings), **changes})
+
+    def adapt(self, base: nn.Module, adapter_name: str = "default", **changes: Any) -> Any:
+        """`base` under the adapter as it is before training, in evaluation mode."""
+        options = {"autocast_adapter_dtype": changes.pop("autocast_adapter_dtype", True)}
+        model = get_peft_model(base, self.make_config(**changes), adapter_name, **options)  # type: ignore[arg-type]
+        return (qpeft.attach(model, generator()) if self.attached else model).eval()
+
+    def move(self, model: Any) -> Any:
+        """As if the adapter had been trained: seeded noise on all that trains; the first SoRA gates are zero."""
+        draw = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float32)
+                    parameter.add_(0.05 * noise.to(parameter.dtype))
+                if "sora_gate" in name:
+                    parameter[0] = 0.0
+        return model.eval()
+
+
+def generator(**changes: Any) -> qpeft.QPAGeneratorConfig:
+    """For `qpeft.attach`."""
+    return qpeft.QPAGeneratorConfig(**{"chunk_size": 16, "hidden": (6, 5), "n_layers": 3, **changes})
+
+
+VARIANTS = {
+    "qpa": Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout"),
+    "qpa with dora": Variant("qpa", qpeft.QPAConfig, {**QPA, "use_dora": True}, exact_gradient=False),
+    "qpa without a circuit": Variant("qpa", qpeft.QPAConfig, {**QPA, "feature_source": "none"}),
+    "quantum_peft": Variant("quantum_peft", qpeft.QuantumPeftConfig, QUANTUM_PEFT, dropout="lora_dropout"),
+    "quantum_peft, lie, shared": Variant(
+        "quantum_peft", qpeft.QuantumPeftConfig, {**QUANTUM_PEFT, "family": "lie", "share": "type"}
+    ),
+    "quantum_peft in frames": Variant(
+        "quantum_peft", qpeft.QuantumPeftConfig, {**QUANTUM_PEFT, "frame": "random", "frame_rank": 8}
+    ),
+    "qaa": Variant("qaa", qpeft.QAAConfig, exports=False, merges=False),
+    "qaa, shared rxyz": Variant(
+        "qaa", qpeft.QAAConfig, {"ansatz": "rxyz", "share_circuit": True}, exports=False, merges=False
+    ),
+    "sora": Variant(
+        "sora", qpeft.SoRAConfig, {"r": 4, "target_modules": "all-linear", "shrink_budget": 0}, dropout="lora_dropout"
+    ),
+    "bottleneck": Variant(
+        "bottleneck",
+        qpeft.BottleneckConfig,
+        {"bottleneck_size": 4},
+        dropout="dropout",
+        exports=False,
+        merges=False,
+        stays_float32=False,
+    ),
+    "attached to lora": Variant(
+        "attach", LoraConfig, {"r": 2, "target_modules": "all-linear"}, attached=True, dropout="lora_dropout"
+    ),
+    "attached to ia3": Variant("attach", IA3Config, attached=True),
+    "attached to a prefix": Variant(
+        "attach", PrefixTuningConfig, {"num_virtual_tokens": 4}, attached=True, merges=False
+    ),
+}
+TUNERS = [name for name, variant in VARIANTS.items() if not variant.attached]  # which get_peft_model alone makes
