@@ -301,15 +301,6 @@ def test_half_precision_comes_back(llama, ids, adapters, tmp_path):
     assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
 
 
-def test_it_can_be_pickled(trained, ids, adapters):
-    import pickle
-
-    _, model = trained("prefix")
-    again = pickle.loads(pickle.dumps(model))  # noqa: S301
-    assert type(again) is type(model)
-    assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
-
-
 def test_adapters_without_a_generator_are_saved_as_ever(llama, ids, adapters, tmp_path):
     model = attached(llama, "lora")
     model.add_adapter("plain", LoraConfig(r=3, **QV))

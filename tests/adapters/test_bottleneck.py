@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from peft import get_peft_model
 from torch import nn
-from transformers import Trainer, TrainingArguments
 
 import qpeft
 from qpeft.errors import ConfigError, UnsupportedTypeError
@@ -74,16 +73,6 @@ def test_count_and_names(gpt2):
     ]
 
 
-def test_start_comes_from_the_seed_alone(llama):
-    def drawn(seed, noise):
-        torch.manual_seed(noise)
-        return torch.cat([p.flatten() for p in tensors(adapted(copy.deepcopy(llama), seed=seed)).values()])
-
-    assert torch.equal(drawn(3, noise=0), drawn(3, noise=1))
-    assert not torch.equal(drawn(3, noise=0), drawn(4, noise=0))
-    assert drawn(3, noise=0).abs().max() <= 16**-0.5
-
-
 def test_second_adapter_on_all_linear_maps(gpt2):
     model = adapted(gpt2, target_modules="all-linear")
     model.add_adapter("other", qpeft.BottleneckConfig(bottleneck_size=2, target_modules="all-linear"))
@@ -103,104 +92,11 @@ def test_active_adapters_read_the_same_output_and_add_up(llama):
     torch.testing.assert_close(outputs["['default', 'other']"], expected)
 
 
-def test_saved_and_loaded(gpt2, ids, adapters, tmp_path):
-    fresh = copy.deepcopy(gpt2)
-    model = adapters.train(adapted(gpt2, modules_to_save=["ln_f"]), ids)
-    expected = adapters.logits(model, ids)
-    model.save_pretrained(tmp_path / "plain")
-    qpeft.save(model, tmp_path / "ours")
-    for folder, load in (("plain", PeftModel.from_pretrained), ("ours", qpeft.load)):
-        loaded = load(copy.deepcopy(fresh), tmp_path / folder).eval()
-        assert torch.equal(adapters.logits(loaded, ids), expected)
-    lazily = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", low_cpu_mem_usage=True).eval()
-    assert torch.equal(adapters.logits(lazily, ids), expected)
-    trained_on = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", is_trainable=True)
-    assert trained_on.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
-
-
-def test_auto_class_knows_the_folder(gpt2, ids, adapters, tmp_path):
-    gpt2.save_pretrained(tmp_path / "base")
-    base = type(gpt2).from_pretrained(tmp_path / "base")
-    model = adapters.train(adapted(base), ids)
-    model.save_pretrained(tmp_path / "adapter")
-    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
-
-
-def test_trainer_resumes_to_the_same_numbers(llama, adapters, tmp_path):
-    tokens = torch.randint(50, (16, 8))
-    rows = [{"input_ids": t, "labels": t} for t in tokens]
-
-    def trained(folder, steps, resume=None):
-        args = TrainingArguments(
-            output_dir=str(tmp_path / folder),
-            max_steps=steps,
-            per_device_train_batch_size=2,
-            save_steps=2,
-            lr_scheduler_type="constant",
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-        )
-        trainer = Trainer(adapted(copy.deepcopy(llama)), args, train_dataset=rows)
-        trainer.train(resume_from_checkpoint=resume)
-        return list(tensors(trainer.model).values())
-
-    unbroken = trained("whole", 4)
-    trained("broken", 2)
-    resumed = trained("broken", 4, resume=str(tmp_path / "broken/checkpoint-2"))
-    assert all(torch.equal(a, b) for a, b in zip(unbroken, resumed, strict=True))
-
-
-def test_float32_adapter_on_a_bfloat16_base(llama, ids, adapters):
-    before = adapters.logits(llama.bfloat16(), ids)
-    model = adapted(llama)
-    assert {p.dtype for p in tensors(model).values()} == {torch.float32}
-    after = adapters.logits(model, ids)
-    assert after.dtype == torch.bfloat16
-    assert torch.equal(after, before)
-    model(input_ids=ids, labels=ids).loss.backward()
-    assert any(p.grad.any() for p in tensors(model).values())
-
-
 def test_adapter_in_the_dtype_of_its_base_if_asked(llama, ids, adapters):
     config = qpeft.BottleneckConfig(bottleneck_size=B)
     model = get_peft_model(llama.bfloat16(), config, autocast_adapter_dtype=False)
     assert {p.dtype for p in tensors(model).values()} == {torch.bfloat16}
     assert adapters.logits(model, ids).dtype == torch.bfloat16
-
-
-def test_under_autocast(llama, ids):
-    model = shake(adapted(llama))
-    full = model(input_ids=ids, labels=ids).loss
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
-    assert loss.item() == pytest.approx(full.item(), rel=2e-2)
-    assert {p.grad.dtype for p in tensors(model).values()} == {torch.float32}
-
-
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_changes_no_gradient(llama, ids, adapters, use_reentrant):
-    model = shake(adapted(llama)).train()
-    model(input_ids=ids, labels=ids).loss.backward()
-    expected = adapters.gradients(model)
-    model.zero_grad()
-    model.enable_input_require_grads()
-    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    model(input_ids=ids, labels=ids).loss.backward()
-    found = adapters.gradients(model)
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name])
-
-
-def test_dropout_acts_in_training_only(llama, ids, adapters):
-    model = shake(adapted(llama, dropout=0.5)).train()
-    assert not torch.equal(adapters.logits(model, ids), adapters.logits(model, ids))
-    model.eval()
-    assert torch.equal(adapters.logits(model, ids), adapters.logits(model, ids))
 
 
 def test_merging_is_refused_and_leaves_the_model_alone(llama, ids, adapters):
@@ -302,55 +198,6 @@ def test_router_of_experts_takes_the_width_of_the_config(ids, adapters):
     assert not torch.equal(adapters.logits(shake(model), ids), expected)
 
 
-def test_config_is_not_changed_by_use(gpt2, llama):
-    config = qpeft.BottleneckConfig(bottleneck_size=B)
-    model = get_peft_model(gpt2, config)
-    assert config.target_modules is None
-    assert model.peft_config["default"].target_modules == ["mlp"]
-    get_peft_model(llama, config)
-
-
-def test_qpa_generates_it(gpt2, ids, adapters, tmp_path):
-    fresh = copy.deepcopy(gpt2)
-    model = adapted(gpt2)
-    expected, numbers = adapters.logits(model, ids), model.get_nb_trainable_parameters()[0]
-    model = qpeft.attach(model, qpeft.QPAGeneratorConfig(chunk_size=32, hidden=(4,), n_layers=2))
-    assert torch.equal(adapters.logits(model, ids), expected)
-    assert model.get_nb_trainable_parameters()[0] < numbers
-    loss = model(input_ids=ids, labels=ids).loss.item()
-    adapters.train(model, ids, steps=5)
-    assert model(input_ids=ids, labels=ids).loss.item() < loss
-    qpeft.save(model, tmp_path / "adapter")
-    loaded = qpeft.load(fresh, tmp_path / "adapter").eval()
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
-    with pytest.raises(ConfigError, match="not linear"):
-        model.merge_and_unload()
-
-
-@pytest.mark.parametrize("generated", [True, False])
-def test_no_stock_folder_can_hold_it(gpt2, tmp_path, generated):
-    model = adapted(gpt2)
-    if generated:
-        model = qpeft.attach(model, qpeft.QPAGeneratorConfig(chunk_size=32, hidden=(4,), n_layers=2))
-    with pytest.raises(ConfigError, match="cannot be written as a stock PEFT adapter"):
-        qpeft.export(model, tmp_path / "exported")
-    assert not (tmp_path / "exported").exists()
-
-
 def test_excluded_modules_stay_as_they_are(gpt2):
     model = adapted(gpt2, target_modules="all-linear", exclude_modules=["c_attn"])
     assert {name.rpartition(".")[2] for name in model.base_model.targeted_module_names} == {"c_proj", "c_fc"}
-
-
-def test_saved_folder_says_that_it_needs_qpeft(gpt2, tmp_path):
-    qpeft.save(adapted(gpt2), tmp_path / "adapter")
-    card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
-    assert "KeyError: 'QPEFT_BOTTLENECK'" in card
-    assert "import qpeft" in card
-    assert "[More Information Needed]" not in card
-
-
-def test_rows_of_a_batch_have_one_adapter(gpt2, ids):
-    model = adapted(gpt2)
-    with pytest.raises(ConfigError, match="adapter_names gives each row"):
-        model(input_ids=ids, adapter_names=["default", "default", "default"])

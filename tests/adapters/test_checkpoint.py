@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, FourierFTConfig, LoraConfig, PeftModel, get_peft_model
+from peft import FourierFTConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import qpeft
@@ -48,15 +48,6 @@ def test_the_file_holds_the_generator_alone(saved):
     assert all(k.startswith("base_model.qpeft_generator.") and k.endswith(".tau") for k in tensors)
 
 
-@pytest.mark.parametrize("options", [{}, {"low_cpu_mem_usage": True}, {"is_trainable": True}, {"adapter_name": "mine"}])
-def test_round_trip(saved, ids, adapters, options):
-    clean, model, folder = saved
-    loaded = PeftModel.from_pretrained(clean, folder, **options).eval()
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
-    trains = {p.requires_grad for p in loaded.base_model.generators.parameters()}
-    assert trains == {options.get("is_trainable", False)}
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -93,23 +84,6 @@ def test_another_process_with_other_threads_gives_the_same_numbers(saved, tmp_pa
     found = torch.load(tmp_path / "values.pt", weights_only=True)
     for ours, theirs in zip(found, model.base_model.binding("default").values(), strict=True):
         assert torch.equal(ours, theirs)
-
-
-def test_peft_finds_the_base_by_itself(gpt2, ids, adapters, tmp_path):
-    gpt2.save_pretrained(tmp_path / "base")
-    base = type(gpt2).from_pretrained(tmp_path / "base")
-    model = adapters.train(adapters.qpa(base), ids)
-    qpeft.save(model, tmp_path / "compact")
-    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "compact").eval()
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
-
-
-def test_training_goes_on_after_a_load(saved, ids, adapters):
-    clean, model, folder = saved
-    loaded = qpeft.load(clean, folder, is_trainable=True)
-    for m in (model, loaded):
-        adapters.train(m, ids, steps=2)
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
 
 
 def test_saving_again_replaces_the_folder_whole(saved, ids, adapters):
@@ -226,22 +200,6 @@ def test_peft_alone_sees_a_flipped_bit_as_well(saved):
         PeftModel.from_pretrained(clean, folder)
     with pytest.raises(CheckpointError, match="is not the file that was saved"):
         model.load_adapter(str(folder), "second")
-
-
-@pytest.mark.filterwarnings("ignore:SoRA. no threshold hook")
-@pytest.mark.parametrize("config", [qpeft.QAAConfig, qpeft.SoRAConfig, qpeft.BottleneckConfig])
-def test_every_method_refuses_missing_tensors_and_saves_no_nan(llama, ids, adapters, tmp_path, config):
-    clean = copy.deepcopy(llama)
-    settings = {} if config is qpeft.BottleneckConfig else {"target_modules": ["q_proj"]}
-    model = adapters.train(get_peft_model(llama, config(task_type="CAUSAL_LM", **settings)), ids)
-    qpeft.save(model, tmp_path / "good")
-    rewrite(tmp_path / "good", lambda t: dict(list(t.items())[1:]))
-    with pytest.raises(CheckpointError, match=r"does not hold this adapter|holds no sora_gate"):
-        PeftModel.from_pretrained(copy.deepcopy(clean), tmp_path / "good")
-    next(p for p in model.parameters() if p.requires_grad).data.fill_(torch.nan)
-    with pytest.raises(qpeft.errors.ConfigError, match="non-finite adapter parameter in"):
-        qpeft.save(model, tmp_path / "bad")
-    assert not (tmp_path / "bad").exists()
 
 
 TINY_QPA = {"chunk_size": 8, "hidden": (4,), "budget": None}

@@ -5,10 +5,9 @@ import json
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
 import qpeft
@@ -192,20 +191,6 @@ def test_two_adapters(llama, ids, adapters):
         assert torch.equal(adapters.logits(model, ids), adapters.logits(base, ids))
 
 
-def test_saved_and_loaded(gpt2, ids, adapters, tmp_path):
-    fresh = copy.deepcopy(gpt2)
-    model = adapters.train(adapted(gpt2, modules_to_save=["ln_f"]), ids)
-    expected = adapters.logits(model, ids)
-    model.save_pretrained(tmp_path / "plain")
-    qpeft.save(model, tmp_path / "ours")
-    for folder, load in (("plain", PeftModel.from_pretrained), ("ours", qpeft.load)):
-        assert torch.equal(adapters.logits(load(copy.deepcopy(fresh), tmp_path / folder).eval(), ids), expected)
-    lazily = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", low_cpu_mem_usage=True).eval()
-    assert torch.equal(adapters.logits(lazily, ids), expected)
-    trained_on = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", is_trainable=True)
-    assert trained_on.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
-
-
 def test_folder_holds_the_trained_numbers_alone(gpt2, tmp_path):
     planned = qpeft.plan(gpt2, qpeft.QAAConfig())
     model = adapted(gpt2)
@@ -215,18 +200,6 @@ def test_folder_holds_the_trained_numbers_alone(gpt2, tmp_path):
     assert [tensor.numel() for tensor in marks] == [32, 32]
     numbers = sum(tensor.numel() for tensor in stored.values()) - 64
     assert numbers == model.get_nb_trainable_parameters()[0] == planned.trainable
-
-
-def test_auto_class_knows_the_folder(gpt2, ids, adapters, tmp_path):
-    gpt2.save_pretrained(tmp_path / "base")
-    model = adapters.train(adapted(type(gpt2).from_pretrained(tmp_path / "base")), ids)
-    model.save_pretrained(tmp_path / "adapter")
-    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
-    card = (tmp_path / "adapter/README.md").read_text(encoding="utf-8")
-    assert "KeyError: 'QPEFT_QAA'" in card
-    assert "import qpeft" in card
-    assert "[More Information Needed]" not in card
 
 
 def rewritten(folder, change):
@@ -279,74 +252,6 @@ def test_half_precision_file_is_widened(llama, ids, adapters, tmp_path):
         torch.testing.assert_close(adapters.logits(loaded, ids), adapters.logits(model, ids), atol=1e-2, rtol=0)
 
 
-@pytest.fixture
-def train(ids, tmp_path):
-    def make(model, folder, steps=4, resume=None, **settings):
-        data = [{"input_ids": row, "labels": row} for row in ids.repeat(4, 1)]
-        arguments = TrainingArguments(
-            tmp_path / folder,
-            per_device_train_batch_size=2,
-            learning_rate=5e-3,
-            max_steps=steps,
-            save_steps=2,
-            report_to=[],
-            use_cpu=True,
-            disable_tqdm=True,
-            **settings,
-        )
-        trainer = Trainer(model, arguments, train_dataset=data)
-        trainer.train(resume_from_checkpoint=resume and str(tmp_path / resume))
-        return model.eval()
-
-    return make
-
-
-@pytest.mark.parametrize("settings", [{}, {"share_circuit": True}, {"feature_source": "givens"}], ids=str)
-def test_trainer_resumes_to_the_bit(llama, ids, adapters, train, settings):
-    unbroken = train(adapted(copy.deepcopy(llama), **settings), "run")
-    resumed = train(adapted(copy.deepcopy(llama), **settings), "again", resume="run/checkpoint-2")
-    assert torch.equal(adapters.logits(resumed, ids), adapters.logits(unbroken, ids))
-    with pytest.raises(CheckpointError, match="another start"):
-        train(adapted(copy.deepcopy(llama), seed=1, **settings), "third", resume="run/checkpoint-2")
-
-
-@pytest.mark.parametrize("use_reentrant", [True, False])
-def test_gradient_checkpointing_changes_no_gradient(llama, ids, adapters, use_reentrant):
-    model = shake(adapted(llama)).train()
-    model(input_ids=ids, labels=ids).loss.backward()
-    expected = adapters.gradients(model)
-    model.zero_grad()
-    model.enable_input_require_grads()
-    model.base_model.model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-    model(input_ids=ids, labels=ids).loss.backward()
-    found = adapters.gradients(model)
-    assert found.keys() == expected.keys()
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, expected[name])
-
-
-def test_float32_adapter_on_a_bfloat16_base(llama, ids, adapters):
-    before = adapters.logits(llama.bfloat16(), ids)
-    model = adapted(llama)
-    after = adapters.logits(model, ids)
-    assert after.dtype == torch.bfloat16
-    assert torch.equal(after, before)
-    model(input_ids=ids, labels=ids).loss.backward()
-    assert any(p.grad.any() for branch in branches(model).values() for p in branch.parameters())
-    shaken = adapters.logits(shake(model), ids)
-    assert torch.equal(adapters.logits(model.bfloat16(), ids), shaken)
-    assert {p.dtype for branch in branches(model).values() for p in branch.parameters()} == {torch.float32}
-
-
-def test_under_autocast(llama, ids):
-    model = shake(adapted(llama))
-    full = model(input_ids=ids, labels=ids).loss
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = model(input_ids=ids, labels=ids).loss
-    loss.backward()
-    assert loss.item() == pytest.approx(full.item(), rel=2e-2)
-
-
 def test_float64_model_has_a_float64_branch(llama, ids, adapters):
     model = shake(adapted(copy.deepcopy(llama)))
     expected = adapters.logits(model, ids)
@@ -374,12 +279,6 @@ def test_merging_is_refused_and_leaves_the_model_alone(llama, ids, adapters):
         )
         assert isinstance(refused.value, NotImplementedError)
     assert torch.equal(adapters.logits(model, ids), expected)
-
-
-def test_no_stock_folder_can_hold_it(gpt2, tmp_path):
-    with pytest.raises(ConfigError, match="a QAA adapter cannot be written as a stock PEFT adapter"):
-        qpeft.export(adapted(gpt2), tmp_path / "exported")
-    assert not (tmp_path / "exported").exists()
 
 
 class Shared(nn.Module):
@@ -469,26 +368,11 @@ def test_slices_of_the_users_own(llama):
     assert {tuple(branch.V.shape) for branch in branches(model).values()} == {(4, 4)}
 
 
-def test_config_is_not_changed_by_use(gpt2, llama):
-    config = qpeft.QAAConfig()
-    model = get_peft_model(gpt2, config)
-    assert config.target_modules is None
-    assert model.peft_config["default"].target_modules == ["c_attn"]
-    get_peft_model(llama, config)
-
-
 def test_excluded_modules_stay_as_they_are(gpt2):
     model = adapted(gpt2, target_modules="all-linear", exclude_modules=["c_attn"])
     assert {name.rpartition(".")[2] for name in branches(model)} == {"c_proj", "c_fc"}
     model.add_adapter("other", qpeft.QAAConfig(target_modules="all-linear"))
     assert len(branches(model, "other")) == 8
-
-
-def test_generation_keeps_the_adapter(gpt2, ids):
-    model = shake(adapted(gpt2))
-    found = model.generate(ids, max_new_tokens=4, do_sample=False, pad_token_id=0)
-    again = model.generate(ids, max_new_tokens=4, do_sample=False, use_cache=False, pad_token_id=0)
-    assert torch.equal(found, again)
 
 
 @pytest.mark.parametrize("settings", [{}, {"share_circuit": True}], ids=str)
@@ -506,10 +390,3 @@ def test_qpa_generates_it(gpt2, ids, adapters, settings, tmp_path):
     assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
     with pytest.raises(ConfigError, match="a QAA adapter cannot be written as a stock PEFT adapter"):
         qpeft.export(model, tmp_path / "exported")
-
-
-def test_rows_of_a_batch_have_one_adapter(llama, ids):
-    model = adapted(llama)
-    model.add_adapter("b", copy.deepcopy(model.peft_config["default"]))
-    with pytest.raises(ConfigError, match="adapter_names gives each row"):
-        model(input_ids=ids, adapter_names=["default", "b", "default"])

@@ -273,17 +273,6 @@ def test_micro_batches_add_up_to_the_whole_batch(llama, ids, adapters, settings)
         torch.testing.assert_close(parts[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_bfloat16_bases_keep_float32_angles(llama, ids, adapters, tmp_path):
-    model = quantum_peft(llama.bfloat16(), modules_to_save=["model.norm"])
-    adapters.train(model, ids, steps=10)
-    generator = model.base_model.generators["default"]
-    assert {p.dtype for p in generator.parameters()} == {torch.float32}
-    assert adapters.logits(model, ids).dtype == torch.bfloat16
-    qpeft.export(model, tmp_path / "out")
-    stored = load_file(tmp_path / "out" / "adapter_model.safetensors")
-    assert {t.dtype for name, t in stored.items() if "lora" in name} == {torch.float32}
-
-
 @pytest.mark.parametrize("settings", [{}, {"family": "lie"}, FRAMED], ids=["pauli", "lie", "framed"])
 def test_autocast_leaves_the_generator_in_full_precision(llama, ids, adapters, settings):
     """Even where backward is called inside."""

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -76,16 +76,6 @@ def test_first_gradients_are_those_of_the_written_equation(llama, ids):
         assert b.grad[:, 1:].any()
 
 
-def test_start_comes_from_the_seed_alone(llama):
-    def drawn(seed, noise):
-        torch.manual_seed(noise)
-        model = adapted(copy.deepcopy(llama), seed=seed)
-        return torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
-
-    assert torch.equal(drawn(3, noise=0), drawn(3, noise=1))
-    assert not torch.equal(drawn(3, noise=0), drawn(4, noise=0))
-
-
 def test_distribution_of_the_start():
     model = get_peft_model(nn.Sequential(nn.Linear(100, 30)), qpeft.SoRAConfig(r=1000, target_modules=["0"]))
     layer = layers(model)[0]
@@ -127,30 +117,6 @@ def test_two_adapters(llama, ids, adapters):
         assert torch.equal(adapters.logits(model, ids), adapters.logits(base, ids))
 
 
-def test_saved_and_loaded(gpt2, ids, adapters, tmp_path):
-    fresh = copy.deepcopy(gpt2)
-    model = adapters.train(shake(adapted(gpt2, modules_to_save=["ln_f"], shrink_budget=0)), ids)
-    expected = adapters.logits(model, ids)
-    model.save_pretrained(tmp_path / "plain")
-    qpeft.save(model, tmp_path / "ours")
-    for folder, load in (("plain", PeftModel.from_pretrained), ("ours", qpeft.load)):
-        loaded = load(copy.deepcopy(fresh), tmp_path / folder).eval()
-        assert torch.equal(adapters.logits(loaded, ids), expected)
-    lazily = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", low_cpu_mem_usage=True).eval()
-    assert torch.equal(adapters.logits(lazily, ids), expected)
-    trained_on = qpeft.load(copy.deepcopy(fresh), tmp_path / "ours", is_trainable=True)
-    assert trained_on.get_nb_trainable_parameters() == model.get_nb_trainable_parameters()
-    assert "loading it needs qpeft" in (tmp_path / "ours" / "README.md").read_text()
-
-
-def test_auto_class_knows_the_folder(gpt2, ids, adapters, tmp_path):
-    gpt2.save_pretrained(tmp_path / "base")
-    model = shake(adapted(type(gpt2).from_pretrained(tmp_path / "base")))
-    model.save_pretrained(tmp_path / "adapter")
-    loaded = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
-
-
 def test_a_folder_without_gates_is_refused(llama, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -164,34 +130,9 @@ def test_a_folder_without_gates_is_refused(llama, tmp_path):
         qpeft.load(fresh, tmp_path)
 
 
-@pytest.mark.parametrize("base_name", ["gpt2", "llama"])
-@pytest.mark.parametrize("safe_merge", [False, True])
-def test_merged_and_unmerged(base_name, safe_merge, request, ids, adapters):
-    base = request.getfixturevalue(base_name)
-    model = shake(adapted(base, target_modules="all-linear"))
-    expected = adapters.logits(model, ids)
-    model.merge_adapter(safe_merge=safe_merge)
-    torch.testing.assert_close(adapters.logits(model, ids), expected, atol=1e-6, rtol=1e-5)
-    model.unmerge_adapter()
-    torch.testing.assert_close(adapters.logits(model, ids), expected, atol=1e-6, rtol=1e-5)
-    merged = model.merge_and_unload(safe_merge=safe_merge)
-    assert not layers(merged)
-    torch.testing.assert_close(adapters.logits(merged, ids), expected, atol=1e-6, rtol=1e-5)
-
-
 def test_merging_into_a_tied_head_is_refused(gpt2):
     with pytest.raises(TiedWeightError, match="lm_head"):
         adapted(gpt2, target_modules=["lm_head"]).merge_and_unload()
-
-
-def test_copies_are_independent(llama, ids, adapters):
-    model = shake(adapted(llama))
-    before, twin = adapters.logits(model, ids), copy.deepcopy(model)
-    assert torch.equal(adapters.logits(twin, ids), before)
-    with torch.no_grad():
-        for _, _, gate in twin.base_model.gates():
-            gate.zero_()
-    assert torch.equal(adapters.logits(model, ids), before)
 
 
 @pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
@@ -207,28 +148,6 @@ def test_gates_stay_float32_in_half_precision(llama, ids, autocast_adapter_dtype
     loss.backward()
     assert torch.isfinite(loss)
     assert all(gate.grad is not None for _, _, gate in model.base_model.gates())
-
-
-def test_autocast(llama, ids):
-    model = shake(adapted(llama))
-    exact = model(input_ids=ids).logits
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = model(input_ids=ids).logits
-    torch.testing.assert_close(rough.float(), exact, atol=0.05, rtol=0.05)
-
-
-def test_compiled(llama, ids, compiling):
-    compiling(llama, ids)
-    model = shake(adapted(llama))
-    expected = model(input_ids=ids).logits
-    torch.testing.assert_close(torch.compile(model, backend="eager")(input_ids=ids).logits, expected)
-
-
-def test_dropout_acts_in_training_alone(llama, ids, adapters):
-    model = shake(adapted(llama, lora_dropout=0.5, shrink_budget=0))
-    quiet = adapters.logits(model, ids)
-    assert torch.equal(quiet, adapters.logits(model, ids))
-    assert not torch.equal(adapters.logits(model.train(), ids), quiet)
 
 
 def test_training_without_a_threshold_warns_once(llama, ids, recwarn):
@@ -309,14 +228,6 @@ def test_sums_of_adapters_are_refused(llama):
     model.add_adapter("other", qpeft.SoRAConfig(r=R))
     with pytest.raises(ConfigError, match="a weighted sum of SoRA adapters has no gates"):
         model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "sum")
-
-
-def test_a_config_can_be_used_again(llama):
-    config = qpeft.SoRAConfig(r=R, target_modules="all-linear")
-    models = [get_peft_model(copy.deepcopy(llama), config) for _ in range(2)]
-    models[0].peft_config["default"].sora_lambda = 0.5
-    assert models[1].peft_config["default"].sora_lambda is config.sora_lambda is None
-    assert config.target_modules == "all-linear"
 
 
 def test_stock_lora_layers_have_no_gates(llama):

@@ -1,4 +1,4 @@
-"""Every method in its main variants, small enough for the tiny models of width 16: one table for the tests of methods."""
+"""Every method in its main variants, small enough for the tiny models: one table for the tests of methods."""
 
 from __future__ import annotations
 
@@ -91,6 +91,15 @@ VARIANTS = {
         "attach", LoraConfig, {"r": 2, "target_modules": "all-linear"}, attached=True, dropout="lora_dropout"
     ),
     "attached to ia3": Variant("attach", IA3Config, attached=True),
+    "attached to a bottleneck": Variant(
+        "attach",
+        qpeft.BottleneckConfig,
+        {"bottleneck_size": 4},
+        attached=True,
+        exports=False,
+        merges=False,
+    ),
+    "attached to qaa": Variant("attach", qpeft.QAAConfig, attached=True, exports=False, merges=False),
     "attached to a prefix": Variant(
         "attach", PrefixTuningConfig, {"num_virtual_tokens": 4}, attached=True, merges=False
     ),
