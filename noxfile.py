@@ -25,7 +25,7 @@ TESTS = [  # what touches PEFT, transformers and torch
     "tests/test_imports.py",
     "tests/adapters",
     "tests/models/test_families.py",
-    "tests/training/test_bottleneck_run.py",
+    "tests/methods",
     "tests/training/test_images.py",
 ]
 # pinned for one set of versions only: each cell takes what its PEFT, transformers and torch ask for

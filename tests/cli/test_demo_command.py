@@ -20,7 +20,6 @@ def _tiny_demo(monkeypatch, base_folder):
     monkeypatch.setitem(qpeft.demo.run.METHODS, "qpa", ("qpa", small))
 
 
-@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:angles can hardly move:UserWarning")  # in two steps
 def test_trains_reports_and_resumes_at_once(qpeft_cli, tmp_path, monkeypatch):
     out = tmp_path / "demo"

@@ -24,7 +24,6 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-@pytest.mark.long
 def test_adapter_is_stock_and_checked_without_qpeft(qpeft_cli, base_folder, adapter_folder, tmp_path):
     out = tmp_path / "exported"
     result = qpeft_cli("export", adapter_folder, "--out", out, "--json")

@@ -12,9 +12,10 @@ from qpeft.compare.running.progress import Silent
 from qpeft.compare.running.runner import run
 from qpeft.errors import ConfigError
 
-pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.long]
+pytestmark = pytest.mark.xdist_group("comparison")
 
 
+@pytest.mark.long
 def test_real_trainings_have_the_same_bits(tiny_model, text_file, tmp_path):
     """On a cluster that the run starts and ends itself."""
     ray = pytest.importorskip("ray")
@@ -65,6 +66,7 @@ def test_rows_are_those_of_the_plain_runner(plan, cluster, tmp_path):
     assert cluster.is_initialized()  # what was there before the run is there after it
 
 
+@pytest.mark.long
 def test_a_crash_is_one_row(plan, cluster):
     crashing = cells.PlantedPlan(plan.folder, ("lora", "raises", "killed"))
     outcome = run(crashing, workers=2, executor="ray", run_cell=cells.run_or_fail)
@@ -75,6 +77,7 @@ def test_a_crash_is_one_row(plan, cluster):
     assert "signal 9" in crashing.row("killed", "lr0.1").error_msg
 
 
+@pytest.mark.long
 def test_a_machine_without_the_folder_says_so(plan, cluster):
     (plan.folder / "study.json").unlink()
     run(plan, executor="ray", run_cell=cells.run_cell)
@@ -83,6 +86,7 @@ def test_a_machine_without_the_folder_says_so(plan, cluster):
     assert "all machines of the cluster must share it" in row.error_msg
 
 
+@pytest.mark.long
 def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
     from qpeft.compare.running.ray_executor import RayExecutor
 

@@ -4,19 +4,17 @@ import json
 import re
 import shutil
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from runs import Killed, assert_same_result, kill_at, losses, weights
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, BertForMaskedLM
 
 import qpeft
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.training import TrainSettings, train
 from qpeft.training.accuracy import evaluate_classifier
-from qpeft.training.metrics_log import read_rows
 from qpeft.training.result import read_result
 from qpeft.training.tasks import task_class
 from qpeft.training.tasks.classifier import find_head
@@ -38,29 +36,6 @@ METHODS = {
 }
 
 
-class Killed(BaseException):
-    """Stands in for kill -9."""
-
-
-class KillAt:
-    """A progress that kills the run after a step."""
-
-    def __init__(self, step):
-        self._step = step
-
-    def on_stage(self, what): ...
-
-    def on_note(self, line): ...
-
-    def on_start(self, total, done): ...
-
-    def on_step(self, step, loss):
-        if step == self._step:
-            raise Killed
-
-    def on_eval(self, step, score): ...
-
-
 @pytest.fixture
 def settings(tiny_encoder, tiny_vit, opinion_files, bar_files, tmp_path):
     def make(task: str, out: str = "run", **changes) -> TrainSettings:
@@ -75,24 +50,16 @@ def settings(tiny_encoder, tiny_vit, opinion_files, bar_files, tmp_path):
     return make
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    (file,) = folder.glob("*.safetensors")
-    return load_file(file)
-
-
-def losses(out: Path) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(out / "metrics.jsonl")]
-
-
 def score_of(model, asked: TrainSettings):
     """The run's evaluation data scored by another model."""
     task = task_class(asked.task)(asked)
     return evaluate_classifier(model, task.evaluation, task.collate)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["lora", *(pytest.param(name, marks=pytest.mark.long) for name in METHODS if name != "lora")]
+)
 def test_every_method_learns_and_reloads_in_stock_libraries(settings, task, method):
     asked = settings(task, method=method, method_settings=METHODS[method])
     result = train(asked)
@@ -145,13 +112,9 @@ def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, task, meth
     chosen = {"method": method, "method_settings": METHODS[method], **short}
     unbroken = train(settings(task, "unbroken", **chosen))
     with pytest.raises(Killed):
-        train(settings(task, **chosen), KillAt(5))
+        train(settings(task, **chosen), kill_at(5))
     resumed = train(settings(task, **chosen))
-    for folder in ("exported",) if method == "full" else ("adapter", "exported"):
-        ours, theirs = weights(resumed.out / folder), weights(unbroken.out / folder)
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert losses(resumed.out) == losses(unbroken.out)
+    assert_same_result(resumed.out, unbroken.out)
     assert resumed.after == unbroken.after
 
 

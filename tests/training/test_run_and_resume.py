@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import Killed, Recorder, assert_same_result, kill_at, losses, weights
 from safetensors.torch import load_file
 
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
@@ -14,41 +15,6 @@ from qpeft.training.metrics_log import read_rows
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
 STEPS = 7
-
-
-class Killed(BaseException):
-    """Stands in for kill -9: nothing that handles errors may see it."""
-
-
-class Recorder:
-    """A progress that keeps what it was told, and runs `at(step)` after each step."""
-
-    def __init__(self, at=lambda step: None):
-        self.told, self._at = [], at
-
-    def on_stage(self, what):
-        self.told.append(what)
-
-    def on_note(self, line):
-        self.told.append(line)
-
-    def on_start(self, total, done):
-        self.told.append(("start", total, done))
-
-    def on_step(self, step, loss):
-        self.told.append(("step", step))
-        self._at(step)
-
-    def on_eval(self, step, score):
-        self.told.append(("eval", step, score.loss))
-
-
-def kill_at(step):
-    def kill(done):
-        if done == step:
-            raise Killed
-
-    return Recorder(kill)
 
 
 @pytest.fixture
@@ -73,22 +39,6 @@ def settings(tiny_model, text_file, tmp_path):
         )
 
     return make
-
-
-def weights(out) -> dict[str, torch.Tensor]:
-    (file,) = (Path(out) / "adapter").glob("*.safetensors")
-    return load_file(file)
-
-
-def losses(out) -> list[dict]:
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(Path(out) / "metrics.jsonl")]
-
-
-def assert_same_result(out, other):
-    ours, theirs = weights(out), weights(other)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert losses(out) == losses(other)
 
 
 def test_a_run_lowers_the_loss_and_leaves_a_whole_folder(settings):
@@ -128,41 +78,6 @@ def test_the_first_logged_loss_is_the_models_own(settings, tiny_model):
         ["epoch", "eval_bits_per_byte"],
     ]
     assert rows[1]["loss"] == pytest.approx(rows[0]["eval_loss"], rel=0.05)  # other blocks, and dropout
-
-
-@pytest.mark.parametrize("method", ["qpa", "lora"])
-@pytest.mark.parametrize("killed_at", [1, 2, 5])
-def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, method, killed_at):
-    unbroken = train(settings("unbroken", method=method))
-    with pytest.raises(Killed):
-        train(settings(method=method), kill_at(killed_at))
-    progress = Recorder()
-    resumed = train(settings(method=method), progress)
-    assert ("start", STEPS, killed_at - 1 - (killed_at - 1) % 2) in progress.told
-    assert ("no checkpoint was whole yet: beginning again" in progress.told) == (killed_at <= 2)
-    assert_same_result(resumed.out, unbroken.out)
-
-
-@pytest.mark.parametrize(
-    "method_settings",
-    [
-        {"bits": 4},
-        {"frame": "gradient", "frame_rank": 8, "share": "type"},
-        {"frame": "gradient", "frame_rank": 8, "bits": 3, "store_frames": False},
-        {"modules_to_save": ["ln_f"], "family": "lie"},
-    ],
-    ids=str,
-)
-def test_a_killed_quantum_peft_run_ends_with_the_same_bits(settings, method_settings):
-    """Checkpoints keep numbers before they are quantised, and the frames; adapter/ holds neither more than it must."""
-    asked = {"method": "quantum_peft", "method_settings": {"r": 4, **method_settings}, "lr": 2e-2}
-    unbroken = train(settings("unbroken", **asked))
-    with pytest.raises(Killed):
-        train(settings(**asked), kill_at(5))
-    resumed = train(settings(**asked))
-    assert_same_result(resumed.out, unbroken.out)
-    assert unbroken.after.loss < unbroken.before.loss
-    assert any(name.endswith(".codes") for name in weights(resumed.out)) == ("bits" in method_settings)
 
 
 def test_the_gradient_is_read_before_the_first_step(settings):
@@ -518,15 +433,6 @@ def test_prompts_and_completions_are_trained_on(settings, tmp_path):
     assert result.after.n_bytes == len(" sings at night")
 
 
-@pytest.mark.parametrize("method", ["dora", "ia3", "vera", "prefix"])
-def test_other_methods_resume_as_well(settings, method):
-    changes = {"method": method, "seq_len": 32, "lr": 1e-2, "steps": 4}
-    unbroken = train(settings("unbroken", **changes))
-    with pytest.raises(Killed):
-        train(settings(**changes), kill_at(3))
-    assert_same_result(train(settings(**changes)).out, unbroken.out)
-
-
 def test_full_fine_tuning_exports_a_model(settings):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -547,7 +453,7 @@ def test_gradient_checkpointing_and_bfloat16(settings):
     assert saved.after.loss == pytest.approx(plain.after.loss, rel=1e-5)
     half = train(settings("half", method="qpa", steps=3, dtype="bfloat16"))
     assert half.after.loss == pytest.approx(plain.after.loss, rel=2e-2)
-    numbers = [tensor for tensor in weights(half.out).values() if tensor.is_floating_point()]
+    numbers = [tensor for tensor in weights(half.out / "adapter").values() if tensor.is_floating_point()]
     assert {tensor.dtype for tensor in numbers} == {torch.float32}
 
 

@@ -1,0 +1,116 @@
+"""`qpeft.training.train` with every method: saved adapters have the score of the run, a killed run resumes exactly."""
+
+import copy
+import math
+
+import pytest
+from peft import PeftModel
+from runs import Killed, Recorder, assert_same_result, kill_at, weights
+from transformers import AutoModelForCausalLM
+
+import qpeft
+from qpeft.methods import Trains, get, hosts, keys
+from qpeft.training import TrainSettings, train
+from qpeft.training.blocks import load_blocks
+from qpeft.training.metrics import evaluate_language_model
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:QPA trains"),  # the model is tiny
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT's word on LayerNorm
+    pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
+    pytest.mark.filterwarnings("ignore:SoRA. lambda=.* exceeds 1:UserWarning"),  # in so few steps
+    pytest.mark.filterwarnings("ignore:angles can hardly move:UserWarning"),
+]
+STEPS = 7
+GENERATOR = {"chunk_size": 32, "hidden": (6,), "n_layers": 2}
+SIZES = {
+    "qpa": {"r": 4, **GENERATOR},
+    "quantum_peft": {"r": 4},
+    "sora": {"r": 4, "shrink_budget": 0.3},
+    "bottleneck": {"bottleneck_size": 8},
+    "prefix": {"num_virtual_tokens": 4},
+    "prompt": {"num_virtual_tokens": 4},
+    "fourierft": {"n_frequency": 50},
+    "uni_lora": {"theta_d_length": 64},
+}
+NOT_ON_GPT2 = {"loha", "head"}  # LoHa does not adapt Conv1D; a language model has no new head
+
+
+def run(method, **settings):
+    return {"method": method, "method_settings": {**SIZES.get(method, {}), **settings}}
+
+
+def over(host):
+    return {"method": "qpa", "host": host, "method_settings": {**SIZES.get(host, {}), **GENERATOR}}
+
+
+RUNS = {
+    **{key: run(key) for key in keys() if key not in NOT_ON_GPT2},
+    **{f"qpa over {host}": over(host) for host in sorted({*hosts()} - NOT_ON_GPT2)},
+    "quantum_peft, 4 bits": run("quantum_peft", bits=4),
+    "quantum_peft in shared frames": run("quantum_peft", frame="gradient", frame_rank=8, share="type"),
+    "quantum_peft, frames not stored": run("quantum_peft", frame="gradient", frame_rank=8, bits=3, store_frames=False),
+    "quantum_peft, lie, norm gains": run("quantum_peft", modules_to_save=["ln_f"], family="lie"),
+    "qaa, shared rxyz": run("qaa", ansatz="rxyz", share_circuit=True),
+}
+FAST = {"qpa", "quantum_peft", "qaa", "sora", "bottleneck", "lora", "full", "qpa over prefix", "qpa over bottleneck"}
+
+
+def marked(fast):
+    return [pytest.param(name, marks=[] if name in fast else [pytest.mark.long]) for name in RUNS]
+
+
+@pytest.fixture
+def settings(tiny_model, text_file, tmp_path):
+    """Four blocks a step in two halves, so that epochs end in the middle of the run; dropout is on."""
+
+    def make(name, out="run", **changes):
+        common = {"steps": STEPS, "lr": 5e-3, "seq_len": 32, "batch_size": 2, "gradient_accumulation_steps": 2}
+        often = {"save_every": 2, "eval_every": 3, "eval_blocks": 8}
+        paths = {"model": str(tiny_model), "data": str(text_file), "out": str(tmp_path / out)}
+        return TrainSettings(**{**paths, **common, **often, **RUNS[name], **changes})
+
+    return make
+
+
+@pytest.mark.parametrize("name", marked(FAST))
+def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokenizer, name):
+    asked = settings(name)
+    result = train(asked)
+    assert math.isfinite(result.after.loss)
+    assert result.after.loss != result.before.loss
+    base = AutoModelForCausalLM.from_pretrained(asked.model)
+    blocks = load_blocks(asked, asked.seq_len, tokenizer).evaluation
+    card = (result.out / "README.md").read_text(encoding="utf-8")
+    models = {}
+    if get(asked.method).trains is Trains.ADAPTER and asked.method_settings.get("store_frames", True):
+        models["adapter"] = qpeft.load(copy.deepcopy(base), result.adapter)
+    if result.has_stock_form:
+        is_model = get(asked.method).trains is Trains.MODEL
+        models["exported"] = (
+            AutoModelForCausalLM.from_pretrained(result.exported)
+            if is_model
+            else PeftModel.from_pretrained(base, result.exported)
+        )
+    else:
+        assert "stock PEFT has no such adapter" in card
+        assert result.exported_bytes == 0
+        assert not result.exported.exists()
+    for model in models.values():
+        found = evaluate_language_model(model.eval(), blocks, asked.batch_size)
+        assert found.loss == pytest.approx(result.after.loss, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", marked({"qpa", "lora", "sora", "quantum_peft, frames not stored"}))
+@pytest.mark.parametrize("killed_at", [2, 5])
+def test_killed_run_resumes_to_the_same_bits(settings, name, killed_at):
+    unbroken = train(settings(name, "unbroken"))
+    with pytest.raises(Killed):
+        train(settings(name), kill_at(killed_at))
+    progress = Recorder()
+    resumed = train(settings(name), progress)
+    assert ("start", STEPS, killed_at - 1 - (killed_at - 1) % 2) in progress.told
+    assert_same_result(resumed.out, unbroken.out)
+    if name.startswith("quantum_peft"):
+        stored = weights(resumed.adapter)
+        assert any(key.endswith(".codes") for key in stored) == ("bits" in RUNS[name]["method_settings"])

@@ -1,0 +1,67 @@
+"""Runs that are killed, and how two runs are compared."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from qpeft.training.metrics_log import read_rows
+
+
+class Killed(BaseException):
+    """Stands in for kill -9: nothing that handles errors may see it."""
+
+
+class Recorder:
+    """A progress that keeps what it was told, and runs `at(step)` after each step."""
+
+    def __init__(self, at=lambda step: None):
+        self.told, self._at = [], at
+
+    def on_stage(self, what):
+        self.told.append(what)
+
+    def on_note(self, line):
+        self.told.append(line)
+
+    def on_start(self, total, done):
+        self.told.append(("start", total, done))
+
+    def on_step(self, step, loss):
+        self.told.append(("step", step))
+        self._at(step)
+
+    def on_eval(self, step, score):
+        self.told.append(("eval", step, score.loss))
+
+
+def kill_at(step: int) -> Recorder:
+    """A progress that kills the run after this step."""
+
+    def kill(done):
+        if done == step:
+            raise Killed
+
+    return Recorder(kill)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter's or model's folder."""
+    (file,) = Path(folder).glob("*.safetensors")
+    return load_file(file)
+
+
+def losses(out: Path) -> list[dict]:
+    """The rows of metrics.jsonl without their times."""
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_rows(Path(out) / "metrics.jsonl")]
+
+
+def assert_same_result(out: Path, other: Path) -> None:
+    """Equal metrics and, to the bit, equal tensors in every folder that either run has written."""
+    for name in ("adapter", "exported"):
+        assert (out / name).exists() == (other / name).exists()
+        if (out / name).exists():
+            ours, theirs = weights(out / name), weights(other / name)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert losses(out) == losses(other)
