@@ -62,7 +62,7 @@ def test_a_failed_job_is_sent_again_after_longer_and_longer(naps, tmp_path):
     assert np.array_equal(jobs.run(LADDER, ANGLES, "value"), expected)  # as if nothing had failed
     assert sum(naps) == 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60
     assert max(naps) == 1  # in pieces, so that a wish to stop is heard
-    assert told[1] == "a job on failing failed (queue is down); again in 2 s"
+    assert told[1] == "a job on failing failed (queue is down); retrying in 2 s"
     assert len(told) == 8
     # a device may have run what it did not answer
     assert (jobs.used.jobs, jobs.used.failures, jobs.used.circuits, jobs.used.shots) == (1, 8, 2, 9 * 200)
@@ -138,10 +138,10 @@ def test_mistakes_are_not_repeated(naps, error):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ([[1, 0, 0, 0]], r"answering answered with shape \(1, 4\) where \(2, 4\) was asked for"),
-        ([[1, 0, 0, 0], [np.nan, 0, 0, 1]], "numbers that are no probabilities"),
-        ([[1, 0, 0, 0], [0.5, 0, 0, 0]], "numbers that are no probabilities"),
-        ([[1, 0, 0, 0], [1.5, -0.5, 0, 0]], "numbers that are no probabilities"),
+        ([[1, 0, 0, 0]], r"answering returned shape \(1, 4\), expected \(2, 4\)"),
+        ([[1, 0, 0, 0], [np.nan, 0, 0, 1]], "values that are not probabilities"),
+        ([[1, 0, 0, 0], [0.5, 0, 0, 0]], "values that are not probabilities"),
+        ([[1, 0, 0, 0], [1.5, -0.5, 0, 0]], "values that are not probabilities"),
     ],
 )
 def test_answers_that_are_no_probabilities_are_failures(naps, answer, message):

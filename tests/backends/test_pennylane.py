@@ -300,7 +300,7 @@ def counts_only(tape):
 def test_a_device_that_only_counts_wants_shots():
     backend = PennyLaneBackend(counts_only(qml.device("default.qubit", wires=3)))
     assert not backend.has_exact
-    with pytest.raises(ConfigError, match=r"default\.qubit counts outcomes and gives no exact probabilities"):
+    with pytest.raises(ConfigError, match=r"default\.qubit returns counts and no exact probabilities"):
         CircuitRun(LADDER, Jobs(backend))
     assert CircuitRun(LADDER, Jobs(backend, 1000)).gradient == "parameter-shift"
 
@@ -345,9 +345,7 @@ def test_something_else_of_pennylane_is_refused():
     ("arguments", "message"),
     [
         (("abacus", 3, 0.0), "unknown PennyLane device 'abacus'; installed: .*default.qubit.*lightning.qubit"),
-        (("lightning.qubit", 3, 0.1), "lightning.qubit simulates no noise; use default.mixed"),
-        (("default.mixed", 3, 1.0), "noise is a probability, from 0 to below 1, got 1.0"),
-        (("default.mixed", 3, -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
+        (("lightning.qubit", 3, 0.1), "lightning.qubit does not simulate noise; use default.mixed"),
         (("default.gaussian", 3, 0.0), "with 3 wires cannot run the circuit: .*RY"),
         (
             ("default.mixed", 30, 0.0),
@@ -358,6 +356,13 @@ def test_something_else_of_pennylane_is_refused():
 def test_named_devices_that_cannot_be(arguments, message):
     with pytest.raises(ConfigError, match=message):
         backend_by_name(*arguments)
+
+
+@pytest.mark.parametrize("name", ["pennylane:default.mixed", "qiskit:aer"])
+@pytest.mark.parametrize("noise", [1.0, -0.1])
+def test_noise_outside_its_range_is_refused(name, noise):
+    with pytest.raises(ConfigError, match=f"noise is a probability, from 0 to below 1, got {noise}"):
+        as_backend(name, 3, noise)
 
 
 def test_a_named_device_has_the_wires_it_needs():

@@ -225,7 +225,7 @@ def test_a_sampler_without_shots_of_its_own_wants_some():
         options = type("Options", (), {"default_shots": Unset()})()
 
     backend = QiskitBackend(Bare())
-    with pytest.raises(ConfigError, match=r"counts outcomes and gives no exact probabilities; set shots"):
+    with pytest.raises(ConfigError, match=r"returns counts and no exact probabilities; set shots"):
         CircuitRun(LADDER, Jobs(backend))
     assert CircuitRun(LADDER, Jobs(backend, 1000)).gradient == "parameter-shift"
 
@@ -340,7 +340,7 @@ def test_counts_of_named_samplers_depend_on_the_jobs_seed_alone(name):
     ("arguments", "message"),
     [
         (("qiskit:abacus", 3, 0.0), "unknown Qiskit sampler 'abacus'; choose one of aer, statevector"),
-        (("qiskit:statevector", 3, 0.1), "qiskit:statevector has no noise; use qiskit:aer"),
+        (("qiskit:statevector", 3, 0.1), "qiskit:statevector does not simulate noise; use qiskit:aer"),
         (("qiskit:aer", 3, 1.0), "noise is a probability, from 0 to below 1, got 1.0"),
         (("qiskit:aer", 3, -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
         (("qiskit:aer", 40, 0.0), "qiskit:aer has .* qubits and the circuit needs 40"),

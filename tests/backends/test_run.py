@@ -116,7 +116,7 @@ def test_the_dtype_is_the_angles_and_the_shape_is_kept():
     ("options", "message"),
     [
         ({"shots": 100, "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities; use gradient='para"),
-        ({"smoothing": 0.5}, "smoothing is for outcomes that no shot hit, and there are no shots"),
+        ({"smoothing": 0.5}, "smoothing applies to counts, but shots is not set"),
         ({"shots": 10**7, "ansatz": Ansatz("ry_ladder", 15, 1)}, "15 qubits are too many for exact"),
         ({"ansatz": Ansatz("two_design", 3, 1)}, "the exact backend runs ry_ladder, not two_design"),
         ({"backend": Sampler(), "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities"),
@@ -131,7 +131,7 @@ def test_a_sampler_without_shots_of_its_own_wants_some():
     backend = Sampler()
     assert Jobs(backend).shots == 300
     backend.default_shots = None
-    with pytest.raises(ConfigError, match="sampler counts outcomes and gives no exact probabilities; set shots"):
+    with pytest.raises(ConfigError, match="sampler returns counts and no exact probabilities; set shots"):
         make(backend=backend)
 
 
@@ -143,13 +143,14 @@ def test_wide_circuits_run_where_they_are_wanted():
 
 
 def test_few_shots_warn():
-    with pytest.warns(UserWarning, match="159 shots for 16 outcomes: most probabilities will be dominated"):
+    with pytest.warns(UserWarning, match="159 shots for 16 outcomes: sampling noise will dominate"):
         make(159, ansatz=Ansatz("ry_ladder", 4, 1))
 
 
 def test_it_says_what_it_chose():
-    assert str(make(1000)) == "exact: 3 qubits, 1,000 shots a circuit, gradients by parameter-shift, 13 circuits a step"
-    assert str(make()) == "exact: 3 qubits, exact probabilities, gradients by adjoint, 2 circuits a step"
+    told = "exact: 3 qubits, 1,000 shots per circuit, gradients by parameter-shift, 13 circuits per step"
+    assert str(make(1000)) == told
+    assert str(make()) == "exact: 3 qubits, exact probabilities, gradients by adjoint, 2 circuits per step"
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,10 @@ def test_it_says_what_it_chose():
         ({"shots": 100, "smoothing": -1.0}, "smoothing must be a number of counts, 0 or more, got -1.0"),
         ({"noise": float("nan")}, "noise is a probability, from 0 to below 1, got nan"),
         ({"shots": 100, "retries": -1}, "retries must be a whole number, 0 or more, got -1"),
-        ({"shots": 100, "log": "nowhere/jobs.jsonl"}, "log: there is no folder nowhere; make it, or name another file"),
+        (
+            {"shots": 100, "log": "nowhere/jobs.jsonl"},
+            "log: the folder nowhere does not exist; create it, or choose another file",
+        ),
     ],
 )
 def test_values_out_of_range_are_refused_before_any_job(llama, adapters, options, message):
@@ -199,7 +203,7 @@ def test_a_backend_of_ones_own_is_never_taken_for_the_simulator(llama, ids, adap
 def test_frozen_angles_need_no_gradient(llama, ids, adapters):
     model = adapters.qpa(llama, chunk_size=64, feature_source="qnn_frozen")
     run = qpeft.set_backend(model, shots=5000)
-    assert str(run).endswith("frozen angles, 1 circuit a step")
+    assert str(run).endswith("frozen angles, 1 circuit per step")
     adapters.train(model, ids, steps=3)
     assert run.jobs.used.circuits == 3
 

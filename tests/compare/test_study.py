@@ -33,7 +33,7 @@ def test_every_built_in_study_is_valid_and_called_by_its_name(name):
 def test_a_method_trains_on_its_own_backend(tmp_path):
     study = load_study(written(tmp_path, SMALL.replace("lr: 0.01}", "lr: 0.01, backend: {shots: 100}}")))
     assert study.methods[-1].backend == {"shots": 100}
-    with pytest.raises(ConfigError, match="backend: unknown setting of the backend: 'shot'"):
+    with pytest.raises(ConfigError, match="backend: unknown backend setting 'shot'"):
         load_study(written(tmp_path, SMALL.replace("lr: 0.01}", "backend: {shot: 100}}")))
     with pytest.raises(ConfigError, match="backend is for QPA's circuit, and the method is lora"):
         load_study(written(tmp_path, SMALL.replace("settings: {r: 2}}", "backend: {shots: 100}}")))

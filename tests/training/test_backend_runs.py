@@ -131,7 +131,7 @@ def test_a_run_counts_what_it_sent_and_scores_what_it_hands_back(settings):
     answered = [entry for entry in jobs(result) if entry["event"] == "answered"]
     assert sum(entry["circuits"] for entry in answered) == result.circuits["circuits"]
     assert progress.notes == [
-        "circuits on exact: 5 qubits, 512 shots a circuit, gradients by parameter-shift, 21 circuits a step"
+        "circuits on exact: 5 qubits, 512 shots per circuit, gradients by parameter-shift, 21 circuits per step"
     ]
     assert "Trained with 126 circuits of 512 shots on exact" in (result.out / "README.md").read_text()
     exact = train(settings("exact", {}))
@@ -163,7 +163,7 @@ def test_a_device_that_fails_at_random_changes_nothing(settings, device):
     plain = train(settings("plain"))
     progress = At()
     result = train(settings(backend_settings={"backend": f"{device}:device", "shots": 512}), progress)
-    assert "a job on unreliable (mine.py:device) failed (no answer); again in 1 s" in progress.notes
+    assert "a job on unreliable (mine.py:device) failed (no answer); retrying in 1 s" in progress.notes
     assert same(weights(result), weights(plain))
     assert result.circuits is not None
     assert result.circuits["failures"] > 0
@@ -207,7 +207,7 @@ def test_a_larger_budget_lets_a_run_go_on(settings):
     tight = {"shots": 512, "shot_budget": needed}
     with pytest.raises(Killed):
         train(settings(backend_settings=tight), At(5, kill))
-    with pytest.raises(ConfigError, match=r"beside the [\d,]+ that are used, more than the shot budget of"):
+    with pytest.raises(ConfigError, match=r"in addition to the [\d,]+ already used, more than the shot budget of"):
         train(settings(backend_settings=tight))  # the step that was lost is not in it
     result = train(settings(backend_settings={"shots": 512, "shot_budget": 2 * needed}))
     assert same(weights(result), weights(train(settings("whole"))))
@@ -227,16 +227,16 @@ def test_other_shots_are_another_run(settings):
     ("backend", "message"),
     [
         ({"backend": "abacus"}, "unknown backend 'abacus'; choose one of exact, pennylane:DEVICE"),
-        ({"backend": "exact", "noise": 0.1}, "backend exact has no simulated noise; use pennylane:default.mixed"),
+        ({"backend": "exact", "noise": 0.1}, "backend exact does not simulate noise; use pennylane:default.mixed"),
         ({"noise": 1.5}, "noise is a probability, from 0 to below 1, got 1.5"),
         ({"shots": 0}, "shots must be a positive integer or None, got 0"),
         ({"gradient": "guess"}, "unknown gradient 'guess'; choose one of auto"),
-        ({"shot": 5}, "unknown setting of the backend: 'shot'; choose one of backend, shots"),
+        ({"shot": 5}, "unknown backend setting 'shot'; choose one of backend, shots"),
         ({"shots": 100, "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities"),
-        ({"backend": "nowhere.py:device"}, "there is no file nowhere.py"),
+        ({"backend": "nowhere.py:device"}, "the file nowhere.py does not exist"),
         ({"backend": "{device}:absent"}, "AttributeError: module 'mine' has no attribute 'absent'"),
         ({"backend": "{device}:broken"}, "RuntimeError: no credentials"),
-        ({"backend": "{device}:text"}, "is a text; it must be a device or sampler, or return one"),
+        ({"backend": "{device}:text"}, "is a string; it must be a device or sampler, or return one"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(settings, device, backend, message):

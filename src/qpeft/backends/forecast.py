@@ -1,4 +1,4 @@
-"""What a training's circuits will cost on a backend: counted, and timed by a small sample."""
+"""The cost of a training run's circuits on a backend: counted, and timed on a small sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SAMPLE = 9  # circuits of the second timed job; the first has one
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Circuits, shots and seconds of a training, its own arithmetic left out."""
+    """Circuits, shots and seconds of a training run's circuits; other computation is not included."""
 
     backend: str
     gradient: str
@@ -28,7 +28,7 @@ class Forecast:
     steps: int
     circuits: int
     shots: int
-    sample: int  # circuits that were run to measure it
+    sample: int  # circuits that were run for the measurement
     seconds_per_step: float
     seconds: float
 
@@ -37,11 +37,11 @@ class Forecast:
 
 
 def forecast(run: CircuitRun, steps: int) -> Forecast:
-    """What `steps` optimiser steps of `run` will cost.
+    """The cost of `steps` optimiser steps of `run`.
 
-    Sends small jobs at random angles: one that warms up (a device compiles the circuit), one of a single circuit, and
-    one of nine, or the adjoint pass where gradients are found by it. A job of n circuits is taken to last a + b n
-    seconds. A queue before the device, if any, is in a.
+    Sends small jobs at random angles: a warm-up (a device compiles the circuit), one circuit, and nine circuits, or the
+    adjoint pass where it computes the gradients. The model of a job's duration is a + b n seconds for n circuits; a
+    queue in front of the device contributes to a.
 
     Raises BackendError if the device does not answer.
     """
@@ -49,7 +49,7 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
     angles = random.uniform(-np.pi, np.pi, (_SAMPLE, *run.ansatz.angle_shape))
     _values(run, angles[:1])
     one = _seconds(lambda: _values(run, angles[:1] + 0.1))
-    a_step = one + (_gradient_seconds(run, angles, one) if run.trained else 0.0)
+    per_step = one + (_gradient_seconds(run, angles, one) if run.trained else 0.0)
     circuits = steps * run.circuits_per_step
     shots = run.jobs.shots or 0
     return Forecast(
@@ -63,13 +63,13 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
         circuits=circuits,
         shots=circuits * shots,
         sample=run.jobs.used.circuits,
-        seconds_per_step=a_step,
-        seconds=a_step * steps,
+        seconds_per_step=per_step,
+        seconds=per_step * steps,
     )
 
 
 def _gradient_seconds(run: CircuitRun, angles: Numbers, one: float) -> float:
-    """Seconds of the job of one gradient; `one`: of a job of one circuit."""
+    """Seconds of the job of one gradient; `one`: seconds of a job of one circuit."""
     if run.gradient == "adjoint":
         weights = np.linspace(-1.0, 1.0, 2**run.ansatz.n_qubits)
         run.gradient_at(angles[0], weights)

@@ -1,4 +1,4 @@
-"""Rules by which the gradient of a function of a circuit's probabilities is found."""
+"""Rules for the gradient of a function of a circuit's probabilities."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from qpeft.backends.jobs import Jobs
 from qpeft.circuits import Ansatz
 
 _SPSA_DIRECTIONS = 10
-_SPSA_STEP = 0.2  # radians: smaller ones drown in shot noise, larger ones leave the slope
+_SPSA_STEP = 0.2  # radians: with smaller steps shot noise dominates, with larger ones the bias
 
 
 def adjoint(jobs: Jobs, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
-    """By the backend's own adjoint pass: dL/dtheta is the gradient of the diagonal observable diag(dL/dp)."""
+    """The backend's own adjoint pass: dL/dtheta is the gradient of the diagonal observable diag(dL/dp)."""
     return jobs.adjoint(ansatz, angles, weights)
 
 
@@ -32,11 +32,11 @@ def parameter_shift(jobs: Jobs, ansatz: Ansatz, angles: Numbers, weights: Number
 
 
 def spsa(jobs: Jobs, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
-    """Simultaneous perturbation, the mean over random directions D of signs, 2 circuits for each:
+    """Simultaneous perturbation: the mean over random directions D of signs, with 2 circuits each:
 
         g = D <w, p(theta + c D) - p(theta - c D)> / (2c)
 
-    The number of circuits does not depend on the number of angles; the noise of each estimate does.
+    The number of circuits does not depend on the number of angles; the noise of the estimate does.
     """
     random = np.random.Generator(np.random.Philox(jobs.seed_of(angles)))
     directions = random.choice([-1.0, 1.0], size=(_SPSA_DIRECTIONS, *angles.shape))
@@ -51,5 +51,5 @@ RULES: dict[str, Rule] = {"adjoint": adjoint, "parameter-shift": parameter_shift
 
 
 def count_circuits(rule: str, n_angles: int) -> int:
-    """Circuits of one gradient, beside the one that gave the value."""
+    """Circuits of one gradient, in addition to the one for the value."""
     return {"adjoint": 1, "parameter-shift": 2 * n_angles, "spsa": 2 * _SPSA_DIRECTIONS}[rule]

@@ -1,4 +1,4 @@
-"""Sends jobs to a backend: their seeds, their cost, their log; again after a failure, once for all processes."""
+"""Sends jobs to a backend: seeds, cost, log, retries after failures, once for all processes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from qpeft.backends.backend import Backend, Numbers
-from qpeft.backends.exact import ExactBackend
+from qpeft.backends.backend import Backend, ExactBackend, Numbers
 from qpeft.circuits import Ansatz
 from qpeft.errors import BackendError, CheckpointError, ConfigError
 from qpeft.files import write_text
 
 RETRIES = 8
 _LONGEST_WAIT = 60.0  # seconds
-_MISTAKES = (NotImplementedError, ImportError, ConfigError)  # never sent again
-_PERHAPS_MISTAKES = (TypeError, AttributeError)  # nor these, as long as no job has been answered
+_PERMANENT = (NotImplementedError, ImportError, ConfigError)  # errors after which a job is not sent again
+_PROBABLY_PERMANENT = (TypeError, AttributeError)  # likewise, until a first job has been answered
 
 
 @dataclass
 class Used:
-    """What a run has cost so far."""
+    """The cost of a run so far."""
 
     jobs: int = 0  # answered
-    circuits: int = 0  # of these
-    shots: int = 0  # sent, whether an answer came or not: the device may have run them
+    circuits: int = 0  # in answered jobs
+    shots: int = 0  # sent, answered or not: the device may have run them
     failures: int = 0  # jobs without a usable answer
     seconds: float = 0.0
 
@@ -41,16 +40,16 @@ class Used:
 
 
 class Jobs:
-    """The jobs of one training on one backend.
+    """The jobs of one training run on one backend.
 
     Args:
-        backend: Where circuits run.
-        shots: Of each circuit; None: exact probabilities.
-        seed: Of simulated counts. They depend on seed and angles alone, so a resumed run draws what the unbroken
-            one would have drawn.
-        shot_budget: No job is sent, for the first time or again, that would bring the shots sent beyond it.
-        retries: How often a failed job is sent again, after 1, 2, 4, ... up to 60 seconds.
-        wait: Seconds before the first repetition.
+        backend: The backend that runs the circuits.
+        shots: Shots of each circuit; None: exact probabilities.
+        seed: Seed of simulated counts. Counts depend on seed and angles only, so a resumed run draws the same counts
+            as an uninterrupted one.
+        shot_budget: Maximum number of shots sent in total, including those of repeated jobs.
+        retries: Number of times that a failed job is sent again, after 1, 2, 4, ... up to 60 seconds.
+        wait: Seconds before the first retry.
     """
 
     def __init__(
@@ -71,8 +70,8 @@ class Jobs:
         self.shot_budget = shot_budget
         self.retries = retries
         self.used = Used()
-        self.on_failure: Callable[[str], object] = logging.getLogger("qpeft").warning  # told before each wait
-        self.stop_wanted: Callable[[], bool] = lambda: False  # asked before each wait, and before each job on hardware
+        self.on_failure: Callable[[str], object] = logging.getLogger("qpeft").warning  # called before each wait
+        self.stop_wanted: Callable[[], bool] = lambda: False  # called before each wait, and before each job on hardware
         self._log: Path | None = None
         self._wait = wait
 
@@ -82,14 +81,14 @@ class Jobs:
         return type(self.backend) is ExactBackend and self.shots is None
 
     def log_to(self, path: Path) -> None:
-        """Add a line of JSON for every job; what the file holds already, of the same run, counts as used.
+        """Append JSON lines for every job; jobs already in the file, from the same run, count as used.
 
         Raises:
-            CheckpointError: a file of something else.
-            ConfigError: there is no such folder.
+            CheckpointError: The file is not a log of jobs.
+            ConfigError: The folder does not exist.
         """
         if not path.parent.is_dir():
-            raise ConfigError(f"log: there is no folder {path.parent}; make it, or name another file")
+            raise ConfigError(f"log: the folder {path.parent} does not exist; create it, or choose another file")
         self.used = _read_log(path)
         self._log = path
 
@@ -97,7 +96,8 @@ class Jobs:
         """Probabilities or frequencies (B, D) at the angles `(B, *ansatz.angle_shape)`; `purpose` is for the log.
 
         Raises:
-            BackendError: the shot budget is used up, the job failed too often, or what came back is no probability.
+            BackendError: The shot budget is used up, or the job failed too often, also by returning invalid
+                probabilities.
         """
 
         def send() -> Numbers:
@@ -108,13 +108,13 @@ class Jobs:
         return self._once_for_all(lambda: self._send(send, purpose, len(angles)))
 
     def adjoint(self, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
-        """Gradient `(*ansatz.angle_shape)` of weights @ p, by the backend's adjoint pass."""
+        """Gradient of weights @ p, shape `ansatz.angle_shape`, by the backend's adjoint pass."""
         return self._once_for_all(
             lambda: self._send(lambda: self.backend.adjoint(ansatz, angles, weights), "adjoint", 1)
         )
 
     def seed_of(self, angles: Numbers) -> int:
-        """The seed of a job: a hash of the run's seed and the angles."""
+        """The seed of a job: a hash of the run's seed, the shots and the angles."""
         key = f"{self.seed}/{self.shots}/".encode() + np.ascontiguousarray(angles).tobytes()
         return int.from_bytes(hashlib.sha256(key).digest()[:8], "little")
 
@@ -135,14 +135,14 @@ class Jobs:
         return answer
 
     def _try(self, call: Callable[[], Numbers], purpose: str, n_circuits: int, attempt: int) -> Numbers | None:
-        """One attempt; None after a failure, when it is time for another one."""
+        """One attempt; None after a failure that is to be retried."""
         self._check_budget(n_circuits)
         if not self.backend.is_simulator and self.stop_wanted():
             raise KeyboardInterrupt(f"Stopped before a job was sent to {self.backend.name}.")
         shots = n_circuits * (self.shots or 0)
         entry = {"job": self.used.jobs + self.used.failures + 1, "backend": self.backend.name, "purpose": purpose}
         entry |= {"circuits": n_circuits, "attempt": attempt}
-        # before it is sent: a kill while it runs must not lose sight of its shots
+        # before it is sent: its shots count even if the process is killed while it runs
         self._note({**entry, "event": "sent", "shots": shots, "seconds": 0.0, "error": None})
         began = time.perf_counter()
         try:
@@ -157,19 +157,19 @@ class Jobs:
         return answer
 
     def _after(self, error: Exception, attempt: int) -> None:
-        """Wait for another attempt, or raise."""
-        if isinstance(error, _MISTAKES) or (isinstance(error, _PERHAPS_MISTAKES) and not self.used.jobs):
+        """Wait before another attempt, or raise."""
+        if isinstance(error, _PERMANENT) or (isinstance(error, _PROBABLY_PERMANENT) and not self.used.jobs):
             raise error
         if attempt > self.retries:
             raise BackendError(_gave_up(self.backend.name, attempt, error)) from error
         if self.stop_wanted():
             raise KeyboardInterrupt(f"Stopped; the last job on {self.backend.name} had failed.") from error
         wait = min(self._wait * 2 ** (attempt - 1), _LONGEST_WAIT)
-        self.on_failure(f"a job on {self.backend.name} failed ({_reason(error)}); again in {wait:g} s")
+        self.on_failure(f"a job on {self.backend.name} failed ({_reason(error)}); retrying in {wait:g} s")
         self._sleep(wait)
 
     def _sleep(self, seconds: float) -> None:
-        """In pieces, so that a wish to stop is heard."""
+        """Sleep in steps of at most a second, so that a request to stop takes effect."""
         while seconds > 0 and not self.stop_wanted():
             time.sleep(min(seconds, 1.0))
             seconds -= 1.0
@@ -181,9 +181,9 @@ class Jobs:
                 file.write(json.dumps(entry) + "\n")
 
     def _once_for_all(self, send: Callable[[], Numbers]) -> Numbers:
-        """In distributed training the first process sends the job and the others get its result.
+        """In distributed training the first process sends the job and broadcasts the result to the others.
 
-        Else a device would answer each process differently, and their adapters would drift apart.
+        A device would answer each process differently, and their adapters would diverge.
         """
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if not distributed or torch.distributed.get_world_size() == 1:
@@ -203,17 +203,17 @@ class Jobs:
 
 
 def _check_probabilities(found: Numbers, shape: tuple[int, int], name: str) -> None:
-    """Raises RuntimeError, which counts as a failed job, for anything but `shape` non-negative rows with sum 1."""
+    """Raise RuntimeError, which counts as a failed job, unless `found` has `shape` and rows of probabilities."""
     if found.shape != shape:
-        raise RuntimeError(f"{name} answered with shape {found.shape} where {shape} was asked for")
+        raise RuntimeError(f"{name} returned shape {found.shape}, expected {shape}")
     if not np.isfinite(found).all() or (found < -1e-9).any() or (abs(found.sum(axis=1) - 1) > 1e-3).any():
-        raise RuntimeError(f"{name} answered with numbers that are no probabilities")
+        raise RuntimeError(f"{name} returned values that are not probabilities")
 
 
 def _gave_up(name: str, attempts: int, error: Exception) -> str:
     return (
         f"a job on {name} failed {attempts} times, the last time with: {_reason(error)}. Checkpoints are intact: "
-        "do the same again when the device answers"
+        "resume when the device answers"
     )
 
 
@@ -231,7 +231,7 @@ def _count(used: Used, entry: dict[str, Any]) -> None:
 
 
 def _read_log(path: Path) -> Used:
-    """The sums over a log that is there already; a last line that a kill cut off is dropped from the file."""
+    """The totals of an existing log; an incomplete last line, left by a killed process, is removed from the file."""
     used = Used()
     if not path.exists():
         return used

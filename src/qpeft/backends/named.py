@@ -1,4 +1,4 @@
-"""Backends by what the user has: a name, a PennyLane device, a Qiskit sampler, a Backend."""
+"""A backend from what the user gives: a name, a PennyLane device, a Qiskit sampler, a Backend."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from qpeft.backends.backend import Backend
-from qpeft.backends.exact import ExactBackend
+from qpeft.backends.backend import Backend, ExactBackend
 from qpeft.errors import ConfigError
 
 _NAMES = "exact, pennylane:DEVICE, qiskit:aer, qiskit:statevector, or FILE.py:NAME"
@@ -19,16 +18,16 @@ def as_backend(given: Any, n_qubits: int, noise: float = 0.0) -> Backend:
     Args:
         given: A Backend, a PennyLane device, a Qiskit sampler; or a name: `exact`, `pennylane:DEVICE`,
             `qiskit:SAMPLER`, or `FILE.py:NAME` of such an object or of a function of the number of qubits.
-        n_qubits: Wires of a device that is made here.
+        n_qubits: Wires of a device that is created here.
         noise: Strength of simulated depolarising noise, for named simulators.
 
     Raises:
-        ConfigError: nothing of these, a missing extra, or noise where it cannot be had.
+        ConfigError: Another object or name, a missing extra, or noise on a backend that does not support it.
     """
     if isinstance(given, str):
         return _by_name(given, n_qubits, noise)
     if noise:
-        raise ConfigError("noise is for simulators by name; give a device or sampler of yours its own noise model")
+        raise ConfigError("noise applies to simulators given by name; add a noise model to your own device or sampler")
     if isinstance(given, Backend):
         return given
     packages = {kind.__module__.partition(".")[0] for kind in type(given).__mro__}
@@ -48,6 +47,8 @@ def as_backend(given: Any, n_qubits: int, noise: float = 0.0) -> Backend:
 
 def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
     kind, _, what = name.partition(":")
+    if not 0 <= noise < 1:
+        raise ConfigError(f"noise is a probability, from 0 to below 1, got {noise}")
     if kind == "pennylane" and what:
         from qpeft.backends.pennylane import backend_by_name
 
@@ -57,7 +58,7 @@ def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
 
         return simulator_by_name(what, noise)
     if noise:
-        raise ConfigError(f"backend {name} has no simulated noise; use pennylane:default.mixed or qiskit:aer")
+        raise ConfigError(f"backend {name} does not simulate noise; use pennylane:default.mixed or qiskit:aer")
     if name == "exact":
         return ExactBackend()
     file, _, attribute = name.rpartition(":")
@@ -67,14 +68,14 @@ def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
         return backend
     if name.partition(".")[0] in ("default", "lightning"):
         raise ConfigError(f"unknown backend '{name}'; did you mean 'pennylane:{name}'?")
-    hint = f"; did you mean '{name}:NAME', what the file calls it?" if name.endswith(".py") else ""
+    hint = f"; did you mean '{name}:NAME', with the object's name in the file?" if name.endswith(".py") else ""
     raise ConfigError(f"unknown backend '{name}'{hint or f'; choose one of {_NAMES}'}")
 
 
 def _from_file(path: Path, attribute: str, n_qubits: int) -> Any:
-    """The user's own object: it holds credentials, if any, and qpeft never sees them."""
+    """The user's own object. Credentials, if any, stay in it; qpeft does not read them."""
     if not path.is_file():
-        raise ConfigError(f"backend: there is no file {path}")
+        raise ConfigError(f"backend: the file {path} does not exist")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -82,10 +83,10 @@ def _from_file(path: Path, attribute: str, n_qubits: int) -> Any:
     try:
         spec.loader.exec_module(module)
         found = getattr(module, attribute)
-        if callable(found) and not hasattr(found, "run"):  # a function, or a class, that makes the backend
+        if callable(found) and not hasattr(found, "run"):  # a function or class that returns the backend
             found = found(n_qubits)
     except Exception as error:  # whatever the user's file does
         raise ConfigError(f"backend {path}:{attribute}: {type(error).__name__}: {error}") from error
     if isinstance(found, str):
-        raise ConfigError(f"backend {path}:{attribute} is a text; it must be a device or sampler, or return one")
+        raise ConfigError(f"backend {path}:{attribute} is a string; it must be a device or sampler, or return one")
     return found

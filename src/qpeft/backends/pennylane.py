@@ -1,4 +1,4 @@
-"""Any PennyLane device: simulators, noise models, hardware plugins."""
+"""Circuits on any PennyLane device: simulators, noise models, hardware plugins."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _PAULIS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1
 
 
 class PennyLaneBackend(Backend):
-    """Runs circuits on a device that the user made, with all angles of a job in one execution.
+    """Runs circuits on a user's device, with all angles of a job in one execution.
 
-    The circuit takes the first N wires of the device, whatever their labels. Shots that are asked for replace those of
-    the device. Without shots, a simulator's gradient is PennyLane's backpropagation or adjoint method, whichever the
-    device has. What the device raises comes out unchanged.
+    The circuit uses the first N wires of the device, whatever their labels. Requested shots replace those of the
+    device. Without shots, a simulator's gradient is PennyLane's backpropagation or adjoint method, whichever the device
+    supports. Exceptions of the device are passed on unchanged.
 
     Raises ConfigError for anything but a PennyLane device.
     """
@@ -70,21 +70,21 @@ class PennyLaneBackend(Backend):
         return torch.autograd.grad(value, leaf)[0].numpy()
 
     def _by_adjoint(self, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
-        """PennyLane has it for expectations alone; a weighted sum of probabilities is that of a diagonal observable."""
+        """PennyLane supports only expectations; a weighted sum of probabilities is that of a diagonal observable."""
         measured = [qml.expval(self._diagonal(weights))]
 
         def value(theta: Any) -> Any:
             tape = self._tape(ansatz, theta, None).copy(measurements=measured)
             return qml.execute([tape], self.device, diff_method="adjoint", interface="autograd")[0]
 
-        # autograd, for PennyLane rounds what lightning finds to float32 on its way to torch
+        # autograd, because PennyLane rounds lightning's results to float32 in its torch interface
         return np.asarray(qml.grad(value)(qml.numpy.array(angles, requires_grad=True)))
 
     def check(self, ansatz: Ansatz) -> None:
         wires = self.device.wires
         if wires and len(wires) < ansatz.n_qubits:
             raise ConfigError(
-                f"{self.name} has {len(wires)} wires and the circuit needs {ansatz.n_qubits}; make the device with "
+                f"{self.name} has {len(wires)} wires and the circuit needs {ansatz.n_qubits}; create the device with "
                 f"wires={ansatz.n_qubits}, or use a larger chunk_size (fewer qubits)"
             )
         shots = None if self.has_exact else self.default_shots or 1
@@ -102,7 +102,7 @@ class PennyLaneBackend(Backend):
         return make_qscript(circuit, shots=shots)()
 
     def _diagonal(self, weights: Numbers) -> qml.SparseHamiltonian:
-        """On all wires of the device: lightning takes a sparse observable on nothing less."""
+        """On all wires of the device: lightning requires this of a sparse observable."""
         wires = self.device.wires or self._wires(int(np.log2(len(weights))))
         repeated = np.repeat(weights, 2 ** len(wires) // len(weights))
         return qml.SparseHamiltonian(csr_matrix(diags_array(repeated)), wires=wires)
@@ -111,7 +111,7 @@ class PennyLaneBackend(Backend):
         return list(self.device.wires or range(n_qubits))[:n_qubits]
 
     def _refusal(self, tape: QuantumScript) -> Exception | None:
-        """Why the device would not take it, found by PennyLane's preparation, without running anything."""
+        """The error with which PennyLane's preprocessing rejects the tape, or None; nothing is run."""
         try:
             self.device.preprocess()[0]([tape])
         except Exception as error:  # each device has its own
@@ -120,7 +120,7 @@ class PennyLaneBackend(Backend):
 
 
 class _Seeded(PennyLaneBackend):
-    """A simulator made anew for every job, so that its counts depend on the job's seed alone."""
+    """A simulator created for every job, so that its counts depend on the job's seed only."""
 
     def __init__(self, make: Callable[[int], Device]) -> None:
         super().__init__(make(0))
@@ -133,34 +133,32 @@ class _Seeded(PennyLaneBackend):
 
 
 def backend_by_name(name: str, n_qubits: int, noise: float) -> PennyLaneBackend:
-    """An installed device, such as "lightning.qubit", with `n_qubits` wires; a simulator's counts have the job's seed.
+    """An installed device, such as "lightning.qubit", with `n_qubits` wires; simulators sample with the job's seed.
 
     With `noise` p, which needs "default.mixed", each one-qubit gate is followed by one of the three Pauli errors with
     probability p / 10 and each two-qubit gate by one of the fifteen with probability p.
 
     Raises:
-        ConfigError: an unknown name, a device that needs more than a number of wires, or noise that it has not.
+        ConfigError: An unknown name, a device that needs more arguments than its wires, or unsupported noise.
     """
     installed = sorted(entry.name for entry in entry_points(group="pennylane.plugins"))
     if name not in installed:
         raise ConfigError(f"unknown PennyLane device '{name}'; installed: {', '.join(installed)}")
-    if not 0 <= noise < 1:
-        raise ConfigError(f"noise is a probability, from 0 to below 1, got {noise}")
     if noise and name != _NOISY:
-        raise ConfigError(f"{name} simulates no noise; use {_NOISY}")
+        raise ConfigError(f"{name} does not simulate noise; use {_NOISY}")
     try:
         if name in _SEEDED:
             return _Seeded(lambda seed: _noisy(qml.device(name, wires=n_qubits, seed=seed), noise))
         made = PennyLaneBackend(qml.device(name, wires=n_qubits))
-        if made.is_simulator:  # some are of another kind, and say so only when they run
+        if made.is_simulator:  # some cannot run such circuits, which shows only in a run
             made.run(
                 Ansatz("ry_ladder", n_qubits, 1), np.zeros((1, 1, n_qubits)), None if made.has_exact else 1, seed=0
             )
         return made
     except Exception as error:  # each device has its own
         raise ConfigError(
-            f"the PennyLane device '{name}' with {n_qubits} wires cannot run the circuit: {error}. Give a device that "
-            "you made; on the command line as FILE.py:NAME"
+            f"the PennyLane device '{name}' with {n_qubits} wires cannot run the circuit: {error}. Create the "
+            "device yourself; on the command line, give it as FILE.py:NAME"
         ) from error
 
 
@@ -184,6 +182,6 @@ def _depolarizing(noise: float) -> qml.NoiseModel:
 
 
 def _derivative(device: Device) -> str | None:
-    """How PennyLane differentiates this device exactly; backpropagation first, which is faster where both are."""
+    """PennyLane's exact method for this device's derivatives; backpropagation is faster where both exist."""
     methods = ("backprop", "adjoint")
     return next((m for m in methods if device.supports_derivatives(ExecutionConfig(gradient_method=m))), None)

@@ -25,15 +25,15 @@ class QiskitBackend(Backend):
     """A Qiskit sampler (`BaseSamplerV2`): StatevectorSampler, Aer's, BackendSamplerV2, IBM Runtime's.
 
     One call of `run` is one job of one PUB, the circuit with all sets of angles. The circuit is transpiled once, with
-    free angles, to the backend that the sampler runs on.
+    free angles, for the sampler's backend.
 
-    The sampler stays as the user made it. One with a whole number as its seed draws by the same random numbers in
-    every job, StatevectorSampler even for every circuit, so the noise of a training's steps is correlated: give such
-    a seed to repeat a job, none (or StatevectorSampler a NumPy Generator) to train.
+    The sampler is used unchanged. With an integer seed, it draws the same random numbers in every job,
+    StatevectorSampler even for every circuit, so the noise of the training steps is correlated. Use such a seed to
+    repeat a job; for training, set no seed, or give StatevectorSampler a NumPy Generator.
 
     Args:
-        sampler: The user's.
-        pass_manager: Transpiles in place of Qiskit's preset for the sampler's backend.
+        sampler: The user's sampler.
+        pass_manager: Replaces Qiskit's preset passes for the sampler's backend.
     """
 
     def __init__(self, sampler: BaseSamplerV2, pass_manager: PassManager | None = None) -> None:
@@ -54,7 +54,7 @@ class QiskitBackend(Backend):
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
         circuit = self._transpiled(ansatz)
-        free = tuple(circuit.parameters)  # the transpiler may have dropped angles without effect
+        free = tuple(circuit.parameters)  # the transpiler may have removed angles without effect
         values = angles.reshape(len(angles), -1)[:, [parameter.index for parameter in free]]
         job = self.sampler.run([(circuit, {free: values})], shots=shots)
         return _frequencies(job.result()[0].data[_REGISTER])
@@ -89,7 +89,7 @@ class QiskitBackend(Backend):
 
 
 class _Simulator(QiskitBackend):
-    """A sampler made anew for each job by the job's seed, so that a resumed run draws what the unbroken one would."""
+    """A sampler created for each job with the job's seed, so that a resumed run draws the same counts."""
 
     def __init__(self, name: str, make: Callable[[int], BaseSamplerV2]) -> None:
         super().__init__(make(0))
@@ -108,19 +108,17 @@ def simulator_by_name(name: str, noise: float) -> QiskitBackend:
     probability p / 10 and each two-qubit gate by one of the fifteen with probability p.
 
     Raises:
-        ConfigError: an unknown name, noise that the simulator has not, or a missing extra.
+        ConfigError: An unknown name, noise that the simulator does not support, or a missing extra.
     """
     if name not in ("aer", "statevector"):
         raise ConfigError(f"unknown Qiskit sampler '{name}'; choose one of aer, statevector, or FILE.py:NAME")
-    if not 0 <= noise < 1:
-        raise ConfigError(f"noise is a probability, from 0 to below 1, got {noise}")
     if noise and name == "statevector":
-        raise ConfigError("qiskit:statevector has no noise; use qiskit:aer")
+        raise ConfigError("qiskit:statevector does not simulate noise; use qiskit:aer")
     try:
         if name == "statevector":
             from qiskit.primitives import StatevectorSampler
 
-            # a whole number would be used anew for every circuit of a job
+            # an integer seed would be used again for every circuit of a job
             return _Simulator(name, lambda seed: StatevectorSampler(seed=np.random.default_rng(seed)))
         from qiskit_aer import AerSimulator
         from qiskit_aer.primitives import SamplerV2
@@ -142,7 +140,7 @@ def _depolarizing(noise: float) -> NoiseModel:
 
 
 def _measured(ansatz: Ansatz) -> QuantumCircuit:
-    """Wire 0 goes to the last classical bit, so that the integer read is our basis index."""
+    """The circuit with measurements; wire 0 is the last classical bit, so that the outcome is qpeft's basis index."""
     from qiskit.circuit import ClassicalRegister
 
     circuit = ansatz.to_qiskit()
@@ -159,7 +157,7 @@ def _frequencies(bits: BitArray) -> Numbers:
 
 
 def _device_of(sampler: Any) -> Any:
-    """The backend that the sampler runs on; None for StatevectorSampler, which takes any gate."""
+    """The backend of the sampler; None for StatevectorSampler, which supports any gate."""
     device = getattr(sampler, "backend", None) or getattr(sampler, "_backend", None)  # Aer and Runtime: private
     return device() if callable(device) else device
 

@@ -28,15 +28,15 @@ class CircuitRun:
 
     Args:
         ansatz: The circuit.
-        jobs: Where and with how many shots it runs.
+        jobs: The backend and the shots with which it runs.
         gradient: "adjoint", "parameter-shift", "spsa", or "auto": adjoint where the backend has it and there are no
-            shots, parameter shift otherwise. The attribute `gradient` tells which it became.
-        smoothing: Adds so many counts to every outcome, p = (counts + s) / (shots + s D), so that none is 0.
-        trained: Whether the angles are; frozen ones need no gradient.
-        allow_wide: Runs circuits of more than 14 qubits, whose outcomes no affordable number of shots resolves.
+            shots, parameter shift otherwise. The attribute `gradient` is the resolved rule.
+        smoothing: Counts s added to every outcome, p = (counts + s) / (shots + s D), so that none is 0.
+        trained: Whether the angles are trained; frozen angles need no gradient.
+        allow_wide: Allow circuits of more than 14 qubits, whose outcomes no affordable number of shots resolves.
 
     Raises:
-        ConfigError: settings that do not go together, or that are hopeless.
+        ConfigError: Incompatible or infeasible settings.
     """
 
     def __init__(
@@ -63,10 +63,10 @@ class CircuitRun:
         return _Probabilities.apply(angles, self)
 
     def __str__(self) -> str:
-        shots = "exact probabilities" if self.jobs.shots is None else f"{self.jobs.shots:,} shots a circuit"
+        shots = "exact probabilities" if self.jobs.shots is None else f"{self.jobs.shots:,} shots per circuit"
         gradients = f"gradients by {self.gradient}, " if self.trained else "frozen angles, "
-        a_step = f"{self.circuits_per_step:,} circuit{'s' if self.circuits_per_step > 1 else ''} a step"
-        return f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {shots}, {gradients}{a_step}"
+        per_step = f"{self.circuits_per_step:,} circuit{'s' if self.circuits_per_step > 1 else ''} per step"
+        return f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {shots}, {gradients}{per_step}"
 
     __repr__ = __str__
 
@@ -83,10 +83,10 @@ class CircuitRun:
         needed = steps * self.circuits_per_step * shots
         used = self.jobs.used.shots
         if used + needed > budget:
-            before = f" beside the {used:,} that are used" if used else ""
+            before = f" in addition to the {used:,} already used" if used else ""
             raise ConfigError(
                 f"{steps:,} steps of {self.circuits_per_step:,} circuits with {shots:,} shots need {needed:,} shots"
-                f"{before}, more than the shot budget of {budget:,}; take fewer steps or shots, or a budget of at "
+                f"{before}, more than the shot budget of {budget:,}; use fewer steps or shots, or a budget of at "
                 f"least {used + needed:,}"
             )
 
@@ -100,7 +100,7 @@ class CircuitRun:
 
     @property
     def _kept(self) -> float:
-        """The part of a smoothed probability that is the circuit's."""
+        """The weight of the circuit's frequency in a smoothed probability."""
         shots = self.jobs.shots
         return 1.0 if shots is None else shots / (shots + self.smoothing * 2**self.ansatz.n_qubits)
 
@@ -131,9 +131,9 @@ def _check_shots(jobs: Jobs) -> None:
     if jobs.shots is not None:
         return
     if not jobs.backend.has_exact:
-        raise ConfigError(f"{jobs.backend.name} counts outcomes and gives no exact probabilities; set shots")
+        raise ConfigError(f"{jobs.backend.name} returns counts and no exact probabilities; set shots")
     if jobs.shot_budget is not None:
-        raise ConfigError("shot_budget limits shots, and there are none; set shots as well")
+        raise ConfigError("shot_budget limits shots, but shots is not set; set shots as well")
 
 
 def _choose(gradient: str, jobs: Jobs) -> str:
@@ -150,17 +150,17 @@ def _choose(gradient: str, jobs: Jobs) -> str:
 
 def _check_sense(ansatz: Ansatz, jobs: Jobs, smoothing: float, allow_wide: bool) -> None:
     if smoothing and jobs.shots is None:
-        raise ConfigError("smoothing is for outcomes that no shot hit, and there are no shots; set shots as well")
+        raise ConfigError("smoothing applies to counts, but shots is not set; set shots as well")
     outcomes = 2**ansatz.n_qubits
     if ansatz.n_qubits > _MOST_QUBITS and not (allow_wide or jobs.is_exact):
         needed = f"{_SHOTS_PER_OUTCOME * outcomes:,} shots" if jobs.shots else f"{outcomes:,} probabilities"
         raise ConfigError(
-            f"{ansatz.n_qubits} qubits are too many for {jobs.backend.name}: every one of the circuits of a step needs "
-            f"{needed}. Use a larger chunk_size (fewer qubits), or in Python allow_wide=True if you mean it"
+            f"{ansatz.n_qubits} qubits are too many for {jobs.backend.name}: every circuit of a step needs {needed}. "
+            "Use a larger chunk_size (fewer qubits), or set allow_wide=True in Python to run it anyway"
         )
     if jobs.shots is not None and jobs.shots < _SHOTS_PER_OUTCOME * outcomes:
         warnings.warn(
-            f"{jobs.shots} shots for {outcomes} outcomes: most probabilities will be dominated by sampling noise; "
-            f"{_SHOTS_PER_OUTCOME * outcomes} are better",
+            f"{jobs.shots} shots for {outcomes} outcomes: sampling noise will dominate most probabilities; "
+            f"use at least {_SHOTS_PER_OUTCOME * outcomes}",
             stacklevel=4,
         )

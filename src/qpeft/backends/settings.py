@@ -1,4 +1,4 @@
-"""How a run's circuits are run: plain data, checked before any work, free of torch."""
+"""The settings of a backend: plain data, checked before any work, free of torch."""
 
 from __future__ import annotations
 
@@ -17,26 +17,24 @@ def _help(text: str, **metadata: Any) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class BackendSettings:
-    """Where a run's circuits take their probabilities from, under the names of `qpeft.set_backend`."""
+    """The backend of a run's circuits; fields are named as the arguments of `qpeft.set_backend`."""
 
     backend: str = field(
         default="exact",
         metadata=_help(
             "Where QPA's circuits run: exact; pennylane:DEVICE, such as pennylane:lightning.qubit; qiskit:aer or "
-            "qiskit:statevector; or FILE.py:NAME, a device or sampler of yours, or a function of the number of qubits "
+            "qiskit:statevector; or FILE.py:NAME, your own device or sampler, or a function of the number of qubits "
             "that returns one."
         ),
     )
     shots: int | None = field(
         default=None,
-        metadata=_help(
-            "Count outcomes over so many shots of each circuit. Default: exact probabilities, or a device's own shots."
-        ),
+        metadata=_help("Shots of each circuit. Default: exact probabilities, or the device's own shots."),
     )
     gradient: str = field(
         default="auto",
         metadata=_help(
-            "How the angles' gradient is found; auto: adjoint where the backend has it and there are no shots, "
+            "Rule for the gradient of the angles; auto: adjoint where the backend has it and shots is not set, "
             "parameter-shift otherwise.",
             choices=GRADIENTS,
         ),
@@ -48,12 +46,12 @@ class BackendSettings:
             "pennylane:default.mixed or qiskit:aer."
         ),
     )
-    shot_budget: int | None = field(default=None, metadata=_help("Shots that the whole run may use."))
+    shot_budget: int | None = field(default=None, metadata=_help("Maximum number of shots of the whole run."))
     smoothing: float = field(default=0.0, metadata=_help("Counts added to every outcome, so that no probability is 0."))
 
     @property
     def is_usual(self) -> bool:
-        """Whether nothing was chosen: the exact simulator with its own gradients."""
+        """Whether all fields have their defaults: the exact simulator with adjoint gradients."""
         return self == BackendSettings()
 
 
@@ -64,11 +62,11 @@ def check_gradient(gradient: str) -> None:
 
 
 def backend_settings(given: dict[str, Any]) -> BackendSettings:
-    """From a dictionary. Raises ConfigError for what is unknown or out of range, whatever model and backend."""
+    """Settings from a dictionary. Raises ConfigError for an unknown field or a value out of range."""
     known = [f.name for f in fields(BackendSettings)]
     for name in given:
         if name not in known:
-            raise ConfigError(f"unknown setting of the backend: '{name}'; choose one of {', '.join(known)}")
+            raise ConfigError(f"unknown backend setting '{name}'; choose one of {', '.join(known)}")
     settings = BackendSettings(**given)
     check_gradient(settings.gradient)
     for name in ("shots", "shot_budget"):
