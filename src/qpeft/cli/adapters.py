@@ -1,4 +1,4 @@
-"""Find and load what a user points at: a run folder, or an adapter folder, compact or stock."""
+"""The adapter folder and the base model that a command's arguments name."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from qpeft.files import read_json
 CONFIG = "adapter_config.json"
 
 ModelOption = Annotated[
-    str, typer.Option(metavar="ID|PATH", help="Base model: a hub id, a folder, or embedded: the one inside qpeft.")
+    str, typer.Option(metavar="ID|PATH", help="Base model: a hub id, a folder, or embedded, the one inside qpeft.")
 ]
 OptionalModel = Annotated[
     str | None,
-    typer.Option(metavar="ID|PATH", help="Base model, as for train. Default: what the adapter names."),
+    typer.Option(metavar="ID|PATH", help="Base model, as for train. Default: the one that the adapter names."),
 ]
 
 
 def find_adapter(path: Path) -> Path:
-    """The adapter folder itself, or the compact adapter of a run folder.
+    """The folder itself where it holds an adapter, or the compact adapter of a run folder.
 
     Raises:
-        CheckpointError: neither holds an adapter_config.json.
+        CheckpointError: neither has an adapter_config.json.
     """
     for folder in (path, path / "adapter"):
         if (folder / CONFIG).is_file():
@@ -40,41 +40,43 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     """The content of adapter_config.json.
 
     Raises:
-        CheckpointError: it is no JSON, or not PEFT's.
+        CheckpointError: it is not JSON, or not written by PEFT.
     """
     try:
         config = read_json(folder / CONFIG)
         return {**config, "peft_type": str(config["peft_type"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config; restore it") from error
+        raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config; restore the file") from error
 
 
 def virtual_tokens(folder: Path) -> int:
-    """Positions of the context that a prefix or a prompt takes; 0 for other adapters."""
+    """Positions of the context that a prefix or a prompt occupies; 0 for other adapters."""
     config = adapter_config(folder)
     host = config.get("host")
     found = config.get("num_virtual_tokens") or (host.get("num_virtual_tokens") if isinstance(host, dict) else 0) or 0
     if not isinstance(found, int):
-        raise CheckpointError(f"{folder / CONFIG} has num_virtual_tokens {found!r}, which is no number; restore it")
+        raise CheckpointError(
+            f"{folder / CONFIG}: num_virtual_tokens must be an integer, got {found!r}; restore the file"
+        )
     return found
 
 
 def base_of(folder: Path, given: str | None) -> str:
-    """The base model: as given, or as the adapter names it.
+    """The base model: `given`, or else the one that the adapter names.
 
     Raises:
-        InputError: the adapter does not name one.
+        InputError: neither names one.
     """
     named = given or adapter_config(folder).get("base_model_name_or_path")
     if not named:
-        raise InputError(f"{folder / CONFIG} names no base model; give it with --model")
+        raise InputError(f"{folder / CONFIG} names no base model; pass --model")
     return base_model(str(named))
 
 
 def base_named(model: str | None, folder: Path | None, purpose: str) -> str:
-    """The base of `--model`, `--adapter` or both. Raises InputError where neither is given."""
+    """The base model of `--model`, `--adapter` or both. Raises InputError where neither is given."""
     if folder is not None:
         return base_of(folder, model)
     if model is None:
-        raise InputError(f"nothing to {purpose} with; give --model, --adapter, or both")
+        raise InputError(f"no model to {purpose} with; pass --model, --adapter, or both")
     return base_model(model)

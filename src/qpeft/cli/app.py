@@ -1,22 +1,37 @@
-"""The entry point `qpeft`: what there is, and nothing heavy until a command runs."""
+"""The entry point `qpeft`; a command imports what it needs when it runs."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from qpeft.cli import circuits, compare
+from qpeft.cli.command import application
+from qpeft.cli.console import print_failure
 from qpeft.cli.demo import demo
 from qpeft.cli.diagnose import diagnose
 from qpeft.cli.evaluate import evaluate
 from qpeft.cli.export import export
 from qpeft.cli.generate import generate
-from qpeft.cli.help import HelpfulCommand, HelpfulGroup
 from qpeft.cli.plan import plan
 from qpeft.cli.train import train
 
 COMMANDS = (demo, plan, train, evaluate, generate, export, diagnose)
+
+
+class _Commands(TyperGroup):
+    """The group of all commands; with --json, a usage error is printed as JSON too."""
+
+    def invoke(self, ctx: Any) -> Any:
+        as_json = "--json" in ctx.args  # now: parsing empties the list
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if as_json and hasattr(error, "format_message"):  # a usage error, whichever click Typer comes with
+                print_failure(error, error.format_message(), error.exit_code)  # type: ignore[attr-defined]
+            raise
 
 
 def _version(wanted: bool) -> None:
@@ -30,15 +45,14 @@ def _version(wanted: bool) -> None:
 def qpeft(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Fine-tune Hugging Face language models with quantum-generated adapter numbers.
+    """Fine-tune Hugging Face models with adapters that small quantum circuits generate.
 
-    Small quantum circuits, simulated on your machine, make the numbers of a LoRA adapter: with a small
-    network (method qpa) or as its orthogonal factors (quantum_peft). The simulation is exact unless
-    --shots or --backend say otherwise. What comes out is an ordinary PEFT adapter: it loads where qpeft
-    is not installed.
+    The circuits are simulated on your machine. With method qpa a circuit and a small network generate a LoRA adapter;
+    with quantum_peft, circuits are its orthogonal factors. The simulation is exact unless --shots or --backend is given.
+    The result is an ordinary PEFT adapter, which loads without qpeft.
 
     Start with:
 
@@ -56,10 +70,7 @@ def qpeft(
 
 def build() -> typer.Typer:
     """The application with every command."""
-    app = typer.Typer(cls=HelpfulGroup, add_completion=False, rich_markup_mode=None, invoke_without_command=True)
-    app.callback()(qpeft)
-    for command in COMMANDS:
-        app.command(cls=HelpfulCommand)(command)
+    app = application(qpeft, COMMANDS, cls=_Commands, invoke_without_command=True)
     app.add_typer(compare.group(), name="compare")
     app.add_typer(circuits.group(), name="circuits")
     return app

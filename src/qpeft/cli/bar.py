@@ -1,4 +1,4 @@
-"""A bar with the time left over one training run or several, on standard error."""
+"""A progress bar over one training run or several, on standard error."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from qpeft.training.tasks import Score
 
 
-_QUIET_SECONDS = 30.0  # without a terminal, nothing is said for so long at most
+_QUIET_SECONDS = 30.0  # without a terminal, the longest time between two lines of progress
 
 
 class TrainingBar:
-    """Shows `names`' runs of `steps` steps each as one piece of work; without a terminal, scores and a line at times.
+    """Shows the runs `names`, of `steps` steps each, as one bar with the time left.
+
+    Without a terminal there is no bar: scores are printed, and a line of progress every 30 seconds.
 
     Example:
         with TrainingBar(["lora", "qpa"], steps=70) as bar:
@@ -42,7 +44,7 @@ class TrainingBar:
             transient=True,
         )
         self._task = self._bar.add_task("Starting", total=steps * len(names), loss="")
-        self._said = monotonic()
+        self._last_line = monotonic()
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -52,26 +54,26 @@ class TrainingBar:
         self._bar.stop()
 
     def run(self, name: str) -> Progress:
-        """What the run called `name` reports to."""
+        """The receiver of the events of the run `name`."""
         return _Run(self, name, self._names.index(name) * self.steps)
 
-    def say(self, what: str) -> None:
-        """What is being done, before the bar."""
+    def describe(self, what: str) -> None:
+        """Show what is being done to the left of the bar."""
         self._bar.update(self._task, description=what)
 
     def advance(self, done: int, loss: str) -> None:
-        """`done` steps of all runs together are behind us."""
+        """Show `done` completed steps, counted over all runs, and the loss."""
         self._bar.update(self._task, completed=done, loss=loss)
 
-    def note(self, line: str) -> None:
-        """A line that stays, above the bar; it is printed without a terminal too."""
-        self._said = monotonic()
+    def print(self, line: str) -> None:
+        """Print a line that stays, above the bar; also without a terminal."""
+        self._last_line = monotonic()
         self._bar.console.print(line)
 
-    def tell(self, line: str) -> None:
-        """The same where there is no bar, and only if nothing was said for a while."""
-        if self._bar.disable and monotonic() - self._said > _QUIET_SECONDS:
-            self.note(line)
+    def print_if_quiet(self, line: str) -> None:
+        """Print a line of progress where there is no bar and none was printed for a while."""
+        if self._bar.disable and monotonic() - self._last_line > _QUIET_SECONDS:
+            self.print(line)
 
 
 class _Run:
@@ -81,21 +83,21 @@ class _Run:
         self._before = before
 
     def on_stage(self, what: str) -> None:
-        self._bar.say(f"{self._name}: {what}")
+        self._bar.describe(f"{self._name}: {what}")
 
     def on_note(self, line: str) -> None:
-        self._bar.note(f"{self._name}: {line}")
+        self._bar.print(f"{self._name}: {line}")
 
     def on_start(self, total: int, done: int) -> None:
-        self._bar.say(self._name)
+        self._bar.describe(self._name)
         self._bar.advance(self._before + done, "")
         if done:
-            self._bar.note(f"{self._name}: going on from step {done}")
+            self._bar.print(f"{self._name}: resuming from step {done}")
 
     def on_step(self, step: int, loss: float) -> None:
-        self._bar.say(self._name)
+        self._bar.describe(self._name)
         self._bar.advance(self._before + step, f"loss {loss:.3f}")
-        self._bar.tell(f"{self._name}, step {step} of {self._bar.steps}: loss {loss:.3f}")
+        self._bar.print_if_quiet(f"{self._name}, step {step} of {self._bar.steps}: loss {loss:.3f}")
 
     def on_eval(self, step: int, score: Score) -> None:
-        self._bar.note(f"{self._name}, step {step}: {' '.join(headline(score.to_dict()))}")
+        self._bar.print(f"{self._name}, step {step}: {' '.join(headline(score.to_dict()))}")

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.cli.adapters import find_adapter
-from qpeft.cli.command import command
+from qpeft.cli.command import application, command
 from qpeft.cli.console import Answer, facts, table, working
-from qpeft.cli.help import command_group
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
 
@@ -150,7 +149,7 @@ def circuits() -> None:
 
 def group() -> typer.Typer:
     """The commands of `qpeft circuits`."""
-    return command_group(circuits, (draw, count, export))
+    return application(circuits, (draw, count, export), no_args_is_help=True)
 
 
 def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]:

@@ -1,13 +1,12 @@
-"""What every command has in common: `--json`, `--debug`, exit codes, quiet libraries."""
+"""What every command has in common: `--json`, `--debug`, exit codes, quiet libraries, the form of its help."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from typing import Annotated, Any
 
@@ -18,16 +17,23 @@ from qpeft.cli.options import expand
 from qpeft.cli.quiet import quiet_libraries
 
 _FLAGS = {
-    "as_json": typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel="Output"),
-    "debug": typer.Option("--debug", help="Show tracebacks and what the libraries say.", rich_help_panel="Output"),
+    "as_json": typer.Option(
+        "--json", metavar="", help="Print one JSON object instead of text.", rich_help_panel="Output"
+    ),
+    "debug": typer.Option(
+        "--debug",
+        metavar="",
+        help="Show tracebacks, and the warnings and logs of libraries.",
+        rich_help_panel="Output",
+    ),
 }
 
 
 def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     """Make `function` a command: options from `Fields`, `--json`, `--debug`, errors as exit codes.
 
-    `function` returns an `Answer`, which alone goes to standard output, whatever libraries print;
-    what it raises becomes a message and an exit code.
+    `function` returns an `Answer`, which alone is written to standard output; what libraries print goes to standard
+    error. An exception becomes a message and an exit code.
     """
     expanded = expand(function)
 
@@ -39,11 +45,8 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
             _print(answer, as_json)
             if answer.exit_code:
                 raise typer.Exit(answer.exit_code)
-        except typer.Exit:
+        except (typer.Exit, BrokenPipeError):  # Typer handles a closed pipe
             raise
-        except BrokenPipeError:
-            _close_stdout()
-            raise typer.Exit(failures.WORK_FAILED) from None
         except (Exception, KeyboardInterrupt) as error:
             _report(error, as_json, debug)
             raise typer.Exit(failures.exit_code(error)) from None
@@ -51,6 +54,23 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     run.__signature__ = _with_flags(inspect.signature(expanded))  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in inspect.signature(run).parameters.values()}
     return run
+
+
+def application(about: Callable[..., None], commands: Iterable[Callable[..., None]], **options: Any) -> typer.Typer:
+    """Commands under one name; the docstring of `about` is their common help, `options` are Typer's."""
+    made = typer.Typer(add_completion=False, rich_markup_mode="rich", **options)
+    made.callback(help=_filled(about))(about)
+    for function in commands:
+        made.command(help=_filled(function))(function)
+    return made
+
+
+def _filled(function: Callable[..., None]) -> str:
+    """The docstring with each paragraph on one line, for Typer to wrap; indented lines are examples and stay apart."""
+    paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+    return "\n\n".join(
+        inspect.cleandoc(text) if text.startswith(" ") else text.replace("\n", " ") for text in paragraphs
+    )
 
 
 def _with_flags(signature: inspect.Signature) -> inspect.Signature:
@@ -73,14 +93,9 @@ def _report(error: BaseException, as_json: bool, debug: bool) -> None:
     if debug:
         traceback.print_exception(error, file=sys.stderr)
     message = failures.explain(error)
-    label, told = ("Error:", message)
-    if isinstance(error, KeyboardInterrupt):  # its own first word says it: Interrupted, Stopped
-        label, _, told = message.partition(" ")
-    console.say(label, told, style="bold red")
+    label, rest = ("Error:", message)
+    if isinstance(error, KeyboardInterrupt):  # begins with "Interrupted" or "Stopped"
+        label, _, rest = message.partition(" ")
+    console.say(label, rest, style="bold red")
     if as_json:
         console.print_failure(error, message, failures.exit_code(error))
-
-
-def _close_stdout() -> None:
-    """Nobody reads on: without this, Python complains once more when it flushes at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.command import command
+from qpeft.cli.command import application, command
 from qpeft.cli.compare_bar import CompareBar
 from qpeft.cli.compare_tables import planned, results, say_failures, say_warnings
 from qpeft.cli.console import Answer, facts, print_code, working
 from qpeft.cli.failures import SOME_FAILED
-from qpeft.cli.help import command_group
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
 
@@ -159,7 +158,7 @@ def compare() -> None:
 
 def group() -> typer.Typer:
     """The commands of `qpeft compare`."""
-    return command_group(compare, (run, plan, report))
+    return application(compare, (run, plan, report), no_args_is_help=True)
 
 
 def _plan(study: str, overrides: dict[str, Any], folder: Path, command: str) -> Plan:

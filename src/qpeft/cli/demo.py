@@ -46,7 +46,7 @@ def demo(
         say("Note:", f"{out} holds this demo already, here is its result; remove the folder to run it again", "bold")
     else:
         with TrainingBar(names, steps) as bar:
-            found = run.run_demo(out, names, steps, bar.run, bar.say)
+            found = run.run_demo(out, names, steps, bar.run, bar.describe)
     return Answer(found.to_dict(), lambda console: _show(console, found))
 
 

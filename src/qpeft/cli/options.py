@@ -1,13 +1,13 @@
-"""Dataclass fields as command-line options, so that a setting is explained in one place only.
+"""Command-line options generated from dataclass fields, so that each field is explained in one place only.
 
-A command asks for the fields of a settings class with an annotated dict::
+A command marks a dict parameter with the settings class whose fields are its options::
 
     def plan(generator: Annotated[dict[str, Any], Fields(QPAGeneratorConfig, panel="QPA")]): ...
 
-`expand` replaces that parameter by one option per field that has a help text. The dict then holds
-the fields that the user set, and no others: defaults stay where they are, in the settings class.
-Several settings classes may share a field (`n_layers`): there is one option then, explained in the words of each,
-and all that have it receive it. One dict may be marked with several `Fields`; it holds the options of all.
+`expand` replaces this parameter by one option for each field that has a help text. The dict then holds the fields
+that the user set; defaults stay in the settings class. A field that several settings classes share (`n_layers`) is
+one option: its help quotes each class, and every dict whose class has the field receives the value. A parameter may
+be marked with several `Fields`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,19 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+_NOT = "not_"  # before a field's name: the parameter of its hidden option --no-NAME
+
 
 @dataclass(frozen=True)
 class Fields:
-    """Marks a dict parameter of a command: it is filled from the options of one settings class."""
+    """Marks a dict parameter of a command, which is filled from the options of one settings class.
+
+    Attributes:
+        settings: The dataclass.
+        panel: Title of the group in the help.
+        only: Names of the fields to offer. Default: all that have a help text.
+        leave_out: Names of the fields not to offer.
+    """
 
     settings: type
     panel: str
@@ -38,7 +47,7 @@ class Fields:
 
     @property
     def owner(self) -> str:
-        """Whose settings these are: the panel's title up to a colon."""
+        """The panel's title up to its colon."""
         return self.panel.partition(":")[0]
 
     def _offers(self, name: str) -> bool:
@@ -46,13 +55,14 @@ class Fields:
 
 
 def expand(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with every `Fields` parameter replaced by that settings class's options."""
+    """`function` with every parameter marked by `Fields` replaced by the options of its settings class."""
     signature = inspect.signature(function, eval_str=True)
     groups = {name: marks for name, p in signature.parameters.items() if (marks := _fields_of(p.annotation))}
 
     @functools.wraps(function)
     def call(_context: typer.Context, **values: Any) -> Any:
         chosen = {name: values[name] for name in values if _was_given(_context, name)}
+        chosen |= {name.removeprefix(_NOT): False for name in chosen if name.startswith(_NOT)}
         for name, marks in groups.items():
             values[name] = {f.name: chosen[f.name] for group in marks for f in group if f.name in chosen}
         return function(**{name: values[name] for name in signature.parameters})
@@ -72,8 +82,8 @@ def _in_order(signature: inspect.Signature, groups: dict[str, list[Fields]]) -> 
         if name not in groups:
             options[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             continue
-        for f in (f for mark in groups[name] for f in mark):
-            options.setdefault(f.name, _option(owners[f.name], f))
+        for f in (f for mark in groups[name] for f in mark if f.name not in options):
+            options |= {option.name: option for option in _options(owners[f.name], f)}
     return list(options.values())
 
 
@@ -93,35 +103,54 @@ def _with_signature(call: Callable[..., Any], parameters: list[inspect.Parameter
     return call
 
 
-def _option(owners: list[Fields], field: Field[Any]) -> inspect.Parameter:
-    """One option for a field that every one of `owners` has; `field` is the first one's."""
-    choices = _choices(owners, field.name)
-    annotation, extra = _typer_type(get_type_hints(owners[0].settings)[field.name], field, choices)
+def _options(owners: list[Fields], field: Field[Any]) -> list[inspect.Parameter]:
+    """The option of a field that each of `owners` has, and --no-NAME for a boolean; `field` is the first owner's."""
     is_shared = len(owners) > 1
     panel = " and ".join(group.owner for group in owners) if is_shared else owners[0].panel
-    text = " ".join(_in_words_of(group, field.name) for group in owners) if is_shared else field.metadata["help"]
-    if choices and not is_shared and not _fit_a_line(choices):
-        text = f"{text} One of {', '.join(choices)}."
-    option = typer.Option(help=text, rich_help_panel=field.metadata.get("panel", panel), **extra)
+    text = " ".join(f"{group.owner}: {_explained(group, field.name)}" for group in owners)
+    settings = {
+        "help": text if is_shared else _explained(owners[0], field.name, with_default=False),
+        "rich_help_panel": field.metadata.get("panel", panel),
+    }
     default = inspect.Parameter.empty if _is_required(field) else None
     if field.default is not MISSING and not is_shared:
         default = field.default
+    hint = get_type_hints(owners[0].settings)[field.name]
+    if _members(hint) == [bool]:
+        return _switches(field.name, default, settings)
+    annotation, extra = _typer_type(hint, field, _choices(owners, field.name))
+    return [_parameter(field.name, default, annotation, typer.Option(**settings, **extra))]
+
+
+def _switches(name: str, default: Any, settings: dict[str, str]) -> list[inspect.Parameter]:
+    """--NAME, and a hidden --no-NAME: a column for the names of the latter would leave the help no room."""
+    flag = name.replace("_", "-")
+    if default:
+        settings["help"] += f" Default: yes; --no-{flag} turns it off."
+    return [
+        _parameter(name, default, bool, typer.Option(f"--{flag}", metavar="", show_default=False, **settings)),
+        _parameter(_NOT + name, False, bool, typer.Option(f"--no-{flag}", hidden=True)),
+    ]
+
+
+def _parameter(name: str, default: Any, annotation: Any, option: Any) -> inspect.Parameter:
     return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
     )
 
 
 def _choices(owners: list[Fields], name: str) -> tuple[str, ...]:
-    """What any of the owners allows; whether the one that is used does, it says itself."""
+    """What any of the owners allows; the settings class itself then checks its own choices."""
     allowed = (f.metadata.get("choices", ()) for group in owners for f in group if f.name == name)
     return tuple(dict.fromkeys(choice for choices in allowed for choice in choices))
 
 
-def _in_words_of(group: Fields, name: str) -> str:
+def _explained(group: Fields, name: str, with_default: bool = True) -> str:
+    """The field's help with its choices; a single option's default is printed by Typer."""
     field = next(f for f in group if f.name == name)
     choices = f" One of {', '.join(field.metadata['choices'])}." if "choices" in field.metadata else ""
-    default = "" if field.default in (MISSING, None) else f" [default: {field.default}]"
-    return f"{group.owner}: {field.metadata['help']}{choices}{default}"
+    default = f" Default: {field.default}." if with_default and field.default not in (MISSING, None) else ""
+    return f"{field.metadata['help']}{choices}{default}"
 
 
 def _is_required(field: Field[Any]) -> bool:
@@ -129,10 +158,9 @@ def _is_required(field: Field[Any]) -> bool:
 
 
 def _typer_type(hint: Any, field: Field[Any], choices: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-    """The annotation that Typer understands, and what `typer.Option` needs beside it."""
+    """The annotation for Typer, and further arguments of `typer.Option`."""
     if choices:
-        takes_file = bool(field.metadata.get("takes_file"))
-        return _parsed(_one_of(choices, takes_file), "|".join(choices) if _fit_a_line(choices) else "NAME")
+        return _parsed(_one_of(choices, bool(field.metadata.get("takes_file"))), "NAME")
     kinds = _members(hint)
     items = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
     if items:
@@ -141,13 +169,12 @@ def _typer_type(hint: Any, field: Field[Any], choices: tuple[str, ...]) -> tuple
         return _parsed(number, "NUMBER")
     if kinds == [int]:
         return _parsed(_whole, "N")
-    if kinds in ([bool], [str], [Path]):
-        return kinds[0], {}
-    raise TypeError(f"field {field.name} has type {hint}, which no command-line option can hold")
-
-
-def _fit_a_line(choices: tuple[str, ...]) -> bool:
-    return len("|".join(choices)) < 64
+    if kinds in ([str], [Path]):
+        return kinds[0], {"metavar": field.metadata.get("metavar", "TEXT" if kinds == [str] else "PATH")}
+    raise TypeError(
+        f"field {field.name} has type {hint}; command-line options support str, Path, bool, int, float, "
+        "lists and tuples of int or str, and a field with choices"
+    )
 
 
 def _members(hint: Any) -> list[Any]:
@@ -156,7 +183,7 @@ def _members(hint: Any) -> list[Any]:
 
 
 def _parsed(parser: Callable[[str], Any], metavar: str) -> tuple[Any, dict[str, Any]]:
-    """An option read by `parser`, to which Typer also gives the default: that is no text, and stays."""
+    """An option read by `parser`. Typer passes the default through it too, which is returned unchanged."""
 
     def parse(value: Any) -> Any:
         return parser(value) if isinstance(value, str) else value
@@ -165,7 +192,7 @@ def _parsed(parser: Callable[[str], Any], metavar: str) -> tuple[Any, dict[str, 
 
 
 def number(text: str) -> int | float:
-    """`100_000` is a whole number, `0.5` and `1e-3` are not."""
+    """An int where the text is one, such as `100_000`; otherwise a float."""
     try:
         return int(text)
     except ValueError:
@@ -191,7 +218,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _names(text: str) -> list[str] | str:
-    """`all-linear` is PEFT's own word; other names form a list, for PEFT takes a string as a pattern."""
+    """A list of names; PEFT's `all-linear` stays a string. (PEFT reads any other string as a regular expression.)"""
     names = [part.strip() for part in text.split(",")]
     if not all(names):
         raise typer.BadParameter(f"expected names such as q_proj,v_proj, got {text!r}")
