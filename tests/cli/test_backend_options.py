@@ -1,4 +1,4 @@
-"""`--backend`, `--shots` and their kin: told by plan before, by train after, refused before any work."""
+"""`--backend`, `--shots` and related options of plan and train."""
 
 import json
 
@@ -20,7 +20,7 @@ def command(base_folder, text, tmp_path):
     return ("train", "--model", base_folder, "--data", text, *QPA, *sizes, "--out", tmp_path / "run")
 
 
-def test_plan_tells_what_train_then_uses(qpeft_cli, base_folder, command):
+def test_plan_forecasts_the_circuits_and_shots_of_train(qpeft_cli, base_folder, command):
     planned = qpeft_cli("plan", "--model", base_folder, *QPA, "--shots", 1000, "--steps", 3, "--json")
     assert planned.exit_code == 0, planned.output
     forecast = json.loads(planned.stdout)["circuits"]
@@ -33,9 +33,9 @@ def test_plan_tells_what_train_then_uses(qpeft_cli, base_folder, command):
     assert forecast["circuits"] == 3 * (1 + 2 * n_angles)
 
 
-def test_for_people(qpeft_cli, base_folder, command):
+def test_circuits_are_printed(qpeft_cli, base_folder, command):
     planned = qpeft_cli("plan", "--model", base_folder, *QPA, "--shots", 1000, env={"COLUMNS": "100"})
-    for words in ("circuits to run", "gradients by parameter-shift", "were run to measure it"):
+    for words in ("circuits to run", "gradients by parameter-shift", "measured on"):
         assert words in planned.stdout
     exact = qpeft_cli("plan", "--model", base_folder, *QPA, "--gradient", "parameter-shift")
     assert exact.exit_code == 0, exact.output
@@ -61,14 +61,14 @@ def test_for_people(qpeft_cli, base_folder, command):
         (("--feature-source", "none", "--shots", 1000), "the model has no circuit of QPA"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work(qpeft_cli, command, options, message):
+def test_invalid_backend_options_exit_with_code_2(qpeft_cli, command, options, message):
     result = qpeft_cli(*command, *options, env={"COLUMNS": "200"})
     assert result.exit_code == 2, result.output
     assert message in result.stderr
     assert not command[-1].exists()
 
 
-def test_other_methods_have_no_circuit_for_a_backend(qpeft_cli, base_folder, text, tmp_path):
+def test_backend_options_are_refused_for_other_methods(qpeft_cli, base_folder, text, tmp_path):
     asked = ("--method", "lora", "--shots", 1000, "--out", tmp_path / "run")
     result = qpeft_cli("train", "--model", base_folder, "--data", text, *asked, env={"COLUMNS": "200"})
     assert result.exit_code == 2

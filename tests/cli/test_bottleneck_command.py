@@ -1,4 +1,4 @@
-"""The feed-forward adapter on the command line: counted, trained, and never called a stock adapter."""
+"""The feed-forward adapter on the command line: plan, train, and export, which is refused."""
 
 import json
 
@@ -14,7 +14,7 @@ def run(qpeft_cli, base_folder, tmp_path):
     return shown.stdout, tmp_path / "run"
 
 
-def test_plan_counts_it(qpeft_cli, base_folder):
+def test_plan_counts_the_parameters(qpeft_cli, base_folder):
     options = ("--model", base_folder, "--method", "bottleneck", "--bottleneck-size", 4)
     found = json.loads(qpeft_cli("plan", *options, "--json").stdout)
     assert found["trainable"] == found["deployed"] == 2 * (2 * 16 * 4 + 4 + 16)

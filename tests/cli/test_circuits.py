@@ -1,4 +1,4 @@
-"""`qpeft circuits`: a circuit or an adapter's circuit, drawn, counted, written; bad input refused."""
+"""`qpeft circuits draw, count, export`, for an ansatz and for the circuit of an adapter."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def answered(qpeft_cli, *arguments):
 
 @pytest.fixture(scope="session")
 def live_angles(adapter_folder, base_folder):
-    """The angles (L, N) of the adapter where it does its work: in a model."""
+    """The angles (L, N) of the adapter in a model."""
     from transformers import AutoModelForCausalLM
 
     from qpeft.methods.qpa.features import CircuitFeature
@@ -36,7 +36,7 @@ def live_angles(adapter_folder, base_folder):
 # draw
 
 
-def test_draw_is_the_ansatzs_drawing(qpeft_cli):
+def test_draw_prints_the_drawing_of_the_ansatz(qpeft_cli):
     result = qpeft_cli("circuits", "draw", "--n-qubits", 4, "--n-layers", 2, "--width", 200)
     assert result.exit_code == 0
     assert result.stdout == Ansatz("ry_ladder", 4, 2).draw(200) + "\n"
@@ -50,7 +50,7 @@ def test_draw_fits_the_terminal(qpeft_cli):
 
 
 @pytest.mark.parametrize("ansatz", ["ry_ladder", "two_design", "square", "qaa", "rxyz"])
-def test_every_ansatz_can_be_named(qpeft_cli, ansatz):
+def test_each_ansatz_is_drawn(qpeft_cli, ansatz):
     found = answered(qpeft_cli, "draw", "--ansatz", ansatz, "--n-qubits", 3, "--n-layers", 2)
     assert found["drawing"] == Ansatz(ansatz, 3, 2).draw()
     assert (found["ansatz"], found["n_qubits"], found["n_layers"], found["angles"]) == (ansatz, 3, 2, None)
@@ -63,7 +63,7 @@ register_ansatz("turns", lambda n, layers: (layers, n),
 """
 
 
-def test_an_ansatz_of_a_file_can_be_named(qpeft_cli, tmp_path):
+def test_ansatz_of_a_file_is_counted(qpeft_cli, tmp_path):
     (tmp_path / "own.py").write_text(OWN)
     found = answered(qpeft_cli, "count", "--ansatz", f"{tmp_path / 'own.py'}:turns", "--n-qubits", 3, "--n-layers", 2)
     assert (found["ansatz"], found["gates"], found["depth"]) == ("turns", {"rx": 6}, 2)
@@ -72,7 +72,7 @@ def test_an_ansatz_of_a_file_can_be_named(qpeft_cli, tmp_path):
     assert "no.py:turns: FileNotFoundError" in " ".join(refused.stderr.split())
 
 
-def test_draw_an_adapter_lists_its_trained_angles(qpeft_cli, adapter_folder, live_angles):
+def test_draw_lists_the_trained_angles_of_an_adapter(qpeft_cli, adapter_folder, live_angles):
     found = answered(qpeft_cli, "draw", "--adapter", adapter_folder)
     np.testing.assert_allclose(found["angles"], live_angles.numpy(), atol=0)
     n_layers, n_qubits = live_angles.shape
@@ -85,7 +85,7 @@ def test_draw_an_adapter_lists_its_trained_angles(qpeft_cli, adapter_folder, liv
 # count
 
 
-def test_count_by_hand(qpeft_cli):
+def test_counts_of_the_default_circuit(qpeft_cli):
     """QPA's default circuit: 8 layers of 7 rotations and 6 CNOTs."""
     found = answered(qpeft_cli, "count")
     assert (found["ansatz"], found["n_qubits"], found["n_layers"]) == ("ry_ladder", 7, 8)
@@ -97,7 +97,7 @@ def test_count_by_hand(qpeft_cli):
     assert set(found["transpiled"]) == {"all-to-all", "line", "heavy-hex"}
 
 
-def test_count_for_people(qpeft_cli):
+def test_counts_are_printed(qpeft_cli):
     result = qpeft_cli("circuits", "count", "--ansatz", "two_design", "--n-qubits", 3, "--n-layers", 1)
     assert result.stdout.startswith("two_design, n_qubits=3, n_layers=1\n")
     lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
@@ -108,7 +108,7 @@ def test_count_for_people(qpeft_cli):
     assert "rz, sx, x, cx" in result.stdout
 
 
-def test_count_without_qiskit_says_how_to_get_the_rest(qpeft_cli, monkeypatch):
+def test_count_without_qiskit_names_the_extra_to_install(qpeft_cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "qiskit.transpiler", None)
     result = qpeft_cli("circuits", "count")
     assert result.exit_code == 0
@@ -120,14 +120,14 @@ def test_count_without_qiskit_says_how_to_get_the_rest(qpeft_cli, monkeypatch):
 # export
 
 
-def test_openqasm_of_an_adapter_is_its_circuit(qpeft_cli, adapter_folder, live_angles):
+def test_openqasm_export_has_the_probabilities_of_the_adapter(qpeft_cli, adapter_folder, live_angles):
     text = qpeft_cli("circuits", "export", "--adapter", adapter_folder).stdout
     found = Statevector(qasm3.loads(text).reverse_bits()).probabilities()
     np.testing.assert_allclose(found, probabilities(live_angles).numpy(), atol=1e-12)
 
 
 @pytest.mark.parametrize("form", ["pennylane", "qiskit"])
-def test_a_python_file_of_an_adapter_runs_and_is_its_circuit(qpeft_cli, adapter_folder, live_angles, form, tmp_path):
+def test_python_export_has_the_probabilities_of_the_adapter(qpeft_cli, adapter_folder, live_angles, form, tmp_path):
     out = tmp_path / "new" / "circuit.py"
     result = qpeft_cli("circuits", "export", "--adapter", adapter_folder, "--format", form, "--out", out)
     assert result.exit_code == 0, result.output
@@ -182,7 +182,7 @@ SMALL = {"target_modules": ["q_proj", "v_proj"], "r": 2, "task_type": "CAUSAL_LM
 GENERATOR = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 2, "seed": 3}
 
 
-def test_a_frozen_circuit_and_one_over_another_host_stand_at_their_start(qpeft_cli, make_adapter):
+def test_frozen_and_attached_circuits_have_their_initial_angles(qpeft_cli, make_adapter):
     """Untrained, so both have the angles that seed 3 draws."""
     from peft import LoraConfig
 
@@ -194,7 +194,7 @@ def test_a_frozen_circuit_and_one_over_another_host_stand_at_their_start(qpeft_c
     assert np.abs(first).max() <= np.pi
 
 
-def test_a_run_folder_stands_for_its_adapter(qpeft_cli, adapter_folder, tmp_path):
+def test_run_folder_is_accepted_for_its_adapter(qpeft_cli, adapter_folder, tmp_path):
     (tmp_path / "adapter").symlink_to(adapter_folder)
     found, expected = (answered(qpeft_cli, "draw", "--adapter", folder) for folder in (tmp_path, adapter_folder))
     assert found == expected
@@ -227,29 +227,27 @@ def test_adapters_without_a_circuit_of_qpa_are_refused(qpeft_cli, make_adapter, 
         (["export", "--format", "cirq"], "unknown format 'cirq'; choose one of openqasm, pennylane, qiskit"),
         (["export", "--out", "."], "is a folder; give a file"),
         (["draw", "--adapter", "nowhere"], "no adapter at nowhere"),
-        (["draw", "--adapter", "nowhere", "--n-qubits", "3"], "--adapter says which circuit it is; leave out --ansatz"),
+        (["draw", "--adapter", "nowhere", "--n-qubits", "3"], "--adapter determines the circuit; leave out --ansatz"),
         (["drw"], "draw"),
     ],
 )
-def test_bad_input_is_exit_2(qpeft_cli, arguments, message):
+def test_bad_input_exits_with_code_2(qpeft_cli, arguments, message):
     result = qpeft_cli("circuits", *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
 
 
-def test_help_teaches(qpeft_cli):
+def test_help_lists_the_commands_and_has_examples(qpeft_cli):
     text = qpeft_cli("circuits", "--help", env={"COLUMNS": "80"}).stdout
-    assert all(f"\n  {name} " in text for name in ("draw", "count", "export"))
-    assert "\n  circuits " in qpeft_cli("--help").stdout
+    assert all(f"\n│ {name} " in text for name in ("draw", "count", "export"))
     for name in ("draw", "count", "export"):
         text = qpeft_cli("circuits", name, "--help", env={"COLUMNS": "80"}).stdout
         assert f"qpeft circuits {name}" in text.split("Examples", 1)[1]
-        assert all(len(line) <= 80 or line.startswith("  qpeft ") for line in text.splitlines())
+        assert max(map(len, text.splitlines())) <= 80
 
 
-def test_help_is_light():
-    """The names of the ansatzes are told without the module that has them."""
+def test_help_loads_no_heavy_module():
     code = """
 import contextlib, io, sys
 from qpeft.cli.app import build

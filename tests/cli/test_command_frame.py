@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, messages, --json, --debug, quiet libraries."""
+"""What all commands share: exit codes, messages, --json, --debug, silent libraries."""
 
 import errno
 import json
@@ -53,7 +53,7 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("error", "code", "message"), FAILURES, ids=lambda value: type(value).__name__)
-def test_failure_is_one_message_and_its_exit_code(error, code, message):
+def test_failure_prints_one_message_and_sets_the_exit_code(error, code, message):
     result = run(raiser(error))
     assert result.exit_code == code
     assert message.lower() in result.stderr.lower()
@@ -63,7 +63,7 @@ def test_failure_is_one_message_and_its_exit_code(error, code, message):
 
 
 @pytest.mark.parametrize(("error", "code", "message"), FAILURES, ids=lambda value: type(value).__name__)
-def test_failure_as_json_is_one_object(error, code, message):
+def test_failure_with_json_prints_one_object(error, code, message):
     result = run(raiser(error), "--json")
     found = json.loads(result.stdout)
     assert found["exit_code"] == result.exit_code == code
@@ -78,12 +78,12 @@ def test_debug_shows_the_traceback():
     assert "raise error" in result.stderr
 
 
-def test_answer_for_people_and_for_machines():
+def test_answer_as_text_and_as_json():
     assert run(answer).stdout == "three [n]\n"
     assert json.loads(run(answer, "--json").stdout) == {"n": 3, "bad": None, "where": [1.5, "x"]}
 
 
-def test_what_libraries_print_never_reaches_stdout():
+def test_output_of_libraries_does_not_reach_stdout():
     def chatty() -> Answer:
         print("hello from a library")  # noqa: T201
         return answer()
@@ -91,7 +91,7 @@ def test_what_libraries_print_never_reaches_stdout():
     assert "hello" not in run(chatty, "--json").stdout
 
 
-def test_only_our_own_warnings_are_shown(capsys):
+def test_only_warnings_of_qpeft_are_shown(capsys):
     def warns() -> Answer:
         warnings.warn_explicit("chatter", UserWarning, "/site-packages/transformers/x.py", 1)
         import qpeft.errors
@@ -104,11 +104,11 @@ def test_only_our_own_warnings_are_shown(capsys):
     assert result.stderr == "Note: not a compression\n"
 
 
-def test_bad_usage_is_exit_2_with_a_suggestion():
+def test_unknown_option_exits_with_code_2_and_a_suggestion():
     result = run(answer, "--pth", "x")
     assert result.exit_code == 2
     assert "--path" in result.stderr
 
 
-def test_command_may_end_itself():
+def test_exit_code_of_the_command_is_kept():
     assert run(raiser(typer.Exit(3))).exit_code == 3

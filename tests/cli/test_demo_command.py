@@ -1,4 +1,4 @@
-"""`qpeft demo`, with a tiny base and a little text in the place of the embedded ones."""
+"""`qpeft demo`, with a tiny base model and a small text instead of the embedded ones; its progress bar."""
 
 import json
 
@@ -21,7 +21,7 @@ def _tiny_demo(monkeypatch, base_folder):
 
 
 @pytest.mark.filterwarnings("ignore:angles can hardly move:UserWarning")  # in two steps
-def test_trains_reports_and_resumes_at_once(qpeft_cli, tmp_path, monkeypatch):
+def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     arguments = ("demo", "--steps", 2, "--out", out)
     first = qpeft_cli(*arguments, "--json")
@@ -45,8 +45,8 @@ def test_trains_reports_and_resumes_at_once(qpeft_cli, tmp_path, monkeypatch):
         again = qpeft_cli(*arguments, env={"COLUMNS": "80"})
     assert again.exit_code == 0, again.output
     for word in (
-        "ppl before",
-        "After, with qpa, it writes",
+        "perplexity",
+        "base model",
         f"Exported adapter: {out}/quantum_peft/exported\n",
         "from peft import PeftModel",
         "qpa-none",
@@ -61,7 +61,7 @@ def test_trains_reports_and_resumes_at_once(qpeft_cli, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("methods", "named"), [("lora,qap", "qap"), ("", "none given")])
-def test_unknown_method(qpeft_cli, tmp_path, methods, named):
+def test_unknown_method_exits_with_code_2(qpeft_cli, tmp_path, methods, named):
     result = qpeft_cli("demo", "--methods", methods, "--out", tmp_path / "demo")
     assert result.exit_code == 2
     assert named in result.stderr
@@ -69,7 +69,7 @@ def test_unknown_method(qpeft_cli, tmp_path, methods, named):
     assert not (tmp_path / "demo").exists()
 
 
-def test_the_control_differs_by_its_circuit_alone(tmp_path):
+def test_control_differs_from_qpa_only_in_its_circuit(tmp_path):
     settings = [qpeft.demo.run.settings_of(name, tmp_path, 5) for name in ("lora", "qpa-none")]
     lora, control = settings
     assert control.method_settings == {**lora.method_settings, "budget": 0.5, "feature_source": "none"}
@@ -77,7 +77,7 @@ def test_the_control_differs_by_its_circuit_alone(tmp_path):
         assert getattr(lora, name) == getattr(control, name)
 
 
-def test_bar_leaves_the_scores_alone_where_there_is_no_terminal(capsys):
+def test_bar_without_a_terminal_prints_only_the_scores(capsys):
     with TrainingBar(["lora", "qpa"], steps=3) as bar:
         run = bar.run("qpa")
         run.on_stage("Reading the data")
@@ -89,7 +89,7 @@ def test_bar_leaves_the_scores_alone_where_there_is_no_terminal(capsys):
     assert captured.err == "qpa, step 1: perplexity 7.39\n"
 
 
-def test_bar_without_a_terminal_is_not_silent_for_long(capsys, monkeypatch):
+def test_bar_without_a_terminal_prints_a_line_every_30_seconds(capsys, monkeypatch):
     now = iter([0.0, 10.0, 31.0, 31.0, 40.0])
     monkeypatch.setattr("qpeft.cli.bar.monotonic", lambda: next(now))
     with TrainingBar(["qpa"], steps=9) as bar:
@@ -99,10 +99,10 @@ def test_bar_without_a_terminal_is_not_silent_for_long(capsys, monkeypatch):
     assert capsys.readouterr().err == "qpa, step 2 of 9: loss 2.500\n"
 
 
-def test_bar_on_a_terminal_counts_all_runs_and_says_the_time_left(capsys, monkeypatch):
+def test_bar_on_a_terminal_counts_the_steps_of_all_runs(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
-    stderr.cache_clear()  # whether it is a terminal was seen before
+    stderr.cache_clear()  # it remembers whether it is a terminal
     with TrainingBar(["lora", "qpa"], steps=3) as bar:
         run = bar.run("qpa")
         run.on_start(3, 0)

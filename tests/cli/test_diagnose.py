@@ -1,4 +1,4 @@
-"""`qpeft diagnose` from end to end: a run, folders, configs, trainings, refusals."""
+"""`qpeft diagnose` from end to end: a run, an adapter folder, a config, training runs, refusals."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def diagnosed(qpeft_cli):
     return call
 
 
-def test_a_run_is_asked_every_question(diagnosed, run_folder):
+def test_run_is_diagnosed_with_every_measurement(diagnosed, run_folder):
     found, by_key = diagnosed(run_folder)
     assert tuple(by_key) == QUESTIONS
     assert found["page"] == str(run_folder / "diagnose.html")
@@ -55,7 +55,7 @@ def test_a_run_is_asked_every_question(diagnosed, run_folder):
     assert found["summary"].count(".") > 3
 
 
-def test_for_people_at_80_columns(qpeft_cli, run_folder):
+def test_output_fits_80_columns(qpeft_cli, run_folder):
     result = qpeft_cli("diagnose", run_folder, *QUICK, env={"COLUMNS": "80"})
     assert result.exit_code == 0
     for word in ("1. Is the circuit random?", "7. Does the circuit matter?", "rank of the Jacobian", "Meyer-Wallach"):
@@ -65,7 +65,7 @@ def test_for_people_at_80_columns(qpeft_cli, run_folder):
     assert result.stdout.rstrip().endswith(f"page  {run_folder / 'diagnose.html'}")
 
 
-def test_an_adapter_folder_is_left_as_it_is(diagnosed, adapter_folder, tmp_path):
+def test_adapter_folder_is_not_changed(diagnosed, adapter_folder, tmp_path):
     before = sorted(path.name for path in adapter_folder.iterdir())
     found, by_key = diagnosed(adapter_folder)
     assert found["page"] is None
@@ -77,7 +77,7 @@ def test_an_adapter_folder_is_left_as_it_is(diagnosed, adapter_folder, tmp_path)
     assert "<svg" in (tmp_path / "page.html").read_text()
 
 
-def test_a_config_is_the_circuit_at_its_start(diagnosed, qpeft_cli, base_folder, run_folder):
+def test_config_is_diagnosed_at_its_initial_values(diagnosed, qpeft_cli, base_folder, run_folder):
     sizes = ("--hidden", "6,5", "--chunk-size", 32)
     found, by_key = diagnosed("--model", base_folder, *sizes)
     plan = json.loads(qpeft_cli("plan", "--model", base_folder, *sizes, "--json").stdout)
@@ -88,7 +88,7 @@ def test_a_config_is_the_circuit_at_its_start(diagnosed, qpeft_cli, base_folder,
     assert by_key["random"]["figures"]["start"] == of_run["random"]["figures"]["start"]
 
 
-def test_quantum_peft_is_told_what_applies(diagnosed, base_folder, tmp_path):
+def test_quantum_peft_has_the_measurements_that_apply(diagnosed, base_folder, tmp_path):
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
@@ -110,7 +110,7 @@ def test_quantum_peft_is_told_what_applies(diagnosed, base_folder, tmp_path):
 
 
 @pytest.mark.long
-def test_trainings_are_a_comparison_that_goes_on(diagnosed, qpeft_cli, run_folder, tmp_path):
+def test_training_runs_are_a_comparison_that_resumes(diagnosed, qpeft_cli, run_folder, tmp_path):
     run = shutil.copytree(run_folder, tmp_path / "run")
     asked = (run, "--trainings", "--seeds", "0,1", "--steps", 2)
     first = qpeft_cli("diagnose", *asked, *QUICK, "--json")
@@ -136,13 +136,13 @@ def test_trainings_are_a_comparison_that_goes_on(diagnosed, qpeft_cli, run_folde
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a run folder or an adapter folder, or give --model"),
+        ([], "give either a run folder or an adapter folder, or --model"),
         (["{run}", "--model", "x"], "one of them"),
         (["{run}", "--r", 4], "--r: "),
-        (["{run}", "--seeds", "1,2"], "which --trainings asks for"),
+        (["{run}", "--seeds", "1,2"], "only with --trainings"),
         (["{run}", "--samples", 3], "--samples"),
         (["{run}/absent"], "no adapter at"),
-        (["{adapter}", "--trainings"], "is no run folder"),
+        (["{adapter}", "--trainings"], "is not a run folder"),
         (["--model", "{base}", "--trainings"], "--trainings needs data"),
         (["--model", "{base}", "--method", "lora"], "nothing to diagnose before it is trained"),
         (["--model", "{base}", "--method", "lora", "--budget", "0.5"], "settings of QPA's generator"),
@@ -150,7 +150,7 @@ def test_trainings_are_a_comparison_that_goes_on(diagnosed, qpeft_cli, run_folde
         (["{run}", "--trainings", "--seeds", "1,1"], "twice"),
     ],
 )
-def test_bad_targets_are_bad_input(qpeft_cli, run_folder, adapter_folder, base_folder, arguments, message):
+def test_bad_target_exits_with_code_2(qpeft_cli, run_folder, adapter_folder, base_folder, arguments, message):
     places = {"run": run_folder, "adapter": adapter_folder, "base": base_folder}
     result = qpeft_cli("diagnose", *(str(argument).format(**places) for argument in arguments), "--json")
     found = json.loads(result.stdout)

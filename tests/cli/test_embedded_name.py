@@ -1,4 +1,4 @@
-"""`--model embedded` is the base model inside qpeft, wherever it was installed."""
+"""`--model embedded` is the base model inside qpeft."""
 
 import json
 
@@ -8,7 +8,7 @@ import qpeft.demo
 
 
 @pytest.mark.long
-def test_every_command_knows_the_embedded_base(qpeft_cli, tmp_path):
+def test_every_command_accepts_the_embedded_base(qpeft_cli, tmp_path):
     base, run, text = str(qpeft.demo.base_path()), tmp_path / "run", tmp_path / "text.txt"
     text.write_text("Returns a new array. " * 80)
 

@@ -11,7 +11,7 @@ def text(tmp_path):
     return path
 
 
-def test_the_base_and_the_adapter_are_scored_on_the_whole_text(qpeft_cli, base_folder, adapter_folder, text):
+def test_base_and_adapter_are_scored_on_the_whole_text(qpeft_cli, base_folder, adapter_folder, text):
     shown = qpeft_cli(
         "evaluate", "--adapter", adapter_folder, "--model", base_folder, "--data", text, "--seq-len", 32, "--json"
     )
@@ -23,7 +23,7 @@ def test_the_base_and_the_adapter_are_scored_on_the_whole_text(qpeft_cli, base_f
     assert found["adapted"]["loss"] != found["base"]["loss"]
 
 
-def test_the_score_is_the_same_for_every_batch_size(qpeft_cli, base_folder, text):
+def test_score_does_not_depend_on_the_batch_size(qpeft_cli, base_folder, text):
     losses = [
         json.loads(
             qpeft_cli("evaluate", "--model", base_folder, "--data", text, "--batch-size", size, "--json").stdout
@@ -33,20 +33,20 @@ def test_the_score_is_the_same_for_every_batch_size(qpeft_cli, base_folder, text
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
-def test_people_see_a_table(qpeft_cli, base_folder, text):
+def test_scores_are_printed_as_a_table(qpeft_cli, base_folder, text):
     shown = qpeft_cli("evaluate", "--model", base_folder, "--data", text)
     assert "perplexity" in shown.stdout
-    assert "bits a byte" in shown.stdout
+    assert "bits per byte" in shown.stdout
     assert "padded" not in shown.stdout
 
 
-def test_padded_perplexity_only_on_demand_and_by_its_name(qpeft_cli, base_folder, text):
+def test_padded_perplexity_is_printed_only_with_its_option(qpeft_cli, base_folder, text):
     shown = qpeft_cli("evaluate", "--model", base_folder, "--data", text, "--padded-perplexity")
     assert "padded perplexity" in shown.stdout
-    assert "pads are in the loss" in " ".join(shown.stdout.split())
+    assert "scores the padding too" in " ".join(shown.stdout.split())
 
 
-def test_a_hopeless_loss_has_no_digits():
+def test_perplexity_of_a_loss_above_20_has_no_digits():
     from qpeft.cli.score import perplexity
 
     assert perplexity({"loss": 20.1, "perplexity": math.exp(20.1)}) == "inf-like"
@@ -57,13 +57,13 @@ def test_a_hopeless_loss_has_no_digits():
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("a text to score", (), "nothing to score with; give --model, --adapter, or both"),
+        ("a text to score", (), "no model to score with; pass --model, --adapter, or both"),
         ("x", ("--seq-len", 9, "--model"), "has no token to score within seq_len=9"),
         ("a text to score", ("--seq-len", 9999, "--model"), "seq_len=9999 is longer than the model's context of"),
         ('{"prompt": "a", "completion": "b"}', ("--padded-perplexity", "--model"), "this data has prompts or messages"),
     ],
 )
-def test_bad_input_is_exit_code_2(qpeft_cli, base_folder, tmp_path, content, options, message):
+def test_bad_input_exits_with_code_2(qpeft_cli, base_folder, tmp_path, content, options, message):
     path = tmp_path / ("a.jsonl" if content.startswith("{") else "a.txt")
     path.write_text(content)
     model = (base_folder,) if "--model" in options else ()

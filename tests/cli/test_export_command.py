@@ -1,4 +1,4 @@
-"""`qpeft export`: what is written loads with stock libraries, and gives the logits of the live adapter."""
+"""`qpeft export`: the export loads with stock libraries and gives the logits of the adapter."""
 
 import json
 
@@ -24,7 +24,7 @@ def logits(model):
         return model(input_ids=IDS).logits
 
 
-def test_adapter_is_stock_and_checked_without_qpeft(qpeft_cli, base_folder, adapter_folder, tmp_path):
+def test_export_is_stock_and_verified_without_qpeft(qpeft_cli, base_folder, adapter_folder, tmp_path):
     out = tmp_path / "exported"
     result = qpeft_cli("export", adapter_folder, "--out", out, "--json")
     assert result.exit_code == 0, result.output
@@ -44,7 +44,7 @@ def test_adapter_is_stock_and_checked_without_qpeft(qpeft_cli, base_folder, adap
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_tied_head_is_merged_only_when_untied(qpeft_cli, base_folder, head_adapter_folder, tmp_path):
+def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, head_adapter_folder, tmp_path):
     out = tmp_path / "merged"
     refused = qpeft_cli("export", head_adapter_folder, "--out", out, "--merge")
     assert refused.exit_code == 2
@@ -62,7 +62,7 @@ def test_tied_head_is_merged_only_when_untied(qpeft_cli, base_folder, head_adapt
     assert "holds other files" in again.stderr
 
 
-def test_difference_found_without_qpeft_leaves_nothing(qpeft_cli, adapter_folder, tmp_path, monkeypatch):
+def test_failed_verification_writes_nothing(qpeft_cli, adapter_folder, tmp_path, monkeypatch):
     wrong = lambda base, adapter, ids: torch.zeros(*ids.shape, 257)  # noqa: E731
     monkeypatch.setattr("qpeft.cli.export.stock_logits", wrong)
     result = qpeft_cli("export", adapter_folder, "--out", tmp_path / "exported")
@@ -72,7 +72,7 @@ def test_difference_found_without_qpeft_leaves_nothing(qpeft_cli, adapter_folder
 
 
 @pytest.mark.parametrize(("failure", "code"), [(VerificationError("it does not load"), 1), (KeyboardInterrupt(), 130)])
-def test_a_check_that_fails_or_is_interrupted_keeps_the_earlier_export(
+def test_failed_or_interrupted_verification_keeps_the_earlier_export(
     qpeft_cli, adapter_folder, tmp_path, monkeypatch, failure, code
 ):
     out = tmp_path / "exported"
@@ -93,7 +93,7 @@ def test_a_check_that_fails_or_is_interrupted_keeps_the_earlier_export(
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_the_other_process_cannot_import_qpeft(base_folder, monkeypatch):
+def test_verification_process_cannot_import_qpeft(base_folder, monkeypatch):
     script = stock_process._SCRIPT.split("import torch")[0] + "import qpeft"
     monkeypatch.setattr(stock_process, "_SCRIPT", script)
     with pytest.raises(VerificationError, match=r"import of qpeft halted|No module named"):
@@ -110,7 +110,7 @@ def test_the_other_process_cannot_import_qpeft(base_folder, monkeypatch):
         (["{adapter}", "--out", "{out}", "--model", "{out}/nowhere"], "nowhere"),
     ],
 )
-def test_bad_input_is_exit_2(qpeft_cli, base_folder, adapter_folder, tmp_path, arguments, message):
+def test_bad_input_exits_with_code_2(qpeft_cli, base_folder, adapter_folder, tmp_path, arguments, message):
     places = {"base": base_folder, "adapter": adapter_folder, "out": tmp_path / "out"}
     result = qpeft_cli("export", *(a.format(**places) for a in arguments))
     assert result.exit_code == 2
@@ -118,17 +118,17 @@ def test_bad_input_is_exit_2(qpeft_cli, base_folder, adapter_folder, tmp_path, a
     assert not any(tmp_path.iterdir())
 
 
-def test_a_stock_adapter_needs_no_export(qpeft_cli, base_folder, tmp_path):
+def test_stock_adapter_is_refused(qpeft_cli, base_folder, tmp_path):
     from peft import LoraConfig, get_peft_model
 
     get_peft_model(load_base(base_folder), LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
     result = qpeft_cli("export", tmp_path / "lora", "--out", tmp_path / "out")
     assert result.exit_code == 2
-    assert "stock LORA adapter already" in result.stderr
+    assert "is a stock LORA adapter, which plain PEFT loads already" in result.stderr
 
 
 @pytest.mark.parametrize("damage", ["truncated", "no json", "nan"])
-def test_a_damaged_adapter_is_refused(qpeft_cli, adapter_folder, tmp_path, damage):
+def test_damaged_adapter_is_refused(qpeft_cli, adapter_folder, tmp_path, damage):
     folder = tmp_path / "damaged"
     folder.mkdir()
     for file in adapter_folder.iterdir():

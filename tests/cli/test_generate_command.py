@@ -1,4 +1,4 @@
-"""`qpeft generate`: the same text as transformers writes, with and without an adapter."""
+"""`qpeft generate`: the text that transformers generates, with and without an adapter."""
 
 import json
 
@@ -31,25 +31,25 @@ def test_base_alone(qpeft_cli, base_folder):
     assert written(qpeft_cli, "--model", base_folder, "--prompt", PROMPT) == expected(base_folder) + "\n"
 
 
-def test_adapter_names_its_base(qpeft_cli, base_folder, adapter_folder):
+def test_base_is_read_from_the_adapter(qpeft_cli, base_folder, adapter_folder):
     text = written(qpeft_cli, "--adapter", adapter_folder, "--prompt", PROMPT)
     assert text == expected(base_folder, adapter_folder) + "\n"
     assert text != expected(base_folder) + "\n"
 
 
-def test_run_folder_and_standard_input(qpeft_cli, base_folder, adapter_folder, tmp_path):
+def test_run_folder_and_prompt_from_standard_input(qpeft_cli, base_folder, adapter_folder, tmp_path):
     (tmp_path / "adapter").symlink_to(adapter_folder)
     text = written(qpeft_cli, "--adapter", tmp_path, input=PROMPT + "\n")
     assert text == expected(base_folder, adapter_folder) + "\n"
 
 
-def test_temperature_draws_by_seed(qpeft_cli, base_folder):
+def test_sampled_text_depends_on_the_seed(qpeft_cli, base_folder):
     draw = ("--model", base_folder, "--prompt", PROMPT, "--temperature", 1.5)
     first, again, other = (written(qpeft_cli, *draw, "--seed", seed) for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_json(qpeft_cli, base_folder):
+def test_json_answer(qpeft_cli, base_folder):
     found = json.loads(written(qpeft_cli, "--model", base_folder, "--prompt", PROMPT, "--json"))
     assert found["prompt"] + found["text"] == expected(base_folder)
     assert 1 <= found["n_new_tokens"] <= 12
@@ -61,20 +61,20 @@ def test_json(qpeft_cli, base_folder):
     [
         (["--model", "{base}", "--prompt", ""], "the prompt is empty"),
         (["--prompt", "x"], "--model, --adapter, or both"),
-        (["--model", "{base}", "--prompt", "word " * 40], "exceeds the model's context of 160"),
+        (["--model", "{base}", "--prompt", "word " * 40], "exceed the model's context of 160"),
         (["--adapter", "{base}", "--prompt", "x"], "no adapter at"),
         (["--model", "{base}/nowhere", "--prompt", "x"], "nowhere"),
         (["--model", "{base}", "--prompt", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
     ],
 )
-def test_bad_input_is_exit_2(qpeft_cli, base_folder, arguments, message):
+def test_bad_input_exits_with_code_2(qpeft_cli, base_folder, arguments, message):
     result = qpeft_cli("generate", *(a.format(base=base_folder) for a in arguments))
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert result.stdout == ""
 
 
-def test_real_stories(qpeft_cli, shared):
+def test_story_of_a_real_model(qpeft_cli, shared):
     model = shared / "models" / "stories260K"
     text = written(qpeft_cli, "--model", model, "--prompt", "Once upon a time")
     assert text.startswith("Once upon a time, there was a little girl")

@@ -1,4 +1,4 @@
-"""Options made from dataclass fields: types, defaults, who receives what."""
+"""Options generated from dataclass fields: types, defaults, shared fields."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,11 +50,11 @@ def call(*arguments: str) -> dict[str, Any]:
     return {**seen, "code": result.exit_code, "output": " ".join(result.output.replace("│", " ").split())}
 
 
-def test_nothing_given_leaves_every_default_to_the_settings():
+def test_options_not_given_are_not_passed():
     assert call() == {"first": {}, "second": {}, "own": "mine", "code": 0, "output": ""}
 
 
-def test_a_default_given_explicitly_counts_as_given():
+def test_default_value_given_explicitly_is_passed():
     assert call("--n", "8")["first"] == {"n": 8}
 
 
@@ -76,15 +76,15 @@ def test_a_default_given_explicitly_counts_as_given():
         (["--out", "a/b"], {"out": Path("a/b")}),
     ],
 )
-def test_values(arguments, expected):
+def test_value_is_converted(arguments, expected):
     assert call(*arguments)["first"] == expected
 
 
-def test_whole_numbers_stay_whole():
+def test_integer_for_a_float_option_stays_an_integer():
     assert type(call("--budget", "100000")["first"]["budget"]) is int
 
 
-def test_a_shared_field_is_one_option_that_feeds_both():
+def test_shared_field_is_one_option_passed_to_both():
     found = call("--seed", "7")
     assert found["first"] == found["second"] == {"seed": 7}
 
@@ -101,13 +101,13 @@ def test_a_shared_field_is_one_option_that_feeds_both():
         (["--internal", "1"], "--internal"),
     ],
 )
-def test_bad_values_are_bad_usage(arguments, message):
+def test_invalid_value_exits_with_code_2(arguments, message):
     found = call(*arguments)
     assert found["code"] == 2
     assert message in found["output"]
 
 
-def test_a_field_without_a_default_is_required():
+def test_field_without_a_default_is_required():
     @dataclass
     class Strict:
         model: str = field(metadata={"help": "Which."})
@@ -121,7 +121,7 @@ def test_a_field_without_a_default_is_required():
     assert CliRunner().invoke(app, ["--model", "x"]).exit_code == 0
 
 
-def test_a_type_without_an_option_is_a_programming_error():
+def test_field_of_an_unsupported_type_raises():
     @dataclass
     class Strange:
         table: dict[str, int] = field(default_factory=dict, metadata={"help": "Pairs."})

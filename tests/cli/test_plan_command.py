@@ -1,4 +1,4 @@
-"""`qpeft plan`: the counts of the specification, from a config alone."""
+"""`qpeft plan`: the counts of the papers, from the configuration of a base model."""
 
 import json
 
@@ -32,14 +32,14 @@ def test_preset_official_is_the_published_experiment(qpeft_cli, gpt2_config):
     assert found["target_modules"] == ["lm_head"]
 
 
-def test_what_is_set_wins_over_the_preset(qpeft_cli, gpt2_config):
+def test_option_overrides_the_preset(qpeft_cli, gpt2_config):
     found = planned(qpeft_cli, "--model", gpt2_config, "--preset", "official", "--chunk-size", 1024)
     assert found["chunk_size"] == 1024
     assert found["trainable"] == 72_512
 
 
 @pytest.mark.parametrize("budget", ["0.5", "8_000"])
-def test_options_reach_the_config(qpeft_cli, base_folder, budget):
+def test_options_are_passed_to_the_config(qpeft_cli, base_folder, budget):
     arguments = ("--r", 4, "--budget", budget, "--hidden", "6,5", "--target-modules", "q_proj,v_proj")
     found = planned(qpeft_cli, "--model", base_folder, *arguments)
     config = qpeft.QPAConfig(
@@ -48,7 +48,7 @@ def test_options_reach_the_config(qpeft_cli, base_folder, budget):
     assert found == {"model": str(base_folder), **json.loads(json.dumps(qpeft.plan(base_folder, config).to_dict()))}
 
 
-def test_for_people_at_80_columns(qpeft_cli, base_folder):
+def test_output_fits_80_columns(qpeft_cli, base_folder):
     result = qpeft_cli("plan", "--model", base_folder, "--hidden", "6,5", env={"COLUMNS": "80"})
     assert result.exit_code == 0
     for word in ("trainable", "deployed", "qubits", "rank bound", "modules"):
@@ -58,7 +58,7 @@ def test_for_people_at_80_columns(qpeft_cli, base_folder):
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
-def test_stock_methods(qpeft_cli, base_folder, method):
+def test_stock_method_has_no_circuit(qpeft_cli, base_folder, method):
     found = planned(qpeft_cli, "--model", base_folder, "--method", method)
     assert found["trainable"] == found["deployed"] > 0
     assert found["n_qubits"] is None
@@ -91,14 +91,14 @@ def test_stock_methods(qpeft_cli, base_folder, method):
         (["--preset", "official", "--num-virtual-tokens", "3"], "'num_virtual_tokens'"),
     ],
 )
-def test_bad_input_is_exit_2(qpeft_cli, base_folder, arguments, message):
+def test_bad_input_exits_with_code_2(qpeft_cli, base_folder, arguments, message):
     result = qpeft_cli("plan", "--model", base_folder, *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
 
 
-def test_a_base_that_is_not_there(qpeft_cli, tmp_path):
+def test_missing_base_exits_with_code_2(qpeft_cli, tmp_path):
     result = qpeft_cli("plan", "--model", tmp_path / "nowhere")
     assert result.exit_code == 2
     assert "nowhere" in result.stderr

@@ -1,4 +1,4 @@
-"""QAA on the command line: counted, trained, scored, and never called a stock adapter."""
+"""QAA on the command line: plan, train, evaluate, generate, and export, which is refused."""
 
 import json
 
@@ -16,7 +16,7 @@ def run(qpeft_cli, base_folder, tmp_path):
     return shown.stdout, tmp_path / "run"
 
 
-def test_plan_counts_it(qpeft_cli, base_folder):
+def test_plan_counts_the_parameters(qpeft_cli, base_folder):
     found = json.loads(qpeft_cli("plan", "--model", base_folder, *QAA, "--json").stdout)
     assert found["trainable"] == found["deployed"] == 4 * (24 + 16 * 4 + 16)
     assert (found["exported_bytes"], found["n_circuits"], found["dead_angles"]) == (None, 4, 16)
@@ -70,7 +70,7 @@ def test_export_refuses_before_any_work(run, qpeft_cli, tmp_path, merge):
         (("--method", "qaa", "--preset", "official"), "unknown preset 'official' of method qaa"),
     ],
 )
-def test_bad_options_are_refused(qpeft_cli, base_folder, options, message):
+def test_invalid_options_exit_with_code_2(qpeft_cli, base_folder, options, message):
     shown = qpeft_cli("plan", "--model", base_folder, *options)
     assert shown.exit_code == 2, shown.output
     assert message in " ".join(shown.output.replace("│", " ").split())

@@ -1,4 +1,4 @@
-"""Quantum-PEFT from the command line: train, score, write, export; and options that two methods share."""
+"""Quantum-PEFT on the command line, and options that several methods share."""
 
 import json
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings(
     [("--bits", 4), ("--frame", "gradient", "--share", "type")],
     ids=lambda options: " ".join(map(str, options)),
 )
-def test_from_training_to_plain_peft(qpeft_cli, base_folder, tmp_path, options):
+def test_train_export_evaluate_and_generate(qpeft_cli, base_folder, tmp_path, options):
     text, run = tmp_path / "text.txt", tmp_path / "run"
     text.write_text("The king went into the wood, and the golden bird sang. " * 40)
 
@@ -44,7 +44,7 @@ def test_from_training_to_plain_peft(qpeft_cli, base_folder, tmp_path, options):
     assert answer("generate", "--adapter", run, "--prompt", "The king", "--max-new-tokens", 3)["n_new_tokens"] <= 3
 
 
-def test_a_shared_option_reaches_the_method_that_is_chosen(qpeft_cli, base_folder):
+def test_shared_option_is_passed_to_the_chosen_method(qpeft_cli, base_folder):
     def planned(*options):
         arguments = ("--model", base_folder, "--method", "quantum_peft", "--r", 3, *options)
         return json.loads(qpeft_cli("plan", *arguments, "--json").stdout)["trainable"]
@@ -52,7 +52,7 @@ def test_a_shared_option_reaches_the_method_that_is_chosen(qpeft_cli, base_folde
     assert planned("--n-layers", 1) < planned() == planned("--n-layers", 2) < planned("--n-layers", 3)
 
 
-def test_presets_are_the_methods_own():
+def test_preset_sets_the_options_of_its_method():
     run = TrainSettings(model="m", data="d", out="o", method="quantum_peft")
     taylor = method_settings(run, "paper_taylor", {}, {"taylor_order": 12})
     assert taylor["lie_map"] == "taylor"
@@ -62,7 +62,8 @@ def test_presets_are_the_methods_own():
 
 
 def test_help_explains_a_shared_option_for_each_method(qpeft_cli):
-    text = " ".join(qpeft_cli("train", "--help", env={"COLUMNS": "80"}).stdout.split())
-    assert "QPA and Quantum-PEFT and QAA --n-layers N QPA: Circuit layers L;" in text
-    assert "[default: 8] Quantum-PEFT: Circuit layers L; family pauli. [default: 2] QAA: Circuit layers L," in text
+    text = " ".join(qpeft_cli("train", "--help", env={"COLUMNS": "80"}).stdout.replace("│", " ").split())
+    assert "--n-layers N QPA: Circuit layers L;" in text
+    assert "Default: 8. " in text
+    assert "Quantum-PEFT: Circuit layers L; family pauli. Default: 2." in text
     assert text.count("--n-layers") == text.count("--angle-scale") == 1

@@ -33,36 +33,36 @@ def test_train_prints_the_scores_and_how_to_load(train, tmp_path):
     assert "import qpeft" not in shown.stdout
 
 
-def test_a_run_that_made_things_worse_says_so(train, tmp_path):
+def test_train_notes_a_loss_that_increased(train, tmp_path):
     from rich.console import Console
 
     from qpeft.cli.train import _show
     from qpeft.training.result import read_result
     from qpeft.training.run_folder import RunFolder
 
-    assert "worse than before" not in train().stdout
+    assert "the loss is higher" not in train().stdout
     result = read_result(RunFolder(tmp_path / "run").result)
     console = Console(width=100)
     with console.capture() as captured:
         _show(console, replace(result, after=replace(result.before, nats=result.before.nats + 1)))
-    assert "worse than before training; try a lower --lr" in captured.get()
+    assert "the loss is higher than before training; try a lower --lr" in captured.get()
 
 
-def test_the_same_command_again_says_that_it_is_finished(train):
+def test_finished_run_is_not_trained_again(train):
     first = json.loads(train("--json").stdout)
     again = train()
-    assert "is finished; nothing was done" in again.stdout
+    assert "is finished; nothing was trained" in again.stdout
     assert json.loads(train("--json").stdout) == first | {"already_finished": True}
 
 
-def test_another_setting_is_refused(train):
+def test_run_with_another_option_is_refused(train):
     train()
     refused = train("--lr", "0.5")
     assert refused.exit_code == 2
     assert "lr was 0.001, now 0.5" in refused.stderr
 
 
-def test_methods_and_their_fields_arrive(train, tmp_path):
+def test_method_and_its_options_are_passed_on(train, tmp_path):
     result = json.loads(train("--method", "lora", "--target-modules", "q_proj", "--seed", 3, "--json").stdout)
     assert result["trainable"] == 2 * 8 * (16 + 16)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -82,14 +82,14 @@ def test_methods_and_their_fields_arrive(train, tmp_path):
         (("--seq-len", 9999), "seq_len=9999 is longer than the model's context of"),
     ],
 )
-def test_bad_input_is_exit_code_2_without_a_run_folder(train, tmp_path, options, message):
+def test_bad_input_exits_with_code_2_and_makes_no_run_folder(train, tmp_path, options, message):
     refused = train(*options)
     assert refused.exit_code == 2
     assert message in " ".join(refused.stderr.split())
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_is_exit_code_130_and_the_same_command_goes_on(train, tmp_path, monkeypatch):
+def test_interrupted_run_exits_with_code_130_and_resumes(train, tmp_path, monkeypatch):
     from qpeft.cli import bar
 
     def press(_bar, step, loss):
@@ -100,13 +100,13 @@ def test_ctrl_c_is_exit_code_130_and_the_same_command_goes_on(train, tmp_path, m
         patched.setattr(bar._Run, "on_step", press)
         stopped = train()
     assert stopped.exit_code == 130
-    assert "Stopped after step 2 of 4. Run the same command again to go on." in stopped.stderr
+    assert "Stopped after step 2 of 4. Run the same command again to resume." in stopped.stderr
     assert train().exit_code == 0
     steps = [row["step"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
     assert steps == [1, 2, 3, 4]
 
 
-def test_a_loss_that_is_not_finite_is_exit_code_1(train):
+def test_loss_that_is_not_finite_exits_with_code_1(train):
     failed = train("--method", "lora", "--lr", "1e30", "--max-grad-norm", 0, "--warmup", 0)
     assert failed.exit_code == 1
     assert "is nan at step" in failed.stderr

@@ -66,7 +66,7 @@ def test_real_trainings_interrupted_end_with_the_same_bits(tiny_model, text_file
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode in (-signal.SIGINT, 1)
-    assert "Run the same command again to go on" in errors
+    assert "Run the same command again to resume" in errors
     assert len(list(read_rows(broken))) < 8
     run(untimed_plan(broken, study))
     assert timeless_rows(broken) == timeless_rows(whole)

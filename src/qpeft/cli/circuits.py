@@ -1,4 +1,4 @@
-"""`qpeft circuits draw | count | export`: a circuit as text, in numbers, for other programs."""
+"""`qpeft circuits draw | count | export`: a circuit as a drawing, as counts, or in other formats."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _FORMATS = ("openqasm", "pennylane", "qiskit")
 
 @dataclass(kw_only=True)
 class CircuitOptions:
-    """A circuit by its kind and size."""
+    """An ansatz and its size."""
 
     ansatz: str = field(
         default="ry_ladder",
         metadata={
-            "help": "ry_ladder is QPA's, two_design Quantum-PEFT's; square, qaa and rxyz are QAA's. FILE.py:NAME is "
-            "one of your own, which the file registers."
+            "help": "ry_ladder is QPA's ansatz, two_design Quantum-PEFT's; square, qaa and rxyz are QAA's. FILE.py:NAME"
+            " is an ansatz of your own, which the file registers."
         },
     )
-    n_qubits: int = field(default=7, metadata={"help": "Wires."})
-    n_layers: int = field(default=8, metadata={"help": "Layers."})
+    n_qubits: int = field(default=7, metadata={"help": "Number of qubits."})
+    n_layers: int = field(default=8, metadata={"help": "Number of layers."})
 
 
 Chosen = Annotated[dict[str, Any], Fields(CircuitOptions, panel="Circuit")]
@@ -45,7 +45,7 @@ AdapterOption = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Instead: the circuit of a QPA adapter, with its trained angles; a run folder or a compact adapter.",
+        help="Run folder or compact adapter of QPA: its circuit with the trained angles, instead of an ansatz.",
         rich_help_panel="Circuit",
     ),
 ]
@@ -58,11 +58,11 @@ def draw(
     width: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=20, help="Columns; layers that do not fit are left out. Default: the terminal's."
+            metavar="N", min=20, help="Columns; layers that do not fit are omitted. Default: width of the terminal."
         ),
     ] = None,
 ) -> Answer:
-    """Draw a circuit as text; with an adapter, list its angles as well.
+    """Draw a circuit as text; with an adapter, also list its angles.
 
     Examples:
 
@@ -80,10 +80,10 @@ def draw(
 
 @command
 def count(chosen: Chosen, adapter: AdapterOption = None) -> Answer:
-    """Count angles, gates and depth, as written and after transpiling to devices of three forms.
+    """Count angles, gates and depth, before and after transpiling to three device topologies.
 
-    The depth is the number of gates on the longest way. Transpiled are free angles, by Qiskit's default passes, to the
-    gates rz, sx, x, cx; heavy-hex is a lattice of 115 qubits.
+    The depth is the number of gates on the longest path. Qiskit's default passes transpile the circuit, with free
+    angles, to the gates rz, sx, x, cx. The heavy-hex lattice has 115 qubits.
 
     Examples:
 
@@ -111,14 +111,15 @@ def export(
     chosen: Chosen,
     adapter: AdapterOption = None,
     form: Annotated[
-        str, typer.Option("--format", metavar="|".join(_FORMATS), help="OpenQASM 3, or a Python file of its own.")
+        str,
+        typer.Option("--format", metavar="NAME", help=f"OpenQASM 3 or a Python file. One of {', '.join(_FORMATS)}."),
     ] = "openqasm",
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="File to write. Default: standard output.")] = None,
 ) -> Answer:
-    """Write a circuit for other programs: with an adapter's angles, or with free ones.
+    """Export a circuit to OpenQASM 3, PennyLane or Qiskit, with the angles of an adapter or with free angles.
 
-    Nothing of what is written needs qpeft. The Python files define probabilities(angles), in qpeft's order of basis
-    states: wire 0 is the most significant bit. QAA's circuits begin in the state |0...0> here, without an input.
+    The exported file does not need qpeft. A Python file defines probabilities(angles) in qpeft's order of basis states:
+    wire 0 is the most significant bit. Circuits of QAA start in the state |0...0> here, without their input.
 
     Examples:
 
@@ -137,9 +138,9 @@ def export(
 
 
 def circuits() -> None:
-    """Draw circuits, count their gates, and write them for other programs.
+    """Draw circuits, count their gates, and export them to other formats.
 
-    Start with:
+    Examples:
 
       qpeft circuits draw --n-qubits 4
       qpeft circuits count
@@ -153,21 +154,21 @@ def group() -> typer.Typer:
 
 
 def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]:
-    """The ansatz and, of an adapter, its angles as float64 (L, N)."""
+    """The ansatz and, for an adapter, its angles, float64 (L, N)."""
     from qpeft.circuits import Ansatz
 
     if adapter is None:
         size = {**asdict(CircuitOptions()), **chosen}
         return Ansatz(_name(size["ansatz"]), size["n_qubits"], size["n_layers"]), None
     if chosen:
-        raise ConfigError("--adapter says which circuit it is; leave out --ansatz, --n-qubits and --n-layers")
+        raise ConfigError("--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers")
     with working("Reading the adapter"):
         angles = _trained_angles(find_adapter(adapter))
     return Ansatz("ry_ladder", n_qubits=angles.shape[1], n_layers=angles.shape[0]), angles
 
 
 def _name(given: str) -> str:
-    """The name of the ansatz; of FILE.py:NAME, after the file has registered it."""
+    """The name of the ansatz; for FILE.py:NAME, the file is executed and registers it."""
     file, _, name = given.rpartition(":")
     if not file.endswith(".py"):
         return given
@@ -188,7 +189,7 @@ def _trained_angles(folder: Path) -> Any:
     if not isinstance(feature, CircuitFeature):
         raise ConfigError(
             f"{folder} has no circuit of QPA; give an adapter of method qpa with feature_source 'qnn' or 'qnn_frozen', "
-            "or a circuit by --ansatz"
+            "or pass --ansatz"
         )
     with torch.no_grad():
         return feature.angles().double().numpy()
@@ -200,7 +201,7 @@ def _described(ansatz: Ansatz, angles: Any = None) -> dict[str, Any]:
 
 
 def _transpiled(ansatz: Ansatz) -> tuple[dict[str, Size] | None, str]:
-    """Sizes by coupling; or None and what is missing for them."""
+    """Sizes by device topology; or None, and what is missing to compute them."""
     from qpeft.circuits.transpiled import transpiled_sizes
 
     try:
@@ -227,7 +228,7 @@ def _written(form: str, ansatz: Ansatz, angles: Any) -> str:
 def _show_drawing(console: Console, drawing: str, angles: Any) -> None:
     console.print(drawing, soft_wrap=True)
     if angles is not None:
-        console.print("\nangles in radians, a line for each layer, a column for each wire\n")
+        console.print("\nangles in radians, one line for each layer, one column for each wire\n")
         for row in angles:
             console.print("".join(f"{angle:9.4f}" for angle in row), soft_wrap=True)
 
@@ -239,7 +240,7 @@ def _show_counts(console: Console, data: dict[str, Any], sizes: dict[str, Size] 
         ("angles", f"{data['n_angles']:,}", ""),
         ("gates", f"{sum(data['gates'].values()):,}", kinds),
         ("two-qubit gates", f"{data['two_qubit_gates']:,}", ""),
-        ("depth", f"{data['depth']:,}", "gates on the longest way"),
+        ("depth", f"{data['depth']:,}", "gates on the longest path"),
     ]
     console.print(facts(rows))
     if sizes is None:

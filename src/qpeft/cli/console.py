@@ -1,4 +1,4 @@
-"""What the commands share for talking to people: consoles, tables, numbers, progress with time left."""
+"""What the commands share for their output: consoles, tables, numbers, a sign of progress."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command found: `data` for machines (`--json`), `show` for people."""
+    """The result of a command: `data` for `--json`, `show` for a console."""
 
     data: dict[str, Any]
     show: Callable[[Console], None]
@@ -27,7 +27,7 @@ class Answer:
 
 
 def stdout() -> Console:
-    """The console of results: they alone go to standard output."""
+    """The console of results, which alone go to standard output."""
     from rich.console import Console
 
     return Console(highlight=False, markup=False)
@@ -35,7 +35,7 @@ def stdout() -> Console:
 
 @cache
 def stderr() -> Console:
-    """The console of everything else: progress, notes, errors. One object, for a note must not cut a bar in two."""
+    """The console of progress, notes and errors. One object, so that a note is printed above a progress bar."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False)
@@ -47,7 +47,7 @@ def print_json(data: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no paths, and no NaN or infinity: those become null."""
+    """`value` in types that JSON has: a path becomes a string, NaN and infinity become null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -58,27 +58,36 @@ def _plain(value: Any) -> Any:
 
 
 def print_failure(error: BaseException, message: str, exit_code: int) -> None:
-    """What a machine reads of a failure."""
+    """A failure as a JSON object on standard output."""
     print_json({"error": type(error).__name__, "message": message, "exit_code": exit_code})
 
 
 @contextmanager
 def working(what: str) -> Iterator[Callable[[str], None]]:
-    """A sign of life while the block runs, on a terminal only; what is given changes its words."""
+    """Show a spinner with the text `what` on a terminal while the block runs; the yielded function changes the text."""
     console = stderr()
     with console.status(what) if console.is_terminal else nullcontext() as status:
         yield (lambda text: None) if status is None else status.update
 
 
 def say(label: str, message: str, style: str) -> None:
-    """One line for people, on standard error; never wrapped, so that paths and names can be copied."""
+    """One line on standard error; not wrapped, so that paths and names can be copied."""
     from rich.text import Text
 
     stderr().print(Text.assemble((label, style), " ", message), soft_wrap=True)
 
 
+def scored(examples: Sequence[Any], batch_size: int, who: str) -> Iterator[Sequence[Any]]:
+    """Batches of `examples`, with the time left shown on a terminal."""
+    from rich.progress import track
+
+    console = stderr()
+    batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
+    yield from track(batches, f"Scoring {who}", console=console, disable=not console.is_terminal, transient=True)
+
+
 def print_code(console: Console, lines: str) -> None:
-    """Lines to copy and paste: not indented and not wrapped."""
+    """Lines to copy and paste, neither indented nor wrapped."""
     for line in lines.splitlines():
         console.print(line, style="cyan", soft_wrap=True)
 
@@ -125,7 +134,7 @@ def facts(rows: Iterable[Sequence[str]]) -> Table:
 
 
 def remarks(rows: Iterable[tuple[str, str]]) -> Table:
-    """Lines of a label and a text that may be long."""
+    """Lines of a label and a text, which is wrapped."""
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2))

@@ -1,4 +1,4 @@
-"""`qpeft diagnose`: what a circuit is and does, before and after training."""
+"""`qpeft diagnose`: measurements of a circuit, before and after training."""
 
 from __future__ import annotations
 
@@ -31,54 +31,61 @@ _MATTERS = "Does the circuit matter?"
 
 
 @dataclass(kw_only=True)
-class Trainings:
-    """What may be said of the trainings."""
+class TrainingRuns:
+    """Options of the training runs."""
 
-    seeds: tuple[int, ...] = field(default=(0, 1, 2), metadata={"help": "Seeds of each; a verdict needs three."})
-    steps: int | None = field(default=None, metadata={"help": "Steps of each training. Default: the run's."})
+    seeds: tuple[int, ...] = field(
+        default=(0, 1, 2), metadata={"help": "Seeds of each variant; a verdict needs three.", "panel": _MATTERS}
+    )
+    steps: int | None = field(
+        default=None, metadata={"help": "Steps of each training run. Default: those of the run.", "panel": _MATTERS}
+    )
 
 
 @command
 def diagnose(
     target: Annotated[
         Path | None,
-        typer.Argument(metavar="TARGET", help="A run folder of train, or an adapter folder. Or give --model."),
+        typer.Argument(metavar="TARGET", help="Run folder or adapter folder. Or pass --model."),
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="ID|PATH", help="With --method and its fields: a config at its start, on this base."),
+        typer.Option(metavar="ID|PATH", help="Base model: diagnose a config, before training, instead of a folder."),
     ] = None,
     samples: Annotated[
         int,
-        typer.Option(metavar="N", min=10, help="Random circuits for each figure; ten times as many pairs of states."),
+        typer.Option(
+            metavar="N", min=10, help="Random circuits for each measurement, and ten times as many pairs of states."
+        ),
     ] = 200,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random circuits.")] = 0,
     html: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help=f"Write a page with charts. Default: {PAGE} in a run folder; otherwise none."
+            metavar="FILE", help=f"Write a page with charts. Default: {PAGE} in a run folder, otherwise none."
         ),
     ] = None,
     trainings: Annotated[
         bool,
         typer.Option(
             "--trainings",
-            help="Train the run again: with its circuit, with frozen angles, a free vector, noise, and no feature. "
-            "The same command goes on where it stopped.",
+            metavar="",
+            help="Repeat the training run with its circuit, and with frozen angles, a free vector, noise, or nothing in"
+            " place of the circuit. Run the same command again to resume.",
             rich_help_panel=_MATTERS,
         ),
     ] = False,
     *,
-    members: Annotated[dict[str, Any], Fields(Trainings, panel=_MATTERS)],
-    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="A config", only=("method", "host", "task"))],
+    members: Annotated[dict[str, Any], Fields(TrainingRuns, panel=_MATTERS)],
+    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="With --model", only=("method", "host", "task"))],
     adapter: AdapterOptions,
     generator: GeneratorOptions,
     preset: PresetOption = None,
 ) -> Answer:
-    """Ask whether a circuit is random, redundant, trainable, whether it moved, and whether it matters.
+    """Measure whether a circuit is random, redundant and trainable, whether it moved, and whether it matters.
 
-    Takes a run folder, an adapter folder, or a config at its seeded start. No weights of the base model are read. Wide
-    circuits are not sampled: what is left out is told.
+    The target is a run folder, an adapter folder, or a config with its initial values. The weights of the base model
+    are not read. Measurements that a wide circuit does not allow are listed as left out.
 
     Examples:
 
@@ -112,19 +119,21 @@ def diagnose(
 def _check(
     target: Path | None, model: str | None, asked: dict[str, Any], trainings: bool, members: dict[str, Any]
 ) -> None:
-    """Refuse what does not go together."""
+    """Refuse arguments that exclude each other."""
     if (target is None) == (model is None):
         raise ConfigError(
-            "name a run folder or an adapter folder, or give --model for a config at its start; one of them"
+            "give either a run folder or an adapter folder, or --model for a config before training; one of them"
         )
     if target is not None and asked:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
-        raise ConfigError(f"{names}: {target} has its own settings; leave them out, or give --model instead")
+        raise ConfigError(
+            f"{names}: {target} has its own settings; leave them out, or pass --model instead of {target}"
+        )
     if members and not trainings:
         names = " and ".join(f"--{name}" for name in members)
-        raise ConfigError(f"{names}: of the trainings, which --trainings asks for")
+        raise ConfigError(f"{names}: only with --trainings; add --trainings or leave them out")
     if trainings and target is None:
-        raise ConfigError("--trainings needs data: train the config with qpeft train, and diagnose its run folder")
+        raise ConfigError("--trainings needs data: train the config with qpeft train, then diagnose its run folder")
 
 
 def _folder(path: Path) -> Target:
@@ -155,10 +164,10 @@ def _config(
 
 
 def _trainings(found: Target, wanted: bool, members: dict[str, Any]) -> CircuitMatters | None:
-    """Trained now, or found before."""
+    """The results of the training runs: run now if `wanted`, otherwise those of an earlier call; None without any."""
     if found.run is None:
         if wanted:
-            raise ConfigError(f"{found.name} is no run folder: its data are not known; give the --out of qpeft train")
+            raise ConfigError(f"--trainings needs the data of a run; {found.name} is not a run folder of qpeft train")
         return None
     from qpeft.diagnostics.retraining import circuit_matters, found_before
 
@@ -178,7 +187,7 @@ def _measured(
     from qpeft.diagnostics.diagnosis import diagnose as ask
 
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # circuits by the thousand, each too small to be shared out: threads would only wait
+    torch.set_num_threads(1)  # thousands of circuits, each too small for several threads
     try:
         return ask(found, samples, seed, trained, tell)
     finally:

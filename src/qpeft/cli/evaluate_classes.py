@@ -1,4 +1,4 @@
-"""`qpeft evaluate` for a classification: how often a model is right, with an adapter and without."""
+"""`qpeft evaluate` for a classification: the accuracy of a base model, and of an adapter on it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpeft.cli.adapters import virtual_tokens
-from qpeft.cli.console import count, stderr, table
+from qpeft.cli.console import count, scored, table
 from qpeft.errors import InputError
 from qpeft.training.settings import TrainSettings
 
@@ -19,7 +19,7 @@ Scores = dict[str, dict[str, float] | None]
 
 
 def score_classes(settings: TrainSettings, folder: Path | None, record: TaskRecord | None) -> Scores:
-    """`base`, None where the base has no head for the classes, and `adapted` where there is an adapter."""
+    """The scores of `base` (None if it has no head for the classes), and of `adapted` where there is an adapter."""
     import qpeft
     from qpeft.training.tasks import task_class
 
@@ -35,16 +35,16 @@ def score_classes(settings: TrainSettings, folder: Path | None, record: TaskReco
 
 
 def show_classes(console: Console, scores: Scores) -> None:
-    """A table of the scores."""
-    columns = ["", "accuracy", "95 % interval", "nats an example"]
-    console.print(table(columns, [[who, *_figures(score)] for who, score in scores.items()]))
+    """Print a table of the scores."""
+    columns = ["", "accuracy", "95 % interval", "nats per example"]
+    console.print(table(columns, [[who, *_metrics(score)] for who, score in scores.items()]))
     n_examples = next(int(score["n_examples"]) for score in scores.values() if score)
     console.print(f"{count(n_examples)} examples")
     if scores["base"] is None:
-        console.print("The base has no head for these classes; the adapter's folder holds the one that was trained.")
+        console.print("The base has no head for these classes; the adapter folder holds the trained one.")
 
 
-def _figures(score: dict[str, float] | None) -> list[str]:
+def _metrics(score: dict[str, float] | None) -> list[str]:
     if score is None:
         return ["n/a", "", ""]
     interval = f"{score['accuracy_low']:.1%} to {score['accuracy_high']:.1%}"
@@ -53,7 +53,7 @@ def _figures(score: dict[str, float] | None) -> list[str]:
 
 def _trained_classes(folder: Path, record: TaskRecord | None) -> tuple[str, ...]:
     if record is None:
-        raise InputError(f"{folder} has no task.json with its classes; give a folder that a classification wrote")
+        raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
     return record.labels
 
 
@@ -63,20 +63,18 @@ def _own_classes(settings: TrainSettings) -> tuple[str, ...]:
 
     config = base.load_config(settings.model)
     if not is_classifier(config):
-        raise InputError(f"{settings.model} has no classification head to score; give --adapter, a trained run")
+        raise InputError(f"{settings.model} has no classification head to score; pass --adapter with a trained run")
     return class_names(config)
 
 
 def _measure(task: Any, model: Any, who: str) -> dict[str, float]:
-    """Every figure, with the time left shown meanwhile."""
+    """All metrics of `model`; `who` is its name for the progress shown."""
     import torch
-    from rich.progress import track
 
     from qpeft.training.accuracy import ClassificationScore, evaluate_classifier
 
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    console, size = stderr(), task.settings.batch_size
-    batches = [task.evaluation[start : start + size] for start in range(0, len(task.evaluation), size)]
-    shown = track(batches, f"Scoring {who}", console=console, disable=not console.is_terminal, transient=True)
-    parts = (evaluate_classifier(model, batch, task.collate, size) for batch in shown)
+    size = task.settings.batch_size
+    batches = scored(task.evaluation, size, who)
+    parts = (evaluate_classifier(model, batch, task.collate, size) for batch in batches)
     return sum(parts, ClassificationScore(0.0, 0, 0)).to_dict()

@@ -1,4 +1,4 @@
-"""`qpeft export`: from a run or a compact adapter to what loads where qpeft was never installed."""
+"""`qpeft export`: from a run or a compact adapter to a folder that loads without qpeft."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ADAPTER_TOLERANCE = 1e-6
-MERGED_TOLERANCE = 1e-4  # of the largest logit: merging adds the update to the weights, which rounds
+MERGED_TOLERANCE = 1e-4  # relative to the largest logit; merging rounds the weights
 
 
 @command
@@ -27,18 +27,22 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
     model: OptionalModel = None,
     merge: Annotated[
-        bool, typer.Option("--merge", help="Write the whole model with the adapter merged into its weights.")
+        bool,
+        typer.Option("--merge", metavar="", help="Write the whole model with the adapter merged into its weights."),
     ] = False,
     untie: Annotated[
         bool,
-        typer.Option("--untie", help="With --merge: give the output head its own copy of a weight it shares."),
+        typer.Option(
+            "--untie",
+            metavar="",
+            help="With --merge: give the output head its own copy of a weight that it shares with the embedding.",
+        ),
     ] = False,
 ) -> Answer:
-    """Write an adapter in PEFT's own format, and check it in a process that cannot import qpeft.
+    """Export an adapter in PEFT's own format and verify it in a process that cannot import qpeft.
 
-    What is written must give the same logits as the adapter in training did, to 1e-6 in float32; with the ranks left
-    out that SoRA shrank to zero, which adds up otherwise, to 8e-6 of the largest logit; merged into the weights, which
-    rounds, to 1e-4 of it.
+    The export must give the logits of the compact adapter: to 1e-6 in float32, or to 8e-6 of the largest logit where
+    SoRA's zero ranks are removed, or to 1e-4 of it where the adapter is merged. Otherwise nothing is written.
 
     Examples:
 
@@ -48,14 +52,14 @@ def export(
     from qpeft.core.exported_folder import check_free, refuse_others
 
     if untie and not merge:
-        raise ConfigError("--untie changes the base model, so it goes with --merge only")
+        raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
     folder = find_adapter(source)
     base_name = base_of(folder, model)
     if merge:
         refuse_others(out, ())
     else:
         check_free(out)
-    with working("Exporting, and checking it in a process without qpeft"):
+    with working("Exporting and verifying in a process without qpeft"):
         written = _merged(base_name, folder, out, untie) if merge else _adapter(base_name, folder, out)
     return Answer(written, lambda console: _show(console, written))
 
@@ -71,7 +75,9 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
 
     kind = adapter_config(folder)["peft_type"]
     if not kind.startswith("QPEFT_"):
-        raise ConfigError(f"{folder} holds a stock {kind} adapter already; plain PEFT loads it, --merge merges it")
+        raise ConfigError(
+            f"{folder} is a stock {kind} adapter, which plain PEFT loads already; pass --merge to merge it"
+        )
     record, how = read_record(folder), how_to_load(folder)
     live: Any = qpeft.load(load_base(base_name, record), folder).eval()
     inputs = probe(live.get_base_model(), record)
@@ -115,12 +121,12 @@ def _merged(base_name: str, folder: Path, out: Path, untie: bool) -> dict[str, A
 
 
 def _check_mergeable(live: Any) -> None:
-    """Stock PEFT only warns of a tied target, and then changes the input embedding as well."""
+    """Refuse a tied target: PEFT only warns, and the merge would change the input embedding too."""
     from qpeft.core.tied_weights import check_not_tied
 
     names = getattr(live.base_model, "targeted_module_names", None)
     if not names:
-        raise ConfigError("this kind of adapter has no weights to merge into the base; use it with PEFT as it is")
+        raise ConfigError("this kind of adapter cannot be merged into the base; use it with PEFT as it is")
     try:
         check_not_tied(live.base_model.model, names)
     except TiedWeightError as error:
@@ -143,19 +149,19 @@ def _check(expected: Tensor, stock: Tensor, tolerance: float) -> float:
     if not difference <= tolerance:
         raise VerificationError(
             f"without qpeft the logits differ by {difference:.3g}, more than {tolerance:.1g}; nothing was written. "
-            "Does the base model load the same way twice?"
+            "Check that the base model gives the same logits each time it is loaded"
         )
     return difference
 
 
 def _show(console: Console, written: dict[str, Any]) -> None:
-    numbers = written.get("n_generated", written.get("n_deployed"))
-    what = f"{count(numbers)} numbers of the adapter, " if numbers else ""
+    n_parameters = written.get("n_generated", written.get("n_deployed"))
+    what = f"{count(n_parameters)} adapter parameters, " if n_parameters else ""
     console.print(f"Exported to {written['path']}: {what}{size(written['n_bytes'])}.", style="bold", soft_wrap=True)
     console.print(
-        "Checked in a process that cannot import qpeft: "
+        "Verified in a process that cannot import qpeft: "
         f"logits differ by at most {written['max_logit_difference']:.1g}.\n",
         soft_wrap=True,
     )
-    console.print("It loads without qpeft:\n")
+    console.print("Load it without qpeft:\n")
     print_code(console, written["load"])

@@ -1,4 +1,4 @@
-"""From an exception to an exit code and one message that says what happened and what to do."""
+"""From an exception to an exit code, and to one message: what happened and what to do."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from qpeft.files import is_disk_full
 
 WORK_FAILED = 1
 BAD_INPUT = 2
-SOME_FAILED = 3  # cells of a comparison; the others are there
+SOME_FAILED = 3  # some cells of a comparison; the others have results
 INTERRUPTED = 130
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def exit_code(error: BaseException) -> int:
-    """130 for an interruption, 2 for bad input that was refused before any work, 1 for the rest."""
+    """130 for an interruption, 2 for bad input, which is refused before any work, 1 for other errors."""
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     return BAD_INPUT if isinstance(error, InputError) else WORK_FAILED
 
 
 def explain(error: BaseException) -> str:
-    """What to tell the user: our own errors as they are, known disasters with a remedy."""
+    """The message for the user: qpeft's own errors unchanged, other known failures with a remedy."""
     if isinstance(error, KeyboardInterrupt):
-        return str(error) or "Interrupted. Run the same command again to go on."
+        return str(error) or "Interrupted. Run the same command again to resume."
     if isinstance(error, QpeftError):
         return str(error)
     if is_out_of_memory(error):
@@ -32,7 +32,7 @@ def explain(error: BaseException) -> str:
         return f"The disk is full{_where(error)}. Free some space and run the same command again."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}{_where(error)}."
-    return f"Unexpected {type(error).__name__}: {_first_line(error)}. Run again with --debug to see where."
+    return f"Unexpected {type(error).__name__}: {_first_line(error)}. Run again with --debug to see the traceback."
 
 
 def is_out_of_memory(error: BaseException) -> bool:

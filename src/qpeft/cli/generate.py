@@ -1,4 +1,4 @@
-"""`qpeft generate`: let a model write, with an adapter or without."""
+"""`qpeft generate`: continue a prompt with a base model, or with an adapter on it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ def generate(
     model: OptionalModel = None,
     adapter: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Adapter folder (compact or stock) or run folder. Default: the bare base."),
+        typer.Option(
+            metavar="PATH", help="Run folder, or adapter folder (compact or stock). Default: the base model alone."
+        ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="What the text begins with. Default: read from standard input.")
+        str | None, typer.Option(metavar="TEXT", help="Text to continue. Default: read from standard input.")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Write at most so many tokens.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Generate at most this many tokens.")] = 100,
     temperature: Annotated[
-        float, typer.Option(metavar="NUMBER", min=0.0, help="0 takes the likeliest token; above 0 draws at random.")
+        float,
+        typer.Option(metavar="NUMBER", min=0.0, help="0 takes the most likely token; above 0, tokens are sampled."),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the random draws.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
 ) -> Answer:
-    """Let a model write a text, with an adapter or without.
+    """Continue a prompt with a base model, or with an adapter on it.
 
     Examples:
 
@@ -44,9 +47,9 @@ def generate(
     folder = None if adapter is None else find_adapter(adapter)
     if folder is not None:
         _refuse_classifier(folder)
-    base_name = base_named(model, folder, "write")
+    base_name = base_named(model, folder, "generate")
     start = _prompt(prompt)
-    with working("Writing"):
+    with working("Generating"):
         written, n_new = _write(base_name, folder, start, max_new_tokens, temperature, seed)
     data = {
         "model": base_name,
@@ -57,7 +60,7 @@ def generate(
         "temperature": temperature,
         "seed": seed,
     }
-    return Answer(data, lambda _: typer.echo(start + written, color=True))  # as it is, control characters too
+    return Answer(data, lambda _: typer.echo(start + written, color=True))  # unchanged, with control characters
 
 
 def _refuse_classifier(folder: Path) -> None:
@@ -65,24 +68,24 @@ def _refuse_classifier(folder: Path) -> None:
 
     if read_record(folder) is not None or adapter_config(folder).get("task_type") == "SEQ_CLS":
         raise InputError(
-            f"{folder} is the adapter of a classification, which writes no text; score it with qpeft evaluate"
+            f"{folder} is the adapter of a classification, which generates no text; score it with qpeft evaluate"
         )
 
 
 def _prompt(given: str | None) -> str:
     if given is None:
         if sys.stdin.isatty():
-            say("Prompt:", "type it, then end with Ctrl-D", style="bold")
+            say("Prompt:", "enter a text, then press Ctrl-D", style="bold")
         given = sys.stdin.read().rstrip("\n")
     if not given:
-        raise InputError("the prompt is empty; give --prompt or pipe a text into the command")
+        raise InputError("the prompt is empty; pass --prompt or pipe a text into the command")
     return given
 
 
 def _write(
     base_name: str, folder: Path | None, start: str, max_new_tokens: int, temperature: float, seed: int
 ) -> tuple[str, int]:
-    """What the model writes after `start`, and in how many tokens."""
+    """The text that the model generates after `start`, and its number of tokens."""
     import torch
 
     import qpeft
@@ -105,17 +108,17 @@ def _check_context(n_prompt: int, max_new_tokens: int, config: Any) -> None:
     context = getattr(config, "max_position_embeddings", None)
     if context is not None and n_prompt + max_new_tokens > context:
         raise InputError(
-            f"the prompt has {n_prompt} tokens, and with {max_new_tokens} new ones it exceeds the model's context "
-            f"of {context}; shorten the prompt or lower --max-new-tokens"
+            f"{n_prompt} tokens of the prompt and {max_new_tokens} new ones exceed the model's context of {context}; "
+            "shorten the prompt or lower --max-new-tokens"
         )
 
 
 def _pad(tokenizer: Any) -> int:
-    """Nothing is padded in a batch of one, but transformers wants to know the token."""
+    """The token that transformers asks for; a batch of one is not padded."""
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
 
 
 def _continuation(tokenizer: Any, prompt: Tensor, new: Tensor) -> str:
-    """The new text alone: decoded with what is before it, for tokens may share a character or a blank."""
+    """The new text alone, decoded together with the prompt: tokens may share a character or a space."""
     before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *new]))
     return whole[len(before) :]

@@ -1,4 +1,4 @@
-"""`qpeft plan`: what a method will cost on a base model, before any work."""
+"""`qpeft plan`: what a method costs on a base model, before any work."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def plan(
     preset: PresetOption = None,
     num_labels: Annotated[
         int | None,
-        typer.Option(metavar="N", min=2, help="Classes of a classification. Default: as many as the base has."),
+        typer.Option(metavar="N", min=2, help="Number of classes. Default: as many as the base has."),
     ] = None,
 ) -> Answer:
-    """Count what a method will train, deploy and store, before any work.
+    """Count the parameters that a method trains, deploys and stores, before any work.
 
-    The model's configuration is enough: no weights are read, and a hub model's are not downloaded. With a
-    classification, the head is counted among what is trained. With --backend or --shots, the circuits, shots and
-    seconds of --steps steps are told too; for the seconds three small jobs are sent.
+    Only the configuration of the base model is read; its weights are not downloaded. For a classification, the new
+    head counts as trainable. With --backend or --shots, the plan also gives the circuits, shots and seconds of --steps
+    steps; three small jobs are run to measure the time.
 
     Examples:
 
@@ -47,22 +47,22 @@ def plan(
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
       qpeft plan --model gpt2 --host prefix --num-virtual-tokens 20 --budget 0.25
       qpeft plan --model gpt2 --backend qiskit:aer --shots 4096 --steps 200
-      qpeft plan --task text-classification --model roberta-base --num-labels 3
+      qpeft plan --model roberta-base --task text-classification --num-labels 3
     """
     settings = TrainSettings(model=model, data="", out="", backend_settings=backend, **run)
     settings.method_settings = method_settings(settings, preset, adapter, generator)
     settings.check()
-    if settings.method == "full":
-        raise ConfigError("method full adds nothing to count: it trains every number of the base; name another method")
+    if settings.record.config is None:
+        raise ConfigError(f"method {settings.method} has no adapter to count; name another method")
     if num_labels is not None and settings.task == "causal-lm":
-        raise ConfigError("--num-labels counts classes, and task causal-lm has none; name a classification by --task")
+        raise ConfigError("--num-labels is for a classification; task causal-lm has no classes. Pass --task as well")
     with working("Counting"):
         found = plan_of(settings, num_labels)
     return Answer({"model": model, **found.to_dict()}, lambda console: _show(console, settings, found))
 
 
 def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
-    """What the run's method costs on its base."""
+    """What the method of a run costs on its base model."""
     import qpeft
     from qpeft.training.methods import build_config, build_generator, train_whole
 
@@ -78,11 +78,10 @@ def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
 
 
 def _show(console: Console, settings: TrainSettings, found: Plan) -> None:
-    over = f" over {settings.host}" if settings.method == "qpa" and settings.host != "lora" else ""
-    console.print(
-        f"{settings.method}{over} on {settings.model}, a base of {count(found.base_parameters)} numbers\n", style="bold"
-    )
-    console.print(facts([*_sizes(found), *_circuit(found), *_forecast(found)]))
+    over = f" over {settings.host}" if settings.attaches else ""
+    base = f"{settings.model} ({count(found.base_parameters)} parameters)"
+    console.print(f"{settings.method}{over} on {base}\n", style="bold")
+    console.print(facts([*_sizes(found), *_circuit(found, settings.record.circuit_role), *_forecast(found)]))
     modules = [("modules", _kinds(found.target_modules))] if found.target_modules else []
     if lines := [*modules, *(("note", note) for note in found.notes)]:
         console.print()
@@ -91,7 +90,7 @@ def _show(console: Console, settings: TrainSettings, found: Plan) -> None:
 
 def _sizes(found: Plan) -> list[tuple[str, str, str]]:
     parts = [(f"  {name}", count(n), "") for name, n in found.trainable_parts.items() if n]
-    acting = [] if found.acting is None else [("acting", count(found.acting), "of these can move the adapter")]
+    acting = [] if found.acting is None else [("acting", count(found.acting), "of these can change the adapter")]
     lora = [] if found.lora_rank_1 is None else [("LoRA, rank 1", count(found.lora_rank_1), "on the same modules")]
     exported = (
         [("exported weights", size(found.exported_bytes), "loads with plain PEFT")] if found.exported_bytes else []
@@ -101,19 +100,19 @@ def _sizes(found: Plan) -> list[tuple[str, str, str]]:
         *(parts if len(parts) > 1 else []),
         *acting,
         *lora,
-        ("deployed", count(found.deployed), "numbers of the adapter at inference"),
+        ("deployed", count(found.deployed), "adapter parameters at inference"),
         ("saved weights", size(found.stored_bytes), "needs qpeft" if found.needs_qpeft else "loads with plain PEFT"),
         *(exported if found.needs_qpeft else []),
     ]
 
 
-def _circuit(found: Plan) -> list[tuple[str, str, str]]:
-    """Lines for what the method has of these."""
+def _circuit(found: Plan, role: str) -> list[tuple[str, str, str]]:
+    """Lines for those that the method has."""
     rows = [
-        ("circuits", found.n_circuits, _purpose(found)),
-        ("qubits", found.n_qubits, "of the largest circuit" if found.n_circuits else ""),
-        ("chunks", found.n_chunks, f"of {count(found.chunk_size or 0)} numbers each"),
-        ("rank bound", found.rank_bound, _bounded(found)),
+        ("circuits", found.n_circuits, role),
+        ("qubits", found.n_qubits, "in the largest circuit" if found.n_circuits else ""),
+        ("chunks", found.n_chunks, f"of {count(found.chunk_size or 0)} parameters each"),
+        ("rank bound", found.rank_bound, f"of {'each update' if found.n_chunks is None else 'the matrix of chunks'}"),
     ]
     hidden = [("hidden widths", ",".join(map(str, found.hidden)), "")] if found.hidden else []
     return [(name, count(n), remark) for name, n, remark in rows if n is not None] + hidden
@@ -131,21 +130,13 @@ def _forecast(found: Plan) -> list[tuple[str, str, str]]:
             f"{count(cost['circuits_per_step'])} in each of {cost['steps']} steps",
         ),
         *shots,
-        ("  on", cost["backend"], f"gradients by {cost['gradient']}, {cost['jobs_per_step']} jobs a step"),
+        ("  on", cost["backend"], f"gradients by {cost['gradient']}, {cost['jobs_per_step']} jobs per step"),
         (
             "  time",
             duration(cost["seconds"]),
-            f"{cost['seconds_per_step']:.3g} s a step, for the circuits alone; {cost['sample']} were run to measure it",
+            f"{cost['seconds_per_step']:.3g} s per step for the circuits alone, measured on {cost['sample']} circuits",
         ),
     ]
-
-
-def _purpose(found: Plan) -> str:
-    return "each reads the inputs of a module" if found.method == "qaa" else "each makes the columns of one U or V"
-
-
-def _bounded(found: Plan) -> str:
-    return f"of {'every update' if found.n_chunks is None else 'the matrix of chunks'}, whatever is learned"
 
 
 def _kinds(names: list[str]) -> str:

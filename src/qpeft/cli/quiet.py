@@ -1,4 +1,4 @@
-"""Libraries keep silent while a command runs; what qpeft itself warns of is shown as a note."""
+"""Libraries are silent while a command runs; qpeft's own warnings are shown as notes."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from qpeft.cli import console
 
 _PACKAGE = str(Path(__file__).parents[1])
 
-# read by the libraries when they are imported, which is why a command imports them inside its function
+# libraries read these when they are imported; commands import them inside their functions
 _SILENCE = {
-    "DATASETS_VERBOSITY": "critical",  # it logs what it also raises
+    "DATASETS_VERBOSITY": "critical",  # it logs the errors that it also raises
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")  # PEFT imports those that are installed
+_VERBOSE = ("bitsandbytes", "torchao", "torch.utils._pytree")  # PEFT imports those that are installed
 
 
 @contextmanager
 def quiet_libraries(debug: bool) -> Iterator[None]:
-    """Silence warnings, progress bars and chatter that are not qpeft's, unless `debug`."""
+    """Silence the warnings, progress bars and logs of other libraries, unless `debug`."""
     if debug:
         yield
         return
     for name, value in _SILENCE.items():
         os.environ.setdefault(name, value)
-    for name in _TALKATIVE:
+    for name in _VERBOSE:
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("always")

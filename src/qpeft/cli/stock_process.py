@@ -1,4 +1,4 @@
-"""Ask a second Python process, in which qpeft cannot be imported, what stock libraries make of a folder."""
+"""Logits of an exported folder, from a second Python process in which qpeft cannot be imported."""
 
 from __future__ import annotations
 
@@ -45,10 +45,15 @@ def stock_logits(
 ) -> Tensor:
     """Logits, float32, of `base` with `adapter`, loaded by transformers and PEFT alone.
 
-    `inputs` are token ids (B, T) or pixels (B, channels, h, w); `options` what the base needs beside its name.
+    Args:
+        base: Hub id or folder of the base model.
+        adapter: Exported adapter folder; None for the base alone.
+        inputs: Token ids (B, T), int64, or pixels (B, channels, h, w), float32.
+        auto_class: The class of transformers that loads the base.
+        options: Further arguments of its `from_pretrained`.
 
     Raises:
-        VerificationError: they cannot load it.
+        VerificationError: the process could not load them.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -74,4 +79,4 @@ def _run(asked: str) -> None:
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
-        raise VerificationError(f"a process without qpeft could not load what was exported: {last}")
+        raise VerificationError(f"a process without qpeft could not load the export: {last}")

@@ -1,4 +1,4 @@
-"""`qpeft train`: fine-tune in a run folder that can be interrupted at any moment."""
+"""`qpeft train`: fine-tune in a run folder, which resumes after any interruption."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from qpeft.cli.console import Answer, count, facts, print_code, size
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.cli.score import headline, loss
+from qpeft.methods import Trains
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -29,28 +30,28 @@ def train(
     backend: BackendOptions,
     preset: PresetOption = None,
 ) -> Answer:
-    """Fine-tune a model; the same command again goes on where it stopped.
+    """Fine-tune a model. Run the same command again to resume an interrupted run.
 
-    The run folder holds the compact adapter, the exported one that loads with plain PEFT, every loss and
-    score in metrics.jsonl, and a model card. `--model embedded` is the small base model inside qpeft.
+    The run folder holds the compact adapter, the exported adapter that loads with plain PEFT, all losses and scores
+    in metrics.jsonl, and a model card.
 
-    `--task text-classification` learns the class of each text from rows with a text and a label; of a .tsv file
-    without a header, the first column is the text and the second the label. `--task image-classification` learns
-    the class of each image from a folder with a sub-folder for each class, or from an .npz with the arrays images
-    and labels. Both train a head for the classes whole, beside the adapter (`--method head`: the head alone), and
-    report accuracy with its 95 % interval. Without --eval-data every 20th example of each class is held out.
+    Text classification reads rows with a text and a label; a .tsv file without a header has the text in its first
+    column and the label in its second. Image classification reads a folder with one sub-folder for each class, or an
+    .npz file with the arrays images and labels. Both report the accuracy with its 95 % confidence interval.
 
     Examples:
 
-      qpeft train --model embedded --data numpy-docs --r 4 --lr 2e-3 --steps 70 --seq-len 128 --out run
+      qpeft train --model embedded --data numpy-docs --steps 70 --out run
       qpeft train --model gpt2 --data text.txt --out run
-      qpeft train --model gpt2 --data text.txt --method quantum_peft --frame gradient --lr 2e-3 --out run
-      qpeft train --model gpt2 --data text.txt --backend pennylane:lightning.qubit --shots 4096 --steps 50 --out run
+      qpeft train --model gpt2 --data text.txt --method lora --r 4 --out run
+      qpeft train --model gpt2 --data text.txt --method quantum_peft --out run
+      qpeft train --model gpt2 --data text.txt --host prefix --out run
+      qpeft train --model gpt2 --data text.txt --shots 4096 --out run
       qpeft train --model gpt2 --data chats.jsonl --budget 0.25 --out run
-      qpeft train --model gpt2 --data text.txt --host prefix --num-virtual-tokens 20 --out run
-      qpeft train --model gpt2 --data Salesforce/wikitext:wikitext-2-raw-v1 --method lora --r 4 --out run
-      qpeft train --task text-classification --model roberta-base --data train.tsv --eval-data dev.tsv --out run
-      qpeft train --task image-classification --model google/vit-base-patch16-224-in21k --data photos --out run
+      qpeft train --model roberta-base --data reviews.tsv --out run \\
+          --task text-classification
+      qpeft train --model google/vit-base-patch16-224 --data photos --out run \\
+          --task image-classification
     """
     method = run.get("method", TrainSettings.method)
     run = {**run, "model": base_model(run["model"])}
@@ -61,17 +62,18 @@ def train(
 
     with TrainingBar([method], settings.steps) as bar:
         result = fine_tune(settings, bar.run(method))
-    return Answer(result.to_dict(), lambda console: _show(console, result))
+    trained = settings.record.trains
+    return Answer(result.to_dict(), lambda console: _show(console, result, trained))
 
 
-def _show(console: Console, result: TrainResult) -> None:
+def _show(console: Console, result: TrainResult, trained: Trains = Trains.ADAPTER) -> None:
     if result.already_finished:
-        console.print(f"{result.out} is finished; nothing was done. Its result:\n", style="bold", soft_wrap=True)
+        console.print(f"{result.out} is finished; nothing was trained. Its result:\n", style="bold", soft_wrap=True)
     console.print(facts(_rows(result)))
     if result.after.loss > result.before.loss:
-        console.print("\nNote: worse than before training; try a lower --lr, or other data.", soft_wrap=True)
-    if result.method == "full":
-        console.print(f"\nThe model, with what makes its inputs: {result.exported}", soft_wrap=True)
+        console.print("\nNote: the loss is higher than before training; try a lower --lr or other data", soft_wrap=True)
+    if trained is Trains.MODEL:
+        console.print(f"\nThe model and its tokenizer or image processor: {result.exported}", soft_wrap=True)
         return
     from qpeft.core.model_card import load_lines
     from qpeft.training.tasks.record import how_to_load
@@ -84,15 +86,15 @@ def _show(console: Console, result: TrainResult) -> None:
 
 
 def _rows(result: TrainResult) -> list[tuple[str, str, str]]:
-    a_step = "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s a step"
+    a_step = "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s per step"
     exported = f"exported: {size(result.exported_bytes)}" if result.has_stock_form else "needs qpeft"
     scores = {"before": result.before.to_dict(), "after": result.after.to_dict()}
     shown = [(f"{headline(score)[0]} {when}", headline(score)[1], loss(score)) for when, score in scores.items()]
-    head = f", {count(result.trainable_head)} of them the head's" if result.trainable_head else ""
+    head = f" ({count(result.trainable_head)} in the classification head)" if result.trainable_head else ""
     return [
         *shown,
-        ("trainable", count(result.trainable), f"numbers{head}"),
-        ("deployed", count(result.deployed), "numbers at inference beside the base"),
+        ("trainable", count(result.trainable), f"parameters{head}"),
+        ("deployed", count(result.deployed), "parameters at inference, in addition to the base"),
         ("stored", size(result.stored_bytes or result.exported_bytes), exported),
         *_circuits(result),
         ("time", f"{result.seconds:.1f} s", a_step),
@@ -103,6 +105,6 @@ def _circuits(result: TrainResult) -> list[tuple[str, str, str]]:
     if (used := result.circuits) is None:
         return []
     shots = f", {count(used['shots'])} shots" if used["shots"] else ""
-    again = f", {count(used['failures'])} jobs failed and were sent again" if used["failures"] else ""
+    again = f", {count(used['failures'])} jobs failed and were repeated" if used["failures"] else ""
     where = f"on {used['backend']} in {count(used['jobs'])} jobs{shots}, {used['seconds']:.1f} s{again}"
     return [("circuits", count(used["circuits"]), where)]

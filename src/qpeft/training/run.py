@@ -115,7 +115,7 @@ def _fit(
                 raise CheckpointError(_damaged(checkpoint, str(error).strip() or type(error).__name__)) from error
             raise
     if (done := trainer.state.global_step) < settings.steps:
-        raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to go on.")
+        raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to resume.")
 
 
 def _intervals(settings: TrainSettings, ready: Prepared) -> Intervals:

@@ -15,6 +15,11 @@ from qpeft.names import unknown
 TASKS = ("causal-lm", "text-classification", "image-classification")
 DTYPES = ("float32", "bfloat16")
 
+# panels of the command line's help
+_OPTIMIZATION = "Optimization"
+_EVALUATION = "Evaluation and checkpoints"
+_COLUMNS = "Columns of the data"
+
 _AT_LEAST_ONE = ("steps", "batch_size", "gradient_accumulation_steps", "eval_every", "save_every", "log_every")
 _NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "eval_blocks")
 _EVALUATED_BLOCKS = 512
@@ -37,18 +42,21 @@ class Intervals(NamedTuple):
 class TrainSettings:
     """One fine-tuning run. `check()` refuses what cannot work."""
 
-    model: str = field(metadata=_help("Base model: a hub id or a folder."))
+    model: str = field(
+        metadata=_help("Base model: a hub id or a folder. On the command line also embedded, the one inside qpeft.")
+    )
     data: str = field(
         metadata=_help(
             "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a built-in "
-            "name (numpy-docs, stdlib-docs), or a hub id, with its configuration after a colon. For images: a folder "
-            "with a sub-folder of images for each class, an .npz with the arrays images and labels, or a hub id."
+            "corpus (numpy-docs, stdlib-docs), or a hub id, followed by a colon and its configuration if it has one. "
+            "Images: a folder with one sub-folder for each class, an .npz file with the arrays images and labels, or "
+            "a hub id."
         )
     )
-    out: str = field(metadata=_help("Run folder. The same command again goes on where it stopped."))
+    out: str = field(metadata=_help("Run folder. Run the same command again to resume."))
     method: str = field(
         default="qpa",
-        metadata=_help("Fine-tuning method, or FILE.py:NAME of your own one.", choices=methods.keys(), takes_file=True),
+        metadata=_help("Fine-tuning method, or FILE.py:NAME for your own.", choices=methods.keys(), takes_file=True),
     )
     method_settings: dict[str, Any] = field(
         default_factory=dict, metadata=_help("Fields of the method's config, such as r or budget.")
@@ -64,62 +72,93 @@ class TrainSettings:
     eval_data: str | None = field(
         default=None,
         metadata=_help(
-            "Validation data, in the forms of data. Default: the data's own validation split; else every "
-            "20th document is held out, or the last 5 % of the text where there are fewer documents; for a "
-            "classification every 20th example of each class."
+            "Validation data, in the same formats. Default: the validation split of the data; without one, every 20th "
+            "document is held out (of fewer documents, the last 5 % of the text), or every 20th example of each class."
         ),
     )
     task: str = field(
         default="causal-lm",
         metadata=_help(
-            "What is learned: to continue texts, or to sort texts or images into classes. A classification trains "
-            "its head whole, beside the adapter.",
+            "Continue texts, or assign texts or images to classes. Classification also trains a new classification "
+            "head in full.",
             choices=TASKS,
         ),
     )
-    steps: int = field(default=500, metadata=_help("Optimiser steps."))
-    lr: float = field(default=1e-3, metadata=_help("Highest learning rate; it falls linearly to 0."))
-    warmup: float = field(default=0.06, metadata=_help("Share of the steps in which the rate rises from 0."))
-    batch_size: int = field(default=8, metadata=_help("Blocks, or examples, in a forward pass."))
-    gradient_accumulation_steps: int = field(default=1, metadata=_help("Forward passes in an optimiser step."))
+    steps: int = field(default=500, metadata=_help("Optimizer steps."))
+    lr: float = field(default=1e-3, metadata=_help("Peak learning rate; after the warmup it decreases linearly to 0."))
+    warmup: float = field(
+        default=0.06,
+        metadata=_help("Fraction of the steps in which the learning rate increases from 0.", panel=_OPTIMIZATION),
+    )
+    batch_size: int = field(
+        default=8, metadata=_help("Blocks of text, or examples, in one forward pass.", panel=_OPTIMIZATION)
+    )
+    gradient_accumulation_steps: int = field(
+        default=1, metadata=_help("Forward passes in one optimizer step.", panel=_OPTIMIZATION)
+    )
     seq_len: int | None = field(
         default=None,
-        metadata=_help("Tokens in a block, or at most in a text. Default: the model's context, at most 512."),
+        metadata=_help(
+            "Tokens in a block, or the longest text of a classification. Default: the model's context, at most 512.",
+            panel=_OPTIMIZATION,
+        ),
     )
-    weight_decay: float = field(default=0.0, metadata=_help("AdamW's weight decay."))
-    max_grad_norm: float = field(default=1.0, metadata=_help("Gradients are clipped to this norm; 0 never clips."))
-    seed: int = field(default=0, metadata=_help("Seed of adapter start, data order and dropout."))
+    weight_decay: float = field(default=0.0, metadata=_help("Weight decay of AdamW.", panel=_OPTIMIZATION))
+    max_grad_norm: float = field(
+        default=1.0, metadata=_help("Clip gradients to this norm; 0 turns clipping off.", panel=_OPTIMIZATION)
+    )
+    seed: int = field(
+        default=0,
+        metadata=_help("Seed of the adapter's initialization, the data order and dropout.", panel=_OPTIMIZATION),
+    )
     dtype: str = field(
         default="float32",
-        metadata=_help("Precision of the frozen base; the adapter is always float32.", choices=DTYPES),
+        metadata=_help("Dtype of the frozen base; the adapter is always float32.", choices=DTYPES, panel=_OPTIMIZATION),
     )
     gradient_checkpointing: bool = field(
-        default=False, metadata=_help("Spend time to save memory: compute activations again going back.")
+        default=False,
+        metadata=_help("Save memory: recompute activations in the backward pass.", panel=_OPTIMIZATION),
     )
     eval_every: int | None = field(
-        default=None, metadata=_help("Steps between evaluations. Default: ten in a run; always first and last.")
+        default=None,
+        metadata=_help(
+            "Steps between evaluations, in addition to the first and the last step. Default: a tenth of the steps.",
+            panel=_EVALUATION,
+        ),
     )
     eval_blocks: int | None = field(
         default=None,
         metadata=_help(
-            "Evaluate on at most so many blocks or examples, spread evenly over the validation data; 0: on all. "
-            "Default: 512 blocks of text; all examples of a classification."
+            "Evaluate on at most this many blocks or examples, spread evenly over the validation data; 0 takes all. "
+            "Default: 512 blocks of text, or all examples of a classification.",
+            panel=_EVALUATION,
         ),
     )
     save_every: int | None = field(
         default=None,
-        metadata=_help("Steps between checkpoints. Default: ten in a run, at most 500 steps apart; on hardware 1."),
+        metadata=_help(
+            "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.", panel=_EVALUATION
+        ),
     )
     log_every: int | None = field(
-        default=None, metadata=_help("Steps between training losses in metrics.jsonl. Default: at most 1,000 in a run.")
+        default=None,
+        metadata=_help(
+            "Steps between training losses in metrics.jsonl. Default: at most 1,000 losses in a run.", panel=_EVALUATION
+        ),
     )
-    text_column: str = field(default="text", metadata=_help("Column with the text."))
-    label_column: str = field(default="label", metadata=_help("Column with the class, in a classification."))
-    prompt_column: str = field(default="prompt", metadata=_help("Column with the prompt; it is not scored."))
-    completion_column: str = field(default="completion", metadata=_help("Column with the answer to the prompt."))
+    text_column: str = field(default="text", metadata=_help("Column that holds the text.", panel=_COLUMNS))
+    label_column: str = field(default="label", metadata=_help("Column that holds the class.", panel=_COLUMNS))
+    prompt_column: str = field(
+        default="prompt", metadata=_help("Column that holds the prompt, which is not scored.", panel=_COLUMNS)
+    )
+    completion_column: str = field(
+        default="completion", metadata=_help("Column that holds the answer to the prompt.", panel=_COLUMNS)
+    )
     report_to: list[str] = field(
         default_factory=list,
-        metadata=_help("Where the Trainer reports to besides metrics.jsonl: tensorboard, trackio, ..."),
+        metadata=_help(
+            "Where the Trainer reports, in addition to metrics.jsonl: tensorboard, trackio, ...", panel=_EVALUATION
+        ),
     )
 
     def __post_init__(self) -> None:
