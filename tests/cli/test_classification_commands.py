@@ -175,5 +175,3 @@ def test_base_of_another_kind_is_refused(qpeft_cli, base_folder, images, tmp_pat
         assert result.exit_code == 2
         assert "a base of type llama cannot be trained for image-classification" in result.stderr
     assert not (tmp_path / "run").exists()
-
-

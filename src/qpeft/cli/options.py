@@ -108,7 +108,7 @@ def _options(owners: list[Fields], field: Field[Any]) -> list[inspect.Parameter]
     is_shared = len(owners) > 1
     panel = " and ".join(group.owner for group in owners) if is_shared else owners[0].panel
     text = " ".join(f"{group.owner}: {_explained(group, field.name)}" for group in owners)
-    settings = {
+    settings: dict[str, Any] = {
         "help": text if is_shared else _explained(owners[0], field.name, with_default=False),
         "rich_help_panel": field.metadata.get("panel", panel),
     }
@@ -122,7 +122,7 @@ def _options(owners: list[Fields], field: Field[Any]) -> list[inspect.Parameter]
     return [_parameter(field.name, default, annotation, typer.Option(**settings, **extra))]
 
 
-def _switches(name: str, default: Any, settings: dict[str, str]) -> list[inspect.Parameter]:
+def _switches(name: str, default: Any, settings: dict[str, Any]) -> list[inspect.Parameter]:
     """--NAME, and a hidden --no-NAME: a column for the names of the latter would leave the help no room."""
     flag = name.replace("_", "-")
     if default:
