@@ -23,8 +23,8 @@ CELLS = [  # PEFT, transformers, torch
 ]
 TESTS = [  # what touches PEFT, transformers and torch
     "tests/test_imports.py",
-    "tests/adapters",
-    "tests/models/test_families.py",
+    "tests/test_release_0_1.py",
+    "tests/core",
     "tests/methods",
     "tests/training/test_images.py",
 ]

@@ -1,0 +1,3 @@
+"""Tiny models of every family."""
+
+from families import base, batch, family, models  # noqa: F401
