@@ -68,13 +68,13 @@ def test_a_planted_crash_is_code_3_and_every_other_row_then_it_is_mended(
 
     kept = qpeft_cli("compare", "run", study, "--out", out)
     assert kept.exit_code == 3  # a failed cell stays as it is until it is asked for
-    assert "5 of 5 cells are done already" in kept.stderr
+    assert "5 of 5 cells are already done" in kept.stderr
     assert "failed: small/ia3/" in kept.stderr
 
     mended = qpeft_cli("compare", "run", study, "--out", out, "--retry", "failed")
     assert mended.exit_code == 0, mended.output
-    assert "3 of 5 cells are done already" in mended.stderr
-    for word in ("A small study", "test loss", "difference to lora", "preliminary", "2/2", f"{out / 'report.html'}\n"):
+    assert "3 of 5 cells are already done" in mended.stderr
+    for word in ("A small study", "Test loss", "Δ to lora", "preliminary", "2/2", f"{out / 'report.html'}\n"):
         assert word in mended.stdout
 
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -103,7 +103,7 @@ def test_a_plan_counts_and_keeps_nothing(qpeft_cli, study, tmp_path):
     assert found["study"]["command"] == f"qpeft compare run {study} --steps 5 --seeds 0,1,2 --out small"
     assert sorted(tmp_path.iterdir()) == before
     shown = qpeft_cli("compare", "plan", study)
-    for word in ("lora", "0.01", "trainings", "max_hours is 8"):
+    for word in ("lora", "0.01", "final runs", "max_hours is 8"):
         assert word in shown.stdout
 
 
@@ -149,7 +149,7 @@ def test_a_report_is_made_from_rows_alone(qpeft_cli, tmp_path):
     assert [failure["status"] for failure in found["failures"]] == ["diverged", "failed"]  # no trial of a rate
     assert (folder / "report.html").is_file()
     shown = qpeft_cli("compare", "report", folder, env={"COLUMNS": "120"})
-    for word in ("Controls", "trained numbers of qaa", "no difference shown", "4/5", "3/5"):
+    for word in ("Controls", "trainable parameters of qaa", "no difference shown", "4/5", "3/5"):
         assert word in shown.stdout
     assert "quantum_peft: edge" in shown.stderr
 
@@ -219,7 +219,7 @@ def test_without_a_terminal_there_is_a_line_for_each_cell_that_ended(capsys, mon
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "Note: 2 of 5 cells are done already",
+        "Note: 2 of 5 cells are already done",
         "Note: Starting Ray",
         "lora lr0.1: validation loss 2.5000, 10 s",
         "qpa seed0: failed: no luck, 10 s",

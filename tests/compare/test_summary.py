@@ -1,4 +1,4 @@
-"""What is said of a study's rows: verdicts, places, speeds, sentences, limits, and nothing where there is nothing."""
+"""The summary of a study: verdicts, ranks, speeds, sentences, limits, and missing results."""
 
 import json
 
@@ -19,7 +19,7 @@ def plant(folder, key, losses, figure="test_loss"):
     assert next(values, None) is None
 
 
-def test_every_method_of_the_study_is_there_in_its_order(study_folder):
+def test_methods_are_in_the_order_of_the_study(study_folder):
     summary = summary_of(study_folder)
     assert [method.key for method in summary.methods] == [m.key for m in summary.study.methods]
     assert summary["qpa"].trainable == 16_382
@@ -30,7 +30,7 @@ def test_every_method_of_the_study_is_there_in_its_order(study_folder):
     assert summary["qpa"].lr == 1e-3
 
 
-def test_what_is_deployed_is_what_the_seeds_left_and_the_plan_where_there_is_none(study_folder):
+def test_deployed_parameters_are_the_mean_of_the_seeds_or_planned(study_folder):
     left = iter((10, 20, 30, 40, 0))
     edit_rows(study_folder, lambda row: row["cost"].update({"params_deployed": next(left)}), "qpa", "seed*")
     assert summary_of(study_folder)["qpa"].deployed == 20
@@ -38,7 +38,7 @@ def test_what_is_deployed_is_what_the_seeds_left_and_the_plan_where_there_is_non
     assert summary_of(study_folder)["qpa"].deployed == 32_768
 
 
-def test_figures_are_means_over_seeds(study_folder):
+def test_measurements_are_means_over_seeds(study_folder):
     values = [row["quality"]["test_ppl"] for row in stored_rows(study_folder, "qpa", "seed*")]
     found = summary_of(study_folder)["qpa"].figures["quality.test_ppl"]
     assert found.mean == pytest.approx(np.mean(values), rel=1e-13)
@@ -46,15 +46,15 @@ def test_figures_are_means_over_seeds(study_folder):
     assert list(found.values.values()) == values
 
 
-def test_planted_equals_show_no_difference_and_share_a_place(study_folder):
+def test_equal_methods_show_no_difference_and_share_a_rank(study_folder):
     summary = summary_of(study_folder)
     twin = summary["twin"].difference
     assert (twin.low, twin.high, twin.verdict_alone, twin.verdict) == (0, 0, NO_DIFFERENCE, NO_DIFFERENCE)
     assert summary["twin"].rank == summary["lora"].rank == 2
-    assert summary.sentences["twin"].startswith("No difference from LoRA is shown: LoRA again ends exactly level")
+    assert summary.sentences["twin"].startswith("No difference from LoRA is shown: LoRA again ends exactly equal")
 
 
-def test_the_differences_are_paired_by_seed(study_folder):
+def test_differences_are_paired_by_seed(study_folder):
     plant(study_folder, "lora", [4.0, 4.1, 4.2, 4.3, 4.4])
     plant(study_folder, "qpa", [4.042, 4.132, 4.242, 4.352, 4.442])
     found = summary_of(study_folder)["qpa"].difference
@@ -64,7 +64,7 @@ def test_the_differences_are_paired_by_seed(study_folder):
     assert (found.low, found.high) == pytest.approx((0.042 - half, 0.042 + half), rel=1e-7)
 
 
-def test_the_answer_is_a_plain_sentence(study_folder):
+def test_sentences(study_folder):
     plant(study_folder, "lora", [4.0, 4.1, 4.2, 4.3, 4.4])
     plant(study_folder, "qpa", [4.042, 4.132, 4.242, 4.352, 4.442])
     plant(study_folder, "quantum_peft", [4.05, 4.05, 4.25, 4.25, 4.45])
@@ -72,15 +72,15 @@ def test_the_answer_is_a_plain_sentence(study_folder):
     assert sentences["lora"] == "LoRA, the reference, ends at 4.200 nats per token (s.d. 0.158 over 5 seeds)."
     assert sentences["qpa"] == (
         "QPA ends 0.042 nats per token above LoRA (95 % interval 0.033 to 0.051, 5 of 5 seeds worse) "
-        "with half of its trained numbers."
+        "with half as many trainable parameters."
     )
     assert sentences["quantum_peft"] == (
         "No difference from LoRA is shown: Quantum-PEFT ends 0.010 nats per token above "
-        "(95 % interval -0.058 to 0.078, 3 of 5 seeds worse) with 3.8 % of its trained numbers."
+        "(95 % interval -0.058 to 0.078, 3 of 5 seeds worse) with 3.8 % as many trainable parameters."
     )
     assert sentences["none"].startswith("The base, untrained ends 0.400 nats per token above LoRA")
-    assert sentences["none"].endswith("with nothing trained.")
-    assert sentences["full"].endswith("5 of 5 seeds better) with 43 times its trained numbers.")
+    assert sentences["none"].endswith("without training.")
+    assert sentences["full"].endswith("5 of 5 seeds better) with 43 times as many trainable parameters.")
     assert sentences["lora@qaa"].startswith(
         "LoRA at QAA's count ends 0.150 nats per token below QAA (95 % interval 0.1"
     )
@@ -88,7 +88,7 @@ def test_the_answer_is_a_plain_sentence(study_folder):
     assert sentences["vera"].endswith(" Of its 5 seeds 1 diverged.")
 
 
-def test_a_small_difference_keeps_its_digits(study_folder):
+def test_sentence_of_a_small_difference_keeps_its_digits(study_folder):
     plant(study_folder, "lora", [4.0, 4.1, 4.2, 4.3, 4.4])
     plant(study_folder, "qpa", [loss - gain for loss, gain in zip([4.0, 4.1, 4.2, 4.3, 4.4], [3e-5] * 5, strict=True)])
     assert (
@@ -97,7 +97,7 @@ def test_a_small_difference_keeps_its_digits(study_folder):
     )
 
 
-def test_one_evaluation_of_the_base_counts_for_every_seed(study_folder):
+def test_row_of_the_untrained_base_counts_for_every_seed(study_folder):
     found = summary_of(study_folder)["none"]
     assert found.statuses == dict.fromkeys(SEEDS, "success")
     assert (found.metric.values, found.metric.sd) == (dict.fromkeys(SEEDS, 4.6), 0.0)
@@ -105,7 +105,7 @@ def test_one_evaluation_of_the_base_counts_for_every_seed(study_folder):
     assert found.steps_to == {}
 
 
-def test_a_trained_method_with_one_row_is_preliminary(study_folder):
+def test_one_seed_is_preliminary(study_folder):
     drop_rows(study_folder, "qpa", "seed[1-4]")
     summary = summary_of(study_folder)
     found = summary["qpa"]
@@ -125,7 +125,7 @@ def test_two_seeds_have_an_interval_but_no_verdict(study_folder):
     assert found.low < found.mean < found.high
 
 
-def test_failures_stay_visible_and_are_not_ranked(study_folder):
+def test_failures_are_reported_and_not_ranked(study_folder):
     summary = summary_of(study_folder)
     assert summary["vera"].statuses[4] == "diverged"
     assert summary["ia3"].statuses[3] == "failed"
@@ -135,18 +135,18 @@ def test_failures_stay_visible_and_are_not_ranked(study_folder):
     assert "1 diverged" in summary["vera"].flags
     assert "2 missing" in summary["prefix"].flags
     assert any("VeRA (1); IA3 (1)" in limit for limit in summary.limits)
-    assert any("2 of 75 trainings are missing" in limit for limit in summary.limits)
+    assert any("2 of 75 runs are missing" in limit for limit in summary.limits)
 
 
-def test_a_method_that_lost_a_seed_is_never_better(study_folder):
+def test_method_with_a_failed_seed_is_never_better(study_folder):
     edit_rows(study_folder, lambda row: row["quality"].update({"test_loss": 1.0 + row["seed"] / 1000}), "vera", "seed*")
     summary = summary_of(study_folder)
     found = summary["vera"].difference
     assert (found.verdict_alone, found.verdict) == (BETTER, NO_DIFFERENCE)
-    assert "seeds of VeRA failed, and nothing is said in its favour" in summary.sentences["vera"]
+    assert "seeds of VeRA failed, so no verdict favors it" in summary.sentences["vera"]
 
 
-def test_holms_correction_is_told_where_it_decides(study_folder):
+def test_sentence_names_holms_correction_where_it_decides(study_folder):
     plant(study_folder, "lora", [4.0, 4.0, 4.0, 4.0, 4.0])
     plant(study_folder, "qpa", [4.0, 4.02, 4.03, 4.04, 4.06])
     summary = summary_of(study_folder)
@@ -156,7 +156,7 @@ def test_holms_correction_is_told_where_it_decides(study_folder):
     assert summary.n_comparisons == 11 + 2 + 3  # to LoRA; controls to their methods; the block's to QAA
 
 
-def test_blocks_rank_only_what_is_near_the_budget(study_folder):
+def test_blocks_rank_only_members_near_the_budget(study_folder):
     (block,) = summary_of(study_folder).blocks
     found = {member.key: member for member in block.members}
     assert {key: member.rank for key, member in found.items()} == {
@@ -175,26 +175,26 @@ def test_members_of_a_block_are_compared_in_the_block_only(study_folder):
     summary = summary_of(study_folder)
     assert summary["lora@qaa"].difference is None
     assert summary["lora@qaa"].rank is None
-    unranked = next(limit for limit in summary.limits if limit.startswith("At the 16,900 trained numbers of QAA"))
+    unranked = next(limit for limit in summary.limits if limit.startswith("At the 16,900 trainable parameters of QAA"))
     assert "Quantum-PEFT at QAA's count (14.7 %); bottleneck at QAA's count (107 %)" in unranked
 
 
-def test_places_go_by_the_mean(study_folder):
+def test_ranks_follow_the_mean(study_folder):
     summary = summary_of(study_folder)
     ranked = sorted((m for m in summary.methods if m.rank is not None), key=lambda m: m.metric.mean)
     assert [m.key for m in ranked] == ["full", "lora", "twin", "qpa", "qaa", "quantum_peft", "none"]
     assert [m.rank for m in ranked] == [1, 2, 2, 4, 5, 6, 7]
 
 
-def test_a_rate_at_the_edge_of_its_grid_is_told(study_folder):
+def test_learning_rate_at_the_edge_of_its_grid_is_flagged(study_folder):
     summary = summary_of(study_folder)
     assert summary["quantum_peft"].lr_at_edge == "high"
-    assert summary["quantum_peft"].flags == ["edge: its best rate is the highest of its grid"]
+    assert summary["quantum_peft"].flags == ["edge: its best learning rate is the highest of its grid"]
     assert any("edge of the grid for Quantum-PEFT" in limit for limit in summary.limits)
     assert summary["qpa"].flags == []
 
 
-def test_a_control_that_does_as_well_is_named(study_folder):
+def test_limits_name_controls_that_perform_as_well(study_folder):
     limits = summary_of(study_folder).limits
     assert any(
         limit.startswith("QPA with noise for its circuit performs as well as QPA here (diff") for limit in limits
@@ -202,10 +202,8 @@ def test_a_control_that_does_as_well_is_named(study_folder):
     assert not any(limit.startswith("QAA with a random linear map performs") for limit in limits)
 
 
-@pytest.mark.parametrize(
-    ("shift", "named"), [(-0.5, True), (0.5, False)], ids=["a control that beats its method", "one that does not"]
-)
-def test_a_control_is_judged_by_its_interval(study_folder, shift, named):
+@pytest.mark.parametrize(("shift", "named"), [(-0.5, True), (0.5, False)], ids=["better", "worse"])
+def test_limits_name_controls_that_perform_better(study_folder, shift, named):
     losses = {row["seed"]: row["quality"]["test_loss"] for row in stored_rows(study_folder, "qaa", "seed*")}
     spread = [losses[seed] + shift + seed / 100 for seed in SEEDS]
     plant(study_folder, "qaa_linear", spread)
@@ -214,20 +212,20 @@ def test_a_control_is_judged_by_its_interval(study_folder, shift, named):
     assert any(limit.startswith(start) for limit in limits) == named
 
 
-def test_methods_that_saw_other_batches_are_told_of(study_folder):
+def test_limits_report_unequal_batches(study_folder):
     assert not any("same batches" in limit for limit in summary_of(study_folder).limits)
     edit_rows(study_folder, lambda row: row["data"].update({"order_sha256": "another"}), "qpa", "seed1")
     assert any("did not see the same batches with seed 1" in limit for limit in summary_of(study_folder).limits)
 
 
-def test_a_method_worse_than_no_training_says_so(study_folder):
+def test_method_worse_than_the_untrained_base_is_flagged(study_folder):
     flag = "worse than the untrained base with every seed"
     assert all(flag not in method.flags for method in summary_of(study_folder).methods)
     plant(study_folder, "qpa", [9.0, 9.1, 9.2, 9.1, 9.0])
     assert flag in summary_of(study_folder)["qpa"].flags
 
 
-def test_a_control_whose_interval_is_worse_is_not_named_however_many_comparisons_there_are(study_folder):
+def test_control_with_a_worse_interval_is_not_named(study_folder):
     plant(study_folder, "qpa", [4.0, 4.0, 4.0, 4.0, 4.0])
     plant(study_folder, "qpa_noise", [4.0, 4.02, 4.03, 4.04, 4.06])
     summary = summary_of(study_folder)
@@ -236,24 +234,24 @@ def test_a_control_whose_interval_is_worse_is_not_named_however_many_comparisons
     assert not any("performs as well" in limit for limit in summary.limits)
 
 
-def test_a_control_that_lost_a_seed_is_not_named(study_folder):
+def test_control_with_a_failed_seed_is_not_named(study_folder):
     edit_rows(study_folder, lambda row: row.update({"status": "diverged"}), "qpa_noise", "seed1")
     assert not any("performs as well" in limit for limit in summary_of(study_folder).limits)
 
 
-def test_a_preliminary_control_is_not_named(study_folder):
+def test_preliminary_control_is_not_named(study_folder):
     drop_rows(study_folder, "qpa_noise", "seed[2-4]")
     assert not any("performs as well" in limit for limit in summary_of(study_folder).limits)
 
 
-def test_the_fixed_limits_stand_first(study_folder):
+def test_fixed_limits_come_first(study_folder):
     assert summary_of(study_folder).limits[:2] == [
         "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied.",
-        "Defaults of QAA are our own reading; the original paper's settings were not available.",
+        "The defaults of QAA are our own choice: the original paper's settings were not available.",
     ]
 
 
-def test_rows_of_an_older_config_are_passed_over(study_folder):
+def test_rows_of_an_older_config_are_ignored(study_folder):
     before = summary_of(study_folder)
     older = stored_rows(study_folder, "qpa")
     for row in older:
@@ -264,7 +262,7 @@ def test_rows_of_an_older_config_are_passed_over(study_folder):
     assert summary_of(study_folder) == before
 
 
-def test_speeds_are_the_first_evaluation_at_or_below_the_target(study_folder):
+def test_speed_is_the_first_evaluation_at_or_below_the_target(study_folder):
     curves = {"lora": [4.6, 4.3, 4.1, 4.0], "full": [4.6, 4.1, 3.8, 3.6], "qpa": [4.6, 4.5, 4.05, 4.0]}
     for key, losses in curves.items():
         curve = [[50 * i, None, loss, 2.5 * i] for i, loss in enumerate(losses)]
@@ -286,7 +284,7 @@ def test_speeds_are_the_first_evaluation_at_or_below_the_target(study_folder):
     assert qpa.values == {**dict.fromkeys(SEEDS[:4], 150), 4: None}
 
 
-def test_without_full_fine_tuning_its_gain_is_no_target(study_folder):
+def test_targets_without_full_fine_tuning(study_folder):
     def leave_out(study):
         study["methods"] = [method for method in study["methods"] if method["key"] != "full"]
 
@@ -309,7 +307,7 @@ def test_times_on_different_hardware_have_no_mean(study_folder):
     assert any("cpu x86_64, 1 thread; cpu x86_64, 8 threads" in limit for limit in summary.limits)
 
 
-def test_a_study_without_rows_is_all_missing(study_folder):
+def test_study_without_rows_is_all_missing(study_folder):
     drop_rows(study_folder)
     summary = summary_of(study_folder)
     assert all(set(method.statuses.values()) == {"missing"} for method in summary.methods)
@@ -318,11 +316,11 @@ def test_a_study_without_rows_is_all_missing(study_folder):
     assert summary.n_comparisons == 0
 
 
-def test_without_the_reference_methods_stand_for_themselves(study_folder):
+def test_results_without_the_reference(study_folder):
     drop_rows(study_folder, "lora", "seed*")
     summary = summary_of(study_folder)
     assert summary["qpa"].difference is None
-    assert summary.sentences["qpa"].endswith("over 5 seeds); there is nothing yet to compare it with.")
+    assert summary.sentences["qpa"].endswith("over 5 seeds); there is no result yet to compare it with.")
     assert summary["qpa"].rank == 3
 
 
@@ -343,7 +341,7 @@ def test_accuracy_is_better_when_higher(study_folder):
     assert summary.sentences["lora"] == "LoRA, the reference, ends at 80.3 % (s.d. 0.7 over 5 seeds)."
 
 
-def test_the_trials_of_rates(study_folder):
+def test_trials_of_learning_rates(study_folder):
     drop_rows(study_folder, "qpa", "lr0.003")
     tuning = summary_of(study_folder).tuning
     assert [rate for rate, _ in tuning["qpa"]] == [3e-4, 1e-3, 3e-3, 1e-2]
@@ -353,12 +351,12 @@ def test_the_trials_of_rates(study_folder):
     assert tuning["none"] == []
 
 
-def test_a_method_without_a_rate_that_works_says_so(study_folder):
+def test_method_without_a_successful_trial_is_flagged(study_folder):
     edit_rows(study_folder, lambda row: row.update({"status": "diverged"}), "qaa", "lr*")
-    assert "no rate succeeded" in summary_of(study_folder)["qaa"].flags
+    assert "no learning rate succeeded" in summary_of(study_folder)["qaa"].flags
 
 
-def test_why_figures_are_missing(study_folder):
+def test_reasons_for_missing_measurements(study_folder):
     drop_rows(study_folder, "qaa", "cost")
     edit_rows(study_folder, lambda row: row.update({"status": "oom", "error_msg": "too large"}), "qpa", "cost")
     summary = summary_of(study_folder)
@@ -368,7 +366,7 @@ def test_why_figures_are_missing(study_folder):
     assert summary["lora"].null_reasons["quality.bleu"] == "the task has no references"
 
 
-def test_a_folder_without_a_study_is_refused(tmp_path):
+def test_folder_without_a_study_raises_input_error(tmp_path):
     with pytest.raises(InputError, match=r"holds no study \(study\.json is missing\)"):
         summary_of(tmp_path)
 
@@ -376,13 +374,13 @@ def test_a_folder_without_a_study_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "is damaged"), ("[]", "is damaged"), ('{"schema": 9}', "schema 9")]
 )
-def test_a_damaged_study_is_refused(tmp_path, text, message):
+def test_damaged_study_raises_checkpoint_error(tmp_path, text, message):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         summary_of(tmp_path)
 
 
-def test_a_method_that_needs_its_circuit_no_more_than_a_control_says_so_first(study_folder):
+def test_headlines_count_controls(study_folder):
     first, second = summary_of(study_folder).headlines
     assert first.startswith("QPA is not shown to be better than 1 of its 1 control: QPA with noise for its circuit (")
     assert second == "QAA is better than all of its 1 control."

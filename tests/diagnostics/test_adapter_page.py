@@ -1,4 +1,4 @@
-"""The page of a diagnosis: whole, offline, on a phone, in the dark, on paper."""
+"""The page of a diagnosis: complete, offline, narrow, light and dark, printed."""
 
 import re
 
@@ -42,19 +42,21 @@ def page_file(diagnosis, tmp_path_factory):
     return write_page(diagnosis, tmp_path_factory.mktemp("html") / "deep" / "diagnose.html")
 
 
-def test_the_page_says_what_the_diagnosis_says(diagnosis, page_file):
+def test_page_contains_every_finding_and_chart(diagnosis, page_file):
     text = page_file.read_text()
     for finding in diagnosis.findings:
         assert f'<section id="{finding.key}">' in text
         assert finding.sentences
-    assert text.count("<svg") == 3 + 2 + 1 + 1 + 4 + 1, "laws, gradients, fidelities, movement, ranks, trainings"
+    assert text.count('<img class="chart"') == 3 + 2 + 1 + 1 + 4 + 1, (
+        "laws, gradients, fidelities, movement, ranks, trainings"
+    )
     assert "<b>my</b>" not in text, "names are escaped"
-    assert not re.search(r"(src|href)=\"(?!#|data:,)", text), "nothing is loaded from elsewhere"
+    assert not re.search(r"(src|href)=\"(?!#|data:)", text), "nothing is loaded from elsewhere"
     again = write_page(diagnosis, page_file.with_name("again.html"))
     assert again.read_bytes() == page_file.read_bytes()
 
 
-def test_the_law_in_the_chart_is_a_density(diagnosis):
+def test_histogram_and_law_are_densities(diagnosis):
     """Bins times width sum to the share of the law below the last edge, the same for the histogram."""
     from scipy.stats import beta
 
@@ -65,7 +67,7 @@ def test_the_law_in_the_chart_is_a_density(diagnosis):
     assert sum(bins.density) * width + bins.beyond == pytest.approx(1)
 
 
-def test_too_few_samples_are_refused(diagnosis):
+def test_too_few_samples_raise_config_error(diagnosis):
     with pytest.raises(ConfigError, match="at least 10"):
         diagnose(None, samples=9)  # type: ignore[arg-type]  refused before the target is looked at
 
@@ -78,28 +80,24 @@ class TestInTheBrowser:
         with showing(browser, page_file) as opened:
             yield opened
 
-    def test_a_phone_never_scrolls_the_page(self, show):
+    def test_narrow_screen_does_not_scroll_horizontally(self, show):
         page = show(viewport={"width": 360, "height": 740})
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        for chart in page.locator("svg").all():
+        for chart in page.locator("img.chart").all():
             box = chart.bounding_box()
             assert box["x"] >= 0
             assert box["x"] + box["width"] <= 360
-        sizes = page.locator("svg text").evaluate_all(
-            "(texts) => texts.map((text) => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a)"
-        )
-        assert min(sizes) > 8.5
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])
-    def test_text_is_readable_in_the_light_and_in_the_dark(self, show, scheme):
+    def test_text_has_contrast(self, show, scheme):
         page = show(color_scheme=scheme)
-        for selector in ("h1", ".question", ".facts dt", "nav a", "h2", "main p", "tbody td", "figcaption", "svg text"):
+        for selector in ("h1", ".question", ".facts dt", "nav a", "h2", "main p", "tbody td", "figcaption"):
             found = page.locator(selector)
             assert found.count() > 0, selector
             worst = min(found.evaluate_all(f"(all) => all.map({CONTRAST})"))
             assert worst >= 4.5, (selector, worst)
 
-    def test_paper_shows_every_question(self, show):
+    def test_print_shows_every_question(self, show):
         page = show()
         page.emulate_media(media="print", color_scheme="dark")
         assert not page.locator("nav").is_visible()

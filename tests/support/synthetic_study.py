@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from qpeft.compare.analysis.summary import Summary, summarise, write_outputs
+from qpeft.compare.analysis.summary import Summary, summarise
+from qpeft.compare.report.files import write_tables
 from qpeft.compare.report.page import write_report
 from qpeft.compare.resolved import read_study
-from qpeft.compare.rows import ROWS, Row, read_rows
+from qpeft.compare.rows import ROWS, read_rows
 
 StoredRow = dict[str, Any]  # as JSON holds it
 
@@ -114,12 +115,13 @@ def summary_of(folder: Path) -> Summary:
 
 
 def write_tables_of(folder: Path) -> Summary:
-    return write_outputs(folder, read_study(folder), read_rows(folder))
+    summary = summary_of(folder)
+    write_tables(folder, summary)
+    return summary
 
 
 def write_report_of(folder: Path) -> Path:
-    rows: Mapping[str, Row] = read_rows(folder)
-    return write_report(folder, summarise(read_study(folder), rows), rows)
+    return write_report(folder, summary_of(folder))
 
 
 def _matches(row: StoredRow, method: str, name: str) -> bool:

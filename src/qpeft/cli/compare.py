@@ -1,4 +1,4 @@
-"""`qpeft compare run | plan | report`: many methods, one question, equal conditions."""
+"""`qpeft compare run | plan | report`: compare methods under equal conditions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from qpeft.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft.compare.analysis.found import Summary
+    from qpeft.compare.analysis.types import Summary
     from qpeft.compare.plan import Plan
     from qpeft.compare.resolved import ResolvedStudy
     from qpeft.compare.rows import Row
@@ -35,18 +35,18 @@ def _option(text: str, **metadata: Any) -> Any:
 
 @dataclass(kw_only=True)
 class StudyOptions:
-    """What may be given beside a study's name; None: as the study has it."""
+    """Options that replace a field of the study; None: the study's own."""
 
-    base: str | None = _option("Base model: a hub id, a folder, or embedded: the one inside qpeft.")
-    data: str | None = _option("Training data, as for train. Without the next two, parts of it are held out.")
-    eval_data: str | None = _option("Validation data, by which rates and checkpoints are chosen.")
-    test_data: str | None = _option("Test data, read once by each training, at its end.")
-    steps: int | None = _option("Optimiser steps of every training.")
-    batch_size: int | None = _option("Examples or blocks of text in a step.")
-    seq_len: int | None = _option("Tokens in a block of text.")
-    seeds: tuple[int, ...] | None = _option("Seeds of the final trainings, such as 0,1,2,3,4.")
-    lr_scale: float | None = _option("Factor to every learning rate of the study: another base may want others.")
-    max_hours: float | None = _option("Refuse to start what is estimated to take longer.")
+    base: str | None = _option("Base model: a Hub id, a folder, or `embedded`, the model inside qpeft.")
+    data: str | None = _option("Training data, as for train. Without the next two options, parts of it are held out.")
+    eval_data: str | None = _option("Validation data, for choosing learning rates and checkpoints.")
+    test_data: str | None = _option("Test data, read once per run, at its end.")
+    steps: int | None = _option("Optimizer steps of every run.")
+    batch_size: int | None = _option("Examples or blocks of text per step.")
+    seq_len: int | None = _option("Tokens per block of text.")
+    seeds: tuple[int, ...] | None = _option("Seeds of the final runs, such as 0,1,2,3,4.")
+    lr_scale: float | None = _option("Factor for every learning rate: another base may need other ones.")
+    max_hours: float | None = _option("Refuse to start a study that is estimated to take longer.")
 
 
 StudyArgument = Annotated[
@@ -64,26 +64,27 @@ def run(
     study: StudyArgument,
     overrides: Overrides,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of this study: rows, tables, report.")],
-    workers: Annotated[int, typer.Option(metavar="N", help="Trainings at once; times are taken alone.")] = 1,
+    workers: Annotated[int, typer.Option(metavar="N", help="Runs in parallel. Times are measured one at a time.")] = 1,
     threads: Annotated[
-        int, typer.Option(metavar="N", help="CPU threads of a training; another number changes the last digits.")
+        int, typer.Option(metavar="N", help="CPU threads per run. The number affects the last digits of results.")
     ] = 1,
     executor: Annotated[
-        str, typer.Option(metavar="local|ray", help="This machine, or the Ray cluster that RAY_ADDRESS names.")
+        str, typer.Option(metavar="local|ray", help="This machine, or the Ray cluster at RAY_ADDRESS.")
     ] = "local",
     retry: Annotated[
-        str | None, typer.Option(metavar="STATUS,...", help="Run failed cells again: any of failed, oom, timeout.")
+        str | None, typer.Option(metavar="STATUS,...", help="Run cells of this status again: failed, oom, timeout.")
     ] = None,
     reuse: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Another study's folder: its equal cells are not run again.")
+        Path | None, typer.Option(metavar="DIR", help="Folder of another study: its identical cells are not run again.")
     ] = None,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Kill a training that takes longer.")] = None,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop a run that takes longer.")] = None,
 ) -> Answer:
-    """Train every method with every seed on equal terms, measure, and write a report; run again to go on.
+    """Train every method with every seed under equal conditions, measure, and write a report.
 
-    Each method first tries a few learning rates on validation data, then trains with every seed at the best, then
-    has its time and memory measured alone. Every cell is a process of its own: one that fails is a row that says
-    so, and the others go on. Exit code 3: some cells failed; the report is there all the same.
+    Each method first tries a few learning rates on validation data, then trains with every seed at the best one. Time
+    and memory are measured at the end, one method at a time. Every cell is a separate process: if one fails, its row
+    records the failure and the others continue. Run the same command again to resume. Exit code 3: some cells failed;
+    the report is still written.
 
     Examples:
 
@@ -110,7 +111,7 @@ def run(
 
 @command
 def plan(study: StudyArgument, overrides: Overrides) -> Answer:
-    """Show what a study would run: cells, counts, learning rates, hours. Nothing is trained, nothing is kept.
+    """Show what a study would run: cells, parameters, learning rates, hours. Nothing is trained or written.
 
     Examples:
 
@@ -130,7 +131,7 @@ def plan(study: StudyArgument, overrides: Overrides) -> Answer:
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out folder of a compare run.")],
 ) -> Answer:
-    """Write tables, plots and the report again, from the rows alone; cells without one are marked missing.
+    """Write tables, charts and the report again from the rows. Cells without a row are marked as missing.
 
     Example:
 
@@ -146,7 +147,7 @@ def report(
 
 
 def compare() -> None:
-    """Compare methods on equal terms: same data, steps and care in tuning; seeds, intervals, controls, a report.
+    """Compare methods under equal conditions: same data, steps and tuning; seeds, intervals, controls, a report.
 
     Start with:
 
@@ -166,13 +167,13 @@ def _plan(study: str, overrides: dict[str, Any], folder: Path, command: str) -> 
 
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
     found = load_study(study, {_DOTTED.get(key, key): value for key, value in values.items()})
-    from qpeft.compare.plan import make_plan  # seconds of imports, which a misspelt field need not wait for
+    from qpeft.compare.plan import make_plan  # imports that take seconds, not needed to report a misspelled field
 
     return make_plan(found, folder, command)
 
 
 def _command(study: str, overrides: dict[str, Any], out: Path) -> str:
-    """What gives the same rows again: how many at once, and where, is left out."""
+    """The command that reproduces the rows; how many run in parallel, and where, is left out."""
     words = ["qpeft", "compare", "run", study]
     for key, value in overrides.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
@@ -185,7 +186,7 @@ def _refuse_long(plan: Plan, workers: int) -> None:
     hours = (phases["tuning"] + phases["final"]) / workers + phases["cost"]
     if hours > most:
         remedy = "Reduce steps, seeds or methods, or raise max_hours."
-        raise ConfigError(f"Planned time {hours:.1f} h exceeds max_hours={most:g}. {remedy}")
+        raise ConfigError(f"The planned time of {hours:.1f} h exceeds max_hours={most:g}. {remedy}")
 
 
 def _data(folder: Path, summary: Summary, failures: list[Row]) -> dict[str, Any]:
@@ -216,10 +217,10 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
 def _show_plan(console: Console, study: ResolvedStudy, n_cells: dict[str, int], hours: dict[str, float]) -> None:
     console.print(f"{study.title}\n{study.question}\n")
     console.print(planned(study))
-    what = {"tuning": "trials of learning rates", "final": "trainings", "cost": "measurements of time, alone"}
+    what = {"tuning": "trials of learning rates", "final": "final runs", "cost": "measurements of time and memory"}
     console.print(facts([(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items() if n]))
     total, most = sum(hours.values()), study.max_hours
-    console.print(f"\nIn all about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
+    console.print(f"\nIn total about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
     print_code(console, study.command)
 
 

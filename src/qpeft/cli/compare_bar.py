@@ -1,4 +1,4 @@
-"""A bar over all cells of a comparison, with the time left, and a line for each cell that ended; on standard error."""
+"""Progress of a comparison on standard error: a bar over all cells with the time left, and a line per finished cell."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from qpeft.compare.cells.cell import Cell
     from qpeft.compare.rows import Row
 
-_SHOWN_ERROR = 160  # characters of a failure; the row has the rest
+_SHOWN_ERROR = 160  # characters of an error message; the row has all of it
 
 
 class CompareBar:
-    """Shows what runs, how much of all steps is done, and how long the rest will take; lines alone without a terminal.
+    """Shows the running cells, the share of all cells done and the time left; without a terminal, lines only.
 
     Example:
         with CompareBar() as bar:
@@ -55,7 +55,7 @@ class CompareBar:
         self._waiting = {cell.cell_id: cell for cell in cells}
         self._n_planned, self._at_once = len(cells), at_once
         if n_there:
-            say("Note:", f"{n_there} of {n_there + len(cells)} cells are done already", "bold")
+            say("Note:", f"{n_there} of {n_there + len(cells)} cells are already done", "bold")
         self._draw()
 
     def on_start(self, cell: Cell) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from qpeft import circuits
-from qpeft.compare.analysis.found import MethodSummary
-from qpeft.compare.report.numbers import interval
-from qpeft.compare.report.words import capital
+from qpeft.compare.analysis.types import MethodSummary
+from qpeft.compare.report.format import interval
 from qpeft.diagnostics.effective_rank import EffectiveRank, effective_rank
 from qpeft.diagnostics.entanglement import meyer_wallach
 from qpeft.diagnostics.expressibility import expressibility
@@ -187,7 +186,7 @@ def _difference(control: MethodSummary) -> list[Value]:
     found = control.difference_to_target
     if found is None:
         return []
-    return [Value(capital(control.label), interval(found.mean, found.low, found.high), found.verdict)]
+    return [Value(control.label, interval(found), found.verdict)]
 
 
 def _ranks(name: str, figure: EffectiveRank) -> list[Value]:

@@ -14,11 +14,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from qpeft.compare.analysis.found import MethodSummary, Summary
 from qpeft.compare.analysis.statistics import MIN_SEEDS
 from qpeft.compare.analysis.summary import summarise
+from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.plan import make_plan
-from qpeft.compare.report.words import capital
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Row, read_rows
 from qpeft.compare.running.progress import CompareProgress
@@ -60,7 +59,7 @@ class CircuitMatters(Measurement):
         if not any(control.difference_to_target for control in self.controls):
             return "The training runs are not finished: there is nothing to compare yet."
         if self.summary.headlines:
-            return f"{capital(self.summary.headlines[0])} {self._size}"
+            return f"{self.summary.headlines[0]} {self._size}"
         return f"Fewer than {MIN_SEEDS} seeds allow no verdict on the circuit."
 
     @property

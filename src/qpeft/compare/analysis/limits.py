@@ -1,15 +1,15 @@
-"""What a study does not show: fixed sentences, and those that its own rows call for."""
+"""What a study does not show: fixed sentences, and those that depend on its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qpeft.compare.analysis.found import MethodSummary, Summary
 from qpeft.compare.analysis.statistics import MIN_SEEDS
+from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.study import is_ranked
 
 SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
-QAA_DEFAULTS = "Defaults of QAA are our own reading; the original paper's settings were not available."
+QAA_DEFAULTS = "The defaults of QAA are our own choice: the original paper's settings were not available."
 
 
 def limits_of(summary: Summary) -> list[str]:
@@ -20,7 +20,7 @@ def limits_of(summary: Summary) -> list[str]:
 
 
 def as_good_as_target(control: MethodSummary, lower_is_better: bool) -> bool:
-    """True if the interval of control minus method does not lie wholly on the worse side, and no seed was lost."""
+    """True if the interval of control minus method is not entirely on the worse side, and no seed failed."""
     found = control.difference_to_target
     if found is None or found.n < MIN_SEEDS or found.low is None or found.high is None or control.has_failures:
         return False
@@ -33,7 +33,7 @@ def _controls(summary: Summary) -> list[str]:
 
 
 def _performs(control: MethodSummary, summary: Summary) -> str:
-    """What a control's own interval says of it, with the interval: an interval around 0 is no proof of equality."""
+    """The sentence about a control, with its interval: an interval around 0 does not prove equality."""
     found = control.difference_to_target
     assert found is not None
     assert found.low is not None
@@ -48,22 +48,22 @@ def _performs(control: MethodSummary, summary: Summary) -> str:
 def _scope(summary: Summary) -> str:
     study = summary.study
     where = f"One base ({study.base.id}), one data set ({study.data.id}), {study.training.steps:,} steps"
-    return f"{where}: others may order the methods otherwise."
+    return f"{where}: others may rank the methods differently."
 
 
 def _statistics(summary: Summary) -> list[str]:
     if summary.n_comparisons == 0:
         return []
-    rule = '"Better" and "worse" are said only if the 95 % t interval of the difference, paired by seed, excludes 0'
+    rule = '"Better" and "worse" require that the 95 % t interval of the difference, paired by seed, excludes 0'
     how = f"with at least {MIN_SEEDS} seeds, after Holm's correction over {summary.n_comparisons} comparisons"
-    return [f"{rule}, {how}.", "Intervals are over seeds alone: another choice of test data is not in them."]
+    return [f"{rule}, {how}.", "Intervals cover the variation over seeds only, not over the choice of test data."]
 
 
 def _edges(summary: Summary) -> list[str]:
     names = [m.label for m in summary.methods if m.lr_at_edge is not None]
     if not names:
         return []
-    return [f"The best learning rate lies at the edge of the grid for {_list(names)}: a wider one may do better."]
+    return [f"The best learning rate is at an edge of the grid for {_list(names)}: a wider grid may do better."]
 
 
 def _preliminary(summary: Summary) -> list[str]:
@@ -76,13 +76,13 @@ def _failures(summary: Summary) -> list[str]:
     if not found:
         return []
     lost = [f"{m.label} ({sum(s not in ('success', 'missing') for s in m.statuses.values())})" for m in found]
-    return [f"Seeds failed or diverged: {_list(lost)}. Such a method is not ranked, and no verdict favours it."]
+    return [f"Seeds failed or diverged: {_list(lost)}. Such a method is not ranked, and no verdict favors it."]
 
 
 def _missing(summary: Summary) -> list[str]:
     n = sum(status == "missing" for m in summary.methods for status in m.statuses.values())
     planned = sum(len(m.statuses) for m in summary.methods)
-    return [f"{n} of {planned} trainings are missing: the study is not finished."] if n else []
+    return [f"{n} of {planned} runs are missing: the study is not finished."] if n else []
 
 
 def _unranked(summary: Summary) -> list[str]:
@@ -91,8 +91,8 @@ def _unranked(summary: Summary) -> list[str]:
         outside = [m for m in block.members if not is_ranked(m.ratio)]
         if outside:
             names = _list(f"{summary[m.key].label} ({100 * m.ratio:.3g} %)" for m in outside)
-            start = f"At the {block.budget:,} trained numbers of {summary[block.of].label}"
-            found.append(f"{start} these are outside 80 to 100 % of the budget and not ranked: {names}.")
+            start = f"At the {block.budget:,} trainable parameters of {summary[block.of].label}"
+            found.append(f"{start} these methods are outside 80 to 100 % of the budget and not ranked: {names}.")
     return found
 
 
@@ -100,7 +100,7 @@ def _machines(summary: Summary) -> list[str]:
     names = sorted({m.hardware for m in summary.methods if m.hardware is not None})
     if len(names) < 2:
         return []
-    return [f"Costs were measured on different hardware ({'; '.join(names)}): no time is comparable between them."]
+    return [f"Costs were measured on different hardware ({'; '.join(names)}), so times are not comparable."]
 
 
 def _list(names: Iterable[str]) -> str:

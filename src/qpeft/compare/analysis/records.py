@@ -19,7 +19,7 @@ _OF_TRAIN = ("seconds", "step_ms")
 
 @dataclass(frozen=True)
 class MethodRows:
-    """The rows of one method: its seeds, its trials of rates, its cost; what is not there yet is None."""
+    """The rows of one method: seeds, trials of learning rates, cost; None for a row that does not exist yet."""
 
     seeds: Mapping[int, Row | None]
     trials: list[tuple[float, Row | None]]  # by rate, in the order of the grid
@@ -46,7 +46,7 @@ class MethodRows:
 
 
 def read_method(study: ResolvedStudy, method: ResolvedMethod, rows: Mapping[str, Row]) -> MethodRows:
-    """The rows of `method` among `rows`, which are by cell_id. A deterministic result stands under every seed."""
+    """The rows of `method` among `rows`, which are by cell_id. A deterministic result counts for every seed."""
 
     def find(name: str) -> Row | None:
         return rows.get(study.cell_id(method, name))
@@ -55,12 +55,12 @@ def read_method(study: ResolvedStudy, method: ResolvedMethod, rows: Mapping[str,
     found = [row for row in seeds.values() if row is not None]
     if found and study.is_deterministic(method):
         seeds = dict.fromkeys(seeds, found[0])
-    tried = method.rates if len(method.rates) > 1 else []  # a single learning rate is taken untried
+    tried = method.rates if len(method.rates) > 1 else []  # a single learning rate is not tuned
     return MethodRows(seeds, [(rate, find(f"lr{rate:g}")) for rate in tried], find("cost"))
 
 
 def numbers(row: Row) -> dict[str, float]:
-    """Every measurement of a row by dotted name ("quality.test_ppl"); no lists, no flags, no nulls."""
+    """Every measurement of a row by dotted name ("quality.test_ppl"); no lists, flags or nulls."""
     train = {name: value for name, value in row.train.to_json().items() if name in _OF_TRAIN}
     sections = {"train": train} | {name: getattr(row, name).to_json() for name in _SECTIONS}
     return {name: value for name, value in flatten(sections).items() if _is_number(value)}

@@ -1,11 +1,10 @@
-"""A study's answers in plain words: one sentence a method with its interval, and the flags of its line."""
+"""The results of a study as sentences: one for each method with its interval, and the flags of its table row."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from qpeft.compare.analysis.found import MethodSummary, Summary
 from qpeft.compare.analysis.statistics import (
     BETTER,
     MIN_SEEDS,
@@ -14,6 +13,7 @@ from qpeft.compare.analysis.statistics import (
     WORSE,
     Difference,
 )
+from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.rows import Row
 
 _METRICS = {  # unit, factor, decimals
@@ -24,13 +24,12 @@ _METRICS = {  # unit, factor, decimals
 
 
 def sentence(method: MethodSummary, summary: Summary) -> str:
-    """What became of `method`, against the reference or, in an equal-budget block, against the block's method."""
-    answer = _answer(method, summary)
-    return f"{answer[0].upper()}{answer[1:]}{_lost(method)}"
+    """The result of `method`, compared with the reference or, in an equal-budget block, with the block's method."""
+    return _capital(_answer(method, summary)) + _lost(method)
 
 
 def headlines_of(summary: Summary) -> list[str]:
-    """For each method with controls, whether it needs what they lack: how many of them are not shown to be worse."""
+    """For each method with controls: how many of them are not shown to be worse."""
     found = []
     for method in summary.methods:
         judged = [m for m in summary.methods if m.against == method.key and m.difference_to_target is not None]
@@ -39,11 +38,11 @@ def headlines_of(summary: Summary) -> list[str]:
             continue
         as_good = [m for m in judged if m.difference_to_target and m.difference_to_target.verdict != WORSE]
         if not as_good:
-            found.append(f"{method.label} is better than all of its {_count(len(judged), 'control')}.")
+            found.append(f"{_capital(method.label)} is better than all of its {_count(len(judged), 'control')}.")
             continue
         names = "; ".join(f"{m.label} ({_against(m, summary)})" for m in as_good)
         n = f"{len(as_good)} of its {_count(len(judged), 'control')}"
-        found.append(f"{method.label} is not shown to be better than {n}: {names}.")
+        found.append(f"{_capital(method.label)} is not shown to be better than {n}: {names}.")
     return found
 
 
@@ -51,7 +50,7 @@ def _against(control: MethodSummary, summary: Summary) -> str:
     """ "0.016 nats per token below", and "better" where that is shown."""
     found = control.difference_to_target
     assert found is not None
-    return f"{_distance(found, summary).removesuffix(' with')}{', better' if found.verdict == BETTER else ''}"
+    return f"{_distance(found, summary).removesuffix(' to')}{', better' if found.verdict == BETTER else ''}"
 
 
 def _answer(method: MethodSummary, summary: Summary) -> str:
@@ -63,7 +62,7 @@ def _answer(method: MethodSummary, summary: Summary) -> str:
     ends = f"ends at {quantity(method.metric.mean, summary)} ({_over_seeds(method, summary)})"
     if method.key == summary.study.reference:
         return f"{method.label}, the reference, {ends}."
-    return f"{method.label} {ends}; there is nothing yet to compare it with."
+    return f"{method.label} {ends}; there is no result yet to compare it with."
 
 
 def _compared(method: MethodSummary, found: Difference, summary: Summary) -> str:
@@ -90,7 +89,7 @@ def quantity(value: float, summary: Summary) -> str:
 def _distance(found: Difference, summary: Summary) -> str:
     """ "0.042 nats per token above", before the other's name or alone."""
     if found.mean == 0:
-        return "exactly level" if found.verdict == NO_DIFFERENCE else "exactly level with"
+        return "exactly equal" if found.verdict == NO_DIFFERENCE else "exactly equal to"
     unit, factor, _ = _METRICS[summary.study.metric]
     number = f"{abs(found.mean) * factor:.{_decimals(found, summary)}f}"
     return f"{number} {unit}{_per_token(summary)} {'above' if found.mean > 0 else 'below'}"
@@ -115,7 +114,7 @@ def _side(found: Difference, summary: Summary) -> str:
 
 
 def _decimals(found: Difference, summary: Summary) -> int:
-    """Enough to show a small difference with two digits."""
+    """Enough for two digits of a small difference."""
     _, factor, usual = _METRICS[summary.study.metric]
     exponent = int(f"{found.mean * factor:.1e}".partition("e")[2])
     return min(9, max(usual, 1 - exponent)) if found.mean else usual
@@ -123,27 +122,27 @@ def _decimals(found: Difference, summary: Summary) -> int:
 
 def _share(method: MethodSummary, other: MethodSummary) -> str:
     if method.trainable == 0:
-        return "with nothing trained" if method.lr is None else "with the task's head alone"
+        return "without training" if method.lr is None else "by training the task's head only"
     if other.trainable == 0:
-        return f"with {method.trainable:,} trained numbers"
+        return f"with {method.trainable:,} trainable parameters"
     ratio = method.trainable / other.trainable
     if round(ratio, 2) == 1:
-        return "with as many trained numbers"
+        return "with as many trainable parameters"
     if round(ratio, 2) == 0.5:
-        return "with half of its trained numbers"
+        return "with half as many trainable parameters"
     if ratio < 1:
         percent = 100 * ratio
-        return f"with {percent:{'.2g' if percent < 10 else '.0f'}} % of its trained numbers"
-    return f"with {ratio:{'.3g' if ratio < 10 else ',.0f'}} times its trained numbers"
+        return f"with {percent:{'.2g' if percent < 10 else '.0f'}} % as many trainable parameters"
+    return f"with {ratio:{'.3g' if ratio < 10 else ',.0f'}} times as many trainable parameters"
 
 
 def _why_not(found: Difference, method: MethodSummary, other: MethodSummary, summary: Summary) -> str:
     """Why an interval that excludes 0 is not enough."""
     if found.verdict_alone == NO_DIFFERENCE:
         return ""
-    favoured = method if found.verdict_alone == BETTER else other
-    if favoured.has_failures:
-        return f"; seeds of {favoured.label} failed, and nothing is said in its favour"
+    favored = method if found.verdict_alone == BETTER else other
+    if favored.has_failures:
+        return f"; seeds of {favored.label} failed, so no verdict favors it"
     return f"; the interval excludes 0, but not after Holm's correction over {summary.n_comparisons} comparisons"
 
 
@@ -165,7 +164,7 @@ def _lost(method: MethodSummary) -> str:
 def _became(status: str, count: int) -> str:
     if status in ("missing", "skipped"):
         return f"{'is' if count == 1 else 'are'} {status}"
-    return {"oom": "ran out of memory", "timeout": "ran out of time"}.get(status, status)
+    return {"oom": "ran out of memory", "timeout": "exceeded the time limit"}.get(status, status)
 
 
 def _block_difference(method: MethodSummary, summary: Summary) -> Difference | None:
@@ -178,6 +177,10 @@ def _per_token(summary: Summary) -> str:
     return " per token" if is_lm else ""
 
 
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _count(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
@@ -185,21 +188,21 @@ def _count(n: int, noun: str) -> str:
 def flags_of(
     method: MethodSummary, trials: Sequence[tuple[float, Row | None]], untrained: float | None, lower_is_better: bool
 ) -> list[str]:
-    """The few words that stand in the method's line of every table; `untrained`: what the base itself reaches."""
+    """Short remarks for the method's table row. `untrained`: the metric of the base itself."""
     flags = []
     if untrained is not None and method.metric is not None and method.lr is not None:
         values = method.metric.values.values()
         if all(value > untrained if lower_is_better else value < untrained for value in values):
             flags.append("worse than the untrained base with every seed")
     if method.lr_at_edge is not None:
-        flags.append(f"edge: its best rate is the {method.lr_at_edge}est of its grid")
+        flags.append(f"edge: its best learning rate is the {method.lr_at_edge}est of its grid")
     if method.metric is not None and method.metric.n < MIN_SEEDS:
         flags.append(f"preliminary: {_count(method.metric.n, 'seed')}")
     lost = Counter(status for status in method.statuses.values() if status != "success")
     flags += [f"{count} {status}" for status, count in sorted(lost.items())]
     ended = sum(row is not None and row.status in ("success", "diverged") for _, row in trials)
     if trials and all(row is not None and not row.succeeded for _, row in trials):
-        flags.append("no rate succeeded")
+        flags.append("no learning rate succeeded")
     elif trials and ended < sum(row is not None for _, row in trials):
-        flags.append(f"{ended} of {len(trials)} rates tried to the end")
+        flags.append(f"{ended} of {len(trials)} learning rates tried to the end")
     return flags

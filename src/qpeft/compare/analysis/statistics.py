@@ -1,27 +1,29 @@
-"""What seeds allow to be said: means, differences paired by seed, t intervals, Holm's correction.
+"""Statistics over seeds: means, differences paired by seed with t intervals, Holm's correction.
 
-The difference d_i = x_i - y_i is taken seed by seed, because equal seeds saw equal batches. With n seeds its 95 %
-interval is mean(d) -+ t sd(d) / sqrt(n), where sd divides by n - 1 and t is Student's 97.5 % quantile with n - 1
-degrees of freedom: 4.303 for three seeds, 2.776 for five.
+The difference d_i = x_i - y_i is taken seed by seed, because equal seeds saw equal batches. Its interval and p value
+are those of Student's paired t test (`scipy.stats.ttest_1samp` of the differences). All comparisons of a study are one
+family, so that many of them do not make one look significant by chance.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 
-from scipy.special import stdtr, stdtrit
+from scipy.stats import ttest_1samp
 
 LEVEL = 0.95
-_ROUNDING = 1e-12
 MIN_SEEDS = 3  # with fewer nothing is ranked and nothing is called better
 BETTER, WORSE, NO_DIFFERENCE, PRELIMINARY = "better", "worse", "no difference shown", "preliminary"
+_ROUNDING = 1e-12
+
+Pair = tuple[str, str]  # a method's key and the key of the method it is compared with
 
 
 @dataclass(frozen=True)
 class Stats:
-    """A figure over the seeds that have it; `sd` is the sample standard deviation, None for one seed."""
+    """A value over the seeds that have it. `sd` is the sample standard deviation, None for one seed."""
 
     mean: float
     sd: float | None
@@ -37,8 +39,8 @@ class Difference:
     """A method minus the method `to`, paired by seed.
 
     `low` and `high` are None for one pair, `p` and `p_holm` with fewer than three. `same_sign` counts the seeds whose
-    difference has the sign of the mean. `verdict_alone` goes by this interval only; `verdict` also asks that Holm's
-    correction over the study's comparisons upholds it, and that the favoured side lost no seed to a failure.
+    difference has the sign of the mean. `verdict_alone` depends on this interval only. `verdict` also requires that
+    Holm's correction over the study's comparisons confirms it, and that no seed of the favored method failed.
     """
 
     to: str
@@ -57,8 +59,25 @@ def describe(values: Mapping[int, float]) -> Stats | None:
     """Mean and sample standard deviation of the values by seed; None if there are none."""
     if not values:
         return None
-    mean = math.fsum(values.values()) / len(values)
-    return Stats(mean, _sample_sd(list(values.values()), mean), dict(values))
+    found = list(values.values())
+    return Stats(fmean(found), stdev(found) if len(found) > 1 else None, dict(values))
+
+
+def compare(
+    pairs: Sequence[Pair], values: Mapping[str, Mapping[int, float]], failed: set[str], lower_is_better: bool
+) -> dict[Pair, Difference]:
+    """The difference of every pair that shares a seed, with verdicts after Holm's correction over all of them.
+
+    `values`: the metric by method and seed. `failed`: the methods with a failed or diverged seed. Their other seeds are
+    a favorable selection, so no verdict favors such a method.
+    """
+    found = {
+        (key, to): difference
+        for key, to in dict.fromkeys(pairs)
+        if (difference := paired_difference(values[key], values[to], to, lower_is_better)) is not None
+    }
+    corrected = _holm_over_pairs(found)
+    return {pair: _with_verdict(pair, difference, corrected.get(pair), failed) for pair, difference in found.items()}
 
 
 def paired_difference(
@@ -68,37 +87,11 @@ def paired_difference(
     differences = [values[seed] - others[seed] for seed in sorted(values.keys() & others.keys())]
     if not differences:
         return None
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    low, high = t_interval(differences)
-    p = two_sided_p(differences) if n >= MIN_SEEDS else None
+    n, mean = len(differences), fmean(differences)
+    low, high, p = _t_test(differences, mean)
     same_sign = sum(_sign(difference) == _sign(mean) for difference in differences)
     verdict = _verdict(low, high, n, lower_is_better)
-    return Difference(to, mean, low, high, n, same_sign, p, None, verdict, verdict)
-
-
-def t_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float | None, float | None]:
-    """The interval of the mean of `differences`; (None, None) for fewer than two."""
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    sd = _sample_sd(differences, mean)
-    if sd is None:
-        return None, None
-    half = float(stdtrit(n - 1, 0.5 + level / 2)) * sd / math.sqrt(n)
-    return mean - half, mean + half
-
-
-def two_sided_p(differences: Sequence[float]) -> float:
-    """P(|T| >= |t|) for the mean of two or more `differences`; 1 without any spread, which no t test can judge.
-
-    An accuracy may differ by the same few examples with every seed; that says nothing of other seeds.
-    """
-    n = len(differences)
-    mean = math.fsum(differences) / n
-    sd = _sample_sd(differences, mean)
-    if sd is None or sd <= _ROUNDING * abs(mean):
-        return 1.0
-    return float(2 * stdtr(n - 1, -abs(mean) / sd * math.sqrt(n)))
+    return Difference(to, mean, low, high, n, same_sign, p if n >= MIN_SEEDS else None, None, verdict, verdict)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -111,16 +104,35 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _sample_sd(values: Sequence[float], mean: float) -> float | None:
-    if len(values) < 2:
-        return None
-    if all(value == values[0] for value in values):
-        return 0.0  # the rounding of the mean must not make a spread
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+def _t_test(differences: Sequence[float], mean: float) -> tuple[float | None, float | None, float | None]:
+    """Interval and two-sided p value of the mean; None for one difference.
+
+    Without any spread p is 1: an accuracy may differ by the same few examples with every seed, which tells nothing
+    about other seeds.
+    """
+    if len(differences) < 2:
+        return None, None, None
+    if stdev(differences) <= _ROUNDING * abs(mean):
+        return mean, mean, 1.0
+    test = ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(LEVEL)
+    return float(interval.low), float(interval.high), float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
+def _holm_over_pairs(found: Mapping[Pair, Difference]) -> dict[Pair, float]:
+    """The adjusted p values. A pair and its reverse are the same question and count once."""
+    questions = {frozenset(pair): difference.p for pair, difference in found.items() if difference.p is not None}
+    adjusted = dict(zip(questions, holm(list(questions.values())), strict=True))
+    return {pair: adjusted[frozenset(pair)] for pair in found if frozenset(pair) in adjusted}
+
+
+def _with_verdict(pair: Pair, difference: Difference, p_holm: float | None, failed: set[str]) -> Difference:
+    verdict = difference.verdict_alone
+    if p_holm is not None and p_holm >= 1 - LEVEL:
+        verdict = NO_DIFFERENCE
+    if {BETTER: pair[0], WORSE: pair[1]}.get(verdict) in failed:
+        verdict = NO_DIFFERENCE
+    return replace(difference, p_holm=p_holm, verdict=verdict)
 
 
 def _verdict(low: float | None, high: float | None, n: int, lower_is_better: bool) -> str:
@@ -129,3 +141,7 @@ def _verdict(low: float | None, high: float | None, n: int, lower_is_better: boo
     if low <= 0 <= high:
         return NO_DIFFERENCE
     return BETTER if (high < 0) == lower_is_better else WORSE
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)

@@ -1,14 +1,11 @@
-"""What a study found, computed from `study.json` and the rows alone: the one source of tables and report."""
+"""The results of a study, computed from `study.json` and the rows alone: the only source of tables and report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from qpeft.compare.analysis.comparisons import Pair, compare
-from qpeft.compare.analysis.found import Block, BlockMember, MethodSummary, Reached, Summary
 from qpeft.compare.analysis.limits import limits_of
 from qpeft.compare.analysis.records import (
     MethodRows,
@@ -19,9 +16,9 @@ from qpeft.compare.analysis.records import (
     read_method,
 )
 from qpeft.compare.analysis.sentences import flags_of, headlines_of, sentence
-from qpeft.compare.analysis.statistics import MIN_SEEDS, Difference
-from qpeft.compare.analysis.tables import write_tables
+from qpeft.compare.analysis.statistics import MIN_SEEDS, Difference, Pair, compare
 from qpeft.compare.analysis.targets import steps_and_seconds, target_losses
+from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, Reached, Summary
 from qpeft.compare.resolved import ResolvedBlock, ResolvedMethod, ResolvedStudy
 from qpeft.compare.rows import Curve, Row, Train
 from qpeft.compare.study import UNTRAINED, is_ranked
@@ -29,18 +26,8 @@ from qpeft.compare.study import UNTRAINED, is_ranked
 Differences = Mapping[Pair, Difference]
 
 
-def write_outputs(folder: Path, study: ResolvedStudy, rows: Mapping[str, Row]) -> Summary:
-    """Write everything but the report's page: results.jsonl, results.csv, summary.csv, blocks.csv, summary.md.
-
-    `rows`: all rows of the study, by cell_id. The same rows give the same bytes.
-    """
-    summary = summarise(study, rows)
-    write_tables(folder, summary, rows)
-    return summary
-
-
 def summarise(study: ResolvedStudy, all_rows: Mapping[str, Row]) -> Summary:
-    """Everything that is said of the study; `all_rows` by cell_id."""
+    """The results of the study; `all_rows` by cell_id."""
     rows = {method.key: read_method(study, method, all_rows) for method in study.methods}
     curves = {key: _curves(found.seeds) for key, found in rows.items()}
     targets = target_losses(study, {key: _of(curves[key], found.successes) for key, found in rows.items()})
@@ -58,11 +45,10 @@ def summarise(study: ResolvedStudy, all_rows: Mapping[str, Row]) -> Summary:
         lower_is_better=lower_is_better,
         methods=methods,
         blocks=[_block(block, methods, differences, lower_is_better) for block in study.blocks],
-        failures=[row for found in rows.values() for row in found.present if not row.succeeded],
         targets=targets,
         limits=[],
-        tuning={key: [(rate, _valid_loss(row)) for rate, row in found.trials] for key, found in rows.items()},
         curves=curves,
+        rows=rows,
         sentences={},
         headlines=[],
         n_comparisons=len({frozenset(pair) for pair, found in differences.items() if found.p is not None}),
@@ -78,7 +64,7 @@ def summarise(study: ResolvedStudy, all_rows: Mapping[str, Row]) -> Summary:
 
 
 def _unequal_order(methods: Iterable[MethodRows]) -> list[str]:
-    """What breaks the pairing of seeds: methods that did not see equal batches."""
+    """Methods that did not see equal batches, which breaks the pairing of seeds."""
     orders: dict[int, set[str]] = {}
     for found in methods:
         for seed, row in found.successes.items():
@@ -91,7 +77,7 @@ def _unequal_order(methods: Iterable[MethodRows]) -> list[str]:
 
 
 def _differences(study: ResolvedStudy, rows: Mapping[str, MethodRows], lower_is_better: bool) -> Differences:
-    """The study's family: methods against the reference, controls against their targets, members against a block's."""
+    """The study's family of comparisons: with the reference, of controls with their methods, and within blocks."""
     figure = f"quality.{study.metric}"
     by_seed = {key: {s: numbers(row).get(figure) for s, row in found.successes.items()} for key, found in rows.items()}
     values = {key: {s: value for s, value in found.items() if value is not None} for key, found in by_seed.items()}
@@ -118,7 +104,7 @@ def _method(
     trained = next((row.train for row in (*rows.successes.values(), *rows.present) if row.train.lr), Train())
     steps_to, seconds_to = _speeds(_curves(rows.successes) if method.rates else {}, targets)
     mixed = on_mixed_hardware(rows.successes)
-    left = _mean("cost.params_deployed", figures)  # SoRA is planned at its most
+    left = _mean("cost.params_deployed", figures)  # the plan counts before pruning
     return MethodSummary(
         **{name: getattr(method, name) for name in ("key", "label", "role", "against", "method", "settings", "hash")},
         trainable=method.trainable,
@@ -165,9 +151,9 @@ def _block(
 
 
 def _ranks(methods: Iterable[MethodSummary], lower_is_better: bool) -> dict[str, int]:
-    """Places by the mean, equals sharing one; none without three seeds, or without one of those that were planned.
+    """Ranks by the mean, equal for equal means; only for methods with at least three seeds, all of them successful.
 
-    Means over unlike sets of seeds are no ranking: seeds differ more than methods do.
+    Means over different sets of seeds are not comparable: seeds differ more than methods do.
     """
     means = {
         method.key: method.metric.mean if lower_is_better else -method.metric.mean
@@ -193,10 +179,6 @@ def _of(curves: Mapping[int, Curve], seeds: Iterable[int]) -> dict[int, Curve]:
     return {seed: curves[seed] for seed in seeds if seed in curves}
 
 
-def _valid_loss(row: Row | None) -> float | None:
-    return row.quality.valid_loss if row is not None and row.succeeded else None
-
-
 def _mean(name: str, figures: Mapping[str, Any]) -> float | None:
     """Over the seeds."""
     stats = figures.get(name)
@@ -204,7 +186,7 @@ def _mean(name: str, figures: Mapping[str, Any]) -> float | None:
 
 
 def _reasons(rows: MethodRows, method: ResolvedMethod, has_costs: bool) -> dict[str, str]:
-    """Why figures are missing: what the rows say of theirs, and what is missing with a whole row."""
+    """Why measurements are missing: the reasons that rows give, and those of missing rows."""
     reasons = {} if rows.successes else {"quality": "no seed succeeded"}
     if not method.rates:
         reasons |= {"cost": "nothing is trained", "capacity": "nothing is adapted"}

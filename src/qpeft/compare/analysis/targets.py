@@ -1,6 +1,6 @@
-"""Speed as a question with one answer: at which evaluation was a loss first reached that other methods name?
+"""Speed of convergence: the evaluation at which a target loss is first reached.
 
-Three validation losses: the reference's mean at its end; the base's minus half, and minus nine tenths, of what full
+Three validation losses are targets: the reference's mean at its end; the base's minus 50 % and minus 90 % of what full
 fine-tuning gained. Nothing is interpolated between evaluations.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qpeft import methods
-from qpeft.compare.analysis.found import Reached
 from qpeft.compare.analysis.statistics import describe
+from qpeft.compare.analysis.types import Reached
 from qpeft.compare.measurements.convergence import first_at_or_below
 from qpeft.compare.resolved import ResolvedStudy
 from qpeft.compare.rows import Curve
@@ -20,7 +20,7 @@ REFERENCE, HALF, NINETY = "reference", "half_of_full", "ninety_of_full"
 
 
 def target_losses(study: ResolvedStudy, curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, float | None]:
-    """The three losses; None where the study has no such method, or full fine-tuning gained nothing.
+    """The three target losses; None where the study has no such method, or full fine-tuning gained nothing.
 
     `curves`: by method, those of the seeds that succeeded.
     """

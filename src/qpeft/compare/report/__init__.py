@@ -1,11 +1,6 @@
-"""One HTML file that opens offline: `write_report(folder, summary)`.
+"""What is made from a study's rows: `write_outputs(folder)` writes tables, charts and the report.
 
-    summary -> rules (the sentences), results and measures (the tables)   -> page, template.html.j2 -> report.html
-            -> charts: forest, pareto, trajectories, histogram -> canvas   -> plots/*.svg, and inlined in the page
-
-The page is whole without JavaScript; `table.js` adds sorting and filtering. Equal rows give an equal file.
+summary -> tables (Table: a pandas frame) -> results.csv, summary.csv, blocks.csv, summary.md, a terminal
+        -> charts (matplotlib)            -> plots/*.svg
+        -> page (Jinja templates)         -> report.html
 """
-
-from qpeft.compare.report.page import write_report
-
-__all__ = ["write_report"]

@@ -1,241 +1,350 @@
-"""Which charts a study has, and what they are drawn from."""
+"""The charts of a study. Methods have the same color and marker in all of them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
+import pandas as pd
 
-from qpeft import methods
-from qpeft.compare.report import canvas, forest, histogram, pareto, trajectories, words
-from qpeft.compare.report.results import ordered
-from qpeft.compare.report.trajectories import Curve, Path
+from qpeft import methods as registry
+from qpeft.compare.report.format import decimal, loss_unit, metric_factor, metric_name, metric_unit
+from qpeft.compare.report.kinds import kind_of
+from qpeft.compare.report.plotting import FAINT, INK, MUTED, Chart, label_axes, legend_below, new_figure, save, style
 
 if TYPE_CHECKING:
-    from qpeft.compare.analysis.found import MethodSummary, Summary
-    from qpeft.compare.resolved import ResolvedStudy
-    from qpeft.compare.rows import Place, Row
+    from matplotlib.axes import Axes
 
-_NAMED = 12  # with more methods those of equal-budget blocks have numbers in the charts
-_LAYERS = (
-    ("effective_rank", "Effective rank of Δy"),
-    ("cka", "CKA to the base's hidden states"),
-)
+    from qpeft.compare.analysis.statistics import Difference
+    from qpeft.compare.analysis.types import MethodSummary, Summary
+    from qpeft.compare.rows import Curve, Place, Row
 
-
-@dataclass(frozen=True)
-class Chart:
-    """`document` is the file under plots/, `title` is read aloud in the picture's place."""
-
-    name: str
-    title: str
-    document: str
-    caption: str = ""
-
-    @property
-    def svg(self) -> Markup:
-        """As it stands in the page."""
-        return canvas.inline(self.document, re.sub(r"\W", "-", self.name), self.title)
+_LINE = 15  # pixels of a line of a legend
+_FILLS = ("full", "none", "left")
+_LAYERS = {"effective_rank": "Effective rank of Δy", "cka": "CKA to the base's hidden states"}
 
 
 def differences(summary: Summary) -> list[Chart]:
-    """Every method against the reference."""
-    found = [m for m in ordered(summary) if m.difference is not None]
-    reference = summary[summary.study.reference]
-    lines = [_line(method, reference, method.difference, summary, method.against is not None) for method in found]
-    return _forest("differences", lines, f"minus that of {reference.key}", summary)
+    """Every method minus the reference; the untrained base only has a line in the table."""
+    found = [(m, m.difference) for m in summary.ordered if m.difference is not None and m.lr is not None]
+    return _intervals("differences", found, f"minus that of {summary.study.reference}", summary)
 
 
 def control_differences(summary: Summary) -> list[Chart]:
-    """Every control against its method."""
-    found = [m for m in ordered(summary) if m.difference_to_target is not None]
-    lines = [_line(m, summary[str(m.against)], m.difference_to_target, summary) for m in found]
-    return _forest("controls", lines, "of the control minus that of its method", summary)
+    """Every control minus its method."""
+    found = [(m, m.difference_to_target) for m in summary.ordered if m.difference_to_target is not None]
+    return _intervals("controls", found, "of the control minus that of its method", summary)
 
 
-def against_numbers(summary: Summary) -> list[Chart]:
-    """Quality against trained and against deployed numbers."""
+def quality_by_parameters(summary: Summary) -> list[Chart]:
+    """Quality against trainable parameters, and against deployed ones."""
     return [
-        *_pareto("trainable", "trainable numbers", lambda method: method.trainable, summary),
-        *_pareto("deployed", "deployed numbers", lambda method: method.deployed, summary),
+        *_quality_by("trainable", "trainable parameters", lambda method: method.trainable, summary),
+        *_quality_by("deployed", "deployed parameters", lambda method: method.deployed, summary),
     ]
 
 
-def against_time(summary: Summary) -> list[Chart]:
-    """Quality against the time of a step, as a multiple of the reference's, which was taken in turns with it."""
+def quality_by_time(summary: Summary) -> list[Chart]:
+    """Quality against the time of a training step, as a multiple of the reference's."""
     title = f"time of a training step, \u00d7 {summary.study.reference}"
-    return _pareto("step-time", title, lambda method: method.cost.get("step_ratio"), summary)
+    return _quality_by("step-time", title, lambda method: method.cost.get("step_ratio"), summary)
 
 
 def convergence(summary: Summary) -> list[Chart]:
-    """All main methods against steps, what was seen, and seconds; and the second half of the steps, nearer."""
-    per_step, seen = _per_step(summary.study)
-    main = [method for method in ordered(summary) if method.role == "main"]
-    steps = _with_a_course(_path(method, summary) for method in main)
-    half = max((path.x[-1] for path in steps), default=0.0) / 2
-    title = f"Validation loss ({words.loss_unit(summary.study)})"
-    found = [
-        _together("steps", steps, title),
-        _together(seen, _with_a_course(_path(method, summary, per_step) for method in main), title),
-        _together("seconds", _with_a_course(_path_in_seconds(method, summary) for method in main), title),
-        _together("second half of the steps", _with_a_course(path.since(half) for path in steps), title, half),
-    ]
-    return [chart for chart in found if chart is not None]
-
-
-def _together(against: str, paths: Sequence[Path], y_title: str, left: float = 0.0) -> Chart | None:
-    if not paths:
-        return None
-    name = "convergence-end" if left else f"convergence-{against.split()[0]}"
-    top = trajectories.ceiling(paths, start=not left)
-    document = trajectories.draw_all(paths, name, words.capital(against), y_title, top, left)
-    return Chart(name, f"Validation loss against {against}", document, trajectories.above(paths, top))
+    """Validation loss of the main methods against steps, tokens or examples, and seconds; the second half enlarged."""
+    methods = [m for m in summary.ordered if m.role == "main" and len(_losses(m, summary)) > 1]
+    if not methods:
+        return []
+    per_step, unit = _per_step(summary)
+    steps = {m.key: _losses(m, summary) for m in methods}
+    seen = {key: frame.set_axis(frame.index * per_step) for key, frame in steps.items()}
+    seconds = {m.key: steps[m.key].set_axis(_seconds(m, summary).loc[steps[m.key].index].mean(axis=1)) for m in methods}
+    half = max(frame.index[-1] for frame in steps.values()) / 2
+    late = {key: frame.loc[half:] for key, frame in steps.items() if len(frame.loc[half:]) > 1}
+    found = [("steps", "Steps", steps), (unit.split()[0], unit.capitalize(), seen), ("seconds", "Seconds", seconds)]
+    charts = [_loss_curves(f"convergence-{name}", title, frames, summary) for name, title, frames in found]
+    if late:
+        charts.append(_loss_curves("convergence-end", "Second half of the steps", late, summary, math.inf))
+    return charts
 
 
 def each_method(summary: Summary) -> list[Chart]:
-    """A small chart a method, every seed a dot."""
-    paths = _with_a_course(_path(method, summary) for method in ordered(summary))
-    found = []
-    for path in paths:
-        name, others = f"seeds-{path.name}", [other for other in paths if other is not path]
-        document = trajectories.draw_one(path, others, name, trajectories.ceiling(paths))
-        found.append(Chart(name, f"Validation loss of {path.name}, every seed, against steps", document))
-    return found
+    """A small chart for each method: a line for each seed, with the means of the other methods in grey."""
+    frames = {m.key: frame for m in summary.ordered if len(frame := _losses(m, summary)) > 1}
+    top = _usual_start(frames.values()) if frames else 0.0
+    return [_seeds(summary[key], frames, top, summary) for key in frames]
 
 
 def layers(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Chart]:
-    """Figures of capacity, layer by layer."""
-    found = []
-    for figure, title in _LAYERS:
-        paths = [path for method in summary.methods if method.role == "main"
-                 if (path := _layers(method, rows[method.key], figure, summary)) is not None]  # fmt: skip
-        if paths:
-            document = trajectories.draw_all(paths, f"layers-{figure}", "Layer", title)
-            seeds = max(len(values) for path in paths for values in path.seeds)
-            caption = "Of one seed." if seeds == 1 else "Means over seeds; bands from the lowest to the highest."
-            found.append(Chart(f"layers-{figure}".replace("_", "-"), f"{title}, layer by layer", document, caption))
-    return found
+    """Measurements of capacity by layer, means over seeds."""
+    charts = []
+    for figure, title in _LAYERS.items():
+        found = {m.key: by_layer for m in summary.methods
+                 if m.role == "main" and (by_layer := _by_layer(rows[m.key], figure))}  # fmt: skip
+        if not found:
+            continue
+        n_seeds = max(len(values) for by_layer in found.values() for values in by_layer.values())
+        with style():
+            chart, axes = new_figure(240 + _legend_height(len(found)))
+            looks = _looks(summary)
+            for key, by_layer in found.items():
+                axes.plot(list(by_layer), [fmean(values) for values in by_layer.values()], label=key, **looks[key])
+            axes.locator_params(axis="x", integer=True)
+            label_axes(axes, "Layer", title)
+            legend_below(chart, axes)
+            name = f"layers-{figure}".replace("_", "-")
+            caption = "One seed." if n_seeds == 1 else "Means over seeds."
+            charts.append(save(chart, name, f"{title} by layer", caption))
+    return charts
 
 
-def sora_ranks(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Chart]:
-    """What SoRA's gates left of the ranks, over modules and seeds."""
-    found = []
-    for method in (method for method in summary.methods if _prunes_ranks(method.method)):
+def pruned_ranks(summary: Summary, rows: Mapping[str, Sequence[Row]]) -> list[Chart]:
+    """The ranks that are left by each method that prunes ranks, over modules and seeds."""
+    charts = []
+    for method in (method for method in summary.methods if _prunes_ranks(method)):
         modules = [module for row in rows[method.key] for module in row.capacity.modules]
         ranks = [rank for module in modules if (rank := _rank(module)) is not None]
         if ranks:
-            name, title = f"ranks-{method.key}", f"Ranks that {method.key} kept"
-            mark = words.mark_of(method, summary.study)
-            document = histogram.draw(ranks, name, mark, title, "Modules")
-            found.append(Chart(name, title, document, _said_of(ranks, len(modules))))
-    return found
+            charts.append(_histogram(method.key, ranks, len(modules)))
+    return charts
 
 
-def _prunes_ranks(method: str) -> bool:
-    found = methods.find(method)
-    return found is not None and found.prunes_ranks
+def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool) -> list[tuple[float, float]]:
+    """The points (cost, quality) that no other equals at a lower or equal cost, by rising cost."""
+    kept: list[tuple[float, float]] = []
+    for x, y in sorted(points, key=lambda point: (point[0], point[1] if lower_is_better else -point[1])):
+        if not kept or (y < kept[-1][1] if lower_is_better else y > kept[-1][1]):
+            kept.append((x, y))
+    return kept
+
+
+def _looks(summary: Summary) -> dict[str, dict[str, Any]]:
+    """Color, marker and line style of every method; where colors repeat, markers are hollow. Inside `style()`."""
+    from matplotlib import rcParams
+
+    colors = rcParams["axes.prop_cycle"].by_key()["color"]
+    kinds = {method.key: kind_of(method, summary) for method in summary.methods}
+    return {
+        key: {
+            "color": colors[index % len(colors)],
+            "marker": kind.marker,
+            "linestyle": kind.line,
+            "fillstyle": _FILLS[index // len(colors) % len(_FILLS)],
+        }
+        for index, (key, kind) in enumerate(kinds.items())
+    }
+
+
+def _legend_height(n: int) -> int:
+    return 10 + _LINE * -(-n // 2)
+
+
+def _intervals(
+    name: str, found: Sequence[tuple[MethodSummary, Difference]], whose: str, summary: Summary
+) -> list[Chart]:
+    """Differences with their 95 % intervals, a line each. A filled mark is a verdict, a hollow one is none."""
+    if not found:
+        return []
+    title = f"{metric_name(summary)} {whose}"
+    factor = metric_factor(summary)
+    with style():
+        chart, axes = new_figure(70 + 22 * len(found))
+        looks = _looks(summary)
+        for line, (method, difference) in enumerate(found):
+            look = {name: looks[method.key][name] for name in ("color", "marker")}
+            mean, low, high = factor * difference.mean, difference.low, difference.high
+            reach = None if low is None or high is None else [[mean - factor * low], [factor * high - mean]]
+            face = look["color"] if difference.verdict in ("better", "worse") else "white"
+            axes.errorbar(mean, line, xerr=reach, mfc=face, capsize=2, **look)
+            seeds = _paired(method, summary[difference.to], factor)
+            axes.plot(seeds, [line] * len(seeds), ".", ms=3, color=INK, alpha=0.5)
+        axes.axvline(0, color=INK, lw=1)
+        axes.set_yticks(range(len(found)), [("↳ " if m.against else "") + m.key for m, _ in found])
+        axes.set_ylim(len(found) - 0.5, -0.5)
+        axes.margins(x=0.08)
+        axes.locator_params(axis="x", nbins=5)
+        sides = ("better", "worse") if summary.lower_is_better else ("worse", "better")
+        label_axes(axes, f"← {sides[0]} | {metric_unit(summary)} | {sides[1]} →", "")
+        return [save(chart, name, f"{title}, with 95 % intervals", f"{title}.")]
+
+
+def _paired(method: MethodSummary, other: MethodSummary, factor: float) -> list[float]:
+    """The differences of the seeds that both have."""
+    if method.metric is None or other.metric is None:
+        return []
+    values, others = method.metric.values, other.metric.values
+    return [factor * (values[seed] - others[seed]) for seed in sorted(values.keys() & others.keys())]
+
+
+def _quality_by(
+    name: str, x_title: str, cost: Callable[[MethodSummary], float | None], summary: Summary
+) -> list[Chart]:
+    """A mark for each method's mean, a dot for each seed, a dashed line along the Pareto front."""
+    points = {m.key: (float(x), m.metric) for m in summary.methods if m.metric is not None and (x := cost(m))}
+    if not points:
+        return []
+    factor, better = metric_factor(summary), "lower" if summary.lower_is_better else "higher"
+    limit = _untrained(summary)
+    with style():
+        chart, axes = new_figure(260 + _legend_height(len(points)))
+        looks = _looks(summary)
+        axes.set_xscale("log")
+        for key, (x, stats) in points.items():
+            values = [factor * value for value in stats.values.values()]
+            axes.plot([x] * len(values), values, ".", ms=3, color=looks[key]["color"], alpha=0.5)
+            axes.plot(x, factor * stats.mean, label=key, **{**looks[key], "linestyle": "", "markersize": 7})
+        front = pareto_front([(x, factor * stats.mean) for x, stats in points.values()], summary.lower_is_better)
+        axes.step(*zip(*front, strict=True), where="post", color=MUTED, lw=1, ls="--", zorder=1)
+        outside = _end_at(axes, None if limit is None else factor * limit, summary.lower_is_better)
+        _short_ticks(axes)
+        label_axes(axes, x_title.capitalize(), f"{metric_name(summary)} ({metric_unit(summary)}), {better} is better")
+        legend_below(chart, axes)
+        worse = [f"{key} ({decimal(factor * s.mean)})" for key, (_, s) in points.items() if outside(factor * s.mean)]
+        caption = f"Worse than the untrained base, outside the chart: {', '.join(worse)}." if worse else ""
+        return [save(chart, name, f"{metric_name(summary)} against {x_title}", caption)]
+
+
+def _untrained(summary: Summary) -> float | None:
+    """The metric of the untrained base."""
+    return next((m.metric.mean for m in summary.methods if m.trainable == 0 and m.lr is None and m.metric), None)
+
+
+def _end_at(axes: Axes, limit: float | None, lower_is_better: bool) -> Callable[[float], bool]:
+    """End the y axis at `limit` where values lie on its worse side; returns which values are outside then."""
+    low, high = axes.get_ylim()
+    if limit is None or not low < limit < high:
+        return lambda value: False
+    axes.set_ylim((low, limit) if lower_is_better else (limit, high))
+    return (lambda value: value > limit) if lower_is_better else (lambda value: value < limit)
+
+
+def _short_ticks(axes: Axes) -> None:
+    """Label a logarithmic x axis with 1k, 10k, 1M."""
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    low, high = axes.get_xlim()
+    subs = (1.0,) if high / low > 100 else (1.0, 2.0, 5.0)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs) if high / low > 5 else MaxNLocator(5))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _losses(method: MethodSummary, summary: Summary, succeeded: bool = True) -> pd.DataFrame:
+    """Validation losses: index step, a column per seed; only the steps that all these seeds evaluated."""
+    return _evaluations(method, summary, 2, succeeded)
+
+
+def _seconds(method: MethodSummary, summary: Summary) -> pd.DataFrame:
+    """The times of the evaluations, in the same shape."""
+    return _evaluations(method, summary, 3, True)
+
+
+def _evaluations(method: MethodSummary, summary: Summary, column: int, succeeded: bool) -> pd.DataFrame:
+    curves: Mapping[int, Curve] = summary.curves.get(method.key, {})
+    found = {
+        seed: {entry[0]: entry[column] for entry in curve if entry[2] is not None}
+        for seed, curve in curves.items()
+        if (method.statuses[seed] == "success") == succeeded
+    }
+    frame = pd.DataFrame(found, dtype=float).sort_index()
+    return frame.dropna() if succeeded else frame
+
+
+def _usual_start(frames: Any) -> float:
+    return median(frame.iloc[0].mean() for frame in frames)
+
+
+def _loss_curves(
+    name: str, x_title: str, frames: Mapping[str, pd.DataFrame], summary: Summary, top: float | None = None
+) -> Chart:
+    """A line for each method's mean, and a band from its lowest seed to its highest. `top`: where the axis ends."""
+    top = _usual_start(frames.values()) if top is None else top
+    with style():
+        chart, axes = new_figure(240 + _legend_height(len(frames)))
+        looks = _looks(summary)
+        for key, frame in frames.items():
+            axes.fill_between(frame.index, frame.min(axis=1), frame.max(axis=1), color=looks[key]["color"], alpha=0.15)
+            axes.plot(frame.index, frame.mean(axis=1), label=key, markevery=[-1], **looks[key])
+        outside = _end_at(axes, 1.005 * top, lower_is_better=True)
+        _thousands(axes)
+        label_axes(axes, x_title, f"Validation loss ({loss_unit(summary)})")
+        legend_below(chart, axes)
+        higher = [key for key, frame in frames.items() if any(map(outside, frame.mean(axis=1)))]
+        caption = f"Partly or entirely above the chart: {', '.join(higher)}." if higher else ""
+        return save(chart, name, f"Validation loss against {x_title.lower()}", caption)
+
+
+def _seeds(method: MethodSummary, frames: Mapping[str, pd.DataFrame], top: float, summary: Summary) -> Chart:
+    frame, lost = frames[method.key], _losses(method, summary, succeeded=False)
+    with style():
+        chart, axes = new_figure(150, 168)
+        for other in frames.values():
+            axes.plot(other.index, other.mean(axis=1), color=FAINT, lw=1)
+        color = _looks(summary)[method.key]["color"]
+        axes.plot(frame.index, frame, color=color, lw=1, marker=".", ms=3)
+        if not lost.empty:
+            axes.plot(lost.index, lost, color=INK, lw=1, ls=":", marker="x", ms=3)
+        outside = _end_at(axes, max(1.005 * top, 1.02 * frame.min().min()), lower_is_better=True)
+        _thousands(axes)
+        label_axes(axes, "", method.key)
+        is_higher = any(map(outside, frame.max(axis=1))) or any(map(outside, lost.max(axis=1)))
+        caption = "Partly above the chart." if is_higher else ""
+        return save(
+            chart, f"seeds-{method.key}", f"Validation loss of {method.key}, every seed, against steps", caption
+        )
+
+
+def _thousands(axes: Axes) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _per_step(summary: Summary) -> tuple[float, str]:
+    """How many tokens or examples a step processes."""
+    training = summary.study.training
+    examples = training.batch_size * training.gradient_accumulation_steps
+    if summary.study.task == "causal-lm" and training.seq_len:
+        return examples * training.seq_len, "tokens seen"
+    return examples, "examples seen"
+
+
+def _by_layer(rows: Sequence[Row], figure: str) -> dict[int, list[float]]:
+    """A measurement of the blocks by layer, the values of all seeds."""
+    found: dict[int, list[float]] = {}
+    for row in rows:
+        for block in row.capacity.blocks:
+            if (value := getattr(block, figure)) is not None:
+                found.setdefault(block.layer, []).append(value)
+    return dict(sorted(found.items()))
+
+
+def _prunes_ranks(method: MethodSummary) -> bool:
+    record = registry.find(method.method)
+    return record is not None and record.prunes_ranks
 
 
 def _rank(module: Place) -> int | None:
-    """Of a module's ΔW: 0 where nothing of an update is left; None where it was not measured."""
+    """The rank of a module's ΔW: 0 where no update is left; None where it was not measured."""
     if module.weight_numerical_rank is not None:
         return module.weight_numerical_rank
     return 0 if "update_ratio" in module.model_fields_set and module.update_ratio is None else None
 
 
-def _said_of(ranks: Sequence[int], n_modules: int) -> str:
-    text = f"{len(ranks)} adapted modules"
+def _histogram(key: str, ranks: Sequence[int], n_modules: int) -> Chart:
+    name, title = f"ranks-{key}", f"Ranks that {key} kept"
+    counts = dict(sorted(Counter(ranks).items()))
+    caption = f"{len(ranks)} adapted modules"
     if n_modules > len(ranks):
-        text += f"; the rank of {n_modules - len(ranks)} more was not measured"
-    return f"{text}. Rank 0: every rank was pruned, and nothing is changed." if 0 in ranks else f"{text}."
-
-
-def _forest(name: str, lines: list[forest.Line], whose: str, summary: Summary) -> list[Chart]:
-    if not lines:
-        return []
-    title = f"{words.capital(words.metric(summary.study))} {whose}"
-    document = forest.draw(lines, name, f"{title} ({words.unit(summary.study)})", summary.lower_is_better)
-    return [Chart(name, f"{title}, with 95 % intervals", document)]
-
-
-def _line(
-    method: MethodSummary, other: MethodSummary, found: Any, summary: Summary, indent: bool = False
-) -> forest.Line:
-    assert method.metric is not None
-    assert other.metric is not None
-    factor = words.factor(summary.study)
-    shared = sorted(method.metric.values.keys() & other.metric.values.keys())
-    seeds = tuple(factor * (method.metric.values[seed] - other.metric.values[seed]) for seed in shared)
-    low, high = (None if bound is None else factor * bound for bound in (found.low, found.high))
-    is_shown = found.verdict in ("better", "worse")
-    mark = words.mark_of(method, summary.study)
-    return forest.Line(method.key, mark, factor * found.mean, low, high, seeds, is_shown, indent)
-
-
-def _pareto(name: str, x_title: str, cost: Callable[[MethodSummary], float | None], summary: Summary) -> list[Chart]:
-    factor = words.factor(summary.study)
-    is_crowded = len(summary.methods) > _NAMED
-    points = [
-        pareto.Point(method.key, words.mark_of(method, summary.study), float(x), factor * method.metric.mean,
-                     tuple(factor * value for value in method.metric.values.values()),
-                     is_crowded and method.role == "equal_budget")
-        for method in _reference_last(summary) if method.metric is not None and (x := cost(method))
-    ]  # fmt: skip
-    if not points:
-        return []
-    better = "lower" if summary.lower_is_better else "higher"
-    metric = words.capital(words.metric(summary.study))
-    y_title = f"{metric} ({words.unit(summary.study)}), {better} is better"
-    document = pareto.draw(points, name, words.capital(x_title), y_title, summary.lower_is_better)
-    return [Chart(name, f"{metric} against {x_title}", document, pareto.beyond(points, summary.lower_is_better))]
-
-
-def _reference_last(summary: Summary) -> list[MethodSummary]:
-    """So that it is drawn over the others."""
-    return sorted(summary.methods, key=lambda method: method.key == summary.study.reference)
-
-
-def _path(method: MethodSummary, summary: Summary, per_step: float = 1.0) -> Path | None:
-    whole, lost = _curves(method, summary)
-    return trajectories.of_steps(method.key, words.mark_of(method, summary.study), whole, lost, per_step)
-
-
-def _path_in_seconds(method: MethodSummary, summary: Summary) -> Path | None:
-    whole, _ = _curves(method, summary)
-    return trajectories.of_seconds(method.key, words.mark_of(method, summary.study), whole)
-
-
-def _curves(method: MethodSummary, summary: Summary) -> tuple[list[Curve], list[Curve]]:
-    """Those of the seeds that succeeded, and the others."""
-    found = summary.curves.get(method.key, {})
-    whole = [curve for seed, curve in found.items() if method.statuses[seed] == "success"]
-    return whole, [curve for seed, curve in found.items() if method.statuses[seed] != "success"]
-
-
-def _with_a_course(paths: Iterable[Path | None]) -> list[Path]:
-    return [path for path in paths if path is not None and len(path.x) > 1]
-
-
-def _per_step(study: ResolvedStudy) -> tuple[float, str]:
-    """What a step sees, and what it is called."""
-    training = study.training
-    examples = training.batch_size * training.gradient_accumulation_steps
-    if study.task == "causal-lm" and training.seq_len:
-        return examples * training.seq_len, "tokens seen"
-    return examples, "examples seen"
-
-
-def _layers(method: MethodSummary, rows: Sequence[Row], figure: str, summary: Summary) -> Path | None:
-    by_layer: dict[int, list[float]] = {}
-    for row in rows:
-        for block in row.capacity.blocks:
-            if (value := getattr(block, figure)) is not None:
-                by_layer.setdefault(block.layer, []).append(value)
-    if not by_layer:
-        return None
-    at = sorted(by_layer)
-    mark = words.mark_of(method, summary.study)
-    return Path(method.key, mark, tuple(map(float, at)), tuple(tuple(by_layer[layer]) for layer in at))
+        caption += f"; the rank of {n_modules - len(ranks)} more was not measured"
+    caption += ". Rank 0: every rank was pruned, so the module is unchanged." if 0 in ranks else "."
+    with style():
+        chart, axes = new_figure(220)
+        axes.bar_label(axes.bar(list(counts), list(counts.values()), width=0.7))
+        axes.locator_params(integer=True, nbins=9)
+        label_axes(axes, title, "Modules")
+        return save(chart, name, title, caption)

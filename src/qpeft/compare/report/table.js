@@ -1,22 +1,24 @@
 "use strict";
-// Every table gets sorting by its headers; the longer ones a field that filters their rows.
+// Tables are sorted by clicking on a header; longer ones have a field that filters their rows.
 for (const sheet of document.querySelectorAll(".sheet")) {
   const body = sheet.querySelector("tbody");
   const rows = [...body.rows];
   const heads = [...sheet.querySelectorAll("thead th")];
 
   const order = (row, column) => {
-    const value = row.cells[column].dataset.order;
-    return value === undefined || value === "" || isNaN(value) ? value : Number(value);
+    const text = row.cells[column].textContent.trim();
+    if (!heads[column].classList.contains("number")) return text;
+    const number = parseFloat(text.replace(/^[<>]\s*|,/g, ""));
+    return isNaN(number) ? "" : number;
   };
 
   const compare = (a, b, sign) => {
-    const missing = (value) => value === undefined || value === "";
-    if (missing(a) || missing(b)) return missing(a) - missing(b); // last, whichever way
-    return sign * (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+    const missing = (value) => value === "" || value === "\u2013";
+    if (missing(a) || missing(b)) return missing(a) - missing(b); // last in both directions
+    return sign * (typeof a === "number" ? a - b : a.localeCompare(b));
   };
 
-  // up, down, and back to the order of the study
+  // ascending, descending, and back to the original order
   const sort = (column) => {
     const next = { ascending: "descending", descending: undefined }[heads[column].ariaSort ?? ""];
     const way = heads[column].ariaSort ? next : "ascending";
@@ -40,16 +42,16 @@ for (const sheet of document.querySelectorAll(".sheet")) {
     tools.className = "tools";
     const label = document.createElement("label");
     const field = document.createElement("input");
-    const told = document.createElement("output");
+    const count = document.createElement("output");
     field.type = "search";
     label.append("Filter rows ", field);
-    tools.append(label, told);
+    tools.append(label, count);
     sheet.prepend(tools);
     field.addEventListener("input", () => {
       const words = field.value.toLowerCase().split(/\s+/);
       const fits = (row) => words.every((word) => row.textContent.toLowerCase().includes(word));
       rows.forEach((row) => row.classList.toggle("is-out", !fits(row)));
-      told.value = `${rows.filter(fits).length} of ${rows.length} rows`;
+      count.value = `${rows.filter(fits).length} of ${rows.length} rows`;
     });
   }
 }

@@ -8,23 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qpeft.compare.analysis.found import Summary
+    from qpeft.compare.analysis.types import Summary
 
 _SECONDS_BETWEEN = 30.0
 _SHARE = 10  # what a refresh took, this many times over, is spent on cells before the next one
 
 
 def write_all(folder: Path) -> Summary:
-    """Write every output anew; the same rows give the same bytes. Raises InputError where there is no study."""
-    from qpeft.compare.analysis.summary import write_outputs
-    from qpeft.compare.report.page import write_report
-    from qpeft.compare.resolved import read_study
-    from qpeft.compare.rows import read_rows
+    """Write all outputs; the same rows give the same bytes. Raises InputError where there is no study."""
+    from qpeft.compare.report.files import write_outputs
 
-    study, rows = read_study(folder), read_rows(folder)
-    summary = write_outputs(folder, study, rows)
-    write_report(folder, summary, rows)
-    return summary
+    return write_outputs(folder)
 
 
 class Refresher:

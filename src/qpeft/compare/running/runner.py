@@ -26,7 +26,7 @@ from qpeft.training.interrupt import StopRequest
 from qpeft.training.lock import sole_user
 
 if TYPE_CHECKING:
-    from qpeft.compare.analysis.found import Summary
+    from qpeft.compare.analysis.types import Summary
     from qpeft.compare.cells.cell import Cell
     from qpeft.compare.plan import Plan
 

@@ -1,4 +1,4 @@
-"""A diagnosis as one HTML file that opens offline, in the look of the comparison's report."""
+"""The page of a diagnosis: one HTML file that opens offline, in the style of the report of `qpeft compare`."""
 
 from qpeft.diagnostics.page.page import write_page
 

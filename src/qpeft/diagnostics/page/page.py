@@ -1,12 +1,12 @@
-"""From a diagnosis to its page."""
+"""The page of a diagnosis."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from qpeft.compare.report import results
-from qpeft.compare.report.html import render
+from qpeft.compare.report import tables
+from qpeft.compare.report.page import render
 from qpeft.diagnostics.finding import Diagnosis, Finding
 from qpeft.diagnostics.page.charts import charts_of
 from qpeft.diagnostics.retraining import CircuitMatters
@@ -14,7 +14,7 @@ from qpeft.files import write_text
 
 
 def write_page(diagnosis: Diagnosis, file: Path) -> Path:
-    """Write `diagnosis` as HTML to `file`: styles, script and charts are in it. Equal figures, equal bytes.
+    """Write `diagnosis` as one HTML file with embedded styles, script and charts. Equal diagnoses give equal bytes.
 
     Raises OSError where the file cannot be written.
     """
@@ -32,5 +32,5 @@ def _section(finding: Finding) -> dict[str, Any]:
         "measures": finding.measures,
         "left_out": finding.left_out,
         "charts": charts_of(finding),
-        "table": results.controls(trainings.summary) if isinstance(trainings, CircuitMatters) else None,
+        "table": tables.controls(trainings.summary) if isinstance(trainings, CircuitMatters) else None,
     }

@@ -1,0 +1,149 @@
+"""Everything that `compare` makes from a study's rows, as files. The same rows give the same bytes.
+
+    results.jsonl   every row                  summary.csv   a line per method: means, intervals, verdicts
+    results.csv     a line per row             blocks.csv    a line per member of an equal-budget block
+    summary.md      the results to read        report.html   the report, and its charts in plots/
+
+CSV files hold values at full precision under dotted names. An empty field is a value that is missing; the reason is in
+the column `null_reasons`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qpeft.compare.analysis.records import flatten
+from qpeft.compare.analysis.statistics import Difference, Stats
+from qpeft.compare.analysis.summary import summarise
+from qpeft.compare.analysis.types import MethodSummary, Reached, Summary
+from qpeft.compare.report import tables
+from qpeft.compare.report.page import write_report
+from qpeft.compare.report.table import to_csv
+from qpeft.compare.resolved import read_study
+from qpeft.compare.rows import Row, line_of, read_rows
+from qpeft.files import write_text
+
+_ROW = ("cell_id", "method", "label", "role", "seed", "status")
+_METHOD = ("key", "label", "role", "against", "method", "hash", "trainable", "deployed", "generator", "bytes_stored")
+_METHOD += ("lr", "lr_at_edge", "rank")
+_DIFFERENCE = ("to", "mean", "low", "high", "n", "same_sign", "p", "p_holm", "verdict_alone", "verdict")
+_MEASURED = (
+    "quality.test_loss",
+    "quality.test_ppl",
+    "quality.bits_per_byte",
+    "quality.test_accuracy",
+    "quality.bleu",
+    "quality.rougeL",
+    "convergence.auc_per_token",
+    "capacity.effective_rank",
+    "capacity.linear_share",
+)
+
+
+def write_outputs(folder: Path) -> Summary:
+    """Write all files from the rows in `folder`. Raises InputError or CheckpointError where there is no valid study."""
+    summary = summarise(read_study(folder), read_rows(folder))
+    write_tables(folder, summary)
+    write_report(folder, summary)
+    return summary
+
+
+def write_tables(folder: Path, summary: Summary) -> None:
+    """Write the tables into `folder`, each atomically."""
+    rows = summary.present_rows
+    write_text(folder / "results.jsonl", "".join(map(line_of, rows)))
+    write_text(folder / "results.csv", to_csv(map(_row, rows), _ROW))
+    write_text(folder / "summary.csv", to_csv(map(_method, summary.methods), ("key",)))
+    write_text(folder / "blocks.csv", to_csv(_members(summary), ("of", "budget", "key")))
+    write_text(folder / "summary.md", markdown(summary))
+
+
+def markdown(summary: Summary) -> str:
+    """`summary.md`: answers, the table of all methods, blocks, failures, limits, the command that repeats the study."""
+    study, reference = summary.study, summary[summary.study.reference].label
+    answers = [*(f"**{text}**" for text in summary.headlines), *summary.sentences.values()]
+    direction = "lower" if summary.lower_is_better else "higher"
+    parts = [
+        f"# {study.title}",
+        study.question,
+        "## Answers",
+        _list(answers),
+        "## All methods",
+        f"Metric: {study.metric}, {direction} is better. Δ: method minus {reference}, paired by seed. A dash is a "
+        "value that was not measured; reasons are in summary.csv.",
+        tables.overview(summary).markdown(),
+    ]
+    for block in summary.blocks:
+        table = tables.block(block, summary, name=lambda method: method.label)
+        parts += [f"## At the {block.budget:,} trainable parameters of {summary[block.of].label}", table.markdown()]
+    if summary.failures:
+        failures = [f"`{row.cell_id}`: {row.status}, {row.error_msg or 'no message'}" for row in summary.failures]
+        parts += ["## Failures", _list(" ".join(failure.split()) for failure in failures)]
+    parts += ["## Limits", _list(summary.limits), "## Reproduce", f"    {study.command}"]
+    return "\n\n".join(parts) + "\n"
+
+
+def _list(lines: Any) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _failure(row: Row) -> str:
+    return " ".join(f"`{row.cell_id}`: {row.status}, {row.error_msg or 'no message'}".split())
+
+
+def _row(row: Row) -> dict[str, Any]:
+    """A row with dotted names, without its lists (curves, texts), which results.jsonl has."""
+    flat = flatten({key: value for key, value in row.to_json().items() if key != "null_reasons"})
+    kept = {name: value for name, value in flat.items() if not isinstance(value, list)}
+    return kept | {"null_reasons": _reasons(row.null_reasons)}
+
+
+def _method(method: MethodSummary) -> dict[str, Any]:
+    """Everything of a method that is a number or a word."""
+    line: dict[str, Any] = {name: getattr(method, name) for name in _METHOD}
+    line |= {"seeds_ok": method.ok, "seeds_planned": len(method.statuses)}
+    line |= _stats("metric", method.metric)
+    line |= _difference("delta", method.difference) | _difference("control", method.difference_to_target)
+    for name in _MEASURED:
+        line |= _stats(name, method.figures.get(name))
+    line |= {f"cost.{name}": value for name, value in flatten(method.cost).items() if not isinstance(value, list)}
+    line |= {"hardware": method.hardware}
+    for target in ("reference", "half_of_full", "ninety_of_full"):
+        line[f"steps_to.{target}"] = _reached(method.steps_to.get(target))
+        line[f"seconds_to.{target}"] = _reached(method.seconds_to.get(target))
+    return line | {
+        "statuses": " ".join(f"{seed}:{status}" for seed, status in method.statuses.items()),
+        "flags": "; ".join(method.flags),
+        "null_reasons": _reasons(method.null_reasons),
+    }
+
+
+def _members(summary: Summary) -> Iterator[dict[str, Any]]:
+    for block in summary.blocks:
+        for member in block.members:
+            line = {name: getattr(member, name) for name in ("key", "trainable", "ratio", "over_budget", "rank")}
+            metric = _stats("metric", summary[member.key].metric)
+            yield {"of": block.of, "budget": block.budget} | line | metric | _difference("delta", member.difference)
+
+
+def _stats(name: str, stats: Stats | None) -> dict[str, Any]:
+    if stats is None:
+        return {f"{name}.mean": None, f"{name}.sd": None, f"{name}.n": 0}
+    return {f"{name}.mean": stats.mean, f"{name}.sd": stats.sd, f"{name}.n": stats.n}
+
+
+def _difference(name: str, found: Difference | None) -> dict[str, Any]:
+    return {f"{name}.{field}": None if found is None else getattr(found, field) for field in _DIFFERENCE}
+
+
+def _reached(found: Reached | None) -> str | float | None:
+    """The mean, or "> T" where a seed did not reach the target."""
+    if found is None or found.mean is not None:
+        return None if found is None else found.mean
+    return f"> {found.limit:g}"
+
+
+def _reasons(reasons: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {reason}" for name, reason in sorted(reasons.items()))

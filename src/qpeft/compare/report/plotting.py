@@ -1,0 +1,79 @@
+"""Charts as SVG files: matplotlib with one style sheet, `style.mplstyle`, whatever the user's own settings are.
+
+A chart is as wide as a phone, so that its text stays readable there; wider pages set several charts side by side.
+Equal data give equal bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 344  # pixels
+INK, MUTED, FAINT = "#1c1d20", "#5d6067", "#d9d8d2"
+QUANTUM, CLASSICAL, CONTROL = "#1559b7", "#3f4248", "#a34a00"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart: `name` of its file, `title` for readers who cannot see it, the SVG document, and a caption."""
+
+    name: str
+    title: str
+    svg: str
+    caption: str = ""
+
+    @property
+    def image(self) -> Markup:
+        """An `<img>` element that contains the chart."""
+        data = base64.b64encode(self.svg.encode()).decode()
+        return Markup('<img class="chart" alt="{}" src="data:image/svg+xml;base64,{}">').format(self.title, data)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Apply the style sheet to everything that is drawn and saved inside the block."""
+    from matplotlib import style as styles
+
+    sheet = files("qpeft.compare.report") / "style.mplstyle"
+    with styles.context(["default", str(sheet)]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has the glyph
+        yield
+
+
+def new_figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """A figure of `width` by `height` pixels with one pair of axes."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72))
+    return figure, figure.add_subplot()
+
+
+def label_axes(axes: Axes, x: str, y: str) -> None:
+    """Label both axes. The y label is set horizontally above its axis, where it is easier to read."""
+    axes.set_xlabel(x)
+    axes.set_title(y, fontsize="medium", color=CLASSICAL)
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
+    """A legend of everything labelled, below the axes."""
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=columns)
+
+
+def save(figure: Figure, name: str, title: str, caption: str = "") -> Chart:
+    """The figure as a chart, its SVG document without a date; inside `style()`."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Title": title, "Date": None, "Creator": None})
+    return Chart(name, title, buffer.getvalue(), caption)
