@@ -1,20 +1,8 @@
-"""Public contracts: what whoever adds a part to qpeft can run in a test of their own."""
+"""Contract tests for an ansatz, a generator or an adapter of your own.
 
-from __future__ import annotations
+The names are in `__init__.pyi`; their modules are imported when first used, so that a circuit is tested without PEFT.
+"""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from qpeft.testing.adapter import adapter_contract as adapter_contract
-    from qpeft.testing.ansatz import ansatz_contract as ansatz_contract
-    from qpeft.testing.generator import generator_contract as generator_contract
-
-__all__ = ["adapter_contract", "ansatz_contract", "generator_contract"]
-
-
-def __getattr__(name: str) -> Any:
-    """Each from its own module: a circuit is tested without PEFT."""
-    if name not in __all__:
-        raise AttributeError(f"module 'qpeft.testing' has no attribute '{name}'")
-    return getattr(import_module(f"qpeft.testing.{name.removesuffix('_contract')}"), name)
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

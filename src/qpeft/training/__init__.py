@@ -1,25 +1,9 @@
-"""Fine-tuning in a run folder: data, scores, resume. Light until `train` is asked for."""
+"""Fine-tuning in a run folder that can be interrupted and resumed.
 
-from __future__ import annotations
+The names are in `__init__.pyi`; their modules are imported when first used, because the command line reads `settings`
+without torch.
+"""
 
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-from qpeft.training.settings import TrainSettings
-
-if TYPE_CHECKING:
-    from qpeft.training.result import TrainResult
-    from qpeft.training.run import train
-
-__all__ = ["TrainResult", "TrainSettings", "train"]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "train":
-        from qpeft.training.run import train
-
-        return train
-    if name == "TrainResult":
-        from qpeft.training.result import TrainResult
-
-        return TrainResult
-    raise AttributeError(f"module 'qpeft.training' has no attribute '{name}'")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
