@@ -248,5 +248,5 @@ def test_other_dtypes_and_devices_are_refused(read):
         read(x.double(), angles)
     with pytest.raises(ConfigError, match=r"got torch.float32 on cpu and torch.float32 on meta"):
         read(x, angles.to("meta"))
-    with pytest.raises(ConfigError, match="single number"):
+    with pytest.raises(ConfigError, match="got a scalar"):
         read(x[0, 0], angles)

@@ -153,12 +153,12 @@ def test_autocast_changes_nothing(lie_map):
         (
             lambda: lie_columns(torch.zeros(16, 4), 1),
             ConfigError,
-            "lie_rank=4 exceeds r=1: 39 of 54 parameters would never act",
+            "lie_rank=4 exceeds r=1: 39 of 54 parameters would have no effect",
         ),
         (
             lambda: lie_columns(torch.zeros(16, 4), 2),
             ConfigError,
-            "lie_rank=4 exceeds r=2: 25 of 54 parameters would never act",
+            "lie_rank=4 exceeds r=2: 25 of 54 parameters would have no effect",
         ),
         (lambda: lie_columns(torch.zeros(4, 4), 4), ConfigError, "lie_rank=4 must be smaller than the width 4"),
         (lambda: count_lie(1, 1), ConfigError, "lie_rank=1 must be smaller than the width 1"),
@@ -175,7 +175,7 @@ def test_autocast_changes_nothing(lie_map):
             UnsupportedTypeError,
             "b must be float32 or float64, got torch.float16",
         ),
-        (lambda: lie_matrix(torch.zeros(6), 5, 2), ConfigError, "width 5 and lie_rank 2 need 7 numbers, got 6"),
+        (lambda: lie_matrix(torch.zeros(6), 5, 2), ConfigError, "width 5 and lie_rank 2 need 7 entries, got 6"),
     ],
 )
 def test_refusals(call, error, message):

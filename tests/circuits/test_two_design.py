@@ -85,8 +85,8 @@ def test_columns_are_distinct_indices(n_qubits, data):
     ("arguments", "message"),
     [
         (("last", 3, 2), "unknown columns 'last'; choose one of first, spread"),
-        (("first", 2, 5), "a circuit on 2 qubits has 4 columns; choose 1 to all of them, got 5"),
-        (("spread", 2, 0), "a circuit on 2 qubits has 4 columns; choose 1 to all of them, got 0"),
+        (("first", 2, 5), "a circuit on 2 qubits has 4 columns; choose 1 to 4 of them, got 5"),
+        (("spread", 2, 0), "a circuit on 2 qubits has 4 columns; choose 1 to 4 of them, got 0"),
     ],
 )
 def test_impossible_columns_are_refused(arguments, message):

@@ -40,7 +40,7 @@ MOST_QUBITS = 16
 
 
 def amplitude_qubits(width: int) -> int:
-    """Qubits N = max(1, ceil(log2 width)) whose 2**N amplitudes hold `width` numbers.
+    """Qubits N = max(1, ceil(log2 width)) whose 2**N amplitudes hold `width` values.
 
     Raises ConfigError for a width below 1 and for more than 16 qubits.
     """
@@ -56,7 +56,7 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     """<Z> of every wire, (..., N), behind a circuit that starts in x (..., d); angles (L, blocks, N).
 
     Equation (QAA-1). The circuit is `Ansatz(ansatz, N, L)` with N = max(1, ceil(log2 d)). It starts in the amplitudes
-    ``a = x / max(||x||, 1e-8)`` with zeros appended up to 2**N. With psi its final state,
+    ``a = x / max(||x||, 1e-8)`` padded with zeros to 2**N. With psi its final state,
     ``z_r = sum_j s_rj |psi_j|^2``, where s_rj is +1 if wire r is 0 in j, else -1. All are 0 for x = 0, and each is
     an exactly even function of x.
 
@@ -93,7 +93,7 @@ def _check(x: Tensor, angles: Tensor, ansatz: str) -> None:
     if ansatz not in AMPLITUDE_ANSATZE:
         raise ConfigError(f"unknown ansatz '{ansatz}'; choose one of {', '.join(AMPLITUDE_ANSATZE)}")
     if not x.ndim:
-        raise ConfigError("an input needs an axis of amplitudes, got a single number")
+        raise ConfigError("an input needs an axis of amplitudes, got a scalar")
     n_layers = len(angles) if angles.ndim else 0
     shape = Ansatz(ansatz, amplitude_qubits(x.shape[-1]), n_layers).angle_shape
     if angles.shape != shape:
@@ -109,11 +109,11 @@ def _check(x: Tensor, angles: Tensor, ansatz: str) -> None:
         raise ConfigError(f"x and angles must have the same dtype and device, got {kinds}")
 
 
-GROUP = 5  # wires at most: larger matrices do more work, smaller ones as much in more products (measured)
+GROUP = 5  # at most so many wires: larger matrices do more work, smaller ones as much in more products (measured)
 
 
 def expectation_circuit(angles: Tensor, ansatz: str) -> StagedCircuit:
-    """The circuit that reads <Z> of every wire; angles (L, blocks, N)."""
+    """The circuit that measures <Z> of every wire; angles (L, blocks, N)."""
     of_z = sign_table(angles.shape[-1], angles.dtype, angles.device)
     if ansatz == "square":
         return _measured_before_the_end(angles, of_z)
@@ -121,7 +121,7 @@ def expectation_circuit(angles: Tensor, ansatz: str) -> StagedCircuit:
 
 
 def probability_circuit(angles: Tensor, ansatz: str) -> StagedCircuit:
-    """The circuit that reads the probabilities of all basis states; angles (L, blocks, N)."""
+    """The circuit that measures the probabilities of all basis states; angles (L, blocks, N)."""
     last_ring = None if ansatz == "square" else ring_tables(angles.shape[-1], angles.device)
     return _circuit(_GATES[ansatz](angles), Probabilities(last_ring))
 
@@ -153,7 +153,7 @@ def _qaa(angles: Tensor) -> Tensor:
 
 
 def _rxyz(angles: Tensor) -> Tensor:
-    """(L, N, 2, 2): without the last layer's phases, which nothing reads."""
+    """(L, N, 2, 2): without the last layer's phases, which affect no measurement."""
     rx, ry, rz = angles.unbind(1)
     phases = torch.cat([rz[:-1], torch.zeros_like(rz[:1])])
     return _rz(phases) * (_ry(ry).to(phases.dtype.to_complex()) @ _rx(rx))
@@ -181,7 +181,7 @@ def _rz(angles: Tensor) -> Tensor:
 
 
 def _circuit(gates: Tensor, readout: Readout, weights: Tensor | None = None) -> StagedCircuit:
-    """Of every stage's gates (S, N, 2, 2) one matrix (2**k, 2**k) for each group of wires."""
+    """From every stage's gates (S, N, 2, 2) one matrix (2**k, 2**k) for each group of wires."""
     n_qubits = gates.shape[1]
     groups = [_kron(group).unbind() for group in gates.tensor_split(ceil(n_qubits / GROUP), dim=1)]
     return StagedCircuit(tuple(zip(*groups, strict=True)), ring_tables(n_qubits, gates.device), readout, weights)

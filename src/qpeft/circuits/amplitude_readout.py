@@ -29,7 +29,7 @@ class Ring(NamedTuple):
 class Flip(NamedTuple):
     """The k bits that X of a wire flips behind the ring.
 
-    Cut at these bits, a state (2**N, T) is 2**k corners, one for each of their patterns in ascending order; a flip
+    Split at these bits, a state (2**N, T) is 2**k corners, one for each of their patterns in ascending order; a flip
     exchanges the first with the last, the second with the last but one, and so on.
     """
 
@@ -39,14 +39,14 @@ class Flip(NamedTuple):
     def corners(self, psi: Tensor) -> list[Tensor]:
         """Views of psi (2**N, T), tokens in the last axis."""
         views = [psi.view(*self.shape, psi.shape[1])]
-        for axis in range(1, 1 + len(self.shape) // 2):  # those before it are gone when its turn comes
+        for axis in range(1, 1 + len(self.shape) // 2):  # earlier split axes no longer exist
             views = [part for view in views for part in view.unbind(axis)]
         return views
 
 
 @lru_cache(maxsize=64)
 def ring_tables(n_qubits: int, device: torch.device) -> Ring:
-    with torch.device("cpu"):  # kept for later calls: no default device of the caller may leak into them
+    with torch.device("cpu"):  # cached: independent of the caller's default device
         target = torch.tensor(_ring(n_qubits))
         return Ring(target.argsort().to(device), target.to(device))
 
@@ -61,7 +61,7 @@ def sign_table(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tenso
 
 @lru_cache(maxsize=64)
 def flip_table(n_qubits: int) -> tuple[Flip, ...]:
-    """What X of every wire flips behind the ring."""
+    """The flip of X of every wire behind the ring."""
     ring = _ring(n_qubits)
     flipped = [ring.index(1 << (n_qubits - 1 - wire)) for wire in range(n_qubits)]
     return tuple(_flip([bits >> (n_qubits - 1 - wire) & 1 == 1 for wire in range(n_qubits)]) for bits in flipped)
@@ -69,7 +69,7 @@ def flip_table(n_qubits: int) -> tuple[Flip, ...]:
 
 @lru_cache(maxsize=64)
 def flip_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Of all wires' flips the signs (F, N), and which wire each belongs to, one-hot (F, N)."""
+    """The signs (F, N) of all wires' flips, and the wire of each flip, one-hot (F, N)."""
     flips = flip_table(n_qubits)
     owners = [[wire == owner for wire in range(n_qubits)] for owner, flip in enumerate(flips) for _ in flip.signs]
     with torch.device("cpu"):
@@ -129,7 +129,7 @@ class Expectations(NamedTuple):
 
 
 class Probabilities(NamedTuple):
-    """All probabilities, behind a ring that was not applied to the state or, without one, as they are: F = 2**N."""
+    """All probabilities, F = 2**N, behind a ring that was not applied to the state; without a ring for None."""
 
     ring: Ring | None
 
@@ -143,7 +143,7 @@ class Probabilities(NamedTuple):
 
 
 class Flips(NamedTuple):
-    """`Expectations`, then for every flip and pair of its corners their scalar product."""
+    """`Expectations`, then the scalar product of every pair of corners of every flip."""
 
     signs: Tensor  # (N, 2**N)
     flips: tuple[Flip, ...]

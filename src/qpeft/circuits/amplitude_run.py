@@ -36,12 +36,12 @@ class Walk:
         self._buffers = [torch.empty(n_amplitudes, dtype=like.dtype, device=like.device) for _ in range(2)]
 
     def spare(self, *shape: int) -> Tensor:
-        """The buffer in which the state is not."""
+        """The buffer that does not hold the state."""
         self._buffers.reverse()
         return self._buffers[0][: prod(shape)].view(shape)
 
     def start(self, x: Tensor, norms: Tensor, size: int) -> Tensor:
-        """Normalised rows x (T, d) as columns (size, T), zeros appended."""
+        """Normalised rows x (T, d) as columns (size, T), padded with zeros."""
         rows = self.spare(len(x), size)
         torch.div(x, norms[:, None], out=rows[:, : x.shape[1]])
         rows[:, x.shape[1] :] = 0
@@ -84,13 +84,13 @@ def add_outer(sums: Stage, lam: Tensor, psi: Tensor) -> None:
 
 
 def _axis(state: Tensor, before: int, n: int) -> Tensor:
-    """States (2**N, T) as (before, n, rest); no copy, not even of rows that `start` turned over."""
+    """States (2**N, T) as (before, n, rest), without a copy, also for the transposed rows of `start`."""
     size, n_tokens = state.shape
     return state.reshape(before, n, size // (before * n) * n_tokens)
 
 
 SMALLEST_NORM = 1e-8
-CHUNK, TOKENS = 2**18, 128  # amplitudes computed together, but at least so many tokens; measured
+CHUNK, TOKENS = 2**18, 128  # amplitudes computed together, but at least this number of tokens; measured
 
 
 class StagedCircuit(NamedTuple):
@@ -99,18 +99,18 @@ class StagedCircuit(NamedTuple):
     stages: tuple[Stage, ...]
     ring: Ring
     readout: Readout
-    weights: Tensor | None = None  # (F, F'): what is wanted is q^T weights; None: q itself
+    weights: Tensor | None = None  # (F, F'): the result is q^T weights; None: q itself
 
 
 def run(x: Tensor, circuit: StagedCircuit) -> Tensor:
-    """What is read of `circuit` (T, F'), started in the normalised x (T, d), d <= 2**N; for x = 0 it is 0."""
+    """The measurements (T, F') of `circuit`, started in the normalised x (T, d), d <= 2**N; 0 for x = 0."""
     matrices = [matrix for stage in circuit.stages for matrix in stage]
     fixed = _Fixed(len(circuit.stages), circuit.ring, circuit.readout)
     return _Run.apply(x, circuit.weights, fixed, *matrices)
 
 
 class _Fixed(NamedTuple):
-    """What has no gradient."""
+    """The parts of a circuit without gradients."""
 
     n_stages: int
     ring: Ring
@@ -121,7 +121,7 @@ class _Fixed(NamedTuple):
         return [matrices[stage * n_groups : (stage + 1) * n_groups] for stage in range(self.n_stages)]
 
     def chunks(self, n_tokens: int, device: torch.device) -> list[tuple[int, int]]:
-        """Start and length of each; an accelerator takes all at once."""
+        """Start and length of each chunk; an accelerator takes all tokens at once."""
         step = max(TOKENS, CHUNK // len(self.ring.source)) if device.type == "cpu" else max(1, n_tokens)
         return [(start, min(step, n_tokens - start)) for start in range(0, max(1, n_tokens), step)]
 
@@ -200,7 +200,7 @@ def _gradient(
 
 
 class _Back:
-    """The way back through the stages; what it meets adds up to the gradients of the matrices."""
+    """The backward pass through the stages, which accumulates the gradients of the matrices."""
 
     def __init__(self, fixed: _Fixed, matrices: Sequence[Tensor], n_amplitudes: int) -> None:
         self._fixed, self._matrices = fixed, matrices
@@ -209,7 +209,7 @@ class _Back:
         self._walks = Walk(n_amplitudes, matrices[0]), Walk(n_amplitudes, matrices[0])
 
     def pull(self, g: Tensor, shift: Tensor, psi: Tensor) -> Tensor:
-        """From the features' gradient and the final states (2**N, T) to that of those behind the first stage."""
+        """The gradient of the states behind the first stage, from that of the features and final states (2**N, T)."""
         of_lam, of_psi = self._walks
         lam = self._fixed.pull(g, shift, psi, of_lam.spare(*psi.shape))
         first, *others = zip(self._fixed.stages(self._outer), self._inverses, strict=True)
@@ -221,7 +221,7 @@ class _Back:
         return lam
 
     def to_rows(self, lam: Tensor) -> Tensor:
-        """From there to the gradient (T, 2**N) of the real amplitudes that the circuit starts in."""
+        """The gradient (T, 2**N) of the real initial amplitudes, from that of the states behind the first stage."""
         return self._walks[0].turn_over(lam, self._inverses[0]).real
 
     def of_matrices(self) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Which basis states a circuit starts from to give the K columns of an orthonormal matrix."""
+"""The basis states from which a circuit starts to produce the K columns of an orthonormal matrix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def basis_columns(kind: str, n_qubits: int, k: int) -> Tensor:
     """Distinct basis indices (k,) int64 on the CPU.
 
     `first` is 0, ..., k-1. `spread` repeats the b = max(2, ceil(log2 k)) low bits of each column's number over
-    all wires, from the least significant on, so that every wire sees both of its states:
+    all wires, from the least significant on, so that every wire takes both of its states:
 
         index(j) = sum_i bit(j, i mod b) * 2**i
 
@@ -23,7 +23,9 @@ def basis_columns(kind: str, n_qubits: int, k: int) -> Tensor:
     if kind not in COLUMN_KINDS:
         raise ConfigError(f"unknown columns '{kind}'; choose one of {', '.join(COLUMN_KINDS)}")
     if not 1 <= k <= 2**n_qubits:
-        raise ConfigError(f"a circuit on {n_qubits} qubits has {2**n_qubits} columns; choose 1 to all of them, got {k}")
+        raise ConfigError(
+            f"a circuit on {n_qubits} qubits has {2**n_qubits} columns; choose 1 to {2**n_qubits} of them, got {k}"
+        )
     number = torch.arange(k, device="cpu")
     if kind == "first":
         return number

@@ -33,7 +33,7 @@ def cosine_sine_columns(
     v1, _, c, u1, u2 = angles.split(part_sizes(width, n_layers, with_v2), dim=1)
     block = two_design_columns(v1, n_qubits, n_layers, columns, signs and signs(n_qubits))  # (M, N1, K)
     cos, sin = _cosine_sine(c, n2)
-    head, tail = block.mT.split([n2, n1 - n2], dim=2)  # as rows, the order in which circuits keep and take them
+    head, tail = block.mT.split([n2, n1 - n2], dim=2)  # as rows, the memory layout of the circuits
     top = torch.cat([cos * head, tail], dim=2).mT
     return torch.cat([_apply(u1, n1, n_layers, top, signs), _apply(u2, n2, n_layers, (sin * head).mT, signs)], dim=1)
 
@@ -63,7 +63,7 @@ def _cosine_sine(c: Tensor, n2: int) -> tuple[Tensor, Tensor]:
 @lru_cache(maxsize=64)
 def _bits(n2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Row 0 is one, row 1 + b is bit b of the column's number: (1 + ceil(log2 N2), N2)."""
-    with torch.device("cpu"):  # kept for good: no default device of the caller may leak into it
+    with torch.device("cpu"):  # cached: independent of the caller's default device
         place = torch.arange((n2 - 1).bit_length())[:, None]
         bits = (torch.arange(n2) >> place) & 1
         return torch.cat([torch.ones(1, n2), bits]).to(device, dtype)

@@ -1,6 +1,6 @@
 """Slow reference simulator: every gate of any ansatz is one step of plain autograd.
 
-It is what the fast routes are tested against, and how a circuit without a fast route runs.
+The fast routes are tested against it, and it simulates circuits without a fast route.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
     """Probabilities (2**N,) of the basis states of any ansatz started in `|0...0>`; wire 0 is the most significant bit.
 
     `angles` have shape `ansatz.angle_shape`, float32 or float64; the result has their dtype and device, and derivatives
-    of every order. Each gate is a step of plain autograd: for `ry_ladder` take `probabilities`, which is far faster.
+    of every order. Each gate is a step of plain autograd: for `ry_ladder` use `probabilities`, which is far faster.
 
-    Raises IndexError where `angles` has no place for a gate's.
+    Raises IndexError if `angles` has no element for a gate.
     """
     return _probabilities(gate_state(ansatz, angles))
 
 
 def gate_amplitude_probabilities(ansatz: Ansatz, angles: Tensor, x: Tensor) -> Tensor:
-    """Probabilities (T, 2**N) after amplitude embedding of x (T, d): zeros appended, over max(||x||, 1e-8)."""
+    """Probabilities (T, 2**N) after amplitude embedding of x (T, d): padded with zeros, divided by max(||x||, 1e-8)."""
     a = F.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1])) / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)
     return _probabilities(gate_evolve(ansatz, angles, a.mT)).mT
 

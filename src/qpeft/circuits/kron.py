@@ -5,7 +5,7 @@ RY = [[c, -s], [s, c]] over the group is the 2**k x 2**k matrix
 
     K[r, c] = (-1)^popcount(~r & c) * v[r ^ c],    v[x] = prod_i (s_i if bit i of x is set else c_i)
 
-so every entry is one of the numbers +-v: two gathers and one product build K for any k.
+so every entry is one of +-v: two gathers and one product build K for any k.
 RY(t)' = J RY(t) / 2 with J = [[0, -1], [1, 0]]; J of one wire commutes with the rotations of all others.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 class Block(NamedTuple):
-    """A wanted matrix: rows `rows` of the K of `wires` (most significant bit first)."""
+    """A matrix to build: rows `rows` of the K of `wires` (most significant bit first)."""
 
     wires: tuple[int, ...]
     rows: Tensor  # (R,) int64, basis indices of the group
@@ -58,7 +58,7 @@ def kron_matrices(angles: Tensor, tables: KronTables) -> list[Tensor]:
     half = angles / 2
     factors = torch.cat([half.cos(), half.sin(), half.new_ones(len(half), 1)], dim=1)  # (L, 2N+1)
     v = factors.index_select(1, tables.factors).view(len(half), tables.k_max, -1).prod(1)  # (L, F)
-    # gather: in float64 four times as fast as index_select along the second axis
+    # gather is four times as fast in float64 as index_select along the second axis
     flat = torch.cat([v, -v], dim=1).gather(1, tables.entries.expand(len(half), -1))  # (L, E)
     sizes = [rows * columns for rows, columns in tables.shapes]
     return [part.unflatten(1, shape) for part, shape in zip(flat.split(sizes, 1), tables.shapes, strict=True)]
@@ -80,7 +80,7 @@ def turn_tables(wires: tuple[int, ...], dtype: torch.dtype, device: torch.device
 
 
 def _factors(wires: tuple[int, ...], k_max: int, n_qubits: int) -> Tensor:
-    """For each basis state of the group and each wire the index of its factor: (k_max, 2**k)."""
+    """The index of the factor of each wire, for each basis state of the group: (k_max, 2**k)."""
     x = torch.arange(2 ** len(wires))
     bits = [(x >> (len(wires) - 1 - place)) & 1 for place in range(len(wires))]
     chosen = [wire + n_qubits * bit for wire, bit in zip(wires, bits, strict=True)]

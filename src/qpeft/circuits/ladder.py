@@ -12,7 +12,7 @@ from qpeft.circuits.numerics import has_nonfinite
 from qpeft.errors import ConfigError
 
 # measured with benchmarks/bench.py --only circuits large_circuits
-FOLD_QUBITS = range(2, 13)  # a single qubit cannot be cut in two
+FOLD_QUBITS = range(2, 13)  # a single qubit cannot be divided
 CUT_FROM = 15  # qubits
 
 
@@ -27,15 +27,15 @@ def probabilities(angles: Tensor) -> Tensor:
     _check(angles)
     if angles.shape[1] in FOLD_QUBITS:
         return fold_probabilities(angles)
-    return cut_probabilities(angles) if _cut_pays(angles) else group_probabilities(angles)
+    return cut_probabilities(angles) if _cut_is_faster(angles) else group_probabilities(angles)
 
 
 def probabilities_slice(angles: Tensor, start: int, stop: int) -> Tensor:
-    """`probabilities(angles)[start:stop]`, shape (stop - start,), without computing the rest where that pays.
+    """`probabilities(angles)[start:stop]`, shape (stop - start,), without computing the rest where that is faster.
 
-    For N >= 15 and L <= N/2 + 1, time and memory are in proportion to the slice, in steps of about 2**(N/2 + 2)
-    probabilities, beside terms of size 2**(N/2 + L): also a circuit whose 2**N probabilities fit nowhere can be
-    read and trained in parts. For other sizes all probabilities are computed.
+    For N >= 15 and L <= N/2 + 1, time and memory are proportional to the slice, in steps of about 2**(N/2 + 2)
+    probabilities, plus terms of size 2**(N/2 + L): a circuit whose 2**N probabilities exceed the memory can be
+    evaluated and trained in parts. For other sizes all probabilities are computed.
 
     Raises ConfigError as `probabilities`, and for a slice that is empty or not within 0 .. 2**N.
     """
@@ -43,11 +43,11 @@ def probabilities_slice(angles: Tensor, start: int, stop: int) -> Tensor:
     total = 2 ** angles.shape[1]
     if not 0 <= start < stop <= total:
         raise ConfigError(f"a slice must have 0 <= start < stop <= {total}, got start={start}, stop={stop}")
-    return cut_slice(angles, start, stop) if _cut_pays(angles) else probabilities(angles)[start:stop]
+    return cut_slice(angles, start, stop) if _cut_is_faster(angles) else probabilities(angles)[start:stop]
 
 
-def _cut_pays(angles: Tensor) -> bool:
-    """Whether the cut's 2**(L-2) terms are few enough."""
+def _cut_is_faster(angles: Tensor) -> bool:
+    """Whether the 2**(L-2) terms of the cut are few enough."""
     n_layers, n_qubits = angles.shape
     return n_qubits >= CUT_FROM and n_layers <= n_qubits // 2 + 1
 

@@ -38,7 +38,7 @@ MAX_PIECE = 5  # wires in one dense matrix
 
 
 class Terms(NamedTuple):
-    """What `product_terms` gives."""
+    """The result of `product_terms`."""
 
     left: Tensor  # (2**(a-2) rows, 2 q, 2 j, K)
     right: Tensor  # (2 j, K, 2**b columns)
@@ -58,15 +58,15 @@ def product_terms(angles: Tensor) -> Terms:
         right = torch.cat([right, right.flip(0)], 1)
     turn, *pieces = last
     left, right = _run(left, pieces[:of_a]), _run(right, pieces[of_a:])
-    if not layers:  # nothing has made a j = 1 yet
+    if not layers:  # j is still 0
         left, right = pad(left, (0, 1)), pad(right, (0, 1))
     return Terms(left.view(2 ** (a - 2), 2, 2, -1), right.mT.reshape(2, -1, len(right)), turn.view(2, 2, 2))
 
 
 @cache
 def _tables(n_qubits: int, device: torch.device) -> tuple[KronTables, int]:
-    """Tables for one layer's matrices: of A's last wire, of A's others, of B; and how many are A's others."""
-    with torch.device("cpu"), torch.inference_mode(False):  # kept for good, and for training: nothing of a caller
+    """Tables for one layer's matrices: of A's last wire, of its other wires, of B; and the number for its others."""
+    with torch.device("cpu"), torch.inference_mode(False):  # cached, also for training: independent of the caller
         a = n_qubits // 2
         turn, others, of_b = (
             Block((a - 1,), torch.tensor([0, 1, 1, 0])),
@@ -120,7 +120,7 @@ class _Tile(NamedTuple):
 
 
 def _tiles(terms: Terms) -> Iterator[_Tile]:
-    """Every tile once; x and t may be overwritten and are good until the next."""
+    """Every tile once; x and t may be overwritten and are valid until the next tile."""
     left, right, turn = terms
     height, width = TILE if left.device.type == "cpu" else DEVICE_TILE
     all_columns, all_rows = _slices(right.shape[2], width), _slices(len(left), height)
@@ -175,7 +175,7 @@ def _term_gradients(grad: Tensor, terms: Terms) -> Terms:
 
 
 class _Span(NamedTuple):
-    """The rows of A, without its last two bits, that hold the wanted probabilities, and how many more these hold."""
+    """The rows of A, without its last two bits, that contain a slice, and the surplus before and after the slice."""
 
     rows: slice
     before: int
@@ -199,7 +199,7 @@ def _gradient(grad: Tensor, angles: Tensor, span: _Span) -> Tensor:
     with torch.enable_grad():
         angles = angles.detach().requires_grad_()
         terms = _terms(angles, span.rows)
-    if span.before or span.after:  # pad would copy it in any case
+    if span.before or span.after:  # pad would copy in any case
         grad = pad(grad, (span.before, span.after))
     gradients = _term_gradients(grad, Terms(*(term.detach() for term in terms)))
     return 2 * torch.autograd.grad(terms, angles, gradients)[0]
@@ -229,5 +229,5 @@ def cut_probabilities(angles: Tensor) -> Tensor:
 
 @full_precision
 def cut_slice(angles: Tensor, start: int, stop: int) -> Tensor:
-    """Probabilities start .. stop-1, shape (stop - start,); computes the rows of 2**(b + 2) that they lie in."""
+    """Probabilities start .. stop-1, shape (stop - start,); computes the rows of 2**(b + 2) that contain them."""
     return CutProbabilities.apply(angles, start, stop)

@@ -1,13 +1,13 @@
 """The "fold" route for small circuits: two small matrix products per layer, no gather.
 
-Cut the wires into A (the first a) and B (the other b) and hold the state as a matrix psi (2**a, 2**b).
+Divide the wires into A (the first a) and B (the other b) and store the state as a matrix psi (2**a, 2**b).
 The ladder is ladder_B . CNOT(a-1 -> a) . ladder_A, and CNOT(a-1 -> a) before ladder_B reverses all of B
 where A's last bit is 1. Both inner ladders only permute rows of the small rotation matrices: with s = A's
 last bit
 
     Y = W_A psi,    psi_new[s] = Y[s] W_B[s]^T
 
-The rows of psi are kept with wire a-1 as their most significant bit: the two sectors s are then contiguous
+The rows of psi are stored with wire a-1 as their most significant bit: the two sectors s are then contiguous
 and the second step is one batched product. The small states of all layers are saved, so that the
 gradients of all angles are two batched products at the end.
 """
@@ -34,7 +34,7 @@ class _Tables(NamedTuple):
 
 @cache
 def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    with torch.device("cpu"):  # kept for good: no default device of the caller may leak into them
+    with torch.device("cpu"):  # cached: independent of the caller's default device
         a = n_qubits // 2
         wires_a, wires_b = (a - 1, *range(a - 1)), tuple(range(a, n_qubits))
         gray_b = ladder_source(n_qubits - a)
@@ -107,7 +107,7 @@ def _gradient(grad: Tensor, states: Tensor, w_a: Tensor, w_b: Tensor) -> Tensor:
 class FoldProbabilities(torch.autograd.Function):
     """angles (L, N), N >= 2 -> probabilities (2**N,).
 
-    Without `setup_context`, which torch.func would need: it costs a tenth of the time of ten qubits.
+    Without `setup_context`, which torch.func would need: it would take a tenth of the time at ten qubits.
     """
 
     @staticmethod
@@ -125,7 +125,7 @@ class FoldProbabilities(torch.autograd.Function):
 
 @full_precision
 def fold_probabilities(angles: Tensor) -> Tensor:
-    """Probabilities (2**N,) for angles (L, N) with N >= 2; keeps no states when no gradient is wanted."""
+    """Probabilities (2**N,) for angles (L, N) with N >= 2; stores no states when no gradient is needed."""
     if torch.is_grad_enabled() and angles.requires_grad:
         return FoldProbabilities.apply(angles)
     *_, last = _states(*_matrices(angles))

@@ -1,9 +1,9 @@
 """The "groups" route for large circuits: O(2**N) memory whatever the depth.
 
-The wires are cut into small groups. One matrix product per group rotates it and moves its axis from the
+The wires are divided into small groups. One matrix product per group rotates it and moves its axis from the
 front of the state to the back, so after all groups the wires are in order again. The ladder is a gather.
-Only the angles and the final state are saved: backward walks the state and its gradient back through the
-inverse layers.
+Only the angles and the final state are saved: the backward pass applies the inverse layers to the state and its
+gradient.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source, turn_tables
 from qpeft.circuits.numerics import full_precision
 
-MAX_GROUP = {torch.float32: 5, torch.float64: 4}  # wires; measured: larger groups multiply more than they save
+MAX_GROUP = {torch.float32: 5, torch.float64: 4}  # wires; measured: larger groups cost more than they save
 
 
 class _Tables(NamedTuple):
@@ -28,7 +28,7 @@ class _Tables(NamedTuple):
 
 @cache
 def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    with torch.device("cpu"):  # kept for good: no default device of the caller may leak into them
+    with torch.device("cpu"):  # cached: independent of the caller's default device
         groups = torch.arange(n_qubits).tensor_split(-(-n_qubits // MAX_GROUP[dtype]))
         wires = [tuple(group.tolist()) for group in groups]
         blocks = [Block(group, torch.arange(2 ** len(group))) for group in wires]
@@ -71,7 +71,7 @@ def _state(angles: Tensor) -> Tensor:
 def _gradient(grad: Tensor, angles: Tensor, psi: Tensor) -> Tensor:
     """Gradient (L, N) from d loss / d p and the state before the last ladder, both (2**N,).
 
-    A group's <lam, J psi> may be taken while others of its layer are undone: their rotations commute with its J.
+    A group's <lam, J psi> may be computed while other groups of its layer are undone: their rotations commute with J.
     """
     _, inverse = _gathers(angles.shape[1], angles.device)
     turns = _tables(angles.shape[1], angles.dtype, angles.device).turns

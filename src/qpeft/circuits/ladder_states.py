@@ -1,7 +1,7 @@
-"""Many states of QPA's circuit at once, each with angles of its own: for statistics over random circuits.
+"""Many states of QPA's circuit at once, each with its own angles, for statistics over random circuits.
 
-The wires are cut into two halves. A layer is one batch of products with the Kronecker matrices of its rotations on each
-half, and the gather of the CNOT ladder.
+The wires are divided into two halves. A layer is one batch of products with the Kronecker matrices of its rotations on
+each half, followed by the gather of the CNOT ladder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from qpeft.circuits.numerics import full_precision
 
 @cache
 def _tables(n_qubits: int, device: torch.device) -> KronTables:
-    with torch.device("cpu"):  # kept for good: no default device of the caller may leak into them
+    with torch.device("cpu"):  # cached: independent of the caller's default device
         halves = torch.arange(n_qubits).tensor_split(2)
         blocks = [Block(tuple(half.tolist()), torch.arange(2 ** len(half))) for half in halves]
         return kron_tables(blocks, n_qubits, device)
@@ -28,7 +28,7 @@ def ladder_states(angles: Tensor) -> Tensor:
     """Final states (S, 2**N), real amplitudes, of `ry_ladder` circuits with angles (S, L, N), from |0...0>.
 
     Wire 0 is the most significant bit of the basis index; dtype and device are the angles'. Differentiable by plain
-    autograd, which keeps the states of all layers.
+    autograd, which stores the states of all layers.
     """
     samples, _, n_qubits = angles.shape
     tables, source = _tables(n_qubits, angles.device), ladder_source(n_qubits, angles.device)

@@ -23,12 +23,12 @@ MAX_ERROR = 1e-4  # of orthogonality, for the truncated series
 def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18) -> Tensor:
     """The first k columns of exp(A), of cayley(A) = (I - A/2)^-1 (I + A/2), or of the series of exp cut after A^P.
 
-    They are `lie_map` "exp", "cayley" and "taylor"; P is `taylor_order`.
-    `b` (N, K') or (M, N, K'), float32 or float64; entries on and above the diagonal are ignored. Gives (N, k) or
+    These are `lie_map` "exp", "cayley" and "taylor"; P is `taylor_order`.
+    `b` (N, K') or (M, N, K'), float32 or float64; entries on and above the diagonal are ignored. Returns (N, k) or
     (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64. `exp` and `cayley` are orthogonal for
     every b; `taylor` only for a small norm of A.
 
-    Raises ConfigError for sizes that cannot be, UnsupportedTypeError for another dtype, CircuitError for a series
+    Raises ConfigError for invalid sizes, UnsupportedTypeError for another dtype, CircuitError for a series
     that is not orthogonal.
     """
     _check(b, k, lie_map)
@@ -40,16 +40,16 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18)
 
 
 def count_lie(width: int, lie_rank: int) -> int:
-    """Number of live entries of B: N K' - K' (K'+1) / 2. Raises ConfigError unless 1 <= K' < N."""
+    """Number of free entries of B: N K' - K' (K'+1) / 2. Raises ConfigError unless 1 <= K' < N."""
     _check_rank(width, lie_rank)
     return width * lie_rank - lie_rank * (lie_rank + 1) // 2
 
 
 def lie_matrix(packed: Tensor, width: int, lie_rank: int) -> Tensor:
-    """B (..., N, K') from its live entries (..., n), which lie column by column, rows downwards."""
+    """B (..., N, K') from its free entries (..., n), stored column by column, rows downwards."""
     n = count_lie(width, lie_rank)
     if packed.shape[-1] != n:
-        raise ConfigError(f"width {width} and lie_rank {lie_rank} need {n} numbers, got {packed.shape[-1]}")
+        raise ConfigError(f"width {width} and lie_rank {lie_rank} need {n} entries, got {packed.shape[-1]}")
     column, row = torch.triu_indices(lie_rank, width, 1, device=packed.device)
     flat = packed.new_zeros(*packed.shape[:-1], lie_rank * width)
     return flat.index_copy(-1, column * width + row, packed).unflatten(-1, (lie_rank, width)).mT
@@ -104,7 +104,7 @@ def _check(b: Tensor, k: int, lie_map: str) -> None:
     n = count_lie(width, rank)
     if rank > k:
         dead = n - (width * k - k * (k + 1) // 2)
-        raise ConfigError(f"lie_rank={rank} exceeds r={k}: {dead} of {n} parameters would never act")
+        raise ConfigError(f"lie_rank={rank} exceeds r={k}: {dead} of {n} parameters would have no effect")
     if k > width:
         raise ConfigError(f"{width} rows hold at most {width} orthonormal columns, got {k}")
 

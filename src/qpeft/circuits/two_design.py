@@ -20,12 +20,12 @@ def two_design_columns(
     """The columns `columns` of the orthogonal matrix of the `two_design` circuit, L = `n_layers`: equation (QP-2).
 
     `angles` (P,) or (M, P), float32 or float64, flat in the order in which they act, P = (2L+1) N - 2L for
-    N = `n_qubits`; `columns` are K basis indices, wire 0 the most significant bit. Gives (2**N, K) or (M, 2**N, K)
-    with orthonormal columns in the angles' dtype and on their device; no qubits give [[1]]. Angles have period 4 pi:
-    2 pi negates every column.
+    N = `n_qubits`; `columns` are K basis indices, wire 0 the most significant bit. Returns (2**N, K) or (M, 2**N, K)
+    with orthonormal columns in the angles' dtype and on their device; [[1]] for no qubits. Angles have period 4 pi:
+    a shift by 2 pi negates every column.
 
     `signs` (2L, 2**N) of +-1 replaces the CZ gates of step a, step b of the first layer, step a of the second, ...
-    by these diagonals: random signs and ones are the classical twins of the circuit.
+    by these diagonals: random signs, or ones, are classical controls of the circuit.
 
     Raises UnsupportedTypeError for another dtype and ConfigError for a wrong number of angles, qubits, layers or
     signs, for columns outside 0 .. 2**N - 1, and on the CPU for angles that are not finite.
@@ -38,7 +38,7 @@ def two_design_columns(
 
 
 def _columns(angles: Tensor, n_qubits: int, n_layers: int, columns: tuple[int, ...], signs: Tensor | None) -> Tensor:
-    few_branches = n_layers <= n_qubits // 2  # the halves are then no larger than the columns; measured: and faster
+    few_branches = n_layers <= n_qubits // 2  # the halves are then no larger than the columns, and faster (measured)
     if signs is None and few_branches:
         return cut_columns(angles, n_qubits, n_layers, columns)
     start = angles.new_zeros(2**n_qubits, len(columns))

@@ -1,7 +1,7 @@
 """The two-design circuit applied to any block of columns, many circuits at once.
 
-The wires are cut into groups of at most four. Within a group several gate layers are fused into one matrix, a
-*stage*; between stages stands the diagonal of the CZs that cross from one group to the next:
+The wires are divided into groups of at most four. Within a group several gate layers are fused into one matrix, a
+*stage*; between stages acts the diagonal of the CZs between groups:
 
     CZ circuit:      stage l = D_b R_{2l+1} D_a R_{2l} for l < L, stage L = R_{2L}
     given signs:     stage i = R_i for i <= 2L
@@ -27,7 +27,7 @@ GROUP = 4  # wires at most
 
 
 class _Tables(NamedTuple):
-    slots: Tensor  # (2L+1, G, 4) int64 into the angles with a zero appended: a small group's missing wires do not turn
+    slots: Tensor  # (2L+1, G, 4) int64 into the angles with a zero appended, for the missing wires of a small group
     entries: Tensor  # (16, 256), the products of I and J on a group's wires
     inner: Tensor  # (16, 16), D_b and D_a as one factor of R_{2l+1}
 
@@ -36,7 +36,7 @@ class _Tables(NamedTuple):
 def two_design_apply(angles: Tensor, n_qubits: int, n_layers: int, x: Tensor, signs: Tensor | None = None) -> Tensor:
     """Q(angles) x for M circuits with angles (M, P) and blocks x (M, 2**N, K): (M, 2**N, K), differentiable in both.
 
-    `signs` (2L, 2**N), if given, takes the place of the CZ sub-layers. The result has the dtype of x, which must
+    `signs` (2L, 2**N), if given, replaces the CZ sub-layers. The result has the dtype of x, which must
     be that of the angles. No qubit: x itself.
     """
     if n_qubits == 0:
@@ -50,7 +50,7 @@ def two_design_apply(angles: Tensor, n_qubits: int, n_layers: int, x: Tensor, si
 
 
 def two_design_slots(n_qubits: int, n_layers: int) -> list[list[int | None]]:
-    """For each layer of rotations and each wire the place of its angle in the flat vector, None without a gate."""
+    """The index of the angle of each wire in each layer of rotations, in the flat vector; None without a gate."""
     slots: list[list[int | None]] = [list(range(n_qubits))]
     place = n_qubits
     for step in range(2 * n_layers):
@@ -64,14 +64,14 @@ def two_design_slots(n_qubits: int, n_layers: int) -> list[list[int | None]]:
 def _group_sizes(n_qubits: int) -> list[int]:
     """Wires of each group. All but the last are even: then only CZs of step b cross."""
     fours, rest = divmod(n_qubits, GROUP)
-    if rest == 1 and fours:  # a product with 2 x 2 matrices would be slow
+    if rest == 1 and fours:  # products with 2 x 2 matrices are slow
         return [GROUP] * (fours - 1) + [2, 3]
     return [GROUP] * fours + [rest] * (rest > 0)
 
 
 @lru_cache(maxsize=64)
 def _tables(n_qubits: int, n_layers: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    with torch.device("cpu"):  # kept for good: no default device of the caller may leak into them
+    with torch.device("cpu"):  # cached: independent of the caller's default device
         rows = two_design_slots(n_qubits, n_layers)
         n_angles = 1 + max(slot for row in rows for slot in row if slot is not None)
         sizes = _group_sizes(n_qubits)
@@ -113,12 +113,12 @@ def _cz(pairs: list[tuple[int, int]], n_qubits: int) -> Tensor:
 
 
 def _stages(angles: Tensor, tables: _Tables, sizes: list[int], fused: bool) -> list[list[Tensor]]:
-    """For each stage the groups' matrices (M, 2**g, 2**g), each contiguous: bmm would take others one by one."""
+    """The groups' matrices (M, 2**g, 2**g) of each stage, contiguous, because bmm would process others one by one."""
     rotations = _rotations(angles, tables)
     if fused:
         pairs = (rotations[1::2] * tables.inner) @ rotations[:-1:2]
         rotations = torch.cat([pairs, rotations[-1:]])
-    steps = [2 ** (GROUP - size) for size in sizes]  # between the rows in which the missing wires are 0
+    steps = [2 ** (GROUP - size) for size in sizes]  # distance of the rows in which the missing wires are 0
     found = zip(rotations.unbind(1), steps, strict=True)
     groups = [(group if step == 1 else group[..., ::step, ::step]).contiguous() for group, step in found]
     return [list(stage) for stage in zip(*(group.unbind() for group in groups), strict=True)]

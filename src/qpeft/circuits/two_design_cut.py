@@ -1,6 +1,6 @@
 """The "cut" route of the `two_design` circuit: the states of two halves of the wires, joined at the very end.
 
-Cut the wires into A (the first a) and B (the other b). Every layer has exactly one CZ between wires a-1 and a, and
+Divide the wires into A (the first a) and B (the other b). Every layer has exactly one CZ between wires a-1 and a, and
 
     CZ = P0 (x) I + P1 (x) Z
 
@@ -10,7 +10,7 @@ B evolve on their own; a column of the circuit is the sum over its R = 2**L bran
     U[:, k] = sum_r alpha[k, r] (x) beta[k, r],    alpha (2**a,), beta (2**b,)
 
 Rotations of a half are one matrix of Kronecker products, all CZs of a step inside a half one vector of signs. Only
-the states of the halves are kept for the gradient, about 2**(q/2) R numbers a column. With J as in `kron` and G
+the states of the halves are stored for the gradient, about 2**(q/2) R values per column. With J as in `kron` and G
 the gradient with respect to a half's state psi after a rotation, the angle of wire i has gradient <G, J_i psi> / 2.
 """
 
@@ -33,7 +33,7 @@ class _Half(NamedTuple):
     """Constants of w wires; their states are rows (M, C, 2**w) with C = columns x branches."""
 
     starts: Tensor  # (K,) int64, the states from which the columns start
-    enter: tuple[Tensor, Tensor]  # (1 or 2, 2**w): what step a and step b do to each branch before they rotate
+    enter: tuple[Tensor, Tensor]  # (1 or 2, 2**w): factors of step a and step b on each branch, before their rotations
     turn_index: Tensor  # (w * 2**w,) int64 into (2**w, 2**w)
     turn_sign: Tensor  # (w, 2**w), +-1/2
 
@@ -41,7 +41,7 @@ class _Half(NamedTuple):
 class _Tables(NamedTuple):
     kron: KronTables
     halves: tuple[_Half, _Half]
-    place: Tensor  # (P,) int64: where in [A's rotations, B's rotations] each angle stands
+    place: Tensor  # (P,) int64: position of each angle in [A's rotations, B's rotations]
 
 
 class _Run(NamedTuple):
@@ -55,7 +55,7 @@ class _Run(NamedTuple):
 def _tables(
     n_qubits: int, n_layers: int, columns: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> _Tables:
-    with torch.device("cpu"):  # kept for later calls: no default device of the caller may leak into them
+    with torch.device("cpu"):  # cached: independent of the caller's default device
         slots = two_design_slots(n_qubits, n_layers)
         n_angles = 1 + max(slot for row in slots for slot in row if slot is not None)
         wires_of = [[n_angles if slot is None else slot for slot in row] for row in slots]
@@ -137,7 +137,7 @@ def _pull_back(lam: Tensor, run: _Run, half: _Half) -> Tensor:
             enter = half.enter[(step - 1) % 2]
             lam = torch.bmm(lam, run.rotations[step].mT).unflatten(1, (-1, len(enter))) * enter
             lam = lam[:, :, 0] + lam[:, :, 1] if len(enter) == 2 else lam.squeeze(2)
-    # gather: much faster than index_select along the last axis
+    # gather is much faster than index_select along the last axis
     turned = outer.view(-1, size * size).gather(1, half.turn_index.expand(len(run.states) * n_modules, -1))
     slopes = (turned.view(-1, *half.turn_sign.shape) * half.turn_sign).sum(-1)
     return slopes.view(len(run.states), n_modules, -1).transpose(0, 1).flatten(1)

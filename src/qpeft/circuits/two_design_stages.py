@@ -1,9 +1,9 @@
-"""Products of a block with small matrices on groups of its wires, forth and back.
+"""Products of a block with small matrices on groups of its wires, and their gradients.
 
-A matrix product can turn the front axis of the block to the back or take it back from there, so that no axis is ever
-copied alone: in turn one stage goes forth and the next goes back over the groups, and the last group stays at the
-front while they turn. The axes are (front groups, last group, K) after a stage back and (last group, K, front groups)
-after a stage forth; the block arrives as (K, front groups, last group), columns contiguous.
+A matrix product can move the front axis of the block to the back or return it to the front, so that no axis needs a
+copy of its own. Stages alternate between a forward and a backward pass over the groups, while the last group stays at
+the front. The axes are (front groups, last group, K) after a backward stage and (last group, K, front groups) after a
+forward stage; the initial block is (K, front groups, last group), with contiguous columns.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.numerics import full_precision
 
-SMALL = 16  # measured: below, a product with the small matrix on the right takes twice as long as one and a copy
+SMALL = (
+    16  # measured: below it, a product with the small matrix on the right takes twice as long as a product and a copy
+)
 
 
 def spread(signs: Tensor, last: int, k: int) -> Tensor:
     """Rows of signs (S-1, 2**N) as `run_stages` takes them, (S-1, 2**N * K), for a last group of `last` states.
 
-    In turn in the two orders that the axes have between stages, (front, last, K) and (last, K, front).
+    Rows alternate between the two orders of the axes, (front, last, K) and (last, K, front).
     """
     rows = signs.reshape(len(signs), -1, last, 1).expand(-1, -1, -1, k)
     return torch.stack([row.permute(1, 2, 0).flatten() if i % 2 else row.flatten() for i, row in enumerate(rows)])
@@ -34,8 +36,8 @@ def run_stages(stages: list[list[Tensor]], diagonals: Tensor, x: Tensor) -> Tens
     """Apply S stages to x (M, 2**N, K), with a diagonal between each two: (M, 2**N, K).
 
     A stage is one orthogonal matrix (M, n, n) for each group of neighbouring wires, n = 2**wires, first wires first;
-    the diagonals are what `spread` makes of rows of +-1, begun again when there are fewer than S-1. Both are taken
-    for their own inverse up to transposition when the gradient walks back.
+    the diagonals are the result of `spread` for rows of +-1, repeated cyclically when there are fewer than S-1. The
+    gradient uses that the inverse of both is their transpose.
     """
     n_modules, size, k = x.shape
     last = stages[0][-1].shape[-1]
@@ -57,8 +59,8 @@ class _Step(NamedTuple):
 class _Stages(torch.autograd.Function):
     """x (M, K, 2**N), diagonals as `spread` and all stages' matrices -> block (front, last, K), turned for even S.
 
-    Its own function: only the result is kept, and backward walks it back with its gradient. Fresh memory for every
-    product would cost more than the product, so each walk goes to and fro between two buffers.
+    Only the result is stored; the backward pass recomputes earlier blocks from it. Allocating memory for every product
+    would cost more than the product, so each walk alternates between two buffers.
     """
 
     @staticmethod
@@ -100,14 +102,14 @@ def _gradient(
 
 
 class _Walk:
-    """A block on its way; the tensor that it starts from is left as it is."""
+    """A block and two buffers for its products; the initial tensor is not changed."""
 
     def __init__(self, block: Tensor) -> None:
         self.block = block
         self._buffers = [torch.empty(block.shape, dtype=block.dtype, device=block.device).flatten() for _ in range(2)]
 
     def turn(self, matrix: Tensor, from_last: bool, to_last: bool) -> None:
-        """Apply `matrix` (M, n, n) to the front or last axis of the block and leave the axis at the front or last."""
+        """Apply `matrix` (M, n, n) to the front or last axis of the block; the axis ends at the front or last."""
         rows = _rows(self.block, matrix.shape[-1], from_last)
         out = self._buffers[0].view(rows.mT.shape if to_last else rows.shape)
         if not to_last:
@@ -126,7 +128,7 @@ class _Walk:
 
 @lru_cache(maxsize=64)
 def _steps(n_stages: int, n_groups: int) -> list[_Step]:
-    """From (K, front, last) to (front, last, K), then in turn to (last, K, front) and back."""
+    """From (K, front, last) to (front, last, K), then alternately to (last, K, front) and back."""
     steps = []
     for stage in range(n_stages):
         *groups, end = range(stage * n_groups, (stage + 1) * n_groups)
