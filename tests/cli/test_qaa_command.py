@@ -58,8 +58,8 @@ def test_export_refuses_before_any_work(run, qpeft_cli, tmp_path, merge):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--method", "qaa", "--family", "lie"), "settings of Quantum-PEFT's generator, which method qaa has not"),
-        (("--method", "qpa", "--readout", "probs"), "which method qpa has not; use --method qaa"),
+        (("--method", "qaa", "--family", "lie"), "options of Quantum-PEFT's generator, not of method qaa"),
+        (("--method", "qpa", "--readout", "probs"), "not of method qpa; use --method qaa"),
         (("--method", "qaa", "--readout", "probs"), "Use readout='z'."),
         (
             ("--method", "qaa", "--feature-source", "free"),

@@ -78,7 +78,7 @@ def test_method_and_its_options_are_passed_on(train, tmp_path):
         (("--target-modules", "q_porj"), "nearest names: q_proj"),
         (("--data", "absent.txt"), "no file or folder absent.txt"),
         (("--data", "absent.txt", "--json"), "no file or folder absent.txt"),
-        (("--method", "full", "--budget", 0.5), "--budget: settings of QPA's generator, which method full has not"),
+        (("--method", "full", "--budget", 0.5), "--budget: options of QPA's generator, not of method full"),
         (("--seq-len", 9999), "seq_len=9999 is longer than the model's context of"),
     ],
 )

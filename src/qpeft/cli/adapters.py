@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from qpeft import methods
 from qpeft.demo import base_model
-from qpeft.errors import CheckpointError, InputError
+from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json
 
 CONFIG = "adapter_config.json"
@@ -20,6 +21,24 @@ OptionalModel = Annotated[
     str | None,
     typer.Option(metavar="ID|PATH", help="Base model, as for train. Default: the one that the adapter names."),
 ]
+
+MethodFile = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="FILE.py:NAME",
+        help="Of an adapter of your own method: the file that registers it. Loading an adapter never imports code.",
+    ),
+]
+
+
+def use_method(method: str | None) -> None:
+    """Register the method of FILE.py:NAME, so that its adapters can be loaded. Raises ConfigError for other names."""
+    if method is None:
+        return
+    if not methods.is_file(method):
+        raise ConfigError(f"--method names a file here, such as own_method.py:METHOD, got {method!r}; leave it out")
+    methods.named(method)
 
 
 def find_adapter(path: Path) -> Path:

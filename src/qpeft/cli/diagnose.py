@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import find_adapter
+from qpeft import methods
+from qpeft.cli.adapters import find_adapter, use_method
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, facts, table, working
 from qpeft.cli.failures import SOME_FAILED
@@ -94,6 +95,8 @@ def diagnose(
       qpeft diagnose my-adapter --html my-adapter.html
       qpeft diagnose --model gpt2 --r 4 --budget 0.5 --n-layers 16
     """
+    if target is not None and methods.is_file(run.get("method", "")):
+        use_method(run.pop("method"))
     asked = {**run, **adapter, **generator, **({} if preset is None else {"preset": preset})}
     _check(target, model, asked, trainings, members)
     if html is not None and html.is_dir():
@@ -150,11 +153,6 @@ def _config(
     settings = TrainSettings(model=model, data="", out="", **run)
     settings.method_settings = method_settings(settings, preset, adapter, generator)
     settings.check()
-    if settings.method != "qpa":
-        raise ConfigError(
-            f"a config of method {settings.method} has nothing to diagnose before it is trained; give the folder of a "
-            "trained adapter, or --method qpa"
-        )
     with working("Counting"):
         from qpeft.diagnostics.target import of_config
         from qpeft.training.methods import build_config, build_generator

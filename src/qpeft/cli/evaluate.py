@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import OptionalModel, base_named, find_adapter, virtual_tokens
+from qpeft.cli.adapters import MethodFile, OptionalModel, base_named, find_adapter, use_method, virtual_tokens
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, scored, table
 from qpeft.cli.evaluate_classes import score_classes, show_classes
@@ -38,6 +38,7 @@ def evaluate(
             metavar="PATH", help="Run folder, or adapter folder (compact or stock). Default: the base model alone."
         ),
     ] = None,
+    method: MethodFile = None,
     padded: Annotated[
         bool,
         typer.Option(
@@ -61,6 +62,7 @@ def evaluate(
       qpeft evaluate --adapter run --data text.txt
       qpeft evaluate --adapter run --data dev.tsv --task text-classification
     """
+    use_method(method)
     folder = None if adapter is None else find_adapter(adapter)
     base_name = base_named(model, folder, "score")
     record = _record(folder, run.get("task"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import OptionalModel, adapter_config, base_of, find_adapter
+from qpeft.cli.adapters import MethodFile, OptionalModel, adapter_config, base_of, find_adapter, use_method
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, print_code, size, working
 from qpeft.cli.stock_process import stock_logits
@@ -26,6 +26,7 @@ def export(
     source: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="Run folder or compact adapter folder.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
     model: OptionalModel = None,
+    method: MethodFile = None,
     merge: Annotated[
         bool,
         typer.Option("--merge", metavar="", help="Write the whole model with the adapter merged into its weights."),
@@ -53,6 +54,7 @@ def export(
 
     if untie and not merge:
         raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
+    use_method(method)
     folder = find_adapter(source)
     base_name = base_of(folder, model)
     if merge:
@@ -65,6 +67,8 @@ def export(
 
 
 def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
+    from peft import PeftType
+
     import qpeft
     from qpeft.core.adapter_form import form_of
     from qpeft.core.exported_folder import tolerance
@@ -74,7 +78,7 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     from qpeft.training.tasks.record import how_to_load, read_record
 
     kind = adapter_config(folder)["peft_type"]
-    if not kind.startswith("QPEFT_"):
+    if kind in PeftType.__members__.values():
         raise ConfigError(
             f"{folder} is a stock {kind} adapter, which plain PEFT loads already; pass --merge to merge it"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import OptionalModel, adapter_config, base_named, find_adapter
+from qpeft.cli.adapters import MethodFile, OptionalModel, adapter_config, base_named, find_adapter, use_method
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, say, working
 from qpeft.errors import InputError
@@ -26,6 +26,7 @@ def generate(
             metavar="PATH", help="Run folder, or adapter folder (compact or stock). Default: the base model alone."
         ),
     ] = None,
+    method: MethodFile = None,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Text to continue. Default: read from standard input.")
     ] = None,
@@ -44,6 +45,7 @@ def generate(
       qpeft generate --adapter run --prompt "Once upon a time" --temperature 0.8
       echo "Once upon a time" | qpeft generate --adapter run
     """
+    use_method(method)
     folder = None if adapter is None else find_adapter(adapter)
     if folder is not None:
         _refuse_classifier(folder)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 import typer
+import yaml
 
 from qpeft.backends.settings import BackendSettings
 from qpeft.cli.options import Fields
@@ -71,8 +72,22 @@ PresetOption = Annotated[
 ]
 
 
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any field of the method's config, such as those of a method of your own; may be repeated.",
+    ),
+]
+
+
 def method_settings(
-    run: TrainSettings, preset: str | None, adapter: dict[str, Any], generator: dict[str, Any]
+    run: TrainSettings,
+    preset: str | None,
+    adapter: dict[str, Any],
+    generator: dict[str, Any],
+    others: list[str] | None = None,
 ) -> dict[str, Any]:
     """What the user set for the run's method, and what the preset sets; other defaults stay with the method.
 
@@ -80,15 +95,30 @@ def method_settings(
         ConfigError: an unknown preset, a generator's options for another method, or a number that PEFT cannot take.
     """
     _check_numbers(adapter)
-    _check_generator(run.method, generator)
-    given = {**adapter, **generator}
+    _check_generator(run, generator)
+    given = {**adapter, **generator, **_parsed(others or [])}
     return given if preset is None else given | _preset(run, preset, given)
 
 
-def _check_generator(method: str, generator: dict[str, Any]) -> None:
-    """Refuse options of another method's generator, and name that method."""
-    own = {f.name for f in _GENERATORS.get(method, ())}
+def _parsed(given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE as YAML reads the value: numbers, true, [lists], texts."""
+    found = {}
+    for text in given:
+        name, is_pair, value = text.partition("=")
+        if not is_pair or not name.isidentifier():
+            raise ConfigError(f"--set takes NAME=VALUE, such as n_bases=16, got {text!r}")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def _check_generator(run: TrainSettings, generator: dict[str, Any]) -> None:
+    """Refuse options of another method, and name that method."""
+    method = run.record
+    own = {f.name for f in _GENERATORS.get(method.key, ())}
     foreign = [name for name in generator if name not in own]
+    if foreign and method.config is not None:
+        known = {f.name for f in fields(method.config_class)}
+        foreign = [name for name in foreign if name not in known]
     if not foreign:
         return
     names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
@@ -96,7 +126,7 @@ def _check_generator(method: str, generator: dict[str, Any]) -> None:
     *first, last = (f"{group.owner}'s" for group in owners.values())
     whose = f"{', '.join(first)} and {last}" if first else last
     raise ConfigError(
-        f"{names}: settings of {whose} generator, which method {method} has not; use --method {' or '.join(owners)}"
+        f"{names}: options of {whose} generator, not of method {method.key}; use --method {' or '.join(owners)}"
     )
 
 

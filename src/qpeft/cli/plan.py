@@ -9,7 +9,7 @@ import typer
 from qpeft.cli.adapters import ModelOption, base_model
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, duration, facts, remarks, size, working
-from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, method_settings
+from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
@@ -28,6 +28,7 @@ def plan(
     generator: GeneratorOptions,
     backend: BackendOptions,
     preset: PresetOption = None,
+    others: SetOption = None,
     num_labels: Annotated[
         int | None,
         typer.Option(metavar="N", min=2, help="Number of classes. Default: as many as the base has."),
@@ -50,7 +51,7 @@ def plan(
       qpeft plan --model roberta-base --task text-classification --num-labels 3
     """
     settings = TrainSettings(model=model, data="", out="", backend_settings=backend, **run)
-    settings.method_settings = method_settings(settings, preset, adapter, generator)
+    settings.method_settings = method_settings(settings, preset, adapter, generator, others)
     settings.check()
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")

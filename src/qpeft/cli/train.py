@@ -8,7 +8,7 @@ from qpeft.cli.adapters import base_model
 from qpeft.cli.bar import TrainingBar
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, facts, print_code, size
-from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, method_settings
+from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.cli.score import headline, loss
 from qpeft.methods import Trains
@@ -29,6 +29,7 @@ def train(
     generator: GeneratorOptions,
     backend: BackendOptions,
     preset: PresetOption = None,
+    others: SetOption = None,
 ) -> Answer:
     """Fine-tune a model. Run the same command again to resume an interrupted run.
 
@@ -56,7 +57,7 @@ def train(
     method = run.get("method", TrainSettings.method)
     run = {**run, "model": base_model(run["model"])}
     settings = TrainSettings(**run, backend_settings=backend)
-    settings.method_settings = method_settings(settings, preset, adapter, generator)
+    settings.method_settings = method_settings(settings, preset, adapter, generator, others)
     settings.check()
     from qpeft.training import train as fine_tune
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from qpeft import methods
 from qpeft.compare.budget import Counts, Member, count, members
 from qpeft.compare.cells.cell import Cell, Recipe, RecipeBase, RecipeData, Reference
 from qpeft.compare.data import Splits, split_data
@@ -278,6 +279,7 @@ def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]
         "settings": spec.settings,
         "rates": list(rates),
         **({"backend": spec.backend} if spec.backend else {}),
+        **({"method_sha256": sha} if (sha := methods.file_sha256(spec.method)) else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

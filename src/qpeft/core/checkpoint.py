@@ -92,7 +92,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
     if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise CheckpointError(
             f"{folder / CONFIG} has the unknown peft_type '{kind}'; it is foreign, a newer qpeft or peft wrote it, "
-            "or the module that registers the method (qpeft.register_method) is not imported yet"
+            "or it is of a method of your own: import the module that registers it first, or give its file on the "
+            "command line with --method FILE.py:NAME"
         )
     tokens = config.get("alora_invocation_tokens")  # PEFT takes anything, and stumbles in the first forward pass
     if tokens is not None and not (isinstance(tokens, list) and tokens and all(type(t) is int for t in tokens)):

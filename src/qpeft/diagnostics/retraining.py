@@ -26,7 +26,7 @@ from qpeft.compare.study import UNTRAINED, Study, described
 from qpeft.demo import EMBEDDED, base_path
 from qpeft.diagnostics.finding import Measurement
 from qpeft.errors import ConfigError
-from qpeft.methods import named
+from qpeft.methods import get
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
 
@@ -128,7 +128,7 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
     Raises ConfigError for a run whose method has no controls of its circuit, and for invalid seeds.
     """
     source = settings.method_settings.get("feature_source", _CIRCUIT)
-    if not named(settings.method).controls or source != _CIRCUIT:
+    if not get(settings.method).controls or source != _CIRCUIT:
         trained = settings.method if source == _CIRCUIT else f"{settings.method} with feature_source {source}"
         raise ConfigError(
             f"the run trained {trained}; repeating it with controls of the circuit needs a method such as qpa, with "
@@ -183,6 +183,6 @@ def _members(settings: TrainSettings) -> list[dict[str, Any]]:
             "backend": there if source == "qnn_frozen" else {},
             **shared,
         }
-        for source, label in named(settings.method).controls.items()
+        for source, label in get(settings.method).controls.items()
     ]
     return [own, *controls]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpeft.methods.method import Method, Trains
-from qpeft.methods.registry import find, get, hosts, keys, named, records, register
+from qpeft.methods.registry import file_sha256, find, get, hosts, is_file, keys, named, records, register
 
 if TYPE_CHECKING:
     from qpeft.core.binding import Slot
@@ -72,11 +72,13 @@ __all__ = [
     "check_is_matrix",
     "check_target_modules",
     "draw_start",
+    "file_sha256",
     "find",
     "find_slots",
     "fingerprint",
     "get",
     "hosts",
+    "is_file",
     "keys",
     "lora_slots",
     "named",

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from peft import PeftConfig, PeftType, get_peft_model_state_dict
+from torch import Tensor
 
+from qpeft.core.adapter_form import count_trainable, form_of, own_kind
+from qpeft.core.holder import GeneratorHolder
 from qpeft.core.plan_result import BYTES
 from qpeft.methods.registry import find_by_config
 
@@ -25,17 +28,30 @@ def count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
     }
 
 
-def count_nonlinear(config: PeftConfig, adapted: Any) -> dict[str, Any]:
-    """As `count_stock`, of an adapter that stock PEFT does not have and that no matrix equals."""
-    method = find_by_config(config)
-    assert method is not None
-    return {
-        **count_stock(config, adapted),
-        "method": method.key,
-        "exported_bytes": None,
-        "needs_qpeft": True,
-        "notes": ["not linear: it cannot be merged into the base, nor exported as a stock PEFT adapter"],
-    }
+def count_live(config: PeftConfig, adapted: Any) -> dict[str, Any]:
+    """As `count_stock`, for a method of qpeft or of your own: it asks the adapter itself."""
+    form, method = form_of(adapted), find_by_config(config)
+    if form is None:
+        return count_stock(config, adapted)
+    counts = {**count_stock(config, adapted), "deployed": form.count_deployed(adapted), "needs_qpeft": True}
+    if method is not None:
+        counts["method"] = method.key
+    if isinstance(form, GeneratorHolder):
+        generator = count_trainable(form.generators)
+        other = counts["trainable"] - generator
+        state = [tensor for one in form.generators.values() for tensor in _packed(one)]
+        counts["trainable_parts"] = {"generator": generator, "other": other}
+        counts["stored_bytes"] = sum(tensor.nbytes for tensor in state) + other * BYTES
+    if own_kind(adapted):
+        notes = ["not linear: it cannot be merged into the base, nor exported as a stock PEFT adapter"]
+        return {**counts, "exported_bytes": None, "notes": notes}
+    return {**counts, "exported_bytes": counts["deployed"] * BYTES}
+
+
+def _packed(generator: Any) -> list[Tensor]:
+    """What a compact checkpoint holds of the generator, without its fingerprint."""
+    packed = generator.pack(generator.state_dict())
+    return [tensor for name, tensor in packed.items() if not name.endswith("fingerprint")]
 
 
 def stored_numbers(adapted: Any) -> int:

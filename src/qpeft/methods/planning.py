@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -22,7 +23,8 @@ from qpeft.core.plan_result import Plan
 from qpeft.core.targets import check_target_modules, spare_new_head
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig
-from qpeft.methods.counting import count_stock
+from qpeft.methods.counting import count_live
+from qpeft.methods.method import imported
 from qpeft.methods.qpa.plan import count_attached
 from qpeft.methods.registry import find_by_config
 
@@ -44,8 +46,7 @@ def plan(
 
     Args:
         base: A model (left untouched), a hub id, a local folder, or a transformers config; no weights are read.
-        config: A QPAConfig, a QuantumPeftConfig, a QAAConfig, a SoRAConfig, a BottleneckConfig, or a stock PEFT config
-            to compare with.
+        config: The config of a method of qpeft, of a method of your own, or a stock PEFT config to compare with.
         generator: What `qpeft.attach` would put over the adapter of a stock `config`.
         backend: With shots, or another backend than "exact", `Plan.circuits` tells what QPA's circuits will cost. To
             know the seconds, a few small jobs are sent.
@@ -53,8 +54,7 @@ def plan(
         steps: Optimiser steps of the training whose circuits are counted.
 
     Raises:
-        ConfigError: the base cannot be found, a target matches no module, the settings do not fit, or a method of your
-            own, which plans do not know.
+        ConfigError: the base cannot be found, a target matches no module, or the settings do not fit.
         UnsupportedTypeError: a target is of a kind that the method cannot adapt.
     """
     model = on_meta(base, config.task_type)
@@ -63,9 +63,12 @@ def plan(
     if find_by_config(config) is not None:
         spare_new_head(model, config)
     check_target_modules(model, config)
-    adapted = _adapt(model, config.to_stock() if isinstance(config, GeneratedLoraConfig) else config)
+    count = _counter(config)
+    # a method that counts by itself reads the sizes of the stock adapter: its generator need not be built
+    is_generated = isinstance(config, GeneratedLoraConfig) and count is not count_live
+    adapted = _adapt(model, cast(GeneratedLoraConfig, config).to_stock() if is_generated else config)
     targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
-    counts = _counted(config, adapted) if generator is None else count_attached(generator, adapted)
+    counts = count(config, adapted) if generator is None else count_attached(generator, adapted)
     given = {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
     chosen = backend_settings({"backend": backend, **given})
     circuits = None if chosen.is_usual else _circuits(generator or config, counts, chosen, steps)
@@ -98,6 +101,7 @@ def _adapt(model: nn.Module, config: Any) -> Any:
         raise error if isinstance(error, QpeftError) else ConfigError(str(error)) from error
 
 
-def _counted(config: PeftConfig, adapted: Any) -> dict[str, Any]:
+def _counter(config: PeftConfig) -> Callable[[Any, Any], dict[str, Any]]:
     method = find_by_config(config)
-    return count_stock(config, adapted) if method is None else method.ask("count", config, adapted)
+    own = None if method is None else imported(method.count)
+    return own or count_live

@@ -11,6 +11,7 @@ from transformers import set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 import qpeft
+from qpeft import methods
 from qpeft.errors import ConfigError
 from qpeft.training import base_model as base
 from qpeft.training.calibration import fit_to_gradient
@@ -47,6 +48,8 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
         task = task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
     progress.on_stage("Loading the base model")
     identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
+    if sha := methods.file_sha256(settings.method):
+        identity["method"] = sha
     set_seed(settings.seed)
     loaded = task.load_base()
     model = build_adapter(settings, loaded, task.head)

@@ -199,7 +199,7 @@ def _finish(
     result = TrainResult(
         out=folder.path,
         model=settings.model,
-        method=settings.method,
+        method=settings.record.key,
         steps=settings.steps,
         before=scores[0],
         after=scores[-1],

@@ -9,5 +9,4 @@ METHOD = Method(
     tuner="qpeft.methods.bottleneck.model:BottleneckModel",
     learning_rate=1e-3,
     is_host=True,
-    count="qpeft.methods.counting:count_nonlinear",
 )

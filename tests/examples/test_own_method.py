@@ -1,21 +1,24 @@
-"""The PEFT method of examples/own_adapter.py: its contract, its equation, and names that are taken."""
+"""The PEFT method of examples/own_method.py: its contract, its equation, names that are taken."""
 
 import copy
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from peft import get_peft_model
 
 import qpeft
+from qpeft import methods
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.testing import adapter_contract
 
 
 @pytest.fixture(scope="module")
 def own(example):
-    return example("own_adapter")
+    return example("own_method")
 
 
 def config(own, **settings):
@@ -27,8 +30,6 @@ def test_it_keeps_the_contract(own, llama, ids):
 
 
 def test_each_factor_is_its_start_and_a_mixture(own, llama, ids, adapters):
-    from peft import get_peft_model
-
     model = get_peft_model(llama, config(own))
     binding = model.base_model.binding("default")
     start = binding.values()
@@ -78,16 +79,29 @@ def test_what_is_no_method_is_refused_and_leaves_no_trace(own):
 
 
 def test_a_folder_without_its_module_says_what_to_import(own, llama, tmp_path):
-    from peft import get_peft_model
-
     qpeft.save(get_peft_model(copy.deepcopy(llama), config(own)), tmp_path / "compact")
-    assert "import own_adapter  # registers NolaConfig\nimport qpeft" in (tmp_path / "compact/README.md").read_text()
+    assert "import own_method  # registers NolaConfig\nimport qpeft" in (tmp_path / "compact/README.md").read_text()
     path = tmp_path / "compact/adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "peft_type": "ALON"}))
-    with pytest.raises(CheckpointError, match=r"unknown peft_type 'ALON'.*register_method"):
+    with pytest.raises(CheckpointError, match=r"unknown peft_type 'ALON'.*--method FILE"):
         qpeft.load(llama, tmp_path / "compact")
 
 
-def test_plans_know_no_foreign_method(own, llama):
-    with pytest.raises(ConfigError, match="plans know no NolaConfig"):
-        qpeft.plan(llama, config(own))
+def test_a_plan_counts_it(own, llama):
+    plan = qpeft.plan(llama, config(own))
+    model = get_peft_model(copy.deepcopy(llama), config(own))
+    binding = model.base_model.binding("default")
+    assert plan.method == "nola"
+    assert plan.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad) == 4 * len(binding.slots)
+    assert plan.deployed == sum(binding.sizes)
+    assert (plan.stored_bytes, plan.exported_bytes) == (4 * plan.trainable, 4 * plan.deployed)
+
+
+def test_a_registered_method_is_a_key_like_any_other(own):
+    assert "nola" in list(methods.keys())
+    assert methods.get("nola") is own.METHOD
+    with pytest.raises(ConfigError, match="unknown method 'nolla'; did you mean 'nola'"):
+        methods.get("nolla")
+    methods.register(own.METHOD)  # the same again
+    with pytest.raises(ConfigError, match="there is already a method 'lora'"):
+        methods.register(replace(own.METHOD, key="lora"))

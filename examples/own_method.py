@@ -1,11 +1,14 @@
-"""A PEFT method of one's own: LoRA whose factors are mixtures of random ones, after NOLA (arXiv 2310.02556).
+"""A PEFT method of your own in one file: LoRA whose factors are mixtures of random ones, after NOLA (arXiv 2310.02556).
 
     A = A_0 + sum_i a_i A_i,    B = sum_i b_i B_i
 
-A_0 is LoRA's own start. The k numbers a of each lora_A and b of each lora_B are trained; A_i and B_i are drawn from the
-seed, and take k times the adapter's memory while it trains.
+A_0 is LoRA's own initial value. The k coefficients a of each lora_A and b of each lora_B are trained; A_i and B_i are
+drawn from the seed, and take k times the adapter's memory during training.
 
-    python examples/own_adapter.py
+    python examples/own_method.py
+    qpeft plan --model embedded --method examples/own_method.py:METHOD --r 4
+    qpeft train --model embedded --data numpy-docs --method examples/own_method.py:METHOD --set n_bases=32 --out run
+    qpeft evaluate --adapter run --data text.txt --method examples/own_method.py:METHOD
 """
 
 from dataclasses import dataclass, field
@@ -16,24 +19,29 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor
 
 import qpeft
-from qpeft.core.binding import Slot
-from qpeft.core.config import GeneratedLoraConfig, MethodName
-from qpeft.core.folded import Folded
-from qpeft.core.generator import Generator, fingerprint
-from qpeft.core.lora_slots import lora_slots
-from qpeft.core.seeded_init import SeededStart
-from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import ConfigError
+from qpeft.methods import (
+    Folded,
+    GeneratedLoraConfig,
+    GeneratedMixin,
+    Generator,
+    Method,
+    MethodName,
+    SeededStart,
+    Slot,
+    fingerprint,
+    lora_slots,
+)
 
 NOLA = MethodName("NOLA")
 
 
 @dataclass
 class NolaConfig(GeneratedLoraConfig):
-    """LoRA's own settings, and how many random factors are mixed."""
+    """LoRA's own fields, and how many random factors are mixed."""
 
     n_bases: int = field(default=16, metadata={"help": "Random factors mixed into each factor of LoRA: k."})
-    seed: int = field(default=0, metadata={"help": "Seed of the random factors and of LoRA's start."})
+    seed: int = field(default=0, metadata={"help": "Seed of the random factors and of LoRA's initial values."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,14 +56,14 @@ class NolaConfig(GeneratedLoraConfig):
 
 
 class NolaGenerator(Generator):
-    def __init__(self, config: NolaConfig, slots: list[Slot], initial: Tensor, start: SeededStart) -> None:
+    def __init__(self, config: NolaConfig, slots: list[Slot], initial: Tensor, init: SeededStart) -> None:
         super().__init__()
         self.sizes = [slot.shape.numel() for slot in slots]
         self.mixes = Folded(torch.zeros(len(slots), config.n_bases), 1.0)
-        bases = [start.normal(f"{s.label}.bases", (config.n_bases, *s.shape), s.shape[-1] ** -0.5) for s in slots]
+        bases = [init.normal(f"{s.label}.bases", (config.n_bases, *s.shape), s.shape[-1] ** -0.5) for s in slots]
         self.register_buffer("bases", torch.cat([b.flatten(1) for b in bases], 1), persistent=False)  # (k, P)
         self.register_buffer("initial", initial, persistent=False)
-        self.register_buffer("fingerprint", fingerprint(start.hexdigest(), config.n_bases))
+        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), config.n_bases))
 
     def forward(self) -> Tensor:
         parts = zip(self.mixes(), self.bases.split(self.sizes, dim=1), strict=True)
@@ -63,12 +71,20 @@ class NolaGenerator(Generator):
 
 
 class NolaModel(GeneratedMixin, LoraModel):
-    def _build(self, adapter_name: str, config: NolaConfig, start: SeededStart) -> tuple[Generator, list[Slot]]:
-        slots, initial = lora_slots(self.model, adapter_name, config, start)
-        return NolaGenerator(config, slots, initial, start), slots
+    def _build(self, adapter_name: str, config: NolaConfig, init: SeededStart) -> tuple[Generator, list[Slot]]:
+        slots, initial = lora_slots(self.model, adapter_name, config, init)
+        return NolaGenerator(config, slots, initial, init), slots
 
 
-qpeft.register_method(NOLA, NolaConfig, NolaModel)
+METHOD = Method(
+    key="nola",
+    title="NOLA (arXiv 2310.02556)",
+    config=NolaConfig,
+    tuner=NolaModel,
+    learning_rate=1e-2,
+    defaults={"target_modules": "all-linear"},
+)
+qpeft.methods.register(METHOD)
 
 
 if __name__ == "__main__":
