@@ -15,16 +15,16 @@ import yaml
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from PIL import Image
 from pyarrow import Table, parquet
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 import qpeft
+import tiny
 from qpeft.training import TrainSettings, train
 
 WIDTHS = {"base": 16, "wide": 24}
 OTHERS = {"seed1": {"seed": 1}, "bigger": {"size": 4}, "wide": {"base": "wide"}}  # of each method, to swap files with
 EXPORTED = ("qpa", "quantum_peft", "sora")
-_SENTENCE = [
+_SENTENCE = (
     "the",
     "king",
     "went",
@@ -39,9 +39,7 @@ _SENTENCE = [
     "the",
     "bird",
     "sings",
-    "at",
-    "night",
-]
+)
 
 
 def make_all(folder: Path) -> None:
@@ -70,24 +68,9 @@ def text(n_words: int, seed: int = 0) -> str:
 
 
 def _make_base(folder: Path, width: int) -> None:
-    alphabet = ["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(alphabet),
-        hidden_size=width,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-        initializer_range=0.2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    sizes = {"vocab_size": 257, "hidden_size": width, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    tiny.save_base(folder, tiny.llama(**sizes, initializer_range=0.2))
 
 
 # -- adapters

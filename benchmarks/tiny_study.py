@@ -2,8 +2,8 @@
 
     python benchmarks/tiny_study.py --out runs/tiny      # within five minutes on two cores
 
-The base is a random GPT-2 of two layers, width 64, and 256 tokens, one for each byte; the text is that of the demo. 30
-steps a training. What is timed is `qpeft compare run` from start to report; its losses mean nothing.
+The base is a random GPT-2 with two layers, width 64 and a token for each byte; the text is that of the demo. Each run
+has 30 steps. What is timed is `qpeft compare run` from start to report; its losses mean nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+import tiny
 
 SIZES = ("--steps", "30", "--seq-len", "64", "--seeds", "0,1,2", "--workers", "2")
 
@@ -35,14 +35,8 @@ def main() -> None:
 def make_base(folder: Path) -> Path:
     """Random weights, and a tokenizer of bytes."""
     torch.manual_seed(0)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=alphabet[0]).save_pretrained(folder)
-    sizes = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": len(alphabet)}
-    GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
-    return folder
+    model = tiny.gpt2(vocab_size=257, n_embd=64, n_head=4, n_positions=256)
+    return tiny.save_base(folder, model)
 
 
 if __name__ == "__main__":

@@ -50,41 +50,17 @@ def shared() -> Path:
 @pytest.fixture
 def gpt2():
     """A random GPT-2 (Conv1D, tied head): width 16, 2 layers, 50 tokens."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    import tiny_models
 
-    config = GPT2Config(
-        vocab_size=50,
-        n_positions=32,
-        n_embd=16,
-        n_layer=2,
-        n_head=2,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return GPT2LMHeadModel(config).eval()
+    return tiny_models.gpt2()
 
 
 @pytest.fixture
 def llama():
     """A random Llama (Linear, untied head): width 16, 2 layers, 50 tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import tiny_models
 
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_models.llama()
 
 
 @pytest.fixture

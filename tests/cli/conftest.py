@@ -9,29 +9,12 @@ import pytest
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of width 16 with a byte-level tokenizer; its output head is tied to the embedding."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+    import tiny_models
+    import torch
 
-    folder = tmp_path_factory.mktemp("base")
-    alphabet = ["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>").save_pretrained(folder)
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(alphabet),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=160,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 257, "num_key_value_heads": 2, "max_position_embeddings": 160}
+    return tiny_models.save_base(tmp_path_factory.mktemp("base"), tiny_models.llama(**sizes, tie_word_embeddings=True))
 
 
 def save_adapter(base_folder: Path, folder: Path, **settings) -> Path:

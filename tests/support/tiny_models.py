@@ -37,18 +37,36 @@ def make_text(n_words: int, seed: int = 0) -> str:
     return " ".join(draw.choice(words) + ("." if i % 9 == 8 else "") for i in range(n_words))
 
 
-def seeded_gpt2() -> GPT2LMHeadModel:
-    """A GPT-2 (Conv1D, tied head) of width 16, 2 layers and 50 tokens, with weights that depend on no library."""
+def gpt2(**changes) -> GPT2LMHeadModel:
+    """A random GPT-2 (Conv1D, tied head): width 16, 2 layers, 50 tokens, no dropout."""
     sizes = {"vocab_size": 50, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    return filled(GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)), "tiny-gpt2")
+    fixed = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    return GPT2LMHeadModel(GPT2Config(**{**sizes, **fixed, **changes})).eval()
+
+
+def llama(**changes) -> LlamaForCausalLM:
+    """A random Llama (Linear, untied head): width 16, 2 layers, 50 tokens."""
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32}
+    fixed = {"tie_word_embeddings": False, "bos_token_id": 0, "eos_token_id": 0}
+    return LlamaForCausalLM(LlamaConfig(**{**sizes, **heads, **fixed, **changes})).eval()
+
+
+def seeded_gpt2() -> GPT2LMHeadModel:
+    """`gpt2()` with weights that depend on no library, for adapters that a release wrote."""
+    return filled(gpt2(), "tiny-gpt2")
 
 
 def seeded_llama() -> LlamaForCausalLM:
-    """A Llama (Linear, untied head) of width 16, 2 layers and 50 tokens, with weights that depend on no library."""
-    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 32}
-    config = LlamaConfig(**sizes, **heads, tie_word_embeddings=False, bos_token_id=0, eos_token_id=0)
-    return filled(LlamaForCausalLM(config), "tiny-llama")
+    """`llama()` with weights that depend on no library, for adapters that a release wrote."""
+    return filled(llama(), "tiny-llama")
+
+
+def save_base(folder: Path, model) -> Path:
+    """The model, and a tokenizer of bytes."""
+    byte_tokenizer().save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder
 
 
 def filled(model, name: str):
@@ -69,7 +87,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     alphabet = ["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
     made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token="<end>")
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<end>", bos_token="<end>", pad_token="<end>")
 
 
 @pytest.fixture(scope="session")

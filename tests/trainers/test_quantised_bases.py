@@ -1,9 +1,10 @@
 """Bases in 8 and 4 bits: exact start, falling loss, export, and SFTTrainer's casts of what trains on them."""
 
 import pytest
+import tiny_models
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 import qpeft
 
@@ -27,19 +28,8 @@ def saved(tmp_path_factory):
     """A tiny Llama on disk, as wide as blocks of 64 numbers ask for."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llama")
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=32,
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    sizes = {"hidden_size": 64, "intermediate_size": 128}
+    tiny_models.llama(**sizes).save_pretrained(folder)
     return folder
 
 

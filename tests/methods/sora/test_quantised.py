@@ -1,9 +1,10 @@
 """SoRA over bases in 8 and 4 bits: exact start, training, export, merging; torchao's cannot be merged into."""
 
 import pytest
+import tiny_models
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 import qpeft
 from qpeft.errors import ConfigError
@@ -30,8 +31,7 @@ def load(request, tmp_path_factory):
     """A function that loads a tiny Llama quantised."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llama")
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaForCausalLM(LlamaConfig(vocab_size=50, bos_token_id=0, eos_token_id=0, **sizes)).save_pretrained(folder)
+    tiny_models.llama(hidden_size=64, intermediate_size=128).save_pretrained(folder)
     options = {"quantization_config": request.param(), "device_map": {"": "cpu"}}
     # in evaluation a CPU would repack 4-bit weights for good, without a backward
     return lambda: AutoModelForCausalLM.from_pretrained(folder, **options).train()

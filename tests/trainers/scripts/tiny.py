@@ -2,33 +2,25 @@
 
 import copy
 import os
+import sys
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from peft import LoHaConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import qpeft
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "support"))
+
+import tiny_models
 
 METHODS = ("qpa", "quantum_peft", "attached")
 
 
 def base():
     torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=50,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=32,
-            tie_word_embeddings=False,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
+    return tiny_models.llama()
 
 
 def adapted(method, seed=0):
