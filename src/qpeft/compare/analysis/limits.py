@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from qpeft.compare.analysis.sentences import capital
 from qpeft.compare.analysis.statistics import MIN_SEEDS
 from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.study import is_ranked
@@ -42,7 +43,7 @@ def _performs(control: MethodSummary, summary: Summary) -> str:
     interval = f"difference {found.mean:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
     is_better = found.high < 0 if summary.lower_is_better else found.low > 0
     word = "better than" if is_better else "as well as"
-    return f"{control.label} performs {word} {to} here ({interval})"
+    return f"{capital(control.label)} performs {word} {to} here ({interval})"
 
 
 def _scope(summary: Summary) -> str:

@@ -25,7 +25,7 @@ _METRICS = {  # unit, factor, decimals
 
 def sentence(method: MethodSummary, summary: Summary) -> str:
     """The result of `method`, compared with the reference or, in an equal-budget block, with the block's method."""
-    return _capital(_answer(method, summary)) + _lost(method)
+    return capital(_answer(method, summary)) + _lost(method)
 
 
 def headlines_of(summary: Summary) -> list[str]:
@@ -38,11 +38,11 @@ def headlines_of(summary: Summary) -> list[str]:
             continue
         as_good = [m for m in judged if m.difference_to_target and m.difference_to_target.verdict != WORSE]
         if not as_good:
-            found.append(f"{_capital(method.label)} is better than all of its {_count(len(judged), 'control')}.")
+            found.append(f"{capital(method.label)} is better than all of its {_count(len(judged), 'control')}.")
             continue
         names = "; ".join(f"{m.label} ({_against(m, summary)})" for m in as_good)
         n = f"{len(as_good)} of its {_count(len(judged), 'control')}"
-        found.append(f"{_capital(method.label)} is not shown to be better than {n}: {names}.")
+        found.append(f"{capital(method.label)} is not shown to be better than {n}: {names}.")
     return found
 
 
@@ -177,7 +177,8 @@ def _per_token(summary: Summary) -> str:
     return " per token" if is_lm else ""
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
+    """The text with its first letter in upper case; the others stay: BLEU."""
     return text[:1].upper() + text[1:]
 
 

@@ -159,8 +159,8 @@ def _intervals(
             reach = None if low is None or high is None else [[mean - factor * low], [factor * high - mean]]
             face = look["color"] if difference.verdict in ("better", "worse") else "white"
             axes.errorbar(mean, line, xerr=reach, mfc=face, capsize=2, **look)
-            seeds = _paired(method, summary[difference.to], factor)
-            axes.plot(seeds, [line] * len(seeds), ".", ms=3, color=INK, alpha=0.5)
+        seeds = [(x, line) for line, (m, d) in enumerate(found) for x in _paired(m, summary[d.to], factor)]
+        axes.plot(*zip(*seeds, strict=True), ".", ms=3, color=INK, alpha=0.5, zorder=3)
         axes.axvline(0, color=INK, lw=1)
         axes.set_yticks(range(len(found)), [("↳ " if m.against else "") + m.key for m, _ in found])
         axes.set_ylim(len(found) - 0.5, -0.5)
@@ -192,9 +192,9 @@ def _quality_by(
         chart, axes = new_figure(260 + _legend_height(len(points)))
         looks = _looks(summary)
         axes.set_xscale("log")
+        seeds = [(x, factor * value) for x, stats in points.values() for value in stats.values.values()]
+        axes.plot(*zip(*seeds, strict=True), ".", ms=3, color=INK, alpha=0.5)
         for key, (x, stats) in points.items():
-            values = [factor * value for value in stats.values.values()]
-            axes.plot([x] * len(values), values, ".", ms=3, color=looks[key]["color"], alpha=0.5)
             axes.plot(x, factor * stats.mean, label=key, **{**looks[key], "linestyle": "", "markersize": 7})
         front = pareto_front([(x, factor * stats.mean) for x, stats in points.values()], summary.lower_is_better)
         axes.step(*zip(*front, strict=True), where="post", color=MUTED, lw=1, ls="--", zorder=1)
@@ -284,7 +284,7 @@ def _seeds(method: MethodSummary, frames: Mapping[str, pd.DataFrame], top: float
         for other in frames.values():
             axes.plot(other.index, other.mean(axis=1), color=FAINT, lw=1)
         color = _looks(summary)[method.key]["color"]
-        axes.plot(frame.index, frame, color=color, lw=1, marker=".", ms=3)
+        axes.plot(frame.index, frame, color=color, lw=1)
         if not lost.empty:
             axes.plot(lost.index, lost, color=INK, lw=1, ls=":", marker="x", ms=3)
         outside = _end_at(axes, max(1.005 * top, 1.02 * frame.min().min()), lower_is_better=True)
