@@ -18,7 +18,7 @@ from pyarrow import Table, parquet
 from transformers import AutoModelForCausalLM
 
 import qpeft
-import tiny
+import tiny_bases
 from qpeft.training import TrainSettings, train
 
 WIDTHS = {"base": 16, "wide": 24}
@@ -70,7 +70,7 @@ def text(n_words: int, seed: int = 0) -> str:
 def _make_base(folder: Path, width: int) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 257, "hidden_size": width, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    tiny.save_base(folder, tiny.llama(**sizes, initializer_range=0.2))
+    tiny_bases.save_base(folder, tiny_bases.llama(**sizes, initializer_range=0.2))
 
 
 # -- adapters

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-import tiny
+import tiny_bases
 
 SIZES = ("--steps", "30", "--seq-len", "64", "--seeds", "0,1,2", "--workers", "2")
 
@@ -35,8 +35,8 @@ def main() -> None:
 def make_base(folder: Path) -> Path:
     """Random weights, and a tokenizer of bytes."""
     torch.manual_seed(0)
-    model = tiny.gpt2(vocab_size=257, n_embd=64, n_head=4, n_positions=256)
-    return tiny.save_base(folder, model)
+    model = tiny_bases.gpt2(vocab_size=257, n_embd=64, n_head=4, n_positions=256)
+    return tiny_bases.save_base(folder, model)
 
 
 if __name__ == "__main__":
