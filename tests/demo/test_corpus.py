@@ -32,7 +32,7 @@ def numpy() -> list[str]:
 
 
 @pytest.mark.long
-def test_another_process_reads_the_same_and_imports_nothing_heavy(stdlib, numpy):
+def test_corpus_is_the_same_in_another_process_and_imports_nothing_heavy(stdlib, numpy):
     environment = os.environ | {"PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)}
     result = subprocess.run([sys.executable, "-c", FRESH], env=environment, capture_output=True, text=True, check=True)
     digests, imported = result.stdout.split("\n")[:2]
@@ -49,7 +49,7 @@ def test_documents_are_distinct_and_normalised(name, request):
     assert sum(map(len, docs)) > 1_000_000
 
 
-def test_stdlib_has_what_inspect_shows_and_the_topics(stdlib):
+def test_stdlib_has_docstrings_and_topics(stdlib):
     assert inspect.getdoc(json.dumps).strip() in stdlib
     assert pydoc_data.topics.topics["assert"].strip() in stdlib
 
@@ -75,13 +75,13 @@ def test_a_python_without_sources_is_refused(tmp_path, monkeypatch):
     assert str(tmp_path) in str(error.value)
 
 
-def test_digest_depends_on_texts_order_and_borders():
+def test_digest_depends_on_texts_order_and_boundaries():
     variants = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], []]
     assert len({corpus.digest(docs) for docs in variants}) == len(variants)
 
 
 @given(st.lists(st.text(), unique=True), st.text())
-def test_split_is_a_partition_in_order_that_other_documents_do_not_change(docs, another):
+def test_split_keeps_order_and_does_not_depend_on_other_documents(docs, another):
     parts = corpus.split(docs, held_out=0.3)
     assert sorted(text for part in parts for text in part) == sorted(docs)
     assert all(part == [text for text in docs if text in set(part)] for part in parts)
@@ -90,7 +90,7 @@ def test_split_is_a_partition_in_order_that_other_documents_do_not_change(docs, 
         assert [[text for text in part if text != another] for part in with_another] == list(parts)
 
 
-def test_split_gives_the_asked_shares(stdlib):
+def test_split_has_the_requested_fractions(stdlib):
     parts = corpus.split(stdlib)
     shares = [len(part) / len(stdlib) for part in parts]
     assert shares == pytest.approx([0.90, 0.05, 0.05], abs=0.01)

@@ -31,7 +31,7 @@ NOT_RUN = {
     "make ": "creates an environment; CI consists of these targets",
     "pip install": "changes the environment; CI installs the extras",
     "python benchmarks/": "takes minutes or hours; bench, many_adapters, kills and bad_files have tests",
-    "python -m qpeft.demo.build_base": "an hour of training; tests/demo builds a small one",
+    "python scripts/build_embedded_base.py": "an hour of training; tests/demo builds a small one",
     "--executor ray": "needs a cluster; tests/compare/test_ray.py starts one",
     "torchrun ": "several processes; tests/trainers/test_distributed.py runs them",
     "accelerate launch": "several processes; tests/trainers/test_distributed.py runs them",

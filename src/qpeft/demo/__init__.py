@@ -1,7 +1,7 @@
-"""The built-in demonstration: an embedded base model, its tokenizer, and the texts to adapt it to.
+"""The embedded base model, the built-in texts, and the demo that adapts the one to the other.
 
-`corpus` reads the texts, `build_base` made the model; neither is needed to use it: `base_path()` is a folder
-for `AutoModelForCausalLM.from_pretrained(path, dtype="float32")` and `AutoTokenizer.from_pretrained(path)`.
+`base_path()` is a folder for `AutoModelForCausalLM.from_pretrained(path, dtype="float32")` and
+`AutoTokenizer.from_pretrained(path)`.
 """
 
 from importlib.resources import files
@@ -9,25 +9,25 @@ from pathlib import Path
 
 from qpeft.errors import CheckpointError
 
-EMBEDDED = "embedded"  # what the base that comes with qpeft is called
+EMBEDDED = "embedded"  # name of the embedded base model in `--model`
 
 _NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 
 
 def base_path() -> Path:
-    """Folder of the embedded base (GPT-2 architecture, 1.5 million numbers, stored as float16).
+    """Folder of the embedded base (GPT-2 architecture, 1.5 million parameters, stored as float16).
 
-    Raises CheckpointError, naming the missing files, if the installation is incomplete.
+    Raises CheckpointError, which names the missing files, if the installation is incomplete.
     """
     path = Path(str(files(__name__))) / "base"
     if missing := [name for name in _NEEDED if not (path / name).is_file()]:
         raise CheckpointError(
-            f"The embedded base at {path} lacks {', '.join(missing)} (needed: {', '.join(_NEEDED)}). "
-            "Install qpeft again, or make the base anew: python -m qpeft.demo.build_base --out DIR"
+            f"the embedded base at {path} lacks {', '.join(missing)}; reinstall qpeft "
+            "(pip install --force-reinstall --no-deps qpeft)"
         )
     return path
 
 
 def base_model(name: str) -> str:
-    """`name` as transformers understands it: `embedded` is `base_path()`."""
+    """`name` for transformers: the path of the embedded base for "embedded", any other name unchanged."""
     return str(base_path()) if name == EMBEDDED else name

@@ -1,0 +1,158 @@
+"""Train a base model and its tokenizer like those embedded in qpeft.
+
+    python scripts/build_embedded_base.py --out DIR
+
+Checkpoints are in DIR.partial, and the same command resumes from the last one. DIR is created at the end.
+"""
+
+import argparse
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from qpeft.demo import corpus
+from qpeft.files import replace_folder, write_json
+from qpeft.training.base_model import load_model, load_tokenizer
+from qpeft.training.blocks import cut
+from qpeft.training.metrics import evaluate_language_model
+
+END, PADDING = "<|endoftext|>", "<|pad|>"  # token 0, which begins and ends a text; token 1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The shape of the model and its training; the defaults are those of the embedded base."""
+
+    width: int = 128
+    layers: int = 5
+    heads: int = 4
+    context: int = 256
+    vocabulary: int = 4096
+    dropout: float = 0.1
+    passes: int = 20
+    batch: int = 8
+    lr: float = 2e-3
+    warmup: float = 0.05
+    final_lr: float = 0.05
+    weight_decay: float = 0.1
+    seed: int = 0
+
+
+def build(out: Path, recipe: Recipe, stdlib: list[str], numpy: list[str]) -> None:
+    """Train on 90 % of the documents `stdlib`; score their held-out parts and that of `numpy`; write all to `out`."""
+    if out.exists():
+        raise SystemExit(f"{out} exists; name another folder with --out, or remove it")
+    train, validation, test = corpus.split(stdlib)
+    tokenizer = train_tokenizer(train, recipe)
+    model = pretrain(recipe, _blocks(tokenizer, train, recipe), out.with_name(f"{out.name}.partial"))
+    model.config.resid_pdrop = model.config.embd_pdrop = 0.0  # dropout would be noise when adapters are compared
+    with replace_folder(out) as folder:
+        model.half().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        held_out = {"stdlib_validation": validation, "stdlib_test": test, "numpy_test": corpus.split(numpy).test}
+        packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
+        facts = {
+            "recipe": asdict(recipe),
+            "corpus": {"documents": len(stdlib), "sha256": corpus.digest(stdlib)},
+            "versions": {"python": platform.python_version(), **packages},
+            "n_parameters": model.num_parameters(),
+            "scores": {name: _score(folder, docs) for name, docs in held_out.items()},
+        }
+        write_json(folder / "training.json", facts)
+
+
+def train_tokenizer(docs: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, so that any text survives encoding and decoding."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(
+        docs,
+        trainers.BpeTrainer(vocab_size=recipe.vocabulary, special_tokens=[END, PADDING], initial_alphabet=alphabet),
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        bos_token=END,
+        eos_token=END,
+        pad_token=PADDING,
+        model_max_length=recipe.context,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def pretrain(recipe: Recipe, blocks: list[dict[str, np.ndarray]], work: Path) -> GPT2LMHeadModel:
+    """A new model trained on `blocks`, or resumed from the last checkpoint in `work`; float32."""
+    set_seed(recipe.seed)
+    config = GPT2Config(
+        vocab_size=recipe.vocabulary,
+        n_positions=recipe.context,
+        n_embd=recipe.width,
+        n_layer=recipe.layers,
+        n_head=recipe.heads,
+        resid_pdrop=recipe.dropout,
+        embd_pdrop=recipe.dropout,
+        attn_pdrop=0.0,  # with dropout, CPUs lose the fused attention
+        activation_function="gelu_pytorch_tanh",  # GPT-2's own, in one kernel
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    steps = recipe.passes * -(-len(blocks) // recipe.batch)
+    arguments = TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=recipe.passes,
+        per_device_train_batch_size=recipe.batch,
+        learning_rate=recipe.lr,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr_rate": recipe.final_lr},
+        warmup_steps=round(recipe.warmup * steps),
+        weight_decay=recipe.weight_decay,
+        adam_beta2=0.98,
+        seed=recipe.seed,
+        save_strategy="epoch",
+        save_total_limit=2,
+        use_cpu=True,
+        report_to=[],
+    )
+    trainer = Trainer(GPT2LMHeadModel(config), arguments, train_dataset=blocks)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.is_dir() else None)
+    return trainer.model
+
+
+def _blocks(tokenizer: PreTrainedTokenizerFast, docs: list[str], recipe: Recipe) -> list[dict[str, np.ndarray]]:
+    """The documents in random order, each followed by token 0, in blocks of `context` tokens."""
+    encoded = tokenizer(docs, verbose=False)["input_ids"]
+    order = np.random.default_rng(recipe.seed).permutation(len(docs))
+    chain = np.concatenate([[*encoded[i], 0] for i in order])
+    whole = chain[: len(chain) // recipe.context * recipe.context].reshape(-1, recipe.context)
+    return [{"input_ids": block, "labels": block} for block in whole]
+
+
+def _score(folder: Path, docs: list[str]) -> dict:
+    """The score of the saved weights, in float32, on blocks of the whole context."""
+    model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
+    blocks = cut([{"text": text} for text in docs], model.config.max_position_embeddings, tokenizer)
+    return {**evaluate_language_model(model, blocks).to_dict(), "sha256": corpus.digest(docs)}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to create")
+    out = parser.parse_args().out
+    torch.set_num_threads(1)  # sums depend on the number of threads
+    build(out, Recipe(), corpus.stdlib_docs(), corpus.numpy_docs())
