@@ -1,4 +1,4 @@
-"""Capacity: every method's figures against PEFT's own matrices, formulas by hand, and what theory says."""
+"""Capacity measurements of every method, compared with PEFT's own matrices, explicit formulas and theory."""
 
 import copy
 import json
@@ -67,7 +67,7 @@ def base(request):
 
 
 @pytest.mark.parametrize("method", [*CONFIGS, "full"])
-def test_every_method_is_measured_and_every_null_has_its_reason(base, method):
+def test_every_method_is_measured_and_nulls_have_reasons(base, method):
     found = measure_capacity(adapted(base, method), base, batches())
     reasons = found["null_reasons"]
     assert {name for name, value in found.items() if value is None} == set(reasons)
@@ -83,7 +83,7 @@ def test_every_method_is_measured_and_every_null_has_its_reason(base, method):
 
 
 @pytest.mark.parametrize("method", ["lora", "qpa", "quantum_peft", "sora", "vera"])
-def test_the_matrix_is_the_one_that_peft_would_merge(base, method):
+def test_weight_change_equals_the_merged_delta_weight(base, method):
     # weights after PEFT's own merging, less the base's: nothing of ours took part
     model = adapted(base, method)
     found = {row["name"]: row for row in measure_capacity(model, base, batches())["modules"]}
@@ -105,7 +105,7 @@ def test_the_matrix_is_the_one_that_peft_would_merge(base, method):
             assert row["effective_rank"] <= 3 + 1e-6
 
 
-def test_dora_is_measured_as_the_difference_of_whole_weights(llama):
+def test_weight_change_of_dora(llama):
     model = adapted(llama, "dora")
     name = "model.layers.1.mlp.up_proj"
     row = next(row for row in measure_capacity(model, llama, batches())["modules"] if row["name"] == name)
@@ -119,7 +119,7 @@ def test_dora_is_measured_as_the_difference_of_whole_weights(llama):
     assert row["weight_numerical_rank"] > 3  # of full rank, unlike the LoRA within
 
 
-def test_full_fine_tuning_is_the_difference_of_weights(gpt2):
+def test_weight_change_of_full_fine_tuning(gpt2):
     model = adapted(gpt2, "full")
     found = measure_capacity(model, gpt2, batches())
     assert {row["name"].rpartition(".")[2] for row in found["modules"]} == {"c_attn", "c_proj", "c_fc"}
@@ -130,7 +130,7 @@ def test_full_fine_tuning_is_the_difference_of_weights(gpt2):
 
 
 @pytest.mark.parametrize("method", OF_LINEAR_MAPS)
-def test_what_is_linear_is_called_so(llama, method):
+def test_linear_share_of_linear_methods_is_one(llama, method):
     found = measure_capacity(adapted(llama, method), llama, batches(n=8))
     assert all(row["linear"] for row in found["modules"])
     assert found["linear_share"] > 0.98  # the rest is the ridge's
@@ -139,7 +139,7 @@ def test_what_is_linear_is_called_so(llama, method):
     assert found["jacobian_rank"] == found["weight_effective_rank"]
 
 
-def test_qaa_sees_neither_norm_nor_sign_and_has_a_feature_a_qubit(base):
+def test_qaa_ignores_norm_and_sign_and_has_one_feature_per_qubit(base):
     found = measure_capacity(adapted(base, "qaa", by=0.5), base, batches(n=8))
     assert found["change_at_2x"] == pytest.approx(0, abs=1e-3)
     assert found["change_at_minus_x"] == pytest.approx(0, abs=1e-3)
@@ -151,7 +151,7 @@ def test_qaa_sees_neither_norm_nor_sign_and_has_a_feature_a_qubit(base):
     assert found["null_reasons"]["weight_stable_rank"] == NOT_LINEAR
 
 
-def test_an_offset_is_a_bias_without_disguise(llama):
+def test_mean_share_of_a_constant_offset_is_one(llama):
     found = measure_capacity(adapted(llama, "offset"), llama, batches())
     assert found["mean_share"] == pytest.approx(1, abs=1e-6)
     assert found["effective_rank"] == 0
@@ -161,7 +161,7 @@ def test_an_offset_is_a_bias_without_disguise(llama):
     assert found["change_at_2x"] == pytest.approx(0, abs=1e-3)
 
 
-def test_an_adapter_that_does_nothing_has_no_figures(base):
+def test_zero_update_has_null_measurements(base):
     model = get_peft_model(copy.deepcopy(base), CONFIGS["lora"]()).eval()  # B = 0
     found = measure_capacity(model, base, batches())
     assert (found["cka"], found["cka_last"]) == (pytest.approx(1), pytest.approx(1))
@@ -171,13 +171,13 @@ def test_an_adapter_that_does_nothing_has_no_figures(base):
     assert found["n_modules"] > 0
 
 
-def test_the_same_model_twice_has_no_adapted_module(llama):
+def test_identical_models_have_no_adapted_module(llama):
     found = measure_capacity(copy.deepcopy(llama), llama, batches())
     assert found["n_modules"] == 0
     assert found["null_reasons"]["weight_stable_rank"] == NO_MODULE
 
 
-def test_blocks_read_the_bases_hidden_states(llama):
+def test_blocks_read_hidden_states_of_the_base(llama):
     # only the first layer is adapted: on the base's own states the second does what it did, though its input differs
     model = copy.deepcopy(llama)
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_blocks_read_the_bases_hidden_states(llama):
     assert [row["name"] for row in found["modules"]] == ["model.layers.0.mlp.up_proj"]
 
 
-def test_a_zero_prefix_is_no_zero_update(gpt2):
+def test_zero_prefix_has_a_nonzero_update(gpt2):
     # zero keys still take their share of the attention
     model = get_peft_model(copy.deepcopy(gpt2), CONFIGS["prefix"]()).eval()
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_a_zero_prefix_is_no_zero_update(gpt2):
 
 @pytest.mark.parametrize("method", ["lora", "prefix", "prompt"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_is_not_measured(llama, method, side):
+def test_padding_is_ignored(llama, method, side):
     # right-padded rows attend only backwards, so that they are what they are without padding
     model = adapted(llama, method)
     rows = [torch.randint(50, (n,)) for n in (14, 9, 20)]
@@ -216,7 +216,7 @@ def test_padding_is_not_measured(llama, method, side):
             assert one[name] == pytest.approx(many[name], rel=1e-3)
 
 
-def test_only_so_many_tokens_are_read(llama):
+def test_number_of_tokens_is_limited(llama):
     given = batches(n=3)
     found = measure_capacity(adapted(llama, "lora"), llama, (batch for batch in given), n_tokens=100)
     assert found["n_tokens"] == 100
@@ -224,7 +224,7 @@ def test_only_so_many_tokens_are_read(llama):
     assert again["n_tokens"] == 100
 
 
-def test_numbers_that_are_not_finite_give_reasons(llama):
+def test_non_finite_outputs_give_reasons(llama):
     model = adapted(llama, "lora")
     with torch.no_grad():
         model.base_model.model.model.layers[0].self_attn.q_proj.lora_B["default"].weight.fill_(torch.nan)
@@ -234,7 +234,7 @@ def test_numbers_that_are_not_finite_give_reasons(llama):
     json.dumps(found, allow_nan=False)
 
 
-def test_measuring_changes_nothing(base):
+def test_measuring_does_not_change_the_model(base):
     model = adapted(base, "qpa").train()
     before = {name: tensor.clone() for name, tensor in [*model.state_dict().items(), *base.state_dict().items()]}
     measure_capacity(model, base, batches())
@@ -245,7 +245,7 @@ def test_measuring_changes_nothing(base):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
 
 
-def test_inputs_can_be_fed(llama):
+def test_hidden_states_can_be_given(llama):
     blocks = find_blocks(llama)
     given = batches(n=2)
     inputs, outputs = record(llama, blocks, given)
@@ -255,7 +255,7 @@ def test_inputs_can_be_fed(llama):
     assert all(torch.equal(a, b) for name in blocks for a, b in zip(seen[name], fed[name], strict=True))
 
 
-def test_encoders_and_images_are_measured_too():
+def test_encoders_and_image_models_are_measured():
     from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
     shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -278,7 +278,7 @@ def test_encoders_and_images_are_measured_too():
         assert found["weight_numerical_rank"] == 2
 
 
-def test_what_cannot_be_measured_is_refused(llama):
+def test_unsupported_input_raises(llama):
     with pytest.raises(DataError, match="at least 4 tokens"):
         measure_capacity(llama, llama, [])
     with pytest.raises(UnsupportedTypeError, match="no list of None blocks"):
@@ -287,7 +287,7 @@ def test_what_cannot_be_measured_is_refused(llama):
 
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["lora", "qaa", "prefix"])
-def test_real_weights_keep_the_bounds(method):
+def test_bounds_on_real_weights(method):
     from qpeft.demo import base_path
     from qpeft.training.base_model import load_model
 

@@ -1,4 +1,4 @@
-"""Figures of curves, against sums done by hand and by NumPy."""
+"""Measurements of loss curves, compared with explicit sums and NumPy."""
 
 import math
 
@@ -26,7 +26,7 @@ CURVE = [
 losses = st.floats(0.01, 20)
 
 
-def test_the_figures_of_a_small_curve_by_hand():
+def test_measurements_of_a_small_curve():
     found = derive(CURVE, [1.0, 1.2, 0.8, 30.0], tokens_per_step=100)
     # 20 steps at 4.5, 40 at 3.5, 20 at 3.25
     assert found["auc"] == pytest.approx((90 + 140 + 65) * 100)
@@ -40,7 +40,7 @@ def test_the_figures_of_a_small_curve_by_hand():
 
 
 @given(st.lists(st.tuples(st.integers(1, 50), losses), min_size=2, max_size=12), st.floats(1, 1e4))
-def test_the_area_is_numpys(points, tokens):
+def test_area_equals_numpy_trapezoid(points, tokens):
     steps = np.cumsum([gap for gap, _ in points])
     values = [loss for _, loss in points]
     curve = [[int(step), None, loss, 0.0] for step, loss in zip(steps, values, strict=True)]
@@ -49,28 +49,28 @@ def test_the_area_is_numpys(points, tokens):
     assert min(values) - 1e-9 <= found["auc_per_token"] <= max(values) + 1e-9
 
 
-def test_the_first_evaluation_counts_and_nothing_is_interpolated():
+def test_target_is_reached_at_an_evaluation_without_interpolation():
     assert first_at_or_below(CURVE, 4.0) == (20, 2.0)
     assert first_at_or_below(CURVE, 3.9) == (60, 6.0)  # crossed between 20 and 60, known at 60
     assert first_at_or_below(CURVE, 6.0) == (0, 0.0)
     assert first_at_or_below(CURVE, 2.9) is None
 
 
-def test_a_loss_that_is_no_number_reaches_no_target():
+def test_nan_loss_reaches_no_target():
     assert first_at_or_below([[0, None, math.nan, 0.0], [1, None, 1.0, 3.0]], 2.0) == (1, 3.0)
 
 
 @given(st.lists(losses, min_size=1, max_size=60), st.floats(0, 0.99))
-def test_the_exponential_mean_is_the_weighted_one(values, keep):
+def test_exponential_mean_equals_weighted_average(values, keep):
     weights = keep ** np.arange(len(values))[::-1]
     assert exponential_mean(values, keep)[-1] == pytest.approx(np.average(values, weights=weights))
 
 
-def test_a_constant_is_its_own_mean_from_the_start():
+def test_exponential_mean_of_a_constant():
     assert exponential_mean([3.0] * 5) == pytest.approx([3.0] * 5)
 
 
-def test_a_spike_is_told_by_what_came_before_it():
+def test_spikes_are_counted_against_earlier_norms():
     assert count_spikes([]) == 0
     assert count_spikes([100.0, 1.0, 1.0]) == 0  # the first has nothing before it
     assert count_spikes([1.0, 10.0]) == 0  # 10 times is not above 10 times
@@ -93,18 +93,18 @@ def test_a_spike_is_told_by_what_came_before_it():
         ([], False),
     ],
 )
-def test_what_counts_as_diverged(curve, diverged):
+def test_divergence(curve, diverged):
     assert has_diverged(curve) is diverged
 
 
 @pytest.mark.parametrize("curve", [[], [[1, 3.0, None, 0.1]], [[0, None, 3.0, 0.0]]])
-def test_every_missing_figure_has_its_reason(curve):
+def test_missing_measurements_have_reasons(curve):
     found = derive(curve, [], 100)
     reasons = found.pop("null_reasons")
     assert {name for name, value in found.items() if value is None} == set(reasons)
     assert reasons.get("auc") == "fewer than two validation losses"
 
 
-def test_the_best_of_a_diverged_curve_is_its_best_number():
+def test_best_loss_of_a_diverged_curve():
     found = derive([[0, None, 5.0, 0], [1, None, math.nan, 0], [2, None, 4.0, 0]], [], 1)
     assert (found["valid_loss_best"], found["best_step"], found["diverged"]) == (4.0, 2, True)

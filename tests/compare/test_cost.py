@@ -1,4 +1,4 @@
-"""Costs: what is measured of every kind of method, counts against counts by hand, and reasons for what is missing."""
+"""Costs of every kind of method, FLOPs compared with explicit counts, and reasons for missing measurements."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def measure(base, method, **changes):
 
 
 @pytest.mark.parametrize("method", [*CONFIGS, "full"])
-def test_every_method_has_its_figures(llama, method):
+def test_every_method_is_measured(llama, method):
     found = measure(llama, method)
     json.dumps(found, allow_nan=False)
     for times in (found["step_ms"], found["reference_step_ms"]):
@@ -64,7 +64,7 @@ def test_every_method_has_its_figures(llama, method):
     assert set(found["null_reasons"]) == nulls
 
 
-def test_why_nothing_is_merged_is_told(llama):
+def test_methods_that_cannot_be_merged_have_a_reason(llama):
     reasons = {
         method: measure(llama, method)["null_reasons"]["infer_tok_s.batch_1.merged"] for method in ("qaa", "full")
     }
@@ -72,7 +72,7 @@ def test_why_nothing_is_merged_is_told(llama):
     assert reasons["full"] == "there is nothing to merge into a weight"
 
 
-def test_a_short_context_has_no_speed_but_a_reason(llama):
+def test_short_context_has_a_reason_instead_of_a_speed(llama):
     found = measure(llama, "prefix", prompt=20, new_tokens=10)  # with 3 virtual tokens 33 of 32
     assert found["infer_tok_s"] is None
     assert found["infer_overhead_pct"] is None
@@ -81,7 +81,7 @@ def test_a_short_context_has_no_speed_but_a_reason(llama):
     assert not has_room(llama, 33)
 
 
-def test_images_are_not_written():
+def test_image_model_has_no_generation_speed():
     from transformers import ViTConfig, ViTForImageClassification
 
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -97,7 +97,7 @@ def test_images_are_not_written():
     assert found["step_ms"]["median"] > 0
 
 
-def test_a_classifier_of_texts_writes_none():
+def test_text_classifier_has_no_generation_speed():
     from transformers import BertConfig, BertForSequenceClassification
 
     shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
@@ -109,7 +109,7 @@ def test_a_classifier_of_texts_writes_none():
     assert found["flops_per_token"] > 0
 
 
-def test_products_are_counted_as_by_hand():
+def test_flops_of_a_linear_model():
     class Two(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -125,7 +125,7 @@ def test_products_are_counted_as_by_hand():
     assert flops_per_token(TrainingSteps(Two(), SETTINGS), batches()[0]) == expected
 
 
-def test_padding_is_no_token(llama):
+def test_flops_per_token_ignore_padding(llama):
     batch = batches()[0]
     padded = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
     run = TrainingSteps(copy.deepcopy(llama), SETTINGS)
@@ -134,14 +134,14 @@ def test_padding_is_no_token(llama):
     assert flops_per_token(run, padded) == pytest.approx(1.5 * whole, rel=1e-6)
 
 
-def test_attention_is_counted(llama):
+def test_flops_include_attention(llama):
     # twice the length doubles what is per token; attention makes it more
     run = TrainingSteps(copy.deepcopy(llama), SETTINGS)
     short, long = ({"input_ids": ids, "labels": ids} for ids in (torch.randint(50, (1, 8)), torch.randint(50, (1, 16))))
     assert flops_per_token(run, long) > 1.01 * flops_per_token(run, short)
 
 
-def test_a_step_trains(llama):
+def test_timed_step_trains(llama):
     # a generator that ran but once would cost nothing from the second step on
     model = make(llama, "qpa")()
     run, batch = TrainingSteps(model, SETTINGS), batches()[0]
@@ -150,7 +150,7 @@ def test_a_step_trains(llama):
     assert all(not torch.equal(a, b) for a, b in zip(before, (p for p in model.parameters() if p.requires_grad)))  # noqa: B905
 
 
-def test_all_write_as_many_tokens_past_their_end(llama, monkeypatch):
+def test_generation_continues_past_the_end_token(llama, monkeypatch):
     llama.generation_config.eos_token_id = list(range(49))  # all but one token end the text
     seen = []
     generate = llama.generate
@@ -159,7 +159,7 @@ def test_all_write_as_many_tokens_past_their_end(llama, monkeypatch):
     assert seen[-1].shape == (2, 12)
 
 
-def test_no_batches_are_refused(llama):
+def test_no_batches_raise(llama):
     model = make(llama, "full")
     with pytest.raises(ConfigError, match="there are none"):
         measure_cost(model, model, model, [], SETTINGS)

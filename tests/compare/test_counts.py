@@ -1,4 +1,4 @@
-"""The counts that the comparison's specification gives for GPT-2 small, from PEFT's and our own modules on meta."""
+"""Trainable and deployed parameters for GPT-2 small, compared with the specification."""
 
 import pytest
 from peft import LoraConfig, PrefixTuningConfig
@@ -31,21 +31,21 @@ def lora(r: int):
         (qpeft.SoRAConfig(r=8, target_modules=["c_attn"], task_type="CAUSAL_LM"), 294_912 + 96),
     ],
 )
-def test_what_is_trained(config, trainable):
+def test_trainable_parameters(config, trainable):
     assert qpeft.plan(GPT2_SMALL, config).trainable == trainable
 
 
 @pytest.mark.parametrize("size", [None, 512, 768])
-def test_a_prefix_needs_no_encoder_at_inference(size):
+def test_prefix_encoder_is_not_deployed(size):
     config = prefix() if size is None else prefix(prefix_projection=True, encoder_hidden_size=size)
     assert qpeft.plan(GPT2_SMALL, config).deployed == 184_320
 
 
-def test_the_whole_model_counts_its_shared_embedding_once():
+def test_shared_embedding_counts_once():
     assert qpeft.plan(GPT2_SMALL, lora(8)).base_parameters == 124_439_808
 
 
 @pytest.mark.parametrize("width", [1, 16, 64])
-def test_the_feed_forward_adapter(width):
+def test_bottleneck_parameters(width):
     config = qpeft.BottleneckConfig(bottleneck_size=width, target_modules=["mlp"], task_type="CAUSAL_LM")
     assert qpeft.plan(GPT2_SMALL, config).trainable == 12 * (2 * 768 * width + width + 768)

@@ -1,4 +1,4 @@
-"""Texts that a model writes: the same for every batch size, and what a loop over tokens would write."""
+"""Generated texts: equal for every batch size, and equal to a loop over tokens."""
 
 import copy
 
@@ -53,7 +53,7 @@ def loop(model, tokenizer, prompt, n):
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_texts_do_not_depend_on_the_batch(embedded, adapter):
+def test_texts_do_not_depend_on_the_batch_size(embedded, adapter):
     base, tokenizer = embedded
     model = moved(base, adapter)
     one, three, all_at_once = (generate_texts(model, tokenizer, PROMPTS, 10, batch_size=n) for n in (1, 3, 8))
@@ -62,14 +62,14 @@ def test_texts_do_not_depend_on_the_batch(embedded, adapter):
 
 
 @pytest.mark.parametrize("adapter", ["none", "lora", "prompt"])
-def test_the_likeliest_token_is_written(embedded, adapter):
+def test_generation_is_greedy(embedded, adapter):
     base, tokenizer = embedded
     model = moved(base, adapter)
     for prompt, text in zip(PROMPTS, generate_texts(model, tokenizer, PROMPTS, 8), strict=True):
         assert prompt + text == loop(model, tokenizer, prompt, 8)
 
 
-def test_a_text_ends_where_the_model_ends_it(embedded):
+def test_generation_stops_at_the_end_token(embedded):
     base, tokenizer = embedded
     model = copy.deepcopy(base)
     free = generate_texts(model, tokenizer, PROMPTS[:1], 6)[0]
@@ -82,13 +82,13 @@ def test_a_text_ends_where_the_model_ends_it(embedded):
 
 
 @pytest.mark.parametrize(("prompt", "n"), [("", 4), ("The value", 300)])
-def test_a_prompt_that_does_not_fit_is_refused(embedded, prompt, n):
+def test_too_long_prompt_raises(embedded, prompt, n):
     base, tokenizer = embedded
     with pytest.raises(DataError, match="the prompt"):
         generate_texts(base, tokenizer, [prompt], n)
 
 
-def test_virtual_tokens_need_room_too(embedded):
+def test_virtual_tokens_count_towards_the_context(embedded):
     base, tokenizer = embedded
     n = len(tokenizer("The")["input_ids"])
     assert generate_texts(base, tokenizer, [], 4) == []
@@ -97,7 +97,7 @@ def test_virtual_tokens_need_room_too(embedded):
 
 
 @pytest.mark.long
-def test_stories_do_not_depend_on_the_batch(shared):
+def test_texts_of_a_trained_model_do_not_depend_on_the_batch_size(shared):
     path = str(shared / "models" / "stories260K")
     model, tokenizer = load_model(path).eval(), load_tokenizer(path)
     prompts = ["Once upon a time", "Lily", "One day, a boy named Tim went", "The dog was", "There was a big tree."]

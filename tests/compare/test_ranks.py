@@ -1,4 +1,4 @@
-"""Ranks and CKA: the spec's numbers, bounds, invariances, and formulas written another way."""
+"""Ranks and CKA: the specification's example, bounds, invariances, and equivalent formulas."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ def _normal(seed: int, *shape: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-def test_the_specs_example():
+def test_example_of_the_specification():
     assert effective_rank(torch.tensor([3.0, 1.0, 0.0])) == pytest.approx(1.7547653506, abs=1e-10)
 
 
 @given(seeds, sizes, sizes)
-def test_ranks_agree_with_numpy_and_keep_their_bounds(seed, rows, columns):
+def test_ranks_equal_numpy_and_keep_bounds(seed, rows, columns):
     matrix = _normal(seed, rows, columns)
     s = torch.linalg.svdvals(matrix)
     p = np.linalg.svd(matrix.numpy(), compute_uv=False)
@@ -34,7 +34,7 @@ def test_ranks_agree_with_numpy_and_keep_their_bounds(seed, rows, columns):
 
 
 @given(seeds, st.integers(1, 4), st.floats(1e-3, 1e3))
-def test_a_product_through_r_numbers_has_rank_r_at_any_scale(seed, r, scale):
+def test_product_of_rank_r_matrices_has_rank_r_at_any_scale(seed, r, scale):
     product = scale * _normal(seed, 9, r) @ _normal(seed + 1, r, 7)
     s = torch.linalg.svdvals(product)
     assert numerical_rank(s) == r
@@ -42,7 +42,7 @@ def test_a_product_through_r_numbers_has_rank_r_at_any_scale(seed, r, scale):
 
 
 @pytest.mark.parametrize("k", [1, 5])
-def test_equal_singular_values_all_count_and_none_counts_for_nothing(k):
+def test_ranks_of_equal_and_of_zero_singular_values(k):
     assert effective_rank(torch.full((k,), 0.3)) == pytest.approx(k)
     assert stable_rank(torch.full((k,), 0.3)) == pytest.approx(k)
     nothing = torch.zeros(k)
@@ -50,21 +50,21 @@ def test_equal_singular_values_all_count_and_none_counts_for_nothing(k):
 
 
 @given(seeds, sizes, sizes)
-def test_cka_lies_between_0_and_1_and_is_symmetric(seed, d, e):
+def test_cka_is_symmetric_and_between_0_and_1(seed, d, e):
     x, y = _normal(seed, 20, d), _normal(seed + 1, 20, e)
     assert -1e-12 <= linear_cka(x, y) <= 1 + 1e-12
     assert linear_cka(x, y) == pytest.approx(linear_cka(y, x))
 
 
 @given(seeds, sizes, st.floats(1e-2, 1e2))
-def test_cka_sees_neither_rotation_nor_scale_nor_offset(seed, d, scale):
+def test_cka_is_invariant_to_rotation_scale_and_offset(seed, d, scale):
     x = _normal(seed, 30, d)
     rotation = torch.linalg.qr(_normal(seed + 1, d, d)).Q
     assert linear_cka(x, scale * x @ rotation + _normal(seed + 2, d)) == pytest.approx(1, abs=1e-10)
 
 
 @given(seeds, sizes, sizes)
-def test_cka_is_the_alignment_of_the_kernels(seed, d, e):
+def test_cka_equals_kernel_alignment(seed, d, e):
     # the definition by Gram matrices: <HKH, HLH> / (||HKH|| ||HLH||)
     x, y = _normal(seed, 15, d).numpy(), _normal(seed + 1, 15, e).numpy()
     centring = np.eye(15) - 1 / 15
@@ -74,7 +74,7 @@ def test_cka_is_the_alignment_of_the_kernels(seed, d, e):
     )
 
 
-def test_cka_of_a_constant_is_not_defined():
+def test_cka_of_a_constant_is_undefined():
     assert linear_cka(torch.ones(5, 3), _normal(0, 5, 2)) is None
 
 

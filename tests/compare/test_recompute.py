@@ -1,4 +1,4 @@
-"""The independent recomputation agrees with the tables, and notices when one of the two was changed."""
+"""The independent recomputation agrees with the tables, and reports any change of tables or rows."""
 
 import ast
 import importlib.util
@@ -29,7 +29,7 @@ def written(study_folder):
     return study_folder
 
 
-def test_it_agrees_in_an_interpreter_without_other_packages(written):
+def test_recomputation_agrees_without_other_packages(written):
     found = subprocess.run(
         [sys.executable, "-I", "-S", str(SCRIPT), str(written)], capture_output=True, text=True, check=False
     )
@@ -37,7 +37,7 @@ def test_it_agrees_in_an_interpreter_without_other_packages(written):
     assert found.stdout == "summary.csv and blocks.csv agree with the rows of 15 methods\n"
 
 
-def test_it_imports_the_standard_library_alone():
+def test_script_imports_only_the_standard_library():
     tree = ast.parse(SCRIPT.read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -45,7 +45,7 @@ def test_it_imports_the_standard_library_alone():
 
 
 @pytest.mark.parametrize("df", [1, 2, 4, 9, 30])
-def test_its_distribution_is_scipys(recompute, df):
+def test_students_distribution_equals_scipy(recompute, df):
     from scipy.stats import t
 
     assert recompute.quantile(df) == pytest.approx(t.ppf(0.975, df), rel=1e-12)
@@ -56,7 +56,7 @@ def test_its_distribution_is_scipys(recompute, df):
 @pytest.mark.parametrize(
     "column", ["metric.mean", "metric.sd", "delta.mean", "delta.low", "delta.p_holm", "control.high"]
 )
-def test_a_changed_digit_of_the_summary_is_found(recompute, written, capsys, column):
+def test_changed_value_is_reported(recompute, written, capsys, column):
     path = written / "summary.csv"
     header, *lines = path.read_text().splitlines()
     place = header.split(",").index(column)
@@ -74,20 +74,20 @@ def _nudge(cells, place):
 
 
 @pytest.mark.parametrize("verdict", ["better", "no difference shown"])
-def test_a_changed_verdict_is_found(recompute, written, capsys, verdict):
+def test_changed_verdict_is_reported(recompute, written, capsys, verdict):
     path = written / "summary.csv"
     path.write_text(re.sub(r"(?m)^(qaa,.*?),worse,worse,", rf"\1,worse,{verdict},", path.read_text()))
     assert recompute.main(written) == 1
     assert "qaa delta.verdict is" in capsys.readouterr().out
 
 
-def test_a_changed_row_is_found(recompute, written, capsys):
+def test_changed_row_is_reported(recompute, written, capsys):
     edit_rows(written, lambda row: row["quality"].update({"test_loss": 5.0}), "lora", "seed2")
     assert recompute.main(written) == 1
     assert "summary.csv: qpa delta.mean is" in capsys.readouterr().out
 
 
-def test_a_seed_that_vanished_is_found(recompute, written, capsys):
+def test_missing_seed_is_reported(recompute, written, capsys):
     drop_rows(written, "qaa", "seed2")
     assert recompute.main(written) == 1
     out = capsys.readouterr().out
@@ -95,14 +95,14 @@ def test_a_seed_that_vanished_is_found(recompute, written, capsys):
     assert "blocks.csv: qaa lora@qaa delta.n is '5', the rows give 4" in out
 
 
-def test_a_line_that_vanished_is_found(recompute, written, capsys):
+def test_missing_line_is_reported(recompute, written, capsys):
     path = written / "blocks.csv"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     assert recompute.main(written) == 1
     assert "blocks.csv: lines" in capsys.readouterr().out
 
 
-def test_it_agrees_where_little_is_there(recompute, written):
+def test_recomputation_agrees_with_few_rows(recompute, written):
     drop_rows(written, "qpa", "seed[1-4]")
     drop_rows(written, "qpa_noise", "seed[2-4]")
     drop_rows(written, "qaa")
@@ -110,7 +110,7 @@ def test_it_agrees_where_little_is_there(recompute, written):
     assert recompute.main(written) == 0
 
 
-def test_it_agrees_where_more_is_better(recompute, written):
+def test_recomputation_agrees_where_higher_is_better(recompute, written):
     study = written / "study.json"
     study.write_text(study.read_text().replace('"metric": "test_loss"', '"metric": "bleu"'))
     edit_rows(

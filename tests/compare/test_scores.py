@@ -1,4 +1,4 @@
-"""BLEU, ROUGE, BERTScore: the spec's example, several references, and what is refused."""
+"""BLEU, ROUGE, BERTScore: the specification's example, several references, invalid input."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ HYPOTHESES = ["the cat sat on the mat", "there is a dog in the garden"]
 REFERENCES = [["the cat is on the mat"], ["a dog is in the garden"]]
 
 
-def test_the_specs_example():
+def test_example_of_the_specification():
     found = score_texts(HYPOTHESES, REFERENCES)
     assert found["bleu"] == pytest.approx(29.256127, abs=1e-6)
     assert found["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
@@ -25,7 +25,7 @@ def test_the_specs_example():
     assert found["null_reasons"] == {"bertscore_f1": NO_ENCODER}
 
 
-def test_the_best_of_several_references_counts():
+def test_best_of_several_references_counts():
     several = [["nothing alike", REFERENCES[0][0]], REFERENCES[1]]
     one, more = score_texts(HYPOTHESES, REFERENCES), score_texts(HYPOTHESES, several)
     assert [more[name] for name in ("rouge1", "rouge2", "rougeL")] == [
@@ -35,12 +35,12 @@ def test_the_best_of_several_references_counts():
     assert more["bleu_signature"].startswith("nrefs:var|")
 
 
-def test_a_text_that_is_its_reference_scores_full_marks():
+def test_text_equal_to_its_reference_has_full_scores():
     found = score_texts(["a b c d e"], [["x", "a b c d e"]])
     assert (found["bleu"], found["rouge1"], found["rougeL"]) == (pytest.approx(100), 1.0, 1.0)
 
 
-def test_an_empty_text_scores_nothing():
+def test_empty_text_scores_zero():
     found = score_texts(["", ""], REFERENCES)
     assert (found["bleu"], found["rouge1"]) == (0.0, 0.0)
 
@@ -54,12 +54,12 @@ def test_an_empty_text_scores_nothing():
         (["a"], ["a"], "text 1 has no list of references"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(texts, references, told):
+def test_invalid_input_raises(texts, references, told):
     with pytest.raises(DataError, match=told):
         score_texts(texts, references)
 
 
-def test_an_encoder_that_is_not_there_is_refused(tmp_path: Path):
+def test_missing_encoder_raises(tmp_path: Path):
     with pytest.raises(InputError, match=r"is no folder of an encoder"):
         score_texts(HYPOTHESES, REFERENCES, tmp_path)
 
@@ -73,18 +73,18 @@ def encoder(tiny_encoder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_an_encoder_without_a_longest_text_is_refused(tiny_encoder: Path):
+def test_encoder_without_maximum_length_raises(tiny_encoder: Path):
     with pytest.raises(InputError, match="set model_max_length"):
         score_texts(HYPOTHESES, REFERENCES, tiny_encoder)
 
 
-def test_a_missing_package_is_named(encoder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_package_is_named(encoder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "bert_score", None)
     with pytest.raises(InputError, match="pip install bert-score"):
         score_texts(HYPOTHESES, REFERENCES, encoder)
 
 
-def test_a_local_encoder_scores_meaning(encoder: Path):
+def test_bertscore_with_a_local_encoder(encoder: Path):
     pytest.importorskip("bert_score", reason="BERTScore is an extra: pip install bert-score")
     other, same, best, half = (
         score_texts(texts, references, encoder)

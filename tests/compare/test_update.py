@@ -1,4 +1,4 @@
-"""Figures of one update, on maps whose answers are known."""
+"""Measurements of one update, on maps with known results."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def _nothing(x: torch.Tensor) -> torch.Tensor:
 
 
 @given(seeds, widths, widths)
-def test_the_spread_is_numpys(seed, d, e):
+def test_spread_equals_numpy(seed, d, e):
     x, delta, y = _draw(seed, 40, d), _draw(seed + 1, 40, e) + _draw(seed + 2, e), _draw(seed + 3, 40, e)
     found = spread(x, delta, y)
     variances = np.linalg.eigvalsh(np.cov(delta.double().numpy().T))
@@ -33,7 +33,7 @@ def test_the_spread_is_numpys(seed, d, e):
 
 
 @given(seeds)
-def test_more_outputs_than_tokens_give_the_same_rank(seed):
+def test_rank_with_more_outputs_than_tokens(seed):
     # of 6 tokens in 20 dimensions: the two forms of the covariance share their eigenvalues
     delta = _draw(seed, 6, 20)
     wide = spread(delta, delta, delta)["effective_rank"]
@@ -44,25 +44,25 @@ def test_more_outputs_than_tokens_give_the_same_rank(seed):
 
 
 @given(seeds, widths, widths)
-def test_an_affine_map_of_the_input_is_explained(seed, d, e):
+def test_linear_share_of_an_affine_map(seed, d, e):
     x = _draw(seed, 400, d)
     delta = x @ _draw(seed + 1, d, e) + 7 * _draw(seed + 2, e)
     assert linear_share(x, delta) == pytest.approx(1, abs=1e-4)
 
 
-def test_an_even_function_of_a_symmetric_input_is_not_explained():
+def test_linear_share_of_an_even_function():
     x = _draw(0, 4000, 3)
     assert linear_share(x, x.square()) == pytest.approx(0, abs=0.02)
     half = linear_share(x, torch.cat([x[:, :1], (x[:, 1:2] ** 2 - 1) / 2**0.5], 1))  # equal variances, one linear
     assert half == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_share_is_that_of_tokens_which_the_fit_has_not_seen():
+def test_linear_share_is_measured_on_held_out_tokens():
     x, noise = _draw(0, 40, 15), _draw(1, 40, 3)  # 20 tokens to fit 15 numbers: the fit alone would look good
     assert linear_share(x, noise) < 0
 
 
-def test_the_ridge_and_the_fit_by_hand():
+def test_ridge_regression():
     x, delta = _draw(3, 60, 4).double(), _draw(4, 60, 2).double()
     a, b = x[:30] - x[:30].mean(0), delta[:30] - delta[:30].mean(0)
     ridge = 1e-3 * (a**2).sum(0).mean() * torch.eye(4)
@@ -74,7 +74,7 @@ def test_the_ridge_and_the_fit_by_hand():
 
 @settings(max_examples=25)
 @given(seeds, widths)
-def test_the_mean_jacobian_is_autograds(seed, d):
+def test_mean_jacobian_equals_autograd(seed, d):
     first, second = _draw(seed, d, 4), _draw(seed + 1, 4, 5)
 
     def branch(x: torch.Tensor) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_the_mean_jacobian_is_autograds(seed, d):
     assert found <= min(d, 4) + 1e-3
 
 
-def test_a_linear_module_is_told_from_one_that_bends():
+def test_linear_and_nonlinear_modules_are_distinguished():
     weight = _draw(1, 6, 5)
     base, x = torch.nn.Linear(6, 5), _draw(0, 300, 6)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_a_linear_module_is_told_from_one_that_bends():
     assert even["change_at_minus_x"] == pytest.approx(0, abs=1e-4)
 
 
-def test_rounding_is_no_rank():
+def test_rounding_errors_do_not_count_as_rank():
     base, x = torch.nn.Linear(64, 64), _draw(0, 300, 64)
     column, row = _draw(1, 64, 1), _draw(2, 1, 64)
     with torch.no_grad():
