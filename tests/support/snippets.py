@@ -35,7 +35,7 @@ NOT_RUN = {
     "--executor ray": "needs a cluster; tests/compare/test_ray.py starts one",
     "torchrun ": "several processes; tests/trainers/test_distributed.py runs them",
     "accelerate launch": "several processes; tests/trainers/test_distributed.py runs them",
-    "--method own_method.py:METHOD": "tests/examples run the file; it may be registered once per process",
+    "--method own_method.py:METHOD": "tests/cli/test_own_method_command.py runs the file through every command",
     "python examples/": "tests/examples runs them with few steps",
     "diagnose with --trainings": "docs/diagnostics.md runs the same with another folder",
     "--trainings --seeds 0,1,2 --steps 60": "docs/diagnostics.md runs the same",
