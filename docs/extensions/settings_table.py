@@ -1,6 +1,6 @@
 """The directive `settings-table`: fields, defaults and help texts of a dataclass.
 
-```{settings-table} qpeft.methods.qpa.settings QPAGeneratorConfig
+```{settings-table} qpeft.methods.qpa.settings QPASettings
 ```
 """
 

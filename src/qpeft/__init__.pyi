@@ -21,7 +21,7 @@ from .methods.qaa.config import QAAConfig as QAAConfig
 from .methods.qaa.report import SiteFeatures as SiteFeatures
 from .methods.qaa.report import feature_report as feature_report
 from .methods.qpa.config import QPAConfig as QPAConfig
-from .methods.qpa.settings import QPAGeneratorConfig as QPAGeneratorConfig
+from .methods.qpa.generator import QPAGeneratorConfig as QPAGeneratorConfig
 from .methods.quantum_peft.config import QuantumPeftConfig as QuantumPeftConfig
 from .methods.quantum_peft.fit_frames import fit_frames as fit_frames
 from .methods.sora.callback import SoRACallback as SoRACallback

@@ -11,7 +11,8 @@ from qpeft.circuits import probabilities
 from qpeft.core.folded import Folded
 from qpeft.core.generator import Generator, fingerprint
 from qpeft.core.seeded_init import SeededStart
-from qpeft.methods.qpa.settings import FEATURE_SOURCES, QPAGeneratorConfig
+from qpeft.methods.qpa.generator import QPAGeneratorConfig
+from qpeft.methods.qpa.settings import FEATURE_SOURCES
 from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator
 from qpeft.methods.quantum_peft.layout import Layout, Matrix
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig

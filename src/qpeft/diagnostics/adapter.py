@@ -25,8 +25,7 @@ from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.methods.attach.config import AttachedConfig
 from qpeft.methods.attach.folder import is_attached, read_config, read_tensors
-from qpeft.methods.qpa.generator import QPAGenerator
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
 from qpeft.methods.registry import find_by_config
 
 _LORA = "LORA"

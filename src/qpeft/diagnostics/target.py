@@ -16,8 +16,7 @@ from qpeft.diagnostics.adapter import SavedAdapter, make_quietly, read_adapter
 from qpeft.errors import ConfigError
 from qpeft.methods.planning import Plan
 from qpeft.methods.qpa.features import CircuitFeature
-from qpeft.methods.qpa.generator import QPAGenerator
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from qpeft.errors import ConfigError
 from qpeft.methods.attach.attach import AttachedTuner
 from qpeft.methods.attach.config import ATTACHED, AttachedConfig
 from qpeft.methods.method import Method
-from qpeft.methods.registry import records
+from qpeft.methods.registry import on_register, records
 from qpeft.names import check_name, redefines
 
 SUPPORTED_PEFT = ("0.21", "0.22")  # internals are used: from the first, below the second
@@ -35,6 +35,7 @@ def register_all() -> None:
     register_method(ATTACHED, AttachedConfig, AttachedTuner)
     for record in records():
         register_record(record)
+    on_register(register_record)
 
 
 def register_record(record: Method) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import pkgutil
 import sys
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +19,7 @@ from qpeft.names import check_name, redefines, unknown
 
 _registered: dict[str, Method] = {}
 _from_files: dict[str, Method] = {}  # by FILE.py:NAME
+_listeners: list[Callable[[Method], None]] = []  # called with each method that is registered from now on
 
 
 @cache
@@ -110,11 +112,15 @@ def register(method: Method) -> None:
     is_again = there is not None and (there.config == method.config or redefines(method.config, there.config))
     if there is not None and (method.key in _own() or not is_again):
         raise ConfigError(f"there is already a method {method.key!r} ({there.title}); choose another key")
-    if "peft" in sys.modules and method.tuner is not None:
-        from qpeft.methods.peft_types import register_record
-
-        register_record(method)
+    for tell_peft in _listeners:
+        tell_peft(method)
     _registered[method.key] = method
+
+
+def on_register(listener: Callable[[Method], None]) -> None:
+    """Call `listener` with each method that is registered from now on; once, however often it is added."""
+    if listener not in _listeners:
+        _listeners.append(listener)
 
 
 def _path(name: str) -> Path:

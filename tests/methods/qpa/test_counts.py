@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qpeft.errors import ConfigError
 from qpeft.methods.qpa import budget
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.qpa.generator import QPAGeneratorConfig
 
 
 @pytest.mark.parametrize(

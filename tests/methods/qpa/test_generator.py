@@ -12,8 +12,7 @@ from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import ConfigError
 from qpeft.methods.qpa.features import scaled, squash
-from qpeft.methods.qpa.generator import QPAGenerator
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
 
 
 def make(m=60, initial=None, **settings) -> QPAGenerator:

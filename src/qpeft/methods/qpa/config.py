@@ -8,7 +8,7 @@ from typing import Any, Self
 from qpeft.core import lora_init as lora_start
 from qpeft.core.config import GeneratedLoraConfig, MethodName
 from qpeft.errors import ConfigError
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.qpa.generator import QPAGeneratorConfig
 
 QPA = MethodName("QPEFT_QPA")
 

@@ -13,7 +13,7 @@ from qpeft.core.circuit_module import CircuitModule
 from qpeft.core.folded import Folded
 from qpeft.core.seeded_init import SeededStart
 from qpeft.methods.qpa.budget import QPACount
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.qpa.settings import QPASettings
 
 _SQUASH_FLOOR = 1e-6  # of 2^N p: without it the slope at p = 0 is infinite and the angle gradient NaN
 
@@ -58,7 +58,7 @@ class CircuitFeature(CircuitModule):
         return self.feature_map(probabilities)[: self.n_chunks]
 
 
-def make_feature(config: QPAGeneratorConfig, count: QPACount, start: SeededStart) -> nn.Module | None:
+def make_feature(config: QPASettings, count: QPACount, start: SeededStart) -> nn.Module | None:
     """The module whose forward gives the (C,) features of `config.feature_source`; None for "none"."""
     source = config.feature_source
     if source == "none":

@@ -17,7 +17,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +30,7 @@ from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
 from qpeft.core.lora_init import draw_without_base
 from qpeft.core.seeded_init import SeededStart
 from qpeft.methods.qpa.features import make_feature
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.qpa.settings import QPASettings
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -67,9 +67,7 @@ class QPAGenerator(Generator):
     bits: Tensor
     initial: Tensor
 
-    def __init__(
-        self, config: QPAGeneratorConfig, initial: Tensor, start: SeededStart, *, keep_initial: bool = False
-    ) -> None:
+    def __init__(self, config: QPASettings, initial: Tensor, start: SeededStart, *, keep_initial: bool = False) -> None:
         super().__init__()
         self.config = config
         self.count = count = config.count(initial.numel())
@@ -138,8 +136,8 @@ class QPAGenerator(Generator):
         return self
 
 
-def _settings(config: QPAGeneratorConfig) -> dict[str, Any]:
-    names = {f.name for f in fields(QPAGeneratorConfig)} - {"budget", "chunk_size", "hidden", "max_qubits"}
+def _settings(config: QPASettings) -> dict[str, Any]:
+    names = {f.name for f in fields(QPASettings)} - {"budget", "chunk_size", "hidden", "max_qubits"}
     return {name: getattr(config, name) for name in sorted(names)}
 
 
@@ -148,3 +146,12 @@ def _bits(n_chunks: int, n_qubits: int) -> Tensor:
     index = torch.arange(n_chunks)[:, None]
     wires = torch.arange(n_qubits - 1, -1, -1)
     return ((index >> wires) & 1).float() * 2 - 1
+
+
+@dataclass(kw_only=True)
+class QPAGeneratorConfig(QPASettings):
+    """How QPA generates an adapter's parameters from circuit angles and a small MLP (arXiv 2410.09846)."""
+
+    def make(self, initial: Tensor, start: SeededStart) -> QPAGenerator:
+        """The generator of an adapter whose start `initial` (m,) PEFT drew; raw has no use for it."""
+        return QPAGenerator(self, initial, start, keep_initial=self.init_mode == "residual")

@@ -18,7 +18,7 @@ from qpeft.methods.attach.slots import generated_slots
 from qpeft.methods.counting import stored_numbers
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.config import QPAConfig
-from qpeft.methods.qpa.settings import QPAGeneratorConfig
+from qpeft.methods.qpa.generator import QPAGeneratorConfig
 
 
 def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:

@@ -13,11 +13,7 @@ from qpeft.methods.qpa import budget as counting
 from qpeft.methods.qpa.budget import QPACount
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from qpeft.circuits import Ansatz
-    from qpeft.core.seeded_init import SeededStart
-    from qpeft.methods.qpa.generator import QPAGenerator
 
 FEATURE_SOURCES = ("qnn", "qnn_frozen", "free", "random", "none")
 FEATURE_MAPS = ("scaled", "squash")
@@ -31,7 +27,7 @@ def _help(text: str, **metadata: Any) -> dict[str, Any]:
 
 
 @dataclass(kw_only=True)
-class QPAGeneratorConfig(GeneratorConfig):
+class QPASettings(GeneratorConfig):
     """How QPA makes an adapter's numbers from circuit angles and a small MLP (arXiv 2410.09846)."""
 
     chunk_size: int | None = field(
@@ -122,12 +118,6 @@ class QPAGeneratorConfig(GeneratorConfig):
         if "budget" not in settings:
             preset["chunk_size"] = 2048
         return cls(**{**preset, **settings})
-
-    def make(self, initial: Tensor, start: SeededStart) -> QPAGenerator:
-        """The generator of an adapter whose start `initial` (m,) PEFT drew; raw has no use for it."""
-        from qpeft.methods.qpa.generator import QPAGenerator
-
-        return QPAGenerator(self, initial, start, keep_initial=self.init_mode == "residual")
 
     def trained_angles(self) -> tuple[str, float]:
         """The end of the parameter names of the trained angles, and their factor: angle = initial + factor * value.
