@@ -42,9 +42,9 @@ class Variant:
         model = get_peft_model(base, self.make_config(**changes), adapter_name, **options)  # type: ignore[arg-type]
         return (qpeft.attach(model, generator()) if self.attached else model).eval()
 
-    def move(self, model: Any) -> Any:
+    def move(self, model: Any, seed: int = 1) -> Any:
         """As if the adapter had been trained: seeded noise on all that trains; the first SoRA gates are zero."""
-        draw = torch.Generator().manual_seed(1)
+        draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:

@@ -136,13 +136,6 @@ def test_merging_gives_the_live_model(trained, ids, adapters, host):
     assert not any("qpeft" in name for name, _ in merged.named_modules())
 
 
-def test_a_bottleneck_cannot_be_exported(trained, tmp_path):
-    _, model = trained("bottleneck")
-    with pytest.raises(ConfigError, match="cannot be written as a stock PEFT adapter"):
-        qpeft.export(model, tmp_path / "exported")
-    assert not (tmp_path / "exported").exists()
-
-
 def test_the_start_is_stored_because_peft_drew_it_and_raw_has_none(trained, tmp_path):
     sizes = {}
     for mode in ("residual", "raw"):
@@ -167,16 +160,6 @@ def test_what_layers_share_is_saved_once(trained, tmp_path):
     qpeft.save(model, tmp_path / "compact")
     beside = [k for k in load_file(tmp_path / "compact" / "adapter_model.safetensors") if k.startswith("beside.")]
     assert len(beside) == 2  # A and B, of all layers
-
-
-def test_generation_uses_the_present_prompt(trained, ids):
-    _, model = trained("prefix")
-    with torch.no_grad():
-        next(model.generators.parameters()).add_(0.5)
-        first = model(input_ids=ids).logits[:, -1].argmax(-1)
-    mask = torch.ones_like(ids)
-    generated = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=1, do_sample=False, pad_token_id=0)
-    assert torch.equal(generated[:, -1], first)
 
 
 def test_two_adapters_switch_and_one_can_go(llama, ids, adapters):
@@ -307,15 +290,6 @@ def test_adapters_without_a_generator_are_saved_as_ever(llama, ids, adapters, tm
     model.save_pretrained(tmp_path / "both")
     assert "generator.fingerprint" in load_file(tmp_path / "both" / "adapter_model.safetensors")
     assert all("lora" in key for key in load_file(tmp_path / "both" / "plain" / "adapter_model.safetensors"))
-
-
-def test_a_copy_lives_on_its_own(trained, ids, adapters):
-    _, model = trained("prefix")
-    live = adapters.logits(model, ids)
-    twin = copy.deepcopy(model)
-    adapters.train(twin, ids)
-    assert torch.equal(adapters.logits(model, ids), live)
-    assert not torch.equal(adapters.logits(twin, ids), live)
 
 
 def test_a_tied_head_is_not_merged_before_it_is_untied(gpt2, ids, adapters):

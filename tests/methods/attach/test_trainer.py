@@ -87,17 +87,6 @@ def test_accumulated_micro_batches_cost_one_evaluation_and_one_backward(llama, r
     assert len(calls) == 3
 
 
-def test_training_goes_on_from_a_saved_adapter(llama, rows, ids, adapters, tmp_path):
-    first = attached(llama)
-    trainer(first, rows, tmp_path / "run", save_strategy="no").train()
-    qpeft.save(first, tmp_path / "compact")
-    more = qpeft.load(copy.deepcopy(llama), tmp_path / "compact", is_trainable=True)
-    before = adapters.logits(more.eval(), ids)
-    assert torch.equal(before, adapters.logits(first.eval(), ids))
-    trainer(more, rows, tmp_path / "more", save_strategy="no").train()
-    assert not torch.equal(adapters.logits(more.eval(), ids), before)
-
-
 def test_accelerate_saves_and_restores_the_whole_state(llama, rows, ids, adapters, tmp_path):
     from accelerate import Accelerator
 

@@ -99,15 +99,6 @@ def test_adapter_in_the_dtype_of_its_base_if_asked(llama, ids, adapters):
     assert adapters.logits(model, ids).dtype == torch.bfloat16
 
 
-def test_merging_is_refused_and_leaves_the_model_alone(llama, ids, adapters):
-    model = shake(adapted(llama))
-    expected = adapters.logits(model, ids)
-    for merge in (model.merge_and_unload, model.merge_adapter):
-        with pytest.raises(ConfigError, match=r"not linear.*qpeft\.save"):
-            merge()
-    assert torch.equal(adapters.logits(model, ids), expected)
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -168,29 +168,6 @@ def test_optimiser_groups(llama, ids):
     torch.optim.AdamW(list(groups.values()))
 
 
-def test_two_adapters(llama, ids, adapters):
-    base = copy.deepcopy(llama)
-    model = shake(adapted(llama))
-    first = adapters.logits(model, ids)
-    model.add_adapter("other", qpeft.QAAConfig(ansatz="qaa", target_modules="all-linear"))
-    shake(model, "other")
-    assert len(branches(model, "other")) == 14
-    assert torch.equal(adapters.logits(model, ids), first)
-    model.set_adapter("other")
-    second = adapters.logits(model, ids)
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
-        n for n, _ in model.named_parameters() if ".other." in n
-    }
-    model.base_model.set_adapter(["default", "other"])
-    assert not torch.equal(adapters.logits(model, ids), second)
-    model.set_adapter("other")
-    model.delete_adapter("default")
-    assert torch.equal(adapters.logits(model, ids), second)
-    assert not torch.equal(second, first)
-    with model.disable_adapter():
-        assert torch.equal(adapters.logits(model, ids), adapters.logits(base, ids))
-
-
 def test_folder_holds_the_trained_numbers_alone(gpt2, tmp_path):
     planned = qpeft.plan(gpt2, qpeft.QAAConfig())
     model = adapted(gpt2)
@@ -373,20 +350,3 @@ def test_excluded_modules_stay_as_they_are(gpt2):
     assert {name.rpartition(".")[2] for name in branches(model)} == {"c_proj", "c_fc"}
     model.add_adapter("other", qpeft.QAAConfig(target_modules="all-linear"))
     assert len(branches(model, "other")) == 8
-
-
-@pytest.mark.parametrize("settings", [{}, {"share_circuit": True}], ids=str)
-def test_qpa_generates_it(gpt2, ids, adapters, settings, tmp_path):
-    fresh = copy.deepcopy(gpt2)
-    model = adapted(gpt2, **settings)
-    expected = adapters.logits(model, ids)
-    model = qpeft.attach(model, qpeft.QPAGeneratorConfig(chunk_size=32, hidden=(4,), n_layers=2))
-    assert torch.equal(adapters.logits(model, ids), expected)
-    loss = model(input_ids=ids, labels=ids).loss.item()
-    adapters.train(model, ids, steps=5)
-    assert model(input_ids=ids, labels=ids).loss.item() < loss
-    qpeft.save(model, tmp_path / "adapter")
-    loaded = qpeft.load(fresh, tmp_path / "adapter").eval()
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
-    with pytest.raises(ConfigError, match="a QAA adapter cannot be written as a stock PEFT adapter"):
-        qpeft.export(model, tmp_path / "exported")

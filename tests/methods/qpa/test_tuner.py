@@ -76,32 +76,6 @@ def test_slots_are_the_stock_trainable_tensors(llama):
     assert sum(slot.shape.numel() for slot, _ in found) == stock.get_nb_trainable_parameters()[0]
 
 
-def test_two_adapters_disable_switch_delete(llama, ids, adapters):
-    base = adapters.logits(llama, ids)
-    model = adapters.train(adapters.qpa(llama), ids)
-    first = adapters.logits(model, ids)
-    config = qpeft.QPAConfig(r=2, target_modules=["q_proj"], chunk_size=8, hidden=(4,), seed=5)
-    model.add_adapter("other", config)
-    assert torch.equal(adapters.logits(model, ids), first)
-    model.set_adapter("other")
-    assert torch.equal(adapters.logits(model, ids), base)
-    frozen = {n for n, p in model.named_parameters() if not p.requires_grad and "qpeft_generator" in n}
-    assert frozen
-    assert all(".default." in n for n in frozen)
-    adapters.train(model, ids)
-    second = adapters.logits(model, ids)
-    assert not torch.allclose(second, base)
-    model.set_adapter("default")
-    assert torch.equal(adapters.logits(model, ids), first)
-    with model.disable_adapter():
-        assert torch.equal(adapters.logits(model, ids), base)
-    mixed = model(input_ids=ids, adapter_names=["default", "other", "__base__"]).logits
-    torch.testing.assert_close(mixed, torch.stack([first[0], second[1], base[2]]), atol=1e-5, rtol=1e-5)
-    model.delete_adapter("other")
-    assert torch.equal(adapters.logits(model, ids), first)
-    assert list(model.base_model.generators) == ["default"]
-
-
 def test_generate_evaluates_the_generator_once(llama, ids, adapters, monkeypatch):
     model = adapters.train(adapters.qpa(llama), ids)
     generator = model.base_model.generators["default"]

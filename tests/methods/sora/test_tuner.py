@@ -93,30 +93,6 @@ def test_rank_pattern_gives_each_site_its_gates(llama):
     assert found == {("q_proj", 2), ("v_proj", R)}
 
 
-def test_two_adapters(llama, ids, adapters):
-    base = copy.deepcopy(llama)
-    model = shake(adapted(llama))
-    first = adapters.logits(model, ids)
-    model.add_adapter("other", qpeft.SoRAConfig(r=2, target_modules=["q_proj", "k_proj"]))
-    assert torch.equal(adapters.logits(model, ids), first)
-    model.set_adapter("other")
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if ".other." in name and "lora_B" in name:
-                parameter.normal_(0, 0.3)
-    second = adapters.logits(model, ids)
-    wanted = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert wanted == {n for n, _ in model.named_parameters() if ".other" in n}
-    assert any(n.endswith("sora_gate.other") for n in wanted)
-    mixed = model(input_ids=ids, adapter_names=["default", "other", "__base__"]).logits.detach()
-    expected = [first[0], second[1], adapters.logits(base, ids)[2]]
-    torch.testing.assert_close(mixed, torch.stack(expected))
-    model.delete_adapter("default")
-    assert torch.equal(adapters.logits(model, ids), second)
-    with model.disable_adapter():
-        assert torch.equal(adapters.logits(model, ids), adapters.logits(base, ids))
-
-
 def test_a_folder_without_gates_is_refused(llama, tmp_path):
     from safetensors.torch import load_file, save_file
 
