@@ -1,69 +1,68 @@
-"""The errors that qpeft raises on purpose.
+"""The exceptions that qpeft raises.
 
-Each message says what was found, what is allowed, and what to do. The command line turns
-`InputError` and its children into exit code 2 (nothing was done yet) and every other
-`QpeftError` into exit code 1.
+Each message states what was found, what is allowed, and what to do. On the command line, an `InputError` is exit code
+2 (nothing was done yet) and any other `QpeftError` exit code 1.
 """
 
 _LONGEST = 2000
 
 
 class QpeftError(Exception):
-    """Base of every error that qpeft raises on purpose."""
+    """Base class of qpeft's exceptions."""
 
     def __str__(self) -> str:
-        """The message; what it quotes of a file may be of any length, and no text at all."""
+        """The message, shortened and escaped: it may quote a file, which can be long or not valid text."""
         text = super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 
 class InputError(QpeftError, ValueError):
-    """Something the user gave is not usable; raised before any work is done."""
+    """An invalid argument or file; raised before any work is done."""
 
 
 class ConfigError(InputError):
-    """A method's setting is out of range, unknown, or contradicts another."""
+    """A field or option is unknown, out of range, or contradicts another."""
 
 
 class DataError(InputError):
-    """A data source is missing, empty, or lacks a needed column."""
+    """A data source is missing, empty, or lacks a required column."""
 
 
 class CheckpointError(InputError):
-    """A saved adapter or run is corrupt, foreign, newer, or made for another model."""
+    """A saved adapter or run is damaged, not qpeft's, written by a newer version, or made for another model."""
 
 
 class NotMergeableError(ConfigError, NotImplementedError):
-    """An update that depends on the input, and that no change of a weight equals."""
+    """The adapter's update depends on the input, so it cannot be merged into a weight."""
 
 
 class TiedWeightError(InputError):
-    """A merge or export would also change the weight that the target shares."""
+    """A merge or export would also change another module, which shares the target's weight."""
 
 
 class UnsupportedTypeError(InputError, TypeError):
-    """A dtype or a kind of module that a method cannot work with."""
+    """A dtype or a type of module that a method does not support."""
 
 
 class CircuitError(QpeftError, RuntimeError):
-    """The present angles give no usable orthogonal matrix: nearly rank deficient, or a series that diverges."""
+    """The current angles give no orthogonal matrix: it is nearly rank deficient, or a series diverges."""
 
 
 class TrainingError(QpeftError, RuntimeError):
-    """Training cannot go on, for example because the loss is not finite."""
+    """Training cannot continue, for example because the loss is not finite."""
 
 
 class BackendError(QpeftError, RuntimeError):
-    """A device did not answer, or its shots are used up; steps that were done stay done."""
+    """A device did not answer, or the shot budget is used up; completed steps are saved."""
 
 
 class VerificationError(QpeftError, RuntimeError):
-    """An exported adapter does not reproduce the live model."""
+    """An exported adapter does not reproduce the logits of the trained model."""
 
 
 _PACKAGES = {"PennyLane": "pennylane", "Qiskit": "qiskit qiskit-aer"}
 
 
 def missing_extra(what: str, library: str) -> ConfigError:
-    """The error for `what` where the optional `library`, "PennyLane" or "Qiskit", is not installed."""
+    """The exception for `what`, which needs the optional `library`: "PennyLane" or "Qiskit"."""
     return ConfigError(f"{what} needs {library}: pip install {_PACKAGES[library]}")

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: a crash at any moment leaves the old content or the new."""
+"""Atomic writing of files and folders: a crash at any moment leaves either the old content or the new."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
-    """Give a temporary neighbour to write, and put it in the place of `target`, on the disk, if the block succeeds."""
+    """Yield a temporary file in the same folder; after the block it replaces `target` and is synced to disk."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_UNFINISHED)
     os.close(handle)
@@ -46,14 +46,14 @@ def replace_file(target: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises ValueError if it is none, OSError if it cannot be read."""
-    if not path.is_file():  # a pipe would be waited for
-        raise ValueError("it is no file")
+    """The content of a JSON file. Raises ValueError if it is not valid JSON, OSError if it cannot be read."""
+    if not path.is_file():  # reading a pipe would block
+        raise ValueError("it is not a file")
     return parse_json(path.read_text(encoding="utf-8"))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """As `json.loads`, whose RecursionError becomes the ValueError that everything else is which is no JSON."""
+    """As `json.loads`, but a RecursionError is raised as ValueError, like other invalid JSON."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -61,7 +61,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def filled(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass with these fields, as JSON holds them. Raises TypeError for one that is no number but should be."""
+    """A dataclass from the values in a JSON file. Raises TypeError where a field should be a number and is not."""
     for field in fields(kind):  # type: ignore[arg-type]
         allowed = _NUMBERS.get(field.type)
         if allowed and field.name in values and type(values[field.name]) not in allowed:
@@ -76,10 +76,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """Give a temporary folder to fill, and put it in the place of `target`, on the disk, if the block succeeds.
+    """Yield a temporary folder to fill; after the block it replaces `target` and is synced to disk.
 
-    An older `target` stays untouched until the new one is complete; it is set aside under a hidden name for the
-    instant between two renames, and put back if anything but a kill happens there.
+    An existing `target` is not touched until the new folder is complete. Between two renames it has a hidden name; it
+    is restored if an exception occurs there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _hidden_folder(target, "")
@@ -105,12 +105,12 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a kill left below `folder` of files and folders that were being written; nobody may write there."""
+    """Remove what a killed process left of unfinished files below `folder`. No other process may write there."""
     for path in list(folder.rglob(f".*{_UNFINISHED}")):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)  # gone with a folder
+            path.unlink(missing_ok=True)  # perhaps removed with its folder
 
 
 def file_hash(path: Path) -> str:
@@ -120,14 +120,14 @@ def file_hash(path: Path) -> str:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and what is in it. A kill leaves it whole, or parts that nobody takes for it."""
+    """Remove a folder and its content. It is renamed first: after a kill it is complete, or has a hidden name."""
     aside = _hidden_folder(folder, "old.")
     folder.replace(aside / folder.name)
     shutil.rmtree(aside)
 
 
 def sync_all(folder: Path) -> None:
-    """Wait until a folder, with all that is below it, is on the disk: a power cut may then come."""
+    """Wait until a folder and everything below it is on disk, so that it survives a power failure."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
@@ -135,7 +135,7 @@ def sync_all(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names where the system can, is on the disk."""
+    """Wait until a file's content, or a folder's entries where the system supports it, is on disk."""
     is_folder = path.is_dir()
     try:
         handle = os.open(path, os.O_RDONLY)
@@ -153,7 +153,7 @@ def _hidden_folder(target: Path, what: str) -> Path:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """True for the operating system's error, and for what safetensors and torch make of it."""
+    """True for the error of the operating system, and for those that safetensors and torch raise for it."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     return any(phrase in str(error).lower() for phrase in _DISK_FULL)

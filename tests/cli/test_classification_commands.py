@@ -104,7 +104,7 @@ def test_evaluate_refuses_another_task_and_unknown_classes(qpeft_cli, runs, imag
     (tmp_path / "new.tsv").write_text("so so\tmixed\n")
     unknown = qpeft_cli("evaluate", "--adapter", folder, "--data", tmp_path / "new.tsv")
     assert unknown.exit_code == 2
-    assert "has the label 'mixed', which is not among the 2 trained classes (bad, good)" in unknown.stderr
+    assert "has the label 'mixed', not one of the 2 trained classes (bad, good)" in unknown.stderr
     padded = qpeft_cli("evaluate", "--adapter", folder, "--data", tmp_path / "new.tsv", "--padded-perplexity")
     assert padded.exit_code == 2
 
@@ -139,7 +139,7 @@ def test_merged_classifier_has_the_same_accuracy(qpeft_cli, runs, images, tmp_pa
     assert merged.exit_code == 0, merged.stderr
     task = ["--task", "image-classification", "--model", tmp_path / "merged"]
     whole = qpeft_cli("evaluate", *task, "--data", images, "--json")
-    assert "brought to" not in whole.stderr  # the image processor lies beside the weights
+    assert "converted to" not in whole.stderr  # the image processor lies beside the weights
     assert json.loads(whole.stdout)["base"]["nats"] == pytest.approx(trained["nats"], rel=1e-5)
 
 

@@ -233,7 +233,7 @@ def test_bad_arguments_are_refused_before_any_work(plan, arguments, message):
 
 
 def test_two_runs_in_one_folder_are_refused(plan):
-    with runner.sole_user(plan.folder), pytest.raises(ConfigError, match="another process"):
+    with runner.locked(plan.folder), pytest.raises(ConfigError, match="another process"):
         run(plan, run_cell=cells.run_cell)
 
 

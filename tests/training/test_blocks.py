@@ -183,10 +183,10 @@ def test_evaluation_takes_at_most_so_many_blocks_spread_evenly(tmp_path, tokeniz
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (texts("the king"), "has 2 tokens: too few for a block of seq_len=16 to train on and one to evaluate on"),
-        (texts("the king " * 6), "too few for a block of seq_len=16"),
+        (texts("the king"), "has 2 tokens, too few for one training block and one evaluation block of seq_len=16"),
+        (texts("the king " * 6), "too few for one training block"),
         ([{"prompt": "fox " * 40, "completion": "a"}] * 2, "no answer in"),
-        ([{"prompt": "the", "completion": " fox"}], "1 of 1 with an answer within seq_len=16"),
+        ([{"prompt": "the", "completion": " fox"}], "1 of 1 have an answer within seq_len=16"),
     ],
 )
 def test_too_little_text_is_refused(tmp_path, tokenizer, rows, message):

@@ -127,7 +127,7 @@ def test_metrics_go_on_from_the_resumed_step(tmp_path):
 
 def test_metrics_that_are_a_pipe_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
-    with pytest.raises(CheckpointError, match="it is no file"):
+    with pytest.raises(CheckpointError, match="it is not a file"):
         read_rows(tmp_path / "metrics.jsonl")
 
 
@@ -135,7 +135,7 @@ def test_metrics_that_are_a_pipe_are_not_waited_for(tmp_path):
     ("line", "message"),
     [
         ('{"step": 1, "lo', "line 2: "),
-        ("[1]", "line 2 is no object"),
+        ("[1]", "line 2 is not an object"),
         ('{"loss": 1.0, "seconds": 0.1}', "a row lacks step or seconds: 'step'"),
         ('{"step": 1, "seconds": null}', "a row lacks step or seconds"),
     ],

@@ -219,7 +219,9 @@ def test_the_body_of_the_base_is_loaded_as_it_is(settings, tiny_encoder):
 
 def test_what_the_base_lacks_is_said_and_trained_with_the_head(settings, tiny_encoder):
     asked = settings("text-classification", method="lora", steps=2)
-    with pytest.warns(UserWarning, match=r"no weights for bert\.pooler; they are drawn from the seed and trained"):
+    with pytest.warns(
+        UserWarning, match=r"no weights for bert\.pooler; they are initialized from the seed and trained"
+    ):
         result = train(asked)
     saved = {name.split(".")[2] + "." + name.split(".")[3] for name in weights(result.exported) if "lora" not in name}
     assert saved == {"bert.pooler", "classifier.weight", "classifier.bias"}

@@ -22,7 +22,7 @@ def reads_image_processors() -> bool:
 
 
 pytestmark = pytest.mark.skipif(
-    not reads_image_processors(), reason="this version of transformers reads image processors with torchvision alone"
+    not reads_image_processors(), reason="this version of transformers needs torchvision for image processors"
 )
 
 
@@ -82,7 +82,7 @@ def test_a_part_to_train_on_needs_one_to_be_scored_on_where_it_is_asked_for(read
     folder = tmp_path / "animals"
     folder_of(folder / "train", each=4)
     assert len(read(folder).evaluation) == 2  # held out
-    with pytest.raises(DataError, match="has train/ and none of validation, valid, val, test, testing beside"):
+    with pytest.raises(DataError, match="has train/ but none of validation, valid, val, test, testing"):
         load_images(str(folder), "validation", "label")
 
 
@@ -103,7 +103,7 @@ def test_arrays_with_and_without_names(read, tmp_path):
 def test_every_image_is_brought_to_the_models_size_and_channels(tmp_path, make_vit_folder, shape, channels):
     images = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
     file = arrays(tmp_path / "x.npz", images=images, labels=np.array([0, 1, 0, 1]))
-    with pytest.warns(UserWarning, match=f"brought to 8 x 8 and {channels} channel"):
+    with pytest.warns(UserWarning, match=f"converted to 8 x 8 and {channels} channel"):
         task = ImageClassification(
             TrainSettings(
                 task="image-classification",
@@ -173,19 +173,19 @@ LABELS = np.array([0, 1, 0, 1])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"images": IMAGES}, "has the arrays images, and no 'labels'"),
-        ({"labels": LABELS}, "has the arrays labels, and no 'images'"),
-        ({}, "has the arrays none, and no 'images'"),
+        ({"images": IMAGES}, "has no array 'labels'; its arrays: images"),
+        ({"labels": LABELS}, "has no array 'images'; its arrays: labels"),
+        ({}, "has no array 'images'; its arrays: none"),
         ({"images": IMAGES / 255, "labels": LABELS}, r"images are float64 of shape \(4, 8, 8\); they must be uint8"),
         ({"images": IMAGES[0], "labels": LABELS}, r"images are uint8 of shape \(8, 8\)"),
         ({"images": np.zeros((4, 3, 8, 8), np.uint8), "labels": LABELS}, "with 1, 3 or 4 channels"),
-        ({"images": IMAGES, "labels": LABELS / 2}, "labels are float64 .* they must be whole numbers"),
+        ({"images": IMAGES, "labels": LABELS / 2}, "labels are float64 .* they must be integers"),
         ({"images": IMAGES, "labels": LABELS[:3]}, r"labels are int64 of shape \(3,\).* each of the 4 images"),
-        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "holds no images"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, "has no images"),
         ({"images": IMAGES, "labels": LABELS, "names": np.array(["a"])}, "labels run from 0 to 1, and names has shape"),
         ({"images": IMAGES, "labels": LABELS - 1, "names": np.array(["a", "b"])}, "labels run from -1 to 0"),
         ({"images": IMAGES, "labels": LABELS, "names": np.array(["a", ""])}, "label 1: the label is nothing"),
-        ({"images": IMAGES, "labels": LABELS * 0}, "has one class only, '0'"),
+        ({"images": IMAGES, "labels": LABELS * 0}, "has only the class '0'"),
     ],
 )
 def test_arrays_of_another_form_are_refused(read, tmp_path, content, message):
@@ -202,7 +202,7 @@ def test_pickled_arrays_are_never_loaded(tmp_path):
 def test_a_single_array_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", IMAGES)
     (tmp_path / "x.npy").rename(tmp_path / "x.npz")
-    with pytest.raises(DataError, match="has the arrays no name, and no 'images'"):
+    with pytest.raises(DataError, match="has no array 'images'; its arrays: no name"):
         load_images(str(tmp_path / "x.npz"), "train", "label")
 
 
@@ -238,10 +238,10 @@ def test_arrays_with_a_wrong_checksum_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("made", "message"),
     [
-        (lambda folder: folder.mkdir(), "no images in sub-folders of .*: it holds nothing"),
-        (lambda folder: picture(folder / "a.png", (0, 0, 0)), "it holds a.png; give each class a sub-folder"),
-        (lambda folder: (folder / "cat").mkdir(parents=True), "it holds cat"),
-        (lambda folder: folder_of(folder, ("cat",)), "has one class only, 'cat'"),
+        (lambda folder: folder.mkdir(), "no images in sub-folders of .*, which contains nothing"),
+        (lambda folder: picture(folder / "a.png", (0, 0, 0)), "which contains a.png; give each class a sub-folder"),
+        (lambda folder: (folder / "cat").mkdir(parents=True), "which contains cat"),
+        (lambda folder: folder_of(folder, ("cat",)), "has only the class 'cat'"),
         (lambda folder: folder.write_text("x"), "cannot read images from"),
     ],
 )
@@ -253,7 +253,7 @@ def test_folders_of_another_form_are_refused(read, tmp_path, made, message):
 
 def test_a_missing_source_is_explained(read, tmp_path):
     (tmp_path / "photos").mkdir()
-    with pytest.raises(DataError, match="near it: photos"):
+    with pytest.raises(DataError, match="similar: photos"):
         read(tmp_path / "photo")
 
 
@@ -302,10 +302,10 @@ def test_images_of_the_hub(monkeypatch, tmp_path):
     hub(monkeypatch, rows, {"img": object(), "label": ClassLabel()})
     assert load_images("someone/animals", "train", "label") == [(encoded, "dog")]
     assert has_validation_images("someone/animals")
-    with pytest.raises(DataError, match="has the columns img, label; needed: 'kind'"):
+    with pytest.raises(DataError, match="has the columns img, label; required: 'kind'"):
         load_images("someone/animals", "train", "kind")
     hub(monkeypatch, rows, {"picture": object(), "label": ClassLabel()})
-    with pytest.raises(DataError, match="needed: one of image, img"):
+    with pytest.raises(DataError, match="required: one of image, img"):
         load_images("someone/animals", "train", "label")
 
 
@@ -355,7 +355,7 @@ def test_parts_may_have_their_other_usual_names(tmp_path, train, evaluation):
 def test_a_folder_of_data_sets_is_no_data_set(tmp_path):
     folder_of(tmp_path / "birds")
     folder_of(tmp_path / "fish")
-    with pytest.raises(DataError, match=r"birds has images only in its sub-folders \(cat, dog\): is it a class"):
+    with pytest.raises(DataError, match=r"birds has images only in its sub-folders \(cat, dog\), so it is not a class"):
         load_images(str(tmp_path), "train", "label")
 
 
@@ -368,5 +368,5 @@ def test_names_as_bytes(tmp_path):
 def test_a_pipe_is_not_waited_for(tmp_path):
     (tmp_path / "cat").mkdir()
     os.mkfifo(tmp_path / "cat" / "1.png")
-    with pytest.raises(DataError, match="it is no file"):
+    with pytest.raises(DataError, match="it is not a file"):
         load_images(str(tmp_path), "train", "label")

@@ -56,7 +56,7 @@ def test_other_columns_by_name(read, tmp_path):
 
 def test_quotation_marks_of_a_tsv_stay(tmp_path):
     (tmp_path / "x.tsv").write_text('a "b\tc" d\t1\r\n')
-    with pytest.raises(DataError, match=r"line 1: 3 fields between tabs, not 2 \(text, label\)"):
+    with pytest.raises(DataError, match=r"line 1: expected 2 tab-separated fields \(text, label\), got 3"):
         load_rows(str(tmp_path / "x.tsv"), "train", ("text", "label"))
     (tmp_path / "x.tsv").write_text('a "b\t1\r\n\nc" d\t0')
     assert load_rows(str(tmp_path / "x.tsv"), "train", ("text", "label")) == [
@@ -102,13 +102,13 @@ def test_other_labels_are_refused(value):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"text": "a", "class": 1}\n', "has the columns text, class, and no 'label'; name another with label_column"),
-        ('{"txt": "a", "label": 1}\n', "has the columns txt, label, and no 'text'; name another with text_column"),
+        ('{"text": "a", "class": 1}\n', "has the columns text, class, but no 'label'; set label_column"),
+        ('{"txt": "a", "label": 1}\n', "has the columns txt, label, but no 'text'; set text_column"),
         ('{"text": "a", "label": 1}\n{"text": "b", "label": null}\n', "row 2: the label is nothing"),
-        ('{"text": 5, "label": 1}\n{"text": 6, "label": 0}\n', "row 1: column 'text' holds a int, not a str"),
-        ('{"text": "a", "label": 1}\n{"text": "b", "label": 1}\n', "has one class only, '1'"),
+        ('{"text": 5, "label": 1}\n{"text": 6, "label": 0}\n', "row 1: column 'text' has a int, not a str"),
+        ('{"text": "a", "label": 1}\n{"text": "b", "label": 1}\n', "has only the class '1'"),
         ('{"text": "", "label": 1}\n{"text": " ", "label": 0}\n', "has no example with a text"),
-        ('{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n', "has one example of each class"),
+        ('{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n', "has only one example of each class"),
         ("", "is empty"),
     ],
 )
@@ -122,7 +122,7 @@ def test_bad_data_is_refused_with_a_reason(read, tmp_path, content, message):
 def test_a_label_that_was_not_trained_is_named(read, tmp_path):
     (tmp_path / "train.tsv").write_text("a\tgood\nthe\tbad\n")
     (tmp_path / "dev.tsv").write_text("a\tgood\nthe\tfine\n")
-    with pytest.raises(DataError, match=r"dev.tsv has the label 'fine', which is not among the 2 .*\(bad, good\)"):
+    with pytest.raises(DataError, match=r"dev.tsv has the label 'fine', not one of the 2 .*\(bad, good\)"):
         read(tmp_path / "train.tsv", eval_data=str(tmp_path / "dev.tsv"))
 
 
@@ -245,5 +245,5 @@ def test_labels_as_a_config_knows_them():
 def test_a_header_of_other_names_is_no_example(read, tmp_path):
     file = tmp_path / "a.tsv"
     file.write_text("sentence\tclass\n" + "so good\tpos\nso bad\tneg\n" * 3)
-    with pytest.raises(DataError, match="the first line, 'sentence' and 'class', looks like the names of the columns"):
+    with pytest.raises(DataError, match="the first line, 'sentence' and 'class', looks like a header"):
         read(file)

@@ -295,7 +295,7 @@ def test_foreign_folders_are_refused(settings, tmp_path):
 def test_a_place_where_no_folder_can_be_is_refused_before_anything_is_loaded(settings, tmp_path, out):
     (tmp_path / "file").write_text("")
     progress = Recorder()
-    with pytest.raises(ConfigError, match=r"cannot be a run folder: .*; name another place"):
+    with pytest.raises(ConfigError, match=r"cannot be a run folder: .*; name another"):
         train(settings(out), progress)
     assert progress.told == []
 
@@ -306,7 +306,7 @@ def test_a_folder_in_use_is_refused(settings):
     out.mkdir()
     with (out / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process is training in"):
+        with pytest.raises(ConfigError, match="another process uses the run folder"):
             train(settings())
     assert [path.name for path in out.iterdir()] == [".lock"]
     train(settings(steps=1))
@@ -342,7 +342,7 @@ def test_a_newer_config_is_refused(settings, tmp_path):
         ({"model": "./no/model"}, InputError, "no model folder ./no/model: "),
         ({"data": "./absent.txt"}, DataError, "no file or folder ./absent.txt"),
         ({"seq_len": 65}, ConfigError, "seq_len=65 is longer than the model's context of 64 tokens"),
-        ({"method": "prefix"}, ConfigError, "context of 64 tokens, less 10 virtual tokens"),
+        ({"method": "prefix"}, ConfigError, "context of 64 tokens, minus 10 virtual tokens"),
         ({"method_settings": {"rr": 4}}, ConfigError, "unknown setting of method lora: 'rr'"),
         ({"method_settings": {"target_modules": ["c_atn"]}}, ConfigError, "nearest names: c_attn"),
         ({"method": "lroa"}, ConfigError, "did you mean 'lora'?"),
@@ -358,7 +358,7 @@ def test_bad_input_is_refused_and_nothing_is_written(settings, changes, error, m
 
 def test_a_folder_without_a_tokenizer_is_refused(settings, tiny_model, tmp_path):
     bare = shutil.copytree(tiny_model, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
-    with pytest.raises(InputError, match=r"has no tokenizer; put its tokenizer\.json beside the weights"):
+    with pytest.raises(InputError, match=r"has no tokenizer; put its tokenizer\.json next to the weights"):
         train(settings(model=str(bare)))
 
 
@@ -368,7 +368,7 @@ def test_a_tokenizer_of_another_model_is_refused(settings, tiny_model, tmp_path)
     mixed = shutil.copytree(tiny_model, tmp_path / "mixed")
     config = GPT2Config(vocab_size=99, n_positions=64, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(mixed)
-    with pytest.raises(InputError, match=r"the tokenizer gives token \d+, the model knows 99"):
+    with pytest.raises(InputError, match=r"the tokenizer gives token \d+, but the model has 99 tokens"):
         train(settings(model=str(mixed)))
 
 

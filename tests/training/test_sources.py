@@ -59,10 +59,14 @@ def test_messages(tmp_path):
 
 
 def test_empty_rows_are_left_out_and_counted_but_empty_prompts_are_not(tmp_path):
-    with pytest.warns(UserWarning, match=r"1 of 2 rows of .*a\.csv have nothing in column 'text', row 2 the first"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 rows of .*a\.csv have nothing in column 'text' \(the first is row 2\)"
+    ):
         assert load(write(tmp_path / "a.csv", "text,n\none,1\n,2\n")) == [{"text": "one"}]
     path = write(tmp_path / "b.jsonl", '{"prompt": "", "completion": "A"}\n{"prompt": "Q", "completion": ""}')
-    with pytest.warns(UserWarning, match=r"1 of 2 rows of .* have nothing in column 'completion', row 2 the first"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 rows of .* have nothing in column 'completion' \(the first is row 2\)"
+    ):
         assert load(path) == [{"prompt": "", "completion": "A"}]
 
 
@@ -79,7 +83,7 @@ def test_conversations_without_an_answer_are_left_out_and_counted(tmp_path):
     question, answer = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
     conversations = [[question], [question, answer], [], [question, {**answer, "content": ""}]]
     path = write(tmp_path / "a.jsonl", "\n".join(json.dumps({"messages": messages}) for messages in conversations))
-    with pytest.warns(UserWarning, match=r"3 of 4 rows of .* have no answer of an assistant, row 1 the first"):
+    with pytest.warns(UserWarning, match=r"3 of 4 rows of .* have no message of an assistant \(the first is row 1\)"):
         assert load(path) == [{"messages": [question, answer]}]
 
 
@@ -106,17 +110,17 @@ def test_every_built_in_name_leads_to_a_function():
         (
             "a.csv",
             "body,n\none,1\n",
-            "has the columns body, n; needed: 'text', or 'prompt' and 'completion', or 'messages'",
+            "has the columns body, n; required: 'text', or 'prompt' and 'completion', or 'messages'",
         ),
-        ("a.csv", "text,n\n,1\n,2\n", "a.csv have nothing in column 'text', row 1 the first"),
+        ("a.csv", "text,n\n,1\n,2\n", "a.csv have nothing in column 'text' (the first is row 1)"),
         (
             "a.jsonl",
             '{"messages": [{"role": "user", "content": "hi"}]}\n' * 30,
-            "have no answer of an assistant, row 1 the first; give rows with something to learn",
+            "have no message of an assistant (the first is row 1); give rows with a text to learn",
         ),
         ("a.jsonl", '{"messages": ["hi"]}', "row 1: the message hi lacks 'role' or 'content' as text"),
         ("a.jsonl", '{"messages": [{"role": "user"}]}', "the message {'role': 'user'} lacks 'role' or 'content'"),
-        ("a.jsonl", '{"text": ["list"]}', "row 1: column 'text' holds a list, not a str"),
+        ("a.jsonl", '{"text": ["list"]}', "row 1: column 'text' has a list, not a str"),
         ("a.jsonl", '{"text": "one"', "as json:"),
         ("a.parquet", "no parquet", "as parquet:"),
         ("a.pdf", "x", "its suffix is '.pdf'; files must end in one of .txt, .json, .jsonl, .csv, .parquet"),
@@ -136,17 +140,17 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
 
 def test_a_missing_file_is_refused_with_its_neighbours(tmp_path):
     write(tmp_path / "train.jsonl", "{}")
-    with pytest.raises(DataError, match=r"has no 'trian.jsonl'; near it: train.jsonl"):
+    with pytest.raises(DataError, match=r"has no 'trian.jsonl'; similar: train.jsonl"):
         load(tmp_path / "trian.jsonl")
     with pytest.raises(DataError, match=r"no file or folder .*: .* has no 'nowhere'"):
         load(tmp_path / "nowhere" / "deep" / "a.txt")
 
 
 def test_a_folder_without_data_is_refused(tmp_path):
-    with pytest.raises(DataError, match="it holds nothing; files must end in"):
+    with pytest.raises(DataError, match="it contains nothing; files must end in"):
         load(tmp_path)
     write(tmp_path / "notes.md", "x")
-    with pytest.raises(DataError, match=r"it holds notes.md; files must end in"):
+    with pytest.raises(DataError, match=r"it contains notes.md; files must end in"):
         load(tmp_path)
 
 
@@ -196,10 +200,10 @@ def test_hub_data_that_cannot_be_had_is_refused(monkeypatch):
 def test_mixed_types_in_json_are_refused_and_never_become_texts_in_quotes(tmp_path, name):
     rows = [json.dumps({"text": "one"}), json.dumps({"text": 2})]
     content = f"[{','.join(rows)}]" if name == "a.json" else "\n".join(rows)
-    with pytest.raises(DataError, match="row 2: column 'text' holds a int, not a str"):
+    with pytest.raises(DataError, match="row 2: column 'text' has a int, not a str"):
         load(write(tmp_path / name, content))
 
 
 def test_half_a_surrogate_pair_is_no_text(tmp_path):
-    with pytest.raises(DataError, match=r"row 1: surrogates not allowed, which is no text"):
+    with pytest.raises(DataError, match=r"row 1 is not valid text \(surrogates not allowed\)"):
         load(write(tmp_path / "a.jsonl", '{"text": "a\\ud800"}'))

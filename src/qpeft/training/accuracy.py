@@ -1,4 +1,4 @@
-"""How often a classifier is right, and how sure that figure is."""
+"""The score of a classifier: its accuracy with a confidence interval, and its loss."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from qpeft.training.metrics import evaluating
+from qpeft.training.metrics import evaluation_mode
 
 if TYPE_CHECKING:
     import torch
 
-_Z = 1.959963984540054  # 97.5 % of a normal law lie below it
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
 @dataclass(frozen=True)
 class ClassificationScore:
-    """Negative log-likelihood `nats` of the true classes of `n_examples`, of which `n_correct` are the likeliest."""
+    """Negative log-likelihood `nats` of the true classes of `n_examples`, `n_correct` of them predicted."""
 
     nats: float
     n_correct: int
@@ -41,9 +41,9 @@ class ClassificationScore:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the accuracy after Wilson: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+        """Wilson's 95 % interval of the accuracy: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
 
-        It is over the choice of examples, not over the seeds of training.
+        It covers the choice of examples, not the seeds of training.
         """
         n, p = self.n_examples, self.accuracy
         middle = p + _Z**2 / (2 * n)
@@ -52,7 +52,7 @@ class ClassificationScore:
         return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
     def to_dict(self) -> dict[str, float]:
-        """Every figure; the interval as its two ends."""
+        """All metrics; the interval as its two ends."""
         low, high = self.interval
         return {
             "loss": self.loss,
@@ -65,17 +65,17 @@ class ClassificationScore:
         }
 
     def described(self) -> dict[str, str]:
-        """The figures for a table, by name."""
+        """The metrics as text for a table, by name."""
         low, high = self.interval
         return {
             "accuracy": f"{self.accuracy:.4f}",
             "95 % interval": f"{low:.4f} to {high:.4f}",
-            "loss, nats an example": f"{self.loss:.6f}",
+            "loss, nats per example": f"{self.loss:.6f}",
         }
 
     @property
     def size(self) -> str:
-        """How much was scored."""
+        """The amount of scored data."""
         return f"{self.n_examples:,} examples"
 
 
@@ -85,13 +85,13 @@ def evaluate_classifier(
     collate: Callable[[Sequence[Any]], Mapping[str, torch.Tensor]],
     batch_size: int = 8,
 ) -> ClassificationScore:
-    """Score every example; the sum runs in float64, and `batch_size` changes the time taken, not the score."""
+    """Score every example, summed in float64; `batch_size` changes the time taken, not the score."""
     import torch
     from torch.nn.functional import cross_entropy
 
     device = next(model.parameters()).device
     nats, n_correct = 0.0, 0
-    with evaluating(model):
+    with evaluation_mode(model):
         for start in range(0, len(examples), batch_size):
             batch = {name: part.to(device) for name, part in collate(examples[start : start + batch_size]).items()}
             labels = batch.pop("labels")  # (B,)
@@ -103,9 +103,9 @@ def evaluate_classifier(
 
 
 def classification_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """Mean over the examples of an optimiser step, however many forward passes that has; scalar.
+    """Mean over the examples of an optimizer step, which may have several forward passes; scalar.
 
-    The models' own losses are means over one forward pass, which the Trainer adds up where it should average.
+    The models' own losses are means over one forward pass, and the Trainer would add them instead of averaging.
     """
     from torch.nn.functional import cross_entropy
 

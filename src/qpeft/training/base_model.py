@@ -1,16 +1,17 @@
-"""The base model of a run: found early, loaded late, known by its hash."""
+"""The base model of a run: its config, tokenizer, weights and fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qpeft.errors import ConfigError, InputError
-from qpeft.training.nearby import explain_missing, is_path
+from qpeft.training.local_paths import explain_missing, looks_like_path
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Loaded = TypeVar("Loaded")
@@ -30,8 +31,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     tokenizer = load(AutoTokenizer.from_pretrained, model)
-    if not tokenizer.vocab_size:  # what transformers makes of a folder without a tokenizer's files
-        raise InputError(f"the base model {model!r} has no tokenizer; put its tokenizer.json beside the weights")
+    if not tokenizer.vocab_size:  # for a folder without the files of a tokenizer
+        raise InputError(f"the base model {model!r} has no tokenizer; put its tokenizer.json next to the weights")
     return tokenizer
 
 
@@ -44,9 +45,9 @@ def load_model(model: str, dtype: str = "float32") -> PreTrainedModel:
 
 
 def load(loader: Callable[..., Loaded], model: str, **options: Any) -> Loaded:
-    """What `loader`, a `from_pretrained`, makes of a folder or hub id. Raises InputError if it cannot."""
+    """The result of `loader`, a `from_pretrained`, for a folder or hub id. Raises InputError if it fails."""
     path = Path(model).expanduser()
-    if is_path(model) and not path.exists():
+    if looks_like_path(model) and not path.exists():
         raise InputError(f"no model folder {model}: {explain_missing(model)}")
     try:
         return loader(str(path) if path.is_dir() else model, **options)
@@ -56,26 +57,36 @@ def load(loader: Callable[..., Loaded], model: str, **options: Any) -> Loaded:
 
 
 def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 0) -> int:
-    """`seq_len`, by default the model's context less `reserved` positions, up to 512.
+    """`seq_len`, or by default the model's context minus `reserved` positions, at most 512.
 
-    Raises ConfigError if it does not fit.
+    Raises ConfigError if it is too long for the context.
     """
     context = getattr(config, "max_position_embeddings", None)
     if context is None:
         return seq_len or _LONGEST_DEFAULT
     room = context - reserved
     if room < 2:
-        raise ConfigError(f"{reserved} virtual tokens leave no room in the model's context of {context}; take fewer")
+        raise ConfigError(f"{reserved} virtual tokens leave no room in the model's context of {context}; use fewer")
     if seq_len is None:
         return min(room, _LONGEST_DEFAULT)
     if seq_len > room:
-        prefix = f", less {reserved} virtual tokens" if reserved else ""
+        prefix = f", minus {reserved} virtual tokens" if reserved else ""
         raise ConfigError(f"seq_len={seq_len} is longer than the model's context of {context} tokens{prefix}")
     return seq_len
 
 
+def check_vocabulary(texts: Iterable[np.ndarray], config: PretrainedConfig) -> None:
+    """Raise InputError if a text, token ids (T,), has a token that the model does not know."""
+    size = config.get_text_config().vocab_size
+    highest = max(int(ids.max()) for ids in texts)
+    if highest >= size:
+        raise InputError(
+            f"the tokenizer gives token {highest}, but the model has {size} tokens; use the tokenizer of the model"
+        )
+
+
 def fingerprint(model: str, config: PretrainedConfig) -> str:
-    """What tells this base from every other: the hub's commit, or SHA-256 over a folder's config and weights."""
+    """Identifies the base: the commit on the hub, or the SHA-256 of a folder's config and weights."""
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return f"commit:{getattr(config, '_commit_hash', None)}"

@@ -1,4 +1,4 @@
-"""Blocks of tokens to train on and to score, cut and batched."""
+"""Blocks of tokens for training and evaluation: cut from documents, and batched."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _HELD_OUT_EVERY = 20
 
 @dataclass(frozen=True)
 class Blocks:
-    """What a run trains on and what it is scored on."""
+    """The training and evaluation blocks of a run."""
 
     train: list[Tokens]
     evaluation: list[Tokens]
 
     def sha256(self) -> str:
-        """Hash of every token and mark, in order: another text, tokenizer, length or split gives another one."""
+        """Hash of all tokens and marks in order; it depends on the text, the tokenizer, the length and the split."""
         sha = hashlib.sha256()
         for block in (*self.train, *self.evaluation):
             for part in (np.array([len(block.ids)]), block.ids, block.scored):
@@ -42,7 +42,7 @@ class Blocks:
 
 
 def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> Blocks:
-    """Read, tokenise, split and cut the data of a run. Raises DataError if it gives no block to train on."""
+    """Read, tokenize, split and cut the data of a run. Raises DataError if there is too little data."""
     columns = Columns(settings.text_column, settings.prompt_column, settings.completion_column)
     rows = load_examples(settings.data, "train", columns)
     validation = settings.eval_data or (settings.data if has_validation_split(settings.data) else None)
@@ -53,17 +53,19 @@ def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedToke
         train, evaluation = _held_out(rows, seq_len, tokenizer)
     train = [block for block in train if "text" not in rows[0] or len(block.ids) == seq_len]
     if validation and train and not evaluation:
-        raise DataError(f"{validation} has nothing to score within seq_len={seq_len} tokens; raise it, or give more")
+        raise DataError(
+            f"{validation} has nothing to score within seq_len={seq_len} tokens; raise seq_len or give more data"
+        )
     if not train or not evaluation:
         raise DataError(_too_little(settings.data, rows, seq_len, tokenizer))
     return Blocks(train, spread(settings.eval_blocks or 0, evaluation))
 
 
 def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """Blocks of at most `seq_len` tokens, each with something to score.
+    """Blocks of at most `seq_len` tokens, each with at least one token to score.
 
-    Texts are joined by one end-of-text token and cut; only the last block may be shorter. Rows with a prompt
-    stay apart, and are cut off at `seq_len`; one whose answer begins beyond that is left out.
+    Texts are joined by one end-of-text token and cut; only the last block may be shorter. Rows with a prompt are not
+    joined but truncated to `seq_len`; a row whose answer begins later is left out.
     """
     encoded = encode(rows, tokenizer)
     if "text" in rows[0]:
@@ -75,17 +77,17 @@ def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -
 
 
 def spread(limit: int, blocks: list[Item]) -> list[Item]:
-    """At most `limit` blocks, or other items, taken evenly from all of them (0: all)."""
+    """At most `limit` items, evenly spaced; 0 takes all."""
     if not limit or len(blocks) <= limit:
         return blocks
     return [blocks[i * len(blocks) // limit] for i in range(limit)]
 
 
 def collate(blocks: Sequence[Tokens], padding_side: str = "right") -> dict[str, torch.Tensor]:
-    """A batch of int64 tensors (B, T): input_ids, attention_mask, and labels that are -100 where nothing is scored.
+    """A batch of int64 tensors (B, T): input_ids, attention_mask, and labels, -100 where a token is not scored.
 
-    Padded on the left, it has position_ids too, which count real tokens only. The id of a pad is 0: the
-    attention mask tells it from a real token 0.
+    With padding on the left there are position_ids too, which count the tokens without padding. Padding has the id 0;
+    the attention mask tells it from a token 0.
     """
     import torch
 
@@ -95,7 +97,7 @@ def collate(blocks: Sequence[Tokens], padding_side: str = "right") -> dict[str, 
         space = longest - len(block.ids)
         widths = (space, 0) if padding_side == "left" else (0, space)
         labels = np.where(block.scored, block.ids, IGNORED)
-        labels[0] = IGNORED  # nothing predicts it, and a pad on its left must not
+        labels[0] = IGNORED  # it has no predecessor, and padding to its left must not predict it
         rows["input_ids"].append(np.pad(block.ids, widths))
         rows["attention_mask"].append(np.pad(np.ones_like(block.ids), widths))
         rows["labels"].append(np.pad(labels, widths, constant_values=IGNORED))
@@ -115,7 +117,7 @@ def _between(documents: Sequence[Tokens], separator: Tokens) -> Iterable[Tokens]
 def _held_out(
     rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Tokens], list[Tokens]]:
-    """Every 20th document; of fewer documents, the last 20th of the blocks, at least one."""
+    """Holds out every 20th document, or with fewer documents the last 20th of the blocks, at least one."""
     if len(rows) >= _HELD_OUT_EVERY:
         kept = [row for number, row in enumerate(rows, start=1) if number % _HELD_OUT_EVERY]
         return cut(kept, seq_len, tokenizer), cut(rows[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY], seq_len, tokenizer)
@@ -128,12 +130,12 @@ def _too_little(source: str, rows: Sequence[Row], seq_len: int, tokenizer: PreTr
     if "text" not in rows[0]:
         if n_usable := len(cut(rows, seq_len, tokenizer)):
             return (
-                f"{source} has too few examples to train on one and to evaluate on another: {n_usable} of {len(rows)} "
-                f"with an answer within seq_len={seq_len} tokens; give at least 2 examples, or name eval_data"
+                f"{source} has too few examples for training and evaluation: {n_usable} of {len(rows)} have an answer "
+                f"within seq_len={seq_len} tokens; give at least 2 examples, or set eval_data"
             )
         return f"no answer in {source} begins within seq_len={seq_len} tokens; raise seq_len or shorten the prompts"
     n = sum(len(tokens.ids) for tokens in encode(rows, tokenizer))
     return (
-        f"{source} has {n} tokens: too few for a block of seq_len={seq_len} to train on and one to evaluate on; "
-        "lower seq_len, give more text, or name eval_data"
+        f"{source} has {n} tokens, too few for one training block and one evaluation block of seq_len={seq_len}; "
+        "lower seq_len, give more text, or set eval_data"
     )

@@ -1,4 +1,4 @@
-"""From rows to tokens, each with its mark "scored" and the UTF-8 bytes it stands for."""
+"""From rows to tokens, each with a mark whether it is scored, and its number of UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _DOCUMENTS_AT_A_TIME = 256
 
 
 class Tokens(NamedTuple):
-    """A run of T tokens: a document, an example, or a block cut from documents."""
+    """A sequence of T tokens: a document, an example, or a block cut from documents."""
 
     ids: np.ndarray  # (T,) int64
     scored: np.ndarray  # (T,) bool
-    n_bytes: np.ndarray  # (T,) int64; special tokens stand for none
+    n_bytes: np.ndarray  # (T,) int64; 0 for special tokens
 
     def cut(self, start: int, stop: int) -> Tokens:
         """Tokens `start` to `stop`, without copying."""
@@ -31,18 +31,18 @@ class Tokens(NamedTuple):
 
     @property
     def n_targets(self) -> int:
-        """Scored tokens that have a token before them to be predicted from."""
+        """Number of scored tokens that have a predecessor."""
         return int(self.scored[1:].sum())
 
 
 def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    """Tokens of every row, whole; an answer at the end of a row is followed by the end-of-text token.
+    """The tokens of each row; an answer at the end of a row is followed by the end-of-text token.
 
-    A token that reaches from the prompt into the answer is scored. Raises DataError if the tokenizer
-    cannot say which characters a token stands for, or has no chat template for messages.
+    A token that spans the end of the prompt and the start of the answer is scored. Raises DataError if the tokenizer
+    has no character offsets, or no chat template for messages.
     """
     if not tokenizer.is_fast:
-        raise DataError(f"{type(tokenizer).__name__} gives no offsets; use a model with a tokenizer.json")
+        raise DataError(f"{type(tokenizer).__name__} has no character offsets; use a model with a tokenizer.json")
     encoded: list[Tokens] = []
     for start in range(0, len(rows), _DOCUMENTS_AT_A_TIME):
         encoded += _encode(rows[start : start + _DOCUMENTS_AT_A_TIME], tokenizer)
@@ -50,19 +50,19 @@ def encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Toke
 
 
 def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    """The token between two documents and behind an answer; no token where the tokenizer has none."""
+    """The token between two documents and after an answer; empty if the tokenizer has none."""
     ids = np.array([i for i in (tokenizer.eos_token_id,) if i is not None], dtype=np.int64)
     return Tokens(ids, np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64))
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:
-    """One run from several."""
+    """The concatenation of `parts`."""
     return Tokens(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     texts, spans = zip(*(_text_and_spans(row, tokenizer) for row in rows), strict=True)
-    templated = "messages" in rows[0]  # a chat template writes the special tokens itself
+    templated = "messages" in rows[0]  # a chat template includes the special tokens
     batch = tokenizer(list(texts), add_special_tokens=not templated, return_offsets_mapping=True, verbose=False)
     encoded = [_tokens(*parts) for parts in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True)]
     ended = [_ends_with_an_answer(text, its_spans) for text, its_spans in zip(texts, spans, strict=True)]
@@ -70,7 +70,7 @@ def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tok
 
 
 def _text_and_spans(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span] | None]:
-    """The row as one text, and the parts of it that are scored (None: all)."""
+    """The row as one text, and its scored spans (None: all)."""
     if "text" in row:
         return row["text"], None
     if "messages" in row:
@@ -105,9 +105,9 @@ def _tokens(text: str, spans: list[Span] | None, ids: list[int], offsets: list[S
 
 
 def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
-    """Bytes from the previous token's end to each token's end, so that they add up to the text's.
+    """Bytes from the end of the previous token to the end of each token, so that they add up to the whole text.
 
-    Some tokenizers leave blanks out of their offsets, and several tokens may share one character.
+    Some tokenizers leave spaces out of their offsets, and several tokens may share one character.
     """
     points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: the step in progress is finished and saved before the run stops."""
+"""Ctrl-C as a request: the current step is finished and saved before the run stops."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class StopRequest:
         self._on_request = on_request
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # signals can be caught nowhere else
+        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
             self._before = signal.signal(signal.SIGINT, self._handle)
         return self
 

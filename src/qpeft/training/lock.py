@@ -1,4 +1,4 @@
-"""One process to a run folder, by a lock that the operating system drops with its holder."""
+"""A lock that allows one process in a run folder; the operating system releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ _LOCK = ".lock"
 
 
 @contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Make `folder`, and keep other processes from it; removed again if the block leaves it empty.
+def locked(folder: Path) -> Iterator[None]:
+    """Create `folder` and lock it against other processes; it is removed if the block leaves it empty.
 
-    Raises ConfigError if there can be no such folder, or if another process has it. Where the platform or the
-    file system has no locks, nobody is kept away.
+    Without effect where the platform or the file system has no locks.
+
+    Raises:
+        ConfigError: the folder cannot be created, or another process has locked it.
     """
     with usable(folder):
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
@@ -39,13 +41,13 @@ def sole_user(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def usable(folder: Path) -> Iterator[None]:
-    """Turn what the operating system says against `folder` into ConfigError, but for a full disk."""
+    """Raise errors of the operating system about `folder` as ConfigError, except for a full disk."""
     try:
         yield
     except OSError as error:
         if is_disk_full(error):
             raise
-        raise ConfigError(f"{folder} cannot be a run folder: {error.strerror or error}; name another place") from error
+        raise ConfigError(f"{folder} cannot be a run folder: {error.strerror or error}; name another") from error
 
 
 def _acquire(lock: IO[str], folder: Path) -> None:
@@ -60,8 +62,8 @@ def _acquire(lock: IO[str], folder: Path) -> None:
         is_ours = False
     except OSError:  # a file system without locks
         return
-    if not is_ours:  # held, or removed just now by the one that held it
-        raise ConfigError(f"another process is training in {folder}; wait until it ends, or name another folder")
+    if not is_ours:  # locked, or just removed by the process that had locked it
+        raise ConfigError(f"another process uses the run folder {folder}; wait until it ends, or name another folder")
 
 
 def _remove_if_empty(folders: list[Path]) -> None:

@@ -1,4 +1,4 @@
-"""How well a model predicts text, counted over scored tokens, so that batches and padding do not matter."""
+"""The score of a language model: sums over scored tokens, so that it depends on neither batch size nor padding."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-HOPELESS_LOSS = 20.0  # nats a token; beyond it the digits of a perplexity mean nothing
+HOPELESS_LOSS = 20.0  # nats per token; beyond it the digits of a perplexity are meaningless
 
 
 @dataclass(frozen=True)
 class LanguageModelScore:
-    """Negative log-likelihood `nats` of `n_tokens` scored tokens that stand for `n_bytes` UTF-8 bytes."""
+    """Negative log-likelihood `nats` of `n_tokens` scored tokens, which encode `n_bytes` UTF-8 bytes."""
 
     nats: float
     n_tokens: int
@@ -38,7 +38,7 @@ class LanguageModelScore:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats / n_tokens), never a mean of means; infinite where that overflows."""
+        """exp(nats / n_tokens) over all tokens; infinity on overflow."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
@@ -47,7 +47,7 @@ class LanguageModelScore:
         return self.nats / (math.log(2) * self.n_bytes) if self.n_bytes else math.nan
 
     def to_dict(self) -> dict[str, float]:
-        """Every figure."""
+        """All metrics."""
         return {
             "loss": self.loss,
             "perplexity": self.perplexity,
@@ -58,28 +58,28 @@ class LanguageModelScore:
         }
 
     def described(self) -> dict[str, str]:
-        """The figures for a table, by name."""
+        """The metrics as text for a table, by name."""
         return {
             "perplexity": f"{self.perplexity:.4f}" if self.loss <= HOPELESS_LOSS else "inf-like",
-            "loss, nats a token": f"{self.loss:.6f}",
-            "bits a byte": f"{self.bits_per_byte:.6f}",
+            "loss, nats per token": f"{self.loss:.6f}",
+            "bits per byte": f"{self.bits_per_byte:.6f}",
         }
 
     @property
     def size(self) -> str:
-        """How much was scored."""
+        """The amount of scored data."""
         return f"{self.n_tokens:,} tokens"
 
 
 def evaluate_language_model(
     model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8, padding_side: str = "right"
 ) -> LanguageModelScore:
-    """Score every marked token of `blocks` but each block's first, which nothing predicts.
+    """Score the marked tokens of `blocks`, except the first of each block, which has no predecessor.
 
     The sum runs in float64. `batch_size` and `padding_side` change the time taken, not the score.
     """
     nats = 0.0
-    with evaluating(model):
+    with evaluation_mode(model):
         for start in range(0, len(blocks), batch_size):
             batch = collate(blocks[start : start + batch_size], padding_side)
             nats += _nats(model, batch, batch["labels"])
@@ -95,15 +95,15 @@ def padded_perplexity(
     length: int = 512,
     batch_size: int = 8,
 ) -> float:
-    """The perplexity that the QPA paper (arXiv 2410.09846) prints; use it only to compare with the paper.
+    """The perplexity of the QPA paper (arXiv 2410.09846); use it only to compare with the paper.
 
-    Every line, also an empty one, is cut or padded to `length` with the end-of-text token, and the pads are in
-    the loss. Pads are easily predicted, so the figure is far below the text's own perplexity and says little.
+    Every line, even an empty one, is cut or padded to `length` with the end-of-text token, and the padding is scored.
+    Padding is easy to predict, so this perplexity is far below that of the text.
     """
     import torch
 
     end, nats = tokenizer.eos_token_id, 0.0
-    with evaluating(model):
+    with evaluation_mode(model):
         for start in range(0, len(lines), batch_size):
             rows = tokenizer(list(lines[start : start + batch_size]), truncation=True, max_length=length)["input_ids"]
             ids = torch.tensor([row + [end] * (length - len(row)) for row in rows])
@@ -119,7 +119,7 @@ def _nats(model: torch.nn.Module, batch: dict[str, torch.Tensor], labels: torch.
 
     device = next(model.parameters()).device
     inputs: dict[str, Any] = {name: part.to(device) for name, part in batch.items() if name != "labels"}
-    # the last T: a prompt of virtual tokens comes before the text
+    # the last T positions: virtual tokens of a prompt precede the text
     logits = model(**inputs).logits[:, -labels.shape[1] : -1]  # (B, T-1, vocabulary)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, 1)
     targets = labels[:, 1:].flatten().to(device)
@@ -127,8 +127,8 @@ def _nats(model: torch.nn.Module, batch: dict[str, torch.Tensor], labels: torch.
 
 
 @contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off and no gradients; not torch's inference mode, whose tensors a later backward could not use."""
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """No dropout and no gradients. (Tensors made in torch's inference mode could not be used in a later backward.)"""
     import torch
 
     was_training = model.training

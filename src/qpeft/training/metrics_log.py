@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, flushed as it is written."""
+"""metrics.jsonl: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from qpeft.training.tasks import Score
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl; opened after a resume, it holds exactly what the resumed step knew.
+    """Appends rows to metrics.jsonl. After a resume it has exactly the rows up to the resumed step.
 
-    Every row has `step` and `seconds`, the time since the run began, without its interruptions.
+    Every row has `step`, and `seconds`: the time since the run began, without interruptions.
     """
 
     def __init__(self, path: Path, step: int | None):
-        """Keep the rows up to `step`, none without a step; a line cut off by a kill goes too.
+        """Keep the rows up to `step`, or none for None, and remove a line that a kill left incomplete.
 
-        Raises CheckpointError if a row up to `step` is damaged, or if the first is not that of step 0.
+        Raises CheckpointError if a row up to `step` is damaged, or if the row of step 0 is missing.
         """
         kept = [] if step is None else _rows_up_to(step, path)
         write_text(path, "".join(map(_line, kept)))
@@ -36,25 +36,25 @@ class MetricsLog:
         return time.monotonic() - self._began
 
     def append(self, step: int, values: dict[str, Any]) -> None:
-        """Write one row; numbers that JSON lacks become null."""
+        """Write one row; NaN and infinity, which JSON lacks, become null."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, **values, "seconds": round(self.seconds, 3)}))
 
     def sync(self) -> None:
-        """Wait until all rows are on the disk: a checkpoint that outlives a power cut must find its own."""
+        """Wait until all rows are on disk, so that a checkpoint saved later always finds them."""
         sync(self._path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of a metrics.jsonl; none if there is no file. Raises CheckpointError for a damaged one."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise CheckpointError(_damaged(path, "it is no file"))
+    """All complete rows of a metrics.jsonl; none if there is no file. Raises CheckpointError if it is damaged."""
+    if path.exists() and not path.is_file():  # reading a pipe would block
+        raise CheckpointError(_damaged(path, "it is not a file"))
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [_row(path, number, line) for number, line in enumerate(lines, start=1) if line.endswith(b"\n")]
 
 
 def read_scores(path: Path, score_class: type[Score]) -> list[Score]:
-    """The validation scores of a metrics.jsonl, in their order. Raises CheckpointError where one is no number."""
+    """The validation scores of a metrics.jsonl, in order. Raises CheckpointError if one is not a number."""
     names = [f.name for f in fields(score_class)]
     rows = [row for row in read_rows(path) if "eval_loss" in row]
     try:
@@ -84,14 +84,14 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(_damaged(path, f"line {number}: {error}")) from error
     if not isinstance(row, dict):
-        raise CheckpointError(_damaged(path, f"line {number} is no object"))
+        raise CheckpointError(_damaged(path, f"line {number} is not an object"))
     return row
 
 
 def _damaged(path: Path, how: str) -> str:
     return (
-        f"{path} is damaged ({how}). Name another folder for the run, or delete {path.parent / 'checkpoints'}, "
-        "and the same command begins anew"
+        f"{path} is damaged ({how}). Name another folder for the run, or delete {path.parent / 'checkpoints'} to start "
+        "again from step 0"
     )
 
 

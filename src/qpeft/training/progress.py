@@ -1,4 +1,4 @@
-"""What a training run tells whoever shows it; the command line draws a bar from it."""
+"""The interface through which a training run reports its progress, for example to a progress bar."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ class Progress(Protocol):
         """A part of the work begins: `Reading the data`."""
 
     def on_note(self, line: str) -> None:
-        """Something to know of the run: `circuits on lightning.qubit: ...`."""
+        """A fact about the run: `circuits on lightning.qubit: ...`."""
 
     def on_start(self, total: int, done: int) -> None:
-        """Training begins, or goes on, after `done` of `total` steps."""
+        """Training starts, or resumes, after `done` of `total` steps."""
 
     def on_step(self, step: int, loss: float) -> None:
-        """Step number `step` (from 1) is done; `loss` is its mean over scored tokens or examples, in nats."""
+        """Step `step` (from 1) is done; `loss` is its mean over scored tokens or examples, in nats."""
 
     def on_eval(self, step: int, score: Score) -> None:
-        """The validation data was scored after `step` steps (0: before training)."""
+        """The validation data was scored after `step` steps (0 is before training)."""
 
 
 class Silent:

@@ -17,7 +17,7 @@ from qpeft.training import outputs
 from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
 from qpeft.training.checkpoints import find_spoiled, last_whole, prune, step_of
 from qpeft.training.interrupt import StopRequest
-from qpeft.training.lock import sole_user
+from qpeft.training.lock import locked
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
 from qpeft.training.prepare import Prepared, prepare
 from qpeft.training.progress import Progress, Silent
@@ -55,7 +55,7 @@ def train(
     folder.check(settings)
     if (finished := read_result(folder.result)) is not None:
         return finished
-    with sole_user(folder.path):
+    with locked(folder.path):
         ready = prepare(settings, progress, task)
         folder.claim(settings, ready.identity)
         if ready.circuits is not None:

@@ -1,10 +1,10 @@
-"""Where examples come from: local files, folders, built-in texts, hub data sets; refused early and clearly.
+"""Data sources: local files and folders, built-in texts, and data sets of the hub; checked when read.
 
-A row is a dict with one of three forms, told apart by its columns:
+A row is a dict in one of three formats, which its columns determine:
 
-    {"messages": [{"role": ..., "content": ...}, ...]}   a conversation: the assistant's words are scored
+    {"messages": [{"role": ..., "content": ...}, ...]}   a conversation; the assistant's messages are scored
     {"prompt": str, "completion": str}                   the completion is scored
-    {"text": str}                                        all of it is scored
+    {"text": str}                                        the whole text is scored
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 
 from qpeft.errors import DataError
 from qpeft.files import parse_json
-from qpeft.training.nearby import explain_missing, is_path
+from qpeft.training.local_paths import explain_missing, looks_like_path
 
 Row = dict[str, Any]
 
-# A layer above this one supplies the texts, so they are named here and imported only when asked for.
+# in a package above this one, and therefore imported only when used
 BUILT_IN = {"numpy-docs": "qpeft.demo.corpus:numpy_docs", "stdlib-docs": "qpeft.demo.corpus:stdlib_docs"}
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,7 +41,7 @@ _EVALUATION_SPLITS = ("validation", "test")
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns that are read, where they differ from the usual ones."""
+    """Names of the columns to read."""
 
     text: str = "text"
     prompt: str = "prompt"
@@ -49,11 +49,13 @@ class Columns:
 
 
 def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
-    """Rows of `source` in one of the three forms above, that of its first row.
+    """Rows of `source` in one of the three formats above, which the first row determines.
 
-    `split` ("train" or "validation") picks a hub data set's part; other sources are one part.
-    Rows with nothing to score, an empty text or no answer, are left out, and a warning says how many.
-    Raises DataError for a source that is missing, unreadable, empty, or lacks the columns.
+    `split` ("train" or "validation") selects a split of a hub data set; other sources have only one. Rows with nothing
+    to score, an empty text or no answer, are left out with a warning.
+
+    Raises:
+        DataError: the source is missing, unreadable or empty, or lacks the columns.
     """
     if source in BUILT_IN:
         return _in_form(source, [{columns.text: text} for text in _built_in(source)], columns)
@@ -61,10 +63,12 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
 
 
 def load_rows(source: str, split: str, headerless: Sequence[str] = ()) -> list[Row]:
-    """Rows of a file, a folder's files, or a hub data set's part, as they are.
+    """Rows of a file, of the files in a folder, or of a split of a hub data set, unchanged.
 
-    A .tsv has a header in its first line; it may lack one where the columns' names are given by `headerless`.
-    Raises DataError for a source that is missing or unreadable.
+    The first line of a .tsv is its header, unless it has none of the column names `headerless`.
+
+    Raises:
+        DataError: the source is missing or unreadable.
     """
     if is_local(source):
         return [row for file in _files(local_path(source)) for row in _read(file, headerless)]
@@ -72,12 +76,14 @@ def load_rows(source: str, split: str, headerless: Sequence[str] = ()) -> list[R
 
 
 def is_local(source: str) -> bool:
-    """True if `source` names something on this machine, whether or not it is there."""
-    return Path(source).expanduser().exists() or is_path(source) or Path(source).suffix.lower() in _LOCAL_SUFFIXES
+    """True if `source` is a local path, whether or not it exists."""
+    return (
+        Path(source).expanduser().exists() or looks_like_path(source) or Path(source).suffix.lower() in _LOCAL_SUFFIXES
+    )
 
 
 def local_path(source: str) -> Path:
-    """Where a local source is. Raises DataError if it is not there."""
+    """The path of a local source. Raises DataError if it does not exist."""
     path = Path(source).expanduser()
     if not path.exists():
         raise DataError(f"no file or folder {source}: {explain_missing(source)}")
@@ -85,7 +91,7 @@ def local_path(source: str) -> Path:
 
 
 def has_validation_split(source: str) -> bool:
-    """True if `source` is a hub data set with a split made for validation."""
+    """True if `source` is a hub data set with a validation split."""
     return source not in BUILT_IN and not is_local(source) and "validation" in hub_splits(source)
 
 
@@ -96,7 +102,7 @@ def _built_in(name: str) -> list[str]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The file itself, or a folder's readable files in the order of their names."""
+    """The file itself, or the supported files of a folder, sorted by name."""
     if path.is_file():
         if path.suffix.lower() not in _READERS:
             raise DataError(f"cannot read {path}: its suffix is {path.suffix!r}; {_allowed_suffixes()}")
@@ -106,7 +112,7 @@ def _files(path: Path) -> list[Path]:
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
     if not files:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
-        raise DataError(f"no data in folder {path}: it holds {found}; {_allowed_suffixes()}")
+        raise DataError(f"no data in folder {path}: it contains {found}; {_allowed_suffixes()}")
     return files
 
 
@@ -115,7 +121,7 @@ def _allowed_suffixes() -> str:
 
 
 def _read(file: Path, headerless: Sequence[str]) -> list[Row]:
-    """Streamed, so that the library leaves no copy of a local file in its cache."""
+    """The rows of a file, streamed: otherwise `datasets` would copy the file to its cache."""
     from datasets import load_dataset
 
     kind, options = _READERS[file.suffix.lower()]
@@ -127,12 +133,12 @@ def _read(file: Path, headerless: Sequence[str]) -> list[Row]:
         return _read_json(file)
     try:
         return list(load_dataset(kind, data_files=str(file), split="train", streaming=True, **options))
-    except Exception as error:  # each reader has errors of its own
+    except Exception as error:  # each reader raises its own types
         raise DataError(f"cannot read {file} as {kind}: {_root_cause(error)}") from error
 
 
 def _read_json(file: Path) -> list[Row]:
-    """A JSON array, one object, or an object a line; the library would turn columns of mixed types into JSON texts."""
+    """A JSON array, one object, or one object per line. (`datasets` would turn columns of mixed types into strings.)"""
     try:
         content = file.read_text(encoding="utf-8-sig")
         try:
@@ -144,7 +150,7 @@ def _read_json(file: Path) -> list[Row]:
     rows = [{"text": row} if isinstance(row, str) else row for row in (found if isinstance(found, list) else [found])]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
-            raise DataError(f"{file}, row {number}: a {type(row).__name__}, not an object with columns; repair it")
+            raise DataError(f"{file}, row {number}: expected an object with columns, got {type(row).__name__}")
     return rows
 
 
@@ -156,30 +162,31 @@ def _line(number: int, line: str) -> Any:
 
 
 def _read_tsv(file: Path, headerless: Sequence[str]) -> list[Row]:
-    """Fields as they stand: a quotation mark in a .tsv is one."""
+    """The fields unchanged: quotation marks have no special meaning in a .tsv."""
     try:
         lines = [line.split("\t") for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
-        raise DataError(f"cannot read {file} as tsv: it is no UTF-8 text ({error})") from error
+        raise DataError(f"cannot read {file} as tsv: it is not UTF-8 ({error})") from error
     has_header = not headerless or any(name in lines[0] for name in headerless)
     names, body = (lines[0], lines[1:]) if has_header else (headerless, lines)
     for number, fields in enumerate(body, start=1 + has_header):
         if len(fields) != len(names):
             raise DataError(
-                f"{file}, line {number}: {len(fields)} fields between tabs, not {len(names)} ({', '.join(names)})"
+                f"{file}, line {number}: expected {len(names)} tab-separated fields ({', '.join(names)}), "
+                f"got {len(fields)}"
             )
     if not has_header:
-        _refuse_strange_header(file, body)
+        _refuse_other_header(file, body)
     return [dict(zip(names, fields, strict=True)) for fields in body]
 
 
-def _refuse_strange_header(file: Path, lines: Sequence[Sequence[str]]) -> None:
-    """A first line whose label stands nowhere else names columns, rather than an example of a class of its own."""
+def _refuse_other_header(file: Path, lines: Sequence[Sequence[str]]) -> None:
+    """A first line whose label occurs nowhere else is a header with other names, not a class with one example."""
     labels = [fields[-1] for fields in lines]
     if len(labels) > 2 and labels[0] not in labels[1:]:
         raise DataError(
-            f"{file}: the first line, {' and '.join(map(repr, lines[0]))}, looks like the names of the columns; name "
-            "them with text_column and label_column, or remove the line"
+            f"{file}: the first line, {' and '.join(map(repr, lines[0]))}, looks like a header; set text_column and "
+            "label_column to its names, or remove the line"
         )
 
 
@@ -194,18 +201,21 @@ def _hub(source: str, split: str) -> list[Row]:
     rows = [dict(row) for row in data_set]
     for column, names in class_columns(data_set).items():
         for row in rows:
-            row[column] = names[row[column]] if (row[column] or 0) >= 0 else None  # -1 stands for a secret label
+            row[column] = names[row[column]] if (row[column] or 0) >= 0 else None  # -1 is a withheld label
     return rows
 
 
 def class_columns(data_set: Any) -> dict[str, list[str]]:
-    """The columns of a hub data set that hold indices of classes, with the names of the classes."""
+    """The names of the classes for each column of a hub data set that has class indices."""
     features = getattr(data_set, "features", None) or {}
     return {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
 
 
 def hub_data_set(source: str, split: str) -> Any:
-    """The part of a hub data set for "train" or "validation" (else its test split). Raises DataError without one."""
+    """The split of a hub data set for "train", or for "validation" its validation or else its test split.
+
+    Raises DataError if it has no such split.
+    """
     from datasets import load_dataset
 
     name, config = _name_and_config(source)
@@ -218,18 +228,18 @@ def hub_data_set(source: str, split: str) -> Any:
 
 
 def hub_splits(source: str) -> Sequence[str]:
-    """Names of a hub data set's parts. Raises DataError if there is no such data set."""
+    """Names of the splits of a hub data set. Raises DataError if there is no such data set."""
     from datasets import get_dataset_split_names
 
     name, config = _name_and_config(source)
     try:
         return get_dataset_split_names(name, config)
-    except Exception as error:  # offline, unknown, gated, a missing configuration: the library's words say which
+    except Exception as error:  # offline, unknown, gated, no configuration: the message of the library tells
         near = get_close_matches(source, BUILT_IN, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise DataError(
-            f"{source!r} is no local file or folder, no built-in text ({', '.join(BUILT_IN)}), and the hub did "
-            f"not give a data set of that name: {_root_cause(error)}.{hint}"
+            f"{source!r} is not a local file or folder, not a built-in text ({', '.join(BUILT_IN)}), and could not be "
+            f"loaded from the hub: {_root_cause(error)}.{hint}"
         ) from error
 
 
@@ -245,16 +255,16 @@ def _in_form(source: str, rows: Sequence[Row], columns: Columns) -> list[Row]:
     renamed = list(_renamed(source, rows, form))
     left_out = [number for number, row in enumerate(renamed, start=1) if not _has_something_to_score(row)]
     if left_out:
-        why = "no answer of an assistant" if "messages" in form else f"nothing in column {list(form)[-1]!r}"
-        lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why}, row {left_out[0]} the first"
+        why = "no message of an assistant" if "messages" in form else f"nothing in column {list(form)[-1]!r}"
+        lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why} (the first is row {left_out[0]})"
         if len(left_out) == len(rows):
-            raise DataError(f"{lacking}; give rows with something to learn")
+            raise DataError(f"{lacking}; give rows with a text to learn")
         warnings.warn(f"{lacking}; they are left out", stacklevel=1)
     return [row for row in renamed if _has_something_to_score(row)]
 
 
 def _form(source: str, row: Row, columns: Columns) -> dict[str, str]:
-    """Column in the source -> name in the row's form; the last one is what is scored."""
+    """Column of the source -> key in the row; the last one is scored."""
     forms = (
         {"messages": "messages"},
         {columns.prompt: "prompt", columns.completion: "completion"},
@@ -264,8 +274,8 @@ def _form(source: str, row: Row, columns: Columns) -> dict[str, str]:
         if form.keys() <= row.keys():
             return form
     raise DataError(
-        f"{source} has the columns {', '.join(row)}; needed: {columns.text!r}, or {columns.prompt!r} and "
-        f"{columns.completion!r}, or 'messages'. Name others with text_column, or prompt_column and completion_column"
+        f"{source} has the columns {', '.join(row)}; required: {columns.text!r}, or {columns.prompt!r} and "
+        f"{columns.completion!r}, or 'messages'. For other names set text_column, prompt_column, completion_column"
     )
 
 
@@ -275,7 +285,7 @@ def _renamed(source: str, rows: Sequence[Row], form: dict[str, str]) -> Iterable
         for column in form:
             if not isinstance(row.get(column), kind | None):
                 found = type(row[column]).__name__
-                raise DataError(f"{source}, row {number}: column {column!r} holds a {found}, not a {kind.__name__}")
+                raise DataError(f"{source}, row {number}: column {column!r} has a {found}, not a {kind.__name__}")
         renamed = {name: row.get(column) or kind() for column, name in form.items()}
         _check_unicode(source, number, renamed)
         for message in renamed.get("messages", ()):
@@ -286,11 +296,11 @@ def _renamed(source: str, rows: Sequence[Row], form: dict[str, str]) -> Iterable
 
 
 def _check_unicode(source: str, number: int, row: Row) -> None:
-    """Half of a surrogate pair, as JSON may hold, has no bytes that a tokenizer could read."""
+    """Refuse unpaired surrogates, which JSON allows and a tokenizer cannot encode."""
     try:
         json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise DataError(f"{source}, row {number}: {error.reason}, which is no text; repair it") from error
+        raise DataError(f"{source}, row {number} is not valid text ({error.reason}); correct the row") from error
 
 
 def _is_message(message: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qpeft.errors import UnsupportedTypeError
-from qpeft.training.metrics import evaluating
+from qpeft.training.metrics import evaluation_mode
 
 Batch = Mapping[str, Tensor]
 Trace = dict[str, list[Tensor]]  # by the module's name a tensor (B, T, d) for each batch
@@ -81,7 +81,7 @@ def record(
             module.register_forward_hook(lambda _, __, output, name=name: after(name, output)),
         ]
     try:
-        with evaluating(model):
+        with evaluation_mode(model):
             for batch in batches:
                 model(**{key: part for key, part in batch.items() if key != "labels"})
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpeft.training.metrics import evaluating
+from qpeft.training.metrics import evaluation_mode
 
 _WARM_UP_TOKENS = 8
 
@@ -50,7 +50,7 @@ def write(model: Any, ids: Tensor, mask: Tensor, end: int | None = None, **lengt
     Without `end` a text ends where the model's own settings say.
     """
     stop = {} if end is None else {"eos_token_id": end}
-    with evaluating(model), warnings.catch_warnings():
+    with evaluation_mode(model), warnings.catch_warnings():
         # PEFT's virtual tokens leave positions out that transformers makes by itself, and say so
         warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
         written = model.generate(

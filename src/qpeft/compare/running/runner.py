@@ -23,7 +23,7 @@ from qpeft.compare.running.progress import CompareProgress, Silent, phase_of
 from qpeft.errors import ConfigError
 from qpeft.files import remove_unfinished
 from qpeft.training.interrupt import StopRequest
-from qpeft.training.lock import sole_user
+from qpeft.training.lock import locked
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.types import Summary
@@ -83,7 +83,7 @@ def run(
     """
     _check(executor, retry, workers, threads, timeout, reuse)
     progress = progress or Silent()
-    with sole_user(plan.folder):
+    with locked(plan.folder):
         plan.study.write(plan.folder)
         wait_for_earlier_cells(plan.folder, progress.on_note)
         study = _Run(plan, progress, tuple(retry), reuse)

@@ -1,4 +1,4 @@
-"""What can be learned, a file for each task; a run knows none of them by name."""
+"""The tasks that a run can train: one module for each."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ _TASKS = {
 
 
 def task_class(name: str) -> type[Task]:
-    """The class of a task by the name that settings have for it."""
+    """The class of the task named `name` in `TrainSettings`."""
     module, found = _TASKS[name].split(":")
     return getattr(import_module(f"qpeft.training.tasks.{module}"), found)

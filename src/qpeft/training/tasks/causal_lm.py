@@ -1,4 +1,4 @@
-"""To continue texts: blocks of tokens, each predicted from those before it."""
+"""Causal language modelling: each token of a block is predicted from those before it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from qpeft.training.encoding import Tokens
 from qpeft.training.metrics import LanguageModelScore, evaluate_language_model
 from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks.task import Task
-from qpeft.training.tasks.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class CausalLM(Task):
-    """Blocks of a text, or prompts with their answers."""
+    """Blocks of texts, or prompts with their answers."""
 
     score_class = LanguageModelScore
 
@@ -31,7 +30,7 @@ class CausalLM(Task):
         seq_len = base.block_length(settings.seq_len, self.config, reserved)
         self._blocks = load_blocks(settings, seq_len, self.tokenizer)
         self.train, self.evaluation = self._blocks.train, self._blocks.evaluation
-        check_vocabulary((block.ids for block in (*self.train, *self.evaluation)), self.config)
+        base.check_vocabulary((block.ids for block in (*self.train, *self.evaluation)), self.config)
 
     def sha256(self) -> str:
         return self._blocks.sha256()

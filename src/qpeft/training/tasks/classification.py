@@ -1,4 +1,4 @@
-"""What the two classifications share: classes, split, head, score."""
+"""What the classification of texts and of images share: classes, split, head, score."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Example = tuple[Any, int]  # content, index of its class
 
 
 class Classification(Task):
-    """Examples with their classes. A subclass says what an example is, and makes batches of them."""
+    """Examples with their classes. A subclass defines what an example is, and how a batch is made."""
 
     score_class = ClassificationScore
     compute_loss = staticmethod(classification_loss)
     name: ClassVar[str]
-    pad: int | None = None  # the token that fills up a text
-    has_new_head: bool  # once the base is loaded
+    pad: int | None = None  # the padding token of texts
+    has_new_head: bool  # set by load_base
 
     def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] = ()):
-        """With `labels`, the classes of a trained adapter, all of the data is there to be scored."""
+        """With `labels`, the classes of a trained adapter, all of the data is evaluated and none trained on."""
         self.settings = settings
         self.config = base.load_config(settings.model)
         check_can_classify(self.config, self.name)
@@ -52,22 +52,22 @@ class Classification(Task):
 
     @abstractmethod
     def _load_processor(self, reserved: int) -> None:
-        """Get what makes inputs of raw data."""
+        """Load the tokenizer or image processor."""
 
     @abstractmethod
     def read(self, source: str, split: str) -> list[Labelled]:
-        """All examples of a source's part, checked."""
+        """All examples of a split of a source, checked."""
 
     @abstractmethod
     def has_validation(self, source: str) -> bool:
-        """Whether a source has a part made for validation."""
+        """Whether a source has a validation split."""
 
     @abstractmethod
     def content_bytes(self, content: Any) -> bytes:
-        """What the hash of the data is over."""
+        """The bytes of an example that are hashed."""
 
     def record(self) -> TaskRecord:
-        """What a folder's reader must know."""
+        """The content of task.json."""
         is_other = is_classifier(self.config) and len(class_names(self.config)) != len(self.labels.names)
         return TaskRecord(self.name, self.labels.names, self.pad, ignore_mismatched_sizes=is_other)
 

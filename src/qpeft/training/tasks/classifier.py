@@ -1,4 +1,4 @@
-"""The base model of a classification: loaded with the right number of classes, its head kept or drawn anew."""
+"""The base model of a classification, with its own head or a new one for the given classes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 
 class Classifier(NamedTuple):
-    """A base that can classify."""
+    """A base model with a classification head."""
 
     model: PreTrainedModel
-    whole: list[str]  # modules to train whole: the head, and what the base had no weights for
+    whole: list[str]  # modules to train in full: the head, and modules that the base has no weights for
     has_new_head: bool
 
 
 def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Classifier:
     """The base with a head for `record.labels`, the head in float32.
 
-    The head is the base's own if that was made for the same classes in the same order; otherwise it is drawn
-    from `seed`, the same on every device. Raises InputError if the base cannot classify.
+    The base keeps its own head if it is for the same classes in the same order. Otherwise a new head is initialized
+    from `seed`, equally on every device. Raises InputError if the base cannot classify.
     """
     config = base.load_config(model)
     loaded, info = base.load(
@@ -45,7 +45,7 @@ def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Cl
         output_loading_info=True,
     )
     if record.pad_token_id is not None:
-        loaded.config.get_text_config().pad_token_id = record.pad_token_id  # a decoder finds a text's last token by it
+        loaded.config.get_text_config().pad_token_id = record.pad_token_id  # by which a decoder finds the last token
     head = find_head(loaded)
     new = _owners(loaded, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if record.labels != class_names(config):
@@ -58,7 +58,7 @@ def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Cl
 
 
 def classifier_on_meta(model: str, task: str, n_labels: int | None) -> Classifier:
-    """As `load_classifier`, without weights; by default with as many classes as the base's config has."""
+    """As `load_classifier`, on the meta device; by default with the number of classes in the config of the base."""
     config = base.load_config(model)
     check_can_classify(config, task)
     if n_labels is not None:
@@ -69,7 +69,7 @@ def classifier_on_meta(model: str, task: str, n_labels: int | None) -> Classifie
 
 
 def check_can_classify(config: PretrainedConfig, task: str) -> None:
-    """Raise InputError if there is no model of this kind with a head for the task."""
+    """Raise InputError if transformers has no head for the task on a model of this type."""
     if type(config) not in _auto_class(task)._model_mapping:
         raise InputError(f"a base of type {config.model_type} cannot be trained for {task}; name another base model")
 
@@ -79,24 +79,24 @@ def _auto_class(task: str) -> Any:
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:
-    """The classes that a config names, in the order of their indices."""
+    """The class names in a config, in the order of their indices."""
     return tuple(name for _, name in sorted((config.id2label or {}).items()))
 
 
 def is_classifier(config: PretrainedConfig) -> bool:
-    """Whether the base comes with a classification head."""
+    """Whether the base has a classification head."""
     return any(name.endswith("Classification") for name in config.architectures or ())
 
 
 def find_head(model: PreTrainedModel) -> list[str]:
-    """Names of the modules with numbers outside the model's body; where the body is not told, the last of them."""
+    """Names of the modules with parameters outside the model's body; if that has no name, the last module."""
     children = [name for name, module in model.named_children() if any(True for _ in module.parameters())]
     body = model.base_model_prefix
     return [name for name in children if name != body] if body in children else children[-1:]
 
 
 def draw(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
-    """New numbers for modules: matrices normal with the model's initializer_range, other numbers as torch begins."""
+    """Initialize modules: linear weights normal with the model's initializer_range, other parameters as in torch."""
     start = SeededStart(seed)
     std = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
     for name in names:
@@ -111,7 +111,7 @@ def draw(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
 
 
 def _owners(model: PreTrainedModel, keys: set[str]) -> set[str]:
-    """The modules that the keys of missing tensors belong to: a part of the head, or a child of the body."""
+    """The modules of missing tensors, given by their keys: a part of the head, or a child of the body."""
     prefix = model.base_model_prefix
     return {".".join(key.split(".")[: 2 if key.split(".")[0] == prefix else 1]) for key in keys}
 
@@ -119,14 +119,14 @@ def _owners(model: PreTrainedModel, keys: set[str]) -> set[str]:
 def _warn_of_gaps(names: set[str]) -> None:
     if names:
         warnings.warn(
-            f"the base model has no weights for {', '.join(sorted(names))}; they are drawn from the seed and trained "
-            "whole, with the head",
+            f"the base model has no weights for {', '.join(sorted(names))}; they are initialized from the seed and "
+            "trained in full, like the head",
             stacklevel=2,
         )
 
 
 def _to_float32(model: Any, names: Sequence[str]) -> None:
-    """A head that is trained whole would lose its steps in bfloat16, so it is float32 on a base of any precision."""
+    """Convert the head to float32, whatever the dtype of the base: small steps would be lost in bfloat16."""
     for name in names:
         head = model.get_submodule(name)
         if any(parameter.dtype != torch.float32 for parameter in head.parameters()):

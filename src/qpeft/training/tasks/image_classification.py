@@ -1,4 +1,4 @@
-"""To sort images into classes."""
+"""Classification of images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _USUAL_SIZE = 224
 
 
 class ImageClassification(Classification):
-    """Images, brought to the model's size and channels by its image processor as each batch is made."""
+    """Images, which the image processor of the model resizes and normalizes when a batch is made."""
 
     name = "image-classification"
 
@@ -53,7 +53,7 @@ class ImageClassification(Classification):
 
 
 def load_image_processor(model: str, config: PretrainedConfig) -> Any:
-    """The image processor of a base on PIL; without one, one that fits its config, and a warning that says how."""
+    """The image processor of a base, with PIL; if it has none, one that fits its config, with a warning."""
     from transformers import AutoImageProcessor, ViTImageProcessorPil
 
     if _has_image_processor(model):
@@ -63,14 +63,14 @@ def load_image_processor(model: str, config: PretrainedConfig) -> Any:
             return load(AutoImageProcessor.from_pretrained, model, backend="pil")
         except ImportError as error:
             raise ConfigError(
-                "this version of transformers reads image processors with torchvision alone: pip install torchvision, "
+                "this version of transformers needs torchvision for image processors: pip install torchvision, "
                 "or a newer transformers"
             ) from error
     height, width = image_size(config)
     n = n_channels(config)
     warnings.warn(
-        f"the base model has no preprocessor_config.json: images are brought to {height} x {width} and {n} channel(s) "
-        "as its config says, and to values from -1 to 1 (mean and deviation 0.5)",
+        f"the base model has no preprocessor_config.json: images are converted to {height} x {width} and {n} "
+        "channel(s), as in its config, with values from -1 to 1 (mean and standard deviation 0.5)",
         stacklevel=2,
     )
     return ViTImageProcessorPil(size={"height": height, "width": width}, image_mean=[0.5] * n, image_std=[0.5] * n)
@@ -83,16 +83,16 @@ def _has_image_processor(model: str) -> bool:
 
     if get_image_processor_config(model):
         return True
-    # transformers 5.5 overlooks a file of its own
+    # transformers 5.5 does not find preprocessor_config.json here
     return cached_file(model, IMAGE_PROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def n_channels(config: Any) -> int:
-    """Of the images that a model takes: 1 for grey, 3 for colours."""
+    """Channels of the model's images: 1 for grayscale, 3 for RGB."""
     return getattr(getattr(config, "vision_config", config), "num_channels", None) or 3
 
 
 def image_size(config: Any) -> tuple[int, int]:
-    """Height and width of the images that a model takes; the usual ones for a model that takes any."""
+    """Height and width of the model's images; 224 x 224 for a model that takes any size."""
     size = getattr(getattr(config, "vision_config", config), "image_size", None) or _USUAL_SIZE
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -1,8 +1,8 @@
-"""Where images come from: folders, arrays, hub data sets; each is decoded once when read, so that bad ones are found.
+"""Image data: folders, arrays, data sets of the hub. Each image is decoded once when read, to find damaged ones.
 
-A folder has a sub-folder of images for each class, or has those in `train/` and `validation/` (or `test/`, ...). An
-.npz has `images` uint8 (n, h, w) or (n, h, w, c), `labels` whole numbers (n,), and may have `names`, the classes'
-names in the order of the numbers. Nothing is unpickled.
+A folder has one sub-folder of images for each class, or such folders in `train/` and `validation/` (or `test/`, ...).
+An .npz has `images`, uint8 (n, h, w) or (n, h, w, c), `labels`, integers (n,), and optionally `names`, the names of the
+classes in the order of the integers. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _COLUMNS = ("image", "img")
 
 
 def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
-    """The images of a source, as arrays, files or encoded bytes, with their classes' names.
+    """The images of a source, as arrays, files or encoded bytes, with the names of their classes.
 
-    Raises DataError for a source that is missing, empty, damaged, or of another form.
+    Raises DataError for a source that is missing, empty, damaged, or in another format.
     """
     if not is_local(source):
         return _hub(source, split, label_column)
@@ -40,13 +40,13 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
     if path.is_file() and path.suffix.lower() == ".npz":
         return _arrays(path)
     raise DataError(
-        f"cannot read images from {path}; give a folder with a sub-folder for each class, or an .npz with the arrays "
+        f"cannot read images from {path}; give a folder with one sub-folder for each class, or an .npz with the arrays "
         "images and labels"
     )
 
 
 def has_validation_images(source: str) -> bool:
-    """Whether a folder or hub data set has a part made for validation."""
+    """Whether a folder or hub data set has a validation split."""
     if not is_local(source):
         return "validation" in hub_splits(source)
     path = local_path(source)
@@ -54,14 +54,14 @@ def has_validation_images(source: str) -> bool:
 
 
 def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
-    """The image, upright, in a mode of PIL: "L" is grey, "RGB" has colours; 16 bits become 8.
+    """The image, upright, in a mode of PIL, "L" (grayscale) or "RGB"; 16 bits are scaled to 8.
 
     Raises DataError if it cannot be decoded.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
-    if isinstance(content, Path) and not content.is_file():  # a pipe would be waited for
-        raise DataError(f"cannot read {content}: it is no file; repair or remove it")
+    if isinstance(content, Path) and not content.is_file():  # reading a pipe would block
+        raise DataError(f"cannot read {content}: it is not a file; repair or remove it")
     try:
         if isinstance(content, np.ndarray):
             return Image.fromarray(content).convert(mode)
@@ -73,7 +73,7 @@ def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
 
 
 def _in_eight_bits(image: Image) -> Image:
-    """PIL itself would cut off 16 bits at 255, and floats at 0 and 255."""
+    """Scale 16 bits to 8; PIL would clip integers at 255, and floats at 0 and 255."""
     if not image.mode.startswith(("I", "F")):
         return image
     import PIL.Image
@@ -85,7 +85,7 @@ def _in_eight_bits(image: Image) -> Image:
 
 
 def image_bytes(content: np.ndarray | Path | bytes) -> bytes:
-    """What tells this image from every other."""
+    """The bytes of an image to hash."""
     if isinstance(content, np.ndarray):
         return f"{content.shape}".encode() + content.tobytes()
     return content.read_bytes() if isinstance(content, Path) else content
@@ -99,21 +99,21 @@ def _part(folder: Path, split: str) -> Path | None:
 def _folder(path: Path, split: str) -> list[Labelled]:
     found = _part(path, split) if _part(path, "train") else path
     if found is None:
-        raise DataError(f"{path} has train/ and none of {', '.join(_PARTS['validation'])} beside it; add one")
+        raise DataError(f"{path} has train/ but none of {', '.join(_PARTS['validation'])}; add one")
     rows: list[Labelled] = []
     for folder in sorted(entry for entry in found.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
         if files and not any(file.parent == folder for file in files):
             inside = ", ".join(sorted({file.relative_to(folder).parts[0] for file in files})[:5])
             raise DataError(
-                f"{folder} has images only in its sub-folders ({inside}): is it a class? Name one folder that has a "
-                "sub-folder for each class, or train/ and validation/ with those in them"
+                f"{folder} has images only in its sub-folders ({inside}), so it is not a class; give a folder with one "
+                "sub-folder for each class, or with such folders in train/ and validation/"
             )
         rows += [(file, folder.name) for file in files]
     if not rows:
         names = ", ".join(sorted(entry.name for entry in found.iterdir())[:5]) or "nothing"
         raise DataError(
-            f"no images in sub-folders of {found}: it holds {names}; give each class a sub-folder with its images "
+            f"no images in sub-folders of {found}, which contains {names}; give each class a sub-folder of images "
             f"({', '.join(sorted(_SUFFIXES))})"
         )
     for file, _ in rows:
@@ -121,7 +121,7 @@ def _folder(path: Path, split: str) -> list[Labelled]:
     return rows
 
 
-# what NumPy and zipfile raise on archives that are damaged, or packed in a way that they do not know
+# raised by NumPy and zipfile for damaged archives and unsupported compression
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zipfile.LargeZipFile)
 
 
@@ -134,7 +134,7 @@ def _arrays(path: Path) -> list[Labelled]:
         raise DataError(f"cannot read {path} as arrays: {_first_line(error)}") from error
     for name in ("images", "labels"):
         if name not in arrays:
-            raise DataError(f"{path} has the arrays {', '.join(arrays) or 'none'}, and no {name!r}")
+            raise DataError(f"{path} has no array {name!r}; its arrays: {', '.join(arrays) or 'none'}")
     images, labels = arrays["images"], arrays["labels"]
     _check_arrays(path, images, labels)
     names = _names(path, arrays.get("names"), labels)
@@ -151,11 +151,11 @@ def _check_arrays(path: Path, images: np.ndarray, labels: np.ndarray) -> None:
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise DataError(
-            f"{path}: labels are {labels.dtype} of shape {labels.shape}; they must be whole numbers, one for each of "
-            f"the {len(images)} images"
+            f"{path}: labels are {labels.dtype} of shape {labels.shape}; they must be integers, one for each of the "
+            f"{len(images)} images"
         )
     if not images.size:
-        raise DataError(f"{path} holds no images")
+        raise DataError(f"{path} has no images")
 
 
 def _names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> list[str]:
@@ -163,7 +163,7 @@ def _names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> list[str
         return [str(label) for label in labels]
     if names.ndim != 1 or labels.min() < 0 or labels.max() >= len(names):
         raise DataError(f"{path}: labels run from {labels.min()} to {labels.max()}, and names has shape {names.shape}")
-    if names.dtype.kind == "S":  # as bytes, the names of CIFAR's own files
+    if names.dtype.kind == "S":  # bytes, as in the files of CIFAR
         names = np.char.decode(names, "utf-8")
     return [label_name(str(names[label]), f"{path}, label {label}") for label in labels]
 
@@ -174,7 +174,7 @@ def _hub(source: str, split: str, label_column: str) -> list[Labelled]:
     image_column = next((name for name in _COLUMNS if name in columns), None)
     if image_column is None or label_column not in columns:
         wanted = f"one of {', '.join(_COLUMNS)}" if image_column is None else repr(label_column)
-        raise DataError(f"{source} has the columns {', '.join(columns)}; needed: {wanted}. Name the label_column")
+        raise DataError(f"{source} has the columns {', '.join(columns)}; required: {wanted}. Set label_column")
     names: Any = class_columns(data_set).get(label_column)
     rows: list[Labelled] = []
     for number, row in enumerate(_undecoded(data_set, image_column), start=1):

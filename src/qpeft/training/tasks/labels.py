@@ -1,4 +1,4 @@
-"""The classes of a classification: their names, and the order that their indices follow."""
+"""The classes of a classification: their names and their order."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from qpeft.errors import DataError
 
 @dataclass(frozen=True)
 class Labels:
-    """Class names; a class's index is its name's place."""
+    """Class names; the index of a class is the position of its name."""
 
     names: tuple[str, ...]
 
     def index(self, name: str, source: str) -> int:
-        """The index of a class. Raises DataError, naming `source`, for one that was not trained."""
+        """The index of a class. Raises DataError, which names `source`, for an unknown class."""
         try:
             return self.names.index(name)
         except ValueError:
             known = ", ".join(self.names[:10]) + (", ..." if len(self.names) > 10 else "")
             raise DataError(
-                f"{source} has the label {name!r}, which is not among the {len(self.names)} trained classes ({known}); "
-                "leave its examples out, or train on some of them"
+                f"{source} has the label {name!r}, not one of the {len(self.names)} trained classes ({known}); "
+                "remove its examples, or train on some of them"
             ) from None
 
     def options(self) -> dict[str, Any]:
-        """What a transformers config knows of the classes."""
+        """The fields of a transformers config for these classes."""
         return {
             "num_labels": len(self.names),
             "id2label": dict(enumerate(self.names)),
@@ -36,15 +36,15 @@ class Labels:
 
 
 def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> Labels:
-    """The classes of training data, in order: by value where all are whole numbers, else by name.
+    """The classes of training data, sorted by value if all are integers, otherwise by name.
 
-    Classes of just these names that the base `known` already keep the base's order, for its head follows it.
-    Raises DataError for fewer than two classes.
+    If the base has exactly these classes, `known`, its order is kept, because its head has that order. Raises DataError
+    for fewer than two classes.
     """
     names = set(found)
     if len(names) < 2:
         raise DataError(
-            f"{source} has one class only, {next(iter(names))!r}; give examples of at least two, or name another "
+            f"{source} has only the class {next(iter(names))!r}; give examples of at least two classes, or set another "
             "label_column"
         )
     if names == set(known) and len(known) == len(names):
@@ -53,13 +53,13 @@ def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> L
 
 
 def label_name(value: Any, where: str) -> str:
-    """A label as a class name: a whole number or a text. Raises DataError, naming `where`, for anything else."""
+    """A label, an integer or a text, as a class name. Raises DataError, which names `where`, for anything else."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # how a table with gaps in its column stores whole numbers
+        value = int(value)  # a table with missing values stores integers as floats
     if isinstance(value, (bool, int)) or (isinstance(value, str) and value.strip()):
         return str(value).strip()
     found = "nothing" if value is None or value == "" else f"{value!r}"
-    raise DataError(f"{where}: the label is {found}; give each example a whole number or a class name")
+    raise DataError(f"{where}: the label is {found}; give each example an integer or a class name")
 
 
 def _is_whole(name: str) -> bool:

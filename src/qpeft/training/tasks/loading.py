@@ -1,4 +1,4 @@
-"""The base of an adapter folder, whatever the adapter was trained for, and inputs that it takes."""
+"""The base model of an adapter folder of any task, its tokenizer or image processor, and sample inputs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def load_base(model: str, record: TaskRecord | None) -> PreTrainedModel:
-    """The base, in float32, that an adapter with this record goes on; without one a language model."""
+    """The base, in float32, for an adapter with this record; without a record a language model."""
     if record is None:
         return base.load_model(model)
     from qpeft.training.tasks.classifier import load_classifier
 
-    return load_classifier(model, "float32", record, seed=0).model  # a head drawn here gives way to the adapter's
+    return load_classifier(model, "float32", record, seed=0).model  # the adapter replaces a new head
 
 
 def save_processor(model: str, record: TaskRecord | None, folder: Path) -> None:
-    """Write beside a model what makes its inputs: a tokenizer or an image processor."""
+    """Save the tokenizer or image processor next to the model in `folder`."""
     if record is None or record.pad_token_id is not None:
         base.load_tokenizer(model).save_pretrained(str(folder))
         return
@@ -33,7 +33,7 @@ def save_processor(model: str, record: TaskRecord | None, folder: Path) -> None:
 
 
 def probe(model: PreTrainedModel, record: TaskRecord | None) -> Tensor:
-    """Two inputs of a fixed seed: token ids (2, 16), or noise in the shape of an image (2, channels, h, w)."""
+    """Two random inputs of a fixed seed: token ids (2, 16), int64, or noise (2, channels, h, w), float32."""
     import torch
 
     seeded = torch.Generator().manual_seed(0)

@@ -1,6 +1,6 @@
-"""task.json: what the folder of a classifier's adapter says of its classes and its base.
+"""task.json in the adapter folder of a classifier: its classes, and how to load its base.
 
-Stock PEFT keeps neither the names of the classes nor their number, and needs the number to load the head.
+PEFT saves neither the names nor the number of the classes, and needs the number to load the head.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ RECORD = "task.json"
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A classification task, and what the base needs to be loaded for it."""
+    """A classification task, and the arguments that load its base."""
 
     task: str
     labels: tuple[str, ...]  # in the order of their indices
-    pad_token_id: int | None = None  # texts have one
-    ignore_mismatched_sizes: bool = False  # the base has a head for another number of classes
+    pad_token_id: int | None = None  # of texts; None for images
+    ignore_mismatched_sizes: bool = False  # whether the base has a head for another number of classes
 
     @property
     def auto_class(self) -> str:
@@ -30,19 +30,19 @@ class TaskRecord:
         return AUTO_CLASSES[self.task]
 
     def options(self) -> dict[str, Any]:
-        """What stock transformers must be told to load the base, beside its name."""
+        """Arguments of `from_pretrained` that load the base with stock transformers."""
         pad = {} if self.pad_token_id is None else {"pad_token_id": self.pad_token_id}
         other = {"ignore_mismatched_sizes": True} if self.ignore_mismatched_sizes else {}
         return {"num_labels": len(self.labels), **pad, **other}
 
     def write(self, folder: Path) -> None:
-        """Put it into an adapter folder, and complete the card there: its lines must load the right head."""
+        """Write task.json to an adapter folder, and add these arguments and the classes to its model card."""
         write_json(folder / RECORD, asdict(self))
         card = folder / "README.md"
         options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
         text = card.read_text("utf-8").replace(", dtype='float32')", f", dtype='float32', {options})")
         classes = ", ".join(f"{index}: `{name}`" for index, name in enumerate(self.labels))
-        write_text(card, f"{text}\n## Classes\n\n{self.task}, by index (`{RECORD}` has them too): {classes}\n")
+        write_text(card, f"{text}\n## Classes\n\n{self.task}, by index (also in `{RECORD}`): {classes}\n")
 
 
 AUTO_CLASSES = {
@@ -52,7 +52,7 @@ AUTO_CLASSES = {
 
 
 def read_record(folder: Path) -> TaskRecord | None:
-    """The record of an adapter folder; None without one: a language model. Raises CheckpointError if damaged."""
+    """The record of an adapter folder; None for a language model. Raises CheckpointError if it is damaged."""
     file = folder / RECORD
     if not file.exists():
         return None
@@ -67,6 +67,6 @@ def read_record(folder: Path) -> TaskRecord | None:
 
 
 def how_to_load(folder: Path) -> dict[str, Any]:
-    """What `load_lines` must know of the base of an adapter folder."""
+    """Arguments of `load_lines` for the base of an adapter folder."""
     record = read_record(folder)
     return {} if record is None else {"auto_class": record.auto_class, "options": record.options()}

@@ -1,4 +1,4 @@
-"""Examples to train on and others to be scored on, each with the name of its class."""
+"""Training and evaluation examples, each with the name of its class."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _HELD_OUT_EVERY = 20
 def read_and_split(
     settings: TrainSettings, read: Callable[[str, str], list[Labelled]], has_validation: Callable[[str], bool]
 ) -> tuple[list[Labelled], list[Labelled]]:
-    """Examples for training and for evaluation.
+    """Training and evaluation examples.
 
     Args:
-        settings: Names the sources.
-        read: Gives the examples of a source's part, "train" or "validation".
-        has_validation: Whether a source has a part made for validation.
+        settings: The run, with its sources.
+        read: Reads the examples of a source, split "train" or "validation".
+        has_validation: Whether a source has a validation split.
     """
     rows = read(settings.data, "train")
     if validation := settings.eval_data or (settings.data if has_validation(settings.data) else None):
@@ -31,21 +31,21 @@ def read_and_split(
 
 
 def hold_out(rows: list[Labelled], source: str) -> tuple[list[Labelled], list[Labelled]]:
-    """Every 20th example of each class apart; of a class with fewer, its last one, if it has two.
+    """Hold out every 20th example of each class; of a smaller class the last one, if it has two.
 
-    Raises DataError if no class can spare one.
+    Raises DataError if no class has two examples.
     """
     places = defaultdict(list)
     for place, (_, name) in enumerate(rows):
         places[name].append(place)
-    chosen = {place for found in places.values() for place in _spared(found)}
+    chosen = {place for found in places.values() for place in _held_out(found)}
     if not chosen:
-        raise DataError(f"{source} has one example of each class, and none to be scored on; name eval_data")
+        raise DataError(f"{source} has only one example of each class, and none for evaluation; set eval_data")
     train = [row for place, row in enumerate(rows) if place not in chosen]
     return train, [row for place, row in enumerate(rows) if place in chosen]
 
 
-def _spared(places: list[int]) -> list[int]:
+def _held_out(places: list[int]) -> list[int]:
     if len(places) >= _HELD_OUT_EVERY:
         return places[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
     return places[-1:] if len(places) > 1 else []

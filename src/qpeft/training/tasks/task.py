@@ -1,4 +1,4 @@
-"""What a run asks of a task: its data, its base model, its batches, its score."""
+"""The interface of a task: its data, base model, batches and score."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ Score = LanguageModelScore | ClassificationScore
 
 
 class Task(ABC):
-    """A task with the data of one run, read and checked when it is made.
+    """A task with the data of one run, which is read and checked in the constructor.
 
-    Raises InputError for data or a base that cannot be used; no weights are read before `load_base`.
+    The constructor raises InputError for unusable data or an unusable base; weights are only read by `load_base`.
     """
 
     score_class: ClassVar[type[Score]]
-    compute_loss: ClassVar[Callable[..., Tensor] | None] = None  # for the Trainer; None: the model's own
+    compute_loss: ClassVar[Callable[..., Tensor] | None] = None  # for the Trainer; None: the loss of the model
 
-    train: Sequence[Any]  # what `collate` takes
+    train: Sequence[Any]  # arguments of `collate`
     evaluation: Sequence[Any]
     config: PretrainedConfig  # of the base
-    head: Sequence[str] = ()  # modules of the loaded base that are trained whole, beside what the method trains
+    head: Sequence[str] = ()  # modules of the loaded base that are trained in full, in addition to the adapter
 
     @abstractmethod
     def __init__(self, settings: TrainSettings, reserved: int = 0):
-        """`reserved`: positions of the model's context that an adapter takes."""
+        """`reserved`: positions of the model's context that the adapter occupies."""
 
     @abstractmethod
     def sha256(self) -> str:
-        """Hash of all that is trained and scored on, as the model sees it, in order."""
+        """Hash of the training and evaluation data, as the model receives it, in order."""
 
     @abstractmethod
     def load_base(self) -> PreTrainedModel:
-        """The base model; a head that it lacks is drawn from the run's seed."""
+        """The base model; a head that it lacks is initialized from the seed of the run."""
 
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> dict[str, Tensor]:
-        """What the model's forward takes, `labels` among it."""
+        """The arguments of the model's forward, including `labels`."""
 
     @abstractmethod
     def score(self, model: Any) -> Score:
-        """How well `model` does on the evaluation data."""
+        """The score of `model` on the evaluation data."""
 
     @abstractmethod
     def save_processor(self, folder: Path) -> None:
-        """Write what makes inputs of raw data beside the model in `folder`."""
+        """Save the tokenizer or image processor next to the model in `folder`."""
 
     def probe(self) -> Mapping[str, Tensor] | None:
-        """Inputs on which an exported adapter is compared with the live one; None: any tokens."""
+        """Inputs on which an exported adapter is compared with the trained one; None: random tokens."""
         return None
 
     def describe(self, folder: Path) -> None:  # noqa: B027
-        """Add to an adapter folder what its reader must know of the task."""
+        """Add to an adapter folder the information about the task that loading it requires."""

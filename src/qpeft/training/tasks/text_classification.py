@@ -1,4 +1,4 @@
-"""To sort texts into classes."""
+"""Classification of texts."""
 
 from __future__ import annotations
 
@@ -16,20 +16,19 @@ from qpeft.training.sources import Row, has_validation_split, load_rows
 from qpeft.training.tasks.classification import Classification, Example
 from qpeft.training.tasks.labels import label_name
 from qpeft.training.tasks.split import Labelled
-from qpeft.training.tasks.vocabulary import check_vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 class TextClassification(Classification):
-    """Texts, each cut off at `seq_len` tokens and padded to the longest of its batch."""
+    """Texts, each truncated to `seq_len` tokens and padded to the longest of its batch."""
 
     name = "text-classification"
 
     def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] = ()):
         super().__init__(settings, reserved, labels)
-        check_vocabulary((ids for ids, _ in (*self.train, *self.evaluation)), self.config)
+        base.check_vocabulary((ids for ids, _ in (*self.train, *self.evaluation)), self.config)
 
     def _load_processor(self, reserved: int) -> None:
         self.tokenizer = base.load_tokenizer(self.settings.model)
@@ -42,7 +41,7 @@ class TextClassification(Classification):
         labelled = list(_labelled(source, rows, *columns))
         with_text = [row for row in labelled if row[0].strip()]
         if not with_text:
-            raise DataError(f"{source} has no example with a text; give rows with something in {columns[0]!r}")
+            raise DataError(f"{source} has no example with a text; give rows with a text in column {columns[0]!r}")
         if n_empty := len(labelled) - len(with_text):
             warnings.warn(
                 f"{n_empty} of {len(labelled)} rows of {source} have no text; they are left out", stacklevel=1
@@ -83,24 +82,24 @@ def _labelled(source: str, rows: Sequence[Row], text: str, label: str) -> Any:
     for column, setting in ((text, "text_column"), (label, "label_column")):
         if column not in rows[0]:
             found = ", ".join(map(str, rows[0]))
-            raise DataError(f"{source} has the columns {found}, and no {column!r}; name another with {setting}")
+            raise DataError(f"{source} has the columns {found}, but no {column!r}; set {setting}")
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         if not isinstance(row.get(text), str | None):
-            raise DataError(f"{where}: column {text!r} holds a {type(row[text]).__name__}, not a str")
+            raise DataError(f"{where}: column {text!r} has a {type(row[text]).__name__}, not a str")
         yield row.get(text) or "", label_name(row.get(label), where)
 
 
 def _pad_token(tokenizer: Any, config: Any) -> int:
     size = config.get_text_config().vocab_size
     for candidate in (tokenizer.pad_token_id, config.get_text_config().pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None and candidate < size:  # some tokenizers have a padding token of their own
+        if candidate is not None and candidate < size:  # the padding token may not be in the model's vocabulary
             return candidate
-    raise InputError("the tokenizer has neither a padding nor an end-of-text token that the model knows; give it one")
+    raise InputError("the tokenizer has no padding or end-of-text token in the model's vocabulary; add one to it")
 
 
 def _longest(seq_len: int | None, config: Any, tokenizer: Any, reserved: int) -> int:
-    """Tokens of a text at most: the model's context or the tokenizer's, whichever is shorter."""
+    """The longest text in tokens: the context of the model or of the tokenizer, whichever is shorter."""
     room = tokenizer.model_max_length - reserved
     if seq_len is not None and seq_len > room:
         raise ConfigError(f"seq_len={seq_len} is longer than the {room} tokens that the tokenizer allows")
