@@ -1,4 +1,4 @@
-"""Names under which circuits, generators and methods are registered, and the nearest one to a typo."""
+"""Checks of registered names of circuits, generators and methods, and the message for an unknown name."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from qpeft.errors import ConfigError
 
 
 def check_name(name: Any) -> None:
-    """Raise ConfigError unless `name` is a text of at least one letter and without ":"."""
+    """Raise ConfigError unless `name` is a non-empty string without ":"."""
     if not isinstance(name, str) or not name.strip() or ":" in name:  # --ansatz FILE.py:NAME
-        raise ConfigError(f"a name to register must be a text that is not empty and has no ':', got {name!r}")
+        raise ConfigError(f"a registered name must be a non-empty string without ':', got {name!r}")
 
 
 def redefines(new: Any, old: Any) -> bool:
-    """Whether `new` is `old`, or its definition run again: by a notebook's cell, by importlib.reload.
+    """Whether `new` is `old`, or the same definition executed again, in a notebook cell or by importlib.reload.
 
-    Another class or function of the same module and qualified name is one; never of one of qpeft's own.
+    The same definition means the same module and qualified name. qpeft's own definitions cannot be redefined.
     """
     places = [(getattr(part, "__module__", None), getattr(part, "__qualname__", None)) for part in (new, old)]
     foreign = None not in places[0] and str(places[0][0]).split(".")[0] != "qpeft"

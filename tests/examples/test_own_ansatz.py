@@ -60,7 +60,7 @@ def test_it_is_counted_and_exported():
 
 @pytest.mark.parametrize("name", ["", "a:b", 5])
 def test_names_that_are_none(name):
-    with pytest.raises(ConfigError, match="a name to register must be a text"):
+    with pytest.raises(ConfigError, match="a registered name must be a non-empty string"):
         register_ansatz(name, lambda n_qubits, n_layers: (n_layers,), lambda n_qubits, n_layers: [])
 
 

@@ -150,7 +150,7 @@ def test_names_and_classes_that_cannot_be_registered(own):
         with pytest.raises(ConfigError, match=f"there is a generator '{name}' already"):
             qpeft.register_generator(name, type("Other", (own.RingConfig,), {}))
     for name in ("", " ", "a:b", 5):
-        with pytest.raises(ConfigError, match="a name to register must be a text"):
+        with pytest.raises(ConfigError, match="a registered name must be a non-empty string"):
             qpeft.register_generator(name, own.RingConfig)
     qpeft.register_generator("ring", own.RingConfig)  # the same again
 

@@ -67,7 +67,7 @@ def test_what_is_no_method_is_refused_and_leaves_no_trace(own):
     named = type(own.NOLA)
     wrong = {
         "needs a MethodName": ("OTHER", own.NolaConfig, own.NolaModel),
-        "a name to register must be a text": (named(""), own.NolaConfig, own.NolaModel),
+        "a registered name must be a non-empty string": (named(""), own.NolaConfig, own.NolaModel),
         "sets peft_type to 'NOLA'": (named("OTHER"), own.NolaConfig, own.NolaModel),
         "a config that is a class over PeftConfig": (named("OTHER"), dict, own.NolaModel),
         "a tuner that is a class": (named("OTHER"), own.NolaConfig, int),
