@@ -1,4 +1,4 @@
-"""Files and folders are whole or absent, whatever happens while they are written."""
+"""Files and folders are written atomically: after an error or a kill, the old content is complete."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def old(tmp_path):
     return tmp_path / "old"
 
 
-def test_a_folder_is_replaced_when_its_successor_is_complete(old):
+def test_folder_is_replaced_after_the_block(old):
     with replace_folder(old) as new:
         (new / "adapter").write_text("new")
         assert (old / "adapter").read_text() == "old"
@@ -25,14 +25,14 @@ def test_a_folder_is_replaced_when_its_successor_is_complete(old):
     assert list(old.parent.iterdir()) == [old]
 
 
-def test_an_error_while_filling_leaves_the_old_folder(old):
+def test_error_in_the_block_keeps_the_old_folder(old):
     with pytest.raises(FileNotFoundError), replace_folder(old) as new:
         (new / "adapter").write_text((new / "missing").read_text())
     assert (old / "adapter").read_text() == "old"
     assert list(old.parent.iterdir()) == [old]
 
 
-def test_an_interruption_between_the_renames_puts_the_old_folder_back(old, monkeypatch):
+def test_interrupt_between_renames_restores_the_old_folder(old, monkeypatch):
     rename, calls = Path.replace, []
 
     def interrupted(self, target):
@@ -59,9 +59,9 @@ with replace_folder(place / "adapter") as folder, replace_folder(folder) as inne
 """
 
 
-def test_what_a_kill_left_goes_and_nothing_else(tmp_path):
+def test_remove_unfinished_removes_only_temporary_files(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
-    assert len(list(tmp_path.iterdir())) == 2  # a folder inside another one begins beside it, with two dots
+    assert len(list(tmp_path.iterdir())) == 2  # the inner folder is created next to the outer one, with two dots
     (tmp_path / ".mine").write_text("")
     remove_unfinished(tmp_path)
     assert list(tmp_path.iterdir()) == [tmp_path / ".mine"]
@@ -69,7 +69,7 @@ def test_what_a_kill_left_goes_and_nothing_else(tmp_path):
 
 @pytest.fixture
 def on_disk(monkeypatch):
-    """What is flushed and renamed, by name, as it happens."""
+    """The names of flushed and renamed files, in order."""
     found = []
     fsync, rename = os.fsync, Path.replace
 
@@ -88,12 +88,12 @@ def on_disk(monkeypatch):
     return found
 
 
-def test_a_file_is_on_the_disk_before_it_is_renamed_and_then_its_new_name(tmp_path, on_disk):
+def test_file_is_synced_before_the_rename_and_its_folder_after(tmp_path, on_disk):
     write_text(tmp_path / "a", "new")
     assert on_disk == ["flush unfinished", "rename to a", f"flush {tmp_path.name}"]
 
 
-def test_so_is_a_folder_with_all_that_is_in_it(tmp_path, on_disk):
+def test_folder_content_is_synced_before_the_rename(tmp_path, on_disk):
     with replace_folder(tmp_path / "a") as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "weights").write_text("numbers")
@@ -101,7 +101,7 @@ def test_so_is_a_folder_with_all_that_is_in_it(tmp_path, on_disk):
     assert on_disk[-2:] == ["rename to a", f"flush {tmp_path.name}"]
 
 
-def test_a_file_keeps_its_old_content_until_the_new_one_is_whole(tmp_path, monkeypatch):
+def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     write_text(tmp_path / "a.json", "old")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError, match="No space left") as failed:
@@ -111,7 +111,7 @@ def test_a_file_keeps_its_old_content_until_the_new_one_is_whole(tmp_path, monke
     assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
 
 
-def test_a_kill_while_a_folder_is_removed_leaves_no_half_of_it(old, monkeypatch):
+def test_interrupted_removal_leaves_no_partial_folder(old, monkeypatch):
     monkeypatch.setattr("shutil.rmtree", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         remove_folder(old)

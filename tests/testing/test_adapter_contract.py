@@ -1,4 +1,4 @@
-"""The public contract, kept by every method and broken by every plausible mistake."""
+"""`adapter_contract` detects every planted mistake."""
 
 import copy
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ def check(llama, ids, make_config, **options):
     adapter_contract(lambda: copy.deepcopy(llama), make_config, {"input_ids": ids, "labels": ids}, **options)
 
 
-def test_stock_lora_is_no_generated_adapter(llama, ids):
+def test_stock_lora_is_refused(llama, ids):
     with pytest.raises(AssertionError, match=r"qpeft\.export fails: ConfigError"):
         check(llama, ids, lambda: LoraConfig(r=2, **SMALL))
 
 
 class Forgetful(QPAModel):
-    """Leaves a tensor out of the file."""
+    """Does not save one tensor."""
 
     @classmethod
     def _get_adapter_state_dict(cls, *args, **kwargs):
@@ -44,7 +44,7 @@ class Forgetful(QPAModel):
 
 
 class Credulous(QPAModel):
-    """Takes whatever a file holds."""
+    """Loads files without checks."""
 
     @classmethod
     def _remap_adapter_state_dict_for_load(cls, model, config, adapter_name, state_dict):
@@ -53,7 +53,7 @@ class Credulous(QPAModel):
 
 
 class Elsewhere(QPAModel):
-    """Starts beside the base."""
+    """Changes the outputs before training."""
 
     def _build(self, adapter_name, config, start):
         generator, slots = super()._build(adapter_name, config, start)
@@ -83,7 +83,7 @@ class OneForAll(QPAModel):
 
 
 class Itself(QPAModel):
-    """Gives itself for its copy."""
+    """Returns itself as its copy."""
 
     def __deepcopy__(self, memo):
         return self
@@ -131,7 +131,7 @@ class Halved(QPAModel):
 
 
 class Idle(QPAModel):
-    """Trains numbers that enter nothing."""
+    """Has unused parameters."""
 
     def _build(self, adapter_name, config, start):
         generator, slots = super()._build(adapter_name, config, start)
@@ -147,7 +147,7 @@ class CachedGenerator(QPAGenerator):
 
 
 class Cached(QPAModel):
-    """Keeps its numbers, and their graph, from step to step."""
+    """Caches its output and graph between steps."""
 
     def _build(self, adapter_name, config, start):
         generator, slots = super()._build(adapter_name, config, start)
@@ -160,17 +160,17 @@ class NotStock(QPAModel):
 
 
 MISTAKES = {
-    Forgetful: "what save_pretrained wrote does not load",
+    Forgetful: "from_pretrained fails on a folder",
     Credulous: "a folder without .* is loaded",
     Elsewhere: "an untrained adapter changes the outputs",
-    Frozen: "nothing trains",
-    BaseToo: r"base_model\.model\.lm_head\.weight trains",
+    Frozen: "there are no trainable parameters",
+    BaseToo: r"base_model\.model\.lm_head\.weight is trainable",
     OneForAll: r"set_adapter\(\) has no effect",
-    Itself: "training a deep copy changes the model",
+    Itself: "training a deep copy changes the model it was copied from",
     Sums: "by rows is off by",
     Halved: "the gradient is off by .* from finite differences",
-    Idle: "idle.tau is trained and has no gradient",
-    Cached: "five steps of AdamW (fail|at .* brought the loss)",
+    Idle: "idle.tau is trainable but has no gradient",
+    Cached: "five steps of AdamW (fail|with .* must reduce the loss)",
     Unmerged: r"unmerge_adapter\(\) does not undo",
     NotStock: r"qpeft\.export fails",
 }
@@ -196,19 +196,19 @@ def planted(tuner):
 
 
 @pytest.mark.parametrize("tuner", MISTAKES, ids=lambda tuner: tuner.__name__)
-def test_the_contract_finds_mistakes(llama, ids, tuner):
+def test_contract_detects_mistakes(llama, ids, tuner):
     config = planted(tuner)
     with pytest.raises(AssertionError, match=MISTAKES[tuner]):
         check(llama, ids, lambda: config(**QPA))
 
 
-def test_a_tuner_that_is_merged_though_it_says_it_cannot_be(llama, ids):
+def test_merging_against_own_kind_is_detected(llama, ids):
     config = planted(type("Linear", (QPAModel,), {"own_kind": "a linear adapter"}))
     with pytest.raises(AssertionError, match="a linear adapter can be merged"):
         check(llama, ids, lambda: config(**QPA))
 
 
-def test_a_base_that_is_another_at_every_call(llama, ids):
+def test_varying_base_is_detected(llama, ids):
     def another():
         torch.nn.init.normal_(llama.lm_head.weight)
         return copy.deepcopy(llama)

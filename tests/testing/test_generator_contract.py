@@ -1,4 +1,4 @@
-"""The public contract, kept by every generator and broken by every plausible mistake."""
+"""Every generator passes `generator_contract`, and every planted mistake is detected."""
 
 import math
 import warnings
@@ -47,7 +47,7 @@ def qpa_in_numpy(generator):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("source", FEATURE_SOURCES)
-def test_qpa(source, device):
+def test_qpa_passes(source, device):
     counted = QPAGeneratorConfig(chunk_size=8, hidden=(5, 4), n_layers=3, feature_source=source).count(M).total
     reference = qpa_in_numpy if source in ("qnn", "qnn_frozen") else None
     generator_contract(
@@ -64,7 +64,7 @@ def test_qpa(source, device):
     [{"init_mode": "raw", "output_scale": 0.5}, {"init_mode": "raw", "center_output": True}, {"feature_map": "squash"},
      {"activation": "identity"}],
 )  # fmt: skip
-def test_settings_of_qpa(settings):
+def test_qpa_passes_with_other_settings(settings):
     generator_contract(lambda seed: qpa(seed, **settings))
 
 
@@ -91,18 +91,18 @@ def quantum_peft(seed, gains=3, **settings):
     ],
     ids=str,
 )
-def test_quantum_peft(settings):
+def test_quantum_peft_passes(settings):
     generator_contract(lambda seed: quantum_peft(seed, **settings))
 
 
-def test_quantum_peft_starts_at_nothing():
-    """lambda is 0: so is lora_B, and the gains are their own start."""
+def test_initial_quantum_peft_update_is_zero():
+    """lambda is 0, so lora_B is 0, and the gains have their initial values."""
     flat = quantum_peft(0)()
     assert flat.count_nonzero() == 2 * 4 + 3 * 4 + 3  # lora_A of both, and the gains
 
 
 class Line(Generator):
-    """w = w0 + R tau, with what each mistake below breaks."""
+    """w = w0 + R sin(tau): a correct generator, in which each class below plants one mistake."""
 
     def __init__(self, initial, seed):
         super().__init__()
@@ -158,7 +158,7 @@ class NoSeedTold(Line):
 
 
 class Forgetful(Line):
-    """Leaves its trained numbers out of the folder."""
+    """Does not save its parameters."""
 
     def pack(self, state):
         return {name: tensor for name, tensor in state.items() if not name.startswith("numbers")}
@@ -186,7 +186,7 @@ class Idle(Line):
 
 
 class PartlyIdle(Line):
-    """Trains a number that enters nothing beside those that do."""
+    """Has one unused entry in a parameter."""
 
     def forward(self):
         return self.initial + self.mixing[:, 1:] @ torch.sin(self.numbers()[1:])
@@ -221,7 +221,7 @@ class OneEntryOff(Line):
 
 
 class LoosePart(Line):
-    """A tensor that is neither parameter nor buffer stays where it was made."""
+    """Has a tensor that is neither parameter nor buffer, so it is not moved."""
 
     def __init__(self, initial, seed):
         super().__init__(initial, seed)
@@ -244,55 +244,55 @@ MISTAKES = {
     BadGradient: "gradient of numbers.tau is off",
     Noisy: "two evaluations differ",
     TorchDrawn: "draw from `start`, not from torch",
-    NotAtStart: "must be `initial` to the bit",
-    NoSeedTold: "another seed's state is taken",
-    Forgetful: "its own state is refused",
-    OtherThanSaved: "a saved generator gives other numbers",
+    NotAtStart: "must equal `initial` exactly",
+    NoSeedTold: "the state of another seed is accepted",
+    Forgetful: "its own saved state is refused",
+    OtherThanSaved: "a loaded generator has a different output",
     Double: "must be float32, got torch.float64",
     Square: r"must be flat \(P,\), got shape \(30, 2\)",
     Idle: "idle.tau has no gradient",
-    PartlyIdle: "1 of 4 numbers of numbers.tau have the gradient 0",
-    Cached: "keep nothing from call to call",
+    PartlyIdle: "1 of 4 entries of numbers.tau have gradient 0",
+    Cached: "must not cache between calls",
     InitialNotSaved: "save `initial`",
     OneEntryOff: "gradient of numbers.tau is off",
     LoosePart: r"\.to\(bfloat16\) left",
-    UnderAutocast: "autocast changes the numbers",
+    UnderAutocast: "autocast changes the output",
 }
 
 
-def test_the_line_keeps_the_contract():
+def test_correct_generator_passes():
     generator_contract(lambda seed: Line(INITIAL, seed), initial=INITIAL, n_trained=4)
 
 
 @pytest.mark.parametrize("kind", MISTAKES, ids=lambda kind: kind.__name__)
-def test_the_contract_finds_mistakes(kind):
+def test_contract_detects_mistakes(kind):
     with pytest.raises(AssertionError, match=MISTAKES[kind]):
         generator_contract(lambda seed: kind(INITIAL, seed), initial=INITIAL)
 
 
-def test_the_contract_finds_a_wrong_count_and_a_wrong_reference():
-    with pytest.raises(AssertionError, match="4 numbers are trained, 5 were counted"):
+def test_wrong_count_and_wrong_reference_are_detected():
+    with pytest.raises(AssertionError, match="there are 4 trainable parameters, 5 were counted"):
         generator_contract(lambda seed: Line(INITIAL, seed), n_trained=5)
     with pytest.raises(AssertionError, match=r"off by .* from the dense reference"):
         generator_contract(lambda seed: Line(INITIAL, seed), dense_reference=lambda g: g().detach() + 1e-6)
 
 
-def test_the_contract_finds_a_fingerprint_without_settings():
+def test_fingerprint_without_settings_is_detected():
     def scaled(scale, *told):
         line = Line(INITIAL, 0)
         line.mixing *= scale
         line.fingerprint.copy_(fingerprint(line.told(SeededStart(0)), *told))
         return line
 
-    with pytest.raises(AssertionError, match="the state of other settings is taken"):
+    with pytest.raises(AssertionError, match="the state of other settings is accepted"):
         generator_contract(lambda seed: Line(INITIAL, seed), make_other=lambda: Line(INITIAL * 2, 0))
     generator_contract(lambda seed: Line(INITIAL, seed), make_other=lambda: scaled(2.0, "scale", 2.0))
 
 
-def test_the_contract_leaves_initial_as_it_was_and_wants_the_very_tensor():
+def test_initial_is_restored_and_must_be_the_same_object():
     initial = INITIAL.clone()
     generator_contract(lambda seed: Line(initial, seed), initial=initial)
     assert torch.equal(initial, INITIAL)
-    with pytest.raises(AssertionError, match="give as `initial` the very tensor"):
+    with pytest.raises(AssertionError, match="must be the tensor object that make"):
         generator_contract(lambda seed: Line(INITIAL, seed), initial=initial)
     assert torch.equal(initial, INITIAL)

@@ -1,6 +1,6 @@
-"""Contract tests for an ansatz, a generator or an adapter of your own.
+"""Contract tests for your own ansatz, generator or adapter.
 
-The names are in `__init__.pyi`; their modules are imported when first used, so that a circuit is tested without PEFT.
+The names are in `__init__.pyi`; their modules are imported on first use; testing a circuit does not import PEFT.
 """
 
 import lazy_loader

@@ -23,8 +23,8 @@ from qpeft.core.holder import GeneratorHolder, holder_of
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.testing.slopes import slope
 
-_CLOSE = 1e-5  # of the largest logit, or of a gradient's norm: float32
-_STEP = 1e-2  # of differences: models in float64 still compute norms and losses in float32, about 1e-3 of the gradient
+_CLOSE = 1e-5  # relative to the largest logit or to the norm of a gradient, in float32
+_STEP = 1e-2  # of differences: float64 models still compute norms and losses in float32, an error of about 1e-3
 _SLOPE = 1e-2  # of the gradient's norm
 
 
@@ -37,26 +37,29 @@ def adapter_contract(
     starts_at_base: bool = True,
     exact_gradient: bool = True,
 ) -> None:
-    """Assert what every PEFT method owes its users; raises AssertionError at the first broken promise.
+    """Check the contract of a PEFT method; raises AssertionError at the first violation.
 
-    Checked: the base's outputs at the start; nothing trains but the method's own numbers; five steps of AdamW lower the
-    loss; its gradient against finite differences (1 %) in a few random directions, and no trained tensor whose gradient
-    is missing or 0 once the numbers have moved; micro-batches give the gradient of the whole batch; a copy lives on its
-    own; `disable_adapter`; a second adapter beside the first; `save_pretrained` and `from_pretrained` to the bit, and
-    foreign or damaged folders of a generated adapter refused; `merge_and_unload`, `merge_adapter` and
-    `unmerge_adapter`; `qpeft.export`, read by PEFT as a method of its own. A tuner that says by `own_kind` that stock
-    PEFT has none like it must refuse to merge and to be exported.
+    Checked:
+        the outputs of the base before training; only the parameters of the adapter are trainable;
+        five steps of AdamW reduce the loss; its gradient matches finite differences (1 %) in a few random directions;
+        after a change of the parameters, no trainable tensor has a missing or zero gradient;
+        micro-batches give the gradient of the whole batch; a deep copy is independent; `disable_adapter`;
+        a second adapter next to the first; `save_pretrained` and `from_pretrained` keep the outputs exactly;
+        damaged folders of a generated adapter, and those of another seed, are refused;
+        `merge_and_unload`, `merge_adapter` and `unmerge_adapter`;
+        `qpeft.export` produces an adapter that PEFT loads as one of its own types.
+    A tuner that declares by `own_kind` that PEFT has no equivalent must refuse merging and export.
 
     Args:
-        make_base: A small model without dropout that runs in float64 too, with the same weights at every call.
-        make_config: The method's config.
-        batch: Inputs and `labels` for a loss that is the mean over rows; at least two rows, without padding.
-        lr: Of AdamW.
-        starts_at_base: Whether the adapter changes nothing before it is trained.
-        exact_gradient: Whether it trains by the loss's own gradient; DoRA, for one, takes a norm as constant.
+        make_base: Returns a small model without dropout that also runs in float64, with the same weights at every call.
+        make_config: Returns the config of the method.
+        batch: Inputs and `labels` of at least two rows, without padding; the loss must be the mean over rows.
+        lr: Learning rate of AdamW.
+        starts_at_base: Whether the untrained adapter leaves the outputs unchanged.
+        exact_gradient: Whether it trains with the exact gradient of the loss; DoRA, for example, detaches a norm.
     """
     base = _logits(make_base(), batch)
-    assert torch.equal(_logits(make_base(), batch), base), "make_base() must give the same weights at every call"
+    assert torch.equal(_logits(make_base(), batch), base), "make_base() must return the same weights at every call"
     model = get_peft_model(make_base(), make_config()).eval()  # type: ignore[arg-type]
     if starts_at_base:
         assert torch.equal(_logits(model, batch), base), "an untrained adapter changes the outputs"
@@ -66,12 +69,12 @@ def adapter_contract(
     _check_micro_batches(model, batch)
     _check_copy(model, batch, lr)
     with model.disable_adapter():
-        assert torch.equal(_logits(model, batch), base), "disable_adapter() does not give the base's outputs"
+        assert torch.equal(_logits(model, batch), base), "disable_adapter() does not restore the outputs of the base"
     with tempfile.TemporaryDirectory() as folder:
         _check_folder(model, make_base, batch, Path(folder) / "compact")
         _check_second(model, make_config, batch, lr)
         if kind := own_kind(model):
-            _check_refuses(model, kind, Path(folder) / "exported")
+            _check_refuses_to_merge(model, kind, Path(folder) / "exported")
         else:
             _check_merge(model, batch)
             _check_export(model, make_base, batch, Path(folder) / "exported")
@@ -79,24 +82,26 @@ def adapter_contract(
 
 def _check_trainable(model: Any, adapter_name: str) -> None:
     trained = [name.split(".") for name, p in model.named_parameters() if p.requires_grad]
-    assert trained, "nothing trains"
+    assert trained, "there are no trainable parameters"
     holder = holder_of(model)
     own = {holder.container, "modules_to_save"} if holder is not None else {adapter_name}
     others = [".".join(name) for name in trained if adapter_name not in name or not own & set(name)]
-    assert not others, f"{others[0]} trains, which does not belong to adapter '{adapter_name}'"
+    assert not others, f"{others[0]} is trainable, but does not belong to adapter '{adapter_name}'"
 
 
 def _check_learns(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
     before = _loss(model, batch).item()
-    with _promise("five steps of AdamW fail; `forward` must keep nothing from step to step"):
+    with _reported("five steps of AdamW fail; `forward` must not cache between steps"):
         _train(model, batch, lr)
     after = _loss(model, batch).item()
-    assert after < before, f"five steps of AdamW at {lr} brought the loss from {before:.6f} to {after:.6f}"
+    assert after < before, (
+        f"five steps of AdamW with lr={lr} must reduce the loss; it changed from {before:.6f} to {after:.6f}"
+    )
 
 
 def _check_gradient(model: Any, batch: Mapping[str, Tensor], *, exact: bool) -> None:
-    """Of a copy in float64, its trained numbers moved off their start, where LoRA's lora_A has the gradient 0."""
-    with _promise("the model does not run as a copy in float64"):
+    """Check a float64 copy with changed parameters, because initially the gradient of LoRA's lora_A is 0."""
+    with _reported("a float64 copy of the model does not run"):
         double = copy.deepcopy(model).double()
         _loss(double, batch)
     draw = torch.Generator().manual_seed(0)
@@ -105,8 +110,8 @@ def _check_gradient(model: Any, batch: Mapping[str, Tensor], *, exact: bool) -> 
         for parameter in parameters:
             parameter.add_(torch.randn(parameter.shape, generator=draw).to(parameter), alpha=0.02)
     found = _gradients(double, [batch])
-    idle = [name for name in names if name not in found or not found[name].any()]
-    assert not idle, f"{idle[0]} is trained and has no gradient: it enters nothing"
+    unused = [name for name in names if name not in found or not found[name].any()]
+    assert not unused, f"{unused[0]} is trainable but has no gradient: it does not affect the output"
     gradients = [found[name] for name in names]
     for _ in range(3 if exact else 0):
         _check_slope(lambda: _loss(double, batch), parameters, gradients, draw)
@@ -115,7 +120,7 @@ def _check_gradient(model: Any, batch: Mapping[str, Tensor], *, exact: bool) -> 
 def _check_slope(
     value: Callable[[], Tensor], parameters: Sequence[Tensor], gradients: Sequence[Tensor], draw: torch.Generator
 ) -> None:
-    """Uphill in every number, each by a random weight: slopes of single numbers would drown in rounding."""
+    """Compare slopes along the gradient with random weights; those of single entries are below the rounding error."""
     uphill = [g * torch.randn(g.shape, generator=draw, dtype=g.dtype).abs().to(g.device) for g in gradients]
     length, norm = (torch.cat([t.flatten() for t in tensors]).norm().item() for tensors in (uphill, gradients))
     directions = [tensor / length for tensor in uphill]
@@ -130,27 +135,27 @@ def _check_micro_batches(model: Any, batch: Mapping[str, Tensor]) -> None:
     rows = _gradients(model, [{name: tensor[i : i + 1] for name, tensor in batch.items()} for i in range(n_rows)])
     for name, gradient in whole.items():
         distance = (rows[name] - gradient).norm() / (gradient.norm() + 1e-6)
-        assert distance <= 1e-3, f"the gradient of {name} by rows is off by {distance:.1e} of the whole batch's"
+        assert distance <= 1e-3, f"the gradient of {name} by rows is off by {distance:.1e} from that of the whole batch"
 
 
 def _check_copy(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
     live = _logits(model, batch)
-    with _promise("copy.deepcopy(model) fails"):
+    with _reported("copy.deepcopy(model) fails"):
         twin = copy.deepcopy(model)
-    assert torch.equal(_logits(twin, batch), live), "a deep copy gives other outputs"
+    assert torch.equal(_logits(twin, batch), live), "a deep copy has different outputs"
     _train(twin, batch, lr)
-    assert torch.equal(_logits(model, batch), live), "training a deep copy changes the model it was made of"
-    assert not torch.equal(_logits(twin, batch), live), "a deep copy does not learn"
+    assert torch.equal(_logits(model, batch), live), "training a deep copy changes the model it was copied from"
+    assert not torch.equal(_logits(twin, batch), live), "training does not change a deep copy"
 
 
 def _check_folder(model: Any, make_base: Callable[[], nn.Module], batch: Mapping[str, Tensor], folder: Path) -> None:
     live = _logits(model, batch)
     model.save_pretrained(str(folder))
     for options in ({}, {"low_cpu_mem_usage": True}):
-        with _promise(f"what save_pretrained wrote does not load, with options {options}"):
+        with _reported(f"from_pretrained fails on a folder of save_pretrained, with options {options}"):
             loaded = PeftModel.from_pretrained(make_base(), str(folder), **options).eval()  # type: ignore[arg-type]
         assert torch.equal(_logits(loaded, batch), live), (
-            f"from_pretrained, with options {options}, gives other outputs than were saved: a tensor is not in the file"
+            f"from_pretrained, with options {options}, changes the outputs: a tensor is not saved"
         )
     if holder_of(model) is not None:
         _check_damage(make_base, folder)
@@ -167,12 +172,14 @@ def _check_damage(make_base: Callable[[], nn.Module], folder: Path) -> None:
     for damage, kept in damages.items():
         with _refused(f"a folder {damage} is loaded", CheckpointError):
             PeftModel.from_pretrained(make_base(), _rewritten(folder, kept))  # type: ignore[arg-type]
-    with _refused("another seed's folder is loaded: put start.hexdigest() into the fingerprint", CheckpointError):
+    with _refused(
+        "the folder of another seed is loaded: include start.hexdigest() in the fingerprint", CheckpointError
+    ):
         PeftModel.from_pretrained(make_base(), _rewritten(folder, tensors, other_seed=True))  # type: ignore[arg-type]
 
 
 def _rewritten(folder: Path, tensors: dict[str, Tensor], *, other_seed: bool = False) -> str:
-    """A copy with these tensors, and none of the hashes that would refuse it before the method does."""
+    """A copy with these tensors, without the hashes that would be checked before the method's own checks."""
     copied = shutil.copytree(folder, folder.with_name("rewritten"), dirs_exist_ok=True)
     save_file(tensors, copied / WEIGHTS)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -185,7 +192,7 @@ def _rewritten(folder: Path, tensors: dict[str, Tensor], *, other_seed: bool = F
 
 def _check_second(model: Any, make_config: Callable[[], PeftConfig], batch: Mapping[str, Tensor], lr: float) -> None:
     first = _logits(model, batch)
-    with _promise("a second adapter cannot be added"):
+    with _reported("a second adapter cannot be added"):
         model.add_adapter("second", make_config())
     assert torch.equal(_logits(model, batch), first), "adding a second adapter changes the active one"
     model.set_adapter("second")
@@ -200,31 +207,35 @@ def _check_second(model: Any, make_config: Callable[[], PeftConfig], batch: Mapp
 
 def _check_merge(model: Any, batch: Mapping[str, Tensor]) -> None:
     live, other = _logits(model, batch), copy.deepcopy(model)
-    with _promise("merge_adapter() fails"):
+    with _reported("merge_adapter() fails"):
         other.merge_adapter()
     _close(_logits(other, batch), live, "merge_adapter() changes the outputs")
-    with _promise("unmerge_adapter() fails"):
+    with _reported("unmerge_adapter() fails"):
         other.unmerge_adapter()
     _close(_logits(other, batch), live, "unmerge_adapter() does not undo merge_adapter()")
-    with _promise("merge_and_unload() fails"):
+    with _reported("merge_and_unload() fails"):
         merged = other.merge_and_unload()
     _close(_logits(merged, batch), live, "merge_and_unload() changes the outputs")
 
 
 def _check_export(model: Any, make_base: Callable[[], nn.Module], batch: Mapping[str, Tensor], folder: Path) -> None:
     live = _logits(model, batch)
-    with _promise("qpeft.export fails"):
+    with _reported("qpeft.export fails"):
         export(model, folder)
     stock: Any = PeftModel.from_pretrained(make_base(), str(folder)).eval()  # type: ignore[arg-type]
     for part in (stock.base_model, stock.peft_config["default"]):
-        assert type(part).__module__.startswith("peft."), f"to_stock() gives {type(part)}, which is not PEFT's"
-    _close(_logits(stock, batch), live, "the exported adapter gives other outputs under plain PEFT")
+        assert type(part).__module__.startswith("peft."), (
+            f"to_stock() returns {type(part)}, which is not a class of PEFT"
+        )
+    _close(_logits(stock, batch), live, "the exported adapter has different outputs in PEFT")
     assert torch.equal(_logits(model, batch), live), "qpeft.export changes the model"
 
 
-def _check_refuses(model: Any, kind: str, folder: Path) -> None:
+def _check_refuses_to_merge(model: Any, kind: str, folder: Path) -> None:
     for what, call in (("merged", model.merge_and_unload), ("exported", lambda: export(model, folder))):
-        with _refused(f"{kind} can be {what}, though its tuner says by own_kind that stock PEFT has none", ConfigError):
+        with _refused(
+            f"{kind} can be {what}, although its tuner declares by own_kind that PEFT has no equivalent", ConfigError
+        ):
             call()
 
 
@@ -260,7 +271,7 @@ def _close(found: Tensor, expected: Tensor, sentence: str) -> None:
 
 
 @contextmanager
-def _promise(sentence: str) -> Iterator[None]:
+def _reported(sentence: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever the author's code does

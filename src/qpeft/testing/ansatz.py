@@ -12,7 +12,7 @@ from qpeft.circuits import Ansatz
 from qpeft.circuits.gates import gate_probabilities
 
 Probabilities = Callable[[Tensor], Tensor]
-_ROTATIONS, _PAIRS = ("rx", "ry", "rz"), ("cx", "cz")
+_ROTATIONS, _TWO_QUBIT = ("rx", "ry", "rz"), ("cx", "cz")
 
 
 def ansatz_contract(
@@ -23,14 +23,17 @@ def ansatz_contract(
     device: str = "cpu",
     seed: int = 0,
 ) -> None:
-    """Assert what every ansatz owes its users; raises AssertionError at the first broken promise.
+    """Check the contract of an ansatz; raises AssertionError at the first violation.
 
-    `make()` gives the circuit as data, `fast(angles)` its probabilities (2**N,) by the route under test and
-    `dense_reference(angles)` the same by means that share no code with qpeft, for example dense matrices.
-    Angles are drawn by `seed` and given on `device`.
+    Checked: the consistency of gates and angles; values against both references (1e-12) and in float32 (2e-6);
+    gradients against gate-by-gate autograd and against parameter shift (1e-10); norm, period and repeatability.
 
-    Checked: gates and angles fit together; values against both references (1e-12) and in float32 (2e-6);
-    gradients against gate-by-gate autograd and against parameter shift (1e-10); norm, period, repeatability.
+    Args:
+        make: Returns the circuit as data.
+        fast: From angles to probabilities (2**N,), by the simulation to be tested.
+        dense_reference: The same without qpeft's code, for example by dense matrices.
+        device: Device of the angles.
+        seed: Of the random angles.
     """
     ansatz = make()
     draw = torch.Generator().manual_seed(seed)
@@ -46,18 +49,22 @@ def _check_data(ansatz: Ansatz) -> None:
     gates = list(ansatz.gates())
     used = [gate.slot for gate in gates if gate.slot is not None]
     slots = set(used)
-    assert len(used) == len(slots), "an angle turns two gates: parameter shift on hardware needs each angle in one gate"
+    assert len(used) == len(slots), (
+        "an angle is used by two gates; parameter shift on hardware needs each angle in one gate"
+    )
     inside = {tuple(index) for index in torch.ones(ansatz.angle_shape).nonzero().tolist()}
-    assert slots == inside, "every angle must be used, and no angle that does not exist"
+    assert slots == inside, "the gates must use every angle, and only existing angles"
     assert len(inside) == ansatz.n_angles
     for gate in gates:
-        assert gate.name in (*_ROTATIONS, *_PAIRS), f"{gate}: gates are {', '.join((*_ROTATIONS, *_PAIRS))}"
-        assert (gate.slot is None) == (gate.name in _PAIRS), f"{gate}: rotations have an angle, the others have none"
-        assert len(gate.wires) == 1 + (gate.name in _PAIRS), f"{gate} acts on {len(gate.wires)} wires"
+        assert gate.name in (*_ROTATIONS, *_TWO_QUBIT), f"{gate}: gates are {', '.join((*_ROTATIONS, *_TWO_QUBIT))}"
+        assert (gate.slot is None) == (gate.name in _TWO_QUBIT), (
+            f"{gate}: rotations need an angle, other gates must not have one"
+        )
+        assert len(gate.wires) == 1 + (gate.name in _TWO_QUBIT), f"{gate} acts on {len(gate.wires)} wires"
         assert len(set(gate.wires)) == len(gate.wires), f"{gate} uses a wire twice"
         assert set(gate.wires) <= set(range(ansatz.n_qubits)), f"{gate} acts outside the circuit"
     assert [gate for layer in ansatz.layers() for gate in layer] == gates
-    assert ansatz.draw().count("q") == ansatz.n_qubits, "the drawing must name every wire once"
+    assert ansatz.draw().count("q") == ansatz.n_qubits, "the drawing must label every wire once"
 
 
 def _check_values(ansatz: Ansatz, fast: Probabilities, dense_reference: Probabilities, angles: Tensor) -> None:
@@ -97,4 +104,4 @@ def _parameter_shift(probabilities: Probabilities, angles: Tensor, weights: Tens
 
 def _close(found: Tensor, expected: Tensor, tolerance: float, what: str) -> None:
     distance = (found - expected).abs().max().item()
-    assert distance <= tolerance, f"{what}: off by {distance:.1e}, allowed {tolerance:.0e}"
+    assert distance <= tolerance, f"{what}: off by {distance:.1e}, the tolerance is {tolerance:.0e}"

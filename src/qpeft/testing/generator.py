@@ -15,7 +15,7 @@ from qpeft.core.generator_state import check_tensors
 from qpeft.errors import CheckpointError
 from qpeft.testing.slopes import slope
 
-_STEP = 3e-5  # of differences in float64: truncation and rounding are then about 1e-11 of the gradient's norm
+_STEP = 3e-5  # of differences in float64: their error is about 1e-11 of the gradient's norm
 _SLOPE, _ROUNDING = 1e-9, 1e-10
 
 
@@ -28,29 +28,29 @@ def generator_contract(
     make_other: Callable[[], Generator] | None = None,
     device: str = "cpu",
 ) -> None:
-    """Assert what every generator owes its users; raises AssertionError at the first broken promise.
+    """Check the contract of a generator; raises AssertionError at the first violation.
 
-    Checked: a flat float32 tensor; the start, drawn from the seed alone; the same bits from every evaluation, under
-    autocast and after `.to(torch.bfloat16)`; `device`; the gradients of all trained numbers against finite differences
-    in float64; the state through a file and back, also over another `initial`; the state of another seed, and of other
-    settings, refused.
+    Checked: the output is a flat float32 tensor; initial values depend on the seed only; every evaluation gives the
+    same bits, also under autocast and after `.to(torch.bfloat16)`; it runs on `device`; the gradients of all parameters
+    match finite differences in float64; the state can be saved and loaded, also over another `initial`; the state of
+    another seed or of other settings is refused.
 
     Args:
-        make: A new, untrained generator from a seed; the seeds 0 and 1 are used.
-        initial: Where it starts, flat (P,), float32, to the bit; None for a generator that starts elsewhere. The very
-            tensor that `make` puts into the generator: it holds other numbers for a moment, to see that it is saved.
-        n_trained: How many numbers it trains, as its settings count them.
-        dense_reference: From a generator to its numbers, flat (P,), by means that share no code with it: matrices in
-            NumPy, for example. Compared in float64 (1e-9).
-        make_other: A generator of seed 0 that differs from `make(0)` in one setting, at best one that changes no shape.
-            Without it nobody sees a fingerprint that leaves the settings out.
-        device: Where it runs beside the CPU.
+        make: Returns a new, untrained generator for a seed; the seeds 0 and 1 are used.
+        initial: The exact output before training, flat (P,), float32; None for a generator with another one. It must be
+            the tensor object that `make` passes to the generator: it is changed temporarily, to test that it is saved.
+        n_trained: The number of trainable parameters, as counted by its settings.
+        dense_reference: From a generator to its output, flat (P,), without its code, for example by NumPy matrices.
+            Compared in float64 (1e-9).
+        make_other: Returns a generator of seed 0 that differs from `make(0)` in one setting, if possible without
+            changing shapes. Without it, a fingerprint without the settings is not detected.
+        device: A device to test in addition to the CPU.
     """
     _check_start(make, initial, n_trained)
     trained = make(0)
-    start = trained().detach().clone()
-    assert not torch.equal(_moved(trained)(), start), (
-        "other trained numbers give the same output: `forward` must use them, and keep nothing from call to call"
+    untrained = trained().detach().clone()
+    assert not torch.equal(_perturbed(trained)(), untrained), (
+        "the output does not depend on the parameters: `forward` must use them, and must not cache between calls"
     )
     _check_bits(trained)
     _check_device(trained, device)
@@ -66,38 +66,44 @@ def generator_contract(
 
 def _check_start(make: Callable[[int], Generator], initial: Tensor | None, n_trained: int | None) -> None:
     generator = make(0)
-    assert isinstance(generator, Generator), "make() must give a qpeft.core.generator.Generator"
+    assert isinstance(generator, Generator), "make() must return a qpeft.core.generator.Generator"
     flat = generator()
-    assert flat.ndim == 1, f"the numbers must be flat (P,), got shape {tuple(flat.shape)}"
-    assert flat.dtype == torch.float32, f"the numbers must be float32, got {flat.dtype}"
+    assert flat.ndim == 1, f"the output must be flat (P,), got shape {tuple(flat.shape)}"
+    assert flat.dtype == torch.float32, f"the output must be float32, got {flat.dtype}"
     found = sum(p.numel() for p in generator.parameters())
-    assert found, "nothing is trained: a generator has parameters"
-    assert n_trained in (None, found), f"{found} numbers are trained, {n_trained} were counted"
+    assert found, "there are no trainable parameters: a generator needs some"
+    assert n_trained in (None, found), f"there are {found} trainable parameters, {n_trained} were counted"
     if initial is not None:
-        assert torch.equal(flat, initial), "the start must be `initial` to the bit: add what training moved, G - G_ref"
+        assert torch.equal(flat, initial), (
+            "the initial output must equal `initial` exactly: add the change by training, G - G_ref"
+        )
     with torch.random.fork_rng():
-        torch.manual_seed(1)  # a generator must not care
+        torch.manual_seed(1)  # must have no effect on a generator
         again = make(0)
-    assert _same_tensors(generator, again), "two of one seed differ: draw from `start`, not from torch"
-    assert torch.equal(again(), flat), "two of one seed give other numbers: draw from `start`, not from torch"
+    assert _same_tensors(generator, again), "two generators of one seed differ: draw from `start`, not from torch"
+    assert torch.equal(again(), flat), (
+        "two generators of one seed have different outputs: draw from `start`, not from torch"
+    )
 
 
 def _check_bits(generator: Generator) -> None:
     flat = generator()
-    assert torch.equal(generator(), flat), "two evaluations differ: `forward` must draw nothing"
+    assert torch.equal(generator(), flat), "two evaluations differ: `forward` must be deterministic"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(generator(), flat), "autocast changes the numbers: leave `Generator.__call__` as it is"
+        assert torch.equal(generator(), flat), "autocast changes the output: do not override `Generator.__call__`"
     half = copy.deepcopy(generator).bfloat16()
     kinds = {t.dtype for t in (*half.parameters(), *half.buffers()) if t.is_floating_point()}
-    assert kinds == {torch.float32}, f".to(bfloat16) left {kinds}: tensors belong into parameters and buffers"
-    assert torch.equal(half(), flat), ".to(bfloat16) changes the numbers: a generator stays in float32"
+    assert kinds == {torch.float32}, f".to(bfloat16) left {kinds}: register all tensors as parameters or buffers"
+    assert torch.equal(half(), flat), ".to(bfloat16) changes the output: a generator must stay in float32"
 
 
 def _check_device(generator: Generator, device: str) -> None:
-    expected, there = generator(), copy.deepcopy(generator).to(device)
-    found = there()
-    assert found.device.type == torch.device(device).type, f"on {device} the numbers are on {found.device}"
-    assert torch.allclose(found.cpu(), expected, atol=1e-5, rtol=1e-5), f"on {device} the numbers differ"
+    expected = generator()
+    found = copy.deepcopy(generator).to(device)()
+    assert found.device.type == torch.device(device).type, f"on {device} the output is on {found.device}"
+    assert torch.allclose(found.cpu(), expected, atol=1e-5, rtol=1e-5), (
+        f"the output on {device} differs from that on the CPU"
+    )
 
 
 def _check_state(
@@ -111,14 +117,14 @@ def _check_state(
     try:
         check_tensors(unpacked, twin.state_dict())
     except CheckpointError as error:
-        raise AssertionError(f"its own state is refused: {error}") from error
+        raise AssertionError(f"its own saved state is refused: {error}") from error
     twin.load_state_dict(unpacked)
-    assert torch.equal(twin(), trained()), "a saved generator gives other numbers: the state dict misses some of it"
+    assert torch.equal(twin(), trained()), "a loaded generator has a different output: the state dict is incomplete"
     assert _refuses(make(1), saved), (
-        "another seed's state is taken: put start.hexdigest() into the fingerprint, after all is drawn"
+        "the state of another seed is accepted: include start.hexdigest() in the fingerprint, after the last draw"
     )
     assert make_other is None or _refuses(make_other(), saved), (
-        "the state of other settings is taken: put every setting into the fingerprint, after all is drawn"
+        "the state of other settings is accepted: include every setting in the fingerprint, after the last draw"
     )
 
 
@@ -136,18 +142,18 @@ def _refuses(generator: Generator, saved: bytes) -> bool:
 
 def _check_initial(make: Callable[[int], Generator], trained: Generator, initial: Tensor) -> None:
     saved, expected = _saved(trained), trained().detach().clone()
-    with _other_numbers(initial):
+    with _changed(initial):
         twin = make(0)
-        assert torch.equal(twin(), initial), "give as `initial` the very tensor that make() puts into the generator"
+        assert torch.equal(twin(), initial), "`initial` must be the tensor object that make() passes to the generator"
         twin.load_state_dict(twin.unpack(load(saved)))
         assert torch.equal(twin(), expected), (
-            "over another `initial` its state gives other numbers: save `initial` (a persistent buffer), which PEFT "
-            "drew and nobody can draw again"
+            "loading the state over another `initial` changes the output: save `initial` as a persistent buffer; "
+            "PEFT drew it and it cannot be drawn again"
         )
 
 
 @contextmanager
-def _other_numbers(initial: Tensor) -> Iterator[None]:
+def _changed(initial: Tensor) -> Iterator[None]:
     kept = initial.clone()
     try:
         initial.mul_(-0.5).add_(1)
@@ -157,19 +163,19 @@ def _other_numbers(initial: Tensor) -> Iterator[None]:
 
 
 def _check_gradients(generator: Generator) -> None:
-    """Along a direction of each parameter tensor in which every number moves equally far.
+    """Compare derivatives along one direction per parameter tensor, in which all entries change equally.
 
-    An entry of average size that is off by 0.1 % moves the slope by 1e-3 / n of the gradient's norm, n numbers in the
-    tensor: seen up to n of about a million.
+    A gradient entry of average size with an error of 0.1 % changes the derivative by 1e-3 / n of the norm of the
+    gradient, with n entries in the tensor; this is detected up to n of about a million.
     """
     draw = torch.Generator().manual_seed(0)
     weights = torch.randn(generator().shape, generator=draw, dtype=torch.float64)
     names, parameters = zip(*generator.named_parameters(), strict=True)
     gradients = torch.autograd.grad(generator() @ weights, parameters, allow_unused=True)
     for name, parameter, gradient in zip(names, parameters, gradients, strict=True):
-        assert gradient is not None, f"{name} has no gradient: every parameter must enter `forward`"
-        idle = int((gradient == 0).sum())
-        assert not idle, f"{idle} of {gradient.numel()} numbers of {name} have the gradient 0: do they enter `forward`?"
+        assert gradient is not None, f"{name} has no gradient: `forward` must use every parameter"
+        unused = int((gradient == 0).sum())
+        assert not unused, f"{unused} of {gradient.numel()} entries of {name} have gradient 0: does `forward` use them?"
         signs = torch.randint(2, parameter.shape, generator=draw, dtype=torch.float64) * 2 - 1
         direction = signs / parameter.numel() ** 0.5
         expected = slope(lambda: generator() @ weights, [parameter], [direction], _STEP)
@@ -179,8 +185,8 @@ def _check_gradients(generator: Generator) -> None:
 
 
 @torch.no_grad()
-def _moved(generator: Generator) -> Generator:
-    """With other trained numbers than at the start, where gradients may vanish."""
+def _perturbed(generator: Generator) -> Generator:
+    """Change all parameters, because gradients may be 0 at the initial values."""
     draw = torch.Generator().manual_seed(0)
     for parameter in generator.parameters():
         parameter.add_(torch.randn(parameter.shape, generator=draw), alpha=0.02)

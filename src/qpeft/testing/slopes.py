@@ -1,4 +1,4 @@
-"""Derivatives by differences, which know nothing of autograd."""
+"""Derivatives by finite differences, independent of autograd."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-_POINTS = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}  # off by (step * frequency)^4 / 30
+_POINTS = {-2: 1 / 12, -1: -2 / 3, 1: 2 / 3, 2: -1 / 12}  # relative error (step * frequency)^4 / 30
 
 
 @torch.no_grad()
 def slope(
     value: Callable[[], Tensor], parameters: Sequence[Tensor], directions: Sequence[Tensor], step: float
 ) -> float:
-    """The derivative of the scalar `value()` along `directions`; `parameters` are left as they were."""
+    """The derivative of the scalar `value()` along `directions`; `parameters` are restored afterwards."""
     kept = [parameter.clone() for parameter in parameters]
     total = 0.0
     for point, weight in _POINTS.items():
