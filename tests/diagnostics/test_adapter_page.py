@@ -1,5 +1,6 @@
 """The page of a diagnosis: complete, offline, narrow, light and dark, printed."""
 
+import base64
 import re
 
 import pytest
@@ -50,6 +51,8 @@ def test_page_contains_every_finding_and_chart(diagnosis, page_file):
     assert text.count('<img class="chart"') == 3 + 2 + 1 + 1 + 4 + 1, (
         "laws, gradients, fidelities, movement, ranks, trainings"
     )
+    charts = [base64.b64decode(data).decode() for data in re.findall(r"base64,([^\"]+)", text)]
+    assert not any("$" in chart for chart in charts), "a formula that no one renders"
     assert "<b>my</b>" not in text, "names are escaped"
     assert not re.search(r"(src|href)=\"(?!#|data:)", text), "nothing is loaded from elsewhere"
     again = write_page(diagnosis, page_file.with_name("again.html"))

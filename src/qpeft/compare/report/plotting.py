@@ -67,6 +67,13 @@ def label_axes(axes: Axes, x: str, y: str) -> None:
     axes.set_title(y, fontsize="medium", color=CLASSICAL)
 
 
+def use_log_scale(axes: Axes) -> None:
+    """A logarithmic y axis, labelled 0.01, 0.001, 1e-05: matplotlib's own labels are formulas."""
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
 def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
     """A legend of everything labelled, below the axes."""
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower left", ncols=columns)

@@ -19,6 +19,7 @@ from qpeft.compare.report.plotting import (
     new_figure,
     save,
     style,
+    use_log_scale,
 )
 from qpeft.diagnostics.effective_rank import EffectiveRank
 from qpeft.diagnostics.expressibility import Expressibility
@@ -60,7 +61,7 @@ def _histogram(where: str, figure: PorterThomas) -> Chart:
         chart, axes = new_figure(_HEIGHT)
         axes.bar(left, bins.density, width=0.86 * width, align="edge", label="circuit", **_BARS)
         axes.plot([x + width / 2 for x in left], bins.expected_density, color=INK, label="random real states")
-        axes.set_yscale("log")
+        use_log_scale(axes)
         axes.set_ylim(max(_FEW, lowest), 2 * max(*bins.density, *bins.expected_density))
         axes.set_xlim(0, bins.edges[-1])
         label_axes(axes, "D p, probability times number of outcomes", f"Density of D p, {where}")
@@ -162,7 +163,7 @@ def _spectrum(what: str, figure: EffectiveRank) -> Chart:
             axes.plot(range(1, len(line) + 1), line, color=QUANTUM, alpha=0.16, lw=1)
         axes.plot(range(1, longest + 1), means, color=QUANTUM, marker="o" if longest <= 32 else "", ms=4)
         if min(means) < 1e-2:
-            axes.set_yscale("log")
+            use_log_scale(axes)
             axes.set_ylim(max(1e-8, 0.5 * min(value for value in means if value > 0)), 1.6)
         else:
             axes.set_ylim(0, 1.05)
