@@ -64,7 +64,7 @@ def test_compare_takes_it_from_its_file(qpeft_cli, base_folder, trained, tmp_pat
     assert found["n_done"] == 2
 
 
-def test_an_adapter_of_an_unknown_method_names_the_option(trained, base_folder):
+def test_adapter_of_an_unknown_method_names_the_option(trained, base_folder):
     """In a process of its own, that has not imported the file."""
     command = [sys.executable, "-m", "qpeft", "generate", "--adapter", str(trained[0]), "--prompt", "The"]
     refused = subprocess.run(command, capture_output=True, text=True)

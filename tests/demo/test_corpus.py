@@ -68,7 +68,7 @@ def test_reading_executes_nothing_and_skips_tests(tmp_path, monkeypatch):
     assert corpus.stdlib_docs() == ["Kept.\nAnd this."]
 
 
-def test_a_python_without_sources_is_refused(tmp_path, monkeypatch):
+def test_python_without_sources_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
     with pytest.raises(DataError, match=r"sources are missing") as error:
         corpus.stdlib_docs()

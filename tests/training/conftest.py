@@ -1,4 +1,4 @@
-"""Tiny models and data, for every test of a run."""
+"""Tiny models and data for the tests of training runs."""
 
 from tiny_models import (  # noqa: F401
     bar_files,

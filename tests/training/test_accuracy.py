@@ -16,13 +16,13 @@ BASES = ["tiny_encoder", "tiny_model"]  # the second is a decoder, whose tokeniz
 
 
 @given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_the_interval_is_wilsons(counts):
+def test_interval_is_wilsons(counts):
     score = ClassificationScore(1.0, *counts)
     expected = binomtest(*counts).proportion_ci(confidence_level=0.95, method="wilson")
     assert score.interval == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-def test_figures_are_counted_over_examples():
+def test_metrics_are_counted_over_examples():
     total = ClassificationScore(2.0, 3, 4) + ClassificationScore(4.0, 1, 2)
     assert (total.loss, total.accuracy) == (1.0, 4 / 6)
     low, high = total.interval
@@ -50,7 +50,7 @@ def task(request, opinion_files, tmp_path):
     return made
 
 
-def test_padding_changes_no_score(task):
+def test_score_does_not_depend_on_padding(task):
     one = evaluate_classifier(task.model, task.evaluation, task.collate, batch_size=1)
     for batch_size in (3, 40):
         many = evaluate_classifier(task.model, task.evaluation, task.collate, batch_size)
@@ -58,7 +58,7 @@ def test_padding_changes_no_score(task):
         assert (many.n_correct, many.n_examples) == (one.n_correct, one.n_examples) == (one.n_correct, 40)
 
 
-def test_the_score_is_that_of_stock_transformers_one_text_at_a_time(task):
+def test_score_equals_stock_transformers_on_single_texts(task):
     nats, n_correct = 0.0, 0
     for ids, label in task.evaluation:
         with torch.no_grad():
@@ -70,14 +70,14 @@ def test_the_score_is_that_of_stock_transformers_one_text_at_a_time(task):
     assert score.n_correct == n_correct
 
 
-def test_scoring_leaves_the_model_as_it_was(task):
+def test_scoring_does_not_change_the_model(task):
     task.model.train()
     task.score(task.model)
     assert task.model.training
     assert all(p.grad is None for p in task.model.parameters())
 
 
-def test_the_loss_is_a_mean_over_the_whole_step():
+def test_loss_is_a_mean_over_the_whole_step():
     logits, labels = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 0, 1, 2])
 
     class Output:
@@ -90,7 +90,7 @@ def test_the_loss_is_a_mean_over_the_whole_step():
     assert sum(part.item() for part in parts) == pytest.approx(whole.item(), rel=1e-6)
 
 
-def test_a_decoder_is_told_its_padding_token(tiny_model, opinion_files, tmp_path):
+def test_padding_token_is_set_for_a_decoder(tiny_model, opinion_files, tmp_path):
     settings = TrainSettings(
         task="text-classification", model=str(tiny_model), data=str(opinion_files[0]), out=str(tmp_path / "run")
     )

@@ -48,7 +48,7 @@ RANK_8 = 8 * ((16 + 48) + (16 + 16) + (16 + 64) + (64 + 16))
         ("prefix", 2 * 10 * 16 * 2),
     ],
 )
-def test_stock_methods_train_the_numbers_they_should(tiny_model, method, trainable):
+def test_stock_methods_train_the_expected_parameters(tiny_model, method, trainable):
     assert count_trainable(build(tiny_model, method)) == trainable
 
 
@@ -57,7 +57,7 @@ def test_full_trains_the_base_itself(tiny_model):
     assert count_trainable(model) == sum(p.numel() for p in model.parameters())
 
 
-def test_qpa_trains_half_of_loras_numbers_and_takes_the_runs_seed(tiny_model):
+def test_qpa_trains_half_the_parameters_of_lora_and_uses_the_run_seed(tiny_model):
     model = build(tiny_model, "qpa", r=4)
     assert 0.8 * RANK_8 / 2 < count_trainable(model) <= RANK_8 / 2
     assert model.peft_config["default"].seed == 7
@@ -77,7 +77,7 @@ def test_qpa_trains_half_of_loras_numbers_and_takes_the_runs_seed(tiny_model):
         ("full", {"r": 4}, "method full has no settings, got r"),
     ],
 )
-def test_settings_that_a_method_refuses(tiny_model, method, method_settings, message):
+def test_invalid_method_settings_are_refused(tiny_model, method, method_settings, message):
     with pytest.raises(ConfigError) as refused:
         build(tiny_model, method, **method_settings)
     assert message in str(refused.value)

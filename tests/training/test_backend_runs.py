@@ -1,4 +1,4 @@
-"""Runs whose circuits go to a backend: the same after a kill, whole though a device fails, exact when handed back."""
+"""Runs whose circuits are computed by a backend: resumed after kills, robust to device failures, exported exactly."""
 
 import json
 from pathlib import Path
@@ -121,7 +121,7 @@ def jobs(result):
     return [json.loads(line) for line in (result.out / "jobs.jsonl").read_text().splitlines()]
 
 
-def test_a_run_counts_what_it_sent_and_scores_what_it_hands_back(settings):
+def test_run_counts_its_circuits_and_scores_the_exported_adapter(settings):
     progress = At()
     result = train(settings(), progress)
     assert result.circuits is not None
@@ -142,7 +142,7 @@ def test_a_run_counts_what_it_sent_and_scores_what_it_hands_back(settings):
 
 
 @pytest.mark.long
-def test_a_killed_run_ends_as_the_unbroken_one(settings):
+def test_killed_run_resumes_to_the_same_result(settings):
     whole = train(settings("whole"))
 
     def kill():
@@ -159,7 +159,7 @@ def test_a_killed_run_ends_as_the_unbroken_one(settings):
 
 
 @pytest.mark.long
-def test_a_device_that_fails_at_random_changes_nothing(settings, device):
+def test_random_device_failures_do_not_change_the_result(settings, device):
     plain = train(settings("plain"))
     progress = At()
     result = train(settings(backend_settings={"backend": f"{device}:device", "shots": 512}), progress)
@@ -173,7 +173,7 @@ def test_a_device_that_fails_at_random_changes_nothing(settings, device):
 
 
 @pytest.mark.long
-def test_a_device_that_goes_down_costs_no_finished_step(settings, device):
+def test_device_outage_keeps_completed_steps(settings, device):
     plain = train(settings("plain"))
     chosen = settings(backend_settings={"backend": f"{device}:make", "shots": 512}, save_every=None)
     down = device.parent / "down"
@@ -193,7 +193,7 @@ def test_a_device_that_goes_down_costs_no_finished_step(settings, device):
 
 
 @pytest.mark.long
-def test_a_larger_budget_lets_a_run_go_on(settings):
+def test_run_resumes_with_a_larger_shot_budget(settings):
     needed = 512 * (STEPS * N_CIRCUITS)
     with pytest.raises(
         ConfigError, match=f"6 steps of 21 circuits with 512 shots need {needed:,} shots, more than the shot"
@@ -213,7 +213,7 @@ def test_a_larger_budget_lets_a_run_go_on(settings):
     assert same(weights(result), weights(train(settings("whole"))))
 
 
-def test_other_shots_are_another_run(settings):
+def test_changed_shots_are_refused_on_resume(settings):
     def kill():
         raise Killed
 
@@ -239,7 +239,7 @@ def test_other_shots_are_another_run(settings):
         ({"backend": "{device}:text"}, "is a string; it must be a device or sampler, or return one"),
     ],
 )
-def test_what_cannot_work_is_refused_before_any_work(settings, device, backend, message):
+def test_invalid_backend_settings_are_refused(settings, device, backend, message):
     given = {k: v.format(device=device) if isinstance(v, str) else v for k, v in backend.items()}
     chosen = settings(backend_settings=given)
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
@@ -247,7 +247,7 @@ def test_what_cannot_work_is_refused_before_any_work(settings, device, backend, 
     assert not Path(chosen.out).exists()
 
 
-def test_only_qpa_has_a_circuit_for_a_backend(settings):
+def test_backend_is_refused_for_other_methods(settings):
     with pytest.raises(
         ConfigError, match="backends are for QPA's circuit; method lora has no circuit that runs once a"
     ):
@@ -257,7 +257,7 @@ def test_only_qpa_has_a_circuit_for_a_backend(settings):
         train(chosen)
 
 
-def test_a_plan_forecasts_what_the_run_uses(settings, tiny_model):
+def test_plan_forecasts_the_circuits_of_the_run(settings, tiny_model):
     config = qpeft.QPAConfig(
         r=4, chunk_size=80, hidden=(4, 8), n_layers=2, target_modules="all-linear", task_type="CAUSAL_LM"
     )

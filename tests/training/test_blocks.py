@@ -26,7 +26,7 @@ def some_tokens(length: int, first_id: int = 1) -> Tokens:
 
 @given(values=TEXTS)
 @settings(max_examples=60)
-def test_tokens_stand_for_all_bytes_of_their_text(tokenizer, values):
+def test_bytes_of_tokens_add_up_to_the_text(tokenizer, values):
     encoded = encode(texts(*values), tokenizer)
     assert [int(tokens.n_bytes.sum()) for tokens in encoded] == [len(value.encode()) for value in values]
     assert all((tokens.n_bytes >= 0).all() for tokens in encoded)
@@ -34,7 +34,7 @@ def test_tokens_stand_for_all_bytes_of_their_text(tokenizer, values):
 
 @given(values=TEXTS, seq_len=st.integers(2, 40))
 @settings(max_examples=60)
-def test_blocks_are_the_texts_with_one_end_of_text_between_two(tokenizer, values, seq_len):
+def test_blocks_join_texts_with_one_end_of_text_token(tokenizer, values, seq_len):
     blocks = cut(texts(*values), seq_len, tokenizer)
     chain = [END]
     for value in values:
@@ -45,7 +45,7 @@ def test_blocks_are_the_texts_with_one_end_of_text_between_two(tokenizer, values
     assert all(len(block.ids) == seq_len for block in blocks[:-1])
 
 
-def test_blanks_that_offsets_leave_out_belong_to_the_next_token(tokenizer):
+def test_spaces_missing_in_offsets_count_for_the_next_token(tokenizer):
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
 
@@ -56,7 +56,7 @@ def test_blanks_that_offsets_leave_out_belong_to_the_next_token(tokenizer):
     assert encode(texts("the king"), trimming)[0].n_bytes.sum() == len("the king")
 
 
-def test_the_prompt_is_not_scored_and_the_answer_ends(tokenizer):
+def test_prompt_is_not_scored_and_answer_has_an_end(tokenizer):
     row = {"prompt": "the king", "completion": " sings"}
     (tokens,) = encode([row], tokenizer)
     assert tokenizer.decode(tokens.ids[tokens.scored]) == " sings<end>"
@@ -64,7 +64,7 @@ def test_the_prompt_is_not_scored_and_the_answer_ends(tokenizer):
     assert tokens.n_bytes[tokens.scored].sum() == len(" sings")
 
 
-def test_a_token_that_reaches_into_the_answer_is_scored(tokenizer):
+def test_token_spanning_prompt_and_answer_is_scored(tokenizer):
     together = tokenizer("king")["input_ids"]
     assert len(together) == 1
     (tokens,) = encode([{"prompt": "ki", "completion": "ng"}], tokenizer)
@@ -84,7 +84,7 @@ def chat(tokenizer):
     return chat
 
 
-def test_only_the_assistants_words_are_scored(chat):
+def test_only_assistant_messages_are_scored(chat):
     messages = [
         {"role": "user", "content": "see the fox"},
         {"role": "assistant", "content": "the bird"},
@@ -96,7 +96,7 @@ def test_only_the_assistants_words_are_scored(chat):
     assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end>a king<end>"
 
 
-def test_only_an_answer_is_followed_by_the_end_of_text(chat):
+def test_end_of_text_follows_only_an_answer(chat):
     question, answer = {"role": "user", "content": "see"}, {"role": "assistant", "content": "the bird"}
     chat.chat_template = chat.chat_template.replace("<end>", "")
     conversations = [[question], [question, answer, question], [question, answer]]
@@ -112,13 +112,13 @@ def test_messages_need_a_chat_template(tokenizer):
         encode([{"messages": [{"role": "user", "content": "x"}]}], tokenizer)
 
 
-def test_long_examples_are_cut_off_and_hopeless_ones_left_out(tokenizer):
+def test_long_examples_are_truncated_or_left_out(tokenizer):
     rows = [{"prompt": "a ", "completion": "fox " * 20}, {"prompt": "fox " * 20, "completion": "a"}]
     (block,) = cut(rows, 8, tokenizer)
     assert len(block.ids) == 8
 
 
-def test_token_0_is_a_word_when_the_attention_mask_says_so():
+def test_attention_mask_distinguishes_token_0_from_padding():
     block = Tokens(np.array([5, 0, 0]), np.ones(3, dtype=bool), np.ones(3, dtype=np.int64))
     batch = collate([block, some_tokens(4)])
     assert batch["input_ids"].tolist() == [[5, 0, 0, 0], [1, 2, 3, 4]]
@@ -127,7 +127,7 @@ def test_token_0_is_a_word_when_the_attention_mask_says_so():
     assert "position_ids" not in batch
 
 
-def test_padding_on_the_left_numbers_the_positions_of_real_tokens():
+def test_left_padding_gives_position_ids_of_the_tokens():
     batch = collate([some_tokens(2), some_tokens(4)], padding_side="left")
     assert batch["position_ids"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
     assert batch["labels"].tolist() == [[IGNORED, IGNORED, IGNORED, 2], [IGNORED, 2, 3, 4]]
@@ -153,7 +153,7 @@ def test_every_20th_document_is_held_out(tmp_path, tokenizer):
     assert {len(block.ids) for block in blocks.train} == {8}
 
 
-def test_of_few_documents_the_last_20th_of_the_blocks_is_held_out(tmp_path, tokenizer):
+def test_last_20th_of_the_blocks_is_held_out_of_few_documents(tmp_path, tokenizer):
     whole = cut(texts("the king sings " * 70), 5, tokenizer)
     assert len(whole) > 40
     blocks = load_blocks(data(tmp_path, texts("the king sings " * 70)), 5, tokenizer)
@@ -162,7 +162,7 @@ def test_of_few_documents_the_last_20th_of_the_blocks_is_held_out(tmp_path, toke
     assert len(blocks.train) == len(whole) - len(blocks.evaluation)
 
 
-def test_training_drops_the_partial_block_and_evaluation_keeps_it(tmp_path, tokenizer):
+def test_partial_block_is_evaluated_but_not_trained(tmp_path, tokenizer):
     row = texts("the king sings " * 9)
     n = len(tokenizer(row[0]["text"])["input_ids"])
     blocks = load_blocks(data(tmp_path, row, eval_data=str(tmp_path / "data.jsonl")), n // 3 - 1, tokenizer)
@@ -172,7 +172,7 @@ def test_training_drops_the_partial_block_and_evaluation_keeps_it(tmp_path, toke
     assert [len(block.ids) for block in blocks.train] == lengths[:-1]
 
 
-def test_evaluation_takes_at_most_so_many_blocks_spread_evenly(tmp_path, tokenizer):
+def test_evaluation_blocks_are_limited_and_evenly_spaced(tmp_path, tokenizer):
     settings = data(tmp_path, texts("the king sings " * 60), eval_data=str(tmp_path / "data.jsonl"), eval_blocks=3)
     chosen = load_blocks(settings, 5, tokenizer).evaluation
     settings.eval_blocks = 0
@@ -195,7 +195,7 @@ def test_too_little_text_is_refused(tmp_path, tokenizer, rows, message):
     assert message in str(refused.value)
 
 
-def test_validation_data_with_nothing_to_score_is_named(tmp_path, tokenizer):
+def test_validation_data_without_tokens_to_score_is_refused(tmp_path, tokenizer):
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"prompt": "fox " * 40, "completion": "a"}))
     settings = data(tmp_path, [{"prompt": "the", "completion": " fox"}], eval_data=str(other))
@@ -203,7 +203,7 @@ def test_validation_data_with_nothing_to_score_is_named(tmp_path, tokenizer):
         load_blocks(settings, 16, tokenizer)
 
 
-def test_the_hash_sees_tokens_marks_and_the_split():
+def test_hash_depends_on_tokens_marks_and_split():
     one, two = some_tokens(4), some_tokens(4, first_id=9)
     unmarked = one._replace(scored=np.array([True, False, True, True]))
     hashes = {

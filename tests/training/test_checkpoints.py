@@ -28,14 +28,14 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_only_the_last_two_are_kept(tmp_path):
+def test_only_the_last_two_checkpoints_are_kept(tmp_path):
     for step in (5, 10, 95, 100):
         save(tmp_path, step)
     assert names(tmp_path) == ["checkpoint-100", "checkpoint-95"]
     assert step_of(last_whole(tmp_path)) == 100
 
 
-def test_one_without_its_marker_does_not_count_and_goes(tmp_path):
+def test_checkpoint_without_marker_is_ignored_and_removed(tmp_path):
     whole = save(tmp_path, 5)
     save(tmp_path, 10, whole=False)
     assert last_whole(tmp_path) == whole
@@ -43,7 +43,7 @@ def test_one_without_its_marker_does_not_count_and_goes(tmp_path):
     assert names(tmp_path) == ["checkpoint-5"]
 
 
-def test_one_that_lost_a_file_does_not_count_and_goes(tmp_path):
+def test_checkpoint_with_a_missing_file_is_ignored_and_removed(tmp_path):
     whole, robbed = save(tmp_path, 5), save(tmp_path, 10)
     assert last_whole(tmp_path) == robbed
     (robbed / "weights").unlink()
@@ -52,7 +52,7 @@ def test_one_that_lost_a_file_does_not_count_and_goes(tmp_path):
     assert names(tmp_path) == ["checkpoint-5"]
 
 
-def test_other_files_stay(tmp_path):
+def test_other_files_are_kept(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "checkpoint-of-mine").mkdir()
     save(tmp_path, 5, whole=False)
@@ -60,7 +60,7 @@ def test_other_files_stay(tmp_path):
     assert names(tmp_path) == ["checkpoint-of-mine", "runs"]
 
 
-def test_a_kill_while_an_old_one_is_removed_leaves_none_half(tmp_path, monkeypatch):
+def test_kill_while_removing_a_checkpoint_leaves_no_partial_one(tmp_path, monkeypatch):
     import shutil
 
     for step in (5, 10):
@@ -74,7 +74,7 @@ def test_a_kill_while_an_old_one_is_removed_leaves_none_half(tmp_path, monkeypat
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-15"]
 
 
-def test_a_kill_before_an_old_one_is_removed_leaves_it_to_the_next_run(tmp_path, monkeypatch):
+def test_kill_before_removal_leaves_the_checkpoint_to_the_next_run(tmp_path, monkeypatch):
     for step in (5, 10):
         save(tmp_path, step)
     with monkeypatch.context() as patch:
@@ -84,7 +84,7 @@ def test_a_kill_before_an_old_one_is_removed_leaves_it_to_the_next_run(tmp_path,
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-15"]
 
 
-def test_its_rows_are_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+def test_metrics_are_synced_before_the_checkpoint_marker(tmp_path, monkeypatch):
     done = []
     log = MetricsLog(tmp_path / "metrics.jsonl", None)
     monkeypatch.setattr("qpeft.training.metrics_log.sync", lambda path: done.append(path.name))
@@ -93,7 +93,7 @@ def test_its_rows_are_on_the_disk_before_it_counts(tmp_path, monkeypatch):
     assert done == ["metrics.jsonl", "checkpoint-5"]
 
 
-def test_nothing_to_go_on_from(tmp_path):
+def test_no_checkpoint_to_resume_from(tmp_path):
     assert last_whole(tmp_path / "absent") is None
     prune(tmp_path / "absent")
 
@@ -108,11 +108,11 @@ def test_nothing_to_go_on_from(tmp_path):
         (RuntimeError("shape mismatch"), False),
     ],
 )
-def test_the_words_of_a_full_disk(error, full):
+def test_full_disk_is_recognized_by_message(error, full):
     assert is_disk_full(error) is full
 
 
-def test_metrics_go_on_from_the_resumed_step(tmp_path):
+def test_metrics_resume_at_the_resumed_step(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path, None)
     for step in range(5):
@@ -125,7 +125,7 @@ def test_metrics_go_on_from_the_resumed_step(tmp_path):
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
 
-def test_metrics_that_are_a_pipe_are_not_waited_for(tmp_path):
+def test_reading_metrics_from_a_pipe_does_not_block(tmp_path):
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(CheckpointError, match="it is not a file"):
         read_rows(tmp_path / "metrics.jsonl")
@@ -140,7 +140,7 @@ def test_metrics_that_are_a_pipe_are_not_waited_for(tmp_path):
         ('{"step": 1, "seconds": null}', "a row lacks step or seconds"),
     ],
 )
-def test_damaged_metrics_are_refused_unless_the_run_begins_anew(tmp_path, line, message):
+def test_damaged_metrics_are_refused_on_resume(tmp_path, line, message):
     path = tmp_path / "metrics.jsonl"
     content = f'{{"step": 0, "seconds": 0.1}}\n{line}\n{{"step": 2, "seconds": 0.2}}\n'
     path.write_text(content)
@@ -152,7 +152,7 @@ def test_damaged_metrics_are_refused_unless_the_run_begins_anew(tmp_path, line, 
     assert read_rows(path) == []
 
 
-def test_metrics_without_their_beginning_are_refused(tmp_path):
+def test_metrics_without_first_rows_are_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
     for content in ("", '{"step": 2, "seconds": 0.2}\n'):
         path.write_text(content)
@@ -161,14 +161,14 @@ def test_metrics_without_their_beginning_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("figure", ["", ', "eval_nats": "1.5"', ', "eval_nats": null'])
-def test_scores_that_are_no_numbers_are_refused(tmp_path, figure):
+def test_scores_that_are_not_numbers_are_refused(tmp_path, figure):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 0, "seconds": 0.1, "eval_loss": 1.0, "eval_n_tokens": 2, "eval_n_bytes": 3{figure}}}\n')
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged .a score: .*eval_nats|nats is"):
         read_scores(path, LanguageModelScore)
 
 
-def test_metrics_begin_anew_without_a_checkpoint(tmp_path):
+def test_metrics_start_empty_without_a_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     MetricsLog(path, None).append(0, {"loss": 1.0})
     MetricsLog(path, None)
@@ -176,13 +176,13 @@ def test_metrics_begin_anew_without_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("spoil", [lambda marker: marker.write_bytes(b"\xff"), lambda marker: marker.mkdir()])
-def test_a_spoiled_marker_does_not_count(tmp_path, spoil):
+def test_checkpoint_with_a_damaged_marker_is_ignored(tmp_path, spoil):
     (tmp_path / "checkpoint-1").mkdir()
     spoil(tmp_path / "checkpoint-1" / "complete")
     assert last_whole(tmp_path) is None
 
 
-def test_a_marker_is_what_sha256sum_reads(tmp_path):
+def test_marker_has_the_format_of_sha256sum(tmp_path):
     """The program of that name, where there is one, finds the same files whole, and the same one spoiled."""
     checkpoint = save(tmp_path, 1)
     check = ["sha256sum", "--check", "--quiet", "complete"]

@@ -1,4 +1,4 @@
-"""Whole runs of both classifications: what is learned, kept, written and resumed."""
+"""Complete runs of text and image classification: learned, saved, resumed."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def score_of(model, asked: TrainSettings):
 @pytest.mark.parametrize(
     "method", ["lora", *(pytest.param(name, marks=pytest.mark.long) for name in METHODS if name != "lora")]
 )
-def test_every_method_learns_and_reloads_in_stock_libraries(settings, task, method):
+def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, method):
     asked = settings(task, method=method, method_settings=METHODS[method])
     result = train(asked)
     assert result.after.loss < 0.9 * result.before.loss
@@ -85,13 +85,13 @@ def test_every_method_learns_and_reloads_in_stock_libraries(settings, task, meth
 
 @pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
-def test_it_learns_what_is_there(settings, task):
+def test_classifier_learns_a_separable_task(settings, task):
     result = train(settings(task, method="lora", method_settings={"r": 4}, steps=120))
     assert result.after.accuracy > 0.9 > result.before.accuracy
 
 
 @pytest.mark.long
-def test_a_decoder_learns_too(settings, tiny_decoder, tmp_path):
+def test_decoder_learns_a_separable_task(settings, tiny_decoder, tmp_path):
     rows = [f"{'the king ' * (i % 5)}sings {('well', 'night')[i % 2]}\t{i % 2}\n" for i in range(64)]
     (tmp_path / "ends.tsv").write_text("".join(rows))
     data = {"data": str(tmp_path / "ends.tsv"), "eval_data": str(tmp_path / "ends.tsv")}
@@ -107,7 +107,7 @@ def test_a_decoder_learns_too(settings, tiny_decoder, tmp_path):
     ("method", "task"),
     [("qpa", TASKS[0]), ("qpa", TASKS[1]), ("lora", TASKS[0]), ("head", TASKS[1]), ("full", TASKS[1])],
 )
-def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, task, method):
+def test_killed_run_resumes_to_bit_equal_weights(settings, task, method):
     short = {"steps": 7, "save_every": 2, "eval_every": 3, "batch_size": 5, "gradient_accumulation_steps": 2}
     chosen = {"method": method, "method_settings": METHODS[method], **short}
     unbroken = train(settings(task, "unbroken", **chosen))
@@ -120,7 +120,7 @@ def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(settings, task, meth
 
 @pytest.mark.long
 @pytest.mark.parametrize("base", ["tiny_encoder", "tiny_vit", "tiny_decoder"])
-def test_accumulated_batches_are_one_batch(settings, request, base):
+def test_gradient_accumulation_equals_one_batch(settings, request, base):
     """The models' own losses would make the gradient of two halves twice that of the whole."""
     task = "image-classification" if base == "tiny_vit" else "text-classification"
     chosen = {"model": str(request.getfixturevalue(base)), "method": "head", "steps": 3, "eval_every": 3}
@@ -143,7 +143,7 @@ def tiny_decoder(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_head_is_drawn_from_the_seed_alone(settings, task):
+def test_head_depends_only_on_the_seed(settings, task):
     def head(seed):
         torch.manual_seed(torch.seed() % 1000)  # whatever was drawn before
         asked = settings(task, seed=seed)
@@ -155,7 +155,7 @@ def test_the_head_is_drawn_from_the_seed_alone(settings, task):
 
 
 @pytest.mark.long
-def test_a_base_with_a_head_for_these_classes_keeps_and_trains_it(settings, tmp_path):
+def test_existing_head_for_the_same_classes_is_kept_and_trained(settings, tmp_path):
     first = train(settings("image-classification", "first", method="full"))
     asked = settings("image-classification", "second", model=str(first.exported), method="head", steps=2, lr=1e-9)
     second = train(asked)
@@ -163,7 +163,7 @@ def test_a_base_with_a_head_for_these_classes_keeps_and_trains_it(settings, tmp_
     assert second.trainable_head == 16 * 3 + 3
 
 
-def test_a_head_for_other_classes_is_drawn_anew(settings, tiny_vit, bar_files, tmp_path):
+def test_head_for_other_classes_is_replaced(settings, tiny_vit, bar_files, tmp_path):
     import numpy as np
 
     first = train(settings("image-classification", "first", method="full", steps=2))
@@ -210,14 +210,14 @@ def test_heads_of_other_families_are_found():
                 assert sorted(found) == sorted(names)
 
 
-def test_the_body_of_the_base_is_loaded_as_it_is(settings, tiny_encoder):
+def test_body_of_the_base_is_not_changed(settings, tiny_encoder):
     asked = settings("text-classification")
     loaded, stock = task_class(asked.task)(asked).load_base(), BertForMaskedLM.from_pretrained(tiny_encoder)
     ours, theirs = loaded.bert.encoder.state_dict(), stock.bert.encoder.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_what_the_base_lacks_is_said_and_trained_with_the_head(settings, tiny_encoder):
+def test_missing_weights_of_the_base_are_reported_and_trained(settings, tiny_encoder):
     asked = settings("text-classification", method="lora", steps=2)
     with pytest.warns(
         UserWarning, match=r"no weights for bert\.pooler; they are initialized from the seed and trained"
@@ -229,25 +229,25 @@ def test_what_the_base_lacks_is_said_and_trained_with_the_head(settings, tiny_en
 
 @pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
-def test_a_half_precision_base_has_a_head_in_full_precision(settings, task):
+def test_bfloat16_base_has_a_float32_head(settings, task):
     result = train(settings(task, method="lora", method_settings={"r": 2}, dtype="bfloat16"))
     assert result.after.loss < 0.9 * result.before.loss
     assert {tensor.dtype for tensor in weights(result.exported).values()} == {torch.float32}
 
 
-def test_frames_from_the_gradient_of_a_classification(settings):
+def test_frames_are_fitted_to_the_gradient_of_a_classification(settings):
     result = train(
         settings("image-classification", method="quantum_peft", method_settings={"r": 2, "frame": "gradient"})
     )
     assert result.after.loss < 0.9 * result.before.loss
 
 
-def test_a_run_without_evaluation_data_holds_some_out(settings):
+def test_run_without_evaluation_data_holds_out_examples(settings):
     result = train(settings("text-classification", eval_data=None, method="head", steps=2))
     assert result.after.n_examples == 4  # of 96 in two classes, every 20th
 
 
-def test_result_json_gives_the_same_result_back(settings):
+def test_result_json_round_trips(settings):
     result = train(settings("image-classification", method="lora", steps=3))
     found = read_result(result.out / "result.json")
     assert found.already_finished
@@ -257,7 +257,7 @@ def test_result_json_gives_the_same_result_back(settings):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_another_run_with_other_data_or_task_is_refused(settings, tiny_vit):
+def test_changed_data_or_task_is_refused(settings, tiny_vit):
     train(settings("image-classification", method="head", steps=2))
     with pytest.raises(CheckpointError, match="label_column was 'label', now 'kind'"):
         train(settings("image-classification", method="head", steps=2, label_column="kind"))
@@ -265,7 +265,7 @@ def test_another_run_with_other_data_or_task_is_refused(settings, tiny_vit):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", ["qpa", "lora"])
-def test_the_lines_of_every_card_load_the_adapter(settings, task, method, monkeypatch):
+def test_code_in_each_model_card_loads_the_adapter(settings, task, method, monkeypatch):
     asked = settings(task, method=method, method_settings=METHODS[method], steps=3)
     result = train(asked)
     assert "| accuracy | 0." in (result.out / "README.md").read_text()
@@ -284,7 +284,7 @@ def test_the_lines_of_every_card_load_the_adapter(settings, task, method, monkey
         assert score_of(found["model"].eval(), asked).loss == pytest.approx(result.after.loss, abs=1e-5)
 
 
-def test_modules_that_the_user_wants_to_save_come_beside_the_head(settings):
+def test_modules_to_save_are_trained_in_addition_to_the_head(settings):
     asked = settings("image-classification", method="lora", steps=2)
     asked.method_settings = {"modules_to_save": ["layernorm"], "target_modules": ["q_proj"]}
     result = train(asked)
@@ -295,7 +295,7 @@ def test_modules_that_the_user_wants_to_save_come_beside_the_head(settings):
 
 @pytest.mark.long
 @pytest.mark.parametrize(("task", "host"), [("image-classification", "loha"), ("text-classification", "prefix")])
-def test_qpa_goes_over_other_hosts(settings, task, host):
+def test_qpa_generates_other_hosts(settings, task, host):
     generator = {"chunk_size": 32, "hidden": (6, 5)}
     asked = settings(task, method="qpa", host=host, method_settings=generator)
     result = train(asked)
@@ -316,13 +316,13 @@ def test_compact_adapters_reload(settings):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"task": "causal-lm", "labels": []}', '{"task": "x"}'])
-def test_a_damaged_record_is_refused(tmp_path, content):
+def test_damaged_record_is_refused(tmp_path, content):
     (tmp_path / "task.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"task\.json is damaged"):
         read_record(tmp_path)
 
 
-def test_the_head_alone_is_for_classifications(settings):
+def test_head_alone_is_for_classifications(settings):
     asked = settings("text-classification", method="head")
     asked.task = "causal-lm"
     with pytest.raises(ConfigError, match="task causal-lm has none"):

@@ -1,4 +1,4 @@
-"""Every adapter that a run knows, trained itself and written by QPA: scored, saved, reloaded, exported."""
+"""Hosts of QPA: which settings and tasks are refused."""
 
 import dataclasses
 
@@ -41,26 +41,26 @@ def settings(tiny_model, text_file, tmp_path):
     return make
 
 
-def test_a_host_is_for_qpa(settings):
+def test_host_is_refused_for_other_methods(settings):
     with pytest.raises(ConfigError, match="host prefix is for method qpa; method lora has no host"):
         train(dataclasses.replace(settings("prefix"), method="lora"))
 
 
-def test_a_setting_that_the_host_lacks_is_named_after_it(settings):
+def test_unknown_setting_names_the_host(settings):
     with pytest.raises(ConfigError, match="unknown setting of host prefix: 'lora_alpha'"):
         train(settings("prefix", method_settings={"lora_alpha": 4}))
 
 
-def test_a_prefix_leaves_no_room_for_itself_in_the_context(settings):
+def test_prefix_is_subtracted_from_the_context(settings):
     with pytest.raises(ConfigError, match="virtual tokens"):
         train(settings("prefix", seq_len=64))
 
 
-def test_peft_says_what_a_host_cannot_adapt(settings):
+def test_refusal_of_peft_is_a_config_error(settings):
     with pytest.raises(ConfigError, match=r"Conv1D.* not supported"):
         train(settings("loha"))
 
 
-def test_images_have_no_place_for_a_prompt(settings):
+def test_prompt_method_is_refused_for_images(settings):
     with pytest.raises(ConfigError, match="images have none"):
         train(settings("prompt", task="image-classification"))

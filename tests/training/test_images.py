@@ -56,7 +56,7 @@ def arrays(path, **content):
     return path
 
 
-def test_a_folder_of_folders(tmp_path):
+def test_folder_with_one_sub_folder_per_class_is_read(tmp_path):
     folder = folder_of(tmp_path / "animals")
     picture(folder / "dog" / "more" / "b.jpg", (0, 0, 0))
     (folder / "dog" / "notes.txt").write_text("not an image")
@@ -67,7 +67,7 @@ def test_a_folder_of_folders(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["validation", "val", "test"])
-def test_a_folder_with_parts(read, tmp_path, part):
+def test_folder_with_train_and_validation_is_read(read, tmp_path, part):
     folder = tmp_path / "animals"
     folder_of(folder / "train", each=4)
     folder_of(folder / part, each=2)
@@ -78,7 +78,7 @@ def test_a_folder_with_parts(read, tmp_path, part):
         read(folder, eval_data=str(folder_of(tmp_path / "evaluated", ("cow", "dog"))))
 
 
-def test_a_part_to_train_on_needs_one_to_be_scored_on_where_it_is_asked_for(read, tmp_path):
+def test_missing_validation_folder_is_refused_when_needed(read, tmp_path):
     folder = tmp_path / "animals"
     folder_of(folder / "train", each=4)
     assert len(read(folder).evaluation) == 2  # held out
@@ -86,7 +86,7 @@ def test_a_part_to_train_on_needs_one_to_be_scored_on_where_it_is_asked_for(read
         load_images(str(folder), "validation", "label")
 
 
-def test_arrays_with_and_without_names(read, tmp_path):
+def test_arrays_are_read_with_and_without_class_names(read, tmp_path):
     images = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
     bare = arrays(tmp_path / "bare.npz", images=images, labels=np.array([9, 10, 9, 10], dtype=np.uint8))
     assert read(bare).labels.names == ("9", "10")
@@ -100,7 +100,7 @@ def test_arrays_with_and_without_names(read, tmp_path):
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (8, 8, 3), (8, 8, 4), (5, 12), (16, 16, 3)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_every_image_is_brought_to_the_models_size_and_channels(tmp_path, make_vit_folder, shape, channels):
+def test_images_are_converted_to_the_models_size_and_channels(tmp_path, make_vit_folder, shape, channels):
     images = np.random.default_rng(0).integers(0, 256, (4, *shape), dtype=np.uint8)
     file = arrays(tmp_path / "x.npz", images=images, labels=np.array([0, 1, 0, 1]))
     with pytest.warns(UserWarning, match=f"converted to 8 x 8 and {channels} channel"):
@@ -137,7 +137,7 @@ def make_vit_folder(tmp_path):
     return make
 
 
-def test_the_processor_of_the_base_is_used(read, tiny_vit, tmp_path, recwarn):
+def test_processor_of_the_base_is_used(read, tiny_vit, tmp_path, recwarn):
     task = read(folder_of(tmp_path / "animals"))
     assert type(task.processor).__name__ == "ViTImageProcessorPil"
     assert task.collate(task.train)["pixel_values"].shape == (4, 3, 8, 8)
@@ -158,7 +158,7 @@ def test_files_and_arrays_give_the_same_pixels(read, tmp_path):
     assert from_files.sha256() != from_array.sha256()  # the bytes that were read
 
 
-def test_the_hash_follows_a_pixel(read, tmp_path):
+def test_hash_depends_on_every_pixel(read, tmp_path):
     folder = folder_of(tmp_path / "animals")
     before = read(folder).sha256()
     assert read(folder).sha256() == before
@@ -188,7 +188,7 @@ LABELS = np.array([0, 1, 0, 1])
         ({"images": IMAGES, "labels": LABELS * 0}, "has only the class '0'"),
     ],
 )
-def test_arrays_of_another_form_are_refused(read, tmp_path, content, message):
+def test_arrays_in_another_format_are_refused(read, tmp_path, content, message):
     with pytest.raises(DataError, match=message):
         read(arrays(tmp_path / "x.npz", **content))
 
@@ -199,7 +199,7 @@ def test_pickled_arrays_are_never_loaded(tmp_path):
         load_images(str(file), "train", "label")
 
 
-def test_a_single_array_is_refused(tmp_path):
+def test_single_array_is_refused(tmp_path):
     np.save(tmp_path / "x.npy", IMAGES)
     (tmp_path / "x.npy").rename(tmp_path / "x.npz")
     with pytest.raises(DataError, match="has no array 'images'; its arrays: no name"):
@@ -214,7 +214,7 @@ def test_damaged_arrays_are_refused(tmp_path, keep):
         load_images(str(tmp_path / "x.npz"), "train", "label")
 
 
-def test_arrays_packed_in_an_unknown_way_are_refused(tmp_path):
+def test_arrays_with_unsupported_compression_are_refused(tmp_path):
     content = bytearray(arrays(tmp_path / "x.npz", images=IMAGES, labels=LABELS).read_bytes())
     for header, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):  # where the method of compression stands
         at = content.index(header) + place
@@ -245,20 +245,20 @@ def test_arrays_with_a_wrong_checksum_are_refused(tmp_path):
         (lambda folder: folder.write_text("x"), "cannot read images from"),
     ],
 )
-def test_folders_of_another_form_are_refused(read, tmp_path, made, message):
+def test_folders_in_another_format_are_refused(read, tmp_path, made, message):
     made(tmp_path / "data")
     with pytest.raises(DataError, match=message):
         read(tmp_path / "data")
 
 
-def test_a_missing_source_is_explained(read, tmp_path):
+def test_missing_source_names_similar_files(read, tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(DataError, match="similar: photos"):
         read(tmp_path / "photo")
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", None])
-def test_an_unreadable_image_is_named(read, tmp_path, content):
+def test_unreadable_image_is_named(read, tmp_path, content):
     folder = folder_of(tmp_path / "animals")
     broken = picture(folder / "dog" / "broken.png", (1, 2, 3), size=(64, 64))
     broken.write_bytes(broken.read_bytes()[:60] if content is None else content)
@@ -296,7 +296,7 @@ def hub(monkeypatch, rows, features, splits=("train", "validation")):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: HubSet(rows, features))
 
 
-def test_images_of_the_hub(monkeypatch, tmp_path):
+def test_images_of_a_hub_data_set_are_read(monkeypatch, tmp_path):
     encoded = picture(tmp_path / "x.png", (1, 2, 3)).read_bytes()
     rows = [{"img": {"bytes": encoded, "path": None}, "label": 1}]
     hub(monkeypatch, rows, {"img": object(), "label": ClassLabel()})
@@ -309,7 +309,7 @@ def test_images_of_the_hub(monkeypatch, tmp_path):
         load_images("someone/animals", "train", "label")
 
 
-def test_an_image_of_the_hub_that_cannot_be_decoded(monkeypatch):
+def test_undecodable_image_of_a_hub_data_set_is_refused(monkeypatch):
     rows = [{"image": {"bytes": b"?", "path": None}, "label": 1}]
     hub(monkeypatch, rows, {"image": object(), "label": object()})
     with pytest.raises(DataError, match="cannot read an image"):
@@ -317,13 +317,13 @@ def test_an_image_of_the_hub_that_cannot_be_decoded(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
-def test_virtual_tokens_are_not_for_images(method):
+def test_virtual_tokens_are_refused_for_images(method):
     settings = TrainSettings(task="image-classification", model="m", data="d", out="o", method=method)
     with pytest.raises(ConfigError, match="images have none"):
         settings.check()
 
 
-def test_sixteen_bits_become_eight(tmp_path):
+def test_sixteen_bit_images_are_scaled_to_eight(tmp_path):
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
     shown = np.asarray(open_image(tmp_path / "ramp.png", "L"))
@@ -337,7 +337,7 @@ def test_images_of_floats_are_refused(tmp_path):
         open_image(tmp_path / "a.tiff", "L")
 
 
-def test_a_photograph_is_turned_upright(tmp_path):
+def test_photograph_is_rotated_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned by a quarter
     Image.new("RGB", (40, 20)).save(tmp_path / "a.jpg", exif=exif)
@@ -345,27 +345,27 @@ def test_a_photograph_is_turned_upright(tmp_path):
 
 
 @pytest.mark.parametrize(("train", "evaluation"), [("Training", "Testing"), ("TRAIN", "Valid")])
-def test_parts_may_have_their_other_usual_names(tmp_path, train, evaluation):
+def test_other_names_of_split_folders_are_accepted(tmp_path, train, evaluation):
     folder_of(tmp_path / "data" / train)
     folder_of(tmp_path / "data" / evaluation, each=1)
     assert has_validation_images(str(tmp_path / "data"))
     assert [name for _, name in load_images(str(tmp_path / "data"), "validation", "label")] == ["cat", "dog"]
 
 
-def test_a_folder_of_data_sets_is_no_data_set(tmp_path):
+def test_folder_of_data_sets_is_refused(tmp_path):
     folder_of(tmp_path / "birds")
     folder_of(tmp_path / "fish")
     with pytest.raises(DataError, match=r"birds has images only in its sub-folders \(cat, dog\), so it is not a class"):
         load_images(str(tmp_path), "train", "label")
 
 
-def test_names_as_bytes(tmp_path):
+def test_class_names_may_be_bytes(tmp_path):
     images, labels = np.zeros((4, 2, 2), np.uint8), np.array([0, 1, 0, 1])
     file = arrays(tmp_path / "a.npz", images=images, labels=labels, names=np.array([b"cat", b"dog"]))
     assert [name for _, name in load_images(str(file), "train", "label")] == ["cat", "dog", "cat", "dog"]
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_reading_an_image_from_a_pipe_does_not_block(tmp_path):
     (tmp_path / "cat").mkdir()
     os.mkfifo(tmp_path / "cat" / "1.png")
     with pytest.raises(DataError, match="it is not a file"):

@@ -30,7 +30,7 @@ def words(task: TextClassification, examples) -> list[tuple[str, str]]:
     return [(decode(ids, skip_special_tokens=True), task.labels.names[index]) for ids, index in examples]
 
 
-def test_every_form_of_a_table_is_read_alike(read, tmp_path):
+def test_tables_in_all_formats_give_the_same_examples(read, tmp_path):
     rows = [("the king sings", "b"), ("a fox", "a"), ("the queen", "b"), ("wood at night", "a")]
     forms = {
         "bare.tsv": "".join(f"{text}\t{name}\n" for text, name in rows),
@@ -48,13 +48,13 @@ def test_every_form_of_a_table_is_read_alike(read, tmp_path):
     assert len(hashes) == 1
 
 
-def test_other_columns_by_name(read, tmp_path):
+def test_columns_with_other_names_are_read(read, tmp_path):
     (tmp_path / "x.jsonl").write_text('{"s": "the king", "c": 1}\n{"s": "a fox", "c": 0}\n' * 2)
     task = read(tmp_path / "x.jsonl", text_column="s", label_column="c")
     assert words(task, task.train) == [("the king", "1"), ("a fox", "0")]
 
 
-def test_quotation_marks_of_a_tsv_stay(tmp_path):
+def test_quotation_marks_in_a_tsv_are_kept(tmp_path):
     (tmp_path / "x.tsv").write_text('a "b\tc" d\t1\r\n')
     with pytest.raises(DataError, match=r"line 1: expected 2 tab-separated fields \(text, label\), got 3"):
         load_rows(str(tmp_path / "x.tsv"), "train", ("text", "label"))
@@ -65,7 +65,7 @@ def test_quotation_marks_of_a_tsv_stay(tmp_path):
     ]
 
 
-def test_a_tsv_for_a_language_model_has_a_header(tmp_path):
+def test_tsv_for_a_language_model_has_a_header(tmp_path):
     (tmp_path / "x.tsv").write_text("number\ttext\n1\tthe king\n")
     assert load_rows(str(tmp_path / "x.tsv"), "train") == [{"number": "1", "text": "the king"}]
 
@@ -79,17 +79,17 @@ def test_a_tsv_for_a_language_model_has_a_header(tmp_path):
         (["1", "01"], ("01", "1")),
     ],
 )
-def test_classes_are_in_order_of_value_or_of_name(found, names):
+def test_classes_are_sorted_by_value_or_name(found, names):
     assert collect_labels(found, "data", ()).names == names
 
 
-def test_the_order_of_a_base_with_the_same_classes_is_kept():
+def test_order_of_a_base_with_the_same_classes_is_kept():
     assert collect_labels(["neg", "pos"], "data", ("pos", "neg")).names == ("pos", "neg")
     assert collect_labels(["neg", "pos"], "data", ("pos", "neg", "none")).names == ("neg", "pos")
 
 
 @pytest.mark.parametrize(("value", "name"), [(3, "3"), ("3", "3"), (3.0, "3"), (" a ", "a"), (True, "True")])
-def test_labels_are_numbers_or_names(value, name):
+def test_labels_may_be_integers_or_names(value, name):
     assert label_name(value, "row 1") == name
 
 
@@ -112,14 +112,14 @@ def test_other_labels_are_refused(value):
         ("", "is empty"),
     ],
 )
-def test_bad_data_is_refused_with_a_reason(read, tmp_path, content, message):
+def test_unusable_rows_are_refused(read, tmp_path, content, message):
     (tmp_path / "x.jsonl").write_text(content)
     with pytest.raises(DataError) as refused:
         read(tmp_path / "x.jsonl")
     assert message in str(refused.value)
 
 
-def test_a_label_that_was_not_trained_is_named(read, tmp_path):
+def test_unknown_label_is_refused_by_name(read, tmp_path):
     (tmp_path / "train.tsv").write_text("a\tgood\nthe\tbad\n")
     (tmp_path / "dev.tsv").write_text("a\tgood\nthe\tfine\n")
     with pytest.raises(DataError, match=r"dev.tsv has the label 'fine', not one of the 2 .*\(bad, good\)"):
@@ -133,7 +133,7 @@ def test_rows_without_a_text_are_left_out_and_counted(read, tmp_path):
     assert len(task.train) + len(task.evaluation) == 4
 
 
-def test_texts_are_cut_off_with_their_last_special_token(read, tmp_path):
+def test_texts_are_truncated_before_their_last_special_token(read, tmp_path):
     (tmp_path / "x.tsv").write_text("a fox went into the wood\t1\nthe king\t0\n" * 2)
     task = read(tmp_path / "x.tsv", seq_len=5)
     long, short = task.train[0][0], task.train[1][0]
@@ -141,7 +141,7 @@ def test_texts_are_cut_off_with_their_last_special_token(read, tmp_path):
     assert long[-1] == task.tokenizer.sep_token_id
 
 
-def test_a_length_beyond_the_tokenizers_is_refused(read, tiny_encoder, opinion_files, tmp_path):
+def test_length_beyond_the_tokenizer_is_refused(read, tiny_encoder, opinion_files, tmp_path):
     with pytest.raises(ConfigError, match="seq_len=65 is longer than the model's context of 64"):
         read(opinion_files[0], seq_len=65)
     short = shutil.copytree(tiny_encoder, tmp_path / "short")
@@ -152,7 +152,7 @@ def test_a_length_beyond_the_tokenizers_is_refused(read, tiny_encoder, opinion_f
     assert max(len(ids) for ids, _ in read(opinion_files[0], model=str(short)).train) == 8
 
 
-def test_a_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opinion_files, tmp_path):
+def test_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opinion_files, tmp_path):
     from transformers import AutoTokenizer
 
     folder = shutil.copytree(tiny_model, tmp_path / "padded")
@@ -163,7 +163,7 @@ def test_a_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opin
     assert read(opinion_files[0], model=str(folder)).pad == tokenizer.eos_token_id
 
 
-def test_every_twentieth_of_each_class_is_held_out():
+def test_every_20th_example_of_each_class_is_held_out():
     rows = [(number, "ab"[number % 3 == 0]) for number in range(150)]  # 100 a, 50 b
     train, held_out = hold_out(rows, "data")
     assert sorted(train + held_out) == rows
@@ -172,12 +172,12 @@ def test_every_twentieth_of_each_class_is_held_out():
     assert hold_out(rows, "data") == (train, held_out)
 
 
-def test_a_small_class_spares_its_last_example():
+def test_last_example_of_a_small_class_is_held_out():
     train, held_out = hold_out([(1, "a"), (2, "b"), (3, "a"), (4, "c")], "data")
     assert (train, held_out) == ([(1, "a"), (2, "b"), (4, "c")], [(3, "a")])
 
 
-def test_the_number_of_scored_examples_can_be_limited(read, opinion_files):
+def test_number_of_evaluated_examples_is_limited(read, opinion_files):
     train, dev = map(str, opinion_files)
     assert len(read(train, eval_data=dev).evaluation) == 40
     assert len(read(train, eval_data=dev, eval_blocks=0).evaluation) == 40
@@ -186,7 +186,7 @@ def test_the_number_of_scored_examples_can_be_limited(read, opinion_files):
     assert few.sha256() != read(train, eval_data=dev).sha256()
 
 
-def test_the_hash_is_over_texts_classes_and_split(read, tmp_path):
+def test_hash_depends_on_texts_classes_and_split(read, tmp_path):
     def sha(*rows, **settings):
         (tmp_path / "x.tsv").write_text("".join(f"{text}\t{name}\n" for text, name in rows))
         return read(tmp_path / "x.tsv", **settings).sha256()
@@ -214,7 +214,7 @@ class HubSet(list):
         self.features = {"text": object(), "label": ClassLabel()}
 
 
-def test_a_hub_data_set_gives_its_classes_names(monkeypatch):
+def test_class_names_of_a_hub_data_set_are_used(monkeypatch):
     import datasets
 
     rows = HubSet([{"text": "a", "label": 1}, {"text": "b", "label": 0}, {"text": "c", "label": -1}])
@@ -223,7 +223,7 @@ def test_a_hub_data_set_gives_its_classes_names(monkeypatch):
     assert [row["label"] for row in load_rows("someone/opinions", "train")] == ["pos", "neg", None]
 
 
-def test_a_base_that_cannot_classify_is_refused_before_the_data_is_read(tmp_path):
+def test_base_that_cannot_classify_is_refused_before_the_data_is_read(tmp_path):
     from transformers import VitsConfig
 
     VitsConfig().save_pretrained(tmp_path / "speech")
@@ -234,7 +234,7 @@ def test_a_base_that_cannot_classify_is_refused_before_the_data_is_read(tmp_path
         TextClassification(settings)
 
 
-def test_labels_as_a_config_knows_them():
+def test_labels_have_the_fields_of_a_config():
     assert Labels(("x", "y")).options() == {
         "num_labels": 2,
         "id2label": {0: "x", 1: "y"},
@@ -242,7 +242,7 @@ def test_labels_as_a_config_knows_them():
     }
 
 
-def test_a_header_of_other_names_is_no_example(read, tmp_path):
+def test_header_with_other_names_is_refused(read, tmp_path):
     file = tmp_path / "a.tsv"
     file.write_text("sentence\tclass\n" + "so good\tpos\nso bad\tneg\n" * 3)
     with pytest.raises(DataError, match="the first line, 'sentence' and 'class', looks like a header"):

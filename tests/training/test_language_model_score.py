@@ -45,7 +45,7 @@ def llama() -> nn.Module:
     )
 
 
-def test_the_perplexity_of_many_batches_is_not_a_mean_of_means():
+def test_perplexity_of_many_batches_is_not_a_mean_of_means():
     score = LanguageModelScore(nats=10 * 2.0 + 30 * 3.0, n_tokens=40, n_bytes=160)
     assert score.loss == 2.75
     assert score.perplexity == pytest.approx(15.642632, abs=5e-7)
@@ -69,7 +69,7 @@ class FixedLoss(nn.Module):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_ten_tokens_at_2_and_thirty_at_3(batch_size):
+def test_scores_are_added_by_tokens(batch_size):
     blocks = [
         Tokens(np.zeros(n + 1, dtype=np.int64), np.ones(n + 1, dtype=bool), np.ones(n + 1, dtype=np.int64))
         for n in (10, 30)
@@ -79,14 +79,14 @@ def test_ten_tokens_at_2_and_thirty_at_3(batch_size):
     assert score.perplexity == pytest.approx(15.642631884188171, rel=1e-12)
 
 
-def test_a_loss_beyond_floats_is_an_infinite_perplexity():
+def test_perplexity_overflows_to_infinity():
     assert LanguageModelScore(nats=8000.0, n_tokens=10, n_bytes=10).perplexity == math.inf
 
 
 @pytest.mark.parametrize("make", [gpt2, llama])
 @given(lengths=st.lists(st.integers(2, 32), min_size=1, max_size=8), seed=st.integers(0, 99))
 @settings(max_examples=8)
-def test_batch_size_and_padding_side_do_not_matter(make, lengths, seed):
+def test_score_does_not_depend_on_batch_size_and_padding_side(make, lengths, seed):
     model, blocks = make().double().eval(), random_blocks(lengths, seed)
     if not sum(block.n_targets for block in blocks):
         return
@@ -98,7 +98,7 @@ def test_batch_size_and_padding_side_do_not_matter(make, lengths, seed):
     assert scores == pytest.approx([scores[0]] * 6, rel=1e-9)
 
 
-def test_the_score_is_the_sum_over_marked_tokens():
+def test_score_is_the_sum_over_marked_tokens():
     model, (block,) = gpt2().double().eval(), random_blocks([9])
     logits = model(torch.from_numpy(block.ids)[None]).logits[0].log_softmax(-1)
     by_hand = -sum(logits[t - 1, block.ids[t]].item() for t in range(1, 9) if block.scored[t])
@@ -108,7 +108,7 @@ def test_the_score_is_the_sum_over_marked_tokens():
     assert score.n_bytes == block.n_bytes[1:][block.scored[1:]].sum()
 
 
-def test_the_training_loss_of_an_answer_is_the_same_sum(tokenizer, tiny_model):
+def test_training_loss_of_an_answer_is_the_same_sum(tokenizer, tiny_model):
     from qpeft.training.blocks import collate
 
     model = AutoModelForCausalLM.from_pretrained(tiny_model).double().eval()
@@ -128,7 +128,7 @@ def test_the_training_loss_of_an_answer_is_the_same_sum(tokenizer, tiny_model):
     assert evaluate_language_model(model, blocks).loss == pytest.approx(nats / n, rel=1e-12)
 
 
-def test_scoring_leaves_the_model_in_its_mode_and_draws_nothing():
+def test_scoring_keeps_the_mode_and_the_random_state():
     model = gpt2().train()
     state = torch.random.get_rng_state()
     evaluate_language_model(model, random_blocks([5]))
@@ -142,7 +142,7 @@ def test_half_precision_is_scored_in_float32():
     assert evaluate_language_model(model.bfloat16(), blocks).loss == pytest.approx(exact, rel=1e-2)
 
 
-def test_padded_perplexity_counts_the_pads(tokenizer, tiny_model):
+def test_padded_perplexity_scores_the_padding(tokenizer, tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     lines, length = ["the king sings", "a fox"], 12
     nats = 0.0
@@ -157,14 +157,14 @@ def test_padded_perplexity_counts_the_pads(tokenizer, tiny_model):
     assert padded != pytest.approx(text_only, rel=1e-3)
 
 
-def test_padded_perplexity_counts_empty_lines_too(tokenizer, tiny_model):
+def test_padded_perplexity_scores_empty_lines(tokenizer, tiny_model):
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
     with_empty = padded_perplexity(model, ["a fox", ""], tokenizer, 12)
     assert math.isfinite(with_empty)
     assert with_empty != padded_perplexity(model, ["a fox"], tokenizer, 12)
 
 
-def test_real_weights_on_a_real_text(shared):
+def test_real_model_on_a_real_text(shared):
     model = AutoModelForCausalLM.from_pretrained(shared / "models/stories260K").eval()
     tokenizer = AutoTokenizer.from_pretrained(shared / "models/stories260K")
     (row,) = load_examples(str(shared / "data/grimm/GrimmsFairyTales.txt"), "train", Columns())

@@ -1,4 +1,4 @@
-"""Quantum-PEFT on real weights under an unchanged Trainer: LoRA's usual rates, with weight decay."""
+"""Quantum-PEFT on real weights with an unchanged Trainer, at the learning rates of LoRA and with weight decay."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def loss_of(model, blocks):
     [({}, 2e-4, 0.02), ({}, 2e-3, 0.4), (FRAMED, 2e-4, 0.6), (FRAMED, 2e-3, 1.3)],
     ids=["plain-2e-4", "plain-2e-3", "framed-2e-4", "framed-2e-3"],
 )
-def test_the_loss_falls_at_loras_rates_with_weight_decay(blocks, tmp_path, settings, lr, fall):
+def test_loss_decreases_at_the_learning_rates_of_lora_with_weight_decay(blocks, tmp_path, settings, lr, fall):
     """More than it does with the rates unfolded: 0.006, 0.07, 0.50, 1.18 nats."""
     base = AutoModelForCausalLM.from_pretrained(base_path(), dtype=torch.float32)
     train, held_out = blocks[:40], blocks[40:]

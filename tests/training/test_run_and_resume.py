@@ -41,7 +41,7 @@ def settings(tiny_model, text_file, tmp_path):
     return make
 
 
-def test_a_run_lowers_the_loss_and_leaves_a_whole_folder(settings):
+def test_run_lowers_the_loss_and_writes_a_complete_folder(settings):
     progress = Recorder()
     result = train(settings(steps=30, lr=5e-2), progress)
     assert result.after.loss < result.before.loss - 0.05
@@ -69,7 +69,7 @@ def test_scores_are_those_of_the_base_and_of_the_exported_adapter(settings, tiny
     assert evaluate_language_model(adapted, blocks).loss == pytest.approx(result.after.loss, rel=1e-6)
 
 
-def test_the_first_logged_loss_is_the_models_own(settings, tiny_model):
+def test_first_logged_loss_is_that_of_the_model(settings, tiny_model):
     result = train(settings(steps=1, warmup=0, batch_size=100, gradient_accumulation_steps=1, method="full", lr=1e-9))
     rows = read_rows(result.out / "metrics.jsonl")
     assert [sorted(row)[:2] for row in rows] == [
@@ -80,14 +80,14 @@ def test_the_first_logged_loss_is_the_models_own(settings, tiny_model):
     assert rows[1]["loss"] == pytest.approx(rows[0]["eval_loss"], rel=0.05)  # other blocks, and dropout
 
 
-def test_the_gradient_is_read_before_the_first_step(settings):
+def test_gradient_is_read_before_the_first_step(settings):
     progress = Recorder()
     train(settings(method="quantum_peft", method_settings={"r": 2, "frame": "gradient"}, steps=1, lr=1.0), progress)
     told = ["Reading the data", "Loading the base model", "Reading the gradient's directions", ("start", 1, 0)]
     assert progress.told[:4] == told
 
 
-def test_a_warning_where_angles_cannot_move(settings):
+def test_warning_where_angles_cannot_move(settings):
     with pytest.warns(
         UserWarning,
         match=r"angles can hardly move: at most 0\.025 radians in 1 steps.*raise the learning rate",
@@ -96,7 +96,7 @@ def test_a_warning_where_angles_cannot_move(settings):
     train(settings("frozen", method="quantum_peft", method_settings={"r": 2, "freeze_angles": True}, steps=1, lr=1e-3))
 
 
-def test_a_run_may_be_killed_again_and_again(settings):
+def test_run_resumes_after_several_kills(settings):
     unbroken = train(settings("unbroken", save_every=1))
     for step in range(1, STEPS + 1):
         with pytest.raises(Killed):
@@ -114,7 +114,7 @@ def test_a_run_may_be_killed_again_and_again(settings):
     ],
     ids=["unsealed checkpoint", "half a checkpoint", "no adapter", "no card"],
 )
-def test_a_kill_while_saving(settings, monkeypatch, module, name):
+def test_kill_while_saving_a_checkpoint(settings, monkeypatch, module, name):
     unbroken = train(settings("unbroken"))
 
     def kill(*_, **__):
@@ -128,7 +128,7 @@ def test_a_kill_while_saving(settings, monkeypatch, module, name):
     assert_same_result(train(settings()).out, unbroken.out)
 
 
-def test_a_checkpoint_without_its_marker_is_ignored_and_removed(settings):
+def test_checkpoint_without_its_marker_is_ignored_and_removed(settings):
     unbroken = train(settings("unbroken"))
     with pytest.raises(Killed):
         train(settings(), kill_at(5))
@@ -143,7 +143,7 @@ def test_a_checkpoint_without_its_marker_is_ignored_and_removed(settings):
     assert_same_result(resumed.out, unbroken.out)
 
 
-def test_a_checkpoint_that_lost_its_random_state_is_passed_over(settings):
+def test_checkpoint_without_random_state_is_skipped(settings):
     unbroken = train(settings("unbroken"))
     with pytest.raises(Killed):
         train(settings(), kill_at(5))
@@ -155,7 +155,7 @@ def test_a_checkpoint_that_lost_its_random_state_is_passed_over(settings):
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"])
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(settings, name):
+def test_damaged_checkpoint_is_refused_and_the_previous_one_resumes(settings, name):
     unbroken = train(settings("unbroken"))
     with pytest.raises(Killed):
         train(settings(), kill_at(5))
@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_serves(settings, nam
 
 @pytest.mark.parametrize("method", ["qpa", "lora"])
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_flipped_bit_in_a_checkpoint_is_found(settings, method, name):
+def test_flipped_bit_in_a_checkpoint_is_found(settings, method, name):
     with pytest.raises(Killed):
         train(settings(method=method), kill_at(5))
     file = Path(settings().out) / "checkpoints" / "checkpoint-4" / name
@@ -181,7 +181,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(settings, method, name):
 
 
 @pytest.mark.parametrize(("name", "value"), [("trainable", "9"), ("seconds", None), ("nats", "1.5"), ("n_bytes", 2.5)])
-def test_a_result_with_something_else_than_a_number_is_refused(settings, name, value):
+def test_result_with_a_value_that_is_not_a_number_is_refused(settings, name, value):
     file = train(settings()).out / "result.json"
     stored = json.loads(file.read_text())
     place = stored if name in stored else stored["after"]
@@ -191,7 +191,7 @@ def test_a_result_with_something_else_than_a_number_is_refused(settings, name, v
         train(settings())
 
 
-def test_what_a_kill_left_half_written_is_removed(settings):
+def test_unfinished_files_of_a_kill_are_removed(settings):
     out = Path(settings().out)
     (out / ".adapter.abc.unfinished").mkdir(parents=True)
     (out / ".adapter.abc.unfinished" / "half").write_text("")
@@ -201,7 +201,7 @@ def test_what_a_kill_left_half_written_is_removed(settings):
     assert [path.name for path in out.glob(".*")] == [".gitignore"]
 
 
-def test_the_same_command_again_does_nothing(settings):
+def test_finished_run_is_not_repeated(settings):
     first = train(settings())
     progress = Recorder()
     again = train(settings(), progress)
@@ -211,7 +211,7 @@ def test_the_same_command_again_does_nothing(settings):
     assert {**again.to_dict(), "already_finished": False} == first.to_dict()
 
 
-def test_ctrl_c_saves_the_step_and_the_run_goes_on(settings):
+def test_interrupt_saves_the_step_and_the_run_resumes(settings):
     import signal
 
     unbroken = train(settings("unbroken"))
@@ -225,7 +225,7 @@ def test_ctrl_c_saves_the_step_and_the_run_goes_on(settings):
     assert_same_result(train(settings()).out, unbroken.out)
 
 
-def test_a_second_ctrl_c_stops_at_once(settings):
+def test_second_interrupt_stops_immediately(settings):
     import signal
 
     def twice(step):
@@ -262,7 +262,7 @@ def test_changed_data_is_refused(settings, text_file):
         train(settings())
 
 
-def test_a_changed_base_is_refused(settings, tiny_model, tmp_path):
+def test_changed_base_is_refused(settings, tiny_model, tmp_path):
     base = shutil.copytree(tiny_model, tmp_path / "base")
     with pytest.raises(Killed):
         train(settings(model=str(base)), kill_at(1))
@@ -274,14 +274,14 @@ def test_a_changed_base_is_refused(settings, tiny_model, tmp_path):
         train(settings(model=str(base)))
 
 
-def test_where_it_reports_to_may_change(settings):
+def test_report_to_may_change_on_resume(settings):
     with pytest.raises(Killed):
         train(settings(), kill_at(3))
     result = train(settings(report_to=["tensorboard"]))
     assert list(result.out.rglob("events.out.tfevents.*"))
 
 
-def test_foreign_folders_are_refused(settings, tmp_path):
+def test_folders_with_other_files_are_refused(settings, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty and not a run folder"):
@@ -292,7 +292,7 @@ def test_foreign_folders_are_refused(settings, tmp_path):
 
 
 @pytest.mark.parametrize("out", ["file/run", "file/deep/run", "x" * 300, "/proc/qpeft/run"])
-def test_a_place_where_no_folder_can_be_is_refused_before_anything_is_loaded(settings, tmp_path, out):
+def test_unusable_run_folder_is_refused_before_loading(settings, tmp_path, out):
     (tmp_path / "file").write_text("")
     progress = Recorder()
     with pytest.raises(ConfigError, match=r"cannot be a run folder: .*; name another"):
@@ -300,7 +300,7 @@ def test_a_place_where_no_folder_can_be_is_refused_before_anything_is_loaded(set
     assert progress.told == []
 
 
-def test_a_folder_in_use_is_refused(settings):
+def test_folder_in_use_is_refused(settings):
     fcntl = pytest.importorskip("fcntl")
     out = Path(settings().out)
     out.mkdir()
@@ -313,7 +313,7 @@ def test_a_folder_in_use_is_refused(settings):
     assert not (out / ".lock").exists()
 
 
-def test_an_error_of_input_is_one_of_training_once_training_has_begun(settings):
+def test_input_error_during_training_is_a_training_error(settings):
     def refuse(_step):
         raise ConfigError("circuit angles contain NaN")
 
@@ -322,14 +322,14 @@ def test_an_error_of_input_is_one_of_training_once_training_has_begun(settings):
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"format": 1', '{"format": 1}', '{"format": 1, "settings": {}}'])
-def test_a_damaged_config_is_refused(settings, tmp_path, content):
+def test_damaged_config_is_refused(settings, tmp_path, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
         train(settings())
 
 
-def test_a_newer_config_is_refused(settings, tmp_path):
+def test_newer_config_is_refused(settings, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"format": 99}')
     with pytest.raises(CheckpointError, match=r"has format 99, this qpeft reads 1"):
@@ -349,20 +349,20 @@ def test_a_newer_config_is_refused(settings, tmp_path):
         ({"report_to": ["nowhere"]}, ConfigError, "cannot report to 'nowhere': it is unknown"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_is_written(settings, changes, error, message):
+def test_invalid_settings_are_refused_and_nothing_is_written(settings, changes, error, message):
     with pytest.raises(error) as refused:
         train(settings(**changes))
     assert message in str(refused.value)
     assert not Path(settings().out).exists()
 
 
-def test_a_folder_without_a_tokenizer_is_refused(settings, tiny_model, tmp_path):
+def test_folder_without_a_tokenizer_is_refused(settings, tiny_model, tmp_path):
     bare = shutil.copytree(tiny_model, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(InputError, match=r"has no tokenizer; put its tokenizer\.json next to the weights"):
         train(settings(model=str(bare)))
 
 
-def test_a_tokenizer_of_another_model_is_refused(settings, tiny_model, tmp_path):
+def test_tokenizer_of_another_model_is_refused(settings, tiny_model, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     mixed = shutil.copytree(tiny_model, tmp_path / "mixed")
@@ -378,7 +378,7 @@ def test_several_processes_are_refused(settings, monkeypatch):
         train(settings())
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoint(settings, monkeypatch):
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(settings, monkeypatch):
     from transformers import GPT2LMHeadModel
 
     forward, calls = GPT2LMHeadModel.forward, []
@@ -400,12 +400,12 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_checkpoi
     assert max(row["step"] for row in losses(settings().out)) == 4
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_too(settings):
+def test_gradient_that_is_not_finite_stops_the_run(settings):
     with pytest.raises(TrainingError, match="the gradient's norm is nan at step"):
         train(settings(lr=1e30, warmup=0, max_grad_norm=0, method="full"))
 
 
-def test_a_full_disk_keeps_earlier_checkpoints_and_leaves_no_half_one(settings, monkeypatch):
+def test_full_disk_keeps_earlier_checkpoints_and_leaves_no_partial_one(settings, monkeypatch):
     save, calls = torch.save, []
 
     def fill(obj, path, *args, **kwargs):
@@ -457,14 +457,14 @@ def test_gradient_checkpointing_and_bfloat16(settings):
     assert {tensor.dtype for tensor in numbers} == {torch.float32}
 
 
-def test_the_card_says_which_folder_needs_qpeft(settings):
+def test_model_card_names_the_folder_that_needs_qpeft(settings):
     card = (train(settings(method="qpa", steps=2)).out / "README.md").read_text()
     assert "`exported/`: a stock adapter" in card
     assert "**loading it needs qpeft**" in card
     assert "import qpeft" not in card
 
 
-def test_real_weights_learn_a_real_text(shared, settings, tmp_path):
+def test_real_model_learns_a_real_text(shared, settings, tmp_path):
     tale = tmp_path / "grimm.txt"
     tale.write_text((shared / "data/grimm/GrimmsFairyTales.txt").read_text()[:40_000])
     changes = {"model": str(shared / "models/stories260K"), "data": str(tale), "method": "qpa", "steps": 12}
@@ -475,7 +475,7 @@ def test_real_weights_learn_a_real_text(shared, settings, tmp_path):
     assert_same_result(train(settings(**changes)).out, unbroken.out)
 
 
-def test_a_run_of_an_earlier_version_with_fewer_settings_goes_on(settings):
+def test_run_of_an_earlier_version_with_fewer_settings_resumes(settings):
     result = train(settings())
     record = json.loads((result.out / "config.json").read_text())
     for name in ("label_column", "host", "task"):
@@ -486,7 +486,7 @@ def test_a_run_of_an_earlier_version_with_fewer_settings_goes_on(settings):
         train(settings(task="text-classification"))
 
 
-def test_the_result_of_a_language_model_is_stored_as_ever(settings):
+def test_result_of_a_language_model_keeps_its_format(settings):
     result = train(settings(steps=2))
     stored = json.loads((result.out / "result.json").read_text())
     assert list(stored) == [

@@ -1,4 +1,4 @@
-"""A run of SoRA: its folders, its numbers, killed and resumed to the bit, its commands."""
+"""A run of SoRA: folders, counts, kill and resume, commands."""
 
 import json
 
@@ -32,7 +32,7 @@ def settings(tiny_model, text_file, tmp_path):
     return make
 
 
-def test_run_folder_and_its_numbers(settings, tiny_model):
+def test_run_folder_has_the_counts_of_the_model(settings, tiny_model):
     result = train(settings())
     assert result.after.loss < result.before.loss
     assert result.trainable == R * WIDTHS + 8 * R
@@ -48,7 +48,7 @@ def test_run_folder_and_its_numbers(settings, tiny_model):
     assert "it loads with PEFT alone" in card
 
 
-def test_weight_decay_spares_the_gates_and_their_rate_is_their_own(settings):
+def test_gates_have_no_weight_decay_and_their_own_learning_rate(settings):
     result = train(settings(weight_decay=0.1, lr=0.02, method_settings={"gate_lr_mult": 5.0}))
     rates = [0.02 * 5 * rate for rate in (0, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7)]
     config = json.loads((result.adapter / "adapter_config.json").read_text())
@@ -56,7 +56,7 @@ def test_weight_decay_spares_the_gates_and_their_rate_is_their_own(settings):
 
 
 @pytest.mark.filterwarnings("ignore:SoRA. lambda=.* exceeds 1:UserWarning")
-def test_a_run_that_shrinks_everything_says_so_and_has_no_export(settings):
+def test_run_without_remaining_ranks_has_no_export(settings):
     with pytest.warns(UserWarning, match="every gate of SoRA is zero, so there is no adapter to export"):
         result = train(settings(shrink_budget=10.0))
     assert (result.deployed, result.exported_bytes) == (0, 0)
@@ -65,7 +65,7 @@ def test_a_run_that_shrinks_everything_says_so_and_has_no_export(settings):
     assert "its gates are all zero" in (result.out / "README.md").read_text(encoding="utf-8")
 
 
-def test_bad_settings_are_refused_before_any_work(settings, tmp_path):
+def test_invalid_settings_are_refused_before_any_work(settings, tmp_path):
     with pytest.raises(ConfigError, match="Give either shrink_budget or sparse_lambda, not both"):
         train(settings(method_settings={"sparse_lambda": 0.1}))
     with pytest.raises(ConfigError, match="unknown setting of method sora: 'sora_lambda'"):

@@ -17,11 +17,11 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_a_text_file_is_one_document(tmp_path):
+def test_text_file_is_one_document(tmp_path):
     assert load(write(tmp_path / "a.txt", "one\n\ntwo\nünd\n")) == [{"text": "one\n\ntwo\nünd\n"}]
 
 
-def test_jsonl_json_and_csv(tmp_path):
+def test_jsonl_json_and_csv_give_the_same_rows(tmp_path):
     rows = [{"text": "one", "n": 1}, {"text": "two", "n": 2}]
     expected = [{"text": "one"}, {"text": "two"}]
     assert load(write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, rows)))) == expected
@@ -32,7 +32,7 @@ def test_jsonl_json_and_csv(tmp_path):
     assert load(write(tmp_path / "b.csv", "text\n" + "\n".join(words))) == [{"text": word} for word in words]
 
 
-def test_parquet(tmp_path):
+def test_parquet_is_read(tmp_path):
     import pyarrow
     from pyarrow import parquet
 
@@ -40,7 +40,7 @@ def test_parquet(tmp_path):
     assert load(tmp_path / "a.parquet") == [{"text": "one"}, {"text": "two"}]
 
 
-def test_a_folder_is_its_files_in_the_order_of_their_names(tmp_path):
+def test_files_of_a_folder_are_read_in_order_of_name(tmp_path):
     write(tmp_path / "b.txt", "second")
     write(tmp_path / "a.jsonl", '{"text": "first"}')
     write(tmp_path / "README.md", "not data")
@@ -53,7 +53,7 @@ def test_prompts_and_completions_under_other_names(tmp_path):
     assert load(path) == [{"text": "T"}]
 
 
-def test_messages(tmp_path):
+def test_messages_are_read(tmp_path):
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
     assert load(write(tmp_path / "a.jsonl", json.dumps({"messages": messages}))) == [{"messages": messages}]
 
@@ -71,7 +71,7 @@ def test_empty_rows_are_left_out_and_counted_but_empty_prompts_are_not(tmp_path)
 
 
 @pytest.mark.parametrize("names", [("a.jsonl", "a.jsonl"), ("a.jsonl", "b.jsonl")], ids=["one file", "two files"])
-def test_rows_of_another_form_are_left_out_and_counted(tmp_path, names):
+def test_rows_in_another_format_are_left_out_and_counted(tmp_path, names):
     for name, row in zip(names, ({"text": "T"}, {"prompt": "Q", "completion": "A"}), strict=True):
         with (tmp_path / name).open("a") as file:
             file.write((json.dumps(row) + "\n") * 10)
@@ -95,7 +95,7 @@ def test_built_in_texts_are_found_by_name(monkeypatch):
     assert load("two-texts", text="body") == [{"text": "one"}, {"text": "two"}]
 
 
-def test_every_built_in_name_leads_to_a_function():
+def test_each_built_in_name_has_a_function():
     from importlib import import_module
 
     for entry in sources.BUILT_IN.values():
@@ -138,7 +138,7 @@ def test_text_that_is_not_utf8_is_refused(tmp_path):
         load(tmp_path / "a.txt")
 
 
-def test_a_missing_file_is_refused_with_its_neighbours(tmp_path):
+def test_missing_file_names_similar_files(tmp_path):
     write(tmp_path / "train.jsonl", "{}")
     with pytest.raises(DataError, match=r"has no 'trian.jsonl'; similar: train.jsonl"):
         load(tmp_path / "trian.jsonl")
@@ -146,7 +146,7 @@ def test_a_missing_file_is_refused_with_its_neighbours(tmp_path):
         load(tmp_path / "nowhere" / "deep" / "a.txt")
 
 
-def test_a_folder_without_data_is_refused(tmp_path):
+def test_folder_without_data_is_refused(tmp_path):
     with pytest.raises(DataError, match="it contains nothing; files must end in"):
         load(tmp_path)
     write(tmp_path / "notes.md", "x")
@@ -174,21 +174,21 @@ class Hub:
         return [{"text": split}]
 
 
-def test_hub_data_with_a_configuration(monkeypatch):
+def test_hub_data_set_is_read_with_its_configuration(monkeypatch):
     hub = Hub(monkeypatch, "train", "test")
     assert load("wikitext:wikitext-2-raw-v1") == [{"text": "train"}]
     assert load_examples("wikitext", "validation", Columns()) == [{"text": "test"}]
     assert hub.asked == [("wikitext", "wikitext-2-raw-v1", "train"), ("wikitext", None, "test")]
 
 
-def test_only_hub_data_has_a_validation_split_of_its_own(monkeypatch, tmp_path):
+def test_only_a_hub_data_set_has_a_validation_split(monkeypatch, tmp_path):
     Hub(monkeypatch, "train", "validation")
     assert sources.has_validation_split("wikitext")
     assert not sources.has_validation_split("numpy-docs")
     assert not sources.has_validation_split(str(tmp_path))
 
 
-def test_hub_data_that_cannot_be_had_is_refused(monkeypatch):
+def test_missing_hub_data_set_is_refused(monkeypatch):
     Hub(monkeypatch, "test")
     with pytest.raises(DataError, match="wikitext has no split train; it has test"):
         load("wikitext")
@@ -197,13 +197,13 @@ def test_hub_data_that_cannot_be_had_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_mixed_types_in_json_are_refused_and_never_become_texts_in_quotes(tmp_path, name):
+def test_json_column_of_mixed_types_is_refused(tmp_path, name):
     rows = [json.dumps({"text": "one"}), json.dumps({"text": 2})]
     content = f"[{','.join(rows)}]" if name == "a.json" else "\n".join(rows)
     with pytest.raises(DataError, match="row 2: column 'text' has a int, not a str"):
         load(write(tmp_path / name, content))
 
 
-def test_half_a_surrogate_pair_is_no_text(tmp_path):
+def test_unpaired_surrogate_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"row 1 is not valid text \(surrogates not allowed\)"):
         load(write(tmp_path / "a.jsonl", '{"text": "a\\ud800"}'))

@@ -10,7 +10,7 @@ def settings(**changes):
     return TrainSettings(**{"model": "m", "data": "d", "out": "o", **changes})
 
 
-def test_every_field_is_explained():
+def test_every_field_has_a_help_text():
     assert all(field.metadata["help"].endswith(".") for field in fields(TrainSettings))
 
 
@@ -39,7 +39,7 @@ def test_every_field_is_explained():
         ({"method": "prefix", "gradient_checkpointing": True}, "cannot be combined with gradient_checkpointing"),
     ],
 )
-def test_what_cannot_work_is_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ConfigError) as refused:
         settings(**changes).check()
     assert message in str(refused.value)
@@ -48,10 +48,10 @@ def test_what_cannot_work_is_refused(changes, message):
 @pytest.mark.parametrize(
     ("steps", "evaluate", "save", "log"), [(1, 1, 1, 1), (60, 6, 6, 1), (500, 50, 50, 1), (20_000, 2000, 500, 20)]
 )
-def test_intervals_suit_the_number_of_steps(steps, evaluate, save, log):
+def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save, log):
     settings().check()
     assert settings(steps=steps).intervals() == (evaluate, save, log)
 
 
-def test_chosen_intervals_win():
+def test_intervals_that_are_set_are_used():
     assert settings(eval_every=3, save_every=4, log_every=5).intervals() == (3, 4, 5)

@@ -1,8 +1,7 @@
-"""The demo's texts: documentation that lies on every machine with qpeft's dependencies.
+"""The built-in texts: documentation that every installation of qpeft has.
 
-Two domains. `stdlib_docs` (Python's standard library) made the embedded base; `numpy_docs` is what the
-demo adapts it to. Sources are read and parsed, never imported or executed, so reading is safe, light and
-the same in every process.
+The embedded base was trained on `stdlib_docs` (Python's standard library), and the demo adapts it to `numpy_docs`.
+Source files are parsed, never imported or executed, so the texts are the same in every process.
 """
 
 import ast
@@ -23,7 +22,7 @@ _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionD
 
 
 class Split(NamedTuple):
-    """Documents of one corpus in three disjoint parts, each in the corpus's order."""
+    """The documents of a corpus in three disjoint parts, each in the order of the corpus."""
 
     train: list[str]
     validation: list[str]
@@ -33,7 +32,7 @@ class Split(NamedTuple):
 def stdlib_docs() -> list[str]:
     """Docstrings of Python's standard library, then the topics of `pydoc`: about 2 MB.
 
-    Raises DataError if this Python comes without its sources.
+    Raises DataError if this Python has no source files.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     texts = [*_docstrings(root, _STDLIB_SKIPPED), *_topics(root / "pydoc_data" / "topics.py")]
@@ -41,19 +40,19 @@ def stdlib_docs() -> list[str]:
 
 
 def numpy_docs() -> list[str]:
-    """NumPy's docstrings, including those its sources add to compiled functions: about 1.7 MB.
+    """NumPy's docstrings, including those of compiled functions: about 1.7 MB.
 
-    Raises DataError if NumPy is not installed, or without its sources.
+    Raises DataError if NumPy is not installed, or has no source files.
     """
     spec = importlib.util.find_spec("numpy")
     if spec is None or spec.origin is None:
-        raise DataError("NumPy's documentation was not found: NumPy is not installed. Run: pip install numpy")
+        raise DataError("NumPy is not installed; run: pip install numpy")
     root = Path(spec.origin).parent
     return _distinct(_docstrings(root, _NUMPY_SKIPPED), f"NumPy at {root}")
 
 
 def digest(docs: Iterable[str]) -> str:
-    """SHA-256 (hex) of the documents in their order; each is closed by a zero byte."""
+    """SHA-256 (hex) of the documents in order, each followed by a zero byte."""
     sha = hashlib.sha256()
     for text in docs:
         sha.update(text.encode("utf-8", "surrogatepass") + b"\0")
@@ -61,10 +60,9 @@ def digest(docs: Iterable[str]) -> str:
 
 
 def split(docs: Iterable[str], held_out: float = 0.05) -> Split:
-    """Deal documents into train, validation and test, the last two with a share of `held_out` each.
+    """Split documents into train, validation and test; the last two receive a fraction `held_out` each.
 
-    A document's own hash decides, so its part does not depend on the others: another version of the
-    library moves no shared document from one part to another.
+    The hash of a document decides, so its part does not depend on other documents or on the version of the library.
     """
     parts = Split([], [], [])
     for text in docs:
@@ -100,7 +98,7 @@ def _strings(call: ast.Call) -> Iterator[str]:
 
 
 def _topics(path: Path) -> Iterator[str]:
-    """The dictionary of help topics; some distributions leave the file out."""
+    """The help topics of pydoc; some distributions do not include the file."""
     for statement in _parse(path).body if path.is_file() else []:
         if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Dict):
             yield from ast.literal_eval(statement.value).values()
@@ -108,17 +106,17 @@ def _topics(path: Path) -> Iterator[str]:
 
 def _parse(path: Path) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escape sequences
+        warnings.simplefilter("ignore")  # invalid escape sequences in the parsed files
         return ast.parse(path.read_bytes())
 
 
 def _distinct(texts: Iterable[str], source: str) -> list[str]:
     docs = list(dict.fromkeys(filter(None, map(_normalise, texts))))
     if not docs:
-        raise DataError(f"No documentation in {source}: its .py sources are missing. Use a Python with them.")
+        raise DataError(f"no documentation in {source}: its .py sources are missing; use a Python that has them")
     return docs
 
 
 def _normalise(text: str) -> str:
-    """Common indentation and blanks at line ends removed, as `help` shows it."""
+    """The text without common indentation and trailing spaces, as `help` shows it."""
     return "\n".join(line.rstrip() for line in inspect.cleandoc(text).splitlines()).strip()

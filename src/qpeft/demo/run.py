@@ -1,4 +1,4 @@
-"""The demonstration: adapt the embedded base to NumPy's documentation, by several methods, and compare."""
+"""The demo: the embedded base adapted to NumPy's documentation by several methods."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SAMPLING = {"do_sample": True, "temperature": 0.5, "top_k": 40, "max_new_tokens"
 
 @dataclass(frozen=True)
 class Demo:
-    """What was asked for and what came of it; every entry is plain JSON."""
+    """The request and the results of a demo, in JSON types."""
 
     request: dict[str, Any]
     base: str
     runs: dict[str, dict[str, Any]]  # method -> TrainResult.to_dict()
-    samples: dict[str, str]  # "base" or method -> what it writes after PROMPT
+    samples: dict[str, str]  # "base" or method -> the text generated after PROMPT
     load: str  # the lines of Python that load the last method's adapter
 
     def to_dict(self) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def check_methods(methods: Sequence[str]) -> None:
 
 
 def settings_of(name: str, out: Path, steps: int) -> TrainSettings:
-    """One method's run: the same data, order, rate and steps for every method."""
+    """The run of one method; data, order, learning rate and steps are the same for all methods."""
     method, method_settings = METHODS[name]
     return TrainSettings(
         model=str(base_path()),
@@ -70,7 +70,7 @@ def settings_of(name: str, out: Path, steps: int) -> TrainSettings:
 
 
 def finished(out: Path, methods: Sequence[str], steps: int) -> Demo | None:
-    """The demo that `out` already holds for the same request; None if there is none, or not the whole of it."""
+    """The finished demo in `out` for the same request; None if there is none or a run is missing."""
     try:
         found = Demo(**read_json(out / "demo.json"))
     except (ValueError, TypeError):
@@ -89,19 +89,19 @@ def finished(out: Path, methods: Sequence[str], steps: int) -> Demo | None:
 def run_demo(
     out: Path, methods: Sequence[str], steps: int, progress: Callable[[str], Progress], say: Callable[[str], None]
 ) -> Demo:
-    """Train every method, write the same sample with each, and record all in `out`/demo.json.
+    """Train each method, generate a sample with it, and save the results to `out`/demo.json.
 
-    What was finished earlier is not done again; `progress(method)` receives that method's events.
+    Finished runs are not repeated. `progress(method)` receives the events of a method's run.
 
     Raises:
-        ConfigError: an unknown method.
-        CheckpointError: `out` holds runs with other settings.
+        ConfigError: a method is unknown.
+        CheckpointError: `out` has runs with other settings.
     """
     from qpeft.training import train
 
     check_methods(methods)
     results = {name: train(settings_of(name, out, steps), progress(name)) for name in methods}
-    say("Writing a sample with each")
+    say("Generating a sample with each method")
     demo = Demo(
         request=_request(methods, steps),
         base=str(base_path()),
@@ -114,7 +114,7 @@ def run_demo(
 
 
 def _load_lines(out: Path, methods: Sequence[str]) -> str:
-    """How the last method's adapter is loaded without qpeft."""
+    """The code that loads the last method's adapter without qpeft."""
     from qpeft.core.model_card import load_lines
 
     return load_lines(str(base_path()), str((out / methods[-1] / "exported").resolve()), needs_qpeft=False)
@@ -125,7 +125,7 @@ def _request(methods: Sequence[str], steps: int) -> dict[str, Any]:
 
 
 def _samples(results: dict[str, TrainResult]) -> dict[str, str]:
-    """Continuations of PROMPT, drawn with one seed, by the base and by each exported adapter under plain PEFT."""
+    """Continuations of PROMPT, sampled with one seed, by the base and by each exported adapter with plain PEFT."""
     from peft import PeftModel
 
     from qpeft.training.base_model import load_model, load_tokenizer
