@@ -48,6 +48,7 @@ def adapter_contract(
         damaged folders of a generated adapter, and those of another seed, are refused;
         `merge_and_unload`, `merge_adapter` and `unmerge_adapter`;
         `qpeft.export` produces an adapter that PEFT loads as one of its own types.
+
     A tuner that declares by `own_kind` that PEFT has no equivalent must refuse merging and export.
 
     Args:
