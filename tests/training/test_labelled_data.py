@@ -6,8 +6,7 @@ import pytest
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft.training import TrainSettings
 from qpeft.training.sources import load_rows
-from qpeft.training.tasks.labels import Labels, collect_labels, label_name
-from qpeft.training.tasks.split import hold_out
+from qpeft.training.tasks.labelled_data import Labels, collect_labels, hold_out, label_name
 from qpeft.training.tasks.text_classification import TextClassification
 
 pytestmark = pytest.mark.filterwarnings("ignore:the base model has no weights for")

@@ -74,7 +74,7 @@ def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
     from qpeft.training.tasks.classifier import classifier_on_meta
 
     base = classifier_on_meta(name, settings.task, num_labels)
-    train_whole(config, base.whole)
+    train_whole(config, base.trained)
     return qpeft.plan(base.model, config, build_generator(settings), **circuits)
 
 

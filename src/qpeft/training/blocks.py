@@ -50,14 +50,14 @@ def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedToke
         train = cut(rows, seq_len, tokenizer)
         evaluation = cut(load_examples(validation, "validation", columns), seq_len, tokenizer)
     else:
-        train, evaluation = _held_out(rows, seq_len, tokenizer)
+        train, evaluation = _hold_out(rows, seq_len, tokenizer)
     train = [block for block in train if "text" not in rows[0] or len(block.ids) == seq_len]
     if validation and train and not evaluation:
         raise DataError(
             f"{validation} has nothing to score within seq_len={seq_len} tokens; raise seq_len or give more data"
         )
     if not train or not evaluation:
-        raise DataError(_too_little(settings.data, rows, seq_len, tokenizer))
+        raise DataError(_too_little_data(settings.data, rows, seq_len, tokenizer))
     return Blocks(train, spread(settings.eval_blocks or 0, evaluation))
 
 
@@ -69,8 +69,8 @@ def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -
     """
     encoded = encode(rows, tokenizer)
     if "text" in rows[0]:
-        chain = join(list(_between(encoded, end_of_text(tokenizer))))
-        blocks = [chain.cut(start, start + seq_len) for start in range(0, len(chain.ids), seq_len)]
+        joined = join(list(_with_separators(encoded, end_of_text(tokenizer))))
+        blocks = [joined.cut(start, start + seq_len) for start in range(0, len(joined.ids), seq_len)]
     else:
         blocks = [tokens.cut(0, seq_len) for tokens in encoded]
     return [block for block in blocks if block.n_targets]
@@ -94,8 +94,8 @@ def collate(blocks: Sequence[Tokens], padding_side: str = "right") -> dict[str, 
     longest = max(len(block.ids) for block in blocks)
     rows = {"input_ids": [], "attention_mask": [], "labels": []}
     for block in blocks:
-        space = longest - len(block.ids)
-        widths = (space, 0) if padding_side == "left" else (0, space)
+        n_padding = longest - len(block.ids)
+        widths = (n_padding, 0) if padding_side == "left" else (0, n_padding)
         labels = np.where(block.scored, block.ids, IGNORED)
         labels[0] = IGNORED  # it has no predecessor, and padding to its left must not predict it
         rows["input_ids"].append(np.pad(block.ids, widths))
@@ -107,14 +107,14 @@ def collate(blocks: Sequence[Tokens], padding_side: str = "right") -> dict[str, 
     return batch
 
 
-def _between(documents: Sequence[Tokens], separator: Tokens) -> Iterable[Tokens]:
+def _with_separators(documents: Sequence[Tokens], separator: Tokens) -> Iterable[Tokens]:
     for number, document in enumerate(documents):
         if number:
             yield separator
         yield document
 
 
-def _held_out(
+def _hold_out(
     rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Tokens], list[Tokens]]:
     """Holds out every 20th document, or with fewer documents the last 20th of the blocks, at least one."""
@@ -126,7 +126,7 @@ def _held_out(
     return blocks[:n_train], blocks[n_train:]
 
 
-def _too_little(source: str, rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> str:
+def _too_little_data(source: str, rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> str:
     if "text" not in rows[0]:
         if n_usable := len(cut(rows, seq_len, tokenizer)):
             return (

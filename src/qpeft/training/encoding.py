@@ -65,8 +65,8 @@ def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tok
     templated = "messages" in rows[0]  # a chat template includes the special tokens
     batch = tokenizer(list(texts), add_special_tokens=not templated, return_offsets_mapping=True, verbose=False)
     encoded = [_tokens(*parts) for parts in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True)]
-    ended = [_ends_with_an_answer(text, its_spans) for text, its_spans in zip(texts, spans, strict=True)]
-    return [_ended(tokens, tokenizer) if end else tokens for tokens, end in zip(encoded, ended, strict=True)]
+    ended = [_ends_with_an_answer(text, row_spans) for text, row_spans in zip(texts, spans, strict=True)]
+    return [_append_end(tokens, tokenizer) if end else tokens for tokens, end in zip(encoded, ended, strict=True)]
 
 
 def _text_and_spans(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span] | None]:
@@ -74,12 +74,12 @@ def _text_and_spans(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, 
     if "text" in row:
         return row["text"], None
     if "messages" in row:
-        return _conversation(row["messages"], tokenizer)
+        return _render_chat(row["messages"], tokenizer)
     text = row["prompt"] + row["completion"]
     return text, [(len(row["prompt"]), len(text))]
 
 
-def _conversation(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
+def _render_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span]]:
     if tokenizer.chat_template is None:
         raise DataError(
             "the data has messages, but the tokenizer has no chat template; use a chat model, "
@@ -119,7 +119,7 @@ def _ends_with_an_answer(text: str, spans: list[Span] | None) -> bool:
     return bool(spans) and spans[-1][0] < spans[-1][1] == len(text)
 
 
-def _ended(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Tokens:
+def _append_end(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Tokens:
     if len(tokens.ids) and tokens.ids[-1] == tokenizer.eos_token_id:
         return tokens
     return join([tokens, end_of_text(tokenizer)])

@@ -13,9 +13,8 @@ from qpeft.training.accuracy import ClassificationScore, classification_loss, ev
 from qpeft.training.blocks import spread
 from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks.classifier import check_can_classify, class_names, is_classifier, load_classifier
-from qpeft.training.tasks.labels import Labels, collect_labels
+from qpeft.training.tasks.labelled_data import Labelled, Labels, collect_labels, read_and_split
 from qpeft.training.tasks.record import TaskRecord
-from qpeft.training.tasks.split import Labelled, read_and_split
 from qpeft.training.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -79,7 +78,7 @@ class Classification(Task):
 
     def load_base(self) -> PreTrainedModel:
         loaded = load_classifier(self.settings.model, self.settings.dtype, self.record(), self.settings.seed)
-        self.head, self.has_new_head = loaded.whole, loaded.has_new_head
+        self.head, self.has_new_head = loaded.trained, loaded.has_new_head
         return loaded.model
 
     def score(self, model: Any) -> ClassificationScore:

@@ -13,7 +13,7 @@ from torch import nn
 from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import InputError
 from qpeft.training import base_model as base
-from qpeft.training.tasks.labels import Labels
+from qpeft.training.tasks.labelled_data import Labels
 from qpeft.training.tasks.record import AUTO_CLASSES, TaskRecord
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Classifier(NamedTuple):
     """A base model with a classification head."""
 
     model: PreTrainedModel
-    whole: list[str]  # modules to train in full: the head, and modules that the base has no weights for
+    trained: list[str]  # modules to train in full: the head, and modules that the base has no weights for
     has_new_head: bool
 
 
@@ -47,14 +47,14 @@ def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Cl
     if record.pad_token_id is not None:
         loaded.config.get_text_config().pad_token_id = record.pad_token_id  # by which a decoder finds the last token
     head = find_head(loaded)
-    new = _owners(loaded, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    new = _modules_of(loaded, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if record.labels != class_names(config):
         new |= {*head}
-    _warn_of_gaps(new - {*head})
-    draw(loaded, sorted(new), seed)
-    whole = sorted(new | {*head})
-    _to_float32(loaded, whole)
-    return Classifier(loaded, whole, bool(new))
+    _warn_missing_weights(new - {*head})
+    init_modules(loaded, sorted(new), seed)
+    trained = sorted(new | {*head})
+    _to_float32(loaded, trained)
+    return Classifier(loaded, trained, bool(new))
 
 
 def classifier_on_meta(model: str, task: str, n_labels: int | None) -> Classifier:
@@ -95,7 +95,7 @@ def find_head(model: PreTrainedModel) -> list[str]:
     return [name for name in children if name != body] if body in children else children[-1:]
 
 
-def draw(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
+def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
     """Initialize modules: linear weights normal with the model's initializer_range, other parameters as in torch."""
     start = SeededStart(seed)
     std = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
@@ -110,13 +110,13 @@ def draw(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
                         module.bias.zero_()
 
 
-def _owners(model: PreTrainedModel, keys: set[str]) -> set[str]:
+def _modules_of(model: PreTrainedModel, keys: set[str]) -> set[str]:
     """The modules of missing tensors, given by their keys: a part of the head, or a child of the body."""
     prefix = model.base_model_prefix
     return {".".join(key.split(".")[: 2 if key.split(".")[0] == prefix else 1]) for key in keys}
 
 
-def _warn_of_gaps(names: set[str]) -> None:
+def _warn_missing_weights(names: set[str]) -> None:
     if names:
         warnings.warn(
             f"the base model has no weights for {', '.join(sorted(names))}; they are initialized from the seed and "
@@ -131,8 +131,8 @@ def _to_float32(model: Any, names: Sequence[str]) -> None:
         head = model.get_submodule(name)
         if any(parameter.dtype != torch.float32 for parameter in head.parameters()):
             head.float()
-            head.register_forward_pre_hook(_widen)
+            head.register_forward_pre_hook(_inputs_to_float32)
 
 
-def _widen(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _inputs_to_float32(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in inputs)

@@ -12,7 +12,7 @@ import numpy as np
 from qpeft.errors import ConfigError
 from qpeft.training.tasks.classification import Classification, Example
 from qpeft.training.tasks.images import has_validation_images, image_bytes, load_images, open_image
-from qpeft.training.tasks.split import Labelled
+from qpeft.training.tasks.labelled_data import Labelled
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,14 +16,13 @@ import numpy as np
 
 from qpeft.errors import DataError
 from qpeft.training.sources import class_columns, hub_data_set, hub_splits, is_local, local_path
-from qpeft.training.tasks.labels import label_name
-from qpeft.training.tasks.split import Labelled
+from qpeft.training.tasks.labelled_data import Labelled, label_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-_PARTS = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "test", "testing")}
+_SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "test", "testing")}
 _COLUMNS = ("image", "img")
 
 
@@ -33,12 +32,12 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
     Raises DataError for a source that is missing, empty, damaged, or in another format.
     """
     if not is_local(source):
-        return _hub(source, split, label_column)
+        return _read_hub(source, split, label_column)
     path = local_path(source)
     if path.is_dir():
-        return _folder(path, split)
+        return _read_folder(path, split)
     if path.is_file() and path.suffix.lower() == ".npz":
-        return _arrays(path)
+        return _read_npz(path)
     raise DataError(
         f"cannot read images from {path}; give a folder with one sub-folder for each class, or an .npz with the arrays "
         "images and labels"
@@ -50,7 +49,7 @@ def has_validation_images(source: str) -> bool:
     if not is_local(source):
         return "validation" in hub_splits(source)
     path = local_path(source)
-    return path.is_dir() and _part(path, "train") is not None and _part(path, "validation") is not None
+    return path.is_dir() and _split_folder(path, "train") is not None and _split_folder(path, "validation") is not None
 
 
 def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
@@ -66,13 +65,13 @@ def open_image(content: np.ndarray | Path | bytes, mode: str) -> Image:
         if isinstance(content, np.ndarray):
             return Image.fromarray(content).convert(mode)
         with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-            return _in_eight_bits(ImageOps.exif_transpose(image)).convert(mode)
+            return _to_eight_bits(ImageOps.exif_transpose(image)).convert(mode)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         name = content if isinstance(content, Path) else "an image"
         raise DataError(f"cannot read {name}: {error}; repair or remove it") from error
 
 
-def _in_eight_bits(image: Image) -> Image:
+def _to_eight_bits(image: Image) -> Image:
     """Scale 16 bits to 8; PIL would clip integers at 255, and floats at 0 and 255."""
     if not image.mode.startswith(("I", "F")):
         return image
@@ -91,15 +90,15 @@ def image_bytes(content: np.ndarray | Path | bytes) -> bytes:
     return content.read_bytes() if isinstance(content, Path) else content
 
 
-def _part(folder: Path, split: str) -> Path | None:
-    here = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()}
-    return next((here[name] for name in _PARTS[split] if name in here), None)
+def _split_folder(folder: Path, split: str) -> Path | None:
+    folders = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()}
+    return next((folders[name] for name in _SPLIT_NAMES[split] if name in folders), None)
 
 
-def _folder(path: Path, split: str) -> list[Labelled]:
-    found = _part(path, split) if _part(path, "train") else path
+def _read_folder(path: Path, split: str) -> list[Labelled]:
+    found = _split_folder(path, split) if _split_folder(path, "train") else path
     if found is None:
-        raise DataError(f"{path} has train/ but none of {', '.join(_PARTS['validation'])}; add one")
+        raise DataError(f"{path} has train/ but none of {', '.join(_SPLIT_NAMES['validation'])}; add one")
     rows: list[Labelled] = []
     for folder in sorted(entry for entry in found.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
@@ -125,7 +124,7 @@ def _folder(path: Path, split: str) -> list[Labelled]:
 _UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zipfile.LargeZipFile)
 
 
-def _arrays(path: Path) -> list[Labelled]:
+def _read_npz(path: Path) -> list[Labelled]:
     try:
         with path.open("rb") as opened:
             loaded = np.load(opened, allow_pickle=False)
@@ -168,7 +167,7 @@ def _names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> list[str
     return [label_name(str(names[label]), f"{path}, label {label}") for label in labels]
 
 
-def _hub(source: str, split: str, label_column: str) -> list[Labelled]:
+def _read_hub(source: str, split: str, label_column: str) -> list[Labelled]:
     data_set = hub_data_set(source, split)
     columns = list(data_set.features)
     image_column = next((name for name in _COLUMNS if name in columns), None)

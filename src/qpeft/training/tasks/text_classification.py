@@ -14,8 +14,7 @@ from qpeft.training import base_model as base
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Row, has_validation_split, load_rows
 from qpeft.training.tasks.classification import Classification, Example
-from qpeft.training.tasks.labels import label_name
-from qpeft.training.tasks.split import Labelled
+from qpeft.training.tasks.labelled_data import Labelled, label_name
 
 if TYPE_CHECKING:
     from torch import Tensor

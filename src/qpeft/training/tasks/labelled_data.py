@@ -1,12 +1,18 @@
-"""The classes of a classification: their names and their order."""
+"""Labelled examples: class names and their order, and the split into training and evaluation data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qpeft.errors import DataError
+from qpeft.training.settings import TrainSettings
+
+Labelled = tuple[Any, str]  # content, class name
+
+_HELD_OUT_EVERY = 20
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> L
         )
     if names == set(known) and len(known) == len(names):
         return Labels(tuple(known))
-    return Labels(tuple(sorted(names, key=int if all(map(_is_whole, names)) else None)))
+    return Labels(tuple(sorted(names, key=int if all(map(_is_integer, names)) else None)))
 
 
 def label_name(value: Any, where: str) -> str:
@@ -62,5 +68,42 @@ def label_name(value: Any, where: str) -> str:
     raise DataError(f"{where}: the label is {found}; give each example an integer or a class name")
 
 
-def _is_whole(name: str) -> bool:
+def _is_integer(name: str) -> bool:
     return name.removeprefix("-").isdecimal() and str(int(name)) == name
+
+
+def read_and_split(
+    settings: TrainSettings, read: Callable[[str, str], list[Labelled]], has_validation: Callable[[str], bool]
+) -> tuple[list[Labelled], list[Labelled]]:
+    """Training and evaluation examples.
+
+    Args:
+        settings: The run, with its sources.
+        read: Reads the examples of a source, split "train" or "validation".
+        has_validation: Whether a source has a validation split.
+    """
+    rows = read(settings.data, "train")
+    if validation := settings.eval_data or (settings.data if has_validation(settings.data) else None):
+        return rows, read(validation, "validation")
+    return hold_out(rows, settings.data)
+
+
+def hold_out(rows: list[Labelled], source: str) -> tuple[list[Labelled], list[Labelled]]:
+    """Hold out every 20th example of each class; of a smaller class the last one, if it has two.
+
+    Raises DataError if no class has two examples.
+    """
+    by_class = defaultdict(list)
+    for place, (_, name) in enumerate(rows):
+        by_class[name].append(place)
+    chosen = {place for places in by_class.values() for place in _held_out(places)}
+    if not chosen:
+        raise DataError(f"{source} has only one example of each class, and none for evaluation; set eval_data")
+    train = [row for place, row in enumerate(rows) if place not in chosen]
+    return train, [row for place, row in enumerate(rows) if place in chosen]
+
+
+def _held_out(places: list[int]) -> list[int]:
+    if len(places) >= _HELD_OUT_EVERY:
+        return places[_HELD_OUT_EVERY - 1 :: _HELD_OUT_EVERY]
+    return places[-1:] if len(places) > 1 else []
