@@ -104,10 +104,9 @@ class Attempts:
 def _start_server() -> psutil.Process:
     """The process that cells are forked from, one for all attempts; both have then imported what is needed."""
     from qpeft.cli import bar, compare_bar  # noqa: F401
-    from qpeft.compare.cells import measuring  # noqa: F401
-    from qpeft.compare.running import outputs, runner  # noqa: F401
+    from qpeft.compare import cell_run, runner  # noqa: F401
 
-    forkserver.set_forkserver_preload(["qpeft.compare.running.preload", "kill_moments"])
+    forkserver.set_forkserver_preload(["qpeft.compare.preload", "kill_moments"])
     first = multiprocessing.get_context("forkserver").Process(target=int)
     first.start()
     first.join()  # it has been forked: the server is ready

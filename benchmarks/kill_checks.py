@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.trainer_pt_utils import safe_globals
 
-from qpeft.compare.running.outputs import write_all
+from qpeft.compare.report.files import write_outputs
 
 State = dict[str, Any]
 _TIMED = {"seconds", "seconds_per_step", "created_at", "peak_mem_bytes", "circuits", "out", "command"}
@@ -89,7 +89,7 @@ def _stale(folder: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / folder.name
         shutil.copytree(folder, copy)
-        write_all(copy)
+        write_outputs(copy)
         names = [
             name
             for name in _names(folder)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import planted_cells
 import pytest
 from synthetic_study import write_synthetic_study
 
@@ -52,7 +53,7 @@ def test_a_planted_crash_is_code_3_and_every_other_row_then_it_is_mended(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("qpeft.compare.running.runner.run_in_threads", crash_in_ia3)
+        patch.setattr("qpeft.compare.runner.run_in_threads", planted_cells.crash_in_ia3)
         crashed = qpeft_cli("compare", "run", study, "--out", out, "--json")
     assert crashed.exit_code == 3, crashed.output
     found = json.loads(crashed.stdout)
@@ -82,14 +83,6 @@ def test_a_planted_crash_is_code_3_and_every_other_row_then_it_is_mended(
     assert (again.exit_code, json.loads(again.stdout)["n_done"]) == (0, 0)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert f"qpeft compare run {study} --out {out}" in (out / "report.html").read_text()
-
-
-def crash_in_ia3(threads, cell, folder, on_step):
-    from qpeft.compare.running.child import run_in_threads
-
-    if cell.method == "ia3":
-        raise RuntimeError("planted")
-    return run_in_threads(threads, cell, folder, on_step)
 
 
 def test_a_plan_counts_and_keeps_nothing(qpeft_cli, study, tmp_path):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qpeft.backends import ExactBackend
-from qpeft.compare.cells.cell import failed_row, run_cell, started_row, tidy, work_folder
-from qpeft.compare.cells.measuring import settings_of
+from qpeft.compare.cell import failed_row, started_row, tidy, work_folder
+from qpeft.compare.cell_run import run_cell, settings_of
 from qpeft.compare.plan import make_plan
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Quality, RowFile

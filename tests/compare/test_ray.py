@@ -7,9 +7,9 @@ from pathlib import Path
 import planted_cells as cells
 import pytest
 
-from qpeft.compare.running import runner
-from qpeft.compare.running.progress import Silent
-from qpeft.compare.running.runner import run
+from qpeft.compare import runner
+from qpeft.compare.progress import Silent
+from qpeft.compare.runner import run
 from qpeft.errors import ConfigError
 
 pytestmark = pytest.mark.xdist_group("comparison")
@@ -49,7 +49,7 @@ def cluster():
 
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "write_all", lambda folder: None)
+    monkeypatch.setattr(runner, "write_outputs", lambda folder: None)
     (tmp_path / "study.json").write_text("{}")
     return cells.PlantedPlan(tmp_path)
 
@@ -88,7 +88,7 @@ def test_a_machine_without_the_folder_says_so(plan, cluster):
 
 @pytest.mark.long
 def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
-    from qpeft.compare.running.ray_executor import RayExecutor
+    from qpeft.compare.ray_executor import RayExecutor
 
     cell = plan.tuning_cells()[0]
     with RayExecutor(plan.folder, cells.run_after_losing_a_worker, Silent()) as executor:

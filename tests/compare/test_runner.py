@@ -4,18 +4,18 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import planted_cells as cells
 import pytest
 
-from qpeft.compare.cells.cell import work_folder
+from qpeft.compare import local_executor, runner
+from qpeft.compare.cell import work_folder
+from qpeft.compare.local_executor import log_path
+from qpeft.compare.progress import Pace, Silent
 from qpeft.compare.rows import Quality, Row, RowFile
-from qpeft.compare.running import locks, runner
-from qpeft.compare.running.local_executor import log_path
-from qpeft.compare.running.progress import Pace, Silent
-from qpeft.compare.running.runner import is_failure, run
+from qpeft.compare.runner import is_failure, run
 from qpeft.errors import ConfigError
+from qpeft.training.lock import waiting_for
 
 pytestmark = pytest.mark.xdist_group("comparison")  # one process that forks, for all
 
@@ -23,8 +23,7 @@ pytestmark = pytest.mark.xdist_group("comparison")  # one process that forks, fo
 @pytest.fixture(autouse=True)
 def _planted(monkeypatch):
     """Nothing is drawn."""
-    monkeypatch.setattr(runner, "write_all", lambda folder: None)
-    monkeypatch.setattr("qpeft.compare.running.outputs.write_all", lambda folder: None)
+    monkeypatch.setattr(runner, "write_outputs", lambda folder: None)
 
 
 @pytest.fixture
@@ -115,36 +114,35 @@ def test_workers_give_the_same_rows_and_times_are_taken_alone(plan, tmp_path):
     assert most["tuning"] > 1
 
 
-def test_every_disaster_is_one_row_and_the_others_are_there(tmp_path, monkeypatch):
-    """Time passes only where a cell hangs, so that no other takes too long."""
-
-    def hours():
-        journal = tmp_path / "journal"
-        return 3600.0 * journal.read_text().count("disaster hangs") if journal.exists() else 0.0
-
-    monkeypatch.setattr("qpeft.compare.running.local_executor.time", SimpleNamespace(monotonic=hours))
-    methods = ("lora", "raises", "no-memory", "killed", "ends", "exits", "hangs", "qpa")
+def test_every_disaster_is_one_row_and_the_others_are_there(tmp_path):
+    methods = ("lora", "raises", "no-memory", "killed", "ends", "exits", "qpa")
     plan = cells.PlantedPlan(tmp_path, methods)
-    outcome = run(plan, workers=1, timeout=0.5, run_cell=cells.run_or_fail)
+    outcome = run(plan, workers=2, run_cell=cells.run_or_fail)
     rows = plan.rows()
     assert len(rows) == 5 * len(methods)  # every cell has its row
     trials = {method: plan.row(method, "lr0.1") for method in methods}
     found = {method: row.status for method, row in trials.items()}
     failed = dict.fromkeys(("raises", "killed", "ends", "exits"), "failed")
-    assert found == {"lora": "success", "qpa": "success", **failed, "no-memory": "oom", "hangs": "timeout"}
+    assert found == {"lora": "success", "qpa": "success", **failed, "no-memory": "oom"}
     assert trials["raises"].error_type == "RuntimeError"
     assert trials["raises"].error_msg == "planted"
     assert "in _raises" in trials["raises"].traceback_tail
     assert "killed by signal 9, perhaps for want of memory" in trials["killed"].error_msg
     assert "exit code 7" in trials["ends"].error_msg
-    assert "exit code 9" in trials["exits"].error_msg
-    assert "more than 0.5 s" in trials["hangs"].error_msg
+    assert (trials["exits"].error_type, trials["exits"].error_msg) == ("SystemExit", "9")
     for method in set(methods) - {"lora", "qpa"}:
         assert plan.row(method, "seed0").status == "skipped"
         assert plan.row(method, "seed0").error_msg == "no trial ended well"
     assert {row.method for row in outcome.failures} == set(methods) - {"lora", "qpa"}
     log = log_path(plan.folder, plan.tuning_cells()[2])
     assert "a word of a library" in log.read_text()
+
+
+def test_cell_that_hangs_is_ended_after_the_timeout(tmp_path):
+    plan = cells.PlantedPlan(tmp_path, ("hangs",))
+    run(plan, timeout=0.5, run_cell=cells.run_or_fail)
+    assert [plan.row("hangs", name).status for name in ("lr0.1", "lr0.2", "seed0")] == ["timeout", "timeout", "skipped"]
+    assert "more than 0.5 s" in plan.row("hangs", "lr0.1").error_msg
 
 
 def test_failed_rows_stay_until_they_are_retried(tmp_path):
@@ -206,9 +204,10 @@ def test_the_report_that_cannot_be_drawn_does_not_end_a_run(plan, monkeypatch):
     def fail(folder):
         raise ValueError("no ink")
 
-    monkeypatch.setattr("qpeft.compare.running.outputs.write_all", fail)
-    monkeypatch.setattr("qpeft.compare.running.outputs._SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr("qpeft.compare.running.outputs._SHARE", 0)
+    results = iter([fail] * 4)  # of each final cell; the outputs at the end are written
+    monkeypatch.setattr(runner, "write_outputs", lambda folder: next(results, lambda folder: None)(folder))
+    monkeypatch.setattr(runner, "_SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(runner, "_SHARE", 0)
     progress = Recorder()
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
     assert outcome.n_done == 10
@@ -237,25 +236,40 @@ def test_two_runs_in_one_folder_are_refused(plan):
         run(plan, run_cell=cells.run_cell)
 
 
-def test_a_cell_of_a_killed_run_is_waited_for(plan):
-    progress = Releasing(locks.cell_at_work(plan.folder))
-    run(plan, progress=progress, run_cell=cells.run_cell)
-    assert "Waiting for a process of the run before to end" in progress.notes
+def test_cell_waits_for_the_process_of_a_killed_run(plan):
+    """The first cell's folder is locked until the second cell ends."""
+    first = plan.tuning_cells()[0]
+    lock = waiting_for(work_folder(first, plan.folder) / ".lock", lambda: False)
+    lock.__enter__()
+
+    class Releasing(Recorder):
+        def on_row(self, cell, row):
+            super().on_row(cell, row)
+            if len(self.ended) == 1:
+                lock.__exit__(None, None, None)
+
+    progress = Releasing()
+    outcome = run(plan, workers=2, progress=progress, run_cell=cells.run_cell)
+    assert outcome.failures == []
+    assert progress.ended[0][0] != first.cell_id
 
 
-def test_a_cell_that_does_not_end_is_named(plan, monkeypatch):
-    monkeypatch.setattr(locks, "_PATIENCE", 0.1)
-    with locks.cell_at_work(plan.folder), pytest.raises(ConfigError, match="earlier run still works in"):
-        run(plan, run_cell=cells.run_cell)
+def test_cell_of_a_process_that_does_not_end_fails_with_its_reason(plan, monkeypatch):
+    first = plan.tuning_cells()[0]
+    monkeypatch.setattr(local_executor, "_PATIENCE", 0.0)
+    with waiting_for(work_folder(first, plan.folder) / ".lock", lambda: False):
+        outcome = run(plan, run_cell=cells.run_cell)
+    assert [row.cell_id for row in outcome.failures] == [first.cell_id]
+    assert "a process of an earlier run still works on this cell" in outcome.failures[0].error_msg
 
 
-def test_times_wait_for_those_of_another_study(plan, tmp_path, monkeypatch):
-    monkeypatch.setattr(locks.tempfile, "gettempdir", lambda: str(tmp_path))
-    progress = Releasing(locks.alone_on_machine(lambda _: None))
+def test_measuring_time_waits_for_another_study(plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(local_executor.tempfile, "gettempdir", lambda: str(tmp_path))
+    progress = Releasing(local_executor.measuring_time(lambda _: None))
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
     assert outcome.n_done == 10
     assert progress.notes == ["Waiting for another study on this machine, which is measuring times"]
-    assert (tmp_path / f"qpeft-{locks.os.getuid()}").stat().st_mode & 0o777 == 0o700
+    assert local_executor.timing_lock().parent.stat().st_mode & 0o777 == 0o700
 
 
 def test_a_trial_that_diverged_is_no_failure():

@@ -1,4 +1,4 @@
-"""A runner that is killed or interrupted: nothing runs on, and the same command goes on. See tests/test_kills.py."""
+"""A runner that is killed or interrupted leaves no process, and the same command resumes. See tests/test_kills.py."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ import pytest
 from planted_cells import TINY_STUDY, timeless_rows, untimed_plan
 
 from qpeft.compare.rows import read_rows
-from qpeft.compare.running import locks
-from qpeft.compare.running.runner import run
+from qpeft.compare.runner import run
+from qpeft.training.lock import waiting_for
 
 pytestmark = [pytest.mark.xdist_group("comparison"), pytest.mark.long]
 
@@ -21,17 +21,17 @@ PLANTED = """
 import sys
 from pathlib import Path
 import planted_cells
-from qpeft.compare.running import local_executor
-from qpeft.compare.running import runner
+from qpeft.compare import local_executor
+from qpeft.compare import runner
 local_executor._PRELOAD = "planted_cells"  # nothing heavy
-runner.write_all = lambda folder: None
+runner.write_outputs = lambda folder: None
 plan = planted_cells.PlantedPlan(Path(sys.argv[1]))
-runner.run(plan, workers=2, run_cell=planted_cells.run_cell)
+runner.run(plan, workers=2, run_cell=planted_cells.run_forever)
 """
 TINY = """
 import sys
 from planted_cells import untimed_plan
-from qpeft.compare.running.runner import run
+from qpeft.compare.runner import run
 run(untimed_plan(*sys.argv[1:]))
 """
 
@@ -44,15 +44,18 @@ def start(script: str, *arguments: object) -> subprocess.Popen:
 
 
 def test_no_cell_outlives_its_runner(tmp_path):
+    """Two cells that never end by themselves: each holds a lock as long as its process lives."""
     process = start(PLANTED, tmp_path)
-    while not (tmp_path / "journal").exists():
+    while not (tmp_path / "journal").exists() or (tmp_path / "journal").read_text().count("begin") < 2:
+        assert process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    locks.wait_for_earlier_cells(tmp_path, lambda _: None)  # they end by themselves
-    state = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.json"))
-    time.sleep(5 * planted_cells.SECONDS)
-    assert state == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*.json"))
+    locks, end = list(tmp_path.rglob("work/*/*/*/.lock")), time.monotonic() + 60
+    assert len(locks) == 2
+    for lock in locks:
+        with waiting_for(lock, lambda: time.monotonic() < end) as is_free:
+            assert is_free
 
 
 def test_real_trainings_interrupted_end_with_the_same_bits(tiny_model, text_file, tmp_path):

@@ -8,11 +8,12 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpeft.compare.cells.cell import Cell, Recipe, RecipeBase, RecipeData, work_folder
+from qpeft.compare.cell import Cell, Recipe, RecipeBase, RecipeData, work_folder
 from qpeft.compare.resolved import ResolvedMethod
 from qpeft.compare.rows import MethodConfig, Quality, Row, Train, cell_id, read_rows
 from qpeft.compare.study import Training
@@ -148,6 +149,12 @@ def run_in_company(cell, folder, on_step):
     return run_cell(cell, folder, on_step)
 
 
+def run_forever(cell, folder, on_step):
+    """Until the process is ended."""
+    journal(folder, f"begin {cell.cell_id}")
+    threading.Event().wait()
+
+
 def planted_row(cell, **fields):
     """A row of `cell` with what the runner looks at."""
     config = MethodConfig(method=cell.method, hash=cell.hash)
@@ -200,3 +207,11 @@ def run_after_losing_a_worker(cell, folder, on_step):
         os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
         time.sleep(600)
     return run_cell(cell, folder, on_step)
+
+
+def crash_in_ia3(threads, cell, folder, on_step):
+    from qpeft.compare.runner import run_in_threads
+
+    if cell.method == "ia3":
+        raise RuntimeError("planted")
+    return run_in_threads(threads, cell, folder, on_step)

@@ -317,7 +317,7 @@ def test_input_error_during_training_is_a_training_error(settings):
     def refuse(_step):
         raise ConfigError("circuit angles contain NaN")
 
-    with pytest.raises(TrainingError, match="the run cannot go on: circuit angles contain NaN"):
+    with pytest.raises(TrainingError, match="the run cannot continue: circuit angles contain NaN"):
         train(settings(), Recorder(refuse))
 
 

@@ -97,7 +97,7 @@ def run(
     with working("Preparing the study"):
         plan = _plan(study, overrides, out, _command(study, overrides, out))
         _refuse_long(plan, workers)
-    from qpeft.compare.running.runner import run as run_plan
+    from qpeft.compare.runner import run as run_plan
 
     with CompareBar() as bar:
         outcome = run_plan(plan, workers, bar, executor, names, timeout, reuse, threads)
@@ -138,10 +138,10 @@ def report(
       qpeft compare report survey
     """
     with working("Writing the report"):
-        from qpeft.compare.running.outputs import write_all
-        from qpeft.compare.running.runner import is_failure
+        from qpeft.compare.report.files import write_outputs
+        from qpeft.compare.runner import is_failure
 
-        summary = write_all(folder)
+        summary = write_outputs(folder)
     failures = [row for row in summary.failures if is_failure(row)]
     return Answer(_data(folder, summary, failures), lambda console: _show(console, folder, summary, failures))
 

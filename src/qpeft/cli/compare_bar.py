@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from qpeft.cli.console import duration, say, stderr
-from qpeft.compare.running.progress import Pace
+from qpeft.compare.progress import Pace
 
 if TYPE_CHECKING:
-    from qpeft.compare.cells.cell import Cell
+    from qpeft.compare.cell import Cell
     from qpeft.compare.rows import Row
 
 _SHOWN_ERROR = 160  # characters of an error message; the row has all of it

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from qpeft.backends.settings import BackendSettings
 from qpeft.cli.options import Fields
@@ -102,6 +101,8 @@ def method_settings(
 
 def _parsed(given: list[str]) -> dict[str, Any]:
     """NAME=VALUE as YAML reads the value: numbers, true, [lists], texts."""
+    import yaml
+
     found = {}
     for text in given:
         name, is_pair, value = text.partition("=")

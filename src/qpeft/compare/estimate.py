@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from qpeft.compare.cells.cell import Cell
+from qpeft.compare.cell import Cell
 from qpeft.files import read_json, write_json
 
 _STEPS = 5
@@ -59,13 +59,13 @@ def _time(cell: Cell) -> dict[str, float]:
     """Seconds to load, for a step, and to score a block; how many blocks are scored, and how often."""
     import torch
 
-    from qpeft.compare.cells import measuring
+    from qpeft.compare import cell_run
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a cell has
     try:
         began = time.perf_counter()
-        model, task = measuring.started(cell)
+        model, task = cell_run.started(cell)
         start = time.perf_counter() - began
         batch = task.collate(task.train[: cell.recipe.training.batch_size])
         seconds = [_step(model, task, batch) for _ in range(_STEPS)] if cell.steps else [0.0]
@@ -77,9 +77,9 @@ def _time(cell: Cell) -> dict[str, float]:
             "start": start,
             "step": statistics.median(seconds),
             "block": block,
-            "eval_every": measuring.settings_of(cell, Path()).intervals().evaluate,
+            "eval_every": cell_run.settings_of(cell, Path()).intervals().evaluate,
             "valid_blocks": len(task.evaluation),
-            "test_blocks": measuring.n_test_blocks(cell),
+            "test_blocks": cell_run.n_test_blocks(cell),
         }
     finally:
         torch.set_num_threads(threads)

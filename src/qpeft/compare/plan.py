@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from qpeft import methods
 from qpeft.compare.budget import Counts, Member, count, members
-from qpeft.compare.cells.cell import Cell, Recipe, RecipeBase, RecipeData, Reference
+from qpeft.compare.cell import Cell, Recipe, RecipeBase, RecipeData, Reference
 from qpeft.compare.data import Splits, split_data
 from qpeft.compare.resolved import (
     STUDY,

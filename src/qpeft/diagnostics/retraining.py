@@ -18,10 +18,10 @@ from qpeft.compare.analysis.statistics import MIN_SEEDS
 from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.plan import make_plan
+from qpeft.compare.progress import CompareProgress
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Row, read_rows
-from qpeft.compare.running.progress import CompareProgress
-from qpeft.compare.running.runner import run
+from qpeft.compare.runner import run
 from qpeft.compare.study import UNTRAINED, Study, described
 from qpeft.demo import EMBEDDED, base_path
 from qpeft.diagnostics.finding import Measurement

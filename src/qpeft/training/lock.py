@@ -1,9 +1,10 @@
-"""A lock that allows one process in a run folder; the operating system releases it when the process ends."""
+"""Locks on files, which the operating system releases when their holder ends."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -12,6 +13,7 @@ from qpeft.errors import ConfigError
 from qpeft.files import is_disk_full
 
 _LOCK = ".lock"
+_PAUSE = 0.2  # seconds between two attempts
 
 
 @contextmanager
@@ -29,7 +31,10 @@ def locked(folder: Path) -> Iterator[None]:
         lock = (folder / _LOCK).open("w")
     try:
         with lock:
-            _acquire(lock, folder)
+            if not _acquire(lock) or not _is_still_there(lock, folder / _LOCK):  # removed by the one that held it
+                raise ConfigError(
+                    f"another process uses the run folder {folder}; wait until it ends, or name another folder"
+                )
             try:
                 yield
             finally:
@@ -37,6 +42,16 @@ def locked(folder: Path) -> Iterator[None]:
                     (folder / _LOCK).unlink()
     finally:
         _remove_if_empty(missing)
+
+
+@contextmanager
+def waiting_for(path: Path, keep_waiting: Callable[[], bool]) -> Iterator[bool]:
+    """Lock the file `path`, which is made, waiting while `keep_waiting()`; gives whether it is locked now."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        while not (is_ours := _acquire(lock)) and keep_waiting():
+            time.sleep(_PAUSE)
+        yield is_ours
 
 
 @contextmanager
@@ -50,20 +65,26 @@ def usable(folder: Path) -> Iterator[None]:
         raise ConfigError(f"{folder} cannot be a run folder: {error.strerror or error}; name another") from error
 
 
-def _acquire(lock: IO[str], folder: Path) -> None:
+def _acquire(lock: IO[str]) -> bool:
+    """Lock the open file; True also where there are no locks."""
     try:
         import fcntl
     except ImportError:
-        return
+        return True
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_ours = os.path.samestat(os.fstat(lock.fileno()), (folder / _LOCK).stat())
-    except (BlockingIOError, FileNotFoundError):
-        is_ours = False
+    except BlockingIOError:
+        return False
     except OSError:  # a file system without locks
-        return
-    if not is_ours:  # locked, or just removed by the process that had locked it
-        raise ConfigError(f"another process uses the run folder {folder}; wait until it ends, or name another folder")
+        return True
+    return True
+
+
+def _is_still_there(lock: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _remove_if_empty(folders: list[Path]) -> None:

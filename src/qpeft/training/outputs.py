@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from peft import PeftModel
@@ -118,6 +119,16 @@ def count_trainable(model: Any, modules: Sequence[str] | None = None) -> int:
     inside = ("",) if modules is None else [f".{name}." for name in modules]
     trained = [(f".{name}", p.numel()) for name, p in model.named_parameters() if p.requires_grad]
     return sum(n for name, n in trained if any(part in name for part in inside))
+
+
+def count_stored_bytes(model: Any) -> int:
+    """Size of the weights file of the compact adapter, or of a model without adapter."""
+    with TemporaryDirectory() as place:
+        if isinstance(model, PeftModel):
+            qpeft.save(model, place)
+        else:
+            model.save_pretrained(place)
+        return weight_bytes(Path(place))
 
 
 def weight_bytes(folder: Path) -> int:

@@ -1,8 +1,9 @@
-"""Fine-tune with an unchanged `transformers.Trainer`, in a folder from which a killed run goes on."""
+"""Fine-tune with an unchanged `transformers.Trainer`, in a folder from which a killed run resumes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,31 @@ from qpeft.training.settings import Intervals, TrainSettings
 from qpeft.training.tasks import Score, Task
 
 
+@dataclass(frozen=True)
+class FittedRun:
+    """A trained model with its scores, in a run folder that holds no adapter yet."""
+
+    settings: TrainSettings
+    folder: RunFolder
+    ready: Prepared  # the model is the trained one, on the device it was trained on
+    before: Score
+    after: Score
+    seconds: float  # from the first score to the last, with saving, without interruptions
+    seconds_per_step: float | None  # median since the last resume, forward to optimizer
+    circuits: dict[str, Any] | None  # what they cost, where they did not run on the exact simulator
+
+    @property
+    def model(self) -> Any:
+        return self.ready.model
+
+
 def train(
     settings: TrainSettings,
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     task: Task | None = None,
 ) -> TrainResult:
-    """Run `settings` to the end, or go on with the run that `settings.out` holds; a finished one is left alone.
+    """Run `settings` to the end, or resume the run in `settings.out`; a finished run is left as it is.
 
     On one device and thread count, a run that was killed and resumed ends with the same bits as an unbroken one.
 
@@ -49,33 +68,95 @@ def train(
             checkpoints are intact.
         KeyboardInterrupt: stopped by Ctrl-C, after saving the step in progress.
     """
-    settings.check()
     progress = progress or Silent()
-    folder = RunFolder(Path(settings.out).expanduser())
-    folder.check(settings)
+    folder = _checked_folder(settings)
     if (finished := read_result(folder.result)) is not None:
         return finished
     with locked(folder.path):
-        ready = prepare(settings, progress, task)
-        folder.claim(settings, ready.identity)
-        if ready.circuits is not None:
-            ready.circuits.jobs.log_to(folder.jobs)
-            ready.circuits.jobs.on_failure = progress.on_note
-            ready.circuits.check_budget(settings.steps - _steps_done(folder))
-            progress.on_note(f"circuits on {ready.circuits}")
-        timing = Timing()
-        try:
-            _fit(settings, ready, folder, progress, timing, callbacks)
-            return _finish(settings, ready, folder, progress, timing)
-        except Exception as error:
-            prune(folder.checkpoints)
-            _explain_full_disk(error, folder)
-            if timing.has_begun and isinstance(error, InputError):  # refused too late to be called bad input
-                raise TrainingError(f"the run cannot go on: {error}") from error
-            raise
+        return publish(_fit(settings, folder, progress, callbacks, task), progress)
+
+
+def fit(
+    settings: TrainSettings,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    task: Task | None = None,
+) -> FittedRun:
+    """Train as `train` does, resumable in the same way, and return the model: nothing is exported or published.
+
+    Arguments and errors are those of `train`.
+    """
+    folder = _checked_folder(settings)
+    with locked(folder.path):
+        return _fit(settings, folder, progress or Silent(), callbacks, task)
+
+
+def publish(run: FittedRun, progress: Progress) -> TrainResult:
+    """Write the compact and the exported adapter, the model card and result.json, which declares the run finished."""
+    progress.on_stage("Writing the adapter")
+    folder, ready = run.folder, run.ready
+    try:
+        result = TrainResult(
+            out=folder.path,
+            model=run.settings.model,
+            method=run.settings.record.key,
+            steps=run.settings.steps,
+            before=run.before,
+            after=run.after,
+            trainable=outputs.count_trainable(ready.model),
+            deployed=outputs.write_adapter(ready.model, folder, run.settings.method, ready.task),
+            stored_bytes=outputs.weight_bytes(folder.adapter),
+            exported_bytes=outputs.weight_bytes(folder.exported),
+            seconds=run.seconds,
+            seconds_per_step=run.seconds_per_step,
+            data_sha256=ready.identity["data"],
+            task=run.settings.task,
+            trainable_head=outputs.count_trainable(ready.model, ready.task.head),
+            circuits=run.circuits,
+        )
+        outputs.write_card(folder, result, needs_qpeft=outputs.needs_qpeft(ready.model))
+        write_result(folder.result, result)
+    except Exception as error:
+        _explain(error, folder, has_begun=True)
+        raise
+    return result
+
+
+def _checked_folder(settings: TrainSettings) -> RunFolder:
+    settings.check()
+    folder = RunFolder(Path(settings.out).expanduser())
+    folder.check(settings)
+    return folder
 
 
 def _fit(
+    settings: TrainSettings,
+    folder: RunFolder,
+    progress: Progress,
+    callbacks: Sequence[TrainerCallback],
+    task: Task | None,
+) -> FittedRun:
+    """`fit` in a folder that is locked."""
+    ready = prepare(settings, progress, task)
+    folder.claim(settings, ready.identity)
+    if ready.circuits is not None:
+        ready.circuits.jobs.log_to(folder.jobs)
+        ready.circuits.jobs.on_failure = progress.on_note
+        ready.circuits.check_budget(settings.steps - _steps_done(folder))
+        progress.on_note(f"circuits on {ready.circuits}")
+    timing = Timing()
+    try:
+        _run_trainer(settings, ready, folder, progress, timing, callbacks)
+        scores = read_scores(folder.metrics, ready.task.score_class)
+    except Exception as error:
+        prune(folder.checkpoints)
+        _explain(error, folder, timing.has_begun)
+        raise
+    seconds = read_seconds(folder.metrics)
+    return FittedRun(settings, folder, ready, scores[0], scores[-1], seconds, timing.median, _circuit_costs(ready))
+
+
+def _run_trainer(
     settings: TrainSettings,
     ready: Prepared,
     folder: RunFolder,
@@ -91,7 +172,7 @@ def _fit(
             _damaged(checkpoint, f"{name} is not the file that was saved, its SHA-256 is another one")
         )
     if checkpoint is None and folder.metrics.exists():
-        progress.on_note("no checkpoint was whole yet: beginning again")
+        progress.on_note("no checkpoint is complete: starting from the beginning")
     log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))
     every = _intervals(settings, ready)
     with StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once")) as stop:
@@ -119,7 +200,7 @@ def _fit(
 
 
 def _intervals(settings: TrainSettings, ready: Prepared) -> Intervals:
-    """Those of the settings; but what hardware has done is saved after every step, if nobody says otherwise."""
+    """Those of the settings. On hardware every step is saved, unless `save_every` says otherwise."""
     every = settings.intervals()
     is_hardware = ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator
     return every._replace(save=1) if is_hardware and settings.save_every is None else every
@@ -131,7 +212,7 @@ def _steps_done(folder: RunFolder) -> int:
 
 
 def _score(ready: Prepared) -> Score:
-    """The score of what would be exported now: its numbers are exact, whatever backend they are trained on."""
+    """The score of what would be exported now, with exact circuits, whatever backend they are trained on."""
     with outputs.exact_circuits(ready.model):
         return ready.task.score(ready.model)
 
@@ -190,37 +271,8 @@ def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
         raise ConfigError(str(error)) from error
 
 
-def _finish(
-    settings: TrainSettings, ready: Prepared, folder: RunFolder, progress: Progress, timing: Timing
-) -> TrainResult:
-    progress.on_stage("Writing the adapter")
-    deployed = outputs.write_adapter(ready.model, folder, settings.method, ready.task)
-    scores = read_scores(folder.metrics, ready.task.score_class)
-    result = TrainResult(
-        out=folder.path,
-        model=settings.model,
-        method=settings.record.key,
-        steps=settings.steps,
-        before=scores[0],
-        after=scores[-1],
-        trainable=outputs.count_trainable(ready.model),
-        deployed=deployed,
-        stored_bytes=outputs.weight_bytes(folder.adapter),
-        exported_bytes=outputs.weight_bytes(folder.exported),
-        seconds=read_seconds(folder.metrics),
-        seconds_per_step=timing.median,
-        data_sha256=ready.identity["data"],
-        task=settings.task,
-        trainable_head=outputs.count_trainable(ready.model, ready.task.head),
-        circuits=_used(ready),
-    )
-    outputs.write_card(folder, result, needs_qpeft=outputs.needs_qpeft(ready.model))
-    write_result(folder.result, result)
-    return result
-
-
-def _used(ready: Prepared) -> dict[str, Any] | None:
-    """What the circuits cost, those of earlier parts of the run included."""
+def _circuit_costs(ready: Prepared) -> dict[str, Any] | None:
+    """What the circuits cost, in all parts of a resumed run."""
     if (run := ready.circuits) is None:
         return None
     jobs = run.jobs
@@ -235,14 +287,17 @@ def _used(ready: Prepared) -> dict[str, Any] | None:
 def _damaged(checkpoint: Path, reason: str) -> str:
     return (
         f"{checkpoint} cannot be read: {reason.splitlines()[0]}. Delete the folder and run the same command again: the "
-        "run goes on from the checkpoint before, or from the start"
+        "run resumes from the checkpoint before it, or starts from the beginning"
     )
 
 
-def _explain_full_disk(error: Exception, folder: RunFolder) -> None:
+def _explain(error: Exception, folder: RunFolder, has_begun: bool) -> None:
+    """Raise TrainingError for a full disk, and for bad input that is found after training began."""
     if is_disk_full(error):
         last = last_whole(folder.checkpoints)
         kept = f"the checkpoint of step {step_of(last)} is intact" if last else "no step had been saved"
         raise TrainingError(
             f"the disk that holds {folder.path} is full; {kept}. Free some space and run the same command again"
         ) from error
+    if has_begun and isinstance(error, InputError):
+        raise TrainingError(f"the run cannot continue: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpeft.compare.cells.keep import peak_resident_bytes
 from qpeft.compare.measurements.inference import has_room, tokens_per_second
 from qpeft.compare.measurements.step_time import Batch, TrainingSteps, compare_steps, flops_per_token
 from qpeft.errors import ConfigError, QpeftError
@@ -152,3 +152,11 @@ def _add(found: dict[str, Any], name: str, value: Any) -> None:
     if isinstance(value, str):
         found["null_reasons"][name] = value
     found[name] = None if isinstance(value, str) else value
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident set of this process so far."""
+    import resource
+
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

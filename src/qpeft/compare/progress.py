@@ -1,4 +1,4 @@
-"""What a comparison tells whoever shows it, and how much time its rest will take."""
+"""Events of a running study, and an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from qpeft.compare.cells.cell import Cell
+    from qpeft.compare.cell import Cell
     from qpeft.compare.rows import Row
 
 
@@ -16,23 +16,23 @@ class CompareProgress(Protocol):
     """Receives a comparison's events in the runner's process; it should return quickly."""
 
     def on_plan(self, cells: Sequence[Cell], n_there: int, at_once: int) -> None:
-        """What is to be run, `at_once` at a time; `n_there` further cells have their rows already."""
+        """`cells` will run, `at_once` at a time; `n_there` further cells have their rows already."""
 
     def on_start(self, cell: Cell) -> None:
-        """A cell begins, or goes on."""
+        """A cell starts or resumes."""
 
     def on_step(self, cell: Cell, done: int, total: int) -> None:
-        """`done` of the cell's `total` steps are behind it."""
+        """`done` of the cell's `total` steps are done."""
 
     def on_row(self, cell: Cell, row: Row) -> None:
-        """A cell ended, well or not, and its row is written."""
+        """A cell ended or failed, and its row is written."""
 
     def on_note(self, text: str) -> None:
-        """Something that whoever waits should know."""
+        """A note for the user."""
 
 
 class Silent:
-    """Shows nothing."""
+    """Ignores every event."""
 
     def on_plan(self, cells: Sequence[Cell], n_there: int, at_once: int) -> None: ...
 
@@ -46,9 +46,9 @@ class Silent:
 
 
 class Pace:
-    """Seconds that cells take, learned from those that ended.
+    """Estimates the seconds that cells take from those that ended.
 
-    A cell takes what its method took in the same phase; else what its method took in another; else the mean of all.
+    The estimate is the mean over cells of the same method and phase; else over cells of the method; else over all.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Pace:
         self._seconds[phase_of(cell), cell.method].append(seconds)
 
     def of(self, cell: Cell) -> float | None:
-        """What `cell` will take; None before anything is known."""
+        """Estimated seconds of `cell`; None before any cell ended."""
         same = self._seconds.get((phase_of(cell), cell.method))
         method = [s for (_, name), seconds in self._seconds.items() if name == cell.method for s in seconds]
         every = [s for seconds in self._seconds.values() for s in seconds]
@@ -67,7 +67,7 @@ class Pace:
         return fmean(known) if known else None
 
     def left(self, cells: Iterable[Cell], at_once: int) -> float | None:
-        """Seconds until `cells` are done, those that are timed one by one."""
+        """Estimated seconds until `cells` are done; cells that measure time run one by one."""
         seconds = 0.0
         for cell in cells:
             if (one := self.of(cell)) is None:

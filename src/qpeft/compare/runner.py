@@ -1,25 +1,23 @@
-"""Run a comparison's cells, or what is left of them: rates first, then every seed, then times.
+"""Run the cells of a study: trials of learning rates first, then every seed, then times.
 
-Each cell runs in a process of its own and gets a row whatever happens to it. A row, once written, is the proof that
-its cell is done: a run that was stopped or killed at any moment goes on from the rows, and a cell that it left
-unfinished goes on from its last checkpoint.
+Each cell runs in a process of its own and gets a row whatever happens to it. A cell with a row is done: a run that was
+stopped or killed resumes with the cells that have none, and an unfinished cell resumes from its last checkpoint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qpeft.compare.cell import Cell, RunCell, Steps, lost_row, tidy
+from qpeft.compare.local_executor import LocalExecutor
+from qpeft.compare.progress import CompareProgress, Silent, phase_of
 from qpeft.compare.rows import ROWS, Row, RowFile, read_rows
-from qpeft.compare.running.child import RunCell, run_in_threads
-from qpeft.compare.running.local_executor import LocalExecutor
-from qpeft.compare.running.locks import forget_cells, wait_for_earlier_cells
-from qpeft.compare.running.outputs import Refresher, write_all
-from qpeft.compare.running.progress import CompareProgress, Silent, phase_of
 from qpeft.errors import ConfigError
 from qpeft.files import remove_unfinished
 from qpeft.training.interrupt import StopRequest
@@ -27,11 +25,13 @@ from qpeft.training.lock import locked
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.types import Summary
-    from qpeft.compare.cells.cell import Cell
     from qpeft.compare.plan import Plan
 
 EXECUTORS = ("local", "ray")
 RETRIES = ("failed", "oom", "timeout")
+
+_SECONDS_BETWEEN = 30.0  # refreshes of the report, while a study runs
+_SHARE = 10  # a refresh takes at most one part in so many of the time
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Executor(Protocol):
         ...
 
     def stop(self) -> None:
-        """Let what runs save and end; `run` yields no more then. It may be called in a signal handler."""
+        """Let running cells save and end; `run` yields no more then. A signal handler may call it."""
         ...
 
 
@@ -70,12 +70,12 @@ def run(
     """Run every cell of `plan` that has no row yet, then write the outputs.
 
     Args:
-        workers: cells at once; cells that measure time run alone all the same.
-        retry: statuses, of RETRIES, whose rows are run again; other rows stay.
+        workers: cells at once; cells that measure time always run alone.
+        retry: statuses, of RETRIES, whose cells are run again.
         timeout: seconds after which a cell is killed.
         reuse: the folder of another study, whose rows of equal hash are copied instead of run.
-        threads: CPU threads of a cell; another number changes the last bits of its losses.
-        run_cell: what runs a cell, importable by a child process; `cell.run_cell` in `threads` threads by default.
+        threads: CPU threads of a cell; a different number changes the last bits of its losses.
+        run_cell: what runs a cell, importable by a child process; `cell_run.run_cell` in `threads` threads by default.
 
     Raises:
         ConfigError: an unknown executor or status, or another run in the same folder; nothing was done.
@@ -85,15 +85,13 @@ def run(
     progress = progress or Silent()
     with locked(plan.folder):
         plan.study.write(plan.folder)
-        wait_for_earlier_cells(plan.folder, progress.on_note)
         study = _Run(plan, progress, tuple(retry), reuse)
         study.tidy()
         run_cell = run_cell or partial(run_in_threads, threads)
         with _executor(executor, threads, plan.folder, run_cell, progress, workers, timeout) as pool:
             study.run(pool, workers)
-        forget_cells(plan.folder)
         _remove_empty(plan.folder / "work")
-        return study.outcome(write_all(plan.folder))
+        return study.outcome(write_outputs(plan.folder))
 
 
 class _Run:
@@ -107,9 +105,7 @@ class _Run:
         self._n_done = 0
 
     def tidy(self) -> None:
-        """Remove what a kill left: files half-written, and the files of cells that have their rows."""
-        from qpeft.compare.cells.cell import tidy
-
+        """Remove what a kill left: incomplete files, and the files of cells that have their rows."""
         remove_unfinished(self._plan.folder)
         for cell in self._cells():
             if (row := self._file.rows.get(cell.cell_id)) and row.succeeded:
@@ -140,14 +136,12 @@ class _Run:
 
     def _run_phase(self, left: list[Cell], pool: Executor) -> None:
         for cell in (cell for cell in left if cell.impossible):
-            self._keep(cell, _skipped(cell))
+            self._keep(cell, lost_row(cell, "skipped", str(cell.impossible)))
         possible = [cell for cell in left if not cell.impossible]
         for cell, row in pool.run(possible, is_exclusive=any(cell.role == "cost" for cell in possible)):
             self._keep(cell, row)
 
     def _keep(self, cell: Cell, row: Row) -> None:
-        from qpeft.compare.cells.cell import tidy
-
         self._file.append(row)
         if row.succeeded:
             tidy(cell, self._plan.folder)
@@ -183,15 +177,46 @@ class _Run:
         return f"{left} cells are left. Run the same command again to resume."
 
 
+class Refresher:
+    """Rewrites the outputs from time to time while a study runs. A failure is reported, and the study continues."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]):
+        self._folder, self._say = folder, say
+        self._next = time.monotonic() + _SECONDS_BETWEEN
+
+    def refresh(self) -> None:
+        """Write the outputs if it is time."""
+        began = time.monotonic()
+        if began < self._next:
+            return
+        try:
+            write_outputs(self._folder)
+        except Exception as error:
+            self._say(f"The report could not be refreshed: {error}")
+        now = time.monotonic()
+        self._next = now + max(_SECONDS_BETWEEN, _SHARE * (now - began))
+
+
+def write_outputs(folder: Path) -> Summary:
+    """See `report.files.write_outputs`, which is imported when it is needed."""
+    from qpeft.compare.report.files import write_outputs
+
+    return write_outputs(folder)
+
+
 def is_failure(row: Row) -> bool:
-    """Whether the row is of a cell that failed; a trial of a rate that was too high tells what it was made to tell."""
+    """Whether the cell failed. A trial that diverged did not: it found that its learning rate is too high."""
     return not row.succeeded and (row.role, row.status) != ("tuning", "diverged")
 
 
-def _skipped(cell: Cell) -> Row:
-    from qpeft.compare.cells.cell import lost_row
+def run_in_threads(threads: int, cell: Cell, folder: Path, on_step: Steps) -> Row:
+    """In a cell's process: run it with so many CPU threads."""
+    import torch
 
-    return lost_row(cell, "skipped", str(cell.impossible))
+    from qpeft.compare.cell_run import run_cell
+
+    torch.set_num_threads(threads)
+    return run_cell(cell, folder, on_step)
 
 
 def _check(
@@ -212,14 +237,14 @@ def _check(
 
 def _executor(name: str, threads: int, *arguments: Any) -> AbstractContextManager[Executor]:
     if name == "ray":
-        from qpeft.compare.running.ray_executor import RayExecutor
+        from qpeft.compare.ray_executor import RayExecutor
 
         return RayExecutor(*arguments, threads=threads)
     return LocalExecutor(*arguments)
 
 
 def _remove_empty(folder: Path) -> None:
-    """What is left there is of cells that failed."""
+    """Remove empty folders; files that are left belong to failed cells."""
     for path in sorted([folder, *folder.rglob("*")], reverse=True):
         with suppress(OSError):
             path.rmdir()

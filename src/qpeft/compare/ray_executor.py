@@ -1,7 +1,7 @@
-"""Cells on the machines of a Ray cluster: one task per cell, which runs it as it would run here.
+"""Cells on the machines of a Ray cluster: one task per cell, which runs it with a LocalExecutor on its machine.
 
-Every machine must see the study's folder and the base under the same path. A task whose worker is lost is run once
-more, and goes on from the checkpoint of the first; what goes wrong in the cell itself is a row, as it is here.
+Every machine must see the study's folder and the base under the same path. A task whose worker is lost runs once more
+and resumes from the checkpoint of the first. An error in the cell itself becomes a row, as it does here.
 """
 
 from __future__ import annotations
@@ -9,18 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from qpeft.compare.cell import Cell, RunCell, failed_row, lost_row
+from qpeft.compare.local_executor import LocalExecutor
+from qpeft.compare.progress import CompareProgress, Silent
 from qpeft.compare.rows import Row
-from qpeft.compare.running.child import RunCell
-from qpeft.compare.running.local_executor import LocalExecutor
-from qpeft.compare.running.progress import CompareProgress, Silent
 from qpeft.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from qpeft.compare.cells.cell import Cell
-
-_SECONDS_BETWEEN_LOOKS = 0.5  # a signal is answered between two
+_SECONDS_BETWEEN_CHECKS = 0.5  # signals are handled in between
 
 
 class RayExecutor:
@@ -63,21 +60,19 @@ class RayExecutor:
             arguments = (cell, self._folder, self._run_cell, self._timeout, is_exclusive)
             self._tasks[task.remote(*arguments)] = cell
         while self._tasks:
-            ended, _ = self._ray.wait(list(self._tasks), timeout=_SECONDS_BETWEEN_LOOKS)
+            ended, _ = self._ray.wait(list(self._tasks), timeout=_SECONDS_BETWEEN_CHECKS)
             for reference in ended:
                 cell = self._tasks.pop(reference)
                 if (row := self._row(cell, reference)) is not None:
                     yield cell, row
 
     def stop(self) -> None:
-        """Cancel what runs and what waits; it goes on from its checkpoints the next time."""
+        """Cancel running and waiting cells; running ones resume from their checkpoints the next time."""
         self._is_stopping = True
         for reference in list(self._tasks):
             self._ray.cancel(reference)
 
     def _row(self, cell: Cell, reference: Any) -> Row | None:
-        from qpeft.compare.cells.cell import failed_row, lost_row
-
         try:
             return self._ray.get(reference)
         except self._ray.exceptions.TaskCancelledError:
@@ -109,7 +104,7 @@ class RayExecutor:
 
 
 def _run_one(cell: Cell, folder: Path, run_cell: RunCell, timeout: float | None, is_exclusive: bool) -> Row | None:
-    """On the worker: the cell in a process of its own there."""
+    """On the worker: run the cell in a process of its own."""
     if not (folder / "study.json").exists():
         raise DataError(f"this machine does not see {folder}; all machines of the cluster must share it")
     executor = LocalExecutor(folder, run_cell, Silent(), timeout=timeout)
@@ -117,7 +112,7 @@ def _run_one(cell: Cell, folder: Path, run_cell: RunCell, timeout: float | None,
 
 
 def _whole_machine(ray: Any) -> dict[str, Any]:
-    """Resources of one machine, always the same: this one, if it has CPUs."""
+    """All resources of one machine, the same for all cells: this one, if it has CPUs."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()

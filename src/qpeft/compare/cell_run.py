@@ -1,4 +1,4 @@
-"""What a cell does: train in a run folder, take the numbers that did best on validation data, measure them."""
+"""From a cell to its row: train in a run folder, restore the parameters with the lowest validation loss, measure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import qpeft
-from qpeft.compare.cells.cell import Cell, Recipe, Steps, failed_row, started_row, work_folder
-from qpeft.compare.cells.keep import Audit, KeepBest, best_of, restore
+from qpeft.compare.callbacks import KeepBest, RunFacts, best_of, restore
+from qpeft.compare.cell import Cell, Recipe, Steps, failed_row, started_row, work_folder
 from qpeft.compare.data import test_references
 from qpeft.compare.measurements.capacity import measure_capacity
 from qpeft.compare.measurements.convergence import derive
@@ -21,15 +21,14 @@ from qpeft.compare.measurements.generation import generate_texts, score_texts
 from qpeft.compare.rows import Convergence, Row
 from qpeft.compare.study import UNTRAINED, Generation
 from qpeft.errors import QpeftError, TrainingError
-from qpeft.files import read_json
-from qpeft.training import outputs, train
+from qpeft.training import outputs
 from qpeft.training.accuracy import ClassificationScore
 from qpeft.training.methods import virtual_tokens
 from qpeft.training.metrics import HOPELESS_LOSS
 from qpeft.training.metrics_log import read_rows
 from qpeft.training.prepare import Prepared, prepare
 from qpeft.training.progress import Silent
-from qpeft.training.run_folder import RunFolder
+from qpeft.training.run import fit
 from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks import Score, Task, task_class
 
@@ -39,22 +38,37 @@ _SHARED = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "war
 _SHARED += ("dtype", "eval_blocks")
 
 
-def quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
-    """The row of a training, or of the base alone."""
+def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
+    """Run the cell, or resume what an earlier process left under `folder`/work, and return its row.
+
+    A run whose loss is not finite, or ends above twice its first value, has status diverged. Every other error is
+    raised. The files under work/ can be removed with `tidy` once the row is on the disk.
+    """
+    if cell.role == "cost":
+        return _cost_row(cell)
+    try:
+        return _quality_row(cell, folder, on_step)
+    except TrainingError as error:
+        if "is nan at step" not in str(error) and "is inf at step" not in str(error):
+            raise
+        return _diverged_row(cell, folder, error)
+
+
+def _quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
     row = started_row(cell)
-    if cell.spec.method == UNTRAINED:
-        ready = _untrained(cell)
-        _measure_base(row, ready)
-    else:
-        ready = _train(cell, row, work_folder(cell, folder), on_step)
-    if cell.role != "tuning":
-        _measure(cell, row, ready)
+    with _quiet():
+        if cell.spec.method == UNTRAINED:
+            ready = _measure_base(cell, row)
+        else:
+            ready = _train(cell, row, work_folder(cell, folder), on_step)
+        if cell.role != "tuning":
+            _measure(cell, row, ready)
     row.status = "diverged" if row.convergence.diverged else "success"
     return row
 
 
-def diverged_row(cell: Cell, folder: Path, error: TrainingError) -> Row:
-    """The row of a training whose loss or gradient stopped being finite, with its curve up to there."""
+def _diverged_row(cell: Cell, folder: Path, error: TrainingError) -> Row:
+    """The row of a run whose loss or gradient is not finite, with its curve up to there."""
     row = failed_row(cell, error).updated(
         status="diverged", traceback_tail=None, convergence=Convergence(diverged=True)
     )
@@ -92,7 +106,7 @@ def _save_every(cell: Cell) -> int | None:
 
 
 def shared_task(settings: TrainSettings) -> Task:
-    """The data of a cell's run; read once in a process, and not again by those that are forked from it."""
+    """The data of a cell's run; read once in a process, and not again in those that are forked from it."""
     reserved = virtual_tokens(settings.method, settings.host, settings.method_settings)
     return _task(_Key(settings, reserved))
 
@@ -120,7 +134,7 @@ def _task(key: _Key) -> Task:
 
 
 def warm(cell: Cell) -> None:
-    """Read a study's data into this process, for those that will be forked from it."""
+    """Read a study's data, for the processes that will be forked from this one."""
     with _quiet():
         shared_task(settings_of(cell, Path()))
         shared_task(_test_settings(cell))
@@ -131,17 +145,17 @@ def started(cell: Cell) -> tuple[Any, Task]:
     settings = settings_of(cell, Path())
     with _quiet():
         task = shared_task(settings)
-        return _without_jobs(prepare(settings, Silent(), task)).train(), task
+        return _with_exact_circuits(prepare(settings, Silent(), task)).train(), task
 
 
 def n_test_blocks(cell: Cell) -> int:
-    """How many examples the test figures are of."""
+    """The number of test examples."""
     with _quiet():
         return len(shared_task(_test_settings(cell)).evaluation)
 
 
-def _without_jobs(ready: Prepared, row: Row | None = None) -> Any:
-    """The model. Figures of time are not worth jobs on hardware: its circuits are exact then, and the row says so."""
+def _with_exact_circuits(ready: Prepared, row: Row | None = None) -> Any:
+    """The model to measure times of: no jobs are sent to hardware for them, and the row says so."""
     if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator:
         qpeft.set_backend(ready.model)
         if row is not None:
@@ -151,12 +165,6 @@ def _without_jobs(ready: Prepared, row: Row | None = None) -> Any:
 
 def _test_settings(cell: Cell) -> TrainSettings:
     return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe.test_blocks)
-
-
-def _untrained(cell: Cell) -> Prepared:
-    settings = settings_of(cell, Path())
-    with _quiet():
-        return prepare(settings, Silent(), shared_task(settings))
 
 
 def _record(row: Row, part: str, values: dict[str, Any]) -> None:
@@ -169,79 +177,78 @@ def _record(row: Row, part: str, values: dict[str, Any]) -> None:
 
 def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
     settings = settings_of(cell, work / "run")
-    best, audit = work / "best.safetensors", work / "audit.json"
+    best = work / "best.safetensors"
     work.mkdir(parents=True, exist_ok=True)
-    with _quiet():
-        task = shared_task(settings)
-        result = train(settings, _Reporting(on_step), (KeepBest(best), Audit(audit, task)), task)
-        ready = prepare(settings, Silent(), task)
-        restore(ready.model, best)
-    audited = read_json(audit)
-    log = read_rows(work / "run" / "metrics.jsonl")
+    task = shared_task(settings)
+    facts = RunFacts(task)
+    run = fit(settings, _Reporting(on_step), (KeepBest(best), facts), task)
+    restore(run.model, best)
+    log = read_rows(run.folder.metrics)
     curve, norms = _curve(log), [entry["grad_norm"] for entry in log if "grad_norm" in entry]
     step, loss = best_of(best)
-    tokens_per_step = audited["tokens_seen"] / settings.steps
-    _record(row, "data", {"order_sha256": audited["order_sha256"], "tokens_seen": audited["tokens_seen"]})
-    _record(row, "data", {"tokens_per_step": tokens_per_step})
-    _record(row, "train", {"seconds": result.seconds, "curve": curve})
-    _record(row, "quality", {"valid_loss": loss, "valid_loss_last": result.after.loss, "best_step": step})
-    if result.circuits is not None:
-        row.train.circuits = result.circuits
-        with _or_reason(row, "quality.valid_loss_on_backend"), _quiet():
-            row.quality.valid_loss_on_backend = _score_on_backend(ready, work / "run")
-    generator = outputs.count_generator(ready.model)
+    tokens_per_step = facts.tokens_seen / settings.steps
+    row.data.order_sha256, row.data.tokens_seen = facts.order_sha256, facts.tokens_seen
+    row.data.tokens_per_step = tokens_per_step
+    row.train.seconds, row.train.curve = run.seconds, curve
+    _record(row, "quality", {"valid_loss": loss, "valid_loss_last": run.after.loss, "best_step": step})
+    if run.circuits is not None:
+        row.train.circuits = run.circuits
+        with _or_reason(row, "quality.valid_loss_on_backend"):
+            row.quality.valid_loss_on_backend = _score_on_backend(run.ready)
+    generator = outputs.count_generator(run.model)
     sizes = {
-        "params_trainable": result.trainable,
-        "params_head": result.trainable_head,
-        "params_deployed": outputs.count_deployed(ready.model),
+        "params_trainable": outputs.count_trainable(run.model),
+        "params_head": outputs.count_trainable(run.model, task.head),
+        "params_deployed": outputs.count_deployed(run.model),
         "params_generator": generator,
-        "bytes_stored": result.stored_bytes or result.exported_bytes,
-        "optimizer_bytes": audited["optimizer_bytes"],
+        "bytes_stored": outputs.count_stored_bytes(run.model),
+        "optimizer_bytes": facts.optimizer_bytes,
         "null_reasons": _NOT_GENERATED if generator is None else {},
     }
     _record(row, "cost", sizes)
     _record(row, "convergence", derive(curve, norms, tokens_per_step))
-    return ready
+    return run.ready
 
 
-def _score_on_backend(ready: Prepared, run: Path) -> float:
-    """Validation loss with the backend's own probabilities, its job counted with those of the run.
+def _score_on_backend(ready: Prepared) -> float:
+    """Validation loss with the backend's own probabilities; its job is logged with those of the run.
 
-    From then on the model has exact ones, as exported.
+    Afterwards the model has exact probabilities, as it is exported.
     """
-    assert ready.circuits is not None
-    ready.circuits.jobs.log_to(RunFolder(run).jobs)
     try:
         return ready.task.score(ready.model).loss
     finally:
         qpeft.set_backend(ready.model)
 
 
-def _measure_base(row: Row, ready: Prepared) -> None:
+def _measure_base(cell: Cell, row: Row) -> Prepared:
+    settings = settings_of(cell, Path())
+    ready = prepare(settings, Silent(), shared_task(settings))
     score = ready.task.score(ready.model)
-    _record(row, "train", {"seconds": 0.0, "curve": [[0, None, score.loss, 0.0]]})
+    row.train.seconds, row.train.curve = 0.0, [[0, None, score.loss, 0.0]]
     _record(row, "quality", {"valid_loss": score.loss, "valid_loss_last": score.loss, "best_step": 0})
     sizes = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored", "optimizer_bytes"), 0)
     _record(row, "cost", {**sizes, "params_generator": None, "null_reasons": _NOT_GENERATED})
+    return ready
 
 
 def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
     """The scores on the test data, read once; and what the adapter does."""
     model, recipe = ready.model.eval(), cell.recipe
-    with _quiet():
-        test = shared_task(_test_settings(cell))
-        _record(row, "quality", _quality(test.score(model)))
-        row.data.splits = _sizes(ready.task, test)
-        if recipe.generation and recipe.task == "causal-lm":
-            with _or_reason(row, "quality.bleu"):
-                _generate(recipe, recipe.generation, row, model, test)
-        _measure_forgetting(cell, row, ready)
-        if recipe.capacity and cell.spec.method != UNTRAINED:
-            with _or_reason(row, "capacity"):
-                found = measure_capacity(model, ready.task.load_base().eval(), _batches(ready.task))
-                if cell.seed != recipe.first_seed:  # only one row of a method keeps the values of each place
-                    found = {name: value for name, value in found.items() if name not in ("modules", "blocks")}
-                _record(row, "capacity", found)
+    test = shared_task(_test_settings(cell))
+    _record(row, "quality", _quality(test.score(model)))
+    row.data.splits = _sizes(ready.task, test)
+    if recipe.generation and recipe.task == "causal-lm":
+        with _or_reason(row, "quality.bleu"):
+            _generate(recipe, recipe.generation, row, model, test)
+    _measure_forgetting(cell, row, ready)
+    if recipe.capacity and cell.spec.method != UNTRAINED:
+        with _or_reason(row, "capacity"):
+            base = ready.task.load_base().eval().to(next(model.parameters()).device)
+            found = measure_capacity(model, base, _batches(ready.task))
+            if cell.seed != recipe.first_seed:  # only one row of a method keeps the values of each module and block
+                found = {name: value for name, value in found.items() if name not in ("modules", "blocks")}
+            _record(row, "capacity", found)
 
 
 def _quality(score: Score) -> dict[str, Any]:
@@ -267,7 +274,7 @@ def _sizes(task: Task, test: Task) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _or_reason(row: Row, name: str) -> Iterator[None]:
-    """A figure beside the loss that cannot be had is null, with the reason: it does not undo a training."""
+    """A measurement that fails is null in the row, with the reason; the others are kept."""
     try:
         yield
     except QpeftError as error:
@@ -301,7 +308,7 @@ def _generate(recipe: Recipe, asked: Generation, row: Row, model: Any, test: Any
 
 
 def _batches(task: Task) -> list[dict[str, Any]]:
-    """Of the validation data, enough for the figures of capacity."""
+    """Of the validation data, as many as capacity is measured on."""
     batches, seen = [], 0
     for example in task.evaluation:
         batches.append(task.collate([example]))
@@ -322,7 +329,7 @@ def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
 
 
 class _Reporting(Silent):
-    """Passes on the steps alone."""
+    """Reports steps only."""
 
     def __init__(self, on_step: Steps):
         self._on_step, self._planned = on_step, 0
@@ -337,13 +344,13 @@ class _Reporting(Silent):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Libraries say the same of every cell."""
+    """Without the warnings that libraries repeat in every cell."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def cost_row(cell: Cell, folder: Path) -> Row:
+def _cost_row(cell: Cell) -> Row:
     """Time and memory of a method, measured while nothing else of the study runs."""
     from qpeft.compare.measurements.cost import measure_cost
 
@@ -357,8 +364,8 @@ def cost_row(cell: Cell, folder: Path) -> Row:
         size = settings.batch_size
         batches = [task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)]
         found = measure_cost(
-            make_model=lambda: _without_jobs(prepare(settings, Silent(), task), row),
-            make_reference=lambda: _without_jobs(prepare(like, Silent(), task)),
+            make_model=lambda: _with_exact_circuits(prepare(settings, Silent(), task), row),
+            make_reference=lambda: _with_exact_circuits(prepare(like, Silent(), task)),
             make_base=task.load_base,
             batches=batches,
             settings=settings,

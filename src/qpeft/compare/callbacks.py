@@ -1,11 +1,10 @@
-"""What a cell keeps of its training beside the run folder: the best numbers, and figures of the live run."""
+"""Trainer callbacks of a cell: the parameters with the lowest validation loss, and what only the live run knows."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,17 @@ from torch import nn
 from transformers import TrainerCallback
 
 from qpeft.errors import CheckpointError
-from qpeft.files import replace_file, write_json
+from qpeft.files import replace_file
 from qpeft.training.tasks import Task
 
 
-def trained_numbers(model: nn.Module) -> dict[str, torch.Tensor]:
+def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter that is trained, by its name; shared ones once."""
     return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
 
 
 class KeepBest(TrainerCallback):
-    """Writes the trained numbers each time the validation loss is lower than ever before."""
+    """Saves the trained parameters each time the validation loss is lower than ever before."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -39,7 +38,7 @@ class KeepBest(TrainerCallback):
         self._lowest = loss
         metadata = {"step": str(state.global_step), "valid_loss": repr(loss)}
         with replace_file(self._path) as temporary:
-            save_file(trained_numbers(kwargs["model"]), temporary, metadata=metadata)
+            save_file(trained_parameters(kwargs["model"]), temporary, metadata=metadata)
 
 
 def best_of(path: Path) -> tuple[int, float]:
@@ -53,40 +52,40 @@ def best_of(path: Path) -> tuple[int, float]:
 
 
 def restore(model: nn.Module, path: Path) -> None:
-    """Put what KeepBest wrote into a model of the same settings. Raises CheckpointError if it is another one."""
+    """Copy what KeepBest saved into the model that was trained. Raises CheckpointError if it is another model."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with safe_open(path, framework="pt") as opened:
         if set(opened.keys()) != set(parameters):
-            raise CheckpointError(f"{path} holds other numbers than this model trains; delete its folder")
+            raise CheckpointError(f"{path} holds other parameters than this model trains; delete its folder")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(opened.get_tensor(name))
 
 
-class Audit(TrainerCallback):
-    """Records, in one JSON file, the order of the data, the tokens seen, and the size of the optimiser's state."""
+class RunFacts(TrainerCallback):
+    """The order of the data, the tokens seen, and the size of the optimizer's state; known when training has ended."""
 
-    def __init__(self, path: Path, task: Task):
-        self._path, self._task = path, task
-        self._found: dict[str, Any] = {}
+    order_sha256: str
+    tokens_seen: int
+    optimizer_bytes: int
+
+    def __init__(self, task: Task):
+        self._task = task
 
     def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
         order = _order(kwargs["train_dataloader"], args.max_steps * args.gradient_accumulation_steps)
         targets = [getattr(example, "n_targets", 1) for example in self._task.train]  # an example of a class counts 1
-        self._found = {
-            "order_sha256": hashlib.sha256(json.dumps(order).encode()).hexdigest(),
-            "tokens_seen": sum(targets[place] for batch in order for place in batch),
-        }
+        self.order_sha256 = hashlib.sha256(json.dumps(order).encode()).hexdigest()
+        self.tokens_seen = sum(targets[place] for batch in order for place in batch)
 
     def on_train_end(self, args, state, control, **kwargs: Any) -> None:
         states = kwargs["optimizer"].state.values()
         tensors = [value for entry in states for value in entry.values() if isinstance(value, torch.Tensor)]
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        write_json(self._path, {**self._found, "optimizer_bytes": size})
+        self.optimizer_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _order(loader: Any, n_batches: int) -> list[list[int]]:
-    """The places of the examples of the run's batches, epoch after epoch; the loader itself is left as it is."""
+    """The positions of the examples of the run's batches, epoch after epoch; the loader itself is not advanced."""
     batches: list[list[int]] = []
     sampler = copy.deepcopy(loader.batch_sampler)
     epoch = 0
@@ -96,11 +95,3 @@ def _order(loader: Any, n_batches: int) -> list[list[int]]:
         batches += [list(map(int, batch)) for batch in sampler]
         epoch += 1
     return batches[:n_batches]
-
-
-def peak_resident_bytes() -> int:
-    """The largest resident set of this process so far."""
-    import resource
-
-    unit = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

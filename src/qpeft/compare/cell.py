@@ -1,4 +1,4 @@
-"""One training of a comparison and all that is measured of it, in a process of its own: from a Cell to its row."""
+"""A cell: one method with one seed and one learning rate; and its row before it runs, and where it failed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict
 from qpeft.compare.resolved import ResolvedMethod
 from qpeft.compare.rows import Base, Data, Environment, MethodConfig, Row, Train, cell_id
 from qpeft.compare.study import UNTRAINED, Generation, Training
-from qpeft.errors import TrainingError
 from qpeft.files import remove_folder
 
-Steps = Callable[[int, int], None]  # done, planned
+Steps = Callable[[int, int], None]  # receives the steps done and the steps planned
+RunCell = Callable[["Cell", Path, Steps], Row]
 
 _PACKAGES = ("qpeft", "torch", "transformers", "peft")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
@@ -102,29 +102,9 @@ class Cell(_Frozen):
         return 0 if self.spec.method == UNTRAINED or self.role == "cost" else self.recipe.training.steps
 
 
-def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
-    """Train, or go on with what an earlier process left under `folder`/work, measure, and return the row.
-
-    A training whose loss stopped being finite, or ended above twice its first value, is a row of status diverged.
-    Whatever else goes wrong is raised. The files under work/ are removed when the row is complete: call `tidy`.
-    """
-    if cell.impossible:
-        raise TrainingError(cell.impossible)
-    from qpeft.compare.cells import measuring
-
-    if cell.role == "cost":
-        return measuring.cost_row(cell, folder)
-    try:
-        return measuring.quality_row(cell, folder, on_step)
-    except TrainingError as error:
-        if "is nan at step" not in str(error) and "is inf at step" not in str(error):
-            raise
-        return measuring.diverged_row(cell, folder, error)
-
-
 def work_folder(cell: Cell, folder: Path) -> Path:
     """Where an unfinished cell keeps its run."""
-    rate = "" if cell.lr is None else f"-lr{cell.lr:g}"  # another rate, chosen later, must not go on with this run
+    rate = "" if cell.lr is None else f"-lr{cell.lr:g}"  # a cell with another learning rate must not resume this run
     return folder / "work" / cell.method / cell.hash / f"{cell.name}{rate}"
 
 
@@ -177,13 +157,13 @@ def failed_row(cell: Cell, error: BaseException) -> Row:
 
 
 def lost_row(cell: Cell, status: str, message: str) -> Row:
-    """The row of a cell whose process is gone."""
+    """The row of a cell that did not return one."""
     return started_row(cell).updated(status=status, error_msg=message)
 
 
 @cache
 def environment() -> Environment:
-    """Versions and hardware, as they stand in a row."""
+    """Versions and hardware of this process."""
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -198,7 +178,7 @@ def environment() -> Environment:
 
 
 def _cpu_name() -> str:
-    with suppress(OSError):  # Linux alone tells
+    with suppress(OSError):  # only Linux has it
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()

@@ -1,1 +1,0 @@
-"""A cell: one training of a comparison, and all that is measured of it."""

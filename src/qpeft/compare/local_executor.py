@@ -1,0 +1,215 @@
+"""Cells on this machine, each in a process of its own, forked from one that has everything imported."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, Self
+
+from pebble import ProcessExpired, concurrent
+
+from qpeft.compare.cell import Cell, RunCell, failed_row, lost_row, work_folder
+from qpeft.compare.progress import CompareProgress
+from qpeft.compare.rows import Row
+from qpeft.errors import TrainingError
+from qpeft.training.lock import waiting_for
+
+FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # environment variable: the cell whose data `preload` reads
+
+_PRELOAD = "qpeft.compare.preload"
+_PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to end
+_SECONDS_BETWEEN_STEPS = 0.2
+
+
+class LocalExecutor:
+    """Runs cells of the study in `folder`, `workers` at once.
+
+    A cell that crashes, is killed or takes more than `timeout` seconds gets a row with the reason. The others continue.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        run_cell: RunCell,
+        progress: CompareProgress,
+        workers: int = 1,
+        timeout: float | None = None,
+    ):
+        self._folder, self._run_cell, self._progress = folder, run_cell, progress
+        self._workers, self._timeout = workers, timeout
+        self._running: list[_Running] = []
+        self._is_stopping = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing outlives `run`."""
+
+    def run(self, cells: Sequence[Cell], is_exclusive: bool = False) -> Iterator[tuple[Cell, Row]]:
+        """Each cell with its row as they end; `is_exclusive`: one at a time, while no other study measures time."""
+        waiting = deque(cells)
+        workers = 1 if is_exclusive else self._workers
+        is_timed = is_exclusive and bool(cells)
+        try:
+            with measuring_time(self._progress.on_note, lambda: self._is_stopping) if is_timed else nullcontext():
+                while (waiting and not self._is_stopping) or self._running:
+                    while waiting and not self._is_stopping and len(self._running) < workers:
+                        self._start(waiting.popleft())
+                    yield from self._ended()
+        finally:
+            for running in self._running:
+                running.future.cancel()
+            self._running.clear()
+
+    def stop(self) -> None:
+        """Let the running cells finish and save the step in progress; then `run` ends. A signal handler may call it."""
+        self._is_stopping = True
+        for running in self._running:
+            with suppress(OSError):  # it has just ended
+                running.pipe.send(None)
+
+    def _start(self, cell: Cell) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", _PRELOAD])
+        os.environ[FIRST_CELL] = cell.model_dump_json()
+        ours, theirs = context.Pipe()
+        options: dict[str, Any] = {"name": cell.cell_id, "timeout": self._timeout, "context": context}
+        process = concurrent.process(**options)(_run_here)
+        self._progress.on_start(cell)
+        future = process(cell, self._folder, self._run_cell, log_path(self._folder, cell), theirs, _PATIENCE)
+        theirs.close()  # so that the pipe ends with the process
+        self._running.append(_Running(cell, future, ours))
+
+    def _ended(self) -> Iterator[tuple[Cell, Row]]:
+        """Wait for the next messages; the cells that have ended by then, with their rows."""
+        ready = wait([running.pipe for running in self._running])
+        for running in [running for running in self._running if running.pipe in ready]:
+            try:
+                self._progress.on_step(running.cell, *running.pipe.recv())
+            except (EOFError, ConnectionResetError):
+                self._running.remove(running)
+                running.pipe.close()
+                if (row := self._row(running)) is not None:
+                    yield running.cell, row
+
+    def _row(self, running: _Running) -> Row | None:
+        """The row of a cell whose process has ended; None if it was interrupted."""
+        error = running.future.exception()
+        if error is None and (row := running.future.result()) is not None:
+            log_path(self._folder, running.cell).unlink(missing_ok=True)
+            return row
+        if self._is_stopping:
+            return None
+        where = f"its output is in {log_path(self._folder, running.cell)}"
+        if isinstance(error, TimeoutError):
+            return lost_row(running.cell, "timeout", f"it took more than {self._timeout:g} s; {where}")
+        if isinstance(error, ProcessExpired):
+            return lost_row(running.cell, "failed", f"{_how_it_ended(error.exitcode)}; {where}")
+        return failed_row(running.cell, error or KeyboardInterrupt("interrupted from outside"))
+
+
+@dataclass(frozen=True)
+class _Running:
+    cell: Cell
+    future: Any  # of pebble: its process ends with it
+    pipe: Connection  # receives (done, planned) steps; what is sent interrupts the cell
+
+
+def log_path(folder: Path, cell: Cell) -> Path:
+    """Where a cell's process prints to; the file stays if the cell fails."""
+    return folder / "work" / cell.method / cell.hash / f"{cell.name}.log"
+
+
+@contextmanager
+def measuring_time(say: Callable[[str], None], is_given_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Held while times are measured: of all studies of this user on this machine, one at a time.
+
+    Waits as long as another has it, or until `is_given_up()`; the block runs in either case.
+    """
+    notes = iter(["Waiting for another study on this machine, which is measuring times"])
+
+    def keep_waiting() -> bool:
+        for note in notes:
+            say(note)
+        return not is_given_up()
+
+    with waiting_for(timing_lock(), keep_waiting):
+        yield
+
+
+def timing_lock() -> Path:
+    """The file that is locked while times are measured."""
+    user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
+    folder = Path(tempfile.gettempdir()) / f"qpeft-{user}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    return folder / "timing.lock"
+
+
+def _run_here(cell: Cell, folder: Path, run_cell: RunCell, log: Path, pipe: Connection, patience: float) -> Row | None:
+    """In the cell's own process: its row; None if it was interrupted."""
+    os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
+    _write_output_to(log)
+    ends = time.monotonic() + patience
+    try:
+        with waiting_for(work_folder(cell, folder) / ".lock", lambda: time.monotonic() < ends) as is_ours:
+            if not is_ours:
+                raise TrainingError("a process of an earlier run still works on this cell; end it, and retry the cell")
+            return run_cell(cell, folder, _Steps(pipe))
+    except KeyboardInterrupt:
+        return None
+
+
+def _obey(pipe: Connection) -> None:
+    """Interrupt the cell when the runner says so. Without the runner nobody would wait for it: end at once."""
+    with suppress(OSError):
+        while True:
+            try:
+                pipe.recv()
+            except EOFError:
+                os._exit(1)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def _write_output_to(log: Path) -> None:
+    """What libraries print would disturb the runner's progress."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+
+
+class _Steps:
+    """Sends the number of steps done, a few times a second at most."""
+
+    def __init__(self, pipe: Connection):
+        self._pipe = pipe
+        self._next = 0.0
+
+    def __call__(self, done: int, planned: int) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._pipe.send((done, planned))
+            self._next = now + _SECONDS_BETWEEN_STEPS
+
+
+def _how_it_ended(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"the process ended with exit code {exit_code} and without a result"
+    hint = ", perhaps for want of memory" if -exit_code == signal.SIGKILL else ""
+    return f"the process was killed by signal {-exit_code}{hint}"
