@@ -19,11 +19,8 @@ from torch import Tensor
 import own_ansatz  # noqa: F401  registers "cz_ring"
 import qpeft
 from qpeft.circuits import Ansatz, gate_probabilities
-from qpeft.core.folded import Folded
-from qpeft.core.generator import Generator, fingerprint
-from qpeft.core.seeded_init import SeededStart
 from qpeft.errors import ConfigError
-from qpeft.generator_config import GeneratorConfig
+from qpeft.methods import Folded, Generator, GeneratorConfig, SeededStart, fingerprint
 
 
 @dataclass(kw_only=True)

@@ -1,15 +1,66 @@
-"""What settings may be."""
+"""Check a settings dataclass from the metadata of its own fields."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+from dataclasses import Field, fields
+from numbers import Integral, Real
+from typing import Any
+
+from qpeft.errors import ConfigError
+from qpeft.names import unknown
+
+
+def check_fields(settings: Any, owner: type | None = None, skip: Collection[str] = ()) -> None:
+    """Raise ConfigError, naming the field, what it holds and what is allowed, if a field is out of range.
+
+    Checked are the fields with a help text. The annotation decides between True or False, whole numbers, finite
+    numbers and None; `choices`, `at_least`, `above`, `at_most` and `below` in the metadata limit the values.
+
+    Args:
+        owner: The dataclass whose fields are checked, where `settings` inherits others. Default: all fields.
+        skip: Names of fields that are checked elsewhere.
+    """
+    for known in fields(owner or type(settings)):
+        if "help" in known.metadata and known.name not in skip:
+            check_value(known, getattr(settings, known.name))
 
 
 def is_count(value: object) -> bool:
-    """A whole number from 1."""
+    """Whether it is a whole number from 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
-def is_positive(value: object) -> bool:
-    """A finite number above 0."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+def check_value(known: Field[Any], value: Any) -> None:
+    """The same for one field."""
+    kinds = {part.strip() for part in str(getattr(known.type, "__name__", known.type)).split("|")}
+    if value is None and "None" in kinds:
+        return
+    if choices := known.metadata.get("choices"):
+        if value not in choices:
+            raise ConfigError(unknown(known.name, value, map(str, choices)))
+    elif "bool" in kinds:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{known.name} must be True or False, got {value!r}")
+    elif kinds & {"int", "float"}:
+        _check_number(known, value, whole="float" not in kinds)
+
+
+def _check_number(known: Field[Any], value: Any, *, whole: bool) -> None:
+    is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value):
+        kind = "whole" if whole else "finite"
+        raise ConfigError(f"{known.name} must be a {kind} number, got {value!r}")
+    for rule, is_allowed in _LIMITS.items():
+        limit = known.metadata.get(rule)
+        if limit is not None and not is_allowed(value, limit):
+            raise ConfigError(f"{known.name} must be {rule.replace('_', ' ')} {limit:,}, got {value}")
+
+
+_LIMITS = {
+    "at_least": lambda value, limit: value >= limit,
+    "above": lambda value, limit: value > limit,
+    "at_most": lambda value, limit: value <= limit,
+    "below": lambda value, limit: value < limit,
+}

@@ -156,14 +156,14 @@ def test_it_says_what_it_chose():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shots": 0}, "shots must be a positive integer or None, got 0"),
-        ({"shots": 2.5}, "shots must be a positive integer or None, got 2.5"),
-        ({"shots": "4096"}, "shots must be a positive integer or None, got '4096'"),
-        ({"shots": 10**20}, "shots must be a positive integer or None, got 1000"),
-        ({"shots": 100, "shot_budget": -5}, "shot_budget must be a positive integer or None, got -5"),
+        ({"shots": 0}, "shots must be at least 1, got 0"),
+        ({"shots": 2.5}, "shots must be a whole number, got 2.5"),
+        ({"shots": "4096"}, "shots must be a whole number, got '4096'"),
+        ({"shots": 10**20}, "shots must be below 9,223,372,036,854,775,808, got 1000"),
+        ({"shots": 100, "shot_budget": -5}, "shot_budget must be at least 1, got -5"),
         ({"gradient": "guess"}, "unknown gradient 'guess'; choose one of auto, adjoint, parameter-shift, spsa"),
-        ({"shots": 100, "smoothing": -1.0}, "smoothing must be a number of counts, 0 or more, got -1.0"),
-        ({"noise": float("nan")}, "noise is a probability, from 0 to below 1, got nan"),
+        ({"shots": 100, "smoothing": -1.0}, "smoothing must be at least 0, got -1.0"),
+        ({"noise": float("nan")}, "noise must be a finite number, got nan"),
         ({"shots": 100, "retries": -1}, "retries must be a whole number, 0 or more, got -1"),
         (
             {"shots": 100, "log": "nowhere/jobs.jsonl"},

@@ -50,8 +50,8 @@ def test_circuits_are_printed(qpeft_cli, base_folder, command):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--shots", 0), "shots must be a positive integer or None, got 0"),
-        (("--noise", -0.1), "noise is a probability, from 0 to below 1, got -0.1"),
+        (("--shots", 0), "shots must be at least 1, got 0"),
+        (("--noise", -0.1), "noise must be at least 0, got -0.1"),
         (
             ("--backend", "lightning.qubit"),
             "unknown backend 'lightning.qubit'; did you mean 'pennylane:lightning.qubit'?",

@@ -228,8 +228,8 @@ def test_changed_shots_are_refused_on_resume(settings):
     [
         ({"backend": "abacus"}, "unknown backend 'abacus'; choose one of exact, pennylane:DEVICE"),
         ({"backend": "exact", "noise": 0.1}, "backend exact does not simulate noise; use pennylane:default.mixed"),
-        ({"noise": 1.5}, "noise is a probability, from 0 to below 1, got 1.5"),
-        ({"shots": 0}, "shots must be a positive integer or None, got 0"),
+        ({"noise": 1.5}, "noise must be below 1, got 1.5"),
+        ({"shots": 0}, "shots must be at least 1, got 0"),
         ({"gradient": "guess"}, "unknown gradient 'guess'; choose one of auto"),
         ({"shot": 5}, "unknown backend setting 'shot'; choose one of backend, shots"),
         ({"shots": 100, "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities"),

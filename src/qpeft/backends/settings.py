@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
 from typing import Any
 
+from qpeft.checks import check_fields
 from qpeft.errors import ConfigError
 
 GRADIENTS = ("auto", "adjoint", "parameter-shift", "spsa")
@@ -29,7 +29,9 @@ class BackendSettings:
     )
     shots: int | None = field(
         default=None,
-        metadata=_help("Shots of each circuit. Default: exact probabilities, or the device's own shots."),
+        metadata=_help(
+            "Shots of each circuit. Default: exact probabilities, or the device's own shots.", at_least=1, below=2**63
+        ),
     )
     gradient: str = field(
         default="auto",
@@ -43,11 +45,17 @@ class BackendSettings:
         default=0.0,
         metadata=_help(
             "Simulated depolarising noise after each two-qubit gate, a tenth of it after each one-qubit gate; with "
-            "pennylane:default.mixed or qiskit:aer."
+            "pennylane:default.mixed or qiskit:aer.",
+            at_least=0,
+            below=1,
         ),
     )
-    shot_budget: int | None = field(default=None, metadata=_help("Maximum number of shots of the whole run."))
-    smoothing: float = field(default=0.0, metadata=_help("Counts added to every outcome, so that no probability is 0."))
+    shot_budget: int | None = field(
+        default=None, metadata=_help("Maximum number of shots of the whole run.", at_least=1, below=2**63)
+    )
+    smoothing: float = field(
+        default=0.0, metadata=_help("Counts added to every outcome, so that no probability is 0.", at_least=0)
+    )
 
     @property
     def is_usual(self) -> bool:
@@ -68,18 +76,5 @@ def backend_settings(given: dict[str, Any]) -> BackendSettings:
         if name not in known:
             raise ConfigError(f"unknown backend setting '{name}'; choose one of {', '.join(known)}")
     settings = BackendSettings(**given)
-    check_gradient(settings.gradient)
-    for name in ("shots", "shot_budget"):
-        value = getattr(settings, name)
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) < 2**63
-        ):
-            raise ConfigError(f"{name} must be a positive integer or None, got {value!r}")
-    for name, value, what in (
-        ("noise", settings.noise, "is a probability, from 0 to below 1"),
-        ("smoothing", settings.smoothing, "must be a number of counts, 0 or more"),
-    ):
-        highest = 1.0 if name == "noise" else float("inf")
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < highest:
-            raise ConfigError(f"{name} {what}, got {value!r}")
+    check_fields(settings, skip=("backend",))
     return settings

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NamedTuple
 
 from qpeft import methods
 from qpeft.backends.settings import BackendSettings, backend_settings
+from qpeft.checks import check_fields
 from qpeft.errors import ConfigError
 from qpeft.methods import Method
 from qpeft.names import unknown
@@ -20,8 +21,6 @@ _OPTIMIZATION = "Optimization"
 _EVALUATION = "Evaluation and checkpoints"
 _COLUMNS = "Columns of the data"
 
-_AT_LEAST_ONE = ("steps", "batch_size", "gradient_accumulation_steps", "eval_every", "save_every", "log_every")
-_NOT_NEGATIVE = ("weight_decay", "max_grad_norm", "eval_blocks")
 _EVALUATED_BLOCKS = 512
 _HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
@@ -84,32 +83,46 @@ class TrainSettings:
             choices=TASKS,
         ),
     )
-    steps: int = field(default=500, metadata=_help("Optimizer steps."))
-    lr: float = field(default=1e-3, metadata=_help("Peak learning rate; after the warmup it decreases linearly to 0."))
+    steps: int = field(default=500, metadata=_help("Optimizer steps.", at_least=1))
+    lr: float = field(
+        default=1e-3, metadata=_help("Peak learning rate; after the warmup it decreases linearly to 0.", above=0)
+    )
     warmup: float = field(
         default=0.06,
-        metadata=_help("Fraction of the steps in which the learning rate increases from 0.", panel=_OPTIMIZATION),
+        metadata=_help(
+            "Fraction of the steps in which the learning rate increases from 0.",
+            panel=_OPTIMIZATION,
+            at_least=0,
+            below=1,
+        ),
     )
     batch_size: int = field(
-        default=8, metadata=_help("Blocks of text, or examples, in one forward pass.", panel=_OPTIMIZATION)
+        default=8, metadata=_help("Blocks of text, or examples, in one forward pass.", panel=_OPTIMIZATION, at_least=1)
     )
     gradient_accumulation_steps: int = field(
-        default=1, metadata=_help("Forward passes in one optimizer step.", panel=_OPTIMIZATION)
+        default=1, metadata=_help("Forward passes in one optimizer step.", panel=_OPTIMIZATION, at_least=1)
     )
     seq_len: int | None = field(
         default=None,
         metadata=_help(
             "Tokens in a block, or the longest text of a classification. Default: the model's context, at most 512.",
             panel=_OPTIMIZATION,
+            at_least=2,
         ),
     )
-    weight_decay: float = field(default=0.0, metadata=_help("Weight decay of AdamW.", panel=_OPTIMIZATION))
+    weight_decay: float = field(default=0.0, metadata=_help("Weight decay of AdamW.", panel=_OPTIMIZATION, at_least=0))
     max_grad_norm: float = field(
-        default=1.0, metadata=_help("Clip gradients to this norm; 0 turns clipping off.", panel=_OPTIMIZATION)
+        default=1.0,
+        metadata=_help("Clip gradients to this norm; 0 turns clipping off.", panel=_OPTIMIZATION, at_least=0),
     )
     seed: int = field(
         default=0,
-        metadata=_help("Seed of the adapter's initialization, the data order and dropout.", panel=_OPTIMIZATION),
+        metadata=_help(
+            "Seed of the adapter's initialization, the data order and dropout.",
+            panel=_OPTIMIZATION,
+            at_least=0,
+            at_most=_HIGHEST_SEED,
+        ),
     )
     dtype: str = field(
         default="float32",
@@ -124,6 +137,7 @@ class TrainSettings:
         metadata=_help(
             "Steps between evaluations, in addition to the first and the last step. Default: a tenth of the steps.",
             panel=_EVALUATION,
+            at_least=1,
         ),
     )
     eval_blocks: int | None = field(
@@ -132,18 +146,23 @@ class TrainSettings:
             "Evaluate on at most this many blocks or examples, spread evenly over the validation data; 0 takes all. "
             "Default: 512 blocks of text, or all examples of a classification.",
             panel=_EVALUATION,
+            at_least=0,
         ),
     )
     save_every: int | None = field(
         default=None,
         metadata=_help(
-            "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.", panel=_EVALUATION
+            "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.",
+            panel=_EVALUATION,
+            at_least=1,
         ),
     )
     log_every: int | None = field(
         default=None,
         metadata=_help(
-            "Steps between training losses in metrics.jsonl. Default: at most 1,000 losses in a run.", panel=_EVALUATION
+            "Steps between training losses in metrics.jsonl. Default: at most 1,000 losses in a run.",
+            panel=_EVALUATION,
+            at_least=1,
         ),
     )
     text_column: str = field(default="text", metadata=_help("Column that holds the text.", panel=_COLUMNS))
@@ -168,9 +187,12 @@ class TrainSettings:
     def check(self) -> None:
         """Raise ConfigError for what cannot work."""
         methods.named(self.method)
-        self._check_choices()
-        self._check_finite()
-        self._check_ranges()
+        check_fields(self, skip=("method", "host"))
+        if self.host not in methods.hosts():
+            raise ConfigError(unknown("host", self.host, methods.hosts()))
+        for name, value in self.method_settings.items():
+            if isinstance(value, float) and not isfinite(value):
+                raise ConfigError(f"{name} must be a finite number, got {value}")
         self._check_backend()
         self._check_host()
         for record in dict.fromkeys((self.record, self.adapter)):
@@ -216,33 +238,3 @@ class TrainSettings:
                 f"backends are for QPA's circuit; method {self.method} has no circuit that runs once a step. Leave out "
                 f"{', '.join(self.backend_settings)}"
             )
-
-    def _check_choices(self) -> None:
-        for known in fields(self):
-            choices, value = known.metadata.get("choices"), getattr(self, known.name)
-            if known.name == "host":
-                choices = methods.hosts()
-            if choices and value not in choices and known.name != "method":
-                raise ConfigError(unknown(known.name, value, choices))
-
-    def _check_finite(self) -> None:
-        for name, value in {**vars(self), **self.method_settings}.items():
-            if isinstance(value, float) and not isfinite(value):
-                raise ConfigError(f"{name} must be a finite number, got {value}")
-
-    def _check_ranges(self) -> None:
-        for name in _AT_LEAST_ONE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
-        for name in _NOT_NEGATIVE:
-            if (getattr(self, name) or 0) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.seq_len is not None and self.seq_len < 2:
-            raise ConfigError(f"seq_len must be at least 2 (a token and its target), got {self.seq_len}")
-        if not 0 <= self.seed <= _HIGHEST_SEED:
-            raise ConfigError(f"seed must be from 0 to {_HIGHEST_SEED}, got {self.seed}")
-        if self.lr <= 0:
-            raise ConfigError(f"lr must be a number above 0, got {self.lr}")
-        if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup is a share of the steps, from 0 to below 1, got {self.warmup}")

@@ -150,7 +150,7 @@ REFUSED = [
     ({"r": 0}, "r must be a positive integer, got 0"),
     ({"r": 17}, "exceeds min(d_in, d_out)=16 for "),
     ({"n_layers": 0}, "n_layers must be at least 1, got 0"),
-    ({"family": "paulli"}, "unknown family 'paulli'; choose one of pauli, lie"),
+    ({"family": "paulli"}, "unknown family 'paulli'; did you mean 'pauli'? Choose one of pauli, lie"),
     ({"construction": "x"}, "unknown construction 'x'; choose one of auto, qsd, qsd_full, pad"),
     ({"columns": "last"}, "unknown columns 'last'; choose one of spread, first"),
     ({"family": "lie", "lie_map": "log"}, "unknown lie_map 'log'; choose one of exp, cayley, taylor"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from qpeft.checks import is_count
+from qpeft.checks import check_fields
 from qpeft.core import model_card
 from qpeft.core.config import MethodName
 from qpeft.core.weights_hash import SealedConfig
@@ -33,7 +33,7 @@ class BottleneckConfig(SealedConfig):
         ConfigError: a setting is out of range.
     """
 
-    bottleneck_size: int = field(default=64, metadata={"help": "Inner width b of the adapter."})
+    bottleneck_size: int = field(default=64, metadata={"help": "Inner width b of the adapter.", "at_least": 1})
     target_modules: Collection[str] | str | None = field(
         default=None,
         metadata={
@@ -47,23 +47,18 @@ class BottleneckConfig(SealedConfig):
     activation: str = field(
         default="gelu", metadata={"help": "Between the two projections.", "choices": tuple(ACTIVATIONS)}
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout after the activation, in training."})
+    dropout: float = field(
+        default=0.0, metadata={"help": "Dropout after the activation, in training.", "at_least": 0, "below": 1}
+    )
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules to train whole, beside the adapter."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the adapter's start."})
+    seed: int = field(default=0, metadata={"help": "Seed of the adapter's start.", "at_least": 0})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = BOTTLENECK  # type: ignore[assignment]
-        if not is_count(self.bottleneck_size):
-            raise ConfigError(f"bottleneck_size must be a whole number from 1, got {self.bottleneck_size!r}")
-        if self.activation not in ACTIVATIONS:
-            raise ConfigError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
-        if not isinstance(self.dropout, (int, float)) or not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool) or self.seed < 0:
-            raise ConfigError(f"seed must be a whole number from 0, got {self.seed!r}")
+        check_fields(self, BottleneckConfig, skip=[f.name for f in fields(SealedConfig)])
         if self.target_modules is not None and not self.target_modules:
             raise ConfigError("target_modules is empty; name modules such as mlp, or leave it unset")
 

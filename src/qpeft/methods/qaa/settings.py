@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from qpeft.checks import is_count, is_positive
+from qpeft.checks import check_fields
 from qpeft.errors import ConfigError
 
 ANSATZE = ("square", "qaa", "rxyz")
@@ -24,7 +24,7 @@ def _help(text: str, **metadata: Any) -> dict[str, Any]:
 class QAASettings:
     """What QAA adds to the output of a linear map: features of its input, and where they go."""
 
-    n_layers: int = field(default=1, metadata=_help("Circuit layers L, at most 8."))
+    n_layers: int = field(default=1, metadata=_help("Circuit layers L, at most 8.", at_least=1, at_most=MOST_LAYERS))
     ansatz: str = field(
         default="square",
         metadata=_help(
@@ -54,7 +54,7 @@ class QAASettings:
     share_circuit: bool = field(
         default=False, metadata=_help("One set of angles for all modules of the same input width.")
     )
-    alpha: float = field(default=16.0, metadata=_help("The branch is multiplied by alpha / qubits."))
+    alpha: float = field(default=16.0, metadata=_help("The branch is multiplied by alpha / qubits.", above=0))
     carry_norm: bool = field(
         default=False,
         metadata=_help("Multiply features by ||x|| / sqrt(d): without it the branch does not see how large x is."),
@@ -69,7 +69,7 @@ class QAASettings:
     allow_large: bool = field(
         default=False, metadata=_help("Allow readout probs to train more numbers than the full weight has.")
     )
-    seed: int = field(default=0, metadata=_help("Seed of the angles' start, or of what a control draws."))
+    seed: int = field(default=0, metadata=_help("Seed of the angles' start, or of what a control draws.", at_least=0))
 
     def trained_angles(self) -> tuple[str, float]:
         """The end of the parameter names of the trained angles, and their factor: angle = initial + factor * value.
@@ -82,29 +82,12 @@ class QAASettings:
 
     def check(self) -> None:
         """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
-        for name in ("ansatz", "readout", "feature_source"):
-            choices = type(self).__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
-        self._check_numbers()
-        for name in ("train_circuit", "share_circuit", "carry_norm", "use_offset", "allow_large"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        check_fields(self, QAASettings)
+        self.alpha = float(self.alpha)  # 16 and 16.0 are one setting
         if self.feature_source == "none" and not self.use_offset:
             raise ConfigError("feature_source='none' trains the offset alone, and use_offset=False leaves it out")
         if self.out_slices is not None:
             self.out_slices = _checked_slices(self.out_slices)
-
-    def _check_numbers(self) -> None:
-        if not is_count(self.n_layers):
-            raise ConfigError(f"n_layers must be at least 1, got {self.n_layers}")
-        if self.n_layers > MOST_LAYERS:
-            raise ConfigError(f"n_layers must be at most {MOST_LAYERS}, got {self.n_layers}")
-        if not is_positive(self.alpha):
-            raise ConfigError(f"alpha must be a positive number, got {self.alpha}")
-        self.alpha = float(self.alpha)  # 16 and 16.0 are one setting
-        if not (self.seed == 0 or is_count(self.seed)) or isinstance(self.seed, bool):
-            raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
 
 
 def _checked_slices(slices: Any) -> list[list[int]]:

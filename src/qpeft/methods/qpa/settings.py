@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from qpeft.checks import is_count, is_positive
+from qpeft.checks import check_fields, is_count
 from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.qpa import budget as counting
@@ -32,16 +32,21 @@ class QPASettings(GeneratorConfig):
 
     chunk_size: int | None = field(
         default=None,
-        metadata=_help("Numbers that the MLP writes per chunk (the paper's n_mlp). Set this or budget, not both."),
+        metadata=_help(
+            "Numbers that the MLP writes per chunk (the paper's n_mlp). Set this or budget, not both.", at_least=1
+        ),
     )
     budget: float | None = field(
         default=None,
         metadata=_help(
             "Trainable numbers to spend: a whole number is a count, a fraction below 1 a share of the "
-            "adapter's numbers. Without chunk_size and budget: 0.5."
+            "adapter's numbers. Without chunk_size and budget: 0.5.",
+            above=0,
         ),
     )
-    n_layers: int = field(default=8, metadata=_help("Circuit layers L; the circuit has L angles per qubit."))
+    n_layers: int = field(
+        default=8, metadata=_help("Circuit layers L; the circuit has L angles per qubit.", at_least=1)
+    )
     hidden: tuple[int, ...] | None = field(
         default=None,
         metadata=_help(
@@ -77,7 +82,7 @@ class QPASettings(GeneratorConfig):
     center_output: bool = field(
         default=False, metadata=_help("Subtract the mean of the generated numbers (the published code does).")
     )
-    output_scale: float = field(default=1.0, metadata=_help("Factor on the generated numbers."))
+    output_scale: float = field(default=1.0, metadata=_help("Factor on the generated numbers.", above=0))
     vector_order: str = field(
         default="peft",
         metadata=_help(
@@ -85,17 +90,18 @@ class QPASettings(GeneratorConfig):
             choices=VECTOR_ORDERS,
         ),
     )
-    max_qubits: int = field(default=20, metadata=_help("Refuse circuits with more qubits than this."))
+    max_qubits: int = field(default=20, metadata=_help("Refuse circuits with more qubits than this.", at_least=1))
     angle_scale: float = field(
         default=10.0,
-        metadata=_help("Factor folded into the angles' learning rate: angle = start + angle_scale * trained."),
+        metadata=_help("Factor folded into the angles' learning rate: angle = start + angle_scale * trained.", above=0),
     )
     mlp_scale: float = field(
         default=10.0,
-        metadata=_help("Factor folded into the MLP's learning rate: weight = start + mlp_scale * trained."),
+        metadata=_help("Factor folded into the MLP's learning rate: weight = start + mlp_scale * trained.", above=0),
     )
     seed: int = field(
-        default=0, metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start.")
+        default=0,
+        metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start.", at_least=0),
     )
 
     def __post_init__(self) -> None:
@@ -141,29 +147,15 @@ class QPASettings(GeneratorConfig):
 
     def check(self) -> None:
         """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
-        for name in ("activation", "feature_map", "feature_source", "init_mode", "vector_order"):
-            choices = type(self).__dataclass_fields__[name].metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"unknown {name} '{getattr(self, name)}'; choose one of {', '.join(choices)}")
+        check_fields(self, QPAGeneratorConfig)
         if self.chunk_size is not None and self.budget is not None:
             raise ConfigError("set at most one of chunk_size and budget")
-        if self.chunk_size is not None and not is_count(self.chunk_size):
-            raise ConfigError(f"chunk_size must be a positive integer, got {self.chunk_size}")
-        if not is_count(self.n_layers):
-            raise ConfigError(f"n_layers must be at least 1, got {self.n_layers}")
         if self.hidden is not None and not (self.hidden and all(map(is_count, self.hidden))):
             raise ConfigError(f"hidden must be a non-empty sequence of positive integers, got {list(self.hidden)}")
-        if not is_count(self.max_qubits):
-            raise ConfigError(f"max_qubits must be a positive integer, got {self.max_qubits}")
-        if self.budget is not None and not _is_budget(self.budget):
+        if self.budget is not None and self.budget >= 1 and self.budget != int(self.budget):
             raise ConfigError(
                 f"budget must be a positive whole number (a count) or a fraction between 0 and 1, got {self.budget}"
             )
-        for name in ("output_scale", "angle_scale", "mlp_scale"):
-            if not is_positive(getattr(self, name)):
-                raise ConfigError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not (self.seed == 0 or is_count(self.seed)) or isinstance(self.seed, bool):
-            raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
 
     def count(self, m: int) -> QPACount:
         """The generator's parts for m adapter numbers: total, n_qubits, n_chunks, chunk_size, ...
@@ -189,7 +181,3 @@ class QPASettings(GeneratorConfig):
     def _budget_count(self, m: int) -> int:
         share = 0.5 if self.budget is None else self.budget
         return int(share * m) if share < 1 else int(share)
-
-
-def _is_budget(value: object) -> bool:
-    return is_positive(value) and (value < 1 or value == int(value))  # type: ignore[operator]

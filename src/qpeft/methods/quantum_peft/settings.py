@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from qpeft.checks import is_count, is_positive
+from qpeft.checks import check_fields
 from qpeft.errors import ConfigError
 
 FAMILIES = ("pauli", "lie", "kronecker", "core")
@@ -35,7 +35,7 @@ class QuantumPeftGeneratorConfig:
             choices=FAMILIES,
         ),
     )
-    n_layers: int = field(default=2, metadata=_help("Circuit layers L; family pauli."))
+    n_layers: int = field(default=2, metadata=_help("Circuit layers L; family pauli.", at_least=1))
     construction: str = field(
         default="auto",
         metadata=_help(
@@ -59,12 +59,12 @@ class QuantumPeftGeneratorConfig:
         ),
     )
     freeze_angles: bool = field(default=False, metadata=_help("Control: train lambda only, leave U and V as drawn."))
-    lie_rank: int = field(default=1, metadata=_help("Live columns K' of the skew matrix; family lie."))
+    lie_rank: int = field(default=1, metadata=_help("Live columns K' of the skew matrix; family lie.", at_least=1))
     lie_map: str = field(
         default="exp",
         metadata=_help("From the skew matrix to an orthogonal one; taylor for reproduction only.", choices=LIE_MAPS),
     )
-    taylor_order: int = field(default=18, metadata=_help("Terms of lie_map taylor."))
+    taylor_order: int = field(default=18, metadata=_help("Terms of lie_map taylor.", at_least=1))
     share: str = field(
         default="none",
         metadata=_help(
@@ -82,7 +82,8 @@ class QuantumPeftGeneratorConfig:
         ),
     )
     frame_rank: int = field(
-        default=32, metadata=_help("Directions in a frame, cut to the largest power of two that fits the matrix.")
+        default=32,
+        metadata=_help("Directions in a frame, cut to the largest power of two that fits the matrix.", at_least=1),
     )
     store_frames: bool = field(
         default=True,
@@ -105,20 +106,24 @@ class QuantumPeftGeneratorConfig:
             "Default: float32."
         ),
     )
-    group_size: int = field(default=128, metadata=_help("Angles that share a range when they are quantised."))
+    group_size: int = field(
+        default=128, metadata=_help("Angles that share a range when they are quantised.", at_least=1)
+    )
     angle_scale: float | None = field(
         default=None,
         metadata=_help(
             "Factor folded into the learning rate of the numbers that make U and V. Default: 50; 15 for family lie "
-            "outside a frame."
+            "outside a frame.",
+            above=0,
         ),
     )
-    lambda_scale: float = field(default=2.0, metadata=_help("Factor folded into lambda's learning rate."))
+    lambda_scale: float = field(default=2.0, metadata=_help("Factor folded into lambda's learning rate.", above=0))
     gain_scale: float = field(
-        default=50.0, metadata=_help("Factor folded into the learning rate of norm gains in modules_to_save.")
+        default=50.0, metadata=_help("Factor folded into the learning rate of norm gains in modules_to_save.", above=0)
     )
     seed: int = field(
-        default=0, metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start.")
+        default=0,
+        metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start.", at_least=0),
     )
 
     def __post_init__(self) -> None:
@@ -156,23 +161,9 @@ class QuantumPeftGeneratorConfig:
 
     def check(self) -> None:
         """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
-        for name in ("family", "construction", "columns", "entangler", "lie_map", "share", "frame", "start"):
-            known = type(self).__dataclass_fields__[name]
-            value = getattr(self, name)
-            if value not in known.metadata["choices"] and not (value is None and name == "frame"):
-                raise ConfigError(f"unknown {name} '{value}'; choose one of {', '.join(known.metadata['choices'])}")
-        if not is_count(self.n_layers):
-            raise ConfigError(f"n_layers must be at least 1, got {self.n_layers}")
-        if self.bits not in (None, *BITS) or isinstance(self.bits, bool):
+        check_fields(self, QuantumPeftGeneratorConfig)
+        if self.bits not in (None, *BITS):
             raise ConfigError(f"bits must be one of 8, 4, 3, 2, 1 or None, got {self.bits}")
-        for name in ("lie_rank", "taylor_order", "frame_rank", "group_size"):
-            if not is_count(getattr(self, name)):
-                raise ConfigError(f"{name} must be a positive integer, got {getattr(self, name)}")
-        for name in ("angle_scale", "lambda_scale", "gain_scale"):
-            if not is_positive(getattr(self, name)):
-                raise ConfigError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not (self.seed == 0 or is_count(self.seed)) or isinstance(self.seed, bool):
-            raise ConfigError(f"seed must be a whole number from 0, got {self.seed}")
         self._check_together()
 
     def _check_together(self) -> None:

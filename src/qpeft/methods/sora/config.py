@@ -8,7 +8,7 @@ from typing import Any
 
 from peft import LoraConfig
 
-from qpeft.checks import is_count, is_positive
+from qpeft.checks import check_value, is_count
 from qpeft.core.config import MethodName, check_factors
 from qpeft.core.weights_hash import SealedConfig
 from qpeft.errors import ConfigError
@@ -34,7 +34,7 @@ class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
         ConfigError: a setting is out of range, or a LoRA option that cannot be gated.
     """
 
-    lora_alpha: int = field(default=16, metadata={"help": "The update is multiplied by lora_alpha / r."})
+    lora_alpha: int = field(default=16, metadata={"help": "The update is multiplied by lora_alpha / r.", "above": 0})
     sora_lambda: float | None = field(
         default=None, metadata={"help": "Threshold over learning rate; filled in when training begins."}
     )
@@ -46,11 +46,10 @@ class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
         LoraConfig.__post_init__(self)
         SoRASettings.__post_init__(self)
         self.peft_type = SORA  # type: ignore[assignment]
-        if not is_count(self.r):
+        if not is_count(self.r):  # PEFT looks at it only when it builds the adapter
             raise ConfigError(f"r must be a positive integer, got {self.r}")
         check_factors(vars(self))
-        if not is_positive(self.lora_alpha):
-            raise ConfigError(f"lora_alpha must be a number above 0, got {self.lora_alpha!r}")
+        check_value(type(self).__dataclass_fields__["lora_alpha"], self.lora_alpha)
         if not isinstance(self.lora_dropout, (int, float)) or not 0 <= self.lora_dropout < 1:
             raise ConfigError(f"lora_dropout must be at least 0 and below 1, got {self.lora_dropout!r}")
         self._refuse_lora_options()
