@@ -20,7 +20,7 @@ import own_ansatz  # noqa: F401  registers "cz_ring"
 import qpeft
 from qpeft.circuits import Ansatz, gate_probabilities
 from qpeft.errors import ConfigError
-from qpeft.methods import Folded, Generator, GeneratorConfig, SeededStart, fingerprint
+from qpeft.methods import Folded, Generator, GeneratorConfig, SeededInit, fingerprint
 
 
 @dataclass(kw_only=True)
@@ -38,12 +38,12 @@ class RingConfig(GeneratorConfig):
         if self.angle_scale <= 0:
             raise ConfigError(f"angle_scale must be a positive number, got {self.angle_scale}")
 
-    def make(self, initial: Tensor, start: SeededStart) -> "RingGenerator":
+    def make(self, initial: Tensor, start: SeededInit) -> "RingGenerator":
         return RingGenerator(self, initial, start)
 
 
 class RingGenerator(Generator):
-    def __init__(self, config: RingConfig, initial: Tensor, start: SeededStart) -> None:
+    def __init__(self, config: RingConfig, initial: Tensor, start: SeededInit) -> None:
         super().__init__()
         self.ansatz = Ansatz("cz_ring", config.n_qubits, config.n_layers)
         self.angles = Folded(start.uniform("angles", self.ansatz.angle_shape, math.pi), config.angle_scale)

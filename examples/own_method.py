@@ -27,7 +27,7 @@ from qpeft.methods import (
     Generator,
     Method,
     MethodName,
-    SeededStart,
+    SeededInit,
     Slot,
     fingerprint,
     lora_slots,
@@ -56,7 +56,7 @@ class NolaConfig(GeneratedLoraConfig):
 
 
 class NolaGenerator(Generator):
-    def __init__(self, config: NolaConfig, slots: list[Slot], initial: Tensor, init: SeededStart) -> None:
+    def __init__(self, config: NolaConfig, slots: list[Slot], initial: Tensor, init: SeededInit) -> None:
         super().__init__()
         self.sizes = [slot.shape.numel() for slot in slots]
         self.mixes = Folded(torch.zeros(len(slots), config.n_bases), 1.0)
@@ -71,7 +71,7 @@ class NolaGenerator(Generator):
 
 
 class NolaModel(GeneratedMixin, LoraModel):
-    def _build(self, adapter_name: str, config: NolaConfig, init: SeededStart) -> tuple[Generator, list[Slot]]:
+    def _build(self, adapter_name: str, config: NolaConfig, init: SeededInit) -> tuple[Generator, list[Slot]]:
         slots, initial = lora_slots(self.model, adapter_name, config, init)
         return NolaGenerator(config, slots, initial, init), slots
 

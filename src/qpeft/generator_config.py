@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from qpeft.circuits import Ansatz
     from qpeft.core.generator import Generator
-    from qpeft.core.seeded_init import SeededStart
+    from qpeft.core.seeded_init import SeededInit
 
 
 class GeneratorConfig:
@@ -23,7 +23,7 @@ class GeneratorConfig:
     seed: int = 0  # of whatever `make` draws
     vector_order = "peft"  # in which order the adapter's tensors follow each other
 
-    def make(self, initial: Tensor, start: SeededStart) -> Generator:
+    def make(self, initial: Tensor, start: SeededInit) -> Generator:
         """The generator of one adapter.
 
         Args:

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 import qpeft
-from qpeft.core import lora_init as lora_start
+from qpeft.core import lora_init
 from qpeft.core.binding import Binding, Slot
 from qpeft.errors import ConfigError, TiedWeightError
 
@@ -360,8 +360,8 @@ def test_both_factors_zero_is_a_dead_start():
     layer = nn.Linear(2, 2)
     slots = [Slot(layer, "weight", f"h.0.q.lora_{x}.weight", layer.weight.shape, torch.float32) for x in "AB"]
     with pytest.raises(ConfigError, match=r"stationary point: lora_A and lora_B of h.0.q are both zero"):
-        lora_start.check_not_stationary(slots, [torch.zeros(4), torch.zeros(4)])
-    lora_start.check_not_stationary(slots, [torch.ones(4), torch.zeros(4)])
+        lora_init.check_not_stationary(slots, [torch.zeros(4), torch.zeros(4)])
+    lora_init.check_not_stationary(slots, [torch.ones(4), torch.zeros(4)])
 
 
 def test_unloading_removes_our_hook_and_only_ours(llama, ids, adapters):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 
 MASK = 2**64 - 1
@@ -30,31 +30,31 @@ def test_the_stream_is_philox_keyed_by_seed_and_name():
     key = [int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")]
     raw = philox4x64([1, 0, 0, 0], key) + philox4x64([2, 0, 0, 0], key)  # NumPy counts from 1
     expected = [(2 * ((r >> 11) * 2.0**-53) - 1) * math.pi for r in raw]
-    drawn = SeededStart(7).uniform("angles", (2, 4), math.pi)
+    drawn = SeededInit(7).uniform("angles", (2, 4), math.pi)
     assert drawn.dtype == torch.float32
     np.testing.assert_array_equal(drawn.numpy(), np.array(expected, dtype=np.float32).reshape(2, 4))
 
 
 def test_names_and_seeds_give_different_streams():
-    draws = [SeededStart(seed).uniform(name, (50,), 1.0) for seed in (0, 1) for name in ("a", "b")]
+    draws = [SeededInit(seed).uniform(name, (50,), 1.0) for seed in (0, 1) for name in ("a", "b")]
     assert len({tuple(d.tolist()) for d in draws}) == 4
 
 
 def test_uniform_and_normal_have_their_laws():
-    start = SeededStart(3)
+    start = SeededInit(3)
     assert stats.kstest(start.uniform("u", (20_000,), 2.0).numpy(), "uniform", args=(-2, 4)).pvalue > 1e-3
     assert stats.kstest(start.normal("n", (20_000,), 0.5).numpy(), "norm", args=(0, 0.5)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(10**13,), (2**40, 2**40)])
 def test_more_numbers_than_memory_holds_are_refused(shape):
-    with pytest.raises(ConfigError, match=r"starting numbers .*; use a smaller rank"):
-        SeededStart(0).normal("lora_A", shape)
+    with pytest.raises(ConfigError, match=r"initial values .*; use a smaller rank"):
+        SeededInit(0).normal("lora_A", shape)
 
 
 def test_the_hash_covers_names_and_integers():
     def digest(*names):
-        start = SeededStart(0)
+        start = SeededInit(0)
         for name in names:
             start.uniform(name, (3,), 1.0)
         return start.hexdigest()

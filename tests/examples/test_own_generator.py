@@ -14,7 +14,7 @@ from peft import IA3Config, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_
 
 import qpeft
 from qpeft.core.generator_registry import generator_config
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.diagnostics import of_folder
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.generator_config import GeneratorConfig
@@ -38,14 +38,14 @@ def test_it_keeps_the_contract(own):
 
     def make(seed, angle_scale=10.0):
         config = own.RingConfig(n_qubits=3, n_layers=2, angle_scale=angle_scale, seed=seed)
-        return config.make(initial, SeededStart(seed))
+        return config.make(initial, SeededInit(seed))
 
     def dense_reference(generator):
         p, p0 = (
             own.gate_probabilities(generator.ansatz, generator.angles(at_start=at_start)).detach().numpy()
             for at_start in (False, True)
         )
-        mixing = SeededStart(0).normal("mixing", (30, 8), std=30**-0.5).double().numpy()
+        mixing = SeededInit(0).normal("mixing", (30, 8), std=30**-0.5).double().numpy()
         return torch.from_numpy(initial.double().numpy() + np.einsum("pd,d->p", mixing, 8 * (p - p0)))
 
     generator_contract(

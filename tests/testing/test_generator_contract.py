@@ -10,7 +10,7 @@ import torch
 from qpeft.circuits import probabilities
 from qpeft.core.folded import Folded
 from qpeft.core.generator import Generator, fingerprint
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.generator import QPAGeneratorConfig
 from qpeft.methods.qpa.settings import FEATURE_SOURCES
 from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator
@@ -27,7 +27,7 @@ def qpa(seed, initial=INITIAL, **settings):
     small = {"chunk_size": 8, "hidden": (5, 4), "n_layers": 3}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # not a compression
-        return QPAGeneratorConfig(**{**small, **settings, "seed": seed}).make(initial, SeededStart(seed))
+        return QPAGeneratorConfig(**{**small, **settings, "seed": seed}).make(initial, SeededInit(seed))
 
 
 def qpa_in_numpy(generator):
@@ -73,7 +73,7 @@ MATRICES = [Matrix("one", 6, 4, 2, 16.0), Matrix("two", 4, 4, 3, 8.0)]
 
 def quantum_peft(seed, gains=3, **settings):
     config = QuantumPeftGeneratorConfig(**settings, seed=seed)
-    return QuantumPeftGenerator(config, Layout.of(config, MATRICES), SeededStart(seed), torch.ones(gains))
+    return QuantumPeftGenerator(config, Layout.of(config, MATRICES), SeededInit(seed), torch.ones(gains))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ class Line(Generator):
 
     def __init__(self, initial, seed):
         super().__init__()
-        start = SeededStart(seed)
+        start = SeededInit(seed)
         self.numbers = Folded(torch.zeros(4), 1.0)
         self.register_buffer("mixing", self.drawn(start, (len(initial), 4)), persistent=False)
         self.register_buffer("initial", initial)
@@ -281,7 +281,7 @@ def test_fingerprint_without_settings_is_detected():
     def scaled(scale, *told):
         line = Line(INITIAL, 0)
         line.mixing *= scale
-        line.fingerprint.copy_(fingerprint(line.told(SeededStart(0)), *told))
+        line.fingerprint.copy_(fingerprint(line.told(SeededInit(0)), *told))
         return line
 
     with pytest.raises(AssertionError, match="the state of other settings is accepted"):

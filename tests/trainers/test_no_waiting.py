@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import qpeft
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.generator import QPAGenerator
 
 
 def qpa(**settings):
     config = qpeft.QPAGeneratorConfig(**{"hidden": (6, 5), "chunk_size": 16, "n_layers": 3, **settings})
-    return lambda llama: QPAGenerator(config, torch.zeros(800), SeededStart(0))
+    return lambda llama: QPAGenerator(config, torch.zeros(800), SeededInit(0))
 
 
 def quantum_peft(**settings):

@@ -7,7 +7,7 @@ parameters and whose value is computed once per parameter version; its backward 
     parameters --> generator --> flat (P,)  | node |  split, view --> lora_A, lora_B, ... --> loss
 
 So the generator runs once per optimiser step however many forwards, micro-batches or checkpointed segments there
-are, and gradients of micro-batches that accelerate will follow by others are summed before one backward.
+are, and the gradients of all micro-batches of one accelerate step are summed before one backward.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Binding:
     def set_aside(self) -> Iterator[None]:
         """Within: the generator is evaluated anew; afterwards the evaluation from before holds again.
 
-        On a device each evaluation costs a job, and another one at the same angles would give other numbers.
+        On a device each evaluation costs a job, and another one at the same angles would give other values.
         """
         kept = self._flat, self._key, self._values, self._deferred
         self.invalidate()
@@ -286,7 +286,7 @@ def _no_copy() -> None:
 
 
 def _flat_values(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """A copy of all numbers, in one tensor: one kernel on an accelerator."""
+    """A copy of all values, in one tensor: one kernel on an accelerator."""
     return torch.cat([p.detach().flatten() for p in parameters])
 
 

@@ -24,10 +24,12 @@ _CARD = "README.md"
 
 
 def save(model: PeftModel, directory: str | Path) -> None:
-    """`model.save_pretrained(directory)`, whole or not at all; an earlier adapter there goes, your own card stays.
+    """`model.save_pretrained(directory)`, whole or not at all.
+
+    An earlier adapter there is replaced; a model card of yours is kept.
 
     Raises:
-        ConfigError: the folder holds other files, which would be lost; or a number of the adapter is NaN or Inf.
+        ConfigError: the folder holds other files, which would be lost; or a parameter of the adapter is NaN or Inf.
     """
     target = Path(directory).resolve()
     refuse_others(target, [CONFIG, WEIGHTS, _CARD, *model.peft_config])
@@ -46,7 +48,7 @@ def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, 
     Args:
         base: The model the adapter was trained on; it is changed in place, as by PEFT.
         directory: A local folder with adapter_config.json and adapter_model.safetensors.
-        is_trainable: Whether training goes on.
+        is_trainable: Whether training continues.
         options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...).
 
     Raises:

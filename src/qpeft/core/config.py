@@ -1,4 +1,4 @@
-"""What the PEFT configs of generated adapters have in common: what ties a compact folder to its start and its base."""
+"""The common part of the PEFT configs of generated adapters: it ties a checkpoint to its initial values and base."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def check_factors(settings: Mapping[str, Any]) -> None:
 
 @dataclass
 class GeneratedConfig(SealedConfig):
-    """What ties a compact adapter to its start and its base model."""
+    """What ties a compact checkpoint to its initial values and its base model."""
 
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the compact format."})
     start_hash: str | None = field(
-        default=None, metadata={"help": "SHA-256 of the integers drawn for the start; filled in when bound."}
+        default=None, metadata={"help": "SHA-256 of the integers drawn for the initial values; filled in when bound."}
     )
     generated: list[Any] | None = field(
         default=None,
@@ -113,18 +113,18 @@ class GeneratedConfig(SealedConfig):
         )
 
     def check_start(self, digest: str) -> None:
-        """Raise CheckpointError if the adapter was trained from another start than the one drawn now."""
+        """Raise CheckpointError if the adapter was trained from other initial values than those drawn now."""
         if self.start_hash not in (None, digest):
             raise CheckpointError(
-                f"the start drawn from seed {getattr(self, 'seed', None)} has hash {digest[:12]}, the checkpoint was "
-                f"trained from {str(self.start_hash)[:12]}: its adapter_config.json was edited or is damaged; "
+                f"the initial values drawn from seed {getattr(self, 'seed', None)} have hash {digest[:12]}, the "
+                f"checkpoint was trained from {str(self.start_hash)[:12]}: its adapter_config.json was edited or is damaged; "
                 "restore the original file"
             )
 
 
 @dataclass
 class GeneratedLoraConfig(GeneratedConfig, LoraConfig):
-    """A generated LoRA adapter: LoRA's own settings beside."""
+    """A generated LoRA adapter, with LoRA's own fields."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

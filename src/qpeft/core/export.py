@@ -1,4 +1,4 @@
-"""Write the generated numbers out once, as the stock PEFT adapter they are."""
+"""Write the generated parameters once, as a stock PEFT adapter."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ExportReport:
     """What was written, and how far its logits are from the live model's."""
 
     path: str
-    n_generated: int  # numbers of the stock adapter
-    n_trained: int  # numbers of the generator
+    n_generated: int  # parameters of the stock adapter
+    n_trained: int  # parameters of the generator
     n_bytes: int  # size of adapter_model.safetensors
     max_logit_difference: float | None  # None: the base model has no weights to compare with
 
@@ -50,8 +50,8 @@ def export(
     """Write the adapter as a stock PEFT folder, reload it with stock PEFT, and compare logits.
 
     Args:
-        model: A PeftModel whose adapter qpeft generates, or whose SoRA gates are folded in; left as it is.
-        directory: Where the folder goes; an earlier export there is replaced, anything else refused.
+        model: A PeftModel whose adapter qpeft generates, or whose SoRA gates are folded in; it is not changed.
+        directory: Folder to write; an earlier export there is replaced, anything else refused.
         adapter_name: Which adapter.
         probe: Model inputs for the comparison; without it, token ids or images of a fixed seed.
 
@@ -59,8 +59,8 @@ def export(
         An ExportReport; of a SoRA adapter a SoRAExportReport.
 
     Raises:
-        ConfigError: nothing to export, every SoRA gate zero, a merged adapter, non-finite numbers, or a foreign folder
-            in the way.
+        ConfigError: nothing to export, every SoRA gate zero, a merged adapter, non-finite parameters, or a foreign
+            folder in the way.
         VerificationError: the reloaded adapter does not give the same logits (1e-6 in float32).
     """
     form, target = form_of(model), Path(directory)

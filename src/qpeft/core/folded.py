@@ -1,4 +1,4 @@
-"""A trained tensor written as start + scale * tau, so that one learning rate suits every kind of number."""
+"""A trained tensor written as start + scale * tau, so that one learning rate suits every kind of parameter."""
 
 from __future__ import annotations
 

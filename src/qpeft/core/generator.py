@@ -14,7 +14,7 @@ from qpeft.errors import ConfigError
 
 if TYPE_CHECKING:
     from qpeft.core.binding import Slot
-    from qpeft.core.seeded_init import SeededStart
+    from qpeft.core.seeded_init import SeededInit
 
 
 class ParameterGroup(NamedTuple):
@@ -46,7 +46,7 @@ class FullPrecision(nn.Module):
 
 
 class Generator(FullPrecision):
-    """Few trained numbers in, the flat tensor (P,) of an adapter's numbers out: float32 and deterministic.
+    """Few trained parameters in, the flat tensor (P,) of an adapter's parameters out: float32 and deterministic.
 
     A subclass supplies `forward()`, differentiable once, and a buffer `fingerprint` made by the function of this name.
     """
@@ -55,15 +55,15 @@ class Generator(FullPrecision):
     needs_fit = False  # whether fit_frames must be called before training
 
     def __call__(self) -> Tensor:
-        """The adapter's numbers, flat (P,), float32 whatever autocast says."""
+        """The adapter's parameters, flat (P,), float32 whatever autocast is set to."""
         with torch.autocast(self.fingerprint.device.type, enabled=False):
             return super().__call__()
 
     def find_broken(self) -> str | None:
-        """What the first trained number that is NaN or Inf belongs to; None if there is none."""
+        """The name of the first parameter that contains NaN or Inf; None if there is none."""
         return next((name for name, p in self.named_parameters() if not torch.isfinite(p).all()), None)
 
-    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededStart) -> Generator:
+    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> Generator:
         """A generator like this one with the initial values of another seed; nothing of it is trained.
 
         Args:
@@ -85,9 +85,9 @@ class Generator(FullPrecision):
 
 
 def fingerprint(*parts: Any) -> Tensor:
-    """SHA-256 of all that turns trained numbers into an adapter's, uint8 (32,).
+    """SHA-256 of all that turns trained parameters into an adapter's, uint8 (32,).
 
-    Saved beside them, so that they are never read with another start or other settings.
+    Saved with them, so that they are never read with other initial values or other settings.
     """
     text = json.dumps(parts, sort_keys=True)
     return torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)

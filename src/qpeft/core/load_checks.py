@@ -1,4 +1,4 @@
-"""What is asked of an adapter that PEFT has loaded: is it all there, and does it act?"""
+"""What is checked of an adapter that PEFT has loaded: that it is complete, and that it acts."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def check_whole(model: Any, folder: Path, name: str) -> None:
 
 
 def check_acts(model: Any, folder: Path, name: str) -> None:
-    """Raise CheckpointError if the adapter's numbers are not finite, or its config multiplies them by 0."""
+    """Raise CheckpointError if the adapter's parameters are not finite, or its config multiplies them by 0."""
     if broken := find_not_finite(model, name):
-        raise CheckpointError(f"{folder} makes a number that is NaN or Inf, in {broken}; use an earlier checkpoint")
+        raise CheckpointError(f"{folder} contains NaN or Inf, in {broken}; use an earlier checkpoint")
     for module_name, module in model.named_modules():
         scaling = getattr(module, "scaling", None)
         factor = scaling.get(name, 1.0) if isinstance(scaling, dict) else 1.0

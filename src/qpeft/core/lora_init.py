@@ -1,4 +1,4 @@
-"""LoRA's own starting values (w0), drawn again from a seed instead of from torch's random stream."""
+"""LoRA's own initial values (w0), drawn again from a seed instead of from torch's random stream."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from peft.utils.integrations import dequantize_module_weight
 from torch import Tensor
 
 from qpeft.core.binding import Slot
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError
 
 DRAWN_INITS = (True, False, "gaussian")
 
 
-def draw_start(slot: Slot, layer: Any, adapter_name: str, init_lora_weights: bool | str, start: SeededStart) -> Tensor:
+def draw_initial(slot: Slot, layer: Any, adapter_name: str, init_lora_weights: bool | str, start: SeededInit) -> Tensor:
     """w0 of one slot, shape `slot.shape`, float32: the values PEFT's initialisation has in distribution.
 
     lora_A is uniform on +-1/sqrt(fan_in) (or normal with deviation 1/r), lora_B and biases are 0, embeddings the
@@ -37,11 +37,11 @@ def draw_start(slot: Slot, layer: Any, adapter_name: str, init_lora_weights: boo
 
 
 def draw_without_base(
-    slots: Sequence[Slot], init_lora_weights: bool | str, start: SeededStart, magnitudes: Mapping[str, Tensor]
+    slots: Sequence[Slot], init_lora_weights: bool | str, start: SeededInit, magnitudes: Mapping[str, Tensor]
 ) -> Tensor:
     """w0 of all slots, flat (P,), without a base model, whose weights determine DoRA's `magnitudes` (by label)."""
     parts = [
-        magnitudes[slot.label] if slot.label in magnitudes else draw_start(slot, None, "", init_lora_weights, start)
+        magnitudes[slot.label] if slot.label in magnitudes else draw_initial(slot, None, "", init_lora_weights, start)
         for slot in slots
     ]
     return torch.cat([part.flatten() for part in parts])

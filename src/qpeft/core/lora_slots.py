@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedLoraConfig, in_saved_order
-from qpeft.core.lora_init import draw_start
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.lora_init import draw_initial
+from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import find_slots, in_vector_order
 
 
 def lora_slots(
-    model: nn.Module, adapter_name: str, config: GeneratedLoraConfig, start: SeededStart
+    model: nn.Module, adapter_name: str, config: GeneratedLoraConfig, start: SeededInit
 ) -> tuple[list[Slot], Tensor]:
     """Every trainable tensor of a LoRA just injected into `model`, and LoRA's own start of them.
 
@@ -32,5 +32,5 @@ def lora_slots(
         found = in_vector_order(found, getattr(config, "vector_order", "peft"))
     else:
         found = in_saved_order(found, config.generated)
-    drawn = [draw_start(slot, layer, adapter_name, config.init_lora_weights, start) for slot, layer in found]
+    drawn = [draw_initial(slot, layer, adapter_name, config.init_lora_weights, start) for slot, layer in found]
     return [slot for slot, _ in found], torch.cat([value.flatten().cpu() for value in drawn])

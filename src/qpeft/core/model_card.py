@@ -32,9 +32,9 @@ def load_lines(
     auto_class: str = "AutoModelForCausalLM",
     options: Mapping[str, Any] | None = None,
 ) -> str:
-    """The lines of Python that load an adapter folder on its base, in the float32 that it was trained beside.
+    """The lines of Python that load an adapter folder on its base, in the float32 that it was trained with.
 
-    `options` are what the base needs beside its name, such as the number of classes.
+    `options` are what the base needs in addition to its name, such as the number of classes.
     """
     told = "".join(f", {name}={value!r}" for name, value in {"dtype": "float32", **(options or {})}.items())
     loaded = f"{auto_class}.from_pretrained({base!r}{told})"
@@ -55,7 +55,7 @@ def write_compact_card(
     *,
     has_stock_form: bool = True,
 ) -> None:
-    """Describe a compact folder, in the place of the empty card that PEFT wrote; a card of the user's own stays.
+    """Describe a compact folder, instead of the empty card that PEFT wrote; a card of the user's own is kept.
 
     `registered` is the class of settings whose module must be imported before the folder is loaded.
     """
@@ -70,15 +70,15 @@ def write_compact_card(
         + f"""# Compact adapter: {NEEDS_QPEFT}
 
 This folder holds the *generator* of {_a(_host(description))} adapter, not the adapter itself.
-The generator writes {numbers:,} adapter numbers in {len(config.get("generated") or [])} tensors.
+The generator produces {numbers:,} adapter parameters in {len(config.get("generated") or [])} tensors.
 Without these imports, PEFT answers `KeyError: '{config.get("peft_type")}'`.
 
 ```python
 {_own_import(registered)}{load_lines(base, ".", needs_qpeft=True, auto_class=base_class(config))}
 ```
 {EXPORT if has_stock_form else ""}
-Method: {description["method"]}. The numbers that are written come from exact probabilities, whatever backend
-trained the circuit; whether it contributes anything is a control away.
+Method: {description["method"]}. The generated parameters come from exact probabilities, whatever backend trained the
+circuit.
 
 Settings: {", ".join(f"`{k}={v}`" for k, v in description.items() if k not in ("method", "host"))}.
 """,
@@ -98,9 +98,9 @@ def _own_import(registered: type) -> str:
 def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, tied: str | None) -> None:
     """Describe the exported folder of a generated adapter; `report` is the content of its qpeft.json."""
     made = (
-        f"Its {report['n_generated']:,} numbers were generated during training by qpeft from {report['n_trained']:,} "
-        f"trained\nnumbers ({report['method']}) and written out once. Inference needs neither qpeft nor a quantum "
-        "device."
+        f"Its {report['n_generated']:,} parameters were generated during training by qpeft from "
+        f"{report['n_trained']:,} trained\nparameters ({report['method']}). "
+        "Inference needs neither qpeft nor a quantum device."
     )
     write_stock_card(folder, base, _host(report), made, report, tied=tied)
 
@@ -108,7 +108,7 @@ def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, t
 def write_stock_card(
     folder: Path, base: str, host: str, made: str, report: Mapping[str, Any], *, tied: str | None
 ) -> None:
-    """Describe a folder that PEFT alone loads; `made` says where its numbers come from."""
+    """Describe a folder that PEFT alone loads; `made` says where its parameters come from."""
     write_text(
         folder / "README.md",
         front_matter(base, host)

@@ -1,4 +1,4 @@
-"""What `plan` answers."""
+"""The result of `plan`."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ class Plan:
     """The cost of a method: numbers, bytes, qubits, and notes worth reading before training."""
 
     method: str
-    trainable: int  #: numbers that the optimiser sees, `modules_to_save` included
+    trainable: int  #: parameters that the optimizer sees, `modules_to_save` included
     trainable_parts: dict[str, int]
     acting: int | None = None  #: Quantum-PEFT: of the trainable, those that can move the adapter, where that is known
-    deployed: int  #: numbers of the adapter at inference
-    stored_bytes: int  #: compact folder: numbers and frames, without the file's header and fingerprints
-    exported_bytes: int | None  #: stock folder, tensors only; None: stock PEFT has no such adapter
-    needs_qpeft: bool  #: to load the compact folder
+    deployed: int  #: parameters of the adapter at inference
+    stored_bytes: int  #: compact checkpoint: parameters and frames, without the file's header and fingerprints
+    exported_bytes: int | None  #: exported adapter, tensors only; None: stock PEFT has no such adapter
+    needs_qpeft: bool  #: to load the compact checkpoint
     base_parameters: int
     target_modules: list[str]
-    lora_rank_1: int | None = None  #: Quantum-PEFT: numbers of a LoRA of rank 1 on the same modules
+    lora_rank_1: int | None = None  #: Quantum-PEFT: parameters of a LoRA of rank 1 on the same modules
     n_qubits: int | None = None  #: of the largest circuit
     n_circuits: int | None = None
     dead_angles: int | None = None  #: QAA: of all circuits, angles without any effect on what is read

@@ -1,8 +1,8 @@
-"""Starting values that anyone can draw again: the same on every device, version and thread count.
+"""Initial values that anyone can draw again: the same on every device, version and thread count.
 
 A stream is keyed by SHA-256 of "seed:name" and consists of the raw 64-bit integers of NumPy's Philox bit
-generator, a stream NumPy promises to keep. Our own float64 arithmetic turns them into numbers, so a checkpoint
-needs to store only the seed and a hash of the drawn integers.
+generator, a stream NumPy promises to keep. Our own float64 arithmetic turns them into values, so a checkpoint
+only stores only the seed and a hash of the drawn integers.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from qpeft.errors import ConfigError
 
 
-class SeededStart:
+class SeededInit:
     """Draws named tensors from one seed and keeps a running hash of the integers drawn.
 
-    Both ways of drawing raise ConfigError if so many numbers do not fit into memory.
+    Both ways of drawing raise ConfigError if so many values do not fit into memory.
     """
 
     def __init__(self, seed: int) -> None:
@@ -49,7 +49,7 @@ class SeededStart:
         try:
             raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8")).random_raw(n)
         except (MemoryError, ValueError, OverflowError) as error:  # the last two: more than any array can hold
-            raise ConfigError(f"{name} would have {n:,} starting numbers ({error}); use a smaller rank") from error
+            raise ConfigError(f"{name} would have {n:,} initial values ({error}); use a smaller rank") from error
         self._digest.update(name.encode())
         self._digest.update(raw.astype("<u8").tobytes())
         return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53

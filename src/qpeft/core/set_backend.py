@@ -1,4 +1,4 @@
-"""Choose where a model's circuits take their probabilities from; a matter of this run, never saved."""
+"""Choose where a model's circuits take their probabilities from; for this process only, never saved."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def set_backend(
     log: str | Path | None = None,
     allow_wide: bool = False,
 ) -> CircuitRun | None:
-    """Let every QPA circuit of the model run on `backend` from now on.
+    """Run every circuit of the model on `backend` from now on.
 
     Args:
         model: A PeftModel whose adapter has a circuit.
@@ -52,7 +52,7 @@ def set_backend(
         What runs the circuits from now on; `str()` tells which gradient was chosen and what a step costs, and
         `.jobs.used` counts jobs, circuits, shots and seconds. None for the exact simulator with adjoint gradients.
 
-    With shots or a device, training carries its noise; the start of a residual adapter, merging and
+    With shots or a device, training carries its noise; the initial values of a residual adapter, merging and
     `qpeft.export` stay exact.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Training that cuts a generator's few numbers into shards is refused: each process needs all of them."""
+"""Training that shards a generator's few parameters is refused: each process needs all of them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def refuse_sharded(generator: nn.Module) -> None:
     """Raise ConfigError if FSDP (1 or 2) or DeepSpeed ZeRO has taken over the generator's parameters.
 
     FSDP hides or replaces them between forward passes; ZeRO's optimiser updates copies that no version counter
-    follows, so that forward passes would go on with old values.
+    follows, so that forward passes would use old values.
     """
     if found := sharded_by(generator):
         raise ConfigError(
-            f"{found} shards the generator of this adapter, which has few numbers and needs all of them in every "
+            f"{found} shards the generator of this adapter, which has few parameters and needs all of them in every "
             "process; train with plain DDP (torchrun or accelerate launch, without fsdp or deepspeed settings), and "
             "load a base model that is too large for one device in 8 or 4 bits"
         )

@@ -16,7 +16,7 @@ from qpeft.core.config import GeneratedConfig, own_copy
 from qpeft.core.generator import Generator
 from qpeft.core.generator_state import check_tensors
 from qpeft.core.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of
 from qpeft.core.targets import check_target_modules, spare_new_head
 from qpeft.core.tied_weights import check_not_tied
@@ -38,7 +38,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
     uses_shared_state = True
     _refresh_handle: RemovableHandle
 
-    def _build(self, adapter_name: str, config: Any, start: SeededStart) -> tuple[Generator, list[Slot]]:
+    def _build(self, adapter_name: str, config: Any, start: SeededInit) -> tuple[Generator, list[Slot]]:
         """A new generator for the adapter just injected, and the tensors that it fills, in its order."""
         raise NotImplementedError
 
@@ -74,7 +74,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
 
     def _make_binding(self, adapter_name: str) -> Binding:
         config: Any = self.peft_config[adapter_name]
-        start = SeededStart(config.seed)
+        start = SeededInit(config.seed)
         generator, slots = self._build(adapter_name, config, start)
         config.check_start(start.hexdigest())
         config.start_hash = start.hexdigest()

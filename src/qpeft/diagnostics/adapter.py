@@ -21,7 +21,7 @@ from qpeft.core.generator_state import check_tensors
 from qpeft.core.holder import GeneratorHolder, holder_of
 from qpeft.core.lora_init import draw_without_base
 from qpeft.core.meta_model import on_meta
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.methods.attach.config import AttachedConfig
 from qpeft.methods.attach.folder import is_attached, read_config, read_tensors
@@ -112,7 +112,7 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     return SavedAdapter(folder, config, config, tensors, generator)
 
 
-def make_quietly(settings: QPAGeneratorConfig, initial: Tensor, start: SeededStart) -> QPAGenerator:
+def make_quietly(settings: QPAGeneratorConfig, initial: Tensor, start: SeededInit) -> QPAGenerator:
     """The generator, without the warning about its size, which appeared when it was trained."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -123,7 +123,7 @@ def _qpa_generator(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> 
     """With initial values from the seed. DoRA's magnitudes, the norms of the base's weights, start at 0 here."""
     prefix = f"base_model.{GeneratorHolder.container}."
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    slots, start = _slots(folder, config), SeededStart(config.seed)
+    slots, start = _slots(folder, config), SeededInit(config.seed)
     magnitudes = {slot.label: torch.zeros(slot.shape) for slot in slots if "lora_magnitude_vector" in slot.label}
     generator = make_quietly(config, draw_without_base(slots, config.init_lora_weights, start, magnitudes), start)
     return _loaded(generator, config, start, own)
@@ -131,7 +131,7 @@ def _qpa_generator(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> 
 
 def _attached_generator(folder: Path, config: AttachedConfig, own: Mapping[str, Tensor]) -> Generator:
     settings = config.to_generator()
-    m, start = sum(slot.shape.numel() for slot in _slots(folder, config)), SeededStart(settings.seed)
+    m, start = sum(slot.shape.numel() for slot in _slots(folder, config)), SeededInit(settings.seed)
     initial = own.get("initial", torch.zeros(m))
     if initial.shape != (m,):
         raise _damaged(folder, f"it lists {m} values, the weights are for {initial.numel()}")
@@ -141,7 +141,7 @@ def _attached_generator(folder: Path, config: AttachedConfig, own: Mapping[str, 
     return _loaded(generator, config, start, own)
 
 
-def _loaded(generator: Any, config: GeneratedConfig, start: SeededStart, own: Mapping[str, Tensor]) -> Any:
+def _loaded(generator: Any, config: GeneratedConfig, start: SeededInit, own: Mapping[str, Tensor]) -> Any:
     config.check_start(start.hexdigest())
     state = generator.unpack(dict(own))
     check_tensors(state, generator.state_dict())

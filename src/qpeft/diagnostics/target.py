@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.diagnostics.adapter import SavedAdapter, make_quietly, read_adapter
 from qpeft.errors import ConfigError
 from qpeft.methods.planning import Plan
@@ -92,6 +92,6 @@ def of_config(config: Any, plan: Plan, name: str) -> Target:
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(QPAGeneratorConfig)}
     counted = {"budget": None, "chunk_size": plan.chunk_size, "hidden": plan.hidden}
     m = plan.n_chunks * plan.chunk_size  # whole chunks
-    start = SeededStart(config.seed)
+    start = SeededInit(config.seed)
     generator = make_quietly(QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), start)
     return Target(name, plan.method, generator)

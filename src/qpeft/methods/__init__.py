@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from qpeft.core.folded import Folded
     from qpeft.core.generator import FullPrecision, Generator, fingerprint
     from qpeft.core.generator_state import check_adapter
-    from qpeft.core.lora_init import draw_start
+    from qpeft.core.lora_init import draw_initial
     from qpeft.core.lora_slots import lora_slots
     from qpeft.core.own_tuner import OwnTuner
-    from qpeft.core.seeded_init import SeededStart
+    from qpeft.core.seeded_init import SeededInit
     from qpeft.core.slots import find_slots
     from qpeft.core.targets import check_is_matrix, check_target_modules
     from qpeft.core.tuner import GeneratedMixin
@@ -42,12 +42,12 @@ _HOME = {
     "MethodName": "qpeft.core.config",
     "OwnTuner": "qpeft.core.own_tuner",
     "SealedConfig": "qpeft.core.weights_hash",
-    "SeededStart": "qpeft.core.seeded_init",
+    "SeededInit": "qpeft.core.seeded_init",
     "Slot": "qpeft.core.binding",
     "check_adapter": "qpeft.core.generator_state",
     "check_is_matrix": "qpeft.core.targets",
     "check_target_modules": "qpeft.core.targets",
-    "draw_start": "qpeft.core.lora_init",
+    "draw_initial": "qpeft.core.lora_init",
     "find_slots": "qpeft.core.slots",
     "fingerprint": "qpeft.core.generator",
     "lora_slots": "qpeft.core.lora_slots",
@@ -65,13 +65,13 @@ __all__ = [
     "MethodName",
     "OwnTuner",
     "SealedConfig",
-    "SeededStart",
+    "SeededInit",
     "Slot",
     "Trains",
     "check_adapter",
     "check_is_matrix",
     "check_target_modules",
-    "draw_start",
+    "draw_initial",
     "file_sha256",
     "find",
     "find_slots",

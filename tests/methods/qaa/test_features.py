@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qpeft import circuits
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.qaa.branch import QAABranch
 from qpeft.methods.qaa.features import count_features, make_features
@@ -19,7 +19,7 @@ EVEN = ("qnn", "quadratic", "givens")
 def features(width, seed=0, **settings):
     made = QAASettings(**settings)
     made.check()
-    return make_features(made, width, "site", SeededStart(seed), CPU)
+    return make_features(made, width, "site", SeededInit(seed), CPU)
 
 
 def signs(n):
@@ -87,7 +87,7 @@ def test_scale_of_the_input_is_invisible_but_to_carry_norm(source):
     x = torch.randn(5, 12, dtype=torch.float64)
     for carry_norm in (False, True):
         settings = QAASettings(feature_source=source, carry_norm=carry_norm)
-        made = make_features(settings, 12, "site", SeededStart(0), CPU).double()
+        made = make_features(settings, 12, "site", SeededInit(0), CPU).double()
         branch = QAABranch(settings, made, 12, [[0, 3]], "", dtype=torch.float64)
         with torch.no_grad():
             branch.V.normal_()

@@ -9,7 +9,7 @@ from torch import nn
 
 from qpeft.circuits import probabilities
 from qpeft.core.folded import Folded
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.qpa.features import scaled, squash
 from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
@@ -18,7 +18,7 @@ from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
 def make(m=60, initial=None, **settings) -> QPAGenerator:
     config = QPAGeneratorConfig(**{"chunk_size": 8, "hidden": (5, 4), "n_layers": 3, "max_qubits": 12, **settings})
     with pytest.warns(UserWarning, match="not a compression") if config.count(m).total >= m else nullcontext():
-        return QPAGenerator(config, torch.zeros(m) if initial is None else initial, SeededStart(config.seed))
+        return QPAGenerator(config, torch.zeros(m) if initial is None else initial, SeededInit(config.seed))
 
 
 def example_angles(n_layers, n_qubits):
@@ -77,7 +77,7 @@ def test_the_rank_of_the_chunk_matrix(n_qubits, chunk_size, n_chunks):
     def rank(activation):
         config = QPAGeneratorConfig(chunk_size=chunk_size, activation=activation, init_mode="raw")
         m = chunk_size * n_chunks
-        generator = QPAGenerator(config, torch.zeros(m), SeededStart(0)).double()
+        generator = QPAGenerator(config, torch.zeros(m), SeededInit(0)).double()
         assert generator.count.n_qubits == n_qubits
         with torch.no_grad():
             for p in generator.parameters():

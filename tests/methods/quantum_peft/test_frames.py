@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.quantum_peft.frames import fit_start, frame_hash, frame_rank_for, leading_frame, random_frame
 
@@ -89,13 +89,13 @@ def test_frame_rank(d_out, d_in, frame_rank):
 
 
 def test_random_frames():
-    frame = random_frame("layer.0.left", 30, 8, SeededStart(3))
+    frame = random_frame("layer.0.left", 30, 8, SeededInit(3))
     assert torch.allclose(frame.mT @ frame, torch.eye(8), atol=1e-6)
-    assert torch.equal(frame, random_frame("layer.0.left", 30, 8, SeededStart(3)))
-    others = [random_frame("layer.1.left", 30, 8, SeededStart(3)), random_frame("layer.0.left", 30, 8, SeededStart(4))]
+    assert torch.equal(frame, random_frame("layer.0.left", 30, 8, SeededInit(3)))
+    others = [random_frame("layer.1.left", 30, 8, SeededInit(3)), random_frame("layer.0.left", 30, 8, SeededInit(4))]
     assert all((frame.mT @ other).square().sum() / 8 < 0.6 for other in others)
     # the frame of a normal matrix, with the triangle's diagonal positive
-    drawn = SeededStart(3).normal("layer.0.left", (30, 8))
+    drawn = SeededInit(3).normal("layer.0.left", (30, 8))
     assert ((frame.mT @ drawn).diagonal() > 0).all()
 
 
@@ -123,7 +123,7 @@ def test_fitted_start_of_a_circuit_captures_more():
 
     M, K, n = 4, 4, 5
     G = torch.stack([gradient(2**n, 2**n, decay=0.5, seed=seed) for seed in range(M)])
-    start = SeededStart(0)
+    start = SeededInit(0)
     angles = [start.normal(side, (M, (2 * 2 + 1) * n - 2 * 2)) for side in "uv"]
 
     def columns(given_):

@@ -7,7 +7,7 @@ from typing import Any
 
 from qpeft.core.binding import Slot
 from qpeft.core.generator import Generator
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 
 
 def redraw(generator: Generator, slots: Sequence[Slot], config: Any) -> Generator:
@@ -22,7 +22,7 @@ def redraw(generator: Generator, slots: Sequence[Slot], config: Any) -> Generato
         CheckpointError: the config names other initial values than this seed's.
         ConfigError: a kind of generator that cannot be drawn again.
     """
-    init = SeededStart(config.seed)
+    init = SeededInit(config.seed)
     made = generator.redrawn(slots, config, init)
     config.check_start(init.hexdigest())
     return made.to(next(generator.buffers()).device)

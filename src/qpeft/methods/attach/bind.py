@@ -11,7 +11,7 @@ from qpeft.core.binding import Binding
 from qpeft.core.generator_registry import generator_name
 from qpeft.core.holder import GeneratorHolder, holder_of
 from qpeft.core.lora_init import check_not_stationary
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of, in_vector_order
 from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
@@ -34,7 +34,7 @@ def bind(
     found = in_vector_order(generated_slots(model, name), config.vector_order)
     slots = [slot for slot, _ in found]
     initial = [value_of(slot).detach().float().flatten().cpu() for slot in slots]
-    init = SeededStart(config.seed)
+    init = SeededInit(config.seed)
     generator = config.make(torch.cat(initial), init)
     with torch.no_grad():
         check_not_stationary(slots, generator().split([value.numel() for value in initial]))

@@ -12,7 +12,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import UnsupportedTypeError
 from qpeft.methods.bottleneck.config import ACTIVATIONS, BottleneckConfig
 
@@ -40,7 +40,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
             nn.init.zeros_(zero)
         if not down.weight.is_meta:
             name = f"{label}.bottleneck_down.weight"
-            drawn = SeededStart(config.seed).uniform(name, down.weight.shape, 1 / math.sqrt(self.width))
+            drawn = SeededInit(config.seed).uniform(name, down.weight.shape, 1 / math.sqrt(self.width))
             with torch.no_grad():
                 down.weight.copy_(drawn)
         self.bottleneck_down[adapter_name], self.bottleneck_up[adapter_name] = down, up

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qpeft import circuits
 from qpeft.circuits import Ansatz
 from qpeft.core.folded import Folded
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
 
@@ -98,7 +98,7 @@ class GivensFeatures(nn.Module):
 
 
 def make_features(
-    settings: QAASettings, width: int, name: str, start: SeededStart, device: torch.device
+    settings: QAASettings, width: int, name: str, start: SeededInit, device: torch.device
 ) -> nn.Module | None:
     """The module that makes x (..., width) into features, on `device`; None for "none". `start` draws by `name`.
 
@@ -121,7 +121,7 @@ def make_features(
 
 
 def _with_fixed_matrix(
-    settings: QAASettings, width: int, name: str, start: SeededStart, device: torch.device
+    settings: QAASettings, width: int, name: str, start: SeededInit, device: torch.device
 ) -> OrthogonalFeatures | LinearFeatures:
     is_linear = settings.feature_source == "linear"
     rows = count_features(settings, width) if is_linear else 2 ** circuits.amplitude_qubits(width)

@@ -8,7 +8,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import sizes
 from qpeft.methods.qaa.branch import QAABranch
 from qpeft.methods.qaa.config import QAAConfig
@@ -33,7 +33,7 @@ class QAALayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         weight = next(base.parameters(), torch.empty(0))
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        start = SeededStart(config.seed)
+        start = SeededInit(config.seed)
         name = f"width {self.in_features}" if config.share_circuit else self.name
         features = shared or make_features(config, self.in_features, name, start, weight.device)
         branch = QAABranch(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Self
 
-from qpeft.core import lora_init as lora_start
 from qpeft.core.config import GeneratedLoraConfig, MethodName
+from qpeft.core.lora_init import DRAWN_INITS
 from qpeft.errors import ConfigError
 from qpeft.methods.qpa.generator import QPAGeneratorConfig
 
@@ -30,11 +30,11 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
         QPAGeneratorConfig.__post_init__(self)
         self.peft_type = QPA  # type: ignore[assignment]
         self.check_format()
-        if self.init_lora_weights not in lora_start.DRAWN_INITS:
-            allowed = ", ".join(map(repr, lora_start.DRAWN_INITS))
+        if self.init_lora_weights not in DRAWN_INITS:
+            allowed = ", ".join(map(repr, DRAWN_INITS))
             raise ConfigError(
-                f"init_lora_weights='{self.init_lora_weights}' looks at data or weights, so its start cannot be drawn "
-                f"again from a seed; choose one of {allowed}, or put QPA over that LoRA with qpeft.attach"
+                f"init_lora_weights='{self.init_lora_weights}' looks at data or weights, so its initial values cannot be "
+                f"drawn again from a seed; choose one of {allowed}, or put QPA over that LoRA with qpeft.attach"
             )
         self.refuse_lora_options("QPA", allowed=("use_dora",))
 

@@ -11,7 +11,7 @@ from qpeft import circuits
 from qpeft.circuits import Ansatz
 from qpeft.core.circuit_module import CircuitModule
 from qpeft.core.folded import Folded
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.settings import QPASettings
 
@@ -58,7 +58,7 @@ class CircuitFeature(CircuitModule):
         return self.feature_map(probabilities)[: self.n_chunks]
 
 
-def make_feature(config: QPASettings, count: QPACount, start: SeededStart) -> nn.Module | None:
+def make_feature(config: QPASettings, count: QPACount, start: SeededInit) -> nn.Module | None:
     """The module whose forward gives the (C,) features of `config.feature_source`; None for "none"."""
     source = config.feature_source
     if source == "none":

@@ -28,7 +28,7 @@ from qpeft.core.binding import Slot
 from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
 from qpeft.core.lora_init import draw_without_base
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.features import make_feature
 from qpeft.methods.qpa.settings import QPASettings
 
@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FoldedLinear(nn.Module):
     """y = x W^T + b with folded W (out, in) and b (out,), started like torch.nn.Linear."""
 
-    def __init__(self, n_in: int, n_out: int, scale: float, name: str, start: SeededStart) -> None:
+    def __init__(self, n_in: int, n_out: int, scale: float, name: str, start: SeededInit) -> None:
         super().__init__()
         bound = 1.0 / math.sqrt(n_in)
         self.weight = Folded(start.uniform(f"{name}.weight", (n_out, n_in), bound), scale)
@@ -67,7 +67,7 @@ class QPAGenerator(Generator):
     bits: Tensor
     initial: Tensor
 
-    def __init__(self, config: QPASettings, initial: Tensor, start: SeededStart, *, keep_initial: bool = False) -> None:
+    def __init__(self, config: QPASettings, initial: Tensor, start: SeededInit, *, keep_initial: bool = False) -> None:
         super().__init__()
         self.config = config
         self.count = count = config.count(initial.numel())
@@ -108,7 +108,7 @@ class QPAGenerator(Generator):
                 self._reference = self._output(at_start=True)
         return torch.add(self.initial, output - self._reference, alpha=self.config.output_scale)
 
-    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededStart) -> QPAGenerator:
+    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> QPAGenerator:
         present = self.initial.cpu().split([slot.shape.numel() for slot in slots])
         labelled = zip((slot.label for slot in slots), present, strict=True)
         magnitudes = {label: part for label, part in labelled if "lora_magnitude_vector" in label}
@@ -152,6 +152,6 @@ def _bits(n_chunks: int, n_qubits: int) -> Tensor:
 class QPAGeneratorConfig(QPASettings):
     """How QPA generates an adapter's parameters from circuit angles and a small MLP (arXiv 2410.09846)."""
 
-    def make(self, initial: Tensor, start: SeededStart) -> QPAGenerator:
+    def make(self, initial: Tensor, start: SeededInit) -> QPAGenerator:
         """The generator of an adapter whose start `initial` (m,) PEFT drew; raw has no use for it."""
         return QPAGenerator(self, initial, start, keep_initial=self.init_mode == "residual")

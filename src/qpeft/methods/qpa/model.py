@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraModel
 
 from qpeft.core.binding import Slot
 from qpeft.core.lora_slots import lora_slots
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.core.tuner import GeneratedMixin
 from qpeft.methods.qpa.generator import QPAGenerator
 
@@ -16,6 +16,6 @@ from qpeft.methods.qpa.generator import QPAGenerator
 class QPAModel(GeneratedMixin, LoraModel):
     """The tuner that PEFT builds for a QPAConfig."""
 
-    def _build(self, adapter_name: str, config: Any, start: SeededStart) -> tuple[QPAGenerator, list[Slot]]:
+    def _build(self, adapter_name: str, config: Any, start: SeededInit) -> tuple[QPAGenerator, list[Slot]]:
         slots, initial = lora_slots(self.model, adapter_name, config, start)
         return QPAGenerator(config, initial, start), slots

@@ -18,7 +18,7 @@ from qpeft.circuits.counting import check_rank, column_qubits, count_orthogonal
 from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
 from qpeft.circuits.orthogonal import orthogonal_columns
 from qpeft.core.folded import Folded
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.quantum_peft.quantize import quantize
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
@@ -34,7 +34,7 @@ class Bank(nn.Module):
         names: Sequence[str],
         width: int,
         rank: int,
-        start: SeededStart,
+        start: SeededInit,
     ) -> None:
         super().__init__()
         self.config, self.width, self.rank = config, width, rank
@@ -57,7 +57,7 @@ class Bank(nn.Module):
     def check(self) -> None:
         """Raise ConfigError if the settings do not fit the width and rank."""
 
-    def draw(self, start: SeededStart, name: str) -> Tensor:
+    def draw(self, start: SeededInit, name: str) -> Tensor:
         """The starting numbers of one factor, shape (p,)."""
         raise NotImplementedError
 
@@ -93,7 +93,7 @@ class PauliBank(Bank):
         assert self.config.columns is not None
         self.basis = basis_columns(self.config.columns, column_qubits(width, construction), self.rank)
 
-    def draw(self, start: SeededStart, name: str) -> Tensor:
+    def draw(self, start: SeededInit, name: str) -> Tensor:
         shape = (self.count(self.config, self.width, self.rank),)
         if self.config.frame is not None:
             return start.normal(name, shape, std=_FRAMED_STD)
@@ -119,7 +119,7 @@ class PauliBank(Bank):
 @cache
 def _random_signs(n_layers: int, seed: int, n_qubits: int) -> Tensor:
     """One draw for all circuits of a size, (2 L, 2**n_qubits)."""
-    drawn = SeededStart(seed).uniform(f"signs.{n_qubits}", (2 * n_layers, 2**n_qubits), 1.0)
+    drawn = SeededInit(seed).uniform(f"signs.{n_qubits}", (2 * n_layers, 2**n_qubits), 1.0)
     return torch.where(drawn < 0, -1.0, 1.0)
 
 
@@ -137,7 +137,7 @@ class LieBank(Bank):
     def check(self) -> None:
         lie_columns(torch.zeros(self.width, self.config.lie_rank), self.rank)  # refuses what does not fit
 
-    def draw(self, start: SeededStart, name: str) -> Tensor:
+    def draw(self, start: SeededInit, name: str) -> Tensor:
         std = 1.0 / math.sqrt(self.width) if self.config.frame is None else _FRAMED_STD
         return start.normal(name, (self.count(self.config, self.width, self.rank),), std=std)
 
@@ -157,7 +157,7 @@ class KroneckerBank(Bank):
         (a, b), (n_a, n_b) = _sides(width), _divisors(rank)
         return n_a * a + n_b * b
 
-    def draw(self, start: SeededStart, name: str) -> Tensor:
+    def draw(self, start: SeededInit, name: str) -> Tensor:
         (a, b), (n_a, n_b) = _sides(self.width), _divisors(self.rank)
         left = start.normal(f"{name}.left", (n_a * a,), std=1 / math.sqrt(a))
         return torch.cat([left, start.normal(f"{name}.right", (n_b * b,), std=1 / math.sqrt(b))])
@@ -179,7 +179,7 @@ class CoreBank(Bank):
     def scale(self) -> float:
         return self.config.lambda_scale
 
-    def draw(self, start: SeededStart, name: str) -> Tensor:
+    def draw(self, start: SeededInit, name: str) -> Tensor:
         return torch.zeros(self.width * self.rank)
 
     def columns(self, numbers: Tensor) -> Tensor:

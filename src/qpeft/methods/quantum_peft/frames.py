@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 
 _EXTRA_COLUMNS = 8
@@ -47,7 +47,7 @@ def leading_frame(gradient: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, T
     matrix = -gradient.detach().float()
     matrix /= matrix.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # its square must not underflow
     n_columns = min(rank + _EXTRA_COLUMNS, smaller)
-    sketch = SeededStart(seed).normal("frame", (matrix.shape[1], n_columns)).to(matrix.device)
+    sketch = SeededInit(seed).normal("frame", (matrix.shape[1], n_columns)).to(matrix.device)
     basis = _orthonormal(matrix @ sketch)
     basis = _orthonormal(matrix @ (matrix.mT @ basis))  # (d_out, C), after one power iteration
     projected = matrix.mT @ basis  # (d_in, C)
@@ -58,7 +58,7 @@ def leading_frame(gradient: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, T
     return _rounded(left * sign, rank, gradient), _rounded(right * sign, rank, gradient)
 
 
-def random_frame(name: str, width: int, rank: int, start: SeededStart) -> Tensor:
+def random_frame(name: str, width: int, rank: int, start: SeededInit) -> Tensor:
     """Control: R random orthonormal directions (width, R), float32, drawn from `start` under `name`."""
     basis, triangle = torch.linalg.qr(start.normal(name, (width, rank)).double())
     return (basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).float()

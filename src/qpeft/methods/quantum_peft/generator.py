@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from qpeft.core.binding import Slot
 from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError
 from qpeft.methods.quantum_peft.factors import BANKS, Bank
 from qpeft.methods.quantum_peft.frames import fit_start, frame_hash, leading_frame, random_frame
@@ -46,7 +46,7 @@ class QuantumPeftGenerator(Generator):
     }
     fitted: Tensor
 
-    def __init__(self, config: QuantumPeftGeneratorConfig, layout: Layout, start: SeededStart, gains: Tensor) -> None:
+    def __init__(self, config: QuantumPeftGeneratorConfig, layout: Layout, start: SeededInit, gains: Tensor) -> None:
         super().__init__()
         self.config, self.layout = config, layout
         self.banks = nn.ModuleDict(
@@ -97,7 +97,7 @@ class QuantumPeftGenerator(Generator):
             x = frame
         return (x.mT if part.side == "v" else x * next(lam)).flatten()
 
-    def _register_part(self, part: Part, start: SeededStart) -> None:
+    def _register_part(self, part: Part, start: SeededInit) -> None:
         def constant(name: str, value: Tensor) -> None:
             self.register_buffer(f"{name}_{part.label}", value, persistent=False)
 
@@ -112,7 +112,7 @@ class QuantumPeftGenerator(Generator):
             drawn = torch.stack([random_frame(name, part.width, part.inner, start) for name in names])
             self.frames.register_buffer(part.label, drawn, persistent=False)
 
-    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededStart) -> QuantumPeftGenerator:
+    def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> QuantumPeftGenerator:
         gains = torch.empty(0) if self.gains is None else self.gains.start
         return QuantumPeftGenerator(config, self.layout, init, gains.cpu())
 

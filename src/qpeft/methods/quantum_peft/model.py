@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qpeft.core.binding import Slot
 from qpeft.core.config import in_saved_order
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import find_slots
 from qpeft.core.targets import check_is_matrix
 from qpeft.core.tuner import GeneratedMixin
@@ -47,7 +47,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
             return
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **options)
 
-    def _build(self, adapter_name: str, config: Any, start: SeededStart) -> tuple[QuantumPeftGenerator, list[Slot]]:
+    def _build(self, adapter_name: str, config: Any, start: SeededInit) -> tuple[QuantumPeftGenerator, list[Slot]]:
         matrices: list[Matrix] = []
         slots: list[dict[str, Slot]] = []
         for slot, layer in find_slots(self.model, adapter_name, LoraLayer):

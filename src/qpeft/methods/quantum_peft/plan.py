@@ -10,7 +10,7 @@ from torch import nn
 
 from qpeft.circuits.counting import column_qubits, count_acting
 from qpeft.core.plan_result import BYTES
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_is_matrix
 from qpeft.methods.quantum_peft.config import QuantumPeftConfig
 from qpeft.methods.quantum_peft.factors import BANKS
@@ -90,7 +90,7 @@ def _factors(config: QuantumPeftConfig, layout: Layout) -> list[_Factors]:
 
 def _remarks(config: QuantumPeftConfig, layout: Layout) -> list[str]:
     """What banks warn of; one of each width and rank is made with a single factor, and refuses what does not fit."""
-    start = SeededStart(config.seed)
+    start = SeededInit(config.seed)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         for (width, rank), names in layout.banks.items():

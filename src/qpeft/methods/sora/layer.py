@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 from qpeft.core.adapter_form import AdapterForm
 from qpeft.core.generator import FullPrecision
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.sora.config import SoRAConfig
 
 GATE = "sora_gate"
@@ -72,7 +72,7 @@ def add_gate(layer: Any, adapter_name: str, config: SoRAConfig, site: str) -> No
     a: nn.Parameter = layer.lora_A[adapter_name].weight  # (r, d_in)
     gate = torch.ones(a.shape[0], device=a.device)
     if not a.is_meta:
-        start = SeededStart(config.seed)
+        start = SeededInit(config.seed)
         with torch.no_grad():
             a.copy_(start.uniform(f"{site}.lora_A.weight", a.shape, 1 / math.sqrt(a.shape[1])))
             if config.gate_init == "normal":

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import nn
 
-from qpeft.core.seeded_init import SeededStart
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import InputError
 from qpeft.training import base_model as base
 from qpeft.training.tasks.labelled_data import Labels
@@ -97,7 +97,7 @@ def find_head(model: PreTrainedModel) -> list[str]:
 
 def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
     """Initialize modules: linear weights normal with the model's initializer_range, other parameters as in torch."""
-    start = SeededStart(seed)
+    start = SeededInit(seed)
     std = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
     for name in names:
         for path, module in model.get_submodule(name).named_modules():
