@@ -346,7 +346,7 @@ DAMAGES = {
     "truncated": (_truncate, "damaged or cut off"),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not the JSON"),
-    "other seed": (lambda folder: _edit(folder, seed=7), "start drawn from seed 7"),
+    "other seed": (lambda folder: _edit(folder, seed=7), "initial values drawn from seed 7"),
     "other seed and hash": (lambda folder: _edit(folder, seed=7, start_hash=None), "another start"),
     "seed of no number": (lambda folder: _edit(folder, seed=[1]), "seed"),
     "negative seed": (lambda folder: _edit(folder, seed=-1), "seed"),

@@ -117,8 +117,8 @@ class GeneratedConfig(SealedConfig):
         if self.start_hash not in (None, digest):
             raise CheckpointError(
                 f"the initial values drawn from seed {getattr(self, 'seed', None)} have hash {digest[:12]}, the "
-                f"checkpoint was trained from {str(self.start_hash)[:12]}: its adapter_config.json was edited or is damaged; "
-                "restore the original file"
+                f"checkpoint was trained from {str(self.start_hash)[:12]}: its adapter_config.json was edited or is "
+                "damaged; restore the original file"
             )
 
 

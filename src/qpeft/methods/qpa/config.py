@@ -33,8 +33,8 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
         if self.init_lora_weights not in DRAWN_INITS:
             allowed = ", ".join(map(repr, DRAWN_INITS))
             raise ConfigError(
-                f"init_lora_weights='{self.init_lora_weights}' looks at data or weights, so its initial values cannot be "
-                f"drawn again from a seed; choose one of {allowed}, or put QPA over that LoRA with qpeft.attach"
+                f"init_lora_weights='{self.init_lora_weights}' looks at data or weights, so its initial values "
+                f"cannot be drawn again from a seed; choose one of {allowed}, or use qpeft.attach over that LoRA"
             )
         self.refuse_lora_options("QPA", allowed=("use_dora",))
 

@@ -27,7 +27,7 @@ def write_exported_card(folder: Path, base: str, record: Mapping[str, Any], *, t
     ranks = record["ranks"].values()
     made = (
         f"Of {record['rank_before']} ranks in {len(ranks)} modules that SoRA trained ({record['n_trained']:,} "
-        f"parameters, arXiv\n2311.11696), {sum(ranks)} are left ({record['n_deployed']:,} parameters); their gates are multiplied "
-        "into `lora_B`."
+        f"parameters, arXiv\n2311.11696), {sum(ranks)} are left ({record['n_deployed']:,} parameters); their gates are "
+        "multiplied into `lora_B`."
     )
     write_stock_card(folder, base, "LoRA", made, record, tied=tied)
