@@ -147,7 +147,7 @@ class QPASettings(GeneratorConfig):
 
     def check(self) -> None:
         """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
-        check_fields(self, QPAGeneratorConfig)
+        check_fields(self, QPASettings)
         if self.chunk_size is not None and self.budget is not None:
             raise ConfigError("set at most one of chunk_size and budget")
         if self.hidden is not None and not (self.hidden and all(map(is_count, self.hidden))):
