@@ -51,17 +51,6 @@ def test_angles_are_counted_as_the_gates_use_them(ansatz, n_qubits, n_layers):
     assert circuit.angle_shape == (n_layers, BLOCKS[ansatz], n_qubits)
 
 
-def test_drawing():
-    expected = """\
-    layer 0
-q0 ─┤ RY θ[0,0,0] ├─┤ RZ θ[0,1,0] ├─●───⊕─┤ RY θ[0,2,0] ├─
-                                    │   │
-q1 ─┤ RY θ[0,0,1] ├─┤ RZ θ[0,1,1] ├─⊕─●─┼─┤ RY θ[0,2,1] ├─
-                                      │ │
-q2 ─┤ RY θ[0,0,2] ├─┤ RZ θ[0,1,2] ├───⊕─●─┤ RY θ[0,2,2] ├─"""
-    assert Ansatz("square", 3, 1).draw() == expected
-
-
 @pytest.mark.parametrize(("width", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)])
 def test_qubits_of_a_width(width, expected):
     assert amplitude_qubits(width) == expected

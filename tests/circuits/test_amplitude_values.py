@@ -62,12 +62,6 @@ def test_recorded_values(ansatz, width, expected, dtype, tolerance):
     close(amplitude_expectations(x, angles, ansatz), torch.tensor(expected, dtype=dtype), tolerance)
 
 
-@pytest.mark.parametrize(("ansatz", "blocks"), [("square", 3), ("qaa", 1), ("rxyz", 3)])
-def test_one_qubit_without_rotation(ansatz, blocks):
-    x, angles = torch.tensor([3.0, 4.0], dtype=torch.float64), torch.zeros(1, blocks, 1, dtype=torch.float64)
-    close(amplitude_expectations(x, angles, ansatz), torch.tensor([-0.28], dtype=torch.float64))
-
-
 def test_the_ring_on_basis_states():
     ring = ring_tables(4, torch.device("cpu"))
     assert ring.target[0b1000] == 0b0111
@@ -138,26 +132,3 @@ def test_every_way_to_group_and_to_cut_gives_what_the_gates_give(
     close(of_fast[1], of_slow[1], 1e-11)
     close(of_fast[0], of_slow[0], 1e-11 / min(1, x.detach().norm(dim=1).min().item()))
     close(single.double(), expected.detach(), 1e-5)
-
-
-@every_ansatz
-@every_readout
-@pytest.mark.parametrize(("n_layers", "width"), [(1, 6), (2, 6), (1, 1), (1, 150)])
-def test_gradients_are_slopes(ansatz, readout, n_layers, width):
-    x, angles, _ = problem(ansatz, n_layers, width, tokens=1 + (width < 100))
-    assert torch.autograd.gradcheck(
-        lambda x, angles: READOUTS[readout][0](x, angles, ansatz)[:, :5], (x, angles), fast_mode=width > 100
-    )
-
-
-@every_ansatz
-@pytest.mark.parametrize(("n_layers", "width"), [(1, 16), (2, 7), (1, 200)])
-def test_parameter_shift_equals_the_gradient(ansatz, n_layers, width):
-    x, angles, _ = problem(ansatz, n_layers, width)
-    weights = torch.randn_like(amplitude_expectations(x, angles, ansatz))
-    (gradient,) = torch.autograd.grad(amplitude_expectations(x, angles, ansatz), angles, weights)
-    shifts = torch.eye(angles.numel(), dtype=angles.dtype).view(-1, *angles.shape) * pi / 2
-    with torch.no_grad():
-        ends = [amplitude_expectations(x, angles + shift, ansatz) for shift in (shifts, -shifts) for shift in shift]
-    ahead, behind = (torch.stack(part) for part in (ends[: len(shifts)], ends[len(shifts) :]))
-    close(gradient.flatten(), ((ahead - behind) / 2 * weights).sum((1, 2)))

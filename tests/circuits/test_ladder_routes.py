@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from qpeft.circuits import Ansatz, probabilities
 from qpeft.circuits.gates import gate_probabilities
-from qpeft.circuits.ladder import FOLD_QUBITS
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
 from qpeft.errors import ConfigError
@@ -53,7 +52,7 @@ def test_routes_agree_beyond_the_sizes_they_are_chosen_for(n_qubits):
 
 
 @both_routes
-@pytest.mark.parametrize("n_qubits", [2, 3, 7, 10, 12])
+@pytest.mark.parametrize("n_qubits", [2, 7, 12])
 def test_float32_is_as_good_as_float32_can_be(route, n_qubits):
     angles, weights = random_circuit(8, n_qubits, seed=1)
     weights /= weights.norm()
@@ -63,13 +62,6 @@ def test_float32_is_as_good_as_float32_can_be(route, n_qubits):
     assert p_single.dtype == gradient_single.dtype == torch.float32
     torch.testing.assert_close(p_single.double(), p, rtol=0, atol=2e-6)
     torch.testing.assert_close(gradient_single.double(), gradient, rtol=0, atol=2e-6)
-
-
-@both_routes
-@pytest.mark.parametrize("shape", [(1, 2), (2, 3), (3, 5)])
-def test_gradients_pass_gradcheck(route, shape):
-    angles, _ = random_circuit(*shape, seed=2)
-    assert torch.autograd.gradcheck(route, angles)
 
 
 @both_routes
@@ -108,11 +100,6 @@ def test_fold_saves_one_small_state_per_layer():
     assert saved_numbers(fold_probabilities, angles.detach()) == 0
 
 
-def test_large_circuits_take_the_route_with_bounded_memory():
-    assert 20 not in FOLD_QUBITS
-    assert 1 not in FOLD_QUBITS
-
-
 @pytest.mark.parametrize("n_qubits", [5, 13])
 def test_nothing_is_recorded_when_no_gradient_is_wanted(n_qubits):
     angles, _ = random_circuit(3, n_qubits, seed=5)
@@ -130,7 +117,7 @@ def test_tables_first_built_in_a_passing_context_serve_training(context):
     program = f"""
 import torch
 from qpeft.circuits import probabilities
-for n_qubits in (6, 14):
+for n_qubits in (6, 14, 15):  # fold, groups, cut
     angles = torch.zeros(2, n_qubits, device="cpu")
     with {context}:
         probabilities(angles)
@@ -141,7 +128,7 @@ for n_qubits in (6, 14):
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.parametrize("n_qubits", [6, 13])
+@pytest.mark.parametrize("n_qubits", [6, 13, 15])
 def test_autocast_does_not_touch_the_circuit(n_qubits):
     angles, weights = random_circuit(3, n_qubits, seed=6, dtype=torch.float32)
     p, gradient = value_and_gradient(probabilities, angles, weights)
@@ -150,12 +137,6 @@ def test_autocast_does_not_touch_the_circuit(n_qubits):
         (gradient_mixed,) = torch.autograd.grad(p_mixed, angles, weights)
     assert torch.equal(p_mixed, p)
     assert torch.equal(gradient_mixed, gradient)
-
-
-def test_jacobian_by_reverse_mode_has_the_known_rank():
-    angles, _ = random_circuit(8, 4, seed=8)
-    jacobian = torch.autograd.functional.jacobian(probabilities, angles.detach()).flatten(1)
-    assert torch.linalg.matrix_rank(jacobian).item() == 15  # 32 angles, but 2**4 - 1 independent probabilities
 
 
 def test_a_second_derivative_is_refused():

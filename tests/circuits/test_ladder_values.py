@@ -70,23 +70,6 @@ def test_recorded_values_and_gradients(route, shape):
     assert loss.item() == pytest.approx(loss_expected, abs=1e-10)
 
 
-@pytest.mark.parametrize(
-    ("n_qubits", "source", "inverse"),
-    [
-        (3, [0, 1, 3, 2, 6, 7, 5, 4], [0, 1, 3, 2, 7, 6, 4, 5]),
-        (
-            4,
-            [0, 1, 3, 2, 6, 7, 5, 4, 12, 13, 15, 14, 10, 11, 9, 8],
-            [0, 1, 3, 2, 7, 6, 4, 5, 15, 14, 12, 13, 8, 9, 11, 10],
-        ),
-    ],
-)
-def test_ladder_gather_is_the_gray_code(n_qubits, source, inverse):
-    gather = ladder_source(n_qubits)
-    assert gather.tolist() == source
-    assert gather.argsort().tolist() == inverse
-
-
 @pytest.mark.parametrize("n_qubits", range(1, 9))
 def test_ladder_gather_is_the_loop_over_cnots(n_qubits):
     labels = list(range(2**n_qubits))
@@ -94,33 +77,6 @@ def test_ladder_gather_is_the_loop_over_cnots(n_qubits):
         control, target = 1 << (n_qubits - 1 - wire), 1 << (n_qubits - 2 - wire)
         labels = [labels[index ^ target] if index & control else labels[index] for index in range(len(labels))]
     assert ladder_source(n_qubits).tolist() == labels
-
-
-@every_route
-@pytest.mark.parametrize(("wire", "index"), [(0, 7), (1, 3), (2, 1)])
-def test_a_flip_runs_down_the_ladder(route, wire, index):
-    angles = torch.zeros(1, 3, dtype=torch.float64)
-    angles[0, wire] = math.pi
-    torch.testing.assert_close(route(angles), torch.eye(8, dtype=torch.float64)[index])
-
-
-@every_route
-@pytest.mark.parametrize("shape", [(1, 2), (3, 4), (8, 5)])
-def test_no_rotation_leaves_the_circuit_at_zero(route, shape):
-    p = route(torch.zeros(shape, dtype=torch.float64))
-    assert torch.equal(p, torch.eye(len(p), dtype=p.dtype)[0])
-
-
-@every_route
-def test_quarter_turns_spread_evenly(route):
-    p = route(torch.full((1, 5), math.pi / 2, dtype=torch.float64))
-    torch.testing.assert_close(p, torch.full((32,), 1 / 32, dtype=torch.float64))
-
-
-def test_one_qubit_depends_on_the_sum_of_its_angles_only():
-    angles = torch.tensor([[0.3], [1.1], [-2.0]], dtype=torch.float64)
-    half = torch.tensor(-0.3, dtype=torch.float64)
-    torch.testing.assert_close(probabilities(angles), torch.stack([half.cos(), half.sin()]) ** 2)
 
 
 @pytest.mark.parametrize("n_qubits", range(1, 11))

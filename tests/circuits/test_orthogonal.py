@@ -113,18 +113,6 @@ def test_acting_angles_are_the_rank_of_the_jacobian(width, construction):
     assert found == expected
 
 
-def test_two_pi_negates_a_circuit_and_four_pi_changes_nothing():
-    for width in (64, 256):
-        angles = torch.tensor(np.random.default_rng(1).uniform(-np.pi, np.pi, count_orthogonal(width, 2)))
-        u = orthogonal_columns(angles, width, 2, [0, 5, 9])
-        for place in range(0, len(angles), 7):
-            once, twice = angles.clone(), angles.clone()
-            once[place] += 2 * math.pi
-            twice[place] += 4 * math.pi
-            torch.testing.assert_close(orthogonal_columns(once, width, 2, [0, 5, 9]), -u, rtol=0, atol=1e-12)
-            torch.testing.assert_close(orthogonal_columns(twice, width, 2, [0, 5, 9]), u, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize(("width", "construction"), [(48, "qsd"), (45, "pad"), (64, "auto")])
 def test_autocast_changes_nothing(width, construction):
     angles = torch.randn(2, count_orthogonal(width, 2, construction)).requires_grad_()

@@ -126,16 +126,6 @@ def test_every_construction_equals_dense_matrices(case, kind):
     np.testing.assert_allclose(alone.numpy(), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize(("width", "construction"), [(12, "qsd"), (13, "qsd_full"), (13, "pad")])
-def test_turning_before_cz_would_be_noticed(width, construction):
-    angles = draw_angles(width, construction, 2, seed=1)
-    got = orthogonal_columns(angles, width, 2, [0, 5], construction).numpy()
-    right, wrong = (
-        reference(angles.numpy(), width, 2, [0, 5], construction, cz_first=first) for first in (True, False)
-    )
-    assert abs(got - right).max() < 1e-10 < 0.01 < abs(got - wrong).max()
-
-
 @settings(max_examples=40)
 @given(st.integers(0, 9), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 2**31))
 def test_blocks_through_a_circuit_equal_its_matrix(n_qubits, n_layers, k, random_signs, seed):

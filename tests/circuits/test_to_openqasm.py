@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import numpy as np
-import openqasm3
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,7 +15,6 @@ from qiskit.quantum_info import Statevector
 from qpeft.circuits import Ansatz
 from qpeft.circuits.exports import to_pennylane_file, to_qiskit_file
 from qpeft.circuits.gates import gate_probabilities, gate_state
-from qpeft.errors import ConfigError
 
 NAMES = ("ry_ladder", "two_design", "square", "qaa", "rxyz")
 every_ansatz = pytest.mark.parametrize("name", NAMES)
@@ -65,17 +63,6 @@ def test_free_angles_are_inputs_named_by_their_index(name):
     np.testing.assert_allclose(found, gate_probabilities(ansatz, angles).numpy(), atol=1e-12)
 
 
-@every_ansatz
-@pytest.mark.parametrize("is_free", [True, False])
-def test_the_reference_parser_reads_it(name, is_free):
-    ansatz = Ansatz(name, 3, 2)
-    program = openqasm3.parse(ansatz.to_openqasm(None if is_free else random_angles(ansatz)))
-    gates = [s for s in program.statements if isinstance(s, openqasm3.ast.QuantumGate)]
-    inputs = [s for s in program.statements if isinstance(s, openqasm3.ast.IODeclaration)]
-    assert [gate.name.name for gate in gates] == [gate.name for gate in ansatz.gates()]
-    assert len(inputs) == (ansatz.n_angles if is_free else 0)
-
-
 # Python files
 
 WRITERS = {"pennylane": to_pennylane_file, "qiskit": to_qiskit_file}
@@ -109,26 +96,6 @@ def test_a_python_file_with_free_angles_takes_them(library):
     np.testing.assert_allclose(found, gate_probabilities(ansatz, angles).numpy(), atol=1e-12)
 
 
-def test_a_pennylane_file_can_be_trained():
-    import pennylane as qml
-
-    ansatz = Ansatz("ry_ladder", 2, 1)
-    angles = random_angles(ansatz)
-    written = namespace_of(to_pennylane_file(ansatz, angles))
-    found = qml.jacobian(written["probabilities"])(written["ANGLES"])
-    expected = torch.autograd.functional.jacobian(lambda a: gate_probabilities(ansatz, a), angles)
-    np.testing.assert_allclose(found, expected.numpy(), atol=1e-12)
-
-
-def test_a_qiskit_file_takes_parameters():
-    from qiskit.circuit import ParameterVector
-
-    ansatz = Ansatz("ry_ladder", 2, 2)
-    free = np.array(list(ParameterVector("t", 4)), dtype=object).reshape(2, 2)
-    circuit = namespace_of(to_qiskit_file(ansatz))["circuit"](free)
-    assert circuit.num_parameters == 4
-
-
 @pytest.mark.long
 @every_library
 def test_a_python_file_runs_without_qpeft(library, tmp_path):
@@ -141,9 +108,3 @@ def test_a_python_file_runs_without_qpeft(library, tmp_path):
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True)
     found = [float(word) for word in done.stdout.strip("[] \n").split()]
     np.testing.assert_allclose(found, gate_probabilities(ansatz, angles).numpy(), atol=1e-7)
-
-
-@every_library
-def test_angles_of_another_shape_are_refused(library):
-    with pytest.raises(ConfigError, match=r"has angles of shape \(2, 3\), got \(3, 2\)"):
-        WRITERS[library](Ansatz("ry_ladder", 3, 2), torch.zeros(3, 2))

@@ -55,22 +55,6 @@ def test_states_are_those_of_the_gates(name, size):
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
-@given(size=st.tuples(st.integers(2, 4), st.integers(1, 3)))
-@settings(max_examples=8)
-def test_two_design_is_pennylanes_template(size):
-    n_qubits, n_layers = size
-    ansatz = Ansatz("two_design", n_qubits, n_layers)
-    angles = random_angles(ansatz)
-    first, rest = angles[:n_qubits], angles[n_qubits:].reshape(n_layers, n_qubits - 1, 2)
-
-    @qml.qnode(qml.device("default.qubit"))
-    def template():
-        qml.SimplifiedTwoDesign(first, rest, wires=range(n_qubits))
-        return qml.state()
-
-    torch.testing.assert_close(state_of(ansatz)(angles), template(), atol=1e-12, rtol=0)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_of_angles_is_one_circuit(name):
     ansatz = Ansatz(name, 3, 2)

@@ -6,34 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qpeft.circuits import Ansatz, basis_columns, count_angles, two_design_columns
-from qpeft.circuits.gates import gate_columns
 from qpeft.errors import ConfigError, UnsupportedTypeError
-
-COUNTS = {
-    7: [19, 31, 43, 55],
-    8: [22, 36, 50, 64],
-    9: [25, 41, 57, 73],
-    10: [28, 46, 64, 82],
-    11: [31, 51, 71, 91],
-    12: [34, 56, 78, 100],
-}
 
 
 def random_angles(n_qubits, n_layers, n_modules, dtype=torch.float32):
     draw = torch.Generator().manual_seed(n_qubits)
     shape = (n_modules, count_angles("two_design", n_qubits, n_layers))
     return ((torch.rand(shape, generator=draw, dtype=torch.float64) * 2 - 1) * torch.pi).to(dtype)
-
-
-@pytest.mark.parametrize("n_qubits", COUNTS)
-def test_counts(n_qubits):
-    assert [count_angles("two_design", n_qubits, n_layers) for n_layers in range(1, 5)] == COUNTS[n_qubits]
-
-
-@pytest.mark.parametrize("n_layers", [1, 4])
-def test_one_qubit_has_one_angle_and_none_has_none(n_layers):
-    assert count_angles("two_design", 1, n_layers) == 1
-    assert count_angles("two_design", 0, n_layers) == 0
 
 
 def test_other_widths_are_counted_by_construction():
@@ -45,17 +24,6 @@ def test_other_widths_are_counted_by_construction():
 def test_slots_are_used_in_the_order_of_the_gates(n_qubits, n_layers):
     slots = [gate.slot for gate in Ansatz("two_design", n_qubits, n_layers).gates() if gate.slot]
     assert slots == [(i,) for i in range(count_angles("two_design", n_qubits, n_layers))]
-
-
-def test_drawing():
-    expected = """\
-    layer 0      layer 1
-q0 ─┤ RY θ[0] ├──●─┤ RY θ[3] ├───────────────
-                 │
-q1 ─┤ RY θ[1] ├──●─┤ RY θ[4] ├─●─┤ RY θ[5] ├─
-                               │
-q2 ─┤ RY θ[2] ├────────────────●─┤ RY θ[6] ├─"""
-    assert Ansatz("two_design", 3, 1).draw() == expected
 
 
 @pytest.mark.parametrize(
@@ -104,23 +72,6 @@ def test_period_is_four_pi(signs):
         once, twice = (two_design_columns(angles + n * turn, 5, 2, range(4), signs) for n in (1, 2))
         torch.testing.assert_close(once, -u, rtol=0, atol=1e-12)
         torch.testing.assert_close(twice, u, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("n_qubits", "n_layers"), [(1, 1), (2, 1), (2, 2), (4, 2), (5, 2), (4, 3)])  # both routes
-def test_gradients_against_finite_differences(n_qubits, n_layers):
-    angles = random_angles(n_qubits, n_layers, 2, torch.float64).requires_grad_()
-    columns = basis_columns("spread", n_qubits, 2)
-    assert torch.autograd.gradcheck(lambda at: two_design_columns(at, n_qubits, n_layers, columns), angles)
-
-
-@pytest.mark.parametrize("kind", ["first", "spread"])
-def test_float32_is_the_gates_to_1e_6(kind):
-    columns = basis_columns(kind, 8, 8)
-    angles = random_angles(8, 2, 3)
-    found = two_design_columns(angles, 8, 2, columns)
-    assert found.dtype == torch.float32
-    exact = torch.stack([gate_columns(Ansatz("two_design", 8, 2), row, columns.tolist()) for row in angles.double()])
-    torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("signs", [None, torch.ones(8, 4096)], ids=["cut", "layers"])

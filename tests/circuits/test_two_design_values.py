@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpeft.circuits import Ansatz, basis_columns, count_angles, two_design_columns
+from qpeft.circuits import Ansatz, count_angles, two_design_columns
 from qpeft.circuits.gates import gate_columns
 from qpeft.circuits.two_design_apply import two_design_apply
 from qpeft.circuits.two_design_cut import cut_columns
@@ -75,20 +75,6 @@ def test_recorded_values(route, n_qubits, n_layers, column, rows, expected):
     torch.testing.assert_close(found[rows, 0], torch.tensor(expected, dtype=found.dtype), **CLOSE)
 
 
-def swapped_columns(angles, n_qubits, n_layers, columns):
-    """The mistake of rotating each pair before its CZ."""
-    gates = list(Ansatz("two_design", n_qubits, n_layers).gates())
-    steps = [gate for gate in gates if gate.name == "cz"]
-    angles, u = iter(angles.unbind()), torch.eye(2**n_qubits, dtype=angles.dtype)[:, list(columns)]
-    for wire in range(n_qubits):
-        u = dense_turn(next(angles), wire, n_qubits) @ u
-    for first, second in (gate.wires for gate in steps):
-        u = dense_turn(next(angles), first, n_qubits) @ u
-        u = dense_turn(next(angles), second, n_qubits) @ u
-        u = dense_cz(first, second, n_qubits)[:, None] * u
-    return u
-
-
 def dense_turn(angle, wire, n_qubits):
     c, s = (angle / 2).cos(), (angle / 2).sin()
     turn = torch.stack([torch.stack([c, -s]), torch.stack([s, c])])
@@ -99,43 +85,6 @@ def dense_turn(angle, wire, n_qubits):
 def dense_cz(first, second, n_qubits):
     index = torch.arange(2**n_qubits)
     return 1 - 2 * ((index >> (n_qubits - 1 - first)) & (index >> (n_qubits - 1 - second)) & 1)
-
-
-def test_a_swapped_order_is_told_apart_from_pennylane():
-    for n_qubits, n_layers in SIZES:
-        angles = spec_angles(n_qubits, n_layers)
-        swapped = swapped_columns(angles, n_qubits, n_layers, range(2**n_qubits))
-        assert (swapped - pennylane_columns(angles, n_qubits, n_layers)).abs().max() > 0.01
-
-
-def rank(columns_of, angles):
-    shifts = torch.pi * torch.eye(len(angles), dtype=angles.dtype)
-    jacobian = torch.stack([columns_of(angles + shift).flatten() for shift in shifts])  # RY(t)' = RY(t + pi) / 2
-    return torch.linalg.matrix_rank(jacobian, rtol=1e-9).item()
-
-
-@pytest.mark.parametrize(
-    ("n_qubits", "n_layers", "k", "kind", "expected"),
-    [
-        (6, 1, 4, "first", 14),
-        (6, 1, 4, "spread", 16),
-        (8, 2, 4, "first", 33),
-        (8, 2, 4, "spread", 36),
-        (5, 3, 2, "first", 27),
-        (5, 3, 2, "spread", 29),
-    ],
-)
-def test_so_many_angles_act(n_qubits, n_layers, k, kind, expected):
-    columns = basis_columns(kind, n_qubits, k)
-    angles = random_angles(n_qubits, n_layers, 1)[0]
-    assert rank(lambda at: two_design_columns(at, n_qubits, n_layers, columns), angles) == expected
-
-
-def test_swapping_rotations_and_cz_wastes_a_whole_layer_of_angles():
-    columns = basis_columns("spread", 8, 4).tolist()
-    angles = random_angles(8, 1, 1)[0]
-    assert rank(lambda at: swapped_columns(at, 8, 1, columns), angles) == 14
-    assert rank(lambda at: two_design_columns(at, 8, 1, columns), angles) == 22 == len(angles)
 
 
 def dense_twin(angles, n_qubits, n_layers, signs):
