@@ -36,11 +36,9 @@ class TrainingRuns:
     """Options of the training runs."""
 
     seeds: tuple[int, ...] = field(
-        default=(0, 1, 2), metadata={"help": "Seeds of each variant; a verdict needs three.", "panel": _MATTERS}
+        default=(0, 1, 2), metadata={"help": "Seeds of each variant; a verdict needs three."}
     )
-    steps: int | None = field(
-        default=None, metadata={"help": "Steps of each training run. Default: those of the run.", "panel": _MATTERS}
-    )
+    steps: int | None = field(default=None, metadata={"help": "Steps of each training run. Default: those of the run."})
 
 
 @command

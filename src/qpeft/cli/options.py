@@ -32,7 +32,7 @@ class Fields:
 
     Attributes:
         settings: The dataclass.
-        panel: Title of the group in the help.
+        panel: Title of the group in the help; without `only`, the metadata "panel" of a field takes precedence.
         only: Names of the fields to offer. Default: all that have a help text.
         leave_out: Names of the fields not to offer.
     """
@@ -110,7 +110,7 @@ def _options(owners: list[Fields], field: Field[Any]) -> list[inspect.Parameter]
     text = " ".join(f"{group.owner}: {_explained(group, field.name)}" for group in owners)
     settings: dict[str, Any] = {
         "help": text if is_shared else _explained(owners[0], field.name, with_default=False),
-        "rich_help_panel": field.metadata.get("panel", panel),
+        "rich_help_panel": panel if owners[0].only else field.metadata.get("panel", panel),
     }
     default = inspect.Parameter.empty if _is_required(field) else None
     if field.default is not MISSING and not is_shared:
