@@ -103,7 +103,7 @@ def build(base: nn.Module, row: Row, seed: int) -> nn.Module:
 
 
 def count(model: nn.Module) -> int:
-    """Trainable numbers."""
+    """Trainable parameters."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

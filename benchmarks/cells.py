@@ -29,7 +29,7 @@ class Cell(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Trained numbers, and the validation loss in nats a token before and after (NaN after: it diverged)."""
+    """Trained parameters, and the validation loss in nats a token before and after (NaN after: it diverged)."""
 
     trainable: int
     before: float

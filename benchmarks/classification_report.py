@@ -39,7 +39,7 @@ def table(name: str, part: Part, found: list[Line]) -> Table:
     told = ", ".join(f"{key} {value}" for key, value in part.options.items())
     sizes = f"{found[0].n_examples} test examples, head of {found[0].trained_head} numbers"
     shown = Table(title=f"{name}: {part.steps} steps, {told}; {sizes}")
-    for heading in ("method", "adapter's numbers", "rate", "accuracy, %", "to the head alone, points"):
+    for heading in ("method", "adapter's parameters", "rate", "accuracy, %", "to the head alone, points"):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     for line in found:
         accuracy = f"{100 * mean(line.accuracies):.1f} ± {100 * stdev(line.accuracies):.1f}"

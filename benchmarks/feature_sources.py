@@ -33,7 +33,7 @@ def main() -> None:
     outcomes = train_all(arguments, ROWS, (RATE,))
     first = outcomes[next(iter(ROWS)), RATE, arguments.seeds[0]]
     shown = Table(title=f"Validation loss after {arguments.steps} steps at {RATE:g}; {first.before:.4f} before")
-    for heading in ("method", "trained numbers", "loss", "s.d."):
+    for heading in ("method", "trained parameters", "loss", "s.d."):
         shown.add_column(heading, justify="left" if heading == "method" else "right")
     for row in ROWS:
         losses = [outcomes[row, RATE, seed].after for seed in arguments.seeds]

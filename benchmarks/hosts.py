@@ -59,7 +59,7 @@ def _loss(outcome: Outcome) -> float:
 def _show(arguments: Namespace, found: dict[str, tuple[float, list[Outcome]]]) -> None:
     before = found["lora"][1][0].before
     table = Table(title=f"Validation loss after {arguments.steps} steps; {before:.4f} before")
-    for heading in ("adapter", "trained numbers", "rate", "loss", "s.d."):
+    for heading in ("adapter", "trained parameters", "rate", "loss", "s.d."):
         table.add_column(heading, justify="left" if heading == "adapter" else "right")
     for row, (rate, outcomes) in found.items():
         losses = [outcome.after for outcome in outcomes]

@@ -4,7 +4,7 @@
     python benchmarks/many_adapters.py --out benchmarks/results/many_adapters.json
     python benchmarks/many_adapters.py --geometry tiny --users 20 --repetitions 3   # seconds, to see that it runs
 
-Random weights from GPT-2's configuration, random trained numbers, one thread. Rounds do one thing after the other, so
+Random weights from GPT-2's configuration, random parameters, one thread. Rounds do one thing after the other, so
 that the machine's other work is spread evenly; times are milliseconds of the wall and of the processor, medians and
 the 99th percentile. `cold`: after the files were dropped from the page cache. `other seed`: the start is drawn anew.
 Beside, for a stock LoRA of the same tensors: PEFT's `load_adapter`, its `hotswap_adapter`, and its `set_adapter`.
@@ -54,7 +54,7 @@ WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def write_user(folder: Path, like: Path) -> None:
-    """The adapter `like` with other trained numbers."""
+    """The adapter `like` with other trained parameters."""
     shutil.copytree(like, folder)
     state = load_file(folder / WEIGHTS)
     save_file(

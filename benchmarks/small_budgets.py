@@ -1,6 +1,6 @@
-"""Test perplexity against trainable numbers, from 100 to 6,000: Quantum-PEFT, its classical twins, and stock PEFT.
+"""Test perplexity against trainable parameters, from 100 to 6,000: Quantum-PEFT, its classical twins, and stock PEFT.
 
-    python benchmarks/small_budgets.py counts                                      # trainable numbers, no training
+    python benchmarks/small_budgets.py counts                                      # trainable parameters, no training
     python benchmarks/small_budgets.py run --out runs/numpy --rows main            # embedded base, NumPy's texts
     python benchmarks/small_budgets.py run --out runs/grimm --model M --corpus grimm --data F
     python benchmarks/small_budgets.py report --out runs/grimm --model M           # validation only, at any time
@@ -56,7 +56,7 @@ def main() -> None:
 
 def show_counts(arguments: argparse.Namespace, rows: dict[str, Row]) -> None:
     base = load_model(arguments.model)
-    shown = Table("method", "trainable", "of these acting", "rank of the update", "rates", title="Trainable numbers")
+    shown = Table("method", "trainable", "of these acting", "rank of the update", "rates", title="Trainable parameters")
     for name, row in rows.items():
         known = _acting_and_rank(base, row)
         rates = ", ".join(f"{rate:g}" for rate in row.rates)

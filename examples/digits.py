@@ -100,12 +100,12 @@ def adapt(out: Path, base: Path, method: str, steps: int) -> TrainResult:
 
 def show(results: dict[str, TrainResult]) -> None:
     n_head = results["head"].trainable_head
-    shown = Table("method", "trained numbers", "accuracy", "95 % interval", title="Digits 5 to 9, unseen images")
+    shown = Table("method", "trained parameters", "accuracy", "95 % interval", title="Digits 5 to 9, unseen images")
     for method, result in results.items():
         low, high = result.after.interval
         n_adapter = result.trainable - result.trainable_head
         shown.add_row(method, f"{n_head} + {n_adapter:,}", f"{result.after.accuracy:.1%}", f"{low:.1%} to {high:.1%}")
-    Console().print(shown, "Trained numbers: the new head's, which all methods train, + the adapter's.")
+    Console().print(shown, "Trained parameters: the new head's, which all methods train, + the adapter's.")
 
 
 def main() -> None:

@@ -67,7 +67,7 @@ def circuit(size: Size) -> Case:
 
 
 def any_width(size: Size) -> Case:
-    """Other trained numbers, other columns: all that can agree is that columns are orthonormal."""
+    """Other trained parameters, other columns: all that can agree is that columns are orthonormal."""
     angles = _random(size.modules, count_orthogonal(size.width, N_LAYERS))
     dense = _random(size.modules, size.width, size.k)
     weights = _random(size.modules, size.width, size.k).detach()

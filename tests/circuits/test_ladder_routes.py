@@ -74,7 +74,7 @@ def test_any_layout_of_the_upstream_gradient_is_read_right(route):
 
 
 def saved_numbers(route, angles):
-    """How many numbers live on for backward, by the storage that they keep alive."""
+    """How many parameters live on for backward, by the storage that they keep alive."""
     storages = {}
 
     def pack(tensor):

@@ -107,7 +107,7 @@ def test_a_file_that_is_no_study_says_so(tmp_path, text, message):
 
 
 def test_an_unknown_name_lists_the_built_in_ones():
-    with pytest.raises(ConfigError, match="survey, controls, feature-source"):
+    with pytest.raises(ConfigError, match="controls, depth, feature-source, noise, qubits"):
         load_study("surwey")
 
 

@@ -109,7 +109,7 @@ def test_a_mixed_batch_generates_what_each_row_generates_alone(prompts, served):
 
 
 def adapter(base, folder, seed=0, kind=qpeft.QPAConfig, spread=0.05, **options):
-    """A saved adapter with random trained numbers; the base is left as it was."""
+    """A saved adapter with random trained parameters; the base is left as it was."""
     model = get_peft_model(copy.deepcopy(base), kind(**{**(SMALL if kind is qpeft.QPAConfig else {}), **LM, **options},
                                                       seed=seed))  # fmt: skip
     with torch.no_grad():

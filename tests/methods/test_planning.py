@@ -49,7 +49,7 @@ def test_gpt2_official_from_its_config_alone_and_a_smaller_lora():
 
     plan = qpeft.plan(GPT2Config(), qpeft.QPAConfig.official())
     assert (plan.trainable, plan.deployed, plan.rank_bound) == (106_264, 204_100, 9)
-    assert plan.notes == ["LoRA of rank 2 on the same modules trains 102,050 numbers, within this budget"]
+    assert plan.notes == ["LoRA of rank 2 on the same modules trains 102,050 parameters, within this budget"]
 
 
 def test_notes_on_small_models(llama):

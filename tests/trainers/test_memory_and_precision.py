@@ -19,7 +19,7 @@ def rows():
 
 @pytest.fixture
 def trained_by_trainer(rows, tmp_path):
-    """A few steps of an unchanged Trainer on the same four rows; the logged losses and the generator's numbers."""
+    """A few steps of an unchanged Trainer on the same four rows; the logged losses and the generator's parameters."""
 
     def run(model, **settings):
         arguments = TrainingArguments(

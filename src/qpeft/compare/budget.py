@@ -1,4 +1,4 @@
-"""How many numbers a method trains, and the methods of an equal-budget block at the largest size that fits."""
+"""How many parameters a method trains, and the methods of an equal-budget block at the largest size that fits."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def count(study: Study, model: str, spec: MethodSpec | Candidate, settings: dict
 
 
 def members(study: Study, model: str, block: Block, budget: int, base: Any) -> list[Member]:
-    """The methods of `block`, each at its largest size with at most `budget` trained numbers, else at its smallest."""
+    """The methods of `block`, each at its largest size with at most `budget` trainable parameters, or its smallest."""
     return [_fitted(study, model, block, candidate, budget, base) for candidate in block.methods]
 
 

@@ -29,7 +29,7 @@ from qpeft.core.meta_model import on_meta
 from qpeft.demo import base_model
 from qpeft.errors import ConfigError
 from qpeft.training.base_model import block_length, fingerprint, load_config
-from qpeft.training.methods import virtual_tokens
+from qpeft.training.methods import PEFT_TASKS, virtual_tokens
 
 Rows = Mapping[str, Row]  # by cell_id
 
@@ -120,7 +120,7 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
     model = base_model(study.base)
     config = load_config(model)
     base_sha = fingerprint(model, config)
-    base = on_meta(model, None if study.task == "image-classification" else _PEFT_TASK[study.task])
+    base = on_meta(model, PEFT_TASKS[study.task])
     specs, blocks = _resolved(study, model, base)
     study = _with_one_length(study, config, [spec for spec, _, _ in specs])
     splits = split_data(study, folder)
@@ -168,7 +168,6 @@ def _check_encoder(study: Study) -> None:
 
 
 _EARLY = ("data", "estimate.json")  # what is there before study.json
-_PEFT_TASK = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS"}
 
 
 def _check_folder(study: Study, folder: Path) -> None:

@@ -22,7 +22,7 @@ from qpeft.errors import ConfigError
 from qpeft.names import unknown
 from qpeft.training.settings import TASKS
 
-BUILT_IN = ("survey", "controls", "feature-source", "rank-perplexity", "qubits", "depth", "shots", "noise")
+BUILT_IN = tuple(sorted(file.name.removesuffix(".yaml") for file in (files("qpeft.compare") / "builtin").iterdir()))
 _MOST_VALUES = 100_000  # that a file may hold
 LEAST_RANKED = 0.8  # of a block's budget
 UNTRAINED = "none"  # the method that trains nothing: the base as it is
@@ -92,7 +92,7 @@ class Candidate(_Strict):
         if (self.vary is None) != (not self.values):
             raise ValueError("give `vary`, a setting's name, and its `values` together")
         if self.values != sorted(self.values):
-            raise ValueError("`values` must rise, from the fewest trained numbers to the most")
+            raise ValueError("`values` must rise, from the fewest trained parameters to the most")
         return self
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -58,9 +59,14 @@ def form_of(model: Any) -> AdapterForm | None:
 def own_kind(model: Any) -> str | None:
     """What this PeftModel's adapter is called if stock PEFT has none equal to it; None if it has.
 
-    Whoever generates the adapter, the tuner declares it by its attribute `own_kind`.
+    Whoever generates the adapter, the tuner declares it by its attribute `own_kind`. A tuner from outside PEFT that is
+    no `AdapterForm` declares nothing, so plain PEFT cannot be assumed to load its adapters.
     """
-    return getattr(type(getattr(model, "base_model", None)), "own_kind", None)
+    tuner = type(getattr(model, "base_model", None))
+    is_foreign = issubclass(tuner, BaseTuner) and tuner.__module__.partition(".")[0] != "peft"
+    if is_foreign and not issubclass(tuner, AdapterForm):
+        return f"an adapter of {tuner.__name__}"
+    return getattr(tuner, "own_kind", None)
 
 
 def has_stock_form(model: Any) -> bool:

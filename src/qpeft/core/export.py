@@ -66,8 +66,8 @@ def export(
     form, target = form_of(model), Path(directory)
     if kind := own_kind(model):
         raise ConfigError(
-            f"{kind} cannot be written as a stock PEFT adapter: PEFT has none, and it is not linear, so "
-            "that no LoRA equals it; keep it with qpeft.save, and load it with qpeft.load"
+            f"{kind} cannot be written as a stock PEFT adapter: none is equal to it; keep it with qpeft.save, and load "
+            "it with qpeft.load"
         )
     if isinstance(form, GeneratorHolder) and adapter_name in form.generators:
         return _export_generated(form, model, target, adapter_name, probe)

@@ -38,7 +38,7 @@ def generator_config(name: str) -> type[GeneratorConfig]:
     """
     if name not in _configs:
         raise CheckpointError(
-            f"this adapter's numbers come from the generator '{name}', which is not known here: import the module "
+            f"this adapter's parameters come from the generator '{name}', which is not known here: import the module "
             "that registers it (qpeft.register_generator), then load again"
         )
     return _configs[name]

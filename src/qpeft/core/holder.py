@@ -83,7 +83,7 @@ class GeneratorHolder(AdapterForm):
 
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:
-        """Within: a saved adapter keeps its unquantised numbers, from which training can go on as if never stopped."""
+        """Within: a saved adapter keeps its unquantised parameters, from which a run resumes as if never stopped."""
         generators: list[Any] = list(self.generators.values())
         for generator in generators:
             generator.latent = True

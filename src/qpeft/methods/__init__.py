@@ -16,6 +16,7 @@ from qpeft.methods.method import Method, Trains
 from qpeft.methods.registry import file_sha256, find, get, hosts, is_file, keys, named, records, register
 
 if TYPE_CHECKING:
+    from qpeft.core.adapter_form import AdapterForm
     from qpeft.core.binding import Slot
     from qpeft.core.config import GeneratedConfig, GeneratedLoraConfig, MethodName
     from qpeft.core.folded import Folded
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from qpeft.generator_config import GeneratorConfig
 
 _HOME = {
+    "AdapterForm": "qpeft.core.adapter_form",
     "Folded": "qpeft.core.folded",
     "FullPrecision": "qpeft.core.generator",
     "GeneratedConfig": "qpeft.core.config",
@@ -54,6 +56,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AdapterForm",
     "Folded",
     "FullPrecision",
     "GeneratedConfig",

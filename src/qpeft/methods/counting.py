@@ -31,11 +31,14 @@ def count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
 def count_live(config: PeftConfig, adapted: Any) -> dict[str, Any]:
     """As `count_stock`, for a method of qpeft or of your own: it asks the adapter itself."""
     form, method = form_of(adapted), find_by_config(config)
-    if form is None:
+    if form is None and own_kind(adapted) is None:
         return count_stock(config, adapted)
-    counts = {**count_stock(config, adapted), "deployed": form.count_deployed(adapted), "needs_qpeft": True}
+    counts = {**count_stock(config, adapted), "needs_qpeft": True}
     if method is not None:
         counts["method"] = method.key
+    if form is None:
+        return {**counts, "exported_bytes": None, "notes": ["its tuner has no export, so plain PEFT cannot load it"]}
+    counts["deployed"] = form.count_deployed(adapted)
     if isinstance(form, GeneratorHolder):
         generator = count_trainable(form.generators)
         other = counts["trainable"] - generator

@@ -63,7 +63,6 @@ class Method:
 
     # -- plans, diagnosis and reports
     count: Callable[[Any, Any], dict[str, Any]] | str | None = None  #: (config, adapted model on meta) fields of a Plan
-    saved: type | str | None = None  #: reads a saved adapter for `qpeft diagnose`
     prunes_ranks: bool = False  #: whether reports show the ranks that are left
     report_note: str = ""  #: a sentence for reports of studies with this method
 

@@ -40,7 +40,7 @@ def _check_full(settings: Any) -> None:
 
 
 METHODS = (
-    Method(key="lora", title="LoRA", config="peft:LoraConfig", defaults=_ALL_LINEAR, is_host=True),
+    Method(key="lora", title="LoRA", config="peft:LoraConfig", learning_rate=2e-4, defaults=_ALL_LINEAR, is_host=True),
     Method(
         key="dora",
         title="DoRA",

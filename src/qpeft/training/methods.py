@@ -20,14 +20,13 @@ if TYPE_CHECKING:
 
 
 # PEFT knows no task of images; what its task types add is the head, which a run names itself
-_PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "image-classification": None}
+PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "image-classification": None}
 
 # what a run sets itself, or what is filled in when an adapter is saved
 _NOT_SETTINGS = {
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "runtime_config", "format_version", "start_hash", "generated"),
     "weights_sha256",
-    *("sora_lambda", "planned_steps"),
 }
 
 
@@ -40,7 +39,7 @@ def build_config(settings: TrainSettings) -> PeftConfig:
         _refuse_settings(settings)
     record = settings.adapter if settings.attaches else settings.record
     made = record.config_class
-    known = {f.name for f in fields(made)} - _NOT_SETTINGS
+    known = {f.name for f in fields(made) if not f.metadata.get("filled_in")} - _NOT_SETTINGS
     ours = _generator_fields(settings) if settings.attaches else set()
     for name in settings.method_settings:
         if name not in known | ours:
@@ -50,7 +49,7 @@ def build_config(settings: TrainSettings) -> PeftConfig:
     given = {name: value for name, value in settings.method_settings.items() if name not in ours}
     seed = {"seed": settings.seed} if "seed" in known else {}
     values = {**record.defaults, **record.own_hosts.get(settings.host, {}), **seed, **given}
-    return _refusals_as_config_errors(made, task_type=_PEFT_TASKS[settings.task], **values)
+    return _refusals_as_config_errors(made, task_type=PEFT_TASKS[settings.task], **values)
 
 
 def _check_numbers(made: type, given: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from peft import PeftModel
 
 import qpeft
 from qpeft import methods
-from qpeft.core.adapter_form import form_of, has_stock_form
+from qpeft.core.adapter_form import form_of, has_stock_form, own_kind
 from qpeft.core.holder import holder_of
 from qpeft.core.model_card import load_lines
 from qpeft.files import replace_folder, write_text
@@ -76,7 +76,7 @@ def count_generator(model: Any) -> int | None:
 
 def needs_qpeft(model: Any) -> bool:
     """Whether adapter/ needs qpeft, since it holds a generator or gates, and exported/ says the same without."""
-    return form_of(model) is not None
+    return form_of(model) is not None or own_kind(model) is not None
 
 
 def _something_is_left(model: Any) -> bool:
@@ -94,7 +94,7 @@ def exact_circuits(model: Any) -> AbstractContextManager[None]:
 
 
 def resumable(model: Any) -> AbstractContextManager[None]:
-    """Within: what the Trainer saves is enough to go on to the bit, also where an adapter's numbers are quantised."""
+    """Within: what the Trainer saves is enough to resume bit-equal, also with quantised parameters."""
     if holder := holder_of(model):
         return holder.keeping_latent()
     return nullcontext() if isinstance(model, PeftModel) else _own_names(model)
@@ -158,7 +158,7 @@ tags:
 | --- | ---: | ---: |
 {rows}
 
-Scored on {result.after.size} of validation data after {result.steps:,} steps. Trained numbers:
+Scored on {result.after.size} of validation data after {result.steps:,} steps. Trained parameters:
 {result.trainable:,}{_head(result)}; numbers needed at inference beside the base: {result.deployed:,}.
 {_circuits(result)}
 {_folders(result, needs_qpeft)}

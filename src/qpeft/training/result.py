@@ -29,7 +29,7 @@ class TrainResult:
     seconds_per_step: float | None  # median since the last resume, forward to optimiser
     data_sha256: str
     task: str = "causal-lm"
-    trainable_head: int = 0  # of the trainable numbers, those of a classification head
+    trainable_head: int = 0  # of the trainable parameters, those of a classification head
     circuits: dict[str, Any] | None = None  # what they cost, where they did not run on the exact simulator
     already_finished: bool = False
 

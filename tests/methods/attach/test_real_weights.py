@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 import qpeft
 
-pytestmark = pytest.mark.filterwarnings("ignore:QPA trains")  # IA3 has few numbers
+pytestmark = pytest.mark.filterwarnings("ignore:QPA trains")  # IA3 has few parameters
 
 LM = {"task_type": "CAUSAL_LM"}
 HOSTS = {

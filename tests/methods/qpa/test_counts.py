@@ -76,7 +76,7 @@ def test_a_budget_below_the_floor_names_the_floor(m, smallest):
 def test_the_rule_for_the_widths(m, chunk_size, n_qubits, total, last):
     count = QPAGeneratorConfig(budget=0.5).count(m)
     assert (count.chunk_size, count.n_qubits, count.total, count.hidden[-1]) == (chunk_size, n_qubits, total, last)
-    assert QPAGeneratorConfig().count(m) == count  # half the adapter's numbers is the default
+    assert QPAGeneratorConfig().count(m) == count  # half the adapter's parameters is the default
 
 
 def test_chunk_size_takes_the_papers_widths():

@@ -53,7 +53,7 @@ def frequencies():
 
 
 def train(steps=3):
-    """Trained numbers and logits after some steps under DDP with each rank's half of 8 rows."""
+    """Trained parameters and logits after some steps under DDP with each rank's half of 8 rows."""
     model = adapted("qpa")
     qpeft.set_backend(model, device(), shots=SHOTS)
     replica = DistributedDataParallel(model)

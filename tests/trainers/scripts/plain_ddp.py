@@ -35,7 +35,7 @@ def gradients(method, **options):
 
 
 def train_accumulating(method, steps=3):
-    """Logits after some steps with no_sync on all micro-batches but the last, beside the trained numbers.
+    """Logits after some steps with no_sync on all micro-batches but the last, beside the trained parameters.
 
     Each rank has drawn its own start, if it is one of stock PEFT: DDP then takes that of rank 0.
     """

@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 
 @dataclass
 class BottleneckConfig(SealedConfig):
-    """Settings of the feed-forward adapter; 2 d b + b + d numbers for each target module of width d.
+    """Settings of the feed-forward adapter; 2 d b + b + d parameters for each target module of width d.
 
     Example::
 

@@ -18,7 +18,7 @@ QAA = MethodName("QPEFT_QAA")
 
 @dataclass
 class QAAConfig(QAASettings, SealedConfig):
-    """Settings of QAA; angles, (features) x (outputs) and (outputs) numbers for each target module.
+    """Settings of QAA; angles, (features) x (outputs) and (outputs) parameters for each target module.
 
     Example::
 

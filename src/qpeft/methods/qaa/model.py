@@ -53,7 +53,7 @@ class QAAModel(OwnTuner):
             "to drop it."
         )
 
-    # -- what is saved: trained numbers and fingerprints, those of shared circuits once
+    # -- what is saved: trained parameters and fingerprints, those of shared circuits once
 
     @classmethod
     def _get_adapter_state_dict(

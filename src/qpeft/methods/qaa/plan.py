@@ -54,7 +54,7 @@ def _notes(config: QAAConfig, circuits: list[int], dead: int) -> list[str]:
         of_each = f", {circuits[0]} in each circuit" if len({*circuits}) == 1 and len(circuits) > 1 else ""
         notes.append(f"{dead} angles of the last RZ block have no effect{of_each}")
     if config.readout == "probs" and config.feature_source != "none":
-        notes.append("readout probs trains about as many numbers as the full weights, or more")
+        notes.append("readout probs trains about as many parameters as the full weights, or more")
     if config.feature_source != "qnn":
         notes.append(f"feature_source {config.feature_source} is a control: there is no circuit")
     return notes

@@ -37,7 +37,7 @@ class QAASettings:
         default="z",
         metadata=_help(
             "Features: the expectation of Z on each qubit (z), or the probability of every basis state (probs), which "
-            "trains as many numbers as the weight has, or more.",
+            "trains as many parameters as the weight has, or more.",
             choices=READOUTS,
         ),
     )
@@ -67,7 +67,7 @@ class QAASettings:
         ),
     )
     allow_large: bool = field(
-        default=False, metadata=_help("Allow readout probs to train more numbers than the full weight has.")
+        default=False, metadata=_help("Allow readout probs to train more parameters than the full weight has.")
     )
     seed: int = field(default=0, metadata=_help("Seed of the angles' start, or of what a control draws.", at_least=0))
 

@@ -1,7 +1,7 @@
-"""How many numbers QPA trains, and the largest chunk size that a budget pays for.
+"""How many parameters QPA trains, and the largest chunk size that a budget pays for.
 
-For m adapter numbers and chunk size n there are C = ceil(m / n) chunks, one basis state each, so
-N = max(1, ceil(log2 C)) qubits. Trainable numbers:
+For m adapter parameters and chunk size n there are C = ceil(m / n) chunks, one basis state each, so
+N = max(1, ceil(log2 C)) qubits. Trainable parameters:
 
     L * N                        angles (or C numbers for a free vector, or none for a frozen source)
     sum (in + 1) * out           MLP layers  N + 1 -> hidden -> n  (N -> ... without a feature)
@@ -25,7 +25,7 @@ _SHRINK = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class QPACount:
-    """What a QPA generator for m numbers consists of; every field is a plain count."""
+    """What a QPA generator for m parameters consists of; every field is a plain count."""
 
     m: int
     chunk_size: int
@@ -33,12 +33,12 @@ class QPACount:
     n_qubits: int
     hidden: tuple[int, ...]
     angles: int  # circuit angles that are trained
-    feature: int  # numbers of a trained free vector
+    feature: int  # parameters of a trained free vector
     mlp: int
 
     @property
     def total(self) -> int:
-        """Trainable numbers in all."""
+        """Trainable parameters in all."""
         return self.angles + self.feature + self.mlp
 
 
@@ -57,7 +57,7 @@ def mlp_size(widths: Sequence[int]) -> int:
 
 
 def count(m: int, chunk_size: int, n_layers: int, hidden: Sequence[int], feature_source: str) -> QPACount:
-    """Count a generator's parts for m adapter numbers in chunks of `chunk_size`."""
+    """Count a generator's parts for m adapter parameters in chunks of `chunk_size`."""
     chunks = n_chunks(m, chunk_size)
     qubits = n_qubits(chunks)
     inputs = qubits + (feature_source != "none")
@@ -92,8 +92,8 @@ def fit(
     if best is None:
         small = smallest(m, n_layers, widths, max_qubits)
         raise ConfigError(
-            f"budget {budget} is too small: the smallest generator for {m} adapter numbers has {small.total} "
-            f"trainable numbers (chunk_size={small.chunk_size}, {small.n_qubits} qubits); "
+            f"budget {budget} is too small: the smallest generator for {m} adapter parameters has {small.total} "
+            f"trainable parameters (chunk_size={small.chunk_size}, {small.n_qubits} qubits); "
             "reduce hidden or raise the budget"
         )
     return best, widths
@@ -106,7 +106,7 @@ def hidden_for(budget: int) -> tuple[int, ...]:
 
 
 def smallest(m: int, n_layers: int, hidden: Sequence[int], max_qubits: int) -> QPACount:
-    """The generator with the fewest trainable numbers: the smallest chunk of some qubit number."""
+    """The generator with the fewest trainable parameters: the smallest chunk of some qubit number."""
     sizes = {max(1, n_chunks(m, 2**q)) for q in range(1, max_qubits + 1)}
     return min((count(m, size, n_layers, hidden, "qnn") for size in sizes), key=lambda c: c.total)
 

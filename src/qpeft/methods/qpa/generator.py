@@ -1,4 +1,4 @@
-"""QPA's generator: circuit angles and a small MLP make all m numbers of an adapter, chunk by chunk.
+"""QPA's generator: circuit angles and a small MLP make all m parameters of an adapter, chunk by chunk.
 
     angles (L, N) -> probabilities (D,) -> features (C,) beside the bits of the chunk's index (C, N + 1)
                   -> MLP -> (C, n) -> flat (m,)
@@ -54,7 +54,7 @@ class FoldedLinear(nn.Module):
 
 
 class QPAGenerator(Generator):
-    """Generates m numbers as a flat float32 tensor (m,); deterministic, the same for every call between updates.
+    """Generates m parameters as a flat float32 tensor (m,); deterministic, the same for every call between updates.
 
     Args:
         config: The settings; `config.count(m)` tells the sizes.
@@ -73,7 +73,7 @@ class QPAGenerator(Generator):
         self.count = count = config.count(initial.numel())
         if count.total >= count.m:
             warnings.warn(
-                f"QPA trains {count.total} numbers to generate {count.m}: this is not a compression; "
+                f"QPA trains {count.total} parameters to generate {count.m}: this is not a compression; "
                 "use a larger adapter, smaller hidden widths, or plain PEFT",
                 stacklevel=2,
             )
@@ -95,7 +95,7 @@ class QPAGenerator(Generator):
         return getattr(self.feature, "backend", None) is not None
 
     def forward(self) -> Tensor:
-        """The adapter's numbers, flat (m,).
+        """The adapter's parameters, flat (m,).
 
         Raises:
             ConfigError: an angle is not finite (looked at on the CPU only).

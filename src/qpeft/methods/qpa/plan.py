@@ -39,7 +39,7 @@ def count_attached(generator: GeneratorConfig, adapted: Any) -> dict[str, Any]:
     found = generated_slots(adapted, "default")
     counts = _count(generator, adapted, found)
     start = sum(slot.shape.numel() for slot, _ in found) if generator.init_mode == "residual" else 0
-    note = f"the saved folder holds the adapter's start as well, {start:,} numbers, which PEFT draws"
+    note = f"the saved folder holds the adapter's initial values as well, {start:,} parameters, which PEFT draws"
     not_stock = str(getattr(adapted.peft_type, "value", adapted.peft_type)).startswith("QPEFT")
     trained = counts["trainable"] - counts["trainable_parts"]["other"]
     return {
@@ -94,10 +94,10 @@ def _notes(config: QPAGeneratorConfig, count: QPACount, layers: Sequence[LoraLay
     if config.feature_source in ("qnn", "qnn_frozen") and n_angles > free:
         notes.append(f"{n_angles} angles for {free} independent probabilities: the circuit is over-parametrised")
     if count.total >= count.m:
-        notes.append(f"{count.total:,} trained numbers for {count.m:,} generated: not a compression")
+        notes.append(f"{count.total:,} trained parameters for {count.m:,} generated: not a compression")
     per_rank = sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)
     highest = max((next(iter(layer.r.values())) for layer in layers), default=0)
     if rank := min(count.total // per_rank, highest) if per_rank else 0:
         size = rank * per_rank
-        notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} numbers, within this budget")
+        notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} parameters, within this budget")
     return notes

@@ -28,7 +28,7 @@ def _help(text: str, **metadata: Any) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class QPASettings(GeneratorConfig):
-    """How QPA makes an adapter's numbers from circuit angles and a small MLP (arXiv 2410.09846)."""
+    """How QPA makes an adapter's parameters from circuit angles and a small MLP (arXiv 2410.09846)."""
 
     chunk_size: int | None = field(
         default=None,
@@ -39,8 +39,8 @@ class QPASettings(GeneratorConfig):
     budget: float | None = field(
         default=None,
         metadata=_help(
-            "Trainable numbers to spend: a whole number is a count, a fraction below 1 a share of the "
-            "adapter's numbers. Without chunk_size and budget: 0.5.",
+            "Trainable parameters to spend: a whole number is a count, a fraction below 1 a share of the "
+            "adapter's parameters. Without chunk_size and budget: 0.5.",
             above=0,
         ),
     )
@@ -80,9 +80,9 @@ class QPASettings(GeneratorConfig):
         ),
     )
     center_output: bool = field(
-        default=False, metadata=_help("Subtract the mean of the generated numbers (the published code does).")
+        default=False, metadata=_help("Subtract the mean of the generated parameters (the published code does).")
     )
-    output_scale: float = field(default=1.0, metadata=_help("Factor on the generated numbers.", above=0))
+    output_scale: float = field(default=1.0, metadata=_help("Factor on the generated parameters.", above=0))
     vector_order: str = field(
         default="peft",
         metadata=_help(
@@ -158,7 +158,7 @@ class QPASettings(GeneratorConfig):
             )
 
     def count(self, m: int) -> QPACount:
-        """The generator's parts for m adapter numbers: total, n_qubits, n_chunks, chunk_size, ...
+        """The generator's parts for m adapter parameters: total, n_qubits, n_chunks, chunk_size, ...
 
         Raises:
             ConfigError: m is 0, the budget is too small, or the chunks need more than `max_qubits` qubits.

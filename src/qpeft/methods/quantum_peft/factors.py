@@ -1,4 +1,4 @@
-"""Banks of factors: all the U and V of one width, made in one batch from few trained numbers.
+"""Banks of factors: all the U and V of one width, made in one batch from few trained parameters.
 
 A bank is a module with `forward() -> (n, w, K)`: n matrices of width w with K columns.
 """
@@ -40,7 +40,7 @@ class Bank(nn.Module):
         self.config, self.width, self.rank = config, width, rank
         self.check()
         drawn = torch.stack([self.draw(start, name) for name in names])
-        # quantised numbers are stored as they are, not as a distance from the start
+        # quantised parameters are stored as they are, not as a distance from the start
         trained, quantised = not config.freeze_angles, config.bits is not None
         self.numbers = Folded(drawn, self.scale(), trained=trained, keep_start=trained and quantised)
 
@@ -58,7 +58,7 @@ class Bank(nn.Module):
         """Raise ConfigError if the settings do not fit the width and rank."""
 
     def draw(self, start: SeededInit, name: str) -> Tensor:
-        """The starting numbers of one factor, shape (p,)."""
+        """The initial parameters of one factor, shape (p,)."""
         raise NotImplementedError
 
     def columns(self, numbers: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Bank(nn.Module):
         raise NotImplementedError
 
     def forward(self) -> Tensor:
-        """The factors (n, w, K), from quantised numbers where the settings say so."""
+        """The factors (n, w, K), from quantised parameters where the settings say so."""
         return self.columns(self.quantised())
 
     def quantised(self) -> Tensor:

@@ -35,7 +35,7 @@ class QuantumPeftGenerator(Generator):
     Args:
         config: The settings.
         layout: The matrices, and the batches in which their factors are made.
-        start: Where the starting numbers are drawn.
+        start: Where the initial parameters are drawn.
         gains: Starting values of the norm gains trained beside the factors, flat; may be empty.
     """
 
@@ -61,11 +61,11 @@ class QuantumPeftGenerator(Generator):
         self.register_buffer("fitted", torch.tensor(not self._wants_fit, dtype=torch.uint8), persistent=self._wants_fit)
         self.register_buffer("fingerprint", fingerprint(start.hexdigest(), _settings(config), layout.matrices))
         self._ready = False
-        self.latent = False  # whether `pack` keeps unquantised numbers and frames, as a run that goes on needs them
+        self.latent = False  # whether `pack` keeps unquantised parameters and frames, as a run that goes on needs them
         self._expected: Tensor | None = None  # digest of the frames that a loaded adapter was trained in
 
     def forward(self) -> Tensor:
-        """The adapter's numbers, flat (P,).
+        """The adapter's parameters, flat (P,).
 
         Raises:
             CircuitError: the present angles give no usable factor.
@@ -186,7 +186,7 @@ class QuantumPeftGenerator(Generator):
         return super().find_broken()
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Frames as float16 or as a hash; quantised numbers as packed codes."""
+        """Frames as float16 or as a hash; quantised parameters as packed codes."""
         if self.config.frame == "gradient" and not (self.config.store_frames or self.latent):
             digest = {} if self.needs_fit else {"frame_digest": self._frame_digest()}
             state = {k: v for k, v in state.items() if not k.startswith("frames.") and k != "fitted"} | digest

@@ -146,7 +146,9 @@ def _notes(
         idle = trainable - acting
         notes.append(f"{idle:,} of {parts['angles']:,} angles can never act: over-parametrised")
     if trainable - parts["other"] >= generated:
-        notes.append(f"{trainable - parts['other']:,} trained numbers for {generated:,} generated: not a compression")
+        notes.append(
+            f"{trainable - parts['other']:,} trained parameters for {generated:,} generated: not a compression"
+        )
     if lora <= trainable:
-        notes.append(f"LoRA of rank 1 on the same modules trains {lora:,} numbers, within this budget")
+        notes.append(f"LoRA of rank 1 on the same modules trains {lora:,} parameters, within this budget")
     return notes

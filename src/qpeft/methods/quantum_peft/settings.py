@@ -25,7 +25,7 @@ def _help(text: str, **metadata: Any) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class QuantumPeftGeneratorConfig:
-    """How Quantum-PEFT makes U diag(lambda) V^T from few numbers (ICLR 2025, arXiv 2503.05431)."""
+    """How Quantum-PEFT makes U diag(lambda) V^T from few parameters (ICLR 2025, arXiv 2503.05431)."""
 
     family: str = field(
         default="pauli",

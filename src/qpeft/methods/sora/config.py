@@ -36,10 +36,12 @@ class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
 
     lora_alpha: int = field(default=16, metadata={"help": "The update is multiplied by lora_alpha / r.", "above": 0})
     sora_lambda: float | None = field(
-        default=None, metadata={"help": "Threshold over learning rate; filled in when training begins."}
+        default=None,
+        metadata={"help": "Threshold divided by the learning rate; filled in when training begins.", "filled_in": True},
     )
     planned_steps: int | None = field(
-        default=None, metadata={"help": "Optimiser steps that sora_lambda was made for; filled in with it."}
+        default=None,
+        metadata={"help": "Optimizer steps for which sora_lambda was computed; filled in with it.", "filled_in": True},
     )
 
     def __post_init__(self) -> None:

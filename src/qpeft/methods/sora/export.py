@@ -40,8 +40,8 @@ class SoRAExportReport:
     rank_before: int  # of all modules together
     n_zero: int  # gates that are exactly 0
     n_dropped: int  # gates that are left out: those, and others within export_tol
-    n_trained: int  # numbers of A, B and the gates
-    n_deployed: int  # numbers of the stock LoRA: r' (d_in + d_out) of each module
+    n_trained: int  # parameters of A, B and the gates
+    n_deployed: int  # parameters of the stock LoRA: r' (d_in + d_out) of each module
     n_bytes: int  # size of adapter_model.safetensors
     max_logit_difference: float | None  # from the live model without the gates left out; None: base without weights
     max_logit_change: float | None  # what leaving out gates within export_tol that are not 0 does to the logits
