@@ -26,7 +26,7 @@ def test_real_trainings_have_the_same_bits(tiny_model, text_file, tmp_path):
     run(there, workers=2, executor="ray")
     rows = cells.timeless_rows(there.folder)
     assert rows == cells.timeless_rows(here.folder)
-    assert [row.status for row in rows.values()] == ["success"] * 8
+    assert [row["status"] for row in rows.values()] == ["success"] * 8
     assert not ray.is_initialized()
 
 
