@@ -8,6 +8,8 @@ import qpeft
 import qpeft.demo
 from qpeft.backends import Backend
 
+pytestmark = pytest.mark.long
+
 STEP = 0.01  # radians, over all angles together
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from qpeft.demo import corpus
 from qpeft.errors import DataError
 
+pytestmark = pytest.mark.xdist_group("corpus")  # the texts are collected once
+
 FRESH = """
 import sys
 from qpeft.demo import corpus

@@ -7,6 +7,8 @@ import sys
 import pytest
 from snippets import FENCE, ROOT
 
+pytestmark = pytest.mark.xdist_group("offline")  # the pages are built once
+
 REMOTE = re.compile(
     r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"']?(?:https?:)?//|"
     r"<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|preload|preconnect|icon))[^>]*\bhref=[\"']?(?:https?:)?//|"

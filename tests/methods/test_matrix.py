@@ -46,7 +46,8 @@ def assert_equal_logits(adapters, ids, *models):
 
 
 def test_every_method_of_qpeft_is_here():
-    assert {key for key in keys() if get(key).tuner} <= {variant.method for variant in VARIANTS.values()}
+    own = {key for key in keys() if str(get(key).tuner).startswith("qpeft.")}  # other tests register methods as well
+    assert own <= {variant.method for variant in VARIANTS.values()}
 
 
 # -- the public contract: initial values, gradients, copies, two adapters, folders, merging, export
