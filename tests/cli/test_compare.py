@@ -103,7 +103,7 @@ def test_a_plan_counts_and_keeps_nothing(qpeft_cli, study, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["surwey"], "no study 'surwey': it is neither a file nor one of survey"),
+        (["surwey"], "no study 'surwey': it is neither a file nor one of controls"),
         (["survey", "--steps", 0], "training.steps"),
         (["survey", "--seeds", "1,1"], "seeds: one stands twice"),
         (["survey", "--base", "no/such/folder"], "no/such/folder"),

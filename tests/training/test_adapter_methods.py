@@ -30,7 +30,7 @@ def test_every_method_has_a_config_class_with_its_defaults_and_presets(key):
         return
     assert set(method.defaults) <= {f.name for f in fields(method.config_class)}
     assert all(callable(getattr(method.config_class, preset)) for preset in method.presets)
-    for name in ("tuner", "generator", "options", "callbacks", "advice", "check", "count", "saved"):
+    for name in ("tuner", "generator", "options", "callbacks", "advice", "check", "count"):
         assert imported(getattr(method, name)) is None or callable(imported(getattr(method, name)))
 
 
