@@ -65,7 +65,7 @@ def test_overrides_reach_nested_fields(tmp_path):
         ({"generation": {"max_tokens": 8}}, "did you mean 'max_new_tokens'"),
         ({"seeds": [-1, 0]}, "seeds.0"),
         ({"tuning.grid": [-1.0]}, "tuning.grid.0"),
-        ({"metric": "test_accuracy"}, "of classifications"),
+        ({"metric": "test_accuracy"}, "for classifications"),
         ({"eval_data": "a.txt", "test_data": "a.txt"}, "rates would be chosen on the test"),
         ({"methods": [{"key": "lora", "method": "lora", "label": "=1+1"}]}, "methods.0.label"),
         ({"seeds": []}, "seeds"),

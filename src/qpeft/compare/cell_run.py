@@ -30,6 +30,7 @@ from qpeft.training.prepare import Prepared, prepare
 from qpeft.training.progress import Silent
 from qpeft.training.run import fit
 from qpeft.training.settings import TrainSettings
+from qpeft.training.task_types import TASKS
 from qpeft.training.tasks import Score, Task, task_class
 
 _CAPACITY_TOKENS = 2048
@@ -118,7 +119,7 @@ class _Key:
         self.settings, self.reserved = settings, reserved
         names = ("model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
         # a classifier's head is drawn from the run's seed by the task itself
-        seed = None if settings.task == "causal-lm" else settings.seed
+        seed = None if TASKS[settings.task].is_language_model else settings.seed
         self._values = (*(getattr(settings, name) for name in names), reserved, seed)
 
     def __hash__(self) -> int:
@@ -238,7 +239,7 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
     test = shared_task(_test_settings(cell))
     _record(row, "quality", _quality(test.score(model)))
     row.data.splits = _sizes(ready.task, test)
-    if recipe.generation and recipe.task == "causal-lm":
+    if recipe.generation and TASKS[recipe.task].is_language_model:
         with _or_reason(row, "quality.bleu"):
             _generate(recipe, recipe.generation, row, model, test)
     _measure_forgetting(cell, row, ready)

@@ -23,6 +23,7 @@ from qpeft.training.sources import (
     load_rows,
     local_path,
 )
+from qpeft.training.task_types import TASKS
 from qpeft.training.tasks.images import has_validation_images, image_bytes, load_images, open_image
 
 PARTS = ("train", "validation", "test")
@@ -58,7 +59,7 @@ def split_data(study: Study, folder: Path) -> Splits:
             _write_parts(study, target)
             write_json(target / _RECORD, asked)
     names = [f"{part}{_suffix(study)}" for part in PARTS]
-    general = place / _GENERAL if study.general_data and study.task == "causal-lm" else None
+    general = place / _GENERAL if study.general_data and study.is_language_model else None
     sha = hashlib.sha256()
     for path in (*(place / name for name in names), *([general] if general else [])):
         sha.update(path.read_bytes())
@@ -108,12 +109,12 @@ def _write_parts(study: Study, target: Path) -> None:
         if not rows:
             raise DataError(f"{study.data} leaves nothing for {part}; give more data, or other data for it")
         _write(target / f"{part}{_suffix(study)}", rows)
-    if study.general_data is not None and study.task == "causal-lm":
+    if study.general_data is not None and study.is_language_model:
         _write(target / _GENERAL, _rows(study, study.general_data, "validation"))
 
 
 def _suffix(study: Study) -> str:
-    return ".npz" if study.task == "image-classification" else ".jsonl"
+    return ".npz" if TASKS[study.task].has_images else ".jsonl"
 
 
 def test_references(path: Path) -> dict[str, list[str]]:
@@ -143,16 +144,16 @@ def _split(study: Study) -> list[list[Any]]:
 
 
 def _has_validation(study: Study) -> bool:
-    found = has_validation_images if study.task == "image-classification" else has_validation_split
+    found = has_validation_images if TASKS[study.task].has_images else has_validation_split
     return found(study.data)
 
 
 def _rows(study: Study, source: str, split: str) -> list[Any]:
     training = study.training
-    if study.task == "causal-lm":
+    if study.is_language_model:
         columns = Columns(training.text_column, training.prompt_column, training.completion_column)
         return load_examples(source, split, columns)
-    if study.task == "image-classification":
+    if TASKS[study.task].has_images:
         return load_images(source, split, training.label_column)
     names = (training.text_column, training.label_column)
     rows = load_rows(source, split, names)
@@ -167,7 +168,7 @@ def _rows(study: Study, source: str, split: str) -> list[Any]:
 
 def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
     """What must not be torn apart: equal documents or examples; a prompt's answers. Classes stand in turn."""
-    if study.task == "image-classification":
+    if TASKS[study.task].has_images:
         found = _alike(rows, lambda row: image_bytes(row[0]))
         return sorted(found, key=lambda group: str(group[0][1]))
     if study.task == "text-classification":
@@ -199,7 +200,7 @@ def _of_groups(groups: Sequence[list[Any]]) -> list[list[Any]]:
 
 
 def _of_text(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
-    if study.task != "causal-lm" or "text" not in rows[0]:
+    if not study.is_language_model or "text" not in rows[0]:
         return [list(rows), [], []]
     text = "\n\n".join(row["text"] for row in rows)
     cuts = [_at_blank(text, len(text) * share // _EVERY) for share in (_EVERY - 2, _EVERY - 1)]

@@ -29,7 +29,8 @@ from qpeft.core.meta_model import on_meta
 from qpeft.demo import base_model
 from qpeft.errors import ConfigError
 from qpeft.training.base_model import block_length, fingerprint, load_config
-from qpeft.training.methods import PEFT_TASKS, virtual_tokens
+from qpeft.training.methods import virtual_tokens
+from qpeft.training.task_types import TASKS
 
 Rows = Mapping[str, Row]  # by cell_id
 
@@ -120,7 +121,7 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
     model = base_model(study.base)
     config = load_config(model)
     base_sha = fingerprint(model, config)
-    base = on_meta(model, PEFT_TASKS[study.task])
+    base = on_meta(model, TASKS[study.task].peft_type)
     specs, blocks = _resolved(study, model, base)
     study = _with_one_length(study, config, [spec for spec, _, _ in specs])
     splits = split_data(study, folder)
@@ -149,7 +150,7 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
 
 def _with_one_length(study: Study, config: Any, specs: Sequence[MethodSpec]) -> Study:
     """Blocks as long as every method can take: virtual tokens take room, and all methods see the same blocks."""
-    if study.task != "causal-lm":
+    if not study.is_language_model:
         return study
     reserved = [virtual_tokens(spec.method, spec.host, spec.settings) for spec in specs]
     length = block_length(study.training.seq_len, config, max(reserved, default=0))

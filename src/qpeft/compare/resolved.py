@@ -9,9 +9,10 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from qpeft.compare.rows import SCHEMA, Base, cell_id
-from qpeft.compare.study import UNTRAINED, Training, Tuning, described
+from qpeft.compare.study import UNTRAINED, TaskName, Training, Tuning, described
 from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json, write_json
+from qpeft.training.task_types import TASKS
 
 STUDY = "study.json"
 
@@ -75,7 +76,7 @@ class ResolvedStudy(_Resolved):
     question: str
     metric: str
     reference: str
-    task: str
+    task: TaskName
     base: Base
     data: ResolvedData
     training: Training
@@ -92,9 +93,14 @@ class ResolvedStudy(_Resolved):
     def lower_is_better(self) -> bool:
         return self.metric == "test_loss"
 
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the task predicts the tokens of texts."""
+        return TASKS[self.task].is_language_model
+
     def is_deterministic(self, method: ResolvedMethod) -> bool:
         """Whether no seed changes the method's result: an untrained language model. A new classification head does."""
-        return method.method == UNTRAINED and self.task == "causal-lm"
+        return method.method == UNTRAINED and self.is_language_model
 
     def seeds_of(self, method: ResolvedMethod) -> Sequence[int]:
         """The seeds that the method runs with."""

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qpeft import methods
 from qpeft.backends.settings import backend_settings
 from qpeft.errors import ConfigError
 from qpeft.names import unknown
-from qpeft.training.settings import TASKS
+from qpeft.training.task_types import TASKS
 
 BUILT_IN = tuple(sorted(file.name.removesuffix(".yaml") for file in (files("qpeft.compare") / "builtin").iterdir()))
 _MOST_VALUES = 100_000  # that a file may hold
@@ -31,6 +31,15 @@ _HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 _Seed = Annotated[int, Field(ge=0, le=_HIGHEST_SEED)]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # no formula for whoever opens the tables
+
+
+def _known_task(name: str) -> str:
+    if name not in TASKS:
+        raise ValueError(unknown("task", name, TASKS))
+    return name
+
+
+TaskName = Annotated[str, AfterValidator(_known_task)]
 
 
 class _Strict(BaseModel):
@@ -153,7 +162,7 @@ class Study(_Strict):
     data: str = "numpy-docs"
     eval_data: str | None = None
     test_data: str | None = None
-    task: str = "causal-lm"
+    task: TaskName = "causal-lm"
     metric: Literal["test_loss", "test_accuracy", "bleu"] | None = None
     reference: str = "lora"
     seeds: list[_Seed] = Field(default=[0, 1, 2], min_length=1)
@@ -173,8 +182,6 @@ class Study(_Strict):
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Study:
-        if self.task not in TASKS:
-            raise ValueError(unknown("task", self.task, TASKS))
         keys = [method.key for method in self.methods]
         keys += [f"{candidate.key}@{block.of}" for block in self.blocks for candidate in block.methods]
         if twice := {key for key in keys if keys.count(key) > 1}:
@@ -198,15 +205,20 @@ class Study(_Strict):
             raise ValueError("eval_data and test_data are the same: rates would be chosen on the test")
         if self.data in (self.eval_data, self.test_data):
             raise ValueError("eval_data or test_data is the training data itself")
-        if (self.metric == "test_accuracy") and self.task == "causal-lm":
-            raise ValueError("metric test_accuracy is of classifications; of causal-lm take test_loss or bleu")
-        if self.metric == "bleu" and (self.generation is None or self.task != "causal-lm"):
-            raise ValueError("metric bleu needs task causal-lm and `generation`, whose texts it is of")
+        if self.metric == "test_accuracy" and self.is_language_model:
+            raise ValueError(f"metric test_accuracy is for classifications; for {self.task} use test_loss or bleu")
+        if self.metric == "bleu" and (self.generation is None or not self.is_language_model):
+            raise ValueError("metric bleu needs task causal-lm and `generation`, whose texts it scores")
+
+    @property
+    def is_language_model(self) -> bool:
+        """Whether the task predicts the tokens of texts."""
+        return TASKS[self.task].is_language_model
 
     @property
     def chosen_metric(self) -> str:
         """`metric`, or what is usual for the task."""
-        return self.metric or ("test_loss" if self.task == "causal-lm" else "test_accuracy")
+        return self.metric or ("test_loss" if self.is_language_model else "test_accuracy")
 
 
 def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:

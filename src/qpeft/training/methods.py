@@ -11,6 +11,7 @@ from qpeft.errors import ConfigError, QpeftError
 from qpeft.methods import Trains
 from qpeft.names import unknown
 from qpeft.training.settings import TrainSettings
+from qpeft.training.task_types import TASKS
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
     from qpeft.generator_config import GeneratorConfig
 
-
-# PEFT knows no task of images; what its task types add is the head, which a run names itself
-PEFT_TASKS = {"causal-lm": "CAUSAL_LM", "text-classification": "SEQ_CLS", "image-classification": None}
 
 # what a run sets itself, or what is filled in when an adapter is saved
 _NOT_SETTINGS = {
@@ -49,7 +47,7 @@ def build_config(settings: TrainSettings) -> PeftConfig:
     given = {name: value for name, value in settings.method_settings.items() if name not in ours}
     seed = {"seed": settings.seed} if "seed" in known else {}
     values = {**record.defaults, **record.own_hosts.get(settings.host, {}), **seed, **given}
-    return _refusals_as_config_errors(made, task_type=PEFT_TASKS[settings.task], **values)
+    return _refusals_as_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
 
 
 def _check_numbers(made: type, given: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ from qpeft.checks import check_fields
 from qpeft.errors import ConfigError
 from qpeft.methods import Method
 from qpeft.names import unknown
+from qpeft.training.task_types import TASKS
 
-TASKS = ("causal-lm", "text-classification", "image-classification")
 DTYPES = ("float32", "bfloat16")
 
 # panels of the command line's help
@@ -80,7 +80,7 @@ class TrainSettings:
         metadata=_help(
             "Continue texts, or assign texts or images to classes. Classification also trains a new classification "
             "head in full.",
-            choices=TASKS,
+            choices=tuple(TASKS),
         ),
     )
     steps: int = field(default=500, metadata=_help("Optimizer steps.", at_least=1))

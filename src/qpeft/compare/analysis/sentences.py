@@ -173,7 +173,7 @@ def _block_difference(method: MethodSummary, summary: Summary) -> Difference | N
 
 
 def _per_token(summary: Summary) -> str:
-    is_lm = summary.study.task == "causal-lm" and summary.study.metric == "test_loss"
+    is_lm = summary.study.is_language_model and summary.study.metric == "test_loss"
     return " per token" if is_lm else ""
 
 

@@ -308,7 +308,7 @@ def _per_step(summary: Summary) -> tuple[float, str]:
     """How many tokens or examples a step processes."""
     training = summary.study.training
     examples = training.batch_size * training.gradient_accumulation_steps
-    if summary.study.task == "causal-lm" and training.seq_len:
+    if summary.study.is_language_model and training.seq_len:
         return examples * training.seq_len, "tokens seen"
     return examples, "examples seen"
 

@@ -35,7 +35,7 @@ def metric_factor(summary: Summary) -> float:
 
 
 def loss_unit(summary: Summary) -> str:
-    return "nats per token" if summary.study.task == "causal-lm" else "nats per example"
+    return "nats per token" if summary.study.is_language_model else "nats per example"
 
 
 def count(value: float | None) -> str:

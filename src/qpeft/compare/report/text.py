@@ -36,7 +36,7 @@ def rules(summary: Summary) -> list[str]:
     study = summary.study
     training, grid = study.training, study.tuning.grid
     batch = f"{training.batch_size * training.gradient_accumulation_steps} examples"
-    if study.task == "causal-lm" and training.seq_len:
+    if study.is_language_model and training.seq_len:
         batch += f" of {training.seq_len} tokens"
     tried = "No learning rate is tuned: each method uses the learning rate that the study specifies."
     if len(grid) > 1:
