@@ -33,5 +33,5 @@ def test_train_names_the_folder_that_needs_qpeft(run):
 def test_export_refuses_before_any_work(run, qpeft_cli, tmp_path):
     shown = qpeft_cli("export", run[1], "--out", tmp_path / "exported")
     assert shown.exit_code == 2
-    assert "cannot be written as a stock PEFT adapter" in " ".join(shown.output.split())
+    assert "cannot be exported as a stock PEFT adapter" in " ".join(shown.output.split())
     assert not (tmp_path / "exported").exists()

@@ -50,7 +50,7 @@ def test_train_evaluate_and_generate(run, qpeft_cli, base_folder, tmp_path):
 def test_export_refuses_before_any_work(run, qpeft_cli, tmp_path, merge):
     shown = qpeft_cli("export", run[1], *merge, "--out", tmp_path / "exported")
     assert shown.exit_code == 2, shown.output
-    message = "cannot be merged into the weight" if merge else "cannot be written as a stock PEFT adapter"
+    message = "cannot be merged into the weight" if merge else "cannot be exported as a stock PEFT adapter"
     assert message in " ".join(shown.output.replace("│", " ").split())
     assert not (tmp_path / "exported").exists()
 

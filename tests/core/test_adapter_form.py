@@ -35,7 +35,7 @@ def test_tuner_from_outside_peft_without_an_export_needs_qpeft(tmp_path):
     assert own_kind(model) == "an adapter of PlainTuner"
     assert not has_stock_form(model)
     assert needs_qpeft(model)
-    with pytest.raises(ConfigError, match="an adapter of PlainTuner cannot be written as a stock PEFT adapter"):
+    with pytest.raises(ConfigError, match="an adapter of PlainTuner cannot be exported as a stock PEFT adapter"):
         qpeft.export(model, tmp_path / "exported")
 
 

@@ -270,7 +270,7 @@ def test_exported_adapter_gives_the_live_logits_in_stock_peft(request, base, ids
     model = variant.move(variant.adapt(copy.deepcopy(base)))
     live = adapters.logits(model, ids)
     if not variant.exports:
-        with pytest.raises(ConfigError, match="cannot be written as a stock PEFT adapter"):
+        with pytest.raises(ConfigError, match="cannot be exported as a stock PEFT adapter"):
             qpeft.export(model, tmp_path / "exported")
         assert not (tmp_path / "exported").exists()
         return

@@ -87,14 +87,14 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
     inputs = probe(live.get_base_model(), record)
     with replace_folder(out) as target:
         report = qpeft.export(live, target, probe=_named(live, inputs))
-        allowed = ADAPTER_TOLERANCE
-        form = form_of(live)
-        if form is not None and form.prune("default"):
-            allowed = tolerance(_logits(live, inputs), same_shapes=False)
+        form: Any = form_of(live)
+        with form.pruned("default"):
+            logits = _logits(live, inputs)
+        allowed = tolerance(logits, same_shapes=False) if form.prunes else ADAPTER_TOLERANCE
         if record is not None:
             record.write(target)
         stock = stock_logits(base_name, target, inputs, **how)
-        difference = _check(_logits(live, inputs), stock, allowed)
+        difference = _check(logits, stock, allowed)
     load = load_lines(base_name, str(out.resolve()), needs_qpeft=False, **how)
     written = {"path": str(out), "base": base_name, "max_logit_difference": difference, "load": load}
     return {**report.to_dict(), **written}

@@ -1,11 +1,12 @@
-"""What the program asks of an adapter that is not a stock PEFT adapter as it is trained."""
+"""The interface of adapters that are trained in another form than the stock PEFT adapter that is exported."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
@@ -15,33 +16,53 @@ else:
     _Module = object
 
 
-class AdapterForm(_Module):
-    """Mixed in before a PEFT tuner, or a PeftModel, whose adapters stock PEFT cannot load as they are saved.
+class StockAdapter(NamedTuple):
+    """A stock PEFT adapter equal to a trained one, and what its folder records."""
 
-    The defaults are those of an adapter that is used as it is trained.
+    tensors: dict[str, Tensor]  # by their keys in a stock file
+    config: PeftConfig
+    is_half: bool  # whether the adapter computes in half precision
+    settings: dict[str, Any]  # for qpeft.json: the method and its options
+    report: type  # the class of what `qpeft.export` returns
+    counts: dict[str, Any]  # fields of the report
+    host: str  # for the model card: the kind of adapter,
+    origin: str  # and where its parameters come from
+
+
+class AdapterForm(_Module):
+    """Mixed in before a PEFT tuner, or a PeftModel, whose saved adapters stock PEFT cannot load.
+
+    The defaults suit an adapter that is used as it is trained and has no stock form.
     """
 
-    own_kind: ClassVar[str | None] = None  # what it is called, if no stock PEFT adapter is equal to it
-    empty_warning: ClassVar[str] = ""  # of an adapter of which training left nothing
+    own_kind: ClassVar[str | None] = None  # name of this kind of adapter, if no stock PEFT adapter is equal to it
+    empty_warning: ClassVar[str] = ""  # shown if training left an adapter without effect
+    prunes: ClassVar[bool] = False  # whether an export leaves out a part, so that its tensors have other shapes
 
     def count_deployed(self, model: Any) -> int:
         """Parameters needed at inference, in addition to the base; `model` is the PeftModel."""
         return count_trainable(model)
 
     def is_empty(self) -> bool:
-        """Whether training left nothing of the active adapters."""
+        """Whether the active adapters have no effect."""
         return False
 
-    def export_adapter(self, model: Any, target: Path, adapter_name: str, probe: Mapping[str, Tensor] | None) -> Any:
-        """Write the adapter as a stock PEFT folder, for `qpeft.export`; return its report."""
+    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
+        """The stock adapter to export; `model` is the PeftModel."""
         raise NotImplementedError
 
-    def prune(self, adapter_name: str) -> bool:
-        """Set to zero what an export leaves out; whether an export has tensors of other shapes."""
-        return False
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Within: every computation is exact, whatever backend trains the adapter."""
+        yield
+
+    @contextmanager
+    def pruned(self, adapter_name: str) -> Iterator[None]:
+        """Within: the live adapter equals its export."""
+        yield
 
     def on_optimizer(self, optimizer: Any, steps: int) -> None:
-        """Take part in a training loop without callbacks, of so many steps of `optimizer`."""
+        """Prepare a training loop without callbacks, of this many steps of `optimizer`."""
 
     def own_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups that need options of their own, see `qpeft.param_groups`."""
@@ -49,18 +70,15 @@ class AdapterForm(_Module):
 
 
 def form_of(model: Any) -> AdapterForm | None:
-    """What answers for the adapters of a PeftModel; None if they are stock ones."""
-    for candidate in (model, getattr(model, "base_model", None)):
-        if isinstance(candidate, AdapterForm):
-            return candidate
-    return None
+    """The `AdapterForm` of a PeftModel; None if its adapters are stock adapters."""
+    return next((m for m in (model, getattr(model, "base_model", None)) if isinstance(m, AdapterForm)), None)
 
 
 def own_kind(model: Any) -> str | None:
-    """What this PeftModel's adapter is called if stock PEFT has none equal to it; None if it has.
+    """The name of this PeftModel's kind of adapter if no stock PEFT adapter is equal to it; None otherwise.
 
-    Whoever generates the adapter, the tuner declares it by its attribute `own_kind`. A tuner from outside PEFT that is
-    no `AdapterForm` declares nothing, so plain PEFT cannot be assumed to load its adapters.
+    The tuner declares it by its attribute `own_kind`. A tuner from outside PEFT that is no `AdapterForm` declares
+    nothing, so plain PEFT cannot be assumed to load its adapters.
     """
     tuner = type(getattr(model, "base_model", None))
     is_foreign = issubclass(tuner, BaseTuner) and tuner.__module__.partition(".")[0] != "peft"
@@ -75,5 +93,5 @@ def has_stock_form(model: Any) -> bool:
 
 
 def count_trainable(model: Any) -> int:
-    """Parameters that training changes, shared ones once."""
+    """Trainable parameters, shared ones once."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -27,9 +27,10 @@ from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from qpeft.core.sharding import refuse_sharded
+from qpeft.errors import ConfigError
 
-_HALF_PRECISION = (torch.float16, torch.bfloat16)
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+_DEEPSPEED_MARKS = ("ds_id", "_hp_mapping")  # attributes of parameters under ZeRO-3; under ZeRO-1 and 2
 
 
 @dataclass
@@ -119,11 +120,11 @@ class Binding:
         A parameter that was cast and not trained since gets its exact float32 values back.
         """
         parameters = list(self.generator.parameters())
-        if not any(p.dtype in _HALF_PRECISION for p in parameters):
+        if not any(p.dtype in HALF_PRECISION for p in parameters):
             return
         exact = _flat_values(parameters).float() if self._values is None else self._values
         for parameter, value in zip(parameters, exact.split([p.numel() for p in parameters]), strict=True):
-            if parameter.dtype in _HALF_PRECISION:
+            if parameter.dtype in HALF_PRECISION:
                 parameter.data = _widened(parameter.data, value)
 
     def invalidate(self) -> None:
@@ -148,7 +149,7 @@ class Binding:
     def widen_half_precision(self) -> None:
         """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for adapters under training."""
         for slot in self.slots:
-            if slot.widens and slot.dtype in _HALF_PRECISION:
+            if slot.widens and slot.dtype in HALF_PRECISION:
                 slot.dtype = torch.float32
         self._placed = False
         self.refresh()
@@ -279,6 +280,28 @@ class _DetachedCopy:
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return (_no_copy, ())
+
+
+def sharded_by(module: nn.Module) -> str | None:
+    """What has taken over the module's parameters: "FSDP" (1 or 2), "DeepSpeed ZeRO", or nothing."""
+    if getattr(module, "_is_fsdp_managed_module", False):
+        return "FSDP"
+    parameter = next(module.parameters(), None)
+    return "DeepSpeed ZeRO" if any(hasattr(parameter, mark) for mark in _DEEPSPEED_MARKS) else None
+
+
+def refuse_sharded(generator: nn.Module) -> None:
+    """Raise ConfigError if FSDP (1 or 2) or DeepSpeed ZeRO has taken over the generator's parameters.
+
+    FSDP hides or replaces them between forward passes; ZeRO's optimiser updates copies that no version counter
+    follows, so that forward passes would use old values.
+    """
+    if found := sharded_by(generator):
+        raise ConfigError(
+            f"{found} shards the generator of this adapter, which has few parameters and needs all of them in every "
+            "process; train with plain DDP (torchrun or accelerate launch, without fsdp or deepspeed settings), and "
+            "load a base model that is too large for one device in 8 or 4 bits"
+        )
 
 
 def _no_copy() -> None:

@@ -1,4 +1,4 @@
-"""What every generator has in common: float32 always, and a compact state that is never read wrongly."""
+"""The base classes of generators: float32 arithmetic, and a fingerprint of everything that determines the output."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from qpeft.errors import ConfigError
 
 if TYPE_CHECKING:
+    from qpeft.circuits import Ansatz
     from qpeft.core.binding import Slot
     from qpeft.core.seeded_init import SeededInit
 
@@ -45,8 +46,24 @@ class FullPrecision(nn.Module):
         return super()._apply(move, recurse)
 
 
+class CircuitModule(nn.Module):
+    """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if `qpeft.set_backend` has set one."""
+
+    backend: Callable[[Tensor], Tensor] | None = None  # instead of the exact simulator
+
+    @property
+    def ansatz(self) -> Ansatz:
+        """The circuit."""
+        raise NotImplementedError
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether its angles are trained."""
+        raise NotImplementedError
+
+
 class Generator(FullPrecision):
-    """Few trained parameters in, the flat tensor (P,) of an adapter's parameters out: float32 and deterministic.
+    """Computes the flat tensor (P,) of an adapter's parameters from few trainable ones: float32 and deterministic.
 
     A subclass supplies `forward()`, differentiable once, and a buffer `fingerprint` made by the function of this name.
     """
@@ -64,7 +81,7 @@ class Generator(FullPrecision):
         return next((name for name, p in self.named_parameters() if not torch.isfinite(p).all()), None)
 
     def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> Generator:
-        """A generator like this one with the initial values of another seed; nothing of it is trained.
+        """An untrained generator like this one, with the initial values of another seed.
 
         Args:
             slots: The tensors that it fills, in its order.
@@ -76,18 +93,18 @@ class Generator(FullPrecision):
         )
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state dict as the compact folder stores it."""
+        """The state dict as the compact checkpoint stores it."""
         return state
 
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Undo `pack`; a state that is not packed is returned as it is."""
+        """Undo `pack`; a state that is not packed is returned unchanged."""
         return state
 
 
 def fingerprint(*parts: Any) -> Tensor:
-    """SHA-256 of all that turns trained parameters into an adapter's, uint8 (32,).
+    """SHA-256 of everything that determines the adapter, apart from the trained parameters; uint8 (32,).
 
-    Saved with them, so that they are never read with other initial values or other settings.
+    Saved with them, so that they are never loaded with other initial values or settings.
     """
     text = json.dumps(parts, sort_keys=True)
     return torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)

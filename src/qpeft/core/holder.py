@@ -1,19 +1,34 @@
-"""What holds generators: a tuner of ours, or a PeftModel over whose stock adapter a generator was put."""
+"""The object that owns the generators of a PeftModel: qpeft's tuner, or the PeftModel of `qpeft.attach`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import AdapterForm, count_trainable
-from qpeft.core.binding import Binding
-from qpeft.core.circuit_module import CircuitModule
+from qpeft.core.adapter_form import AdapterForm, StockAdapter, count_trainable
+from qpeft.core.binding import HALF_PRECISION, Binding
 from qpeft.core.config import GeneratedConfig
+from qpeft.core.generator import CircuitModule
 from qpeft.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was exported, and how far its logits are from the live model's."""
+
+    path: str
+    n_generated: int  # parameters of the stock adapter
+    n_trained: int  # parameters of the generator
+    n_bytes: int  # size of adapter_model.safetensors
+    max_logit_difference: float | None  # None: the base model has no weights to compare with
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 class GeneratorHolder(AdapterForm):
@@ -42,7 +57,7 @@ class GeneratorHolder(AdapterForm):
         return generators
 
     def binding(self, adapter_name: str) -> Binding:
-        """What connects the adapter's generator with its tensors."""
+        """The connection between the adapter's generator and its tensors."""
         return self._bindings[adapter_name]
 
     def generated_config(self, adapter_name: str) -> GeneratedConfig:
@@ -50,21 +65,39 @@ class GeneratorHolder(AdapterForm):
         raise NotImplementedError
 
     def stock_state(self, model: Any, adapter_name: str) -> dict[str, Tensor]:
-        """The tensors of the adapter that was generated, with the keys of a stock file; `model` is the PeftModel."""
+        """The tensors of the generated adapter, by their keys in a stock file; `model` is the PeftModel."""
         raise NotImplementedError
+
+    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
+        generator: Any = self.generators[adapter_name]
+        if broken := generator.find_broken():
+            raise ConfigError(f"non-finite adapter parameter in {broken}; export an earlier checkpoint")
+        binding, config = self.binding(adapter_name), self.generated_config(adapter_name)
+        settings = {**config.description(), "start_hash": config.start_hash}
+        generated, trained = sum(binding.sizes), sum(p.numel() for p in generator.parameters())
+        return StockAdapter(
+            tensors=self.stock_state(model, adapter_name),
+            config=config.to_stock(),
+            is_half=any(slot.widens and slot.dtype in HALF_PRECISION for slot in binding.slots),
+            settings=settings,
+            report=ExportReport,
+            counts={"n_generated": generated, "n_trained": trained},
+            host=settings.get("host", "LoRA"),
+            origin=f"Its {generated:,} parameters were generated during training by qpeft from {trained:,} trained\n"
+            f"parameters ({settings['method']}). Inference needs neither qpeft nor a quantum device.",
+        )
 
     def count_deployed(self, model: Any) -> int:
         generated = sum(sum(binding.sizes) for binding in self._bindings.values())
         return generated + count_trainable(model) - count_trainable(self.generators)
 
     def invalidate(self) -> None:
-        """Forget every generator's evaluation: the next forward makes a new one."""
+        """Discard every generator's value: the next forward pass computes it again."""
         for binding in self._bindings.values():
             binding.invalidate()
 
     @contextmanager
     def exact(self) -> Iterator[None]:
-        """Within: circuits on the exact simulator, whatever backend they train on; nothing else changes."""
         features = [m for m in self.generators.modules() if isinstance(m, CircuitModule)]
         backends = [feature.backend for feature in features]
         if not any(backends):
@@ -83,7 +116,7 @@ class GeneratorHolder(AdapterForm):
 
     @contextmanager
     def keeping_latent(self) -> Iterator[None]:
-        """Within: a saved adapter keeps its unquantised parameters, from which a run resumes as if never stopped."""
+        """Within: a saved adapter keeps its unquantized parameters, so that a run resumes exactly."""
         generators: list[Any] = list(self.generators.values())
         for generator in generators:
             generator.latent = True
@@ -94,7 +127,7 @@ class GeneratorHolder(AdapterForm):
                 generator.latent = False
 
     def refresh_detached(self) -> None:
-        """Put the present values in place, as tensors without a graph."""
+        """Place the current values, as tensors without a graph."""
         with torch.no_grad():
             for binding in self._bindings.values():
                 binding.refresh()
@@ -107,11 +140,8 @@ class GeneratorHolder(AdapterForm):
 
 
 def holder_of(model: Any) -> GeneratorHolder | None:
-    """What holds the generators of a PeftModel; None if nothing of it is generated."""
-    for candidate in (model, getattr(model, "base_model", None)):
-        if isinstance(candidate, GeneratorHolder):
-            return candidate
-    return None
+    """The holder of a PeftModel's generators; None if none of its adapters is generated."""
+    return next((m for m in (model, getattr(model, "base_model", None)) if isinstance(m, GeneratorHolder)), None)
 
 
 def refuse_replica(module: nn.Module) -> None:

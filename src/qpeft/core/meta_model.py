@@ -1,8 +1,9 @@
-"""A base model without its weights: every tensor on the meta device."""
+"""The class of an adapter's base model, and the base model without weights: every tensor on the meta device."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,26 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from qpeft.core.auto_class import AUTO_CLASSES
 from qpeft.errors import ConfigError
 
-# where neither the task nor the config says it: the first that has a model of this kind
+AUTO_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+}  # by PEFT's task type
+
+
+def base_class(config: Mapping[str, Any]) -> str:
+    """By the content of an adapter_config.json: of its task, or else the class that PEFT noted."""
+    mapping = config.get("auto_mapping")
+    noted = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    return AUTO_CLASSES.get(str(config.get("task_type"))) or noted or "AutoModelForCausalLM"
+
+
+# where neither the task nor the config determines it: the first that has a model for the config
 _IN_TURN = (
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",

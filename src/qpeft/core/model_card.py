@@ -9,7 +9,7 @@ from typing import Any
 
 from peft.utils import CONFIG_NAME
 
-from qpeft.core.auto_class import base_class
+from qpeft.core.meta_model import base_class
 from qpeft.files import write_text
 
 NEEDS_QPEFT = "loading it needs qpeft"  # in the title of each card of ours for such a folder
@@ -95,26 +95,16 @@ def _own_import(registered: type) -> str:
     return f"import {module}  # registers {registered.__name__}\n"
 
 
-def write_exported_card(folder: Path, base: str, report: Mapping[str, Any], *, tied: str | None) -> None:
-    """Describe the exported folder of a generated adapter; `report` is the content of its qpeft.json."""
-    made = (
-        f"Its {report['n_generated']:,} parameters were generated during training by qpeft from "
-        f"{report['n_trained']:,} trained\nparameters ({report['method']}). "
-        "Inference needs neither qpeft nor a quantum device."
-    )
-    write_stock_card(folder, base, _host(report), made, report, tied=tied)
-
-
 def write_stock_card(
-    folder: Path, base: str, host: str, made: str, report: Mapping[str, Any], *, tied: str | None
+    folder: Path, base: str, host: str, origin: str, record: Mapping[str, Any], *, tied: str | None
 ) -> None:
-    """Describe a folder that PEFT alone loads; `made` says where its parameters come from."""
+    """Describe an exported folder: the `origin` of its parameters and the `record` in its qpeft.json."""
     write_text(
         folder / "README.md",
         front_matter(base, host)
         + f"""# Stock {host} adapter: loading it needs PEFT alone
 
-{made}
+{origin}
 {tied_warning(tied)}
 ```python
 {load_lines(base, ".", needs_qpeft=False, auto_class=base_class(read_config(folder)))}
@@ -123,7 +113,7 @@ def write_stock_card(
 How it was made and verified (`qpeft.json`):
 
 ```json
-{json.dumps(dict(report), indent=2)}
+{json.dumps(dict(record), indent=2)}
 ```
 """,
     )

@@ -11,7 +11,7 @@ from qpeft.backends.jobs import RETRIES, Jobs
 from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import backend_settings
-from qpeft.core.circuit_module import CircuitModule
+from qpeft.core.generator import CircuitModule
 from qpeft.core.holder import holder_of
 from qpeft.errors import ConfigError
 

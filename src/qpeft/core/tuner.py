@@ -14,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from qpeft.core.binding import Binding, Slot
 from qpeft.core.config import GeneratedConfig, own_copy
 from qpeft.core.generator import Generator
-from qpeft.core.generator_state import check_tensors
 from qpeft.core.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
+from qpeft.core.load_checks import check_tensors
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of
 from qpeft.core.targets import check_target_modules, spare_new_head

@@ -19,11 +19,10 @@ from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.core.config import GeneratedLoraConfig
 from qpeft.core.meta_model import on_meta
-from qpeft.core.plan_result import Plan
 from qpeft.core.targets import check_target_modules, spare_new_head
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig
-from qpeft.methods.counting import count_live
+from qpeft.methods.counting import Plan, count_live
 from qpeft.methods.method import imported
 from qpeft.methods.qpa.plan import count_attached
 from qpeft.methods.registry import find_by_config

@@ -11,7 +11,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from qpeft.core.generator import Generator
-from qpeft.core.generator_state import check_tensors
+from qpeft.core.load_checks import check_tensors
 from qpeft.errors import CheckpointError
 from qpeft.testing.slopes import slope
 

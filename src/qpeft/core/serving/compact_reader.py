@@ -18,8 +18,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder
-from qpeft.core.generator_state import check_tensors
-from qpeft.core.serving.redraw import redraw
+from qpeft.core.load_checks import check_tensors
+from qpeft.core.seeded_init import SeededInit
 from qpeft.core.tuner import GeneratedMixin, stock_key
 from qpeft.errors import CheckpointError, ConfigError
 
@@ -102,7 +102,10 @@ class CompactReader:
         if (seed, start_hash) != (config.seed, config.start_hash):
             config.seed, config.start_hash = seed, start_hash
             config.__post_init__()
-            generator = redraw(self._first, self._slots, config)
+            init = SeededInit(seed)
+            generator = self._first.redrawn(self._slots, config, init)
+            config.check_start(init.hexdigest())
+            generator.to(next(self._first.buffers()).device)
         return generator, generator.state_dict()
 
 

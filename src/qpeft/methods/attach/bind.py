@@ -15,9 +15,8 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of, in_vector_order
 from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
-from qpeft.methods.attach.beside import keys_beside
 from qpeft.methods.attach.config import AttachedConfig
-from qpeft.methods.attach.slots import generated_slots, value_of
+from qpeft.methods.attach.tensors import generated_slots, other_keys, value_of
 
 _LOST_STARTS = ("corda", "loftq", "lora_ga")  # they take data, or change the base by a random part
 
@@ -42,7 +41,7 @@ def bind(
     attached.start_hash = init.hexdigest()
     attached.generated = [[slot.label, list(slot.shape)] for slot in slots]
     binding = Binding(generator.to(device_of(slots)), slots)  # takes the parameters away: what is left is not generated
-    return name, attached, binding, keys_beside(model, name, GeneratorHolder.container)
+    return name, attached, binding, other_keys(model, name, GeneratorHolder.container)
 
 
 def _checked_name(model: Any, config: Any, adapter_name: str | None) -> str:

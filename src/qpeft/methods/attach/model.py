@@ -18,8 +18,8 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.hooks import RemovableHandle
 
 from qpeft.core.binding import Binding
-from qpeft.core.generator_state import check_tensors
 from qpeft.core.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
+from qpeft.core.load_checks import check_tensors
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods.attach import folder as attached_folder

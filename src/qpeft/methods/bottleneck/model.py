@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qpeft.core.generator_state import check_adapter
+from qpeft.core.load_checks import check_adapter
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.errors import ConfigError
 from qpeft.methods.bottleneck.layer import BottleneckLayer

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qpeft.core.generator_state import check_tensors
+from qpeft.core.load_checks import check_tensors
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.errors import NotMergeableError
 from qpeft.methods.qaa.layer import QAALayer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qpeft.circuits import amplitude_qubits, dead_angles
-from qpeft.core.plan_result import BYTES
+from qpeft.methods.counting import BYTES
 from qpeft.methods.qaa.config import QAAConfig
 from qpeft.methods.qaa.layer import QAALayer
 

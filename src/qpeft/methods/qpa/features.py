@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from qpeft import circuits
 from qpeft.circuits import Ansatz
-from qpeft.core.circuit_module import CircuitModule
 from qpeft.core.folded import Folded
+from qpeft.core.generator import CircuitModule
 from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.settings import QPASettings

@@ -7,8 +7,8 @@ from typing import Any
 from peft.tuners.lora import LoraModel
 
 from qpeft.core.binding import Slot
-from qpeft.core.lora_slots import lora_slots
 from qpeft.core.seeded_init import SeededInit
+from qpeft.core.slots import lora_slots
 from qpeft.core.tuner import GeneratedMixin
 from qpeft.methods.qpa.generator import QPAGenerator
 

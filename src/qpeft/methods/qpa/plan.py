@@ -9,13 +9,11 @@ from peft.tuners.lora import LoraLayer
 
 from qpeft.core.binding import Slot
 from qpeft.core.holder import GeneratorHolder
-from qpeft.core.plan_result import BYTES
 from qpeft.core.slots import find_slots
 from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
-from qpeft.methods.attach.beside import keys_beside
-from qpeft.methods.attach.slots import generated_slots
-from qpeft.methods.counting import stored_numbers
+from qpeft.methods.attach.tensors import generated_slots, other_keys
+from qpeft.methods.counting import BYTES, stored_numbers
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.config import QPAConfig
 from qpeft.methods.qpa.generator import QPAGeneratorConfig
@@ -53,7 +51,7 @@ def count_attached(generator: GeneratorConfig, adapted: Any) -> dict[str, Any]:
 def _numbers_beside(adapted: Any, found: Sequence[tuple[Slot, Any]]) -> int:
     generated = {slot.owner._parameters[slot.name].untyped_storage()._cdata for slot, _ in found}  # type: ignore[union-attr]
     state = adapted.state_dict()
-    beside = [state[key] for key in keys_beside(adapted, "default", GeneratorHolder.container).values()]
+    beside = [state[key] for key in other_keys(adapted, "default", GeneratorHolder.container).values()]
     return sum(tensor.numel() for tensor in beside if tensor.untyped_storage()._cdata not in generated)
 
 

@@ -14,6 +14,6 @@ METHOD = Method(
     panel="Quantum-PEFT: the generator of U, V and lambda",
     presets=("paper_pauli", "paper_taylor"),
     circuit_role="each makes the columns of one U or V",
-    advice="qpeft.methods.quantum_peft.advice:angles_hardly_move",
+    advice="qpeft.methods.quantum_peft.settings:angles_hardly_move",
     count="qpeft.methods.quantum_peft.plan:count_quantum_peft",
 )

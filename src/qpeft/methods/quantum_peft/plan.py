@@ -9,9 +9,9 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from qpeft.circuits.counting import column_qubits, count_acting
-from qpeft.core.plan_result import BYTES
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_is_matrix
+from qpeft.methods.counting import BYTES
 from qpeft.methods.quantum_peft.config import QuantumPeftConfig
 from qpeft.methods.quantum_peft.factors import BANKS
 from qpeft.methods.quantum_peft.layout import Layout, Matrix

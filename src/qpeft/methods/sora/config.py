@@ -9,10 +9,10 @@ from typing import Any
 from peft import LoraConfig
 
 from qpeft.checks import check_value, is_count
+from qpeft.core import model_card
 from qpeft.core.config import MethodName, check_factors
 from qpeft.core.weights_hash import SealedConfig
 from qpeft.errors import ConfigError
-from qpeft.methods.sora import card as sora_card
 from qpeft.methods.sora.settings import SoRASettings
 
 SORA = MethodName("QPEFT_SORA")
@@ -68,4 +68,12 @@ class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write adapter_config.json, and a model card that says how to load this folder."""
         super().save_pretrained(save_directory, **kwargs)
-        sora_card.write_card(Path(save_directory))
+        model_card.write_own_card(
+            Path(save_directory),
+            "SoRA adapter with its gates",
+            tag="sora",
+            what="LoRA with a gate on each rank (arXiv 2311.11696); training moves gates to exact zero, and an export "
+            "leaves their ranks\nout.",
+            settings=("r", "lora_alpha", "shrink_budget", "sparse_lambda", "gate_init", "gate_lr_mult", "seed"),
+            export=model_card.EXPORT,
+        )

@@ -2,15 +2,14 @@
 
     y = W0 x + b0 + s B (g * (A D(x)))        A (r, d_in), g (r,), B (d_out, r), s = lora_alpha / r, D dropout
 
-After each optimiser step the gates are moved towards zero (`sora_threshold`); a rank whose gate is zero is left out of
-the export. PEFT's layers do the rest: a gated adapter is what PEFT calls a variant of LoRA.
+After each optimizer step the gates are moved towards zero (`threshold.py`). An export leaves out the ranks whose gate
+is zero. PEFT's layers do the rest: a gated adapter is what PEFT calls a variant of LoRA.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -18,9 +17,9 @@ from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import count_trainable
+from qpeft.core.adapter_form import StockAdapter, count_trainable
 from qpeft.core.config import own_copy
-from qpeft.core.generator_state import check_adapter
+from qpeft.core.load_checks import check_adapter
 from qpeft.core.targets import check_is_matrix, check_target_modules, spare_new_head
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
@@ -32,6 +31,7 @@ from qpeft.methods.sora.layer import GATE, GatedTuner, add_gate
 class SoRAModel(GatedTuner, LoraModel):
     """The tuner that PEFT builds for a SoRAConfig."""
 
+    prunes = True
     empty_warning = (
         "every gate of SoRA is zero, so there is no adapter to export; train again in another run folder with a lower "
         "shrink_budget or sparse_lambda, or a higher gate_lr_mult"
@@ -88,14 +88,11 @@ class SoRAModel(GatedTuner, LoraModel):
     def is_empty(self) -> bool:
         return sora_export.count_parameters(self)[1] == 0
 
-    def export_adapter(
-        self, model: Any, target: Path, adapter_name: str, probe: Mapping[str, Tensor] | None
-    ) -> sora_export.SoRAExportReport:
-        return sora_export.export_sora(self, model, target, adapter_name, probe)
+    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
+        return sora_export.stock_adapter(self, model, adapter_name)
 
-    def prune(self, adapter_name: str) -> bool:
-        sora_export.zero_pruned_gates(self, adapter_name)
-        return True
+    def pruned(self, adapter_name: str) -> AbstractContextManager[None]:
+        return sora_export.pruned_gates(self, adapter_name)
 
     def own_groups(self, lr: float) -> list[dict[str, Any]]:
         """The trained gates, by adapter; they may not decay."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qpeft.core.plan_result import BYTES
+from qpeft.methods.counting import BYTES
 from qpeft.methods.sora.config import SoRAConfig
 from qpeft.methods.sora.layer import GATE
 

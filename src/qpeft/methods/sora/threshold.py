@@ -22,7 +22,7 @@ from torch.nn.functional import softshrink
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from qpeft.core.sharding import sharded_by
+from qpeft.core.binding import sharded_by
 from qpeft.errors import ConfigError, TrainingError
 from qpeft.methods.sora.config import SoRAConfig
 from qpeft.methods.sora.layer import GatedTuner, sora_tuner

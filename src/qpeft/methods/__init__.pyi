@@ -1,0 +1,33 @@
+"""Public names of `qpeft.methods`, each listed once: `__init__.py` imports them lazily from here."""
+
+from .method import Method as Method
+from .method import Trains as Trains
+from .parts import AdapterForm as AdapterForm
+from .parts import Folded as Folded
+from .parts import FullPrecision as FullPrecision
+from .parts import GeneratedConfig as GeneratedConfig
+from .parts import GeneratedLoraConfig as GeneratedLoraConfig
+from .parts import GeneratedMixin as GeneratedMixin
+from .parts import Generator as Generator
+from .parts import GeneratorConfig as GeneratorConfig
+from .parts import MethodName as MethodName
+from .parts import OwnTuner as OwnTuner
+from .parts import SealedConfig as SealedConfig
+from .parts import SeededInit as SeededInit
+from .parts import Slot as Slot
+from .parts import check_adapter as check_adapter
+from .parts import check_is_matrix as check_is_matrix
+from .parts import check_target_modules as check_target_modules
+from .parts import draw_initial as draw_initial
+from .parts import find_slots as find_slots
+from .parts import fingerprint as fingerprint
+from .parts import lora_slots as lora_slots
+from .registry import file_sha256 as file_sha256
+from .registry import find as find
+from .registry import get as get
+from .registry import hosts as hosts
+from .registry import is_file as is_file
+from .registry import keys as keys
+from .registry import named as named
+from .registry import records as records
+from .registry import register as register
