@@ -1,4 +1,4 @@
-"""Every way in which a user loads a file, and what must come of it: an error that is clear, or what the file says."""
+"""All ways in which a user loads a file, and the check of each: the content of the file, or a clear error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from typer.testing import CliRunner
 import qpeft
 import qpeft.cli.export
 from bad_files_made import load_base, run_settings
-from bad_files_mutate import Mutation
 from bad_files_tensors import read
 from qpeft.cli.app import build
 from qpeft.compare import plan as plans
@@ -36,41 +35,59 @@ from qpeft.compare.study import load_study
 from qpeft.diagnostics import of_folder
 from qpeft.errors import InputError, TrainingError
 from qpeft.training import train
+from qpeft.training.metrics_log import read_rows
+from qpeft.training.run_folder import RunFolder
 from qpeft.training.sources import Columns, load_examples, load_rows
 from qpeft.training.tasks.images import load_images, open_image
 
-# what stock PEFT may raise before qpeft is asked
-PEFTS_OWN = (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError, pickle.UnpicklingError)
+# errors of stock PEFT before it calls qpeft
+PEFT_ERRORS = (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError, pickle.UnpicklingError)
+PEFT_WAYS = ("PeftModel.from_pretrained", "load_adapter as second", "load_adapter over")
 LONGEST_MESSAGE = 4000
-LEFT_OUT = (("load_adapter over", "pipe"),)  # PEFT itself opens the file, and waits for who writes into the pipe
-_IDS = torch.arange(24).view(2, 12) * 7 % 250
-# settings of a stock adapter that no tensor tells of: whoever edits them gets what is written there
-_DECIDE_ALONE = {"lora_alpha", "use_rslora", "alpha_pattern", "rank_pattern", "r", "alpha", "target_modules"}
+LEFT_OUT = (("load_adapter over", "pipe"),)  # PEFT itself opens the pipe and blocks
+IDS = torch.arange(24).view(2, 12) * 7 % 250
+# fields of a stock adapter that no other file repeats: a changed value takes effect
+FREE_FIELDS = {"lora_alpha", "use_rslora", "alpha_pattern", "rank_pattern", "r", "alpha", "target_modules"}
 
 
 class WrongError(Exception):
-    """A load did what it must not do: the first word says what."""
+    """A load with a wrong outcome, which is the text before the colon."""
+
+
+class CommandFailedError(InputError):
+    """A command ended with exit code 2 and a message."""
 
 
 @dataclass
 class Good:
-    """A file or folder as it should be, and what its model gives."""
+    """A valid file or folder, and the output of its model."""
 
     path: Path
     logits: Tensor | None = None
-    answers: dict[str, Any] = field(default_factory=dict)  # of the commands, and of what reads data
+    answers: dict[str, Any] = field(default_factory=dict)  # of the commands
+
+
+class Load(NamedTuple):
+    """A load of `path`, which was made from `good`; `neutral` if its meaning is unchanged."""
+
+    world: World
+    path: Path
+    good: Good
+    neutral: bool
+
+
+Way = Callable[[Load], None]  # raises the error of the load, or WrongError
 
 
 class World:
-    """The good files, and what every load is compared with; made once, before any process is forked off."""
+    """The valid files and the base, made before any process is forked."""
 
     def __init__(self, made: Path) -> None:
         self.made = made
         self.base = load_base(made / "base")
         self.base_logits = _logits(self.base)
-        names = [*sorted(p.name for p in made.glob("adapter-*") if p.name.count("-") == 1)]
-        names += [*sorted(p.name for p in made.glob("exported-*") if p.name.count("-") == 1)]
-        self.goods = {name: Good(made / name) for name in names}
+        adapters = [*sorted(made.glob("adapter-*")), *sorted(made.glob("exported-*"))]
+        self.goods = {path.name: Good(path) for path in adapters if path.name.count("-") == 1}
         for good in self.goods.values():
             good.logits = _logits(qpeft.load(self.fresh_base(), good.path).eval())
             assert not torch.equal(good.logits, self.base_logits), good.path
@@ -82,41 +99,36 @@ class World:
     def fresh_base(self) -> Any:
         return copy.deepcopy(self.base)
 
-    def ways(self, name: str) -> dict[str, Callable[..., None]]:
-        """How a user loads what is called so; each raises what the load raises, or WrongError."""
-        if name.startswith("adapter-"):
-            return {**_ADAPTER_WAYS, **_COMMANDS}
-        if name.startswith("exported-"):
-            return {"qpeft.load": _load, **_COMMANDS}
-        if name.startswith("data-"):
-            return {"data": _READS[name.removeprefix("data-")]}
-        return {"run": _RUN_WAYS, "classifier": _CLASSIFIER_WAYS, "study.yaml": _STUDY_WAYS}[name]
+    def ways(self, name: str) -> dict[str, Way]:
+        """How a user loads the file or folder of that name."""
+        kind, _, form = name.partition("-")
+        return {"data": DATA_READERS[form]} if kind == "data" else WAYS[kind]
 
 
 def judge(way: str, error: Exception | None) -> tuple[str, str]:
-    """What came of a load, and the message: "correct", "refused", "refused by PEFT", or what is wrong."""
+    """Outcome and message of a load: "correct", "refused", "refused by PEFT", or a wrong outcome."""
     if error is None:
         return "correct", ""
     message = str(error)
     if isinstance(error, WrongError):
         return message.partition(":")[0], message
-    shown = f"{type(error).__name__}: {message}"
-    if _is_out_of_memory(error) and not isinstance(error, (InputError, *PEFTS_OWN)):
-        return "memory", shown[:300]
+    shown = f"{type(error).__name__}: {message}"[:300]
+    if _is_out_of_memory(error) and not isinstance(error, (InputError, *PEFT_ERRORS)):
+        return "memory", shown
     if len(message) > LONGEST_MESSAGE or not message.strip():
-        return "unclear message", shown[:300]
-    if not message.isascii() and "\ud800" in message:
-        return "unprintable message", repr(shown[:300])
+        return "unclear message", shown
+    if "\ud800" in message:
+        return "unprintable message", repr(shown)
     if isinstance(error, InputError) or (way == "resume" and isinstance(error, TrainingError)):
-        return "refused", shown[:300]
-    if way in _PEFTS_WAYS and isinstance(error, PEFTS_OWN):
-        return "refused by PEFT", shown[:300]
-    return "wrong error", shown[:300]
+        return "refused", shown
+    if way in PEFT_WAYS and isinstance(error, PEFT_ERRORS):
+        return "refused by PEFT", shown
+    return "wrong error", shown
 
 
 def is_left_to_peft(way: str, folder: Path) -> bool:
-    """Whether PEFT loads the folder alone: its adapter_config.json names a method of PEFT's, and qpeft is not asked."""
-    if way not in _PEFTS_WAYS:
+    """Whether PEFT alone loads the folder, because adapter_config.json names one of PEFT's methods."""
+    if way not in PEFT_WAYS:
         return False
     kind = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("peft_type")
     return kind in PeftType.__members__
@@ -133,63 +145,62 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 # -- adapters
 
 
-def _load(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    _check(world, qpeft.load(world.fresh_base(), folder), folder, good, mutation)
+def _load(load: Load) -> None:
+    _check(load, qpeft.load(load.world.fresh_base(), load.path))
 
 
-def _from_pretrained(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    _check(world, PeftModel.from_pretrained(world.fresh_base(), str(folder)), folder, good, mutation)
+def _from_pretrained(load: Load) -> None:
+    _check(load, PeftModel.from_pretrained(load.world.fresh_base(), str(load.path)))
 
 
-def _load_beside(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    present = qpeft.load(world.fresh_base(), good.path).eval()
-    with _unchanged(present):
-        present.load_adapter(str(folder), "second")
-    present.set_adapter("second")
-    _check(world, present, folder, good, mutation, "second")
+def _load_as_second(load: Load) -> None:
+    model = qpeft.load(load.world.fresh_base(), load.good.path).eval()
+    with _unchanged(model):
+        model.load_adapter(str(load.path), "second")
+    model.set_adapter("second")
+    _check(load, model, "second")
 
 
-def _load_over(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    present = qpeft.load(world.fresh_base(), good.path).eval()
-    with _unchanged(present, only_on_error=True):
-        present.load_adapter(str(folder), "default")
-    _check(world, present, folder, good, mutation)
+def _load_over(load: Load) -> None:
+    model = qpeft.load(load.world.fresh_base(), load.good.path).eval()
+    with _unchanged(model, only_on_error=True):
+        model.load_adapter(str(load.path), "default")
+    _check(load, model)
 
 
 @contextmanager
-def _unchanged(present: Any, *, only_on_error: bool = False) -> Iterator[None]:
-    before = _logits(present)
+def _unchanged(model: Any, *, only_on_error: bool = False) -> Iterator[None]:
+    before = _logits(model)
     try:
         yield
     except Exception:
-        if not torch.equal(_logits(present), before):
-            raise WrongError("spoiled the present adapter: a refused load changed its logits") from None
+        if not torch.equal(_logits(model), before):
+            raise WrongError("present adapter changed: by a refused load") from None
         raise
-    if not only_on_error and not torch.equal(_logits(present), before):
-        raise WrongError("spoiled the present adapter: a load beside it changed its logits")
+    if not only_on_error and not torch.equal(_logits(model), before):
+        raise WrongError("present adapter changed: by the load of a second one")
 
 
-def _of_folder(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    of_folder(folder)
-
-
-def _check(world: World, model: Any, folder: Path, good: Good, mutation: Mutation, name: str = "default") -> None:
-    """The loaded adapter holds the file's own bits, and does what they say."""
+def _check(load: Load, model: Any, name: str = "default") -> None:
+    """The loaded adapter has the tensors of the file, and its logits follow from them."""
     logits = _logits(model.eval())
-    is_meant = _decides(folder, good.path) or _is_huge(folder)
-    if not torch.isfinite(logits).all() and not is_meant:
-        raise WrongError("not finite: a load gave logits that are NaN or Inf")
-    if torch.equal(logits, world.base_logits):
-        raise WrongError("silently the base model: a load changed no logit")
-    found, expected = _saved_again(model, name), _independent(folder)
+    expected, good = _independent(load.path), _independent(load.good.path)
+    is_changed = _has_changed_fields(load.path, load.good.path)
+    is_huge = any(np.abs(tensor.astype(np.float64)).max(initial=0) > 1e15 for tensor in expected.values())
+    if not torch.isfinite(logits).all() and not is_changed and not is_huge:
+        raise WrongError("not finite: the logits are NaN or Inf")
+    if torch.equal(logits, load.world.base_logits):
+        raise WrongError("base model returned: the load changed no logit")
+    found = _saved_again(model, name)
     if found.keys() != expected.keys():
-        raise WrongError(f"other tensors: the file has {sorted(found.keys() ^ expected.keys())[:4]} differently")
+        raise WrongError(f"other tensors: {sorted(found.keys() ^ expected.keys())[:4]} differ from the file")
     for key, value in expected.items():
         if value.shape != found[key].shape or not np.array_equal(value.astype(found[key].dtype), found[key]):
-            raise WrongError(f"other numbers: {key} is not what the file holds")
-    is_same = _same_tensors(expected, _independent(good.path)) and not _decides(folder, good.path)
-    if (mutation.neutral or is_same) and not torch.equal(logits, good.logits):
-        raise WrongError("other logits: the file says what it said before, and the model does not")
+            raise WrongError(f"other values: {key} differs from the file")
+    if (load.neutral or (_same_tensors(expected, good) and not is_changed)) and not torch.equal(
+        logits, load.good.logits
+    ):
+        raise WrongError("other logits: the meaning of the file is unchanged, the model is not")
 
 
 def _saved_again(model: Any, name: str) -> dict[str, np.ndarray]:
@@ -203,44 +214,25 @@ def _independent(folder: Path) -> dict[str, np.ndarray]:
     try:
         return read(folder / "adapter_model.safetensors")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WrongError(f"loaded what cannot be read: {error}") from error
+        raise WrongError(f"invalid file loaded: {error}") from error
 
 
 def _same_tensors(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
 
-def _decides(folder: Path, good: Path) -> bool:
-    """Whether adapter_config.json differs in what nothing else tells of."""
+def _has_changed_fields(folder: Path, good: Path) -> bool:
     configs = [json.loads((p / "adapter_config.json").read_text(encoding="utf-8-sig")) for p in (folder, good)]
     flat = [{**config, **(config.get("host") or {})} for config in configs]
-    return any(flat[0].get(key) != flat[1].get(key) for key in _DECIDE_ALONE)
-
-
-def _is_huge(folder: Path) -> bool:
-    """Whether the file has numbers that no forward pass survives."""
-    return any(np.abs(tensor.astype(np.float64)).max(initial=0) > 1e15 for tensor in _independent(folder).values())
+    return any(flat[0].get(key) != flat[1].get(key) for key in FREE_FIELDS)
 
 
 def _logits(model: Any) -> Tensor:
     with torch.no_grad():
-        return model(input_ids=_IDS).logits
+        return model(input_ids=IDS).logits
 
-
-_ADAPTER_WAYS: dict[str, Callable[..., None]] = {
-    "qpeft.load": _load,
-    "PeftModel.from_pretrained": _from_pretrained,
-    "load_adapter beside": _load_beside,
-    "load_adapter over": _load_over,
-    "qpeft.diagnostics.of_folder": _of_folder,
-}
-_PEFTS_WAYS = ("PeftModel.from_pretrained", "load_adapter beside", "load_adapter over")
 
 # -- commands
-
-
-class CommandFailedError(InputError):
-    """A command ended with exit code 2 and a message."""
 
 
 def command(*arguments: Any) -> Any:
@@ -248,42 +240,48 @@ def command(*arguments: Any) -> Any:
     done = CliRunner().invoke(build(), [str(a) for a in (*arguments, "--json")], prog_name="qpeft", input="")
     if done.exit_code == 0:
         return json.loads(done.stdout)
-    said = done.stderr + "" if done.stderr else done.output
+    output = done.stderr or done.output
     lost = done.exception if not isinstance(done.exception, SystemExit) else None
-    if lost is not None or "Traceback" in said or re.search(r"Unexpected \w+:", said) or done.exit_code != 2:
-        raise WrongError(f"wrong error: exit code {done.exit_code}, {lost!r}, {said[-600:]}")
-    raise CommandFailedError(said)
+    if lost is not None or "Traceback" in output or re.search(r"Unexpected \w+:", output) or done.exit_code != 2:
+        raise WrongError(f"wrong error: exit code {done.exit_code}, {lost!r}, {output[-600:]}")
+    raise CommandFailedError(output)
 
 
 def evaluate(made: Path, folder: Path, *options: str) -> dict[str, Any]:
-    """What `qpeft evaluate` says of the base and of the adapter."""
+    """The scores of the base and of the adapter."""
     data = made / "data" / ("a.tsv" if options else "a.jsonl")
     found = command("evaluate", "--adapter", folder, "--data", data, "--seq-len", 32, *options)
     return {who: found[who] for who in ("base", "adapted")}
 
 
-def _evaluate(world: World, folder: Path, good: Good, mutation: Mutation, *options: str) -> None:
-    figures = evaluate(world.made, folder, *options)
-    if figures["base"] == figures["adapted"]:
-        raise WrongError("silently the base model: evaluate gives base and adapter the same score")
-    if mutation.neutral and figures != good.answers["evaluate"]:
-        raise WrongError("other logits: evaluate gives another score")
+def generate(folder: Path) -> str:
+    return command("generate", "--adapter", folder, "--prompt", "the king", "--max-new-tokens", 12)["text"]
 
 
-def _generate(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    found = command("generate", "--adapter", folder, "--prompt", "the king", "--max-new-tokens", 12)
-    if mutation.neutral and found["text"] != good.answers["generate"]:
-        raise WrongError("other logits: generate writes another text")
+def _evaluate(load: Load, *options: str) -> None:
+    scores = evaluate(load.world.made, load.path, *options)
+    if scores["base"] == scores["adapted"]:
+        raise WrongError("base model returned: base and adapter have the same score")
+    if load.neutral and scores != load.good.answers["evaluate"]:
+        raise WrongError("other logits: another score")
 
 
-def _export(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    """The process without qpeft takes seconds to begin: what it does is done in this one."""
+def _evaluate_classes(load: Load) -> None:
+    _evaluate(load, "--task", "text-classification")
+
+
+def _generate(load: Load) -> None:
+    if generate(load.path) != load.good.answers["generate"] and load.neutral:
+        raise WrongError("other logits: another text")
+
+
+def _export(load: Load) -> None:
     with tempfile.TemporaryDirectory() as name:
         out = Path(name, "out")
-        command("export", folder, "--out", out)
-        logits = _logits(PeftModel.from_pretrained(world.fresh_base(), str(out)).eval())
-    if torch.equal(logits, world.base_logits):
-        raise WrongError("silently the base model: what export wrote changes no logit")
+        command("export", load.path, "--out", out)
+        logits = _logits(PeftModel.from_pretrained(load.world.fresh_base(), str(out)).eval())
+    if torch.equal(logits, load.world.base_logits):
+        raise WrongError("base model returned: the exported adapter changes no logit")
 
 
 def _stock_logits(base: str, adapter: Path | None, inputs: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -292,104 +290,87 @@ def _stock_logits(base: str, adapter: Path | None, inputs: Tensor, *_: Any, **__
         return PeftModel.from_pretrained(model, str(adapter)).eval()(input_ids=inputs).logits
 
 
-qpeft.cli.export.stock_logits = _stock_logits
+qpeft.cli.export.stock_logits = _stock_logits  # in this process: another one takes seconds to start
 
-
-def _diagnose(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    command("diagnose", folder, "--samples", 10)
-
-
-def _count(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    command("circuits", "draw", "--adapter", folder)
-
-
-_COMMANDS: dict[str, Callable[..., None]] = {
+COMMANDS: dict[str, Way] = {
     "qpeft evaluate": _evaluate,
     "qpeft generate": _generate,
     "qpeft export": _export,
-    "qpeft diagnose": _diagnose,
-    "qpeft circuits": _count,
+    "qpeft diagnose": lambda load: command("diagnose", load.path, "--samples", 10),
+    "qpeft circuits": lambda load: command("circuits", "draw", "--adapter", load.path),
 }
 
 # -- runs and studies
 
 
-def _settings(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    from qpeft.training.metrics_log import read_rows
-    from qpeft.training.run_folder import RunFolder
-
-    RunFolder(folder).settings()
-    read_rows(folder / "metrics.jsonl")
+def _read_settings(load: Load) -> None:
+    RunFolder(load.path).settings()
+    read_rows(load.path / "metrics.jsonl")
 
 
-def _train_again(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    """The same command over a run that ended: it must find its result, or refuse."""
-    result = train(run_settings(world.made, folder))
-    _check_result(result, good)
+def _train_again(load: Load) -> None:
+    """A finished run: the command finds its result or refuses."""
+    after = train(run_settings(load.world.made, load.path)).after.to_dict()
+    if after != json.loads((load.good.path / "result.json").read_text())["after"] | after:
+        raise WrongError("other values: the run has another score")
 
 
-def _resume(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    """The same command over a run that was interrupted after its second step."""
+def _resume(load: Load) -> None:
+    """A run that was interrupted after its second step."""
     with suppress(IsADirectoryError):
-        (folder / "result.json").unlink(missing_ok=True)
-    result = train(run_settings(world.made, folder))
-    _check_result(result, good)
-    if not _same_tensors(read(folder / "adapter" / "adapter_model.safetensors"),
-                         read(good.path / "adapter" / "adapter_model.safetensors")):  # fmt: skip
-        raise WrongError("other numbers: the resumed run ended elsewhere")
+        (load.path / "result.json").unlink(missing_ok=True)
+    _train_again(load)
+    found, expected = (read(run / "adapter" / "adapter_model.safetensors") for run in (load.path, load.good.path))
+    if not _same_tensors(found, expected):
+        raise WrongError("other values: the resumed run has another result")
 
 
-def _check_result(result: Any, good: Good) -> None:
-    if result.after.to_dict() != json.loads((good.path / "result.json").read_text())["after"] | result.after.to_dict():
-        raise WrongError("other numbers: the run has another score")
+def _load_study(load: Load) -> None:
+    """Every field has the value of the file."""
+    found = load_study(str(load.path)).model_dump()
+    if wrong := _difference(yaml.safe_load(load.path.read_bytes()), found):
+        raise WrongError(f"other values: {wrong} of the study differs from the file")
+    if load.neutral and found != load_study(str(load.good.path)).model_dump():
+        raise WrongError("other values: the study differs")
 
 
-def _evaluate_classes(world: World, folder: Path, good: Good, mutation: Mutation) -> None:
-    _evaluate(world, folder, good, mutation, "--task", "text-classification")
-
-
-_RUN_WAYS: dict[str, Callable[..., None]] = {
-    "settings": _settings,
-    "train again": _train_again,
-    "resume": _resume,
-    "qpeft diagnose": _diagnose,
-}
-_CLASSIFIER_WAYS: dict[str, Callable[..., None]] = {"qpeft evaluate": _evaluate_classes}
-
-
-def _load_study(world: World, file: Path, good: Good, mutation: Mutation) -> None:
-    """Every field has the value that the file gives it."""
-    found = load_study(str(file)).model_dump()
-    asked = yaml.safe_load(file.read_bytes())
-    if wrong := _differing(asked, found):
-        raise WrongError(f"other numbers: the study's {wrong} is not what the file says")
-    if mutation.neutral and found != load_study(str(good.path)).model_dump():
-        raise WrongError("other numbers: the study is another one")
-
-
-def _differing(asked: Any, found: Any, place: str = "study") -> str | None:
+def _difference(asked: Any, found: Any, place: str = "study") -> str | None:
     if isinstance(asked, dict) and isinstance(found, dict):
-        return next((w for key in asked if (w := _differing(asked[key], found.get(key), f"{place}.{key}"))), None)
+        return next((w for key in asked if (w := _difference(asked[key], found.get(key), f"{place}.{key}"))), None)
     if isinstance(asked, list) and isinstance(found, list) and len(asked) == len(found):
         pairs = enumerate(zip(asked, found, strict=True))
-        return next((w for i, (a, f) in pairs if (w := _differing(a, f, f"{place}.{i}"))), None)
-    return None if asked == found or str(asked) == str(found) or _same_number(asked, found) else place
+        return next((w for i, (a, f) in pairs if (w := _difference(a, f, f"{place}.{i}"))), None)
+    with suppress(TypeError, ValueError):
+        if float(asked) == float(found):
+            return None
+    return None if asked == found or str(asked) == str(found) else place
 
 
-def _same_number(asked: Any, found: Any) -> bool:
-    try:
-        return float(asked) == float(found)
-    except (TypeError, ValueError):
-        return False
+def _plan(load: Load) -> None:
+    plans.Plan.estimate = lambda self: {"tuning": 0.0, "final": 0.0, "cost": 0.0}  # times steps, whatever the file
+    command("compare", "plan", load.path)
 
 
-def _plan(world: World, file: Path, good: Good, mutation: Mutation) -> None:
-    """Steps are not timed: what they take is no matter of the file."""
-    plans.Plan.estimate = lambda self: {"tuning": 0.0, "final": 0.0, "cost": 0.0}
-    command("compare", "plan", file)
-
-
-_STUDY_WAYS: dict[str, Callable[..., None]] = {"load_study": _load_study, "qpeft compare plan": _plan}
+ADAPTER_WAYS: dict[str, Way] = {
+    "qpeft.load": _load,
+    "PeftModel.from_pretrained": _from_pretrained,
+    "load_adapter as second": _load_as_second,
+    "load_adapter over": _load_over,
+    "qpeft.diagnostics.of_folder": lambda load: of_folder(load.path) and None,
+    **COMMANDS,
+}
+WAYS: dict[str, dict[str, Way]] = {
+    "adapter": ADAPTER_WAYS,
+    "exported": {"qpeft.load": _load, **COMMANDS},
+    "run": {
+        "settings": _read_settings,
+        "train again": _train_again,
+        "resume": _resume,
+        "qpeft diagnose": COMMANDS["qpeft diagnose"],
+    },
+    "classifier": {"qpeft evaluate": _evaluate_classes},
+    "study.yaml": {"load_study": _load_study, "qpeft compare plan": _plan},
+}
 
 # -- data
 
@@ -399,69 +380,61 @@ def _compare_texts(found: list[str], expected: list[str]) -> None:
         pairs = enumerate(zip(found, expected, strict=False))
         place = next((i for i, (f, e) in pairs if f != e), min(len(found), len(expected)))
         shown = [repr(texts[place : place + 1])[:80] for texts in (found, expected)]
-        raise WrongError(
-            f"other numbers: {len(found)} texts read, {len(expected)} there; number {place}: {shown[0]}, not {shown[1]}"
-        )
+        raise WrongError(f"other values: {len(found)} texts of {len(expected)}; {place}: {shown[0]}, not {shown[1]}")
 
 
-def _texts(file: Path) -> list[str]:
-    return [row["text"] for row in load_examples(str(file), "train", Columns())]
+def _texts_of_rows(rows: list[Any]) -> list[str]:
+    texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
+    return [text for text in texts if text]
 
 
-def _read_txt(world: World, file: Path, good: Good, mutation: Mutation) -> None:
-    found = _texts(file)
-    _compare_texts(found, [io.TextIOWrapper(file.open("rb"), encoding="utf-8").read()])
-
-
-def _read_jsonl(world: World, file: Path, good: Good, mutation: Mutation) -> None:
-    found = _texts(file)
+def _jsonl(file: Path) -> list[str]:
     lines = file.read_bytes().decode("utf-8-sig").split("\n")
-    rows = [json.loads(line) for line in lines if line.strip()]  # a line of any white space is none
-    texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
-    _compare_texts(found, [text for text in texts if text])
+    return _texts_of_rows([json.loads(line) for line in lines if line.strip()])
 
 
-def _read_json(world: World, file: Path, good: Good, mutation: Mutation) -> None:
-    found = _texts(file)
+def _json(file: Path) -> list[str]:
     content = json.loads(file.read_bytes())
-    rows = content if isinstance(content, list) else [content]
-    texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
-    _compare_texts(found, [text for text in texts if text])
+    return _texts_of_rows(content if isinstance(content, list) else [content])
 
 
-def _read_csv(world: World, file: Path, good: Good, mutation: Mutation) -> None:
-    found = _texts(file)
+def _csv(file: Path) -> list[str]:
     csv.field_size_limit(2**31 - 1)
-    rows = list(csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8"), newline="")))
-    _compare_texts(found, [row["text"] for row in rows if (row["text"] or "").strip(" \t")])  # blank lines are none
+    rows = csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8"), newline=""))
+    return [row["text"] for row in rows if (row["text"] or "").strip(" \t")]
 
 
-def _read_parquet(world: World, file: Path, good: Good, mutation: Mutation) -> None:
-    found = _texts(file)
-    _compare_texts(found, [text for text in parquet.read_table(file)["text"].to_pylist() if text])
+def _reader(expected: Callable[[Path], list[str]]) -> Way:
+    """Compares qpeft's texts with those of an independent reader of the format."""
+
+    def check(load: Load) -> None:
+        found = [row["text"] for row in load_examples(str(load.path), "train", Columns())]
+        _compare_texts(found, expected(load.path))
+
+    return check
 
 
-def _read_tsv(world: World, file: Path, good: Good, mutation: Mutation) -> None:
-    rows = load_rows(str(file), "train", ("text", "label"))
+def _read_tsv(load: Load) -> None:
+    rows = load_rows(str(load.path), "train", ("text", "label"))
     found = ["\t".join(map(str, row.values())) for row in rows]
-    lines = [line for line in file.read_bytes().decode("utf-8").splitlines() if line.strip()]
+    lines = [line for line in load.path.read_bytes().decode("utf-8").splitlines() if line.strip()]
     _compare_texts(found, lines[1:] if found[:1] != lines[:1] else lines)
 
 
-def _read_images(world: World, file: Path, good: Good, mutation: Mutation) -> None:
-    images = load_images(str(file), "train", "label")
+def _read_images(load: Load) -> None:
+    images = load_images(str(load.path), "train", "label")
     if not images:
-        raise WrongError("other numbers: no image was read")
+        raise WrongError("other values: no image was read")
     for content, _ in images:
         open_image(content, "RGB")
 
 
-_READS: dict[str, Callable[..., None]] = {
-    "txt": _read_txt,
-    "jsonl": _read_jsonl,
-    "json": _read_json,
-    "csv": _read_csv,
-    "parquet": _read_parquet,
+DATA_READERS: dict[str, Way] = {
+    "txt": _reader(lambda file: [file.open(encoding="utf-8").read()]),
+    "jsonl": _reader(_jsonl),
+    "json": _reader(_json),
+    "csv": _reader(_csv),
+    "parquet": _reader(lambda file: [text for text in parquet.read_table(file)["text"].to_pylist() if text]),
     "tsv": _read_tsv,
     "npz": _read_images,
     "images": _read_images,

@@ -1,10 +1,11 @@
-"""The good files that `bad_files` spoils: tiny models, an adapter of every method, runs, studies, data."""
+"""The valid files that `bad_files.py` damages: an adapter of every method, runs, a study, data, for a tiny base."""
 
 from __future__ import annotations
 
 import csv
 import json
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,32 +19,19 @@ from pyarrow import Table, parquet
 from transformers import AutoModelForCausalLM
 
 import qpeft
-import tiny_bases
 from qpeft.training import TrainSettings, train
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests" / "support"))
+from tiny_models import llama, save_base
+
 WIDTHS = {"base": 16, "wide": 24}
-OTHERS = {"seed1": {"seed": 1}, "bigger": {"size": 4}, "wide": {"base": "wide"}}  # of each method, to swap files with
+OTHERS = {"seed1": {"seed": 1}, "bigger": {"size": 4}, "wide": {"base": "wide"}}  # adapters to swap files with
 EXPORTED = ("qpa", "quantum_peft", "sora")
-_SENTENCE = (
-    "the",
-    "king",
-    "went",
-    "into",
-    "the",
-    "golden",
-    "wood",
-    "and",
-    "said",
-    "how",
-    "well",
-    "the",
-    "bird",
-    "sings",
-)
+WORDS = ("the", "king", "went", "into", "the", "golden", "wood", "and", "said", "how", "well", "bird", "sings")
 
 
 def make_all(folder: Path) -> None:
-    """Everything, under `folder`; what is there already is not made again."""
+    """All files, in `folder`, unless they exist."""
     if (folder / "made").exists():
         return
     for name, width in WIDTHS.items():
@@ -57,20 +45,18 @@ def make_all(folder: Path) -> None:
 
 
 def load_base(folder: Path) -> Any:
-    """The causal language model in `folder`, float32."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def text(n_words: int, seed: int = 0) -> str:
-    """Reproducible nonsense."""
     draw = random.Random(seed)
-    return " ".join(draw.choice(_SENTENCE) for _ in range(n_words))
+    return " ".join(draw.choice(WORDS) for _ in range(n_words))
 
 
 def _make_base(folder: Path, width: int) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 257, "hidden_size": width, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    tiny_bases.save_base(folder, tiny_bases.llama(**sizes, initializer_range=0.2))
+    save_base(folder, llama(**sizes, initializer_range=0.2))
 
 
 # -- adapters
@@ -130,7 +116,7 @@ def _make_adapters(folder: Path, method: str) -> None:
 
 
 def _move(model: Any, seed: int) -> None:
-    """As if it had been trained."""
+    """Change all trainable parameters, as training does."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -174,7 +160,7 @@ def _make_runs(folder: Path) -> None:
 
 
 def run_settings(folder: Path, out: Path, **changes: Any) -> TrainSettings:
-    """Of a run of four steps with a checkpoint after the second."""
+    """A run of four steps with a checkpoint after the second."""
     usual = {"model": str(folder / "base"), "data": str(folder / "data" / "a.txt"), "steps": 4, "save_every": 2}
     small = {"r": 2, "target_modules": ["q_proj"], "chunk_size": 16, "hidden": [6, 5], "n_layers": 2}
     settings = {**usual, "batch_size": 2, "seq_len": 32, "method_settings": small, "eval_blocks": 2, **changes}

@@ -1,12 +1,13 @@
-"""The three parts of `classification.py`: a frozen base, and labelled data that it has not seen.
+"""The three parts of `classification.py`: a frozen base, and labelled data that it was not trained on.
 
-Every part writes four files: `train` and `test`, and `fit` and `validation`, into which `train` is divided to choose
-learning rates without a look at `test`.
+Every part writes four files: `train` and `test`, and `fit` and `validation`, a split of `train` to select learning
+rates.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ import numpy as np
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
-from classification_rows import BASELINE
 from qpeft.demo import base_path
 from qpeft.training import TrainSettings, train
 from qpeft.training.base_model import load_model, load_tokenizer
@@ -24,16 +24,17 @@ import digits
 
 Arrays = dict[str, np.ndarray]
 
+BASELINE = "head alone"
 _MAIN = (BASELINE, "LoRA r=4", "QPA r=4")
 _CIFAR10 = (*_MAIN, "Quantum-PEFT r=8", "QPA r=4, no feature", "Quantum-PEFT r=8, signs for CZ")
 _DIGITS = (*_CIFAR10, "Quantum-PEFT r=8, framed", "LoRA r=1", "bottleneck of 8")
 _SST2 = (*_MAIN, "Quantum-PEFT r=32", "QPA r=4, no feature", "Quantum-PEFT r=32, signs for CZ")
-_CUT_OUTS = 8  # random views of each image that the base learns from
-_EDGE = 4  # pixels by which a view is shifted at most
+_VIEWS = 8  # random views of each image for the training of the base
+_EDGE = 4  # largest shift of a view, in pixels
 
 
 class Part(NamedTuple):
-    """What every run of a part has in common."""
+    """What all runs of a part share."""
 
     task: str
     base: Path
@@ -48,8 +49,8 @@ class Part(NamedTuple):
         return str(self.data / f"{name}{self.suffix}")
 
 
-def digits_part(folder: Path) -> Part:
-    """The example's: a transformer that knows 0 to 4, to learn 5 to 9."""
+def digits_part(folder: Path, _: Path) -> Part:
+    """Of `examples/digits.py`: a ViT that was trained on 0 to 4 learns 5 to 9."""
     digits.write_digits(folder)
     with np.load(folder / "high-train.npz") as train_file, np.load(folder / "high-test.npz") as test_file:
         write_images(folder, dict(train_file), dict(test_file))
@@ -58,7 +59,7 @@ def digits_part(folder: Path) -> Part:
 
 
 def cifar10_part(folder: Path, source: Path, steps: int = 1500) -> Part:
-    """A transformer trained on the first five classes, to learn the last five."""
+    """A ViT that is trained on the first five classes learns the last five."""
     files = {"train": source / "train_2000.npz", "test": source / "test_1000.npz"}
     arrays = {name: dict(np.load(file, allow_pickle=False)) for name, file in files.items()}
     write_images(folder, *(choose(part, part["labels"] >= 5) for part in arrays.values()))
@@ -83,7 +84,7 @@ def cifar10_part(folder: Path, source: Path, steps: int = 1500) -> Part:
 
 
 def sst2_part(folder: Path, source: Path) -> Part:
-    """A small language model that has read the sentences without labels, to tell praise from blame."""
+    """A small language model that is trained on the sentences without labels learns their sentiment."""
     lines = sentences(source / "train.tsv")
     held_out = np.arange(len(lines)) % 8 == 7
     write_lines(folder / "train.tsv", lines)
@@ -107,7 +108,7 @@ def sst2_part(folder: Path, source: Path) -> Part:
 
 
 def sentences(file: Path) -> list[str]:
-    """Lines `sentence TAB label`, each sentence closed by a full stop: a decoder is read at its last token."""
+    """Lines `sentence TAB label`, each sentence with a full stop: a decoder classifies its last token."""
     return [line.replace("\t", " .\t") for line in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -116,7 +117,7 @@ def write_lines(file: Path, lines: list[str]) -> None:
 
 
 def write_two_layers(folder: Path) -> None:
-    """The embedded base without its upper layers: a run costs a third, and what it reads is told by single words."""
+    """The embedded base without its upper layers, which makes a run three times faster."""
     base = load_model(str(base_path()))
     base.transformer.h = base.transformer.h[:2]
     base.config.n_layer = 2
@@ -133,7 +134,7 @@ def write_images(folder: Path, train_part: Arrays, test_part: Arrays) -> None:
 
 
 def choose(arrays: Arrays, chosen: np.ndarray) -> Arrays:
-    """The chosen images (n,) with their labels; the classes' names as they are."""
+    """The chosen images (n,) with their labels, and the names of all classes."""
     return {name: values if name == "names" else values[chosen] for name, values in arrays.items()}
 
 
@@ -141,21 +142,20 @@ def views(arrays: Arrays) -> Arrays:
     """Each image in several random shifts, half of them mirrored."""
     draw = np.random.default_rng(0)
     padded = np.pad(arrays["images"], ((0, 0), (_EDGE, _EDGE), (_EDGE, _EDGE), (0, 0)), mode="reflect")
-    shown = [
-        _view(image, *draw.integers(0, 2 * _EDGE + 1, 2), draw.integers(2)) for image in np.repeat(padded, _CUT_OUTS, 0)
-    ]
-    return {**arrays, "images": np.stack(shown), "labels": np.repeat(arrays["labels"], _CUT_OUTS)}
-
-
-def _view(image: np.ndarray, top: int, left: int, mirrored: int) -> np.ndarray:
-    side = image.shape[0] - 2 * _EDGE
-    view = image[top : top + side, left : left + side]
-    return view[:, ::-1] if mirrored else view
+    side, shown = arrays["images"].shape[1], []
+    for image in np.repeat(padded, _VIEWS, 0):
+        (top, left), mirrored = draw.integers(0, 2 * _EDGE + 1, 2), draw.integers(2)
+        view = image[top : top + side, left : left + side]
+        shown.append(view[:, ::-1] if mirrored else view)
+    return {**arrays, "images": np.stack(shown), "labels": np.repeat(arrays["labels"], _VIEWS)}
 
 
 def write_untrained(folder: Path) -> None:
-    """A transformer of 0.3 million numbers as it is drawn: 64 patches of 4 x 4 pixels, 4 layers of width 96."""
+    """A random ViT with 0.3 million parameters: 64 patches of 4 x 4 pixels, 4 layers of width 96."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 192}
     ViTForImageClassification(ViTConfig(image_size=32, patch_size=4, **sizes, num_labels=5)).save_pretrained(folder)
     ViTImageProcessorPil(do_resize=False, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(folder)
+
+
+PARTS: dict[str, Callable[[Path, Path], Part]] = {"digits": digits_part, "cifar10": cifar10_part, "sst2": sst2_part}

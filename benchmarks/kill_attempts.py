@@ -1,5 +1,5 @@
-"""Runs a `qpeft` command until it ends or is killed: in a fork of this process, which has everything imported, or, as a
-user does, in a process that begins with `python -m qpeft`."""
+"""Runs a `qpeft` command until it ends or is killed: in a fork of this process, which has everything imported, or as
+`python -m qpeft`."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ import psutil
 
 from kill_moments import PLAN
 
-_PATIENCE = 60.0  # seconds in which cells must notice that their runner is gone
-_LIMIT = 600.0  # seconds of an attempt
+_PATIENCE = 60.0  # seconds until cells without a runner must have ended
+_LIMIT = 600.0  # seconds per attempt
 _PAUSE = 0.002
-_PREPARED = "jemalloc_bg_thd"  # pyarrow's: it is stopped and started around a fork
+_PREPARED = "jemalloc_bg_thd"  # a thread of pyarrow, which stops it during a fork
 _APPEND = os.O_WRONLY | os.O_CREAT | os.O_APPEND
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When an attempt dies: after `seconds`, or before the `change`-th change of a file; neither: it may end."""
+    """When an attempt is killed: after `seconds`, or before the `change`-th file operation; with neither it may end."""
 
     seconds: float | None = None
     change: int | None = None
-    whom: str = "all"  # or "runner": its cells must end by themselves
-    is_command: bool = False  # a process with imports of its own instead of a fork
+    whom: str = "all"  # or "runner", whose cells must then end
+    is_command: bool = False  # a new process instead of a fork
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt ended: exit code, negative after a signal; seconds, and changes of files if it was a fork."""
+    """The exit code (negative after a signal), seconds, and the number of file operations of a fork."""
 
     code: int
     seconds: float
@@ -46,24 +46,24 @@ class Ended:
 
 
 class Attempts:
-    """Starts attempts, one at a time; what they print goes to a log in `folder`."""
+    """Runs one attempt at a time; their output goes to a log in `folder`."""
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self._plan, self._counter, self._log = folder / "plan.json", folder / "changes", folder / "log.txt"
         self._plan.unlink(missing_ok=True)
-        os.environ[PLAN] = str(self._plan)  # for the server that forks cells, too
+        os.environ[PLAN] = str(self._plan)  # also read by the server that forks cells
         self._server = _start_server()
 
     def run(self, words: list[str], out: Path, moment: Moment) -> Ended:
-        """Run `qpeft WORDS`, which works in `out`, until `moment`; return when nobody works for it any more."""
+        """Run `qpeft WORDS`, which works in `out`, until `moment`, and wait for the end of all its processes."""
         self._counter.write_bytes(b"")
         plan = {"folder": str(out), "counter": str(self._counter), "at": moment.change, "whom": moment.whom}
         self._plan.write_text(json.dumps(plan))
         began, then = time.perf_counter(), time.time()
         runner = self._spawn(words) if moment.is_command else self._fork(words)
-        if moment.is_command and moment.seconds is not None:  # else most would die while they import
-            _wait_until(lambda: _has_changed(out, since=then), _LIMIT, "the command does not begin")
+        if moment.is_command and moment.seconds is not None:  # else most are killed during imports
+            _wait_until(lambda: _has_changed(out, since=then), _LIMIT, "the command does not start")
         cells = psutil.Process(runner) if moment.is_command else self._server
         code = _until(runner, cells, moment)
         seconds = time.perf_counter() - began
@@ -84,7 +84,7 @@ class Attempts:
             os.dup2(log, 1)
             os.dup2(log, 2)
             server = forkserver._forkserver  # type: ignore[attr-defined]
-            server.ensure_running = lambda: None  # it runs, and is no child of ours that could be asked
+            server.ensure_running = lambda: None  # it runs, but not as a child of this process
             from qpeft.cli.app import build
 
             build()(words, prog_name="qpeft")
@@ -102,14 +102,14 @@ class Attempts:
 
 
 def _start_server() -> psutil.Process:
-    """The process that cells are forked from, one for all attempts; both have then imported what is needed."""
+    """The process from which cells are forked, one for all attempts; it and this one import everything."""
     from qpeft.cli import bar, compare_bar  # noqa: F401
     from qpeft.compare import cell_run, runner  # noqa: F401
 
     forkserver.set_forkserver_preload(["qpeft.compare.preload", "kill_moments"])
     first = multiprocessing.get_context("forkserver").Process(target=int)
     first.start()
-    first.join()  # it has been forked: the server is ready
+    first.join()  # the server is ready
     names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     if len([name for name in names if name != _PREPARED]) > 1:
         raise RuntimeError(f"a process with the threads {names} cannot be forked safely; set OMP_NUM_THREADS=1")
@@ -117,7 +117,7 @@ def _start_server() -> psutil.Process:
 
 
 def _until(runner: int, cells: psutil.Process, moment: Moment) -> int:
-    """The exit code of `runner`, which is killed at its moment, with its cells where the moment says so."""
+    """The exit code of `runner`, which is killed at its moment, and its cells if the moment includes them."""
     end = time.monotonic() + (_LIMIT if moment.seconds is None else moment.seconds)
     while time.monotonic() < end:
         pid, status = os.waitpid(runner, os.WNOHANG)
@@ -144,7 +144,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
 
 
 def _has_changed(folder: Path, since: float) -> bool:
-    with suppress(FileNotFoundError):  # files come and go
+    with suppress(FileNotFoundError):  # files appear and disappear
         return any(path.stat().st_mtime > since for path in folder.rglob("*"))
     return True
 

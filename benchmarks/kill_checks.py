@@ -1,4 +1,4 @@
-"""What must hold of the folder that a kill left, and of the one that is finished in the end."""
+"""Checks of a folder after a kill, and of the folder of the finished run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DERIVED = {"results.jsonl", "results.csv", "summary.csv", "summary.md", "report
 
 
 def damaged(folder: Path) -> list[str]:
-    """Every file that counts as written, and cannot be read."""
+    """Complete files that cannot be read."""
     found = []
     for path in _files(folder):
         try:
@@ -34,10 +34,10 @@ def damaged(folder: Path) -> list[str]:
 
 
 def finished_work(folder: Path) -> State:
-    """What a resumed command must not do again: rows as they are, the last whole checkpoint of each run."""
+    """The work that a resumed command must not repeat: rows, and the last complete checkpoint of each run."""
     rows = _result_rows(folder)
     found = [path.relative_to(folder) for path in folder.glob("**/checkpoints/checkpoint-*/complete")]
-    runs = {folder / path.parents[2] for path in found if "/." not in str(path)}  # hidden: on its way out
+    runs = {folder / path.parents[2] for path in found if "/." not in str(path)}  # hidden: being removed
     steps = {str(run.relative_to(folder)): max(map(_step, _whole_checkpoints(run))) for run in runs}
     jobs = folder / "jobs.jsonl"
     shots = sum(row["shots"] for row in _rows(jobs)) if jobs.exists() else 0
@@ -45,26 +45,26 @@ def finished_work(folder: Path) -> State:
 
 
 def lost_work(before: State, after: State) -> list[str]:
-    """What `before` had and `after` has not."""
+    """Work of `before` that is missing in `after`."""
     rows = [f"{name} was written again" for name, was in before["rows"].items() if after["rows"].get(name) != was]
     steps = [
-        f"{run or 'the run'} fell back from step {step}"
+        f"{run or 'the run'} restarted before step {step}"
         for run, step in before["steps"].items()
         if after["steps"].get(run, 0) < step and not _has_row(run, after["rows"])
     ]
-    shots = ["shots that were sent are forgotten"] if after["shots"] < before["shots"] else []
+    shots = ["shots that were sent are not counted"] if after["shots"] < before["shots"] else []
     result = ["the run is unfinished again"] if after["result"] < before["result"] else []
     return [*rows, *steps, *shots, *result]
 
 
 def share_done(state: State, whole: State) -> float:
-    """About how much of the work is finished, at most 1."""
+    """Approximate fraction of finished work, at most 1."""
     done, every = (len(found["rows"]) + sum(found["steps"].values()) for found in (state, whole))
     return min(1.0, done / every)
 
 
 def wrong_so_far(folder: Path, whole: Path) -> list[str]:
-    """Rows, and losses up to the last whole checkpoint, that are not those of the unbroken run in `whole`."""
+    """Rows, and losses up to the last complete checkpoint, that differ from the uninterrupted run in `whole`."""
     rows, unbroken = _result_rows(folder), _result_rows(whole)
     wrong = [f"{name} differs" for name, row in rows.items() if _timeless_row(row) != _timeless_row(unbroken[name])]
     last = max(map(_step, _whole_checkpoints(folder)), default=-1)
@@ -73,11 +73,10 @@ def wrong_so_far(folder: Path, whole: Path) -> list[str]:
 
 
 def differences(folder: Path, whole: Path) -> list[str]:
-    """Between a run that was killed and went on to its end, and the unbroken one, to the bit but for times."""
+    """Between the finished run and the uninterrupted one, bit for bit except for times."""
     ours, theirs = (_names(place) for place in (folder, whole))
-    found = [f"{name} is missing" for name in sorted(theirs - ours)] + [
-        f"{n} is left over" for n in sorted(ours - theirs)
-    ]
+    found = [f"{name} is missing" for name in sorted(theirs - ours)]
+    found += [f"{name} is left over" for name in sorted(ours - theirs)]
     for name in sorted(ours & theirs):
         if (folder / name).is_file() and not _is_derived(name) and _timeless(folder / name) != _timeless(whole / name):
             found.append(f"{name} differs")
@@ -85,31 +84,28 @@ def differences(folder: Path, whole: Path) -> list[str]:
 
 
 def _stale(folder: Path) -> list[str]:
-    """Outputs of a study that are not what its rows give."""
+    """Outputs of a study that do not follow from its rows."""
     with tempfile.TemporaryDirectory() as place:
         copy = Path(place) / folder.name
         shutil.copytree(folder, copy)
         write_outputs(copy)
-        names = [
-            name
-            for name in _names(folder)
-            if _is_derived(name) and (folder / name).is_file() and name != "estimate.json"
-        ]
+        files = [p for p in folder.rglob("*") if p.is_file() and p.name != "estimate.json"]
+        names = [name for p in files if _is_derived(name := str(p.relative_to(folder)))]
         return [f"{name} is stale" for name in names if (folder / name).read_bytes() != (copy / name).read_bytes()]
 
 
 def _is_derived(name: str) -> bool:
-    """Whether seconds stand in it, and rows alone decide it."""
+    """Whether the file contains times, and follows from rows alone."""
     return name in _DERIVED or name.startswith("plots/")
 
 
 def _names(folder: Path) -> set[str]:
-    """All there is, hidden files and folders among them, but for the empty file by which a run folder is locked."""
+    """All files and folders, also hidden ones, except the empty lock of a run folder."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != ".lock"}
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files that count as written: not hidden, nor in a checkpoint that is not whole."""
+    """Complete files: not hidden, not in an unfinished checkpoint."""
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
         if path.is_file() and not any(part.startswith(".") for part in parts) and not _is_in_broken(path):
@@ -122,7 +118,7 @@ def _is_in_broken(path: Path) -> bool:
 
 
 def _read(path: Path) -> Any:
-    """Content of any file that qpeft writes; raises if it is not whole."""
+    """Content of any file of qpeft; raises if it is damaged."""
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"))
     if path.suffix == ".jsonl":
@@ -140,13 +136,11 @@ def _read(path: Path) -> Any:
 
 
 def _names_in(marker: Path) -> list[str]:
-    """The files that it names; raises if one is not there, or has another SHA-256. Theirs differ where times do."""
+    """The files that a checkpoint's `complete` lists; raises if one is missing or has another SHA-256."""
     lines = [line.split("  ", 1) for line in marker.read_text().splitlines()]
-    wrong = [
-        name for digest, name in lines if hashlib.sha256((marker.parent / name).read_bytes()).hexdigest() != digest
-    ]
-    if wrong:
-        raise ValueError(f"it names {wrong}, which differ")
+    for digest, name in lines:
+        if hashlib.sha256((marker.parent / name).read_bytes()).hexdigest() != digest:
+            raise ValueError(f"{name} has another hash")
     return [name for _, name in lines]
 
 
@@ -162,21 +156,21 @@ def _plain(value: Any) -> Any:
 
 
 def _rows(path: Path) -> list[Any]:
-    """Rows of a log; a last line without its end is none."""
+    """Rows of a log without an unfinished last line."""
     return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
 
 
 def _timeless(path: Path) -> Any:
-    """Content without what a clock, a place or the number of attempts decides."""
+    """Content without times, paths and everything that depends on the number of attempts."""
     if path.name in ("jobs.jsonl", "README.md", "training_args.bin"):
-        return None  # jobs after the last checkpoint are sent again, and the card tells their number
+        return None  # jobs after the last checkpoint are sent again; the model card contains their number
     if path.name == "rows.jsonl":
         return {cell_id: _timeless_row(row) for cell_id, row in _result_rows(path.parent).items()}
     return _untimed(_read(path))
 
 
 def _result_rows(folder: Path) -> dict[str, Any]:
-    """The rows of a study by cell_id; none in another folder."""
+    """The rows of a study by cell_id."""
     path = folder / "rows.jsonl"
     return {row["cell_id"]: row for row in _rows(path)} if path.exists() else {}
 
@@ -206,7 +200,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def _has_row(run: str, rows: dict[str, Any]) -> bool:
-    """Whether the cell of a run, `work/METHOD/HASH/NAME-lrRATE/run`, has its row."""
+    """Whether the cell of a run, `work/METHOD/HASH/NAME-lrRATE/run`, has a row."""
     if not run.startswith("work/"):
         return False
     _, method, config, name, _ = run.split("/")

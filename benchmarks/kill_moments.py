@@ -1,14 +1,14 @@
-"""Where an attempt dies: at the n-th change of a file below a folder, counted over all processes of the attempt.
+"""Kills an attempt at the n-th file operation in a folder, counted over all processes of the attempt.
 
-Imported by a process that forks, it arms what is forked: runners, and the cells of a comparison. The file that the
-environment variable PLAN names says of the attempt:
+A process that imports this module does this to its forks: runners, and the cells of a study. The environment variable
+PLAN names a JSON file with the fields
 
-    folder    changes below it count: files opened for writing, renamed, removed, flushed; folders made and removed
-    counter   a file that grows by a byte with each change
-    at        the change, counted from 1, before which the attempt dies; null: never
-    whom      "runner": its cells live on; "all": whoever works for it dies with it
+    folder    operations in it count: files opened for writing, renamed, removed, flushed; folders made and removed
+    counter   a file that grows by a byte with each operation
+    at        the operation, counted from 1, before which the attempt is killed; null: never
+    whom      "runner": its cells are not killed; "all": all processes are
 
-Random moments never hit the instant between two renames; this does.
+Random times never fall between two renames; these moments do.
 """
 
 from __future__ import annotations
@@ -29,17 +29,11 @@ import jinja2
 PLAN = "QPEFT_KILLS_PLAN"
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir"}
-_FOLDER_OF = {
-    "os.rename": 2,
-    "os.remove": 1,
-    "os.mkdir": 2,
-    "os.rmdir": 1,
-}  # the place of dir_fd in an event's arguments
+_FOLDER_OF = {"os.rename": 2, "os.remove": 1, "os.mkdir": 2, "os.rmdir": 1}  # index of dir_fd in the arguments
 
 
 def _arm() -> None:
-    """Count from now on; called in a process that was forked just now."""
+    """Called in every new fork."""
     file = Path(os.environ.get(PLAN, ""))
     if not file.is_file():
         return
@@ -55,14 +49,14 @@ def _arm() -> None:
             path, _, flags = arguments
             if isinstance(path, str | bytes) and flags & _WRITES:
                 change(os.fsdecode(path))
-        elif event in _CHANGES:
+        elif event in _FOLDER_OF:
             change(_place(arguments[0], arguments[_FOLDER_OF[event]]))
 
     def fsync(target: Any, really: Any = os.fsync) -> None:
         change(_opened(target if isinstance(target, int) else target.fileno()))
         really(target)
 
-    os.fsync = fsync  # no audit event tells of it: written, and not yet renamed
+    os.fsync = fsync  # has no audit event
     sys.addaudithook(audit)
 
 
@@ -77,7 +71,7 @@ def _opened(descriptor: int) -> str:
 
 
 def _count(counter: int) -> int:
-    """The number of changes so far; appending makes it the same count for all processes."""
+    """The number of operations so far, of all processes: an append is atomic."""
     os.write(counter, b".")
     return os.lseek(counter, 0, os.SEEK_CUR)
 
@@ -94,7 +88,7 @@ def _strike(whom: str) -> None:
 
 
 def _others(is_cell: bool) -> list[int]:
-    """The processes of cells but for this one."""
+    """The processes of the other cells."""
     if not is_cell:
         return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
     import psutil
@@ -107,5 +101,5 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
 
 
-jinja2.Environment.compile = cache(jinja2.Environment.compile)  # else a third of a run is spent on PEFT's cards
-os.register_at_fork(before=gc.freeze, after_in_child=_arm)  # frozen: else a collection copies all that is imported
+jinja2.Environment.compile = cache(jinja2.Environment.compile)  # saves a third of a run, spent on PEFT's model cards
+os.register_at_fork(before=gc.freeze, after_in_child=_arm)  # frozen: a collection would copy all imported objects

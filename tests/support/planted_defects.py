@@ -1,6 +1,6 @@
-"""Programs that do not survive kills, for the harness in benchmarks/ to find out:
+"""Defects that benchmarks/kills.py must detect:
 
-python planted_defects.py OUT     the names of the defects whose kills went unnoticed, a line each
+python planted_defects.py OUT     prints the name of each undetected defect
 """
 
 import shutil
@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 
 def main() -> None:
-    import kills  # first: it sets the environment that libraries read
+    import kills  # first: it sets environment variables that libraries read
 
     out = Path(sys.argv[1])
     words = ["--out", str(out), "--what", "lora", "--kills"]
-    kills.main([*words, "0"])  # the unbroken run is sound
-    for plant in (_forgets_its_optimizer, _writes_in_place, _keeps_what_was_half_written):
+    kills.main([*words, "0"])  # without a defect
+    for plant in (_does_not_restore_optimizer, _overwrites_in_place, _keeps_unfinished_files):
         (out / "kills.jsonl").unlink(missing_ok=True)
         for broken in out.glob("broken-*"):
             shutil.rmtree(broken)
@@ -31,22 +31,22 @@ def main() -> None:
                 sys.stdout.write(f"unnoticed: {plant.__name__}\n")
 
 
-def _forgets_its_optimizer(setattr: Callable) -> None:
+def _does_not_restore_optimizer(setattr: Callable) -> None:
     setattr("transformers.Trainer._load_optimizer_and_scheduler", lambda self, checkpoint: None)
 
 
-def _writes_in_place(setattr: Callable) -> None:
+def _overwrites_in_place(setattr: Callable) -> None:
     @contextmanager
     def replace_file(target):
         target.write_text("{")
-        for _ in range(20):  # so that kills come while the file is no whole one
+        for _ in range(20):  # kills occur while the file is incomplete
             target.open("a").close()
         yield target
 
     setattr("qpeft.files.replace_file", replace_file)
 
 
-def _keeps_what_was_half_written(setattr: Callable) -> None:
+def _keeps_unfinished_files(setattr: Callable) -> None:
     setattr("qpeft.training.run_folder.remove_unfinished", lambda folder: None)
 
 

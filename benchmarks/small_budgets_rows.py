@@ -1,7 +1,8 @@
 """The methods of `small_budgets.py`: each a PEFT config, and its three learning rates.
 
-The rates lie a factor of about three apart, around the best ones of an earlier pilot. Quantum-PEFT folds its own
-factors into one common rate: 2e-3 moves an angle by 0.1 a step, lambda (times lora_alpha) by 0.064, a norm gain by 0.1.
+The learning rates differ by a factor of about three, around the best ones of an earlier pilot. Quantum-PEFT folds its
+own factors into one learning rate: 2e-3 moves an angle by 0.1 per step, lambda (times lora_alpha) by 0.064, a norm gain
+by 0.1.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from peft import PeftConfig
 import qpeft
 
 CIRCUIT_RATES = (6e-4, 2e-3, 6e-3)
-CORE_RATES = (2e-4, 6e-4, 2e-3)  # a core's number moves as lambda does
+CORE_RATES = (2e-4, 6e-4, 2e-3)  # a parameter of a core moves like lambda
 
 
 class Names(NamedTuple):
-    """What an architecture calls its query and value maps, its last norm, and all its norms."""
+    """An architecture's names of the query and value maps, the last norm, and all norms."""
 
     query_value: list[str]
     final_norm: list[str]
@@ -29,13 +30,13 @@ class Names(NamedTuple):
 
 NAMES = {
     "llama": Names(["q_proj", "v_proj"], ["model.norm"], ["input_layernorm", "post_attention_layernorm", "model.norm"]),
-    "gpt2": Names(["c_attn"], ["ln_f"], ["ln_1", "ln_2", "ln_f"]),  # c_attn holds the key map as well
+    "gpt2": Names(["c_attn"], ["ln_f"], ["ln_1", "ln_2", "ln_f"]),  # c_attn contains the key map as well
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """`config(seed)` gives the adapter; None trains every weight, or nothing where there are no rates."""
+    """`config(seed)` is the adapter; None trains every weight, or nothing without learning rates."""
 
     config: Callable[[int], PeftConfig] | None
     rates: tuple[float, ...]
@@ -43,14 +44,13 @@ class Row:
 
 
 def build_rows(model_type: str) -> dict[str, Row]:
-    """Every method by its short name, for one architecture."""
     names = NAMES[model_type]
     return {
         "base": Row(None, (), main=True),
         "full": Row(None, (5e-4, 1e-3, 2e-3), main=True),
         **_classical(names),
         **_circuits(names),
-        **_twins(names),
+        **_controls(names),
     }
 
 
@@ -95,9 +95,9 @@ def _circuits(names: Names) -> dict[str, Row]:
     }
 
 
-def _twins(names: Names) -> dict[str, Row]:
-    """Classical controls of the circuits, at equal or nearly equal counts."""
-    # scales other than the defaults keep all numbers of a row near their best rates at one common rate
+def _controls(names: Names) -> dict[str, Row]:
+    """Classical controls of the circuits, with equal or nearly equal numbers of parameters."""
+    # scales other than the defaults keep all parameters near their best learning rates at one common one
     core = {"family": "core", "frame": "gradient"}
     typed = {"frame": "gradient", "share": "type", "n_layers": 1}
     return {
