@@ -31,7 +31,7 @@ def load(request, tmp_path_factory):
     """A function that loads a tiny Llama quantised."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llama")
-    tiny_models.llama(hidden_size=64, intermediate_size=128).save_pretrained(folder)
+    tiny_models.llama(hidden_size=64, intermediate_size=128, num_key_value_heads=2).save_pretrained(folder)
     options = {"quantization_config": request.param(), "device_map": {"": "cpu"}}
     # in evaluation a CPU would repack 4-bit weights for good, without a backward
     return lambda: AutoModelForCausalLM.from_pretrained(folder, **options).train()
