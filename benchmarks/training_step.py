@@ -1,4 +1,4 @@
-"""A training step on any device and model's shape, beside one of stock LoRA: the part of `bench.py`, by itself.
+"""A training step on any device, for the shape of any model, compared with stock LoRA.
 
     python benchmarks/training_step.py                                   # QPA at GPT-2 small
     python benchmarks/training_step.py --methods quantum_peft --r 8 --case 'all linear maps'
@@ -6,7 +6,7 @@
     python benchmarks/training_step.py --geometry tiny --rounds 2        # seconds, to see that it runs
 
 Random weights from a model's configuration; on the CPU one thread and processor time. A step is forward, backward,
-AdamW and zero_grad. An accelerator is waited for at the end of each turn. Peak memory is that of a child process each.
+AdamW and zero_grad. Each turn ends with a synchronization. Peak memory is that of a child process.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import argparse
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from rich.console import Console
 
 import qpeft
 from geometries import GEOMETRIES
+from speed.machine import turns
+from speed.measure import Row
+from speed.table import markdown
 
 GENERATED = ["qpa", "quantum_peft"]
 RANKED = {
@@ -38,7 +41,6 @@ WARM_UP = 3
 
 
 def config(method: str, case: str, options: argparse.Namespace) -> Any:
-    """QAA is put where the others are; a bottleneck stands behind the feed-forward blocks."""
     targets = GEOMETRIES[options.geometry].cases[case]
     if method == "qaa":
         return qpeft.QAAConfig(target_modules=targets, task_type="CAUSAL_LM")
@@ -48,7 +50,7 @@ def config(method: str, case: str, options: argparse.Namespace) -> Any:
 
 
 def adapted(method: str, case: str, options: argparse.Namespace) -> Any:
-    """The geometry's model under an adapter, in training mode."""
+    """The model with an adapter, in training mode."""
     base = GEOMETRIES[options.geometry].model(torch.device(options.device), getattr(torch, options.dtype))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT on GPT-2's Conv1D, the same for all
@@ -59,7 +61,7 @@ def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], ob
     """A function that trains a fresh model by `steps` steps."""
     model = adapted(method, case, options)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0)  # SoRA's gates must not decay
+    optimiser = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0)  # decay would change SoRA's gates
     if method == "sora":
         qpeft.SoRACallback.attach(optimiser, model, steps=1000)
     shape = (options.batch_size, options.tokens)
@@ -78,7 +80,7 @@ def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], ob
 
 
 def generator_turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], object]:
-    """A function that evaluates the generator and pulls a gradient back through it, `steps` times."""
+    """A function that evaluates the generator and its gradient, `steps` times."""
     binding = adapted(method, case, options).base_model.binding("default")
     parameters = [p for p in binding.generator.parameters() if p.requires_grad]
 
@@ -105,12 +107,36 @@ def peak_memory(method: str, case: str, options: argparse.Namespace) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
+def step_rows(case: str, methods: list[str], options: argparse.Namespace, rounds: int) -> Iterator[Row]:
+    """Processor seconds of steps, on an accelerator seconds; stock LoRA twice, as a control."""
+    tasks = {name: turn(name, case, options) for name in ("lora", *methods)}
+    tasks["second lora"] = turn("lora", case, options)
+    generated = [name for name in methods if name in GENERATED]
+    tasks |= {f"{name}, generation": generator_turn(name, case, options) for name in generated}
+    seconds = turns(tasks, rounds, process_time if options.device == "cpu" else perf_counter)
+    seconds = {name: [s / options.steps for s in samples] for name, samples in seconds.items()}
+    size = f"{options.geometry}, {case}, {options.batch_size} x {options.tokens} tokens"
+    for name in (*methods, "second lora"):
+        yield Row.of_samples(f"{name}: {size}", "stock LoRA", seconds[name], seconds["lora"])
+    for name in generated:
+        yield Row.of_samples(f"{name}: {size}", "its generation", seconds[name], seconds[f"{name}, generation"])
+
+
+def memory_rows(case: str, methods: list[str], options: argparse.Namespace) -> Iterator[Row]:
+    """Peak bytes, each of a process of its own."""
+    lora = peak_memory("lora", case, options)
+    for name in methods:
+        found = peak_memory(name, case, options)
+        what = f"{name}: {options.geometry}, {case}, {options.batch_size} x {options.tokens} tokens"
+        yield Row(what, "stock LoRA", "bytes", found, lora, lora / found, rounds=1)
+
+
 def child(options: argparse.Namespace) -> None:
     turn(options.child, options.case, options)
     if options.device != "cpu":
         print(torch.accelerator.max_memory_allocated())
         return
-    # not getrusage: Linux hands the parent's peak on to its child
+    # not getrusage: on Linux a child inherits the peak of its parent
     status = Path("/proc/self/status").read_text().splitlines()
     print(1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM")))
 
@@ -134,17 +160,9 @@ def main() -> None:
     if options.child:
         child(options)
         return
-    from speed import steps, table  # these import this module
-
-    rows = [
-        *steps.step_rows(options.case, options.methods, options, options.rounds),
-        *steps.memory_rows(options.case, options.methods, options),
-    ]
-    Console().print(table.table(device_name(options.device), rows))
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device.startswith("cuda") else device
+    rows = step_rows(options.case, options.methods, options, options.rounds)
+    print(torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device)
+    print(markdown([*rows, *memory_rows(options.case, options.methods, options)]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of ratios: its parts run at tiny sizes, and a program that computes something else is not timed."""
+"""The speed table: all groups run at tiny sizes, and a program with another result is not timed."""
 
 import json
 import os
@@ -16,11 +16,11 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 @pytest.fixture(autouse=True)
 def _scripts(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
-    monkeypatch.setattr(os, "environ", os.environ.copy())  # the script sets threads for programs that it starts
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # the script sets variables
 
 
 @pytest.mark.long
-def test_every_group_gives_rows(tmp_path, capsys):
+def test_every_group_has_rows(tmp_path, capsys):
     import bench
 
     assert bench.main(["--quick", "--json", str(tmp_path / "bench.json")]) == 0
@@ -56,7 +56,7 @@ def test_many_adapters_are_measured(tmp_path):
 
 
 def case(peer, same=True):
-    from speed.case import Case, Peer
+    from speed.measure import Case, Peer
 
     ours = (torch.tensor([1.0, -2.0]),)
     return Case("adding", lambda: ours, {"peer": Peer(peer, same)}, tolerance=1e-3, rounds=3)
@@ -71,34 +71,34 @@ def rows(peer, same=True):
 
 
 @pytest.mark.parametrize("found", [[1.0, -2.01], [1.0, float("nan")], [1.0, -2.0, 0.0]])
-def test_a_wrong_result_is_refused_and_has_no_time(found):
+def test_wrong_result_is_refused_and_not_timed(found):
     row = rows(lambda: lambda: (torch.tensor(found),))
     assert row.refused
     assert (row.ratio, row.theirs, row.rounds) == (None, None, 0)
     assert row.note.startswith("refused: ")
 
 
-def test_an_equal_result_is_timed():
+def test_equal_result_is_timed():
     row = rows(lambda: lambda: (torch.tensor([1.0, -2.001]),))
     assert not row.refused
     assert row.rounds == 3
     assert row.ratio > 0
 
 
-def test_what_stands_beside_need_not_be_equal():
+def test_reference_of_the_cost_may_have_another_result():
     assert rows(lambda: lambda: (torch.zeros(5),), same=False).ratio > 0
 
 
-def test_a_missing_program_is_a_row_with_the_reason():
+def test_missing_program_gets_a_row_with_the_reason():
     def peer():
-        import a_program_that_nobody_has  # noqa: F401
+        import a_missing_program  # noqa: F401
 
     row = rows(peer)
-    assert row.note == "not installed: No module named 'a_program_that_nobody_has'"
+    assert row.note == "not installed: No module named 'a_missing_program'"
     assert not row.refused
 
 
-def test_a_wrong_result_fails_the_command(monkeypatch, capsys):
+def test_wrong_result_fails_the_command(monkeypatch, capsys):
     import bench
     from speed import circuits
 
@@ -107,10 +107,10 @@ def test_a_wrong_result_fails_the_command(monkeypatch, capsys):
     assert "refused" in capsys.readouterr().out
 
 
-def test_a_stopped_run_shows_and_keeps_what_it_has(monkeypatch, tmp_path, capsys):
+def test_interrupted_run_shows_and_saves_its_rows(monkeypatch, tmp_path, capsys):
     import bench
     from speed import circuits
-    from speed.row import Row
+    from speed.measure import Row
 
     def stopped(machine, quick):
         yield Row.of_samples("a thing", "a program", [1.0, 2.0], [3.0, 8.0])

@@ -1,1 +1,1 @@
-"""The parts of `bench.py`: one module for each group of rows, and what all groups share."""
+"""The parts of `bench.py`: one module per group of rows, and `measure`, `machine`, `peers` and `table`."""

@@ -1,4 +1,4 @@
-"""One step through each backend, value and gradient, beside the exact simulation: what leaving it costs."""
+"""One step through each backend, value and gradient, compared with the exact simulation."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import torch
 
 from qpeft.backends import CircuitRun, Jobs
 from qpeft.backends.named import as_backend
-from speed.case import Case, Peer, Task
 from speed.circuits import problem
 from speed.machine import Machine
-from speed.measure import measure
-from speed.row import Row
+from speed.measure import Case, Peer, Row, Task, measure
 
 TITLE = "QPA's circuit through backends, 8 layers, float64"
 BACKENDS = ("pennylane:lightning.qubit", "pennylane:default.qubit", "pennylane:default.mixed", "qiskit:aer")
@@ -36,7 +34,7 @@ def step(n_qubits: int, names: tuple[str, ...], quick: bool) -> Case:
 
     peers = {f"exact, {SHOTS:,} shots": peer("exact", SHOTS)}
     for name in names:
-        if name != "qiskit:aer":  # always takes shots
+        if name != "qiskit:aer":  # always samples shots
             peers[name] = peer(name, None)
         peers[f"{name}, {SHOTS:,} shots"] = peer(name, SHOTS)
     return Case(f"{n_qubits} qubits, a step", task("exact", None), peers, tolerance=1e-6, rounds=2 if quick else 5)

@@ -1,4 +1,4 @@
-"""QPA's circuit beside other programs: all probabilities, and the gradient of a weighted sum of them."""
+"""QPA's circuit and other programs: all probabilities, and the gradient of a weighted sum of them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz, probabilities
-from speed.case import Case, Peer
+from speed import peers
 from speed.machine import Machine
-from speed.measure import measure
-from speed.peers import default_qubit, lightning_qubit, qiskit_statevector, tensor_circuit, torch_quantum
-from speed.row import Row
+from speed.measure import Case, Peer, Row, measure
 
 TITLE = "QPA's circuit, 8 layers"
 SIZES, FORWARD_SIZES = (7, 8, 10, 12, 16), (8, 12, 16)
-UNROLLED_SIZES = (8,)  # compiling takes half a minute there, and minutes beyond
+UNROLLED_SIZES = (8,)  # compilation takes half a minute, and minutes for more qubits
 N_LAYERS = 8
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # lightning's sparse observable is good to 1e-8
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}
 
 
 def rows(machine: Machine, quick: bool) -> Iterator[Row]:
@@ -42,17 +40,17 @@ def problem(n_qubits: int, dtype: torch.dtype) -> tuple[Ansatz, Tensor, Tensor]:
 def gradient(n_qubits: int, dtype: torch.dtype, quick: bool) -> Case:
     given = problem(n_qubits, dtype)
     _, angles, weights = given
-    ways = {"PennyLane default.qubit, backprop": default_qubit.gradient}
+    ways = {"PennyLane default.qubit, backprop": peers.default_qubit_gradient}
     if dtype == torch.float64:
-        ways["PennyLane lightning.qubit, adjoint"] = lightning_qubit.gradient
+        ways["PennyLane lightning.qubit, adjoint"] = peers.lightning_qubit_gradient
     else:
-        ways["TorchQuantum, backprop"] = torch_quantum.gradient
+        ways["TorchQuantum, backprop"] = peers.torch_quantum_gradient
     if not quick:
-        ways["TensorCircuit-NG, jit of a layer"] = partial(tensor_circuit.gradient, scan=True)
+        ways["TensorCircuit-NG, jit of a layer"] = partial(peers.tensor_circuit_gradient, scan=True)
     if n_qubits in UNROLLED_SIZES and dtype == torch.float32:
-        ways["TensorCircuit-NG, jit of all layers"] = partial(tensor_circuit.gradient, scan=False)
+        ways["TensorCircuit-NG, jit of all layers"] = partial(peers.tensor_circuit_gradient, scan=False)
     return Case(
-        f"{n_qubits} qubits, forward and backward, {_name(dtype)}",
+        f"{n_qubits} qubits, forward and backward, {str(dtype).removeprefix('torch.')}",
         lambda: torch.autograd.grad(probabilities(angles), angles, weights),
         {name: Peer(partial(way, *given)) for name, way in ways.items()},
         TOLERANCE[dtype],
@@ -65,9 +63,9 @@ def forward(n_qubits: int, quick: bool) -> Case:
     ansatz, angles, weights = problem(n_qubits, torch.float64)
     fixed = angles.detach()
     ways = {
-        "PennyLane default.qubit": default_qubit.forward,
-        "PennyLane lightning.qubit": lightning_qubit.forward,
-        "Qiskit Statevector": qiskit_statevector.forward,
+        "PennyLane default.qubit": peers.default_qubit_forward,
+        "PennyLane lightning.qubit": peers.lightning_qubit_forward,
+        "Qiskit Statevector": peers.qiskit_forward,
     }
     return Case(
         f"{n_qubits} qubits, forward, float64",
@@ -77,7 +75,3 @@ def forward(n_qubits: int, quick: bool) -> Case:
         rounds=2 if quick else 9,
         moved=weights.nbytes,
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

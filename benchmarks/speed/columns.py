@@ -1,4 +1,4 @@
-"""Quantum-PEFT's orthonormal columns and the gradient of what they are made of, beside dense ways of equal size."""
+"""Quantum-PEFT's orthonormal columns with the gradient of their parameters, and dense constructions of equal size."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ from torch import Tensor
 from qpeft.circuits import Ansatz, basis_columns, lie_columns, orthogonal_columns, two_design_columns
 from qpeft.circuits.counting import count_orthogonal
 from qpeft.circuits.gates import gate_columns
-from speed.case import Case, Peer, Results
 from speed.machine import Machine
-from speed.measure import measure
-from speed.row import Row
+from speed.measure import Case, Peer, Results, Row, measure
 
 TITLE = "Quantum-PEFT's columns, float32"
 WIDTHS = {768: "GPT-2 small", 1280: "GPT-2 large"}
@@ -38,7 +36,7 @@ def rows(machine: Machine, quick: bool) -> Iterator[Row]:
 
 
 def circuit(size: Size) -> Case:
-    """A power of two: one circuit for each module; every way must give the same gradient of its angles."""
+    """A power of two: one circuit per module; all programs must give the same gradient of its angles."""
     n_qubits = size.width.bit_length() - 1
     ansatz = Ansatz("two_design", n_qubits, N_LAYERS)
     angles = _random(size.modules, ansatz.n_angles)
@@ -67,7 +65,7 @@ def circuit(size: Size) -> Case:
 
 
 def any_width(size: Size) -> Case:
-    """Other trained parameters, other columns: all that can agree is that columns are orthonormal."""
+    """Other parameters give other columns, so only their orthonormality is compared."""
     angles = _random(size.modules, count_orthogonal(size.width, N_LAYERS))
     dense = _random(size.modules, size.width, size.k)
     weights = _random(size.modules, size.width, size.k).detach()
@@ -95,7 +93,7 @@ def any_width(size: Size) -> Case:
 
 
 def lie(size: Size) -> Case:
-    """The Lie-algebra family with one live column, beside the exponential of the whole skew matrix."""
+    """The Lie-algebra family with one column of parameters, and the exponential of the dense skew matrix."""
     b = _random(size.width, 1)
     weights = _random(size.width, size.k).detach()
 

@@ -1,4 +1,4 @@
-"""QPA's circuit at large widths, beside one copy of a vector as long as its probabilities, and our older route."""
+"""QPA's circuit with many qubits, a copy of a vector with as many entries, and the route with groups of wires."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import torch
 
 from qpeft.circuits import probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
-from speed.case import Case, Peer
 from speed.circuits import problem
 from speed.machine import Machine
-from speed.measure import measure
-from speed.row import Row
+from speed.measure import Case, Peer, Row, measure
 
 TITLE = "QPA's circuit, large, 8 layers"
 SIZES = (18, 20, 22, 24)
-GROUPS_UP_TO = 20  # qubits; beyond, this route takes seconds
+GROUPS_UP_TO = 20  # qubits; with more this route takes seconds
 
 
 def rows(machine: Machine, quick: bool) -> Iterator[Row]:

@@ -1,26 +1,83 @@
-"""A case's rows: first whether the programs agree, then their time."""
+"""A case of the speed table: do the programs agree, and how long do they take?"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from statistics import median
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import median, quantiles
 from time import process_time
 
-import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from interleave import turns
-from speed.case import Case, Peer, Results, Task
-from speed.machine import Machine
-from speed.row import Row
+from speed.machine import Machine, turns
+
+Results = tuple[Tensor, ...]
+Task = Callable[[], Results]
 
 
 class WrongResultError(AssertionError):
-    """A program computed something else than qpeft."""
+    """The result of a program differs from qpeft's."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another program: `make` gives what is timed, and raises ImportError if the program is not installed.
+
+    `same`: its results must equal qpeft's; False for a reference of the cost.
+    """
+
+    make: Callable[[], Task]
+    same: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """What qpeft computes, the peers by name, and the tolerance of their results relative to the largest entry.
+
+    `compared` selects what must agree in a result; `moved` is the number of bytes that must be read and written.
+    """
+
+    what: str
+    ours: Task
+    peers: dict[str, Peer]
+    tolerance: float
+    rounds: int = 15
+    moved: int = 0
+    compared: Callable[[Results], Results] = field(default=lambda results: results)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cost of qpeft and of another program; `ratio` is the other over qpeft, with its quartiles.
+
+    Seconds or bytes are medians, the ratio is the median of the rounds' ratios. `note` explains a missing ratio.
+    """
+
+    what: str
+    other: str
+    unit: str = "s"
+    ours: float | None = None
+    theirs: float | None = None
+    ratio: float | None = None
+    quartiles: tuple[float, float] | None = None
+    rounds: int = 0
+    of_roofline: float | None = None
+    note: str = ""
+    refused: bool = False
+
+    @staticmethod
+    def of_samples(
+        what: str, other: str, ours: list[float], theirs: list[float], of_roofline: float | None = None, note: str = ""
+    ) -> Row:
+        ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+        low, _, high = quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else 3 * ratios
+        found = {"ours": median(ours), "theirs": median(theirs), "ratio": median(ratios), "quartiles": (low, high)}
+        return Row(what, other, **found, rounds=len(ratios), of_roofline=of_roofline, note=note)
 
 
 def measure(case: Case, machine: Machine) -> Iterator[Row]:
-    """Rows in processor seconds, all programs in turns; one that is missing or disagrees gets a row without a time."""
+    """Rows in processor seconds; a program that is missing or disagrees gets a row without a time."""
     tasks: dict[str, Task] = {"qpeft": case.ours}
     notes, expected = {}, case.ours()
     for name, peer in case.peers.items():
@@ -32,9 +89,12 @@ def measure(case: Case, machine: Machine) -> Iterator[Row]:
             yield Row(case.what, name, note=f"refused: {error}", refused=True)
     seconds = turns(tasks, case.rounds, process_time)
     ours = seconds.pop("qpeft")
-    share = _share(case, machine, expected[0].dtype, median(ours))
+    with FlopCounterMode(display=False) as counter:
+        case.ours()
+    # the products of qpeft at the speed of torch.mm, or the necessary bytes at the speed of a copy
+    least = max(counter.get_total_flops() / machine.flops(expected[0].dtype), case.moved / machine.copy)
     for name, theirs in seconds.items():
-        yield Row.of_samples(case.what, name, ours, theirs, of_roofline=share, note=notes[name])
+        yield Row.of_samples(case.what, name, ours, theirs, least / median(ours) if least else None, notes[name])
 
 
 def _checked(case: Case, peer: Peer, expected: Results) -> tuple[Task, str]:
@@ -54,11 +114,3 @@ def _compare(found: Results, expected: Results, tolerance: float) -> None:
         error = ((theirs - ours).abs().max() / ours.abs().max()).item()
         if not error <= tolerance:
             raise WrongResultError(f"differs by {error:.1e} of the largest entry; {tolerance:.0e} is allowed")
-
-
-def _share(case: Case, machine: Machine, dtype: torch.dtype, seconds: float) -> float | None:
-    """The least time for the matrix products that qpeft makes and for the bytes that must move, over the time taken."""
-    with FlopCounterMode(display=False) as counter:
-        case.ours()
-    least = max(counter.get_total_flops() / machine.flops(dtype), case.moved / machine.copy)
-    return least / seconds if least else None

@@ -1,24 +1,13 @@
-"""Rows as a table on the screen, and as one in Markdown."""
+"""Rows as a Markdown table."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.table import Table
-
-from speed.row import Row
+from speed.measure import Row
 
 HEADINGS = ("what", "qpeft", "other", "", "other / qpeft", "quartiles", "rounds", "of the roofline")
-_TEXT = (0, 2)  # columns that are not numbers
-
-
-def table(title: str, rows: Iterable[Row], caption: str = "") -> Table:
-    shown = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
-    for i, heading in enumerate(HEADINGS):
-        shown.add_column(heading, justify="left" if i in _TEXT else "right")
-    for row in rows:
-        shown.add_row(*cells(row))
-    return shown
+_TEXT = (0, 2)  # columns without numbers
 
 
 def markdown(rows: Iterable[Row]) -> str:
@@ -30,18 +19,15 @@ def markdown(rows: Iterable[Row]) -> str:
 def cells(row: Row) -> tuple[str, ...]:
     if row.ratio is None:
         return row.what, "", row.other, row.note, "", "", "", ""
-    share = f"{row.of_roofline:.1%}" if row.of_roofline is not None else ""
-    spread = " to ".join(_ratio(value) for value in row.quartiles) if row.quartiles else ""
-    other = f"{row.other} ({row.note})" if row.note else row.other
     return (
         row.what,
         _amount(row.ours, row.unit),
-        other,
+        f"{row.other} ({row.note})" if row.note else row.other,
         _amount(row.theirs, row.unit),
         _ratio(row.ratio),
-        spread,
+        " to ".join(_ratio(value) for value in row.quartiles) if row.quartiles else "",
         str(row.rounds),
-        share,
+        f"{row.of_roofline:.1%}" if row.of_roofline is not None else "",
     )
 
 

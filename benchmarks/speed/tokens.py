@@ -1,4 +1,4 @@
-"""QAA's branch, which runs for every token: features, V f + c, and the gradients of x, the angles, V and c."""
+"""QAA's branch for each token: features, V f + c, and the gradients of x, the angles, V and c."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz, amplitude_expectations, amplitude_qubits
 from qpeft.circuits.gates import gate_expectations
-from speed.case import Case, Peer, Task
 from speed.machine import Machine
-from speed.measure import measure
-from speed.row import Row
+from speed.measure import Case, Peer, Row, Task, measure
 
 TITLE = "QAA's branch for each token, one layer, float32"
 ANSATZE = ("square", "qaa", "rxyz")
@@ -35,7 +33,7 @@ def branch(name: str, width: int, n_tokens: int, rounds: int) -> Case:
 
     x, angles, v, c = leaf(n_tokens, width), leaf(*circuit.angle_shape), leaf(width, circuit.n_qubits), leaf(width)
     a, b, weight = leaf(8, width), leaf(width, 8), torch.randn(width, width, generator=draw) / width**0.5
-    pulled = torch.randn(n_tokens, width, generator=draw)  # the gradient that comes back
+    pulled = torch.randn(n_tokens, width, generator=draw)  # the gradient of the output
 
     def task(features: Features) -> Task:
         return lambda: torch.autograd.grad(F.linear(features(x, angles), v, c), (x, angles, v, c), pulled)
