@@ -11,7 +11,7 @@ import pytest
 from qpeft.compare import local_executor, runner
 from qpeft.compare.cell import work_folder
 from qpeft.compare.local_executor import log_path
-from qpeft.compare.progress import Pace, Silent
+from qpeft.compare.progress import Silent
 from qpeft.compare.rows import Quality, Row, RowFile
 from qpeft.compare.runner import is_failure, run
 from qpeft.errors import ConfigError
@@ -278,18 +278,3 @@ def test_a_trial_that_diverged_is_no_failure():
     assert not is_failure(row.updated(status="success"))
     assert is_failure(row.updated(status="failed"))
     assert is_failure(row.updated(status="diverged", role="main"))
-
-
-def test_time_left_is_learned_from_the_cells_that_ended(plan):
-    pace = Pace()
-    trials, seeds, costs = plan.tuning_cells(), plan.final_cells({}), plan.cost_cells({})
-    assert pace.left(seeds, 2) is None
-    pace.learn(trials[0], 10.0)  # LoRA's
-    assert pace.of(seeds[0]) == 10.0
-    assert pace.of(seeds[1]) == 10.0  # nothing is known of QPA
-    pace.learn(trials[2], 30.0)
-    assert pace.of(seeds[1]) == 30.0
-    pace.learn(seeds[0], 14.0)
-    assert pace.of(seeds[2]) == 14.0  # LoRA's other seed, not its trial
-    assert pace.left(seeds[1:], 2) == (30 + 14 + 30) / 2
-    assert pace.left(costs, 2) == pytest.approx(12 + 30)  # one by one

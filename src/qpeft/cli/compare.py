@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.cli.command import application, command
-from qpeft.cli.compare_bar import CompareBar
-from qpeft.cli.compare_tables import planned, results, say_failures, say_warnings
-from qpeft.cli.console import Answer, facts, print_code, working
+from qpeft.cli.compare_bar import CompareBar, say_failures
+from qpeft.cli.console import Answer, count, facts, print_code, say, table, working
 from qpeft.cli.failures import SOME_FAILED
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from qpeft.compare.analysis.types import Summary
     from qpeft.compare.plan import Plan
-    from qpeft.compare.resolved import ResolvedStudy
+    from qpeft.compare.resolved import ResolvedMember, ResolvedMethod, ResolvedStudy
     from qpeft.compare.rows import Row
 
 _DOTTED = {name: f"training.{name}" for name in ("steps", "batch_size", "seq_len")}
@@ -205,10 +204,16 @@ def _data(folder: Path, summary: Summary, failures: list[Row]) -> dict[str, Any]
 
 
 def _show(console: Console, folder: Path, summary: Summary, failures: list[Row]) -> None:
+    """The report's tables of results with fewer columns, and remarks on standard error."""
+    from qpeft.compare.report import tables
+
     console.print(f"{summary.study.title}\n", style="bold")
-    for found in results(summary):
-        console.print(found)
-    say_warnings(summary)
+    found = [tables.results(summary), tables.controls(summary), *(tables.block(b, summary) for b in summary.blocks)]
+    for shown in (shown for shown in found if shown.rows):
+        console.print(table(*tables.brief(shown), title=shown.caption))
+    for method in summary.methods:
+        for flag in (flag for flag in method.flags if flag.startswith("edge")):
+            say("Note:", f"{method.key}: {flag}; a wider grid may contain a better one", "bold yellow")
     say_failures(failures)
     console.print(f"report  {folder / 'report.html'}", soft_wrap=True)
     console.print(f"rows    {folder / 'results.jsonl'}", soft_wrap=True)
@@ -216,7 +221,18 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
 
 def _show_plan(console: Console, study: ResolvedStudy, n_cells: dict[str, int], hours: dict[str, float]) -> None:
     console.print(f"{study.title}\n{study.question}\n")
-    console.print(planned(study))
+    members = {member.key: member for block in study.blocks for member in block.members}
+    rows = [
+        (
+            method.key,
+            count(method.trainable),
+            count(method.deployed),
+            " ".join(f"{rate:g}" for rate in method.rates) or "-",
+            _role(method, members.get(method.key)),
+        )
+        for method in study.methods
+    ]
+    console.print(table(("Method", "Trainable", "Deployed", "Learning rates", "Role"), rows))
     what = {"tuning": "trials of learning rates", "final": "final runs", "cost": "measurements of time and memory"}
     console.print(facts([(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items() if n]))
     total, most = sum(hours.values()), study.max_hours
@@ -226,3 +242,11 @@ def _show_plan(console: Console, study: ResolvedStudy, n_cells: dict[str, int], 
 
 def _hours(hours: float) -> str:
     return f"{hours:.1f} h" if hours >= 1 else f"{max(1, round(60 * hours))} min"
+
+
+def _role(method: ResolvedMethod, member: ResolvedMember | None) -> str:
+    if method.role == "control":
+        return f"control of {method.against}"
+    if method.role != "equal_budget" or member is None:
+        return ""
+    return f"{member.ratio:.0%} of a budget{'' if member.ranked else ', not ranked'}"

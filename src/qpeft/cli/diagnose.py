@@ -208,7 +208,7 @@ def _show_finding(console: Console, finding: Finding) -> None:
         names = ("in its place", "minus the circuit", "verdict") if trainings else ("", "found", "held against")
         console.print(table(names, finding.measures))
     if trainings:
-        from qpeft.cli.compare_tables import say_failures
+        from qpeft.cli.compare_bar import say_failures
 
         say_failures(trainings.failures)
     for sentence in finding.sentences:

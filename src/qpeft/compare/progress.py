@@ -1,10 +1,8 @@
-"""Events of a running study, and an estimate of the time left."""
+"""Events of a running study."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from statistics import fmean
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -43,39 +41,3 @@ class Silent:
     def on_row(self, cell: Cell, row: Row) -> None: ...
 
     def on_note(self, text: str) -> None: ...
-
-
-class Pace:
-    """Estimates the seconds that cells take from those that ended.
-
-    The estimate is the mean over cells of the same method and phase; else over cells of the method; else over all.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[tuple[str, str], list[float]] = defaultdict(list)
-
-    def learn(self, cell: Cell, seconds: float) -> None:
-        """`cell` took `seconds`."""
-        self._seconds[phase_of(cell), cell.method].append(seconds)
-
-    def of(self, cell: Cell) -> float | None:
-        """Estimated seconds of `cell`; None before any cell ended."""
-        same = self._seconds.get((phase_of(cell), cell.method))
-        method = [s for (_, name), seconds in self._seconds.items() if name == cell.method for s in seconds]
-        every = [s for seconds in self._seconds.values() for s in seconds]
-        known = same or method or every
-        return fmean(known) if known else None
-
-    def left(self, cells: Iterable[Cell], at_once: int) -> float | None:
-        """Estimated seconds until `cells` are done; cells that measure time run one by one."""
-        seconds = 0.0
-        for cell in cells:
-            if (one := self.of(cell)) is None:
-                return None
-            seconds += one if cell.role == "cost" else one / at_once
-        return seconds
-
-
-def phase_of(cell: Cell) -> str:
-    """ "tuning", "final" or "cost"."""
-    return cell.role if cell.role in ("tuning", "cost") else "final"

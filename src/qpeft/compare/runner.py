@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qpeft.compare.cell import Cell, RunCell, Steps, lost_row, tidy
 from qpeft.compare.local_executor import LocalExecutor
-from qpeft.compare.progress import CompareProgress, Silent, phase_of
+from qpeft.compare.progress import CompareProgress, Silent
 from qpeft.compare.rows import ROWS, Row, RowFile, read_rows
 from qpeft.errors import ConfigError
 from qpeft.files import remove_unfinished
@@ -147,7 +147,7 @@ class _Run:
             tidy(cell, self._plan.folder)
         self._n_done += 1
         self._progress.on_row(cell, row)
-        if phase_of(cell) == "final":
+        if cell.role not in ("tuning", "cost"):
             self._refresher.refresh()
 
     def _left(self, cells: list[Cell]) -> list[Cell]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from qpeft.compare.analysis.sentences import capital
 from qpeft.compare.analysis.statistics import MIN_SEEDS
@@ -15,94 +15,74 @@ QAA_DEFAULTS = "The defaults of QAA are our own choice: the original paper's set
 
 def limits_of(summary: Summary) -> list[str]:
     """Every sentence, the most important first."""
-    found = [SIMULATED, QAA_DEFAULTS, *_controls(summary), _scope(summary), *_statistics(summary)]
-    found += [*_edges(summary), *_preliminary(summary), *_failures(summary), *_missing(summary)]
-    return [*found, *_unranked(summary), *_machines(summary)]
+    return [SIMULATED, QAA_DEFAULTS, *_controls(summary), *_scope(summary), *_seeds(summary), *_unfair(summary)]
 
 
-def as_good_as_target(control: MethodSummary, lower_is_better: bool) -> bool:
-    """True if the interval of control minus method is not entirely on the worse side, and no seed failed."""
-    found = control.difference_to_target
-    if found is None or found.n < MIN_SEEDS or found.low is None or found.high is None or control.has_failures:
-        return False
-    return found.low <= 0 if lower_is_better else found.high >= 0
+def unfinished(summary: Summary) -> str:
+    """How many runs are missing; empty for a complete study."""
+    statuses = [status for method in summary.methods for status in method.statuses.values()]
+    n = statuses.count("missing")
+    return f"{n:,} of {len(statuses):,} runs are missing: the study is not finished." if n else ""
 
 
-def _controls(summary: Summary) -> list[str]:
-    controls = [m for m in summary.methods if as_good_as_target(m, summary.lower_is_better) and m.against is not None]
-    return [f"{_performs(m, summary)}." for m in controls]
+def _controls(summary: Summary) -> Iterator[str]:
+    """Controls that are as good as their methods. An interval around 0 does not prove equality, so it is shown."""
+    lower = summary.lower_is_better
+    for control in summary.methods:
+        found = control.difference_to_target
+        if found is None or found.low is None or found.high is None or found.n < MIN_SEEDS or control.has_failures:
+            continue
+        if found.low > 0 if lower else found.high < 0:
+            continue
+        word = "better than" if (found.high < 0 if lower else found.low > 0) else "as well as"
+        interval = f"difference {found.mean:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
+        yield f"{capital(control.label)} performs {word} {summary[found.to].label} here ({interval})."
 
 
-def _performs(control: MethodSummary, summary: Summary) -> str:
-    """The sentence about a control, with its interval: an interval around 0 does not prove equality."""
-    found = control.difference_to_target
-    assert found is not None
-    assert found.low is not None
-    assert found.high is not None
-    to = summary[str(control.against)].label
-    interval = f"difference {found.mean:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
-    is_better = found.high < 0 if summary.lower_is_better else found.low > 0
-    word = "better than" if is_better else "as well as"
-    return f"{capital(control.label)} performs {word} {to} here ({interval})"
-
-
-def _scope(summary: Summary) -> str:
+def _scope(summary: Summary) -> Iterator[str]:
     study = summary.study
     where = f"One base ({study.base.id}), one data set ({study.data.id}), {study.training.steps:,} steps"
-    return f"{where}: others may rank the methods differently."
+    yield f"{where}: others may rank the methods differently."
+    if summary.n_comparisons:
+        yield (
+            '"Better" and "worse" require that the 95 % t interval of the difference, paired by seed, excludes 0 with '
+            f"at least {MIN_SEEDS} seeds, after Holm's correction over {summary.n_comparisons} comparisons."
+        )
+        yield "Intervals cover the variation over seeds only, not over the choice of test data."
 
 
-def _statistics(summary: Summary) -> list[str]:
-    if summary.n_comparisons == 0:
-        return []
-    rule = '"Better" and "worse" require that the 95 % t interval of the difference, paired by seed, excludes 0'
-    how = f"with at least {MIN_SEEDS} seeds, after Holm's correction over {summary.n_comparisons} comparisons"
-    return [f"{rule}, {how}.", "Intervals cover the variation over seeds only, not over the choice of test data."]
+def _seeds(summary: Summary) -> Iterator[str]:
+    """Methods with few, failed or missing seeds."""
+    methods = summary.methods
+    if names := _names([m for m in methods if m.lr_at_edge is not None]):
+        yield f"The best learning rate is at an edge of the grid for {names}: a wider grid may do better."
+    if names := _names([m for m in methods if m.metric is not None and m.metric.n < MIN_SEEDS]):
+        yield f"Preliminary, with fewer than {MIN_SEEDS} seeds, and not ranked: {names}."
+    if names := _names([m for m in methods if m.has_failures]):
+        yield f"Seeds failed or diverged: {names}. Such a method is not ranked, and no verdict favors it."
+    if missing := unfinished(summary):
+        yield missing
 
 
-def _edges(summary: Summary) -> list[str]:
-    names = [m.label for m in summary.methods if m.lr_at_edge is not None]
-    if not names:
-        return []
-    return [f"The best learning rate is at an edge of the grid for {_list(names)}: a wider grid may do better."]
-
-
-def _preliminary(summary: Summary) -> list[str]:
-    names = [m.label for m in summary.methods if m.metric is not None and m.metric.n < MIN_SEEDS]
-    return [f"Preliminary, with fewer than {MIN_SEEDS} seeds, and not ranked: {_list(names)}."] if names else []
-
-
-def _failures(summary: Summary) -> list[str]:
-    found = [m for m in summary.methods if m.has_failures]
-    if not found:
-        return []
-    lost = [f"{m.label} ({sum(s not in ('success', 'missing') for s in m.statuses.values())})" for m in found]
-    return [f"Seeds failed or diverged: {_list(lost)}. Such a method is not ranked, and no verdict favors it."]
-
-
-def _missing(summary: Summary) -> list[str]:
-    n = sum(status == "missing" for m in summary.methods for status in m.statuses.values())
-    planned = sum(len(m.statuses) for m in summary.methods)
-    return [f"{n} of {planned} runs are missing: the study is not finished."] if n else []
-
-
-def _unranked(summary: Summary) -> list[str]:
-    found = []
+def _unfair(summary: Summary) -> Iterator[str]:
+    """Comparisons under unequal conditions: budgets, hardware, batches."""
     for block in summary.blocks:
-        outside = [m for m in block.members if not is_ranked(m.ratio)]
+        outside = [f"{summary[m.key].label} ({100 * m.ratio:.3g} %)" for m in block.members if not is_ranked(m.ratio)]
         if outside:
-            names = _list(f"{summary[m.key].label} ({100 * m.ratio:.3g} %)" for m in outside)
             start = f"At the {block.budget:,} trainable parameters of {summary[block.of].label}"
-            found.append(f"{start} these methods are outside 80 to 100 % of the budget and not ranked: {names}.")
-    return found
+            names = "; ".join(outside)
+            yield f"{start} these methods are outside 80 to 100 % of the budget and not ranked: {names}."
+    machines = sorted({m.hardware for m in summary.methods if m.hardware is not None})
+    if len(machines) > 1:
+        yield f"Costs were measured on different hardware ({'; '.join(machines)}), so times are not comparable."
+    orders: dict[int, set[str]] = {}
+    for method in summary.study.methods:
+        for seed, row in summary.rows[method.key].successes.items():
+            if method.rates and (sha := row.data.order_sha256):
+                orders.setdefault(seed, set()).add(sha)
+    if unequal := [str(seed) for seed, found in orders.items() if len(found) > 1]:
+        yield f"The methods did not see the same batches with seed {', '.join(unequal)}: differences are not paired."
 
 
-def _machines(summary: Summary) -> list[str]:
-    names = sorted({m.hardware for m in summary.methods if m.hardware is not None})
-    if len(names) < 2:
-        return []
-    return [f"Costs were measured on different hardware ({'; '.join(names)}), so times are not comparable."]
-
-
-def _list(names: Iterable[str]) -> str:
-    return "; ".join(names)
+def _names(methods: list[MethodSummary]) -> str:
+    return "; ".join(method.label for method in methods)

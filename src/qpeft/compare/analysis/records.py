@@ -8,13 +8,12 @@ from typing import Any
 
 from qpeft.compare.analysis.statistics import Stats, describe
 from qpeft.compare.resolved import ResolvedMethod, ResolvedStudy
-from qpeft.compare.rows import Row
+from qpeft.compare.rows import Curve, Row
 
 MISSING = "missing"
-FAILURES = ("failed", "diverged", "oom", "timeout", "skipped")
-
-_SECTIONS = ("quality", "cost", "convergence", "capacity")
-_OF_TRAIN = ("seconds", "step_ms")
+FAILURES = {"failed", "diverged", "oom", "timeout", "skipped"}
+_SECTIONS = ("train", "quality", "cost", "convergence", "capacity")
+_OF_TRAIN = ("train.seconds", "train.step_ms")
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class MethodRows:
     """The rows of one method: seeds, trials of learning rates, cost; None for a row that does not exist yet."""
 
     seeds: Mapping[int, Row | None]
-    trials: list[tuple[float, Row | None]]  # by rate, in the order of the grid
+    trials: list[tuple[float, Row | None]]  # by learning rate, in the order of the grid
     cost: Row | None
 
     @property
@@ -41,8 +40,18 @@ class MethodRows:
 
     @property
     def has_failures(self) -> bool:
-        """True if a seed failed or diverged."""
-        return any(status in FAILURES for status in self.statuses.values())
+        """Whether a seed failed or diverged."""
+        return not FAILURES.isdisjoint(self.statuses.values())
+
+    @property
+    def curves(self) -> dict[int, Curve]:
+        """Those of all seeds, unsuccessful ones included."""
+        return {seed: row.train.curve for seed, row in self.seeds.items() if row is not None and row.train.curve}
+
+    @property
+    def on_mixed_hardware(self) -> bool:
+        """Whether the times of the seeds have no common mean."""
+        return len({hardware(row) for row in self.successes.values()}) > 1
 
 
 def read_method(study: ResolvedStudy, method: ResolvedMethod, rows: Mapping[str, Row]) -> MethodRows:
@@ -59,11 +68,15 @@ def read_method(study: ResolvedStudy, method: ResolvedMethod, rows: Mapping[str,
     return MethodRows(seeds, [(rate, find(f"lr{rate:g}")) for rate in tried], find("cost"))
 
 
-def numbers(row: Row) -> dict[str, float]:
-    """Every measurement of a row by dotted name ("quality.test_ppl"); no lists, flags or nulls."""
-    train = {name: value for name, value in row.train.to_json().items() if name in _OF_TRAIN}
-    sections = {"train": train} | {name: getattr(row, name).to_json() for name in _SECTIONS}
-    return {name: value for name, value in flatten(sections).items() if _is_number(value)}
+def measurements(row: Row) -> dict[str, float]:
+    """Every number of a row by dotted name ("quality.test_ppl"); no lists, flags or nulls."""
+    values = flatten({name: getattr(row, name).to_json() for name in _SECTIONS})
+    return {
+        name: value
+        for name, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        if not name.startswith("train.") or name.startswith(_OF_TRAIN)
+    }
 
 
 def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -75,20 +88,16 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def describe_figures(rows: Mapping[int, Row]) -> dict[str, Stats]:
-    """Every figure of the rows by dotted name, over the seeds that have it.
-
-    Where the seeds ran on different hardware the measured times are left out: they have no common mean.
-    """
-    by_seed = {seed: numbers(row) for seed, row in rows.items()}
-    names = dict.fromkeys(name for figures in by_seed.values() for name in figures)
-    mixed = on_mixed_hardware(rows)
-    figures: dict[str, Stats] = {}
-    for name in names:
-        stats = describe({seed: found[name] for seed, found in by_seed.items() if name in found})
-        if stats is not None and not (mixed and is_timing(name)):
-            figures[name] = stats
-    return figures
+def describe_measurements(rows: MethodRows) -> dict[str, Stats]:
+    """Every measurement by dotted name, over the seeds that have it; no times where the hardware differs."""
+    by_name: dict[str, dict[int, float]] = {}
+    for seed, row in rows.successes.items():
+        for name, value in measurements(row).items():
+            by_name.setdefault(name, {})[seed] = value
+    found = {
+        name: describe(values) for name, values in by_name.items() if not (rows.on_mixed_hardware and is_timing(name))
+    }
+    return {name: stats for name, stats in found.items() if stats is not None}
 
 
 def hardware(row: Row) -> str | None:
@@ -97,15 +106,6 @@ def hardware(row: Row) -> str | None:
     return device if device is None or n is None else f"{device}, {n} thread{'s' * (n != 1)}"
 
 
-def on_mixed_hardware(rows: Mapping[int, Row]) -> bool:
-    """True if the times of these rows have no common mean."""
-    return len({hardware(row) for row in rows.values()}) > 1
-
-
 def is_timing(name: str) -> bool:
-    """True for figures that another machine would change."""
+    """True for measurements that another machine would change."""
     return any(word in name for word in ("seconds", "_ms", "tok_s", "peak_mem", "overhead_pct"))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -24,14 +24,25 @@ def target_losses(study: ResolvedStudy, curves: Mapping[str, Mapping[int, Curve]
 
     `curves`: by method, those of the seeds that succeeded.
     """
-    full = next((m.key for m in study.methods if _trains_model(m.method)), None)
-    start, end = _mean_loss(curves.get(full or "", {}), 0), _mean_loss(curves.get(full or "", {}), -1)
-    gain = start - end if start is not None and end is not None else 0.0
-    return {
-        REFERENCE: _mean_loss(curves.get(study.reference, {}), -1),
-        HALF: start - 0.5 * gain if start is not None and gain > 0 else None,
-        NINETY: start - 0.9 * gain if start is not None and gain > 0 else None,
+    full = next((m.key for m in study.methods if _trains_model(m.method)), "")
+    start, end = _mean_loss(curves.get(full, {}), 0), _mean_loss(curves.get(full, {}), -1)
+    found = {REFERENCE: _mean_loss(curves.get(study.reference, {}), -1), HALF: None, NINETY: None}
+    if start is not None and end is not None and start > end:
+        found |= {HALF: start - 0.5 * (start - end), NINETY: start - 0.9 * (start - end)}
+    return found
+
+
+def steps_and_seconds(
+    curves: Mapping[int, Curve], targets: Mapping[str, float | None]
+) -> tuple[dict[str, Reached], dict[str, Reached]]:
+    """By target: when the seeds first evaluated at or below it."""
+    known = {name: loss for name, loss in targets.items() if loss is not None and curves}
+    hits = {
+        name: {seed: first_at_or_below(curve, loss) for seed, curve in curves.items()} for name, loss in known.items()
     }
+    ends = [curve[-1] for curve in curves.values()]
+    steps = {name: _reached(found, 0, max(end[0] for end in ends)) for name, found in hits.items()}
+    return steps, {name: _reached(found, 1, max(end[3] for end in ends)) for name, found in hits.items()}
 
 
 def _trains_model(method: str) -> bool:
@@ -39,20 +50,10 @@ def _trains_model(method: str) -> bool:
     return found is not None and found.trains is Trains.MODEL
 
 
-def steps_and_seconds(curves: Mapping[int, Curve], loss: float) -> tuple[Reached, Reached] | None:
-    """When the seeds first evaluated at or below `loss`; None without curves."""
-    if not curves:
-        return None
-    found = {seed: first_at_or_below(curve, loss) for seed, curve in curves.items()}
-    steps = {seed: None if hit is None else float(hit[0]) for seed, hit in found.items()}
-    seconds = {seed: None if hit is None else float(hit[1]) for seed, hit in found.items()}
-    ends = [curve[-1] for curve in curves.values()]
-    return _reached(steps, max(end[0] for end in ends)), _reached(seconds, max(end[3] for end in ends))
-
-
-def _reached(values: dict[int, float | None], limit: float) -> Reached:
-    hits = {seed: value for seed, value in values.items() if value is not None}
-    stats = describe(hits) if len(hits) == len(values) else None
+def _reached(hits: Mapping[int, tuple[int, float] | None], place: int, limit: float) -> Reached:
+    values = {seed: None if hit is None else float(hit[place]) for seed, hit in hits.items()}
+    reached = {seed: value for seed, value in values.items() if value is not None}
+    stats = describe(reached) if len(reached) == len(values) else None
     return Reached(None if stats is None else stats.mean, values, limit)
 
 

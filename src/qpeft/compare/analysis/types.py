@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from qpeft.compare.analysis.records import FAILURES, MethodRows
 from qpeft.compare.analysis.statistics import Difference, Stats
 from qpeft.compare.resolved import ResolvedStudy
-from qpeft.compare.rows import Curve, Row
+from qpeft.compare.rows import Row
+
+
+class Metric(NamedTuple):
+    """How the study's metric is shown."""
+
+    title: str
+    unit: str
+    difference_unit: str
+    factor: float  # from the stored value to the unit
+    decimals: int  # in sentences
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class Reached:
     limit: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MethodSummary:
     """One method: what it is, its results over the seeds that succeeded, and what limits them."""
 
@@ -43,17 +53,17 @@ class MethodSummary:
     lr: float | None
     lr_at_edge: str | None  # "low" | "high"
     metric: Stats | None
-    figures: dict[str, Stats]  # by dotted name: "quality.test_ppl"
+    figures: dict[str, Stats]  # measurements by dotted name: "quality.test_ppl"
     cost: dict[str, Any]  # from the cost row, measured alone on the machine
     hardware: str | None  # from the cost row
     statuses: dict[int, str]  # by seed; "missing" where there is no row
     difference: Difference | None  # to the study's reference; None for the reference and for members of blocks
     difference_to_target: Difference | None  # of a control: to its method
-    steps_to: dict[str, Reached]  # by target; see Summary.targets
-    seconds_to: dict[str, Reached]
+    steps_to: dict[str, Reached] = field(default_factory=dict)  # by target; see Summary.targets
+    seconds_to: dict[str, Reached] = field(default_factory=dict)
     null_reasons: dict[str, str]  # by dotted name: why a measurement is missing
-    flags: list[str]
-    rank: int | None  # among the main methods; None with fewer than three seeds, or unless all planned ones succeeded
+    flags: list[str] = field(default_factory=list)
+    rank: int | None = None  # among main methods; needs three seeds, and that all planned ones succeeded
 
     @property
     def ok(self) -> int:
@@ -63,7 +73,7 @@ class MethodSummary:
     @property
     def has_failures(self) -> bool:
         """True if a seed failed or diverged."""
-        return any(status in FAILURES for status in self.statuses.values())
+        return not FAILURES.isdisjoint(self.statuses.values())
 
 
 @dataclass(frozen=True)
@@ -96,15 +106,26 @@ class Summary:
     methods: list[MethodSummary]
     blocks: list[Block]
     targets: dict[str, float | None]  # validation losses: "reference", "half_of_full", "ninety_of_full"
-    limits: list[str]
-    curves: dict[str, dict[int, Curve]]  # by method and seed
-    sentences: dict[str, str]  # by method: the answer with its interval
-    headlines: list[str]  # for each method with controls: how many of them perform as well
     n_comparisons: int  # in the family of Holm's correction
     rows: dict[str, MethodRows]  # by method
+    limits: list[str] = field(default_factory=list)
+    sentences: dict[str, str] = field(default_factory=dict)  # by method: the answer with its interval
+    headlines: list[str] = field(default_factory=list)  # for each method with controls: how many perform as well
 
     def __getitem__(self, key: str) -> MethodSummary:
         return next(method for method in self.methods if method.key == key)
+
+    @property
+    def loss_unit(self) -> str:
+        return "nats per token" if self.study.is_language_model else "nats per example"
+
+    @property
+    def metric(self) -> Metric:
+        return {
+            "test_loss": Metric("Test loss", self.loss_unit, self.loss_unit, 1.0, 3),
+            "test_accuracy": Metric("Test accuracy", "%", "percentage points", 100.0, 1),
+            "bleu": Metric("BLEU", "points", "points", 1.0, 1),
+        }[self.study.metric]
 
     @property
     def ordered(self) -> list[MethodSummary]:
@@ -116,8 +137,8 @@ class Summary:
             return method.metric.mean if self.lower_is_better else -method.metric.mean
 
         by_quality = sorted(self.methods, key=badness)
-        main = [method for method in by_quality if method.role == "main"]
         controls = [method for method in by_quality if method.role == "control"]
+        main = [method for method in by_quality if method.role == "main"]
         found = [item for method in main for item in (method, *(c for c in controls if c.against == method.key))]
         return found + [control for control in controls if control not in found]
 
@@ -130,12 +151,3 @@ class Summary:
     def failures(self) -> list[Row]:
         """Every row that is no success, trials of learning rates included."""
         return [row for row in self.present_rows if not row.succeeded]
-
-    @property
-    def tuning(self) -> dict[str, list[tuple[float, float | None]]]:
-        """By method: the learning rates that were tried, each with its validation loss."""
-        return {key: [(lr, _valid_loss(row)) for lr, row in found.trials] for key, found in self.rows.items()}
-
-
-def _valid_loss(row: Row | None) -> float | None:
-    return row.quality.valid_loss if row is not None and row.succeeded else None

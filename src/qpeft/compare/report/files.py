@@ -10,7 +10,7 @@ the column `null_reasons`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def write_outputs(folder: Path) -> Summary:
 
 
 def write_tables(folder: Path, summary: Summary) -> None:
-    """Write the tables into `folder`, each atomically."""
+    """Write the tables into `folder`."""
     rows = summary.present_rows
     write_text(folder / "results.jsonl", "".join(map(line_of, rows)))
     write_text(folder / "results.csv", to_csv(map(_row, rows), _ROW))
@@ -61,23 +61,24 @@ def write_tables(folder: Path, summary: Summary) -> None:
 
 
 def markdown(summary: Summary) -> str:
-    """`summary.md`: answers, the table of all methods, blocks, failures, limits, the command that repeats the study."""
-    study, reference = summary.study, summary[summary.study.reference].label
-    answers = [*(f"**{text}**" for text in summary.headlines), *summary.sentences.values()]
+    """`summary.md`: answers, the tables of the report, failures, limits, the command that repeats the study."""
+    study = summary.study
     direction = "lower" if summary.lower_is_better else "higher"
+    found = tables.every(summary)
+    shown = [found[name] for name in ("methods", "results", "other_metrics", "controls")]
+    shown += [*(tables.block(block, summary) for block in summary.blocks), found["costs"], found["capacity"]]
     parts = [
         f"# {study.title}",
         study.question,
         "## Answers",
-        _list(answers),
-        "## All methods",
-        f"Metric: {study.metric}, {direction} is better. Δ: method minus {reference}, paired by seed. A dash is a "
-        "value that was not measured; reasons are in summary.csv.",
-        tables.overview(summary).markdown(),
+        _list([*(f"**{text}**" for text in summary.headlines), *summary.sentences.values()]),
+        "## Tables",
+        f"Metric: {study.metric}, {direction} is better. Differences are paired by seed: method minus "
+        f"{study.reference}, or control minus method. A dash is a value that was not measured; reasons are in "
+        "summary.csv.",
     ]
-    for block in summary.blocks:
-        table = tables.block(block, summary, name=lambda method: method.label)
-        parts += [f"## At the {block.budget:,} trainable parameters of {summary[block.of].label}", table.markdown()]
+    for table in (table for table in shown if table.rows):
+        parts += [f"### {table.caption}", table.markdown()]
     if summary.failures:
         failures = [f"`{row.cell_id}`: {row.status}, {row.error_msg or 'no message'}" for row in summary.failures]
         parts += ["## Failures", _list(" ".join(failure.split()) for failure in failures)]
@@ -85,12 +86,8 @@ def markdown(summary: Summary) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _list(lines: Any) -> str:
+def _list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _failure(row: Row) -> str:
-    return " ".join(f"`{row.cell_id}`: {row.status}, {row.error_msg or 'no message'}".split())
 
 
 def _row(row: Row) -> dict[str, Any]:
@@ -129,9 +126,8 @@ def _members(summary: Summary) -> Iterator[dict[str, Any]]:
 
 
 def _stats(name: str, stats: Stats | None) -> dict[str, Any]:
-    if stats is None:
-        return {f"{name}.mean": None, f"{name}.sd": None, f"{name}.n": 0}
-    return {f"{name}.mean": stats.mean, f"{name}.sd": stats.sd, f"{name}.n": stats.n}
+    mean, sd, n = (None, None, 0) if stats is None else (stats.mean, stats.sd, stats.n)
+    return {f"{name}.mean": mean, f"{name}.sd": sd, f"{name}.n": n}
 
 
 def _difference(name: str, found: Difference | None) -> dict[str, Any]:
@@ -140,9 +136,7 @@ def _difference(name: str, found: Difference | None) -> dict[str, Any]:
 
 def _reached(found: Reached | None) -> str | float | None:
     """The mean, or "> T" where a seed did not reach the target."""
-    if found is None or found.mean is not None:
-        return None if found is None else found.mean
-    return f"> {found.limit:g}"
+    return found and (f"> {found.limit:g}" if found.mean is None else found.mean)
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:

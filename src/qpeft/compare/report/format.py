@@ -1,4 +1,4 @@
-"""How values are written in every table and sentence: few digits, and the same for the same value everywhere."""
+"""How values are written in every table: few digits, and the same for the same value everywhere."""
 
 from __future__ import annotations
 
@@ -8,34 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference, Stats
-    from qpeft.compare.analysis.types import Reached, Summary
+    from qpeft.compare.analysis.types import Reached
 
 MISSING = "\u2013"
 VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
-_METRICS = {"test_loss": "Test loss", "test_accuracy": "Test accuracy", "bleu": "BLEU"}
 _DECIMALS = 4
 _MOST_DECIMALS = 6
-
-
-def metric_name(summary: Summary) -> str:
-    """`Test loss`."""
-    return _METRICS[summary.study.metric]
-
-
-def metric_unit(summary: Summary) -> str:
-    """`nats per token`."""
-    if summary.study.metric == "test_loss":
-        return loss_unit(summary)
-    return {"test_accuracy": "%", "bleu": "0 to 100"}[summary.study.metric]
-
-
-def metric_factor(summary: Summary) -> float:
-    """From the stored metric to the metric in its unit."""
-    return 100.0 if summary.study.metric == "test_accuracy" else 1.0
-
-
-def loss_unit(summary: Summary) -> str:
-    return "nats per token" if summary.study.is_language_model else "nats per example"
 
 
 def count(value: float | None) -> str:
@@ -43,9 +21,9 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
-def decimal(value: float | None, decimals: int = _DECIMALS) -> str:
-    """`3.0512`."""
-    return MISSING if value is None else f"{value:,.{decimals}f}"
+def decimal(value: float | None, decimals: int = _DECIMALS, unit: float = 1.0) -> str:
+    """`3.0512`: the value divided by `unit`."""
+    return MISSING if value is None else f"{value / unit:,.{decimals}f}"
 
 
 def mean_sd(stats: Stats | None, decimals: int = _DECIMALS, factor: float = 1.0) -> str:
@@ -76,26 +54,14 @@ def verdict(found: Difference | None) -> str:
 
 def reached(found: Reached | None, decimals: int = 0) -> str:
     """`40`, or `> 150 (3/5)` where two of five seeds never reached the target."""
-    if found is None:
-        return MISSING
-    if found.mean is not None:
-        return decimal(found.mean, decimals)
+    if found is None or found.mean is not None:
+        return decimal(found and found.mean, decimals)
     hits = sum(value is not None for value in found.values.values())
     return f"> {decimal(found.limit, decimals)}" + (f" ({hits}/{len(found.values)})" if hits else "")
 
 
-def rate(value: float | None) -> str:
-    """A learning rate: `0.003`, and below a thousandth `3e-4`."""
-    if value is None:
-        return MISSING
-    if value >= 1e-3:
-        return f"{value:.3g}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
-
-
 def settings(values: Mapping[str, Any]) -> str:
-    """`r=8, target_modules=c_attn`."""
+    """`r=8, target_modules=q_proj+v_proj`."""
 
     def text(value: Any) -> str:
         if isinstance(value, list | tuple):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from qpeft.compare.analysis.limits import unfinished
 from qpeft.compare.report import charts, tables, text
 from qpeft.compare.report.kinds import KINDS
 from qpeft.files import write_text
@@ -43,18 +44,27 @@ def write_report(folder: Path, summary: Summary) -> Path:
     The page is one file: styles, script and charts are embedded, and it loads nothing else. It is complete without
     JavaScript, which adds sorting and filtering.
     """
-    successes = {key: list(found.successes.values()) for key, found in summary.rows.items()}
-    made = {
-        "forest": charts.differences(summary),
-        "pareto": charts.quality_by_parameters(summary),
-        "control_forest": charts.control_differences(summary),
-        "convergence": charts.convergence(summary),
-        "each_method": charts.each_method(summary),
-        "layers": charts.layers(summary, successes),
-        "ranks": charts.pruned_ranks(summary, successes),
-        "step_time": charts.quality_by_time(summary),
+    made = charts.every(summary)
+    blocks = [
+        (
+            block.of,
+            [text.answer(summary[m.key], m.difference, summary) for m in block.members if m.key != block.of],
+            tables.block(block, summary),
+        )
+        for block in summary.blocks
+    ]
+    context = {
+        "summary": summary,
+        "study": summary.study,
+        "text": text,
+        "sections": _SECTIONS.items(),
+        "kinds": KINDS,
+        "unfinished": unfinished(summary),
+        "blocks": blocks,
+        "tables": tables.every(summary),
+        "charts": made,
     }
-    html = render("report.html.j2", {"summary": summary, "study": summary.study, "charts": made, **_context(summary)})
+    html = render("report.html.j2", context)
     shutil.rmtree(folder / "plots", ignore_errors=True)  # charts of an older version of the study
     for chart in (chart for found in made.values() for chart in found):
         write_text(folder / "plots" / f"{chart.name}.svg", chart.svg)
@@ -74,35 +84,3 @@ def render(template: str, context: dict[str, Any], package: str = _HERE) -> str:
     )
     css, script = (Markup((files(_HERE) / name).read_text("utf-8").strip()) for name in ("style.css", "table.js"))
     return environment.get_template(template).render(css=css, script=script, version=version("qpeft"), **context)
-
-
-def _context(summary: Summary) -> dict[str, Any]:
-    return {
-        "text": text,
-        "sections": _SECTIONS.items(),
-        "kinds": KINDS,
-        "blocks": [
-            (
-                block.of,
-                [text.answer(summary[m.key], m.difference, summary) for m in block.members if m.key != block.of],
-                tables.block(block, summary),
-            )
-            for block in summary.blocks
-        ],
-        "as_good": [limit for limit in summary.limits if " performs as well as " in limit],
-        "tables": {
-            make.__name__: make(summary)
-            for make in (
-                tables.methods,
-                tables.results,
-                tables.other_metrics,
-                tables.controls,
-                tables.speed,
-                tables.tuning,
-                tables.capacity,
-                tables.costs,
-                tables.missing,
-            )
-        },
-        "environment": tables.environment(summary, summary.present_rows),
-    }

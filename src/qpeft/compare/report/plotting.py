@@ -6,16 +6,17 @@ Equal data give equal bytes.
 
 from __future__ import annotations
 
-import base64
 import io
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,8 +39,8 @@ class Chart:
     @property
     def image(self) -> Markup:
         """An `<img>` element that contains the chart."""
-        data = base64.b64encode(self.svg.encode()).decode()
-        return Markup('<img class="chart" alt="{}" src="data:image/svg+xml;base64,{}">').format(self.title, data)
+        data = quote(self.svg, safe=" /;=,'<>")  # smaller than base64
+        return Markup(f'<img class="chart" alt="{escape(self.title)}" src="data:image/svg+xml,{data}">')
 
 
 @contextmanager
@@ -53,10 +54,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_figure(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
-    """A figure of `width` by `height` pixels with one pair of axes."""
+def new_figure(height: float, width: float = WIDTH, legend: int = 0) -> tuple[Figure, Axes]:
+    """A figure of `width` by `height` pixels with one pair of axes, and room for a legend of so many labels below."""
     from matplotlib.figure import Figure
 
+    height += 10 + 15 * -(-legend // 2) if legend else 0
     figure = Figure(figsize=(width / 72, height / 72))
     return figure, figure.add_subplot()
 
@@ -80,7 +82,8 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
 
 
 def save(figure: Figure, name: str, title: str, caption: str = "") -> Chart:
-    """The figure as a chart, its SVG document without a date; inside `style()`."""
+    """The figure as a chart; inside `style()`. Coordinates are rounded, and no metadata are stored."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Title": title, "Date": None, "Creator": None})
-    return Chart(name, title, buffer.getvalue(), caption)
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), " ".join(buffer.getvalue().split()))
+    return Chart(name, title, svg, caption)

@@ -7,8 +7,8 @@ sees. HTML is made by the macro `table` of `parts.html.j2`, a terminal's table b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -25,19 +25,23 @@ class Table:
     name: str
     caption: str
     frame: pd.DataFrame
-    hints: Mapping[str, str] = field(default_factory=dict)
+    hints: Mapping[str, str]
 
     @classmethod
-    def of(cls, name: str, caption: str, columns: Mapping[str, Iterable[str]], **hints: str) -> Table:
-        """A table of `columns` by title. Columns without any value are left out, the first never."""
-        frame = pd.DataFrame({title: list(texts) for title, texts in columns.items()}, dtype=object)
+    def of(
+        cls,
+        name: str,
+        caption: str,
+        items: Sequence[Any],
+        columns: Mapping[str, Callable[[Any], str]],
+        hints: Mapping[str, str] | None = None,
+    ) -> Table:
+        """A row for each item. `columns`: by title, the text of an item. Columns without any value are left out."""
+        texts = {title: [text(item) for item in items] for title, text in columns.items()}
+        frame = pd.DataFrame(texts, dtype=object)
         is_empty = frame.isin(["", MISSING]).all()
         is_empty.iloc[0] = False
-        return cls(name, caption, frame.loc[:, ~is_empty], hints)
-
-    def only(self, titles: Sequence[str]) -> Table:
-        """The table with these columns only."""
-        return replace(self, frame=self.frame[[title for title in self.frame.columns if title in titles]])
+        return cls(name, caption, frame.loc[:, ~is_empty], hints or {})
 
     @property
     def columns(self) -> list[str]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qpeft import methods as registry
-from qpeft.compare.report.format import VERDICTS, count, decimal, metric_factor, metric_name, metric_unit
+from qpeft.compare.analysis.sentences import plural
+from qpeft.compare.report.format import VERDICTS, count, decimal
 from qpeft.compare.report.kinds import kind_of
 from qpeft.compare.study import UNTRAINED
 
@@ -24,9 +24,9 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
     return [
         ("Base", f"{study.base.id}, {count(study.base.params_total)} parameters"),
         ("Data", study.data.id),
-        ("Metric", f"{metric_name(summary)} ({metric_unit(summary)}), {direction} is better"),
+        ("Metric", f"{summary.metric.title} ({summary.metric.unit}), {direction} is better"),
         ("Reference", study.reference),
-        ("Training", f"{count(study.training.steps)} steps, {_n(len(study.seeds), 'seed')}"),
+        ("Training", f"{count(study.training.steps)} steps, {plural(len(study.seeds), 'seed')}"),
         ("Methods", str(len(summary.methods))),
     ]
 
@@ -42,7 +42,8 @@ def rules(summary: Summary) -> list[str]:
     if len(grid) > 1:
         tried = (
             f"Every method tries {len(grid)} learning rates on validation data with seed {study.tuning.seed}, "
-            f"which is not one of the final seeds ({_list(study.seeds)})."
+            f"which is not one of the final seeds ({', '.join(map(str, study.seeds))}): its own middle learning rate "
+            f"times {', '.join(f'{factor:g}' for factor in grid)}. The lowest validation loss decides."
         )
     records = [registry.find(method.method) for method in study.methods]
     return [
@@ -59,15 +60,6 @@ def rules(summary: Summary) -> list[str]:
         "Failed and diverged runs are shown and counted. No verdict favors a method with such a run.",
         *dict.fromkeys(record.report_note for record in records if record and record.report_note),
     ]
-
-
-def unfinished(summary: Summary) -> str:
-    """How many runs are missing; empty if the study is complete."""
-    statuses = [status for method in summary.methods for status in method.statuses.values()]
-    missing = statuses.count("missing")
-    if not missing:
-        return ""
-    return f"{missing:,} of {len(statuses):,} planned runs have no row yet. They may change what this page reports."
 
 
 def tally(summary: Summary) -> list[tuple[str, int]]:
@@ -88,23 +80,16 @@ def answer(method: MethodSummary, found: Difference | None, summary: Summary) ->
     if found is not None:
         verdict, css = f"{VERDICTS[found.verdict]} {found.verdict}", found.verdict.split()[0]
     kind, sentence = kind_of(method, summary), summary.sentences[method.key]
-    return {
-        "key": method.key,
-        "sign": kind.sign,
-        "kind": kind.key,
-        "verdict": verdict,
-        "class": css,
-        "sentence": sentence,
-    }
+    names = {"key": method.key, "sign": kind.sign, "kind": kind.key}
+    return {**names, "verdict": verdict, "class": css, "sentence": sentence}
 
 
 def base_value(summary: Summary) -> str:
     """The untrained base's result, which has no place on a logarithmic axis of parameters."""
-    factor = metric_factor(summary)
     return " ".join(
-        f"The untrained base ({method.key}) has no trainable parameters: {decimal(factor * method.metric.mean)}."
-        for method in summary.methods
-        if method.trainable == 0 and method.metric is not None
+        f"The untrained base ({m.key}) has no trainable parameters: {decimal(summary.metric.factor * m.metric.mean)}."
+        for m in summary.methods
+        if m.trainable == 0 and m.metric is not None
     )
 
 
@@ -124,75 +109,25 @@ def targets(summary: Summary) -> str:
     )
 
 
-def seconds(summary: Summary) -> str:
-    """What the seconds of the section on convergence mean."""
-    text = (
-        "Seconds are the wall time of the runs, evaluations included. Runs that ran in parallel shared the machine, so "
-        "these seconds do not rank the methods by speed."
-    )
-    if any(method.cost for method in summary.methods):
-        return f"{text} Times that were measured alone are in the section Costs."
-    return f"{text} No times have been measured alone{_yet(summary)}."
-
-
-def tuning(summary: Summary) -> str:
-    """How learning rates were chosen."""
-    if len(summary.study.tuning.grid) == 1:
-        return "None was tried: each method used the learning rate that the study specifies."
-    grid = _list(f"{factor:g}" for factor in summary.study.tuning.grid)
-    text = f"Each method tried its own middle learning rate times {grid}; the lowest validation loss decided."
-    untrained = next((m.figures.get("quality.valid_loss") for m in summary.methods if m.method == UNTRAINED), None)
-    losses = [loss for trials in summary.tuning.values() for _, loss in trials]
-    if untrained is not None and untrained.mean in losses:
-        text += f" A trial of {untrained.mean:.4f}, the loss of the base itself, never improved on its initial loss."
-    return text
-
-
-def edges(summary: Summary) -> str:
-    """Whose best learning rate is the lowest or highest of its grid."""
-    found = [f"{method.key} ({method.lr_at_edge})" for method in summary.methods if method.lr_at_edge is not None]
-    if not found:
-        return ""
-    return f"The best learning rate is at an edge of the grid for {_list(found)}. A wider grid may favor these methods."
-
-
 def costs(summary: Summary) -> str:
     """Where times were measured."""
     machines = sorted({method.hardware for method in summary.methods if method.hardware is not None})
     if not machines:
-        return f"Times have not been measured{_yet(summary)}. Parameters and bytes are those of the runs."
-    start = "Times and memory were measured while nothing else of the study ran"
-    if len(machines) == 1:
-        return f"{start}, on {machines[0]}."
-    return f"{start}, on different machines ({_list(machines)}): times of different machines are not comparable."
+        yet = " yet" if summary.study.costs else ""
+        return f"Times have not been measured{yet}. Parameters and bytes are those of the runs."
+    apart = ": times of different machines are not comparable" if len(machines) > 1 else ""
+    return f"Times and memory were measured while nothing else of the study ran, on {', '.join(machines)}{apart}."
 
 
 def failures(summary: Summary) -> str:
     """How many runs failed, trials of learning rates included."""
-    trials = sum(row.role == "tuning" for row in summary.failures)
-    return f"{_n(len(summary.failures), 'run')} did not succeed, including {_n(trials, 'trial')} of learning rates."
+    n, trials = len(summary.failures), sum(row.role == "tuning" for row in summary.failures)
+    return f"{plural(n, 'run')} did not succeed, including {plural(trials, 'trial')} of learning rates."
 
 
-def failure(row: Row) -> dict[str, str]:
-    """A row that is no success, for the page."""
-    without = {"diverged": "a loss was not finite, or the last one was more than twice the first"}
+def failure(row: Row) -> str:
+    """Why a row is no success."""
     message = ": ".join(part for part in (row.error_type, row.error_msg) if part)
-    return {
-        "name": row.cell_id,
-        "status": row.status,
-        "message": message or without.get(row.status, "no message"),
-        "traceback": row.traceback_tail or "",
-    }
-
-
-def _yet(summary: Summary) -> str:
-    """Unless the study measures no costs."""
-    return " yet" if summary.study.costs else ""
-
-
-def _n(n: int, noun: str) -> str:
-    return f"{n} {noun}{'' if n == 1 else 's'}"
-
-
-def _list(items: Iterable[Any]) -> str:
-    return ", ".join(map(str, items))
+    if not message and row.status == "diverged":
+        return "a loss was not finite, or the last one was more than twice the first"
+    return message or "no message"
