@@ -9,11 +9,9 @@ from hypothesis import strategies as st
 
 from qpeft.circuits import (
     Ansatz,
-    Gate,
     amplitude_expectations,
     amplitude_probabilities,
     amplitude_qubits,
-    count_angles,
     dead_angles,
 )
 from qpeft.errors import ConfigError, UnsupportedTypeError
@@ -27,28 +25,6 @@ both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def random_angles(ansatz, width, n_layers=1, dtype=torch.float64):
     shape = Ansatz(ansatz, amplitude_qubits(width), n_layers).angle_shape
     return ((torch.rand(shape, dtype=torch.float64) * 2 - 1) * pi).to(dtype)
-
-
-def test_gates_of_a_small_circuit_in_order():
-    ring = [Gate("cx", (0, 1)), Gate("cx", (1, 0))]
-    blocks = {
-        (name, block): [Gate(name, (wire,), (0, block, wire)) for wire in (0, 1)]
-        for name in ("rx", "ry", "rz")
-        for block in range(3)
-    }
-    assert list(Ansatz("qaa", 2, 1).gates()) == blocks["ry", 0] + ring
-    assert list(Ansatz("square", 2, 1).gates()) == blocks["ry", 0] + blocks["rz", 1] + ring + blocks["ry", 2]
-    assert list(Ansatz("rxyz", 2, 1).gates()) == blocks["rx", 0] + blocks["ry", 1] + blocks["rz", 2] + ring
-    assert [gate.name for gate in Ansatz("square", 1, 2).gates()] == ["ry", "rz", "ry"] * 2
-
-
-@given(st.sampled_from(list(BLOCKS)), st.integers(1, 16), st.integers(1, 8))
-def test_angles_are_counted_as_the_gates_use_them(ansatz, n_qubits, n_layers):
-    circuit = Ansatz(ansatz, n_qubits, n_layers)
-    slots = [gate.slot for gate in circuit.gates() if gate.slot is not None]
-    assert slots == sorted(set(slots))
-    assert len(slots) == circuit.n_angles == count_angles(ansatz, n_qubits, n_layers)
-    assert circuit.angle_shape == (n_layers, BLOCKS[ansatz], n_qubits)
 
 
 @pytest.mark.parametrize(("width", "expected"), [(1, 1), (2, 1), (3, 2), (4, 2), (768, 10), (1024, 10), (65536, 16)])
@@ -147,31 +123,6 @@ def test_only_the_wanted_gradient_is_the_same(ansatz, wanted):
     alone = {name: tensor.detach().requires_grad_(name == wanted) for name, tensor in given_.items()}
     amplitude_expectations(**alone, ansatz=ansatz).backward(weights)
     torch.testing.assert_close(alone[wanted].grad, given_[wanted].grad, rtol=0, atol=1e-14)
-
-
-@every_readout
-@every_ansatz
-@pytest.mark.parametrize("n_layers", [1, 2])
-def test_autocast_does_not_reach_into_the_circuit(read, ansatz, n_layers):
-    x = torch.randn(4, 50, requires_grad=True)
-    angles = random_angles(ansatz, 50, n_layers, torch.float32).requires_grad_()
-    outside = read(x, angles, ansatz)
-    weights = torch.randn_like(outside)
-    of_outside = torch.autograd.grad(outside, (x, angles), weights)
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = read(x, angles, ansatz)
-        of_inside = torch.autograd.grad(inside, (x, angles), weights)
-    assert torch.equal(inside, outside)
-    for one, other in zip(of_inside, of_outside, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
-
-
-def test_there_is_no_second_derivative():
-    angles = random_angles("square", 5).requires_grad_()
-    x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(amplitude_expectations(x, angles).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
 
 
 @pytest.mark.parametrize(("ansatz", "low", "high"), [("qaa", 0.97, 1.03), ("square", 0.66, 0.84)])

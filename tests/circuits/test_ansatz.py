@@ -1,41 +1,47 @@
 """The circuit as data, and its drawing."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpeft.circuits import Ansatz, Gate, count_angles
+from qpeft.circuits import Ansatz, count_angles
 from qpeft.errors import ConfigError
 
 sizes = st.tuples(st.integers(1, 12), st.integers(1, 9))
+SHAPES = {  # of the angles
+    "ry_ladder": lambda n, layers: (layers, n),
+    "two_design": lambda n, layers: (n + 2 * layers * (n - 1),),
+    "square": lambda n, layers: (layers, 3, n),
+    "qaa": lambda n, layers: (layers, 1, n),
+    "rxyz": lambda n, layers: (layers, 3, n),
+}
 
 
-def test_gates_of_a_small_circuit_in_order():
-    assert list(Ansatz("ry_ladder", 3, 2).gates()) == [
-        Gate("ry", (0,), (0, 0)),
-        Gate("ry", (1,), (0, 1)),
-        Gate("ry", (2,), (0, 2)),
-        Gate("cx", (0, 1)),
-        Gate("cx", (1, 2)),
-        Gate("ry", (0,), (1, 0)),
-        Gate("ry", (1,), (1, 1)),
-        Gate("ry", (2,), (1, 2)),
-        Gate("cx", (0, 1)),
-        Gate("cx", (1, 2)),
-    ]
+@pytest.mark.parametrize(
+    ("name", "n_qubits", "expected"),
+    [
+        ("ry_ladder", 3, "ry0 ry1 ry2 cx01 cx12"),
+        ("ry_ladder", 1, "ry0"),
+        ("two_design", 3, "ry0 ry1 ry2 cz01 ry0 ry1 cz12 ry1 ry2"),
+        ("square", 2, "ry0 ry1 rz0 rz1 cx01 cx10 ry0 ry1"),
+        ("square", 1, "ry0 rz0 ry0"),
+        ("qaa", 2, "ry0 ry1 cx01 cx10"),
+        ("rxyz", 2, "rx0 rx1 ry0 ry1 rz0 rz1 cx01 cx10"),
+    ],
+)
+def test_gates_act_in_order(name, n_qubits, expected):
+    gates = Ansatz(name, n_qubits, 1).gates()
+    assert " ".join(gate.name + "".join(map(str, gate.wires)) for gate in gates) == expected
 
 
-def test_one_qubit_has_no_ladder():
-    assert [gate.name for gate in Ansatz("ry_ladder", 1, 3).gates()] == ["ry"] * 3
-
-
-@given(sizes)
-def test_angles_are_counted_as_the_gates_use_them(size):
-    n_qubits, n_layers = size
-    ansatz = Ansatz("ry_ladder", n_qubits, n_layers)
+@given(st.sampled_from(list(SHAPES)), sizes)
+def test_angles_are_used_once_in_row_major_order(name, size):
+    ansatz = Ansatz(name, *size)
     slots = [gate.slot for gate in ansatz.gates() if gate.slot is not None]
-    assert len(slots) == len(set(slots)) == ansatz.n_angles == count_angles("ry_ladder", n_qubits, n_layers)
-    assert ansatz.angle_shape == (n_layers, n_qubits)
+    assert ansatz.angle_shape == SHAPES[name](*size)
+    assert slots == list(np.ndindex(ansatz.angle_shape))
+    assert ansatz.n_angles == count_angles(name, *size) == len(slots)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The fast routes as citizens of torch: agreement, memory, precision, transforms, refusals."""
+"""The three routes of QPA's circuit: agreement, precision, memory, slices, refused input."""
 
 import math
 import subprocess
@@ -9,72 +9,76 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpeft.circuits import Ansatz, probabilities
+from qpeft.circuits import Ansatz, ladder, ladder_cut, probabilities, probabilities_slice
 from qpeft.circuits.gates import gate_probabilities
+from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice, product_terms
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
 from qpeft.errors import ConfigError
 
-both_routes = pytest.mark.parametrize("route", [fold_probabilities, group_probabilities])
+ROUTES = (fold_probabilities, group_probabilities)
 
 
 def random_circuit(n_layers, n_qubits, seed, dtype=torch.float64):
     draw = torch.Generator().manual_seed(seed)
     angles = (torch.rand(n_layers, n_qubits, generator=draw, dtype=dtype) * 2 - 1) * math.pi
-    return angles.requires_grad_(), torch.randn(2**n_qubits, generator=draw, dtype=dtype)
+    weights = torch.randn(2**n_qubits, generator=draw, dtype=dtype)
+    return angles.requires_grad_(), weights / weights.norm()
 
 
 def value_and_gradient(route, angles, weights):
     p = route(angles)
-    return p.detach(), torch.autograd.grad(p @ weights, angles)[0]
+    return p.detach(), torch.autograd.grad(p, angles, weights)[0]
+
+
+def gates(angles):
+    n_layers, n_qubits = angles.shape
+    return gate_probabilities(Ansatz("ry_ladder", n_qubits, n_layers), angles)
+
+
+def assert_agrees(route, reference, angles, weights):
+    found, expected = (value_and_gradient(each, angles, weights) for each in (route, reference))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @settings(max_examples=60)
 @given(st.integers(1, 10), st.integers(2, 13), st.integers(0, 2**31))
-def test_routes_agree_with_each_other_and_with_the_gates(n_layers, n_qubits, seed):
-    angles, weights = random_circuit(n_layers, n_qubits, seed)
-    weights /= weights.norm()
-    ansatz = Ansatz("ry_ladder", n_qubits, n_layers)
-    p, gradient = value_and_gradient(lambda at: gate_probabilities(ansatz, at), angles, weights)
-    for route in (fold_probabilities, group_probabilities, probabilities):
-        p_fast, gradient_fast = value_and_gradient(route, angles, weights)
-        torch.testing.assert_close(p_fast, p, rtol=0, atol=1e-12)
-        torch.testing.assert_close(gradient_fast, gradient, rtol=0, atol=1e-12)
+def test_every_route_agrees_with_the_gates(n_layers, n_qubits, seed):
+    circuit = random_circuit(n_layers, n_qubits, seed)
+    assert_agrees(fold_probabilities, gates, *circuit)
+    assert_agrees(group_probabilities, gates, *circuit)
+    assert_agrees(probabilities, gates, *circuit)
+    if n_qubits >= 4:
+        assert_agrees(cut_probabilities, gates, *circuit)
 
 
 @pytest.mark.parametrize("n_qubits", [14, 16, 17])
-def test_routes_agree_beyond_the_sizes_they_are_chosen_for(n_qubits):
-    angles, weights = random_circuit(2, n_qubits, seed=n_qubits)
-    folded, grouped = (
-        value_and_gradient(route, angles, weights) for route in (fold_probabilities, group_probabilities)
-    )
-    torch.testing.assert_close(grouped, folded, rtol=0, atol=1e-12)
+def test_routes_agree_for_sizes_of_other_routes(n_qubits):
+    assert_agrees(fold_probabilities, group_probabilities, *random_circuit(2, n_qubits, seed=n_qubits))
 
 
-@both_routes
-@pytest.mark.parametrize("n_qubits", [2, 7, 12])
-def test_float32_is_as_good_as_float32_can_be(route, n_qubits):
+@pytest.mark.parametrize(("route", "n_qubits"), [(r, n) for r in ROUTES for n in (2, 7, 12)] + [(probabilities, 18)])
+def test_float32_has_the_precision_of_its_dtype(route, n_qubits):
     angles, weights = random_circuit(8, n_qubits, seed=1)
-    weights /= weights.norm()
-    p, gradient = value_and_gradient(route, angles, weights)
     single = angles.detach().float().requires_grad_()
-    p_single, gradient_single = value_and_gradient(route, single, weights.float())
-    assert p_single.dtype == gradient_single.dtype == torch.float32
-    torch.testing.assert_close(p_single.double(), p, rtol=0, atol=2e-6)
-    torch.testing.assert_close(gradient_single.double(), gradient, rtol=0, atol=2e-6)
+    found = value_and_gradient(route, single, weights.float())
+    assert {tensor.dtype for tensor in found} == {torch.float32}
+    for one, expected in zip(found, value_and_gradient(route, angles, weights), strict=True):
+        torch.testing.assert_close(one.double(), expected, rtol=0, atol=2e-6)
+        assert (one - expected).norm() <= 1e-5 * expected.norm()
 
 
-@both_routes
-def test_any_layout_of_the_upstream_gradient_is_read_right(route):
-    angles, _ = random_circuit(3, 5, seed=3)
-    ansatz = Ansatz("ry_ladder", 5, 3)
-    for loss in (lambda p: p[1::3].square().sum(), lambda p: p.flip(0)[:4].sum(), lambda p: p.view(4, 8).T[2].sum()):
-        expected = torch.autograd.grad(loss(gate_probabilities(ansatz, angles)), angles)[0]
-        torch.testing.assert_close(torch.autograd.grad(loss(route(angles)), angles)[0], expected, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("route", [*ROUTES, cut_probabilities])
+def test_upstream_gradient_may_have_any_layout(route):
+    angles, _ = random_circuit(3, 6, seed=3)
+    losses = [lambda p: p[1::3].square().sum(), lambda p: p.flip(0)[:9].sum() * p[1], lambda p: p.view(8, 8).T[2].sum()]
+    for loss in losses:
+        found, expected = (torch.autograd.grad(loss(each(angles)), angles)[0] for each in (route, gates))
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def saved_numbers(route, angles):
-    """How many parameters live on for backward, by the storage that they keep alive."""
+    """Number of entries saved for backward, by their storage."""
     storages = {}
 
     def pack(tensor):
@@ -88,7 +92,7 @@ def saved_numbers(route, angles):
 
 
 @pytest.mark.parametrize("n_layers", [1, 8, 64])
-def test_groups_save_one_state_whatever_the_depth(n_layers):
+def test_groups_save_one_state_for_any_depth(n_layers):
     angles, _ = random_circuit(n_layers, 13, seed=4)
     assert saved_numbers(probabilities, angles) == 2**13 + angles.numel()
 
@@ -101,7 +105,7 @@ def test_fold_saves_one_small_state_per_layer():
 
 
 @pytest.mark.parametrize("n_qubits", [5, 13])
-def test_nothing_is_recorded_when_no_gradient_is_wanted(n_qubits):
+def test_nothing_is_recorded_without_gradients(n_qubits):
     angles, _ = random_circuit(3, n_qubits, seed=5)
     recorded = probabilities(angles)
     with torch.no_grad():
@@ -112,42 +116,8 @@ def test_nothing_is_recorded_when_no_gradient_is_wanted(n_qubits):
     assert torch.equal(inferred.clone(), recorded.detach())
 
 
-@pytest.mark.parametrize("context", ["torch.inference_mode()", "torch.device('meta')"])
-def test_tables_first_built_in_a_passing_context_serve_training(context):
-    program = f"""
-import torch
-from qpeft.circuits import probabilities
-for n_qubits in (6, 14, 15):  # fold, groups, cut
-    angles = torch.zeros(2, n_qubits, device="cpu")
-    with {context}:
-        probabilities(angles)
-    p = probabilities(angles.requires_grad_())
-    p[0].backward()
-    assert p[0] == 1 and angles.grad.abs().max() == 0
-"""
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
-@pytest.mark.parametrize("n_qubits", [6, 13, 15])
-def test_autocast_does_not_touch_the_circuit(n_qubits):
-    angles, weights = random_circuit(3, n_qubits, seed=6, dtype=torch.float32)
-    p, gradient = value_and_gradient(probabilities, angles, weights)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        p_mixed = probabilities(angles)
-        (gradient_mixed,) = torch.autograd.grad(p_mixed, angles, weights)
-    assert torch.equal(p_mixed, p)
-    assert torch.equal(gradient_mixed, gradient)
-
-
-def test_a_second_derivative_is_refused():
-    angles, _ = random_circuit(2, 3, seed=9)
-    (gradient,) = torch.autograd.grad(probabilities(angles).square().sum(), angles, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        gradient.sum().backward()
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_broken_angles_are_named(value):
+def test_nonfinite_angles_are_located(value):
     angles = torch.zeros(3, 4)
     angles[1, 2] = value
     angles[2, 0] = value
@@ -171,7 +141,96 @@ def test_finite_angles_whose_sum_overflows_are_allowed():
         ),
     ],
 )
-def test_wrong_tensors_are_refused(angles, message):
+def test_invalid_tensors_are_refused(angles, message):
     with pytest.raises(ConfigError) as caught:
         probabilities(angles)
     assert str(caught.value) == message
+
+
+# the cut
+
+
+@pytest.mark.parametrize(("n_qubits", "n_layers"), [(15, 1), (16, 8), (17, 9), (18, 3)])
+def test_cut_agrees_with_the_groups_for_large_circuits(n_qubits, n_layers):
+    assert_agrees(probabilities, group_probabilities, *random_circuit(n_layers, n_qubits, seed=n_qubits))
+
+
+@settings(max_examples=60)
+@given(st.integers(1, 6), st.integers(4, 12), st.data())
+def test_slice_equals_that_of_all_probabilities(n_layers, n_qubits, data):
+    start = data.draw(st.integers(0, 2**n_qubits - 1))
+    stop = data.draw(st.integers(start + 1, 2**n_qubits))
+    angles, weights = random_circuit(n_layers, n_qubits, seed=start)
+    assert_agrees(lambda at: cut_slice(at, start, stop), lambda at: gates(at)[start:stop], angles, weights[start:stop])
+
+
+@pytest.mark.parametrize("n_qubits", [1, 6, 13, 15, 16])
+def test_slices_of_circuits_of_every_size(n_qubits):
+    angles, weights = random_circuit(4, n_qubits, seed=3)
+    total = 2**n_qubits
+    for start, stop in ((0, total), (0, 1), (total - 1, total), (total // 3, total // 2 + 1)):
+        assert_agrees(
+            lambda at, start=start, stop=stop: probabilities_slice(at, start, stop),
+            lambda at, start=start, stop=stop: probabilities(at)[start:stop],
+            angles,
+            weights[start:stop],
+        )
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 3), (3, 3), (4, 3), (0, 17), (16, 20)])
+def test_invalid_slice_is_refused(start, stop):
+    with pytest.raises(ConfigError) as caught:
+        probabilities_slice(torch.zeros(2, 4), start, stop)
+    assert str(caught.value) == f"a slice must have 0 <= start < stop <= 16, got start={start}, stop={stop}"
+
+
+@pytest.mark.parametrize("tile", [(1, 1), (3, 5), (64, 64)])
+def test_size_of_the_tiles_does_not_change_results(tile, monkeypatch):
+    monkeypatch.setattr(ladder_cut, "TILE", tile)
+    assert_agrees(cut_probabilities, gates, *random_circuit(4, 9, seed=4))
+
+
+@pytest.mark.parametrize(("n_layers", "terms"), [(1, 1), (2, 1), (3, 2), (8, 64)])
+def test_number_of_terms_doubles_with_every_layer(n_layers, terms):
+    angles, _ = random_circuit(n_layers, 11, seed=7)
+    left, right, turn = product_terms(angles)
+    assert left.shape == (2**3, 2, 2, terms)
+    assert right.shape == (2, terms, 2**6)
+    assert turn.shape == (2, 2, 2)
+
+
+def test_cut_saves_only_the_angles():
+    angles, _ = random_circuit(8, 15, seed=8)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.shape), lambda _: None):
+        probabilities(angles)
+    assert saved == [angles.shape]
+
+
+def test_deep_circuits_do_not_take_the_cut(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the cut")
+
+    monkeypatch.setattr(ladder, "cut_probabilities", refuse)
+    probabilities(torch.zeros(9, 15))
+    probabilities(torch.zeros(2, 14))
+    with pytest.raises(AssertionError, match="the cut"):
+        probabilities(torch.zeros(8, 15))
+
+
+def peak_memory(code):
+    """Bytes at the peak of a fresh process that runs `code`."""
+    program = f"import torch\nfrom qpeft.circuits import *\n{code}\n"
+    program += "import resource\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    run = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return int(run.stdout) * (1 if sys.platform == "darwin" else 1024)
+
+
+@pytest.mark.long
+def test_memory_of_the_cut_is_that_of_probabilities_and_gradient():
+    few = peak_memory("a = torch.ones(4, 22, requires_grad=True); probabilities_slice(a, 5, 9).sum().backward()")
+    many = peak_memory(
+        "a = torch.ones(4, 22, requires_grad=True); torch.autograd.grad(probabilities(a), a, torch.ones(2**22))"
+    )
+    vector = 4 * 2**22
+    assert many - few < 2.3 * vector

@@ -9,7 +9,7 @@ import torch
 
 from qpeft.circuits import Ansatz, probabilities
 from qpeft.circuits.gates import gate_state
-from qpeft.circuits.ladder_states import ladder_states
+from qpeft.circuits.ladder import ladder_states
 
 
 def _angles(*shape, seed=0):

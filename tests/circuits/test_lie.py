@@ -134,19 +134,6 @@ def test_the_series_is_refused_beyond_its_reach():
     assert orthogonality_error(lie_columns(b * (4 / 6), 8, "taylor")) < 1e-5
 
 
-@every_map
-def test_autocast_changes_nothing(lie_map):
-    b = (0.1 * torch.randn(30, 2)).requires_grad_()
-
-    def value_and_gradient(autocast):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            u = lie_columns(b, 4, lie_map)
-        return u, torch.autograd.grad((u * torch.linspace(0, 1, 120).view(30, 4)).sum(), b)[0]
-
-    for plain, cast in zip(value_and_gradient(False), value_and_gradient(True), strict=True):
-        assert torch.equal(plain, cast)
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

@@ -113,19 +113,6 @@ def test_acting_angles_are_the_rank_of_the_jacobian(width, construction):
     assert found == expected
 
 
-@pytest.mark.parametrize(("width", "construction"), [(48, "qsd"), (45, "pad"), (64, "auto")])
-def test_autocast_changes_nothing(width, construction):
-    angles = torch.randn(2, count_orthogonal(width, 2, construction)).requires_grad_()
-
-    def value_and_gradient(autocast):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-            u = orthogonal_columns(angles, width, 2, [0, 3], construction)
-        return u, torch.autograd.grad((u * torch.linspace(0, 1, 2 * width).view(width, 2)).sum(), angles)[0]
-
-    for plain, cast in zip(value_and_gradient(False), value_and_gradient(True), strict=True):
-        assert torch.equal(plain, cast)
-
-
 def test_pad_refuses_columns_that_lie_in_the_dropped_rows():
     angles = torch.zeros(count_orthogonal(5, 1, "pad"), dtype=torch.float64)
     angles[0] = math.pi - 1e-4  # wire 0 to 1: almost everything is below the fifth row

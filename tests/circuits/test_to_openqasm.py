@@ -13,7 +13,7 @@ from qiskit import qasm3
 from qiskit.quantum_info import Statevector
 
 from qpeft.circuits import Ansatz
-from qpeft.circuits.exports import to_pennylane_file, to_qiskit_file
+from qpeft.circuits.exports import to_python
 from qpeft.circuits.gates import gate_probabilities, gate_state
 
 NAMES = ("ry_ladder", "two_design", "square", "qaa", "rxyz")
@@ -65,8 +65,7 @@ def test_free_angles_are_inputs_named_by_their_index(name):
 
 # Python files
 
-WRITERS = {"pennylane": to_pennylane_file, "qiskit": to_qiskit_file}
-every_library = pytest.mark.parametrize("library", WRITERS)
+every_library = pytest.mark.parametrize("library", ["pennylane", "qiskit"])
 
 
 def namespace_of(text):
@@ -80,7 +79,7 @@ def namespace_of(text):
 def test_a_python_file_gives_the_exact_probabilities(library, name):
     ansatz = Ansatz(name, 3, 2)
     angles = random_angles(ansatz)
-    written = namespace_of(WRITERS[library](ansatz, angles))
+    written = namespace_of(to_python(ansatz, library, angles))
     np.testing.assert_array_equal(written["ANGLES"], angles.numpy())
     found = written["probabilities"](written["ANGLES"])
     np.testing.assert_allclose(found, gate_probabilities(ansatz, angles).numpy(), atol=1e-12)
@@ -89,7 +88,7 @@ def test_a_python_file_gives_the_exact_probabilities(library, name):
 @every_library
 def test_a_python_file_with_free_angles_takes_them(library):
     ansatz = Ansatz("ry_ladder", 3, 2)
-    written = namespace_of(WRITERS[library](ansatz))
+    written = namespace_of(to_python(ansatz, library))
     assert "ANGLES" not in written
     angles = random_angles(ansatz)
     found = written["probabilities"](angles.numpy())
@@ -103,7 +102,7 @@ def test_a_python_file_runs_without_qpeft(library, tmp_path):
     ansatz = Ansatz("ry_ladder", 2, 2)
     angles = random_angles(ansatz)
     path = tmp_path / "circuit.py"
-    path.write_text(WRITERS[library](ansatz, angles), encoding="utf-8")
+    path.write_text(to_python(ansatz, library, angles), encoding="utf-8")
     start = f"import sys, runpy; sys.modules['qpeft'] = None; runpy.run_path({str(path)!r}, run_name='__main__')"
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True)
     found = [float(word) for word in done.stdout.strip("[] \n").split()]

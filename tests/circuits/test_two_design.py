@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qpeft.circuits import Ansatz, basis_columns, count_angles, two_design_columns
+from qpeft.circuits import basis_columns, count_angles, two_design_columns
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
 
@@ -18,12 +18,6 @@ def random_angles(n_qubits, n_layers, n_modules, dtype=torch.float32):
 def test_other_widths_are_counted_by_construction():
     assert count_angles("qsd", n_layers=2, width=768) == 127
     assert count_angles("auto", n_layers=1, width=1024) == 28
-
-
-@given(st.integers(1, 12), st.integers(1, 5))
-def test_slots_are_used_in_the_order_of_the_gates(n_qubits, n_layers):
-    slots = [gate.slot for gate in Ansatz("two_design", n_qubits, n_layers).gates() if gate.slot]
-    assert slots == [(i,) for i in range(count_angles("two_design", n_qubits, n_layers))]
 
 
 @pytest.mark.parametrize(
@@ -86,36 +80,6 @@ def test_no_qubits_give_one():
     assert torch.equal(u, torch.ones(3, 1, 1))
     u.sum().backward()
     assert angles.grad.shape == (3, 0)
-
-
-@pytest.mark.parametrize("signs", [None, torch.ones(4, 64)], ids=["cut", "layers"])
-def test_autocast_changes_no_values(signs):
-    angles = random_angles(6, 2, 2)
-    expected = two_design_columns(angles, 6, 2, range(3), signs)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(two_design_columns(angles, 6, 2, range(3), signs), expected)
-
-
-def test_autocast_changes_no_gradients():
-    angles = random_angles(6, 2, 2).requires_grad_()
-    u, weights = two_design_columns(angles, 6, 2, range(3)), torch.randn(2, 64, 3)
-    (expected,) = torch.autograd.grad(u, angles, weights, retain_graph=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        (found,) = torch.autograd.grad(u, angles, weights)
-    assert torch.equal(found, expected)
-
-
-def test_no_default_device_leaks_into_kept_tables():
-    with torch.device("meta"):
-        two_design_columns(torch.zeros(1, 19, device="cpu"), 7, 1, [2])
-    assert two_design_columns(torch.zeros(19), 7, 1, [2])[2] == 1
-
-
-def test_second_derivatives_are_refused():
-    angles = random_angles(4, 1, 1, torch.float64).requires_grad_()
-    (slope,) = torch.autograd.grad(two_design_columns(angles, 4, 1, [0])[:, 0].pow(3).sum(), angles, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        slope.sum().backward()
 
 
 ANGLES = torch.zeros(7)  # 3 qubits, 1 layer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -47,8 +46,8 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
     """
     random = np.random.Generator(np.random.Philox(0))
     angles = random.uniform(-np.pi, np.pi, (_SAMPLE, *run.ansatz.angle_shape))
-    _values(run, angles[:1])
-    one = _seconds(lambda: _values(run, angles[:1] + 0.1))
+    run.jobs.run(run.ansatz, angles[:1], "forecast")
+    one = _seconds(run, angles[:1] + 0.1)
     per_step = one + (_gradient_seconds(run, angles, one) if run.trained else 0.0)
     circuits = steps * run.circuits_per_step
     shots = run.jobs.shots or 0
@@ -73,16 +72,14 @@ def _gradient_seconds(run: CircuitRun, angles: Numbers, one: float) -> float:
     if run.gradient == "adjoint":
         weights = np.linspace(-1.0, 1.0, 2**run.ansatz.n_qubits)
         run.gradient_at(angles[0], weights)
-        return _seconds(lambda: run.gradient_at(angles[1], weights))
-    each = max(0.0, (_seconds(lambda: _values(run, angles)) - one) / (_SAMPLE - 1))
+        began = time.perf_counter()
+        run.gradient_at(angles[1], weights)
+        return time.perf_counter() - began
+    each = max(0.0, (_seconds(run, angles) - one) / (_SAMPLE - 1))
     return max(0.0, one - each) + (run.circuits_per_step - 1) * each
 
 
-def _values(run: CircuitRun, angles: Numbers) -> None:
-    run.jobs.run(run.ansatz, angles, "forecast")
-
-
-def _seconds(work: Callable[[], Any]) -> float:
+def _seconds(run: CircuitRun, angles: Numbers) -> float:
     began = time.perf_counter()
-    work()
+    run.jobs.run(run.ansatz, angles, "forecast")
     return time.perf_counter() - began

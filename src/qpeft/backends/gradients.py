@@ -15,11 +15,6 @@ _SPSA_DIRECTIONS = 10
 _SPSA_STEP = 0.2  # radians: with smaller steps shot noise dominates, with larger ones the bias
 
 
-def adjoint(jobs: Jobs, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
-    """The backend's own adjoint pass: dL/dtheta is the gradient of the diagonal observable diag(dL/dp)."""
-    return jobs.adjoint(ansatz, angles, weights)
-
-
 def parameter_shift(jobs: Jobs, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
     """dL/dtheta_k = 1/2 sum_i w_i (p_i(theta + pi/2 e_k) - p_i(theta - pi/2 e_k)), all in one job of 2P circuits.
 
@@ -47,7 +42,7 @@ def spsa(jobs: Jobs, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbe
 
 
 Rule = Callable[[Jobs, Ansatz, Numbers, Numbers], Numbers]
-RULES: dict[str, Rule] = {"adjoint": adjoint, "parameter-shift": parameter_shift, "spsa": spsa}
+RULES: dict[str, Rule] = {"adjoint": Jobs.adjoint, "parameter-shift": parameter_shift, "spsa": spsa}
 
 
 def count_circuits(rule: str, n_angles: int) -> int:

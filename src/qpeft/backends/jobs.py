@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,12 @@ class Jobs:
         if self.used.shots + wanted > self.shot_budget:
             raise BackendError(
                 f"the next job needs {wanted:,} shots, and {self.used.shots:,} of the shot budget of "
-                f"{self.shot_budget:,} are used; nothing of it was sent. Raise the budget to go on"
+                f"{self.shot_budget:,} are used; none of it was sent. Raise the budget to continue"
             )
 
     def _send(self, call: Callable[[], Numbers], purpose: str, n_circuits: int) -> Numbers:
-        attempt = 1
-        while (answer := self._try(call, purpose, n_circuits, attempt)) is None:
-            attempt += 1
-        return answer
+        attempts = (self._try(call, purpose, n_circuits, attempt) for attempt in count(1))
+        return next(answer for answer in attempts if answer is not None)
 
     def _try(self, call: Callable[[], Numbers], purpose: str, n_circuits: int, attempt: int) -> Numbers | None:
         """One attempt; None after a failure that is to be retried."""
@@ -161,7 +160,10 @@ class Jobs:
         if isinstance(error, _PERMANENT) or (isinstance(error, _PROBABLY_PERMANENT) and not self.used.jobs):
             raise error
         if attempt > self.retries:
-            raise BackendError(_gave_up(self.backend.name, attempt, error)) from error
+            raise BackendError(
+                f"a job on {self.backend.name} failed {attempt} times, the last time with: {_reason(error)}. "
+                "Checkpoints are intact: resume when the device answers"
+            ) from error
         if self.stop_wanted():
             raise KeyboardInterrupt(f"Stopped; the last job on {self.backend.name} had failed.") from error
         wait = min(self._wait * 2 ** (attempt - 1), _LONGEST_WAIT)
@@ -208,13 +210,6 @@ def _check_probabilities(found: Numbers, shape: tuple[int, int], name: str) -> N
         raise RuntimeError(f"{name} returned shape {found.shape}, expected {shape}")
     if not np.isfinite(found).all() or (found < -1e-9).any() or (abs(found.sum(axis=1) - 1) > 1e-3).any():
         raise RuntimeError(f"{name} returned values that are not probabilities")
-
-
-def _gave_up(name: str, attempts: int, error: Exception) -> str:
-    return (
-        f"a job on {name} failed {attempts} times, the last time with: {_reason(error)}. Checkpoints are intact: "
-        "resume when the device answers"
-    )
 
 
 def _reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from qpeft.backends.backend import Numbers
 from qpeft.backends.gradients import RULES, count_circuits
 from qpeft.backends.jobs import Jobs
-from qpeft.backends.settings import check_gradient
+from qpeft.backends.settings import GRADIENTS
 from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError
 
@@ -137,7 +137,8 @@ def _check_shots(jobs: Jobs) -> None:
 
 
 def _choose(gradient: str, jobs: Jobs) -> str:
-    check_gradient(gradient)
+    if gradient not in GRADIENTS:
+        raise ConfigError(f"unknown gradient '{gradient}'; choose one of {', '.join(GRADIENTS)}")
     has_adjoint = jobs.backend.has_adjoint and jobs.shots is None
     if gradient == "auto":
         return "adjoint" if has_adjoint else "parameter-shift"

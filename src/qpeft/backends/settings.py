@@ -63,12 +63,6 @@ class BackendSettings:
         return self == BackendSettings()
 
 
-def check_gradient(gradient: str) -> None:
-    """Raise ConfigError for an unknown rule."""
-    if gradient not in GRADIENTS:
-        raise ConfigError(f"unknown gradient '{gradient}'; choose one of {', '.join(GRADIENTS)}")
-
-
 def backend_settings(given: dict[str, Any]) -> BackendSettings:
     """Settings from a dictionary. Raises ConfigError for an unknown field or a value out of range."""
     known = [f.name for f in fields(BackendSettings)]

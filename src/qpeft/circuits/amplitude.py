@@ -66,7 +66,8 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     Raises ConfigError for an unknown ansatz, for angles of another shape or device and for more than 16 qubits,
     UnsupportedTypeError for another dtype.
     """
-    return _read(x, angles, ansatz, expectation_circuit)
+    _check(x, angles, ansatz)
+    return _run(angles, x, ansatz, expectation_circuit)
 
 
 def amplitude_probabilities(x: Tensor, angles: Tensor, ansatz: str = "square") -> Tensor:
@@ -75,12 +76,8 @@ def amplitude_probabilities(x: Tensor, angles: Tensor, ansatz: str = "square") -
     `x` (..., d), `angles` (L, blocks, N), `ansatz`, dtypes and gradients are those of `amplitude_expectations`. Raises
     what that raises.
     """
-    return _read(x, angles, ansatz, probability_circuit)
-
-
-def _read(x: Tensor, angles: Tensor, ansatz: str, circuit: Callable[[Tensor, str], StagedCircuit]) -> Tensor:
     _check(x, angles, ansatz)
-    return _run(angles, x, ansatz, circuit)
+    return _run(angles, x, ansatz, probability_circuit)
 
 
 @full_precision

@@ -1,4 +1,4 @@
-"""A circuit for other programs: OpenQASM 3 text, a PennyLane or Qiskit circuit, and standalone Python files."""
+"""A circuit for other programs: OpenQASM 3, PennyLane, Qiskit, Python files; and its size after transpilation."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def to_pennylane(circuit: Circuit) -> Callable[..., None]:
     kinds = {name: getattr(qml, kind) for name, kind in _PENNYLANE_GATES.items()}
 
     def queue(angles: Any, wires: Sequence[Any] | None = None) -> None:
-        _check_batch(circuit, tuple(angles.shape))
+        found, shape = tuple(angles.shape), circuit.angle_shape
+        if found[-len(shape) :] != shape or len(found) > len(shape) + 1:
+            raise ConfigError(f"{_needed(circuit)}, or (B, *shape) for B circuits at once, got {found}")
         labels = list(range(circuit.n_qubits) if wires is None else wires)
         if len(labels) != circuit.n_qubits:
             raise ConfigError(f"{circuit.n_qubits} qubits need as many wires, got {len(labels)}: {labels}")
@@ -72,84 +74,88 @@ def to_qiskit(circuit: Circuit, angles: Any = None) -> QuantumCircuit:
     return made
 
 
-def to_pennylane_file(circuit: Circuit, angles: Any = None) -> str:
-    """A Python file that defines the QNode `probabilities(angles)`, and `ANGLES` where angles are given.
+def to_python(circuit: Circuit, package: str, angles: Any = None) -> str:
+    """A Python file for "pennylane" or "qiskit" that defines `probabilities(angles)`, and `ANGLES` if angles are given.
 
-    It needs PennyLane and nothing of qpeft. Raises ConfigError for angles of another shape.
+    It does not need qpeft. Raises ConfigError for angles of another shape.
     """
     gates = []
     for name, wires, slot in circuit.gates():
-        angle = "" if slot is None else f"angles{list(slot)}, "
-        gates.append(f"qml.{_PENNYLANE_GATES[name]}({angle}wires={wires[0] if slot else list(wires)})")
-    return _filled(_PENNYLANE, "from pennylane import numpy as np", circuit, angles, gates)
+        angle = [] if slot is None else [f"angles{list(slot)}"]
+        if package == "pennylane":
+            gates.append(f"qml.{_PENNYLANE_GATES[name]}({', '.join([*angle, f'wires={list(wires)}'])})")
+        else:
+            gates.append(f"made.{name}({', '.join([*angle, *map(str, wires)])})")
+    values = "" if angles is None else f"\nANGLES = np.array({json.dumps(_checked(circuit, angles).tolist())})\n"
+    main = "" if angles is None else '\n\nif __name__ == "__main__":\n    print(probabilities(ANGLES))\n'
+    return _PYTHON[package].format(
+        title=_title(circuit), angles=values, n=circuit.n_qubits, gates="\n    ".join(gates), main=main
+    )
 
 
-def to_qiskit_file(circuit: Circuit, angles: Any = None) -> str:
-    """A Python file that defines `circuit(angles)` and `probabilities(angles)`, and `ANGLES` where angles are given.
-
-    It needs Qiskit and nothing of qpeft. Raises ConfigError for angles of another shape.
-    """
-    gates = []
-    for name, wires, slot in circuit.gates():
-        arguments = [*([] if slot is None else [f"angles{list(slot)}"]), *map(str, wires)]
-        gates.append(f"made.{name}({', '.join(arguments)})")
-    return _filled(_QISKIT, "import numpy as np", circuit, angles, gates)
-
-
-_PENNYLANE = '''\
-"""{title}, as a PennyLane circuit. Needs: pip install pennylane"""
+_PYTHON = {
+    "pennylane": '''\
+"""{title}. Needs: pip install pennylane"""
 
 import pennylane as qml
-{numpy}{angles}
+from pennylane import numpy as np
+{angles}
 
 @qml.qnode(qml.device("default.qubit", wires={n}))
 def probabilities(angles):
-    """Probabilities of the {outcomes} basis states, wire 0 the most significant bit; angles {shape}, radians."""
+    """Probabilities of the basis states, wire 0 the most significant bit; angles in radians."""
     {gates}
     return qml.probs(wires=range({n}))
-{main}'''
+{main}''',
+    "qiskit": '''\
+"""{title}. Needs: pip install qiskit"""
 
-_QISKIT = '''\
-"""{title}, as a Qiskit circuit. Needs: pip install qiskit"""
-
-{numpy}from qiskit import QuantumCircuit
+import numpy as np
+from qiskit import QuantumCircuit
 from qiskit.quantum_info import Statevector
 {angles}
 
 def circuit(angles):
-    """The circuit without measurement; angles {shape}, radians."""
+    """The circuit without measurement; angles in radians."""
     made = QuantumCircuit({n})
     {gates}
     return made
 
 
 def probabilities(angles):
-    """Probabilities of the {outcomes} basis states; qubit 0 is the most significant bit, the last one in Qiskit."""
+    """Probabilities of the basis states; qubit 0 is the most significant bit, the last one in Qiskit."""
     return Statevector(circuit(angles).reverse_bits()).probabilities()
-{main}'''
-
-_MAIN = """
-
-if __name__ == "__main__":
-    print(probabilities(ANGLES))
-"""
+{main}''',
+}
 
 
-def _filled(template: str, numpy: str, circuit: Circuit, angles: Any, gates: list[str]) -> str:
-    array = main = ""
-    if angles is not None:
-        rows = "".join(f"        {json.dumps(row)},\n" for row in _checked(circuit, angles).tolist())
-        array, main = f"\nANGLES = np.array(\n    [\n{rows}    ]\n)\n", _MAIN
-    return template.format(
-        title=_title(circuit),
-        numpy=f"{numpy}\n" if array else "",
-        n=circuit.n_qubits,
-        outcomes=2**circuit.n_qubits,
-        shape=circuit.angle_shape,
-        angles=array,
-        gates="\n    ".join(gates),
-        main=main,
-    )
+def transpiled_sizes(circuit: Circuit) -> dict[str, dict[str, int]]:
+    """`depth` and `two_qubit_gates` by coupling ("all-to-all", "line", "heavy-hex") in the gates rz, sx, x, cx.
+
+    Transpiled by Qiskit's default pass manager with a fixed seed and free angles: one result for all angles. Raises
+    ConfigError if Qiskit is missing.
+    """
+    try:
+        from qiskit.transpiler import CouplingMap, generate_preset_pass_manager
+    except ModuleNotFoundError as error:
+        raise missing_extra("the size after transpiling", "Qiskit") from error
+    n_qubits = circuit.n_qubits
+    distance = 7  # of the heavy-hex lattice: 115 qubits, similar to existing devices
+    while (5 * distance**2 - 2 * distance - 1) // 2 < n_qubits:
+        distance += 2
+    couplings = {
+        "all-to-all": None,
+        "line": CouplingMap.from_line(n_qubits),
+        "heavy-hex": CouplingMap.from_heavy_hex(distance),
+    }
+    sizes = {}
+    for name, coupling in couplings.items():
+        passes = generate_preset_pass_manager(
+            basis_gates=["rz", "sx", "x", "cx"], coupling_map=coupling, seed_transpiler=0
+        )
+        found = passes.run(to_qiskit(circuit))
+        sizes[name] = {"depth": found.depth(), "two_qubit_gates": found.num_nonlocal_gates()}
+    return sizes
 
 
 def _title(circuit: Circuit) -> str:
@@ -162,22 +168,13 @@ def _input(slot: tuple[int, ...]) -> str:
 
 
 def _checked(circuit: Circuit, angles: Any) -> NDArray[np.float64]:
-    """`angles` (a tensor, an array, nested lists) as float64 of shape `circuit.angle_shape`, radians.
-
-    Raises ConfigError for another shape and for an angle that is not finite.
-    """
+    """`angles` (a tensor, an array, nested lists) as float64 of shape `circuit.angle_shape`, radians."""
     found = torch.as_tensor(angles, dtype=torch.float64).detach().cpu().numpy()
     if found.shape != circuit.angle_shape:
         raise ConfigError(f"{_needed(circuit)}, got {found.shape}")
     if not np.isfinite(found).all():
         raise ConfigError("an angle is NaN or infinite; use a checkpoint from before the run diverged")
     return found
-
-
-def _check_batch(circuit: Circuit, found: tuple[int, ...]) -> None:
-    shape = circuit.angle_shape
-    if found[-len(shape) :] != shape or len(found) > len(shape) + 1:
-        raise ConfigError(f"{_needed(circuit)}, or (B, *shape) for B circuits at once, got {found}")
 
 
 def _needed(circuit: Circuit) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
+from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source
 from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
-from qpeft.circuits.numerics import has_nonfinite
+from qpeft.circuits.numerics import full_precision, has_nonfinite
 from qpeft.errors import ConfigError
 
 # measured with benchmarks/bench.py --only circuits large_circuits
@@ -62,3 +65,31 @@ def _check(angles: Tensor) -> None:
     if has_nonfinite(angles):
         layer, wire = (~torch.isfinite(angles)).nonzero()[0].tolist()
         raise ConfigError(f"circuit angles contain NaN or Inf at layer {layer}, wire {wire}")
+
+
+@cache
+def _half_tables(n_qubits: int, device: torch.device) -> KronTables:
+    with torch.device("cpu"):  # cached: independent of the caller's default device
+        halves = torch.arange(n_qubits).tensor_split(2)
+        blocks = [Block(tuple(half.tolist()), torch.arange(2 ** len(half))) for half in halves]
+        return kron_tables(blocks, n_qubits, device)
+
+
+@full_precision
+def ladder_states(angles: Tensor) -> Tensor:
+    """Final states (S, 2**N), real amplitudes, of `ry_ladder` circuits with angles (S, L, N), from |0...0>.
+
+    For statistics over random circuits. Wire 0 is the most significant bit of the basis index; dtype and device are the
+    angles'. Differentiable by plain autograd, which stores the states of all layers. A layer is one batch of products
+    with the Kronecker matrices of two halves of the wires, followed by the gather of the CNOT ladder.
+    """
+    samples, _, n_qubits = angles.shape
+    tables, source = _half_tables(n_qubits, angles.device), ladder_source(n_qubits, angles.device)
+    (rows, _), (columns, _) = tables.shapes
+    psi = angles.new_zeros(samples, rows, columns)
+    psi[:, 0, 0] = 1
+    for layer in angles.unbind(1):
+        first, second = kron_matrices(layer, tables)
+        turned = torch.bmm(torch.bmm(first, psi), second.mT)
+        psi = turned.view(samples, -1).index_select(1, source).view(samples, rows, columns)
+    return psi.view(samples, -1)

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from qpeft.circuits import Ansatz
-    from qpeft.circuits.transpiled import Size
 
 _FORMATS = ("openqasm", "pennylane", "qiskit")
 
@@ -101,9 +100,9 @@ def count(chosen: Chosen, adapter: AdapterOption = None) -> Answer:
         "gates": gates,
         "two_qubit_gates": two_qubit_gates,
         "depth": ansatz.depth,
-        "transpiled": sizes and {name: size._asdict() for name, size in sizes.items()},
+        "transpiled": sizes,
     }
-    return Answer(data, lambda console: _show_counts(console, data, sizes, missing))
+    return Answer(data, lambda console: _show_counts(console, data, missing))
 
 
 @command
@@ -126,12 +125,16 @@ def export(
       qpeft circuits export --n-qubits 4 --n-layers 2
       qpeft circuits export --adapter run --format qiskit --out circuit.py
     """
-    _check_export(form, out)
-    ansatz, angles = _circuit(chosen, adapter)
-    text = _written(form, ansatz, angles)
-    if out is not None:
-        from qpeft.files import write_text
+    if form not in _FORMATS:
+        raise ConfigError(f"unknown format '{form}'; choose one of {', '.join(_FORMATS)}")
+    if out is not None and out.is_dir():
+        raise ConfigError(f"{out} is a folder; give a file")
+    from qpeft.circuits.exports import to_openqasm, to_python
+    from qpeft.files import write_text
 
+    ansatz, angles = _circuit(chosen, adapter)
+    text = to_openqasm(ansatz, angles) if form == "openqasm" else to_python(ansatz, form, angles)
+    if out is not None:
         write_text(out, text)
     data = {**_described(ansatz, angles), "format": form, "out": out, "text": text if out is None else None}
     return Answer(data, lambda console: _show_export(console, text, out))
@@ -200,29 +203,14 @@ def _described(ansatz: Ansatz, angles: Any = None) -> dict[str, Any]:
     return {**size, "angles": None if angles is None else angles.tolist()}
 
 
-def _transpiled(ansatz: Ansatz) -> tuple[dict[str, Size] | None, str]:
+def _transpiled(ansatz: Ansatz) -> tuple[dict[str, dict[str, int]] | None, str]:
     """Sizes by device topology; or None, and what is missing to compute them."""
-    from qpeft.circuits.transpiled import transpiled_sizes
+    from qpeft.circuits.exports import transpiled_sizes
 
     try:
         return transpiled_sizes(ansatz), ""
     except ConfigError as error:
         return None, str(error)
-
-
-def _check_export(form: str, out: Path | None) -> None:
-    if form not in _FORMATS:
-        raise ConfigError(f"unknown format '{form}'; choose one of {', '.join(_FORMATS)}")
-    if out is not None and out.is_dir():
-        raise ConfigError(f"{out} is a folder; give a file")
-
-
-def _written(form: str, ansatz: Ansatz, angles: Any) -> str:
-    from qpeft.circuits.exports import to_pennylane_file, to_qiskit_file
-
-    if form == "openqasm":
-        return ansatz.to_openqasm(angles)
-    return (to_pennylane_file if form == "pennylane" else to_qiskit_file)(ansatz, angles)
 
 
 def _show_drawing(console: Console, drawing: str, angles: Any) -> None:
@@ -233,7 +221,7 @@ def _show_drawing(console: Console, drawing: str, angles: Any) -> None:
             console.print("".join(f"{angle:9.4f}" for angle in row), soft_wrap=True)
 
 
-def _show_counts(console: Console, data: dict[str, Any], sizes: dict[str, Size] | None, missing: str) -> None:
+def _show_counts(console: Console, data: dict[str, Any], missing: str) -> None:
     console.print(f"{data['ansatz']}, n_qubits={data['n_qubits']}, n_layers={data['n_layers']}\n", style="bold")
     kinds = ", ".join(f"{name} {n:,}" for name, n in data["gates"].items())
     rows = [
@@ -243,10 +231,10 @@ def _show_counts(console: Console, data: dict[str, Any], sizes: dict[str, Size] 
         ("depth", f"{data['depth']:,}", "gates on the longest path"),
     ]
     console.print(facts(rows))
-    if sizes is None:
+    if missing:
         console.print(f"\n{missing}", soft_wrap=True)
         return
-    lines = [(name, f"{size.depth:,}", f"{size.two_qubit_gates:,}") for name, size in sizes.items()]
+    lines = [(name, *(f"{n:,}" for n in size.values())) for name, size in data["transpiled"].items()]
     console.print()
     console.print(table(("transpiled to rz, sx, x, cx", "depth", "two-qubit gates"), lines))
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
-from qpeft.circuits.ladder_states import ladder_states
+from qpeft.circuits.ladder import ladder_states
 from qpeft.diagnostics.finding import Measurement
 from qpeft.diagnostics.haar import Numbers
 from qpeft.diagnostics.states import check_positive, generator, random_angles

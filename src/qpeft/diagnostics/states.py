@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz, two_design_columns
 from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE
-from qpeft.circuits.ladder_states import ladder_states
+from qpeft.circuits.ladder import ladder_states
 from qpeft.errors import ConfigError
 
 REAL_ANSATZE = ("ry_ladder", "two_design")

@@ -1,0 +1,105 @@
+"""All simulators in autocast, in second derivatives, and with tables that were first built in another context."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from qpeft.circuits import (
+    Ansatz,
+    amplitude_expectations,
+    amplitude_probabilities,
+    amplitude_qubits,
+    count_angles,
+    lie_columns,
+    orthogonal_columns,
+    probabilities,
+    two_design_columns,
+)
+
+
+def two_design(signs):
+    shape = (2, count_angles("two_design", 6, 2))
+    return lambda angles: two_design_columns(angles, 6, 2, range(3), signs), shape
+
+
+def columns(width, construction):
+    shape = (2, count_angles(construction, n_layers=2, width=width))
+    return lambda angles: orthogonal_columns(angles, width, 2, [0, 3], construction), shape
+
+
+def of_angles(read, ansatz, n_layers):
+    x = torch.linspace(-1, 2, 200).view(4, 50)
+    return lambda angles: read(x, angles, ansatz), Ansatz(ansatz, amplitude_qubits(50), n_layers).angle_shape
+
+
+def of_inputs(read, ansatz):
+    angles = torch.linspace(-1, 2, 18).view(1, 3, 6)
+    return lambda x: read(x, angles[:, : 1 if ansatz == "qaa" else 3], ansatz), (4, 50)
+
+
+AMPLITUDE = [(read, a) for read in (amplitude_expectations, amplitude_probabilities) for a in ("square", "qaa", "rxyz")]
+SIMULATORS = {
+    "ladder, fold": (probabilities, (3, 6)),
+    "ladder, groups": (probabilities, (3, 13)),
+    "ladder, cut": (probabilities, (3, 15)),
+    "two_design, cut": two_design(None),
+    "two_design, layers": two_design(torch.ones(4, 64)),
+    "orthogonal, qsd": columns(48, "qsd"),
+    "orthogonal, pad": columns(45, "pad"),
+    "orthogonal, circuit": columns(64, "auto"),
+    **{f"lie, {kind}": (lambda b, kind=kind: lie_columns(b, 4, kind), (30, 2)) for kind in ("exp", "cayley", "taylor")},
+    **{f"{read.__name__}, {a}, {n}": of_angles(read, a, n) for read, a in AMPLITUDE for n in (1, 2)},
+    **{f"{read.__name__}, {a}, inputs": of_inputs(read, a) for read, a in AMPLITUDE},
+}
+
+CLOSED_FORM = ("ladder", "two_design, cut", "amplitude")  # gradients without autograd's own products
+CLOSE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def leaf(shape):
+    return (0.2 * torch.randn(shape, generator=torch.Generator().manual_seed(0))).requires_grad_()
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_autocast_does_not_change_values_and_gradients(name):
+    simulate, shape = SIMULATORS[name]
+    tensor = leaf(shape)
+    plain = simulate(tensor)
+    weights = torch.randn_like(plain)
+    (slope,) = torch.autograd.grad(plain, tensor, weights)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = simulate(tensor)
+        if name.startswith(CLOSED_FORM):
+            torch.testing.assert_close(torch.autograd.grad(simulate(tensor), tensor, weights)[0], slope, **CLOSE)
+    assert torch.equal(cast, plain)
+    torch.testing.assert_close(torch.autograd.grad(cast, tensor, weights)[0], slope, **CLOSE)
+
+
+@pytest.mark.parametrize("name", [name for name in SIMULATORS if not name.startswith("lie")])
+def test_second_derivatives_are_refused(name):
+    simulate, shape = SIMULATORS[name]
+    tensor = leaf(shape)
+    (slope,) = torch.autograd.grad(simulate(tensor).pow(3).sum(), tensor, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|differentiate twice"):
+        slope.sum().backward()
+
+
+@pytest.mark.parametrize("context", ["torch.inference_mode()", "torch.device('meta')"])
+def test_tables_first_built_in_another_context_can_be_trained(context):
+    program = f"""
+import torch
+from qpeft.circuits import probabilities, two_design_columns
+for n_qubits in (6, 14, 15):  # fold, groups, cut
+    angles = torch.zeros(2, n_qubits, device="cpu")
+    with {context}:
+        probabilities(angles)
+    p = probabilities(angles.requires_grad_())
+    p[0].backward()
+    assert p[0] == 1 and angles.grad.abs().max() == 0
+with torch.device("meta"):
+    two_design_columns(torch.zeros(1, 19, device="cpu"), 7, 1, [2])
+assert two_design_columns(torch.zeros(19), 7, 1, [2])[2] == 1
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
