@@ -144,9 +144,17 @@ def test_edited_and_foreign_folders_are_refused(llama, gpt2, tmp_path):
     save_file({**tensors, name: tensors[name] * torch.nan}, tmp_path / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="NaN"):
         of_folder(tmp_path)
-    get_peft_model(gpt2, qpeft.SoRAConfig(r=2, target_modules=["c_attn"])).save_pretrained(str(tmp_path / "sora"))
+
+
+def test_adapter_without_measurements_is_diagnosed_by_its_exported_lora(gpt2, ids, tmp_path):
+    model = moved(get_peft_model(gpt2, qpeft.SoRAConfig(r=2, target_modules=["c_attn"])), tmp_path / "adapter")
     with pytest.raises(ConfigError, match="SORA, to which no measurement applies"):
-        of_folder(tmp_path / "sora")
+        of_folder(tmp_path / "adapter")
+    qpeft.export(model, tmp_path / "exported")
+    found = diagnose(of_folder(tmp_path / "adapter", tmp_path), samples=10)
+    assert found["rank"].figures == {"updates": effective_rank(read_adapter(tmp_path / "exported").factors())}
+    assert found["rank"].figures["updates"].numerical_rank == 2
+    assert "no circuit whose angles are trained" in found["moved"].left_out[0]
 
 
 @pytest.mark.parametrize("damage", [5, [5], [["a", None]], [["a", [-1]]], [["a", [2, "x"]]], [["a", [2**40]]]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ import typer
 from qpeft import methods
 from qpeft.cli.adapters import find_adapter, use_method
 from qpeft.cli.command import command
+from qpeft.cli.compare_bar import CompareBar, say_failures
 from qpeft.cli.console import Answer, facts, table, working
 from qpeft.cli.failures import SOME_FAILED
 from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, method_settings
@@ -23,7 +23,7 @@ from qpeft.training.settings import TrainSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft.diagnostics.finding import Diagnosis, Finding
+    from qpeft.diagnostics.finding import Diagnosis
     from qpeft.diagnostics.retraining import CircuitMatters
     from qpeft.diagnostics.target import Target
 
@@ -99,40 +99,44 @@ def diagnose(
     _check(target, model, asked, trainings, members)
     if html is not None and html.is_dir():
         raise ConfigError(f"{html} is a folder; name a file for the page, such as {html / PAGE}")
-    if target is None:
-        assert model is not None
-        found = _config(model, run, adapter, generator, preset)
-    else:
-        found = _folder(target)
-    trained = _trainings(found, trainings, members)
+    found = _config(str(model), run, adapter, generator, preset) if target is None else _folder(target)
+    trained = _training_runs(found, trainings, members)
     with working("Measuring") as tell:
-        diagnosis = _measured(found, samples, seed, trained, tell)
+        import torch
+
+        from qpeft.diagnostics.diagnosis import diagnose as measure
+
+        torch.set_num_threads(1)  # thousands of circuits, each too small for several threads
+        diagnosis = measure(found, samples, seed, trained, tell)
     page = html or (None if found.run is None else found.run / PAGE)
     if page is not None:
         from qpeft.diagnostics.page import write_page
 
         write_page(diagnosis, page)
-    data = {**diagnosis.to_dict(), "page": page}
     failed = trained is not None and bool(trained.failures)
-    return Answer(data, lambda console: _show(console, diagnosis, page), exit_code=SOME_FAILED if failed else 0)
+    return Answer(
+        {**diagnosis.to_dict(), "page": page},
+        lambda console: _show(console, diagnosis, page),
+        exit_code=SOME_FAILED if failed else 0,
+    )
 
 
 def _check(
     target: Path | None, model: str | None, asked: dict[str, Any], trainings: bool, members: dict[str, Any]
 ) -> None:
     """Refuse arguments that exclude each other."""
+
+    def flags(names: dict[str, Any]) -> str:
+        return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
     if (target is None) == (model is None):
         raise ConfigError(
             "give either a run folder or an adapter folder, or --model for a config before training; one of them"
         )
     if target is not None and asked:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in asked)
-        raise ConfigError(
-            f"{names}: {target} has its own settings; leave them out, or pass --model instead of {target}"
-        )
+        raise ConfigError(f"{flags(asked)}: not an option for {target}, which has its own config; use it with --model")
     if members and not trainings:
-        names = " and ".join(f"--{name}" for name in members)
-        raise ConfigError(f"{names}: only with --trainings; add --trainings or leave them out")
+        raise ConfigError(f"{flags(members)}: only with --trainings; add --trainings or leave them out")
     if trainings and target is None:
         raise ConfigError("--trainings needs data: train the config with qpeft train, then diagnose its run folder")
 
@@ -159,7 +163,7 @@ def _config(
         return of_config(build_generator(settings) or build_config(settings), plan, f"{settings.method} on {model}")
 
 
-def _trainings(found: Target, wanted: bool, members: dict[str, Any]) -> CircuitMatters | None:
+def _training_runs(found: Target, wanted: bool, members: dict[str, Any]) -> CircuitMatters | None:
     """The results of the training runs: run now if `wanted`, otherwise those of an earlier call; None without any."""
     if found.run is None:
         if wanted:
@@ -169,51 +173,26 @@ def _trainings(found: Target, wanted: bool, members: dict[str, Any]) -> CircuitM
 
     if not wanted:
         return found_before(found.run)
-    from qpeft.cli.compare_bar import CompareBar
-
     with CompareBar() as bar:
         return circuit_matters(found.run, **members, progress=bar)
 
 
-def _measured(
-    found: Target, samples: int, seed: int, trained: CircuitMatters | None, tell: Callable[[str], None]
-) -> Diagnosis:
-    import torch
-
-    from qpeft.diagnostics.diagnosis import diagnose as ask
-
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # thousands of circuits, each too small for several threads
-    try:
-        return ask(found, samples, seed, trained, tell)
-    finally:
-        torch.set_num_threads(n_threads)
-
-
 def _show(console: Console, diagnosis: Diagnosis, page: Path | None) -> None:
     console.print(f"Diagnosis of {diagnosis.name}\n", style="bold", soft_wrap=True)
-    console.print(diagnosis.summary)
-    console.print()
     console.print(facts([(name, value, "") for name, value in diagnosis.facts]))
     for number, finding in enumerate(diagnosis.findings, 1):
         console.print(f"\n{number}. {finding.question}", style="bold")
-        _show_finding(console, finding)
+        names = (
+            ("replacement", "minus the circuit", "verdict") if finding.key == "matters" else ("", "value", "reference")
+        )
+        if finding.values:
+            console.print(table(names, finding.values))
+        for sentence in finding.sentences:
+            console.print(sentence)
+        for reason in finding.left_out:
+            console.print(f"Left out: {reason}.", style="dim")
+    if (runs := diagnosis.training_runs) is not None:
+        say_failures(runs.failures)
+        console.print(f"report  {runs.folder / 'report.html'}", soft_wrap=True)
     if page is not None:
         console.print(f"\npage  {page}", soft_wrap=True)
-
-
-def _show_finding(console: Console, finding: Finding) -> None:
-    trainings: Any = finding.figures.get("trainings")
-    if finding.measures:
-        names = ("in its place", "minus the circuit", "verdict") if trainings else ("", "found", "held against")
-        console.print(table(names, finding.measures))
-    if trainings:
-        from qpeft.cli.compare_bar import say_failures
-
-        say_failures(trainings.failures)
-    for sentence in finding.sentences:
-        console.print(sentence)
-    if trainings:
-        console.print(f"report  {trainings.folder / 'report.html'}", soft_wrap=True)
-    for reason in finding.left_out:
-        console.print(f"Left out: {reason}.", style="dim")

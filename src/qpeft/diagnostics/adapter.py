@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,24 @@ from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
 from qpeft.methods.registry import find_by_config
 
 _LORA = "LORA"
-_ABSURD = 2**31  # elements of one tensor
+_LARGEST = 2**31  # elements of one tensor; a table with more is damaged
 Factors = dict[str, tuple[Tensor, Tensor]]  # by module: B (rows, r) and A (r, columns)
 
 
 @dataclass(frozen=True)
 class SavedAdapter:
-    """Config and tensors of an adapter folder; `generator` is trained, and None where only the base can make it."""
+    """Config and tensors of an adapter folder.
+
+    `generator` is trained, and None where only the base can make it. `exported` are the tensors of the LoRA in the
+    folder `exported` of the same run, for methods that generate nothing.
+    """
 
     folder: Path
     config: PeftConfig
     settings: Any  # of the generator: the config itself, or the attached generator's own
     tensors: dict[str, Tensor]
-    generator: Generator | None
+    generator: Generator | None = None
+    exported: dict[str, Tensor] | None = None
 
     @property
     def method(self) -> str:
@@ -52,7 +57,7 @@ class SavedAdapter:
         return _kind(self.config).lower() if found is None else found.key
 
     def factors(self, base: nn.Module | str | None = None) -> Factors:
-        """The LoRA factors that the adapter holds or generates, without LoRA's scaling; empty for other hosts.
+        """The LoRA factors that the adapter holds, generates or exports, without LoRA's scaling; empty for other hosts.
 
         Args:
             base: The base model, for methods whose generator depends on it; only its shapes are used. Default: the base
@@ -63,20 +68,17 @@ class SavedAdapter:
         """
         if isinstance(self.config, GeneratedConfig):
             return _paired(self._generated(base))
-        if _kind(self.config) == _LORA:
-            return _paired(self.tensors)
+        if _kind(self.config) == _LORA or self.exported is not None:
+            return _paired(self.tensors if self.exported is None else self.exported)
         raise ConfigError(f"method {self.method} generates no update of a weight: there is no matrix to take a rank of")
 
     @torch.no_grad()
     def _generated(self, base: nn.Module | str | None) -> dict[str, Tensor]:
-        if self.generator is None:
-            return self._generated_on(base or self.config.base_model_name_or_path or "")
-        slots = _slots(self.folder, self.config)
-        parts = self.generator().split([slot.shape.numel() for slot in slots])
-        return {slot.label: part.view(slot.shape) for slot, part in zip(slots, parts, strict=True)}
-
-    def _generated_on(self, base: nn.Module | str) -> dict[str, Tensor]:
-        model = load(on_meta(base, self.config.task_type), self.folder)
+        if self.generator is not None:
+            slots = _slots(self.folder, self.config)
+            parts = self.generator().split([slot.shape.numel() for slot in slots])
+            return {slot.label: part.view(slot.shape) for slot, part in zip(slots, parts, strict=True)}
+        model = load(on_meta(base or self.config.base_model_name_or_path or "", self.config.task_type), self.folder)
         holder = holder_of(model)
         assert holder is not None
         if getattr(holder.generators["default"], "needs_fit", False):
@@ -97,48 +99,54 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     folder = Path(folder)
     check_folder(folder)
     if is_attached(folder):
-        attached = read_config(folder)
-        own, beside = read_tensors(folder)
-        generator = _attached_generator(folder, attached, own)
-        return SavedAdapter(folder, attached, attached.to_generator(), own | beside, generator)
+        config = read_config(folder)
+        own, other = read_tensors(folder)
+        return SavedAdapter(folder, config, config.to_generator(), own | other, _attached(folder, config, own))
     config = _stock_config(folder)
+    exported = None
     if not (isinstance(config, GeneratedConfig) or hasattr(config, "trained_angles") or _kind(config) == _LORA):
-        raise ConfigError(
-            f"{folder} is an adapter of type {_kind(config)}, to which no measurement applies; diagnose "
-            "an adapter of QPA, Quantum-PEFT, QAA or LoRA"
-        )
+        exported = _exported_lora(folder, _kind(config))
     tensors = load_file(folder / WEIGHTS)
-    generator = _qpa_generator(folder, config, tensors) if isinstance(config, QPAGeneratorConfig) else None
-    return SavedAdapter(folder, config, config, tensors, generator)
+    generator = _qpa(folder, config, tensors) if isinstance(config, QPAGeneratorConfig) else None
+    return SavedAdapter(folder, config, config, tensors, generator, exported)
 
 
-def make_quietly(settings: QPAGeneratorConfig, initial: Tensor, start: SeededInit) -> QPAGenerator:
-    """The generator, without the warning about its size, which appeared when it was trained."""
+def quietly(make: Callable[..., Any], *arguments: Any) -> Any:
+    """`make(*arguments)`, a generator, without the warning about its size, which appeared when it was trained."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return QPAGenerator(settings, initial, start)
+        return make(*arguments)
 
 
-def _qpa_generator(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> QPAGenerator:
+def _exported_lora(folder: Path, kind: str) -> dict[str, Tensor]:
+    """The tensors of the LoRA that the run of this adapter exported."""
+    exported = folder.parent / "exported"
+    if folder.name == "adapter" and (exported / CONFIG).is_file() and _kind(_stock_config(exported)) == _LORA:
+        return load_file(exported / WEIGHTS)
+    raise ConfigError(
+        f"{folder} is an adapter of type {kind}, to which no measurement applies. Ranks apply to what it exports if "
+        "that is a LoRA: diagnose the folder of qpeft export, or the run folder of qpeft train. Adapters of QPA, "
+        "Quantum-PEFT, QAA and LoRA are measured directly"
+    )
+
+
+def _qpa(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> QPAGenerator:
     """With initial values from the seed. DoRA's magnitudes, the norms of the base's weights, start at 0 here."""
     prefix = f"base_model.{GeneratorHolder.container}."
     own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     slots, start = _slots(folder, config), SeededInit(config.seed)
     magnitudes = {slot.label: torch.zeros(slot.shape) for slot in slots if "lora_magnitude_vector" in slot.label}
-    generator = make_quietly(config, draw_without_base(slots, config.init_lora_weights, start, magnitudes), start)
-    return _loaded(generator, config, start, own)
+    initial = draw_without_base(slots, config.init_lora_weights, start, magnitudes)
+    return _loaded(quietly(QPAGenerator, config, initial, start), config, start, own)
 
 
-def _attached_generator(folder: Path, config: AttachedConfig, own: Mapping[str, Tensor]) -> Generator:
+def _attached(folder: Path, config: AttachedConfig, own: Mapping[str, Tensor]) -> Generator:
     settings = config.to_generator()
     m, start = sum(slot.shape.numel() for slot in _slots(folder, config)), SeededInit(settings.seed)
     initial = own.get("initial", torch.zeros(m))
     if initial.shape != (m,):
         raise _damaged(folder, f"it lists {m} values, the weights are for {initial.numel()}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        generator = settings.make(initial, start)
-    return _loaded(generator, config, start, own)
+    return _loaded(quietly(settings.make, initial, start), config, start, own)
 
 
 def _loaded(generator: Any, config: GeneratedConfig, start: SeededInit, own: Mapping[str, Tensor]) -> Any:
@@ -155,8 +163,8 @@ def _slots(folder: Path, config: Any) -> list[Slot]:
         table = [(str(label), torch.Size(shape)) for label, shape in config.generated]
     except (TypeError, ValueError, RuntimeError) as error:
         raise _damaged(folder, error) from error
-    if absurd := [label for label, shape in table if not 0 < shape.numel() < _ABSURD]:
-        raise _damaged(folder, f"the shape of {absurd[0]}")
+    if wrong := [label for label, shape in table if not 0 < shape.numel() < _LARGEST]:
+        raise _damaged(folder, f"the shape of {wrong[0]}")
     return [Slot(nn.Module(), "", label, shape, torch.float32) for label, shape in table]
 
 
@@ -181,10 +189,8 @@ def _paired(state: Mapping[str, Tensor]) -> Factors:
     """lora_B and lora_A of each module that has both; convolutions as matrices."""
     found: Factors = {}
     for name, a in state.items():
-        if ".lora_A" not in name and ".lora_embedding_A" not in name:
-            continue
         b = state.get(name.replace("lora_A", "lora_B").replace("embedding_A", "embedding_B"))
-        if b is not None:
+        if b is not None and (".lora_A" in name or ".lora_embedding_A" in name):
             module = name.partition(".lora_")[0].removeprefix("base_model.model.")
             found[module] = b.flatten(1), a.flatten(1)
     return found

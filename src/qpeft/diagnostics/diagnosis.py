@@ -1,17 +1,38 @@
-"""All measurements of an adapter or a config, in the order of the questions, and a summary paragraph."""
+"""The questions of a diagnosis, and the measurements that answer each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
-from qpeft.diagnostics import questions
-from qpeft.diagnostics.finding import QUESTIONS, Diagnosis, Finding
+import torch
+
+from qpeft import circuits
+from qpeft.compare.report.format import interval
+from qpeft.diagnostics.effective_rank import EffectiveRank, effective_rank
+from qpeft.diagnostics.entanglement import meyer_wallach
+from qpeft.diagnostics.expressibility import expressibility
+from qpeft.diagnostics.finding import Diagnosis, Finding, Value
+from qpeft.diagnostics.gradient_variance import GradientVariance, gradient_variance, layers
+from qpeft.diagnostics.movement import angle_movement
+from qpeft.diagnostics.porter_thomas import PorterThomas, porter_thomas
+from qpeft.diagnostics.redundancy import redundancy
 from qpeft.diagnostics.retraining import CircuitMatters
-from qpeft.diagnostics.target import Target
+from qpeft.diagnostics.states import random_probabilities, random_states
+from qpeft.diagnostics.target import Circuit, Target
 from qpeft.errors import ConfigError
 
+BARE = "bare probability"  # name of the measurement
+_WIDEST = 14  # qubits: with more, sampling many circuits or shifting every angle takes minutes
+_PAIRS = 10  # pairs of states per sample: fidelities are cheap
+_WIDEST_MATRIX = 4096  # rows and columns: the singular values take seconds
 _FEWEST = 10  # samples
+_WHERE = {"random angles": "At random angles:", "start": "At the initial angles:", "trained": "After training:"}
+_OF_WHAT = {
+    "chunks": "Chunks, one per row:",
+    "change": "Change of the chunks in training:",
+    "updates": "Updates of the weights:",
+}
 
 
 def diagnose(
@@ -36,16 +57,20 @@ def diagnose(
     if samples < _FEWEST:
         raise ConfigError(f"samples must be at least {_FEWEST}, got {samples}")
     circuit, findings = target.circuit, []
-    for key, ask in questions.OF_CIRCUITS.items():
-        on_question(QUESTIONS[key])
-        unasked = Finding(key, left_out=(target.no_circuit,))
-        findings.append(unasked if circuit is None else ask(circuit, samples, seed))
-    for key, ask in questions.OF_ADAPTERS.items():
-        on_question(QUESTIONS[key])
-        findings.append(ask(target))
-    findings.append(questions.matters(target, trainings))
-    found = tuple(findings)
-    return Diagnosis(target.name, _facts(target), found, _summary(found))
+
+    def answer(key: str, question: str, find: Callable[[], Finding]) -> None:
+        on_question(question)
+        findings.append(replace(find(), key=key, question=question))
+
+    for key, (question, ask) in _OF_CIRCUITS.items():
+        if circuit is None:
+            answer(key, question, lambda: Finding(left_out=(target.no_circuit,)))
+        else:
+            answer(key, question, lambda ask=ask: ask(circuit, samples, seed))
+    answer("moved", "Did the angles move?", lambda: _moved(target))
+    answer("rank", "How many directions does it generate?", lambda: _rank(target))
+    answer("matters", "Does the circuit matter?", lambda: _matters(target, trainings))
+    return Diagnosis(target.name, _facts(target), tuple(findings))
 
 
 def _facts(target: Target) -> tuple[tuple[str, str], ...]:
@@ -63,65 +88,159 @@ def _facts(target: Target) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-def _summary(findings: tuple[Finding, ...]) -> str:
-    """One paragraph; questions without an answer are omitted."""
-    by_key = {finding.key: finding.figures for finding in findings}
-    parts = [_SUMMARY[key](figures) for key, figures in by_key.items() if figures]
-    if "trainings" not in by_key["matters"] and by_key["random"]:
-        parts.append("Whether the circuit matters to the result is a question for training runs.")
-    return " ".join(part for part in parts if part)
-
-
-def _about_random(figures: Mapping[str, Any]) -> str:
-    """From many circuits: a single one has too few probabilities for a conclusion."""
-    if "random angles" not in figures:
-        return ""
-    found = figures["random angles"]
-    if found.is_random:
-        return "At random angles, as at its initial angles, the circuit is indistinguishable from a random vector."
-    return (
-        "At random angles, as at its initial angles, the circuit is close to a random vector but measurably different "
-        f"(distance {found.distance:.2g})."
+def _random(circuit: Circuit, samples: int, seed: int) -> Finding:
+    """Whether the probabilities are those of a random state: at random, initial and trained angles."""
+    found: dict[str, PorterThomas] = {}
+    is_wide = circuit.ansatz.n_qubits > _WIDEST
+    if not is_wide:
+        found["random angles"] = porter_thomas(random_probabilities(circuit.ansatz, samples, seed))
+    found["start"] = porter_thomas(circuits.probabilities(circuit.start))
+    if circuit.is_moved:
+        found["trained"] = porter_thomas(circuits.probabilities(circuit.angles))
+    values: list[Value] = []
+    for name, law in found.items():
+        expected = f"{law.expected_ipr:.3g} ± {law.ipr_error:.2g} expected"
+        values += [Value(f"distance, {name}", f"{law.distance:.3f}", f"p = {law.p_value:.2g}")]
+        values += [Value(f"IPR, {name}", f"{law.ipr:.3g}", expected)]
+    return Finding(
+        figures=found,
+        values=tuple(values),
+        sentences=tuple(f"{_WHERE[name]} {_lower(law.sentence)}" for name, law in found.items()),
+        left_out=(_too_wide(circuit, "the law at random angles"),) if is_wide else (),
     )
 
 
-def _about_redundant(figures: Mapping[str, Any]) -> str:
-    found = figures["angles"]
-    spare = found.n_angles - found.rank
-    return f"{spare:,} of its {found.n_angles:,} angles are redundant." if spare else "None of its angles is redundant."
+def _redundant(circuit: Circuit, samples: int, seed: int) -> Finding:
+    """Whether there are more angles than independent directions of the probabilities."""
+    if circuit.ansatz.n_qubits > _WIDEST:
+        return Finding(left_out=(_too_wide(circuit, "the rank of the Jacobian"),))
+    found = redundancy(circuit.ansatz, circuit.angles)
+    values = (
+        Value("rank of the Jacobian", f"{found.rank:,}", f"at most {found.limit:,}"),
+        Value("angles", f"{found.n_angles:,}", f"{found.n_free:,} free probabilities"),
+    )
+    return Finding(figures={"angles": found}, values=values, sentences=(found.sentence,))
 
 
-def _about_gradients(figures: Mapping[str, Any]) -> str:
-    (depth,) = figures[questions.BARE].n_layers  # the circuit's own
-    vanishes = next(figure.vanishes(depth) for figure in figures.values() if depth in figure.n_layers)
-    if vanishes is None:
-        return "The samples are inconclusive as to whether its gradients vanish with width."
-    return f"The gradients of QPA's input {'vanish' if vanishes else 'do not vanish'} with width."
+def _gradients(circuit: Circuit, samples: int, seed: int) -> Finding:
+    """Whether gradients vanish, at sizes around the circuit's own width and depth."""
+    n_qubits, n_layers = circuit.ansatz.n_qubits, circuit.ansatz.n_layers
+    widths = range(max(1, min(n_qubits, _WIDEST - 2) - 3), min(n_qubits, _WIDEST - 2) + 3)
+    depths = sorted({max(1, n_layers // 2), n_layers, 2 * n_layers})
+    found = {layers(depth): gradient_variance(widths, [depth], "scaled", samples, seed) for depth in depths}
+    found[BARE] = gradient_variance(widths, [n_layers], "p_0", samples, seed)
+    return Finding(
+        figures=found,
+        values=tuple(value for name, variance in found.items() for value in _slope(name, variance)),
+        sentences=(
+            f"Gradients of 2^N p, QPA's input: {_lower(found[layers(n_layers)].sentence)}",
+            f"Gradients of a bare probability p: {_lower(found[BARE].sentence)}",
+        ),
+        left_out=(_too_wide(circuit, f"widths above {widths[-1]} qubits"),) if n_qubits > widths[-1] else (),
+    )
 
 
-def _about_moved(figures: Mapping[str, Any]) -> str:
-    found = figures["angles"]
-    if found.is_frozen:
-        return "Training hardly moved its angles: the circuit is practically frozen."
-    return f"Training moved its angles by {found.mean:.2g} rad on average."
+def _expressive(circuit: Circuit, samples: int, seed: int) -> Finding:
+    """Whether random angles reach all real states, and how entangled the states are."""
+    if circuit.ansatz.n_qubits > _WIDEST:
+        return Finding(left_out=(_too_wide(circuit, "expressibility and entanglement"),))
+    spread = expressibility(circuit.ansatz, _PAIRS * samples, seed)
+    entangled = meyer_wallach(random_states(circuit.ansatz, samples, seed))
+    values = (
+        Value("divergence of fidelities", f"{spread.divergence:.3g} nats", f"{spread.floor:.3g} for random states"),
+        Value("Meyer-Wallach Q", f"{entangled.mean:.3f}", f"{entangled.expected:.3f} for random states"),
+    )
+    figures = {"expressibility": spread, "entanglement": entangled}
+    return Finding(figures=figures, values=values, sentences=(spread.sentence, entangled.sentence))
 
 
-def _about_rank(figures: Mapping[str, Any]) -> str:
-    parts = [
-        f"{what} {found.entropy_rank:.1f} of {found.possible:.3g} possible directions"
-        for name, what in (("change", "the change of the chunks in training uses"), ("updates", "the updates use"))
-        if (found := figures.get(name)) is not None
-    ]
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if parts else ""
-
-
-_SUMMARY: dict[str, Callable[[Mapping[str, Any]], str]] = {
-    "random": _about_random,
-    "redundant": _about_redundant,
-    "gradients": _about_gradients,
-    "expressive": lambda figures: "",
-    "moved": _about_moved,
-    "rank": _about_rank,
-    "matters": lambda figures: figures["trainings"].sentence,
+_OF_CIRCUITS = {
+    "random": ("Is the circuit random?", _random),
+    "redundant": ("Is it redundant?", _redundant),
+    "gradients": ("Do gradients vanish?", _gradients),
+    "expressive": ("Which states does it reach, and how entangled are they?", _expressive),
 }
+
+
+def _moved(target: Target) -> Finding:
+    """How far training moved the angles."""
+    if target.saved is None:
+        return Finding(left_out=("nothing is trained yet: the circuit has its initial angles",))
+    try:
+        found = angle_movement(target.saved.folder)
+    except ConfigError as error:
+        return Finding(left_out=(str(error),))
+    values = (
+        Value("mean movement", f"{found.mean:.3g} rad", "initial angles lie in [-π, π)"),
+        Value("largest movement", f"{found.maximum:.3g} rad"),
+        Value("moved less than 0.01 rad", f"{found.still_share:.0%}", f"of {found.n_angles:,} angles"),
+    )
+    return Finding(figures={"angles": found}, values=values, sentences=(found.sentence,))
+
+
+def _rank(target: Target) -> Finding:
+    """How many directions the generated matrices use: the chunks, and the updates of the weights."""
+    found, left_out = _chunks(target)
+    try:
+        if target.saved is None:
+            left_out.append("the updates of the weights are zero before training")
+        elif updates := target.saved.factors():
+            found["updates"] = effective_rank(updates)
+        else:
+            left_out.append("the host adapter is not LoRA: it has no update B A of a weight")
+    except ConfigError as error:
+        left_out.append(str(error))
+    values: list[Value] = []
+    for name, rank in found.items():
+        of = f"of {rank.possible:.4g}" + (f", mean of {len(rank.used):,}" if len(rank.used) > 1 else "")
+        kinds = {"entropy": rank.entropy_rank, "stable": rank.stable_rank, "numerical": rank.numerical_rank}
+        values += [Value(f"{kind} rank, {name}", f"{value:.3g}", of) for kind, value in kinds.items()]
+    sentences = tuple(f"{_OF_WHAT[name]} {_lower(rank.sentence)}" for name, rank in found.items())
+    return Finding(figures=found, values=tuple(values), sentences=sentences, left_out=tuple(left_out))
+
+
+def _chunks(target: Target) -> tuple[dict[str, EffectiveRank], list[str]]:
+    """Ranks of the matrix (C, n) that QPA's network produces and of its change in training, and what is left out."""
+    if target.generator is None:
+        return {}, []
+    count = target.generator.count
+    if min(count.n_chunks, count.chunk_size) > _WIDEST_MATRIX:
+        return {}, [f"the {count.n_chunks:,} x {count.chunk_size:,} matrix of chunks is too large for ranks"]
+    with torch.no_grad():
+        now, start = target.generator.chunks(), target.generator.chunks(at_start=True)
+    found = {"chunks": effective_rank({"chunks": now})}
+    if not torch.equal(now, start):
+        found["change"] = effective_rank({"change of the chunks": now - start})
+    return found, []
+
+
+def _matters(target: Target, trainings: CircuitMatters | None) -> Finding:
+    """Whether the circuit matters to the result: the results of training runs without it."""
+    if trainings is not None:
+        compared = [(m.label, m.difference_to_target) for m in trainings.controls]
+        values = tuple(Value(label, interval(found), found.verdict) for label, found in compared if found is not None)
+        return Finding(figures={"trainings": trainings}, values=values, sentences=(trainings.sentence,))
+    if target.circuit is None:
+        return Finding(left_out=(target.no_circuit,))
+    if target.run is None:
+        needed = "which need data: train with qpeft train --out RUN, then qpeft diagnose RUN --trainings"
+        return Finding(left_out=(f"this needs training runs, {needed}",))
+    return Finding(left_out=(f"this needs training runs: qpeft diagnose {target.run} --trainings",))
+
+
+def _slope(name: str, found: GradientVariance) -> list[Value]:
+    slope, error = found.slopes[0], found.slope_errors[0]
+    if slope is None or error is None:
+        return []
+    what = "slope, bare p" if name == BARE else f"slope, 2^N p, {name}"
+    return [Value(what, f"{slope:+.2f} ± {error:.2f}".replace("-", "\u2212"), "0: gradients do not vanish")]
+
+
+def _too_wide(circuit: Circuit, what: str) -> str:
+    return f"{what}: {circuit.ansatz.n_qubits} qubits would take too long (at most {_WIDEST})"
+
+
+def _lower(sentence: str) -> str:
+    """A sentence after a colon; symbols such as Q keep their case."""
+    first, _, rest = sentence.partition(" ")
+    return sentence if len(first) > 1 and first.isupper() else f"{first[0].lower()}{first[1:]} {rest}".strip()

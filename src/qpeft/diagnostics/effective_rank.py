@@ -1,11 +1,10 @@
-"""The effective rank of generated matrices: how many directions they use."""
+"""Effective rank of generated matrices: how many directions they use."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,41 +35,24 @@ class MatrixRank:
     numerical_rank: int
     singular_values: tuple[float, ...]  # descending, `possible` of them
 
-    @property
-    def is_zero(self) -> bool:
-        return self.numerical_rank == 0
-
 
 @dataclass(frozen=True)
 class EffectiveRank(Measurement):
-    """Ranks of all given matrices, in their order."""
+    """Ranks of all given matrices, in their order, and the means over the matrices that are not zero (0 if all are).
 
+    `possible` is the mean of the highest ranks over the same matrices.
+    """
+
+    entropy_rank: float
+    stable_rank: float
+    numerical_rank: float
+    possible: float
     matrices: tuple[MatrixRank, ...]
 
     @property
     def used(self) -> tuple[MatrixRank, ...]:
         """The matrices that are not zero."""
-        return tuple(matrix for matrix in self.matrices if not matrix.is_zero)
-
-    @property
-    def entropy_rank(self) -> float:
-        """Mean over the matrices that are not zero; 0 where all are."""
-        return fmean(matrix.entropy_rank for matrix in self.used) if self.used else 0.0
-
-    @property
-    def stable_rank(self) -> float:
-        """Mean over the matrices that are not zero; 0 where all are."""
-        return fmean(matrix.stable_rank for matrix in self.used) if self.used else 0.0
-
-    @property
-    def numerical_rank(self) -> float:
-        """Mean over the matrices that are not zero; 0 where all are."""
-        return fmean(matrix.numerical_rank for matrix in self.used) if self.used else 0.0
-
-    @property
-    def possible(self) -> float:
-        """Mean of the highest ranks, over the same matrices."""
-        return fmean(matrix.possible for matrix in self.used or self.matrices)
+        return _not_zero(self.matrices)
 
     @property
     def sentence(self) -> str:
@@ -88,10 +70,6 @@ class EffectiveRank(Measurement):
             return f"{found}: less than half of the possible rank."
         return f"{found}: most of the possible rank."
 
-    def to_dict(self) -> dict[str, Any]:
-        means = {name: getattr(self, name) for name in ("entropy_rank", "stable_rank", "numerical_rank", "possible")}
-        return {**means, **super().to_dict()}
-
 
 def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> EffectiveRank:
     """Ranks of generated matrices.
@@ -105,7 +83,15 @@ def effective_rank(updates: Mapping[str, Tensor | tuple[Tensor, Tensor]]) -> Eff
     """
     if not updates:
         raise ConfigError("there is no matrix; give lora_B and lora_A, or matrices, by name")
-    return EffectiveRank(tuple(_rank(name, update) for name, update in updates.items()))
+    matrices = tuple(_rank(name, update) for name, update in updates.items())
+    used = _not_zero(matrices) or matrices
+    names = ("entropy_rank", "stable_rank", "numerical_rank", "possible")
+    means = {name: fmean(getattr(matrix, name) for matrix in used) for name in names}
+    return EffectiveRank(**means, matrices=matrices)
+
+
+def _not_zero(matrices: tuple[MatrixRank, ...]) -> tuple[MatrixRank, ...]:
+    return tuple(matrix for matrix in matrices if matrix.numerical_rank)
 
 
 def _rank(name: str, update: Tensor | tuple[Tensor, Tensor]) -> MatrixRank:

@@ -6,16 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
-QUESTIONS = {
-    "random": "Is the circuit random?",
-    "redundant": "Is it redundant?",
-    "gradients": "Do gradients vanish?",
-    "expressive": "Which states does it reach, and how entangled are they?",
-    "moved": "Did the angles move?",
-    "rank": "How many directions does it generate?",
-    "matters": "Does the circuit matter?",
-}
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -37,26 +27,23 @@ def floats(values: Any) -> tuple[float, ...]:
 
 
 class Value(NamedTuple):
-    """A value as it is shown, next to its reference."""
+    """A value as it is shown, and its reference."""
 
     name: str
     found: str
     reference: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """The answer to one question. `left_out` lists what could not be measured, and why."""
 
-    key: str  # of QUESTIONS
-    figures: Mapping[str, Measurement] = field(default_factory=dict)  # by subject: "start", "trained", ...
-    measures: tuple[Value, ...] = ()
+    key: str = ""
+    question: str = ""
+    figures: Mapping[str, Any] = field(default_factory=dict)  # Measurement by subject: "start", "trained", ...
+    values: tuple[Value, ...] = ()
     sentences: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-
-    @property
-    def question(self) -> str:
-        return QUESTIONS[self.key]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -65,22 +52,31 @@ class Finding:
             "question": self.question,
             "sentences": list(self.sentences),
             "left_out": list(self.left_out),
-            "figures": {name: figure.to_dict() for name, figure in self.figures.items()},
+            "figures": {name: measurement.to_dict() for name, measurement in self.figures.items()},
         }
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The answers to all questions about one adapter or config, in the order of `QUESTIONS`."""
+    """The answers to all questions about one adapter or config."""
 
     name: str
     facts: tuple[tuple[str, str], ...]  # what it is: method, qubits, layers, ...
     findings: tuple[Finding, ...]
-    summary: str
 
     def __getitem__(self, key: str) -> Finding:
         found = {finding.key: finding for finding in self.findings}
         return found[key]
+
+    @property
+    def summary(self) -> str:
+        """One paragraph: the first sentence on each question that has an answer."""
+        return " ".join(finding.sentences[0] for finding in self.findings if finding.sentences)
+
+    @property
+    def training_runs(self) -> Any:
+        """The CircuitMatters of the question whether the circuit matters; None without training runs."""
+        return self["matters"].figures.get("trainings")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

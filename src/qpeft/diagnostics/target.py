@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz
 from qpeft.core.seeded_init import SeededInit
-from qpeft.diagnostics.adapter import SavedAdapter, make_quietly, read_adapter
+from qpeft.diagnostics.adapter import SavedAdapter, quietly, read_adapter
 from qpeft.errors import ConfigError
 from qpeft.methods.planning import Plan
 from qpeft.methods.qpa.features import CircuitFeature
@@ -93,5 +93,5 @@ def of_config(config: Any, plan: Plan, name: str) -> Target:
     counted = {"budget": None, "chunk_size": plan.chunk_size, "hidden": plan.hidden}
     m = plan.n_chunks * plan.chunk_size  # whole chunks
     start = SeededInit(config.seed)
-    generator = make_quietly(QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), start)
+    generator = quietly(QPAGenerator, QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), start)
     return Target(name, plan.method, generator)

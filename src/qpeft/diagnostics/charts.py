@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.compare.report.charts import control_differences
 from qpeft.compare.report.plotting import (
-    CLASSICAL,
     FAINT,
     INK,
     QUANTUM,
@@ -21,14 +20,13 @@ from qpeft.compare.report.plotting import (
     style,
     use_log_scale,
 )
+from qpeft.diagnostics.diagnosis import BARE
 from qpeft.diagnostics.effective_rank import EffectiveRank
 from qpeft.diagnostics.expressibility import Expressibility
-from qpeft.diagnostics.finding import Finding, Measurement
+from qpeft.diagnostics.finding import Finding
 from qpeft.diagnostics.gradient_variance import GradientVariance
 from qpeft.diagnostics.movement import STILL, AngleMovement
 from qpeft.diagnostics.porter_thomas import PorterThomas
-from qpeft.diagnostics.questions import BARE
-from qpeft.diagnostics.retraining import CircuitMatters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +39,7 @@ _BARS = {"color": QUANTUM, "alpha": 0.55}
 
 
 def charts_of(finding: Finding) -> list[Chart]:
-    """In the order of the figures."""
+    """In the order of the measurements."""
     make = _CHARTS.get(finding.key)
     return [] if make is None or not finding.figures else make(finding.figures)
 
@@ -83,7 +81,7 @@ def _variance(name: str, figures: Sequence[GradientVariance], what: str, caption
     """log2 of the variance over qubits: dots with standard errors, and a fitted line for each depth."""
     widths = figures[0].n_qubits
     with style():
-        chart, axes = new_figure(_HEIGHT + 20)
+        chart, axes = new_figure(_HEIGHT, legend=len(figures))
         for index, figure in enumerate(figures):
             _depth(axes, figure, alpha=1.0 - 0.28 * (len(figures) - 1 - index))  # deeper circuits stronger
         axes.set_xticks(list(widths))
@@ -143,13 +141,7 @@ def _movement(figures: Mapping[str, Any]) -> list[Chart]:
 
 
 def _ranks(figures: Mapping[str, Any]) -> list[Chart]:
-    found = []
-    for what, figure in figures.items():
-        if figure.used:
-            found.append(_spectrum(what, figure))
-            if len(figure.matrices) > 1:
-                found.append(_by_matrix(what, figure))
-    return found
+    return [_spectrum(what, figure) for what, figure in figures.items() if figure.used]
 
 
 def _spectrum(what: str, figure: EffectiveRank) -> Chart:
@@ -174,35 +166,12 @@ def _spectrum(what: str, figure: EffectiveRank) -> Chart:
         return save(chart, f"spectrum-{what}", f"Singular values of {of.lower()}", caption)
 
 
-def _by_matrix(what: str, figure: EffectiveRank) -> Chart:
-    """The entropy rank and the stable rank of each matrix in the model's order."""
-    places = range(1, len(figure.matrices) + 1)
-    top = max(matrix.possible for matrix in figure.matrices)
-    with style():
-        chart, axes = new_figure(_HEIGHT + 20)
-        axes.axhline(top, color=INK, lw=1, label="possible")
-        for kind, color, marker in (("entropy", QUANTUM, "o"), ("stable", CLASSICAL, "s")):
-            values = [getattr(matrix, f"{kind}_rank") for matrix in figure.matrices]
-            axes.plot(places, values, marker, ms=4, color=color, label=kind)
-        axes.set_ylim(0, 1.08 * top)
-        axes.locator_params(axis="x", integer=True, nbins=8)
-        label_axes(axes, "Matrix, in the model's order", "Rank")
-        legend_below(chart, axes, columns=3)
-        title = "Entropy rank and stable rank of each matrix"
-        return save(chart, f"by-matrix-{what}", title, "One pair of marks for each adapted matrix.")
-
-
-def _retraining(figures: Mapping[str, Any]) -> list[Chart]:
-    trainings: CircuitMatters = figures["trainings"]
-    return control_differences(trainings.summary)
-
-
 _WHAT = {"chunks": "Chunks", "change": "The change of the chunks by training", "updates": "Updates of the weights"}
-_CHARTS: dict[str, Callable[[Mapping[str, Measurement]], list[Chart]]] = {
+_CHARTS: dict[str, Callable[[Mapping[str, Any]], list[Chart]]] = {
     "random": _porter_thomas,
     "gradients": _gradients,
     "expressive": _fidelities,
     "moved": _movement,
     "rank": _ranks,
-    "matters": _retraining,
+    "matters": lambda figures: control_differences(figures["trainings"].summary),
 }
