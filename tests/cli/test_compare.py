@@ -105,7 +105,7 @@ def test_a_plan_counts_and_keeps_nothing(qpeft_cli, study, tmp_path):
     [
         (["surwey"], "no study 'surwey': it is neither a file nor one of controls"),
         (["survey", "--steps", 0], "training.steps"),
-        (["survey", "--seeds", "1,1"], "seeds: one stands twice"),
+        (["survey", "--seeds", "1,1"], "seeds: duplicate seed"),
         (["survey", "--base", "no/such/folder"], "no/such/folder"),
     ],
 )
@@ -226,6 +226,6 @@ def test_on_a_terminal_the_bar_names_the_cell_and_the_time_left(capsys, monkeypa
     stderr.cache_clear()  # whether it is a terminal was seen before
     show(monkeypatch)
     shown = capsys.readouterr().err
-    for word in ("lora seed0", "cell 3 of 3", "left", "75%"):
+    for word in ("lora seed0", "4 of 5 cells", "left", "85%"):
         assert word in shown
     stderr.cache_clear()

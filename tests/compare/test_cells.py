@@ -223,7 +223,7 @@ def test_an_estimate_counts_all_blocks_where_all_are_scored(study, tmp_path):
 def test_a_damaged_record_of_the_split_is_refused(study, tmp_path, content):
     make_plan(study(methods=METHODS[:2]), tmp_path / "out")
     (tmp_path / "out" / "data" / "split.json").write_text(content)
-    with pytest.raises(ConfigError, match="no study split it"):
+    with pytest.raises(ConfigError, match="is not the split data of a study"):
         make_plan(study(methods=METHODS[:2]), tmp_path / "out")
 
 

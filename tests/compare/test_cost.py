@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 
 import qpeft
 from qpeft.compare.measurements.cost import measure_cost
-from qpeft.compare.measurements.inference import has_room, tokens_per_second
-from qpeft.compare.measurements.step_time import TrainingSteps, flops_per_token
+from qpeft.compare.measurements.generation import has_room
+from qpeft.compare.measurements.speed import TrainingSteps, flops_per_token, tokens_per_second
 from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
 

@@ -97,7 +97,7 @@ def test_other_data_or_columns_behind_the_same_split_are_refused(tmp_path):
 def test_a_folder_called_data_that_no_study_made_is_not_taken_for_one(tmp_path):
     (tmp_path / "study" / "data").mkdir(parents=True)
     (tmp_path / "study" / "data" / "train.jsonl").write_text("mine")
-    with pytest.raises(ConfigError, match="no study split it"):
+    with pytest.raises(ConfigError, match="is not the split data of a study"):
         split_data(study(), tmp_path / "study")
 
 

@@ -8,7 +8,7 @@ import planted_cells as cells
 import pytest
 
 from qpeft.compare import runner
-from qpeft.compare.progress import Silent
+from qpeft.compare.progress import CompareProgress
 from qpeft.compare.runner import run
 from qpeft.errors import ConfigError
 
@@ -91,7 +91,7 @@ def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
     from qpeft.compare.ray_executor import RayExecutor
 
     cell = plan.tuning_cells()[0]
-    with RayExecutor(plan.folder, cells.run_after_losing_a_worker, Silent()) as executor:
+    with RayExecutor(plan.folder, cells.run_after_losing_a_worker, CompareProgress()) as executor:
         ((_, row),) = executor.run([cell])
     assert row.status == "success"
     assert (plan.folder / "journal").read_text().splitlines()[0] == "lost"

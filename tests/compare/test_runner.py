@@ -11,7 +11,7 @@ import pytest
 from qpeft.compare import local_executor, runner
 from qpeft.compare.cell import work_folder
 from qpeft.compare.local_executor import log_path
-from qpeft.compare.progress import Silent
+from qpeft.compare.progress import CompareProgress
 from qpeft.compare.rows import Quality, Row, RowFile
 from qpeft.compare.runner import is_failure, run
 from qpeft.errors import ConfigError
@@ -31,7 +31,7 @@ def plan(tmp_path):
     return cells.PlantedPlan(tmp_path)
 
 
-class Recorder(Silent):
+class Recorder(CompareProgress):
     """Keeps what the runner says."""
 
     def __init__(self):
@@ -127,7 +127,7 @@ def test_every_disaster_is_one_row_and_the_others_are_there(tmp_path):
     assert trials["raises"].error_type == "RuntimeError"
     assert trials["raises"].error_msg == "planted"
     assert "in _raises" in trials["raises"].traceback_tail
-    assert "killed by signal 9, perhaps for want of memory" in trials["killed"].error_msg
+    assert "killed by signal 9, perhaps for lack of memory" in trials["killed"].error_msg
     assert "exit code 7" in trials["ends"].error_msg
     assert (trials["exits"].error_type, trials["exits"].error_msg) == ("SystemExit", "9")
     for method in set(methods) - {"lora", "qpa"}:
@@ -206,8 +206,8 @@ def test_the_report_that_cannot_be_drawn_does_not_end_a_run(plan, monkeypatch):
 
     results = iter([fail] * 4)  # of each final cell; the outputs at the end are written
     monkeypatch.setattr(runner, "write_outputs", lambda folder: next(results, lambda folder: None)(folder))
-    monkeypatch.setattr(runner, "_SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(runner, "_SHARE", 0)
+    monkeypatch.setattr(runner, "_REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(runner, "_REFRESH_SHARE", 1e9)
     progress = Recorder()
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
     assert outcome.n_done == 10
@@ -260,7 +260,7 @@ def test_cell_of_a_process_that_does_not_end_fails_with_its_reason(plan, monkeyp
     with waiting_for(work_folder(first, plan.folder) / ".lock", lambda: False):
         outcome = run(plan, run_cell=cells.run_cell)
     assert [row.cell_id for row in outcome.failures] == [first.cell_id]
-    assert "a process of an earlier run still works on this cell" in outcome.failures[0].error_msg
+    assert "a process of an earlier run still runs this cell" in outcome.failures[0].error_msg
 
 
 def test_measuring_time_waits_for_another_study(plan, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ def test_a_method_trains_on_its_own_backend(tmp_path):
     assert study.methods[-1].backend == {"shots": 100}
     with pytest.raises(ConfigError, match="backend: unknown backend setting 'shot'"):
         load_study(written(tmp_path, SMALL.replace("lr: 0.01}", "backend: {shot: 100}}")))
-    with pytest.raises(ConfigError, match="backend is for QPA's circuit, and the method is lora"):
+    with pytest.raises(ConfigError, match="lora has none"):
         load_study(written(tmp_path, SMALL.replace("settings: {r: 2}}", "backend: {shots: 100}}")))
 
 
@@ -66,16 +66,16 @@ def test_overrides_reach_nested_fields(tmp_path):
         ({"seeds": [-1, 0]}, "seeds.0"),
         ({"tuning.grid": [-1.0]}, "tuning.grid.0"),
         ({"metric": "test_accuracy"}, "for classifications"),
-        ({"eval_data": "a.txt", "test_data": "a.txt"}, "rates would be chosen on the test"),
+        ({"eval_data": "a.txt", "test_data": "a.txt"}, "would be chosen on the test"),
         ({"methods": [{"key": "lora", "method": "lora", "label": "=1+1"}]}, "methods.0.label"),
         ({"seeds": []}, "seeds"),
-        ({"seeds": [1, 1]}, "stands twice"),
+        ({"seeds": [1, 1]}, "duplicate seed"),
         ({"seeds": [1000]}, "tuning.seed 1000 is one of seeds"),
         ({"reference": "loar"}, "no method has the key 'loar'; there are lora, qpa"),
         ({"task": "translation"}, "unknown task 'translation'"),
         ({"metric": "bleu"}, "needs task causal-lm and `generation`"),
         ({"methods": [{"key": "lora", "method": "lroa"}]}, "unknown method 'lroa'; did you mean 'lora'"),
-        ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "'lora' stands twice"),
+        ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "duplicate key 'lora'"),
         ({"methods": [{"key": "lora", "method": "lora", "role": "control"}]}, "against"),
         ({"methods": [{"key": "../lora", "method": "lora"}]}, "methods.0.key"),
         ({"methods": []}, "methods"),
@@ -83,7 +83,7 @@ def test_overrides_reach_nested_fields(tmp_path):
         ({"blocks": [{"of": "qpa", "methods": [{"key": "a", "method": "lora", "vary": "r"}]}]}, "`values` together"),
         (
             {"blocks": [{"of": "qpa", "methods": [{"key": "a", "method": "lora", "vary": "r", "values": [2, 1]}]}]},
-            "rise",
+            "increase",
         ),
     ],
 )
@@ -95,8 +95,8 @@ def test_a_bad_field_is_named(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no fields"),
-        ("- a\n- b\n", "holds no fields"),
+        ("", "has no fields"),
+        ("- a\n- b\n", "has no fields"),
         ("a: [1", "is not YAML"),
         ("name: x\n", "title: Field"),
     ],
@@ -123,9 +123,9 @@ def test_a_study_is_frozen():
 
 @pytest.mark.parametrize("bomb", ["a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n"
                                   for i in range(1, 30)), "a: &a [*a]\n"])  # fmt: skip
-def test_aliases_that_stand_for_billions_are_refused(tmp_path, bomb):
+def test_too_many_expanded_aliases_are_refused(tmp_path, bomb):
     (tmp_path / "study.yaml").write_text(bomb)
-    with pytest.raises(ConfigError, match="values once its aliases"):
+    with pytest.raises(ConfigError, match="values after its aliases"):
         load_study(str(tmp_path / "study.yaml"))
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from qpeft.compare.measurements.update import linear_share, mean_jacobian_rank, module_figures, spread
+from qpeft.compare.measurements.update import linear_share, mean_jacobian_rank, measure_module, spread
 
 seeds = st.integers(0, 2**16)
 widths = st.integers(2, 9)
@@ -96,9 +96,9 @@ def test_linear_and_nonlinear_modules_are_distinguished():
     weight = _draw(1, 6, 5)
     base, x = torch.nn.Linear(6, 5), _draw(0, 300, 6)
     with torch.no_grad():
-        straight = module_figures(base, lambda z: base(z) + z @ weight + 2, x)
-        bent = module_figures(base, lambda z: base(z) + (z @ weight).relu(), x)
-        even = module_figures(base, lambda z: base(z) + z.square() @ weight, x)
+        straight = measure_module(base, lambda z: base(z) + z @ weight + 2, x)
+        bent = measure_module(base, lambda z: base(z) + (z @ weight).relu(), x)
+        even = measure_module(base, lambda z: base(z) + z.square() @ weight, x)
     s = torch.linalg.svdvals(weight)
     assert straight["linear"] is True
     assert straight["null_reasons"] == {}
@@ -114,7 +114,7 @@ def test_rounding_errors_do_not_count_as_rank():
     base, x = torch.nn.Linear(64, 64), _draw(0, 300, 64)
     column, row = _draw(1, 64, 1), _draw(2, 1, 64)
     with torch.no_grad():
-        found = module_figures(base, lambda z: base(z) + 1e-2 * (z @ column) @ row, x)
+        found = measure_module(base, lambda z: base(z) + 1e-2 * (z @ column) @ row, x)
     assert found["weight_numerical_rank"] == 1
     assert found["weight_effective_rank"] == pytest.approx(1)
     assert found["effective_rank"] == pytest.approx(1, abs=1e-4)

@@ -68,7 +68,7 @@ def test_a_device_of_the_users_is_not_asked_again():
 def test_no_steps_and_equal_seeds_are_refused():
     with pytest.raises(ConfigError, match="steps: Input should be greater than or equal to 1, got 0"):
         study_of(settings(), (0,), steps=0)
-    with pytest.raises(ConfigError, match="the run cannot be repeated as a study: seeds: one stands twice"):
+    with pytest.raises(ConfigError, match="the run cannot be repeated as a study: seeds: duplicate seed"):
         study_of(settings(), (0, 0))
 
 

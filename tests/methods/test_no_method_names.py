@@ -38,6 +38,7 @@ def _keys(node):
 OTHER_MEANINGS = {
     ("training/sources.py", "prompt"),  # a column of rows
     ("compare/data.py", "prompt"),
+    ("diagnostics/retraining.py", "none"),  # a feature source
     ("demo/run.py", "lora"),  # the runs that the demo makes
     ("demo/run.py", "qpa"),
     ("demo/run.py", "quantum_peft"),

@@ -13,9 +13,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpeft.compare.cell import Cell, Recipe, RecipeBase, RecipeData, work_folder
+from qpeft.compare.cell import Cell, Recipe, SplitData, work_folder
 from qpeft.compare.resolved import ResolvedMethod
-from qpeft.compare.rows import MethodConfig, Quality, Row, Train, cell_id, read_rows
+from qpeft.compare.rows import Base, MethodConfig, Quality, Row, Train, cell_id, read_rows
 from qpeft.compare.study import Training
 from qpeft.files import write_json
 
@@ -96,8 +96,9 @@ def hash_of(method):
 
 
 RECIPE = Recipe(
-    base=RecipeBase(id="none", path="none", sha256="0", dtype="float32", params_total=1),
-    data=RecipeData(id="none", sha256="0", train="", validation="", test=""),
+    model="none",
+    base=Base(id="none", sha256="0", dtype="float32", params_total=1),
+    data=SplitData(id="none", sha256="0", train=Path(), validation=Path(), test=Path()),
     task="causal-lm",
     training=Training(steps=STEPS, batch_size=1, seq_len=8),
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from qpeft.cli.console import duration, say, stderr
+from qpeft.compare.progress import CompareProgress
 
 if TYPE_CHECKING:
     from qpeft.compare.cell import Cell
@@ -16,7 +17,7 @@ _SHOWN_ERROR = 160  # characters of an error message; the row has all of it
 _WINDOW = 600.0  # seconds: the speed is that of the last ten minutes
 
 
-class CompareBar:
+class CompareBar(CompareProgress):
     """Shows the running cells, the share of all cells done and the time left, and a line per finished cell.
 
     Without a terminal there are lines only.
@@ -45,7 +46,7 @@ class CompareBar:
         self._task = self._bar.add_task("Starting", total=None, cells="")
         self._running: dict[str, float] = {}  # by name: share of the cell that is done
         self._began: dict[str, float] = {}
-        self._n_planned = self._n_done = 0
+        self._n_cells = self._n_done = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -54,10 +55,10 @@ class CompareBar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def on_plan(self, cells: Sequence[Cell], n_there: int, at_once: int) -> None:
-        self._n_planned, self._n_done = len(cells), 0
-        if n_there:
-            say("Note:", f"{n_there} of {n_there + len(cells)} cells are already done", "bold")
+    def on_plan(self, cells: Sequence[Cell], n_finished: int, at_once: int) -> None:
+        self._n_cells, self._n_done = n_finished + len(cells), n_finished
+        if n_finished:
+            say("Note:", f"{n_finished} of {self._n_cells} cells are already done", "bold")
         self._draw()
 
     def on_start(self, cell: Cell) -> None:
@@ -84,9 +85,9 @@ class CompareBar:
         self._bar.update(
             self._task,
             description=", ".join(self._running) or "Starting",
-            total=self._n_planned,
+            total=self._n_cells,
             completed=self._n_done + sum(self._running.values()),
-            cells=f"cell {min(self._n_done + 1, self._n_planned)} of {self._n_planned}",
+            cells=f"{self._n_done} of {self._n_cells} cells",
         )
 
 

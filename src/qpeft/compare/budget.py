@@ -1,11 +1,11 @@
-"""How many parameters a method trains, and the methods of an equal-budget block at the largest size that fits."""
+"""Parameter counts of methods, and equal-budget blocks: each method at the largest size that fits the budget."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from qpeft import methods
+from qpeft.compare.resolved import ResolvedBlock, ResolvedMember
 from qpeft.compare.study import Block, Candidate, MethodSpec, Study, is_ranked
 from qpeft.errors import ConfigError
 from qpeft.methods import Trains
@@ -13,86 +13,76 @@ from qpeft.methods.planning import plan
 from qpeft.training.methods import build_config, build_generator
 from qpeft.training.settings import TrainSettings
 
-BUDGET = "@budget"  # in a candidate's settings: the block's budget
+BUDGET = "@budget"  # in a candidate's settings: replaced by the block's budget
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Numbers trained, and numbers needed at inference beside the base."""
+class Counted(NamedTuple):
+    """A method of the study with its parameter counts."""
 
+    spec: MethodSpec
+    role: str  # main, control or equal_budget
     trainable: int
     deployed: int
 
 
-@dataclass(frozen=True)
-class Member:
-    """A method of a block at the size that was chosen."""
-
-    spec: MethodSpec
-    counts: Counts
-    ratio: float  # of the budget
-    over_budget: bool  # even its smallest size is larger
-
-    @property
-    def is_ranked(self) -> bool:
-        """Whether it comes close enough to the budget to be compared at it."""
-        return is_ranked(self.ratio)
-
-
-def settings_of(study: Study, model: str, spec: MethodSpec | Candidate, settings: dict[str, Any]) -> TrainSettings:
-    """The run of a method, as far as counting needs it."""
-    return TrainSettings(
-        model=model, data="", out="", task=study.task, method=spec.method, host=spec.host, method_settings=settings
-    )
-
-
-def count(study: Study, model: str, spec: MethodSpec | Candidate, settings: dict[str, Any], base: Any) -> Counts:
-    """What a method trains and deploys on `base`, a model on any device. Raises ConfigError for unfit settings.
+def count(study: Study, base: Any, spec: MethodSpec | Candidate, settings: dict[str, Any]) -> tuple[int, int]:
+    """Trainable and deployed parameters of a method on the model `base`. Raises ConfigError for invalid settings.
 
     A new classification head is not counted: every method trains the same one.
     """
     trains = methods.named(spec.method).trains
     if trains in (Trains.NOTHING, Trains.HEAD):
-        return Counts(0, 0)
+        return 0, 0
     if trains is Trains.MODEL:
         total = sum(p.numel() for p in base.parameters())
-        return Counts(total, total)
-    chosen = settings_of(study, model, spec, settings)
-    chosen.check()
+        return total, total
+    run = TrainSettings(
+        model="", data="", out="", task=study.task, method=spec.method, host=spec.host, method_settings=settings
+    )
+    run.check()
     try:
-        planned = plan(base, build_config(chosen), build_generator(chosen))
+        planned = plan(base, build_config(run), build_generator(run))
     except ConfigError as error:
         raise ConfigError(f"method {spec.key}: {error}") from error
-    return Counts(planned.trainable, planned.deployed)
+    return planned.trainable, planned.deployed
 
 
-def members(study: Study, model: str, block: Block, budget: int, base: Any) -> list[Member]:
-    """The methods of `block`, each at its largest size with at most `budget` trainable parameters, or its smallest."""
-    return [_fitted(study, model, block, candidate, budget, base) for candidate in block.methods]
+def fill_block(study: Study, base: Any, block: Block, budget: int) -> tuple[ResolvedBlock, list[Counted]]:
+    """The block and its candidates, each at its largest size of at most `budget` trainable parameters, or its smallest.
+
+    The first member of the block is the method whose parameter count is the budget.
+    """
+    found = [_fit(study, base, block, candidate, budget) for candidate in block.methods]
+    members = [_member(block.of, budget, budget), *(_member(one.spec.key, one.trainable, budget) for one in found)]
+    return ResolvedBlock(of=block.of, budget=budget, members=members), found
 
 
-def _fitted(study: Study, model: str, block: Block, candidate: Candidate, budget: int, base: Any) -> Member:
-    best: tuple[int | None, Counts] | None = None
+def _member(key: str, trainable: int, budget: int) -> ResolvedMember:
+    ratio, is_over = trainable / budget, trainable > budget
+    return ResolvedMember(key=key, trainable=trainable, ratio=ratio, over_budget=is_over, ranked=is_ranked(ratio))
+
+
+def _fit(study: Study, base: Any, block: Block, candidate: Candidate, budget: int) -> Counted:
     fixed = {name: budget if value == BUDGET else value for name, value in candidate.settings.items()}
-    for value in candidate.values or [None]:
-        settings = fixed if value is None else {**fixed, str(candidate.vary): value}
-        counts = count(study, model, candidate, settings, base)
-        if best is not None and counts.trainable > budget:
+    label = candidate.label or candidate.key
+    sizes = [(label, fixed)]
+    if candidate.vary is not None:
+        name = candidate.vary
+        sizes = [(f"{label}, {name}={value}", {**fixed, name: value}) for value in candidate.values]
+    chosen = None
+    for label, settings in sizes:
+        counts = count(study, base, candidate, settings)
+        if chosen is not None and counts[0] > budget:
             break
-        best = value, counts
-    assert best is not None  # there is at least one size
-    value, counts = best
-    chosen = {} if value is None else {str(candidate.vary): value}
+        chosen = label, settings, counts
+    assert chosen is not None  # there is at least one size
+    label, settings, counts = chosen
     spec = MethodSpec(
         key=f"{candidate.key}@{block.of}",
-        label=f"{candidate.label or candidate.key}{_suffix(candidate, value)}",
+        label=label,
         method=candidate.method,
         host=candidate.host,
-        settings={**fixed, **chosen},
+        settings=settings,
         lr=candidate.lr,
     )
-    return Member(spec, counts, counts.trainable / budget, over_budget=counts.trainable > budget)
-
-
-def _suffix(candidate: Candidate, value: int | None) -> str:
-    return "" if value is None else f", {candidate.vary}={value}"
+    return Counted(spec, "equal_budget", *counts)

@@ -1,4 +1,4 @@
-"""Trainer callbacks of a cell: the parameters with the lowest validation loss, and what only the live run knows."""
+"""Trainer callbacks of a cell: save the parameters with the lowest validation loss; record facts about the run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from qpeft.files import replace_file
 from qpeft.training.tasks import Task
 
 
-def trained_parameters(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter that is trained, by its name; shared ones once."""
-    return {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By name; shared parameters once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 class KeepBest(TrainerCallback):
-    """Saves the trained parameters each time the validation loss is lower than ever before."""
+    """Saves the trainable parameters each time the validation loss reaches a new minimum."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -37,33 +37,34 @@ class KeepBest(TrainerCallback):
             return
         self._lowest = loss
         metadata = {"step": str(state.global_step), "valid_loss": repr(loss)}
+        parameters = {name: p.detach().cpu().contiguous() for name, p in _trainable(kwargs["model"]).items()}
         with replace_file(self._path) as temporary:
-            save_file(trained_parameters(kwargs["model"]), temporary, metadata=metadata)
+            save_file(parameters, temporary, metadata=metadata)
 
 
 def best_of(path: Path) -> tuple[int, float]:
-    """Step and validation loss of what KeepBest wrote. Raises CheckpointError for a damaged file."""
+    """Step and validation loss of the file that KeepBest wrote. Raises CheckpointError for a damaged one."""
     try:
         with safe_open(path, framework="pt") as opened:
             metadata = opened.metadata()
             return int(metadata["step"]), float(metadata["valid_loss"])
-    except Exception as error:  # safetensors has no error class of its own in the open
+    except Exception as error:  # safetensors has no public error class
         raise CheckpointError(f"{path} is damaged ({error}); delete its folder, and the cell runs again") from error
 
 
 def restore(model: nn.Module, path: Path) -> None:
-    """Copy what KeepBest saved into the model that was trained. Raises CheckpointError if it is another model."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    """Copy the saved parameters into the trained model. Raises CheckpointError if it has other parameters."""
+    parameters = _trainable(model)
     with safe_open(path, framework="pt") as opened:
         if set(opened.keys()) != set(parameters):
-            raise CheckpointError(f"{path} holds other parameters than this model trains; delete its folder")
+            raise CheckpointError(f"{path} holds other parameters than those of this model; delete its folder")
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(opened.get_tensor(name))
 
 
 class RunFacts(TrainerCallback):
-    """The order of the data, the tokens seen, and the size of the optimizer's state; known when training has ended."""
+    """Data order, tokens seen, and bytes of the optimizer's state; set when training has ended."""
 
     order_sha256: str
     tokens_seen: int
@@ -74,7 +75,9 @@ class RunFacts(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs: Any) -> None:
         order = _order(kwargs["train_dataloader"], args.max_steps * args.gradient_accumulation_steps)
-        targets = [getattr(example, "n_targets", 1) for example in self._task.train]  # an example of a class counts 1
+        targets = [
+            getattr(example, "n_targets", 1) for example in self._task.train
+        ]  # an example of a class counts as 1
         self.order_sha256 = hashlib.sha256(json.dumps(order).encode()).hexdigest()
         self.tokens_seen = sum(targets[place] for batch in order for place in batch)
 
@@ -85,7 +88,7 @@ class RunFacts(TrainerCallback):
 
 
 def _order(loader: Any, n_batches: int) -> list[list[int]]:
-    """The positions of the examples of the run's batches, epoch after epoch; the loader itself is not advanced."""
+    """Positions of the examples in the run's batches. The loader itself is not advanced."""
     batches: list[list[int]] = []
     sampler = copy.deepcopy(loader.batch_sampler)
     epoch = 0

@@ -1,4 +1,4 @@
-"""A cell: one method with one seed and one learning rate; and its row before it runs, and where it failed."""
+"""A cell, one method with one seed and one learning rate; its row before it runs, and after a failure."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from qpeft.compare.resolved import ResolvedMethod
 from qpeft.compare.rows import Base, Data, Environment, MethodConfig, Row, Train, cell_id
-from qpeft.compare.study import UNTRAINED, Generation, Training
+from qpeft.compare.study import Generation, MethodSpec, Training
 from qpeft.files import remove_folder
 
-Steps = Callable[[int, int], None]  # receives the steps done and the steps planned
+Steps = Callable[[int, int], None]  # receives (steps done, steps planned)
 RunCell = Callable[["Cell", Path, Steps], Row]
 
 _PACKAGES = ("qpeft", "torch", "transformers", "peft")
@@ -30,52 +30,39 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class RecipeBase(Base):
-    """The base model, with its place on this machine."""
-
-    path: str
-
-
-class RecipeData(_Frozen):
-    """The split data, with the paths of its parts on this machine."""
+class SplitData(_Frozen):
+    """The files of the split data, and the hash over their content."""
 
     id: str
     sha256: str
-    train: str
-    validation: str
-    test: str
-    general: str | None = None
-
-
-class Reference(_Frozen):
-    """The method that times are compared with."""
-
-    method: str
-    host: str = "lora"
-    settings: dict[str, Any] = {}
+    train: Path
+    validation: Path
+    test: Path
+    general: Path | None = None  # a text for the measurement of forgetting
 
 
 class Recipe(_Frozen):
     """What all cells of a study share."""
 
-    base: RecipeBase
-    data: RecipeData
+    model: str  # path of the base model
+    base: Base
+    data: SplitData
     task: str
     training: Training
     test_blocks: int = 0
     generation: Generation | None = None
     capacity: bool = True
     first_seed: int = 0
-    reference: Reference | None = None
+    reference: MethodSpec | None = None  # the method that times are compared with
 
 
 class Cell(_Frozen):
-    """A method with a seed and a learning rate: all that a process needs to run it in the study's folder."""
+    """A method with a seed and a learning rate: everything that a process needs to run it in the study's folder."""
 
     study: str
     spec: ResolvedMethod
     role: str
-    name: str  # of its row: seed0, lr0.001, cost
+    name: str  # of the row: seed0, lr0.001, cost
     seed: int
     lr: float | None
     lr_at_edge: Literal["low", "high"] | None = None
@@ -89,7 +76,7 @@ class Cell(_Frozen):
 
     @property
     def hash(self) -> str:
-        """Over the method's config with its learning rates, the base, the data and the training."""
+        """Hash of the method's config with its learning rates, the base, the data and the training."""
         return self.spec.hash
 
     @property
@@ -98,38 +85,38 @@ class Cell(_Frozen):
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that it takes."""
-        return 0 if self.spec.method == UNTRAINED or self.role == "cost" else self.recipe.training.steps
+        """Optimizer steps of the cell."""
+        return self.recipe.training.steps if self.spec.is_trained and self.role != "cost" else 0
 
 
 def work_folder(cell: Cell, folder: Path) -> Path:
-    """Where an unfinished cell keeps its run."""
+    """The folder of the cell's run, until the cell has its row."""
     rate = "" if cell.lr is None else f"-lr{cell.lr:g}"  # a cell with another learning rate must not resume this run
     return folder / "work" / cell.method / cell.hash / f"{cell.name}{rate}"
 
 
 def tidy(cell: Cell, folder: Path) -> None:
-    """Remove an unfinished cell's files, once its row is on the disk."""
+    """Remove the files of the cell's run, once its row is on the disk."""
     if (work := work_folder(cell, folder)).is_dir():
         remove_folder(work)
 
 
 def started_row(cell: Cell) -> Row:
-    """A row with everything that is known before the cell runs."""
+    """The row of a cell before it runs."""
     recipe, spec = cell.recipe, cell.spec
     training = recipe.training
-    backend = {"backend": spec.backend} if spec.backend else {}
+    optional = {name: value for name in ("kind", "backend") if (value := getattr(spec, name))}
     return Row(
         cell_id=cell.cell_id,
         study=cell.study,
         method=cell.method,
         label=spec.label,
         method_config=MethodConfig(
-            method=spec.method, host=spec.host, settings=spec.settings, hash=cell.hash, **backend
+            method=spec.method, host=spec.host, settings=spec.settings, hash=cell.hash, **optional
         ),
         role=cell.role,
         seed=cell.seed,
-        base=Base(**{name: getattr(recipe.base, name) for name in ("id", "sha256", "dtype", "params_total")}),
+        base=recipe.base,
         data=Data(id=recipe.data.id, sha256=recipe.data.sha256),
         train=Train(
             lr=cell.lr,
@@ -149,7 +136,7 @@ def started_row(cell: Cell) -> Row:
 
 
 def failed_row(cell: Cell, error: BaseException) -> Row:
-    """The row of a cell that raised: status oom where memory was short, else failed."""
+    """The row of a cell that raised: status oom for lack of memory, otherwise failed."""
     is_oom = isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
     tail = "".join(traceback.format_exception(error))[-2000:]
     lost = lost_row(cell, "oom" if is_oom else "failed", str(error) or type(error).__name__)
@@ -163,7 +150,7 @@ def lost_row(cell: Cell, status: str, message: str) -> Row:
 
 @cache
 def environment() -> Environment:
-    """Versions and hardware of this process."""
+    """Versions of packages, and the hardware of this process."""
     import torch
 
     on_gpu = torch.cuda.is_available()

@@ -13,13 +13,13 @@ from typing import Any
 
 import qpeft
 from qpeft.compare.callbacks import KeepBest, RunFacts, best_of, restore
-from qpeft.compare.cell import Cell, Recipe, Steps, failed_row, started_row, work_folder
+from qpeft.compare.cell import Cell, Steps, failed_row, started_row, work_folder
 from qpeft.compare.data import test_references
 from qpeft.compare.measurements.capacity import measure_capacity
 from qpeft.compare.measurements.convergence import derive
 from qpeft.compare.measurements.generation import generate_texts, score_texts
 from qpeft.compare.rows import Convergence, Row
-from qpeft.compare.study import UNTRAINED, Generation
+from qpeft.compare.study import Generation
 from qpeft.errors import QpeftError, TrainingError
 from qpeft.training import outputs
 from qpeft.training.accuracy import ClassificationScore
@@ -35,35 +35,32 @@ from qpeft.training.tasks import Score, Task, task_class
 
 _CAPACITY_TOKENS = 2048
 _NOT_GENERATED = {"params_generator": "nothing is generated"}
-_SHARED = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay", "max_grad_norm")
-_SHARED += ("dtype", "eval_blocks")
+_OF_TRAINING = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay")
+_OF_TRAINING += ("max_grad_norm", "dtype", "eval_blocks")
+_OF_DATA = ("model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
 
 
 def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
-    """Run the cell, or resume what an earlier process left under `folder`/work, and return its row.
+    """Run the cell, or resume its run under `folder`/work, and return its row.
 
-    A run whose loss is not finite, or ends above twice its first value, has status diverged. Every other error is
-    raised. The files under work/ can be removed with `tidy` once the row is on the disk.
+    The row has status diverged if the loss is not finite, or ends above twice its first value. Other errors are raised.
     """
-    if cell.role == "cost":
-        return _cost_row(cell)
-    try:
-        return _quality_row(cell, folder, on_step)
-    except TrainingError as error:
-        if "is nan at step" not in str(error) and "is inf at step" not in str(error):
-            raise
-        return _diverged_row(cell, folder, error)
+    with no_warnings():
+        if cell.role == "cost":
+            return _cost_row(cell)
+        try:
+            return _quality_row(cell, folder, on_step)
+        except TrainingError as error:
+            if "is nan at step" not in str(error) and "is inf at step" not in str(error):
+                raise
+            return _diverged_row(cell, folder, error)
 
 
 def _quality_row(cell: Cell, folder: Path, on_step: Steps) -> Row:
     row = started_row(cell)
-    with _quiet():
-        if cell.spec.method == UNTRAINED:
-            ready = _measure_base(cell, row)
-        else:
-            ready = _train(cell, row, work_folder(cell, folder), on_step)
-        if cell.role != "tuning":
-            _measure(cell, row, ready)
+    ready = _train(cell, row, work_folder(cell, folder), on_step) if cell.spec.is_trained else _score_base(cell, row)
+    if cell.role != "tuning":
+        _measure(cell, row, ready)
     row.status = "diverged" if row.convergence.diverged else "success"
     return row
 
@@ -78,102 +75,92 @@ def _diverged_row(cell: Cell, folder: Path, error: TrainingError) -> Row:
     return row
 
 
-def settings_of(cell: Cell, out: Path, data: str = "validation") -> TrainSettings:
-    """The run of a cell; `data` is the part that it is scored on."""
+def _cost_row(cell: Cell) -> Row:
+    """Time and memory of a method, measured while nothing else of the study runs."""
+    from qpeft.compare.measurements.cost import measure_cost
+
+    row = started_row(cell)
+    settings = settings_of(cell, Path())
+    assert cell.recipe.reference is not None
+    like = {name: getattr(cell.recipe.reference, name) for name in ("method", "host", "settings")}
+    reference = cell.model_copy(update={"spec": cell.spec.model_copy(update={**like, "backend": {}})})
+    task = shared_task(settings)
+    size = settings.batch_size
+    found = measure_cost(
+        make_model=lambda: _exact_model(prepare(settings, Silent(), task), row),
+        make_reference=lambda: prepare(settings_of(reference, Path()), Silent(), task).model,
+        make_base=task.load_base,
+        batches=[task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)],
+        settings=settings,
+    )
+    _record(row, "cost", found)
+    row.status = "success"
+    return row
+
+
+def settings_of(cell: Cell, out: Path, part: str = "validation") -> TrainSettings:
+    """The training run of a cell, scored on `part` of the data."""
     recipe, spec = cell.recipe, cell.spec
     training = recipe.training
-    untrained = spec.method == UNTRAINED
+    # with a backend the run chooses: on hardware it saves every step
+    save_every = None if spec.backend else max(1, training.steps // 4)
     return TrainSettings(
-        model=recipe.base.path,
-        data=recipe.data.train,
-        eval_data=getattr(recipe.data, data),
+        model=recipe.model,
+        data=str(recipe.data.train),
+        eval_data=str(getattr(recipe.data, part)),
         out=str(out),
         task=recipe.task,
         method=spec.method,
         host=spec.host,
-        method_settings={} if untrained else dict(spec.settings),
+        method_settings=dict(spec.settings),
         backend_settings=dict(spec.backend),
         lr=cell.lr or 1.0,
         seed=cell.seed,
         eval_every=training.eval_every or max(1, training.steps // 8),
-        save_every=training.save_every or _save_every(cell),
-        **{name: getattr(training, name) for name in _SHARED},
+        save_every=training.save_every or save_every,
+        **{name: getattr(training, name) for name in _OF_TRAINING},
     )
 
 
-def _save_every(cell: Cell) -> int | None:
-    """A quarter of the steps; with a backend what suits it, which on hardware is every step."""
-    return None if cell.spec.backend else max(1, cell.recipe.training.steps // 4)
-
-
 def shared_task(settings: TrainSettings) -> Task:
-    """The data of a cell's run; read once in a process, and not again in those that are forked from it."""
-    reserved = virtual_tokens(settings.method, settings.host, settings.method_settings)
-    return _task(_Key(settings, reserved))
-
-
-class _Key:
-    """Settings, hashed by what decides the data."""
-
-    def __init__(self, settings: TrainSettings, reserved: int):
-        self.settings, self.reserved = settings, reserved
-        names = ("model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
-        # a classifier's head is drawn from the run's seed by the task itself
-        seed = None if TASKS[settings.task].is_language_model else settings.seed
-        self._values = (*(getattr(settings, name) for name in names), reserved, seed)
-
-    def __hash__(self) -> int:
-        return hash(self._values)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self._values == other._values
+    """The data of a cell's run, read once by a process and the processes forked from it."""
+    asked = {name: getattr(settings, name) for name in _OF_DATA}
+    if not TASKS[settings.task].is_language_model:
+        asked["seed"] = settings.seed  # a new classification head is drawn from it
+    return _read_task(virtual_tokens(settings.method, settings.host, settings.method_settings), **asked)
 
 
 @lru_cache(maxsize=8)
-def _task(key: _Key) -> Task:
-    return task_class(key.settings.task)(key.settings, key.reserved)
+def _read_task(reserved: int, **asked: Any) -> Task:
+    return task_class(asked["task"])(TrainSettings(out="", **asked), reserved)
+
+
+def read_test_data(cell: Cell) -> Task:
+    """The test data of a cell."""
+    return shared_task(replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe.test_blocks))
 
 
 def warm(cell: Cell) -> None:
     """Read a study's data, for the processes that will be forked from this one."""
-    with _quiet():
+    with no_warnings():
         shared_task(settings_of(cell, Path()))
-        shared_task(_test_settings(cell))
+        read_test_data(cell)
 
 
-def started(cell: Cell) -> tuple[Any, Task]:
-    """The model of a cell before its first step, ready to train, and its data."""
+def untrained_model(cell: Cell) -> tuple[Any, Task]:
+    """The model of a cell before its first step, with exact circuits, and its data."""
     settings = settings_of(cell, Path())
-    with _quiet():
-        task = shared_task(settings)
-        return _with_exact_circuits(prepare(settings, Silent(), task)).train(), task
+    task = shared_task(settings)
+    return _exact_model(prepare(settings, Silent(), task)), task
 
 
-def n_test_blocks(cell: Cell) -> int:
-    """The number of test examples."""
-    with _quiet():
-        return len(shared_task(_test_settings(cell)).evaluation)
-
-
-def _with_exact_circuits(ready: Prepared, row: Row | None = None) -> Any:
-    """The model to measure times of: no jobs are sent to hardware for them, and the row says so."""
+def _exact_model(ready: Prepared, row: Row | None = None) -> Any:
+    """The model for measurements of time: no jobs are sent to hardware for them."""
     if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator:
         qpeft.set_backend(ready.model)
         if row is not None:
             row.null_reasons["cost.on_backend"] = "times are those of exact circuits: no jobs were sent for them"
     return ready.model
-
-
-def _test_settings(cell: Cell) -> TrainSettings:
-    return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe.test_blocks)
-
-
-def _record(row: Row, part: str, values: dict[str, Any]) -> None:
-    """Set fields of a part of the row; the reasons for its nulls become those of the row, by dotted name."""
-    found = {name: value for name, value in values.items() if name != "null_reasons"}
-    section = getattr(row, part)
-    setattr(row, part, type(section).model_validate(section.to_json() | found))
-    row.null_reasons |= {f"{part}.{name}": why for name, why in values.get("null_reasons", {}).items()}
 
 
 def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
@@ -182,7 +169,7 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
     work.mkdir(parents=True, exist_ok=True)
     task = shared_task(settings)
     facts = RunFacts(task)
-    run = fit(settings, _Reporting(on_step), (KeepBest(best), facts), task)
+    run = fit(settings, _StepProgress(on_step), (KeepBest(best), facts), task)
     restore(run.model, best)
     log = read_rows(run.folder.metrics)
     curve, norms = _curve(log), [entry["grad_norm"] for entry in log if "grad_norm" in entry]
@@ -212,38 +199,36 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
 
 
 def _score_on_backend(ready: Prepared) -> float:
-    """Validation loss with the backend's own probabilities; its job is logged with those of the run.
-
-    Afterwards the model has exact probabilities, as it is exported.
-    """
+    """Validation loss with the backend's probabilities. Afterwards the model has exact ones, as it is exported."""
     try:
         return ready.task.score(ready.model).loss
     finally:
         qpeft.set_backend(ready.model)
 
 
-def _measure_base(cell: Cell, row: Row) -> Prepared:
+def _score_base(cell: Cell, row: Row) -> Prepared:
     settings = settings_of(cell, Path())
     ready = prepare(settings, Silent(), shared_task(settings))
-    score = ready.task.score(ready.model)
-    row.train.seconds, row.train.curve = 0.0, [[0, None, score.loss, 0.0]]
-    _record(row, "quality", {"valid_loss": score.loss, "valid_loss_last": score.loss, "best_step": 0})
+    loss = ready.task.score(ready.model).loss
+    row.train.seconds, row.train.curve = 0.0, [[0, None, loss, 0.0]]
+    _record(row, "quality", {"valid_loss": loss, "valid_loss_last": loss, "best_step": 0})
     sizes = dict.fromkeys(("params_trainable", "params_head", "params_deployed", "bytes_stored", "optimizer_bytes"), 0)
     _record(row, "cost", {**sizes, "params_generator": None, "null_reasons": _NOT_GENERATED})
     return ready
 
 
 def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
-    """The scores on the test data, read once; and what the adapter does."""
+    """The scores on the test data, forgetting, and the capacity of the adapter."""
     model, recipe = ready.model.eval(), cell.recipe
-    test = shared_task(_test_settings(cell))
+    test = read_test_data(cell)
     _record(row, "quality", _quality(test.score(model)))
-    row.data.splits = _sizes(ready.task, test)
+    parts = {"train": ready.task.train, "valid": ready.task.evaluation, "test": test.evaluation}
+    row.data.splits = {f"{name}_tokens": _count_targets(examples) for name, examples in parts.items()}
     if recipe.generation and TASKS[recipe.task].is_language_model:
         with _or_reason(row, "quality.bleu"):
-            _generate(recipe, recipe.generation, row, model, test)
+            _generate(recipe.data.test, recipe.generation, row, model, test)
     _measure_forgetting(cell, row, ready)
-    if recipe.capacity and cell.spec.method != UNTRAINED:
+    if recipe.capacity and cell.spec.is_trained:
         with _or_reason(row, "capacity"):
             base = ready.task.load_base().eval().to(next(model.parameters()).device)
             found = measure_capacity(model, base, _batches(ready.task))
@@ -265,39 +250,14 @@ def _quality(score: Score) -> dict[str, Any]:
     }
 
 
-def _sizes(task: Task, test: Task) -> dict[str, int]:
-    def targets(examples: Any) -> int:
-        return sum(getattr(example, "n_targets", 1) for example in examples)
-
-    parts = {"train": task.train, "valid": task.evaluation, "test": test.evaluation}
-    return {f"{name}_tokens": targets(examples) for name, examples in parts.items()}
+def _count_targets(examples: Any) -> int:
+    """Scored tokens; an example of a class counts as one."""
+    return sum(getattr(example, "n_targets", 1) for example in examples)
 
 
-@contextlib.contextmanager
-def _or_reason(row: Row, name: str) -> Iterator[None]:
-    """A measurement that fails is null in the row, with the reason; the others are kept."""
-    try:
-        yield
-    except QpeftError as error:
-        row.null_reasons[name] = str(error)
-
-
-def _measure_forgetting(cell: Cell, row: Row, ready: Prepared) -> None:
-    """Loss on a general text, each token predicted by those before it: after training minus before."""
-    source = cell.recipe.data.general
-    row.quality.forgetting_shifted = None
-    if source is None:
-        row.null_reasons["quality.forgetting_shifted"] = "the study names no general_data"
-        return
-    settings = replace(settings_of(cell, Path()), data=source, eval_data=source, eval_blocks=cell.recipe.test_blocks)
-    general = shared_task(settings)
-    before = general.score(general.load_base().eval()).loss
-    row.quality.forgetting_shifted = general.score(ready.model).loss - before
-
-
-def _generate(recipe: Recipe, asked: Generation, row: Row, model: Any, test: Any) -> None:
+def _generate(test_file: Path, asked: Generation, row: Row, model: Any, test: Any) -> None:
     """Answers to the test prompts, and their scores."""
-    references = list(test_references(Path(recipe.data.test)).items())[: asked.n_prompts]
+    references = list(test_references(test_file).items())[: asked.n_prompts]
     if not references:
         reasons = {"bleu": "the data has no prompts with answers"}
         _record(row, "quality", {"bleu": None, "null_reasons": reasons})
@@ -308,8 +268,20 @@ def _generate(recipe: Recipe, asked: Generation, row: Row, model: Any, test: Any
     _record(row, "quality", {**score_texts(texts, list(answers), encoder), "texts": texts})
 
 
+def _measure_forgetting(cell: Cell, row: Row, ready: Prepared) -> None:
+    """Loss on a general text after training minus before."""
+    row.quality.forgetting_shifted = None
+    if cell.recipe.data.general is None:
+        row.null_reasons["quality.forgetting_shifted"] = "the study names no general_data"
+        return
+    settings = replace(settings_of(cell, Path(), "general"), eval_blocks=cell.recipe.test_blocks)
+    general = shared_task(replace(settings, data=str(settings.eval_data)))
+    before = general.score(general.load_base().eval()).loss
+    row.quality.forgetting_shifted = general.score(ready.model).loss - before
+
+
 def _batches(task: Task) -> list[dict[str, Any]]:
-    """Of the validation data, as many as capacity is measured on."""
+    """As many batches of the validation data as capacity is measured on."""
     batches, seen = [], 0
     for example in task.evaluation:
         batches.append(task.collate([example]))
@@ -319,8 +291,25 @@ def _batches(task: Task) -> list[dict[str, Any]]:
     return batches
 
 
+def _record(row: Row, part: str, values: dict[str, Any]) -> None:
+    """Set fields of a part of the row; the reasons for its nulls become those of the row, by dotted name."""
+    found = {name: value for name, value in values.items() if name != "null_reasons"}
+    section = getattr(row, part)
+    setattr(row, part, type(section).model_validate(section.to_json() | found))
+    row.null_reasons |= {f"{part}.{name}": why for name, why in values.get("null_reasons", {}).items()}
+
+
+@contextlib.contextmanager
+def _or_reason(row: Row, name: str) -> Iterator[None]:
+    """If the measurement fails, its value is null in the row, with the reason; other measurements are kept."""
+    try:
+        yield
+    except QpeftError as error:
+        row.null_reasons[name] = str(error)
+
+
 def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
-    """[step, train_loss, valid_loss, seconds], a line for each step that has either."""
+    """[step, training loss, validation loss, seconds] for each step that has a loss."""
     found: dict[int, list[Any]] = {}
     for entry in log:
         line = found.setdefault(entry["step"], [entry["step"], None, None, entry["seconds"]])
@@ -329,9 +318,7 @@ def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
     return [found[step] for step in sorted(found)]
 
 
-class _Reporting(Silent):
-    """Reports steps only."""
-
+class _StepProgress(Silent):
     def __init__(self, on_step: Steps):
         self._on_step, self._planned = on_step, 0
 
@@ -344,33 +331,8 @@ class _Reporting(Silent):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def no_warnings() -> Iterator[None]:
     """Without the warnings that libraries repeat in every cell."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _cost_row(cell: Cell) -> Row:
-    """Time and memory of a method, measured while nothing else of the study runs."""
-    from qpeft.compare.measurements.cost import measure_cost
-
-    row = started_row(cell)
-    settings = settings_of(cell, Path())
-    assert cell.recipe.reference is not None
-    reference = cell.spec.model_copy(update={**dict(cell.recipe.reference), "backend": {}})
-    like = settings_of(cell.model_copy(update={"spec": reference}), Path())
-    with _quiet():
-        task = shared_task(settings)
-        size = settings.batch_size
-        batches = [task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)]
-        found = measure_cost(
-            make_model=lambda: _with_exact_circuits(prepare(settings, Silent(), task), row),
-            make_reference=lambda: _with_exact_circuits(prepare(like, Silent(), task)),
-            make_base=task.load_base,
-            batches=batches,
-            settings=settings,
-        )
-    _record(row, "cost", found)
-    row.status = "success"
-    return row

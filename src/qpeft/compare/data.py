@@ -1,16 +1,16 @@
-"""A study's data, split once: what every cell trains on, chooses by and is tested on, in three files of its folder."""
+"""The data of a study, split once into training, validation and test data, as files that all cells read."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from qpeft.compare.cell import SplitData
 from qpeft.compare.study import Study
 from qpeft.errors import ConfigError, DataError
 from qpeft.files import read_json, replace_file, replace_folder, write_json, write_text
@@ -30,68 +30,70 @@ PARTS = ("train", "validation", "test")
 
 _RECORD = "split.json"
 _GENERAL = "general.jsonl"
-_EVERY = 20  # documents, examples: one of so many is validation, another is test
+_EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
 
 
-@dataclass(frozen=True)
-class Splits:
-    """The three files, the general text where there is one, and the hash over their content."""
-
-    train: Path
-    validation: Path
-    test: Path
-    general: Path | None
-    sha256: str
-
-
-def split_data(study: Study, folder: Path) -> Splits:
-    """Read the study's data and write it, split, under `folder`/data, whole or not at all; a second call finds it.
+def split_data(study: Study, folder: Path) -> SplitData:
+    """Split the study's data and write it to `folder`/data, atomically. A second call returns the same files.
 
     Without eval_data and test_data, of every 20 documents (prompts with all their answers, examples of a class) the
-    10th is test and the 20th validation; of fewer documents the last twentieth of the text is test, the one before it
-    validation. Equal documents, and equal examples of a class, count as one. Raises DataError if the data cannot be
-    used, ConfigError if what lies there was split from other data.
+    10th is test and the 20th validation data; of fewer documents the last twentieth of the text is test data, the one
+    before it validation data. Equal documents, and equal examples of a class, count as one.
+
+    Raises:
+        DataError: the data cannot be used.
+        ConfigError: the folder contains the split of other data.
     """
     place = folder / "data"
-    asked = _asked(study)
-    if not _is_there(place, asked):
+    origin = _origin(study)
+    if place.exists():
+        _check_origin(place, origin)
+    else:
         with replace_folder(place) as target:
             _write_parts(study, target)
-            write_json(target / _RECORD, asked)
-    names = [f"{part}{_suffix(study)}" for part in PARTS]
-    general = place / _GENERAL if study.general_data and study.is_language_model else None
+            write_json(target / _RECORD, origin)
+    files = {part: place / _file_name(study, part) for part in PARTS}
+    if _has_general_text(study):
+        files["general"] = place / _GENERAL
     sha = hashlib.sha256()
-    for path in (*(place / name for name in names), *([general] if general else [])):
+    for path in files.values():
         sha.update(path.read_bytes())
-    return Splits(*(place / name for name in names), general=general, sha256=sha.hexdigest())
+    return SplitData(id=study.data, sha256=sha.hexdigest(), **files)
 
 
-def _is_there(place: Path, asked: dict[str, Any]) -> bool:
-    if not place.exists():
-        return False
+def test_references(path: Path) -> dict[str, list[str]]:
+    """The prompts of a split, in order, each with all its answers; empty for texts without prompts."""
+    found: dict[str, list[str]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if "prompt" in row:
+            found.setdefault(row["prompt"], []).append(row["completion"].strip())
+    return found
+
+
+def _check_origin(place: Path, origin: dict[str, Any]) -> None:
     try:
         recorded = {**read_json(place / _RECORD)}
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{place} is there already, and no study split it; name another folder") from error
-    for name in asked:
-        if recorded.get(name) != asked[name]:
+        raise ConfigError(f"{place} exists and is not the split data of a study; name another folder") from error
+    for name, value in origin.items():
+        if recorded.get(name) != value:
             what = "the content of its data" if name == "contents" else f"{name} {recorded.get(name)!r}"
             raise ConfigError(f"{place} was split from other data: {what} has changed since; name another folder")
-    return True
 
 
-def _asked(study: Study) -> dict[str, Any]:
-    """What decides the split: names, columns, and the content of local files."""
+def _origin(study: Study) -> dict[str, Any]:
+    """What determines the split: names, columns, and the content of local files."""
     sources = [study.data, study.eval_data, study.test_data, study.general_data]
     columns = ("text_column", "label_column", "prompt_column", "completion_column")
     return {
         **{name: getattr(study, name) for name in ("task", "data", "eval_data", "test_data", "general_data")},
         **{name: getattr(study.training, name) for name in columns},
-        "contents": [_content(source) for source in sources if source is not None],
+        "contents": [_content_hash(source) for source in sources if source is not None],
     }
 
 
-def _content(source: str) -> str | None:
+def _content_hash(source: str) -> str | None:
     """Hash of a local source's files; None for a data set of the hub, or a built-in text."""
     if source in BUILT_IN or not is_local(source):
         return None
@@ -104,127 +106,121 @@ def _content(source: str) -> str | None:
     return sha.hexdigest()
 
 
+def _has_images(study: Study) -> bool:
+    return TASKS[study.task].has_images
+
+
+def _has_general_text(study: Study) -> bool:
+    return study.general_data is not None and study.is_language_model
+
+
+def _file_name(study: Study, part: str) -> str:
+    return f"{part}.npz" if _has_images(study) else f"{part}.jsonl"
+
+
 def _write_parts(study: Study, target: Path) -> None:
     for part, rows in zip(PARTS, _split(study), strict=True):
         if not rows:
             raise DataError(f"{study.data} leaves nothing for {part}; give more data, or other data for it")
-        _write(target / f"{part}{_suffix(study)}", rows)
-    if study.general_data is not None and study.is_language_model:
-        _write(target / _GENERAL, _rows(study, study.general_data, "validation"))
+        write = _write_images if _has_images(study) else _write_rows
+        write(target / _file_name(study, part), rows)
+    if _has_general_text(study):
+        _write_rows(target / _GENERAL, _read(study, str(study.general_data), "validation"))
 
 
-def _suffix(study: Study) -> str:
-    return ".npz" if TASKS[study.task].has_images else ".jsonl"
-
-
-def test_references(path: Path) -> dict[str, list[str]]:
-    """The prompts of a split, in order, each with all its answers; none for texts without prompts."""
-    found: dict[str, list[str]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if "prompt" in row:
-            found.setdefault(row["prompt"], []).append(row["completion"].strip())
-    return found
-
-
-def _split(study: Study) -> list[list[Any]]:
-    rows = _rows(study, study.data, "train")
-    validation_source = study.eval_data or (study.data if _has_validation(study) else None)
-    named = [_rows(study, source, "validation") if source else None for source in (validation_source, study.test_data)]
-    groups = _groups(study, rows)
-    train, validation, test = _of_groups(groups) if len(groups) >= _EVERY else _of_text(study, rows)
-    given_validation, given_test = named
+def _split(study: Study) -> tuple[list[Any], list[Any], list[Any]]:
+    """Training, validation and test data. Held-out rows that another source replaces are training data again."""
+    rows = _read(study, study.data, "train")
+    has_validation = has_validation_images if _has_images(study) else has_validation_split
+    source = study.eval_data or (study.data if has_validation(study.data) else None)
+    given_validation = _read(study, source, "validation") if source else None
+    given_test = _read(study, study.test_data, "validation") if study.test_data else None
     if given_validation is not None and given_test is not None:
-        return [rows, given_validation, given_test]
+        return rows, given_validation, given_test
+    groups = _groups(study, rows)
+    train, validation, test = _split_groups(groups) if len(groups) >= _EVERY else _split_text(study, rows)
     if given_test is not None:
-        return [train + test, validation, given_test]
+        return train + test, validation, given_test
     if given_validation is not None:
-        return [train + validation, given_validation, test]
-    return [train, validation, test]
+        return train + validation, given_validation, test
+    return train, validation, test
 
 
-def _has_validation(study: Study) -> bool:
-    found = has_validation_images if TASKS[study.task].has_images else has_validation_split
-    return found(study.data)
-
-
-def _rows(study: Study, source: str, split: str) -> list[Any]:
+def _read(study: Study, source: str, split: str) -> list[Any]:
     training = study.training
     if study.is_language_model:
-        columns = Columns(training.text_column, training.prompt_column, training.completion_column)
-        return load_examples(source, split, columns)
-    if TASKS[study.task].has_images:
+        return load_examples(
+            source, split, Columns(training.text_column, training.prompt_column, training.completion_column)
+        )
+    if _has_images(study):
         return load_images(source, split, training.label_column)
     names = (training.text_column, training.label_column)
     rows = load_rows(source, split, names)
     if rows and (missing := [name for name in names if name not in rows[0]]):
         found = ", ".join(map(str, rows[0]))
         raise DataError(
-            f"{source} has the columns {found}, and no {missing[0]!r}; the study's training.text_column and "
-            "training.label_column name others"
+            f"{source} has the columns {found}, and no {missing[0]!r}; set the study's training.text_column and "
+            "training.label_column"
         )
     return [{"text": row[names[0]], "label": row[names[1]]} for row in rows]
 
 
 def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
-    """What must not be torn apart: equal documents or examples; a prompt's answers. Classes stand in turn."""
-    if TASKS[study.task].has_images:
-        found = _alike(rows, lambda row: image_bytes(row[0]))
-        return sorted(found, key=lambda group: str(group[0][1]))
-    if study.task == "text-classification":
-        found = _alike(rows, lambda row: row["text"])
-        return sorted(found, key=lambda group: str(group[0]["label"]))
-    return _alike(rows, _document)
+    """Rows that must stay together: equal documents or examples, the answers to a prompt. Classes are sorted."""
+    if study.is_language_model:
+        return _group_by(rows, _document)
+    content, label = (0, 1) if _has_images(study) else ("text", "label")
+    key = image_bytes if _has_images(study) else str
+    found = _group_by(rows, lambda row: key(row[content]))
+    return sorted(found, key=lambda group: str(group[0][label]))
 
 
 def _document(row: Any) -> Any:
-    """What a row of a language model's data is known by."""
     if "prompt" in row:
         return row["prompt"]
     return row["text"] if "text" in row else json.dumps(row["messages"], sort_keys=True)
 
 
-def _alike(rows: Sequence[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+def _group_by(rows: Sequence[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
     groups: dict[Any, list[Any]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
     return list(groups.values())
 
 
-def _of_groups(groups: Sequence[list[Any]]) -> list[list[Any]]:
-    parts: list[list[Any]] = [[], [], []]
+def _split_groups(groups: Sequence[list[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+    parts: tuple[list[Any], list[Any], list[Any]] = [], [], []
     for number, group in enumerate(groups, start=1):
         turn = number % _EVERY
         parts[1 if turn == 0 else 2 if turn == _EVERY // 2 else 0].extend(group)
     return parts
 
 
-def _of_text(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
+def _split_text(study: Study, rows: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     if not study.is_language_model or "text" not in rows[0]:
-        return [list(rows), [], []]
+        return list(rows), [], []
     text = "\n\n".join(row["text"] for row in rows)
-    cuts = [_at_blank(text, len(text) * share // _EVERY) for share in (_EVERY - 2, _EVERY - 1)]
-    parts = text[: cuts[0]], text[cuts[0] : cuts[1]], text[cuts[1] :]
-    return [[{"text": part}] if part.strip() else [] for part in parts]
+    first, second = (_next_blank(text, len(text) * share // _EVERY) for share in (_EVERY - 2, _EVERY - 1))
+    train, validation, test = (
+        [{"text": part}] if part.strip() else [] for part in (text[:first], text[first:second], text[second:])
+    )
+    return train, validation, test
 
 
-def _at_blank(text: str, place: int) -> int:
-    """The end of the line, or else of the word, at or after `place`: no word is cut in two."""
+def _next_blank(text: str, place: int) -> int:
+    """The end of the line, or else of the word, at or after `place`."""
     for blank in ("\n", " "):
         if 0 <= (found := text.find(blank, place)) < place + 2000:
             return found + 1
     return place
 
 
-def _write(path: Path, rows: Sequence[Any]) -> None:
-    if path.suffix == ".npz":
-        _write_images(path, rows)
-        return
+def _write_rows(path: Path, rows: Sequence[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _write_images(path: Path, rows: Sequence[tuple[Any, str]]) -> None:
-    """uint8 (n, h, w, 3); images of other sizes than the first are brought to it by the model's processor anyway."""
+    """uint8 (n, h, w, 3), all in the size of the first image; the model's processor resizes them anyway."""
     first = open_image(rows[0][0], "RGB")
     images = np.stack([np.asarray(open_image(content, "RGB").resize(first.size)) for content, _ in rows])
     names = sorted({name for _, name in rows})

@@ -1,100 +1,104 @@
-"""How long a study will take, from a few timed steps of every method."""
+"""How long a study will take, estimated from a few timed steps of every method."""
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import median
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from qpeft.compare.cell import Cell
-from qpeft.files import read_json, write_json
+from qpeft.files import write_json
 
 _STEPS = 5
-_TIMED = ("start", "step", "block", "eval_every", "valid_blocks", "test_blocks")
-_TIMED_IN_A_COST_CELL = 80  # steps of the method and of the reference, warm-up and generated tokens among them
+_STEPS_OF_A_COST_CELL = 80  # of the method and of the reference, with warm-up and generated tokens
+
+
+class Timing(BaseModel):
+    """Measured seconds of a method, and how many blocks its cells score."""
+
+    model_config = ConfigDict(frozen=True)
+
+    start: float  # to load data and model
+    step: float
+    block: float  # to score a block
+    eval_every: int  # steps
+    valid_blocks: int
+    test_blocks: int
+
+
+_TIMINGS = TypeAdapter(dict[str, Timing])
 
 
 def estimate_hours(
     tuning: Sequence[Cell], final: Sequence[Cell], cost: Sequence[Cell], folder: Path
 ) -> dict[str, float]:
-    """Hours of each phase with one worker. What was timed once is kept in `folder`/estimate.json."""
-    timed = _timed(final, folder)
+    """Hours of each phase with one worker. Measured times are stored in `folder`/estimate.json."""
+    timed = _timings(final, folder)
     seconds = {
         "tuning": sum(_training(cell, timed[cell.hash]) for cell in tuning),
-        "final": sum(_training(cell, timed[cell.hash]) + _testing(cell, timed[cell.hash]) for cell in final),
-        "cost": sum(timed[cell.hash]["start"] + _TIMED_IN_A_COST_CELL * timed[cell.hash]["step"] for cell in cost),
+        "final": sum(_training(cell, timed[cell.hash]) + _testing(timed[cell.hash]) for cell in final),
+        "cost": sum(timed[cell.hash].start + _STEPS_OF_A_COST_CELL * timed[cell.hash].step for cell in cost),
     }
     return {phase: total / 3600 for phase, total in seconds.items()}
 
 
-def _training(cell: Cell, timed: dict[str, float]) -> float:
-    n_scores = 1 + cell.recipe.training.steps / timed["eval_every"]
-    return timed["start"] + cell.steps * timed["step"] + n_scores * timed["valid_blocks"] * timed["block"]
+def _training(cell: Cell, timing: Timing) -> float:
+    n_scores = 1 + cell.recipe.training.steps / timing.eval_every
+    return timing.start + cell.steps * timing.step + n_scores * timing.valid_blocks * timing.block
 
 
-def _testing(cell: Cell, timed: dict[str, float]) -> float:
-    return timed["start"] + (timed["test_blocks"] + 64) * timed["block"]
+def _testing(timing: Timing) -> float:
+    return timing.start + (timing.test_blocks + 64) * timing.block
 
 
-def _timed(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, float]]:
+def _timings(cells: Sequence[Cell], folder: Path) -> dict[str, Timing]:
+    """By hash of a method."""
     path = folder / "estimate.json"
     try:
-        known = {name: timed for name, timed in read_json(path).items() if _is_whole(timed)}
-    except (OSError, ValueError, AttributeError):  # an estimate is worth no error
+        known = _TIMINGS.validate_json(path.read_bytes())
+    except (OSError, ValidationError):  # missing or damaged: measured again
         known = {}
     missing = {cell.hash: cell for cell in cells if cell.hash not in known}
     if missing:
         known |= {name: _time(cell) for name, cell in missing.items()}
-        write_json(path, known)
+        write_json(path, _TIMINGS.dump_python(known))
     return known
 
 
-def _is_whole(timed: Any) -> bool:
-    return isinstance(timed, dict) and all(type(timed.get(name)) in (int, float) for name in _TIMED)
-
-
-def _time(cell: Cell) -> dict[str, float]:
-    """Seconds to load, for a step, and to score a block; how many blocks are scored, and how often."""
+def _time(cell: Cell) -> Timing:
     import torch
 
-    from qpeft.compare import cell_run
+    from qpeft.compare.cell_run import no_warnings, read_test_data, settings_of, untrained_model
+    from qpeft.compare.measurements.speed import TrainingSteps
 
+    settings = settings_of(cell, Path())
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a cell has
+    torch.set_num_threads(1)  # as in a cell
     try:
-        began = time.perf_counter()
-        model, task = cell_run.started(cell)
-        start = time.perf_counter() - began
-        batch = task.collate(task.train[: cell.recipe.training.batch_size])
-        seconds = [_step(model, task, batch) for _ in range(_STEPS)] if cell.steps else [0.0]
-        began = time.perf_counter()
-        with torch.no_grad():
-            model(**batch)
-        block = (time.perf_counter() - began) / len(batch["labels"])
-        return {
-            "start": start,
-            "step": statistics.median(seconds),
-            "block": block,
-            "eval_every": cell_run.settings_of(cell, Path()).intervals().evaluate,
-            "valid_blocks": len(task.evaluation),
-            "test_blocks": cell_run.n_test_blocks(cell),
-        }
+        with no_warnings():
+            began = time.perf_counter()
+            model, task = untrained_model(cell)
+            start = time.perf_counter() - began
+            batch = task.collate(task.train[: settings.batch_size])
+            step = 0.0
+            if cell.steps:
+                run = TrainingSteps(model, settings)
+                step = median(run.step(batch) for _ in range(_STEPS)) / 1000
+            began = time.perf_counter()
+            with torch.no_grad():
+                model(**batch)
+            block = (time.perf_counter() - began) / len(batch["labels"])
+            n_test_blocks = len(read_test_data(cell).evaluation)
     finally:
         torch.set_num_threads(threads)
-
-
-def _step(model: Any, task: Any, batch: dict[str, Any]) -> float:
-    import torch
-
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=1e-6)
-    began = time.perf_counter()
-    inputs = dict(batch)
-    labels = inputs["labels"] if task.compute_loss is None else inputs.pop("labels")
-    outputs = model(**inputs)
-    loss = outputs.loss if task.compute_loss is None else task.compute_loss(outputs, labels)
-    loss.backward()
-    optimiser.step()
-    return time.perf_counter() - began
+    return Timing(
+        start=start,
+        step=step,
+        block=block,
+        eval_every=settings.intervals().evaluate,
+        valid_blocks=len(task.evaluation),
+        test_blocks=n_test_blocks,
+    )

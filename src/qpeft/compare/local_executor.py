@@ -1,4 +1,4 @@
-"""Cells on this machine, each in a process of its own, forked from one that has everything imported."""
+"""Cells on this machine, each in a process of its own, forked from a process that has imported everything."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pebble import ProcessExpired, concurrent
 
@@ -32,7 +32,7 @@ _PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to
 _SECONDS_BETWEEN_STEPS = 0.2
 
 
-class LocalExecutor:
+class LocalExecutor(AbstractContextManager):
     """Runs cells of the study in `folder`, `workers` at once.
 
     A cell that crashes, is killed or takes more than `timeout` seconds gets a row with the reason. The others continue.
@@ -51,14 +51,10 @@ class LocalExecutor:
         self._running: list[_Running] = []
         self._is_stopping = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing outlives `run`."""
+    def __exit__(self, *_: object) -> None: ...
 
     def run(self, cells: Sequence[Cell], is_exclusive: bool = False) -> Iterator[tuple[Cell, Row]]:
-        """Each cell with its row as they end; `is_exclusive`: one at a time, while no other study measures time."""
+        """Yield each cell with its row when it ends; `is_exclusive`: one by one, while no other study measures time."""
         waiting = deque(cells)
         workers = 1 if is_exclusive else self._workers
         is_timed = is_exclusive and bool(cells)
@@ -74,7 +70,7 @@ class LocalExecutor:
             self._running.clear()
 
     def stop(self) -> None:
-        """Let the running cells finish and save the step in progress; then `run` ends. A signal handler may call it."""
+        """Let the running cells save the step in progress and end, and then `run`. A signal handler may call it."""
         self._is_stopping = True
         for running in self._running:
             with suppress(OSError):  # it has just ended
@@ -93,7 +89,7 @@ class LocalExecutor:
         self._running.append(_Running(cell, future, ours))
 
     def _ended(self) -> Iterator[tuple[Cell, Row]]:
-        """Wait for the next messages; the cells that have ended by then, with their rows."""
+        """Wait for the next messages, and yield the cells that have ended, with their rows."""
         ready = wait([running.pipe for running in self._running])
         for running in [running for running in self._running if running.pipe in ready]:
             try:
@@ -123,20 +119,20 @@ class LocalExecutor:
 @dataclass(frozen=True)
 class _Running:
     cell: Cell
-    future: Any  # of pebble: its process ends with it
+    future: Any  # of pebble; to cancel it ends the process
     pipe: Connection  # receives (done, planned) steps; what is sent interrupts the cell
 
 
 def log_path(folder: Path, cell: Cell) -> Path:
-    """Where a cell's process prints to; the file stays if the cell fails."""
+    """The file of a cell's output; it is kept if the cell fails."""
     return folder / "work" / cell.method / cell.hash / f"{cell.name}.log"
 
 
 @contextmanager
 def measuring_time(say: Callable[[str], None], is_given_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Held while times are measured: of all studies of this user on this machine, one at a time.
+    """A lock on measurements of time, for one study at a time of this user on this machine.
 
-    Waits as long as another has it, or until `is_given_up()`; the block runs in either case.
+    It waits for other studies until `is_given_up()`; the block runs in either case.
     """
     notes = iter(["Waiting for another study on this machine, which is measuring times"])
 
@@ -158,7 +154,7 @@ def timing_lock() -> Path:
 
 
 def _run_here(cell: Cell, folder: Path, run_cell: RunCell, log: Path, pipe: Connection, patience: float) -> Row | None:
-    """In the cell's own process: its row; None if it was interrupted."""
+    """Run the cell in its own process, and return its row; None if it was interrupted."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
@@ -167,14 +163,14 @@ def _run_here(cell: Cell, folder: Path, run_cell: RunCell, log: Path, pipe: Conn
     try:
         with waiting_for(work_folder(cell, folder) / ".lock", lambda: time.monotonic() < ends) as is_ours:
             if not is_ours:
-                raise TrainingError("a process of an earlier run still works on this cell; end it, and retry the cell")
+                raise TrainingError("a process of an earlier run still runs this cell; end it, and retry the cell")
             return run_cell(cell, folder, _Steps(pipe))
     except KeyboardInterrupt:
         return None
 
 
 def _obey(pipe: Connection) -> None:
-    """Interrupt the cell when the runner says so. Without the runner nobody would wait for it: end at once."""
+    """Interrupt the cell when the runner sends a message. If the runner has ended, end the process."""
     with suppress(OSError):
         while True:
             try:
@@ -185,7 +181,7 @@ def _obey(pipe: Connection) -> None:
 
 
 def _write_output_to(log: Path) -> None:
-    """What libraries print would disturb the runner's progress."""
+    """Redirect the output of libraries, which would disturb the runner's progress bar."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as file:
         sys.stdout.flush()
@@ -195,7 +191,7 @@ def _write_output_to(log: Path) -> None:
 
 
 class _Steps:
-    """Sends the number of steps done, a few times a second at most."""
+    """Sends the number of completed steps, at most 5 times per second."""
 
     def __init__(self, pipe: Connection):
         self._pipe = pipe
@@ -211,5 +207,5 @@ class _Steps:
 def _how_it_ended(exit_code: int) -> str:
     if exit_code >= 0:
         return f"the process ended with exit code {exit_code} and without a result"
-    hint = ", perhaps for want of memory" if -exit_code == signal.SIGKILL else ""
+    hint = ", perhaps for lack of memory" if -exit_code == signal.SIGKILL else ""
     return f"the process was killed by signal {-exit_code}{hint}"

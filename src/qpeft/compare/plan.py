@@ -1,4 +1,4 @@
-"""From a study to its cells: everything resolved, split, hashed and counted before any of them runs."""
+"""From a study to its cells. Methods are counted and data are split and hashed before any cell runs."""
 
 from __future__ import annotations
 
@@ -11,28 +11,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qpeft import methods
-from qpeft.compare.budget import Counts, Member, count, members
-from qpeft.compare.cell import Cell, Recipe, RecipeBase, RecipeData, Reference
-from qpeft.compare.data import Splits, split_data
-from qpeft.compare.resolved import (
-    STUDY,
-    ResolvedBlock,
-    ResolvedData,
-    ResolvedMember,
-    ResolvedMethod,
-    ResolvedStudy,
-    read_study,
-)
+from qpeft.compare.budget import Counted, count, fill_block
+from qpeft.compare.cell import Cell, Recipe
+from qpeft.compare.data import split_data
+from qpeft.compare.resolved import STUDY, ResolvedBlock, ResolvedData, ResolvedMethod, ResolvedStudy, read_study
 from qpeft.compare.rows import SCHEMA, Base, Row, read_rows
-from qpeft.compare.study import UNTRAINED, MethodSpec, Study
+from qpeft.compare.study import MethodSpec, Study
 from qpeft.core.meta_model import on_meta
 from qpeft.demo import base_model
 from qpeft.errors import ConfigError
+from qpeft.methods import Trains
 from qpeft.training.base_model import block_length, fingerprint, load_config
 from qpeft.training.methods import virtual_tokens
 from qpeft.training.task_types import TASKS
 
 Rows = Mapping[str, Row]  # by cell_id
+
+_WRITTEN_BEFORE_STUDY = ("data", "estimate.json")
 
 
 @dataclass(frozen=True)
@@ -44,15 +39,14 @@ class Plan:
     recipe: Recipe  # what all cells share
 
     def tuning_cells(self) -> list[Cell]:
-        """A trial of each learning rate of each method that has several, small methods first."""
+        """A trial of each learning rate, for methods that have several; small methods first."""
         trials = [(method, rate) for method in self._by_size() if len(method.rates) > 1 for rate in method.rates]
-        seed = self.study.tuning.seed
-        return [self._cell(method, "tuning", f"lr{rate:g}", seed, rate) for method, rate in trials]
+        return [self._cell(method, "tuning", f"lr{rate:g}", self.study.tuning.seed, rate) for method, rate in trials]
 
     def final_cells(self, rows: Rows) -> list[Cell]:
         """Every method with every seed, seed by seed, at the learning rate with the lowest validation loss in `rows`.
 
-        A method without any successful trial has cells that name it in `impossible`.
+        The cells of a method without a successful trial have the reason in `impossible`.
         """
         chosen = {method.key: self._chosen(method, rows) for method in self.study.methods}
         return [
@@ -63,15 +57,10 @@ class Plan:
         ]
 
     def cost_cells(self, rows: Rows) -> list[Cell]:
-        """Time and memory of every method, measured alone; none where the study does without."""
-        if not self.study.costs:
-            return []
+        """A measurement of time and memory for every trained method; none if the study has `costs: false`."""
         seed = self.study.seeds[0]
-        return [
-            self._cell(method, "cost", "cost", seed, *self._chosen(method, rows))
-            for method in self._by_size()
-            if method.method != UNTRAINED
-        ]
+        measured = [method for method in self._by_size() if self.study.costs and method.is_trained]
+        return [self._cell(method, "cost", "cost", seed, *self._chosen(method, rows)) for method in measured]
 
     def estimate(self) -> dict[str, float]:
         """Hours of each phase (tuning, final, cost) with one worker, from a few timed steps of every method."""
@@ -84,11 +73,10 @@ class Plan:
         return sorted(self.study.methods, key=lambda method: method.trainable)
 
     def _chosen(self, method: ResolvedMethod, rows: Rows) -> tuple[float | None, str | None]:
-        """The learning rate of the method; and why there is none."""
-        rates = method.rates
-        if len(rates) < 2:
-            return (rates[0] if rates else None), None
-        trials = {rate: rows.get(self.study.cell_id(method, f"lr{rate:g}")) for rate in rates}
+        """The learning rate of the method, or the reason why there is none."""
+        if len(method.rates) < 2:
+            return (method.rates[0] if method.is_trained else None), None
+        trials = {rate: rows.get(self.study.cell_id(method, f"lr{rate:g}")) for rate in method.rates}
         losses = {rate: row.quality.valid_loss for rate, row in trials.items() if row and row.succeeded}
         known = {rate: loss for rate, loss in losses.items() if loss is not None}
         if not known:
@@ -112,9 +100,9 @@ class Plan:
 
 
 def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
-    """Resolve the base, split and hash the data, and count every method. A folder in use is not changed.
+    """Resolve the base, split and hash the data, and count every method. The rows of a folder in use stay.
 
-    Raises InputError, ConfigError or DataError for what cannot be run, before any cell.
+    Raises InputError, ConfigError or DataError for a study that cannot run.
     """
     _check_folder(study, folder)
     _check_encoder(study)
@@ -122,53 +110,26 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
     config = load_config(model)
     base_sha = fingerprint(model, config)
     base = on_meta(model, TASKS[study.task].peft_type)
-    specs, blocks = _resolved(study, model, base)
-    study = _with_one_length(study, config, [spec for spec, _, _ in specs])
-    splits = split_data(study, folder)
-    recipe = _recipe(study, model, base_sha, splits, base)
-    resolved = ResolvedStudy(
-        name=study.name,
-        title=study.title,
-        question=study.question,
-        metric=study.chosen_metric,
-        reference=study.reference,
+    counted, blocks = _count_methods(study, base)
+    study = _with_common_length(study, config, [one.spec for one in counted])
+    recipe = Recipe(
+        model=model,
+        base=Base(
+            id=study.base,
+            sha256=base_sha,
+            params_total=sum(p.numel() for p in base.parameters()),
+            dtype=study.training.dtype,
+        ),
+        data=split_data(study, folder),
         task=study.task,
-        base=Base(**{name: getattr(recipe.base, name) for name in ("id", "sha256", "params_total", "dtype")}),
-        data=ResolvedData(id=study.data, eval_data=study.eval_data, test_data=study.test_data, sha256=splits.sha256),
         training=study.training,
         test_blocks=study.test_blocks,
-        costs=study.costs,
-        seeds=study.seeds,
-        tuning=study.tuning,
-        max_hours=study.max_hours,
-        command=command,
-        methods=[_described(study, recipe, spec, role, counts) for spec, role, counts in specs],
-        blocks=blocks,
+        generation=study.generation,
+        capacity=study.capacity,
+        first_seed=study.seeds[0],
+        reference=next(spec for spec in study.methods if spec.key == study.reference),
     )
-    return Plan(folder, resolved, recipe)
-
-
-def _with_one_length(study: Study, config: Any, specs: Sequence[MethodSpec]) -> Study:
-    """Blocks as long as every method can take: virtual tokens take room, and all methods see the same blocks."""
-    if not study.is_language_model:
-        return study
-    reserved = [virtual_tokens(spec.method, spec.host, spec.settings) for spec in specs]
-    length = block_length(study.training.seq_len, config, max(reserved, default=0))
-    return study.model_copy(update={"training": study.training.model_copy(update={"seq_len": length})})
-
-
-def _check_encoder(study: Study) -> None:
-    """BERTScore's encoder, before anything is trained."""
-    encoder = study.generation and study.generation.bertscore_model
-    if not encoder:
-        return
-    if not Path(encoder).expanduser().is_dir():
-        raise ConfigError(f"generation.bertscore_model: no folder {encoder}; name that of a local encoder, or none")
-    if find_spec("bert_score") is None:
-        raise ConfigError("generation.bertscore_model needs the package bert-score: pip install bert-score")
-
-
-_EARLY = ("data", "estimate.json")  # what is there before study.json
+    return Plan(folder, _resolve(study, recipe, counted, blocks, command), recipe)
 
 
 def _check_folder(study: Study, folder: Path) -> None:
@@ -179,94 +140,83 @@ def _check_folder(study: Study, folder: Path) -> None:
         raise ConfigError(f"{folder} is a file; name a folder for the study")
     if not (folder / STUDY).exists():
         is_ours = any(row.study == study.name for row in read_rows(folder).values())
-        if not is_ours and any(not path.name.startswith(".") and path.name not in _EARLY for path in folder.iterdir()):
+        others = [path for path in folder.iterdir() if path.name[0] != "." and path.name not in _WRITTEN_BEFORE_STUDY]
+        if others and not is_ours:
             raise ConfigError(f"{folder} is not empty and holds no study; name another folder")
         return
     found = read_study(folder)
     was = {"study": found.name, "base": found.base.id, "task": found.task, "data": found.data.id}
     was |= {"eval_data": found.data.eval_data, "test_data": found.data.test_data}
-    now = {"study": study.name, "base": study.base, "task": study.task, "data": study.data}
-    now |= {"eval_data": study.eval_data, "test_data": study.test_data}
-    for name, value in now.items():
-        if was[name] != value:
-            raise ConfigError(f"{folder} holds a study with {name} {was[name]!r}, not {value!r}; name another folder")
+    for name, value in was.items():
+        if (now := study.name if name == "study" else getattr(study, name)) != value:
+            raise ConfigError(f"{folder} holds a study with {name} {value!r}, not {now!r}; name another folder")
 
 
-def _resolved(study: Study, model: str, base: Any) -> tuple[list[tuple[MethodSpec, str, Counts]], list[ResolvedBlock]]:
-    """Every method with its role and counts; and the equal-budget blocks."""
-    specs = [(spec, spec.role, count(study, model, spec, spec.settings, base)) for spec in study.methods]
-    by_key = {spec.key: counts for spec, _, counts in specs}
-    blocks = []
-    for block in study.blocks:
-        budget = by_key[block.of].trainable
-        found = members(study, model, block, budget, base)
-        specs += [(member.spec, "equal_budget", member.counts) for member in found]
-        first = ResolvedMember(key=block.of, trainable=budget, ratio=1.0, over_budget=False, ranked=True)
-        blocks.append(ResolvedBlock(of=block.of, budget=budget, members=[first, *map(_member, found)]))
-    return specs, blocks
+def _check_encoder(study: Study) -> None:
+    encoder = study.generation and study.generation.bertscore_model
+    if not encoder:
+        return
+    if not Path(encoder).expanduser().is_dir():
+        raise ConfigError(f"generation.bertscore_model: no folder {encoder}; name the folder of a local encoder")
+    if find_spec("bert_score") is None:
+        raise ConfigError("generation.bertscore_model needs the package bert-score: pip install bert-score")
 
 
-def _member(member: Member) -> ResolvedMember:
-    return ResolvedMember(
-        key=member.spec.key,
-        trainable=member.counts.trainable,
-        ratio=member.ratio,
-        over_budget=member.over_budget,
-        ranked=member.is_ranked,
+def _count_methods(study: Study, base: Any) -> tuple[list[Counted], list[ResolvedBlock]]:
+    """Every method with its role and counts, those of equal-budget blocks included; and the blocks."""
+    counted = [Counted(spec, spec.role, *count(study, base, spec, spec.settings)) for spec in study.methods]
+    trainable = {one.spec.key: one.trainable for one in counted}
+    filled = [fill_block(study, base, block, trainable[block.of]) for block in study.blocks]
+    return counted + [one for _, members in filled for one in members], [block for block, _ in filled]
+
+
+def _with_common_length(study: Study, config: Any, specs: Sequence[MethodSpec]) -> Study:
+    """The study with a `seq_len` for which every method has room, so that all methods see equal blocks."""
+    if not study.is_language_model:
+        return study
+    reserved = [virtual_tokens(spec.method, spec.host, spec.settings) for spec in specs]
+    length = block_length(study.training.seq_len, config, max(reserved, default=0))
+    return study.model_copy(update={"training": study.training.model_copy(update={"seq_len": length})})
+
+
+def _resolve(
+    study: Study, recipe: Recipe, counted: Sequence[Counted], blocks: list[ResolvedBlock], command: str
+) -> ResolvedStudy:
+    data = ResolvedData(id=study.data, eval_data=study.eval_data, test_data=study.test_data, sha256=recipe.data.sha256)
+    same = ("name", "title", "question", "reference", "task", "training", "test_blocks", "costs", "seeds", "tuning")
+    return ResolvedStudy(
+        **{name: getattr(study, name) for name in same},
+        metric=study.chosen_metric,
+        base=recipe.base,
+        data=data,
+        max_hours=study.max_hours,
+        command=command,
+        methods=[_resolve_method(study, recipe, one) for one in counted],
+        blocks=blocks,
     )
 
 
-def _recipe(study: Study, model: str, base_sha: str, splits: Splits, base: Any) -> Recipe:
-    reference = next(spec for spec in study.methods if spec.key == study.reference)
-    return Recipe(
-        base=RecipeBase(
-            id=study.base,
-            path=model,
-            sha256=base_sha,
-            dtype=study.training.dtype,
-            params_total=sum(p.numel() for p in base.parameters()),
-        ),
-        data=RecipeData(
-            id=study.data,
-            sha256=splits.sha256,
-            train=str(splits.train),
-            validation=str(splits.validation),
-            test=str(splits.test),
-            general=str(splits.general) if splits.general else None,
-        ),
-        task=study.task,
-        training=study.training,
-        test_blocks=study.test_blocks,
-        generation=study.generation,
-        capacity=study.capacity,
-        first_seed=study.seeds[0],
-        reference=Reference(method=reference.method, host=reference.host, settings=reference.settings),
-    )
-
-
-def _described(study: Study, recipe: Recipe, spec: MethodSpec, role: str, counts: Counts) -> ResolvedMethod:
-    grid = study.tuning.grid
-    rates = [] if spec.method == UNTRAINED else sorted({_rounded(spec.base_rate * study.lr_scale * x) for x in grid})
+def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedMethod:
+    spec = counted.spec
+    record, middle = methods.named(spec.method), spec.base_rate * study.lr_scale
+    rates = sorted({float(f"{middle * factor:.3g}") for factor in study.tuning.grid})
+    if record.trains is Trains.NOTHING:
+        rates = []
     return ResolvedMethod(
-        key=spec.key,
+        **{name: getattr(spec, name) for name in ("key", "against", "method", "host", "settings", "backend", "note")},
         label=spec.label or spec.key,
-        role=role,
-        against=spec.against,
-        method=spec.method,
-        host=spec.host,
-        settings=spec.settings,
-        backend=spec.backend,
-        lr_base=spec.base_rate * study.lr_scale,
+        role=counted.role,
+        kind=record.kind,
+        lr_base=middle,
         rates=rates,
         hash=_hash(study, recipe, spec, rates),
-        trainable=counts.trainable,
-        deployed=counts.deployed,
-        note=spec.note,
+        trainable=counted.trainable,
+        deployed=counted.deployed,
     )
 
 
 def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]) -> str:
-    """Over all that decides a row but the seed. Paths on this machine are left out, contents are in."""
+    """Hash of everything that determines a row, except for the seed. It covers contents of files, not their paths."""
     shared = recipe.model_dump(include={"task", "training", "test_blocks", "generation", "capacity"})
     content = {
         "schema": SCHEMA,
@@ -282,10 +232,6 @@ def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]
         **({"method_sha256": sha} if (sha := methods.file_sha256(spec.method)) else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _rounded(rate: float) -> float:
-    return float(f"{rate:.3g}")
 
 
 def _edge(rate: float | None, rates: Sequence[float]) -> Literal["low", "high"] | None:

@@ -1,7 +1,7 @@
 """Cells on the machines of a Ray cluster: one task per cell, which runs it with a LocalExecutor on its machine.
 
-Every machine must see the study's folder and the base under the same path. A task whose worker is lost runs once more
-and resumes from the checkpoint of the first. An error in the cell itself becomes a row, as it does here.
+All machines need access to the study's folder and the base under the same path. If a worker is lost, its task runs once
+more and resumes from the checkpoint. An error in the cell itself becomes a row, as without Ray.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from qpeft.compare.cell import Cell, RunCell, failed_row, lost_row
 from qpeft.compare.local_executor import LocalExecutor
-from qpeft.compare.progress import CompareProgress, Silent
+from qpeft.compare.progress import CompareProgress
 from qpeft.compare.rows import Row
 from qpeft.errors import ConfigError, DataError
 
@@ -54,7 +54,7 @@ class RayExecutor:
             self._ray.shutdown()
 
     def run(self, cells: Sequence[Cell], is_exclusive: bool = False) -> Iterator[tuple[Cell, Row]]:
-        """Each cell with its row as they end; `is_exclusive`: one at a time, alone on its machine."""
+        """Yield each cell with its row when it ends; `is_exclusive`: one by one, alone on its machine."""
         task = self._task(is_exclusive)
         for cell in cells:
             arguments = (cell, self._folder, self._run_cell, self._timeout, is_exclusive)
@@ -104,10 +104,10 @@ class RayExecutor:
 
 
 def _run_one(cell: Cell, folder: Path, run_cell: RunCell, timeout: float | None, is_exclusive: bool) -> Row | None:
-    """On the worker: run the cell in a process of its own."""
+    """Run the cell on the worker, in a process of its own."""
     if not (folder / "study.json").exists():
-        raise DataError(f"this machine does not see {folder}; all machines of the cluster must share it")
-    executor = LocalExecutor(folder, run_cell, Silent(), timeout=timeout)
+        raise DataError(f"this machine has no access to {folder}; all machines of the cluster must share it")
+    executor = LocalExecutor(folder, run_cell, CompareProgress(), timeout=timeout)
     return next((row for _, row in executor.run([cell], is_exclusive)), None)
 
 

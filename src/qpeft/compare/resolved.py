@@ -1,4 +1,4 @@
-"""A resolved study: what study.json holds. Every method has its role, learning rates, hash and parameter counts."""
+"""A resolved study, as study.json stores it: every method with its role, learning rates, hash and parameter counts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from qpeft.compare.rows import SCHEMA, Base, cell_id
-from qpeft.compare.study import UNTRAINED, TaskName, Training, Tuning, described
+from qpeft.compare.study import TaskName, Training, Tuning, described
 from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json, write_json
 from qpeft.training.task_types import TASKS
@@ -22,13 +22,14 @@ class _Resolved(BaseModel):
 
 
 class ResolvedMethod(_Resolved):
-    """A method of the study; members of equal-budget blocks are methods, too."""
+    """A method of the study; members of equal-budget blocks are methods as well."""
 
     key: str
     label: str
     role: str  # main, control or equal_budget
     against: str | None = None  # of a control: the key of the method that it is a control of
     method: str
+    kind: str | None = None  # quantum or classical; None in a study.json of qpeft 0.1
     host: str = "lora"
     settings: dict[str, Any] = {}
     backend: dict[str, Any] = {}
@@ -39,13 +40,18 @@ class ResolvedMethod(_Resolved):
     deployed: int
     note: str | None = None
 
+    @property
+    def is_trained(self) -> bool:
+        """False for the base model as it is."""
+        return bool(self.rates)
+
 
 class ResolvedMember(_Resolved):
     """A method in an equal-budget block."""
 
     key: str
     trainable: int
-    ratio: float  # of the budget
+    ratio: float  # to the budget
     over_budget: bool
     ranked: bool
 
@@ -59,7 +65,7 @@ class ResolvedBlock(_Resolved):
 
 
 class ResolvedData(_Resolved):
-    """Names of the sources, and the hash over the split."""
+    """Names of the data sources, and the hash of the split data."""
 
     id: str
     eval_data: str | None = None
@@ -68,7 +74,7 @@ class ResolvedData(_Resolved):
 
 
 class ResolvedStudy(_Resolved):
-    """What study.json holds, under the same keys."""
+    """The content of study.json, under the same keys."""
 
     schema_version: int = Field(default=SCHEMA, alias="schema")
     name: str = Field(validation_alias=AliasChoices("study", "name"), serialization_alias="study")
@@ -99,15 +105,15 @@ class ResolvedStudy(_Resolved):
         return TASKS[self.task].is_language_model
 
     def is_deterministic(self, method: ResolvedMethod) -> bool:
-        """Whether no seed changes the method's result: an untrained language model. A new classification head does."""
-        return method.method == UNTRAINED and self.is_language_model
+        """Whether the result is equal for all seeds. An untrained classifier has a new head, drawn from the seed."""
+        return self.is_language_model and not method.is_trained
 
     def seeds_of(self, method: ResolvedMethod) -> Sequence[int]:
         """The seeds that the method runs with."""
         return self.seeds[:1] if self.is_deterministic(method) else self.seeds
 
     def cell_id(self, method: ResolvedMethod, name: str) -> str:
-        """The identity of the method's row called `name`."""
+        """The identity of the method's row `name`."""
         return cell_id(self.name, method.key, method.hash, name)
 
     def write(self, folder: Path) -> None:
@@ -116,7 +122,7 @@ class ResolvedStudy(_Resolved):
 
 
 def read_study(folder: Path) -> ResolvedStudy:
-    """The resolved study of a folder. Raises InputError where there is none, CheckpointError for a damaged one."""
+    """Read study.json. Raises InputError if it is missing and CheckpointError if it is damaged."""
     path = folder / STUDY
     if not path.exists():
         raise InputError(f"{folder} holds no study ({STUDY} is missing); give the --out folder of `qpeft compare run`")

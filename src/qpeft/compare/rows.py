@@ -49,6 +49,7 @@ class MethodConfig(Part):
     """What the cell trains."""
 
     method: str = ""
+    kind: str | None = None  # quantum or classical
     host: str = "lora"
     settings: dict[str, Any] = {}
     hash: str = ""

@@ -1,22 +1,22 @@
-"""Run the cells of a study: trials of learning rates first, then every seed, then times.
+"""Run the cells of a study: trials of learning rates, then every seed, then time and memory.
 
-Each cell runs in a process of its own and gets a row whatever happens to it. A cell with a row is done: a run that was
-stopped or killed resumes with the cells that have none, and an unfinished cell resumes from its last checkpoint.
+Each cell runs in a process of its own and gets a row, also if it fails. A stopped or killed run resumes with the cells
+that have no row, and an unfinished cell resumes from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qpeft.compare.cell import Cell, RunCell, Steps, lost_row, tidy
 from qpeft.compare.local_executor import LocalExecutor
-from qpeft.compare.progress import CompareProgress, Silent
+from qpeft.compare.progress import CompareProgress
 from qpeft.compare.rows import ROWS, Row, RowFile, read_rows
 from qpeft.errors import ConfigError
 from qpeft.files import remove_unfinished
@@ -26,34 +26,23 @@ from qpeft.training.lock import locked
 if TYPE_CHECKING:
     from qpeft.compare.analysis.types import Summary
     from qpeft.compare.plan import Plan
+    from qpeft.compare.ray_executor import RayExecutor
 
 EXECUTORS = ("local", "ray")
 RETRIES = ("failed", "oom", "timeout")
 
-_SECONDS_BETWEEN = 30.0  # refreshes of the report, while a study runs
-_SHARE = 10  # a refresh takes at most one part in so many of the time
+_REFRESH_SECONDS = 30.0  # between two refreshes of the report while a study runs
+_REFRESH_SHARE = 0.1  # of the time may be spent on refreshes
 
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a call of `run` did, and what the study's folder holds now."""
+    """The result of a call of `run`."""
 
     n_done: int
-    n_skipped: int
+    n_skipped: int  # cells that had rows already
     failures: list[Row]  # of all cells, those of earlier runs included
     summary: Summary
-
-
-class Executor(Protocol):
-    """Where cells run."""
-
-    def run(self, cells: Sequence[Cell], is_exclusive: bool = False) -> Iterator[tuple[Cell, Row]]:
-        """Each cell with its row, as they end; `is_exclusive`: one at a time, and nothing else on the machine."""
-        ...
-
-    def stop(self) -> None:
-        """Let running cells save and end; `run` yields no more then. A signal handler may call it."""
-        ...
 
 
 def run(
@@ -70,7 +59,7 @@ def run(
     """Run every cell of `plan` that has no row yet, then write the outputs.
 
     Args:
-        workers: cells at once; cells that measure time always run alone.
+        workers: cells that run in parallel; cells that measure time always run alone.
         retry: statuses, of RETRIES, whose cells are run again.
         timeout: seconds after which a cell is killed.
         reuse: the folder of another study, whose rows of equal hash are copied instead of run.
@@ -82,10 +71,10 @@ def run(
         KeyboardInterrupt: stopped by Ctrl-C, after the running cells saved the step in progress.
     """
     _check(executor, retry, workers, threads, timeout, reuse)
-    progress = progress or Silent()
+    progress = progress or CompareProgress()
     with locked(plan.folder):
         plan.study.write(plan.folder)
-        study = _Run(plan, progress, tuple(retry), reuse)
+        study = _Run(plan, progress, retry, reuse)
         study.tidy()
         run_cell = run_cell or partial(run_in_threads, threads)
         with _executor(executor, threads, plan.folder, run_cell, progress, workers, timeout) as pool:
@@ -95,25 +84,25 @@ def run(
 
 
 class _Run:
-    """One call of `run`: which cells are left, and what becomes of them."""
+    """One call of `run`."""
 
-    def __init__(self, plan: Plan, progress: CompareProgress, retry: tuple[str, ...], reuse: Path | None):
+    def __init__(self, plan: Plan, progress: CompareProgress, retry: Sequence[str], reuse: Path | None):
         self._plan, self._progress, self._retry = plan, progress, retry
         self._file = RowFile(plan.folder)
         self._others = read_rows(reuse) if reuse is not None else {}
-        self._refresher = Refresher(plan.folder, progress.on_note)
+        self._next_refresh = time.monotonic() + _REFRESH_SECONDS
         self._n_done = 0
 
     def tidy(self) -> None:
-        """Remove what a kill left: incomplete files, and the files of cells that have their rows."""
+        """Remove incomplete files, and the files of cells that have rows; a killed run leaves both."""
         remove_unfinished(self._plan.folder)
         for cell in self._cells():
             if (row := self._file.rows.get(cell.cell_id)) and row.succeeded:
                 tidy(cell, self._plan.folder)
 
-    def run(self, pool: Executor, at_once: int) -> None:
-        """Phase after phase; the learning rates of the second and third come from the rows of the first."""
-        left = [cell for number in range(3) for cell in self._left(self._phases()[number])]  # copies rows to reuse
+    def run(self, pool: LocalExecutor | RayExecutor, at_once: int) -> None:
+        """Run the phases in order; the rows of the first determine the learning rates of the others."""
+        left = [cell for number in range(3) for cell in self._left(self._phases()[number])]  # also copies rows to reuse
         self._progress.on_plan(left, len(self._cells()) - len(left), at_once)
         with StopRequest(pool.stop) as stop:
             for number in range(3):
@@ -122,7 +111,7 @@ class _Run:
                     raise KeyboardInterrupt(self._how_to_resume())
 
     def outcome(self, summary: Summary) -> RunOutcome:
-        """What was done, once all is."""
+        """The outcome, after all phases."""
         cells, rows = self._cells(), self._file.rows
         failures = [row for cell in cells if (row := rows.get(cell.cell_id)) and is_failure(row)]
         return RunOutcome(self._n_done, len(cells) - self._n_done, failures, summary)
@@ -134,7 +123,7 @@ class _Run:
     def _cells(self) -> list[Cell]:
         return [cell for phase in self._phases() for cell in phase]
 
-    def _run_phase(self, left: list[Cell], pool: Executor) -> None:
+    def _run_phase(self, left: list[Cell], pool: LocalExecutor | RayExecutor) -> None:
         for cell in (cell for cell in left if cell.impossible):
             self._keep(cell, lost_row(cell, "skipped", str(cell.impossible)))
         possible = [cell for cell in left if not cell.impossible]
@@ -148,20 +137,32 @@ class _Run:
         self._n_done += 1
         self._progress.on_row(cell, row)
         if cell.role not in ("tuning", "cost"):
-            self._refresher.refresh()
+            self._refresh_outputs()
+
+    def _refresh_outputs(self) -> None:
+        """Write the outputs from time to time. A failure is reported, and the study continues."""
+        began = time.monotonic()
+        if began < self._next_refresh:
+            return
+        try:
+            write_outputs(self._plan.folder)
+        except Exception as error:
+            self._progress.on_note(f"The report could not be refreshed: {error}")
+        now = time.monotonic()
+        self._next_refresh = now + max(_REFRESH_SECONDS, (now - began) / _REFRESH_SHARE)
 
     def _left(self, cells: list[Cell]) -> list[Cell]:
         return [cell for cell in cells if not self._is_done(cell)]
 
     def _is_done(self, cell: Cell) -> bool:
-        """Whether the cell has a row that stays; one of `reuse` is copied first."""
+        """Whether the cell has a row that is kept; a row of `reuse` is copied first."""
         row = self._file.rows.get(cell.cell_id) or self._adopt(cell)
         if row is None or row.status in self._retry or row.train.lr != cell.lr:
             return False
         return row.status != "skipped" or bool(cell.impossible)
 
     def _adopt(self, cell: Cell) -> Row | None:
-        """The row of an equal cell, of this study or of the one to reuse; times are measured anew."""
+        """The row of an equal cell, of this study or of the one to reuse; times are always measured again."""
         if cell.impossible or cell.role == "cost":
             return None
         for row in (*self._file.rows.values(), *self._others.values()):
@@ -177,40 +178,20 @@ class _Run:
         return f"{left} cells are left. Run the same command again to resume."
 
 
-class Refresher:
-    """Rewrites the outputs from time to time while a study runs. A failure is reported, and the study continues."""
-
-    def __init__(self, folder: Path, say: Callable[[str], None]):
-        self._folder, self._say = folder, say
-        self._next = time.monotonic() + _SECONDS_BETWEEN
-
-    def refresh(self) -> None:
-        """Write the outputs if it is time."""
-        began = time.monotonic()
-        if began < self._next:
-            return
-        try:
-            write_outputs(self._folder)
-        except Exception as error:
-            self._say(f"The report could not be refreshed: {error}")
-        now = time.monotonic()
-        self._next = now + max(_SECONDS_BETWEEN, _SHARE * (now - began))
-
-
 def write_outputs(folder: Path) -> Summary:
-    """See `report.files.write_outputs`, which is imported when it is needed."""
+    """Call `report.files.write_outputs`, imported late."""
     from qpeft.compare.report.files import write_outputs
 
     return write_outputs(folder)
 
 
 def is_failure(row: Row) -> bool:
-    """Whether the cell failed. A trial that diverged did not: it found that its learning rate is too high."""
+    """Whether the cell failed. A trial that diverged did not: its learning rate is too high."""
     return not row.succeeded and (row.role, row.status) != ("tuning", "diverged")
 
 
 def run_in_threads(threads: int, cell: Cell, folder: Path, on_step: Steps) -> Row:
-    """In a cell's process: run it with so many CPU threads."""
+    """Run a cell with `threads` CPU threads, in its process."""
     import torch
 
     from qpeft.compare.cell_run import run_cell
@@ -235,7 +216,7 @@ def _check(
         raise ConfigError(f"{reuse} holds no rows to reuse; give the --out folder of another study")
 
 
-def _executor(name: str, threads: int, *arguments: Any) -> AbstractContextManager[Executor]:
+def _executor(name: str, threads: int, *arguments: Any) -> LocalExecutor | RayExecutor:
     if name == "ray":
         from qpeft.compare.ray_executor import RayExecutor
 
@@ -244,7 +225,7 @@ def _executor(name: str, threads: int, *arguments: Any) -> AbstractContextManage
 
 
 def _remove_empty(folder: Path) -> None:
-    """Remove empty folders; files that are left belong to failed cells."""
+    """Remove empty folders; the remaining files belong to failed cells."""
     for path in sorted([folder, *folder.rglob("*")], reverse=True):
         with suppress(OSError):
             path.rmdir()

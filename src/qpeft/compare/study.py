@@ -1,7 +1,6 @@
-"""Study files: what is compared, on what, how often; checked whole before anything is done.
+"""Study files: which methods are compared, on which base and data, with which seeds.
 
-A study is a YAML file, or the name of one that ships with qpeft (`BUILT_IN`). Unknown fields are errors, and a
-message names the field.
+A study is a YAML file, or the name of one that is part of qpeft (`BUILT_IN`). All of it is validated before any work.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ from qpeft.names import unknown
 from qpeft.training.task_types import TASKS
 
 BUILT_IN = tuple(sorted(file.name.removesuffix(".yaml") for file in (files("qpeft.compare") / "builtin").iterdir()))
-_MOST_VALUES = 100_000  # that a file may hold
+_MAX_VALUES = 100_000  # of a file
 LEAST_RANKED = 0.8  # of a block's budget
-UNTRAINED = "none"  # the method that trains nothing: the base as it is
 
 _HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 _Seed = Annotated[int, Field(ge=0, le=_HIGHEST_SEED)]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # no formula for whoever opens the tables
+_Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # a spreadsheet must not read it as a formula
 
 
 def _known_task(name: str) -> str:
@@ -46,18 +44,21 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class MethodSpec(_Strict):
-    """A row of the comparison: a method of `qpeft train` with its settings."""
-
-    key: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")
+class _MethodFields(_Strict):
     label: _Label | None = None
     method: str
     host: str = "lora"
     settings: dict[str, Any] = {}
-    backend: dict[str, Any] = {}  # where QPA's circuit runs in training, under the names of `qpeft.set_backend`
+    lr: float | None = Field(default=None, gt=0)  # the middle of its grid of learning rates
+
+
+class MethodSpec(_MethodFields):
+    """A method of `qpeft train` with its settings."""
+
+    key: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")
+    backend: dict[str, Any] = {}  # where the circuit runs in training: the arguments of `qpeft.set_backend`
     role: Literal["main", "control"] = "main"
-    against: str | None = None  # of a control: the key of what it is a control of
-    lr: float | None = Field(default=None, gt=0)  # the middle of its grid of rates
+    against: str | None = None  # of a control: the key of the method that it is a control of
     note: str | None = None
 
     @model_validator(mode="after")
@@ -69,9 +70,9 @@ class MethodSpec(_Strict):
         if self.host not in methods.hosts():
             raise ValueError(unknown("host", self.host, methods.hosts()))
         if (self.role == "control") != (self.against is not None):
-            raise ValueError("role control, and no other, needs `against`: the key of what it is a control of")
+            raise ValueError("`against`, the key of the controlled method, is needed for role control and no other")
         if self.backend and not record.takes_backend:
-            raise ValueError(f"backend is for QPA's circuit, and the method is {self.method}")
+            raise ValueError(f"backend is for methods with a circuit that runs on backends; {self.method} has none")
         try:
             backend_settings(self.backend)
         except ConfigError as error:
@@ -80,45 +81,40 @@ class MethodSpec(_Strict):
 
     @property
     def base_rate(self) -> float:
-        """`lr`, or what is usual for the method."""
+        """`lr`, or the default learning rate of the method."""
         return self.lr or methods.named(self.method).learning_rate
 
 
-class Candidate(_Strict):
-    """A method of an equal-budget block, taken at the largest of `values` of its setting `vary` that fits."""
+class Candidate(_MethodFields):
+    """A method of an equal-budget block, with the largest of `values` for the setting `vary` that fits the budget."""
 
     key: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")
-    label: _Label | None = None
-    method: str
-    host: str = "lora"
-    settings: dict[str, Any] = {}
     vary: str | None = None
     values: list[int] = []
-    lr: float | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _varies_something(self) -> Candidate:
         if (self.vary is None) != (not self.values):
-            raise ValueError("give `vary`, a setting's name, and its `values` together")
+            raise ValueError("give `vary`, the name of a setting, and its `values` together")
         if self.values != sorted(self.values):
-            raise ValueError("`values` must rise, from the fewest trained parameters to the most")
+            raise ValueError("`values` must increase, from the fewest trainable parameters to the most")
         return self
 
 
 class Block(_Strict):
-    """Methods at the budget of one: what `of` trains."""
+    """Methods at the trainable parameter count of the method `of`."""
 
     of: str
     methods: list[Candidate] = Field(min_length=1)
 
 
 def is_ranked(ratio: float) -> bool:
-    """Whether a method with `ratio` of a block's budget comes close enough to it to be compared at it."""
+    """Whether `ratio` of a block's budget is close enough to 1 for a place in the block's ranking."""
     return LEAST_RANKED <= ratio <= 1
 
 
 class Training(_Strict):
-    """What is equal for every method, under the names of `qpeft train`."""
+    """Options of `qpeft train` that all methods share."""
 
     steps: int = Field(default=80, ge=1)
     batch_size: int = Field(default=4, ge=1)
@@ -128,7 +124,7 @@ class Training(_Strict):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    eval_every: int | None = Field(default=None, ge=1)  # default: eight times in a run
+    eval_every: int | None = Field(default=None, ge=1)  # default: eight times per run
     eval_blocks: int = Field(default=24, ge=0)
     save_every: int | None = Field(default=None, ge=1)
     text_column: str = "text"
@@ -138,14 +134,14 @@ class Training(_Strict):
 
 
 class Tuning(_Strict):
-    """Learning rates: every method tries its own middle rate times each of `grid`, on validation data alone."""
+    """Learning rates: every method tries its middle learning rate times each of `grid`, on validation data."""
 
     grid: list[_Factor] = Field(default=[0.3, 1.0, 3.0, 10.0], min_length=1)
-    seed: int = Field(default=1000, ge=0, le=_HIGHEST_SEED)  # of the trials; not among the final ones
+    seed: int = Field(default=1000, ge=0, le=_HIGHEST_SEED)  # of the trials; not one of `seeds`
 
 
 class Generation(_Strict):
-    """Answers to the test prompts, greedily: BLEU, ROUGE, and BERTScore where a local encoder is given."""
+    """Greedy answers to the test prompts: BLEU, ROUGE, and BERTScore where a local encoder is given."""
 
     max_new_tokens: int = Field(default=64, ge=1)
     n_prompts: int = Field(default=64, ge=1)
@@ -172,10 +168,8 @@ class Study(_Strict):
     generation: Generation | None = None
     capacity: bool = True
     costs: bool = True
-    general_data: str | None = (
-        None  # a text of what the base knew before: forgetting is the loss on it, after minus before
-    )
-    lr_scale: float = Field(default=1.0, gt=0)  # times every rate of the study: another base may want others
+    general_data: str | None = None  # a general text; forgetting is the loss on it after training minus before
+    lr_scale: float = Field(default=1.0, gt=0)  # factor for all learning rates: another base may need other ones
     max_hours: float = Field(default=8.0, gt=0)
     methods: list[MethodSpec] = Field(min_length=1)
     blocks: list[Block] = []
@@ -185,24 +179,26 @@ class Study(_Strict):
         keys = [method.key for method in self.methods]
         keys += [f"{candidate.key}@{block.of}" for block in self.blocks for candidate in block.methods]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"methods: the key {sorted(twice)[0]!r} stands twice")
+            raise ValueError(f"methods: duplicate key {min(twice)!r}")
         own = [method.key for method in self.methods]
         for field, name in (("reference", self.reference), *(("blocks.of", block.of) for block in self.blocks)):
             if name not in own:
                 raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(own)}")
         for method in self.methods:
             if method.against is not None and method.against not in own:
-                raise ValueError(f"methods: {method.key} is a control against {method.against!r}, which is no key")
+                raise ValueError(
+                    f"methods: {method.key} is a control against {method.against!r}: no method has this key"
+                )
         if self.tuning.seed in self.seeds:
-            raise ValueError(f"tuning.seed {self.tuning.seed} is one of seeds; rates are chosen with a seed apart")
+            raise ValueError(f"tuning.seed {self.tuning.seed} is one of seeds; learning rates need a seed of their own")
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds: one stands twice")
+            raise ValueError("seeds: duplicate seed")
         self._check_data_and_metric()
         return self
 
     def _check_data_and_metric(self) -> None:
         if self.eval_data is not None and self.eval_data == self.test_data:
-            raise ValueError("eval_data and test_data are the same: rates would be chosen on the test")
+            raise ValueError("eval_data and test_data are the same: learning rates would be chosen on the test data")
         if self.data in (self.eval_data, self.test_data):
             raise ValueError("eval_data or test_data is the training data itself")
         if self.metric == "test_accuracy" and self.is_language_model:
@@ -217,14 +213,16 @@ class Study(_Strict):
 
     @property
     def chosen_metric(self) -> str:
-        """`metric`, or what is usual for the task."""
+        """`metric`, or the default of the task."""
         return self.metric or ("test_loss" if self.is_language_model else "test_accuracy")
 
 
 def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:
-    """The study called so, or in that file, with `overrides` by dotted name (`{"training.steps": 50}`).
+    """The built-in study of that name, or the study in that file, with `overrides` by dotted name.
 
-    Raises ConfigError that names the file, and the field at fault.
+    Raises ConfigError with the name of the study and of the invalid field.
+
+    Example: `load_study("survey", {"training.steps": 50})`
     """
     found = _read(name_or_path)
     for name, value in (overrides or {}).items():
@@ -251,18 +249,18 @@ def _read(name_or_path: str) -> dict[str, Any]:
         n_values = _count(found, {})
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"study {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
-    if n_values > _MOST_VALUES:
+    if n_values > _MAX_VALUES:
         raise ConfigError(
-            f"study {name_or_path} holds {n_values:.3g} values once its aliases (*name) are written out, and at most "
-            f"{_MOST_VALUES} are read; write them out, and leave out what nobody needs"
+            f"study {name_or_path} has {n_values:.3g} values after its aliases (*name) are expanded; at most "
+            f"{_MAX_VALUES} are allowed"
         )
     if not isinstance(found, dict):
-        raise ConfigError(f"study {name_or_path} holds no fields; `name`, `question` and `methods` are needed at least")
+        raise ConfigError(f"study {name_or_path} has no fields; it needs `name`, `title`, `question` and `methods`")
     return found
 
 
 def _count(value: Any, counted: dict[int, float]) -> float:
-    """How many values there are with aliases written out, infinitely many if one contains itself; walked once each."""
+    """The number of values after aliases are expanded; infinity if one contains itself."""
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in counted:
@@ -281,23 +279,23 @@ def _set(found: dict[str, Any], dotted: str, value: Any) -> None:
     found[last] = value
 
 
-def _fields_beside(place: tuple[int | str, ...]) -> list[str]:
-    """The fields that are known where an unknown one was found."""
+def _known_fields(place: tuple[int | str, ...]) -> list[str]:
+    """The fields of the part of a study in which an unknown field was found."""
     parents = [part for part in place[:-1] if isinstance(part, str)]
-    kinds: dict[str, type[BaseModel]] = {"training": Training, "tuning": Tuning, "generation": Generation}
-    kinds |= {"blocks": Block, "methods": Candidate if "blocks" in parents else MethodSpec}
-    return list((kinds[parents[-1]] if parents else Study).model_fields)
+    models: dict[str, type[BaseModel]] = {"training": Training, "tuning": Tuning, "generation": Generation}
+    models |= {"blocks": Block, "methods": Candidate if "blocks" in parents else MethodSpec}
+    return list((models[parents[-1]] if parents else Study).model_fields)
 
 
 def described(error: ValidationError) -> str:
-    """`training.steps: Input should be a valid integer, got 'many'`, for the first few errors."""
+    """The first three errors, such as `training.steps: Input should be a valid integer, got 'many'`."""
     lines = []
     for found in error.errors()[:3]:
         where = ".".join(map(str, found["loc"]))
         what = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":
-            what = unknown("field", str(found["loc"][-1]), _fields_beside(found["loc"]))
+            what = unknown("field", str(found["loc"][-1]), _known_fields(found["loc"]))
         is_plain = found["type"] in ("missing", "value_error", "extra_forbidden")
-        got = "" if is_plain else f", got {reprlib.repr(found['input'])}"  # short, also of a billion laughs
+        got = "" if is_plain else f", got {reprlib.repr(found['input'])}"  # a short one
         lines.append(f"{where}: {what}{got}" if where else what)
     return "; ".join(lines)

@@ -22,7 +22,7 @@ from qpeft.compare.progress import CompareProgress
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Row, read_rows
 from qpeft.compare.runner import run
-from qpeft.compare.study import UNTRAINED, Study, described
+from qpeft.compare.study import Study, described
 from qpeft.demo import EMBEDDED, base_path
 from qpeft.diagnostics.finding import Measurement
 from qpeft.errors import ConfigError
@@ -149,7 +149,7 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
         "training": {name: getattr(settings, name) for name in _SAME} | ({} if steps is None else {"steps": steps}),
         "capacity": False,
         "costs": False,
-        "methods": [{"key": "base", "label": "the base as it is", "method": UNTRAINED}, *_members(settings)],
+        "methods": [{"key": "base", "label": "the base as it is", "method": "none"}, *_members(settings)],
     }
     try:
         return Study.model_validate(values)
@@ -175,7 +175,7 @@ def _members(settings: TrainSettings) -> list[dict[str, Any]]:
     own["backend"] = there
     controls = [
         {
-            "key": "no_feature" if source == UNTRAINED else source,
+            "key": "no_feature" if source == "none" else source,
             "label": label,
             "settings": {**settings.method_settings, "feature_source": source},
             "role": "control",

@@ -13,9 +13,11 @@ from qpeft.compare.analysis.targets import steps_and_seconds, target_losses
 from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, Summary
 from qpeft.compare.resolved import ResolvedBlock, ResolvedMethod, ResolvedStudy
 from qpeft.compare.rows import Row, Train
-from qpeft.compare.study import UNTRAINED, is_ranked
+from qpeft.compare.study import is_ranked
 
 Differences = Mapping[Pair, Difference]
+
+_SAME = ("key", "label", "role", "against", "method", "kind", "is_trained", "settings", "hash")  # as in study.json
 
 
 def summarise(study: ResolvedStudy, all_rows: Mapping[str, Row]) -> Summary:
@@ -26,7 +28,7 @@ def summarise(study: ResolvedStudy, all_rows: Mapping[str, Row]) -> Summary:
     lower = study.lower_is_better
     differences = compare(_pairs(study), *_values(study, rows), lower)
     methods = [_method(study, method, rows[method.key], differences) for method in study.methods]
-    untrained = next((method.metric.mean for method in methods if method.method == UNTRAINED and method.metric), None)
+    untrained = next((method.metric.mean for method in methods if not method.is_trained and method.metric), None)
     ranks = _ranks([m for m in methods if m.role == "main"], lower)
     for index, method in enumerate(methods):
         steps, seconds = steps_and_seconds(curves[method.key] if study.methods[index].rates else {}, targets)
@@ -71,7 +73,7 @@ def _method(study: ResolvedStudy, method: ResolvedMethod, rows: MethodRows, diff
     means = {name: stats.mean for name, stats in figures.items()}
     trained = next((row.train for row in (*rows.successes.values(), *rows.present) if row.train.lr), Train())
     return MethodSummary(
-        **{name: getattr(method, name) for name in ("key", "label", "role", "against", "method", "settings", "hash")},
+        **{name: getattr(method, name) for name in _SAME},
         trainable=method.trainable,
         deployed=round(means.get("cost.params_deployed", method.deployed)),  # the plan counts before pruning
         generator=means.get("cost.params_generator"),

@@ -1,4 +1,4 @@
-"""What modules of a model read and give on real inputs, and which modules an adapter changed."""
+"""Inputs and outputs of modules on real data, and the modules that an adapter changed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from qpeft.errors import UnsupportedTypeError
 from qpeft.training.metrics import evaluation_mode
 
 Batch = Mapping[str, Tensor]
-Trace = dict[str, list[Tensor]]  # by the module's name a tensor (B, T, d) for each batch
+Trace = dict[str, list[Tensor]]  # by module name, a tensor (B, T, d) for each batch
 
 
 def find_blocks(base: nn.Module) -> dict[str, nn.Module]:
-    """The layers of a transformer, by name, first to last.
+    """The transformer blocks, by name, first to last.
 
     Raises:
-        UnsupportedTypeError: the model is not one stack of as many blocks as its config says.
+        UnsupportedTypeError: the model has no list of as many blocks as its config specifies.
     """
     config: Any = getattr(base, "config", None)
     n_layers = getattr(config.get_text_config() if config else None, "num_hidden_layers", None)
@@ -27,7 +27,7 @@ def find_blocks(base: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, nn.ModuleList) and len(module) == n_layers:
             return {f"{name}.{number}": block for number, block in enumerate(module)}
     raise UnsupportedTypeError(
-        f"{type(base).__name__} has no list of {n_layers} blocks; capacity is measured in models that are one stack"
+        f"{type(base).__name__} has no list of {n_layers} blocks; capacity needs one stack of blocks"
     )
 
 
@@ -38,10 +38,9 @@ def under_base_names(adapted: nn.Module) -> dict[str, nn.Module]:
 
 
 def find_changed(base: nn.Module, adapted: nn.Module) -> dict[str, tuple[nn.Module, nn.Module]]:
-    """Modules within the blocks that an adapter replaced, or whose own weights differ: the base's and the adapted one.
+    """Modules within the blocks that an adapter replaced, or whose own weights differ: of the base, and adapted.
 
-    Where linear maps are among them these alone, so that the norms and biases that full fine-tuning changes as well
-    do not stand beside matrices.
+    If linear maps are among them, only these are returned: full fine-tuning also changes norms and biases.
     """
     others = under_base_names(adapted)
     changed = {}
@@ -58,7 +57,7 @@ def record(
 ) -> tuple[Trace, Trace]:
     """Inputs and outputs of `modules` while the model, in evaluation mode, reads `batches`.
 
-    With `feed`, the modules read that in the place of their own inputs; virtual tokens in front stay as they are.
+    `feed` replaces the inputs of the modules; the inputs at virtual tokens in front are kept.
     """
     inputs: Trace = {name: [] for name in modules}
     outputs: Trace = {name: [] for name in modules}

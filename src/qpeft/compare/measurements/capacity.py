@@ -1,161 +1,127 @@
-"""What an adapter can do to a model, as figures: of each module that it changes, of each block, of the whole.
+"""Measurements of what an adapter changes in a model: in each adapted module, in each block, in the hidden states.
 
-Modules: what the adapter replaced or changed within the blocks; base and adapted module read the same x, the input that
-the module has in the base. Blocks: the whole layers, each read by both models from the base's own hidden states; so
-measured, methods that adapt no module (prefix, prompt) stand beside the others.
+Adapted and base module read the same x, the input that the module has in the base. Blocks are whole layers; both models
+read the base's hidden states. Methods that adapt no module (prefix, prompt) can therefore be compared by their blocks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qpeft.compare.measurements.activations import (
-    Batch,
-    Trace,
-    find_blocks,
-    find_changed,
-    record,
-    under_base_names,
-)
+from qpeft.compare.measurements.activations import Batch, find_blocks, find_changed, record, under_base_names
 from qpeft.compare.measurements.ranks import linear_cka
-from qpeft.compare.measurements.update import LOCAL, NO_UPDATE, SPREAD, WEIGHT, module_figures, spread
+from qpeft.compare.measurements.update import LOCAL, NO_UPDATE, SPREAD, WEIGHT, Map, measure_module, spread
 from qpeft.errors import DataError
 
 N_TOKENS = 2048
-NO_MODULE = "no module is adapted; these are figures of a module"
+NO_MODULE = "no module is adapted; this is a measurement of modules"
 NOT_FINITE = "the adapted model's hidden states are not finite"
 
-Figures = dict[str, Any]
+Values = dict[str, Any]
 
 
-def measure_capacity(
-    adapted: nn.Module, base: nn.Module, batches: Iterable[Batch], n_tokens: int = N_TOKENS
-) -> Figures:
-    """Figures of `adapted` against `base`, another copy of the model that it was made from; neither changes.
+def measure_capacity(adapted: nn.Module, base: nn.Module, batches: Iterable[Batch], n_tokens: int = N_TOKENS) -> Values:
+    """Measure `adapted` against `base`, another copy of its base model, on up to `n_tokens` real tokens of the batches.
 
-    Real tokens of the batches are read, up to `n_tokens`. Returns
+    Returns
 
-    - means over the adapted modules of `update.module_figures`: `effective_rank`, `mean_share`, `linear_share`,
-      `update_ratio`, `jacobian_rank`, `change_at_2x`, `change_at_minus_x`, `weight_effective_rank`,
-      `weight_numerical_rank`, `weight_stable_rank`, `weight_norm_ratio`. Without an adapted module (`measured_at` is
-      "blocks" then, otherwise "modules") the first four are those of the blocks, the others None;
-    - means over the blocks: `block_effective_rank`, `block_mean_share`, `block_linear_share`, `block_update_ratio`;
-      comparable between all methods. The linear map is one of the same token;
+    - means over the adapted modules of the values of `update.measure_module`. Without an adapted module (`measured_at`
+      is "blocks" then, otherwise "modules") those of `update.spread` are the means over blocks, the others None;
+    - means over the blocks of the values of `update.spread`, with the prefix `block_`, comparable between all methods.
+      The linear map is one of the same token;
     - `cka`, the mean over layers of the linear CKA between both models' hidden states, and `cka_last`;
-    - `modules` and `blocks`: lists of all figures one by one, with `name` and `layer`;
-    - `n_tokens`, `n_modules`, and `null_reasons` for what is None.
+    - `modules` and `blocks`: lists of the values of each, with `name` and `layer`;
+    - `n_tokens`, `n_modules`, and `null_reasons` for values that are None.
 
     Raises:
         DataError: fewer than 4 tokens.
         UnsupportedTypeError: a model that is not one stack of blocks.
     """
     blocks, changed = find_blocks(base), find_changed(base, adapted)
-    batches = _enough(_on_device_of(base, batches), n_tokens)
-    watched = blocks | {name: module for name, (module, _) in changed.items()}
-    inputs, outputs = record(base, watched, batches)
+    device = next(base.parameters()).device
+    batches = _first_tokens(({name: part.to(device) for name, part in batch.items()} for batch in batches), n_tokens)
+    inputs, outputs = record(base, blocks | {name: module for name, (module, _) in changed.items()}, batches)
     pick = _picker(batches, outputs[next(iter(blocks))], n_tokens)
     others = {name: under_base_names(adapted)[name] for name in blocks}
     _, own = record(adapted, others, batches)
     if not all(pick(own[name]).isfinite().all() for name in blocks):
-        return _nothing(NOT_FINITE, len(pick(own[next(iter(blocks))])), len(changed))
+        return _summarise([], [], len(changed), len(pick(own[next(iter(blocks))])), NOT_FINITE)
     _, fed = record(adapted, others, batches, feed={name: inputs[name] for name in blocks})
-    block_rows = [_block_row(name, i, pick, inputs, outputs, own, fed) for i, name in enumerate(blocks)]
-    module_rows = [
-        {"name": name, "layer": _layer(name, list(blocks)), **_module(*pair, pick(inputs[name]))}
-        for name, pair in changed.items()
-    ]
-    return _summed(module_rows, block_rows, len(pick(inputs[next(iter(blocks))])))
+    module_rows, block_rows = [], []
+    for layer, block in enumerate(blocks):
+        x, y = pick(inputs[block]), pick(outputs[block])
+        values = spread(x, pick(fed[block]).double() - y.double(), y)
+        block_rows.append({"name": block, "layer": layer, **values, "cka": linear_cka(y, pick(own[block]))})
+        for name, (module, other) in changed.items():
+            if f"{name}.".startswith(f"{block}."):
+                with torch.no_grad():
+                    values = measure_module(_as_map(module), _as_map(other), pick(inputs[name]))
+                module_rows.append({"name": name, "layer": layer, **values})
+    return _summarise(module_rows, block_rows, len(module_rows), len(pick(inputs[next(iter(blocks))])))
 
 
-def _module(module: nn.Module, other: nn.Module, x: Tensor) -> Figures:
-    with torch.no_grad():
-        return module_figures(partial(_apply, module), partial(_apply, other), x)
+def _as_map(module: nn.Module) -> Map:
+    """The module as a function of rows (n, d), read as one text of n tokens."""
+
+    def apply(x: Tensor) -> Tensor:
+        output = module(x[None])
+        return (output[0] if isinstance(output, tuple) else output)[0]
+
+    return apply
 
 
-def _apply(module: nn.Module, x: Tensor) -> Tensor:
-    """A module's answer to rows (n, d), as one text of n tokens."""
-    output = module(x[None])
-    return (output[0] if isinstance(output, tuple) else output)[0]
-
-
-def _block_row(
-    name: str, layer: int, pick: Callable[[list[Tensor]], Tensor], inputs: Trace, outputs: Trace, own: Trace, fed: Trace
-) -> Figures:
-    x, y = pick(inputs[name]), pick(outputs[name])
-    figures = spread(x, pick(fed[name]).double() - y.double(), y)
-    return {"name": name, "layer": layer, **figures, "cka": linear_cka(y, pick(own[name]))}
-
-
-def _summed(modules: list[Figures], blocks: list[Figures], n_tokens: int) -> Figures:
-    rows = modules or blocks
-    figures: Figures = {
-        "measured_at": "modules" if modules else "blocks",
-        "n_tokens": n_tokens,
-        "n_modules": len(modules),
-        **{name: _mean(rows, name) for name in (*SPREAD, *LOCAL, *WEIGHT)},
+def _summarise(
+    modules: list[Values], blocks: list[Values], n_modules: int, n_tokens: int, reason: str | None = None
+) -> Values:
+    """Means over modules and blocks; `reason`: why there are no values."""
+    means: Values = {
+        **{name: _mean(modules or blocks, name) for name in (*SPREAD, *LOCAL, *WEIGHT)},
         **{f"block_{name}": _mean(blocks, name) for name in SPREAD},
         "cka": _mean(blocks, "cka"),
-        "cka_last": blocks[-1]["cka"],
+        "cka_last": blocks[-1]["cka"] if blocks else None,
     }
-    reasons = {name: _reason(modules, name) for name, value in figures.items() if value is None}
+    reasons = {name: reason or _reason(modules, name) for name, value in means.items() if value is None}
     for row in modules:
         del row["null_reasons"]
-    return {**figures, "modules": modules, "blocks": blocks, "null_reasons": reasons}
+    counts = {"measured_at": "modules" if n_modules else "blocks", "n_tokens": n_tokens, "n_modules": n_modules}
+    return {**counts, **means, "modules": modules, "blocks": blocks, "null_reasons": reasons}
 
 
-def _reason(modules: list[Figures], name: str) -> str:
+def _reason(modules: list[Values], name: str) -> str:
     if name.startswith("block_"):
         return NO_UPDATE
     if name.startswith("cka"):
-        return "the hidden states are the same for all tokens"
-    found = {row["null_reasons"][name] for row in modules}
-    return "; ".join(sorted(found)) if found else NO_MODULE
+        return "the hidden states are equal for all tokens"
+    return "; ".join(sorted({row["null_reasons"][name] for row in modules})) or NO_MODULE
 
 
-def _nothing(reason: str, n_tokens: int, n_modules: int) -> Figures:
-    names = (*SPREAD, *LOCAL, *WEIGHT, *(f"block_{name}" for name in SPREAD), "cka", "cka_last")
-    figures = {"measured_at": "modules" if n_modules else "blocks", "n_tokens": n_tokens, "n_modules": n_modules}
-    empty = {"modules": [], "blocks": [], "null_reasons": dict.fromkeys(names, reason)}
-    return {**figures, **dict.fromkeys(names), **empty}
-
-
-def _mean(rows: Sequence[Figures], name: str) -> float | None:
-    """Over the rows that have the figure."""
+def _mean(rows: Sequence[Values], name: str) -> float | None:
+    """The mean over the rows that have the value."""
     values = [row[name] for row in rows if row.get(name) is not None]
     return sum(values) / len(values) if values else None
 
 
-def _layer(name: str, blocks: list[str]) -> int:
-    return next(i for i, block in enumerate(blocks) if f"{name}.".startswith(f"{block}."))
-
-
-def _on_device_of(model: nn.Module, batches: Iterable[Batch]) -> Iterable[Batch]:
-    device = next(model.parameters()).device
-    return ({name: part.to(device) for name, part in batch.items()} for batch in batches)
-
-
-def _enough(batches: Iterable[Batch], n_tokens: int) -> list[Batch]:
-    """As many batches as hold `n_tokens` real tokens; all where that is not known, as of images."""
+def _first_tokens(batches: Iterable[Batch], n_tokens: int) -> list[Batch]:
+    """Batches with at least `n_tokens` real tokens together; all batches of images."""
     taken: list[Batch] = []
     n = 0
     for batch in batches:
         taken.append(batch)
-        n += int(batch["attention_mask"].sum()) if "attention_mask" in batch else batch.get("input_ids", _NONE).numel()
+        if "attention_mask" in batch:
+            n += int(batch["attention_mask"].sum())
+        elif "input_ids" in batch:
+            n += batch["input_ids"].numel()
         if n >= n_tokens:
             break
     return taken
 
 
-_NONE = torch.empty(0)
-
-
 def _picker(batches: list[Batch], shaped: list[Tensor], n_tokens: int) -> Callable[[list[Tensor]], Tensor]:
-    """From tensors (B, T, d), a batch each, to the rows (n, d) of real tokens; virtual tokens in front are left out."""
+    """A function from tensors (B, T, d), one per batch, to the rows (n, d) of real tokens, without virtual tokens."""
     masks = [
         batch["attention_mask"].bool() if "attention_mask" in batch else like.new_ones(like.shape[:2], dtype=torch.bool)
         for batch, like in zip(batches, shaped, strict=True)

@@ -1,7 +1,6 @@
-"""How a training went: figures of its curve and of its gradient norms. Pure functions of numbers.
+"""Measurements of loss curves and gradient norms.
 
-A curve is a list of [step, train_loss | None, valid_loss | None, seconds]: a point for every step that was logged, with
-the validation loss where one was measured, at step 0 too.
+A curve is a list of [step, training loss | None, validation loss | None, seconds], one point per logged step.
 """
 
 from __future__ import annotations
@@ -12,28 +11,26 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-Point = Sequence[Any]  # step, train loss or None, validation loss or None, seconds
+Point = Sequence[Any]
 
 SMOOTHING = 0.98
-SPIKE = 10.0  # a gradient norm so many times the running median counts
-DIVERGED = 2.0  # a last loss so many times the first one is no training
+SPIKE = 10.0  # times the running median of gradient norms
+DIVERGED = 2.0  # times the first loss
 
 
 def derive(curve: Sequence[Point], grad_norms: Sequence[float], tokens_per_step: float) -> dict[str, Any]:
-    """The figures of one training.
+    """The fields of `rows.Convergence`. Missing ones are None, with a reason under `null_reasons`.
 
     `auc` is the area under the validation loss over the tokens seen, by trapezoids, in nats times tokens;
-    `auc_per_token` that area over the tokens: the mean height of the curve, in nats. `train_loss_smoothed` is the
-    exponential mean at the end. `spikes` counts the steps whose gradient norm exceeds 10 times the median of the norms
-    before it, or is not finite. `diverged`: a loss that is not finite, or a last loss above 2 times that of step 0.
-    Figures that the curve does not hold are None, with a reason under `null_reasons`.
+    `auc_per_token` is this area divided by the tokens, in nats. `train_loss_smoothed` is the exponential mean at the
+    end. For `spikes` and `diverged` see `count_spikes` and `has_diverged`.
     """
     valid = [(point[0], point[2]) for point in curve if point[2] is not None]
     train = [point[1] for point in curve if point[1] is not None]
     area = _area(valid)
     best = min(valid, key=lambda at: (math.isnan(at[1]), at[1]), default=None)
     steps = valid[-1][0] - valid[0][0] if valid else 0
-    figures = {
+    found = {
         "auc": area * tokens_per_step if steps else None,
         "auc_per_token": area / steps if steps else None,
         "valid_loss_first": valid[0][1] if valid else None,
@@ -45,8 +42,8 @@ def derive(curve: Sequence[Point], grad_norms: Sequence[float], tokens_per_step:
         "spikes": count_spikes(grad_norms),
         "diverged": has_diverged(curve),
     }
-    reasons = {name: _REASONS.get(name, "no validation loss") for name, value in figures.items() if value is None}
-    return {**figures, "null_reasons": reasons}
+    reasons = {name: _REASONS.get(name, "no validation loss") for name, value in found.items() if value is None}
+    return {**found, "null_reasons": reasons}
 
 
 _REASONS = {
@@ -56,10 +53,7 @@ _REASONS = {
 
 
 def first_at_or_below(curve: Sequence[Point], target: float) -> tuple[int, float] | None:
-    """Step and seconds of the first evaluation whose loss is at most `target`; None if there is none.
-
-    Nothing is interpolated between evaluations.
-    """
+    """Step and seconds of the first evaluation with a loss of at most `target`; nothing is interpolated."""
     for step, _, valid, seconds in curve:
         if valid is not None and valid <= target:
             return step, seconds
@@ -67,7 +61,7 @@ def first_at_or_below(curve: Sequence[Point], target: float) -> tuple[int, float
 
 
 def exponential_mean(values: Sequence[float], keep: float = SMOOTHING) -> list[float]:
-    """m_t = sum_k keep^k v_(t-k) / sum_k keep^k: weights add to one from the first value on."""
+    """m_t = sum_k keep^k v_(t-k) / sum_k keep^k."""
     total = weight = 0.0
     means = []
     for value in values:
@@ -95,8 +89,8 @@ def has_diverged(curve: Sequence[Point]) -> bool:
     if not all(map(math.isfinite, losses)):
         return True
     column = 2 if any(point[2] is not None for point in curve) else 1
-    told = [point[column] for point in curve if point[column] is not None]
-    return bool(told) and told[-1] > DIVERGED * told[0]
+    known = [point[column] for point in curve if point[column] is not None]
+    return bool(known) and known[-1] > DIVERGED * known[0]
 
 
 def _area(points: Sequence[tuple[int, float]]) -> float:

@@ -1,4 +1,4 @@
-"""What a method costs in time and memory, measured while nothing else runs on the machine."""
+"""Time and memory of a method, measured while nothing else runs on the machine."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpeft.compare.measurements.inference import has_room, tokens_per_second
-from qpeft.compare.measurements.step_time import Batch, TrainingSteps, compare_steps, flops_per_token
+from qpeft.compare.measurements.generation import has_room
+from qpeft.compare.measurements.speed import Batch, TrainingSteps, compare_steps, flops_per_token, tokens_per_second
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.training.settings import TrainSettings
 
@@ -32,20 +32,20 @@ def measure_cost(
     batch_sizes: Sequence[int] = (1, 8),
     rounds: int = 2,
 ) -> dict[str, Any]:
-    """Figures of one method's model beside a reference's (stock LoRA) and the bare base's.
+    """Measure a method's model, compared with a reference (usually LoRA) and with the base. Each is built once.
 
-    - `peak_mem_bytes` with `peak_mem_kind`: on a GPU what is allocated at most beyond what was there before the model,
-      with `peak_mem_reserved_bytes`; otherwise the largest resident set of this process, libraries included. Read
-      after the first `warm_up` steps, before the reference is there.
-    - `flops_per_token` of a training step, forward and backward, as `torch.utils.flop_counter` counts them: those of
-      matrix products and convolutions, attention's among them. What is done entry by entry, as a circuit's gates are,
-      counts for nothing: see `step_ms`.
-    - `step_ms` = {median, p10, p90} over `timed` steps after `warm_up`: gradients cleared, forward, backward, clipping,
-      AdamW; `reference_step_ms`, the same of the reference in turns with the model; `step_ratio` of the medians.
-    - `infer_tok_s`: {"batch_1": {"base", "unmerged", "merged"}, ...}, tokens a second that are written behind prompts
-      of `prompt` tokens; all in turns. `infer_overhead_pct` = 100 (base / unmerged - 1) at the first batch size.
+    - `peak_mem_bytes` with `peak_mem_kind`: on a GPU, the peak of allocated memory minus the memory that was allocated
+      before the model was built, with `peak_mem_reserved_bytes`; otherwise the peak resident set of the process,
+      libraries included. Read after `warm_up` steps, before the reference is built.
+    - `flops_per_token` of a training step, counted by `torch.utils.flop_counter`: matrix products, convolutions and
+      attention. Elementwise operations, such as the gates of a circuit, are not counted; see `step_ms`.
+    - `step_ms` = {median, p10, p90} of `timed` steps after `warm_up`, `reference_step_ms` and `step_ratio`. The steps
+      of both models alternate.
+    - `infer_tok_s`: {"batch_1": {"base", "unmerged", "merged"}, ...}, generated tokens per second after prompts of
+      `prompt` tokens. Base and unmerged model alternate; the merged model is measured after them, because merging
+      changes the model in place. `infer_overhead_pct` = 100 (base / unmerged - 1) at the first batch size.
 
-    What cannot be measured is None, with a reason under `null_reasons`, by dotted name.
+    Missing values are None, with a reason under `null_reasons`, by dotted name.
 
     Raises:
         ConfigError: no batches.
@@ -54,42 +54,58 @@ def measure_cost(
         raise ConfigError("cost is measured on batches, and there are none; give at least one")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batches = [{name: part.to(device) for name, part in batch.items()} for batch in batches]
-    found: dict[str, Any] = {"null_reasons": {}}
-    memory = _Memory(device)
+    before = _start_memory()
     run = TrainingSteps(make_model().to(device), settings)
     for batch in islice(cycle(batches), warm_up):
         run.step(batch)
-    found |= memory.peak()
+    found: dict[str, Any] = {"null_reasons": {}, **_peak_memory(before)}
     _add(found, "flops_per_token", flops_per_token(run, batches[0]))
     found |= compare_steps(run, TrainingSteps(make_reference().to(device), settings), batches, warm_up, timed)
-    del run
+    model = run.model
+    del run  # with the optimizer's state
     ids = _prompts(batches, prompt, max(batch_sizes))
-    speeds = _speeds(make_model, make_base, device, ids, new_tokens, batch_sizes, rounds)
-    return _with_speeds(found, speeds, batch_sizes)
+    reason = _no_generation(model, ids, new_tokens)
+    if reason is not None or isinstance(ids, str):
+        _add(found, "infer_tok_s", reason)
+        _add(found, "infer_overhead_pct", reason)
+        return found
+    arguments = (ids, new_tokens, batch_sizes, rounds)
+    speeds = tokens_per_second({"base": make_base().to(device), "unmerged": model}, *arguments)
+    merged = _merge(model)
+    if isinstance(merged, str):
+        found["null_reasons"] |= {f"infer_tok_s.{size}.merged": merged for size in speeds}
+    merged_speeds = {} if isinstance(merged, str) else tokens_per_second({"merged": merged}, *arguments)
+    first = speeds[f"batch_{batch_sizes[0]}"]
+    return found | {
+        "infer_tok_s": {size: speed | merged_speeds.get(size, {"merged": None}) for size, speed in speeds.items()},
+        "infer_overhead_pct": 100 * (first["base"] / first["unmerged"] - 1),
+    }
 
 
-class _Memory:
-    """The most memory since it was made."""
+def _start_memory() -> tuple[int, int]:
+    """Bytes allocated and reserved on the GPU now, from where its peak is measured."""
+    if not torch.cuda.is_available():
+        return 0, 0
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
 
-    def __init__(self, device: torch.device):
-        self._device, self._before = device, (0, 0)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self._before = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
 
-    def peak(self) -> dict[str, Any]:
-        if self._device.type != "cuda":
-            return {"peak_mem_bytes": peak_resident_bytes(), "peak_mem_kind": "resident set of the process"}
-        allocated, reserved = self._before
+def _peak_memory(before: tuple[int, int]) -> dict[str, Any]:
+    if torch.cuda.is_available():
         return {
-            "peak_mem_bytes": torch.cuda.max_memory_allocated(self._device) - allocated,
-            "peak_mem_reserved_bytes": torch.cuda.max_memory_reserved(self._device) - reserved,
+            "peak_mem_bytes": torch.cuda.max_memory_allocated() - before[0],
+            "peak_mem_reserved_bytes": torch.cuda.max_memory_reserved() - before[1],
             "peak_mem_kind": "allocated on the GPU",
         }
+    import resource
+
+    unit = 1 if os.uname().sysname == "Darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {"peak_mem_bytes": peak, "peak_mem_kind": "resident set of the process"}
 
 
 def _prompts(batches: Sequence[Batch], length: int, n: int) -> Tensor | str:
-    """Prompts (n, length) from the batches' real tokens, repeated where they are too few; or why there are none."""
+    """Prompts (n, length) from the batches' real tokens, repeated if they are too few; or why there are none."""
     if "input_ids" not in batches[0]:
         return "the model reads no text"
     real = [batch["input_ids"][batch["attention_mask"].bool()] for batch in batches if "attention_mask" in batch]
@@ -97,33 +113,19 @@ def _prompts(batches: Sequence[Batch], length: int, n: int) -> Tensor | str:
     return ids.repeat(-(-n * length // len(ids)))[: n * length].view(n, length)
 
 
-def _speeds(
-    make_model: Make,
-    make_base: Make,
-    device: torch.device,
-    ids: Tensor | str,
-    new_tokens: int,
-    batch_sizes: Sequence[int],
-    rounds: int,
-) -> tuple[dict[str, dict[str, float]] | str, str | None]:
-    """Tokens a second or why there are none, and why nothing was merged."""
+def _no_generation(model: Any, ids: Tensor | str, new_tokens: int) -> str | None:
+    """Why the model cannot generate `new_tokens` tokens after the prompts; None if it can."""
     if isinstance(ids, str):
-        return ids, None
-    models: dict[str, Any] = {"base": make_base().to(device)}
-    if not models["base"].can_generate():
-        return "the model writes no text", None
-    models["unmerged"] = make_model().to(device)
-    if not has_room(models["unmerged"], ids.shape[1] + new_tokens):
-        return f"the model's context has no room for {ids.shape[1]} and {new_tokens} tokens", None
-    merged = _merged(make_model().to(device))
-    if not isinstance(merged, str):
-        models["merged"] = merged
-    speeds = tokens_per_second(models, ids, new_tokens, batch_sizes, rounds)
-    return speeds, merged if isinstance(merged, str) else None
+        return ids
+    if not model.can_generate():
+        return "the model writes no text"
+    if not has_room(model, ids.shape[1] + new_tokens):
+        return f"the model's context has no room for {ids.shape[1]} and {new_tokens} tokens"
+    return None
 
 
-def _merged(model: Any) -> Any:
-    """The base with the adapter in its weights, or why that cannot be."""
+def _merge(model: Any) -> Any:
+    """The base with the adapter merged into its weights, or the reason why that is impossible."""
     if not hasattr(model, "merge_and_unload"):
         return "there is nothing to merge into a weight"
     try:
@@ -132,31 +134,8 @@ def _merged(model: Any) -> Any:
         return str(error).splitlines()[0] or type(error).__name__
 
 
-def _with_speeds(found: dict[str, Any], speeds: tuple[Any, str | None], sizes: Sequence[int]) -> dict[str, Any]:
-    rates, not_merged = speeds
-    if isinstance(rates, str):
-        _add(found, "infer_tok_s", rates)
-        _add(found, "infer_overhead_pct", rates)
-        return found
-    first = rates[f"batch_{sizes[0]}"]
-    found |= {"infer_tok_s": rates, "infer_overhead_pct": 100 * (first["base"] / first["unmerged"] - 1)}
-    if not_merged is not None:
-        for batch, by_name in rates.items():
-            by_name["merged"] = None
-            found["null_reasons"][f"infer_tok_s.{batch}.merged"] = not_merged
-    return found
-
-
 def _add(found: dict[str, Any], name: str, value: Any) -> None:
-    """The figure; a text is the reason why there is none."""
+    """Add a measurement; a text is the reason why it is missing."""
     if isinstance(value, str):
         found["null_reasons"][name] = value
     found[name] = None if isinstance(value, str) else value
-
-
-def peak_resident_bytes() -> int:
-    """The largest resident set of this process so far."""
-    import resource
-
-    unit = 1 if os.uname().sysname == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,77 +1,91 @@
-"""Texts that a model writes, and how near they come to references."""
+"""Greedy generation of texts, and BLEU, ROUGE and BERTScore against references."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+from torch import Tensor
+
 from qpeft.errors import DataError, InputError
+from qpeft.training.metrics import evaluation_mode
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 NO_ENCODER = "bertscore: no local encoder given"
-_LONGEST = 2**31 - 1  # what the tokenizers library can count to; transformers writes a larger number for "unknown"
+_MAX_LENGTH = 2**31 - 1  # the limit of the tokenizers library; transformers stores a larger number for "unknown"
 
 
 def generate_texts(
     model: Any, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_new_tokens: int, batch_size: int = 8
 ) -> list[str]:
-    """What the model writes behind each prompt: greedily, up to an end of text, without the prompt.
+    """The greedy continuation of each prompt, up to an end of text, without the prompt.
 
-    Prompts of several lengths are padded on the left, so that `batch_size` changes the time taken and not the texts. A
-    model with virtual tokens in front, which no padding may part from the text, gets prompts of one length at a time.
+    Prompts are padded on the left, so that `batch_size` does not change the texts. With virtual tokens, which padding
+    would separate from the text, a batch holds prompts of equal length.
 
     Raises:
-        DataError: a prompt has no token, or does not fit into the model's context with `max_new_tokens` behind it.
+        DataError: a prompt has no token, or does not fit into the model's context with `max_new_tokens` after it.
     """
     encoded = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-    _check_fit(model, prompts, encoded, max_new_tokens)
-    texts, end = [""] * len(prompts), cast("int | None", tokenizer.eos_token_id)
-    for places in _batches(encoded, batch_size, alike=_has_virtual_tokens(model)):
-        rows = [encoded[place] for place in places]
-        for place, row, new in zip(places, rows, _write(model, rows, max_new_tokens, end), strict=True):
-            texts[place] = _continuation(tokenizer, row, new)
-    return texts
-
-
-def _check_fit(model: Any, prompts: Sequence[str], encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    from qpeft.compare.measurements.inference import has_room
-
     for prompt, ids in zip(prompts, encoded, strict=True):
         if not ids or not has_room(model, len(ids) + max_new_tokens):
             raise DataError(
-                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {max_new_tokens} more are to come: it needs at "
-                "least one, and all must fit into the model's context; shorten it or lower max_new_tokens"
+                f"the prompt {prompt[:40]!r} has {len(ids)} tokens, and {max_new_tokens} are generated: it needs at "
+                "least one, and all must fit into the model's context; shorten it or reduce max_new_tokens"
             )
+    texts, end = [""] * len(prompts), cast("int | None", tokenizer.eos_token_id)
+    equal = any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
+    for places in _batches(encoded, batch_size, equal_length=equal):
+        rows = [encoded[place] for place in places]
+        for place, row, new in zip(places, rows, _continue(model, rows, max_new_tokens, end), strict=True):
+            texts[place] = _new_text(tokenizer, row, new)
+    return texts
 
 
-def _write(model: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, end: int | None) -> Tensor:
-    """Token ids (B, new) behind prompts that are padded on the left."""
-    import torch
+def has_room(model: Any, n_tokens: int) -> bool:
+    """Whether the model's context has room for `n_tokens` tokens, next to the virtual tokens of an adapter."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    configs = getattr(model, "peft_config", {}).values()
+    virtual = max((getattr(config, "num_virtual_tokens", None) or 0 for config in configs), default=0)
+    return context is None or n_tokens + virtual <= context
 
-    from qpeft.compare.measurements.inference import write
 
+def generate(model: Any, ids: Tensor, mask: Tensor, end: int | None = None, **length: int) -> Tensor:
+    """Greedy tokens (B, new) after prompts (B, T), with a key-value cache; `length` in arguments of `generate`.
+
+    `end`: the end-of-text token; by default that of the model's generation config.
+    """
+    stop = {} if end is None else {"eos_token_id": end}
+    with evaluation_mode(model), warnings.catch_warnings():
+        # with virtual tokens, PEFT drops position ids that transformers made
+        warnings.filterwarnings("ignore", "Position ids are not supported", UserWarning)
+        written = model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, use_cache=True, pad_token_id=end or 0, **stop, **length
+        )
+    return written[:, ids.shape[1] :]
+
+
+def _continue(model: Any, rows: Sequence[Sequence[int]], max_new_tokens: int, end: int | None) -> Tensor:
+    """Token ids (B, new) after prompts that are padded on the left."""
     longest = max(map(len, rows))
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows], device=model.device)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=model.device)
-    return write(model, ids, mask, end, max_new_tokens=max_new_tokens)
+    return generate(model, ids, mask, end, max_new_tokens=max_new_tokens)
 
 
-def _has_virtual_tokens(model: Any) -> bool:
-    return any(config.is_prompt_learning for config in getattr(model, "peft_config", {}).values())
-
-
-def _batches(encoded: Sequence[Sequence[int]], batch_size: int, *, alike: bool) -> Iterator[list[int]]:
-    """Places of prompts that are written to together: of about one length, or of the very same."""
+def _batches(encoded: Sequence[Sequence[int]], batch_size: int, *, equal_length: bool) -> Iterator[list[int]]:
+    """Places of prompts that share a batch: of similar length, or of equal length."""
     places: list[int] = []
     for place in sorted(range(len(encoded)), key=lambda place: len(encoded[place])):
-        other = alike and places and len(encoded[places[0]]) != len(encoded[place])
-        if len(places) == batch_size or other:
+        differs = equal_length and places and len(encoded[places[0]]) != len(encoded[place])
+        if len(places) == batch_size or differs:
             yield places
             places = []
         places.append(place)
@@ -79,8 +93,8 @@ def _batches(encoded: Sequence[Sequence[int]], batch_size: int, *, alike: bool) 
         yield places
 
 
-def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: Tensor) -> str:
-    """The new text alone: decoded with what is before it, for tokens may share a character or a blank."""
+def _new_text(tokenizer: PreTrainedTokenizerBase, prompt: list[int], new: Tensor) -> str:
+    """The new text, decoded together with the prompt: tokens may share a character or a blank."""
     before, whole = (str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in (prompt, prompt + new.tolist()))
     return whole[len(before) :]
 
@@ -90,14 +104,14 @@ def score_texts(
 ) -> dict[str, Any]:
     """BLEU, ROUGE and, with the folder of an encoder, BERTScore of texts against one or more references each.
 
-    `bleu`: sacrebleu's, of the whole corpus, 13a tokens, exponential smoothing, from 0 to 100, with its
-    `bleu_signature`. `rouge1`, `rouge2`, `rougeL`: F-measures of rouge-score with its stemmer, against the best of a
-    text's references, mean over texts, from 0 to 1. `bertscore_f1`: mean over texts; None without an encoder, which is
-    never downloaded. Why a figure is None stands under `null_reasons`.
+    `bleu`: sacrebleu's score of the whole corpus, 13a tokens, exponential smoothing, from 0 to 100, with its
+    `bleu_signature`. `rouge1`, `rouge2`, `rougeL`: F-measures of rouge-score with its stemmer, against the best
+    reference of each text, mean over texts, from 0 to 1. `bertscore_f1`: mean over texts; None, with a reason under
+    `null_reasons`, without an encoder. Encoders are never downloaded.
 
     Raises:
-        DataError: no texts, not as many lists of references, or a text without any.
-        InputError: `bertscore_model` holds no usable encoder, or the package that reads it is missing.
+        DataError: no texts, another number of lists of references, or a text without any.
+        InputError: `bertscore_model` holds no usable encoder, or the package bert-score is missing.
     """
     _check(hypotheses, references)
     bertscore = None if bertscore_model is None else _bertscore(hypotheses, references, bertscore_model)
@@ -138,8 +152,8 @@ def _rouge(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> di
 
 
 def _bertscore(hypotheses: Sequence[str], references: Sequence[Sequence[str]], folder: Path) -> float:
-    """Mean F1 by the encoder's last layer; an empty text scores 0."""
-    n_layers = _check_encoder(folder)
+    """Mean F1 with the encoder's last layer; an empty text scores 0."""
+    n_layers = _count_layers(folder)
     try:
         from bert_score import score  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
@@ -152,15 +166,15 @@ def _bertscore(hypotheses: Sequence[str], references: Sequence[Sequence[str]], f
     return f1.double().sum().item() / len(hypotheses)
 
 
-def _check_encoder(folder: Path) -> int:
-    """The encoder's number of layers."""
+def _count_layers(folder: Path) -> int:
+    """The encoder's number of layers. Raises InputError for an unusable encoder."""
     from transformers import AutoConfig, AutoTokenizer
 
     if not (folder / "config.json").is_file():
         raise InputError(f"bertscore_model={folder} is no folder of an encoder; it needs config.json and the weights")
-    if AutoTokenizer.from_pretrained(str(folder)).model_max_length > _LONGEST:
+    if AutoTokenizer.from_pretrained(str(folder)).model_max_length > _MAX_LENGTH:
         raise InputError(
-            f"the tokenizer of bertscore_model={folder} does not say how long a text may be; "
-            "set model_max_length in its tokenizer_config.json, to 512 for most encoders"
+            f"the tokenizer of bertscore_model={folder} has no maximum length; set model_max_length in its "
+            "tokenizer_config.json, to 512 for most encoders"
         )
     return AutoConfig.from_pretrained(str(folder)).num_hidden_layers

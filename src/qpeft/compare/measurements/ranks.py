@@ -1,4 +1,4 @@
-"""How many directions a matrix really uses, and how alike two clouds of points are."""
+"""Effective, numerical and stable rank from singular values; linear CKA."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ NUMERICAL = 1e-6  # a singular value below this share of the largest is zero
 
 
 def effective_rank(singular_values: Tensor) -> float:
-    """exp(-sum p ln p), p = s / sum s, of singular values s (k,) >= 0: from 1 to k; 0 where all are 0.
-
-    Of a covariance matrix its eigenvalues are its singular values. Example: (3, 1, 0) gives 1.7547653506.
-    """
+    """exp(-sum p ln p), p = s / sum s, of singular values s (k,) >= 0: from 1 to k; 0 if all are 0."""
     s = singular_values.double()
     if not (total := s.sum()) > 0:
         return 0.0
@@ -20,13 +17,13 @@ def effective_rank(singular_values: Tensor) -> float:
 
 
 def numerical_rank(singular_values: Tensor, tolerance: float = NUMERICAL) -> int:
-    """How many singular values (k,) exceed `tolerance` times the largest."""
+    """The number of singular values (k,) above `tolerance` times the largest."""
     s = singular_values
     return int((s > tolerance * s.max()).sum()) if s.numel() else 0
 
 
 def stable_rank(singular_values: Tensor) -> float:
-    """||W||_F^2 / ||W||_2^2 from the singular values (k,): from 1 to the rank; 0 where all are 0."""
+    """||W||_F^2 / ||W||_2^2 from the singular values (k,): from 1 to the rank; 0 if all are 0."""
     squares = singular_values.double().square()
     return (squares.sum() / top).item() if squares.numel() and (top := squares.max()) > 0 else 0.0
 
@@ -34,7 +31,7 @@ def stable_rank(singular_values: Tensor) -> float:
 def linear_cka(x: Tensor, y: Tensor) -> float | None:
     """||Y'X||_F^2 / (||X'X||_F ||Y'Y||_F) of centred X (n, d) and Y (n, e), in float64: from 0 to 1.
 
-    1 where they agree up to a rotation and a scale. None where one of them is the same for all n: nothing to compare.
+    It is 1 if they agree up to a rotation and a scale, and None if one of them is equal for all n.
     """
     x, y = centred(x), centred(y)
     own = torch.linalg.matrix_norm(x.T @ x) * torch.linalg.matrix_norm(y.T @ y)
@@ -42,6 +39,6 @@ def linear_cka(x: Tensor, y: Tensor) -> float | None:
 
 
 def centred(x: Tensor) -> Tensor:
-    """X (n, d) in float64 less its mean over n."""
+    """X (n, d) in float64 minus its mean over n."""
     x = x.double()
     return x - x.mean(0)

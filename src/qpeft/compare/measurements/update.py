@@ -1,7 +1,7 @@
-"""What an adapter adds to one module's output: how many directions it has, and how linear it is.
+"""Measurements of the update of one module, Delta(x) = y_adapted(x) - y_base(x): its rank and its linearity.
 
-Of Delta(x) = y_adapted(x) - y_base(x), the same x read by both. Sums run in float64. A change of the weight is read off
-the answers to unit vectors, so that every method is measured alike, whatever its layers hold.
+Sums are in float64. The change of a weight is computed from the outputs for unit vectors, in the same way for every
+method.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 from qpeft.compare.measurements.ranks import centred, effective_rank, numerical_rank, stable_rank
 
 RIDGE = 1e-3
-_N_LOCAL = 256  # tokens for the mean Jacobian and for the tests of norm and sign
+_N_LOCAL = 256  # tokens for the mean Jacobian and the tests of norm and sign
 _N_PROBES = 64
-_ROUNDING = 8.0  # so many units of rounding of y are no update
+_ROUNDING = 8.0  # an update below this many units of rounding of y is none
 
 Map = Callable[[Tensor], Tensor]  # (n, d_in) -> (n, d_out)
 
@@ -26,18 +26,16 @@ LOCAL = ("jacobian_rank", "change_at_2x", "change_at_minus_x")
 WEIGHT = ("weight_effective_rank", "weight_numerical_rank", "weight_stable_rank", "weight_norm_ratio")
 
 NO_UPDATE = "the update is no larger than rounding"
-NOT_FINITE = "the adapted model's numbers are not finite"
+NOT_FINITE = "the outputs of the adapted model are not finite"
 CONSTANT = "the update is a constant"
 NOT_LINEAR = "the update is not linear in its input"
 
 
 def spread(x: Tensor, delta: Tensor, y: Tensor) -> dict[str, float | None]:
-    """How Delta (n, d_out) is spread over inputs x (n, d_in), beside the base's outputs y (n, d_out).
+    """Measurements of Delta (n, d_out) for inputs x (n, d_in) and the base's outputs y (n, d_out); None without update.
 
-    `effective_rank` of Delta's centred covariance, from its eigenvalues; `mean_share` = ||E Delta||^2 / E||Delta||^2,
-    near 1 for a bias in disguise; `linear_share`: the share of the variance that the best affine map of x, fitted with
-    a ridge on the first half of the tokens, explains on the second half (below 0: worse than the mean);
-    `update_ratio` = sqrt(E||Delta||^2 / E||y||^2). All None where there is no update.
+    `effective_rank` of Delta's centred covariance; `mean_share` = ||E Delta||^2 / E||Delta||^2, which is 1 for a
+    constant; `linear_share`, see the function; `update_ratio` = sqrt(E||Delta||^2 / E||y||^2).
     """
     delta, noise = delta.double(), _noise(y)
     if not delta.norm() > noise:
@@ -54,10 +52,10 @@ def spread(x: Tensor, delta: Tensor, y: Tensor) -> dict[str, float | None]:
 
 
 def linear_share(x: Tensor, delta: Tensor) -> float | None:
-    """1 - ||Delta - B x - b||^2 / ||Delta - E Delta||^2 on the second half of the tokens, B and b from the first half.
+    """The share of Delta's variance that an affine map of x explains on held-out tokens; None without variance.
 
-    B minimises the squares plus 1e-3 times the mean variance of x's coordinates times ||B||^2 (for each token). None
-    where the second half has no variance.
+    1 - ||Delta - B x - b||^2 / ||Delta - E Delta||^2 on the second half of the tokens. B and b are fitted on the first
+    half; B minimizes the squares plus 1e-3 times the mean variance of x's coordinates times ||B||^2 (for each token).
     """
     x, delta, half = x.double(), delta.double(), len(x) // 2
     around, target = centred(x[:half]), centred(delta[:half])
@@ -69,31 +67,31 @@ def linear_share(x: Tensor, delta: Tensor) -> float | None:
     return (1 - (delta[half:] - predicted).square().sum() / total).item() if total > 0 else None
 
 
-def module_figures(base: Map, adapted: Map, x: Tensor) -> dict[str, Any]:
-    """All figures of one adapted module on inputs x (n, d_in), with a reason for each that is None.
+def measure_module(base: Map, adapted: Map, x: Tensor) -> dict[str, Any]:
+    """All measurements of one adapted module on inputs x (n, d_in), with a reason for each that is None.
 
-    Beside those of `spread`: `linear`, whether Delta is an affine map; `weight_...`: effective, numerical and stable
-    rank of its matrix Delta W, and ||Delta W||_F / ||W0||_F; `jacobian_rank`: effective rank of E dDelta/dx over 256
-    tokens, seen in the 64 leading directions of Delta (Delta W itself where it is linear); `change_at_2x` and
+    In addition to those of `spread`: `linear`, whether Delta is an affine map; `weight_...`: effective, numerical and
+    stable rank of its matrix Delta W, and ||Delta W||_F / ||W0||_F; `jacobian_rank`: effective rank of E dDelta/dx over
+    256 tokens, projected on the 64 leading directions of Delta (of Delta W for a linear one); `change_at_2x` and
     `change_at_minus_x`: ||Delta(2x) - Delta(x)|| / ||Delta(x)|| and the same for -x: 1 and 2 for a linear map, 0 and 0
-    where neither norm nor sign of the input counts.
+    if neither norm nor sign of the input matters.
     """
     y = base(x)
     delta = adapted(x).double() - y.double()
-    figures: dict[str, Any] = {**spread(x, delta, y), **dict.fromkeys((*LOCAL, *WEIGHT)), "linear": None}
-    if figures["update_ratio"] is None:
+    found: dict[str, Any] = {**spread(x, delta, y), **dict.fromkeys((*LOCAL, *WEIGHT)), "linear": None}
+    if found["update_ratio"] is None:
         why = NO_UPDATE if delta.isfinite().all() else NOT_FINITE
-        return {**figures, "null_reasons": dict.fromkeys((*SPREAD, *LOCAL, *WEIGHT), why)}
-    figures |= _norm_and_sign(base, adapted, x[:_N_LOCAL])
-    figures |= _weight(base, adapted, x, delta, y)
-    if not figures["linear"]:
-        figures["jacobian_rank"] = mean_jacobian_rank(base, adapted, x[:_N_LOCAL], delta)
-    return {**figures, "null_reasons": _reasons(figures)}
+        return {**found, "null_reasons": dict.fromkeys((*SPREAD, *LOCAL, *WEIGHT), why)}
+    found |= _norm_and_sign(base, adapted, x[:_N_LOCAL])
+    found |= _weight(base, adapted, x, delta, y)
+    if not found["linear"]:
+        found["jacobian_rank"] = mean_jacobian_rank(base, adapted, x[:_N_LOCAL], delta)
+    return {**found, "null_reasons": _reasons(found)}
 
 
-def _reasons(figures: dict[str, Any]) -> dict[str, str]:
-    why = CONSTANT if figures["linear"] else NOT_LINEAR
-    return {name: why for name in (*SPREAD, *LOCAL, *WEIGHT) if figures[name] is None}
+def _reasons(found: dict[str, Any]) -> dict[str, str]:
+    why = CONSTANT if found["linear"] else NOT_LINEAR
+    return {name: why for name in (*SPREAD, *LOCAL, *WEIGHT) if found[name] is None}
 
 
 def _norm_and_sign(base: Map, adapted: Map, x: Tensor) -> dict[str, float]:
@@ -105,7 +103,7 @@ def _norm_and_sign(base: Map, adapted: Map, x: Tensor) -> dict[str, float]:
 
 
 def _weight(base: Map, adapted: Map, x: Tensor, delta: Tensor, y: Tensor) -> dict[str, Any]:
-    """Figures of Delta W where Delta is affine on these inputs."""
+    """Measurements of Delta W if Delta is affine on these inputs."""
     width = x.shape[1]
     probe = torch.cat([x.new_zeros(1, width), torch.eye(width, dtype=x.dtype, device=x.device)])
     before, after = base(probe).double(), adapted(probe).double()
@@ -115,7 +113,7 @@ def _weight(base: Map, adapted: Map, x: Tensor, delta: Tensor, y: Tensor) -> dic
     if not missed <= 1e-3 * delta.norm() + _noise(y):
         return {"linear": False}
     s = torch.linalg.svdvals(matrix)
-    # what rounding of y alone may give: no singular value of it is larger
+    # rounding of y alone can give singular values up to this
     s = s * (s > torch.finfo(x.dtype).eps / 2 * after.norm())
     if not s.any():
         return {"linear": True, "weight_numerical_rank": 0, "weight_norm_ratio": 0.0}
@@ -131,10 +129,7 @@ def _weight(base: Map, adapted: Map, x: Tensor, delta: Tensor, y: Tensor) -> dic
 
 
 def mean_jacobian_rank(base: Map, adapted: Map, x: Tensor, delta: Tensor) -> float:
-    """Effective rank of U' J, J = E dDelta/dx over the tokens x, U the 64 leading directions of Delta (n, d_out).
-
-    Where Delta has no more directions than that, as QAA's has, nothing of J is left out.
-    """
+    """Effective rank of U' J, J = E dDelta/dx over the tokens x, U the 64 leading directions of Delta (n, d_out)."""
     variances, directions = torch.linalg.eigh(_covariance(centred(delta)))
     kept = directions[:, -min(_N_PROBES, max(1, numerical_rank(variances))) :]
     x = x.clone().requires_grad_()
@@ -145,7 +140,7 @@ def mean_jacobian_rank(base: Map, adapted: Map, x: Tensor, delta: Tensor) -> flo
 
 
 def _variances(around: Tensor) -> Tensor:
-    """Eigenvalues of the covariance of centred rows (n, d), from the smaller of its two forms."""
+    """Eigenvalues of the covariance of centred rows (n, d), from the smaller Gram matrix."""
     smaller = around if around.shape[0] >= around.shape[1] else around.T
     return torch.linalg.eigvalsh(_covariance(smaller)).clamp(min=0)
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from qpeft import methods as registry
-from qpeft.compare.study import UNTRAINED
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.types import MethodSummary, Summary
@@ -37,7 +36,8 @@ def kind_of(method: MethodSummary, summary: Summary) -> Kind:
         return REFERENCE
     if method.role == "control":
         return CONTROL
-    if method.method == UNTRAINED:
+    if not method.is_trained:
         return BASE
-    record = registry.find(method.method)
-    return QUANTUM if record is not None and record.kind == QUANTUM.key else CLASSICAL
+    record = registry.find(method.method)  # for a study of qpeft 0.1, which has no kinds
+    kind = method.kind or (record and record.kind)
+    return QUANTUM if kind == QUANTUM.key else CLASSICAL

@@ -9,7 +9,6 @@ from qpeft import methods as registry
 from qpeft.compare.analysis.sentences import plural
 from qpeft.compare.report.format import VERDICTS, count, decimal
 from qpeft.compare.report.kinds import kind_of
-from qpeft.compare.study import UNTRAINED
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference
@@ -64,7 +63,7 @@ def rules(summary: Summary) -> list[str]:
 
 def tally(summary: Summary) -> list[tuple[str, int]]:
     """How many main methods got each verdict against the reference."""
-    main = [m for m in summary.methods if m.role == "main" and m.method != UNTRAINED]
+    main = [m for m in summary.methods if m.role == "main" and m.is_trained]
     found = Counter(m.difference.verdict for m in main if m.difference is not None)
     return [(verdict, found[verdict]) for verdict in VERDICTS if found[verdict]]
 
