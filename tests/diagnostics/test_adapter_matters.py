@@ -78,7 +78,7 @@ def test_no_steps_and_equal_seeds_are_refused():
         ({"method": "lora", "method_settings": {}}, (0,), "trained lora"),
         ({"method_settings": {"feature_source": "free"}}, (0,), "qpa with feature_source free"),
         ({}, (), "seeds"),
-        ({}, (1, 1), "twice"),
+        ({}, (1, 1), "duplicate seed"),
         ({}, (-1,), "greater than or equal to 0"),
     ],
 )
