@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 import qpeft
 import qpeft.cli.export
 from bad_files_made import load_base, run_settings
-from bad_files_tensors import read
+from bad_files_mutations import read
 from qpeft.cli.app import build
 from qpeft.compare import plan as plans
 from qpeft.compare.study import load_study
@@ -347,7 +347,11 @@ def _difference(asked: Any, found: Any, place: str = "study") -> str | None:
 
 
 def _plan(load: Load) -> None:
-    plans.Plan.estimate = lambda self: {"tuning": 0.0, "final": 0.0, "cost": 0.0}  # times steps, whatever the file
+    plans.Plan.estimate = lambda self: {
+        "tuning": 0.0,
+        "final": 0.0,
+        "cost": 0.0,
+    }  # times steps
     command("compare", "plan", load.path)
 
 

@@ -17,7 +17,6 @@ import numpy as np
 import yaml
 
 from bad_files_made import METHODS, OTHERS
-from bad_files_tensors import DTYPES, join, pack, split, tensors
 
 EXTREMES: list[Any] = [
     *(0, -1, 1, 3, 2**31, 2**63, 10**400, 0.5, 1e308, -1e308, float("nan"), float("inf"), "", "x", True, None),
@@ -25,6 +24,8 @@ EXTREMES: list[Any] = [
 ]
 MARKER = "CODE-RAN"  # replaced by the path of a file that exists only if code of the input ran
 READ = ("adapter_config.json", "adapter_model.safetensors", "task.json", "config.json", "metrics.jsonl", "result.json")
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1", "BOOL": "?"}
+Header = dict[str, Any]
 Place = tuple[str | int, ...]
 Draw = random.Random
 
@@ -129,7 +130,45 @@ def _change_folder(file: Path, copy: Path, good: Path, marker: Path, draw: Draw)
     return how
 
 
-# -- tensors
+# -- tensors, read and written without the safetensors library
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of the file. Raises ValueError, KeyError or TypeError if it is invalid."""
+    return tensors(*split(path.read_bytes()))
+
+
+def split(content: bytes) -> tuple[Header, bytes]:
+    """Header and payload."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def join(header: Header | str, payload: bytes) -> bytes:
+    """The inverse of `split`, for any header."""
+    text = (header if isinstance(header, str) else json.dumps(header)).encode("utf-8", "surrogatepass")
+    return len(text).to_bytes(8, "little") + text + payload
+
+
+def tensors(header: Header, payload: bytes) -> dict[str, np.ndarray]:
+    found = {}
+    for name, entry in header.items():
+        if name != "__metadata__":
+            begin, end = entry["data_offsets"]
+            found[name] = np.frombuffer(payload[begin:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return found
+
+
+def pack(arrays: dict[str, np.ndarray]) -> bytes:
+    names = {np.dtype(code): name for name, code in DTYPES.items()}
+    header: Header = {"__metadata__": {"format": "pt"}}
+    payload = b""
+    for name, array in arrays.items():
+        data = np.ascontiguousarray(array).tobytes()
+        offsets = [len(payload), len(payload) + len(data)]
+        header[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": offsets}
+        payload += data
+    return join(header, payload)
 
 
 def _damage_tensors(file: Path, draw: Draw) -> str:
@@ -156,27 +195,27 @@ def _damage_tensors(file: Path, draw: Draw) -> str:
     return how
 
 
-def _rename_tensor(header: dict[str, Any], name: str, draw: Draw) -> None:
+def _rename_tensor(header: Header, name: str, draw: Draw) -> None:
     names = [f"{name}x", name.upper(), "", f"module.{name}", name.rpartition(".")[2], f"{name}\ud800"]
     header[draw.choice(names)] = header.pop(name)
 
 
-def _change_dtype(header: dict[str, Any], name: str, draw: Draw) -> None:
+def _change_dtype(header: Header, name: str, draw: Draw) -> None:
     header[name]["dtype"] = draw.choice([*DTYPES, "BF16", "F8_E4M3", "X1", 7])
 
 
-def _change_shape(header: dict[str, Any], name: str, draw: Draw) -> None:
+def _change_shape(header: Header, name: str, draw: Draw) -> None:
     shape = header[name]["shape"]
     header[name]["shape"] = draw.choice([shape[::-1], [*shape, 1], [], [2**62, 4], [-1], "x", [2**40, 0]])
 
 
-def _change_offsets(header: dict[str, Any], name: str, draw: Draw) -> None:
+def _change_offsets(header: Header, name: str, draw: Draw) -> None:
     begin, end = header[name]["data_offsets"]
     wrong = [[begin + 4, end + 4], [end, begin], [0, 2**63], [begin], [begin, end - 4], None]
     header[name]["data_offsets"] = draw.choice(wrong)
 
 
-def _swap_data(header: dict[str, Any], name: str, draw: Draw) -> None:
+def _swap_data(header: Header, name: str, draw: Draw) -> None:
     other = draw.choice([other for other in header if other != "__metadata__"])
     header[name], header[other] = header[other], header[name]
 
@@ -188,7 +227,7 @@ def _with_value(arrays: dict[str, np.ndarray], draw: Draw, values: list[float]) 
     return {**arrays, name: changed}
 
 
-_HEADERS: dict[str, Callable[[dict[str, Any], str, Draw], None]] = {
+_HEADERS: dict[str, Callable[[Header, str, Draw], None]] = {
     "rename": _rename_tensor,
     "dtype": _change_dtype,
     "shape": _change_shape,

@@ -1,13 +1,12 @@
-"""The diagnostics of random QPA circuits, beside the tables of the specification (simulation, section E).
+"""The diagnostics of random QPA circuits, compared with the tables of the specification (simulation, section E).
 
     python benchmarks/diagnostics_tables.py             # every table, some minutes on one core
     python benchmarks/diagnostics_tables.py gradients   # or widths, depths, shapes, fidelities, slopes, ranks
     python benchmarks/diagnostics_tables.py widths depths --circuits 20
 
-Each figure is measured ten times, on new circuits each time: as many as the specification names for gradients, and
-otherwise, where it names none, `--circuits` (200). "measured" is the mean of the ten and its standard error. The
-specification's figure is one such measurement, so it agrees if it lies in the interval that holds 99 of 100 further
-ones (Student's t), widened by its own rounding.
+Each value is measured ten times on new circuits: as many as in the specification for gradients, otherwise `--circuits`
+(200). "measured" is the mean of the ten and its standard error. The specified value is one such measurement, so it
+agrees if it lies in the interval of 99 % of further ones (Student's t), widened by its own rounding.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from scipy.special import stdtrit
 
 from qpeft.circuits import Ansatz
 from qpeft.diagnostics import (
-    GradientVariance,
     PorterThomas,
     expressibility,
     gradient_variance,
@@ -33,7 +31,7 @@ from qpeft.diagnostics import (
 from qpeft.diagnostics.states import random_angles
 
 REPEATS = 10
-PAIRS = 12_000  # the specification names none; these have its floor, 0.0021
+PAIRS = 12_000  # not specified; these have its floor, 0.0021
 LADDER = "ry_ladder"
 
 WIDTHS = {  # N: KS real, KS complex, IPR, entropy, Meyer-Wallach, at 8 layers
@@ -58,7 +56,7 @@ DEPTHS = {  # N, L: IPR, KS real
 }
 FIDELITIES = {(8, 2): ".169", (8, 4): ".0119", (8, 8): ".0022", (8, 16): ".0021", (10, 8): ".0022"}
 QUBITS = (5, 6, 8, 10, 12)
-GRADIENTS = {  # L, observable: a figure for each of the widths, and the slope
+GRADIENTS = {  # L, observable: a value for each of the widths, and the slope
     (8, "z_first"): (("3.1e-2", "2.0e-2", "1.5e-2", "1.05e-2", "9.9e-3"), None),
     (8, "z_last"): (("3.0e-2", "1.7e-2", "4.3e-3", "1.04e-3", "2.9e-4"), "-1"),
     (8, "p_0"): (("1.0e-3", "2.4e-4", "1.5e-5", "1.1e-6", "9e-8"), "-1.9"),
@@ -70,15 +68,7 @@ RANKS = (1, 3, 7, 15, 31, 48, 56, 64)
 
 
 def main() -> None:
-    tables = {
-        "widths": widths,
-        "depths": depths,
-        "shapes": shapes,
-        "fidelities": fidelities,
-        "gradients": gradients,
-        "slopes": slopes,
-        "ranks": ranks,
-    }
+    tables = {table.__name__: table for table in (widths, depths, shapes, fidelities, gradients, slopes, ranks)}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", choices=[*tables, []], metavar="table", help="all without")
     parser.add_argument("--circuits", type=int, default=200, help="of each of the ten measurements of probabilities")
@@ -92,9 +82,9 @@ def widths(circuits: int) -> None:
     """Porter-Thomas and entanglement by width."""
     for n, specified in WIDTHS.items():
         measured = [random_circuits(n, 8, seed, circuits) for seed in range(REPEATS)]
-        figures = [(*_laws(found), q) for found, q in measured]
+        values_of = [(f.distance, f.other_distance, f.ipr, f.entropy, q) for f, q in measured]
         names = ("KS real", "KS complex", "IPR", "entropy", "Meyer-Wallach")
-        for name, wanted, values in zip(names, specified, zip(*figures, strict=True), strict=True):
+        for name, wanted, values in zip(names, specified, zip(*values_of, strict=True), strict=True):
             compare(f"N={n} L=8 {name}", wanted, values)
 
 
@@ -107,7 +97,7 @@ def depths(circuits: int) -> None:
 
 
 def shapes(circuits: int) -> None:
-    """Not in the specification as a table: from which depth circuits are told from random states no more."""
+    """Not in the specification: the depth from which circuits are indistinguishable from random states."""
     print(f"{'N':>3} {'L':>3} {'L/N':>5} {'IPR / expected':>16} {'KS real':>8}  sets of {circuits} with p < 0.01")
     for n in QUBITS:
         for depth in sorted({math.ceil(share * n) for share in (0.75, 1, 1.25, 1.5, 1.75, 2)} | {8}):
@@ -135,11 +125,11 @@ def gradients(_: int) -> None:
         by_width = zip(*(each.variances[0] for each in found), strict=True)
         for n, wanted, values in zip(QUBITS, specified, by_width, strict=True):
             compare(f"L={depth} {observable} N={n}", wanted, values)
-        compare(f"L={depth} {observable} slope", slope, [_slope(each) for each in found])
+        compare(f"L={depth} {observable} slope", slope, [each.slopes[0] for each in found])
 
 
 def slopes(_: int) -> None:
-    """What QPA reads: r.m.s. of d(2^N p)/d angle, 0.9 to 1.5 as specified for N = 4 to 10 at 8 and 32 layers."""
+    """Of QPA's features: r.m.s. of d(2^N p)/d angle, 0.9 to 1.5 as specified for N = 4 to 10 at 8 and 32 layers."""
     for depth in (8, 32):
         result = gradient_variance((4, 5, 6, 7, 8, 9, 10), [depth], "scaled", 1000)
         values = ", ".join(f"{math.sqrt(v):.2f}" for v in result.variances[0])
@@ -159,15 +149,6 @@ def ranks(_: int) -> None:
 def random_circuits(n_qubits: int, n_layers: int, seed: int, circuits: int) -> tuple[PorterThomas, float]:
     states = random_states(Ansatz(LADDER, n_qubits, n_layers), circuits, seed)
     return porter_thomas(states.square()), meyer_wallach(states).mean
-
-
-def _laws(found: PorterThomas) -> tuple[float, ...]:
-    return found.distance, found.other_distance, found.ipr, found.entropy
-
-
-def _slope(found: GradientVariance) -> float:
-    assert found.slopes[0] is not None
-    return found.slopes[0]
 
 
 def compare(name: str, specified: str | None, values) -> None:

@@ -1,13 +1,13 @@
-"""What it costs to bring one of a thousand compact adapters into a model, and to answer with several at a time.
+"""The cost of loading one of a thousand compact adapters into a model, and of batches with several adapters.
 
     python benchmarks/many_adapters.py                                        # GPT-2 small, all cases: a table
     python benchmarks/many_adapters.py --out benchmarks/results/many_adapters.json
     python benchmarks/many_adapters.py --geometry tiny --users 20 --repetitions 3   # seconds, to see that it runs
 
-Random weights from GPT-2's configuration, random parameters, one thread. Rounds do one thing after the other, so
-that the machine's other work is spread evenly; times are milliseconds of the wall and of the processor, medians and
-the 99th percentile. `cold`: after the files were dropped from the page cache. `other seed`: the start is drawn anew.
-Beside, for a stock LoRA of the same tensors: PEFT's `load_adapter`, its `hotswap_adapter`, and its `set_adapter`.
+Random weights from GPT-2's configuration, random parameters, one thread. Every round measures everything once, so other
+load affects all equally; times are milliseconds of the wall and of the processor, medians and the 99th percentile.
+`cold`: after the files were dropped from the page cache. `other seed`: new initial values are drawn. For comparison,
+with a stock LoRA of the same tensors: PEFT's `load_adapter`, `hotswap_adapter` and `set_adapter`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from statistics import median, quantiles
 from time import perf_counter, process_time
 from typing import Any
 
+import pandas as pd
 import torch
 from peft import PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 import qpeft
-from geometries import GEOMETRIES
+from training_step import GEOMETRIES
 
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "QPA, r=4": (qpeft.QPAConfig, {"r": 4}),
@@ -46,15 +45,15 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
         {"r": 8, "share": "type", "construction": "pad"},
     ),
 }
-N_SEEDS = N_STOCK = 12  # more than slots, and asked for in turn: none is there when its turn comes
+N_SEEDS = N_STOCK = 12  # more than slots, used in turn: each was evicted before its next turn
 CAPACITY = 8
 ROWS, TOKENS = 8, 16
-EVERY = 10  # in how many rounds the slow ones take their turn once
+EVERY = 10  # rounds per measurement of the slow operations
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 def write_user(folder: Path, like: Path) -> None:
-    """The adapter `like` with other trained parameters."""
+    """The adapter `like` with other values of its trained parameters."""
     shutil.copytree(like, folder)
     state = load_file(folder / WEIGHTS)
     save_file(
@@ -150,7 +149,7 @@ def forwards(clock: Clock, pool: qpeft.AdapterPool, names: list[str], ids: torch
 
 
 def peft(clock: Clock, stock: Any, folders: list[str]) -> None:
-    """What PEFT does with stock adapters of the same tensors."""
+    """PEFT's functions for stock adapters with the same tensors."""
     for folder in folders:
         clock.time("PEFT hotswap_adapter", hotswap_adapter, stock, folder, "default", torch_device="cpu")
         clock.time("PEFT load_adapter", stock.load_adapter, folder, "other", torch_device="cpu")
@@ -186,24 +185,15 @@ def measure(method: str, case: str, options: argparse.Namespace, bases: list[Any
         }
 
 
-def table(found: dict[str, Any]) -> Table:
-    shown = Table(
-        title=f"{found['users']:,} compact adapters, {found['geometry']}, one thread: milliseconds",
-        caption=f"{CAPACITY} slots, {found['repetitions']} rounds, {ROWS} x {TOKENS} tokens, PyTorch {found['torch']}",
-    )
-    for heading in ("", "wall", "99 %", "processor", "least"):
-        shown.add_column(heading, justify="left" if not heading else "right")
+def show(found: dict[str, Any]) -> None:
+    print(f"{found['users']:,} adapters, {found['geometry']}, {CAPACITY} slots, {found['repetitions']} rounds; ms")
     for row in found["rows"]:
         sizes = row["bytes"]
-        shown.add_section()
-        shown.add_row(
-            f"[bold]{row['method']}, {row['case']}[/]\n{row['deployed']:,} numbers from {row['trained']:,}; "
+        print(
+            f"\n{row['method']}, {row['case']}: {row['deployed']:,} adapter parameters from {row['trained']:,}; "
             f"{sizes['compact'] / 1e3:,.1f} KB, stock {sizes['stock'] / 1e3:,.0f} KB"
         )
-        for name, times in row["ms"].items():
-            columns = (times[key] for key in ("wall", "wall_99", "processor", "processor_least"))
-            shown.add_row(f"  {name}", *(f"{value:.2f}" for value in columns))
-    return shown
+        print(pd.DataFrame(row["ms"]).T.round(2).to_string())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -213,7 +203,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--repetitions", type=int, default=100, help="rounds")
     parser.add_argument("--methods", nargs="+", choices=METHODS, help="all by default")
     parser.add_argument("--cases", nargs="+", default=["attention", "all linear maps"])
-    parser.add_argument("--out", type=Path, help="write the figures there, too, as JSON")
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file as well")
     options = parser.parse_args(arguments)
     if not options.methods:  # the smallest generator is larger than 5 % of a tiny adapter
         options.methods = [name for name in METHODS if options.geometry != "tiny" or "5 %" not in name]
@@ -227,7 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
             found["rows"].append(measure(method, case, options, bases))
             if options.out:
                 options.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    Console().print(table(found))
+    show(found)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What QAA can learn, beside its classical controls: one zero layer, known changes of it, R^2 on inputs not seen.
+"""What QAA and its classical controls learn: known changes of a zero layer, R^2 on unseen inputs.
 
-    python benchmarks/qaa_toy.py                  # some 10 minutes on one core; table to stdout, JSON to results/
+    python benchmarks/qaa_toy.py                  # about 10 minutes on one core
 
 Width 32 (5 qubits), 700 AdamW steps of 128 inputs, 5e-3 falling linearly, no weight decay, three seeds.
 
-Inputs: "iso" is N(0, I); "lm" stands for a language model's: a fixed mean, entries 1.5 N(0, 1), and noise whose scale
-falls from 3 to 0.3 over the coordinates. Changes to learn: a linear map of rank 3; three random quadratic forms of
-x / ||x||, mixed into 32 outputs; what a `square` circuit with other angles does.
+Inputs: "iso" is N(0, I); "lm" resembles those in a language model: a fixed mean, entries 1.5 N(0, 1), and noise whose
+scale falls from 3 to 0.3 over the coordinates. Changes to learn: a linear map of rank 3; three random quadratic forms
+of x / ||x||, mixed into 32 outputs; a `square` circuit with other angles.
 """
 
 from __future__ import annotations
@@ -86,13 +86,13 @@ def explained(name: str, task: str, seed: int) -> float:
     draw = torch.Generator().manual_seed(1000 + seed)
     kind, what = task.split()
     sample, target, model = inputs(kind, draw), change(what, draw), student(name, seed)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: 1 - step / STEPS)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / STEPS)
     for _ in range(STEPS):
         x = sample(BATCH)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.mse_loss(model(x), target(x)).backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     x = sample(HELD_OUT)
     with torch.no_grad():

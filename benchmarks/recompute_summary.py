@@ -3,9 +3,9 @@
     python benchmarks/recompute_summary.py DIR
 
 Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t intervals, p values, verdicts
-before and after Holm's correction, and places must agree with DIR/summary.csv and DIR/blocks.csv. Nothing is shared
-with qpeft: Student's distribution is integrated numerically, Holm's rule is applied step by step as he stated it. Exit
-code 1 tells of disagreements, each on a line of its own.
+before and after Holm's correction, and ranks must agree with DIR/summary.csv and DIR/blocks.csv. The script does not
+use qpeft: Student's distribution is integrated numerically, and Holm's correction is applied step by step. Exit code 1:
+there are disagreements, one per line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FAILED = {"failed", "diverged", "oom", "timeout", "skipped"}
 
 @dataclass
 class Result:
-    """What a method's rows say of the metric."""
+    """The metric of a method by seed, and the statuses of its rows."""
 
     values: dict[int, float]
     statuses: list[str]
@@ -46,7 +46,7 @@ def read_results(folder: Path, study: dict[str, Any]) -> dict[str, Result]:
 def read_result(all_rows: dict[str, dict], study: dict[str, Any], method: dict[str, Any]) -> Result:
     cells = {seed: f"{study['study']}/{method['key']}/{method['hash']}/seed{seed}" for seed in study["seeds"]}
     rows = {seed: all_rows[cell_id] for seed, cell_id in cells.items() if cell_id in all_rows}
-    if not method["rates"] and rows and study["task"] == "causal-lm":  # untrained: one evaluation is every seed's
+    if not method["rates"] and rows and study["task"] == "causal-lm":  # untrained: one evaluation for all seeds
         rows = dict.fromkeys(cells, next(iter(rows.values())))
     metric = {seed: row["quality"].get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
     statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in cells]
@@ -87,7 +87,7 @@ def compare(method: Result, other: Result, lower_is_better: bool) -> dict[str, A
         found |= {"low": mean - half, "high": mean + half}
     if n < 3:
         return found | {"verdict_alone": "preliminary"}
-    has_spread = statistics.stdev(differences) > 1e-12 * abs(mean)  # without any, no t test can judge
+    has_spread = statistics.stdev(differences) > 1e-12 * abs(mean)  # a t test needs variation
     found["p"] = tail(abs(mean) / error, n - 1) if has_spread else 1.0
     if found["low"] <= 0 <= found["high"]:
         return found | {"verdict_alone": "no difference shown"}
@@ -108,13 +108,13 @@ def family(study: dict[str, Any], results: dict[str, Result]) -> dict[tuple[str,
         if comparison["p_holm"] is not None and comparison["p_holm"] >= 0.05:
             verdict = "no difference shown"
         if (verdict == "better" and results[key].lost) or (verdict == "worse" and results[to].lost):
-            verdict = "no difference shown"  # the seeds that are left are the fortunate ones
+            verdict = "no difference shown"  # the remaining seeds are a biased selection
         comparison["verdict"] = verdict
     return found
 
 
 def correct(found: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """Holm: the smallest p times the number of questions, the next times one less, never falling, at most 1."""
+    """Holm: the smallest p times the number of questions, the next times one less, ..., monotone, at most 1."""
     questions = {tuple(sorted(pair)) for pair, comparison in found.items() if comparison["p"] is not None}
     p_values = {question: found[question if question in found else question[::-1]]["p"] for question in questions}
     largest, corrected, left = 0.0, {}, len(questions)
@@ -127,7 +127,7 @@ def correct(found: dict[tuple[str, str], dict[str, Any]]) -> None:
 
 
 def places(keys: list[str], study: dict[str, Any], results: dict[str, Result]) -> dict[str, int]:
-    """Ranks by the mean of the methods of which all seeds, at least three, succeeded."""
+    """Ranks by mean of the methods with at least three seeds, all successful."""
     sign = 1 if study["metric"] == "test_loss" else -1
     whole = [key for key in keys if 3 <= len(results[key].values) == len(results[key].statuses)]
     means = {key: sign * statistics.mean(results[key].values.values()) for key in whole}
@@ -174,7 +174,7 @@ def columns(name: str, comparison: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def disagreements(path: Path, keys: tuple[str, ...], expected: dict[str, dict[str, Any]]) -> list[str]:
-    """A line for each field of the table at `path` that the rows do not bear out."""
+    """A line for each field of the table at `path` that differs from the rows."""
     text = path.read_text(encoding="utf-8")
     lines = {" ".join(line[key] for key in keys): line for line in csv.DictReader(text.splitlines())} if text else {}
     if lines.keys() != expected.keys():

@@ -16,18 +16,64 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedConfig, PreTrainedModel
 
 import qpeft
-from geometries import GEOMETRIES
+from qpeft.demo import base_path
 from speed.machine import turns
 from speed.measure import Row
 from speed.table import markdown
+
+_GPT2_CASES = {"attention": ["c_attn"], "all linear maps": ["c_attn", "c_proj", "c_fc"], "lm_head": ["lm_head"]}
+_LLAMA_ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+_LLAMA_CASES = {
+    "attention": _LLAMA_ATTENTION,
+    "all linear maps": [*_LLAMA_ATTENTION, "gate_proj", "up_proj", "down_proj"],
+    "lm_head": ["lm_head"],
+}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A model's config, and its target modules by the name of the case."""
+
+    config: PreTrainedConfig
+    cases: dict[str, list[str]]
+
+    def model(self, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+        """A model with random weights."""
+        torch.manual_seed(0)
+        with device:
+            return AutoModelForCausalLM.from_config(self.config, dtype=dtype)
+
+
+GEOMETRIES = {
+    "tiny": Geometry(
+        GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=1000, bos_token_id=0, eos_token_id=0), _GPT2_CASES
+    ),
+    "embedded": Geometry(AutoConfig.from_pretrained(base_path()), _GPT2_CASES),
+    "gpt2": Geometry(GPT2Config(), _GPT2_CASES),
+    "llama-1b": Geometry(
+        LlamaConfig(  # as Llama 3.2 1B
+            vocab_size=128256,
+            hidden_size=2048,
+            intermediate_size=8192,
+            num_hidden_layers=16,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            head_dim=64,
+            tie_word_embeddings=True,
+        ),
+        _LLAMA_CASES,
+    ),
+}
 
 GENERATED = ["qpa", "quantum_peft"]
 RANKED = {
@@ -61,17 +107,17 @@ def turn(method: str, case: str, options: argparse.Namespace) -> Callable[[], ob
     """A function that trains a fresh model by `steps` steps."""
     model = adapted(method, case, options)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0)  # decay would change SoRA's gates
+    optimizer = torch.optim.AdamW(trained, lr=1e-3, weight_decay=0)  # decay would change SoRA's gates
     if method == "sora":
-        qpeft.SoRACallback.attach(optimiser, model, steps=1000)
+        qpeft.SoRACallback.attach(optimizer, model, steps=1000)
     shape = (options.batch_size, options.tokens)
     ids = torch.randint(GEOMETRIES[options.geometry].config.vocab_size, shape, device=options.device)
 
     def run() -> None:
         for _ in range(options.steps):
             model(input_ids=ids, labels=ids).loss.backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
         wait(options.device)
 
     for _ in range(WARM_UP):

@@ -60,7 +60,7 @@ def found(bad_files, world, name, change, way="qpeft.load"):
 
 
 def remove_tensors(copy):
-    from bad_files_tensors import join, split
+    from bad_files_mutations import join, split
 
     file = copy / "adapter_model.safetensors"
     header, payload = split(file.read_bytes())

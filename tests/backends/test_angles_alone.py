@@ -1,4 +1,4 @@
-"""One step of the angles alone, on trained weights: what it gains came through the backend and its gradients."""
+"""A step of the angles alone reduces the loss through every backend."""
 
 import numpy as np
 import pytest
@@ -13,10 +13,10 @@ pytestmark = pytest.mark.long
 STEP = 0.01  # radians, over all angles together
 
 
-class Rubbish(Backend):
-    """Answers with probabilities that have nothing to do with the angles."""
+class RandomBackend(Backend):
+    """Returns probabilities that do not depend on the angles."""
 
-    name = "rubbish"
+    name = "random"
     default_shots = 1000
 
     def __init__(self):
@@ -38,7 +38,7 @@ def ids():
 
 
 def gain(ids, backend, **options):
-    """How much one step of STEP radians down the gradient that came through the backend lowers the loss.
+    """The reduction of the loss by one step of STEP radians along the gradient of the backend.
 
     Both losses are of exact probabilities.
     """
@@ -85,5 +85,5 @@ def test_angles_learn_through_every_backend(ids, backend, options):
 
 
 @pytest.mark.filterwarnings("ignore:QPA trains:UserWarning")
-def test_angles_learn_nothing_from_a_backend_that_answers_rubbish(ids):
-    assert gain(ids, Rubbish()) < gain(ids, "exact") / 4
+def test_angles_do_not_learn_from_random_probabilities(ids):
+    assert gain(ids, RandomBackend()) < gain(ids, "exact") / 4

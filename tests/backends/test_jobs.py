@@ -1,4 +1,4 @@
-"""The ledger: what a job costs, what happens when it fails, and that nothing is sent that cannot be paid."""
+"""Jobs: costs, retries after failures, budget, log."""
 
 import json
 
@@ -15,7 +15,7 @@ ANGLES = np.array([[[0.3, 0.7]], [[0.1, 0.2]]])  # two sets
 
 
 class Failing(ExactBackend):
-    """Fails as often as it is told, then answers."""
+    """Fails `failures` times, then answers."""
 
     name = "failing"
 
@@ -31,7 +31,7 @@ class Failing(ExactBackend):
 
 
 class Answering(ExactBackend):
-    """Answers with what it is told."""
+    """Returns a fixed answer."""
 
     name = "answering"
 
@@ -53,17 +53,17 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_a_failed_job_is_sent_again_after_longer_and_longer(naps, tmp_path):
+def test_failed_job_is_retried_after_increasing_waits(naps, tmp_path):
     jobs = Jobs(Failing(8), 100, retries=8)
     jobs.log_to(tmp_path / "jobs.jsonl")
-    told = []
-    jobs.on_failure = told.append
+    notes = []
+    jobs.on_failure = notes.append
     expected = Jobs(ExactBackend(), 100).run(LADDER, ANGLES, "value")
-    assert np.array_equal(jobs.run(LADDER, ANGLES, "value"), expected)  # as if nothing had failed
+    assert np.array_equal(jobs.run(LADDER, ANGLES, "value"), expected)  # as without failures
     assert sum(naps) == 1 + 2 + 4 + 8 + 16 + 32 + 60 + 60
-    assert max(naps) == 1  # in pieces, so that a wish to stop is heard
-    assert told[1] == "a job on failing failed (queue is down); retrying in 2 s"
-    assert len(told) == 8
+    assert max(naps) == 1  # in steps, so that a stop request takes effect
+    assert notes[1] == "a job on failing failed (queue is down); retrying in 2 s"
+    assert len(notes) == 8
     # a device may have run what it did not answer
     assert (jobs.used.jobs, jobs.used.failures, jobs.used.circuits, jobs.used.shots) == (1, 8, 2, 9 * 200)
     entries = lines(tmp_path / "jobs.jsonl")
@@ -73,14 +73,14 @@ def test_a_failed_job_is_sent_again_after_longer_and_longer(naps, tmp_path):
     assert entries[-1]["purpose"] == "value"
 
 
-def test_a_job_that_never_succeeds_says_so_and_leaves_the_ledger_usable(naps):
+def test_job_that_fails_too_often_raises_and_later_jobs_run(naps):
     jobs = Jobs(Failing(3), 100, retries=2)
     with pytest.raises(BackendError, match="a job on failing failed 3 times, the last time with: queue is down"):
         jobs.run(LADDER, ANGLES, "value")
     assert jobs.run(LADDER, ANGLES, "value").shape == (2, 4)
 
 
-def test_a_strange_reply_after_a_good_one_is_a_failure(naps):
+def test_programming_error_after_an_answer_is_retried(naps):
     backend = Failing(0, AttributeError("'NoneType' object has no attribute 'json'"))
     jobs = Jobs(backend, 100)
     jobs.run(LADDER, ANGLES, "value")
@@ -89,14 +89,14 @@ def test_a_strange_reply_after_a_good_one_is_a_failure(naps):
     assert (jobs.used.jobs, jobs.used.failures) == (2, 1)
 
 
-def test_a_failing_device_stays_within_the_budget(naps):
+def test_retries_stay_within_the_budget(naps):
     backend = Failing(99)
     with pytest.raises(BackendError, match="400 of the shot budget of 500 are used"):
         Jobs(backend, 100, shot_budget=500).run(LADDER, ANGLES, "value")
     assert backend.calls == 2
 
 
-def test_shots_of_a_job_that_a_kill_cut_off_stay_used(tmp_path):
+def test_shots_of_a_killed_job_count_as_used(tmp_path):
     class Killed(BaseException):
         pass
 
@@ -113,7 +113,7 @@ def test_shots_of_a_job_that_a_kill_cut_off_stay_used(tmp_path):
     assert (again.used.shots, again.used.jobs) == (200, 0)
 
 
-def test_a_wish_to_stop_ends_the_waiting_and_keeps_jobs_from_hardware(naps):
+def test_stop_request_ends_waiting_and_prevents_jobs_on_hardware(naps):
     backend = Failing(99)
     jobs = Jobs(backend, 100)
     jobs.stop_wanted = lambda: bool(naps)
@@ -127,7 +127,7 @@ def test_a_wish_to_stop_ends_the_waiting_and_keeps_jobs_from_hardware(naps):
 
 
 @pytest.mark.parametrize("error", [TypeError("no such argument"), ConfigError("too few wires")])
-def test_mistakes_are_not_repeated(naps, error):
+def test_permanent_errors_are_not_retried(naps, error):
     backend = Failing(9, error)
     with pytest.raises(type(error)):
         Jobs(backend, 100).run(LADDER, ANGLES, "value")
@@ -144,13 +144,13 @@ def test_mistakes_are_not_repeated(naps, error):
         ([[1, 0, 0, 0], [1.5, -0.5, 0, 0]], "values that are not probabilities"),
     ],
 )
-def test_answers_that_are_no_probabilities_are_failures(naps, answer, message):
+def test_invalid_probabilities_are_failures(naps, answer, message):
     with pytest.raises(BackendError, match=message):
         Jobs(Answering(answer), 100, retries=1).run(LADDER, ANGLES, "value")
     assert naps == [1]
 
 
-def test_no_job_is_sent_beyond_the_budget():
+def test_job_beyond_the_budget_is_not_sent():
     backend = Failing(0)
     jobs = Jobs(backend, 100, shot_budget=500)
     jobs.run(LADDER, ANGLES, "value")
@@ -160,7 +160,7 @@ def test_no_job_is_sent_beyond_the_budget():
     assert backend.calls == 2
 
 
-def test_a_log_goes_on_where_it_stopped(tmp_path):
+def test_log_is_continued_after_an_incomplete_line(tmp_path):
     path = tmp_path / "jobs.jsonl"
     begun = Jobs(ExactBackend(), 100)
     begun.log_to(path)
@@ -175,7 +175,7 @@ def test_a_log_goes_on_where_it_stopped(tmp_path):
         jobs.run(LADDER, ANGLES, "value")
 
 
-def test_a_foreign_log_is_refused(tmp_path):
+def test_file_that_is_not_a_log_is_refused(tmp_path):
     path = tmp_path / "jobs.jsonl"
     path.write_text('{"loss": 3.2}\n')
     with pytest.raises(CheckpointError, match="is not a log of jobs"):

@@ -1,10 +1,8 @@
-"""PennyLane devices: bit order, exact where they are exact, unbiased where they count, noisy where they are noisy."""
+"""PennyLane devices: bit order, exact probabilities, gradients, shots, noise, seeds."""
 
 import copy
 import itertools
 import math
-import subprocess
-import sys
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from pennylane.devices import DefaultQubit, LegacyDeviceFacade, QubitDevice
 
 import qpeft
+from circuits import ANSATZE, exact, random_angles
 from qpeft.backends import CircuitRun, Jobs
 from qpeft.backends.named import as_backend
 from qpeft.backends.pennylane import PennyLaneBackend, backend_by_name
@@ -24,23 +23,13 @@ from qpeft.errors import BackendError, ConfigError
 
 LADDER = Ansatz("ry_ladder", 3, 2)
 WEIGHTS = np.array([0.3, -1.0, 2.0, 0.7, -0.2, 1.1, -1.6, 0.4])
-ANSATZE = ("ry_ladder", "two_design", "square", "qaa", "rxyz")
 SIMULATORS = ("default.qubit", "lightning.qubit", "default.mixed")
 
 every_simulator = pytest.mark.parametrize("name", SIMULATORS)
 
 
-def random_angles(ansatz, *batch, seed=0):
-    draw = np.random.default_rng(seed)
-    return draw.uniform(-math.pi, math.pi, (*batch, *ansatz.angle_shape))
-
-
 def backend(name, wires=3, **options):
     return PennyLaneBackend(qml.device(name, wires=wires, **options))
-
-
-def exact(ansatz, angles):
-    return np.stack([gate_probabilities(ansatz, each).numpy() for each in torch.from_numpy(angles)])
 
 
 def exact_gradient(ansatz, angles, weights=WEIGHTS):
@@ -61,7 +50,7 @@ def test_wire_0_is_the_most_significant_bit(name, wires, shots):
 
 @every_simulator
 @pytest.mark.parametrize("ansatz", ANSATZE)
-def test_a_batch_of_every_ansatz_is_exact(name, ansatz):
+def test_batch_of_every_ansatz_is_exact(name, ansatz):
     ansatz = Ansatz(ansatz, 3, 2)
     angles = random_angles(ansatz, 4)
     np.testing.assert_allclose(backend(name).run(ansatz, angles, None, 0), exact(ansatz, angles), atol=1e-12)
@@ -69,7 +58,7 @@ def test_a_batch_of_every_ansatz_is_exact(name, ansatz):
 
 @every_simulator
 @pytest.mark.parametrize("shots", [None, 100])
-def test_a_batch_is_one_execution(name, shots):
+def test_batch_is_one_execution(name, shots):
     device = qml.device(name, wires=3)
     with qml.Tracker(device) as tracker:
         found = PennyLaneBackend(device).run(LADDER, random_angles(LADDER, 13), shots, 0)
@@ -82,7 +71,7 @@ def test_a_batch_is_one_execution(name, shots):
 
 @every_simulator
 @pytest.mark.parametrize("ansatz", ANSATZE)
-def test_the_adjoint_gradient_is_autograds(name, ansatz):
+def test_adjoint_gradient_equals_autograd(name, ansatz):
     ansatz = Ansatz(ansatz, 3, 2)
     angles = random_angles(ansatz)
     found = backend(name).adjoint(ansatz, angles, WEIGHTS)
@@ -93,7 +82,7 @@ def test_the_adjoint_gradient_is_autograds(name, ansatz):
 
 @every_simulator
 @pytest.mark.parametrize("wires", [None, 5, ["b", "a", 7, "c"]])
-def test_the_adjoint_gradient_on_any_wires(name, wires):
+def test_adjoint_gradient_on_any_wires(name, wires):
     angles = random_angles(LADDER)
     found = backend(name, wires).adjoint(LADDER, angles, WEIGHTS)
     np.testing.assert_allclose(found, exact_gradient(LADDER, angles), atol=1e-12)
@@ -106,7 +95,7 @@ def gradient(device, shots=None, gradient="auto", angles=None):
 
 
 @every_simulator
-def test_parameter_shift_without_shots_is_qpefts_own_gradient(name):
+def test_parameter_shift_without_shots_equals_the_exact_gradient(name):
     angles = torch.from_numpy(random_angles(LADDER)).requires_grad_()
     own = torch.autograd.grad(torch.from_numpy(WEIGHTS) @ probabilities(angles), angles)[0]
     found = gradient(qml.device(name, wires=3), gradient="parameter-shift")
@@ -115,7 +104,7 @@ def test_parameter_shift_without_shots_is_qpefts_own_gradient(name):
 
 @pytest.mark.filterwarnings("ignore:Setting shots on device is deprecated")
 @every_simulator
-def test_the_callers_shots_replace_the_devices(name):
+def test_requested_shots_replace_those_of_the_device(name):
     backend = PennyLaneBackend(qml.device(name, wires=3, shots=40))
     angles = random_angles(LADDER, 1)
     assert Jobs(backend).shots == 40
@@ -126,7 +115,7 @@ def test_the_callers_shots_replace_the_devices(name):
         assert counts.sum() == pytest.approx(shots)
 
 
-def test_what_a_device_can_do():
+def test_capabilities_of_devices():
     for name in SIMULATORS:
         able = backend(name)
         assert able.has_exact
@@ -136,7 +125,7 @@ def test_what_a_device_can_do():
     assert not backend("reference.qubit").has_adjoint
 
 
-def test_auto_takes_adjoint_where_it_is():
+def test_auto_selects_adjoint_if_available():
     def chosen(name, shots=None):
         return CircuitRun(LADDER, Jobs(backend(name), shots), "auto").gradient
 
@@ -201,7 +190,7 @@ def finite_differences(backend, angles, step=1e-4):
 
 
 @pytest.mark.parametrize("rule", ["adjoint", "parameter-shift"])
-def test_gradients_of_a_noisy_circuit_are_its_own(rule):
+def test_gradients_of_a_noisy_circuit_equal_finite_differences(rule):
     """Parameter shift is exact for a circuit with channels as well."""
     noisy = backend_by_name("default.mixed", 3, 0.05)
     found = gradient(noisy.device, gradient=rule)
@@ -215,7 +204,7 @@ def damping():
     return qml.NoiseModel({after: lambda op, **_: [qml.AmplitudeDamping(0.1, wire) for wire in op.wires]})
 
 
-def test_a_noise_model_of_the_users_own():
+def test_noise_model_of_the_user():
     """All RY angles 0: nothing to damp. All pi on one wire: each of the damped gates loses a tenth."""
     found = as_backend(qml.add_noise(qml.device("default.mixed", wires=1), damping()), 1)
     assert found.name == "default.mixed"
@@ -223,8 +212,8 @@ def test_a_noise_model_of_the_users_own():
     np.testing.assert_allclose(p, [[1, 0], [0.1, 0.9]], atol=1e-12)
 
 
-def test_over_rotations_on_lightning_have_adjoint_gradients():
-    """A coherent error adds gates with angles of their own, which are no angles of ours."""
+def test_coherent_errors_on_lightning_have_adjoint_gradients():
+    """A coherent error adds gates whose angles are not trained."""
     model = qml.NoiseModel({qml.noise.op_eq("RY"): lambda op, **_: qml.RX(0.3, op.wires)})
     device = qml.add_noise(qml.device("lightning.qubit", wires=3), model)
     run = PennyLaneBackend(device)
@@ -255,7 +244,7 @@ def no_rotations(tape):
 
 
 @every_simulator
-def test_a_circuit_that_the_device_does_not_take_is_refused(name):
+def test_unsupported_circuit_is_refused(name):
     backend = PennyLaneBackend(no_rotations(qml.device(name, wires=3)))
     with pytest.raises(ConfigError, match=f"{name} cannot run ry_ladder: RY is not calibrated today"):
         CircuitRun(LADDER, Jobs(backend))
@@ -268,7 +257,7 @@ def counts_only(tape):
     return (tape,), lambda results: results[0]
 
 
-def test_a_device_that_only_counts_wants_shots():
+def test_device_without_exact_probabilities_needs_shots():
     backend = PennyLaneBackend(counts_only(qml.device("default.qubit", wires=3)))
     assert not backend.has_exact
     with pytest.raises(ConfigError, match=r"default\.qubit returns counts and no exact probabilities"):
@@ -298,7 +287,7 @@ class Old(QubitDevice):
         return {**super().capabilities(), "returns_probs": True}
 
 
-def test_a_device_of_the_old_interface():
+def test_device_of_the_old_interface():
     old = PennyLaneBackend(LegacyDeviceFacade(Old(wires=4, shots=None)))  # as qml.device gives it
     angles = random_angles(LADDER, 4)
     np.testing.assert_allclose(old.run(LADDER, angles, None, 0), exact(LADDER, angles), atol=1e-12)
@@ -307,7 +296,7 @@ def test_a_device_of_the_old_interface():
     assert CircuitRun(LADDER, Jobs(old)).gradient == "parameter-shift"
 
 
-def test_something_else_of_pennylane_is_refused():
+def test_other_pennylane_object_is_refused():
     with pytest.raises(ConfigError, match="a PennyLane device is needed"):
         as_backend(qml.QNode(lambda: None, qml.device("default.qubit")), 3)
 
@@ -324,7 +313,7 @@ def test_something_else_of_pennylane_is_refused():
         ),
     ],
 )
-def test_named_devices_that_cannot_be(arguments, message):
+def test_unusable_named_devices_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         backend_by_name(*arguments)
 
@@ -335,42 +324,27 @@ def test_noise_out_of_range_is_refused(noise):
         backend_settings({"noise": noise})
 
 
-def test_a_named_device_has_the_wires_it_needs():
+def test_named_device_has_the_required_wires():
     assert len(backend_by_name("lightning.qubit", 5, 0.0).device.wires) == 5
 
 
 @pytest.mark.parametrize(("name", "noise"), [*((name, 0.0) for name in SIMULATORS), ("default.mixed", 0.1)])
-def test_counts_of_a_named_simulator_depend_on_the_jobs_seed_alone(name, noise):
-    """So a resumed run draws what the unbroken one would have drawn."""
+def test_counts_of_a_named_simulator_depend_only_on_the_seed_of_the_job(name, noise):
+    """A resumed run draws the same counts as an uninterrupted one."""
     simulator, angles = backend_by_name(name, 3, noise), random_angles(LADDER, 2)
     first, other = (simulator.run(LADDER, angles, 500, seed) for seed in (2**63 + 1, 2))
     assert np.array_equal(simulator.run(LADDER, angles, 500, 2**63 + 1), first)
     assert np.array_equal(backend_by_name(name, 3, noise).run(LADDER, angles, 500, 2**63 + 1), first)
     assert not np.array_equal(other, first)
     same = simulator.run(LADDER, angles[[0, 0]], 500, 3)
-    assert not np.array_equal(same[0], same[1])  # circuits of one job draw apart
-
-
-def test_without_pennylane_the_extra_is_named():
-    code = """
-import sys
-sys.modules["pennylane"] = None
-from qpeft.backends.named import as_backend
-from qpeft.errors import ConfigError
-try:
-    as_backend("pennylane:default.qubit", 3)
-except ConfigError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "a PennyLane device needs PennyLane: pip install pennylane"
+    assert not np.array_equal(same[0], same[1])  # circuits of one job have independent counts
 
 
 # training
 
 
 class Flaky(DefaultQubit):
-    """Fails at random, before it draws anything."""
+    """Fails at random, before sampling."""
 
     def __init__(self, share, **options):
         super().__init__(**options)
@@ -383,7 +357,7 @@ class Flaky(DefaultQubit):
         return super().execute(circuits, execution_config)
 
 
-def test_a_device_that_fails_at_random_finishes_and_nothing_is_lost(llama, ids, adapters, monkeypatch):
+def test_training_on_a_device_that_fails_at_random(llama, ids, adapters, monkeypatch):
     monkeypatch.setattr("qpeft.backends.jobs.time.sleep", lambda seconds: None)
 
     def train(device):
@@ -397,12 +371,12 @@ def test_a_device_that_fails_at_random_finishes_and_nothing_is_lost(llama, ids, 
     smooth, expected = train(DefaultQubit(wires=5, seed=7))
     assert used.failures == flaky.failures > 2
     assert (used.jobs, used.circuits) == (smooth.jobs, smooth.circuits)
-    assert used.shots > smooth.shots  # what was sent again counts
+    assert used.shots > smooth.shots  # repeated jobs count
     assert used.shots >= 6 * 31 * 1000  # six steps of 15 angles
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_a_device_that_is_gone_ends_the_training_with_its_own_words(llama, ids, adapters):
+def test_training_on_a_dead_device_ends_with_its_error(llama, ids, adapters):
     model = adapters.qpa(llama, chunk_size=64)
     qpeft.set_backend(model, Flaky(1.0, wires=5), shots=1000, retries=0)
     with pytest.raises(BackendError, match=r"default\.qubit failed 1 times, the last time with: the queue is full"):

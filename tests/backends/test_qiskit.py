@@ -1,8 +1,6 @@
-"""Qiskit samplers: bit order, one job a batch, unbiased gradients, noise as asked for, settings of the samplers."""
+"""Qiskit samplers: bit order, one job per batch, unbiased gradients, noise, options of the samplers."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,14 +15,14 @@ from qiskit_aer.primitives import SamplerV2 as AerSampler
 from scipy.stats import chi2
 
 import qpeft
+from circuits import ANSATZE, exact, random_angles
 from qpeft.backends import CircuitRun, Jobs
 from qpeft.backends.named import as_backend
 from qpeft.backends.qiskit import QiskitBackend
 from qpeft.circuits import Ansatz, probabilities
-from qpeft.circuits.gates import gate_probabilities
 from qpeft.errors import ConfigError
 
-# Qiskit's own words on a fake device with noise
+# Qiskit's warning on a fake device with noise
 pytestmark = pytest.mark.filterwarnings("ignore:.*has no QubitProperties:UserWarning")
 
 LADDER = Ansatz("ry_ladder", 3, 2)
@@ -48,16 +46,8 @@ NOISELESS = {
 every_sampler = pytest.mark.parametrize("name", NOISELESS)
 
 
-def random_angles(ansatz, *batch, seed=0):
-    return np.random.default_rng(seed).uniform(-math.pi, math.pi, (*batch, *ansatz.angle_shape))
-
-
-def exact(ansatz, angles):
-    return np.stack([gate_probabilities(ansatz, each).numpy() for each in torch.from_numpy(angles)])
-
-
 def assert_drawn_from(frequencies, p, shots):
-    """Pearson's statistic below the quantile that one draw in 10^6 exceeds; what cannot happen does not."""
+    """Pearson's statistic is below the quantile that one draw in 10^6 exceeds; impossible outcomes do not occur."""
     assert (frequencies[p < 1e-12] == 0).all()
     rare = p * shots < 5  # one cell, with the least of the others
     rare |= p == p[~rare].min()
@@ -76,7 +66,7 @@ def test_wire_0_is_the_most_significant_bit(name):
 
 @pytest.mark.parametrize("n_qubits", [8, 9])
 @pytest.mark.parametrize("name", ["statevector", "aer"])
-def test_outcomes_of_more_than_a_byte(name, n_qubits):
+def test_outcomes_with_more_than_8_bits(name, n_qubits):
     angles = math.pi * np.eye(n_qubits)[:, None, :]
     found = QiskitBackend(NOISELESS[name]()).run(Ansatz("ry_ladder", n_qubits, 1), angles, 10, 0)
     np.testing.assert_array_equal(found.argmax(axis=1), [2 ** (n_qubits - wire) - 1 for wire in range(n_qubits)])
@@ -84,7 +74,7 @@ def test_outcomes_of_more_than_a_byte(name, n_qubits):
 
 
 @every_sampler
-@pytest.mark.parametrize("ansatz", ["ry_ladder", "two_design", "square", "qaa", "rxyz"])
+@pytest.mark.parametrize("ansatz", ANSATZE)
 def test_frequencies_are_drawn_from_the_probabilities(name, ansatz):
     """On a line the ring of QAA's circuits is routed, so wires end elsewhere than they began."""
     ansatz = Ansatz(ansatz, 4, 2)
@@ -113,7 +103,7 @@ def gradient(run):
     return torch.autograd.grad(torch.from_numpy(WEIGHTS) @ run(leaf), leaf)[0].numpy()
 
 
-def test_a_gradient_is_one_job_of_one_pub():
+def test_gradient_is_one_job_of_one_pub():
     sampler = Watched(seed=0)
     gradient(CircuitRun(LADDER, Jobs(QiskitBackend(sampler), 1000)))
     (value,), shots = sampler.jobs[0]
@@ -156,7 +146,7 @@ class WithoutTheFirstGate:
         return circuit
 
 
-def test_angles_that_the_transpiler_drops_are_not_sent():
+def test_angles_removed_by_the_transpiler_are_not_sent():
     """A rotation by 0 is none, so the others must reach their own gates."""
     backend = QiskitBackend(StatevectorSampler(seed=0), WithoutTheFirstGate())
     angles = random_angles(LADDER, 2)
@@ -178,7 +168,7 @@ class Counting:
         return self.inner.run(circuit)
 
 
-def test_the_users_pass_manager_wins_and_runs_once():
+def test_pass_manager_of_the_user_runs_once():
     device = fake_device(4, coupling_map=CouplingMap.from_line(4))
     passes = Counting(device)
     run = CircuitRun(LADDER, Jobs(QiskitBackend(on(device), passes), 1000))
@@ -188,7 +178,7 @@ def test_the_users_pass_manager_wins_and_runs_once():
     assert_drawn_from(run.value(random_angles(LADDER)), exact(LADDER, random_angles(LADDER, 1))[0], 1000)
 
 
-def test_a_circuit_is_transpiled_to_the_samplers_device():
+def test_circuit_is_transpiled_to_the_device_of_the_sampler():
     device = fake_device(6, coupling_map=CouplingMap.from_line(6))
     for sampler in (on(device), AerSampler.from_backend(AerSimulator.from_backend(device))):
         backend = QiskitBackend(sampler)
@@ -201,7 +191,7 @@ def test_a_circuit_is_transpiled_to_the_samplers_device():
 # settings of the samplers
 
 
-def test_the_samplers_own_shots_hold_where_none_are_given():
+def test_shots_of_the_sampler_are_the_default():
     ours = {
         77: StatevectorSampler(default_shots=77),
         78: AerSampler(default_shots=78),
@@ -212,7 +202,7 @@ def test_the_samplers_own_shots_hold_where_none_are_given():
         assert Jobs(QiskitBackend(sampler), 10).shots == 10
 
 
-def test_a_sampler_without_shots_of_its_own_wants_some():
+def test_sampler_without_default_shots_needs_shots():
     class Unset:
         """As IBM Runtime's options have it."""
 
@@ -234,7 +224,7 @@ def test_a_sampler_without_shots_of_its_own_wants_some():
         (on(fake_device()), "generic_backend_5q (qiskit.BackendSamplerV2)"),
     ],
 )
-def test_samplers_are_recognised(sampler, name):
+def test_samplers_are_recognized(sampler, name):
     backend = as_backend(sampler, 3)
     assert isinstance(backend, QiskitBackend)
     assert backend.sampler is sampler
@@ -243,14 +233,14 @@ def test_samplers_are_recognised(sampler, name):
     assert not backend.has_exact
 
 
-def test_a_device_elsewhere_is_no_simulator():
+def test_unknown_device_is_not_a_simulator():
     class Remote(GenericBackendV2):
         pass
 
     assert not QiskitBackend(on(Remote(3, seed=1))).is_simulator
 
 
-def test_too_few_qubits_are_refused_before_any_work(llama, adapters):
+def test_too_few_qubits_are_refused(llama, adapters):
     sampler = on(fake_device(2))
     with pytest.raises(
         ConfigError, match=r"generic_backend_2q \(.*\) has 2 qubits and the circuit needs 3; use another"
@@ -260,7 +250,7 @@ def test_too_few_qubits_are_refused_before_any_work(llama, adapters):
         qpeft.set_backend(adapters.qpa(llama, chunk_size=64), sampler)
 
 
-def test_what_cannot_be_transpiled_is_refused_before_any_work():
+def test_circuit_that_cannot_be_transpiled_is_refused():
     passes = generate_preset_pass_manager(coupling_map=CouplingMap.from_line(2), basis_gates=["rz", "sx", "cx"])
     with pytest.raises(ConfigError, match=r"ry_ladder cannot be transpiled to qiskit\.StatevectorSampler") as caught:
         CircuitRun(LADDER, Jobs(QiskitBackend(StatevectorSampler(), passes)))
@@ -286,7 +276,7 @@ def test_named_noise_is_depolarising(n_qubits, noise):
                 assert_drawn_from(frequencies, p_without, 100_000)
 
 
-def test_a_noise_model_of_the_users_own():
+def test_noise_model_of_the_user():
     """A readout that is wrong one time in four."""
     model = NoiseModel()
     model.add_all_qubit_readout_error(ReadoutError([[0.75, 0.25], [0.25, 0.75]]))
@@ -297,8 +287,8 @@ def test_a_noise_model_of_the_users_own():
 
 
 @pytest.mark.parametrize("name", ["qiskit:aer", "qiskit:statevector"])
-def test_counts_of_named_samplers_depend_on_the_jobs_seed_alone(name):
-    """So a resumed run draws what the unbroken one would have drawn; equal circuits of one job still differ."""
+def test_counts_of_named_samplers_depend_only_on_the_seed_of_the_job(name):
+    """A resumed run draws the same counts as an uninterrupted one; equal circuits of one job differ."""
     angles = random_angles(LADDER, 1).repeat(2, axis=0)
 
     def drawn(seed):
@@ -318,29 +308,6 @@ def test_counts_of_named_samplers_depend_on_the_jobs_seed_alone(name):
         (("qiskit:aer", 40, 0.0), "qiskit:aer has .* qubits and the circuit needs 40"),
     ],
 )
-def test_named_samplers_that_cannot_be(arguments, message):
+def test_unusable_named_samplers_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         as_backend(*arguments).check(Ansatz("ry_ladder", arguments[1], 1))
-
-
-def test_without_qiskit_the_extra_is_named():
-    code = """
-import sys
-from qpeft.backends.named import as_backend
-from qpeft.circuits import Ansatz
-from qpeft.errors import ConfigError
-
-def ask(missing, call):
-    sys.modules[missing] = None
-    try:
-        call()
-    except ConfigError as error:
-        print(error)
-
-ask("qiskit_aer", lambda: as_backend("qiskit:aer", 3))
-ask("qiskit", lambda: as_backend("qiskit:statevector", 3))
-ask("qiskit", Ansatz("ry_ladder", 3, 2).to_qiskit)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    askers = ("backend qiskit:aer", "backend qiskit:statevector", "to_qiskit")
-    assert done.stdout.splitlines() == [f"{what} needs Qiskit: pip install qiskit qiskit-aer" for what in askers]

@@ -1,4 +1,4 @@
-"""A circuit as a function of its angles: gradients exact or unbiased, hopeless settings refused."""
+"""A circuit as a function of its angles: exact or unbiased gradients, refused options, training."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def gradient(run, angles):
 
 
 @pytest.mark.parametrize("rule", ["adjoint", "parameter-shift"])
-def test_without_shots_every_exact_rule_is_autograd(angles, rule):
+def test_exact_rules_equal_autograd_without_shots(angles, rule):
     torch.testing.assert_close(
         gradient(make(gradient=rule), angles), gradient(probabilities, angles), atol=1e-12, rtol=0
     )
@@ -56,7 +56,7 @@ def test_sampled_gradients_are_unbiased(angles, rule):
     assert (error > 0).all()
 
 
-def test_a_gradient_is_one_job(angles):
+def test_gradient_is_one_job(angles):
     run = make(1000)
     gradient(run, angles)
     assert (run.jobs.used.jobs, run.jobs.used.circuits, run.jobs.used.shots) == (2, 13, 13_000)
@@ -70,8 +70,8 @@ def test_frequencies_have_the_multinomial_spread(angles):
     torch.testing.assert_close(draws.var(dim=0), p * (1 - p) / 1000, atol=2e-6, rtol=0.15)
 
 
-def test_counts_depend_on_seed_and_angles_alone(angles):
-    """So a resumed run draws what the unbroken one would have drawn."""
+def test_counts_depend_only_on_seed_and_angles(angles):
+    """A resumed run draws the same counts as an uninterrupted one."""
     run = make(100)
     first, other = run(angles.detach()), run(angles.detach() + 1)
     assert torch.equal(run(angles.detach()), first)
@@ -82,7 +82,7 @@ def test_counts_depend_on_seed_and_angles_alone(angles):
 
 @given(counts=st.floats(0.1, 5), seed=st.integers(0, 99))
 @settings(max_examples=25)
-def test_smoothing_leaves_no_zero_and_keeps_the_sum(counts, seed):
+def test_smoothed_probabilities_are_positive_and_sum_to_one(counts, seed):
     theta = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)  # all shots hit the first outcome
     run = make(100, seed=seed, smoothing=counts)
     p = run(theta)
@@ -96,13 +96,13 @@ def test_smoothing_leaves_no_zero_and_keeps_the_sum(counts, seed):
 
 
 class Noiseless(ExactBackend):
-    """Answers a wish for shots with what infinitely many would give."""
+    """Returns exact probabilities also for shots."""
 
     def run(self, ansatz, angles, shots, seed):
         return super().run(ansatz, angles, None, seed)
 
 
-def test_the_dtype_is_the_angles_and_the_shape_is_kept():
+def test_dtype_is_that_of_the_angles():
     run = make(2000)
     theta = torch.rand(2, 3, requires_grad=True)
     p = run(theta)
@@ -122,12 +122,12 @@ def test_the_dtype_is_the_angles_and_the_shape_is_kept():
         ({"backend": Sampler(), "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities"),
     ],
 )
-def test_hopeless_settings_are_refused(options, message):
+def test_incompatible_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         make(**options)
 
 
-def test_a_sampler_without_shots_of_its_own_wants_some():
+def test_sampler_without_default_shots_needs_shots():
     backend = Sampler()
     assert Jobs(backend).shots == 300
     backend.default_shots = None
@@ -135,7 +135,7 @@ def test_a_sampler_without_shots_of_its_own_wants_some():
         make(backend=backend)
 
 
-def test_wide_circuits_run_where_they_are_wanted():
+def test_wide_circuits_run_if_allowed():
     ansatz = Ansatz("ry_ladder", 15, 1)
     with pytest.warns(UserWarning, match="100 shots for 32768 outcomes"):
         assert make(100, ansatz=ansatz, allow_wide=True)(torch.zeros(1, 15))[0] == 1
@@ -147,9 +147,9 @@ def test_few_shots_warn():
         make(159, ansatz=Ansatz("ry_ladder", 4, 1))
 
 
-def test_it_says_what_it_chose():
-    told = "exact: 3 qubits, 1,000 shots per circuit, gradients by parameter-shift, 13 circuits per step"
-    assert str(make(1000)) == told
+def test_description_of_a_run():
+    described = "exact: 3 qubits, 1,000 shots per circuit, gradients by parameter-shift, 13 circuits per step"
+    assert str(make(1000)) == described
     assert str(make()) == "exact: 3 qubits, exact probabilities, gradients by adjoint, 2 circuits per step"
 
 
@@ -178,14 +178,14 @@ def test_values_out_of_range_are_refused_before_any_job(llama, adapters, options
     assert all(feature.backend is None for feature in model.modules() if isinstance(feature, CircuitFeature))
 
 
-def test_numpys_whole_numbers_are_shots(llama, adapters, tmp_path):
+def test_shots_as_numpy_integers(llama, adapters, tmp_path):
     model = adapters.qpa(llama, chunk_size=64)
     run = qpeft.set_backend(model, shots=np.int64(5000), log=tmp_path / "jobs.jsonl")
     run(torch.zeros(run.ansatz.angle_shape))
     assert run.jobs.used.shots == 5000
 
 
-def test_a_backend_of_ones_own_is_never_taken_for_the_simulator(llama, ids, adapters):
+def test_subclass_of_the_exact_backend_is_called(llama, ids, adapters):
     class Mine(ExactBackend):
         calls = 0
 
@@ -200,7 +200,7 @@ def test_a_backend_of_ones_own_is_never_taken_for_the_simulator(llama, ids, adap
     assert mine.calls == 1
 
 
-def test_frozen_angles_need_no_gradient(llama, ids, adapters):
+def test_frozen_angles_have_no_gradient_circuits(llama, ids, adapters):
     model = adapters.qpa(llama, chunk_size=64, feature_source="qnn_frozen")
     run = qpeft.set_backend(model, shots=5000)
     assert str(run).endswith("frozen angles, 1 circuit per step")
@@ -208,7 +208,7 @@ def test_frozen_angles_need_no_gradient(llama, ids, adapters):
     assert run.jobs.used.circuits == 3
 
 
-def test_no_job_is_sent_before_it_is_needed(llama, ids, adapters):
+def test_training_sends_one_job_per_value_and_gradient(llama, ids, adapters):
     model = adapters.qpa(llama, chunk_size=64)
     run = qpeft.set_backend(model, shots=5000)
     adapters.train(model, ids, steps=3)
@@ -216,7 +216,7 @@ def test_no_job_is_sent_before_it_is_needed(llama, ids, adapters):
     assert repr(run) == str(run)
 
 
-def test_an_unknown_backend(llama, adapters):
+def test_unknown_backend_is_refused(llama, adapters):
     with pytest.raises(ConfigError, match="a PeftModel is needed, as get_peft_model returns it, got 'run'"):
         qpeft.set_backend("run", shots=100)
     model = adapters.qpa(llama, chunk_size=64)
@@ -224,7 +224,7 @@ def test_an_unknown_backend(llama, adapters):
         qpeft.set_backend(model, "abacus")
 
 
-def test_training_with_shots_starts_exact_and_exports_exactly(llama, ids, adapters, tmp_path):
+def test_training_with_shots_evaluates_and_exports_exactly(llama, ids, adapters, tmp_path):
     base = adapters.logits(llama, ids)
     model = adapters.qpa(llama, chunk_size=64, feature_map="squash")
     qpeft.set_backend(model, shots=2000)
@@ -241,7 +241,7 @@ def test_training_with_shots_starts_exact_and_exports_exactly(llama, ids, adapte
     torch.testing.assert_close(adapters.logits(stock, ids), exact, atol=1e-6, rtol=0)
 
 
-def test_a_model_without_a_circuit(llama, adapters):
+def test_model_without_a_circuit_is_refused(llama, adapters):
     with pytest.raises(ConfigError, match="the model has no circuit of QPA"):
         qpeft.set_backend(llama, shots=100)
     with pytest.raises(ConfigError, match="the model has no circuit of QPA"):

@@ -1,4 +1,4 @@
-"""What QAA's circuits promise besides their values."""
+"""QAA's circuits: symmetries, shapes, gradients, statistics, refused input."""
 
 from math import pi
 
@@ -49,7 +49,7 @@ def test_dead_angles_are_those_without_a_gradient(ansatz, width, n_layers):
 @every_ansatz
 @both_dtypes
 @pytest.mark.parametrize(("width", "n_layers"), [(1, 1), (7, 1), (64, 2), (300, 1)])
-def test_the_sign_of_an_input_is_not_seen_and_its_length_hardly(read, ansatz, dtype, width, n_layers):
+def test_features_do_not_depend_on_sign_and_norm_of_an_input(read, ansatz, dtype, width, n_layers):
     x, angles = torch.randn(3, width, dtype=dtype), random_angles(ansatz, width, n_layers, dtype)
     found = read(x, angles, ansatz)
     assert torch.equal(read(-x, angles, ansatz), found)
@@ -61,7 +61,7 @@ def test_the_sign_of_an_input_is_not_seen_and_its_length_hardly(read, ansatz, dt
 @every_readout
 @every_ansatz
 @pytest.mark.parametrize(("width", "n_layers"), [(5, 1), (5, 2), (200, 1)])
-def test_an_input_of_zeros(read, ansatz, width, n_layers):
+def test_input_of_zeros_has_zero_features_and_gradients(read, ansatz, width, n_layers):
     x = torch.zeros(2, width, requires_grad=True)
     angles = random_angles(ansatz, width, n_layers, torch.float32).requires_grad_()
     found = read(x, angles, ansatz)
@@ -72,7 +72,7 @@ def test_an_input_of_zeros(read, ansatz, width, n_layers):
 
 
 @every_ansatz
-def test_a_tiny_input_is_divided_by_the_smallest_norm(ansatz):
+def test_tiny_input_is_divided_by_the_smallest_norm(ansatz):
     x, angles = torch.randn(2, 5, dtype=torch.float64), random_angles(ansatz, 5)
     x /= x.norm(dim=-1, keepdim=True)
     found = amplitude_expectations(x * 1e-9, angles, ansatz)
@@ -84,7 +84,7 @@ def test_a_tiny_input_is_divided_by_the_smallest_norm(ansatz):
 
 @every_readout
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_with_its_token(read, bad):
+def test_nonfinite_values_affect_only_their_token(read, bad):
     x, angles = torch.randn(3, 5), random_angles("square", 5, dtype=torch.float32)
     clean = read(x, angles)
     x[1, 2] = bad
@@ -95,7 +95,7 @@ def test_what_is_not_finite_stays_with_its_token(read, bad):
 
 @every_readout
 @every_ansatz
-def test_shapes_and_numbers_of_tokens(read, ansatz):
+def test_shapes_of_inputs_and_results(read, ansatz):
     angles = random_angles(ansatz, 6)
     x = torch.randn(2, 3, 6, dtype=torch.float64)
     found = read(x, angles, ansatz)
@@ -114,7 +114,7 @@ def test_shapes_and_numbers_of_tokens(read, ansatz):
 
 @every_ansatz
 @pytest.mark.parametrize("wanted", ["x", "angles"])
-def test_only_the_wanted_gradient_is_the_same(ansatz, wanted):
+def test_gradient_is_the_same_if_requested_alone(ansatz, wanted):
     given_ = {"x": torch.randn(4, 40, dtype=torch.float64), "angles": random_angles(ansatz, 40, 2)}
     for tensor in given_.values():
         tensor.requires_grad_()
@@ -126,7 +126,7 @@ def test_only_the_wanted_gradient_is_the_same(ansatz, wanted):
 
 
 @pytest.mark.parametrize(("ansatz", "low", "high"), [("qaa", 0.97, 1.03), ("square", 0.66, 0.84)])
-def test_features_of_isotropic_inputs_vary_as_predicted(ansatz, low, high):
+def test_variance_of_features_of_isotropic_inputs(ansatz, low, high):
     x = torch.randn(4000, 64, dtype=torch.float64)
     variances = [33 * amplitude_expectations(x, random_angles(ansatz, 64), ansatz).var(0).mean() for _ in range(20)]
     assert low < sum(variances) / 20 < high
@@ -142,7 +142,7 @@ def test_rank_of_the_features(ansatz):
 
 @settings(max_examples=25)
 @given(st.sampled_from(list(BLOCKS)), st.integers(1, 3), st.integers(1, 600), st.integers(0, 2**31))
-def test_probabilities_are_probabilities_and_give_the_expectations(ansatz, n_layers, width, seed):
+def test_probabilities_sum_to_one_and_give_the_expectations(ansatz, n_layers, width, seed):
     torch.manual_seed(seed)
     x, angles = torch.randn(3, width, dtype=torch.float64), random_angles(ansatz, width, n_layers)
     p, z = amplitude_probabilities(x, angles, ansatz), amplitude_expectations(x, angles, ansatz)
@@ -171,7 +171,7 @@ def test_probabilities_are_probabilities_and_give_the_expectations(ansatz, n_lay
         (65537, (1, 3, 17), "square", "QAA needs n = 17 qubits for d_in = 65537; the simulator limit is 16."),
     ],
 )
-def test_what_cannot_be_is_refused(read, width, shape, ansatz, message):
+def test_invalid_input_is_refused(read, width, shape, ansatz, message):
     with pytest.raises(ConfigError) as caught:
         read(torch.ones(1, width), torch.ones(shape), ansatz)
     assert str(caught.value) == message

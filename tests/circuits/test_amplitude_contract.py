@@ -1,4 +1,4 @@
-"""The public contract, kept by QAA's circuits: on basis states they are circuits like all others."""
+"""QAA's circuits on basis states satisfy the public contract."""
 
 from functools import partial, reduce
 
@@ -47,7 +47,7 @@ def from_zero(angles, ansatz):
 @pytest.mark.parametrize("n_layers", [1, 2, 4])
 @pytest.mark.parametrize("n_qubits", range(1, 7))
 @pytest.mark.parametrize("ansatz", BLOCKS)
-def test_the_contract_is_kept(ansatz, n_qubits, n_layers):
+def test_contract_is_satisfied(ansatz, n_qubits, n_layers):
     ansatz_contract(
         partial(Ansatz, ansatz, n_qubits, n_layers),
         partial(from_zero, ansatz=ansatz),
@@ -56,7 +56,7 @@ def test_the_contract_is_kept(ansatz, n_qubits, n_layers):
 
 
 @pytest.mark.parametrize("ansatz", BLOCKS)
-def test_the_contract_finds_a_ring_the_other_way(ansatz):
+def test_contract_detects_a_reversed_ring(ansatz):
     with pytest.raises(AssertionError, match="dense reference"):
         ansatz_contract(
             partial(Ansatz, ansatz, 4, 2),

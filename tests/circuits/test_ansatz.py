@@ -52,7 +52,7 @@ def test_angles_are_used_once_in_row_major_order(name, size):
         (("ry_ladder", 2, 0), "n_layers must be at least 1, got 0"),
     ],
 )
-def test_impossible_circuits_are_refused(arguments, message):
+def test_invalid_circuits_are_refused(arguments, message):
     with pytest.raises(ConfigError) as caught:
         Ansatz(*arguments)
     assert str(caught.value).startswith(message)  # ansätze that other tests registered may follow
@@ -70,7 +70,7 @@ q2 ─┤ RY θ[0,2] ├───⊕──┤ RY θ[1,2] ├───⊕─"""
 
 
 @given(sizes)
-def test_drawing_shows_every_wire_and_every_gate_of_the_shown_layers(size):
+def test_drawing_contains_every_wire_and_gate(size):
     n_qubits, n_layers = size
     lines = Ansatz("ry_ladder", n_qubits, n_layers).draw(width=10_000).splitlines()
     assert len(lines) == 2 * n_qubits
@@ -84,7 +84,7 @@ def test_drawing_shows_every_wire_and_every_gate_of_the_shown_layers(size):
 
 
 @given(sizes)
-def test_connections_join_a_control_to_the_target_below_it(size):
+def test_drawing_connects_control_and_target(size):
     lines = Ansatz("ry_ladder", *size).draw(width=10_000).splitlines()[1:]
     ends = {(row, column) for row, line in enumerate(lines) for column, mark in enumerate(line) if mark == "●"}
     for row, column in ends:
@@ -92,7 +92,7 @@ def test_connections_join_a_control_to_the_target_below_it(size):
 
 
 @given(sizes, st.integers(20, 200))
-def test_long_drawings_keep_the_first_and_last_layer_and_count_the_others(size, width):
+def test_long_drawing_has_first_and_last_layer_and_counts_the_others(size, width):
     n_qubits, n_layers = size
     whole = Ansatz("ry_ladder", n_qubits, n_layers).draw(width=10_000).splitlines()
     short = Ansatz("ry_ladder", n_qubits, n_layers).draw(width=width).splitlines()

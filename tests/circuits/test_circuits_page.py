@@ -1,4 +1,4 @@
-"""docs/circuits.md draws what the code draws; its facts run with all other snippets, in tests/docs."""
+"""The drawings in docs/circuits.md equal those of the code."""
 
 import re
 from pathlib import Path
@@ -19,7 +19,7 @@ def blocks(page, language):
     return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
-def test_the_drawings_are_the_program_s_own(page):
+def test_drawings_on_the_page_equal_those_of_the_code(page):
     shown = [Ansatz("ry_ladder", n_qubits=4, n_layers=8), Ansatz("two_design", n_qubits=5, n_layers=2)]
     shown += [Ansatz(name, n_qubits=4, n_layers=1) for name in ("square", "qaa", "rxyz")]
     assert blocks(page, "text") == [ansatz.draw() + "\n" for ansatz in shown]

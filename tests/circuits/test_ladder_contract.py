@@ -33,7 +33,7 @@ def dense_reference(angles, ladder=None):
 @pytest.mark.parametrize("n_layers", [1, 2, 8])
 @pytest.mark.parametrize("n_qubits", range(1, 7))
 @pytest.mark.parametrize("route", [probabilities, group_probabilities, fold_probabilities])
-def test_every_route_keeps_the_contract(route, n_qubits, n_layers, device):
+def test_every_route_satisfies_the_contract(route, n_qubits, n_layers, device):
     if route is fold_probabilities and n_qubits == 1:
         route = probabilities  # nothing to fold
     ansatz_contract(partial(Ansatz, "ry_ladder", n_qubits, n_layers), route, dense_reference, device=device)
@@ -74,6 +74,6 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_the_contract_finds_mistakes(mistake):
+def test_contract_detects_mistakes(mistake):
     with pytest.raises(AssertionError):
         ansatz_contract(partial(Ansatz, "ry_ladder", 4, 3), mistake, dense_reference)

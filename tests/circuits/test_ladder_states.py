@@ -18,13 +18,13 @@ def _angles(*shape, seed=0):
 
 @pytest.mark.parametrize("n_qubits", range(1, 8))
 @pytest.mark.parametrize("n_layers", [1, 2, 5])
-def test_each_state_is_that_of_its_own_angles(n_qubits, n_layers):
+def test_states_equal_those_of_the_gates(n_qubits, n_layers):
     angles = _angles(3, n_layers, n_qubits)
     expected = [gate_state(Ansatz("ry_ladder", n_qubits, n_layers), each) for each in angles]
     torch.testing.assert_close(ladder_states(angles), torch.stack(expected), rtol=0, atol=1e-13)
 
 
-def test_a_state_is_pennylane_s():
+def test_state_equals_that_of_pennylane():
     angles = _angles(1, 3, 4)
 
     @qml.qnode(qml.device("default.qubit", wires=4))
@@ -39,7 +39,7 @@ def test_a_state_is_pennylane_s():
     np.testing.assert_allclose(ladder_states(angles)[0].numpy(), circuit(), atol=1e-13)
 
 
-def test_gradients_are_those_of_the_adjoint_route():
+def test_gradients_equal_those_of_the_adjoint_route():
     angles, weights = _angles(4, 3, 5).requires_grad_(), torch.randn(4, 32, dtype=torch.float64)
     (found,) = torch.autograd.grad(ladder_states(angles).square(), angles, weights)
     for each, weight, slope in zip(angles, weights, found, strict=True):
@@ -47,5 +47,5 @@ def test_gradients_are_those_of_the_adjoint_route():
         torch.testing.assert_close(slope, expected, rtol=0, atol=1e-13)
 
 
-def test_the_dtype_is_kept():
+def test_dtype_is_that_of_the_angles():
     assert ladder_states(_angles(2, 2, 3).float()).dtype == torch.float32

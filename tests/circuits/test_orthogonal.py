@@ -1,4 +1,4 @@
-"""What the constructions promise: counts, orthonormality, acting angles, period, refusals."""
+"""Constructions of columns: counts, orthonormality, acting angles, refused input."""
 
 import math
 import re
@@ -43,7 +43,7 @@ def test_counts_of_circuits_and_of_small_widths():
         assert count_orthogonal(width, 1, "qsd_full") == full
 
 
-def test_what_auto_means():
+def test_construction_selected_by_auto():
     names = {1: "circuit", 64: "circuit", 768: "qsd", 896: "qsd", 14336: "qsd", 11008: "pad", 50257: "pad"}
     assert {width: resolve_construction(width, "auto") for width in names} == names
     assert {width: column_qubits(width) for width in names} == dict(zip(names, (0, 6, 9, 9, 13, 14, 16), strict=True))
@@ -113,7 +113,7 @@ def test_acting_angles_are_the_rank_of_the_jacobian(width, construction):
     assert found == expected
 
 
-def test_pad_refuses_columns_that_lie_in_the_dropped_rows():
+def test_pad_refuses_columns_in_the_dropped_rows():
     angles = torch.zeros(count_orthogonal(5, 1, "pad"), dtype=torch.float64)
     angles[0] = math.pi - 1e-4  # wire 0 to 1: almost everything is below the fifth row
     message = r"pad construction for width 5 is nearly rank deficient \(condition \d\.\de\+\d+\); redraw the angles"
@@ -148,10 +148,10 @@ ANGLES = torch.zeros(11)
         ((ANGLES + math.nan, 6, 1, [0]), ConfigError, "circuit angles contain NaN or Inf"),
     ],
 )
-def test_refusals(arguments, error, message):
+def test_invalid_input_is_refused(arguments, error, message):
     with pytest.raises(error, match=re.escape(message) + "$"):
         orthogonal_columns(*arguments)
 
 
-def test_width_one_is_the_number_one():
+def test_width_one_is_the_matrix_one():
     assert orthogonal_columns(torch.zeros(3, 0), 1, 2, [0]).tolist() == [[[1.0]]] * 3

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from circuits import dense_two_design
 from qpeft.circuits.columns import basis_columns
 from qpeft.circuits.counting import column_qubits, count_orthogonal
 from qpeft.circuits.orthogonal import orthogonal_columns
@@ -17,42 +18,15 @@ from qpeft.circuits.two_design_apply import two_design_apply
 from qpeft.errors import CircuitError
 
 
-def dense_circuit(angles, n_qubits, n_layers, signs=None, cz_first=True):
-    """U (2**N, 2**N) from gates as full matrices; `cz_first=False` is the mistake of turning before CZ."""
-    u, index, angles = np.eye(2**n_qubits), np.arange(2**n_qubits), iter(angles)
-
-    def turn(wires):
-        nonlocal u
-        for wire, t in zip(wires, angles, strict=False):
-            ry = np.array([[np.cos(t / 2), -np.sin(t / 2)], [np.sin(t / 2), np.cos(t / 2)]])
-            u = np.kron(np.kron(np.eye(2**wire), ry), np.eye(2 ** (n_qubits - wire - 1))) @ u
-
-    def entangle(step, pairs):
-        nonlocal u
-        diagonal = np.ones(len(index)) if signs is None else signs[step]
-        for i, j in pairs if signs is None else ():
-            diagonal = diagonal * (1 - 2 * ((index >> (n_qubits - 1 - i)) & (index >> (n_qubits - 1 - j)) & 1))
-        u = diagonal[:, None] * u
-
-    turn(range(n_qubits))
-    for step in range(2 * n_layers):
-        pairs = [(wire, wire + 1) for wire in range(step % 2, n_qubits - 1, 2)]
-        wires = [wire for pair in pairs for wire in pair]
-        acts = [partial(entangle, step, pairs), partial(turn, wires)]
-        for act in acts if cz_first else reversed(acts):
-            act()
-    return u
-
-
-def dense_recursion(angles, width, n_layers, with_v2=True, signs=None, **mistake):
+def dense_recursion(angles, width, n_layers, with_v2=True, signs=None):
     """U (N, N) of the cosine-sine recursion; angles are taken from the iterator in the order of application."""
     if width & (width - 1) == 0:
         n_qubits = width.bit_length() - 1
         own = [next(angles) for _ in range(count_orthogonal(width, n_layers))]
-        return dense_circuit(own, n_qubits, n_layers, signs and signs[n_qubits], **mistake)
+        return dense_two_design(own, n_qubits, n_layers, signs and signs[n_qubits])
     n1 = 2 ** int(math.log2(width))
     n2 = width - n1
-    inner = partial(dense_recursion, angles, n_layers=n_layers, signs=signs, **mistake)
+    inner = partial(dense_recursion, angles, n_layers=n_layers, signs=signs)
     v = scipy.linalg.block_diag(inner(width=n1), inner(width=n2) if with_v2 else np.eye(n2))
     c = [next(angles) for _ in range(1 + math.ceil(math.log2(n2)))]
     phi = [c[0] + sum(c[1 + b] for b in range(len(c) - 1) if j >> b & 1) for j in range(n2)]
@@ -63,12 +37,12 @@ def dense_recursion(angles, width, n_layers, with_v2=True, signs=None, **mistake
     return scipy.linalg.block_diag(inner(width=n1), inner(width=n2)) @ cs @ v
 
 
-def reference(angles, width, n_layers, columns, construction, **mistake):
+def reference(angles, width, n_layers, columns, construction):
     if construction == "pad":
-        cut = dense_circuit(angles, (width - 1).bit_length(), n_layers, **mistake)[:width, columns]
+        cut = dense_two_design(angles, (width - 1).bit_length(), n_layers)[:width, columns]
         upper = np.linalg.cholesky(cut.T @ cut).T
         return cut @ np.linalg.inv(upper)
-    return dense_recursion(iter(angles), width, n_layers, construction == "qsd_full", **mistake)[:, columns]
+    return dense_recursion(iter(angles), width, n_layers, construction == "qsd_full")[:, columns]
 
 
 def ex(n):
@@ -109,7 +83,7 @@ def draw_angles(width, construction, n_layers, seed, shape=()):
 
 @settings(max_examples=60)
 @given(cases(), st.sampled_from(["first", "spread"]))
-def test_every_construction_equals_dense_matrices(case, kind):
+def test_constructions_equal_dense_matrices(case, kind):
     width, construction, n_layers, k, seed = case
     angles = draw_angles(width, construction, n_layers, seed, (2,))
     columns = basis_columns(kind, column_qubits(width, construction), k)
@@ -128,27 +102,27 @@ def test_every_construction_equals_dense_matrices(case, kind):
 
 @settings(max_examples=40)
 @given(st.integers(0, 9), st.integers(1, 4), st.integers(1, 3), st.booleans(), st.integers(0, 2**31))
-def test_blocks_through_a_circuit_equal_its_matrix(n_qubits, n_layers, k, random_signs, seed):
+def test_circuit_applied_to_blocks_equals_its_matrix(n_qubits, n_layers, k, random_signs, seed):
     rng = np.random.default_rng(seed)
     angles = rng.uniform(-np.pi, np.pi, (2, count_orthogonal(2**n_qubits, n_layers)))
     x = rng.normal(size=(2, 2**n_qubits, k))
     signs = rng.choice([-1.0, 1.0], (2 * n_layers, 2**n_qubits)) if random_signs and n_qubits else None
     given_signs = None if signs is None else torch.tensor(signs)
     got = two_design_apply(torch.tensor(angles), n_qubits, n_layers, torch.tensor(x), given_signs)
-    expected = [dense_circuit(row, n_qubits, n_layers, signs) @ block for row, block in zip(angles, x, strict=True)]
+    expected = [dense_two_design(row, n_qubits, n_layers, signs) @ block for row, block in zip(angles, x, strict=True)]
     np.testing.assert_allclose(got.numpy(), expected, rtol=0, atol=1e-12)
     single = two_design_apply(torch.tensor(angles).float(), n_qubits, n_layers, torch.tensor(x).float(), given_signs)
     np.testing.assert_allclose(single.numpy(), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("width", "construction"), [(16, "auto"), (20, "qsd"), (21, "qsd_full"), (21, "pad")])
-def test_given_signs_stand_for_cz_in_every_circuit(width, construction):
+def test_signs_replace_cz_in_every_circuit(width, construction):
     rng = np.random.default_rng(5)
     table = {n: rng.choice([-1.0, 1.0], (4, 2**n)) if n else np.ones((4, 1)) for n in range(6)}
     angles = draw_angles(width, construction, 2, seed=2)
     got = orthogonal_columns(angles, width, 2, [0, 3], construction, lambda n: torch.tensor(table[n]))
     if construction == "pad":
-        cut = dense_circuit(angles.numpy(), 5, 2, table[5])[:width, [0, 3]]
+        cut = dense_two_design(angles.numpy(), 5, 2, table[5])[:width, [0, 3]]
         expected = cut @ np.linalg.inv(np.linalg.cholesky(cut.T @ cut).T)
     else:
         expected = dense_recursion(iter(angles.numpy()), width, 2, construction == "qsd_full", table)[:, [0, 3]]

@@ -1,4 +1,4 @@
-"""What `two_design_columns` and its counts promise besides their values."""
+"""`two_design_columns` and its counts: columns, period, orthonormality, refused input."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def random_angles(n_qubits, n_layers, n_modules, dtype=torch.float32):
     return ((torch.rand(shape, generator=draw, dtype=torch.float64) * 2 - 1) * torch.pi).to(dtype)
 
 
-def test_other_widths_are_counted_by_construction():
+def test_counts_of_constructions():
     assert count_angles("qsd", n_layers=2, width=768) == 127
     assert count_angles("auto", n_layers=1, width=1024) == 28
 
@@ -51,7 +51,7 @@ def test_columns_are_distinct_indices(n_qubits, data):
         (("spread", 2, 0), "a circuit on 2 qubits has 4 columns; choose 1 to 4 of them, got 0"),
     ],
 )
-def test_impossible_columns_are_refused(arguments, message):
+def test_invalid_columns_are_refused(arguments, message):
     with pytest.raises(ConfigError) as caught:
         basis_columns(*arguments)
     assert str(caught.value) == message
@@ -74,7 +74,7 @@ def test_columns_are_orthonormal_in_float32(signs):
     assert (u.mT @ u - torch.eye(32)).abs().max() <= 1e-5
 
 
-def test_no_qubits_give_one():
+def test_no_qubits_give_the_matrix_one():
     angles = torch.zeros(3, 0, requires_grad=True)
     u = two_design_columns(angles, 0, 2, [0])
     assert torch.equal(u, torch.ones(3, 1, 1))
@@ -99,7 +99,7 @@ ANGLES = torch.zeros(7)  # 3 qubits, 1 layer
         ((ANGLES.log(), 3, 1, [0]), "circuit angles contain NaN or Inf"),
     ],
 )
-def test_unusable_input_is_refused(arguments, message):
+def test_invalid_input_is_refused(arguments, message):
     with pytest.raises(ConfigError) as caught:
         two_design_columns(*arguments)
     assert str(caught.value) == message
@@ -112,6 +112,6 @@ def test_other_dtypes_are_refused():
 
 
 @pytest.mark.parametrize("sizes", [{}, {"n_qubits": 3, "width": 8}])
-def test_a_count_needs_one_size(sizes):
+def test_count_needs_exactly_one_size(sizes):
     with pytest.raises(ConfigError, match="either by n_qubits or by width"):
         count_angles("two_design", **sizes)

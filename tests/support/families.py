@@ -1,4 +1,4 @@
-"""Tiny random models of every family that is tested, each with a batch: one row per family."""
+"""Tiny random models of every tested family, each with a batch."""
 
 import functools
 from collections.abc import Callable
@@ -19,13 +19,13 @@ N_TOKENS, N_LABELS = 50, 3
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: how to make one, what it reads, what is adapted."""
+    """A kind of model, a batch for it, and what is adapted."""
 
     make: Callable[[], nn.Module]
     batch: Callable[[], dict[str, torch.Tensor]]
     task_type: str | None = "CAUSAL_LM"
-    head: str | None = None  # a new head, trained beside the adapter
-    feed_forward: str | tuple[str, ...] = "mlp"  # end of the names that a bottleneck adapter finds itself
+    head: str | None = None  # a new head, trained with the adapter
+    feed_forward: str | tuple[str, ...] = "mlp"  # end of the names of a bottleneck adapter's default targets
     tied: bool = False  # whether lm_head shares the weight of the input embedding
 
 
@@ -134,20 +134,20 @@ FAMILIES = {
     "gpt2-classifier": Family(_gpt2("ForSequenceClassification"), _labelled_text, "SEQ_CLS", head="score"),
     "bert": Family(_encoder("Bert"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
     "roberta": Family(_encoder("Roberta"), _labelled_text, "SEQ_CLS", "classifier", "output.dense"),
-    # transformers 5.5 has no such module, but one map after the other
+    # transformers 5.5 has no such module
     "vit": Family(_vit, _labelled_images, None, head="classifier", feed_forward=("mlp", "output.dense")),
 }
 
 
 @pytest.fixture(params=FAMILIES)
 def family(request) -> Family:
-    if request.param == "t5" and not _peft_knows_this_t5():
+    if request.param == "t5" and not _peft_supports_t5():
         pytest.skip(f"stock PEFT {peft.__version__} cannot adapt T5 of transformers {transformers.__version__}")
     return FAMILIES[request.param]
 
 
 @functools.cache
-def _peft_knows_this_t5() -> bool:
+def _peft_supports_t5() -> bool:
     """PEFT before 0.21.2 calls a method that transformers has since dropped."""
     try:
         get_peft_model(_t5(), LoraConfig(task_type="SEQ_2_SEQ_LM"))
@@ -167,7 +167,7 @@ def batch(family):
 
 
 class Models:
-    """What every test of a family does, under short names."""
+    """Functions for the tests of a family."""
 
     @staticmethod
     def config(method: str, family: Family, **settings: Any):
@@ -194,13 +194,13 @@ class Models:
     @staticmethod
     def train(model, batch, steps=4, lr=5e-3) -> list[float]:
         """Losses before each of a few AdamW steps, and after the last; the model in evaluation mode."""
-        optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
         losses = []
         for _ in range(steps):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = model(**batch).loss
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.item())
         with torch.no_grad():
             return [*losses, model(**batch).loss.item()]

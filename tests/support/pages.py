@@ -1,4 +1,4 @@
-"""A page in a headless Chromium, offline: what it asks for, what it complains of, how its texts stand out."""
+"""Opens a page offline in a headless Chromium: requests, console messages, contrast of texts."""
 
 import shutil
 from collections.abc import Iterator
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 needs_browser = [
     pytest.mark.long,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine"),
+    pytest.mark.skipif(BROWSER is None, reason="Chromium is not installed"),
 ]
 
-# what stands behind a text is the colour of the nearest ancestor that has one
+# the background of a text is that of the nearest ancestor with a colour
 CONTRAST = """(element) => {
   const channels = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
   const light = (rgb) => {
@@ -47,22 +47,22 @@ def browser() -> Iterator:
 def showing(browser, file: Path) -> Iterator:
     """A function that opens `file` offline with options of a browser context.
 
-    At the end: that the page asked for nothing but itself, and complained of nothing.
+    At the end it asserts that the page requested only itself and logged no message.
     """
-    asked, told, contexts = [], [], []
+    requested, logged, contexts = [], [], []
 
     def opened(**options):
         context = browser.new_context(offline=True, **options)
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: told.append(message.text))
-        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("request", lambda request: requested.append(request.url))
+        page.on("console", lambda message: logged.append(message.text))
+        page.on("pageerror", lambda error: logged.append(str(error)))
         page.goto(file.as_uri())
         return page
 
     yield opened
     for context in contexts:
         context.close()
-    assert [url for url in asked if url not in (file.as_uri(), "data:,")] == []
-    assert told == []
+    assert [url for url in requested if url not in (file.as_uri(), "data:,")] == []
+    assert logged == []

@@ -1,4 +1,4 @@
-"""Runs that are killed, and how two runs are compared."""
+"""Kills runs, and compares two runs."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from qpeft.training.metrics_log import read_rows
 
 
 class Killed(BaseException):
-    """Stands in for kill -9: nothing that handles errors may see it."""
+    """Replaces kill -9: no error handler catches it."""
 
 
 class Recorder:
-    """A progress that keeps what it was told, and runs `at(step)` after each step."""
+    """A progress that records its calls, and calls `at(step)` after each step."""
 
     def __init__(self, at=lambda step: None):
         self.told, self._at = [], at
@@ -57,7 +57,7 @@ def losses(out: Path) -> list[dict]:
 
 
 def assert_same_result(out: Path, other: Path) -> None:
-    """Equal metrics and, to the bit, equal tensors in every folder that either run has written."""
+    """Equal metrics, and tensors that are equal bit for bit, in every folder of the runs."""
     for name in ("adapter", "exported"):
         assert (out / name).exists() == (other / name).exists()
         if (out / name).exists():

@@ -1,4 +1,4 @@
-"""Every method in its main variants, small enough for the tiny models: one table for the tests of methods."""
+"""Every method in its main variants, with sizes for the tiny models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUANTUM_PEFT = {"r": 3, "n_layers": 1, "target_modules": "all-linear"}
 
 @dataclass(frozen=True)
 class Variant:
-    """A config, the generator that `qpeft.attach` puts over it if there is one, and what differs between methods."""
+    """A config, whether `qpeft.attach` adds a generator, and the differences between methods."""
 
     method: str
     config: Callable[..., peft.PeftConfig]
@@ -37,13 +37,13 @@ class Variant:
         return self.config(**{"task_type": "CAUSAL_LM", **copy.deepcopy(self.settings), **changes})
 
     def adapt(self, base: nn.Module, adapter_name: str = "default", **changes: Any) -> Any:
-        """`base` under the adapter as it is before training, in evaluation mode."""
+        """`base` with the untrained adapter, in evaluation mode."""
         options = {"autocast_adapter_dtype": changes.pop("autocast_adapter_dtype", True)}
         model = get_peft_model(base, self.make_config(**changes), adapter_name, **options)  # type: ignore[arg-type]
         return (qpeft.attach(model, generator()) if self.attached else model).eval()
 
     def move(self, model: Any, seed: int = 1) -> Any:
-        """As if the adapter had been trained: seeded noise on all that trains; the first SoRA gates are zero."""
+        """Add seeded noise to all trainable parameters, as training does; the first SoRA gates become zero."""
         draw = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():

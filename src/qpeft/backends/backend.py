@@ -14,7 +14,7 @@ Numbers = NDArray[np.float64]
 
 
 class Backend:
-    """Runs circuits. One call of `run` is one job, whatever the size of its batch.
+    """Runs circuits. One call of `run` is one job for a batch of any size.
 
     A backend stores the object that the user gave (a device, a sampler) and nothing of any model.
     """

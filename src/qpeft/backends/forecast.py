@@ -36,7 +36,7 @@ class Forecast:
 
 
 def forecast(run: CircuitRun, steps: int) -> Forecast:
-    """The cost of `steps` optimiser steps of `run`.
+    """The cost of `steps` optimizer steps of `run`.
 
     Sends small jobs at random angles: a warm-up (a device compiles the circuit), one circuit, and nine circuits, or the
     adjoint pass where it computes the gradients. The model of a job's duration is a + b n seconds for n circuits; a

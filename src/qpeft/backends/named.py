@@ -83,7 +83,7 @@ def _from_file(path: Path, attribute: str, n_qubits: int) -> Any:
         found = getattr(module, attribute)
         if callable(found) and not hasattr(found, "run"):  # a function or class that returns the backend
             found = found(n_qubits)
-    except Exception as error:  # whatever the user's file does
+    except Exception as error:  # the user's file may raise any error
         raise ConfigError(f"backend {path}:{attribute}: {type(error).__name__}: {error}") from error
     if isinstance(found, str):
         raise ConfigError(f"backend {path}:{attribute} is a string; it must be a device or sampler, or return one")

@@ -30,7 +30,7 @@ _PAULIS = np.array([[[1, 0], [0, 1]], [[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1
 class PennyLaneBackend(Backend):
     """Runs circuits on a user's device, with all angles of a job in one execution.
 
-    The circuit uses the first N wires of the device, whatever their labels. Requested shots replace those of the
+    The circuit uses the first N wires of the device, with any labels. Requested shots replace those of the
     device. Without shots, a simulator's gradient is PennyLane's backpropagation or adjoint method, whichever the device
     supports. Exceptions of the device are passed on unchanged.
 

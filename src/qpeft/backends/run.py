@@ -36,7 +36,7 @@ class CircuitRun:
         allow_wide: Allow circuits of more than 14 qubits, whose outcomes no affordable number of shots resolves.
 
     Raises:
-        ConfigError: Incompatible or infeasible settings.
+        ConfigError: Incompatible or infeasible arguments.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class CircuitRun:
 
     @property
     def circuits_per_step(self) -> int:
-        """Circuits of one optimiser step: the value and its gradient."""
+        """Circuits of one optimizer step: the value and its gradient."""
         return 1 + (count_circuits(self.gradient, self.ansatz.n_angles) if self.trained else 0)
 
     def check_budget(self, steps: int) -> None:
-        """Raise ConfigError if `steps` optimiser steps need more shots than the budget allows."""
+        """Raise ConfigError if `steps` optimizer steps need more shots than the budget allows."""
         shots, budget = self.jobs.shots, self.jobs.shot_budget
         if shots is None or budget is None:
             return

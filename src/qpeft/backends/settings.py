@@ -1,4 +1,4 @@
-"""The settings of a backend: plain data, checked before any work, free of torch."""
+"""The settings of a backend, validated before any work; importable without torch."""
 
 from __future__ import annotations
 

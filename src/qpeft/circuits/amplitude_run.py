@@ -103,7 +103,7 @@ class StagedCircuit(NamedTuple):
 
 
 def run(x: Tensor, circuit: StagedCircuit) -> Tensor:
-    """The measurements (T, F') of `circuit`, started in the normalised x (T, d), d <= 2**N; 0 for x = 0."""
+    """The measurements (T, F') of `circuit`, started in the normalized x (T, d), d <= 2**N; 0 for x = 0."""
     matrices = [matrix for stage in circuit.stages for matrix in stage]
     fixed = _Fixed(len(circuit.stages), circuit.ring, circuit.readout)
     return _Run.apply(x, circuit.weights, fixed, *matrices)

@@ -121,7 +121,7 @@ for _name in AMPLITUDE_ANSATZE:
 
 @dataclass(frozen=True)
 class Ansatz(Circuit):
-    """A parametrised circuit `name` of `n_qubits` = N wires and `n_layers` = L layers.
+    """A parametrized circuit `name` of `n_qubits` = N wires and `n_layers` = L layers.
 
     `ry_ladder` and `two_design` start in `|0...0>`, or in other basis states for further columns.
 
@@ -132,7 +132,7 @@ class Ansatz(Circuit):
     step a on the pairs (0, 1), (2, 3), ... and step b on (1, 2), (3, 4), ...: CZ on every pair, then RY on both
     its wires. Its angles have shape ((2L+1) N - 2L,) in the order in which they act.
 
-    QAA's circuits start in the state whose amplitudes are the normalised input. Each layer consists of blocks, which
+    QAA's circuits start in the state whose amplitudes are the normalized input. Each layer consists of blocks, which
     rotate every wire, and a ring of CNOTs 0->1, ..., N-2 -> N-1, N-1 -> 0 (none for N = 1). The angles have
     shape (L, blocks, N), with the blocks in the order in which they act:
 

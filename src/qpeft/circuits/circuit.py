@@ -26,7 +26,7 @@ class Gate(NamedTuple):
 
 @dataclass(frozen=True)
 class Circuit:
-    """A parametrised circuit of `n_qubits` = N wires and `n_layers` = L layers; `Ansatz` defines its gates."""
+    """A parametrized circuit of `n_qubits` = N wires and `n_layers` = L layers; `Ansatz` defines its gates."""
 
     name: str
     n_qubits: int

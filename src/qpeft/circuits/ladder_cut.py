@@ -17,7 +17,7 @@ The rows (r, q, s) of A's bits by the columns c of B's are then
     p[r, q, 0, c] = t[0, r, c]^2        p[r, q, 1, ~c] = t[1, r, c]^2
 
 the last because the CNOT across the cut reverses B. They are computed in tiles that stay in the cache, and recomputed
-in the backward pass: memory is p and its gradient, whatever the depth, and cost grows as 2**(N + L).
+in the backward pass: memory is p and its gradient at any depth, and cost grows as 2**(N + L).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The "groups" route for large circuits: O(2**N) memory whatever the depth.
+"""The "groups" route for large circuits: O(2**N) memory at any depth.
 
 The wires are divided into small groups. One matrix product per group rotates it and moves its axis from the
 front of the state to the back, so after all groups the wires are in order again. The ladder is a gather.

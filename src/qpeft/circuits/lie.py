@@ -41,7 +41,10 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18)
 
 def count_lie(width: int, lie_rank: int) -> int:
     """Number of free entries of B: N K' - K' (K'+1) / 2. Raises ConfigError unless 1 <= K' < N."""
-    _check_rank(width, lie_rank)
+    if lie_rank < 1:
+        raise ConfigError(f"lie_rank must be a positive integer, got {lie_rank}")
+    if lie_rank >= width:
+        raise ConfigError(f"lie_rank={lie_rank} must be smaller than the width {width}")
     return width * lie_rank - lie_rank * (lie_rank + 1) // 2
 
 
@@ -107,13 +110,6 @@ def _check(b: Tensor, k: int, lie_map: str) -> None:
         raise ConfigError(f"lie_rank={rank} exceeds r={k}: {dead} of {n} parameters would have no effect")
     if k > width:
         raise ConfigError(f"{width} rows hold at most {width} orthonormal columns, got {k}")
-
-
-def _check_rank(width: int, lie_rank: int) -> None:
-    if lie_rank < 1:
-        raise ConfigError(f"lie_rank must be a positive integer, got {lie_rank}")
-    if lie_rank >= width:
-        raise ConfigError(f"lie_rank={lie_rank} must be smaller than the width {width}")
 
 
 def _check_orthogonal(columns: Tensor, core: Tensor, order: int) -> None:

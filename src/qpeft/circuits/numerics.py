@@ -1,4 +1,4 @@
-"""Precision and finiteness of what the simulators compute."""
+"""Precision, shape and finiteness of the tensors of the simulators."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+
+from qpeft.errors import ConfigError, UnsupportedTypeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,3 +38,13 @@ def has_nonfinite(angles: Tensor) -> bool:
     if angles.device.type != "cpu" or math.isfinite(angles.detach().sum().item()):  # one cheap pass
         return False
     return not torch.isfinite(angles).all()  # otherwise only the sum overflowed
+
+
+def check_angles(angles: Tensor, n_angles: int, size: str) -> None:
+    """Raise UnsupportedTypeError or ConfigError unless `angles` are n_angles finite floats, or rows of them."""
+    if angles.dtype not in (torch.float32, torch.float64):
+        raise UnsupportedTypeError(f"angles must be float32 or float64, got {angles.dtype}")
+    if angles.ndim not in (1, 2) or angles.shape[-1] != n_angles:
+        raise ConfigError(f"{size} need angles of shape ({n_angles},) or (M, {n_angles}), got {tuple(angles.shape)}")
+    if has_nonfinite(angles):
+        raise ConfigError("circuit angles contain NaN or Inf")

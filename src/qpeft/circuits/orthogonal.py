@@ -16,9 +16,9 @@ from torch import Tensor
 
 from qpeft.circuits.cosine_sine import Signs, cosine_sine_columns
 from qpeft.circuits.counting import check_rank, count_orthogonal, resolve_construction
-from qpeft.circuits.numerics import full_precision, has_nonfinite
+from qpeft.circuits.numerics import check_angles, full_precision
 from qpeft.circuits.two_design import two_design_columns
-from qpeft.errors import CircuitError, ConfigError, UnsupportedTypeError
+from qpeft.errors import CircuitError
 
 MAX_CONDITION = 1e6
 
@@ -44,7 +44,7 @@ def orthogonal_columns(
     Raises ConfigError and UnsupportedTypeError for unusable arguments, CircuitError if `pad` finds nearly
     dependent columns.
     """
-    _check_angles(angles, width, n_layers, construction)
+    check_angles(angles, count_orthogonal(width, n_layers, construction), f"width {width} and {n_layers} layers")
     check_rank(len(columns), width, construction)
     batch = angles if angles.ndim == 2 else angles[None]
     result = _columns(batch, width, n_layers, columns, resolve_construction(width, construction), signs)
@@ -85,16 +85,3 @@ def _check_condition(gram: Tensor, width: int, failed: bool) -> None:
             f"pad construction for width {width} is nearly rank deficient (condition {condition:.1e}); "
             "redraw the angles or use construction='qsd'"
         )
-
-
-def _check_angles(angles: Tensor, width: int, n_layers: int, construction: str) -> None:
-    if angles.dtype not in (torch.float32, torch.float64):
-        raise UnsupportedTypeError(f"angles must be float32 or float64, got {angles.dtype}")
-    expected = count_orthogonal(width, n_layers, construction)
-    if angles.ndim not in (1, 2) or angles.shape[-1] != expected:
-        raise ConfigError(
-            f"width {width} and {n_layers} layers need angles of shape ({expected},) or (M, {expected}), "
-            f"got {tuple(angles.shape)}"
-        )
-    if has_nonfinite(angles):
-        raise ConfigError("circuit angles contain NaN or Inf")

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.counting import count_angles
-from qpeft.circuits.numerics import has_nonfinite
+from qpeft.circuits.numerics import check_angles
 from qpeft.circuits.two_design_apply import two_design_apply
 from qpeft.circuits.two_design_cut import cut_columns
-from qpeft.errors import ConfigError, UnsupportedTypeError
+from qpeft.errors import ConfigError
 
 
 def two_design_columns(
@@ -48,17 +48,8 @@ def _columns(angles: Tensor, n_qubits: int, n_layers: int, columns: tuple[int, .
 
 
 def _check(angles: Tensor, n_qubits: int, n_layers: int, columns: tuple[int, ...], signs: Tensor | None) -> None:
-    if angles.dtype not in (torch.float32, torch.float64):
-        raise UnsupportedTypeError(f"angles must be float32 or float64, got {angles.dtype}")
-    expected = count_angles("two_design", n_qubits, n_layers)
-    if angles.ndim not in (1, 2) or angles.shape[-1] != expected:
-        raise ConfigError(
-            f"{n_qubits} qubits and {n_layers} layers need angles of shape ({expected},) or (M, {expected}), "
-            f"got {tuple(angles.shape)}"
-        )
+    check_angles(angles, count_angles("two_design", n_qubits, n_layers), f"{n_qubits} qubits and {n_layers} layers")
     if not columns or not 0 <= min(columns) <= max(columns) < 2**n_qubits:
         raise ConfigError(f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got {list(columns)}")
     if signs is not None and signs.shape != (2 * n_layers, 2**n_qubits):
         raise ConfigError(f"signs must have shape ({2 * n_layers}, {2**n_qubits}), got {tuple(signs.shape)}")
-    if has_nonfinite(angles):
-        raise ConfigError("circuit angles contain NaN or Inf")

@@ -177,7 +177,7 @@ def _name(given: str) -> str:
         return given
     try:
         runpy.run_path(file)
-    except Exception as error:  # whatever the user's file does
+    except Exception as error:  # the user's file may raise any error
         raise ConfigError(f"--ansatz {given}: {type(error).__name__}: {error}") from error
     return name
 
