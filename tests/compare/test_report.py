@@ -1,4 +1,4 @@
-"""The report's page and charts from the rows of a synthetic study; `test_report_browser` looks at it in a browser."""
+"""The report and charts of a synthetic study; `test_report_browser` opens it in a browser."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOSTILE = "<script>alert('label')</script> & \"quoted\" $x^2$ 漢字"
 
 
 class Page(HTMLParser):
-    """Elements as the parser meets them, and whether each is closed where it should be."""
+    """The elements in their order; each must be closed in the right place."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -88,8 +88,8 @@ def test_page_is_valid_html_and_loads_nothing(written):
 def test_page_contains_sentences_limits_failures_and_counts(written):
     page = Page((written / "report.html").read_text(encoding="utf-8"))
     summary = summary_of(written)
-    said = [summary.study.question, summary.study.command, *summary.limits, *summary.sentences.values()]
-    for text in said:
+    texts = [summary.study.question, summary.study.command, *summary.limits, *summary.sentences.values()]
+    for text in texts:
         assert text in page.text
     for row in summary.failures:
         assert row.cell_id in page.text
@@ -223,13 +223,3 @@ def test_unsuccessful_trial_shows_its_status(written):
     page = Page((written / "report.html").read_text(encoding="utf-8"))
     assert "0.01: diverged" in page.text
     assert ": failed" not in page.text
-
-
-def test_study_without_cost_rows_reports_no_times(study_folder):
-    drop_rows(study_folder, name="cost")
-    assert "Times have not been measured yet." in report(study_folder).text
-
-
-def test_costs_from_two_machines_are_marked_as_not_comparable(study_folder):
-    edit_rows(study_folder, lambda row: row["env"].update({"device": "another machine"}), "qpa", "cost")
-    assert "times of different machines are not comparable" in report(study_folder).text

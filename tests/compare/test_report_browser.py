@@ -28,13 +28,13 @@ def page_file(whole_study: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture
 def show(browser, page_file) -> Iterator:  # noqa: F811
-    """Open the report offline; afterwards, that it asked for nothing else and complained of nothing."""
+    """Open the report offline; afterwards check that nothing was requested and nothing failed."""
     with showing(browser, page_file) as opened:
         yield opened
 
 
 def keys(sheet) -> list[str]:
-    """The names of the rows that are seen, in their order."""
+    """The names of the visible rows, in their order."""
     return [name.strip("↳◆●■▲✕ ") for name in sheet.locator("tbody tr:visible th").all_inner_texts()]
 
 
@@ -85,7 +85,7 @@ def test_header_sorts_ascending_descending_and_back(show):
     numbers = [int(rank) for rank in ranks if rank.isdigit()]
     assert numbers == sorted(numbers)
     assert "\u2013" in ranks
-    assert set(ranks[len(numbers) :]) == {"\u2013"}, "what has no value goes last"
+    assert set(ranks[len(numbers) :]) == {"\u2013"}, "missing values are last"
 
 
 def test_filter_hides_rows_and_print_shows_all(show):

@@ -1,4 +1,4 @@
-"""The trainings that ask whether the circuit matters are a study made from the run; the figure follows its summary."""
+"""The training runs that test whether the circuit matters are a study made from the run."""
 
 import json
 
@@ -27,7 +27,7 @@ def settings(**changes):
     return TrainSettings(**{**values, **changes})
 
 
-def test_the_study_is_the_run_with_every_source_in_turn():
+def test_study_repeats_the_run_with_every_feature_source():
     study = study_of(settings(), seeds=(0, 4))
     sources = {m.key: m.settings.get("feature_source", "qnn") for m in study.methods if m.method == "qpa"}
     assert sources == {
@@ -40,7 +40,7 @@ def test_the_study_is_the_run_with_every_source_in_turn():
     assert all(m.against == "qnn" for m in study.methods if m.role == "control")
     assert study.reference == "qnn"
     assert (study.base, study.data, study.seeds) == ("base", "text.txt", [0, 4])
-    assert study.tuning.grid == [1.0], "no rate is tuned: all train at the run's"
+    assert study.tuning.grid == [1.0], "no learning rate is tuned"
     assert {m.lr for m in study.methods if m.method == "qpa"} == {3e-3}
     assert all(m.settings["budget"] == 0.25 for m in study.methods if m.method == "qpa")
     training = study.training
@@ -50,26 +50,19 @@ def test_the_study_is_the_run_with_every_source_in_turn():
     assert study_of(settings(host="prefix"), (0,)).methods[1].host == "prefix"
 
 
-def test_circuits_run_where_the_run_had_them():
+def test_backend_of_the_run_is_used_for_circuits_only():
     study = study_of(settings(backend_settings={"shots": 256}), (0,))
     with_backend = [m.key for m in study.methods if m.backend]
-    assert with_backend == ["qnn", "qnn_frozen"], "what has no circuit has no backend"
+    assert with_backend == ["qnn", "qnn_frozen"], "a control without a circuit has no backend"
     assert study.methods[1].backend == {"shots": 256}
     simulator = {"backend": "pennylane:default.mixed", "noise": 0.01}
     assert study_of(settings(backend_settings=simulator), (0,)).methods[1].backend == simulator
 
 
-def test_a_device_of_the_users_is_not_asked_again():
+def test_device_of_the_user_is_replaced_by_simulated_shots():
     mine = {"backend": "mine.py:device", "shots": 256, "shot_budget": 10_000, "gradient": "spsa"}
     study = study_of(settings(backend_settings=mine), (0,))
     assert [m.backend for m in study.methods if m.backend] == [{"shots": 256, "gradient": "spsa"}] * 2
-
-
-def test_no_steps_and_equal_seeds_are_refused():
-    with pytest.raises(ConfigError, match="steps: Input should be greater than or equal to 1, got 0"):
-        study_of(settings(), (0,), steps=0)
-    with pytest.raises(ConfigError, match="the run cannot be repeated as a study: seeds: duplicate seed"):
-        study_of(settings(), (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -80,14 +73,16 @@ def test_no_steps_and_equal_seeds_are_refused():
         ({}, (), "seeds"),
         ({}, (1, 1), "duplicate seed"),
         ({}, (-1,), "greater than or equal to 0"),
+        ({"steps": 0}, (0,), "steps: Input should be greater than or equal to 1, got 0"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(changes, seeds, message):
+def test_invalid_study_is_refused(changes, seeds, message):
     with pytest.raises(ConfigError, match=message):
         study_of(settings(**changes), seeds)
 
 
-def test_settings_of_a_run_folder(tmp_path):
+def test_damaged_run_folder_is_refused(tmp_path):
+    assert found_before(tmp_path) is None
     folder = RunFolder(tmp_path)
     with pytest.raises(CheckpointError, match="not the run folder"):
         folder.settings()
@@ -100,11 +95,7 @@ def test_settings_of_a_run_folder(tmp_path):
         folder.settings()
 
 
-def test_nothing_was_found_before(tmp_path):
-    assert found_before(tmp_path) is None
-
-
-def test_the_sentence_is_the_studys_own(tmp_path):
+def test_sentence_is_the_headline_of_the_study(tmp_path):
     summary = summary_of(write_synthetic_study(tmp_path / "study"))
     found = CircuitMatters(tmp_path, summary)
     assert found.controls

@@ -1,4 +1,4 @@
-"""How far angles moved: planted changes of tau are found again, in models and in folders."""
+"""Movement of angles, measured in models and folders with known changes of tau."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ SMALL = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3, "target_modules": "a
 
 
 def plant(model, ending, change):
-    """Add `change` to tau of every circuit; how many angles there are."""
+    """Apply `change` to tau of every circuit; returns the number of angles."""
     n = 0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -23,13 +23,13 @@ def plant(model, ending, change):
 
 
 def both(model, folder):
-    """The figure of the model, and of its folder."""
+    """The measurement of the model, and of its folder."""
     model.save_pretrained(str(folder))
     return angle_movement(model), angle_movement(folder)
 
 
 @pytest.mark.parametrize("scale", [10.0, 3.0])
-def test_a_planted_change_of_qpa_is_found(llama, tmp_path, scale):
+def test_movement_of_qpa(llama, tmp_path, scale):
     model = get_peft_model(llama, qpeft.QPAConfig(**SMALL, angle_scale=scale))
     n = plant(model, "angles.tau", lambda tau: torch.linspace(-0.02, 0.02, tau.numel()).view_as(tau))
     for found in both(model, tmp_path / "adapter"):
@@ -41,7 +41,7 @@ def test_a_planted_change_of_qpa_is_found(llama, tmp_path, scale):
         assert not found.is_frozen
 
 
-def test_what_did_not_move_is_frozen(llama):
+def test_circuit_that_did_not_move_is_frozen(llama):
     model = get_peft_model(llama, qpeft.QPAConfig(**SMALL))
     assert "None of the" in angle_movement(model).sentence
     plant(model, "angles.tau", lambda tau: torch.full_like(tau, 5e-4))
@@ -50,7 +50,7 @@ def test_what_did_not_move_is_frozen(llama):
     assert "practically frozen" in found.sentence
 
 
-def test_quantum_peft_and_qaa(llama, gpt2, tmp_path):
+def test_movement_of_quantum_peft_and_qaa(llama, gpt2, tmp_path):
     quantum = get_peft_model(
         llama, qpeft.QuantumPeftConfig(r=2, n_layers=1, target_modules="all-linear", task_type="CAUSAL_LM")
     )
@@ -64,7 +64,7 @@ def test_quantum_peft_and_qaa(llama, gpt2, tmp_path):
         assert (found.n_angles, found.maximum) == (n, pytest.approx(0.02))
 
 
-def test_over_another_host(gpt2, tmp_path):
+def test_movement_over_another_host(gpt2, tmp_path):
     model = get_peft_model(gpt2, LoraConfig(r=4, target_modules=["c_attn"], task_type="CAUSAL_LM"))
     model = qpeft.attach(model, qpeft.QPAGeneratorConfig(hidden=(6, 5), chunk_size=16, n_layers=3))
     plant(model, "angles.tau", lambda tau: torch.full_like(tau, 0.03))
@@ -82,7 +82,7 @@ def test_over_another_host(gpt2, tmp_path):
         (lambda: qpeft.QuantumPeftConfig(r=2, bits=4, target_modules="all-linear"), "quantised"),
     ],
 )
-def test_without_trained_angles_there_is_nothing_to_tell(llama, tmp_path, config, message):
+def test_adapter_without_trained_angles_is_refused(llama, tmp_path, config, message):
     model = get_peft_model(llama, config())
     model.save_pretrained(str(tmp_path))
     with pytest.raises(ConfigError):
@@ -91,6 +91,6 @@ def test_without_trained_angles_there_is_nothing_to_tell(llama, tmp_path, config
         angle_movement(tmp_path)
 
 
-def test_a_broken_folder_is_refused(tmp_path):
+def test_missing_folder_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no adapter folder"):
         angle_movement(tmp_path / "absent")

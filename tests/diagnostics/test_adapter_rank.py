@@ -32,7 +32,7 @@ def test_factors_have_the_ranks_of_their_product(seed, rows, r, columns):
     assert (found.rows, found.columns) == (rows, columns)
 
 
-def test_closed_forms():
+def test_ranks_with_closed_forms():
     """n equal singular values have rank n by every measure; (1, 1/2) has entropy ln 3 - 2/3 ln 2, stable rank 5/4."""
     found = effective_rank({"equal": torch.eye(5), "two": torch.diag(torch.tensor([1.0, 0.5]))})
     equal, two = found.matrices
@@ -43,7 +43,7 @@ def test_closed_forms():
 
 
 @given(st.floats(1e-3, 1e3), st.integers(0, 100))
-def test_a_factor_before_the_matrix_changes_no_rank(scale, seed):
+def test_ranks_do_not_depend_on_scale(scale, seed):
     w = normal(seed, 6, 4)
     once, scaled = (effective_rank({"w": x}).matrices[0] for x in (w, scale * w))
     assert scaled.entropy_rank == pytest.approx(once.entropy_rank)
@@ -51,7 +51,7 @@ def test_a_factor_before_the_matrix_changes_no_rank(scale, seed):
     assert scaled.numerical_rank == once.numerical_rank
 
 
-def test_zeros_are_told_and_do_not_count():
+def test_zero_matrices_are_not_averaged():
     zero = torch.zeros(4, 2), normal(0, 2, 3)
     nothing = effective_rank({"w": zero})
     assert nothing.entropy_rank == 0
@@ -61,7 +61,7 @@ def test_zeros_are_told_and_do_not_count():
     assert both.possible == 3
 
 
-def test_the_sentence_follows_the_figures():
+def test_sentence_follows_the_ranks():
     one = effective_rank({"w": (normal(0, 8, 1) @ torch.ones(1, 4, dtype=torch.float64), torch.eye(4))})
     assert "practically multiples of one row" in one.sentence
     steep = torch.diag(torch.tensor([1.0] * 3 + [0.0] * 7))
@@ -80,6 +80,6 @@ def test_the_sentence_follows_the_figures():
         ({"w": torch.ones(0, 3)}, "give a matrix"),
     ],
 )
-def test_what_is_no_matrix_is_refused(updates, message):
+def test_invalid_matrix_is_refused(updates, message):
     with pytest.raises(ConfigError, match=message):
         effective_rank(updates)

@@ -1,4 +1,4 @@
-"""Meyer and Wallach's Q: states whose value is known, PennyLane's purity, random states, refusals."""
+"""Meyer and Wallach's Q: known states, PennyLane's purity, random states, invalid input."""
 
 import json
 
@@ -30,7 +30,7 @@ KNOWN = {
 
 
 @pytest.mark.parametrize("name", KNOWN)
-def test_known_states(name):
+def test_q_of_known_states(name):
     state, expected = KNOWN[name]
     result = meyer_wallach(state)
     assert result.mean == pytest.approx(expected, abs=1e-6)
@@ -40,7 +40,7 @@ def test_known_states(name):
 
 @settings(max_examples=15)
 @given(st.integers(1, 5), st.integers(1, 3), st.sampled_from(["real", "complex"]), st.integers(0, 99))
-def test_it_is_made_of_pennylane_s_purities(n_qubits, samples, field, seed):
+def test_q_equals_pennylane_purities(n_qubits, samples, field, seed):
     states = haar_states(samples, n_qubits, field, seed)
     purities = [
         qml.math.purity(qml.math.reduce_statevector(states.numpy().astype(complex), [wire]), [0])
@@ -60,7 +60,7 @@ def test_random_states_have_the_specification_s_mean(field, expected):
     assert result.error < 1e-4
 
 
-def test_eight_layers_entangle_less_than_random_states_do():
+def test_eight_layers_entangle_less_than_random_states():
     result = meyer_wallach(random_states(Ansatz("ry_ladder", 8, 8), 300))
     assert result.mean == pytest.approx(0.963, abs=4 * result.error)
     assert "less entangled than in random states" in result.sentence
@@ -68,7 +68,7 @@ def test_eight_layers_entangle_less_than_random_states_do():
     assert "more entangled" in meyer_wallach(torch.stack([KNOWN["GHZ"][0], KNOWN["GHZ"][0]])).sentence
 
 
-def test_a_single_qubit_has_no_partner():
+def test_single_qubit_is_not_entangled():
     assert meyer_wallach(haar_states(3, 1)).mean == pytest.approx(0, abs=1e-12)
     assert "cannot be entangled" in meyer_wallach(haar_states(3, 1)).sentence
 
@@ -84,6 +84,6 @@ def test_a_single_qubit_has_no_partner():
         (torch.tensor([torch.nan, 1.0]), "norm 1"),
     ],
 )
-def test_what_is_no_state_is_refused(states, message):
+def test_invalid_state_is_refused(states, message):
     with pytest.raises(ConfigError, match=message):
         meyer_wallach(states)

@@ -1,4 +1,4 @@
-"""Expressibility: random states at the floor, a product circuit far from it, floors by simulation, refusals."""
+"""Expressibility: random states, product circuits, simulated floors, invalid input."""
 
 import json
 import sys
@@ -21,24 +21,24 @@ def _fidelities(n_pairs, n_qubits, field, seed=0):
 
 
 @pytest.mark.parametrize("n_qubits", [1, 4, 8])
-def test_random_states_lie_at_the_floor(n_qubits):
+def test_random_states_are_at_the_floor(n_qubits):
     result = of_fidelities(_fidelities(4000, n_qubits, "real"), n_qubits)
     assert result.divergence == pytest.approx(result.floor, abs=4 * np.sqrt(2 * 49) / 8000)
     assert "judged by 4,000 pairs" in result.sentence
     assert result.complex_divergence > 5 * result.floor
 
 
-def test_complex_states_lie_at_the_floor_of_their_own_law():
+def test_complex_states_are_at_the_floor_of_their_law():
     result = of_fidelities(_fidelities(4000, 5, "complex"), 5)
     assert result.complex_divergence == pytest.approx(result.floor, abs=4 * np.sqrt(2 * 49) / 8000)
     assert result.divergence > 5 * result.floor
 
 
-def test_a_single_qubit_is_as_random_as_a_state_can_be():
+def test_single_qubit_is_at_the_floor():
     assert expressibility(Ansatz("ry_ladder", 1, 1)).divergence < 2 * expressibility(Ansatz("ry_ladder", 1, 1)).floor
 
 
-def test_a_product_circuit_is_far_from_the_floor_and_depth_brings_it_there():
+def test_divergence_falls_to_the_floor_with_depth():
     found = [expressibility(Ansatz("ry_ladder", 6, depth), samples=3000) for depth in (1, 2, 16)]
     product, shallow, deep = (result.divergence for result in found)
     assert product > 2 * shallow > 10 * deep
@@ -47,7 +47,7 @@ def test_a_product_circuit_is_far_from_the_floor_and_depth_brings_it_there():
     assert "do not cover all real states evenly: too many pairs are alike" in found[0].sentence
 
 
-def test_the_divergence_is_scipy_s_in_bins_that_the_law_fills_equally():
+def test_divergence_equals_scipy_in_bins_of_equal_probability():
     fidelities = _fidelities(500, 3, "real", seed=1) ** 1.5
     edges = stats.beta(0.5, 3.5).ppf(np.linspace(0, 1, 11))
     edges[0], edges[-1] = 0, 1
@@ -58,7 +58,7 @@ def test_the_divergence_is_scipy_s_in_bins_that_the_law_fills_equally():
 
 
 @pytest.mark.parametrize(("n_pairs", "n_bins"), [(50, 50), (400, 20), (2000, 50)])
-def test_the_floor_is_what_fair_dice_show(n_pairs, n_bins):
+def test_floor_equals_the_mean_of_simulated_counts(n_pairs, n_bins):
     counts = np.random.default_rng(0).multinomial(n_pairs, np.full(n_bins, 1 / n_bins), 4000)
     simulated = stats.entropy(counts / n_pairs, np.full((4000, n_bins), 1 / n_bins), axis=1)
     result = of_fidelities(np.random.default_rng(1).uniform(size=n_pairs), 2, n_bins)
@@ -68,14 +68,14 @@ def test_the_floor_is_what_fair_dice_show(n_pairs, n_bins):
 
 
 @given(st.sampled_from([0.0, 1.0]), st.integers(1, 10), st.integers(2, 60))
-def test_equal_or_orthogonal_pairs_fill_one_bin(fidelity, n_qubits, n_bins):
+def test_equal_or_orthogonal_pairs_have_the_highest_divergence(fidelity, n_qubits, n_bins):
     result = of_fidelities(np.full(n_bins, fidelity), n_qubits, n_bins)
     assert result.divergence == pytest.approx(np.log(n_bins))
     assert sum(result.shares) == pytest.approx(1)
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_pairs_are_taken_in_parts_and_by_seed(monkeypatch):
+def test_result_depends_on_the_seed_and_not_on_the_batch_size(monkeypatch):
     ansatz = Ansatz("two_design", 3, 2)
     whole = expressibility(ansatz, samples=100, seed=3)
     monkeypatch.setattr(sys.modules["qpeft.diagnostics.expressibility"], "_AT_ONCE", 64)
@@ -92,6 +92,6 @@ def test_pairs_are_taken_in_parts_and_by_seed(monkeypatch):
         ("ry_ladder", 20, 50, "got 50 bins and 20 samples"),
     ],
 )
-def test_bad_input_is_refused(ansatz, samples, n_bins, message):
+def test_invalid_input_is_refused(ansatz, samples, n_bins, message):
     with pytest.raises(ConfigError, match=message):
         expressibility(Ansatz(ansatz, 3, 1), samples, n_bins=n_bins)

@@ -16,7 +16,7 @@ PARAMETER = {"real": 0.5, "complex": 1.0}
 
 
 @given(fields, st.integers(2, 2**14), st.floats(0, 1))
-def test_the_distribution_is_scipy_s_beta(field, size, p):
+def test_distribution_equals_the_beta_law_of_scipy(field, size, p):
     law = HaarLaw(field, size)
     beta = stats.beta(PARAMETER[field], PARAMETER[field] * (size - 1))
     assert law.cdf(np.array([p]))[0] == pytest.approx(beta.cdf(p), abs=1e-12)
@@ -24,7 +24,7 @@ def test_the_distribution_is_scipy_s_beta(field, size, p):
     assert law.cdf(law.quantiles(share))[0] == pytest.approx(0.3, abs=1e-9)
 
 
-def test_closed_forms_of_the_specification():
+def test_moments_equal_the_closed_forms_of_the_specification():
     for d in (2, 16, 256):
         real, complex_ = HaarLaw("real", d), HaarLaw("complex", d)
         assert real.ipr == pytest.approx(3 * d / (d + 2))
@@ -38,7 +38,7 @@ def test_closed_forms_of_the_specification():
 
 @pytest.mark.parametrize("field", PARAMETER)
 @pytest.mark.parametrize("size", [2, 8, 64])
-def test_means_and_spreads_are_those_of_a_dirichlet_sample(field, size):
+def test_moments_equal_those_of_a_dirichlet_sample(field, size):
     p = np.random.default_rng(1).dirichlet([PARAMETER[field]] * size, 40_000)
     law = HaarLaw(field, size)
     ipr = size * (p**2).sum(1)
@@ -50,7 +50,7 @@ def test_means_and_spreads_are_those_of_a_dirichlet_sample(field, size):
 
 @pytest.mark.parametrize("field", PARAMETER)
 @pytest.mark.parametrize("entries", [1, 3, 8])
-def test_drawn_entries_have_the_law_and_the_dependence_of_whole_states(field, entries):
+def test_drawn_entries_have_the_joint_law_of_whole_states(field, entries):
     law = HaarLaw(field, 8)
     drawn = law.draw(20_000, entries, np.random.default_rng(2))
     assert drawn.shape == (20_000, entries)
@@ -62,7 +62,7 @@ def test_drawn_entries_have_the_law_and_the_dependence_of_whole_states(field, en
 
 
 @pytest.mark.parametrize(("field", "dtype"), [("real", torch.float64), ("complex", torch.complex128)])
-def test_haar_states_are_unit_vectors_without_a_preferred_direction(field, dtype):
+def test_haar_states_are_isotropic_unit_vectors(field, dtype):
     states = haar_states(5000, 3, field, seed=4)
     assert (states.shape, states.dtype) == ((5000, 8), dtype)
     torch.testing.assert_close(states.norm(dim=1), torch.ones(5000, dtype=torch.float64))
@@ -82,11 +82,11 @@ def test_haar_states_are_unit_vectors_without_a_preferred_direction(field, dtype
         ((3, 3, "real", -1), "seed must be 0 or more, got -1"),
     ],
 )
-def test_bad_sizes_and_fields_are_refused(arguments, message):
+def test_invalid_sizes_and_fields_are_refused(arguments, message):
     with pytest.raises(ConfigError, match=message):
         haar_states(*arguments)
 
 
-def test_a_single_outcome_has_no_law():
+def test_single_outcome_is_refused():
     with pytest.raises(ConfigError, match="at least 2 probabilities, got 1"):
         HaarLaw("real", 1)

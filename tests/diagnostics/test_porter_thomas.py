@@ -1,4 +1,4 @@
-"""Porter-Thomas: who passes, who fails, whether its p-value keeps its word, and the edges."""
+"""Porter-Thomas test: random states, uniform p-values, scipy's distance, extreme and invalid input."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def _haar(samples, n_qubits, field, seed):
 
 @pytest.mark.parametrize("field", OTHER)
 @pytest.mark.parametrize(("samples", "n_qubits"), [(200, 8), (1, 10), (20, 12), (500, 4)])
-def test_random_states_pass_over_their_own_field_and_fail_over_the_other(field, samples, n_qubits):
+def test_random_states_pass_for_their_field_and_fail_for_the_other(field, samples, n_qubits):
     p = _haar(samples, n_qubits, field, seed=6)
     own, other = porter_thomas(p, field), porter_thomas(p, OTHER[field])
     assert own.p_value > 0.01
@@ -48,10 +48,10 @@ def test_p_values_are_uniform_for_random_states(samples, size):
         found.append(porter_thomas(p).p_value)
         naive.append(stats.kstest(p.flatten(), stats.beta(0.5, 0.5 * (size - 1)).cdf).pvalue)
     assert stats.kstest(found, "uniform").pvalue > 0.01
-    assert stats.kstest(naive, "uniform").pvalue < 0.01, "this test would not see a wrong p-value"
+    assert stats.kstest(naive, "uniform").pvalue < 0.01, "otherwise this test could not detect a wrong p-value"
 
 
-def test_p_values_are_uniform_where_a_part_is_tested(monkeypatch):
+def test_p_values_are_uniform_for_a_subset(monkeypatch):
     monkeypatch.setattr(sys.modules["qpeft.diagnostics.porter_thomas"], "_TESTED", 40)
     found = []
     for seed in range(120):
@@ -59,22 +59,22 @@ def test_p_values_are_uniform_where_a_part_is_tested(monkeypatch):
         assert of_each.n_tested == 40
         found.append(of_each.p_value)
     assert stats.kstest(found, "uniform").pvalue > 0.01
-    assert porter_thomas(np.full((50, 2), 0.5)).n_tested == 40  # fewer states than there are
+    assert porter_thomas(np.full((50, 2), 0.5)).n_tested == 40
 
 
-def test_not_more_is_tested_than_is_quick():
+def test_number_of_tested_probabilities_is_limited():
     result = porter_thomas(_haar(300, 8, "real", seed=1))
     assert _TESTED - 300 < result.n_tested <= _TESTED
 
 
 @pytest.mark.parametrize("field", OTHER)
-def test_the_distance_is_scipy_s(field):
+def test_distance_equals_scipy(field):
     p = random_probabilities(Ansatz("ry_ladder", 7, 4), 30).numpy()
     expected = stats.kstest(p.flatten(), HaarLaw(field, 128).cdf).statistic
     assert porter_thomas(p, field).distance == pytest.approx(expected, abs=1 / 4096)
 
 
-def test_the_figures_are_numpy_s():
+def test_moments_equal_numpy():
     p = random_probabilities(Ansatz("two_design", 6, 2), 20).numpy()
     result = porter_thomas(p)
     assert result.ipr == pytest.approx(64**2 * np.mean(p**2))
@@ -83,7 +83,7 @@ def test_the_figures_are_numpy_s():
     assert (result.n_states, result.n_outcomes) == (20, 64)
 
 
-def test_the_histogram_holds_every_probability_beside_the_law():
+def test_histogram_contains_every_probability():
     p = _haar(400, 8, "real", seed=2)
     histogram = porter_thomas(p).histogram
     widths = np.diff(histogram.edges)
@@ -97,7 +97,7 @@ def test_the_histogram_holds_every_probability_beside_the_law():
     assert ((counts - expected) ** 2 / expected).sum() < stats.chi2.ppf(0.999, len(counts))
 
 
-def test_a_shallow_circuit_is_told_from_a_random_state_and_a_deep_one_is_not():
+def test_shallow_circuit_differs_from_random_states_and_a_deep_one_does_not():
     shallow = porter_thomas(random_probabilities(Ansatz("ry_ladder", 8, 8), 200))
     deep = porter_thomas(random_probabilities(Ansatz("ry_ladder", 8, 24), 200))
     assert shallow.p_value == 1 / 200
@@ -114,7 +114,7 @@ def test_a_shallow_circuit_is_told_from_a_random_state_and_a_deep_one_is_not():
     st.integers(1, 4),
     st.sampled_from(sorted(OTHER)),
 )
-def test_edges_give_finite_numbers(kind, n_qubits, samples, field):
+def test_extreme_probabilities_give_finite_results(kind, n_qubits, samples, field):
     size = 2**n_qubits
     p = {
         "constant": np.full((samples, size), 1 / size),
@@ -133,7 +133,7 @@ def test_edges_give_finite_numbers(kind, n_qubits, samples, field):
     json.dumps(result.to_dict(), allow_nan=False)
 
 
-def test_one_state_is_a_vector_and_float32_is_enough():
+def test_one_state_may_be_a_vector_or_float32():
     p = _haar(1, 9, "real", seed=3)
     whole, flat = porter_thomas(p), porter_thomas(p[0])
     assert whole == flat
@@ -141,7 +141,7 @@ def test_one_state_is_a_vector_and_float32_is_enough():
     assert porter_thomas(p) == whole  # the same data, the same p-value
 
 
-def test_what_the_sentence_says_between():
+def test_sentence_at_intermediate_p_values():
     clear = porter_thomas(_haar(50, 8, "real", seed=4))
     assert "weak evidence" in replace(clear, p_value=0.03).sentence
     assert "measurably different" in replace(clear, p_value=0.006).sentence
@@ -161,11 +161,11 @@ def test_what_the_sentence_says_between():
         (torch.tensor([0.6 + 0j, 0.8]), "must be real"),
     ],
 )
-def test_what_is_no_probability_is_refused(p, message):
+def test_invalid_probabilities_are_refused(p, message):
     with pytest.raises(ConfigError, match=message):
         porter_thomas(p)
 
 
-def test_an_unknown_field_is_refused():
+def test_unknown_field_is_refused():
     with pytest.raises(ConfigError, match="unknown field 'Real'; choose one of real, complex"):
         porter_thomas(np.full(4, 0.25), "Real")

@@ -1,4 +1,4 @@
-"""States at given and at random angles, and the package as users reach it."""
+"""States at given and random angles, and the names of the package."""
 
 import math
 import subprocess
@@ -19,7 +19,7 @@ from qpeft.errors import ConfigError
 
 @pytest.mark.parametrize("name", ["ry_ladder", "two_design"])
 @pytest.mark.parametrize("n_qubits", [1, 2, 5])
-def test_states_are_those_of_the_gates(name, n_qubits):
+def test_states_equal_the_gate_simulation(name, n_qubits):
     ansatz = Ansatz(name, n_qubits, 3)
     angles = random_angles(ansatz, 4, seed=1)
     expected = torch.stack([gate_state(ansatz, each) for each in angles])
@@ -28,7 +28,7 @@ def test_states_are_those_of_the_gates(name, n_qubits):
     torch.testing.assert_close(random_probabilities(ansatz, 4, seed=1), expected.square(), rtol=0, atol=1e-13)
 
 
-def test_two_design_is_pennylane_s_first_column():
+def test_two_design_equals_the_first_column_of_pennylane():
     ansatz = Ansatz("two_design", 3, 2)
     angles = random_angles(ansatz, 1, seed=2)
     first, rest = angles[0, :3].numpy(), angles[0, 3:].view(2, 2, 2).numpy()
@@ -36,31 +36,31 @@ def test_two_design_is_pennylane_s_first_column():
     torch.testing.assert_close(circuit_states(ansatz, angles)[0], torch.from_numpy(matrix[:, 0].real.copy()))
 
 
-def test_random_probabilities_are_qpa_s():
+def test_random_probabilities_equal_those_of_qpa():
     ansatz = Ansatz("ry_ladder", 4, 8)
     expected = [probabilities(each) for each in random_angles(ansatz, 3, seed=0)]
     torch.testing.assert_close(random_probabilities(ansatz, 3), torch.stack(expected), rtol=0, atol=1e-14)
 
 
-def test_random_angles_are_uniform_over_a_turn():
+def test_random_angles_are_uniform():
     angles = random_angles(Ansatz("ry_ladder", 6, 8), 100, seed=3)
     assert angles.shape == (100, 8, 6)
     assert stats.kstest(angles.flatten().numpy(), stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", ["square", "qaa", "rxyz"])
-def test_circuits_without_states_of_their_own_are_refused(name):
+def test_circuits_on_inputs_are_refused(name):
     with pytest.raises(ConfigError, match=rf"ry_ladder, two_design; {name} starts in the state of an input"):
         random_probabilities(Ansatz(name, 3, 1), 2)
 
 
 @pytest.mark.parametrize("shape", [(), (8, 4), (2, 4, 8), (0,)])
-def test_another_shape_is_refused(shape):
+def test_wrong_shape_is_refused(shape):
     with pytest.raises(ConfigError, match=r"angles must have shape \(samples, 8, 4\), got "):
         circuit_states(Ansatz("ry_ladder", 4, 8), torch.zeros(shape))
 
 
-def test_the_package_is_reached_without_an_import_of_its_own():
+def test_package_is_lazy_and_has_all_its_names():
     code = "import sys, qpeft; assert 'torch' not in sys.modules; print(qpeft.diagnostics.porter_thomas.__name__)"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.strip() == "porter_thomas"

@@ -1,4 +1,4 @@
-"""A study's folder with invented rows, as the runner would leave it: for tests of all that is made from rows."""
+"""A study's folder with invented rows, as the runner writes it, for tests of tables and reports."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ NOISE = {"qpa_noise": 0.004, "vera": 0.01}
 
 
 def write_synthetic_study(folder: Path) -> Path:
-    """Five seeds of fifteen methods, with what can go wrong.
+    """Five seeds of fifteen methods, with failures.
 
-    A seed of `vera` diverged, one of `ia3` failed, two of `prefix` are missing. `twin` has LoRA's very numbers,
+    A seed of `vera` diverged, one of `ia3` failed, two of `prefix` are missing. `twin` has LoRA's values,
     `qpa_noise` is as good as QPA, `bottleneck@qaa` is over its budget, `quantum_peft@qaa` far below it.
     """
     methods = [_planned(key) for key in METHODS]
@@ -59,7 +59,7 @@ def write_synthetic_study(folder: Path) -> Path:
         "schema": 1,
         "study": "synthetic",
         "title": "A study that nobody ran",
-        "question": "Do tables and report say what rows hold?",
+        "question": "Do tables and report contain the values of the rows?",
         "metric": "test_loss",
         "reference": "lora",
         "task": "causal-lm",
@@ -196,7 +196,7 @@ def _row(method: dict[str, Any], seed: int) -> StoredRow:
             "traceback_tail": "Traceback (most recent call last):\n  RuntimeError: a planted crash",
         }
     draw = random.Random(f"{'lora' if key == 'twin' else key} {seed}")
-    common = 0.02 * random.Random(seed).gauss()  # equal batches: what a seed does to one method, it does to all
+    common = 0.02 * random.Random(seed).gauss()  # equal batches: a seed has the same effect on all methods
     gain = METHODS[key][7]
     loss = BASE_LOSS - gain + (common + NOISE.get(key, 0.003) * draw.gauss() if gain else 0.0)
     curve = _curve(loss, gain, slow=1 + 0.3 * draw.random())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from qpeft.cli.console import stderr
 from qpeft.cli.score import headline
@@ -57,23 +57,16 @@ class TrainingBar:
         """The receiver of the events of the run `name`."""
         return _Run(self, name, self._names.index(name) * self.steps)
 
-    def describe(self, what: str) -> None:
-        """Show what is being done to the left of the bar."""
-        self._bar.update(self._task, description=what)
+    def update(self, what: str, **state: Any) -> None:
+        """Show what is being done; `completed` counts the steps of all runs."""
+        self._bar.update(self._task, description=what, **state)
 
-    def advance(self, done: int, loss: str) -> None:
-        """Show `done` completed steps, counted over all runs, and the loss."""
-        self._bar.update(self._task, completed=done, loss=loss)
-
-    def print(self, line: str) -> None:
-        """Print a line that stays, above the bar; also without a terminal."""
+    def print(self, line: str, only_if_quiet: bool = False) -> None:
+        """Print a line that stays, above the bar. `only_if_quiet`: if there is no bar and no line for a while."""
+        if only_if_quiet and not (self._bar.disable and monotonic() - self._last_line > _QUIET_SECONDS):
+            return
         self._last_line = monotonic()
         self._bar.console.print(line)
-
-    def print_if_quiet(self, line: str) -> None:
-        """Print a line of progress where there is no bar and none was printed for a while."""
-        if self._bar.disable and monotonic() - self._last_line > _QUIET_SECONDS:
-            self.print(line)
 
 
 class _Run:
@@ -83,21 +76,20 @@ class _Run:
         self._before = before
 
     def on_stage(self, what: str) -> None:
-        self._bar.describe(f"{self._name}: {what}")
+        self._bar.update(f"{self._name}: {what}")
 
     def on_note(self, line: str) -> None:
         self._bar.print(f"{self._name}: {line}")
 
     def on_start(self, total: int, done: int) -> None:
-        self._bar.describe(self._name)
-        self._bar.advance(self._before + done, "")
+        self._bar.update(self._name, completed=self._before + done, loss="")
         if done:
             self._bar.print(f"{self._name}: resuming from step {done}")
 
     def on_step(self, step: int, loss: float) -> None:
-        self._bar.describe(self._name)
-        self._bar.advance(self._before + step, f"loss {loss:.3f}")
-        self._bar.print_if_quiet(f"{self._name}, step {step} of {self._bar.steps}: loss {loss:.3f}")
+        self._bar.update(self._name, completed=self._before + step, loss=f"loss {loss:.3f}")
+        line = f"{self._name}, step {step} of {self._bar.steps}: loss {loss:.3f}"
+        self._bar.print(line, only_if_quiet=True)
 
     def on_eval(self, step: int, score: Score) -> None:
         self._bar.print(f"{self._name}, step {step}: {' '.join(headline(score.to_dict()))}")

@@ -122,24 +122,20 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | No
 
 def facts(rows: Iterable[Sequence[str]]) -> Table:
     """Lines of name, value, and a remark."""
-    from rich.table import Table
-
-    grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True)
-    grid.add_column(justify="right", style="bold")
-    grid.add_column(style="dim")
-    for row in rows:
-        grid.add_row(*row)
-    return grid
+    return _grid(rows, {"no_wrap": True}, {"justify": "right", "style": "bold"}, {"style": "dim"})
 
 
 def remarks(rows: Iterable[tuple[str, str]]) -> Table:
     """Lines of a label and a text, which is wrapped."""
+    return _grid(rows, {"no_wrap": True, "style": "bold"}, {})
+
+
+def _grid(rows: Iterable[Sequence[str]], *columns: dict[str, Any]) -> Table:
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(no_wrap=True, style="bold")
-    grid.add_column()
+    for column in columns:
+        grid.add_column(**column)
     for row in rows:
         grid.add_row(*row)
     return grid

@@ -48,7 +48,7 @@ def demo(
         say("Note:", f"{out} holds the results of this demo; remove the folder to run it again", "bold")
     else:
         with TrainingBar(names, steps) as bar:
-            found = run.run_demo(out, names, steps, bar.run, bar.describe)
+            found = run.run_demo(out, names, steps, bar.run, bar.update)
     return Answer(found.to_dict(), lambda console: _show(console, found))
 
 

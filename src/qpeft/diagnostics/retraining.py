@@ -7,8 +7,7 @@ run's base, data, settings, learning rate and seeds; only `feature_source` diffe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from dataclasses import field as _field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,8 @@ class CircuitMatters(Measurement):
     """Results of the training runs; `folder` holds their rows, tables and report."""
 
     folder: Path
-    summary: Summary = _field(repr=False)
-    failures: list[Row] = _field(default_factory=list, repr=False)
+    summary: Summary = field(repr=False)
+    failures: list[Row] = field(default_factory=list, repr=False)
 
     @property
     def circuit(self) -> MethodSummary:
@@ -58,14 +57,10 @@ class CircuitMatters(Measurement):
     def sentence(self) -> str:
         if not any(control.difference_to_target for control in self.controls):
             return "The training runs are not finished: there is nothing to compare yet."
-        if self.summary.headlines:
-            return f"{self.summary.headlines[0]} {self._size}"
-        return f"Fewer than {MIN_SEEDS} seeds allow no verdict on the circuit."
-
-    @property
-    def _size(self) -> str:
+        if not self.summary.headlines:
+            return f"Fewer than {MIN_SEEDS} seeds allow no verdict on the circuit."
         seeds, steps = self.summary.study.seeds, self.summary.study.training.steps
-        return f"({len(seeds)} seeds, {steps} steps each.)"
+        return f"{self.summary.headlines[0]} ({len(seeds)} seeds, {steps} steps each.)"
 
     def to_dict(self) -> dict[str, Any]:
         methods = [self.circuit, *self.controls]
@@ -101,7 +96,7 @@ def circuit_matters(
             read from the same places as by the run. Results are written to its folder `circuit-matters`. Only
             simulators are used: the exact simulator, with as many shots, replaces a device of yours.
         seeds: Seeds of the training runs; a verdict needs three.
-        steps: Optimiser steps of each training run. None: as many as the run's.
+        steps: Optimizer steps of each training run. None: as many as the run's.
         progress: Receives the progress events of `qpeft compare`.
 
     Raises:
@@ -163,16 +158,14 @@ def _own_backend(settings: TrainSettings) -> dict[str, Any]:
     A user's device is not used again, because its jobs may cost money: the exact simulator samples as many shots.
     """
     given = {name: value for name, value in settings.backend_settings.items() if name != "shot_budget"}
-    if ".py:" not in settings.backend.backend:
-        return given
-    return {name: value for name, value in given.items() if name in ("shots", "smoothing", "gradient")}
+    is_own = ".py:" in settings.backend.backend
+    return {name: value for name, value in given.items() if not is_own or name in ("shots", "smoothing", "gradient")}
 
 
 def _members(settings: TrainSettings) -> list[dict[str, Any]]:
     shared = {"method": settings.method, "host": settings.host, "lr": settings.lr}
-    there = _own_backend(settings)
-    own = {"key": _CIRCUIT, "label": "the trained circuit", "settings": settings.method_settings, **shared}
-    own["backend"] = there
+    backend = _own_backend(settings)
+    circuit = {"key": _CIRCUIT, "label": "the trained circuit", "settings": settings.method_settings}
     controls = [
         {
             "key": "no_feature" if source == "none" else source,
@@ -180,9 +173,8 @@ def _members(settings: TrainSettings) -> list[dict[str, Any]]:
             "settings": {**settings.method_settings, "feature_source": source},
             "role": "control",
             "against": _CIRCUIT,
-            "backend": there if source == "qnn_frozen" else {},
-            **shared,
+            "backend": backend if source == "qnn_frozen" else {},
         }
         for source, label in get(settings.method).controls.items()
     ]
-    return [own, *controls]
+    return [{**member, **shared} for member in ({**circuit, "backend": backend}, *controls)]

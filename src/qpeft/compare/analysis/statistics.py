@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
+import numpy as np
 from scipy.stats import ttest_1samp
 
 LEVEL = 0.95
@@ -76,8 +77,10 @@ def compare(
         for key, to in dict.fromkeys(pairs)
         if (difference := paired_difference(values[key], values[to], to, lower_is_better)) is not None
     }
-    corrected = _holm_over_pairs(found)
-    return {pair: _with_verdict(pair, difference, corrected.get(pair), failed) for pair, difference in found.items()}
+    # a pair and its reverse are the same question and count once
+    p_values = {frozenset(pair): difference.p for pair, difference in found.items() if difference.p is not None}
+    corrected = dict(zip(p_values, holm(list(p_values.values())), strict=True))
+    return {pair: _with_verdict(pair, d, corrected.get(frozenset(pair)), failed) for pair, d in found.items()}
 
 
 def paired_difference(
@@ -89,7 +92,7 @@ def paired_difference(
         return None
     n, mean = len(differences), fmean(differences)
     low, high, p = _t_test(differences, mean)
-    same_sign = sum(_sign(difference) == _sign(mean) for difference in differences)
+    same_sign = int(np.count_nonzero(np.sign(differences) == np.sign(mean)))
     verdict = _verdict(low, high, n, lower_is_better)
     return Difference(to, mean, low, high, n, same_sign, p if n >= MIN_SEEDS else None, None, verdict, verdict)
 
@@ -119,13 +122,6 @@ def _t_test(differences: Sequence[float], mean: float) -> tuple[float | None, fl
     return float(interval.low), float(interval.high), float(test.pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _holm_over_pairs(found: Mapping[Pair, Difference]) -> dict[Pair, float]:
-    """The adjusted p values. A pair and its reverse are the same question and count once."""
-    questions = {frozenset(pair): difference.p for pair, difference in found.items() if difference.p is not None}
-    adjusted = dict(zip(questions, holm(list(questions.values())), strict=True))
-    return {pair: adjusted[frozenset(pair)] for pair in found if frozenset(pair) in adjusted}
-
-
 def _with_verdict(pair: Pair, difference: Difference, p_holm: float | None, failed: set[str]) -> Difference:
     verdict = difference.verdict_alone
     if p_holm is not None and p_holm >= 1 - LEVEL:
@@ -141,7 +137,3 @@ def _verdict(low: float | None, high: float | None, n: int, lower_is_better: boo
     if low <= 0 <= high:
         return NO_DIFFERENCE
     return BETTER if (high < 0) == lower_is_better else WORSE
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)

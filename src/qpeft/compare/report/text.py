@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from qpeft import methods as registry
 from qpeft.compare.analysis.sentences import plural
-from qpeft.compare.report.format import VERDICTS, count, decimal
+from qpeft.compare.report.format import VERDICTS, count
 from qpeft.compare.report.kinds import kind_of
 
 if TYPE_CHECKING:
@@ -61,13 +60,6 @@ def rules(summary: Summary) -> list[str]:
     ]
 
 
-def tally(summary: Summary) -> list[tuple[str, int]]:
-    """How many main methods got each verdict against the reference."""
-    main = [m for m in summary.methods if m.role == "main" and m.is_trained]
-    found = Counter(m.difference.verdict for m in main if m.difference is not None)
-    return [(verdict, found[verdict]) for verdict in VERDICTS if found[verdict]]
-
-
 def answers(summary: Summary, role: str) -> list[dict[str, str]]:
     """The methods of this role with their verdicts and sentences, best first."""
     return [answer(m, m.difference, summary) for m in summary.ordered if m.role == role]
@@ -81,15 +73,6 @@ def answer(method: MethodSummary, found: Difference | None, summary: Summary) ->
     kind, sentence = kind_of(method, summary), summary.sentences[method.key]
     names = {"key": method.key, "sign": kind.sign, "kind": kind.key}
     return {**names, "verdict": verdict, "class": css, "sentence": sentence}
-
-
-def base_value(summary: Summary) -> str:
-    """The untrained base's result, which has no place on a logarithmic axis of parameters."""
-    return " ".join(
-        f"The untrained base ({m.key}) has no trainable parameters: {decimal(summary.metric.factor * m.metric.mean)}."
-        for m in summary.methods
-        if m.trainable == 0 and m.metric is not None
-    )
 
 
 def targets(summary: Summary) -> str:
