@@ -147,7 +147,7 @@ def test_training_runs_are_a_comparison_that_resumes(diagnosed, qpeft_cli, run_f
         (["--model", "{base}", "--method", "lora"], "nothing to diagnose before it is trained"),
         (["--model", "{base}", "--method", "lora", "--budget", "0.5"], "options of QPA's generator"),
         (["{run}", "--html", "{run}"], "is a folder"),
-        (["{run}", "--trainings", "--seeds", "1,1"], "twice"),
+        (["{run}", "--trainings", "--seeds", "1,1"], "duplicate seed"),
     ],
 )
 def test_bad_target_exits_with_code_2(qpeft_cli, run_folder, adapter_folder, base_folder, arguments, message):

@@ -182,6 +182,8 @@ def test_learning_rate_at_the_edge_of_its_grid_is_flagged(study_folder):
 def test_limits_name_controls_that_perform_as_well(study_folder):
     limits, headlines = summary_of(study_folder).limits, summary_of(study_folder).headlines
     assert limits[0].startswith("All quantum circuits are simulated")
+    assert limits[1].startswith("A prefix moves")
+    assert limits[2].startswith("The defaults of QAA")
     assert headlines[0].startswith("QPA is not shown to be better than 1 of its 1 control: QPA with noise for its ci")
     assert headlines[1] == "QAA is better than all of its 1 control."
     assert any(
@@ -352,3 +354,20 @@ def test_damaged_study_raises_checkpoint_error(tmp_path, text, message):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         summary_of(tmp_path)
+
+
+def test_study_stores_what_the_report_reads_of_a_method(study_folder):
+    def change(study):
+        study["methods"] = [method for method in study["methods"] if method["role"] == "main"][:3]
+        study["blocks"] = []
+        study["methods"][1] |= {"method": "own.py:METHOD", "kind": "quantum", "report_note": "A note."}
+
+    edit_json(study_folder / "study.json", change)
+    summary = summary_of(study_folder)
+    assert [method.kind for method in summary.methods] == ["classical", "quantum", "classical"]
+    assert summary.limits[:2] == [
+        "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied.",
+        "A note.",
+    ]
+    edit_json(study_folder / "study.json", lambda study: study["methods"].pop(1))
+    assert not any("simulated" in limit for limit in summary_of(study_folder).limits)

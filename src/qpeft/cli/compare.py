@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import tempfile
 from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from qpeft.compare.resolved import ResolvedMember, ResolvedMethod, ResolvedStudy
     from qpeft.compare.rows import Row
 
+_BUILT_IN = sorted(file.name.removesuffix(".yaml") for file in (files("qpeft.compare") / "builtin").iterdir())
 _DOTTED = {name: f"training.{name}" for name in ("steps", "batch_size", "seq_len")}
 
 
@@ -52,7 +54,7 @@ StudyArgument = Annotated[
     str,
     typer.Argument(
         metavar="STUDY",
-        help="A study file (YAML), or survey, controls, feature-source, rank-perplexity, qubits, depth, shots, noise.",
+        help=f"A study file (YAML), or {', '.join(_BUILT_IN)}.",
     ),
 ]
 Overrides = Annotated[dict[str, Any], Fields(StudyOptions, panel="Study")]

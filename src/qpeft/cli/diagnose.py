@@ -14,7 +14,7 @@ from qpeft.cli.command import command
 from qpeft.cli.compare_bar import CompareBar, say_failures
 from qpeft.cli.console import Answer, facts, table, working
 from qpeft.cli.failures import SOME_FAILED
-from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, method_settings
+from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.cli.plan import plan_of
 from qpeft.errors import ConfigError
@@ -76,10 +76,18 @@ def diagnose(
     ] = False,
     *,
     members: Annotated[dict[str, Any], Fields(TrainingRuns, panel=_MATTERS)],
-    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="With --model", only=("method", "host", "task"))],
+    run: Annotated[
+        dict[str, Any],
+        Fields(
+            TrainSettings,
+            panel="With --model; --method FILE.py:NAME also with a folder",
+            only=("method", "host", "task"),
+        ),
+    ],
     adapter: AdapterOptions,
     generator: GeneratorOptions,
     preset: PresetOption = None,
+    others: SetOption = None,
 ) -> Answer:
     """Measure whether a circuit is random, redundant and trainable, whether it moved, and whether it matters.
 
@@ -95,11 +103,17 @@ def diagnose(
     """
     if target is not None and methods.is_file(run.get("method", "")):
         use_method(run.pop("method"))
-    asked = {**run, **adapter, **generator, **({} if preset is None else {"preset": preset})}
+    asked = {
+        **run,
+        **adapter,
+        **generator,
+        **({} if preset is None else {"preset": preset}),
+        **({"set": others} if others else {}),
+    }
     _check(target, model, asked, trainings, members)
     if html is not None and html.is_dir():
         raise ConfigError(f"{html} is a folder; name a file for the page, such as {html / PAGE}")
-    found = _config(str(model), run, adapter, generator, preset) if target is None else _folder(target)
+    found = _config(str(model), run, adapter, generator, preset, others) if target is None else _folder(target)
     trained = _training_runs(found, trainings, members)
     with working("Measuring") as tell:
         import torch
@@ -150,10 +164,15 @@ def _folder(path: Path) -> Target:
 
 
 def _config(
-    model: str, run: dict[str, Any], adapter: dict[str, Any], generator: dict[str, Any], preset: str | None
+    model: str,
+    run: dict[str, Any],
+    adapter: dict[str, Any],
+    generator: dict[str, Any],
+    preset: str | None,
+    others: list[str] | None,
 ) -> Target:
     settings = TrainSettings(model=model, data="", out="", **run)
-    settings.method_settings = method_settings(settings, preset, adapter, generator)
+    settings.method_settings = method_settings(settings, preset, adapter, generator, others)
     settings.check()
     with working("Counting"):
         from qpeft.diagnostics.target import of_config

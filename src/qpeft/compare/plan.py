@@ -207,6 +207,8 @@ def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedM
         label=spec.label or spec.key,
         role=counted.role,
         kind=record.kind,
+        prunes_ranks=record.prunes_ranks,
+        report_note=record.report_note,
         lr_base=middle,
         rates=rates,
         hash=_hash(study, recipe, spec, rates),

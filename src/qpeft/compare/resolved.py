@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from qpeft import methods
 from qpeft.compare.rows import SCHEMA, Base, cell_id
 from qpeft.compare.study import TaskName, Training, Tuning, described
 from qpeft.errors import CheckpointError, InputError
@@ -29,7 +30,9 @@ class ResolvedMethod(_Resolved):
     role: str  # main, control or equal_budget
     against: str | None = None  # of a control: the key of the method that it is a control of
     method: str
-    kind: str | None = None  # quantum or classical; None in a study.json of qpeft 0.1
+    kind: str = "classical"  # or quantum
+    prunes_ranks: bool = False
+    report_note: str = ""  # a sentence for the report
     host: str = "lora"
     settings: dict[str, Any] = {}
     backend: dict[str, Any] = {}
@@ -39,6 +42,15 @@ class ResolvedMethod(_Resolved):
     trainable: int
     deployed: int
     note: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Add what a study.json of qpeft 0.1 lacks, from the record of the method."""
+        record = methods.find(str(values.get("method")))
+        if "kind" in values or record is None:
+            return values
+        return values | {name: getattr(record, name) for name in ("kind", "prunes_ranks", "report_note")}
 
     @property
     def is_trained(self) -> bool:

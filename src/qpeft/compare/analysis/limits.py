@@ -10,12 +10,20 @@ from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.study import is_ranked
 
 SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
-QAA_DEFAULTS = "The defaults of QAA are our own choice: the original paper's settings were not available."
 
 
 def limits_of(summary: Summary) -> list[str]:
     """Every sentence, the most important first."""
-    return [SIMULATED, QAA_DEFAULTS, *_controls(summary), *_scope(summary), *_seeds(summary), *_unfair(summary)]
+    simulated = [SIMULATED] if any(method.kind == "quantum" for method in summary.methods) else []
+    notes = [method.report_note for method in summary.study.methods if method.report_note]
+    return [
+        *simulated,
+        *dict.fromkeys(notes),
+        *_controls(summary),
+        *_scope(summary),
+        *_seeds(summary),
+        *_unfair(summary),
+    ]
 
 
 def unfinished(summary: Summary) -> str:

@@ -44,7 +44,7 @@ class MethodSummary:
     role: str
     against: str | None
     method: str
-    kind: str | None  # quantum or classical; None in studies of qpeft 0.1
+    kind: str  # quantum or classical
     is_trained: bool  # False for the base model as it is
     settings: dict[str, Any]
     hash: str

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from qpeft import methods as registry
 from qpeft.compare.report.format import decimal
 from qpeft.compare.report.kinds import kind_of
 from qpeft.compare.report.plotting import FAINT, INK, MUTED, Chart, label_axes, legend_below, new_figure, save, style
@@ -100,11 +99,8 @@ def layers(summary: Summary) -> list[Chart]:
 def pruned_ranks(summary: Summary) -> list[Chart]:
     """The ranks that are left by each method that prunes ranks, over modules and seeds."""
     charts = []
-    for method in summary.methods:
-        record = registry.find(method.method)
-        if record is None or not record.prunes_ranks:
-            continue
-        modules = [module for row in _successes(method, summary) for module in row.capacity.modules]
+    for method in (method for method in summary.study.methods if method.prunes_ranks):
+        modules = [module for row in _successes(method.key, summary) for module in row.capacity.modules]
         ranks = [rank for module in modules if (rank := _rank(module)) is not None]
         if ranks:
             charts.append(_histogram(method.key, ranks, len(modules)))
@@ -278,14 +274,14 @@ def _seeds(method: MethodSummary, frames: Mapping[str, pd.DataFrame], summary: S
         return save(chart, f"seeds-{method.key}", title, "Partly above the chart." if is_higher else "")
 
 
-def _successes(method: MethodSummary, summary: Summary) -> Iterable[Row]:
-    return summary.rows[method.key].successes.values()
+def _successes(key: str, summary: Summary) -> Iterable[Row]:
+    return summary.rows[key].successes.values()
 
 
 def _by_layer(method: MethodSummary, name: str, summary: Summary) -> dict[int, float]:
     """A measurement of the blocks by layer, means over the seeds that have it."""
     found: dict[int, list[float]] = {}
-    for block in (block for row in _successes(method, summary) for block in row.capacity.blocks):
+    for block in (block for row in _successes(method.key, summary) for block in row.capacity.blocks):
         if (value := getattr(block, name)) is not None:
             found.setdefault(block.layer, []).append(value)
     return {layer: fmean(values) for layer, values in sorted(found.items())}

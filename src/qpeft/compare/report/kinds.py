@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from qpeft import methods as registry
-
 if TYPE_CHECKING:
     from qpeft.compare.analysis.types import MethodSummary, Summary
 
@@ -38,6 +36,4 @@ def kind_of(method: MethodSummary, summary: Summary) -> Kind:
         return CONTROL
     if not method.is_trained:
         return BASE
-    record = registry.find(method.method)  # for a study of qpeft 0.1, which has no kinds
-    kind = method.kind or (record and record.kind)
-    return QUANTUM if kind == QUANTUM.key else CLASSICAL
+    return QUANTUM if method.kind == QUANTUM.key else CLASSICAL

@@ -67,7 +67,7 @@ def brief(table: Table) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of a table of results, with the columns that fit on a terminal."""
     left_out = ("Rank", "Deployed", "Steps to", "Flags", "Note")
     titles = [title for title in table.columns if not title.startswith(left_out) and " of its " not in title]
-    return titles, table.frame[titles].to_numpy().tolist()
+    return [title.removesuffix(" parameters") for title in titles], table.frame[titles].to_numpy().tolist()
 
 
 def methods(summary: Summary) -> Table:
@@ -104,7 +104,7 @@ def results(summary: Summary) -> Table:
         steps: "first evaluation at or below it; > 150 (3/5): three of five seeds reached it",
         "Seeds": "succeeded / planned",
     }
-    caption = f"{summary.metric.title} on test data, best first"
+    caption = f"{summary.metric.title} on test data, best first, controls after their method"
     return Table.of("results", caption, summary.ordered, columns, hints | _VERDICT_HINT)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qpeft import methods as registry
 from qpeft.compare.analysis.sentences import plural
 from qpeft.compare.report.format import VERDICTS, count
 from qpeft.compare.report.kinds import kind_of
@@ -43,7 +42,6 @@ def rules(summary: Summary) -> list[str]:
             f"which is not one of the final seeds ({', '.join(map(str, study.seeds))}): its own middle learning rate "
             f"times {', '.join(f'{factor:g}' for factor in grid)}. The lowest validation loss decides."
         )
-    records = [registry.find(method.method) for method in study.methods]
     return [
         "Every method starts from the same base and sees the same examples in the same order. The seed determines that "
         "order, dropout, and the adapter's initial values.",
@@ -56,7 +54,6 @@ def rules(summary: Summary) -> list[str]:
         "Trainable, deployed and stored parameters are counted separately. Compare quality at equal size in the "
         "equal-budget tables only.",
         "Failed and diverged runs are shown and counted. No verdict favors a method with such a run.",
-        *dict.fromkeys(record.report_note for record in records if record and record.report_note),
     ]
 
 
