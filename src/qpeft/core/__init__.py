@@ -1,5 +1,6 @@
-"""What all methods share. peft is imported here, before any submodule, so that the registration which follows its
-import finds every submodule complete.
+"""What all methods share.
+
+peft is imported here, before any submodule: its import registers all methods, which needs complete submodules.
 """
 
 import peft as _peft  # noqa: F401

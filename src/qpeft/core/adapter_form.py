@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from peft import PeftConfig
@@ -51,15 +50,13 @@ class AdapterForm(_Module):
         """The stock adapter to export; `model` is the PeftModel."""
         raise NotImplementedError
 
-    @contextmanager
-    def exact(self) -> Iterator[None]:
+    def exact(self) -> AbstractContextManager[None]:
         """Within: every computation is exact, whatever backend trains the adapter."""
-        yield
+        return nullcontext()
 
-    @contextmanager
-    def pruned(self, adapter_name: str) -> Iterator[None]:
+    def pruned(self, adapter_name: str) -> AbstractContextManager[None]:
         """Within: the live adapter equals its export."""
-        yield
+        return nullcontext()
 
     def on_optimizer(self, optimizer: Any, steps: int) -> None:
         """Prepare a training loop without callbacks, of this many steps of `optimizer`."""

@@ -1,13 +1,13 @@
 """The autograd boundary between a generator and the adapter tensors that it fills.
 
-A `Binding` takes the trainable tensors of a stock adapter out of their modules and puts views of the generator's
-flat output in their place. The output enters the training graph as one node whose inputs are the generator's
-parameters and whose value is computed once per parameter version; its backward runs through a private graph:
+A `Binding` replaces the trainable tensors of a stock adapter by views of the generator's flat output. The output enters
+the training graph as one node. Its inputs are the generator's parameters, its value is computed once per parameter
+version, and its backward pass runs through a private graph:
 
     parameters --> generator --> flat (P,)  | node |  split, view --> lora_A, lora_B, ... --> loss
 
-So the generator runs once per optimiser step however many forwards, micro-batches or checkpointed segments there
-are, and the gradients of all micro-batches of one accelerate step are summed before one backward.
+The generator therefore runs once per optimizer step, for any number of forward passes, micro-batches or checkpointed
+segments. The gradients of all micro-batches of one accelerate step are summed before one backward pass.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ _DEEPSPEED_MARKS = ("ds_id", "_hp_mapping")  # attributes of parameters under Ze
 
 @dataclass
 class Slot:
-    """One adapter tensor that the generator fills: attribute `name` of module `owner`."""
+    """One adapter tensor that a generator fills: attribute `name` of module `owner`."""
 
     owner: nn.Module
     name: str
     label: str  # the tensor's name within the base model, without the adapter's
     shape: torch.Size
     dtype: torch.dtype
-    widens: bool = True  # whether a half-precision tensor is placed as float32 in training, as PEFT does for adapters
+    widens: bool = True  # whether a half-precision tensor becomes float32 in training, as PEFT does for adapters
 
     def put(self, tensor: Tensor) -> None:
-        """Set the tensor as a plain attribute: PyTorch's module machinery does not see it."""
+        """Set the tensor as a plain attribute, invisible to `nn.Module`."""
         self.owner.__dict__[self.name] = tensor
 
     def take_parameter(self) -> None:
@@ -53,7 +53,7 @@ class Slot:
         del self.owner._parameters[self.name]
 
     def restore_parameter(self, value: Tensor) -> None:
-        """Undo `take_parameter` with `value` in the parameter."""
+        """Undo `take_parameter`; the parameter gets `value`."""
         self.owner.__dict__.pop(self.name, None)
         self.owner._parameters[self.name] = nn.Parameter(value, requires_grad=False)
 
@@ -72,8 +72,8 @@ class Binding:
         self.sizes = [slot.shape.numel() for slot in slots]
         self._flat: Tensor | None = None
         self._key: tuple[Any, ...] = ()
-        self._values: Tensor | None = None  # the parameters as they were evaluated, flat
-        self._placed = False  # the slots hold detached values of the present evaluation
+        self._values: Tensor | None = None  # the parameters at the last evaluation, flat
+        self._placed = False  # whether the slots hold detached values of the last evaluation
         self._deferred: Tensor | None = None
         for slot in self.slots:
             slot.take_parameter()
@@ -84,7 +84,7 @@ class Binding:
             self.refresh()
 
     def refresh(self) -> None:
-        """Evaluate the generator if its parameters changed, and put the tensors in place for the next forward.
+        """Evaluate the generator if its parameters changed, and place the tensors for the next forward pass.
 
         Raises:
             ConfigError: FSDP or DeepSpeed ZeRO has sharded the generator.
@@ -102,22 +102,22 @@ class Binding:
             elif self._placed and not trains:
                 return
             assert self._flat is not None
-            # in a tuple, so that autograd does not take the private graph for an input
+            # in a tuple, so that autograd does not treat the private graph as an input
             flat = _Boundary.apply(self, (self._flat,), *parameters) if trains else self._flat.detach()
             self._place(flat)
             self._placed = not trains
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """Take part in `model.to(...)`: the tensors get the dtype that stock parameters would."""
+        """Follow `model.to(...)`: the tensors get the dtype that stock parameters would get."""
         for slot in self.slots:
             slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
         self._placed = False
         self.restore_precision()
 
     def restore_precision(self) -> None:
-        """Undo casts to half precision through `.data`, as trainers do for adapters on quantised models.
+        """Undo casts to half precision through `.data`, which trainers apply to adapters on quantized models.
 
-        A parameter that was cast and not trained since gets its exact float32 values back.
+        The exact float32 values of a parameter are restored if it has not been trained since the cast.
         """
         parameters = list(self.generator.parameters())
         if not any(p.dtype in HALF_PRECISION for p in parameters):
@@ -128,14 +128,14 @@ class Binding:
                 parameter.data = _widened(parameter.data, value)
 
     def invalidate(self) -> None:
-        """Forget the evaluation; needed only after writing parameters through `.data` on an accelerator."""
+        """Discard the evaluation; needed only after writing parameters through `.data` on an accelerator."""
         self._flat, self._key, self._values, self._placed = None, (), None, False
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        """Within: the generator is evaluated anew; afterwards the evaluation from before holds again.
+        """Within: the generator is evaluated again; afterwards the previous evaluation is restored.
 
-        On a device each evaluation costs a job, and another one at the same angles would give other values.
+        On a device an evaluation costs a job, and a second one at the same angles would give other values.
         """
         kept = self._flat, self._key, self._values, self._deferred
         self.invalidate()
@@ -147,7 +147,7 @@ class Binding:
             self._placed = False
 
     def widen_half_precision(self) -> None:
-        """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for adapters under training."""
+        """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for trained adapters."""
         for slot in self.slots:
             if slot.widens and slot.dtype in HALF_PRECISION:
                 slot.dtype = torch.float32
@@ -161,14 +161,14 @@ class Binding:
         return [part.view(slot.shape).to(slot.dtype, copy=True) for slot, part in zip(self.slots, parts, strict=True)]
 
     def release(self) -> None:
-        """Give the adapter its own parameters back, filled with the present values, and stop generating."""
+        """Stop generating; the adapter's own parameters get the current values."""
         for slot, value in zip(self.slots, self.values(), strict=True):
             slot.restore_parameter(value)
         _live.discard(self)
 
     @contextmanager
     def as_parameters(self) -> Iterator[None]:
-        """Within: the adapter has its own parameters, with the present values, as PEFT knows it."""
+        """Within: the adapter has its own parameters, with the current values, as in stock PEFT."""
         for slot, value in zip(self.slots, self.values(), strict=True):
             slot.restore_parameter(value)
         try:
@@ -180,23 +180,18 @@ class Binding:
             self.refresh()
 
     def flush(self) -> None:
-        """Run the one generator backward for gradients that were held back."""
+        """Run the backward pass of the generator for deferred gradients."""
         if self._deferred is not None and self._flat is not None:
             gradient, self._deferred = self._deferred, None
             inputs = [p for p in self.generator.parameters() if p.requires_grad]
             with torch.autocast(gradient.device.type, enabled=False):
                 torch.autograd.backward(self._flat, gradient, inputs=inputs, retain_graph=True)
 
-    @property
-    def has_deferred(self) -> bool:
-        """Whether gradients of earlier micro-batches wait for their generator backward."""
-        return self._deferred is not None
-
     def _stale(self, parameters: list[nn.Parameter], trains: bool) -> bool:
         if self._flat is None or self._key != _key(parameters) or (trains and not self._flat.requires_grad):
             return True
-        # `.data` writes leave no version behind; on the CPU the values themselves are compared, which on an
-        # accelerator would wait for all work queued
+        # writes through `.data` do not change the version; on the CPU the values are compared, which on an accelerator
+        # would wait for all queued work
         if self._values is None or self._values.device.type != "cpu":
             return False
         return not torch.equal(_flat_values(parameters), self._values)
@@ -239,7 +234,7 @@ class Binding:
 
 
 class _Boundary(torch.autograd.Function):
-    """flat value in, the same value out as a function of the generator's parameters."""
+    """The identity on the flat value, with the generator's parameters as inputs."""
 
     @staticmethod
     def forward(ctx: Any, binding: Binding, private: tuple[Tensor], *parameters: nn.Parameter) -> Tensor:
@@ -253,7 +248,7 @@ class _Boundary(torch.autograd.Function):
         if _more_micro_batches():
             deferred = binding._deferred
             binding._deferred = gradient.clone() if deferred is None else deferred.add_(gradient)
-            # zeros and not None: whether `grad` is still there tells if the window was abandoned
+            # zeros and not None: if `grad` is None later, the accumulation was abandoned
             return (None, None, *(torch.zeros_like(p) if p.requires_grad else None for p in ctx.parameters))
         if binding._deferred is not None:
             gradient, binding._deferred = gradient + binding._deferred, None
@@ -261,7 +256,7 @@ class _Boundary(torch.autograd.Function):
         if ctx.runs > 1:
             _refuse_partial_gradients()
         wanted = [p for p in ctx.parameters if p.requires_grad]
-        # without autocast, which a backward called inside it would apply to the generator's own products
+        # without autocast, which would also apply to a backward pass that is called inside it
         with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
             found = torch.autograd.grad(ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True)
         gradients = iter(found)
@@ -269,7 +264,7 @@ class _Boundary(torch.autograd.Function):
 
 
 class _DetachedCopy:
-    """`__deepcopy__` of one generated tensor: PyTorch refuses to copy it, and the copy is generated anew anyway."""
+    """`__deepcopy__` of one generated tensor, which PyTorch refuses to copy; the copy is generated again anyway."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = weakref.ref(tensor)
@@ -283,7 +278,7 @@ class _DetachedCopy:
 
 
 def sharded_by(module: nn.Module) -> str | None:
-    """What has taken over the module's parameters: "FSDP" (1 or 2), "DeepSpeed ZeRO", or nothing."""
+    """What shards the module's parameters: "FSDP" (1 or 2), "DeepSpeed ZeRO", or None."""
     if getattr(module, "_is_fsdp_managed_module", False):
         return "FSDP"
     parameter = next(module.parameters(), None)
@@ -291,10 +286,10 @@ def sharded_by(module: nn.Module) -> str | None:
 
 
 def refuse_sharded(generator: nn.Module) -> None:
-    """Raise ConfigError if FSDP (1 or 2) or DeepSpeed ZeRO has taken over the generator's parameters.
+    """Raise ConfigError if FSDP (1 or 2) or DeepSpeed ZeRO shards the generator's parameters.
 
-    FSDP hides or replaces them between forward passes; ZeRO's optimiser updates copies that no version counter
-    follows, so that forward passes would use old values.
+    FSDP hides or replaces them between forward passes. ZeRO's optimizer updates copies without changing the version
+    counter, so forward passes would use old values.
     """
     if found := sharded_by(generator):
         raise ConfigError(
@@ -314,7 +309,7 @@ def _flat_values(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def _widened(rounded: Tensor, exact: Tensor) -> Tensor:
-    """`rounded` in float32; a copy of `exact` (flat) if that is what was rounded."""
+    """`rounded` in float32; a copy of `exact` (flat) if rounding it gives `rounded`."""
     exact = exact.view_as(rounded)
     return exact.to(rounded.device, copy=True) if torch.equal(exact.to(rounded), rounded) else rounded.float()
 
@@ -324,14 +319,14 @@ def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
 
 
 def _before_state(generator: nn.Module, *_: Any) -> None:
-    """Values are read and written in full precision."""
+    """State dicts are saved and loaded in full precision."""
     for binding in list(_live):
         if binding.generator is generator:
             binding.restore_precision()
 
 
 def _more_micro_batches() -> bool:
-    """Whether accelerate, if it is in use, says that other micro-batches follow before the optimiser step."""
+    """Whether, according to accelerate, other micro-batches follow before the optimizer step."""
     state = GradientState._shared_state
     return bool(state) and not state.get("sync_gradients", True)
 
@@ -358,21 +353,21 @@ def _trained_by(optimizer: Optimizer) -> list[Binding]:
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
     for binding in _trained_by(optimizer):
-        if binding.has_deferred:
+        if binding._deferred is not None:
             warnings.warn(
-                "an optimiser step came in the middle of gradient accumulation; the gradients held back for the "
-                "generator were added now, after any gradient clipping",
+                "the optimizer made a step during gradient accumulation; the deferred gradients of the generator were "
+                "added now, after any gradient clipping",
                 stacklevel=2,
             )
             binding.flush()
 
 
 def _after_step(optimizer: Optimizer, *_: Any) -> None:
-    """Refresh at once: whoever reads an adapter tensor next must not read the value before the step."""
+    """Refresh at once, so that nothing reads an adapter tensor from before the step."""
     for binding in _trained_by(optimizer):
         binding.invalidate()
         if getattr(binding.generator, "is_costly", False):
-            continue  # the next forward evaluates it, if there is one
+            continue  # the next forward pass evaluates it
         with torch.enable_grad():
             binding.refresh()
 

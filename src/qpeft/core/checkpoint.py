@@ -1,4 +1,4 @@
-"""Save and load adapter folders; a damaged or foreign one is refused with the reason and the remedy."""
+"""Save and load adapter folders; damaged or foreign folders are refused with the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _CARD = "README.md"
 
 
 def save(model: PeftModel, directory: str | Path) -> None:
-    """`model.save_pretrained(directory)`, whole or not at all.
+    """Atomic `model.save_pretrained(directory)`.
 
-    An earlier adapter there is replaced; a model card of yours is kept.
+    An earlier adapter there is replaced; a model card written by the user is kept.
 
     Raises:
-        ConfigError: the folder holds other files, which would be lost; or a parameter of the adapter is NaN or Inf.
+        ConfigError: the folder contains other files, which would be lost; or a parameter of the adapter is NaN or Inf.
     """
     target = Path(directory).resolve()
     refuse_others(target, [CONFIG, WEIGHTS, _CARD, *model.peft_config])
@@ -43,10 +43,10 @@ def save(model: PeftModel, directory: str | Path) -> None:
 
 
 def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, **options: Any) -> PeftModel:
-    """Load an adapter folder, compact or stock, on its base model, after checking it.
+    """Check an adapter folder, compact or stock, and load it on its base model.
 
     Args:
-        base: The model the adapter was trained on; it is changed in place, as by PEFT.
+        base: The model the adapter was trained on; changed in place, as by PEFT.
         directory: A local folder with adapter_config.json and adapter_model.safetensors.
         is_trainable: Whether training continues.
         options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...).
@@ -65,7 +65,7 @@ def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, 
                 check_whole(model, folder, name)
     except (InputError, MemoryError):
         raise
-    except Exception as error:  # torch's, on tensors of other shapes; PEFT's, on a field of another type
+    except Exception as error:  # from torch for tensors of other shapes, from PEFT for fields of other types
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
         raise CheckpointError(
             f"{folder} does not fit this base model: {reason}; load it on the base model it was trained on, and "
@@ -76,13 +76,13 @@ def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, 
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """Check that both files are there and readable; return the content of adapter_config.json.
+    """Check that both files are readable; return the content of adapter_config.json.
 
     Raises:
         CheckpointError: naming the file and what to do.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"no adapter folder at {folder}; give the folder that holds {CONFIG}")
+        raise CheckpointError(f"no adapter folder at {folder}; give the folder that contains {CONFIG}")
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}; it is not an adapter folder, or its saving was interrupted")
@@ -97,7 +97,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
             "or it is of a method of your own: import the module that registers it first, or give its file on the "
             "command line with --method FILE.py:NAME"
         )
-    tokens = config.get("alora_invocation_tokens")  # PEFT takes anything, and stumbles in the first forward pass
+    tokens = config.get("alora_invocation_tokens")  # PEFT fails only in the first forward pass
     if tokens is not None and not (isinstance(tokens, list) and tokens and all(type(t) is int for t in tokens)):
         raise CheckpointError(
             f"{folder / CONFIG}: alora_invocation_tokens is {tokens!r}; restore the list of token ids"
@@ -105,7 +105,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             if not list(file.keys()):
-                raise CheckpointError(f"{folder / WEIGHTS} holds no tensors; restore it")
+                raise CheckpointError(f"{folder / WEIGHTS} contains no tensors; restore it")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{folder / WEIGHTS} is damaged or cut off ({error}); copy it again or use an earlier checkpoint"
@@ -115,7 +115,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def _seal(folder: Path, config: dict[str, Any]) -> Any:
-    """What the weights' SHA-256 was when they were saved or exported; None of a stock adapter."""
+    """The recorded SHA-256 of the weights; None for a stock adapter."""
     if not (folder / RECORD).exists():
         return config.get("weights_sha256")
     try:

@@ -1,16 +1,15 @@
-"""The common part of the PEFT configs of generated adapters: it ties a checkpoint to its initial values and base."""
+"""The base classes of PEFT configs of generated adapters: they record the initial values and the base."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from peft import LoraConfig, PeftConfig
 
 from qpeft.core import model_card
@@ -23,7 +22,7 @@ Held = TypeVar("Held")
 
 
 class MethodName(str):
-    """A PEFT type of ours: a plain string for JSON and dictionaries that also answers like PEFT's enum."""
+    """A PEFT type from outside PEFT: a plain string for JSON and dictionaries, with the attributes of PEFT's enum."""
 
     @property
     def value(self) -> str:
@@ -43,7 +42,7 @@ _HEADS = {"TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
 
 
 def own_copy(config: Any) -> Any:
-    """A config of the adapter's own, so that the user's can be used again; with the heads that PEFT trains whole."""
+    """A copy of the config, so that the user's can be used again, with the heads that PEFT trains."""
     copied = copy.copy(config)
     heads = _HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ())
     if heads:
@@ -51,23 +50,17 @@ def own_copy(config: Any) -> Any:
     return copied
 
 
-_FACTORS = ("lora_alpha", "alpha", "randlora_alpha", "psoft_alpha", "scaling", "alpha_pattern")  # names PEFT has for it
-
-
-def check_factors(settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a setting multiplies the adapter by what is no number, or is 0 or infinite in float32."""
-    limits = torch.finfo(torch.float32)
-    for name in _FACTORS:
-        found = settings.get(name)
-        for factor in found.values() if isinstance(found, Mapping) else [found] if found is not None else []:
-            is_number = isinstance(factor, (int, float)) and not isinstance(factor, bool)
-            if not is_number or not limits.tiny <= abs(factor) <= limits.max:
-                raise ConfigError(f"{name} multiplies the adapter: it must be a number other than 0, got {factor!r}")
+def refuse_lora_options(config: Any, method: str, allowed: Sequence[str] = (), more: Sequence[str] = ()) -> None:
+    """Raise ConfigError if `config` sets a variant of LoRA, apart from those `allowed`, or one of `more` options."""
+    variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
+    for name in (*variants, "target_parameters", "use_qalora", "layer_replication", *more):
+        if name not in allowed and getattr(config, name, None):
+            raise ConfigError(f"{method} cannot be combined with LoRA's {name}; leave it unset")
 
 
 @dataclass
 class GeneratedConfig(SealedConfig):
-    """What ties a compact checkpoint to its initial values and its base model."""
+    """A PEFT config that records the initial values of its adapter and the tensors of its base model."""
 
     format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the compact format."})
     start_hash: str | None = field(
@@ -87,16 +80,16 @@ class GeneratedConfig(SealedConfig):
             )
 
     def to_stock(self) -> PeftConfig:
-        """The stock config of the adapter that is generated; the exported folder carries it."""
+        """The stock config of the generated adapter, for the exported folder."""
         raise NotImplementedError
 
     def description(self) -> dict[str, Any]:
-        """The method, its paper and the settings that matter, for model cards and qpeft.json."""
+        """The "method" with its paper and the settings that matter, for model cards and qpeft.json."""
         raise NotImplementedError
 
     @property
     def has_stock_form(self) -> bool:
-        """Whether `qpeft.export` can write the adapter that is generated."""
+        """Whether stock PEFT has the generated adapter."""
         return True
 
     def registered(self) -> type:
@@ -104,12 +97,21 @@ class GeneratedConfig(SealedConfig):
         return type(self)
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and a model card that says how to load this folder."""
+        """Write adapter_config.json, and a model card with the code that loads the folder."""
         super().save_pretrained(save_directory, **kwargs)
-        config = json.loads(json.dumps(self.to_dict(), default=list))
-        config["auto_mapping"] = kwargs.get("auto_mapping_dict")
-        model_card.write_compact_card(
-            Path(save_directory), config, self.description(), self.registered(), has_stock_form=self.has_stock_form
+        description = self.description()
+        method, host = description.pop("method"), description.pop("host", "LoRA")
+        sizes = [math.prod(shape) for _, shape in self.generated or []]
+        model_card.write_card(
+            Path(save_directory),
+            "Compact adapter",
+            tag=host,
+            what=f"This folder contains the *generator* of a stock adapter ({host}), not the adapter itself.\n"
+            f"The generator ({method}) computes {sum(sizes):,} adapter parameters in {len(sizes)} tensors, from exact\n"
+            "probabilities, whatever backend trained the circuit.",
+            settings=description,
+            can_export=self.has_stock_form,
+            registered=self.registered(),
         )
 
     def check_start(self, digest: str) -> None:
@@ -126,19 +128,12 @@ class GeneratedConfig(SealedConfig):
 class GeneratedLoraConfig(GeneratedConfig, LoraConfig):
     """A generated LoRA adapter, with LoRA's own fields."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_factors(vars(self))
-
-    def refuse_lora_options(self, method: str, allowed: Sequence[str] = ()) -> None:
-        """Raise ConfigError for LoRA options that `method` does not generate."""
-        variants = [f.name for f in dataclasses.fields(LoraConfig) if f.metadata.get("is_lora_variant")]
-        for name in (*variants, "target_parameters", "use_qalora", "layer_replication"):
-            if name not in allowed and getattr(self, name, None):
-                raise ConfigError(f"{method} does not generate LoRA with {name}; leave it unset")
+    def refuse_lora_options(self, method: str, allowed: Sequence[str] = (), more: Sequence[str] = ()) -> None:
+        """Raise ConfigError for LoRA's variants, apart from those `allowed`, and `more` options, if they are set."""
+        refuse_lora_options(self, method, allowed, more)
 
     def to_stock(self) -> LoraConfig:
-        """The LoraConfig of the adapter that is generated; the exported folder carries it."""
+        """The LoraConfig of the generated adapter, for the exported folder."""
         names = {f.name for f in dataclasses.fields(LoraConfig) if f.init} - {"peft_type", "runtime_config"}
         return LoraConfig(**{name: copy.deepcopy(getattr(self, name)) for name in names})
 

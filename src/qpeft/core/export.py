@@ -82,9 +82,8 @@ def _describe(model: Any, stock: StockAdapter, folder: Path, report: Any) -> Non
         **{k: v for k, v in report.to_dict().items() if k != "path"},
     }
     write_json(folder / stock_folder.RECORD, record)
-    base = stock_folder.base_name(model, stock.config) or "BASE_MODEL"
     tied = stock_folder.tied_target(model)
-    model_card.write_stock_card(folder, base, stock.host, stock.origin, record, tied=tied)
+    model_card.write_stock_card(folder, stock.host, stock.origin, record, tied=tied)
 
 
 def _verify(

@@ -1,4 +1,4 @@
-"""A folder that stock PEFT loads: where it may go, its config, and the proof that it gives the live model's outputs."""
+"""The folder of an exported adapter: its target, its config, and the comparison with the live model."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from torch import Tensor, nn
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import ConfigError, TiedWeightError, VerificationError
 
-RECORD = "qpeft.json"  # what an exported folder says of its making
+RECORD = "qpeft.json"  # how an exported adapter was made
 _WRITTEN = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD, "README.md", "task.json")
 FLOAT32_TOLERANCE = 1e-6
 
 
 def check_free(target: Path) -> None:
-    """Raise ConfigError if something else than an earlier export would be lost."""
+    """Raise ConfigError if anything but an earlier export would be lost."""
     if target.is_dir() and any(target.iterdir()) and not (target / RECORD).is_file():
-        raise ConfigError(f"{target} is not empty and no earlier export; give another folder")
+        raise ConfigError(f"{target} is not empty and not an earlier export; give another folder")
     refuse_others(target, _WRITTEN)
 
 
 def refuse_others(target: Path, names: Collection[str]) -> None:
-    """Raise ConfigError if `target` is a file, or a folder that holds something not called by one of `names`."""
+    """Raise ConfigError if `target` is a file, or a folder with anything but these `names`."""
     if target.is_file():
         raise ConfigError(f"{target} is a file; give a folder")
     others = sorted(path.name for path in target.iterdir() if path.name not in names) if target.is_dir() else []
     if others:
         raise ConfigError(
-            f"{target} holds other files ({', '.join(others[:3])}), which would be lost; give another folder"
+            f"{target} contains other files ({', '.join(others[:3])}), which would be lost; give another folder"
         )
 
 
 def check_not_merged(model: nn.Module) -> None:
-    """Raise ConfigError if an adapter is in the base weights already."""
+    """Raise ConfigError if an adapter is merged into the base weights."""
     if any(getattr(module, "merged", False) for module in model.modules()):
         raise ConfigError("the adapter is merged into the base model; call model.unmerge_adapter() before exporting")
 
 
 def to_file(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors wants them. Raises ConfigError for numbers that are not finite."""
+    """The tensors as safetensors saves them. Raises ConfigError for values that are not finite."""
     for key, value in state.items():
         if not torch.isfinite(value).all():
             raise ConfigError(f"non-finite adapter parameter in {key}; export an earlier checkpoint")
@@ -67,12 +67,12 @@ def write_config(config: PeftConfig, model: Any, folder: Path) -> None:
 
 
 def base_name(model: Any, config: PeftConfig) -> str | None:
-    """The hub id or the folder that the base model came from, if it is known."""
+    """The hub id or the folder of the base model, if it is known."""
     return config.base_model_name_or_path or model.get_base_model().__dict__.get("name_or_path") or None
 
 
 def tied_target(model: Any) -> str | None:
-    """The adapted module whose weight is the input embedding's as well; None without one."""
+    """The adapted module that shares its weight with the input embedding; None without one."""
     tuner = model.base_model
     if not isinstance(tuner, BaseTuner):
         return None
@@ -86,10 +86,10 @@ def tied_target(model: Any) -> str | None:
 def load_stock(model: Any, folder: Path, inputs: Mapping[str, Tensor], *, autocast_adapter_dtype: bool = True) -> Any:
     """The folder's adapter under stock PEFT, on a base that shares every weight with the live model's."""
     if any(getattr(parameter, "CB", None) is not None for parameter in model.parameters()):
-        scores(model, inputs)  # bitsandbytes moves weights of 8 bits at their first use, out of a copy's sight
+        scores(model, inputs)  # bitsandbytes moves 8-bit weights at their first use, which a copy would not notice
     config = PeftConfig.from_pretrained(str(folder))
     if isinstance(getattr(config, "init_lora_weights", None), str):
-        # an initialisation (PiSSA, OLoRA, ...) would take its part out of the base once more
+        # an initialization such as PiSSA or OLoRA would subtract its part from the base again
         config.init_lora_weights = True  # type: ignore[attr-defined]
     base = _base_sharing_weights(model)
     loaded = PeftModel.from_pretrained(base, str(folder), config=config, autocast_adapter_dtype=autocast_adapter_dtype)
@@ -106,7 +106,7 @@ def scores(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
 
 @contextmanager
 def _without_mixed_precision(model: nn.Module) -> Iterator[None]:
-    """Within: the model's own forward, without the autocast that accelerate wraps around it for a training in bf16."""
+    """Within: the model's own forward, without the autocast that accelerate wraps around it for bf16."""
     wrapped = model.__dict__.pop("forward", None)
     try:
         yield
@@ -116,10 +116,10 @@ def _without_mixed_precision(model: nn.Module) -> Iterator[None]:
 
 
 def tolerance(live: Tensor, *, same_shapes: bool = True) -> float:
-    """How far logits may differ: by 1e-6, or by some roundings of the largest of them.
+    """The allowed difference of logits: 1e-6, or several roundings of the largest logit.
 
-    The same numbers in tensors of the same shapes are added up in the same order: no rounding in float32, one in half
-    precision. In tensors of other shapes, as with fewer ranks, sums run otherwise: 64 and 8, through all layers.
+    Equal values in tensors of equal shapes are summed in the same order: no rounding in float32, one in half precision.
+    In tensors of other shapes, for example with fewer ranks, the order of sums differs: 64 and 8 roundings.
     """
     single = live.dtype == torch.float32
     roundings = (0 if single else 1) if same_shapes else (64 if single else 8)
@@ -132,14 +132,14 @@ def check_equal(live: Tensor, reloaded: Tensor, allowed: float) -> float:
     if not difference <= allowed:
         raise VerificationError(
             f"the exported adapter's logits differ from the live model's by {difference:.3g}, more than "
-            f"{allowed:.1g}; nothing was written. Is the base model in a state that stock PEFT cannot rebuild?"
+            f"{allowed:.1g}; nothing was saved. Stock PEFT may be unable to rebuild the state of this base model"
         )
     return difference
 
 
 @contextmanager
 def same_mode_after(model: nn.Module) -> Iterator[None]:
-    """Afterwards the same parameters are trainable and the same mode is on.
+    """Afterwards the same parameters are trainable and the mode is the same.
 
     The stock copy shares parameters with the live model, and loading its adapter freezes them.
     """
@@ -154,7 +154,7 @@ def same_mode_after(model: nn.Module) -> Iterator[None]:
 
 
 def _base_sharing_weights(model: Any) -> nn.Module:
-    """A copy of the base model without adapters that shares every weight: no second copy in memory."""
+    """A copy of the base model without adapters that shares every weight."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)
     for name, module in list(copied.named_modules()):

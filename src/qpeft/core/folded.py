@@ -1,4 +1,4 @@
-"""A trained tensor written as start + scale * tau, so that one learning rate suits every kind of parameter."""
+"""A trained tensor as start + scale * tau, so that one learning rate suits every kind of parameter."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 class Folded(nn.Module):
     """value = start + scale * tau, with tau = 0 at first.
 
-    Under Adam this equals a learning rate multiplied by `scale`; it also lifts small gradients above Adam's eps,
-    and weight decay pulls the value to its start instead of to 0. Only tau is stored; the start is drawn again.
-    A frozen value (`trained=False`) has no tau; `keep_start` stores the start after all.
+    Under Adam this equals a learning rate multiplied by `scale`. Small gradients are raised above Adam's eps, and
+    weight decay pulls the value to its initial value instead of 0. Only tau is stored; the initial value is drawn
+    again, unless `keep_start` stores it as well. A frozen value (`trained=False`) has no tau.
     """
 
     start: Tensor
@@ -21,20 +21,20 @@ class Folded(nn.Module):
         super().__init__()
         self.scale = scale
         self.register_buffer("start", start, persistent=keep_start)
-        # written past register_parameter: PEFT may build us inside accelerate's init_empty_weights, which would
-        # replace a registered tensor by one on the meta device
+        # not by register_parameter: inside accelerate's init_empty_weights, which PEFT uses, that would create it on
+        # the meta device
         self._parameters["tau"] = nn.Parameter(torch.zeros_like(start)) if trained else None
 
     def forward(self, *, at_start: bool = False) -> Tensor:
-        """The value, same shape as `start`; with `at_start` the value before any training."""
-        tau: Tensor | None = self.tau  # a generator over this one puts a plain tensor in its place
+        """The value, same shape as `start`; with `at_start` the initial value."""
+        tau: Tensor | None = self.tau  # a plain tensor, if another generator fills this one
         if at_start or tau is None:
             return self.start
         return torch.add(self.start, tau, alpha=self.scale)
 
     @torch.no_grad()
     def set_values(self, rows: list[int], values: Tensor) -> None:
-        """Move tau so that the rows `rows` take `values`."""
+        """Set tau so that the rows `rows` have these `values`."""
         tau = self._parameters["tau"]
         assert tau is not None
         tau[rows] = (values - self.start[rows]) / self.scale

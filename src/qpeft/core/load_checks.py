@@ -16,24 +16,24 @@ from qpeft.errors import CheckpointError
 
 
 def check_whole(model: Any, folder: Path, name: str) -> None:
-    """Raise CheckpointError if the file lacks a tensor, or has one too many: PEFT only warns, or says nothing."""
+    """Raise CheckpointError if the file lacks a tensor or has an unknown one; PEFT at most warns."""
     wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         found = set(file.keys())
-    # a generator's were compared when they were loaded, unpacked: a file without frames has their hash instead
+    # the tensors of generators were checked when they were loaded: a file may have a hash instead of frames
     generated = {key for key in wanted | found if key.startswith(f"base_model.{GeneratorHolder.container}.")}
     missing = sorted(wanted - found - generated)
     surplus = sorted(found - wanted - generated - model.state_dict().keys())
     if missing or surplus:
         raise CheckpointError(
-            f"{folder} does not hold this adapter: missing {missing[:3] or 'nothing'}, unknown "
+            f"{folder} does not contain this adapter: missing {missing[:3] or 'nothing'}, unknown "
             f"{surplus[:3] or 'nothing'}; {SAFETENSORS_WEIGHTS_NAME} or {CONFIG_NAME} is damaged, or for another base "
             "model"
         )
 
 
 def check_acts(model: Any, folder: Path, name: str) -> None:
-    """Raise CheckpointError if the adapter's parameters are not finite, or its config multiplies them by 0."""
+    """Raise CheckpointError if the adapter's parameters are not finite, or its config scales them by 0 or infinity."""
     if broken := find_not_finite(model, name):
         raise CheckpointError(f"{folder} contains NaN or Inf, in {broken}; use an earlier checkpoint")
     for module_name, module in model.named_modules():
@@ -42,15 +42,15 @@ def check_acts(model: Any, folder: Path, name: str) -> None:
         if not torch.finfo(torch.float32).tiny <= abs(factor) < torch.finfo(torch.float32).max:
             raise CheckpointError(
                 f"{folder / CONFIG_NAME} multiplies the adapter of {module_name} by {factor}; restore lora_alpha and "
-                "what goes with it"
+                "the related fields"
             )
 
 
 def find_not_finite(model: Any, name: str) -> str | None:
-    """A tensor with NaN or Inf among those that are saved and those that are generated; None if there is none."""
+    """The name of a saved or generated tensor with NaN or Inf; None if there is none."""
     holder = holder_of(model)
     if holder is not None and name in holder.generators:
-        with holder.exact():  # as it is exported: no device is asked
+        with holder.exact():  # as in an export, without a job on a device
             state = holder.stock_state(model, name)
     else:
         state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
@@ -62,7 +62,7 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
     missing, surplus = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if missing or surplus:
         raise CheckpointError(
-            f"the checkpoint does not hold this adapter: missing {missing or 'nothing'}, "
+            f"the checkpoint does not contain this adapter: missing {missing or 'nothing'}, "
             f"unknown {surplus or 'nothing'}; it is damaged or was written with other settings"
         )
     for name, value in expected.items():
@@ -75,7 +75,7 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
             raise CheckpointError(f"the checkpoint's {name} has type {found[name].dtype}, expected {value.dtype}")
         if name.endswith("fingerprint") and not torch.equal(found[name].cpu(), value.cpu()):
             raise CheckpointError(
-                "the checkpoint was trained from another start or with other settings (seed, scales, activation, ...); "
+                "the checkpoint has other initial values or settings (seed, scales, activation, ...); "
                 "build the adapter with the settings in its adapter_config.json, or load it with qpeft.load"
             )
     if broken := _first_nonfinite(found):
@@ -84,20 +84,16 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
 
 def _first_nonfinite(found: dict[str, Tensor]) -> str | None:
     floats = [tensor.flatten() for tensor in found.values() if tensor.is_floating_point()]
-    # all at once: for a small adapter a look at each tensor takes longer than to read its file
+    # together, because for a small adapter checking each tensor takes longer than reading the file
     if not floats or torch.isfinite(torch.cat(floats).sum()):
         return None
     return next((name for name, tensor in found.items() if not torch.isfinite(tensor).all()), None)
 
 
 def check_adapter(tuner: Any, model: Any, adapter_name: str, found: dict[str, Tensor]) -> None:
-    """The same for all that a file holds; PEFT itself leaves at its start what the file lacks, and says nothing.
+    """`check_tensors` for the tensors `found`, by their name in `model`, of an adapter of the class `tuner`.
 
-    Args:
-        tuner: The tuner's class.
-        model: The PeftModel that the tensors go into.
-        adapter_name: Which of its adapters.
-        found: Tensors by their name in the model.
+    Without it PEFT silently leaves tensors that the file lacks at their initial values.
     """
     present = model.state_dict()
     others = [name for name in model.peft_config if name != adapter_name]

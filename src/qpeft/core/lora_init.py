@@ -1,4 +1,4 @@
-"""LoRA's own initial values (w0), drawn again from a seed instead of from torch's random stream."""
+"""LoRA's own initial values (w0), drawn from a seed instead of torch's random stream."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DRAWN_INITS = (True, False, "gaussian")
 
 
 def draw_initial(slot: Slot, layer: Any, adapter_name: str, init_lora_weights: bool | str, start: SeededInit) -> Tensor:
-    """w0 of one slot, shape `slot.shape`, float32: the values PEFT's initialisation has in distribution.
+    """w0 of one slot, shape `slot.shape`, float32, with the distribution of PEFT's initialization.
 
-    lora_A is uniform on +-1/sqrt(fan_in) (or normal with deviation 1/r), lora_B and biases are 0, embeddings the
-    other way round; DoRA's magnitude is the norm of the base weight.
+    lora_A is uniform on +-1/sqrt(fan_in) (or normal with deviation 1/r), lora_B and biases are 0; for embeddings A is 0
+    and B normal. DoRA's magnitude is the norm of the base weight.
     """
     part = slot.label.rsplit(".lora_", 1)[-1]  # "A.weight", "B.weight", "B.bias", "embedding_A", ...
     if part.startswith("magnitude_vector"):
@@ -48,11 +48,7 @@ def draw_without_base(
 
 
 def check_not_stationary(slots: Sequence[Slot], initial: Sequence[Tensor]) -> None:
-    """Refuse a start in which some lora_A and lora_B are both zero: no gradient would ever leave it.
-
-    Raises:
-        ConfigError: naming the first such module.
-    """
+    """Raise ConfigError if some lora_A and lora_B are both zero, so that both gradients would remain zero."""
     zero: dict[str, list[bool]] = {}
     for slot, value in zip(slots, initial, strict=True):
         module, _, part = slot.label.rpartition(".lora_")
@@ -67,7 +63,7 @@ def _magnitude(layer: Any, adapter_name: str, slot: Slot) -> Tensor:
     weight = dequantize_module_weight(layer.get_base_layer())
     if weight.is_meta:
         raise CheckpointError(
-            f"{slot.label} starts as the norm of the base weight, which is on the meta device; "
+            f"{slot.label} is initialized to the norm of the base weight, which is on the meta device; "
             "load the base model's weights first"
         )
     dora = layer.lora_magnitude_vector[adapter_name]

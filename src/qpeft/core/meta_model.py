@@ -25,10 +25,10 @@ AUTO_CLASSES = {
 
 
 def base_class(config: Mapping[str, Any]) -> str:
-    """By the content of an adapter_config.json: of its task, or else the class that PEFT noted."""
+    """The class for the content of an adapter_config.json: by its task, or else as recorded by PEFT."""
     mapping = config.get("auto_mapping")
-    noted = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
-    return AUTO_CLASSES.get(str(config.get("task_type"))) or noted or "AutoModelForCausalLM"
+    recorded = mapping.get("base_model_class") if isinstance(mapping, Mapping) else None
+    return AUTO_CLASSES.get(str(config.get("task_type"))) or recorded or "AutoModelForCausalLM"
 
 
 # where neither the task nor the config determines it: the first that has a model for the config
@@ -45,12 +45,11 @@ _IN_TURN = (
 def on_meta(base: nn.Module | PretrainedConfig | str | Path, task_type: str | None = None) -> nn.Module:
     """The model of `base` on the meta device; a given model is left untouched.
 
-    A config may be of several models (with an LM head, a classifier, ...). It becomes that of PEFT's `task_type`, or
-    else the one that its `architectures` names, or else the first there is of: causal or sequence-to-sequence
-    language model, sequence or image classifier, image-and-text model, model without a head.
+    For a config the class is that of PEFT's `task_type`, or the one in its `architectures`, or the first available of:
+    causal or sequence-to-sequence language model, sequence or image classifier, image-and-text model, headless model.
 
     Raises:
-        ConfigError: there is no model at `base`, or its config is of no model that transformers can make.
+        ConfigError: there is no model at `base`, or transformers has none for its config.
     """
     if isinstance(base, nn.Module):
         return _meta_copy(base)
@@ -79,7 +78,7 @@ def _model_class(config: PretrainedConfig, task_type: str | None) -> Any:
 
 
 def _in_mapping(auto_name: str, config: PretrainedConfig) -> Any:
-    """The class that an Auto class would make of `config`, if it has one."""
+    """The class that an Auto class selects for `config`, if any."""
     mapping = getattr(getattr(transformers, auto_name, None), "_model_mapping", {})
     if type(config) not in mapping:
         return None
@@ -88,7 +87,7 @@ def _in_mapping(auto_name: str, config: PretrainedConfig) -> Any:
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
-    """The same modules with every tensor on the meta device; nothing is allocated, `model` is untouched."""
+    """The same modules with every tensor on the meta device."""
     shells = {
         id(t): nn.Parameter(t.to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
         for t in (*model.parameters(), *model.buffers())

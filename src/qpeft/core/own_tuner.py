@@ -1,4 +1,4 @@
-"""What the tuners have in common whose adapters stock PEFT lacks."""
+"""The base class of tuners whose adapters stock PEFT does not have."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from qpeft.errors import ConfigError
 class OwnTuner(AdapterForm, BaseTuner):
     """A layer of `tuner_layer_cls` around each target module applies the active adapters to every row of a batch.
 
-    A subclass supplies what `BaseTuner` asks for, `own_kind` (see `AdapterForm`), and the three methods below.
+    A subclass defines the class attributes of `BaseTuner`, `own_kind` (see `AdapterForm`), and the three methods below.
     """
 
-    def _settle_targets(self, model: nn.Module, config: Any) -> None:
-        """Write into `config` which modules of `model` are meant; raise ConfigError if there are none."""
+    def _set_targets(self, model: nn.Module, config: Any) -> None:
+        """Set `target_modules` of `config` to modules of `model`; raise ConfigError if there are none."""
         raise NotImplementedError
 
     def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
-        """The layer, without adapters, around the module `target` of that name."""
+        """A layer without adapters around the module `target` called `name`."""
         raise NotImplementedError
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
-        """Give the layer of that name an adapter."""
+        """Add an adapter to the layer called `name`."""
         raise NotImplementedError
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, so that a config can be used again on another model
         config: Any = own_copy(self.peft_config[adapter_name])
-        self._settle_targets(model, config)
+        self._set_targets(model, config)
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
@@ -54,14 +54,14 @@ class OwnTuner(AdapterForm, BaseTuner):
         self._replace_module(parent, target_name, layer, target)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
-        # PEFT's looks for a weight, which a block has not, and gives the adapter its dtype; ours is made where it lives
+        # PEFT's own version needs a weight, which a block lacks, and changes the adapter's dtype
         setattr(parent, child_name, new_module)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         if kwargs.get("adapter_names") is not None:
             raise ConfigError(
-                "adapter_names gives each row of a batch its own adapter, which this method does not do; choose one "
-                "for all with model.set_adapter(name)"
+                "this method does not support adapter_names, a different adapter for each row of a batch; choose one "
+                "for all rows with model.set_adapter(name)"
             )
         yield

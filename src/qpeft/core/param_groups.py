@@ -1,4 +1,4 @@
-"""Explicit optimizer groups, for those who want more control than one learning rate."""
+"""Explicit optimizer groups, for more control than one learning rate."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from qpeft.errors import ConfigError
 
 
 def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer that hold every trainable tensor exactly once.
+    """Groups for a torch optimizer that contain every trainable tensor exactly once.
 
-    "angles": the angles of circuits, or what replaces them, with Adam's eps 1e-12; "lambda" and "gains":
-    Quantum-PEFT's singular values and norm gains; "mlp": QPA's mapping MLP; "V" and "offset": QAA's V and c; "gates":
-    SoRA's, a group for each adapter; "other": whatever else trains, for example `modules_to_save`, or a generator of
-    yours. `weight_decay` applies to "mlp", "V" and "other" alone: 0 is no special angle, gates may not decay, and decay
-    of the others is for you to set. The methods' different learning rates are folded into the parametrisation already,
-    so all groups take the same `lr`, except gates with a `gate_lr_mult`.
+    "angles": the angles of circuits, or their replacements, with Adam's eps 1e-12; "lambda" and "gains": Quantum-PEFT's
+    singular values and norm gains; "mlp": QPA's MLP; "V" and "offset": QAA's V and c; "gates": SoRA's, one group per
+    adapter; "other": all other trainable tensors, for example `modules_to_save` or a registered generator's.
+    `weight_decay` applies to "mlp", "V" and "other" only. The parametrization contains the factors between learning
+    rates already, so all groups have the same `lr`, except gates with a `gate_lr_mult`.
 
     Raises:
         ConfigError: the model has no trainable parameter.

@@ -1,4 +1,4 @@
-"""Inputs of a fixed seed that any transformers model takes: to compare two forms of one adapter."""
+"""Inputs of a fixed seed for any transformers model, to compare two forms of one adapter."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _N_ROWS, _N_TOKENS, _IMAGE_SIZE = 2, 16, 224
 
 
 def probe_inputs(model: Any) -> dict[str, Tensor]:
-    """Token ids (2, up to 16), with as many for a decoder beside an encoder, or two images; on the model's device.
+    """Token ids (2, up to 16), the same for the decoder of an encoder-decoder, or two images; on the model's device.
 
     Raises:
-        ConfigError: the model takes something else, or says not what.
+        ConfigError: the model takes other inputs, or does not declare them.
     """
     base = model.get_base_model()
     config, kind = getattr(base, "config", None), getattr(base, "main_input_name", None)
@@ -26,7 +26,7 @@ def probe_inputs(model: Any) -> dict[str, Tensor]:
         return {kind: _images(config, generator).to(device)}
     if kind != "input_ids" or config is None:
         raise ConfigError(
-            f"{type(base).__name__} takes {kind or 'inputs of a kind that it does not say'}, for which there is no "
+            f"{type(base).__name__} takes {kind or 'undeclared inputs'}, for which there is no "
             "built-in probe; give one: qpeft.export(model, folder, probe={...})"
         )
     ids = _tokens(base, generator).to(device)
@@ -36,7 +36,7 @@ def probe_inputs(model: Any) -> dict[str, Tensor]:
 def _tokens(base: Any, generator: torch.Generator) -> Tensor:
     config = base.config.get_text_config()
     n_tokens = min(_N_TOKENS, getattr(config, "max_position_embeddings", None) or _N_TOKENS)
-    # a decoder that classifies finds the end of each row by its padding, or takes one row
+    # a decoder that classifies finds the end of each row by its padding; without padding it accepts one row
     alone = base.get_output_embeddings() is None and getattr(config, "pad_token_id", None) is None
     return torch.randint(config.vocab_size, (1 if alone else _N_ROWS, n_tokens), generator=generator)
 

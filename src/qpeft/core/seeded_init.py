@@ -1,8 +1,8 @@
-"""Initial values that anyone can draw again: the same on every device, version and thread count.
+"""Reproducible initial values: the same on every device, version and thread count.
 
-A stream is keyed by SHA-256 of "seed:name" and consists of the raw 64-bit integers of NumPy's Philox bit
-generator, a stream NumPy promises to keep. Our own float64 arithmetic turns them into values, so a checkpoint
-only stores only the seed and a hash of the drawn integers.
+A stream is keyed by SHA-256 of "seed:name" and consists of the raw 64-bit integers of NumPy's Philox bit generator,
+which NumPy guarantees not to change. They are converted to values in float64, so a checkpoint stores only the seed and
+a hash of the drawn integers.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from qpeft.errors import ConfigError
 
 
 class SeededInit:
-    """Draws named tensors from one seed and keeps a running hash of the integers drawn.
+    """Draws named tensors from one seed and hashes the drawn integers.
 
-    Both ways of drawing raise ConfigError if so many values do not fit into memory.
+    Drawing raises ConfigError if the values do not fit into memory.
     """
 
     def __init__(self, seed: int) -> None:
@@ -34,7 +34,7 @@ class SeededInit:
         return _tensor((2.0 * unit - 1.0) * bound, shape)
 
     def normal(self, name: str, shape: Sequence[int], std: float = 1.0) -> Tensor:
-        """Normal with mean 0 (Box-Muller, one number per pair of integers), float32, shape `shape`."""
+        """Normal with mean 0 (Box-Muller, one value per pair of integers), float32, shape `shape`."""
         unit = self._unit(name, 2 * math.prod(shape)).reshape(2, -1)
         radius = np.sqrt(-2.0 * np.log1p(-unit[0]))  # 1 - u lies in (0, 1]: the logarithm is finite
         return _tensor(std * radius * np.cos(2.0 * math.pi * unit[1]), shape)
@@ -44,7 +44,7 @@ class SeededInit:
         return self._digest.hexdigest()
 
     def _unit(self, name: str, n: int) -> np.ndarray:
-        """n float64 numbers in [0, 1) with 53 random bits each."""
+        """n float64 values in [0, 1) with 53 random bits each."""
         key = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
         try:
             raw = np.random.Philox(key=np.frombuffer(key[:16], dtype="<u8")).random_raw(n)

@@ -1,4 +1,4 @@
-"""Choose where a model's circuits take their probabilities from; for this process only, never saved."""
+"""Choose the source of probabilities of a model's circuits; for this process only, never saved."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ def set_backend(
         model: A PeftModel whose adapter has a circuit.
         backend: "exact", the state-vector simulator; a PennyLane device; a Qiskit sampler (`BaseSamplerV2`); a
             `qpeft.backends.Backend`; or a name of the command line, such as "pennylane:lightning.qubit".
-        shots: Count outcomes over so many shots of each circuit. None: exact probabilities, or the device's own shots.
-        gradient: "adjoint" (exact probabilities only), "parameter-shift", "spsa", or "auto", which takes the first
-            of these that the backend has.
-        seed: Of counts drawn by qpeft; a device of yours has its own.
-        shot_budget: No job is sent, for the first time or again, that would bring the shots sent beyond it.
-        noise: Strength of simulated depolarising noise, for simulators by name: the probability after each two-qubit
+        shots: Shots per circuit. None: exact probabilities, or the device's own shots.
+        gradient: "adjoint" (exact probabilities only), "parameter-shift", "spsa", or "auto": the first of these that
+            the backend supports.
+        seed: For counts drawn by qpeft; devices have their own.
+        shot_budget: Maximum number of shots in all jobs, repeated ones included.
+        noise: Strength of simulated depolarizing noise, for simulators by name: the probability after each two-qubit
             gate, a tenth of it after each one-qubit gate.
-        smoothing: Adds so many counts to every outcome, so that no frequency is 0.
+        smoothing: Number of counts added to every outcome, so that no frequency is 0.
         retries: How often a failed job is sent again, after 1, 2, 4, ... seconds.
         log: File to which a line of JSON is added for every job.
-        allow_wide: Runs more than 14 qubits, which are refused otherwise.
+        allow_wide: Allow more than 14 qubits.
 
     Returns:
-        What runs the circuits from now on; `str()` tells which gradient was chosen and what a step costs, and
-        `.jobs.used` counts jobs, circuits, shots and seconds. None for the exact simulator with adjoint gradients.
+        The object that runs the circuits; its `str()` shows the gradient rule and the cost of a step, and `.jobs.used`
+        counts jobs, circuits, shots and seconds. None for the exact simulator with adjoint gradients.
 
-    With shots or a device, training carries its noise; the initial values of a residual adapter, merging and
-    `qpeft.export` stay exact.
+    With shots or a device, training is noisy; the initial values of a residual adapter, merging and `qpeft.export`
+    remain exact.
 
     Raises:
-        ConfigError: no circuit in the model, or settings that do not go together.
-        BackendError: later, in training: a job failed more than `retries` times, or the shot budget is used up.
+        ConfigError: the model has no circuit, or options contradict each other.
+        BackendError: later, during training: a job failed more than `retries` times, or the shot budget is used up.
     """
     backend_settings(
         {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}

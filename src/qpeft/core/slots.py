@@ -18,11 +18,11 @@ from qpeft.core.seeded_init import SeededInit
 def lora_slots(
     model: nn.Module, adapter_name: str, config: GeneratedLoraConfig, start: SeededInit
 ) -> tuple[list[Slot], Tensor]:
-    """Every trainable tensor of a LoRA just injected into `model`, and LoRA's own start of them.
+    """The trainable tensors of a LoRA that was just injected into `model`, and LoRA's initial values.
 
     Returns:
-        The tensors in the order of the flat vector: as PEFT has them, or as in the checkpoint that `config` came from.
-        Their starting values, drawn from `start`: flat (P,), float32, on the CPU.
+        The tensors in the order of the flat vector: PEFT's, or that of the checkpoint that `config` was loaded from.
+        Their initial values, drawn from `start`: flat (P,), float32, on the CPU.
 
     Raises:
         CheckpointError: the checkpoint has other tensors than this model.
@@ -37,7 +37,7 @@ def lora_slots(
 
 
 def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerLayer]) -> list[tuple[Slot, Any]]:
-    """The adapter's tensors in PEFT's order, each once, with the tuner layer that holds it."""
+    """The adapter's tensors in PEFT's order, each once, with its tuner layer."""
     found: list[tuple[Slot, Any]] = []
     seen: set[int] = set()
     for module_name, layer in model.named_modules():
@@ -55,7 +55,7 @@ def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerL
 
 
 def _parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:
-    """Owner, attribute and label of each parameter that `container` holds for the adapter."""
+    """Owner, attribute and label of each of the adapter's parameters in `container`."""
     if not isinstance(container, (nn.ModuleDict, nn.ParameterDict)) or adapter_name not in container:
         return []
     if isinstance(container, nn.ParameterDict):
@@ -76,7 +76,7 @@ def in_vector_order(found: list[tuple[Slot, Any]], order: str) -> list[tuple[Slo
 
 
 def device_of(slots: list[Slot]) -> torch.device:
-    """Where the adapter lives; the CPU if that is the meta device: a generator always has real numbers."""
+    """The device of the adapter; the CPU instead of the meta device, because a generator always has values."""
     parameter = slots[0].owner._parameters[slots[0].name]
     assert parameter is not None
     return torch.device("cpu") if parameter.is_meta else parameter.device

@@ -1,4 +1,4 @@
-"""Every name that a user gives for a module must match one: a typo is an error, not a smaller adapter."""
+"""Checks of `target_modules`: a name that matches no module is an error, not a smaller adapter."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
         raise ConfigError(f"'{error.pattern}' is no regular expression: {error.msg}") from error
 
 
-def spare_new_head(model: nn.Module, config: Any) -> None:
-    """Leave a new head, such as an image classifier's, out of all-linear by the config's `exclude_modules`.
+def exclude_new_head(model: nn.Module, config: Any) -> None:
+    """Exclude a new head, such as an image classifier's, from all-linear by the config's `exclude_modules`.
 
-    PEFT leaves out the output head of language models and what is in `modules_to_save`. A new head has no trained
-    weight that an update of low rank could adapt: train it whole in `modules_to_save`, or leave it as it is.
+    PEFT excludes the output head of language models and `modules_to_save`. A new head has no trained weight that an
+    update of low rank could adapt.
     """
     if str(config.target_modules).lower() != "all-linear" or not isinstance(model, PreTrainedModel):
         return
@@ -72,7 +72,7 @@ def _check(config: PeftConfig, names: list[str]) -> None:
 
 
 def _wanted_to_save(config: PeftConfig) -> set[str]:
-    """Without the names that PEFT itself adds for classifiers, whether or not the model has them."""
+    """`modules_to_save` without the names that PEFT adds for classifiers, whether or not the model has them."""
     wanted: set[str] = set(getattr(config, "modules_to_save", None) or ())
     return wanted - {"classifier", "score"} if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else wanted
 
@@ -96,23 +96,23 @@ def _last_parts(names: list[str]) -> set[str]:
     return {part for name in names if not (part := name.rpartition(".")[2]).isdigit()}
 
 
-def settle_names(
+def set_target_names(
     model: nn.Module,
     config: Any,
     default: Callable[[nn.Module], list[str] | str],
     modules: Callable[[nn.Module], Iterable[tuple[str, nn.Module]]],
 ) -> None:
-    """Fill in the config's `target_modules` where they are unset or all-linear, and check them.
+    """Set the config's `target_modules` if they are unset or all-linear, and check them.
 
-    `modules` gives the base model's, by the names that they had before any adapter of this kind.
+    `modules` returns the base model's modules by their names without any adapter of this kind.
 
     Raises:
-        ConfigError: a name matches nothing.
+        ConfigError: a name matches no module.
     """
     config.target_modules = config.target_modules or default(model)
     if str(config.target_modules).lower() == "all-linear":
-        spare_new_head(model, config)
-        # as PEFT means it, without the output head; PEFT's own search does not look under an earlier adapter
+        exclude_new_head(model, config)
+        # like PEFT, without the output head; PEFT's own search skips modules that have an adapter
         head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
         head = getattr(head, "base_layer", head)
         config.target_modules = [name for name, module in modules(model) if is_linear(module) and module is not head]
@@ -120,12 +120,12 @@ def settle_names(
 
 
 def is_linear(module: Any) -> bool:
-    """Whether it is a Linear, of a quantised base as well, or a Conv1D."""
+    """Whether it is a Linear, also of a quantized base, or a Conv1D."""
     return isinstance(module, (nn.Linear, Conv1D)) or (
         isinstance(getattr(module, "in_features", None), int) and isinstance(getattr(module, "out_features", None), int)
     )
 
 
 def sizes(linear: Any) -> tuple[int, int]:
-    """Numbers in, numbers out of a linear map."""
+    """Width of the input and of the output of a linear map."""
     return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)

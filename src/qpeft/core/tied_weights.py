@@ -13,9 +13,8 @@ from qpeft.errors import ConfigError, TiedWeightError
 def untie_lm_head(model: Any) -> Any:
     """Give the output head its own copy of the weight it shares with the input embedding, in place.
 
-    Needed before merging an adapter of the head: merging would otherwise change the embedding as well.
-    `model` is a transformers model or a PeftModel over one; it is returned. A head that shares nothing is left
-    alone.
+    Needed before merging an adapter of the head: merging would otherwise change the embedding as well. `model` is a
+    transformers model or a PeftModel over one; it is returned. A head with its own weight is not changed.
 
     Raises:
         ConfigError: the model has no output head.
@@ -35,11 +34,7 @@ def untie_lm_head(model: Any) -> Any:
 
 
 def check_not_tied(model: nn.Module, target_names: list[str]) -> None:
-    """Refuse a merge into a weight that another module shares.
-
-    Raises:
-        TiedWeightError: naming the target, the other module, and the remedy.
-    """
+    """Raise TiedWeightError if another module shares the weight of a target."""
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(_module_name(name))

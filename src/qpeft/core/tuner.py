@@ -1,4 +1,4 @@
-"""What a PEFT tuner needs so that a generator, and not the optimiser, writes its adapter tensors."""
+"""The mixin that turns a stock PEFT tuner into one whose adapter tensors are generated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qpeft.core.holder import GeneratorHolder, refuse_replica, refuse_weighted_s
 from qpeft.core.load_checks import check_tensors
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of
-from qpeft.core.targets import check_target_modules, spare_new_head
+from qpeft.core.targets import check_target_modules, exclude_new_head
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 
@@ -31,23 +31,23 @@ else:
 class GeneratedMixin(GeneratorHolder, _Tuner):
     """Mixed in before a stock tuner, for example `class QPAModel(GeneratedMixin, LoraModel)`.
 
-    The generators sit in `qpeft_generator`, one per adapter, and are the only trainable parameters; the stock
-    layers see plain tensors. A subclass supplies `_build`.
+    The generators, one per adapter, are in `qpeft_generator`. They have the only trainable parameters; the stock layers
+    contain plain tensors. A subclass defines `_build`.
     """
 
     uses_shared_state = True
     _refresh_handle: RemovableHandle
 
     def _build(self, adapter_name: str, config: Any, start: SeededInit) -> tuple[Generator, list[Slot]]:
-        """A new generator for the adapter just injected, and the tensors that it fills, in its order."""
+        """A new generator for the injected adapter, and the tensors that it fills, in its order."""
         raise NotImplementedError
 
     # -- life of an adapter
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # a copy, so that a config can be used again: what binding records in it belongs to this adapter alone
+        # a copy, because the binding records this adapter's tensors in it
         self.peft_config[adapter_name] = own_copy(self.peft_config[adapter_name])
-        spare_new_head(model, self.peft_config[adapter_name])
+        exclude_new_head(model, self.peft_config[adapter_name])
         self._check_targets(model, self.peft_config[adapter_name])
         if self.container not in self._modules:
             self._begin_holding()
@@ -82,14 +82,14 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         return Binding(generator.to(device_of(slots)), slots)
 
     def _undo_injection(self, adapter_name: str) -> None:
-        """Leave the base model as if the adapter had never been asked for."""
+        """Restore the base model as it was before the adapter was injected."""
         if self._bindings:
             super().delete_adapter(adapter_name)
         else:
             self._refresh_handle.remove()
             for module in self.model.modules():
                 if isinstance(module, AuxiliaryTrainingWrapper):
-                    module._active_adapter = []  # unloading then gives the original back, not the copy to train
+                    module._active_adapter = []  # so that unloading restores the original, not the trained copy
             super()._unload_and_optionally_merge(merge=False)
 
     def delete_adapter(self, adapter_name: str) -> None:
@@ -140,7 +140,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         if autocast_adapter_dtype:
             self._bindings[adapter_name].widen_half_precision()
 
-    # -- merging and leaving
+    # -- merging and unloading
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         self._refuse_tied_merge()
@@ -170,7 +170,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         refuse_weighted_sum()
 
     def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
-        raise ConfigError("a generated adapter has no mutated start to subtract; qpeft.export writes a stock LoRA")
+        raise ConfigError("a generated adapter has no mutated initialization to subtract; use qpeft.export")
 
     def _refuse_tied_merge(self) -> None:
         if not any(module.merged for module in self.model.modules() if isinstance(module, BaseTunerLayer)):
@@ -223,20 +223,20 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         others = {k: v for k, v in state_dict.items() if k not in own}
         if foreign := sorted(others.keys() - model.state_dict().keys()):
             raise CheckpointError(
-                f"the checkpoint holds tensors that this model has not: {', '.join(foreign[:3])}; it is foreign or "
+                f"the checkpoint contains tensors that this model lacks: {', '.join(foreign[:3])}; it is foreign or "
                 "damaged"
             )
         return {**others, **{f"{prefix}{adapter_name}.{k}": v for k, v in unpacked.items()}}
 
 
 class _CompactState(dict[str, Tensor]):
-    """Keeps base weights out: PEFT adds the whole output head to the file when lm_head is a target."""
+    """Excludes base weights: PEFT adds the whole output head to the file if lm_head is a target."""
 
     def update(self, other: dict[str, Tensor], /) -> None:  # type: ignore[override]
         super().update({k: v for k, v in other.items() if ".base_layer." not in k})
 
 
 def stock_key(label: str) -> str:
-    """The key in a stock file of the tensor that a slot labels so."""
-    # PEFT's files name DoRA's magnitude without the ".weight" that its module has
+    """The key in a stock file of the tensor with this label of a slot."""
+    # the key of DoRA's magnitude in PEFT's files lacks the ".weight" of its module
     return "base_model.model." + label.replace("lora_magnitude_vector.weight", "lora_magnitude_vector")

@@ -1,4 +1,4 @@
-"""The config of an adapter of ours: it knows the SHA-256 of the weights beside it, and refuses others."""
+"""PEFT configs that record the SHA-256 of the adapter's weights and refuse other weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qpeft.files import file_hash
 
 @dataclass
 class SealedConfig(PeftConfig):
-    """Mixed in first. PEFT writes weights before their config, and reads the config before them."""
+    """Mixed in first. PEFT saves the weights before the config, and loads the config before the weights."""
 
     weights_sha256: str | None = field(
         default=None, metadata={"help": "SHA-256 of adapter_model.safetensors; filled in when saved."}
@@ -28,15 +28,15 @@ class SealedConfig(PeftConfig):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Self:
-        """PEFT's; for a local folder after a look at the weights.
+        """As PEFT's; the weights of a local folder are checked.
 
         Raises:
             CheckpointError: the weights are not those that were saved with this config, or the config is damaged.
         """
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         weights = folder / SAFETENSORS_WEIGHTS_NAME
-        if weights.exists() and not weights.is_file():  # a pipe would be waited for
-            raise CheckpointError(f"{weights} is no file; restore it")
+        if weights.exists() and not weights.is_file():  # reading a pipe would block
+            raise CheckpointError(f"{weights} is not a file; restore it")
         try:
             config: Any = super().from_pretrained(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
         except ConfigError as error:
@@ -53,13 +53,13 @@ class SealedConfig(PeftConfig):
 
 
 def _check_readable(folder: Path, config: Any) -> None:
-    """PEFT takes these as they are, and fails later: when it builds the model, or when it saves again."""
+    """Fields that PEFT does not check, with errors only when it builds the model or saves it again."""
     name = config.base_model_name_or_path
     try:
         _ = name is None or name.encode()
     except (AttributeError, UnicodeEncodeError) as error:
         raise CheckpointError(
-            f"{folder / 'adapter_config.json'} has base_model_name_or_path {name!r}, which is no name; restore it"
+            f"{folder / 'adapter_config.json'} has base_model_name_or_path {name!r}, which is not a name; restore it"
         ) from error
     if getattr(config, "megatron_config", None):
         raise CheckpointError(
@@ -68,10 +68,10 @@ def _check_readable(folder: Path, config: Any) -> None:
 
 
 def check_seal(folder: Path, expected: str | None) -> None:
-    """Raise CheckpointError if the folder's weights have another SHA-256; without an expected one nothing is said."""
+    """Raise CheckpointError if the folder's weights have another SHA-256 than the `expected` one, if there is one."""
     weights = folder / SAFETENSORS_WEIGHTS_NAME
     if expected is not None and weights.is_file() and file_hash(weights) != expected:
         raise CheckpointError(
-            f"{weights} is not the file that was saved: its SHA-256 is another one. It is damaged or was exchanged; "
-            "copy the folder again (if the change was meant, set weights_sha256 to null where it is written down)"
+            f"{weights} is not the file that was saved: its SHA-256 differs, so it is damaged or was replaced; copy "
+            "the folder again (if the change is intended, set weights_sha256 to null in the JSON file that contains it)"
         )

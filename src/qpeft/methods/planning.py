@@ -19,7 +19,7 @@ from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.core.config import GeneratedLoraConfig
 from qpeft.core.meta_model import on_meta
-from qpeft.core.targets import check_target_modules, spare_new_head
+from qpeft.core.targets import check_target_modules, exclude_new_head
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.counting import Plan, count_live
@@ -60,7 +60,7 @@ def plan(
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
     if find_by_config(config) is not None:
-        spare_new_head(model, config)
+        exclude_new_head(model, config)
     check_target_modules(model, config)
     count = _counter(config)
     # a method that counts by itself reads the sizes of the stock adapter: its generator need not be built

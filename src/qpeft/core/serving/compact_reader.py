@@ -1,6 +1,6 @@
-"""From a compact folder to its adapter's tensors, again and again, on generators that are there already.
+"""Read compact checkpoints into existing generators.
 
-adapter_config.json    --> the same settings as all the others, but for the seed
+adapter_config.json       --> the settings, which must equal those of the other adapters except for the seed
 adapter_model.safetensors --> the generator of that seed --> flat (P,) --> views under the keys of a stock file
 """
 
@@ -23,7 +23,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.tuner import GeneratedMixin, stock_key
 from qpeft.errors import CheckpointError, ConfigError
 
-# in which adapters that one generator can make may differ: where they begin, and what only their training knew
+# fields in which the adapters may differ: initial values, and fields that only training uses
 _FREE = (
     *("seed", "start_hash", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
     *("lora_dropout", "store_frames", "weights_sha256"),
@@ -34,9 +34,9 @@ class CompactReader:
     """Reads the folders of adapters that have one configuration and any seed.
 
     Args:
-        model: What `qpeft.load` made of the first of these adapters; its generator serves the others too.
-        folder: The first one's folder.
-        n_seeds: How many seeds' generators are kept; a seed beyond costs a new draw each time.
+        model: The PeftModel with the first of these adapters, from `qpeft.load`; its generator is used for all.
+        folder: The folder of the first adapter.
+        n_seeds: For how many seeds generators are kept in memory.
     """
 
     def __init__(self, model: Any, folder: Path, n_seeds: int) -> None:
@@ -49,15 +49,13 @@ class CompactReader:
         self._settings = _shared(check_folder(folder))
         self._prefix = f"base_model.{tuner.container}."
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
-        self._beside = {k: t.clone() for k, t in state.items() if not k.startswith(self._prefix)}
+        self._others = {k: t.clone() for k, t in state.items() if not k.startswith(self._prefix)}
         self._drawn = lru_cache(maxsize=n_seeds)(self._draw)
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def read(self, folder: Path) -> dict[str, Tensor]:
-        """The adapter's tensors by their keys in a stock file, float32 where they are generated.
-
-        They are good until the next call.
+        """The adapter's tensors by their keys in a stock file, float32 if generated; valid until the next call.
 
         Raises:
             CheckpointError: the folder is damaged, foreign, for another base model, or has other settings than the
@@ -68,14 +66,14 @@ class CompactReader:
         self._check_same(settings)
         generator, present = self._drawn(*_start(settings))
         tensors = load((folder / WEIGHTS).read_bytes())  # for small files three times as fast as load_file
-        beside = {k: t for k, t in tensors.items() if not k.startswith(self._prefix)}
-        check_tensors(beside, self._beside)
-        _load(generator, present, {k.removeprefix(self._prefix): t for k, t in tensors.items() if k not in beside})
+        others = {k: t for k, t in tensors.items() if not k.startswith(self._prefix)}
+        check_tensors(others, self._others)
+        _load(generator, present, {k.removeprefix(self._prefix): t for k, t in tensors.items() if k not in others})
         flat = generator()
         if not (torch.isfinite(flat.sum()) or torch.isfinite(flat).all()):
-            raise CheckpointError("it makes numbers that are NaN or Inf; use an earlier checkpoint")
+            raise CheckpointError("it generates NaN or Inf; use an earlier checkpoint")
         parts = zip(self._keys, self._slots, flat.split(self._sizes), strict=True)
-        return beside | {key: part.view(slot.shape) for key, slot, part in parts}
+        return others | {key: part.view(slot.shape) for key, slot, part in parts}
 
     def _check_same(self, settings: dict[str, Any]) -> None:
         found = _shared(settings)
@@ -84,7 +82,9 @@ class CompactReader:
         own = copy.copy(self._config)
         own.format_version = settings.get("format_version", 0)
         own.check_format()
-        defaults = _shared(_as_json(type(own)().to_dict()))  # other versions of PEFT write more fields, or fewer
+        defaults = _shared(
+            json.loads(json.dumps(type(own)().to_dict(), default=list))
+        )  # the fields depend on the version of PEFT
         mine, its = defaults | self._settings, defaults | found
         differing = sorted(k for k in mine.keys() | its.keys() if mine.get(k) != its.get(k))
         if differing == ["generated"]:
@@ -92,12 +92,11 @@ class CompactReader:
         if differing:
             shown = (f"{k}={its.get(k)!r} instead of {mine.get(k)!r}" for k in differing if k != "generated")
             raise CheckpointError(
-                f"it has other settings than this pool was made with: {', '.join(shown)}; "
-                "serve it from a pool of its own"
+                f"it has other settings than this pool was made with: {', '.join(shown)}; serve it from another pool"
             )
 
     def _draw(self, seed: int, start_hash: str | None) -> tuple[Any, dict[str, Tensor]]:
-        """The generator of a seed, and its state: not copies."""
+        """The generator of a seed, and its state without copies."""
         generator, config = self._first, copy.copy(self._config)
         if (seed, start_hash) != (config.seed, config.start_hash):
             config.seed, config.start_hash = seed, start_hash
@@ -117,19 +116,14 @@ def _start(settings: dict[str, Any]) -> tuple[int, str | None]:
 
 
 def _shared(settings: dict[str, Any]) -> dict[str, Any]:
-    """What all adapters of a pool have in common. PEFT writes its sets of names in any order."""
+    """The settings that all adapters of a pool share, with sorted sets of names, which PEFT saves in any order."""
     shared = {name: value for name, value in settings.items() if name not in _FREE}
     sets = {k: sorted(v) for k, v in shared.items() if isinstance(v, list) and all(isinstance(i, str) for i in v)}
     return shared | sets
 
 
-def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file: sets and tuples as lists."""
-    return json.loads(json.dumps(settings, default=list))
-
-
 def _load(generator: Any, present: dict[str, Tensor], packed: dict[str, Tensor]) -> None:
-    """As `load_state_dict` on the generator, whose state is `present`, after all checks."""
+    """Check `packed` and copy it into the generator's state `present`."""
     if "fitted" in present and not packed.get("fitted", False):
         raise ConfigError(
             "it was saved without the frames of the loss gradient in which it acts (store_frames=False, or before "

@@ -1,8 +1,8 @@
-"""Many compact adapters of one base model: a few at a time in slots, the others in their folders.
+"""Many compact adapters of one base model: a few of them in slots in memory, the others in their folders.
 
     folder/<name>/ --> CompactReader --> tensors --> a slot, an adapter of stock PEFT --> model
 
-A slot is injected once. To put another adapter into it is to copy numbers into its tensors.
+A slot is injected once. Another adapter is put into it by copying its tensors.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class AdapterPool:
         pool.model.generate(**inputs)
         pool.model.generate(**inputs, adapter_names=pool.place(["user-1", "user-2", "__base__"]))
 
-    The adapters are QPA's or Quantum-PEFT's, with one configuration and any seeds. Files are looked at whenever an
-    adapter is asked for, so one that was trained again is read again. A pool serves one request at a time: what
-    `activate` and `place` answer holds until the next call of either.
+    The adapters are QPA's or Quantum-PEFT's, with one configuration and any seeds. Files are checked at every request,
+    so a changed adapter is read again. A pool serves one request at a time: the results of `activate` and `place` are
+    valid until the next call of either.
 
     Args:
-        base: The model that the adapters were trained on; it is changed in place, as by PEFT.
-        folder: Holds an adapter folder, as `qpeft.save` writes it, for each name. The first one that is whole, in
-            alphabetical order, sets the configuration.
-        capacity: How many adapters are in memory at a time, which is also how many a batch can mix.
+        base: The model that the adapters were trained on; changed in place, as by PEFT.
+        folder: Contains an adapter folder of `qpeft.save` for each name. The first complete one, in alphabetical
+            order, determines the configuration.
+        capacity: The number of adapters in memory, and in a batch.
 
     Raises:
         CheckpointError: there is no adapter, or the first is for another base model.
@@ -63,12 +63,12 @@ class AdapterPool:
             raise ConfigError("the base model has an adapter already; give the model without it")
         self.folder, self.capacity, self.active = Path(folder), capacity, BASE
         if (self.folder / BASE / CONFIG).is_file():
-            raise ConfigError(f"'{BASE}' asks for no adapter, so none can have that name; rename {self.folder / BASE}")
+            raise ConfigError(f"'{BASE}' means no adapter and cannot be a name; rename {self.folder / BASE}")
         first = self.folder / self._first_whole()
         loaded: Any = load(base, first)
         self._reader = CompactReader(loaded, first, capacity)
         config = loaded.base_model.generated_config("default")
-        activate(adapted_modules(loaded), [])  # or a module that was trained whole would stay in the base
+        activate(adapted_modules(loaded), [])  # otherwise a module from modules_to_save would stay in the base
         self._slots = StockSlots(loaded.unload(), config, capacity)
         self._free = self._slots.names[::-1]
         self._resident: dict[str, _Resident] = {}  # the least recently used first
@@ -90,34 +90,34 @@ class AdapterPool:
         return list(self._resident)
 
     def activate(self, name: str) -> None:
-        """Let the model answer with this adapter from now on; "__base__": without any.
+        """Use this adapter from now on; "__base__": none.
 
         Raises:
-            ConfigError: no such adapter; it names no other, as it may reach a user.
-            CheckpointError: its folder is damaged, or its settings are not the pool's. What was active stays so.
+            ConfigError: no such adapter. The message contains no names, because it may reach a user.
+            CheckpointError: its folder is damaged, or its settings differ from the pool's. The active adapter remains.
         """
         self._slots.check_not_merged()
         self._slots.switch(None if name == BASE else self._slot_with(name, keep=set()))
         self.active = name
 
     def place(self, names: Iterable[str]) -> list[str]:
-        """What to give the model as `adapter_names`, one for each row of a batch; "__base__" for rows without adapter.
+        """The model's argument `adapter_names`, one for each row of a batch; "__base__" for rows without adapter.
 
         The active adapter keeps its slot.
 
         Raises:
-            ConfigError: no such adapter, more different ones than slots, or `names` is no list.
-            CheckpointError: a folder is damaged, or its settings are not the pool's.
+            ConfigError: no such adapter, more different ones than slots, or `names` is not a list.
+            CheckpointError: a folder is damaged, or its settings differ from the pool's.
         """
         self._slots.check_not_merged()
         rows = self._rows(names)
         wanted = {name for name in rows if name != BASE}
         keep = wanted | {self.active} - {BASE}
         if len(keep) > self.capacity:
-            held = " beside the active one" if self.active in keep - wanted else ""
+            held = " in addition to the active one" if self.active in keep - wanted else ""
             raise ConfigError(
-                f"the batch has {len(wanted)} different adapters{held}, but the pool holds {self.capacity}; make the "
-                'batch smaller or the capacity larger, or call activate("__base__") first'
+                f"the batch has {len(wanted)} different adapters{held}, but the pool has {self.capacity} slots; use "
+                'a smaller batch or a larger capacity, or call activate("__base__") first'
             )
         slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(rows) if name != BASE}
         return [slots.get(name, BASE) for name in rows]
@@ -132,7 +132,7 @@ class AdapterPool:
         return rows
 
     def _slot_with(self, name: str, keep: set[str]) -> str:
-        """The slot that holds the adapter as it is in its folder now."""
+        """The slot with the adapter in its current version."""
         stamp = self._stamp(name)
         held = self._resident.get(name)
         if held is None or held.stamp != stamp:
@@ -151,7 +151,7 @@ class AdapterPool:
         return _Resident(slot, stamp)
 
     def _slot_for(self, name: str, keep: set[str]) -> str:
-        """The adapter's own slot, or a free one, or that of the adapter which was not asked for the longest."""
+        """The adapter's own slot, or a free one, or that of the least recently used adapter."""
         if name in self._resident:
             return self._resident[name].slot
         if self._free:
@@ -163,8 +163,8 @@ class AdapterPool:
             raise self._unknown(name)
         try:
             found = [(self.folder / name / file).stat() for file in (CONFIG, WEIGHTS)]
-        except (OSError, ValueError) as error:  # ValueError: a name that the file system cannot spell
-            if not isdir(self.folder / name):  # noqa: PTH112 Path's raises on names that are too long
+        except (OSError, ValueError) as error:  # ValueError: an invalid file name
+            if not isdir(self.folder / name):  # noqa: PTH112 Path.is_dir raises on names that are too long
                 raise self._unknown(name) from error
             check_folder(self.folder / name)
             raise
@@ -174,8 +174,8 @@ class AdapterPool:
         return ConfigError(f"{self.folder} has no adapter {name!r}; it has {len(self.names)} others")
 
     def _first_whole(self) -> str:
-        """The first adapter whose files can be read; the others are refused when they are asked for."""
-        error = CheckpointError(f"{self.folder} holds no adapter folder; save one there with qpeft.save")
+        """The first adapter whose files can be read; damaged ones are refused when they are requested."""
+        error = CheckpointError(f"{self.folder} contains no adapter folder; save one there with qpeft.save")
         for name in self.names:
             try:
                 kind = check_folder(self.folder / name)["peft_type"]
@@ -189,5 +189,5 @@ class AdapterPool:
 
 
 def _is_name(name: Any) -> bool:
-    """Whether it can be an adapter's folder: a path would lead elsewhere."""
+    """Whether it can be the name of an adapter's folder, and is not a path."""
     return isinstance(name, str) and Path(name).name == name not in ("", BASE) and name[0] != "." and "\0" not in name

@@ -1,4 +1,4 @@
-"""Adapters of stock PEFT that are injected once and filled with other numbers again and again."""
+"""Adapters of stock PEFT that are injected once and filled repeatedly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class StockSlots:
 
     Args:
         base: The base model; changed in place, as by PEFT.
-        config: What generates such adapters; `to_stock` tells what they are.
+        config: The config of such generated adapters.
         count: How many.
     """
 
@@ -33,7 +33,7 @@ class StockSlots:
 
     @torch.no_grad()
     def fill(self, slot: str, tensors: Mapping[str, Tensor]) -> None:
-        """Copy `tensors`, by their keys in a stock file, into the slot's own."""
+        """Copy `tensors`, by their keys in a stock file, into the slot."""
         for key, tensor in self._tensors[slot].items():
             tensor.copy_(tensors[key])
 
@@ -46,18 +46,18 @@ class StockSlots:
             base_model.active_adapter = names
 
     def check_not_merged(self) -> None:
-        """Raise ConfigError if an adapter is in the base weights, under all others."""
+        """Raise ConfigError if an adapter is merged into the base weights."""
         if any(getattr(module, "merged", False) for module in self._modules):
             raise ConfigError("an adapter is merged into the base model; call model.unmerge_adapter() first")
 
 
 def adapted_modules(model: nn.Module) -> list[Any]:
-    """The modules that have adapters to choose from."""
+    """The modules with adapters."""
     return [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
 
 
 def activate(modules: list[Any], names: list[str]) -> None:
-    """As PEFT's `set_adapter`, without its walk through the model: nothing here is trained, only the choice changes."""
+    """PEFT's `set_adapter` without a traversal of the model, because nothing here is trained."""
     for module in modules:
         if isinstance(module, BaseTunerLayer):
             module._active_adapter = list(names)
@@ -76,6 +76,6 @@ def _with_adapters(base: nn.Module, config: GeneratedConfig, names: list[str]) -
 
 
 def _tensors(model: Any, name: str) -> dict[str, Tensor]:
-    """The adapter's own tensors, not copies, by their keys in a stock file."""
+    """The adapter's tensors, not copied, by their keys in a stock file."""
     state = model.state_dict(keep_vars=True)
     return get_peft_model_state_dict(model, state, adapter_name=name, save_embedding_layers=False)

@@ -10,7 +10,7 @@ from typing import Any
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
-from qpeft.core.config import GeneratedConfig, MethodName, check_factors
+from qpeft.core.config import GeneratedConfig, MethodName
 from qpeft.core.generator_registry import generator_config, generator_name
 from qpeft.generator_config import GeneratorConfig
 
@@ -30,7 +30,6 @@ class AttachedConfig(GeneratedConfig):
         super().__post_init__()
         self.peft_type = ATTACHED  # type: ignore[assignment]
         self.check_format()
-        check_factors(self.host)
 
     @classmethod
     def of(cls, host: PeftConfig, generator: GeneratorConfig) -> AttachedConfig:

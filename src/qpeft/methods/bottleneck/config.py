@@ -63,13 +63,14 @@ class BottleneckConfig(SealedConfig):
             raise ConfigError("target_modules is empty; name modules such as mlp, or leave it unset")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and a model card that says how to load this folder."""
+        """Write adapter_config.json, and a model card with the code that loads the folder."""
         super().save_pretrained(save_directory, **kwargs)
-        model_card.write_own_card(
+        names = ("bottleneck_size", "activation", "dropout", "seed")
+        model_card.write_card(
             Path(save_directory),
             "Feed-forward (bottleneck) adapter",
             tag="bottleneck",
             what="After each of its target modules f this adapter adds `up(act(down(f(x))))` to f(x).\n"
             + model_card.NOT_STOCK,
-            settings=("bottleneck_size", "activation", "dropout", "seed"),
+            settings={name: getattr(self, name) for name in names},
         )

@@ -18,7 +18,7 @@ from qpeft.core.load_checks import check_adapter
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.errors import ConfigError
 from qpeft.methods.bottleneck.layer import BottleneckLayer
-from qpeft.methods.bottleneck.targets import find_width, settle_targets
+from qpeft.methods.bottleneck.targets import find_width, set_targets
 
 
 class BottleneckModel(OwnTuner):
@@ -28,8 +28,8 @@ class BottleneckModel(OwnTuner):
     own_kind = "a bottleneck adapter"
     tuner_layer_cls = BottleneckLayer
 
-    def _settle_targets(self, model: nn.Module, config: Any) -> None:
-        settle_targets(model, config, BottleneckLayer)
+    def _set_targets(self, model: nn.Module, config: Any) -> None:
+        set_targets(model, config, BottleneckLayer)
 
     def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
         return BottleneckLayer(target, find_width(self.model, target, name))

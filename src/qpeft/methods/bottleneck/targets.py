@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 from transformers import PreTrainedModel
 
-from qpeft.core.targets import is_linear, settle_names, sizes
+from qpeft.core.targets import is_linear, set_target_names, sizes
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
 # the feed-forward block of a layer, as model families call it: GPT-2, Llama, ViT, ...; T5; BERT; BART, OPT; DistilBERT
@@ -33,14 +33,14 @@ def default_targets(model: nn.Module) -> list[str] | str:
     raise ConfigError(f"no feed-forward block of a known name; name target_modules yourself, of: {', '.join(parts)}")
 
 
-def settle_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) -> None:
+def set_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) -> None:
     """Fill in the config's `target_modules` where they are unset or all-linear, and refuse what cannot be followed.
 
     Raises:
         ConfigError: a name matches nothing, or targets lie within each other.
         UnsupportedTypeError: the width of a target's output cannot be known.
     """
-    settle_names(model, config, default_targets, lambda model: _bases(model).items())
+    set_target_names(model, config, default_targets, lambda model: _bases(model).items())
     modules = _base_modules(model)
     chosen = {name for name in modules if check_target_module_exists(config, name)}
     for name in sorted(chosen):

@@ -50,14 +50,15 @@ class QAAConfig(QAASettings, SealedConfig):
             raise ConfigError("target_modules is empty; name modules such as q_proj, or leave it unset")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and a model card that says how to load this folder."""
+        """Write adapter_config.json, and a model card with the code that loads the folder."""
         super().save_pretrained(save_directory, **kwargs)
-        model_card.write_own_card(
+        names = ("ansatz", "n_layers", "readout", "feature_source", "carry_norm", "alpha", "seed")
+        model_card.write_card(
             Path(save_directory),
             "QAA adapter",
             tag="qaa",
             what="To the output of each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read "
             "from a small circuit that starts in x; circuits are simulated exactly on classical hardware.\n"
             + model_card.NOT_STOCK,
-            settings=("ansatz", "n_layers", "readout", "feature_source", "carry_norm", "alpha", "seed"),
+            settings={name: getattr(self, name) for name in names},
         )

@@ -19,7 +19,7 @@ from qpeft.core.load_checks import check_tensors
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.errors import NotMergeableError
 from qpeft.methods.qaa.layer import QAALayer
-from qpeft.methods.qaa.targets import settle_targets
+from qpeft.methods.qaa.targets import set_targets
 
 
 class QAAModel(OwnTuner):
@@ -29,8 +29,8 @@ class QAAModel(OwnTuner):
     own_kind = "a QAA adapter"
     tuner_layer_cls = QAALayer
 
-    def _settle_targets(self, model: nn.Module, config: Any) -> None:
-        settle_targets(model, config)
+    def _set_targets(self, model: nn.Module, config: Any) -> None:
+        set_targets(model, config)
 
     def _new_layer(self, target: nn.Module, name: str) -> nn.Module:
         return QAALayer(target, name)

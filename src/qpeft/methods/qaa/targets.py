@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from qpeft.circuits import amplitude_qubits, count_angles
-from qpeft.core.targets import is_linear, settle_names, sizes
+from qpeft.core.targets import is_linear, set_target_names, sizes
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.methods.qaa.features import count_features
 
@@ -27,14 +27,14 @@ _QUERY_VALUE = (
 )
 
 
-def settle_targets(model: nn.Module, config: Any) -> None:
+def set_targets(model: nn.Module, config: Any) -> None:
     """Fill in the config's `target_modules` where they are unset or all-linear, and check every site.
 
     Raises:
         ConfigError: a name matches nothing, or the settings do not suit a site.
         UnsupportedTypeError: a target is no linear map.
     """
-    settle_names(model, config, default_targets, _sites)
+    set_target_names(model, config, default_targets, _sites)
     for name, module in _sites(model):
         if check_target_module_exists(config, name):
             _check_site(config, name, module)

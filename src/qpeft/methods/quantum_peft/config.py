@@ -19,7 +19,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
     """LoRA's own settings (target_modules, lora_dropout, rank_pattern, ...) and the generator's.
 
     `r` is the paper's K. `lora_alpha` is s itself: it is not divided by r, because U and V are orthonormal. Norm
-    layers named in `modules_to_save` are trained with a folded learning rate, like everything else here.
+    layers named in `modules_to_save` are trained with a folded learning rate as well.
 
     Example::
 
@@ -37,22 +37,17 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         QuantumPeftGeneratorConfig.__post_init__(self)
         self.peft_type = QUANTUM_PEFT  # type: ignore[assignment]
         self.check_format()
-        for rank in (self.r, *(self.rank_pattern or {}).values()):
-            if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise ConfigError(f"r must be a positive integer, got {rank}")
         if self.use_rslora:
             raise ConfigError("use_rslora rescales by r, but Quantum-PEFT's scale is lora_alpha itself; leave it unset")
         if self.init_lora_weights is not True:
             raise ConfigError(
-                f"init_lora_weights={self.init_lora_weights!r} has no place here: circuits make the starting values; "
+                f"init_lora_weights={self.init_lora_weights!r} does not apply: circuits compute the initial values; "
                 "leave it unset"
             )
-        self.refuse_lora_options("Quantum-PEFT", allowed=())
-        if self.lora_bias:
-            raise ConfigError("Quantum-PEFT does not generate LoRA with lora_bias; leave it unset")
+        self.refuse_lora_options("Quantum-PEFT", more=("lora_bias",))
 
     def to_stock(self) -> LoraConfig:
-        """The stock LoRA with scaling 1 that is generated."""
+        """The stock LoRA, with scaling 1."""
         stock = super().to_stock()
         stock.lora_alpha, stock.alpha_pattern = stock.r, dict(stock.rank_pattern or {})
         return stock
