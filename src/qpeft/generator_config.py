@@ -1,4 +1,4 @@
-"""What every generator's settings have in common; free of torch."""
+"""The base class of generator configurations, importable without torch."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 
 
 class GeneratorConfig:
-    """Settings of a generator that `qpeft.attach` puts over a stock adapter.
+    """Configuration of a generator for `qpeft.attach`.
 
-    A subclass is a dataclass whose fields JSON can hold, checked in `__post_init__`. It makes the generator, and it is
-    all that a compact folder knows of it.
+    A subclass is a dataclass with JSON-serializable fields, validated in `__post_init__`. It creates the generator. A
+    compact checkpoint stores the fields.
     """
 
-    seed: int = 0  # of whatever `make` draws
-    vector_order = "peft"  # in which order the adapter's tensors follow each other
+    seed: int = 0  # of the values drawn by `make`
+    vector_order = "peft"  # order of the adapter's tensors
 
     def make(self, initial: Tensor, start: SeededInit) -> Generator:
         """The generator of one adapter.
 
         Args:
-            initial: The adapter's own start, drawn by PEFT: flat (P,), float32, on the CPU. A generator that starts
-                there keeps it in its state dict, for nobody can draw it again.
-            start: Where all else is drawn from, so that a folder need not hold it.
+            initial: The adapter's initial values, drawn by PEFT: flat (P,), float32, on the CPU. A generator that uses
+                them keeps them in its state dict, because they cannot be drawn again.
+            start: Draws all other values from the seed, so that they need not be saved.
         """
         raise NotImplementedError
 
     def circuit(self, n_qubits: int) -> tuple[Ansatz, bool] | None:
-        """The circuit whose probabilities a backend can supply, and whether its angles are trained; None without."""
+        """The circuit that a backend can run, and whether its angles are trained; None without a circuit."""
         return None
 
     def settings(self) -> dict[str, Any]:
@@ -42,5 +42,5 @@ class GeneratorConfig:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
 
     def description(self) -> dict[str, Any]:
-        """For model cards: the "method", and the settings that matter."""
+        """The "method" and the settings that matter, for model cards."""
         return {"method": type(self).__name__, **self.settings()}

@@ -17,12 +17,12 @@ BYTES = 4  # float32
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The cost of a method: numbers, bytes, qubits, and notes worth reading before training."""
+    """The cost of a method: parameters, bytes, qubits, and notes to read before training."""
 
     method: str
     trainable: int  #: parameters that the optimizer sees, `modules_to_save` included
     trainable_parts: dict[str, int]
-    acting: int | None = None  #: Quantum-PEFT: of the trainable, those that can move the adapter, where that is known
+    acting: int | None = None  #: Quantum-PEFT: trainable parameters with an effect, if known
     deployed: int  #: parameters of the adapter at inference
     stored_bytes: int  #: compact checkpoint: parameters and frames, without the file's header and fingerprints
     exported_bytes: int | None  #: exported adapter, tensors only; None: stock PEFT has no such adapter
@@ -32,12 +32,12 @@ class Plan:
     lora_rank_1: int | None = None  #: Quantum-PEFT: parameters of a LoRA of rank 1 on the same modules
     n_qubits: int | None = None  #: of the largest circuit
     n_circuits: int | None = None
-    dead_angles: int | None = None  #: QAA: of all circuits, angles without any effect on what is read
+    dead_angles: int | None = None  #: QAA: angles without effect, in all circuits
     n_chunks: int | None = None
     chunk_size: int | None = None
     hidden: tuple[int, ...] | None = None
     rank_bound: int | None = None  #: QPA: of the (C, n) matrix of chunks; Quantum-PEFT: of every update, the largest K
-    circuits: dict[str, Any] | None = None  #: what a training's circuits cost on a backend, see `Forecast`
+    circuits: dict[str, Any] | None = None  #: cost of the circuits on a backend, see `Forecast`
     notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,9 +45,9 @@ class Plan:
 
 
 def count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
-    """The fields of a Plan that a stock adapter has; `adapted` is the model on the meta device."""
-    total, stored = sum(p.numel() for p in adapted.parameters() if p.requires_grad), stored_numbers(adapted)
-    is_prompt = adapted.active_peft_config.is_prompt_learning  # what an encoder makes of it is kept, not the encoder
+    """The fields of a Plan for a stock adapter; `adapted` is the model on the meta device."""
+    total, stored = sum(p.numel() for p in adapted.parameters() if p.requires_grad), count_stored(adapted)
+    is_prompt = adapted.active_peft_config.is_prompt_learning  # its encoder's output is stored, not the encoder
     return {
         "method": str(getattr(config.peft_type, "value", config.peft_type)).lower(),
         "trainable": total,
@@ -60,7 +60,7 @@ def count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
 
 
 def count_live(config: PeftConfig, adapted: Any) -> dict[str, Any]:
-    """As `count_stock`, for a method of qpeft or of your own: it asks the adapter itself."""
+    """As `count_stock`, for any method: the counts of the adapter itself."""
     form, method = form_of(adapted), find_by_config(config)
     if form is None and own_kind(adapted) is None:
         return count_stock(config, adapted)
@@ -83,21 +83,22 @@ def count_live(config: PeftConfig, adapted: Any) -> dict[str, Any]:
 
 
 def _packed(generator: Any) -> list[Tensor]:
-    """What a compact checkpoint holds of the generator, without its fingerprint."""
+    """The tensors of the generator in a compact checkpoint, without its fingerprint."""
     packed = generator.pack(generator.state_dict())
     return [tensor for name, tensor in packed.items() if not name.endswith("fingerprint")]
 
 
-def stored_numbers(adapted: Any) -> int:
-    """Numbers in a stock adapter's file.
+def count_stored(adapted: Any) -> int:
+    """Parameters in a stock adapter's file.
 
-    Some methods store more than they train, VeRA its projections; a prompt is stored as what its encoder makes of it.
+    Some methods store more than they train, for example VeRA its projections. Of a prompt the output of its encoder is
+    stored.
     """
     config: Any = adapted.active_peft_config
     if not config.is_prompt_learning:
         state = get_peft_model_state_dict(adapted, save_embedding_layers=False)
         return sum(tensor.numel() for tensor in state.values())
-    trained_whole = sum(p.numel() for name, p in adapted.named_parameters() if ".modules_to_save." in name)
+    saved_modules = sum(p.numel() for name, p in adapted.named_parameters() if ".modules_to_save." in name)
     is_prefix = config.peft_type == PeftType.PREFIX_TUNING
-    a_token = config.token_dim * (2 * config.num_layers if is_prefix else config.num_transformer_submodules)
-    return config.num_virtual_tokens * a_token + trained_whole
+    per_token = config.token_dim * (2 * config.num_layers if is_prefix else config.num_transformer_submodules)
+    return config.num_virtual_tokens * per_token + saved_modules

@@ -1,4 +1,4 @@
-"""The record of a fine-tuning method: everything that the rest of the program asks about it."""
+"""The record of a fine-tuning method, which the rest of the program reads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Method:
 
     Classes and functions may be given as "module:Name"; they are then imported when first used, so that listing the
     methods imports neither torch nor peft. Only `key`, `title`, `config` and, for a method that PEFT does not have,
-    `tuner` are needed.
+    `tuner` are required.
     """
 
     key: str  #: name in `--method` and in study files
@@ -36,34 +36,34 @@ class Method:
     kind: Literal["quantum", "classical"] = "classical"
     trains: Trains = Trains.ADAPTER
     learning_rate: float = DEFAULT_LEARNING_RATE  #: the middle of its grid in studies
-    defaults: Mapping[str, Any] = field(default_factory=dict)  #: config fields that differ here from the config's own
+    defaults: Mapping[str, Any] = field(default_factory=dict)  #: config fields with other defaults than in the config
 
     # -- command line
     options: type | str | None = None  #: dataclass of the method's own fields, free of torch
-    panel: str = ""  #: heading of these options; the part before a colon names their owner
+    panel: str = ""  #: heading of these options; the part before a colon is the method
     hidden: tuple[str, ...] = ("seed",)  #: fields of `options` that the command line does not offer
     presets: tuple[str, ...] = ()  #: class methods of the config that return a published experiment
     circuit_role: str = ""  #: in a plan, next to the number of circuits
 
     # -- generated adapters
     is_host: bool = False  #: whether a generator can produce its tensors (`--host`)
-    generator: type | str | None = None  #: GeneratorConfig to put over a host adapter with `qpeft.attach`
+    generator: type | str | None = None  #: GeneratorConfig for `qpeft.attach` to a host adapter
     own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: hosts that `config` itself generates
     takes_backend: bool = False  #: whether its circuit can run on a backend in training
     controls: Mapping[str, str] = field(default_factory=dict)  #: `feature_source` of each control, and its label
 
     # -- training
-    check: Callable[[Any], None] | str | None = None  #: (settings) raises ConfigError for a run it cannot do
+    check: Callable[[Any], None] | str | None = None  #: (settings) raises ConfigError for an unsupported run
     advice: Callable[[Any, Any], str | None] | str | None = None  #: (settings, config) a warning before the run
     callbacks: Callable[[], Sequence[Any]] | str | None = None  #: () trainer callbacks of a run
-    uses_param_groups: bool = False  #: whether the optimizer takes `qpeft.param_groups`, not one group
+    uses_param_groups: bool = False  #: whether the optimizer needs `qpeft.param_groups`
 
-    adapter_holds: str = "the generator alone"  #: what the saved adapter consists of, where it needs qpeft
-    no_export: str = "stock PEFT has no such adapter"  #: why a run of it may have no exported folder
+    adapter_holds: str = "the generator alone"  #: content of the saved adapter, if it needs qpeft
+    no_export: str = "stock PEFT has no such adapter"  #: why a run may have no exported adapter
 
     # -- plans, diagnosis and reports
     count: Callable[[Any, Any], dict[str, Any]] | str | None = None  #: (config, adapted model on meta) fields of a Plan
-    prunes_ranks: bool = False  #: whether reports show the ranks that are left
+    prunes_ranks: bool = False  #: whether reports show the remaining ranks
     report_note: str = ""  #: a sentence for reports of studies with this method
 
     @property
@@ -78,22 +78,22 @@ class Method:
 
     @property
     def generator_class(self) -> Any:
-        """The GeneratorConfig class; None for methods that go over no host."""
+        """The GeneratorConfig class; None for methods without hosts."""
         return imported(self.generator)
 
     @property
     def options_class(self) -> Any:
-        """The dataclass of the method's own options; None without any."""
+        """The dataclass of the method's own options, or None."""
         return imported(self.options)
 
     def ask(self, name: str, *arguments: Any) -> Any:
-        """Call the function in field `name`; None where the method has none."""
+        """Call the function in field `name`; returns None if there is none."""
         function = imported(getattr(self, name))
         return None if function is None else function(*arguments)
 
 
 def imported(target: Any) -> Any:
-    """The object that a text "module:Name" stands for; anything else is returned as it is."""
+    """The object named by a string "module:Name"; anything else is returned unchanged."""
     if not isinstance(target, str):
         return target
     module, name = target.split(":")

@@ -1,4 +1,4 @@
-"""Make methods known to PEFT, without a fork and without patching it."""
+"""Register methods with PEFT, without a fork or a patch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from qpeft.methods.method import Method
 from qpeft.methods.registry import on_register, records
 from qpeft.names import check_name, redefines
 
-SUPPORTED_PEFT = ("0.21", "0.22")  # internals are used: from the first, below the second
+SUPPORTED_PEFT = ("0.21", "0.22")  # minimum and excluded maximum, because internals are used
 
 
 def register_all() -> None:
@@ -39,7 +39,7 @@ def register_all() -> None:
 
 
 def register_record(record: Method) -> None:
-    """Register the record's config and tuner with PEFT, and its generator for `attach`, where it has them."""
+    """Register the record's config and tuner with PEFT, and its generator for `attach`, if it has them."""
     if record.generator is not None:
         register_generator(record.key, record.generator_class)
     if record.tuner is not None:
@@ -50,25 +50,24 @@ def register_record(record: Method) -> None:
 
 
 def register_method(name: MethodName, config: type[PeftConfig], tuner: Any) -> None:
-    """Make a method of your own known to PEFT, and so to `get_peft_model`, `from_pretrained`, `qpeft.load`.
+    """Register a method of your own with PEFT, for `get_peft_model`, `from_pretrained` and `qpeft.load`.
 
-    `qpeft.methods.register` does this too, and makes the method known to the commands. Call it where the classes are
-    defined: whoever loads such an adapter imports that module first. `qpeft.testing.adapter_contract` checks what a
-    method owes its users.
-
-    Classes of the same module and qualified name replace the earlier ones: a notebook's cell can be run again.
+    `qpeft.methods.register` includes this and registers the method for the commands as well. Call it where the classes
+    are defined, because that module must be imported before such an adapter is loaded. `qpeft.testing.adapter_contract`
+    tests the method. Classes of the same module and qualified name replace the earlier ones, so that a notebook's cell
+    can be executed twice.
 
     Args:
-        name: The `peft_type` that `config` sets, as adapter_config.json holds it.
+        name: The `peft_type` that `config` sets, as in adapter_config.json.
         config: A PEFT config, such as a subclass of `GeneratedLoraConfig`.
-        tuner: What PEFT builds for it, such as `GeneratedMixin` before `LoraModel`.
+        tuner: The tuner class, such as `GeneratedMixin` before `LoraModel`.
 
     Raises:
         ConfigError: PEFT, or another package, has a method of this name; it is no MethodName, or another than
             `config()` sets; `config` or `tuner` is no such class.
     """
     _check_method(name, config, tuner)
-    prefix = getattr(tuner, "container", None) or tuner.prefix  # what the names of its own modules begin with
+    prefix = getattr(tuner, "container", None) or tuner.prefix  # of the names of its modules
     entries: list[tuple[dict[Any, Any], Any]] = [
         (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, config),
         (mapping.PEFT_TYPE_TO_TUNER_MAPPING, tuner),

@@ -1,9 +1,8 @@
-"""From a base and a config to a Plan."""
+"""`qpeft.plan`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,29 +40,31 @@ def plan(
     smoothing: float = 0.0,
     steps: int = 500,
 ) -> Plan:
-    """Count what `config` would train, deploy and store on `base`.
+    """Count the parameters and bytes that `config` would train, deploy and store on `base`.
 
     Args:
-        base: A model (left untouched), a hub id, a local folder, or a transformers config; no weights are read.
-        config: The config of a method of qpeft, of a method of your own, or a stock PEFT config to compare with.
-        generator: What `qpeft.attach` would put over the adapter of a stock `config`.
-        backend: With shots, or another backend than "exact", `Plan.circuits` tells what QPA's circuits will cost. To
-            know the seconds, a few small jobs are sent.
+        base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
+        config: The config of any registered method, or a stock PEFT config.
+        generator: The generator that `qpeft.attach` would put on the adapter of a stock `config`.
+        backend: With shots, or with another backend than "exact", `Plan.circuits` contains the cost of QPA's circuits.
+        A
+            few small jobs are sent to measure the seconds.
         shots, gradient, noise, shot_budget, smoothing: As in `qpeft.set_backend`.
-        steps: Optimiser steps of the training whose circuits are counted.
+        steps: Optimizer steps for which circuits are counted.
 
     Raises:
-        ConfigError: the base cannot be found, a target matches no module, or the settings do not fit.
-        UnsupportedTypeError: a target is of a kind that the method cannot adapt.
+        ConfigError: the base is not found, a target matches no module, or the options do not fit.
+        UnsupportedTypeError: the method cannot adapt a target of this type.
     """
     model = on_meta(base, config.task_type)
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
-    if find_by_config(config) is not None:
+    method = find_by_config(config)
+    if method is not None:
         exclude_new_head(model, config)
     check_target_modules(model, config)
-    count = _counter(config)
-    # a method that counts by itself reads the sizes of the stock adapter: its generator need not be built
+    count = (method and imported(method.count)) or count_live
+    # a method with its own count needs only the stock adapter, not the generator
     is_generated = isinstance(config, GeneratedLoraConfig) and count is not count_live
     adapted = _adapt(model, cast(GeneratedLoraConfig, config).to_stock() if is_generated else config)
     targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
@@ -77,7 +78,7 @@ def plan(
 def _circuits(config: Any, counts: dict[str, Any], chosen: BackendSettings, steps: int) -> dict[str, Any]:
     circuit = config.circuit(counts["n_qubits"]) if isinstance(config, GeneratorConfig) else None
     if circuit is None:
-        raise ConfigError("backends are for QPA's circuit, with feature_source 'qnn' or 'qnn_frozen'; this has none")
+        raise ConfigError("backends need QPA's circuit, with feature_source 'qnn' or 'qnn_frozen'")
     jobs = Jobs(
         as_backend(chosen.backend, counts["n_qubits"], chosen.noise), chosen.shots, shot_budget=chosen.shot_budget
     )
@@ -89,18 +90,12 @@ def _circuits(config: Any, counts: dict[str, Any], chosen: BackendSettings, step
 
 def _adapt(model: nn.Module, config: Any) -> Any:
     if isinstance(getattr(config, "init_lora_weights", None), str):
-        config.init_lora_weights = True  # PiSSA and others look at weights, which are not here; the sizes are the same
+        config.init_lora_weights = True  # PiSSA and others need weights; the sizes are the same
     try:
         return get_peft_model(model, config)  # type: ignore[arg-type]
     except NotImplementedError as error:
         raise ConfigError(
-            f"{type(config).__name__} looks at weights to build itself, so it cannot be planned"
+            f"{type(config).__name__} needs the weights of the base to build its adapter, so it cannot be planned"
         ) from error
-    except (ValueError, TypeError) as error:  # PEFT's refusals
+    except (ValueError, TypeError) as error:  # raised by PEFT
         raise error if isinstance(error, QpeftError) else ConfigError(str(error)) from error
-
-
-def _counter(config: PeftConfig) -> Callable[[Any, Any], dict[str, Any]]:
-    method = find_by_config(config)
-    own = None if method is None else imported(method.count)
-    return own or count_live

@@ -1,4 +1,4 @@
-"""The table of all methods. Each sub-package defines one record, METHOD; `stock` has those of PEFT."""
+"""The table of all methods. Each sub-package defines one record, METHOD; `stock.py` defines those of PEFT."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _listeners: list[Callable[[Method], None]] = []  # called with each method that 
 
 @cache
 def _own() -> dict[str, Method]:
-    """qpeft's methods, the quantum ones first and of these those over any host, then PEFT's."""
+    """qpeft's methods, quantum methods first and among them those for any host; then PEFT's."""
     folder = str(Path(__file__).parent)
     packages = [import_module(f"qpeft.methods.{m.name}") for m in pkgutil.iter_modules([folder]) if m.ispkg]
     found = [package.METHOD for package in packages if hasattr(package, "METHOD")]
@@ -48,7 +48,7 @@ def hosts() -> tuple[str, ...]:
 
 
 def find(name: str) -> Method | None:
-    """The method registered as `name`, or read from the file `name` before; None if there is none."""
+    """The method registered as `name`, or already read from the file `name`; None if there is none."""
     return _own().get(name) or _registered.get(name) or _from_files.get(name)
 
 
@@ -66,10 +66,10 @@ def get(key: str) -> Method:
 def named(name: str) -> Method:
     """The method of a key, or of FILE.py:NAME. The file is executed and its record registered.
 
-    For names that a user gives, in a call, a command or a study file; never for names read from a checkpoint.
+    For names given by a user in a call, a command or a study file; never for names in a checkpoint.
 
     Raises:
-        ConfigError: there is no such method, the file cannot be executed, or NAME is no Method in it.
+        ConfigError: there is no such method, the file cannot be executed, or NAME is not a Method in it.
     """
     if not is_file(name):
         return get(name)
@@ -81,7 +81,7 @@ def named(name: str) -> Method:
 
 
 def find_by_config(config: Any) -> Method | None:
-    """The method whose own PEFT config `config` is; None for PEFT's methods and unregistered ones."""
+    """The method with this class of PEFT config; None for PEFT's methods and unregistered ones."""
     own = (method for method in records() if method.tuner is not None)
     return next((method for method in own if method.config_class is type(config)), None)
 
@@ -103,7 +103,7 @@ def register(method: Method) -> None:
     notebook's cell can be executed twice.
 
     Raises:
-        ConfigError: it is no Method; another method has this key; or PEFT has another method of its `peft_type`.
+        ConfigError: it is not a Method, or another method has its key or `peft_type`.
     """
     if not isinstance(method, Method):
         raise ConfigError(f"register takes a qpeft.methods.Method, got {method!r}")
@@ -112,8 +112,8 @@ def register(method: Method) -> None:
     is_again = there is not None and (there.config == method.config or redefines(method.config, there.config))
     if there is not None and (method.key in _own() or not is_again):
         raise ConfigError(f"there is already a method {method.key!r} ({there.title}); choose another key")
-    for tell_peft in _listeners:
-        tell_peft(method)
+    for listener in _listeners:
+        listener(method)
     _registered[method.key] = method
 
 
@@ -133,7 +133,7 @@ def _read(name: str) -> Method:
         raise ConfigError(f"method {name}: there is no file {path}")
     try:
         found = getattr(_module(path.resolve()), attribute)
-    except Exception as error:  # whatever the user's file does
+    except Exception as error:  # raised by the user's file
         raise ConfigError(f"method {name}: {type(error).__name__}: {error}") from error
     if not isinstance(found, Method):
         raise ConfigError(f"method {name} is {type(found).__name__}; it must be a qpeft.methods.Method")
@@ -141,7 +141,7 @@ def _read(name: str) -> Method:
 
 
 def _module(path: Path) -> Any:
-    """The module in the file, as `import` finds it under the file's name, unless another module has this name."""
+    """The module in the file, with the name that `import` would use, unless another module has it."""
     there = sys.modules.get(path.stem)
     if there is not None and getattr(there, "__file__", None) == str(path):
         return there

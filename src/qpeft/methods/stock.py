@@ -1,4 +1,4 @@
-"""PEFT's own methods, full fine-tuning, and the base model as it is."""
+"""PEFT's own methods, full fine-tuning, and the unadapted base model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ALL_LINEAR = {"target_modules": "all-linear"}
 def _refuse_images(settings: Any) -> None:
     if settings.task == "image-classification":
         raise ConfigError(
-            f"{settings.adapter.key} puts virtual tokens in front of a text, and images have none; use another method"
+            f"{settings.adapter.key} adds virtual tokens to a text, which images do not have; use another method"
         )
 
 
@@ -26,7 +26,7 @@ def _check_prefix(settings: Any) -> None:
 def _check_head(settings: Any) -> None:
     if settings.task == "causal-lm":
         raise ConfigError(
-            "method head trains a new classification head alone, and task causal-lm has none; choose task "
+            "method head trains only a new classification head, which task causal-lm lacks; choose task "
             "text-classification or image-classification, or another method"
         )
 
@@ -80,8 +80,8 @@ METHODS = (
         defaults={"num_virtual_tokens": 10},
         is_host=True,
         check=_check_prefix,
-        report_note="A prefix moves the base's output even when it is zero, so prefix tuning starts elsewhere than the "
-        "others.",
+        report_note="A prefix changes the base's output even if it is zero, so prefix tuning has another initial loss "
+        "than the other methods.",
     ),
     Method(
         key="prompt",
@@ -118,7 +118,7 @@ METHODS = (
         title="classification head alone",
         config="peft:LoraConfig",
         trains=Trains.HEAD,
-        defaults={"target_modules": "dummy-target-modules"},  # PEFT's name for no module at all
+        defaults={"target_modules": "dummy-target-modules"},  # PEFT's name for no module
         check=_check_head,
     ),
     Method(key="full", title="full fine-tuning", trains=Trains.MODEL, learning_rate=2e-5, check=_check_full),

@@ -19,7 +19,7 @@ from qpeft.core.holder import holder_of
 from qpeft.core.model_card import load_lines
 from qpeft.files import replace_folder, write_text
 from qpeft.methods import Trains
-from qpeft.methods.counting import stored_numbers
+from qpeft.methods.counting import count_stored
 from qpeft.training.result import TrainResult
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.tasks import Task
@@ -64,7 +64,7 @@ def count_deployed(model: Any) -> int:
     if (form := form_of(model)) is not None:
         return form.count_deployed(model)
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
-        return stored_numbers(model)
+        return count_stored(model)
     return count_trainable(model)
 
 

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, Re
 import qpeft
 from qpeft import SoRACallback
 from qpeft.errors import ConfigError, TrainingError
-from qpeft.methods.sora.threshold import planned_rates
+from qpeft.methods.sora.threshold import planned_learning_rates
 
 attach = SoRACallback.attach
 
@@ -119,11 +119,11 @@ SCHEDULES = {
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
-def test_planned_rates_are_those_in_force(name):
+def test_planned_learning_rates_are_those_in_force(name):
     gate = nn.Parameter(torch.ones(3))
     optimiser = torch.optim.AdamW([{"params": [nn.Parameter(torch.ones(1))], "lr": 0.3}, {"params": [gate]}], lr=0.05)
     schedule = SCHEDULES[name](optimiser)
-    planned, state = planned_rates(optimiser, 1, 9, schedule), copy.deepcopy(optimiser.state_dict())
+    planned, state = planned_learning_rates(optimiser, 1, 9, schedule), copy.deepcopy(optimiser.state_dict())
     in_force = []
     optimiser.register_step_post_hook(lambda *_: in_force.append(optimiser.param_groups[1]["lr"]))
     assert optimiser.state_dict() == state  # looking ahead changed nothing

@@ -1,1 +1,1 @@
-"""A generator over a stock adapter that is on the model already."""
+"""A generator for a stock adapter that is already on the model."""

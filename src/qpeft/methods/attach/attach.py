@@ -19,11 +19,11 @@ from qpeft.methods.attach.model import AttachedModel, attached_class
 
 
 def attach(model: PeftModel, config: GeneratorConfig, adapter_name: str | None = None) -> PeftModel:
-    """Let QPA, or a generator of your own, write every trainable tensor of an adapter that PEFT has put on `model`.
+    """Let QPA, or another generator, compute every trainable tensor of an adapter that PEFT has put on `model`.
 
-    With QPA's `init_mode="residual"` the model gives the same outputs as before. `modules_to_save` and unfrozen biases
-    stay ordinary parameters. PEFT drew the adapter's start, so a compact folder holds it beside the generator's
-    numbers; with `init_mode="raw"` there is none to hold.
+    With QPA's `init_mode="residual"` the outputs of the model do not change. `modules_to_save` and unfrozen biases
+    remain ordinary parameters. PEFT drew the initial values of the adapter, so a compact checkpoint contains them as
+    well, except with `init_mode="raw"`, which does not use them.
 
     Example::
 
@@ -32,16 +32,15 @@ def attach(model: PeftModel, config: GeneratorConfig, adapter_name: str | None =
 
     Args:
         model: A PeftModel; changed in place.
-        config: The generator's settings: a QPAGeneratorConfig, or those of a generator registered with
-            `qpeft.register_generator`.
+        config: A QPAGeneratorConfig, or the configuration of a generator registered with `qpeft.register_generator`.
         adapter_name: Which adapter; by default the active one.
 
     Returns:
-        `model`. Saving it, the Trainer's checkpoints, `qpeft.load` and `qpeft.export` know the generator.
+        `model`. Its checkpoints contain the generator, and `qpeft.load` and `qpeft.export` support it.
 
     Raises:
-        ConfigError: no such adapter, one that is generated already or whose tensors cannot be generated, or settings
-            that do not fit it.
+        ConfigError: there is no such adapter, it is generated already, its tensors cannot be generated, or the
+            configuration does not fit it.
     """
     made = bind(model, config, adapter_name)
     if not isinstance(model, AttachedModel):
@@ -60,11 +59,11 @@ def load_attached(
     autocast_adapter_dtype: bool = True,
     **options: Any,
 ) -> PeftModel:
-    """The model that `qpeft.save` wrote to `folder`: the host adapter on `base`, with its generator.
+    """The model saved in `folder`: the host adapter on `base`, with its generator.
 
     Raises:
-        CheckpointError: the folder is damaged, or made for another base model; `base` is as it was.
-        ConfigError: an option that does not apply.
+        CheckpointError: the folder is damaged, or made for another base model; `base` is unchanged.
+        ConfigError: an option does not apply.
     """
     if options:
         raise ConfigError(f"an attached adapter cannot be loaded with {', '.join(sorted(options))}; leave it out")
@@ -74,7 +73,7 @@ def load_attached(
     _check_prompt_fits(host, base)
     try:
         model = get_peft_model(base, host, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)
-    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # PEFT's words for a base without the targets
+    except (ValueError, TypeError, KeyError, RuntimeError) as error:  # from PEFT, for a base without the targets
         raise CheckpointError(f"this adapter is for another base model: {error}") from error
     try:
         attached: Any = attach(model, saved.to_generator(), adapter_name)
@@ -89,7 +88,7 @@ def load_attached(
 
 
 def _check_prompt_fits(host: Any, base: Any) -> None:
-    """PEFT builds a prompt from its config alone, and learns in a forward only that it does not fit the model."""
+    """PEFT builds a prompt from its config alone and fails only in a forward pass."""
     if not host.is_prompt_learning or not hasattr(base, "config"):
         return
     fitting = copy.deepcopy(host)
@@ -104,7 +103,7 @@ def _check_prompt_fits(host: Any, base: Any) -> None:
 
 
 class AttachedTuner:
-    """What PEFT finds for an attached adapter: no PEFT call alone can build one, `qpeft.load` does."""
+    """The tuner class registered for attached adapters, which only `qpeft.load` can build, not PEFT alone."""
 
     container = "qpeft_generator"
     load_folder = staticmethod(load_attached)

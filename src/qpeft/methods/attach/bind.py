@@ -1,4 +1,4 @@
-"""Make the generator of an adapter that is on a model already, and bind it to the adapter's tensors."""
+"""Create the generator of an adapter that is already on a model, and bind it to the adapter's tensors."""
 
 from __future__ import annotations
 
@@ -18,17 +18,13 @@ from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.attach.config import AttachedConfig
 from qpeft.methods.attach.tensors import generated_slots, other_keys, value_of
 
-_LOST_STARTS = ("corda", "loftq", "lora_ga")  # they take data, or change the base by a random part
+_NOT_REPRODUCIBLE = ("corda", "loftq", "lora_ga")  # they depend on data, or change the base randomly
 
 
 def bind(
     model: PeftModel, config: GeneratorConfig, adapter_name: str | None
 ) -> tuple[str, AttachedConfig, Binding, dict[str, str]]:
-    """The adapter's name, its config with the generator's, the binding, and the names of what is saved besides.
-
-    Raises:
-        ConfigError: as `attach`; the model is then as it was.
-    """
+    """The adapter's name, config and binding, and `other_keys`; raises ConfigError as `attach`, without changes."""
     name = _checked_name(model, config, adapter_name)
     found = in_vector_order(generated_slots(model, name), config.vector_order)
     slots = [slot for slot, _ in found]
@@ -40,12 +36,14 @@ def bind(
     attached = AttachedConfig.of(model.peft_config[name], config)
     attached.start_hash = init.hexdigest()
     attached.generated = [[slot.label, list(slot.shape)] for slot in slots]
-    binding = Binding(generator.to(device_of(slots)), slots)  # takes the parameters away: what is left is not generated
+    binding = Binding(
+        generator.to(device_of(slots)), slots
+    )  # removes the parameters: those that remain are not generated
     return name, attached, binding, other_keys(model, name, GeneratorHolder.container)
 
 
 def _checked_name(model: Any, config: Any, adapter_name: str | None) -> str:
-    generator_name(config)  # known at all
+    generator_name(config)  # raises ConfigError if it is not registered
     if not isinstance(model, PeftModel):
         raise ConfigError(f"attach takes a PeftModel, got {type(model).__name__}; call get_peft_model(base, config)")
     name = adapter_name or model.active_adapters[0]
@@ -55,13 +53,13 @@ def _checked_name(model: Any, config: Any, adapter_name: str | None) -> str:
     if holder is not None and (holder is not model or name in holder.generators):
         raise ConfigError(f"adapter '{name}' is generated already; attach is for stock adapters")
     init = getattr(model.peft_config[name], "init_lora_weights", None)
-    if isinstance(init, str) and (init in _LOST_STARTS or init.startswith("pissa_niter")):
+    if isinstance(init, str) and (init in _NOT_REPRODUCIBLE or init.startswith("pissa_niter")):
         raise ConfigError(
-            f"init_lora_weights='{init}' changes the base model in a way that cannot be found again on loading; "
-            "use 'pissa' or 'olora', which look at the weights alone, or a start that changes nothing"
+            f"init_lora_weights='{init}' changes the base model in a way that cannot be reproduced on loading; "
+            "use 'pissa' or 'olora', which depend on the weights only, or an initialization that keeps the base"
         )
     if isinstance(model.peft_config[name], AdaLoraConfig):
-        raise ConfigError("AdaLoRA moves ranks by the gradient of each of its parameters, so these cannot be generated")
+        raise ConfigError("AdaLoRA allocates ranks by the gradient of each parameter, so these cannot be generated")
     if any(getattr(module, "merged", False) for module in model.modules()):
         raise ConfigError("the adapter is merged into the base model; call model.unmerge_adapter() first")
     return name

@@ -1,4 +1,4 @@
-"""The config of an adapter over which `qpeft.attach` put a generator: the host's own settings and the generator's."""
+"""The config of an attached adapter: the host's fields and the generator's."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _OF_THIS_RUN = ("base_model_name_or_path", "revision", "inference_mode", "auto_m
 
 @dataclass
 class AttachedConfig(GeneratedConfig):
-    """What adapter_config.json of an attached adapter holds."""
+    """The content of an attached adapter's adapter_config.json."""
 
     host: dict[str, Any] = field(default_factory=dict, metadata={"help": "The stock adapter's config."})
     generator: dict[str, Any] = field(default_factory=dict, metadata={"help": "The generator's settings."})
-    generator_name: str = field(default="qpa", metadata={"help": "What the generator was registered as."})
+    generator_name: str = field(default="qpa", metadata={"help": "The registered name of the generator."})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,7 +33,7 @@ class AttachedConfig(GeneratedConfig):
 
     @classmethod
     def of(cls, host: PeftConfig, generator: GeneratorConfig) -> AttachedConfig:
-        """The config of `host` under a generator with these settings."""
+        """The config of a `host` adapter with this generator."""
         return cls(
             task_type=host.task_type,
             base_model_name_or_path=host.base_model_name_or_path,
@@ -48,15 +48,10 @@ class AttachedConfig(GeneratedConfig):
         return str(self.host["peft_type"])
 
     def to_stock(self) -> PeftConfig:
-        """The host's config."""
         return PeftConfig.from_peft_type(**copy.deepcopy(self.host))
 
     def to_generator(self) -> GeneratorConfig:
-        """The generator's settings.
-
-        Raises:
-            CheckpointError: the generator is not registered here.
-        """
+        """The generator's configuration. Raises CheckpointError if the generator is not registered."""
         return generator_config(self.generator_name)(**self.generator)
 
     @property
@@ -68,7 +63,7 @@ class AttachedConfig(GeneratedConfig):
         return generator_config(self.generator_name)
 
     def differences(self, other: AttachedConfig) -> list[str]:
-        """Names of the settings, of host and generator, in which the two differ."""
+        """Names of the fields, of host and generator, that differ."""
         mine, its = ([c.host, c.generator, {"generator": c.generator_name}] for c in (self, other))
         pairs = [(a, b, name) for a, b in zip(mine, its, strict=True) for name in a.keys() | b.keys()]
         return sorted({name for a, b, name in pairs if name not in _OF_THIS_RUN and a.get(name) != b.get(name)})
@@ -78,11 +73,11 @@ class AttachedConfig(GeneratedConfig):
 
 
 def _modules_to_save(host: Any) -> dict[str, list[str]]:
-    """Each name once: PEFT adds classifiers' heads to the list every time that it builds a model."""
+    """Each name once: PEFT adds classifier heads to the list each time it builds a model."""
     names = getattr(host, "modules_to_save", None)
     return {"modules_to_save": sorted(set(names))} if names else {}
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file: sets as sorted lists, tuples as lists, enums as their values."""
+    """The content as read from a file: sets as sorted lists, tuples as lists, enums as their values."""
     return json.loads(json.dumps(settings, default=sorted))

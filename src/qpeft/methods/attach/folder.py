@@ -1,4 +1,4 @@
-"""The compact folder of an attached adapter: the generator, its start, and whatever else the adapter trains."""
+"""The compact checkpoint of an attached adapter: the generator, initial values, and other trained tensors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from qpeft.errors import CheckpointError
 from qpeft.files import read_json
 from qpeft.methods.attach.config import ATTACHED, AttachedConfig
 
-_GENERATOR, _BESIDE = "generator.", "beside."
+_GENERATOR, _OTHERS = "generator.", "beside."  # prefixes of tensor names
 
 
 def is_attached(folder: Path) -> bool:
-    """Whether the folder holds an attached adapter."""
+    """Whether the folder contains an attached adapter."""
     try:
         config = read_json(folder / CONFIG_NAME)
     except (OSError, ValueError):
@@ -28,11 +28,11 @@ def is_attached(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("peft_type") == ATTACHED
 
 
-def write(folder: Path, config: AttachedConfig, generator: Mapping[str, Tensor], beside: Mapping[str, Tensor]) -> None:
+def write(folder: Path, config: AttachedConfig, generator: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
     """Write weights, config and model card."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {_GENERATOR + name: tensor for name, tensor in generator.items()}
-    tensors |= {_BESIDE + name: tensor for name, tensor in beside.items()}
+    tensors |= {_OTHERS + name: tensor for name, tensor in others.items()}
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     save_file(copies, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
@@ -54,8 +54,8 @@ def read_config(folder: Path) -> AttachedConfig:
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The tensors of the generator, and those beside it. Raises CheckpointError if the file cannot be read."""
-    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():  # a pipe would be waited for
+    """The tensors of the generator, and all others. Raises CheckpointError if the file cannot be read."""
+    if not (folder / SAFETENSORS_WEIGHTS_NAME).is_file():  # reading a pipe would block
         raise CheckpointError(f"{folder} has no file {SAFETENSORS_WEIGHTS_NAME}; restore it")
     try:
         tensors = load_file(folder / SAFETENSORS_WEIGHTS_NAME)
@@ -63,11 +63,11 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         raise CheckpointError(
             f"{folder / SAFETENSORS_WEIGHTS_NAME} is damaged or cut off ({error}); use an earlier checkpoint"
         ) from error
-    if foreign := sorted(name for name in tensors if not name.startswith((_GENERATOR, _BESIDE))):
+    if foreign := sorted(name for name in tensors if not name.startswith((_GENERATOR, _OTHERS))):
         raise CheckpointError(
-            f"{folder / SAFETENSORS_WEIGHTS_NAME} holds tensors that no attached adapter has: "
+            f"{folder / SAFETENSORS_WEIGHTS_NAME} contains tensors of no attached adapter: "
             f"{', '.join(foreign[:3])}; it is foreign or damaged"
         )
     generator = {k.removeprefix(_GENERATOR): v for k, v in tensors.items() if k.startswith(_GENERATOR)}
-    beside = {k.removeprefix(_BESIDE): v for k, v in tensors.items() if k.startswith(_BESIDE)}
-    return generator, beside
+    others = {k.removeprefix(_OTHERS): v for k, v in tensors.items() if k.startswith(_OTHERS)}
+    return generator, others

@@ -1,7 +1,7 @@
-"""A PeftModel over whose stock adapters generators were put.
+"""A PeftModel whose stock adapters are generated.
 
-PEFT builds such an adapter, runs it and exports it as it always does. What differs is where its tensors come from, and
-so what is saved: PEFT's own `save_pretrained`, which the Trainer calls at each checkpoint, would find no tensors.
+PEFT builds, runs and exports such an adapter as usual. Only the origin of its tensors differs, and therefore saving and
+loading: PEFT's own `save_pretrained`, which the Trainer calls for each checkpoint, would find no tensors.
 """
 
 from __future__ import annotations
@@ -37,27 +37,27 @@ class AttachedModel(GeneratorHolder, _PeftModel):
 
     _configs: dict[str, AttachedConfig]
     _handles: dict[str, RemovableHandle]
-    _beside: dict[str, dict[str, str]]  # what an adapter has beside its generated tensors: saved name -> state dict key
+    _others: dict[str, dict[str, str]]  # of each adapter, see `other_keys`
 
-    def hold(self, adapter_name: str, config: AttachedConfig, binding: Binding, beside: dict[str, str]) -> None:
+    def hold(self, adapter_name: str, config: AttachedConfig, binding: Binding, others: dict[str, str]) -> None:
         """Generate the adapter from now on."""
         if self.container not in self._modules:
             self._begin_holding()
-            self._configs, self._handles, self._beside = {}, {}, {}
+            self._configs, self._handles, self._others = {}, {}, {}
         self._hold(adapter_name, binding)
-        self._configs[adapter_name], self._beside[adapter_name] = config, beside
+        self._configs[adapter_name], self._others[adapter_name] = config, others
         # a prompt is read before the base model's forward, anything else during it
         read_by: Any = self.prompt_encoder[adapter_name] if self._is_prompt_learning else self.get_base_model()
         self._handles[adapter_name] = read_by.register_forward_pre_hook(self._before_forward)
         self._train_active_only()
 
     def release(self, adapter_name: str) -> None:
-        """Give the adapter its own parameters back, with the present values, and stop generating it."""
+        """Stop generating the adapter; its own parameters get the current values."""
         with self.exact():
             self.binding(adapter_name).release()
         self._handles.pop(adapter_name).remove()
         self._let_go(adapter_name)
-        del self._configs[adapter_name], self._beside[adapter_name]
+        del self._configs[adapter_name], self._others[adapter_name]
 
     @torch.compiler.disable
     def _before_forward(self, module: nn.Module, args: Any) -> None:
@@ -75,7 +75,7 @@ class AttachedModel(GeneratorHolder, _PeftModel):
     # -- which adapter trains
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
-        self.refresh_detached()  # PEFT switches requires_grad of what it finds, which views of a graph refuse
+        self.refresh_detached()  # PEFT sets requires_grad of the tensors it finds, which views of a graph refuse
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.invalidate()
         self._train_active_only(inference_mode)
@@ -106,7 +106,7 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         is_main_process: bool = True,
         **kwargs: Any,
     ) -> None:
-        """As PEFT's; of an adapter with a generator, the generator is written, in a folder for `qpeft.load`."""
+        """As PEFT's; for a generated adapter, save the generator in a folder for `qpeft.load`."""
         names = list(self.peft_config) if selected_adapters is None else selected_adapters
         kwargs["is_main_process"] = is_main_process
         if stock := [name for name in names if name not in self.generators]:
@@ -115,18 +115,18 @@ class AttachedModel(GeneratorHolder, _PeftModel):
             folder = Path(save_directory) / ("" if name == "default" else name)
             generator: Any = self.generators[name]
             state = self.state_dict()
-            beside = {saved: state[key] for saved, key in self._beside[name].items()}
-            attached_folder.write(folder, self._configs[name], generator.pack(generator.state_dict()), beside)
+            others = {saved: state[key] for saved, key in self._others[name].items()}
+            attached_folder.write(folder, self._configs[name], generator.pack(generator.state_dict()), others)
 
     def load_adapter(
         self, model_id: Any, adapter_name: str, is_trainable: bool = False, *args: Any, **kwargs: Any
     ) -> Any:
-        """As PEFT's, for stock folders and for the compact ones of attached adapters."""
+        """As PEFT's, for stock folders and compact checkpoints of attached adapters."""
         folder = Path(model_id) / (kwargs.get("subfolder") or "")
         if not attached_folder.is_attached(folder):
             if adapter_name in self.generators:
                 raise CheckpointError(
-                    f"{folder} holds no attached adapter, and '{adapter_name}' is one; load it under another name"
+                    f"{folder} contains no attached adapter, but '{adapter_name}' is one; load it under another name"
                 )
             return super().load_adapter(model_id, adapter_name, is_trainable, *args, **kwargs)
         saved = attached_folder.read_config(folder)
@@ -139,7 +139,7 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         except BaseException as error:
             if is_new and adapter_name in self.peft_config:
                 self.delete_adapter(adapter_name)
-            if isinstance(error, AttributeError | TypeError):  # PEFT's, on a field of another type
+            if isinstance(error, AttributeError | TypeError):  # from PEFT, for a field of another type
                 raise CheckpointError(f"{folder} has a damaged adapter_config.json ({error}); restore it") from error
             raise
         if not is_trainable:
@@ -150,14 +150,14 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         if adapter_name not in self.generators:
             raise CheckpointError(f"'{adapter_name}' has no generator attached; load {folder} under another name")
         self._check_same(folder, saved, self._configs[adapter_name])
-        state, beside = attached_folder.read_tensors(folder)
+        state, others = attached_folder.read_tensors(folder)
         generator: Any = self.generators[adapter_name]
         state = generator.unpack(state)
         check_tensors(state, generator.state_dict())
-        keys, present = self._beside[adapter_name], self.state_dict()
-        check_tensors(beside, {name: present[key] for name, key in keys.items()})
+        keys, present = self._others[adapter_name], self.state_dict()
+        check_tensors(others, {name: present[key] for name, key in keys.items()})
         generator.load_state_dict(state)
-        self.load_state_dict({keys[name]: tensor for name, tensor in beside.items()}, strict=False)
+        self.load_state_dict({keys[name]: tensor for name, tensor in others.items()}, strict=False)
         self.binding(adapter_name).invalidate()
         self.refresh_detached()
 
@@ -169,11 +169,11 @@ class AttachedModel(GeneratorHolder, _PeftModel):
             )
         if saved.generated != live.generated or saved.start_hash != live.start_hash:
             raise CheckpointError(
-                f"{folder} fills other tensors than this adapter has: it is for another base model, or its "
+                f"{folder} generates other tensors than this adapter: it is for another base model, or its "
                 "adapter_config.json was edited"
             )
 
-    # -- merging and leaving (adapters with a tuner)
+    # -- merging and unloading (adapters with a tuner)
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         self._refuse_tied_merge()
@@ -203,7 +203,7 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         self._tuner.add_weighted_adapter(adapters, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickle cannot find a class that was made at run time: it is made again."""
+        """Pickle cannot import a class that was created at run time, so it is created again."""
         _, arguments, *state = super().__reduce_ex__(protocol)
         return (_new, (type(self).__bases__[1], *arguments[1:]), *state)
 
@@ -217,7 +217,9 @@ class AttachedModel(GeneratorHolder, _PeftModel):
     @property
     def _tuner(self) -> Any:
         if not isinstance(self.base_model, BaseTuner):
-            raise ConfigError(f"{self.peft_type} stands beside the base model: there is nothing to merge or unload")
+            raise ConfigError(
+                f"{self.peft_type} changes no module of the base model, so it cannot be merged or unloaded"
+            )
         return self.base_model
 
 

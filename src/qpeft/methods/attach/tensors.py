@@ -20,10 +20,10 @@ ADAPTER = "*"  # in saved names instead of the adapter's name, because it may be
 
 
 def generated_slots(model: PeftModel, adapter_name: str) -> list[tuple[Slot, Any]]:
-    """The tensors of an adapter that `attach` would fill, in PEFT's order, with the layer that holds each.
+    """The tensors of an adapter that `attach` generates, in PEFT's order, with the layer of each.
 
     Raises:
-        ConfigError: a tensor stands in several modules.
+        ConfigError: no tensor is trainable, or several modules share one.
     """
     if model._is_prompt_learning:
         found = _prompt_slots(model.prompt_encoder[adapter_name])
@@ -46,7 +46,7 @@ def generated_slots(model: PeftModel, adapter_name: str) -> list[tuple[Slot, Any
 
 @contextmanager
 def _trainable(model: PeftModel, adapter_name: str) -> Iterator[None]:
-    """Within: an adapter that is not active is as trainable as if it were, to see which of its tensors train."""
+    """Within: the adapter is trainable as if it were active."""
     if model._is_prompt_learning or adapter_name in model.active_adapters:
         yield
         return
@@ -58,7 +58,7 @@ def _trainable(model: PeftModel, adapter_name: str) -> Iterator[None]:
 
 
 def _refuse_shared(model: PeftModel, adapter_name: str, slots: list[Slot]) -> None:
-    """One tensor in several modules, or under several names, cannot be replaced everywhere by one view."""
+    """A tensor that several modules share cannot be replaced everywhere by one view."""
     owners = {_memory(value_of(slot)): (slot.owner, slot.name) for slot in slots}
     for name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
@@ -67,8 +67,8 @@ def _refuse_shared(model: PeftModel, adapter_name: str, slots: list[Slot]) -> No
                 kind = type(model.peft_config[adapter_name]).__name__.removesuffix("Config")
                 tensor = f"{name}.{own}"
                 raise ConfigError(
-                    f"{kind} shares {tensor} between layers, which QPA cannot generate; use another host, or an option "
-                    "of it without shared tensors"
+                    f"{kind} shares {tensor} between layers, so it cannot be generated; use another host, or an "
+                    "option without shared tensors"
                 )
 
 
@@ -85,13 +85,12 @@ def _prompt_slots(encoder: nn.Module) -> list[tuple[Slot, Any]]:
 
 
 def _inside_wrappers(model: nn.Module) -> set[int]:
-    """Modules under a `modules_to_save` wrapper: they stay ordinary."""
+    """Modules inside a `modules_to_save` wrapper, which are not generated."""
     wrappers = (module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper))
     return {id(module) for wrapper in wrappers for module in wrapper.modules()}
 
 
 def value_of(slot: Slot) -> nn.Parameter:
-    """The parameter in the slot."""
     value = slot.owner._parameters[slot.name]
     assert value is not None
     return value
@@ -112,14 +111,14 @@ def other_keys(model: PeftModel, adapter_name: str, generators: str) -> dict[str
         place = _under(key, own)
         is_own = place is not None or (key in trained and _under(key, foreign) is None)
         if not is_own or key.startswith(f"{generators}.") or (memory := _place_in_memory(tensor)) in seen:
-            continue  # VeRA's layers share their projections: one of the names is enough
+            continue  # VeRA's layers share their projections: save one of the names
         seen.add(memory)
         found[_saved_name(key, place, adapter_name)] = key
     return found
 
 
 def _places(model: PeftModel, adapter_name: str) -> set[str]:
-    """Beginnings of the state dict keys that are the adapter's."""
+    """Prefixes of the adapter's keys in the state dict."""
     places = set(_get_tuner_state_dict_key_prefixes(model, adapter_name)) | {f"prompt_encoder.{adapter_name}"}
     for name, module in model.named_modules():
         if isinstance(module, ModulesToSaveWrapper):
@@ -130,8 +129,8 @@ def _places(model: PeftModel, adapter_name: str) -> set[str]:
 
 
 def _under(key: str, places: set[str]) -> str | None:
-    beginnings = accumulate(key.split("."), lambda start, part: f"{start}.{part}")
-    return next((beginning for beginning in beginnings if beginning in places), None)
+    prefixes = accumulate(key.split("."), lambda start, part: f"{start}.{part}")
+    return next((prefix for prefix in prefixes if prefix in places), None)
 
 
 def _saved_name(key: str, place: str | None, adapter_name: str) -> str:
@@ -141,5 +140,5 @@ def _saved_name(key: str, place: str | None, adapter_name: str) -> str:
 
 
 def _place_in_memory(tensor: Tensor) -> tuple[object, ...]:
-    """The same for two names of one tensor, also on the meta device."""
+    """Equal for two names of one tensor, also on the meta device."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tuple(tensor.shape)

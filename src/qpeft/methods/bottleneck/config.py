@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 
 @dataclass
 class BottleneckConfig(SealedConfig):
-    """Settings of the feed-forward adapter; 2 d b + b + d parameters for each target module of width d.
+    """The feed-forward adapter; 2 d b + b + d parameters for each target module of width d.
 
     Example::
 
@@ -37,12 +37,12 @@ class BottleneckConfig(SealedConfig):
     target_modules: Collection[str] | str | None = field(
         default=None,
         metadata={
-            "help": "Modules after which an adapter is put: ends of names, a pattern of whole names, or all-linear. "
+            "help": "Modules followed by an adapter: ends of names, a pattern of whole names, or all-linear. "
             "Default: the feed-forward block of each layer."
         },
     )
     exclude_modules: Collection[str] | str | None = field(
-        default=None, metadata={"help": "Modules to leave out of target_modules."}
+        default=None, metadata={"help": "Modules to exclude from target_modules."}
     )
     activation: str = field(
         default="gelu", metadata={"help": "Between the two projections.", "choices": tuple(ACTIVATIONS)}
@@ -51,9 +51,9 @@ class BottleneckConfig(SealedConfig):
         default=0.0, metadata={"help": "Dropout after the activation, in training.", "at_least": 0, "below": 1}
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to train whole, beside the adapter."}
+        default=None, metadata={"help": "Modules to train in addition to the adapter."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the adapter's start.", "at_least": 0})
+    seed: int = field(default=0, metadata={"help": "Seed of the initial values.", "at_least": 0})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""A module with bottleneck adapters after it.
+"""A module followed by bottleneck adapters.
 
 y = f(x) + W_up act(W_down f(x) + c_down) + c_up        W_down (b, d), W_up (d, b)
 """
@@ -18,7 +18,7 @@ from qpeft.methods.bottleneck.config import ACTIVATIONS, BottleneckConfig
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):
-    """A module with bottleneck adapters after it; several active ones read the same output and are summed."""
+    """A module followed by bottleneck adapters; several active ones have the same input and are summed."""
 
     adapter_layer_names = ("bottleneck_down", "bottleneck_up")
     other_param_names = ("bottleneck_inner",)
@@ -32,7 +32,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         self.bottleneck_inner = nn.ModuleDict()
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig, label: str) -> None:
-        """Add an adapter that starts at nothing, W_down uniform on +-1/sqrt(d), drawn by `label` from the seed."""
+        """Add an adapter that initially adds 0; W_down is uniform on +-1/sqrt(d), drawn from the seed by `label`."""
         device, dtype = device_and_dtype(self.get_base_layer())
         down = nn.Linear(self.width, config.bottleneck_size, device=device, dtype=dtype)
         up = nn.Linear(config.bottleneck_size, self.width, device=device, dtype=dtype)
@@ -77,7 +77,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
 
 def device_and_dtype(base_layer: nn.Module) -> tuple[torch.device | None, torch.dtype]:
-    """Where the module lives and the dtype it computes in; float32 for weights stored as integers."""
+    """Device and dtype of the module's computation; float32 for weights stored as integers."""
     parameters = list(base_layer.parameters())
     floats = [p.dtype for p in parameters if p.is_floating_point()]
     return (parameters[0].device if parameters else None), (floats[0] if floats else torch.float32)

@@ -1,11 +1,11 @@
-"""The feed-forward (bottleneck) adapter of Houlsby et al. and Pfeiffer et al., as a PEFT tuner: stock PEFT has none.
+"""The feed-forward (bottleneck) adapter of Houlsby et al. and Pfeiffer et al. as a PEFT tuner; stock PEFT has none.
 
-After each target module f, for a bottleneck of b numbers:
+The output of each target module f becomes, with a bottleneck of width b:
 
     y = f(x) + W_up act(W_down f(x) + c_down) + c_up        W_down (b, d), W_up (d, b)
 
-W_up and both biases start at zero, so the model starts as it was. QPA's paper names a "feed-forward adapter" without
-details: this is our reading of it.
+W_up and both biases are initialized to zero, so the model does not change initially. QPA's paper mentions a
+"feed-forward adapter" without details; this is our interpretation.
 """
 
 from __future__ import annotations
@@ -47,6 +47,6 @@ class BottleneckModel(OwnTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ConfigError(
-            "a bottleneck adapter is not linear, so it cannot be merged into the weights; keep it beside the base "
-            "(qpeft.save), or remove it with model.unload()"
+            "a bottleneck adapter is not linear, so it cannot be merged into the weights; save it with qpeft.save, or "
+            "remove it with model.unload()"
         )

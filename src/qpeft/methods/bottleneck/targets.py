@@ -1,4 +1,4 @@
-"""Which modules a bottleneck adapter can follow, and how wide each one's output is."""
+"""The modules that a bottleneck adapter can follow, and the width of their output."""
 
 from __future__ import annotations
 
@@ -12,17 +12,13 @@ from transformers import PreTrainedModel
 from qpeft.core.targets import is_linear, set_target_names, sizes
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
-# the feed-forward block of a layer, as model families call it: GPT-2, Llama, ViT, ...; T5; BERT; BART, OPT; DistilBERT
+# names of feed-forward blocks: GPT-2, Llama, ViT, ...; T5; BERT; BART, OPT; DistilBERT
 _FEED_FORWARD = ("mlp", "DenseReluDense", r".*\.layer\.\d+\.output\.dense", "fc2", "ffn")
-_NO_BLOCKS = (nn.ModuleList, nn.ModuleDict, PreTrainedModel)  # what has children and gives no tensor
+_NO_BLOCKS = (nn.ModuleList, nn.ModuleDict, PreTrainedModel)  # with children, but without a tensor as output
 
 
 def default_targets(model: nn.Module) -> list[str] | str:
-    """`target_modules` for the feed-forward block of each layer.
-
-    Raises:
-        ConfigError: the model has no block of a name that is known.
-    """
+    """`target_modules` for the feed-forward block of each layer; raises ConfigError if no name is known."""
     names = list(_base_modules(model))
     for target in _FEED_FORWARD:
         if any(name.endswith(f".{target}") for name in names):
@@ -34,11 +30,11 @@ def default_targets(model: nn.Module) -> list[str] | str:
 
 
 def set_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) -> None:
-    """Fill in the config's `target_modules` where they are unset or all-linear, and refuse what cannot be followed.
+    """Set the config's `target_modules` if they are unset or all-linear, and check them.
 
     Raises:
-        ConfigError: a name matches nothing, or targets lie within each other.
-        UnsupportedTypeError: the width of a target's output cannot be known.
+        ConfigError: a name matches no module, or a target contains another.
+        UnsupportedTypeError: the width of a target's output is unknown.
     """
     set_target_names(model, config, default_targets, lambda model: _bases(model).items())
     modules = _base_modules(model)
@@ -49,13 +45,10 @@ def set_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) -> 
 
 
 def find_width(model: nn.Module, module: nn.Module, name: str) -> int:
-    """d, the size of the last axis of the module's output.
+    """d, the size of the last axis of the module's output; raises UnsupportedTypeError if it is unknown.
 
-    Of a Linear or Conv1D its own. A block goes back to the width it came from: that is what its first linear map
-    takes and its last gives; where these differ (a router of experts), the config's `hidden_size`.
-
-    Raises:
-        UnsupportedTypeError: it cannot be known.
+    The output of a block has the width of its input, which is the input width of its first linear map and the output
+    width of its last; if these differ (a router of experts), the config's `hidden_size`.
     """
     if is_linear(module):
         return sizes(module)[1]
@@ -66,8 +59,8 @@ def find_width(model: nn.Module, module: nn.Module, name: str) -> int:
     hidden = _hidden_size(model)
     if hidden is None or not is_block:
         raise UnsupportedTypeError(
-            f"the width of {name} ({type(module).__name__}) cannot be known; a bottleneck adapter follows a Linear, a "
-            "Conv1D, or a block such as mlp that gives one tensor of the model's width"
+            f"the output width of {name} ({type(module).__name__}) is unknown; a bottleneck adapter follows a Linear, "
+            "a Conv1D, or a block such as mlp whose output is one tensor of the model's width"
         )
     return hidden
 
@@ -80,12 +73,12 @@ def _hidden_size(model: nn.Module) -> int | None:
 
 
 def _bases(model: nn.Module) -> dict[str, nn.Module]:
-    """The same without the adapter's layers: what each of them wraps."""
+    """The modules without the adapter's layers."""
     return {name: getattr(module, "base_layer", module) for name, module in _base_modules(model).items()}
 
 
 def _base_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules under the names they had before any bottleneck adapter; an adapted one is its tuner layer."""
+    """Modules by their names without bottleneck adapters; an adapted one is its tuner layer."""
     modules: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         if name and ".bottleneck_" not in name:

@@ -1,4 +1,4 @@
-"""QAA (arXiv 2509.16244): features of a circuit that starts in a layer's input."""
+"""QAA (arXiv 2509.16244): features from a circuit whose initial state is a layer's input."""
 
 from qpeft.methods.method import Method
 
@@ -10,7 +10,7 @@ METHOD = Method(
     kind="quantum",
     learning_rate=1e-3,
     options="qpeft.methods.qaa.settings:QAASettings",
-    panel="QAA: the features and where they go",
+    panel="QAA: features and targets",
     hidden=("seed", "out_slices"),
     circuit_role="each reads the inputs of a module",
     count="qpeft.methods.qaa.plan:count_qaa",

@@ -1,4 +1,4 @@
-"""QAA's branch beside one linear map: from its input to what is added to its output."""
+"""QAA's branch of one linear map: from its input to the term added to its output."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
 
 
 class QAABranch(FullPrecision):
-    """(alpha / n) (V f(x) + c), for the outputs that are written.
+    """(alpha / n) (V f(x) + c), for the adapted outputs.
 
-    V (written, features) and c (written,) start at 0, and so does what is added. All arithmetic is float32, or float64
-    in a model of float64, whatever dtype the model computes in: squares of small amplitudes underflow in half
-    precision.
+    V (written, features) and c (written,) are initialized to 0. All arithmetic is float32, or float64 in a model of
+    float64, because squares of small amplitudes underflow in half precision.
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {
@@ -51,12 +50,12 @@ class QAABranch(FullPrecision):
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.V = nn.Parameter(torch.zeros(written, n_features, **place)) if n_features else None
         self.c = nn.Parameter(torch.zeros(written, **place)) if settings.use_offset else None
-        told = {f.name: getattr(settings, f.name) for f in fields(QAASettings) if f.name != "allow_large"}
-        mark = fingerprint(ANGLE_SCALE, start_hash, width, slices, told)
+        hashed = {f.name: getattr(settings, f.name) for f in fields(QAASettings) if f.name != "allow_large"}
+        mark = fingerprint(ANGLE_SCALE, start_hash, width, slices, hashed)
         self.register_buffer("fingerprint", mark.to(device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added, (..., written), of an input x (..., width)."""
+        """The added term, (..., written), for an input x (..., width)."""
         with torch.autocast(x.device.type, enabled=False):
             if self.V is None:
                 assert self.c is not None
@@ -75,7 +74,7 @@ class QAABranch(FullPrecision):
             return f * (torch.linalg.vector_norm(x, dim=-1, keepdim=True) / self.width**0.5)
 
     def add(self, y: Tensor, x: Tensor) -> Tensor:
-        """y (..., outputs) with the branch of x added where it writes; the rest is y's own numbers."""
+        """y (..., outputs) plus the branch of x at the adapted outputs; the other values are unchanged."""
         added = self(x).to(y.dtype)
         if self.slices == [[0, y.shape[-1]]]:
             return y + added

@@ -18,7 +18,7 @@ QAA = MethodName("QPEFT_QAA")
 
 @dataclass
 class QAAConfig(QAASettings, SealedConfig):
-    """Settings of QAA; angles, (features) x (outputs) and (outputs) parameters for each target module.
+    """QAA; angles, (features) x (outputs) and (outputs) parameters for each target module.
 
     Example::
 
@@ -36,10 +36,10 @@ class QAAConfig(QAASettings, SealedConfig):
         },
     )
     exclude_modules: Collection[str] | str | None = field(
-        default=None, metadata={"help": "Modules to leave out of target_modules."}
+        default=None, metadata={"help": "Modules to exclude from target_modules."}
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to train whole, beside the adapter."}
+        default=None, metadata={"help": "Modules to train in addition to the adapter."}
     )
 
     def __post_init__(self) -> None:

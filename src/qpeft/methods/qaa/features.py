@@ -1,12 +1,12 @@
-"""QAA's features of an input: from a circuit that starts in it, or from a classical control in the circuit's place.
+"""QAA's features of an input: from a circuit whose initial state is the input, or from a classical control.
 
-With n qubits, B = 2^n and a = x / ||x||, zeros appended up to B, something orthogonal turns a into phi, and
+With n qubits, B = 2^n and a = x / ||x||, padded with zeros to B, an orthogonal map turns a into phi, and
 
     p_j = |phi_j|^2
     readout z:      f_r = sqrt((B+2)/2) sum_j s_rj p_j           n features, s_rj = +-1 by bit r of j
     readout probs:  f_j = sqrt(B (B+2)/2) (p_j - sum(p) / B)     B features
 
-so that a real circuit has features of variance 1 on isotropic inputs of width B.
+so that the features of a real circuit have variance 1 on isotropic inputs of width B.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from qpeft.errors import ConfigError
 from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
 
 SMALLEST_NORM = 1e-8
-_WIDEST_ORTHOGONAL = 4096  # a control that draws a B x B matrix for every site
+_WIDEST_ORTHOGONAL = 4096  # of the control that draws a B x B matrix for every module
 
 
 class CircuitFeatures(nn.Module):
-    """From the circuit; angles (L, blocks, n), trained or frozen."""
+    """Features from the circuit; angles (L, blocks, n), trained or frozen."""
 
     def __init__(self, angles: Folded, settings: QAASettings) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class CircuitFeatures(nn.Module):
 
 
 class OrthogonalFeatures(nn.Module):
-    """Control "quadratic": a fixed random matrix with orthonormal columns, (B, d), does what the circuit does."""
+    """Control "quadratic": a fixed random matrix with orthonormal columns, (B, d), replaces the circuit."""
 
     matrix: Tensor
 
@@ -61,7 +61,7 @@ class OrthogonalFeatures(nn.Module):
 
 
 class LinearFeatures(nn.Module):
-    """Control "linear": A x / ||x|| with a fixed A (features, d) of standard normal numbers; odd in x."""
+    """Control "linear": A x / ||x|| with a fixed standard normal A (features, d); odd in x."""
 
     matrix: Tensor
 
@@ -74,9 +74,9 @@ class LinearFeatures(nn.Module):
 
 
 class GivensFeatures(nn.Module):
-    """Control "givens": as many rotations as the circuit has angles, each of two coordinates.
+    """Control "givens": as many rotations of two coordinates as the circuit has angles.
 
-    Each of the L blocks' n angles turns its own pair of coordinates; pairs (L * blocks, 2, n) are drawn once.
+    Each of the n angles of a block rotates its own pair of coordinates; pairs (L * blocks, 2, n) are drawn once.
     """
 
     pairs: Tensor
@@ -100,10 +100,10 @@ class GivensFeatures(nn.Module):
 def make_features(
     settings: QAASettings, width: int, name: str, start: SeededInit, device: torch.device
 ) -> nn.Module | None:
-    """The module that makes x (..., width) into features, on `device`; None for "none". `start` draws by `name`.
+    """The module from x (..., width) to features, on `device`; None for "none". `start` draws by `name`.
 
     Raises:
-        ConfigError: more than 16 qubits, or more coordinates than a control's matrix can have.
+        ConfigError: more than 16 qubits, or a control's matrix would be too large.
     """
     n_qubits, source = circuits.amplitude_qubits(width), settings.feature_source
     if source == "none":
@@ -127,7 +127,7 @@ def _with_fixed_matrix(
     rows = count_features(settings, width) if is_linear else 2 ** circuits.amplitude_qubits(width)
     if not is_linear and rows > _WIDEST_ORTHOGONAL:
         raise ConfigError(
-            f"feature_source='quadratic' would draw a matrix of {rows} x {width} for {name}, and goes up to "
+            f"feature_source='quadratic' would draw a matrix of {rows} x {width} for {name}, more than "
             f"{_WIDEST_ORTHOGONAL} rows; choose givens or linear"
         )
     if device.type == "meta":  # a plan: nothing is drawn
@@ -139,7 +139,7 @@ def _with_fixed_matrix(
 
 
 def count_features(settings: QAASettings, width: int) -> int:
-    """How many features an input of `width` numbers has: n, 2^n, or none."""
+    """The number of features of an input of this width: n, 2^n, or 0."""
     if settings.feature_source == "none":
         return 0
     n_qubits = circuits.amplitude_qubits(width)

@@ -17,7 +17,7 @@ from qpeft.methods.qaa.targets import written_slices
 
 
 class QAALayer(nn.Module, BaseTunerLayer):
-    """A linear map with QAA's branches beside it; several active ones read the same input and are summed."""
+    """A linear map with QAA's branches; several active ones have the same input and are summed."""
 
     adapter_layer_names = ("qaa_branch",)
 
@@ -29,7 +29,7 @@ class QAALayer(nn.Module, BaseTunerLayer):
         self.qaa_branch = nn.ModuleDict()
 
     def update_layer(self, adapter_name: str, config: QAAConfig, shared: nn.Module | None) -> None:
-        """Add an adapter that starts at nothing, with the features `shared` or its own, drawn from the seed."""
+        """Add an adapter that initially adds 0, with the features `shared` or its own, drawn from the seed."""
         base = self.get_base_layer()
         weight = next(base.parameters(), torch.empty(0))
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32

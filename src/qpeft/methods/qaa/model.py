@@ -1,12 +1,12 @@
-"""QAA, quantum-amplitude-embedded adaptation (arXiv 2509.16244), as a PEFT tuner: our reading of its abstract.
+"""QAA, quantum-amplitude-embedded adaptation (arXiv 2509.16244), as a PEFT tuner: our interpretation of its abstract.
 
-Beside a frozen linear map stands a branch that embeds the map's input x in the amplitudes of n = ceil(log2 d) qubits,
-runs a small circuit, and reads n features f(x):
+A branch of a frozen linear map embeds the map's input x in the amplitudes of n = ceil(log2 d) qubits, runs a small
+circuit, and reads n features f(x):
 
-    y = W0 x + b0 + (alpha / n) (V f(x) + c)        V (outputs, features) and c (outputs,) start at 0
+    y = W0 x + b0 + (alpha / n) (V f(x) + c)        V (outputs, features) and c (outputs,) are initialized to 0
 
-`generators.qaa_features` has f, and the classical controls in its place. f is even in x, so no change of a weight
-equals the branch: it is neither merged nor exported.
+`features.py` contains f and its classical controls. f is even in x, so no change of the weight equals the branch: it
+can be neither merged nor exported.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class QAAModel(OwnTuner):
         layer.update_layer(adapter_name, config, shared)
 
     def _shared_features(self, width: int, adapter_name: str) -> nn.Module | None:
-        """The features that the adapter has already for inputs of this width."""
+        """The adapter's existing features for inputs of this width."""
         for layer in self.model.modules():
             if isinstance(layer, QAALayer) and layer.in_features == width and adapter_name in layer.qaa_branch:
                 branch: Any = layer.qaa_branch[adapter_name]
@@ -49,11 +49,11 @@ class QAAModel(OwnTuner):
 
     def _check_merge_allowed(self) -> None:
         raise NotMergeableError(
-            "QAA updates depend on the input and cannot be merged into the weight. Keep the adapter, or use unload() "
-            "to drop it."
+            "QAA updates depend on the input and cannot be merged into the weight. Keep the adapter, or remove it with "
+            "unload()."
         )
 
-    # -- what is saved: trained parameters and fingerprints, those of shared circuits once
+    # -- saving: trained parameters and fingerprints, those of shared circuits once
 
     @classmethod
     def _get_adapter_state_dict(
@@ -81,7 +81,7 @@ class QAAModel(OwnTuner):
         found = {name: tensor for name, tensor in state.items() if ".qaa_branch." in name or name not in present}
         check_tensors(found, expected)
         found = {name: tensor.to(expected[name].dtype) for name, tensor in found.items()}
-        names: dict[int, str] = {}  # a shared tensor is stored by its first name; PEFT warns where others are missing
+        names: dict[int, str] = {}  # a shared tensor is stored under its first name; PEFT warns if others are missing
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if mine in name:
                 found[name] = found[names.setdefault(id(parameter), name)]

@@ -39,7 +39,7 @@ def count_qaa(config: QAAConfig, adapted: Any) -> dict[str, Any]:
 
 
 def _circuits(config: QAAConfig, layers: list[QAALayer]) -> list[int]:
-    """The qubits of each circuit."""
+    """The number of qubits of each circuit."""
     if config.feature_source != "qnn":
         return []
     widths = [layer.in_features for layer in layers]
@@ -47,7 +47,7 @@ def _circuits(config: QAAConfig, layers: list[QAALayer]) -> list[int]:
 
 
 def _notes(config: QAAConfig, circuits: list[int], dead: int) -> list[str]:
-    notes = ["the update depends on the input: it cannot be merged into the base, nor written as a stock PEFT adapter"]
+    notes = ["the update depends on the input: it cannot be merged into the base, nor exported as a stock PEFT adapter"]
     if config.feature_source not in ("none", "linear"):
         notes.append("the features are the same for x and -x: no linear change of centred inputs can be learned")
     if dead:

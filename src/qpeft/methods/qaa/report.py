@@ -1,4 +1,4 @@
-"""How QAA's features behave on the user's own data: features that hardly vary teach nothing."""
+"""The variation of QAA's features on given data: features that hardly vary do not help."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ LOW_VARIANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFeatures:
-    """`mean` and `variance` (n,) of each feature at the adapted module `name`, over all `n_tokens` seen.
+    """`mean` and `variance` (n,) of each feature at the adapted module `name`, over `n_tokens` tokens.
 
-    `low_share` is the share of features whose variance is below 1e-3; `warnings` say what that means, in words.
+    `low_share` is the share of features whose variance is below 1e-3; `warnings` explain it.
     """
 
     name: str
@@ -33,11 +33,11 @@ class SiteFeatures:
 def feature_report(
     model: nn.Module, batches: Iterable[Mapping[str, Any]], adapter_name: str = "default"
 ) -> list[SiteFeatures]:
-    """Show `batches` to the model and say how the features of its adapter `adapter_name` vary, a row for each module.
+    """The variation of the features of `adapter_name` on `batches`, one row per module.
 
-    Tokens that a batch's `attention_mask` (B, T) marks as padding are left out. The model is in evaluation mode
-    meanwhile, and nothing of it changes. A row warns where more than half of its features have a variance below 1e-3:
-    a few large coordinates of the inputs dominate there, or the inputs hardly differ.
+    Tokens that a batch's `attention_mask` (B, T) marks as padding are excluded. The model runs in evaluation mode and
+    is not changed. A row warns if more than half of its features have a variance below 1e-3: a few large coordinates of
+    the inputs dominate, or the inputs hardly differ.
 
     Raises:
         ConfigError: the model has no such QAA adapter, or one without features.
@@ -100,8 +100,8 @@ def _row(name: str, sums: _Sums) -> SiteFeatures:
     variance = sums.squares / sums.n
     share = (variance < LOW_VARIANCE).double().mean().item()
     warning = (
-        f"{name}: {share:.0%} of the features have a variance below {LOW_VARIANCE:g} on this data, so that they hardly "
-        "tell tokens apart; consider carry_norm=True or other target_modules"
+        f"{name}: {share:.0%} of the features have a variance below {LOW_VARIANCE:g} on this data, so they hardly "
+        "distinguish tokens; consider carry_norm=True or other target_modules"
     )
     return SiteFeatures(
         name=name,

@@ -1,4 +1,4 @@
-"""Which linear maps QAA adapts, which of their outputs it writes, and what it refuses before any work."""
+"""The linear maps that QAA adapts, and the outputs to which it adds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qpeft.core.targets import is_linear, set_target_names, sizes
 from qpeft.errors import ConfigError, UnsupportedTypeError
 from qpeft.methods.qaa.features import count_features
 
-# query and value projections as model families call them, or the one map that makes both
+# names of query and value projections, or of one map that computes both
 _QUERY_VALUE = (
     ("q_proj", "v_proj"),
     ("query", "value"),
@@ -28,11 +28,11 @@ _QUERY_VALUE = (
 
 
 def set_targets(model: nn.Module, config: Any) -> None:
-    """Fill in the config's `target_modules` where they are unset or all-linear, and check every site.
+    """Set the config's `target_modules` if they are unset or all-linear, and check every target.
 
     Raises:
-        ConfigError: a name matches nothing, or the settings do not suit a site.
-        UnsupportedTypeError: a target is no linear map.
+        ConfigError: a name matches no module, or the options do not suit a target.
+        UnsupportedTypeError: a target is not a linear map.
     """
     set_target_names(model, config, default_targets, _sites)
     for name, module in _sites(model):
@@ -41,11 +41,7 @@ def set_targets(model: nn.Module, config: Any) -> None:
 
 
 def default_targets(model: nn.Module) -> list[str]:
-    """The last parts of the names of the query and value projections.
-
-    Raises:
-        ConfigError: the model has none of a name that is known.
-    """
+    """The last parts of the names of the query and value projections; raises ConfigError if no name is known."""
     parts = {name.rpartition(".")[2] for name, module in _sites(model) if is_linear(module)}
     for names in _QUERY_VALUE:
         if parts.issuperset(names):
@@ -56,12 +52,9 @@ def default_targets(model: nn.Module) -> list[str]:
 
 
 def written_slices(config: Any, name: str, module: nn.Module) -> list[list[int]]:
-    """The ranges of the module's output to which the adapter adds.
+    """The ranges of the module's output to which the adapter adds; by default queries and values of GPT-2's c_attn.
 
-    Of GPT-2's c_attn, which makes queries, keys and values at once, queries and values; of all others everything.
-
-    Raises:
-        ConfigError: `out_slices` reach beyond the output.
+    Raises ConfigError if `out_slices` exceed the output.
     """
     width, outputs = sizes(module)
     if config.out_slices is None:
@@ -94,7 +87,7 @@ def _check_site(config: Any, name: str, module: nn.Module) -> None:
 
 
 def _sites(model: nn.Module) -> list[tuple[str, Any]]:
-    """Modules under the names they had before any adapter of QAA's."""
+    """Modules by their names without QAA adapters."""
     return [
         (name, getattr(module, "base_layer", module))
         for name, module in model.named_modules()

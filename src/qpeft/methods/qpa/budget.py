@@ -1,13 +1,13 @@
-"""How many parameters QPA trains, and the largest chunk size that a budget pays for.
+"""The number of QPA's trainable parameters, and the largest chunk size within a budget.
 
 For m adapter parameters and chunk size n there are C = ceil(m / n) chunks, one basis state each, so
 N = max(1, ceil(log2 C)) qubits. Trainable parameters:
 
-    L * N                        angles (or C numbers for a free vector, or none for a frozen source)
+    L * N                        angles (or C values of a free vector, or none if nothing is trained)
     sum (in + 1) * out           MLP layers  N + 1 -> hidden -> n  (N -> ... without a feature)
 
-The total is not monotone in n: N drops by one where C falls to a power of two, so the solver
-looks at one qubit number at a time.
+The total is not monotone in n: N decreases by one where C reaches a power of two, so the largest chunk size is computed
+for each number of qubits.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHRINK = (1, 2, 4, 8)
 
 @dataclass(frozen=True)
 class QPACount:
-    """What a QPA generator for m parameters consists of; every field is a plain count."""
+    """Counts of a QPA generator for m parameters."""
 
     m: int
     chunk_size: int
@@ -38,7 +38,7 @@ class QPACount:
 
     @property
     def total(self) -> int:
-        """Trainable parameters in all."""
+        """All trainable parameters."""
         return self.angles + self.feature + self.mlp
 
 
@@ -47,7 +47,7 @@ def n_chunks(m: int, chunk_size: int) -> int:
 
 
 def n_qubits(chunks: int) -> int:
-    """Qubits whose basis states number the chunks: max(1, ceil(log2 chunks)), in integers."""
+    """Qubits with a basis state for each chunk: max(1, ceil(log2 chunks))."""
     return max(1, (chunks - 1).bit_length())
 
 
@@ -57,7 +57,7 @@ def mlp_size(widths: Sequence[int]) -> int:
 
 
 def count(m: int, chunk_size: int, n_layers: int, hidden: Sequence[int], feature_source: str) -> QPACount:
-    """Count a generator's parts for m adapter parameters in chunks of `chunk_size`."""
+    """The counts for m adapter parameters in chunks of `chunk_size`."""
     chunks = n_chunks(m, chunk_size)
     qubits = n_qubits(chunks)
     inputs = qubits + (feature_source != "none")
@@ -76,10 +76,9 @@ def count(m: int, chunk_size: int, n_layers: int, hidden: Sequence[int], feature
 def fit(
     m: int, budget: int, n_layers: int, hidden: Sequence[int] | None, max_qubits: int
 ) -> tuple[int, tuple[int, ...]]:
-    """Largest chunk size, and the MLP widths, that cost at most `budget` numbers with a trained circuit.
+    """Largest chunk size, and the MLP widths, with at most `budget` trainable parameters for a trained circuit.
 
-    The controls (`feature_source` other than "qnn") take the same chunk size, so that they differ from the
-    circuit in the feature alone.
+    The controls (`feature_source` other than "qnn") have the same chunk size, so that they differ only in the feature.
 
     Raises:
         ConfigError: no chunk size fits.
@@ -100,24 +99,24 @@ def fit(
 
 
 def hidden_for(budget: int) -> tuple[int, ...]:
-    """The paper's widths, or these over 2, 4, 8: the widest whose inner layers cost at most half the budget."""
+    """The paper's widths, divided by 1, 2, 4 or 8 so that the inner layers have at most half of the budget."""
     choices = [tuple(width // divisor for width in PAPER_HIDDEN) for divisor in _SHRINK]
     return next((widths for widths in choices if _constant_part(widths) <= budget / 2), choices[-1])
 
 
 def smallest(m: int, n_layers: int, hidden: Sequence[int], max_qubits: int) -> QPACount:
-    """The generator with the fewest trainable parameters: the smallest chunk of some qubit number."""
+    """The generator with the fewest trainable parameters."""
     sizes = {max(1, n_chunks(m, 2**q)) for q in range(1, max_qubits + 1)}
     return min((count(m, size, n_layers, hidden, "qnn") for size in sizes), key=lambda c: c.total)
 
 
 def _constant_part(hidden: Sequence[int]) -> int:
-    """Numbers that depend neither on N nor on n: feature column, first biases, inner layers."""
+    """Parameters that depend neither on N nor on n: feature column, first biases, inner layers."""
     return 2 * hidden[0] + mlp_size(hidden)
 
 
 def _largest_chunk(m: int, budget: int, qubits: int, n_layers: int, hidden: Sequence[int]) -> int | None:
-    """Largest chunk size within the budget among those that need exactly `qubits` qubits."""
+    """Largest chunk size within the budget that needs exactly `qubits` qubits."""
     lowest = n_chunks(m, 2**qubits)
     highest = m if qubits == 1 else n_chunks(m, 2 ** (qubits - 1)) - 1
     fixed = _constant_part(hidden) + (n_layers + hidden[0]) * qubits

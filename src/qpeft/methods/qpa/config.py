@@ -15,14 +15,14 @@ QPA = MethodName("QPEFT_QPA")
 
 @dataclass
 class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
-    """LoRA's own settings (r, lora_alpha, target_modules, use_dora, rank_pattern, ...) and the generator's.
+    """LoRA's own fields (r, lora_alpha, target_modules, use_dora, rank_pattern, ...) and the generator's.
 
     Example::
 
         model = get_peft_model(base, QPAConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
 
     Raises:
-        ConfigError: a setting is out of range, or a LoRA option that QPA cannot generate.
+        ConfigError: a field is out of range, or a LoRA option that QPA cannot generate.
     """
 
     def __post_init__(self) -> None:
@@ -33,8 +33,8 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
         if self.init_lora_weights not in DRAWN_INITS:
             allowed = ", ".join(map(repr, DRAWN_INITS))
             raise ConfigError(
-                f"init_lora_weights='{self.init_lora_weights}' looks at data or weights, so its initial values "
-                f"cannot be drawn again from a seed; choose one of {allowed}, or use qpeft.attach over that LoRA"
+                f"init_lora_weights='{self.init_lora_weights}' depends on data or weights, so its initial values "
+                f"cannot be drawn again from a seed; choose one of {allowed}, or use qpeft.attach with that LoRA"
             )
         self.refuse_lora_options("QPA", allowed=("use_dora",))
 

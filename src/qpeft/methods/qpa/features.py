@@ -1,4 +1,4 @@
-"""One number per chunk: from the circuit's probabilities, or from a classical control in their place."""
+"""One feature per chunk: from the circuit's probabilities, or from a classical control."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.settings import QPASettings
 
-_SQUASH_FLOOR = 1e-6  # of 2^N p: without it the slope at p = 0 is infinite and the angle gradient NaN
+_SQUASH_FLOOR = 1e-6  # of 2^N p; without it the slope at p = 0 is infinite and the gradient of the angles NaN
 
 
 def scaled(probabilities: Tensor) -> Tensor:
@@ -52,14 +52,14 @@ class CircuitFeature(CircuitModule):
         return self.angles.tau is not None
 
     def forward(self, *, at_start: bool = False) -> Tensor:
-        """Features of the C chunks, shape (C,); those of the start are exact whatever the backend."""
+        """Features of the C chunks, shape (C,); initial features are exact, whatever the backend."""
         run = circuits.probabilities if at_start or self.backend is None else self.backend
         probabilities = run(self.angles(at_start=at_start))  # (D,)
         return self.feature_map(probabilities)[: self.n_chunks]
 
 
 def make_feature(config: QPASettings, count: QPACount, start: SeededInit) -> nn.Module | None:
-    """The module whose forward gives the (C,) features of `config.feature_source`; None for "none"."""
+    """The module that computes the (C,) features of `config.feature_source`; None for "none"."""
     source = config.feature_source
     if source == "none":
         return None

@@ -1,14 +1,14 @@
-"""QPA's generator: circuit angles and a small MLP make all m parameters of an adapter, chunk by chunk.
+"""QPA's generator: circuit angles and a small MLP generate all m parameters of an adapter, chunk by chunk.
 
-    angles (L, N) -> probabilities (D,) -> features (C,) beside the bits of the chunk's index (C, N + 1)
+    angles (L, N) -> probabilities (D,) -> features (C,) and the bits of the chunk's index (C, N + 1)
                   -> MLP -> (C, n) -> flat (m,)
 
 (arXiv 2410.09846.) Only the angles and the MLP are trained. With `init_mode="residual"` the result is
 
     w = w0 + output_scale * (G - G_ref),
 
-where w0 is the adapter's own start and G_ref the generator's output at its start, so that training starts
-exactly where the stock adapter would.
+where w0 is the adapter's own initialization and G_ref the generator's initial output, so that the initial model equals
+that of the stock adapter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FoldedLinear(nn.Module):
-    """y = x W^T + b with folded W (out, in) and b (out,), started like torch.nn.Linear."""
+    """y = x W^T + b with folded W (out, in) and b (out,), initialized like torch.nn.Linear."""
 
     def __init__(self, n_in: int, n_out: int, scale: float, name: str, start: SeededInit) -> None:
         super().__init__()
@@ -54,12 +54,12 @@ class FoldedLinear(nn.Module):
 
 
 class QPAGenerator(Generator):
-    """Generates m parameters as a flat float32 tensor (m,); deterministic, the same for every call between updates.
+    """Generates m parameters as a flat float32 tensor (m,), deterministically.
 
     Args:
-        config: The settings; `config.count(m)` tells the sizes.
-        initial: w0, the adapter's own start, shape (m,); used by `init_mode="residual"`.
-        start: Where the starting angles and weights are drawn; the caller may have drawn w0 from it.
+        config: The configuration; `config.count(m)` returns the sizes.
+        initial: w0, the adapter's own initialization, shape (m,); used by `init_mode="residual"`.
+        start: Draws the initial angles and weights; the caller may have drawn w0 from it.
         keep_initial: Whether w0 is part of the state dict, because it cannot be drawn again.
     """
 
@@ -87,18 +87,18 @@ class QPAGenerator(Generator):
         self.register_buffer("bits", _bits(count.n_chunks, count.n_qubits), persistent=False)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
         self.register_buffer("fingerprint", fingerprint(start.hexdigest(), asdict(count), _settings(config)))
-        self._reference: Tensor | None = None  # G_ref, computed where the first generation happens
+        self._reference: Tensor | None = None  # G_ref, computed on the device of the first evaluation
 
     @property
     def is_costly(self) -> bool:
-        """Whether an evaluation is a job on a backend: none is made before it is needed."""
+        """Whether an evaluation is a job on a backend, and therefore not done in advance."""
         return getattr(self.feature, "backend", None) is not None
 
     def forward(self) -> Tensor:
         """The adapter's parameters, flat (m,).
 
         Raises:
-            ConfigError: an angle is not finite (looked at on the CPU only).
+            ConfigError: an angle is not finite (checked on the CPU only).
         """
         output = self._output()
         if self.config.init_mode == "raw":
@@ -113,7 +113,7 @@ class QPAGenerator(Generator):
         labelled = zip((slot.label for slot in slots), present, strict=True)
         magnitudes = {label: part for label, part in labelled if "lora_magnitude_vector" in label}
         initial = draw_without_base(slots, config.init_lora_weights, init, magnitudes)
-        with warnings.catch_warnings():  # about its size, given when it was trained
+        with warnings.catch_warnings():  # about its size, which appeared when it was trained
             warnings.simplefilter("ignore")
             return QPAGenerator(config, initial, init)
 
@@ -142,7 +142,7 @@ def _settings(config: QPASettings) -> dict[str, Any]:
 
 
 def _bits(n_chunks: int, n_qubits: int) -> Tensor:
-    """Row c: the bits of c, wire 0 (the most significant) first, -1 for 0 and +1 for 1; shape (C, N)."""
+    """Row c: the bits of c, wire 0 (the most significant) first, as -1 and +1; shape (C, N)."""
     index = torch.arange(n_chunks)[:, None]
     wires = torch.arange(n_qubits - 1, -1, -1)
     return ((index >> wires) & 1).float() * 2 - 1
@@ -150,8 +150,8 @@ def _bits(n_chunks: int, n_qubits: int) -> Tensor:
 
 @dataclass(kw_only=True)
 class QPAGeneratorConfig(QPASettings):
-    """How QPA generates an adapter's parameters from circuit angles and a small MLP (arXiv 2410.09846)."""
+    """QPA's generator of an adapter's parameters: circuit angles and a small MLP (arXiv 2410.09846)."""
 
     def make(self, initial: Tensor, start: SeededInit) -> QPAGenerator:
-        """The generator of an adapter whose start `initial` (m,) PEFT drew; raw has no use for it."""
+        """The generator of an adapter with PEFT's initialization `initial` (m,), which raw does not use."""
         return QPAGenerator(self, initial, start, keep_initial=self.init_mode == "residual")

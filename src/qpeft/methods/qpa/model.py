@@ -1,4 +1,4 @@
-"""QPA over LoRA: a circuit and a small MLP generate every number of a stock LoRA adapter."""
+"""QPA: a circuit and a small MLP generate every parameter of a stock LoRA adapter."""
 
 from __future__ import annotations
 

@@ -13,46 +13,45 @@ from qpeft.core.slots import find_slots
 from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.attach.tensors import generated_slots, other_keys
-from qpeft.methods.counting import BYTES, stored_numbers
+from qpeft.methods.counting import BYTES, count_stored
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.config import QPAConfig
 from qpeft.methods.qpa.generator import QPAGeneratorConfig
 
 
 def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
-    """The fields of a Plan that are QPA's own; `adapted` is the stock LoRA on the meta device."""
+    """QPA's fields of a Plan; `adapted` is the stock LoRA on the meta device."""
     return _count(config, adapted, find_slots(adapted.get_base_model(), "default", LoraLayer))
 
 
 def count_attached(generator: GeneratorConfig, adapted: Any) -> dict[str, Any]:
-    """As `count_qpa`, of a generator over any stock adapter; its compact folder holds the start that PEFT drew.
+    """As `count_qpa`, for QPA attached to any stock adapter; raises ConfigError for another generator.
 
-    Raises:
-        ConfigError: a generator other than QPA's.
+    The compact checkpoint of an attached generator contains the initial values that PEFT drew.
     """
     if not isinstance(generator, QPAGeneratorConfig):
         raise ConfigError(
-            f"plans know no {type(generator).__name__}; model.print_trainable_parameters() counts an attached one"
+            f"plan does not support {type(generator).__name__}; after attach use model.print_trainable_parameters()"
         )
     found = generated_slots(adapted, "default")
     counts = _count(generator, adapted, found)
     start = sum(slot.shape.numel() for slot, _ in found) if generator.init_mode == "residual" else 0
-    note = f"the saved folder holds the adapter's initial values as well, {start:,} parameters, which PEFT draws"
+    note = f"the compact checkpoint also contains the adapter's initial values, {start:,} parameters"
     not_stock = str(getattr(adapted.peft_type, "value", adapted.peft_type)).startswith("QPEFT")
     trained = counts["trainable"] - counts["trainable_parts"]["other"]
     return {
         **counts,
-        "stored_bytes": (trained + start + _numbers_beside(adapted, found)) * BYTES,
-        "exported_bytes": None if not_stock else stored_numbers(adapted) * BYTES,
+        "stored_bytes": (trained + start + _count_others(adapted, found)) * BYTES,
+        "exported_bytes": None if not_stock else count_stored(adapted) * BYTES,
         "notes": [*counts["notes"], *([note] if start else [])],
     }
 
 
-def _numbers_beside(adapted: Any, found: Sequence[tuple[Slot, Any]]) -> int:
+def _count_others(adapted: Any, found: Sequence[tuple[Slot, Any]]) -> int:
     generated = {slot.owner._parameters[slot.name].untyped_storage()._cdata for slot, _ in found}  # type: ignore[union-attr]
     state = adapted.state_dict()
-    beside = [state[key] for key in other_keys(adapted, "default", GeneratorHolder.container).values()]
-    return sum(tensor.numel() for tensor in beside if tensor.untyped_storage()._cdata not in generated)
+    others = [state[key] for key in other_keys(adapted, "default", GeneratorHolder.container).values()]
+    return sum(tensor.numel() for tensor in others if tensor.untyped_storage()._cdata not in generated)
 
 
 def _count(config: QPAGeneratorConfig, adapted: Any, found: Sequence[tuple[Slot, Any]]) -> dict[str, Any]:
@@ -90,7 +89,7 @@ def _notes(config: QPAGeneratorConfig, count: QPACount, layers: Sequence[LoraLay
     free = 2**count.n_qubits - 1
     n_angles = config.n_layers * count.n_qubits
     if config.feature_source in ("qnn", "qnn_frozen") and n_angles > free:
-        notes.append(f"{n_angles} angles for {free} independent probabilities: the circuit is over-parametrised")
+        notes.append(f"{n_angles} angles for {free} independent probabilities: the circuit is over-parametrized")
     if count.total >= count.m:
         notes.append(f"{count.total:,} trained parameters for {count.m:,} generated: not a compression")
     per_rank = sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)

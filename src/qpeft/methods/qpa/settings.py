@@ -1,4 +1,4 @@
-"""The settings of the QPA generator: plain data, checked at once, free of torch."""
+"""The fields of QPA's generator, importable without torch."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def _help(text: str, **metadata: Any) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class QPASettings(GeneratorConfig):
-    """How QPA makes an adapter's parameters from circuit angles and a small MLP (arXiv 2410.09846)."""
+    """QPA's generator of an adapter's parameters: circuit angles and a small MLP (arXiv 2410.09846)."""
 
     chunk_size: int | None = field(
         default=None,
         metadata=_help(
-            "Numbers that the MLP writes per chunk (the paper's n_mlp). Set this or budget, not both.", at_least=1
+            "Parameters that the MLP generates per chunk (the paper's n_mlp). Set this or budget, not both.", at_least=1
         ),
     )
     budget: float | None = field(
         default=None,
         metadata=_help(
-            "Trainable parameters to spend: a whole number is a count, a fraction below 1 a share of the "
+            "Maximum number of trainable parameters: a whole number is a count, a fraction below 1 a share of the "
             "adapter's parameters. Without chunk_size and budget: 0.5.",
             above=0,
         ),
@@ -50,8 +50,8 @@ class QPASettings(GeneratorConfig):
     hidden: tuple[int, ...] | None = field(
         default=None,
         metadata=_help(
-            "Inner widths of the MLP. Default: 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 "
-            "where the budget is small."
+            "Hidden widths of the MLP. Default: 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 "
+            "for small budgets."
         ),
     )
     activation: str = field(
@@ -61,21 +61,21 @@ class QPASettings(GeneratorConfig):
     feature_map: str = field(
         default="scaled",
         metadata=_help(
-            "From probability p to MLP input: scaled (2^N p - 1) / sqrt(2), or squash.", choices=FEATURE_MAPS
+            "From probability p to MLP input: scaled, (2^N p - 1) / sqrt(2), or squash.", choices=FEATURE_MAPS
         ),
     )
     feature_source: str = field(
         default="qnn",
         metadata=_help(
-            "Where the feature comes from: the trained circuit (qnn) or a control: the circuit with frozen "
-            "angles, a free trained vector, fixed noise, or no feature at all.",
+            "Source of the feature: the trained circuit (qnn) or a control: the circuit with frozen angles, a free "
+            "trained vector, fixed noise, or no feature.",
             choices=FEATURE_SOURCES,
         ),
     )
     init_mode: str = field(
         default="residual",
         metadata=_help(
-            "residual starts at the stock adapter's own start; raw uses the generator's output as it is.",
+            "residual begins at the stock adapter's own initial values; raw uses the generator's output unchanged.",
             choices=INIT_MODES,
         ),
     )
@@ -93,15 +93,15 @@ class QPASettings(GeneratorConfig):
     max_qubits: int = field(default=20, metadata=_help("Refuse circuits with more qubits than this.", at_least=1))
     angle_scale: float = field(
         default=10.0,
-        metadata=_help("Factor folded into the angles' learning rate: angle = start + angle_scale * trained.", above=0),
+        metadata=_help("Factor folded into the angles' learning rate: angle = initial + factor * trained.", above=0),
     )
     mlp_scale: float = field(
         default=10.0,
-        metadata=_help("Factor folded into the MLP's learning rate: weight = start + mlp_scale * trained.", above=0),
+        metadata=_help("Factor folded into the MLP's learning rate: weight = initial + factor * trained.", above=0),
     )
     seed: int = field(
         default=0,
-        metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start.", at_least=0),
+        metadata=_help("Seed of the initial values; a checkpoint stores only the seed.", at_least=0),
     )
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ class QPASettings(GeneratorConfig):
 
     @classmethod
     def official(cls, **settings: Any) -> Self:
-        """The published code's choices (with its NaN at p = 0 mended): affine MLP, squash, raw, centred."""
+        """The published code's choices, without its NaN at p = 0: affine MLP, squash, raw, centered."""
         preset: dict[str, Any] = {
             "activation": "identity",
             "feature_map": "squash",
@@ -126,12 +126,12 @@ class QPASettings(GeneratorConfig):
         return cls(**{**preset, **settings})
 
     def trained_angles(self) -> tuple[str, float]:
-        """The end of the parameter names of the trained angles, and their factor: angle = initial + factor * value.
+        """Suffix of the names of the trained angles, and their factor: angle = initial + factor * value.
 
         Raises ConfigError if no angles are trained.
         """
         if self.feature_source != "qnn":
-            raise ConfigError(f"feature_source {self.feature_source} has no circuit whose angles are trained")
+            raise ConfigError(f"feature_source {self.feature_source} has no trained angles")
         return ".angles.tau", self.angle_scale
 
     def circuit(self, n_qubits: int) -> tuple[Ansatz, bool] | None:
@@ -146,7 +146,7 @@ class QPASettings(GeneratorConfig):
         return {"method": "QPA (arXiv 2410.09846)", **{name: getattr(self, name) for name in named}}
 
     def check(self) -> None:
-        """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
+        """Raise ConfigError, with the field and the allowed values, if a field is out of range."""
         check_fields(self, QPASettings)
         if self.chunk_size is not None and self.budget is not None:
             raise ConfigError("set at most one of chunk_size and budget")
@@ -158,7 +158,7 @@ class QPASettings(GeneratorConfig):
             )
 
     def count(self, m: int) -> QPACount:
-        """The generator's parts for m adapter parameters: total, n_qubits, n_chunks, chunk_size, ...
+        """The generator's counts for m adapter parameters: total, n_qubits, n_chunks, chunk_size, ...
 
         Raises:
             ConfigError: m is 0, the budget is too small, or the chunks need more than `max_qubits` qubits.

@@ -1,4 +1,4 @@
-"""Banks of factors: all the U and V of one width, made in one batch from few trained parameters.
+"""Banks of factors: all U and V of one width, computed in one batch from few trained parameters.
 
 A bank is a module with `forward() -> (n, w, K)`: n matrices of width w with K columns.
 """
@@ -22,11 +22,11 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.quantum_peft.quantize import quantize
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
-_FRAMED_STD = 0.1  # inside a frame the start stays near the frame's own leading directions
+_FRAMED_STD = 0.1  # inside a frame the initial columns are near the frame's leading directions
 
 
 class Bank(nn.Module):
-    """n factors (w, K), each made from one row of `numbers` (n, p)."""
+    """n factors (w, K), each computed from one row of `numbers` (n, p)."""
 
     def __init__(
         self,
@@ -40,13 +40,13 @@ class Bank(nn.Module):
         self.config, self.width, self.rank = config, width, rank
         self.check()
         drawn = torch.stack([self.draw(start, name) for name in names])
-        # quantised parameters are stored as they are, not as a distance from the start
+        # quantized parameters are stored themselves, not as a distance from the initial values
         trained, quantised = not config.freeze_angles, config.bits is not None
         self.numbers = Folded(drawn, self.scale(), trained=trained, keep_start=trained and quantised)
 
     @classmethod
     def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
-        """p, the numbers of one factor."""
+        """p, the parameters of one factor."""
         raise NotImplementedError
 
     def scale(self) -> float:
@@ -55,7 +55,7 @@ class Bank(nn.Module):
         return self.config.angle_scale
 
     def check(self) -> None:
-        """Raise ConfigError if the settings do not fit the width and rank."""
+        """Raise ConfigError if the options do not fit the width and rank."""
 
     def draw(self, start: SeededInit, name: str) -> Tensor:
         """The initial parameters of one factor, shape (p,)."""
@@ -66,17 +66,17 @@ class Bank(nn.Module):
         raise NotImplementedError
 
     def forward(self) -> Tensor:
-        """The factors (n, w, K), from quantised parameters where the settings say so."""
-        return self.columns(self.quantised())
+        """The factors (n, w, K)."""
+        return self.columns(self.parameters_used())
 
-    def quantised(self) -> Tensor:
-        """The numbers (n, p) that the factors are made from."""
+    def parameters_used(self) -> Tensor:
+        """The parameters (n, p), quantized if `bits` is set."""
         numbers = self.numbers()
         return numbers if self.config.bits is None else quantize(numbers, self.config.bits, self.config.group_size)
 
 
 class PauliBank(Bank):
-    """Columns of RY and CZ circuits (or of a control in the place of the CZ gates)."""
+    """Columns of RY and CZ circuits, or of a control with other entanglers."""
 
     @classmethod
     def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
@@ -86,9 +86,10 @@ class PauliBank(Bank):
         width, construction = self.width, self.config.construction
         check_rank(self.rank, width, construction)
         count, padded = (count_orthogonal(width, self.config.n_layers, how) for how in (construction, "pad"))
-        if construction.startswith("qsd") and count > max(padded, width / 2):  # the user's own choice, not auto's
+        if construction.startswith("qsd") and count > max(padded, width / 2):  # chosen by the user, not by auto
             warnings.warn(
-                f"the recursion needs {count} numbers for {width} rows; construction='pad' needs {padded}", stacklevel=2
+                f"the recursion needs {count} parameters for {width} rows; construction='pad' needs {padded}",
+                stacklevel=2,
             )
         assert self.config.columns is not None
         self.basis = basis_columns(self.config.columns, column_qubits(width, construction), self.rank)
@@ -128,14 +129,14 @@ def _no_signs(n_layers: int, seed: int, n_qubits: int) -> Tensor:
 
 
 class LieBank(Bank):
-    """Columns of exp(A) or of another Lie-algebra map, A skew with K' live columns."""
+    """Columns of exp(A) or of another Lie-algebra map, A skew-symmetric with K' nonzero columns."""
 
     @classmethod
     def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
         return count_lie(width, config.lie_rank) if config.lie_rank < width else 0
 
     def check(self) -> None:
-        lie_columns(torch.zeros(self.width, self.config.lie_rank), self.rank)  # refuses what does not fit
+        lie_columns(torch.zeros(self.width, self.config.lie_rank), self.rank)  # raises ConfigError if it does not fit
 
     def draw(self, start: SeededInit, name: str) -> Tensor:
         std = 1.0 / math.sqrt(self.width) if self.config.frame is None else _FRAMED_STD
@@ -170,7 +171,7 @@ class KroneckerBank(Bank):
 
 
 class CoreBank(Bank):
-    """Control: a plain trained matrix (R, R) between two frames; it starts at 0 and needs no lambda."""
+    """Control: a trained matrix (R, R) between two frames, initialized to 0 and without lambda."""
 
     @classmethod
     def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""Show a fresh adapter the loss gradient of the matrices it adapts: it takes its frames or starting angles from it."""
+"""Fit the frames or initial angles of a new adapter to the loss gradient of the adapted matrices."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from qpeft.core.targets import check_is_matrix
 from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import ConfigError, DataError, TrainingError
 
-_Call = tuple[str, Tensor, GradientEdge]  # of a layer: its name, input x, and the place of its output in the graph
+_Call = tuple[str, Tensor, GradientEdge]  # of a layer: its name, input x, and the graph node of its output
 
 
 def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
-    """Fit gradient frames, or starting angles, of the model's Quantum-PEFT adapters; once, before training.
+    """Fit gradient frames, or initial angles, of the model's Quantum-PEFT adapters; once, before training.
 
-    64 blocks of the training text are enough. Nothing else in the model changes. Needs memory for one float32
-    matrix per adapted module, and for the activations of one batch: activation checkpointing is off in evaluation mode.
+    64 blocks of the training text are sufficient. Nothing else in the model changes. This needs memory for one float32
+    matrix per adapted module and for the activations of one batch, because activation checkpointing is off in
+    evaluation mode.
 
     Example::
 
@@ -32,26 +33,26 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
 
     Args:
         model: A PeftModel with an adapter whose config has frame="gradient" or start="gradient".
-        batches: What `model(**batch)` takes. A language model's `labels`, if left out, are `input_ids`; where there
-            is padding, give labels that are -100 there.
+        batches: Arguments of `model(**batch)`. Default `labels` of a language model are `input_ids`; with padding,
+            give labels that are -100 there.
 
     Raises:
-        ConfigError: no adapter waits for a fit, or the adapter is merged.
+        ConfigError: no adapter needs a fit, or the adapter is merged.
         DataError: no batch, or one without a loss.
         TrainingError: a loss or gradient is not finite, or the loss does not depend on an adapted module.
         CheckpointError: a loaded adapter was trained in other frames.
     """
     tuner: Any = getattr(model, "base_model", None)
     generators: Any = tuner.generators.items() if isinstance(tuner, GeneratedMixin) else ()
-    waiting = {name: generator for name, generator in generators if getattr(generator, "needs_fit", False)}
-    if not waiting:
+    unfitted = {name: generator for name, generator in generators if getattr(generator, "needs_fit", False)}
+    if not unfitted:
         raise ConfigError(
-            "no adapter of this model waits for a fit; fit_frames is for a new QuantumPeftConfig with "
+            "no adapter of this model needs a fit; fit_frames is for a new QuantumPeftConfig with "
             "frame='gradient' or start='gradient', and is called once"
         )
-    modules = {adapter: _adapted_modules(tuner, adapter) for adapter in waiting}
+    modules = {adapter: _adapted_modules(tuner, adapter) for adapter in unfitted}
     gradients = collect_gradients(model, {name for names in modules.values() for name in names}, batches)
-    for adapter, generator in waiting.items():
+    for adapter, generator in unfitted.items():
         generator.fit({name: gradients[name] for name in modules[adapter]})
     tuner.invalidate()
 
@@ -59,7 +60,7 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
 def collect_gradients(model: Any, names: Collection[str], batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:
     """Loss gradient of base weights, (d_out, d_in) float32 by module name, the mean over the batches.
 
-    The model is in evaluation mode and every adapter is off; both are as before afterwards, and no `grad` is set.
+    The model runs in evaluation mode with disabled adapters. Afterwards both are restored, and no `grad` is set.
 
     Args:
         model: A PeftModel.
@@ -104,7 +105,7 @@ def _base_layer(model: Any, name: str) -> nn.Module:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Within: evaluation mode, adapters off; afterwards each module as it was."""
+    """Within: evaluation mode with disabled adapters."""
     switches = [m for m in model.modules() if isinstance(m, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
     if any(getattr(m, "merged", False) for m in switches):
         raise ConfigError("the adapter is merged into the weights; call model.unmerge_adapter() before fit_frames")
@@ -112,7 +113,7 @@ def _untouched(model: nn.Module) -> Iterator[None]:
     off = [(m, m._disable_adapters) for m in switches]
     try:
         model.eval()
-        for m in switches:  # not enable_adapters(): that also changes what is trained
+        for m in switches:  # not enable_adapters(), which also changes requires_grad
             m._disable_adapters = True
         yield
     finally:
@@ -124,14 +125,14 @@ def _untouched(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _recorded(layers: Mapping[str, nn.Module], calls: list[_Call]) -> Iterator[None]:
-    """Within: every forward of a layer adds its call."""
+    """Within: every forward pass of a layer is appended to `calls`."""
 
     def hook_for(name: str) -> Any:
         def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if not output.requires_grad:
-                output.requires_grad_()  # all before it is frozen: the graph begins here
+                output.requires_grad_()  # everything before is frozen: the graph begins here
             calls.append((name, args[0].detach(), get_gradient_edge(output)))
-            return output.clone() if output.is_leaf else output  # a leaf may not be written to
+            return output.clone() if output.is_leaf else output  # a leaf cannot be modified in place
 
         return record
 
@@ -144,7 +145,7 @@ def _recorded(layers: Mapping[str, nn.Module], calls: list[_Call]) -> Iterator[N
 def _loss(model: Any, batch: Mapping[str, Any], device: torch.device, n: int) -> Tensor:
     if not isinstance(batch, Mapping):
         raise DataError(
-            f"batch {n} of fit_frames is {type(batch).__name__}, not what model(**batch) takes; give a list of dicts "
+            f"batch {n} of fit_frames is {type(batch).__name__}, not arguments of model(**batch); give a list of dicts "
             "such as {'input_ids': ids}, ids of shape (blocks, tokens)"
         )
     ids = batch.get("input_ids")
@@ -158,7 +159,7 @@ def _loss(model: Any, batch: Mapping[str, Any], device: torch.device, n: int) ->
         inputs["labels"] = inputs["input_ids"]
     loss = getattr(model(**inputs), "loss", None)
     if loss is None:
-        raise DataError(f"batch {n} of fit_frames gives no loss, it has {sorted(inputs)}; add 'labels'")
+        raise DataError(f"no loss for batch {n} of fit_frames, which has {sorted(inputs)}; add 'labels'")
     if not torch.isfinite(loss):
         raise TrainingError(f"the loss of batch {n} of fit_frames is {loss.item()}; check the batch and the base model")
     return loss
@@ -168,7 +169,7 @@ def _add_gradients(sums: dict[str, Tensor], calls: list[_Call], loss: Tensor) ->
     """Add g^T x of each call: dL/dW for y = x W^T, (d_out, d_in)."""
     if not calls or not loss.requires_grad:
         return
-    edges = [edge for _, _, edge in calls]  # edges, because a model may write to the outputs
+    edges = [edge for _, _, edge in calls]  # edges, because a model may modify the outputs in place
     found = torch.autograd.grad(loss, edges, allow_unused=True)
     for (name, x, _), g in zip(calls, found, strict=True):
         if g is not None:
@@ -179,7 +180,7 @@ def _add_gradients(sums: dict[str, Tensor], calls: list[_Call], loss: Tensor) ->
 def _check_gradient(name: str, gradient: Tensor | None) -> None:
     if gradient is None:
         raise TrainingError(
-            f"the loss does not depend on {name} in these batches; leave it out of target_modules, or give batches "
+            f"the loss does not depend on {name} in these batches; exclude it from target_modules, or give batches "
             "that use it"
         )
     if not torch.isfinite(gradient).all():

@@ -1,8 +1,8 @@
-"""Frozen directions of a weight matrix, and starting angles, taken from the loss gradient at the start.
+"""Frozen directions of a weight matrix, and initial angles, from the initial loss gradient.
 
-A frame (P, Q) confines an update to P core Q^T, P (d_out, R) and Q (d_in, R): the R leading singular vectors of minus
-the gradient, so that a core diag(lambda) with equal lambda > 0 is steepest descent. Vectors of close singular values
-turn with any rounding of the gradient, so a frame is stored, or drawn again and compared by `frame_hash`.
+A frame (P, Q) restricts an update to P core Q^T, P (d_out, R) and Q (d_in, R): the R leading singular vectors of minus
+the gradient, so that a core diag(lambda) with equal lambda > 0 is steepest descent. Singular vectors of close singular
+values depend on the rounding of the gradient, so a frame is stored, or computed again and compared by `frame_hash`.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def leading_frame(gradient: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, T
     Args:
         gradient: (d_out, d_in), any floating dtype, finite.
         rank: R, at most min(d_out, d_in).
-        seed: Of the random start; with the same seed, gradient and library the frame is the same bit for bit.
+        seed: Of the random sketch; equal seeds, gradients and libraries give bit-equal frames.
 
     Returns:
-        left (d_out, R), right (d_in, R): float32 holding float16 numbers, on the gradient's device. In each left
-        vector the entry of largest absolute value is positive; the right vector goes with it.
+        left (d_out, R), right (d_in, R): float32 with float16 values, on the gradient's device. The entry of largest
+        absolute value in each left vector is positive.
 
     Raises:
         ConfigError: rank exceeds the matrix.
@@ -51,7 +51,7 @@ def leading_frame(gradient: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, T
     basis = _orthonormal(matrix @ sketch)
     basis = _orthonormal(matrix @ (matrix.mT @ basis))  # (d_out, C), after one power iteration
     projected = matrix.mT @ basis  # (d_in, C)
-    # matrix ~ basis projected^T; the small pieces in float64 on the CPU, the same everywhere
+    # matrix ~ basis projected^T; the small factors in float64 on the CPU, equal on every device
     right, _, inner = torch.linalg.svd(projected.double().cpu(), full_matrices=False)
     left = basis.double().cpu() @ inner.mT
     sign = _signs(left)
@@ -81,32 +81,32 @@ def fit_start(
     steps: int = 200,
     lr: float = 0.1,
 ) -> tuple[Tensor, Tensor]:
-    """Starting angles whose column pairs see the gradient: maximises sum_k |u_k^T G v_k| of each module by Adam.
+    """Initial angles whose columns align with the gradient: maximizes sum_k |u_k^T G v_k| of each module by Adam.
 
     Args:
         columns_u: angles (M, P_u) -> (M, d_out, K).
         columns_v: angles (M, P_v) -> (M, d_in, K).
         gradient: G (M, d_out, d_in).
-        angles_u, angles_v: Where to begin, (M, P_u) and (M, P_v).
+        angles_u, angles_v: Initial angles, (M, P_u) and (M, P_v).
 
     Returns:
-        The fitted angles, with the shapes and dtypes of those given.
+        The fitted angles, with the same shapes and dtypes.
     """
     gradient = gradient / torch.linalg.matrix_norm(gradient, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
     fitted = [a.detach().clone().requires_grad_() for a in (angles_u, angles_v)]
-    optimiser = torch.optim.Adam(fitted, lr=lr)
+    optimizer = torch.optim.Adam(fitted, lr=lr)
     with torch.enable_grad():
         for _ in range(steps):
             u, v = columns_u(fitted[0]), columns_v(fitted[1])
             captured = (u * (gradient @ v)).sum(-2).abs().sum()  # (M, K) -> ()
             slopes = torch.autograd.grad(-captured, fitted, allow_unused=True)  # a width of 1 has no angles
             fitted[0].grad, fitted[1].grad = slopes
-            optimiser.step()
+            optimizer.step()
     return fitted[0].detach(), fitted[1].detach()
 
 
 def _orthonormal(matrix: Tensor) -> Tensor:
-    """An orthonormal basis of the columns, (d, C), in the matrix's dtype and place."""
+    """An orthonormal basis of the columns, (d, C), with the matrix's dtype and device."""
     return torch.linalg.qr(matrix.double().cpu())[0].to(matrix)
 
 

@@ -1,9 +1,9 @@
-"""Quantum-PEFT's generator: U, V from circuits and a diagonal lambda make all LoRA factors of a model.
+"""Quantum-PEFT's generator: all LoRA factors of a model from U, V of circuits and a diagonal lambda.
 
     dW = s U diag(lambda) V^T,    lora_B = s U diag(lambda) (d_out, K),    lora_A = V^T (K, d_in)
 
 (ICLR 2025, arXiv 2503.05431.) Inside frozen frames P (d_out, R) and Q (d_in, R), U and V have width R and
-dW = s P U diag(lambda) V^T Q^T. Factors of one width are made in one batch; lambda starts at 0, so dW does too.
+dW = s P U diag(lambda) V^T Q^T. Factors of one width are computed in one batch. lambda, and so dW, is initially 0.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class QuantumPeftGenerator(Generator):
     The order of the tensors is `layout.order()`.
 
     Args:
-        config: The settings.
-        layout: The matrices, and the batches in which their factors are made.
-        start: Where the initial parameters are drawn.
-        gains: Starting values of the norm gains trained beside the factors, flat; may be empty.
+        config: The configuration.
+        layout: The matrices, and the batches in which their factors are computed.
+        start: Draws the initial parameters.
+        gains: Initial values of the trained norm gains, flat; may be empty.
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {
@@ -61,14 +61,14 @@ class QuantumPeftGenerator(Generator):
         self.register_buffer("fitted", torch.tensor(not self._wants_fit, dtype=torch.uint8), persistent=self._wants_fit)
         self.register_buffer("fingerprint", fingerprint(start.hexdigest(), _settings(config), layout.matrices))
         self._ready = False
-        self.latent = False  # whether `pack` keeps unquantised parameters and frames, as a run that goes on needs them
-        self._expected: Tensor | None = None  # digest of the frames that a loaded adapter was trained in
+        self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
+        self._expected: Tensor | None = None  # digest of the frames of a loaded adapter
 
     def forward(self) -> Tensor:
         """The adapter's parameters, flat (P,).
 
         Raises:
-            CircuitError: the present angles give no usable factor.
+            CircuitError: the current angles give no usable factor.
         """
         factors = {name: bank() for name, bank in self.banks.items()}
         lam = iter(self._lambdas())
@@ -87,7 +87,7 @@ class QuantumPeftGenerator(Generator):
         return [lam.view(-1, 1, part.rank) * s for lam, part, s in zip(split, parts, scales, strict=True)]
 
     def _assemble(self, part: Part, factors: Mapping[str, Tensor], lam: Any) -> Tensor:
-        """The flat numbers of one part's tensors."""
+        """The flat values of one part's tensors."""
         frame = getattr(self.frames, part.label, None)  # (M, d, R)
         if part.rows:
             x = _take(factors[_key(part.inner, part.rank)], part.rows, self.get_buffer(f"rows_{part.label}"))
@@ -116,7 +116,7 @@ class QuantumPeftGenerator(Generator):
         gains = torch.empty(0) if self.gains is None else self.gains.start
         return QuantumPeftGenerator(config, self.layout, init, gains.cpu())
 
-    # -- fitted to the gradient at the start
+    # -- fitting to the initial gradient
 
     @property
     def _wants_fit(self) -> bool:
@@ -124,18 +124,18 @@ class QuantumPeftGenerator(Generator):
 
     @property
     def needs_fit(self) -> bool:  # type: ignore[override]
-        """Whether `fit` must come before training: frames or starting angles are not there yet."""
-        self._ready = self._ready or bool(self.fitted.item())  # asked once: on a GPU every answer is waited for
+        """Whether `fit` is required before training."""
+        self._ready = self._ready or bool(self.fitted.item())  # cached, because it synchronizes with a GPU
         return not self._ready
 
     @property
     def was_fitted_elsewhere(self) -> bool:
-        """Whether what was loaded was trained in frames that its file left out."""
+        """Whether it was loaded from a file without its frames."""
         return self._expected is not None
 
     @torch.no_grad()
     def fit(self, gradients: Mapping[str, Tensor]) -> None:
-        """Fit frames or starting angles to the loss gradient (d_out, d_in) of each matrix, by its name.
+        """Fit frames or initial angles to the loss gradient (d_out, d_in) of each matrix, by its name.
 
         Raises:
             CheckpointError: the loaded adapter was trained in other frames.
@@ -176,7 +176,7 @@ class QuantumPeftGenerator(Generator):
     # -- the compact state
 
     def find_broken(self) -> str | None:
-        """The module and side ("u" or "v") if it is a factor's number, such as `model.layers.0.mlp.up_proj.u`."""
+        """As `Generator`; for a factor the module and side, such as `model.layers.0.mlp.up_proj.u`."""
         for (width, rank), names in self.layout.banks.items():
             bank = self.banks[_key(width, rank)]
             assert isinstance(bank, Bank)
@@ -186,7 +186,7 @@ class QuantumPeftGenerator(Generator):
         return super().find_broken()
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Frames as float16 or as a hash; quantised parameters as packed codes."""
+        """Frames as float16 or as a hash; quantized parameters as packed codes."""
         if self.config.frame == "gradient" and not (self.config.store_frames or self.latent):
             digest = {} if self.needs_fit else {"frame_digest": self._frame_digest()}
             state = {k: v for k, v in state.items() if not k.startswith("frames.") and k != "fitted"} | digest
@@ -205,7 +205,7 @@ class QuantumPeftGenerator(Generator):
         digest = state.pop("frame_digest", None)
         if digest is not None and not self.needs_fit:
             _check_frames(digest, self._frame_digest())
-        if self.config.frame == "gradient" and "fitted" not in state:  # saved without frames: those here stay
+        if self.config.frame == "gradient" and "fitted" not in state:  # saved without frames: keep the current ones
             self._expected, own = digest, self.state_dict()
             state |= {k: v for k, v in own.items() if k.startswith("frames.") or k == "fitted"}
         for key in [k.removesuffix("codes") for k in state if k.endswith(".codes")]:
@@ -231,7 +231,7 @@ def _key(width: int, rank: int) -> str:
 
 
 def _take(x: Tensor, rows: tuple[int, ...], index: Tensor) -> Tensor:
-    """x[rows] along the first axis; a view where the rows are adjacent."""
+    """x[rows] along the first axis; a view if the rows are adjacent."""
     if rows == tuple(range(rows[0], rows[0] + len(rows))):
         return x[rows[0] : rows[0] + len(rows)]
     return x.index_select(0, index)
@@ -250,7 +250,7 @@ def _digest(frames: Mapping[str, Tensor]) -> Tensor:
 def _check_frames(expected: Tensor | None, found: Tensor) -> None:
     if expected is not None and not torch.equal(expected.cpu(), found.cpu()):
         raise CheckpointError(
-            "the gradient frames computed here are not those that the adapter was trained in: other calibration "
-            "batches, base weights, precision or libraries; use the original ones, or an adapter saved with "
+            "the computed gradient frames differ from those of the adapter's training: other calibration batches, base "
+            "weights, precision or libraries; use the original ones, or an adapter saved with "
             "store_frames=True"
         )

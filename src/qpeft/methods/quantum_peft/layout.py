@@ -1,4 +1,4 @@
-"""Which matrices a Quantum-PEFT generator serves, which factors they need, and in which batches they are made."""
+"""The matrices of a Quantum-PEFT generator, their factors, and the batches in which these are computed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Matrix(NamedTuple):
 
 
 class Part(NamedTuple):
-    """All lora_A (side "v") or lora_B (side "u") tensors that are made alike, adjacent in the flat vector."""
+    """All lora_A (side "v") or lora_B (side "u") tensors of one shape, adjacent in the flat vector."""
 
     side: str
     width: int  # d_in or d_out
-    inner: int  # width of the factor: of the frame where there is one
+    inner: int  # width of the factor, or of the frame
     rank: int
     matrices: tuple[int, ...]  # indices into the layout's matrices
     rows: tuple[int, ...]  # of their factors in the bank (inner, rank); empty: the frame itself
@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """The batches: `banks` maps (w, K) to the names of the factors, `parts` tells how they are put together."""
+    """The batches: `banks` maps (w, K) to the names of the factors, `parts` assigns them to the tensors."""
 
     matrices: tuple[Matrix, ...]
     banks: dict[tuple[int, int], tuple[str, ...]]
@@ -48,11 +48,7 @@ class Layout:
 
     @classmethod
     def of(cls, config: QuantumPeftGeneratorConfig, matrices: Sequence[Matrix]) -> Layout:
-        """Check that the settings fit every matrix, and sort the work into batches.
-
-        Raises:
-            ConfigError: a rank is larger than its matrix or frame.
-        """
+        """The layout of `matrices`; raises ConfigError if a rank is larger than its matrix or frame."""
         found: dict[tuple[str, int, int, int], list[int]] = {}
         for index, matrix in enumerate(matrices):
             inner = _frame_rank(config, matrix)
@@ -62,7 +58,7 @@ class Layout:
         parts = []
         for (side, width, inner, rank), indices in found.items():
             rows: list[int] = []
-            if config.family != "core" or side == "u":  # a core stands alone between its frames
+            if config.family != "core" or side == "u":  # a core has a single factor between its frames
                 bank = banks.setdefault((inner, rank), {})
                 names = [f"{_unit(config, matrices[i].name)}.{side}" for i in indices]
                 rows = [bank.setdefault(name, len(bank)) for name in names]
@@ -91,5 +87,5 @@ def _frame_rank(config: QuantumPeftGeneratorConfig, matrix: Matrix) -> int | Non
 
 
 def _unit(config: QuantumPeftGeneratorConfig, name: str) -> str:
-    """What shares one pair of factors: the matrix alone, or all of its type (the name without layer numbers)."""
+    """The name of the matrix, or with share="type" of its type: the name without layer indices."""
     return re.sub(r"\.\d+\.", ".*.", name) if config.share == "type" else name

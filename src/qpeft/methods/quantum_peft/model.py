@@ -1,4 +1,4 @@
-"""Quantum-PEFT over LoRA: circuits generate U and V of dW = s U diag(lambda) V^T, which is a LoRA as it stands."""
+"""Quantum-PEFT: circuits generate U and V of dW = s U diag(lambda) V^T, which is a LoRA."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
 
 
 def _matrix(name: str, layer: Any, adapter_name: str) -> Matrix:
-    """The layer's matrix; from now on PEFT's own factor on it is 1."""
+    """The layer's matrix; PEFT's own scaling of it is set to 1."""
     rank, scale = layer.r[adapter_name], float(layer.lora_alpha[adapter_name])
     layer.lora_alpha[adapter_name], layer.scaling[adapter_name] = rank, 1.0
     return Matrix(name, layer.out_features, layer.in_features, rank, scale)
@@ -86,7 +86,7 @@ def gain_slots(model: nn.Module, adapter_name: str) -> list[Slot]:
 
 
 def _values(slots: list[Slot]) -> Tensor:
-    """The present values of stock parameters, flat; zeros for those on the meta device."""
+    """The current values of stock parameters, flat; zeros for those on the meta device."""
     parameters = [slot.owner._parameters[slot.name] for slot in slots]
     flat = [torch.zeros(p.numel()) if p.is_meta else p.detach().float().flatten() for p in parameters if p is not None]
     return torch.cat(flat) if flat else torch.empty(0)
@@ -97,4 +97,4 @@ def _check_saved(slots: list[Slot], config: QuantumPeftConfig) -> None:
         return
     saved = in_saved_order([(slot, None) for slot in slots], config.generated)
     if [slot.label for slot, _ in saved] != [slot.label for slot in slots]:
-        raise CheckpointError("the base model lists its modules in another order than when the adapter was trained")
+        raise CheckpointError("the base model has another order of modules than when the adapter was trained")

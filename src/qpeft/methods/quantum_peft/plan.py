@@ -1,4 +1,4 @@
-"""Quantum-PEFT's counts: from its layout, without making a factor or a frame."""
+"""Quantum-PEFT's counts, from its layout, without computing factors or frames."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FRAME_BYTES, _HEADER_BYTES = 2, 4  # float16; two of them for a group of quanti
 
 
 class _Factors(NamedTuple):
-    """n factors (w, K) of p numbers each."""
+    """n factors (w, K) of p parameters each."""
 
     n: int
     width: int
@@ -31,12 +31,7 @@ class _Factors(NamedTuple):
 
 
 def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any]:
-    """The fields of a Plan that are Quantum-PEFT's own; `adapted` is the stock LoRA on the meta device.
-
-    Raises:
-        ConfigError: a rank does not fit its matrix, frame or circuit.
-        UnsupportedTypeError: a target is no Linear and no Conv1D.
-    """
+    """Quantum-PEFT's fields of a Plan; `adapted` is the stock LoRA on the meta device."""
     inner = adapted.get_base_model()
     matrices, notes = _matrices(inner)
     layout = Layout.of(config, matrices)
@@ -67,7 +62,7 @@ def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any
 
 
 def _matrices(inner: nn.Module) -> tuple[list[Matrix], list[str]]:
-    """The adapted matrices, each weight once, and a note for each that is there twice."""
+    """The adapted matrices, each weight once, and a note for each shared weight."""
     matrices: list[Matrix] = []
     names: dict[int, str] = {}
     notes = []
@@ -89,13 +84,13 @@ def _factors(config: QuantumPeftConfig, layout: Layout) -> list[_Factors]:
 
 
 def _remarks(config: QuantumPeftConfig, layout: Layout) -> list[str]:
-    """What banks warn of; one of each width and rank is made with a single factor, and refuses what does not fit."""
+    """The warnings of the banks, of which one with a single factor is built for each width and rank."""
     start = SeededInit(config.seed)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for (width, rank), names in layout.banks.items():
             BANKS[config.family](config, names[:1], width, rank, start)
-    return [str(warning.message) for warning in said]
+    return [str(warning.message) for warning in caught]
 
 
 def _trainable(model: nn.Module, within: str = "") -> int:
@@ -103,7 +98,7 @@ def _trainable(model: nn.Module, within: str = "") -> int:
 
 
 def _acting(config: QuantumPeftConfig, factors: list[_Factors], parts: dict[str, int]) -> int | None:
-    """Numbers that can move the adapter; None for the controls, of which no count is known."""
+    """Parameters with an effect; None for controls without a known count."""
     total = sum(parts.values())
     if config.freeze_angles or config.family in ("lie", "core"):
         return total
@@ -130,7 +125,7 @@ def _stored(config: QuantumPeftConfig, layout: Layout, factors: list[_Factors], 
 
 
 def _circuits(config: QuantumPeftConfig, factors: list[_Factors]) -> dict[str, int]:
-    """How many orthogonal matrices circuits make, and the wires of the largest."""
+    """The number of circuits, and the wires of the largest."""
     if config.family != "pauli":
         return {}
     qubits = (column_qubits(f.width, config.construction) for f in factors)
@@ -144,7 +139,7 @@ def _notes(
     trainable, acting = sum(parts.values()), _acting(config, factors, parts)
     if acting is not None and acting < trainable:
         idle = trainable - acting
-        notes.append(f"{idle:,} of {parts['angles']:,} angles can never act: over-parametrised")
+        notes.append(f"{idle:,} of {parts['angles']:,} angles have no effect: over-parametrized")
     if trainable - parts["other"] >= generated:
         notes.append(
             f"{trainable - parts['other']:,} trained parameters for {generated:,} generated: not a compression"

@@ -1,13 +1,13 @@
-"""Angles in few bits: rounded in training with a straight-through gradient, packed in the compact adapter.
+"""Quantized angles: rounded in training with a straight-through gradient, packed in the compact adapter.
 
-Each row of the last axis (one unitary's angles) is cut into groups of `group_size`. With b bits and a group's range
-from lo to hi
+Each row of the last axis (the angles of one matrix) is divided into groups of `group_size`. With b bits and a group's
+range from lo to hi
 
     d = (hi - lo) / (2^b - 1),   q = round((x - lo) / d) in 0 .. 2^b - 1,   xq = lo + d q
 
-lo and hi are the float16 numbers that the file holds. A range narrow enough that their rounding could be seen in the
-codes is widened to 2^(b+1) float16 steps of lo (`_ranges`), which buys three things: |xq - x| <= d/2, xq has the range
-of x, so that quantising again changes nothing, and float32 noise of a start plus an offset does not move the range.
+lo and hi are stored as float16. A range so narrow that their rounding could change the codes is widened to 2^(b+1)
+float16 steps of lo (`_ranges`). Therefore |xq - x| <= d/2, quantizing twice equals quantizing once, and float32
+rounding errors do not change the range.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from qpeft.errors import CheckpointError, TrainingError
 
-_FLOAT16_STEP = 2.0**-11  # of the next power of two above a number
-_SMALLEST_NORMAL = 2.0**-13  # below it float16 steps no longer shrink (as a next power of two)
+_FLOAT16_STEP = 2.0**-11  # relative to the next larger power of two
+_SMALLEST_NORMAL = 2.0**-13  # below it float16 steps are constant
 
 
 def quantize(x: Tensor, bits: int, group_size: int) -> Tensor:
@@ -37,7 +37,7 @@ def pack(x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
     """Codes and ranges of x (..., n), on its device.
 
     Returns:
-        codes: uint8 (bytes,); code i takes the bits i*b to (i+1)*b of the stream, lowest first, rows one after another.
+        codes: uint8 (bytes,); code i has the bits i*b to (i+1)*b of the stream, lowest first, row by row.
         header: float16 (rows * groups, 2), lo and hi.
 
     Raises:
@@ -56,10 +56,10 @@ def pack(x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
 
 
 def unpack(codes: Tensor, header: Tensor, shape: Sequence[int], bits: int, group_size: int) -> Tensor:
-    """The numbers that `pack` stored, float32 of shape `shape`: bit for bit quantize(x, bits, group_size).
+    """The values stored by `pack`, float32 of shape `shape`, bit-equal to quantize(x, bits, group_size).
 
     Raises:
-        CheckpointError: codes or header do not have the sizes that `shape` asks for, or the header is not finite.
+        CheckpointError: codes or header do not have the sizes for `shape`, or the header is not finite.
     """
     expected = stored_sizes(shape, bits, group_size)
     if codes.dtype != torch.uint8 or not header.is_floating_point():
@@ -70,7 +70,7 @@ def unpack(codes: Tensor, header: Tensor, shape: Sequence[int], bits: int, group
     shapes = [list(codes.shape), list(header.shape)]
     if shapes != (wanted := [[expected[0]], [expected[1], 2]]) or not torch.isfinite(header).all():
         raise CheckpointError(
-            f"the packed angles have codes and a header of shapes {shapes}, expected {wanted} and finite numbers; they "
+            f"the packed angles have codes and a header of shapes {shapes}, expected {wanted} and finite values; they "
             "are damaged or were written with other settings"
         )
     *rows, n = shape
@@ -97,7 +97,7 @@ def _encode(x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _decode(lo: Tensor, hi: Tensor, codes: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    # never above hi: the next float16 number would be the range of the result
+    # at most hi, so that the range of the result is the same
     values = torch.minimum(lo + _step(lo, hi, bits) * codes, hi)
     return values.flatten(-2)[..., : shape[-1]]
 
@@ -107,7 +107,7 @@ def _step(lo: Tensor, hi: Tensor, bits: int) -> Tensor:
 
 
 def _ranges(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Each group's lo and hi as float16 numbers, (..., groups, 1) float32.
+    """Each group's lo and hi as float16 values, (..., groups, 1) float32.
 
     hi - lo is at least 2^(b+1) steps of lo, so d >= 2 steps of lo, and then also d >= the step of hi: the smallest
     element gets code 0, and the largest the last code unless the range was widened, where hi depends on lo alone.
@@ -118,14 +118,14 @@ def _ranges(groups: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _float16_step(x: Tensor) -> Tensor:
-    """Distance from x to the next float16 number away from 0, same shape."""
+    """Distance from x to the next float16 value away from 0, same shape."""
     mantissa, _ = torch.frexp(x)
-    above = torch.where(x == 0, 0.0, x / mantissa)  # the power of two, exactly; exp2 may be off by a rounding
+    above = torch.where(x == 0, 0.0, x / mantissa)  # the power of two, exactly; exp2 may round
     return above.clamp(min=_SMALLEST_NORMAL) * _FLOAT16_STEP
 
 
 def _grouped(x: Tensor, group_size: int) -> Tensor:
-    """(..., n) -> (..., groups, length); the last group is filled up with its last element."""
+    """(..., n) -> (..., groups, length); the last group is padded with its last element."""
     n = x.shape[-1]
     size = _group_length(n, group_size)
     n_groups = -(-n // size)

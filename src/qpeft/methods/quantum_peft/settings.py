@@ -1,4 +1,4 @@
-"""The settings of the Quantum-PEFT generator: plain data, checked at once, free of torch."""
+"""The fields of Quantum-PEFT's generator, importable without torch."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def _help(text: str, **metadata: Any) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class QuantumPeftGeneratorConfig:
-    """How Quantum-PEFT makes U diag(lambda) V^T from few parameters (ICLR 2025, arXiv 2503.05431)."""
+    """Quantum-PEFT's generator of U diag(lambda) V^T from few parameters (ICLR 2025, arXiv 2503.05431)."""
 
     family: str = field(
         default="pauli",
         metadata=_help(
-            "What makes U and V: a circuit of RY and CZ (pauli) or a Lie-algebra map (lie); or a classical control: "
-            "Kronecker products of small vectors (kronecker), or a plain trained matrix inside a frame (core).",
+            "Form of U and V: a circuit of RY and CZ (pauli), a Lie-algebra map (lie), or a classical control: "
+            "Kronecker products of small vectors (kronecker), or a trained matrix inside a frame (core).",
             choices=FAMILIES,
         ),
     )
@@ -40,14 +40,14 @@ class QuantumPeftGeneratorConfig:
         default="auto",
         metadata=_help(
             "Circuits for widths that are not powers of two: cosine-sine recursion (qsd, qsd_full), a larger circuit "
-            "cut to size (pad), or qsd where the width has two or three set bits and pad elsewhere (auto).",
+            "cut to size (pad), or qsd for widths with two or three set bits and pad for others (auto).",
             choices=CONSTRUCTIONS,
         ),
     )
     columns: str | None = field(
         default=None,
         metadata=_help(
-            "Which columns of the circuit are used: spread lets every angle act, first is the paper's. "
+            "Columns of the circuit: with spread every angle has an effect, first is the paper's choice. "
             "Default: spread; first inside a frame and for family lie.",
             choices=COLUMNS,
         ),
@@ -58,8 +58,8 @@ class QuantumPeftGeneratorConfig:
             "Between the rotations: CZ gates, or a control: fixed random signs, or nothing.", choices=ENTANGLERS
         ),
     )
-    freeze_angles: bool = field(default=False, metadata=_help("Control: train lambda only, leave U and V as drawn."))
-    lie_rank: int = field(default=1, metadata=_help("Live columns K' of the skew matrix; family lie.", at_least=1))
+    freeze_angles: bool = field(default=False, metadata=_help("Control: train only lambda."))
+    lie_rank: int = field(default=1, metadata=_help("Nonzero columns K' of the skew matrix; family lie.", at_least=1))
     lie_map: str = field(
         default="exp",
         metadata=_help("From the skew matrix to an orthogonal one; taylor for reproduction only.", choices=LIE_MAPS),
@@ -68,34 +68,34 @@ class QuantumPeftGeneratorConfig:
     share: str = field(
         default="none",
         metadata=_help(
-            "none gives every matrix its own U and V; type shares one pair between the layers' matrices of a type "
-            "(all query projections, ...), with lambda per matrix.",
+            "none: every matrix has its own U and V; type: one pair for all matrices of a type (all query "
+            "projections, ...), with lambda per matrix.",
             choices=SHARES,
         ),
     )
     frame: str | None = field(
         default=None,
         metadata=_help(
-            "Let U and V act inside a frozen frame of each matrix: the leading singular vectors of the loss gradient "
-            "at the start (gradient), or a control: random directions.",
+            "Apply U and V inside a frozen frame of each matrix: the leading singular vectors of the initial loss "
+            "gradient (gradient), or a control: random directions.",
             choices=FRAMES,
         ),
     )
     frame_rank: int = field(
         default=32,
-        metadata=_help("Directions in a frame, cut to the largest power of two that fits the matrix.", at_least=1),
+        metadata=_help("Directions in a frame, reduced to the largest power of two that fits the matrix.", at_least=1),
     )
     store_frames: bool = field(
         default=True,
         metadata=_help(
-            "Write gradient frames (float16) into the compact adapter; otherwise only their hash, and loading needs "
+            "Save gradient frames (float16) in the compact adapter; otherwise only their hash, and loading needs "
             "fit_frames with the same batches."
         ),
     )
     start: str = field(
         default="random",
         metadata=_help(
-            "Starting angles: random, or fitted by fit_frames to the loss gradient (nothing more is stored).",
+            "Initial angles: random, or fitted by fit_frames to the loss gradient (without further storage).",
             choices=STARTS,
         ),
     )
@@ -107,12 +107,12 @@ class QuantumPeftGeneratorConfig:
         ),
     )
     group_size: int = field(
-        default=128, metadata=_help("Angles that share a range when they are quantised.", at_least=1)
+        default=128, metadata=_help("Angles that share a range when they are quantized.", at_least=1)
     )
     angle_scale: float | None = field(
         default=None,
         metadata=_help(
-            "Factor folded into the learning rate of the numbers that make U and V. Default: 50; 15 for family lie "
+            "Factor folded into the learning rate of the parameters of U and V. Default: 50; 15 for family lie "
             "outside a frame.",
             above=0,
         ),
@@ -123,7 +123,7 @@ class QuantumPeftGeneratorConfig:
     )
     seed: int = field(
         default=0,
-        metadata=_help("Seed of the starting values; a checkpoint stores the seed, not the start.", at_least=0),
+        metadata=_help("Seed of the initial values; a checkpoint stores only the seed.", at_least=0),
     )
 
     def __post_init__(self) -> None:
@@ -135,16 +135,16 @@ class QuantumPeftGeneratorConfig:
 
     @classmethod
     def paper_pauli(cls, **settings: Any) -> Self:
-        """Closest to what is known of the paper's circuits: one layer, first columns, the whole recursion."""
+        """An interpretation of the paper's circuits: one layer, first columns, the whole recursion."""
         return cls(**{"r": 4, "n_layers": 1, "columns": "first", "construction": "qsd_full", **settings})
 
     @classmethod
     def paper_taylor(cls, **settings: Any) -> Self:
-        """The paper's truncated series: one live column, 18 terms."""
+        """The paper's truncated series: one nonzero column, 18 terms."""
         return cls(**{"r": 4, "family": "lie", "lie_rank": 1, "lie_map": "taylor", **settings})
 
     def trained_angles(self) -> tuple[str, float]:
-        """The end of the parameter names of the trained angles, and their factor: angle = initial + factor * value.
+        """Suffix of the names of the trained angles, and their factor: angle = initial + factor * value.
 
         Raises ConfigError if no angles are trained, or not stored as a distance from their seeded initial values.
         """
@@ -153,14 +153,14 @@ class QuantumPeftGeneratorConfig:
         if self.freeze_angles:
             raise ConfigError("freeze_angles: the angles are not trained, so there is no movement to measure")
         if self.bits is not None:
-            raise ConfigError("quantised angles are stored without their initial values: no movement can be measured")
+            raise ConfigError("quantized angles are stored without their initial values: no movement can be measured")
         if self.start == "gradient":
             raise ConfigError("start='gradient' moved the angles before training: no movement can be measured")
         assert self.angle_scale is not None
         return ".numbers.tau", self.angle_scale
 
     def check(self) -> None:
-        """Raise ConfigError, naming the field and what is allowed, if a setting is out of range."""
+        """Raise ConfigError, with the field and the allowed values, if a field is out of range."""
         check_fields(self, QuantumPeftGeneratorConfig)
         if self.bits not in (None, *BITS):
             raise ConfigError(f"bits must be one of 8, 4, 3, 2, 1 or None, got {self.bits}")
@@ -175,7 +175,7 @@ class QuantumPeftGeneratorConfig:
         if self.family == "core" and (self.share != "none" or self.freeze_angles or self.bits is not None):
             raise ConfigError("family core trains one matrix per module: share, freeze_angles and bits do not apply")
         if self.entangler != "cz" and self.family != "pauli":
-            raise ConfigError(f"entangler belongs to family pauli; family {self.family} has no circuit")
+            raise ConfigError(f"entangler is for family pauli; family {self.family} has no circuit")
         if self.start == "gradient" and (
             self.frame is not None or self.family != "pauli" or self.share != "none" or self.freeze_angles
         ):
@@ -186,16 +186,16 @@ class QuantumPeftGeneratorConfig:
 
 
 def angles_hardly_move(settings: Any, config: Any) -> str | None:
-    """A warning if learning rate and steps leave the angles about where they begin.
+    """A warning if learning rate and steps are too small for the angles to move.
 
-    Adam moves an angle by at most about angle_scale * lr per step, and lr falls linearly to 0.
+    Adam moves an angle by at most about angle_scale * lr per step, and lr decreases linearly to 0.
     """
     if config.family != "pauli" or config.freeze_angles or config.frame == "gradient":
-        return None  # in the gradient's own directions a short distance is enough
+        return None  # in the directions of the gradient a short distance is sufficient
     distance = settings.steps * settings.lr * config.angle_scale / 2
     if distance >= 2:
         return None
     return (
-        f"angles can hardly move: at most {distance:.2g} radians in {settings.steps} steps, and several are wanted; "
+        f"angles can hardly move: at most {distance:.2g} radians in {settings.steps} steps, and need several; "
         "raise the learning rate, the steps or angle_scale"
     )

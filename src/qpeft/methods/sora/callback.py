@@ -1,4 +1,4 @@
-"""What a Trainer needs to train SoRA: the threshold, from the first step to the last, also through a resume."""
+"""The callback that applies SoRA's threshold in a Trainer, also after a resume."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from qpeft.methods.sora.threshold import Threshold, attach
 
 
 class SoRACallback(TrainerCallback, ExportableState):
-    """Shrinks SoRA's gates after each optimiser step of a Trainer: `Trainer(callbacks=[SoRACallback()], ...)`.
+    """Shrinks SoRA's gates after each optimizer step of a Trainer: `Trainer(callbacks=[SoRACallback()], ...)`.
 
-    The threshold is settled once, from the whole schedule, and kept in the Trainer's checkpoints: a resumed run ends
-    with the gates of the unbroken one. For a loop of your own, `SoRACallback.attach(optimizer, model, steps=...)`.
+    The threshold is computed once, from the whole schedule, and saved in the Trainer's checkpoints, so a resumed run
+    ends with the gates of an uninterrupted one. Without a Trainer: `SoRACallback.attach(optimizer, model, steps=...)`.
 
-    Raises, as training begins:
+    Raises, when training begins:
         ConfigError: the model has no SoRA adapter, or its gates are in a group with weight decay.
     """
 
@@ -29,7 +29,7 @@ class SoRACallback(TrainerCallback, ExportableState):
         self._threshold: Threshold | None = None
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer writes into trainer_state.json."""
+        """The content for trainer_state.json."""
         return {"args": {}, "attributes": {"lambdas": self.lambdas}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -43,8 +43,8 @@ class SoRACallback(TrainerCallback, ExportableState):
             kwargs["optimizer"], kwargs["model"], steps=state.max_steps, schedule=kwargs["lr_scheduler"]
         )
         configs: dict[str, Any] = tuner.peft_config
-        settled = {name: config for name, config in configs.items() if config.sora_lambda is not None}
-        self.lambdas = {name: [config.sora_lambda, config.planned_steps] for name, config in settled.items()}
+        prepared = {name: config for name, config in configs.items() if config.sora_lambda is not None}
+        self.lambdas = {name: [config.sora_lambda, config.planned_steps] for name, config in prepared.items()}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self._threshold is not None:
@@ -52,5 +52,5 @@ class SoRACallback(TrainerCallback, ExportableState):
 
 
 def callbacks() -> list[SoRACallback]:
-    """What a training run of SoRA needs."""
+    """The callbacks of a training run."""
     return [SoRACallback()]

@@ -77,8 +77,8 @@ def stock_adapter(tuner: Any, model: Any, adapter_name: str) -> StockAdapter:
     counts = _counts(sites, adapter_name)
     if not counts["n_deployed"]:
         raise ConfigError(
-            f"SoRA export: every gate is {f'within {config.export_tol} of ' if config.export_tol else ''}zero; the "
-            f"adapter is a no-op. Lower shrink_budget (now {config.shrink_budget}) or sparse_lambda (now "
+            f"SoRA export: every gate is {f'within {config.export_tol} of ' if config.export_tol else ''}zero, so the "
+            f"adapter has no effect. Lower shrink_budget (now {config.shrink_budget}) or sparse_lambda (now "
             f"{config.sparse_lambda})."
         )
     return StockAdapter(
@@ -111,7 +111,7 @@ def pruned_gates(tuner: Any, adapter_name: str) -> Iterator[None]:
 
 
 def count_parameters(tuner: Any) -> tuple[int, int]:
-    """How many parameters the active SoRA adapters train, and how many an export of them would have."""
+    """Trained parameters of the active SoRA adapters, and parameters of their exports."""
     configs: Any = tuner.peft_config
     found = [_counts(_find_sites(tuner, name, configs[name].export_tol), name) for name in tuner.active_adapters]
     return sum(counts["n_trained"] for counts in found), sum(counts["n_deployed"] for counts in found)

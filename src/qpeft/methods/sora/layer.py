@@ -1,4 +1,4 @@
-"""The gates of a LoRA layer, and what PEFT computes with them.
+"""The gates of a LoRA layer, and PEFT's computations with them.
 
 y = W0 x + b0 + s B (g * (A D(x)))        A (r, d_in), g (r,), B (d_out, r), s = lora_alpha / r, D dropout
 """
@@ -24,14 +24,14 @@ GATE = "sora_gate"
 
 
 class Gates(FullPrecision, nn.ParameterDict):
-    """A module's gates, by adapter: float32 also in a model of half precision."""
+    """A module's gates by adapter, float32 also in a model of half precision."""
 
 
 class GatedVariant(LoraVariant):
-    """What PEFT's LoRA layers ask when an adapter has gates, in place of their own B A."""
+    """The variant that PEFT's LoRA layers use for an adapter with gates."""
 
     def supports_lora_conversion(self) -> bool:
-        return False  # PEFT's conversion looks at B A alone; qpeft.export is exact
+        return False  # PEFT's conversion ignores gates; qpeft.export is exact
 
     @staticmethod
     def forward(module: Any, active_adapter: str, x: Tensor, result: Tensor, **_: Any) -> Tensor:  # type: ignore[override]
@@ -52,20 +52,20 @@ class GatedVariant(LoraVariant):
 
 
 def gated_b(layer: Any, adapter_name: str) -> Tensor:
-    """B diag(g), (d_out, r), in B's dtype: the very numbers that an export writes, so that it computes the same."""
+    """B diag(g), (d_out, r), in B's dtype: exactly the values of an export."""
     b = layer.lora_B[adapter_name].weight
     return (b * layer.sora_gate[adapter_name]).to(b.dtype)
 
 
 def gated_update(layer: Any, adapter_name: str) -> Tensor:
-    """s B diag(g) A in float32, laid out as the base weight is: (d_out, d_in), for Conv1D (d_in, d_out)."""
+    """s B diag(g) A in float32, in the layout of the base weight: (d_out, d_in), for Conv1D (d_in, d_out)."""
     a, b = layer.lora_A[adapter_name].weight, gated_b(layer, adapter_name)
     update = b.float() @ a.float() * layer.scaling[adapter_name]
     return update.T if getattr(layer, "fan_in_fan_out", False) else update
 
 
 def add_gate(layer: Any, adapter_name: str, config: SoRAConfig, site: str) -> None:
-    """Give the adapter just made its gates, and its seeded start: A uniform on +-1/sqrt(d_in), g normal or 1."""
+    """Add gates to a new adapter, and initialize it from the seed: A uniform on +-1/sqrt(d_in), g normal or 1."""
     if not hasattr(layer, GATE):
         layer.sora_gate = Gates()
         layer.adapter_layer_names = (*layer.adapter_layer_names, GATE)
@@ -82,9 +82,9 @@ def add_gate(layer: Any, adapter_name: str, config: SoRAConfig, site: str) -> No
 
 
 class GatedTuner(AdapterForm):
-    """What a SoRA tuner offers to whoever moves its gates."""
+    """The gates of a SoRA tuner."""
 
-    shrinks = False  # whether a threshold follows an optimizer: `threshold.attach`
+    shrinks = False  # whether a threshold is attached to an optimizer, see `threshold.attach`
     model: nn.Module
 
     def gates(self) -> Iterator[tuple[str, str, nn.Parameter]]:
@@ -96,5 +96,5 @@ class GatedTuner(AdapterForm):
 
 
 def sora_tuner(model: Any) -> Any:
-    """The SoRA tuner in a PeftModel, also one that a trainer has wrapped; None without one."""
+    """The SoRA tuner in a model, which a trainer may have wrapped; None without one."""
     return next((module for module in model.modules() if isinstance(module, GatedTuner)), None)

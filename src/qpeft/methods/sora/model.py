@@ -38,7 +38,7 @@ class SoRAModel(GatedTuner, LoraModel):
     )
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # a copy, so that a config can be used again: what training records in it belongs to this adapter alone
+        # a copy, because training records this adapter's threshold in it
         config: Any = own_copy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
         exclude_new_head(model, config)
@@ -73,13 +73,13 @@ class SoRAModel(GatedTuner, LoraModel):
         configs: Any = self.peft_config
         wanted = (configs[name] for _, name, gate in self.gates() if gate.requires_grad)
         if any(config.sparse_lambda or config.shrink_budget for config in wanted):
-            self.shrinks = True  # once is enough
+            self.shrinks = True  # warn once
             warnings.warn(
                 "SoRA: no threshold hook is attached; gates will not become zero. Use qpeft.SoRACallback.",
                 stacklevel=2,
             )
 
-    # -- what is left of an adapter
+    # -- the remaining ranks
 
     def count_deployed(self, model: Any) -> int:
         trained, left = sora_export.count_parameters(self)
@@ -95,7 +95,7 @@ class SoRAModel(GatedTuner, LoraModel):
         return sora_export.pruned_gates(self, adapter_name)
 
     def own_groups(self, lr: float) -> list[dict[str, Any]]:
-        """The trained gates, by adapter; they may not decay."""
+        """The trained gates by adapter, without weight decay."""
         configs: Any = self.peft_config
         found: dict[str, list[nn.Parameter]] = {}
         for _, adapter_name, gate in self.gates():
@@ -123,8 +123,8 @@ class SoRAModel(GatedTuner, LoraModel):
     def _check_mergeable(self) -> None:
         check_not_tied(self.model, self.targeted_module_names)
         for name, layer in self.model.named_modules():
-            if type(layer).__name__ == "TorchaoLoraLinear":  # it merges B A without asking the variant
-                raise ConfigError(f"{name} is quantised by torchao, into which PEFT merges no gates; use qpeft.export")
+            if type(layer).__name__ == "TorchaoLoraLinear":  # it merges B A and ignores the variant
+                raise ConfigError(f"PEFT cannot merge gates into {name}, quantized by torchao; use qpeft.export")
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
         raise ConfigError(
@@ -141,7 +141,7 @@ class SoRAModel(GatedTuner, LoraModel):
             site, is_site, _ = key.rpartition(".lora_A.")
             if is_site and f"{site}.{GATE}" not in state_dict:
                 raise CheckpointError(
-                    f"the checkpoint holds no {GATE} for {site}: it is damaged, or that of a stock LoRA, which "
+                    f"the checkpoint contains no {GATE} for {site}: it is damaged, or that of a stock LoRA, which "
                     "PeftModel.from_pretrained loads with its own config"
                 )
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)

@@ -1,4 +1,4 @@
-"""SoRA's counts: those of the LoRA that training begins with, which is what an export can have at most."""
+"""SoRA's counts: those of the initial LoRA, which are the maximum of an export."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qpeft.methods.sora.layer import GATE
 
 
 def count_sora(config: SoRAConfig, adapted: Any) -> dict[str, Any]:
-    """The fields of a Plan that are SoRA's own; `adapted` is the model on the meta device."""
+    """SoRA's fields of a Plan; `adapted` is the model on the meta device."""
     trained = [(name, p.numel()) for name, p in adapted.named_parameters() if p.requires_grad]
     gates = sum(n for name, n in trained if f".{GATE}." in name)
     adapter = sum(n for name, n in trained if ".lora_" in name)
@@ -23,11 +23,7 @@ def count_sora(config: SoRAConfig, adapted: Any) -> dict[str, Any]:
         "stored_bytes": total * BYTES,
         "exported_bytes": (total - gates) * BYTES,
         "needs_qpeft": True,
-        "notes": _notes(config),
+        "notes": ["deployed and exported are maxima: an export leaves out ranks whose gate is zero"]
+        if config.shrink_budget or config.sparse_lambda
+        else ["nothing shrinks the gates, so every rank remains"],
     }
-
-
-def _notes(config: SoRAConfig) -> list[str]:
-    if config.shrink_budget == 0 or config.sparse_lambda == 0:
-        return ["nothing shrinks the gates, so that every rank stays"]
-    return ["deployed and exported at most: ranks whose gate becomes zero are left out of the export"]

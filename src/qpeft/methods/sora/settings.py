@@ -1,4 +1,4 @@
-"""The settings of SoRA's gates: plain data, checked, free of torch and PEFT."""
+"""The fields of SoRA's gates, importable without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HIGHEST_BUDGET = 10
 
 @dataclass
 class SoRASettings:
-    """What is SoRA's own beside LoRA's settings.
+    """SoRA's fields in addition to LoRA's.
 
     Raises:
         ConfigError: a value is out of range, or both ways to set the threshold are given.
@@ -22,8 +22,8 @@ class SoRASettings:
     shrink_budget: float | None = field(
         default=None,
         metadata={
-            "help": "How far a gate without gradient is moved towards 0 over the whole training, in units of the gate, "
-            "which starts near 1; 0 shrinks nothing. Default: 1, unless sparse_lambda is given.",
+            "help": "How far a gate without gradient moves towards 0 during the whole run. Gates are near 1 initially; "
+            "0 shrinks nothing. Default: 1, unless sparse_lambda is given.",
             "at_least": 0,
             "at_most": HIGHEST_BUDGET,
         },
@@ -31,22 +31,22 @@ class SoRASettings:
     sparse_lambda: float | None = field(
         default=None,
         metadata={
-            "help": "Instead of shrink_budget: each step moves a gate by this times the learning rate.",
+            "help": "Instead of shrink_budget: each step moves a gate by this value times the learning rate.",
             "at_least": 0,
         },
     )
     gate_init: str = field(
-        default="normal", metadata={"help": "The gates' start: drawn from N(0, 1), or 1.", "choices": GATE_INITS}
+        default="normal", metadata={"help": "Initial gates: drawn from N(0, 1), or 1.", "choices": GATE_INITS}
     )
     gate_lr_mult: float = field(
         default=1.0,
-        metadata={"help": "The gates' learning rate over that of the rest; needs groups of parameters.", "above": 0},
+        metadata={"help": "Factor on the gates' learning rate; needs parameter groups.", "above": 0},
     )
     export_tol: float = field(
         default=0.0,
-        metadata={"help": "An export leaves out ranks whose gate is at most this far from 0.", "at_least": 0},
+        metadata={"help": "An export leaves out ranks whose gate has at most this absolute value.", "at_least": 0},
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the adapter's start.", "at_least": 0})
+    seed: int = field(default=0, metadata={"help": "Seed of the initial values.", "at_least": 0})
 
     def __post_init__(self) -> None:
         if self.shrink_budget is not None and self.sparse_lambda is not None:

@@ -1,9 +1,9 @@
-"""The proximal step of SoRA: after each optimiser step, gates are moved towards zero and stop there.
+"""The proximal step of SoRA: each optimizer step is followed by a soft threshold on the gates.
 
     g <- S(g, lr_t lambda)    S(v, k) = sign(v) max(|v| - k, 0)    lambda = shrink_budget / (lr_0 + ... + lr_{T-1})
 
-lr_t is the learning rate in force in step t. So a gate without gradient is moved by shrink_budget in all, whatever the
-height, the shape and the length of the schedule.
+lr_t is the learning rate of step t. A gate without gradient therefore moves by shrink_budget in total, for every
+height, shape and length of the schedule.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from qpeft.methods.sora.layer import GatedTuner, sora_tuner
 
 
 class _Gate(NamedTuple):
-    """A trained gate vector (r,), and the optimiser's group that it is in."""
+    """A trained gate vector (r,), and its group of the optimizer."""
 
     name: str
     adapter: str
@@ -38,13 +38,13 @@ class _Gate(NamedTuple):
 
 
 class Threshold:
-    """The hook: an optimiser calls it after each step that it takes."""
+    """The hook that the optimizer calls after each step."""
 
     def __init__(self, tuner: GatedTuner, optimizer: Optimizer, gates: Sequence[_Gate], first_step: int) -> None:
         self._tuner, self._gates, self._step = tuner, gates, first_step
         self._lambdas = {name: config.sora_lambda for name, config in tuner.peft_config.items()}  # type: ignore[attr-defined]
         for key, hook in list(optimizer._optimizer_step_post_hooks.items()):  # type: ignore[attr-defined]
-            if isinstance(hook, Threshold):  # of a training that broke off: two would shrink twice
+            if isinstance(hook, Threshold):  # of an interrupted run; two would shrink twice
                 del optimizer._optimizer_step_post_hooks[key]  # type: ignore[attr-defined]
         self._handle = optimizer.register_step_post_hook(self)
         tuner.shrinks = True
@@ -52,7 +52,7 @@ class Threshold:
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, *_: Any) -> None:
         self._step += 1
-        skipped = getattr(optimizer, "found_inf", None)  # how a gradient scaler tells a fused optimiser not to step
+        skipped = getattr(optimizer, "found_inf", None)  # a gradient scaler makes a fused optimizer skip the step
         if isinstance(skipped, Tensor) and skipped.item():
             return
         for gate in self._gates:
@@ -61,7 +61,7 @@ class Threshold:
         self._check_finite()
 
     def _check_finite(self) -> None:
-        """Read one number back, and look closer only if it is not finite."""
+        """Transfer one value from the device, and all gates only if it is not finite."""
         device = self._gates[0].value.device
         if torch.stack([gate.value.sum().to(device) for gate in self._gates]).sum().isfinite():
             return
@@ -70,7 +70,7 @@ class Threshold:
                 raise TrainingError(f"SoRA gate {gate.name} is not finite at step {self._step}.")
 
     def remove(self) -> None:
-        """Shrink no more."""
+        """Stop shrinking."""
         self._handle.remove()
         self._tuner.shrinks = False
 
@@ -79,11 +79,11 @@ def attach(optimizer: Any, model: nn.Module, *, steps: int | None = None, schedu
     """Shrink the gates that `model` trains after each step of `optimizer`, until `.remove()` is called.
 
     Args:
-        optimizer: Any torch optimiser, also as accelerate's `prepare` returns it.
+        optimizer: Any torch optimizer, also from accelerate's `prepare`.
         model: The PeftModel, wrapped or not.
-        steps: Optimiser steps of the whole training, those before a resume included. Needed with `shrink_budget`.
-        schedule: The learning rate's scheduler, if there is one. In a resumed training it has been loaded before,
-            and the lambda that the adapter was saved with is kept.
+        steps: Optimizer steps of the whole run, including those before a resume. Required with `shrink_budget`.
+        schedule: The learning rate scheduler, if there is one. In a resumed run its state must be loaded already; the
+            saved lambda of the adapter is kept.
 
     Raises:
         ConfigError: no gates to train, gates outside the optimiser or with weight decay, or a schedule that cannot be
@@ -94,20 +94,20 @@ def attach(optimizer: Any, model: nn.Module, *, steps: int | None = None, schedu
     if tuner is None:
         raise ConfigError("the model has no SoRA adapter; make one with get_peft_model(base, qpeft.SoRAConfig(...))")
     if not isinstance(optimizer, Optimizer):
-        raise ConfigError(f"{type(optimizer).__name__} is no torch optimiser, so that nothing can follow its steps")
+        raise ConfigError(f"{type(optimizer).__name__} is not a torch optimizer, so the gates cannot follow its steps")
     gates = _find_gates(tuner, optimizer)
     done = getattr(_unwrap(schedule), "last_epoch", 0)
     for name in dict.fromkeys(gate.adapter for gate in gates):
         own = [gate for gate in gates if gate.adapter == name]
         _check_groups(own, tuner.peft_config[name], optimizer)  # type: ignore[arg-type]
-        _settle_lambda(tuner.peft_config[name], optimizer, own[0].group, steps, schedule, done)
+        _set_lambda(tuner.peft_config[name], optimizer, own[0].group, steps, schedule, done)
     return Threshold(tuner, optimizer, gates, done)
 
 
 def _find_gates(tuner: GatedTuner, optimizer: Optimizer) -> list[_Gate]:
     if any(sharded_by(module) for name, module in tuner.named_modules() if name.endswith(".sora_gate")):
         raise TrainingError(
-            "SoRA gates are sharded by the optimiser wrapper; exclude parameters named 'sora_gate' from sharding."
+            "SoRA gates are sharded by the optimizer wrapper; exclude parameters named 'sora_gate' from sharding."
         )
     groups = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     gates = []
@@ -116,7 +116,7 @@ def _find_gates(tuner: GatedTuner, optimizer: Optimizer) -> list[_Gate]:
         if not value.requires_grad:
             continue
         if id(value) not in groups:
-            raise ConfigError(f"SoRA gate {name} is not in the optimiser; make it of the adapted model's parameters")
+            raise ConfigError(f"SoRA gate {name} is not in the optimizer; give it the parameters of the model")
         gates.append(_Gate(name, adapter, value, groups[id(value)]))
     if not gates:
         raise ConfigError("no SoRA gate is trained; load the adapter with is_trainable=True, or activate it")
@@ -140,15 +140,15 @@ def _check_groups(gates: list[_Gate], config: SoRAConfig, optimizer: Optimizer) 
         )
 
 
-def _settle_lambda(config: Any, optimizer: Optimizer, group: int, steps: int | None, schedule: Any, done: int) -> None:
-    """Write `sora_lambda` and `planned_steps` into the config, or keep what a checkpoint brought."""
+def _set_lambda(config: Any, optimizer: Optimizer, group: int, steps: int | None, schedule: Any, done: int) -> None:
+    """Set `sora_lambda` and `planned_steps` of the config, or keep those of a checkpoint."""
     kept = config.sora_lambda if done > 0 and config.sparse_lambda is None else None
     if kept is not None:
         if steps != config.planned_steps:
             warnings.warn(
                 f"SoRA: planned steps changed from {config.planned_steps} to {steps}; keeping lambda={kept} from the "
                 "checkpoint.",
-                stacklevel=1,  # booked to qpeft, whose warnings the command line shows
+                stacklevel=1,  # attributed to qpeft, whose warnings the command line shows
             )
         return
     if config.sparse_lambda is not None:
@@ -158,7 +158,7 @@ def _settle_lambda(config: Any, optimizer: Optimizer, group: int, steps: int | N
     config.planned_steps = steps
     if config.sora_lambda > 1 and "adam" in type(optimizer).__name__.lower():
         warnings.warn(
-            f"SoRA: lambda={config.sora_lambda:.4g} exceeds 1; with Adam-type optimisers the threshold can outweigh "
+            f"SoRA: lambda={config.sora_lambda:.4g} exceeds 1; with Adam-type optimizers the threshold can outweigh "
             "any gradient and remove every rank.",
             stacklevel=1,
         )
@@ -166,15 +166,15 @@ def _settle_lambda(config: Any, optimizer: Optimizer, group: int, steps: int | N
 
 def _spread(shrink_budget: float, optimizer: Optimizer, group: int, steps: int | None, schedule: Any) -> float:
     if steps is None:
-        raise ConfigError("shrink_budget is spread over the planned steps: give steps=..., or set sparse_lambda")
-    total = math.fsum(planned_rates(optimizer, group, steps, schedule))
+        raise ConfigError("shrink_budget is distributed over the planned steps: give steps=..., or set sparse_lambda")
+    total = math.fsum(planned_learning_rates(optimizer, group, steps, schedule))
     if not total > 0:
         raise ConfigError("The gate learning rate is zero over the whole schedule; lambda is undefined.")
     return shrink_budget / total
 
 
-def planned_rates(optimizer: Optimizer, group: int, steps: int, schedule: Any) -> list[float]:
-    """The learning rate in force in each of `steps` optimiser steps, from the first of the whole training."""
+def planned_learning_rates(optimizer: Optimizer, group: int, steps: int, schedule: Any) -> list[float]:
+    """The learning rate of each of `steps` optimizer steps, from the first of the whole run."""
     stride = _stride(schedule)
     schedule = _unwrap(schedule)
     if schedule is None:
@@ -183,28 +183,28 @@ def planned_rates(optimizer: Optimizer, group: int, steps: int, schedule: Any) -
         base, factor = float(schedule.base_lrs[group]), schedule.lr_lambdas[group]
         return [base * factor(step * stride) for step in range(steps)]
     try:
-        return _rehearse(schedule, group, steps, stride)
+        return _simulate(schedule, group, steps, stride)
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(
             "shrink_budget needs a schedule that can be evaluated in advance; pass sparse_lambda instead."
         ) from error
 
 
-def _rehearse(schedule: Any, group: int, steps: int, stride: int) -> list[float]:
-    """Step through a copy of the schedule, on an optimiser with the same settings and no parameters."""
+def _simulate(schedule: Any, group: int, steps: int, stride: int) -> list[float]:
+    """Step through a copy of the schedule, on an optimizer with the same options and without parameters."""
     if schedule.last_epoch > 0:
         raise ValueError("the schedule has begun")
-    stand_in = torch.optim.SGD([torch.zeros(1)])
+    optimizer = torch.optim.SGD([torch.zeros(1)])
     settings = [{k: v for k, v in g.items() if k != "params"} for g in schedule.optimizer.param_groups]
-    stand_in.param_groups = [{**copy.deepcopy(kept), "params": []} for kept in settings]
-    rehearsed = copy.deepcopy(schedule, {id(schedule.optimizer): stand_in})
+    optimizer.param_groups = [{**copy.deepcopy(kept), "params": []} for kept in settings]
+    copied = copy.deepcopy(schedule, {id(schedule.optimizer): optimizer})
     rates = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch misses the optimiser's own steps
+        warnings.simplefilter("ignore")  # torch warns that the optimizer makes no steps
         for _ in range(steps):
-            rates.append(float(stand_in.param_groups[group]["lr"]))
+            rates.append(float(optimizer.param_groups[group]["lr"]))
             for _ in range(stride):
-                rehearsed.step()
+                copied.step()
     return rates
 
 
@@ -213,7 +213,7 @@ def _unwrap(schedule: Any) -> Any:
 
 
 def _stride(schedule: Any) -> int:
-    """Steps of the scheduler for one of the optimiser: accelerate takes one for each process."""
+    """Steps of the scheduler per step of the optimizer: with accelerate, one for each process."""
     if not isinstance(schedule, AcceleratedScheduler) or schedule.split_batches:
         return 1
     return AcceleratorState().num_processes if schedule.step_with_optimizer else 1
