@@ -1,4 +1,4 @@
-"""Many adapters in slots: each answers as it does alone, under `qpeft.load` and under stock PEFT."""
+"""AdapterPool: logits equal those of each adapter alone, in `qpeft.load` and in stock PEFT."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def prompts():
 
 @pytest.fixture(scope="module", params=METHODS)
 def trained(request, storyteller, prompts, tmp_path_factory, adapters):
-    """Three adapters, each trained on a text of its own, two of one seed; what each answers alone; the plain base."""
+    """Three adapters trained on different texts, two with equal seeds; the logits of each alone, and of the base."""
     folder, exported = (tmp_path_factory.mktemp(name) for name in ("users", "exported"))
     tokenizer = AutoTokenizer.from_pretrained(base_path())
     kind, options = METHODS[request.param]
@@ -69,12 +69,10 @@ def served(storyteller, trained):
     return qpeft.AdapterPool(copy.deepcopy(storyteller), trained[0], capacity=2)
 
 
-def test_every_adapter_answers_as_under_qpeft_load_and_as_the_exported_one_under_stock_peft(
-    storyteller, prompts, trained, served, adapters
-):
+def test_logits_equal_those_of_load_and_of_the_exported_adapter(storyteller, prompts, trained, served, adapters):
     _, exported, alone = trained
     assert len({tuple(logits[0, 0, :3].tolist()) for logits in alone.values()}) == 4  # they are different
-    for name in [*TEXTS, *reversed(TEXTS)]:  # with two slots, each is evicted and comes back
+    for name in [*TEXTS, *reversed(TEXTS)]:  # with two slots, each is evicted and loaded again
         served.activate(name)
         assert torch.equal(adapters.logits(served.model, prompts), alone[name])
     for name in TEXTS:
@@ -85,14 +83,14 @@ def test_every_adapter_answers_as_under_qpeft_load_and_as_the_exported_one_under
 
 
 @pytest.mark.parametrize("rows", [["ada", "bob", "ada"], ["__base__", "cyd", "bob"], ["cyd"] * 3, ["__base__"] * 3])
-def test_each_row_of_a_mixed_batch_answers_as_it_does_alone(prompts, trained, served, adapters, rows):
+def test_rows_of_a_mixed_batch_equal_single_adapters(prompts, trained, served, adapters, rows):
     with torch.no_grad():
         mixed = served.model(input_ids=prompts, adapter_names=served.place(rows)).logits
     for row, name in enumerate(rows):
         torch.testing.assert_close(mixed[row], trained[2][name][row], atol=2e-5, rtol=1e-5)
 
 
-def test_a_mixed_batch_generates_what_each_row_generates_alone(prompts, served):
+def test_mixed_batch_generates_the_same_tokens(prompts, served):
     rows, options = ["ada", "__base__", "cyd"], {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     mixed = served.model.generate(
         input_ids=prompts, attention_mask=torch.ones_like(prompts), adapter_names=served.place(rows), **options
@@ -105,11 +103,11 @@ def test_a_mixed_batch_generates_what_each_row_generates_alone(prompts, served):
     served.activate("__base__")
 
 
-# -- what is in which slot, on tiny models
+# -- slots, with tiny models
 
 
 def adapter(base, folder, seed=0, kind=qpeft.QPAConfig, spread=0.05, **options):
-    """A saved adapter with random trained parameters; the base is left as it was."""
+    """A saved adapter with random trained parameters; the base is not changed."""
     model = get_peft_model(copy.deepcopy(base), kind(**{**(SMALL if kind is qpeft.QPAConfig else {}), **LM, **options},
                                                       seed=seed))  # fmt: skip
     with torch.no_grad():
@@ -150,7 +148,7 @@ def pool(gpt2, users):
         max_size=12,
     ),
 )
-def test_any_sequence_of_requests_is_answered_by_the_right_adapters(requests, capacity):
+def test_any_sequence_of_requests_uses_the_right_adapters(requests, capacity):
     base, folder, answers, ids, adapters = _world()
     pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity)
     recent: OrderedDict[str, None] = OrderedDict()  # the model of the pool: names, the least recently used first
@@ -189,7 +187,7 @@ _made = []
 
 
 def _world():
-    """Made once: hypothesis calls a test often, and fixtures of a function are not for that."""
+    """Created once, because hypothesis calls a test repeatedly."""
     return _made[0]
 
 
@@ -208,7 +206,7 @@ def _make_world(tmp_path_factory, adapters):
     _made.clear()
 
 
-def test_what_is_in_a_slot_is_not_read_again_and_a_changed_file_is(gpt2, users, ids, adapters, monkeypatch):
+def test_only_changed_files_are_read_again(gpt2, users, ids, adapters, monkeypatch):
     plain, pool = copy.deepcopy(gpt2), qpeft.AdapterPool(gpt2, users, capacity=2)
     read, folders = pool._reader.read, []
     monkeypatch.setattr(pool._reader, "read", lambda folder: folders.append(folder.name) or read(folder))
@@ -235,7 +233,7 @@ def test_what_is_in_a_slot_is_not_read_again_and_a_changed_file_is(gpt2, users, 
         (qpeft.QuantumPeftConfig, {"r": 4, "target_modules": ["c_attn"], "frame": "gradient", "frame_rank": 8}, True),
     ],
 )
-def test_every_kind_of_compact_adapter_is_served(gpt2, ids, adapters, tmp_path, kind, options, mixes):
+def test_every_kind_of_compact_adapter(gpt2, ids, adapters, tmp_path, kind, options, mixes):
     plain = copy.deepcopy(gpt2)
     for index in range(3):
         if options.get("frame"):
@@ -257,12 +255,12 @@ def test_every_kind_of_compact_adapter_is_served(gpt2, ids, adapters, tmp_path, 
             mixed = pool.model(input_ids=ids, adapter_names=pool.place(["2", "0", "__base__"])).logits
         torch.testing.assert_close(mixed[0], expected[2][0], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(mixed[1], expected[0][1], atol=1e-6, rtol=1e-5)
-    else:  # PEFT does not mix them, and says so
+    else:  # PEFT does not support mixing them
         with pytest.raises((ValueError, TypeError)), torch.no_grad():
             pool.model(input_ids=ids, adapter_names=pool.place(["2", "0", "__base__"]))
 
 
-def test_classifiers_with_heads_of_their_own(tmp_path, adapters):
+def test_classifiers_with_different_heads(tmp_path, adapters):
     config = GPT2Config(
         vocab_size=50, n_positions=32, n_embd=16, n_layer=1, n_head=2, num_labels=3, pad_token_id=0, bos_token_id=0,
         eos_token_id=0,
@@ -277,42 +275,42 @@ def test_classifiers_with_heads_of_their_own(tmp_path, adapters):
         assert torch.equal(adapters.logits(pool.model, ids), expected[name])
 
 
-# -- what is refused
+# -- errors
 
 
 @pytest.mark.parametrize("name", ["user-17", "", ".", "..", "../users/user-1", "user-1/", "/etc", "a\0b", ".hidden", 3,
                                   "x" * 300, "\ud800", ["a"], None])  # fmt: skip
-def test_names_that_are_no_adapters(pool, name):
+def test_unknown_names_raise(pool, name):
     with pytest.raises(ConfigError, match="has no adapter"):
         pool.activate(name)
     with pytest.raises(ConfigError, match="has no adapter"):
         pool.place(["user-1", name])
 
 
-def test_errors_that_may_reach_a_user_name_nobody_else(pool):
+def test_errors_do_not_name_other_adapters(pool):
     with pytest.raises(ConfigError, match=r"it has 3 others$"):
         pool.activate("user1")
     pool.activate("user-0")
-    with pytest.raises(ConfigError, match="2 different adapters beside the active one") as refused:
+    with pytest.raises(ConfigError, match="2 different adapters in addition to the active one") as refused:
         pool.place(["user-1", "user-2"])
     assert "user-0" not in str(refused.value)
 
 
 @pytest.mark.parametrize("names", ["user-1", None, 3])
-def test_a_batch_needs_a_list_of_names(pool, names):
+def test_place_requires_a_list_of_names(pool, names):
     with pytest.raises(ConfigError, match="place takes a list of names"):
         pool.place(names)
 
 
-def test_no_adapter_can_have_the_name_of_the_base(gpt2, users):
+def test_adapter_named_base_raises(gpt2, users):
     pool = qpeft.AdapterPool(copy.deepcopy(gpt2), users)
     shutil.copytree(users / "user-1", users / "__base__")
     assert pool.names == ["user-0", "user-1", "user-2"]
-    with pytest.raises(ConfigError, match=r"'__base__' asks for no adapter.*rename"):
+    with pytest.raises(ConfigError, match=r"'__base__' means no adapter.*rename"):
         qpeft.AdapterPool(gpt2, users)
 
 
-def test_a_deleted_adapter_is_served_no_more(pool, users):
+def test_deleted_adapter_raises(pool, users):
     pool.activate("user-1")
     shutil.rmtree(users / "user-1")
     with pytest.raises(ConfigError, match="has no adapter 'user-1'"):
@@ -347,7 +345,7 @@ DAMAGES = {
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "has no adapter_model.safetensors"),
     "no JSON": (lambda folder: (folder / "adapter_config.json").write_text("{"), "not the JSON"),
     "other seed": (lambda folder: _edit(folder, seed=7), "initial values drawn from seed 7"),
-    "other seed and hash": (lambda folder: _edit(folder, seed=7, start_hash=None), "another start"),
+    "other seed and hash": (lambda folder: _edit(folder, seed=7, start_hash=None), "other initial values"),
     "seed of no number": (lambda folder: _edit(folder, seed=[1]), "seed"),
     "negative seed": (lambda folder: _edit(folder, seed=-1), "seed"),
     "newer format": (lambda folder: _edit(folder, format_version=99), "newer"),
@@ -355,23 +353,23 @@ DAMAGES = {
     "other tensors": (lambda folder: _edit(folder, generated=[["h.0.lora_A.weight", [4, 8]]]), "another base model"),
     "not finite": (lambda folder: _change_tensor(folder, "tau", lambda t: t.fill_(torch.nan)), "NaN or Inf"),
     "other shape": (lambda folder: _change_tensor(folder, "tau", lambda t: t[:1].clone()), "shape"),
-    "fingerprint": (lambda folder: _change_tensor(folder, "fingerprint", lambda t: t + 1), "another start"),
+    "fingerprint": (lambda folder: _change_tensor(folder, "fingerprint", lambda t: t + 1), "other initial values"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_folder_is_refused_and_nothing_changes(pool, users, ids, adapters, damage):
-    spoil, words = DAMAGES[damage]
+def test_damaged_folder_raises_and_changes_nothing(pool, users, ids, adapters, damage):
+    change, words = DAMAGES[damage]
     pool.activate("user-2")
     before = adapters.logits(pool.model, ids)
-    spoil(users / "user-1")
+    change(users / "user-1")
     with pytest.raises((CheckpointError, ConfigError), match=words):
         pool.activate("user-1")
     assert (pool.active, pool.resident) == ("user-2", ["user-2"])
     assert torch.equal(adapters.logits(pool.model, ids), before)
 
 
-def test_a_damaged_first_folder_does_not_keep_the_others_away(gpt2, users):
+def test_damaged_first_folder_is_skipped(gpt2, users):
     _truncate(users / "user-0")
     pool = qpeft.AdapterPool(gpt2, users, capacity=2)
     pool.activate("user-1")
@@ -379,7 +377,7 @@ def test_a_damaged_first_folder_does_not_keep_the_others_away(gpt2, users):
         pool.activate("user-0")
 
 
-def test_adapters_of_other_settings_are_named_with_what_differs(gpt2, users):
+def test_adapters_with_other_settings_raise_with_the_difference(gpt2, users):
     adapter(gpt2, users / "wide", r=8)
     adapter(gpt2, users / "more", target_modules=["c_attn", "c_fc"])
     adapter(gpt2, users / "other", kind=qpeft.QuantumPeftConfig, target_modules=["c_attn"])
@@ -394,7 +392,7 @@ def test_adapters_of_other_settings_are_named_with_what_differs(gpt2, users):
     pool.activate("dropped")
 
 
-def test_the_order_in_which_peft_writes_names_does_not_matter(gpt2, tmp_path):
+def test_order_of_saved_module_names_does_not_matter(gpt2, tmp_path):
     for name in "ab":
         adapter(gpt2, tmp_path / name, target_modules=["c_attn", "c_fc"])
     _edit(tmp_path / "b", target_modules=["c_fc", "c_attn"])
@@ -402,7 +400,7 @@ def test_the_order_in_which_peft_writes_names_does_not_matter(gpt2, tmp_path):
     qpeft.AdapterPool(gpt2, tmp_path).activate("b")
 
 
-def test_an_adapter_saved_without_its_frames_is_refused(gpt2, ids, tmp_path):
+def test_adapter_saved_without_frames_raises(gpt2, ids, tmp_path):
     for name, stored in (("a", True), ("b", False)):  # the same frames, so that serving b could go well by chance
         options = {"r": 4, "target_modules": ["c_attn"], "frame": "gradient", "frame_rank": 8, "store_frames": stored}
         model = get_peft_model(copy.deepcopy(gpt2), qpeft.QuantumPeftConfig(**LM, **options))
@@ -413,14 +411,14 @@ def test_an_adapter_saved_without_its_frames_is_refused(gpt2, ids, tmp_path):
         pool.activate("b")
 
 
-def test_another_base_model_is_refused_and_left_as_it_was(llama, users):
+def test_another_base_model_raises_and_is_unchanged(llama, users):
     names = [name for name, _ in llama.named_parameters()]
     with pytest.raises(CheckpointError, match="another base model"):
         qpeft.AdapterPool(llama, users)
     assert [name for name, _ in llama.named_parameters()] == names
 
 
-def test_other_kinds_of_adapters_and_empty_folders(gpt2, users, tmp_path):
+def test_other_kinds_of_adapters_and_empty_folders_raise(gpt2, users, tmp_path):
     attached = get_peft_model(copy.deepcopy(gpt2), PrefixTuningConfig(**LM, num_virtual_tokens=4))
     qpeft.save(
         qpeft.attach(attached, qpeft.QPAGeneratorConfig(hidden=(3, 2), chunk_size=16)), tmp_path / "attached" / "a"
@@ -431,7 +429,7 @@ def test_other_kinds_of_adapters_and_empty_folders(gpt2, users, tmp_path):
         with pytest.raises(ConfigError, match="QPA and Quantum-PEFT"):
             qpeft.AdapterPool(gpt2, tmp_path / kind)
     for folder in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(CheckpointError, match="holds no adapter folder"):
+        with pytest.raises(CheckpointError, match="contains no adapter folder"):
             qpeft.AdapterPool(gpt2, folder)
     for capacity in (0, -1, 1.5):
         with pytest.raises(ConfigError, match="capacity"):
@@ -440,7 +438,7 @@ def test_other_kinds_of_adapters_and_empty_folders(gpt2, users, tmp_path):
         qpeft.AdapterPool(stock, users)
 
 
-def test_nothing_is_served_over_a_merged_adapter(pool):
+def test_merged_adapter_raises(pool):
     pool.activate("user-1")
     pool.model.merge_adapter()
     for call in (lambda: pool.activate("user-2"), lambda: pool.place(["user-2"])):
@@ -450,35 +448,15 @@ def test_nothing_is_served_over_a_merged_adapter(pool):
     pool.activate("user-2")
 
 
-def test_nothing_is_trainable_and_no_graph_is_made(pool, ids):
+def test_no_parameter_is_trainable(pool, ids):
     pool.activate("user-1")
     assert not any(parameter.requires_grad for parameter in pool.model.parameters())
     assert not pool.model(input_ids=ids).logits.requires_grad
 
 
-def test_what_is_made_under_inference_mode_is_of_use_to_a_training(gpt2, users, ids, adapters):
+def test_tensors_created_in_inference_mode_do_not_prevent_training(gpt2, users, ids, adapters):
     plain = copy.deepcopy(gpt2)
     pool = qpeft.AdapterPool(gpt2, users, capacity=1)
     with torch.inference_mode():
         pool.place(["user-1"])  # from a seed that is drawn here
     adapters.train(get_peft_model(plain, qpeft.QPAConfig(**SMALL, **LM)), ids, steps=1)
-
-
-# -- without a pool: a few adapters loaded side by side
-
-
-@pytest.mark.parametrize("kind", [qpeft.QPAConfig, qpeft.QuantumPeftConfig])
-def test_adapters_loaded_side_by_side_are_switched_and_mixed_by_peft(gpt2, ids, adapters, tmp_path, kind):
-    plain = copy.deepcopy(gpt2)
-    for index in range(2):
-        adapter(plain, tmp_path / f"{index}", index, kind, target_modules=["c_attn"], r=4)
-    expected = [adapters.logits(qpeft.load(copy.deepcopy(plain), tmp_path / f"{i}"), ids) for i in range(2)]
-    model = qpeft.load(gpt2, tmp_path / "0", adapter_name="0").eval()
-    model.load_adapter(tmp_path / "1", adapter_name="1")
-    for name in ("1", "0", "1"):
-        model.set_adapter(name)
-        assert torch.equal(adapters.logits(model, ids), expected[int(name)])
-    with torch.no_grad():
-        mixed = model(input_ids=ids, adapter_names=["0", "1", "__base__"]).logits
-    for row, answer in enumerate([*expected, adapters.logits(plain, ids)]):
-        torch.testing.assert_close(mixed[row], answer[row], atol=1e-6, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""The inputs that an export compares with, for what models read."""
+"""The inputs with which an export is verified."""
 
 import pytest
 import torch
@@ -26,14 +26,14 @@ def adapted(base):
     return get_peft_model(base, LoraConfig(r=2, target_modules="all-linear")).eval()
 
 
-def test_families_take_their_probe(family, base, models):
+def test_probe_of_every_family(family, base, models):
     model = models.adapt(base, "qpa", family)
     probe = probe_inputs(model)
     assert models.logits(model, probe).shape[0] == 2
     assert all(torch.equal(probe[name], again) for name, again in probe_inputs(model).items())
 
 
-def test_ids_stay_within_a_short_context_and_the_vocabulary():
+def test_ids_are_within_the_context_and_the_vocabulary():
     config = LlamaConfig(
         vocab_size=7,
         hidden_size=8,
@@ -49,13 +49,13 @@ def test_ids_stay_within_a_short_context_and_the_vocabulary():
     assert ids.max() < 7
 
 
-def test_decoder_that_classifies_without_padding_reads_one_row():
+def test_decoder_classifier_without_padding_gets_one_row():
     config = GPT2Config(vocab_size=9, n_positions=16, n_embd=8, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
     model = adapted(GPT2ForSequenceClassification(config))
     assert model(**probe_inputs(model)).logits.shape == (1, 2)
 
 
-def test_decoder_beside_an_encoder_and_images_of_a_nested_config():
+def test_encoder_decoder_and_nested_image_config():
     bart = BartConfig(
         vocab_size=9,
         d_model=8,
@@ -76,7 +76,7 @@ def test_decoder_beside_an_encoder_and_images_of_a_nested_config():
     assert model(**probe_inputs(model)).logits.shape[0] == 2
 
 
-def test_model_that_reads_something_else_needs_a_probe_of_the_users(tmp_path):
+def test_model_with_other_inputs_needs_a_probe(tmp_path):
     config = Wav2Vec2Config(
         hidden_size=8,
         intermediate_size=8,
@@ -99,16 +99,16 @@ def test_model_that_reads_something_else_needs_a_probe_of_the_users(tmp_path):
     assert qpeft.export(model, tmp_path / "exported", probe=probe).max_logit_difference <= 1e-6
 
 
-def test_module_that_says_nothing_of_its_inputs(tmp_path):
+def test_module_without_declared_inputs_raises(tmp_path):
     config = qpeft.QPAConfig(r=2, target_modules=["0"], chunk_size=8, hidden=(1,), n_layers=1)
     model = get_peft_model(nn.Sequential(nn.Linear(16, 16)), config)
-    with pytest.raises(ConfigError, match=r"Sequential takes inputs of a kind that it does not say"):
+    with pytest.raises(ConfigError, match=r"Sequential takes undeclared inputs"):
         qpeft.export(model, tmp_path / "exported")
 
 
 @pytest.mark.parametrize("family", ["vit"], indirect=True)
 @pytest.mark.parametrize("excluded", [["fc1"], r".*\.fc1", None])
-def test_a_spared_head_adds_to_what_the_user_excludes(family, base, models, excluded):
+def test_excluded_head_is_added_to_exclude_modules(family, base, models, excluded):
     settings = {"target_modules": "all-linear", "modules_to_save": None, "exclude_modules": excluded}
     model = models.adapt(base, "quantum_peft", family, **settings)
     kinds = {name.rpartition(".")[2] for name in model.base_model.targeted_module_names}

@@ -1,4 +1,4 @@
-"""The seeded start against an independent Philox, and its distributions against scipy's tests."""
+"""Seeded initial values against an independent Philox; distributions against scipy's tests."""
 
 import hashlib
 import math
@@ -25,7 +25,7 @@ def philox4x64(counter: list[int], key: list[int]) -> list[int]:
     return c
 
 
-def test_the_stream_is_philox_keyed_by_seed_and_name():
+def test_stream_is_philox_keyed_by_seed_and_name():
     digest = hashlib.sha256(b"7:angles").digest()
     key = [int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:16], "little")]
     raw = philox4x64([1, 0, 0, 0], key) + philox4x64([2, 0, 0, 0], key)  # NumPy counts from 1
@@ -40,19 +40,19 @@ def test_names_and_seeds_give_different_streams():
     assert len({tuple(d.tolist()) for d in draws}) == 4
 
 
-def test_uniform_and_normal_have_their_laws():
+def test_distributions():
     start = SeededInit(3)
     assert stats.kstest(start.uniform("u", (20_000,), 2.0).numpy(), "uniform", args=(-2, 4)).pvalue > 1e-3
     assert stats.kstest(start.normal("n", (20_000,), 0.5).numpy(), "norm", args=(0, 0.5)).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("shape", [(10**13,), (2**40, 2**40)])
-def test_more_numbers_than_memory_holds_are_refused(shape):
+def test_values_beyond_memory_raise(shape):
     with pytest.raises(ConfigError, match=r"initial values .*; use a smaller rank"):
         SeededInit(0).normal("lora_A", shape)
 
 
-def test_the_hash_covers_names_and_integers():
+def test_hash_covers_names_and_integers():
     def digest(*names):
         start = SeededInit(0)
         for name in names:

@@ -38,12 +38,12 @@ def dense_reference(angles):
 
 @pytest.mark.parametrize("n_layers", [1, 3])
 @pytest.mark.parametrize("n_qubits", [1, 2, 3, 4])
-def test_it_keeps_the_contract(n_qubits, n_layers):
+def test_contract(n_qubits, n_layers):
     ansatz = Ansatz("cz_ring", n_qubits, n_layers)
     ansatz_contract(lambda: ansatz, partial(gate_probabilities, ansatz), dense_reference)
 
 
-def test_it_is_counted_and_exported():
+def test_count_and_export():
     qml = pytest.importorskip("pennylane")
     ansatz = Ansatz("cz_ring", 3, 2)
     assert count_angles("cz_ring", 3, 2) == 12
@@ -59,12 +59,12 @@ def test_it_is_counted_and_exported():
 
 
 @pytest.mark.parametrize("name", ["", "a:b", 5])
-def test_names_that_are_none(name):
+def test_invalid_names_raise(name):
     with pytest.raises(ConfigError, match="a registered name must be a non-empty string"):
         register_ansatz(name, lambda n_qubits, n_layers: (n_layers,), lambda n_qubits, n_layers: [])
 
 
-def test_a_reloaded_module_replaces_what_it_registered(example, monkeypatch):
+def test_reloaded_module_replaces_the_registration(example, monkeypatch):
     own = example("own_ansatz")
     monkeypatch.syspath_prepend(str(Path(own.__file__).parent))
     before = own.layers
@@ -81,7 +81,7 @@ def angles_elsewhere(n_qubits, n_layers):
 
 
 @pytest.mark.parametrize("name", ["cz_ring", "ry_ladder"])
-def test_a_taken_name_is_refused_and_the_first_stays(name):
+def test_taken_name_raises(name):
     before = list(Ansatz(name, 3, 2).gates())
     with pytest.raises(ConfigError, match=f"the name '{name}' is already registered"):
         register_ansatz(name, lambda n_qubits, n_layers: (n_layers,), lambda n_qubits, n_layers: [])

@@ -25,11 +25,11 @@ def config(own, **settings):
     return own.NolaConfig(**{"r": 2, "n_bases": 4, "target_modules": ["q_proj", "down_proj"], **settings})
 
 
-def test_it_keeps_the_contract(own, llama, ids):
+def test_contract(own, llama, ids):
     adapter_contract(lambda: copy.deepcopy(llama), lambda: config(own), {"input_ids": ids, "labels": ids})
 
 
-def test_each_factor_is_its_start_and_a_mixture(own, llama, ids, adapters):
+def test_factors_equal_the_equation(own, llama, ids, adapters):
     model = get_peft_model(llama, config(own))
     binding = model.base_model.binding("default")
     start = binding.values()
@@ -43,14 +43,14 @@ def test_each_factor_is_its_start_and_a_mixture(own, llama, ids, adapters):
     assert not torch.allclose(bases[0][0], start[0].flatten() * bases[0][0, 0] / start[0].flatten()[0], atol=1e-3)
 
 
-def test_names_that_are_taken_are_refused(own):
+def test_taken_names_raise(own):
     for name in ("LORA", "QPEFT_QPA", "NOLA"):
         with pytest.raises(ConfigError, match=f"PEFT type {name} is already taken"):
             qpeft.register_method(type(own.NOLA)(name), type("Other", (own.NolaConfig,), {}), own.NolaModel)
     qpeft.register_method(own.NOLA, own.NolaConfig, own.NolaModel)  # the same again
 
 
-def test_a_reloaded_module_replaces_what_it_registered(own, monkeypatch):
+def test_reloaded_module_replaces_the_registration(own, monkeypatch):
     from peft import mapping
 
     before = own.NolaConfig
@@ -61,7 +61,7 @@ def test_a_reloaded_module_replaces_what_it_registered(own, monkeypatch):
     assert mapping.PEFT_TYPE_TO_TUNER_MAPPING["NOLA"] is own.NolaModel
 
 
-def test_what_is_no_method_is_refused_and_leaves_no_trace(own):
+def test_invalid_registration_raises_and_changes_nothing(own):
     from peft import mapping
 
     named = type(own.NOLA)
@@ -78,7 +78,7 @@ def test_what_is_no_method_is_refused_and_leaves_no_trace(own):
     assert not {"OTHER", ""} & set(mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
 
 
-def test_a_folder_without_its_module_says_what_to_import(own, llama, tmp_path):
+def test_folder_of_an_unregistered_method_raises(own, llama, tmp_path):
     qpeft.save(get_peft_model(copy.deepcopy(llama), config(own)), tmp_path / "compact")
     assert "import own_method  # registers NolaConfig\nimport qpeft" in (tmp_path / "compact/README.md").read_text()
     path = tmp_path / "compact/adapter_config.json"
@@ -87,7 +87,7 @@ def test_a_folder_without_its_module_says_what_to_import(own, llama, tmp_path):
         qpeft.load(llama, tmp_path / "compact")
 
 
-def test_a_plan_counts_it(own, llama):
+def test_plan(own, llama):
     plan = qpeft.plan(llama, config(own))
     model = get_peft_model(copy.deepcopy(llama), config(own))
     binding = model.base_model.binding("default")
@@ -97,7 +97,7 @@ def test_a_plan_counts_it(own, llama):
     assert (plan.stored_bytes, plan.exported_bytes) == (4 * plan.trainable, 4 * plan.deployed)
 
 
-def test_a_registered_method_is_a_key_like_any_other(own):
+def test_registered_method_is_found_by_key(own):
     assert "nola" in list(methods.keys())
     assert methods.get("nola") is own.METHOD
     with pytest.raises(ConfigError, match="unknown method 'nolla'; did you mean 'nola'"):

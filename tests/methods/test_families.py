@@ -15,7 +15,7 @@ TIED = ("gpt2", "qwen3", "gemma", "gemma2", "gemma3", "t5")
 
 
 @pytest.mark.parametrize("method", [*GENERATED, *OWN])
-def test_starts_as_the_base_and_learns(family, base, batch, models, method):
+def test_initial_logits_equal_the_base_and_the_loss_decreases(family, base, batch, models, method):
     expected = models.logits(base, batch)
     model = models.adapt(base, method, family)
     assert torch.equal(models.logits(model, batch), expected)
@@ -24,7 +24,7 @@ def test_starts_as_the_base_and_learns(family, base, batch, models, method):
 
 
 @pytest.mark.parametrize("method", GENERATED)
-def test_adapter_alone_learns(family, base, batch, models, method):
+def test_loss_decreases_without_the_head(family, base, batch, models, method):
     """Without the head that is trained beside it."""
     model = models.adapt(base, method, family)
     for parameter in (p for n, p in model.named_parameters() if "modules_to_save" in n):
@@ -34,7 +34,7 @@ def test_adapter_alone_learns(family, base, batch, models, method):
 
 
 @pytest.mark.parametrize("method", [*GENERATED, *OWN])
-def test_saved_folder_loads_to_the_bit(family, base, batch, models, method, tmp_path):
+def test_saved_adapter_gives_equal_logits(family, base, batch, models, method, tmp_path):
     fresh = copy.deepcopy(base)
     model = models.adapt(base, method, family)
     models.train(model, batch, steps=2)
@@ -44,7 +44,7 @@ def test_saved_folder_loads_to_the_bit(family, base, batch, models, method, tmp_
 
 
 @pytest.mark.parametrize("method", GENERATED)
-def test_exported_folder_loads_in_stock_peft_and_merges(family, base, batch, models, method, tmp_path):
+def test_exported_adapter_loads_in_stock_peft_and_merges(family, base, batch, models, method, tmp_path):
     fresh = copy.deepcopy(base)
     model = models.adapt(base, method, family)
     models.train(model, batch, steps=2)
@@ -83,7 +83,7 @@ def test_bottleneck_finds_the_feed_forward_block_of_each_layer(family, base, mod
 @pytest.mark.parametrize("family", ["gpt2-classifier", "bert", "roberta", "vit"], indirect=True)
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("method", [*GENERATED, *OWN])
-def test_all_linear_leaves_a_new_head_alone(family, base, models, method, trained):
+def test_all_linear_excludes_a_new_head(family, base, models, method, trained):
     settings = {} if trained else {"modules_to_save": None}
     model = models.adapt(base, method, family, target_modules="all-linear", **settings)
     assert model.base_model.targeted_module_names
@@ -91,7 +91,7 @@ def test_all_linear_leaves_a_new_head_alone(family, base, models, method, traine
 
 
 @pytest.mark.parametrize("family", ["bert", "vit", "t5"], indirect=True)
-def test_frames_are_fitted_from_what_the_model_reads(family, base, batch, models):
+def test_fit_frames_of_every_input(family, base, batch, models):
     model = models.adapt(base, "quantum_peft", family, frame="gradient", frame_rank=8)
     qpeft.fit_frames(model, [batch])
     losses = models.train(model, batch)
@@ -107,7 +107,7 @@ def test_frames_of_a_classifier_need_labels(family, base, batch, models):
 
 @pytest.mark.parametrize("family", ["roberta", "vit", "t5"], indirect=True)
 @pytest.mark.parametrize("method", [*GENERATED, *OWN])
-def test_cards_load_the_right_class(family, base, batch, models, method, tmp_path):
+def test_cards_name_the_class_of_the_base(family, base, batch, models, method, tmp_path):
     model = models.adapt(base, method, family)
     qpeft.save(model, tmp_path / "adapter")
     folders = ["adapter"]

@@ -1,4 +1,4 @@
-"""What every method owes its users, one test per behaviour, over every method and its main variants."""
+"""The behaviour required of every method, with one test per behaviour for every method and its main variants."""
 
 import copy
 import pickle
@@ -30,7 +30,7 @@ def variant(request):
 
 @pytest.fixture
 def make(llama, variant):
-    """The variant on a fresh copy of the same Llama; moved unless `moved` is false."""
+    """The variant on a fresh copy of the same Llama; with changed parameters unless `moved` is false."""
 
     def adapt(moved=True, **changes):
         model = variant.adapt(copy.deepcopy(llama), **changes)
@@ -45,7 +45,7 @@ def assert_equal_logits(adapters, ids, *models):
         assert torch.equal(other, first)
 
 
-def test_every_method_of_qpeft_is_here():
+def test_matrix_includes_every_method():
     own = {key for key in keys() if str(get(key).tuner).startswith("qpeft.")}  # other tests register methods as well
     assert own <= {variant.method for variant in VARIANTS.values()}
 
@@ -65,7 +65,7 @@ def test_contract(llama, ids, variant):
 
 
 @pytest.mark.parametrize("base", ["gpt2", "llama"])
-def test_starts_at_the_base_learns_and_unloads(request, base, ids, adapters, variant):
+def test_initial_logits_equal_the_base_and_training_reduces_the_loss(request, base, ids, adapters, variant):
     base = request.getfixturevalue(base)
     before = adapters.logits(base, ids)
     stock = before
@@ -85,7 +85,7 @@ def test_starts_at_the_base_learns_and_unloads(request, base, ids, adapters, var
 
 
 @pytest.mark.parametrize("variant", TUNERS, indirect=True)
-def test_initial_values_come_from_the_seed_alone(make, variant):
+def test_initial_values_depend_only_on_the_seed(make, variant):
     def drawn(seed, noise):
         torch.manual_seed(noise)
         model = make(moved=False, seed=seed)
@@ -103,7 +103,7 @@ def binding_values(model):
 
 
 @pytest.mark.parametrize("variant", TUNERS, indirect=True)
-def test_config_can_be_used_again(llama, gpt2, variant):
+def test_config_is_not_changed(llama, gpt2, variant):
     config = variant.make_config()
     before = copy.deepcopy(config)
     for base in (llama, gpt2):
@@ -121,7 +121,7 @@ def test_compact_checkpoint_gives_the_same_logits(llama, make, ids, adapters, tm
     model = make()
     qpeft.save(model, tmp_path / "compact")
     if variant.method == "qaa" and "adapter_name" in options:
-        with pytest.raises(CheckpointError, match="does not hold this adapter"):  # its file holds the adapter's name
+        with pytest.raises(CheckpointError, match="does not contain this adapter"):  # saved with its name
             qpeft.load(llama, tmp_path / "compact", **options)
         return
     loaded = qpeft.load(llama, tmp_path / "compact", **options).eval()
@@ -131,7 +131,7 @@ def test_compact_checkpoint_gives_the_same_logits(llama, make, ids, adapters, tm
 
 
 @pytest.mark.parametrize("variant", TUNERS, indirect=True)
-def test_peft_loads_what_peft_saves(gpt2, ids, adapters, tmp_path, variant):
+def test_peft_save_and_load(gpt2, ids, adapters, tmp_path, variant):
     gpt2.save_pretrained(tmp_path / "base")
     base = type(gpt2).from_pretrained(tmp_path / "base")
     model = variant.move(variant.adapt(copy.deepcopy(base), modules_to_save=["ln_f"]))
@@ -156,7 +156,7 @@ def test_state_dict_round_trip(make, ids, adapters):
     assert_equal_logits(adapters, ids, other, model)
 
 
-def test_copy_lives_on_its_own(make, ids, adapters):
+def test_copy_is_independent(make, ids, adapters):
     model = make()
     live = adapters.logits(model, ids)
     twin = copy.deepcopy(model)
@@ -172,12 +172,12 @@ def test_pickle_round_trip(make, ids, adapters):
     assert_equal_logits(adapters, ids, again, model)
 
 
-def test_missing_tensor_is_refused_and_nan_is_not_saved(llama, make, tmp_path, rewrite_tensors):
+def test_missing_tensor_and_nan_raise(llama, make, tmp_path, rewrite_tensors):
     model = make()
     qpeft.save(model, tmp_path / "good")
     largest = max(load_file(tmp_path / "good" / WEIGHTS).items(), key=lambda item: item[1].numel())[0]
     rewrite_tensors(tmp_path / "good", lambda t: {name: value for name, value in t.items() if name != largest})
-    with pytest.raises(CheckpointError, match=r"does not hold this adapter|holds no sora_gate|missing"):
+    with pytest.raises(CheckpointError, match=r"does not contain this adapter|contains no sora_gate|missing"):
         qpeft.load(llama, tmp_path / "good")
     next(p for p in model.parameters() if p.requires_grad).data.fill_(torch.nan)
     with pytest.raises(ConfigError, match=r"non-finite adapter parameter in|contain NaN or Inf"):
@@ -185,14 +185,14 @@ def test_missing_tensor_is_refused_and_nan_is_not_saved(llama, make, tmp_path, r
     assert not (tmp_path / "bad").exists()
 
 
-def test_compact_checkpoint_says_that_it_needs_qpeft(make, tmp_path, variant):
+def test_card_of_a_compact_checkpoint_imports_qpeft(make, tmp_path, variant):
     qpeft.save(make(), tmp_path / "compact")
     card = (tmp_path / "compact" / "README.md").read_text(encoding="utf-8")
     assert "import qpeft" in card
     assert "[More Information Needed]" not in card
 
 
-def test_plan_counts_what_is_trained_and_stored(request, llama, make, tmp_path, variant):
+def test_plan_equals_trained_and_stored_parameters(request, llama, make, tmp_path, variant):
     if request.node.callspec.params["variant"] == "attached to qaa":
         request.applymarker(pytest.mark.xfail(reason="the plan counts 4 bytes for each byte of QAA's fingerprints"))
     model = make()
@@ -228,12 +228,12 @@ def test_two_adapters_switch_and_add_up(make, llama, ids, adapters, variant):
 
 
 @pytest.mark.parametrize("variant", TUNERS, indirect=True)
-def test_rows_of_a_batch_take_adapters_by_name_or_are_refused(make, llama, ids, adapters, variant):
+def test_adapter_names_of_a_batch(make, llama, ids, adapters, variant):
     model = make()
     model.add_adapter("other", variant.make_config())
     names = ["default", "other", "__base__"]
     if not variant.merges:
-        with pytest.raises(ConfigError, match="adapter_names gives each row"):
+        with pytest.raises(ConfigError, match="does not support adapter_names"):
             model(input_ids=ids, adapter_names=names)
         return
     logits = adapters.logits
@@ -333,7 +333,7 @@ def test_gradient_checkpointing_changes_no_gradient(make, ids, adapters, use_ree
         torch.testing.assert_close(gradient, expected[name])
 
 
-def test_dropout_acts_in_training_alone(make, ids, adapters, variant):
+def test_dropout_acts_only_in_training(make, ids, adapters, variant):
     if variant.dropout is None:
         pytest.skip("no dropout")
     model = make(**{variant.dropout: 0.5})
@@ -370,7 +370,7 @@ def test_trainer_resumes_to_the_same_parameters(make, adapters, ids, tmp_path, v
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
-def test_parameter_groups_hold_every_trainable_tensor_once(make, variant):
+def test_parameter_groups_contain_every_trainable_tensor_once(make, variant):
     model = make(modules_to_save=["lm_head"]) if variant.method != "attach" else make()
     groups = param_groups(model, lr=1e-3, weight_decay=0.1)
     held = [id(p) for group in groups for p in group["params"]]

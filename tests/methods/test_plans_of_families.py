@@ -60,7 +60,7 @@ def test_quantum_peft_and_bottleneck_at_gemmas_geometry(gemma):
     assert (plan.method, plan.needs_qpeft, plan.exported_bytes) == ("bottleneck", True, None)
 
 
-def test_count_is_that_of_a_real_adapter(roberta, shared):
+def test_count_equals_that_of_a_published_adapter(roberta, shared):
     """microsoft/LoRA's RoBERTa-base on MNLI: rank 8 on query and value, and the classification head."""
     with safe_open(shared / "models/roberta_base_lora_mnli/lora_mnli.safetensors", framework="pt") as file:
         sizes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
@@ -90,19 +90,19 @@ def test_count_is_that_of_a_real_adapter(roberta, shared):
         (GemmaConfig(), None, "GemmaForCausalLM"),
     ],
 )
-def test_config_becomes_the_model_of_its_task(config, task_type, expected):
+def test_on_meta_selects_the_class_of_the_task(config, task_type, expected):
     model = on_meta(config, task_type)
     assert type(model).__name__ == expected
     assert all(p.is_meta for p in model.parameters())
 
 
-def test_config_of_no_model():
+def test_config_without_a_model_raises():
     with pytest.raises(ConfigError, match=r"transformers has no model for PreTrainedConfig; give the model itself"):
         on_meta(PreTrainedConfig())
 
 
 @pytest.mark.parametrize("method", ["qpa", "quantum_peft", "bottleneck", "qaa"])
-def test_plan_counts_what_is_trained(family, base, models, method):
+def test_plan_equals_the_trained_parameters(family, base, models, method):
     config = models.config(method, family, **({} if method in ("bottleneck", "qaa") else {"modules_to_save": None}))
     plan = qpeft.plan(base, config)
     model = get_peft_model(base, config)

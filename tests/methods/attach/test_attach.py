@@ -1,4 +1,4 @@
-"""QPA over stock adapters that are on a model already: same start, nothing lost, and stock PEFT reloads the export."""
+"""`qpeft.attach` with many hosts: unchanged outputs, complete checkpoints, exports that stock PEFT loads, errors."""
 
 import copy
 import json
@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import (
     AdaLoraConfig,
+    AdaptionPromptConfig,
     AutoPeftModelForCausalLM,
     IA3Config,
     LNTuningConfig,
@@ -29,7 +30,7 @@ from qpeft.errors import CheckpointError, ConfigError, TiedWeightError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:QPA trains"),  # the models are tiny
-    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT's word on RMSNorm
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT, about RMSNorm
 ]
 LM = {"task_type": "CAUSAL_LM"}
 QV = {**LM, "target_modules": ["q_proj", "v_proj"]}
@@ -54,9 +55,8 @@ HOSTS = {
     "bottleneck": qpeft.BottleneckConfig(bottleneck_size=4, target_modules=["mlp"], **LM),
 }
 NOT_STOCK = {"bottleneck"}
-BESIDE_THE_BASE = {"prefix", "prefix with MLP", "prompt", "p-tuning"}
-STOCK = [host for host in HOSTS if host not in NOT_STOCK]
-MERGEABLE = [host for host in STOCK if host not in BESIDE_THE_BASE]
+PROMPT_HOSTS = {"prefix", "prefix with MLP", "prompt", "p-tuning"}
+MERGEABLE = HOSTS.keys() - PROMPT_HOSTS - NOT_STOCK
 
 
 def small(**settings):
@@ -70,7 +70,7 @@ def attached(base, host="ia3", **settings):
 
 @pytest.fixture
 def trained(llama, ids, adapters):
-    """Of a host: the base before, and the attached model after a few steps."""
+    """The base, and the attached model after a few steps."""
 
     def make(host, **settings):
         plain = copy.deepcopy(llama)
@@ -80,63 +80,60 @@ def trained(llama, ids, adapters):
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_it_starts_where_the_stock_adapter_does_and_learns(llama, ids, adapters, host):
+def test_host_from_attach_to_export(llama, ids, adapters, tmp_path, host):
+    plain = copy.deepcopy(llama)
     model = get_peft_model(llama, copy.deepcopy(HOSTS[host])).eval()
-    stock, n_stock = adapters.logits(model, ids), model.get_nb_trainable_parameters()[0]
+    initial = adapters.logits(model, ids)
     assert qpeft.attach(model, small()) is model
-    assert torch.equal(adapters.logits(model, ids), stock)
-    assert model.get_nb_trainable_parameters()[0] != n_stock
+    assert torch.equal(adapters.logits(model, ids), initial)
     before = model(input_ids=ids, labels=ids).loss
     before.backward()
     assert all(p.grad.norm() > 0 for p in model.generators.parameters())
     adapters.train(model, ids, steps=8, lr=1e-3)
     assert model(input_ids=ids, labels=ids).loss < before
+    live = adapters.logits(model, ids)
 
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_compact_folder_gives_the_same_bits(trained, ids, adapters, tmp_path, host):
-    plain, model = trained(host)
+    plan = qpeft.plan(plain, HOSTS[host], small())
+    assert plan.trainable == model.get_nb_trainable_parameters()[0]
+    assert plan.deployed == sum(model.binding("default").sizes) + plan.trainable_parts["other"]
     qpeft.save(model, tmp_path / "compact")
-    again = qpeft.load(plain, tmp_path / "compact")
-    assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
+    assert plan.stored_bytes == bytes_of(tmp_path / "compact")
+    again = qpeft.load(copy.deepcopy(plain), tmp_path / "compact")
+    assert torch.equal(adapters.logits(again, ids), live)
     assert not any(p.requires_grad for p in again.parameters())
     assert not again.training
+    if host in NOT_STOCK:
+        assert plan.exported_bytes is None
+        return
 
-
-@pytest.mark.parametrize("host", STOCK)
-def test_stock_peft_reloads_the_export(trained, ids, adapters, tmp_path, host):
-    plain, model = trained(host)
     report = qpeft.export(model, tmp_path / "exported")
-    live = adapters.logits(model, ids)
-    stock = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "exported").eval()
-    assert "Attached" not in type(stock).__name__
-    torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-6, rtol=0)
+    assert plan.exported_bytes == bytes_of(tmp_path / "exported") == qpeft.plan(plain, HOSTS[host]).stored_bytes
+    exported = PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "exported").eval()
+    assert "Attached" not in type(exported).__name__
+    torch.testing.assert_close(adapters.logits(exported, ids), live, atol=1e-6, rtol=0)
     assert report.max_logit_difference <= 1e-6
     assert report.n_generated == sum(model.binding("default").sizes)
-    adapters.train(model.train(), ids, steps=1)  # the export left it able to train
-    assert not torch.equal(adapters.logits(model, ids), live)
-
-
-@pytest.mark.parametrize("host", STOCK)
-def test_an_export_has_the_files_of_a_stock_save(trained, tmp_path, host):
-    plain, model = trained(host)
-    qpeft.export(model, tmp_path / "exported")
     stock = get_peft_model(plain, copy.deepcopy(HOSTS[host]))
     stock.save_pretrained(tmp_path / "stock", save_embedding_layers=False)
     ours, theirs = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("exported", "stock"))
     assert {k: (v.shape, v.dtype) for k, v in ours.items()} == {k: (v.shape, v.dtype) for k, v in theirs.items()}
 
+    adapters.train(model.train(), ids, steps=1)  # an export does not prevent training
+    assert not torch.equal(adapters.logits(model, ids), live)
+    if host in MERGEABLE:
+        live = adapters.logits(model, ids)
+        merged = model.merge_and_unload()
+        torch.testing.assert_close(adapters.logits(merged, ids), live, atol=1e-5, rtol=1e-5)
+        assert not any("qpeft" in name for name, _ in merged.named_modules())
 
-@pytest.mark.parametrize("host", MERGEABLE)
-def test_merging_gives_the_live_model(trained, ids, adapters, host):
-    _, model = trained(host)
-    live = adapters.logits(model, ids)
-    merged = model.merge_and_unload()
-    torch.testing.assert_close(adapters.logits(merged, ids), live, atol=1e-5, rtol=1e-5)
-    assert not any("qpeft" in name for name, _ in merged.named_modules())
+
+def bytes_of(folder):
+    """Of the tensors of a folder, without the fingerprint."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return sum(t.numel() * t.element_size() for name, t in tensors.items() if not name.endswith("fingerprint"))
 
 
-def test_the_start_is_stored_because_peft_drew_it_and_raw_has_none(trained, tmp_path):
+def test_initial_values_are_saved_except_for_raw(trained, tmp_path):
     sizes = {}
     for mode in ("residual", "raw"):
         _, model = trained("ia3", init_mode=mode)
@@ -147,7 +144,7 @@ def test_the_start_is_stored_because_peft_drew_it_and_raw_has_none(trained, tmp_
     assert sizes == {"residual": n_trained + sum(model.binding("default").sizes), "raw": n_trained}
 
 
-def test_what_trains_beside_the_generator_is_saved(trained, tmp_path):
+def test_other_trained_tensors_are_saved(trained, tmp_path):
     _, model = trained("modules_to_save")
     qpeft.save(model, tmp_path / "compact")
     saved = load_file(tmp_path / "compact" / "adapter_model.safetensors")
@@ -155,14 +152,14 @@ def test_what_trains_beside_the_generator_is_saved(trained, tmp_path):
     assert any(torch.equal(t, model.get_output_embeddings().modules_to_save["default"].weight) for t in beside.values())
 
 
-def test_what_layers_share_is_saved_once(trained, tmp_path):
+def test_shared_tensors_are_saved_once(trained, tmp_path):
     _, model = trained("vera")
     qpeft.save(model, tmp_path / "compact")
     beside = [k for k in load_file(tmp_path / "compact" / "adapter_model.safetensors") if k.startswith("beside.")]
     assert len(beside) == 2  # A and B, of all layers
 
 
-def test_two_adapters_switch_and_one_can_go(llama, ids, adapters):
+def test_two_adapters_switch_and_are_deleted(llama, ids, adapters):
     model = attached(llama, "ia3")
     model.add_adapter("other", IA3Config(target_modules=["k_proj"], feedforward_modules=[], **LM))
     qpeft.attach(model, small(seed=1), "other")
@@ -183,7 +180,7 @@ def test_two_adapters_switch_and_one_can_go(llama, ids, adapters):
 
 
 @pytest.mark.parametrize("first", ["lora", "modules_to_save", "bias"])
-def test_a_saved_adapter_joins_another_model_under_a_new_name(trained, ids, adapters, tmp_path, first):
+def test_load_adapter_under_another_name(trained, ids, adapters, tmp_path, first):
     plain, model = trained("modules_to_save")
     qpeft.save(model, tmp_path / "compact")
     other = attached(plain, HOSTS[first])
@@ -192,7 +189,7 @@ def test_a_saved_adapter_joins_another_model_under_a_new_name(trained, ids, adap
     assert torch.equal(adapters.logits(other, ids), adapters.logits(model, ids))
 
 
-def test_a_damaged_folder_does_not_join_another_model(trained, tmp_path):
+def test_load_adapter_of_a_damaged_folder_raises(trained, tmp_path):
     plain, model = trained("lora")
     qpeft.save(model, tmp_path / "compact")
     file = tmp_path / "compact" / "adapter_config.json"
@@ -204,7 +201,7 @@ def test_a_damaged_folder_does_not_join_another_model(trained, tmp_path):
     assert list(other.peft_config) == ["default"]
 
 
-def test_weights_that_are_a_pipe_are_not_waited_for(trained, tmp_path):
+def test_pipe_instead_of_weights_raises(trained, tmp_path):
     plain, model = trained("lora")
     qpeft.save(model, tmp_path / "compact")
     weights = tmp_path / "compact" / "adapter_model.safetensors"
@@ -215,7 +212,7 @@ def test_weights_that_are_a_pipe_are_not_waited_for(trained, tmp_path):
 
 
 @pytest.mark.parametrize("host", ["lora", "modules_to_save"])
-def test_the_folder_of_a_second_adapter_holds_it_alone(llama, ids, adapters, tmp_path, host):
+def test_folder_of_a_second_adapter(llama, ids, adapters, tmp_path, host):
     plain = copy.deepcopy(llama)
     model = attached(llama, host)
     model.add_adapter("b", LoraConfig(r=3, modules_to_save=HOSTS[host].modules_to_save, **QV))
@@ -228,7 +225,7 @@ def test_the_folder_of_a_second_adapter_holds_it_alone(llama, ids, adapters, tmp
 
 
 @pytest.mark.parametrize("name", ["0", "layers", "weight", "q_proj"])
-def test_an_adapter_may_be_named_like_a_part_of_the_model(llama, ids, adapters, tmp_path, name):
+def test_adapter_named_like_a_module(llama, ids, adapters, tmp_path, name):
     plain = copy.deepcopy(llama)
     model = get_peft_model(llama, copy.deepcopy(HOSTS["modules_to_save"]), adapter_name=name)
     adapters.train(qpeft.attach(model, small()), ids)
@@ -241,7 +238,7 @@ def test_an_adapter_may_be_named_like_a_part_of_the_model(llama, ids, adapters, 
 
 @pytest.mark.parametrize("host", ["ia3", "prefix", "prompt", "lora", "bottleneck"])
 @pytest.mark.parametrize("task", ["SEQ_CLS", "TOKEN_CLS"])
-def test_a_classifier_comes_back(llama, ids, adapters, tmp_path, host, task):
+def test_classifier_round_trip(llama, ids, adapters, tmp_path, host, task):
     from transformers import LlamaForSequenceClassification, LlamaForTokenClassification
 
     made = LlamaForSequenceClassification if task == "SEQ_CLS" else LlamaForTokenClassification
@@ -262,7 +259,7 @@ def test_a_classifier_comes_back(llama, ids, adapters, tmp_path, host, task):
 
 
 @pytest.mark.filterwarnings("ignore:.*pooler.*:UserWarning")
-def test_a_head_of_several_layers_is_exported(ids, adapters, tmp_path):
+def test_export_of_a_head_with_several_layers(ids, adapters, tmp_path):
     from transformers import BertConfig, BertForSequenceClassification
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
@@ -275,7 +272,7 @@ def test_a_head_of_several_layers_is_exported(ids, adapters, tmp_path):
     torch.testing.assert_close(adapters.logits(stock, ids), adapters.logits(model, ids), atol=1e-6, rtol=0)
 
 
-def test_half_precision_comes_back(llama, ids, adapters, tmp_path):
+def test_half_precision_round_trip(llama, ids, adapters, tmp_path):
     base = llama.to(torch.bfloat16)
     plain, option = copy.deepcopy(base), {"autocast_adapter_dtype": False}
     model = qpeft.attach(get_peft_model(base, copy.deepcopy(HOSTS["lora"]), **option), small())
@@ -284,7 +281,7 @@ def test_half_precision_comes_back(llama, ids, adapters, tmp_path):
     assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
 
 
-def test_adapters_without_a_generator_are_saved_as_ever(llama, ids, adapters, tmp_path):
+def test_stock_adapters_on_the_same_model_are_saved_as_by_peft(llama, ids, adapters, tmp_path):
     model = attached(llama, "lora")
     model.add_adapter("plain", LoraConfig(r=3, **QV))
     model.save_pretrained(tmp_path / "both")
@@ -292,7 +289,7 @@ def test_adapters_without_a_generator_are_saved_as_ever(llama, ids, adapters, tm
     assert all("lora" in key for key in load_file(tmp_path / "both" / "plain" / "adapter_model.safetensors"))
 
 
-def test_a_tied_head_is_not_merged_before_it_is_untied(gpt2, ids, adapters):
+def test_tied_head_is_merged_only_when_untied(gpt2, ids, adapters):
     model = adapters.train(attached(gpt2, "lm_head"), ids)
     live = adapters.logits(model, ids)
     with pytest.raises(TiedWeightError, match="untie_lm_head"):
@@ -303,7 +300,7 @@ def test_a_tied_head_is_not_merged_before_it_is_untied(gpt2, ids, adapters):
     torch.testing.assert_close(adapters.logits(model.merge_and_unload(), ids), live, atol=1e-5, rtol=1e-5)
 
 
-def test_its_gradient_is_the_chain_rule_through_the_stock_gradient(llama, ids):
+def test_gradient_equals_the_chain_rule(llama, ids):
     """With a stock adapter at the same values, d loss/d phi = (d w/d phi)^T (d loss/d w)."""
     model = attached(llama, "loha")
     stock = copy.deepcopy(model)
@@ -320,76 +317,67 @@ def test_its_gradient_is_the_chain_rule_through_the_stock_gradient(llama, ids):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
 
 
-class TestRefusals:
-    def test_no_peft_model(self, llama):
-        with pytest.raises(ConfigError, match="takes a PeftModel, got LlamaForCausalLM"):
-            qpeft.attach(llama, small())
+def merged(model):
+    model.merge_adapter()
+    return model
+
+
+def with_a_shared_tensor(model):
+    first, second = (layer.self_attn.v_proj.ia3_l for layer in model.get_base_model().model.layers)
+    second["default"] = first["default"]
+    return model
+
+
+def with_init(model, init):
+    model.peft_config["default"].init_lora_weights = init
+    return model
+
+
+def peft_model(base, host):
+    return get_peft_model(base, copy.deepcopy(HOSTS[host] if isinstance(host, str) else host))
+
+
+PROMPTS_IN_LAYERS = AdaptionPromptConfig(adapter_len=2, adapter_layers=1, **LM)
+ERRORS = {
+    "takes a PeftModel, got LlamaForCausalLM": lambda base: base,
+    "generated already": attached,
+    "no tensor of adapter 'default' is trainable": lambda base: peft_model(base, "lora").requires_grad_(False),
+    "no trainable adapter parameters found; attach": lambda base: peft_model(base, PROMPTS_IN_LAYERS),
+    "'loftq' changes the base model in a way that": lambda base: with_init(peft_model(base, "lora"), "loftq"),
+    "'pissa_niter_1' changes the base": lambda base: with_init(peft_model(base, "lora"), "pissa_niter_1"),
+    "AdaLoRA": lambda base: peft_model(base, AdaLoraConfig(total_step=10, **QV)),
+    r"IA3 shares .*layers\.1.* between layers": lambda base: with_a_shared_tensor(peft_model(base, "ia3")),
+    "unmerge_adapter": lambda base: merged(peft_model(base, "lora")),
+}
+
+
+class TestErrors:
+    @pytest.mark.parametrize("message", ERRORS)
+    def test_attach(self, llama, message):
+        model = ERRORS[message](llama)
+        with pytest.raises(ConfigError, match=message):
+            qpeft.attach(model, small())
 
     def test_unknown_adapter(self, llama):
         with pytest.raises(ConfigError, match="no adapter 'x'; it has default"):
-            qpeft.attach(get_peft_model(llama, copy.deepcopy(HOSTS["ia3"])), small(), "x")
+            qpeft.attach(peft_model(llama, "ia3"), small(), "x")
 
-    def test_twice(self, llama):
-        with pytest.raises(ConfigError, match="generated already"):
-            qpeft.attach(attached(llama), small())
-
-    def test_over_a_generated_adapter(self, llama, adapters):
+    def test_attach_to_a_generated_adapter(self, llama, adapters):
         with pytest.raises(ConfigError, match="generated already"):
             qpeft.attach(adapters.qpa(llama), small())
 
-    def test_nothing_trains(self, llama):
-        model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
-        model.requires_grad_(False)
-        with pytest.raises(ConfigError, match="no tensor of adapter 'default' is trainable"):
-            qpeft.attach(model, small())
+    @pytest.mark.parametrize("config", [{"budget": 0.5}, qpeft.QPAConfig()])
+    def test_config_that_is_not_a_generators(self, llama, config):
+        with pytest.raises(ConfigError, match="attach takes a QPAGeneratorConfig or another registered"):
+            qpeft.attach(peft_model(llama, "lora"), config)
 
-    def test_an_adapter_with_no_tensors_in_layers(self, llama):
-        from peft import AdaptionPromptConfig
-
-        model = get_peft_model(llama, AdaptionPromptConfig(adapter_len=2, adapter_layers=1, **LM))
-        with pytest.raises(ConfigError, match="no trainable adapter parameters found; attach a PEFT adapter before"):
-            qpeft.attach(model, small())
-
-    def test_other_settings_than_a_generators(self, llama):
-        model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
-        for config in ({"budget": 0.5}, qpeft.QPAConfig()):
-            with pytest.raises(
-                ConfigError, match="attach takes a QPAGeneratorConfig, or settings of a generator of yours, got"
-            ):
-                qpeft.attach(model, config)
-
-    @pytest.mark.parametrize("init", ["pissa_niter_1", "loftq"])
-    def test_a_start_that_cannot_be_found_again(self, llama, init):
-        model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
-        model.peft_config["default"].init_lora_weights = init
-        with pytest.raises(ConfigError, match="cannot be found again on loading"):
-            qpeft.attach(model, small())
-
-    def test_one_tensor_under_two_names(self, llama):
+    def test_tied_tensor(self, llama):
         base = type(llama)(type(llama.config)(**{**llama.config.to_dict(), "tie_word_embeddings": True}))
         config = LoraConfig(r=2, target_modules=["embed_tokens"], ensure_weight_tying=True, **LM)
         with pytest.raises(ConfigError, match=r"Lora shares .* between layers"):
             qpeft.attach(get_peft_model(base, config), small())
 
-    def test_adalora(self, llama):
-        model = get_peft_model(llama, AdaLoraConfig(total_step=10, **QV))
-        with pytest.raises(ConfigError, match="AdaLoRA"):
-            qpeft.attach(model, small())
-
-    def test_a_tensor_that_layers_share(self, llama):
-        model = get_peft_model(llama, copy.deepcopy(HOSTS["ia3"]))
-        first, second = (layer.self_attn.v_proj.ia3_l for layer in model.get_base_model().model.layers)
-        second["default"] = first["default"]
-        with pytest.raises(ConfigError, match=r"IA3 shares .*layers\.1.* between layers"):
-            qpeft.attach(model, small())
-
-    def test_a_merged_adapter(self, llama):
-        model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"]))
-        model.merge_adapter()
-        with pytest.raises(ConfigError, match="unmerge_adapter"):
-            qpeft.attach(model, small())
-
-    def test_a_merge_that_is_refused_leaves_the_generator(self, trained, ids, adapters):
+    def test_failed_merge_keeps_the_generator(self, trained, ids, adapters):
         _, model = trained("bottleneck")
         live = adapters.logits(model, ids)
         with pytest.raises(ConfigError, match="merge"):
@@ -397,7 +385,7 @@ class TestRefusals:
         assert list(model.generators) == ["default"]
         assert torch.equal(adapters.logits(model, ids), live)
 
-    def test_a_folder_that_cannot_be_loaded_leaves_nothing_behind(self, trained, tmp_path):
+    def test_failed_load_changes_nothing(self, trained, tmp_path):
         from safetensors.torch import save_file
 
         plain, model = trained("lora")
@@ -414,15 +402,15 @@ class TestRefusals:
             qpeft.load(plain, tmp_path / "compact")
         assert not any("lora" in name for name, _ in plain.named_modules())
 
-    def test_a_weighted_sum(self, llama):
+    def test_weighted_sum(self, llama):
         with pytest.raises(ConfigError, match=r"qpeft\.export"):
             attached(llama, "lora").add_weighted_adapter(["default"], [1.0], "sum")
 
-    def test_merging_what_stands_beside_the_base(self, llama):
-        with pytest.raises(ConfigError, match="nothing to merge"):
+    def test_merging_a_prompt(self, llama):
+        with pytest.raises(ConfigError, match="cannot be merged"):
             attached(llama, "prefix").merge_and_unload()
 
-    def test_too_small_a_budget_leaves_the_stock_adapter(self, llama, ids, adapters):
+    def test_too_small_a_budget_keeps_the_stock_adapter(self, llama, ids, adapters):
         model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"])).eval()
         before = adapters.logits(model, ids)
         with pytest.raises(ConfigError, match="too small"):
@@ -431,7 +419,7 @@ class TestRefusals:
         assert any(p.requires_grad for p in model.parameters())
 
     @pytest.mark.parametrize("load", [PeftModel.from_pretrained, lambda _, folder: load_auto(folder)])
-    def test_peft_alone_cannot_load_the_compact_folder(self, trained, tmp_path, load, monkeypatch):
+    def test_peft_alone_cannot_load_a_compact_checkpoint(self, trained, tmp_path, load, monkeypatch):
         plain, model = trained("ia3")
         plain.save_pretrained(tmp_path / "base")
         model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
@@ -446,10 +434,10 @@ class TestRefusals:
         with pytest.raises(CheckpointError, match="other settings than this adapter has: n_layers, seed"):
             attached(plain, "ia3", n_layers=4, seed=2).load_adapter(tmp_path / "compact", "default")
 
-    def test_a_stock_folder_in_its_place(self, trained, llama, tmp_path):
+    def test_stock_folder(self, trained, llama, tmp_path):
         plain, _ = trained("ia3")
         get_peft_model(copy.deepcopy(plain), copy.deepcopy(HOSTS["ia3"])).save_pretrained(tmp_path / "stock")
-        with pytest.raises(CheckpointError, match="holds no attached adapter"):
+        with pytest.raises(CheckpointError, match="contains no attached adapter"):
             attached(plain, "ia3").load_adapter(tmp_path / "stock", "default")
 
     @pytest.mark.parametrize(
@@ -471,7 +459,7 @@ class TestRefusals:
             qpeft.load(other, tmp_path / "compact")
 
     @pytest.mark.parametrize("damage", ["config", "cut", "nan"])
-    def test_damage(self, trained, tmp_path, damage):
+    def test_damaged_folder(self, trained, tmp_path, damage):
         from safetensors.torch import save_file
 
         plain, model = trained("ia3")
@@ -492,25 +480,3 @@ class TestRefusals:
 
 def load_auto(folder):
     return AutoPeftModelForCausalLM.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_plan_says_what_is_trained_and_written(trained, tmp_path, host):
-    plain, model = trained(host)
-    plan = qpeft.plan(plain, HOSTS[host], small())
-    assert plan.trainable == model.get_nb_trainable_parameters()[0]
-    assert plan.deployed == sum(model.binding("default").sizes) + plan.trainable_parts["other"]
-    qpeft.save(model, tmp_path / "compact")
-    assert plan.stored_bytes == bytes_of(tmp_path / "compact")
-    if host in NOT_STOCK:
-        assert plan.exported_bytes is None
-        return
-    qpeft.export(model, tmp_path / "exported")
-    assert plan.exported_bytes == bytes_of(tmp_path / "exported")
-    assert qpeft.plan(plain, HOSTS[host]).stored_bytes == plan.exported_bytes
-
-
-def bytes_of(folder):
-    """Of the tensors of a folder, but for the fingerprint, which is always there."""
-    tensors = load_file(folder / "adapter_model.safetensors")
-    return sum(t.numel() * t.element_size() for name, t in tensors.items() if not name.endswith("fingerprint"))

@@ -45,7 +45,7 @@ def blocks(shared):
 
 @pytest.mark.long
 @pytest.mark.parametrize("host", HOSTS)
-def test_exact_start_falling_loss_and_an_export_that_stock_peft_reloads(storyteller, blocks, adapters, tmp_path, host):
+def test_initial_logits_training_and_export(storyteller, blocks, adapters, tmp_path, host):
     plain, (config, lr) = copy.deepcopy(storyteller), HOSTS[host]
     model = get_peft_model(copy.deepcopy(plain), copy.deepcopy(config)).eval()
     stock = adapters.logits(model, blocks[:8])
@@ -70,7 +70,7 @@ def test_exact_start_falling_loss_and_an_export_that_stock_peft_reloads(storytel
 
 
 @pytest.mark.long
-def test_a_resumed_run_of_an_attached_prefix_equals_the_unbroken_one(storyteller, blocks, adapters, tmp_path):
+def test_resumed_prefix_run_equals_uninterrupted_run(storyteller, blocks, adapters, tmp_path):
     rows = [{"input_ids": block, "labels": block} for block in blocks]
 
     def run(folder, seed, resume=None):

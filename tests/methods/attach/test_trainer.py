@@ -51,7 +51,7 @@ def rows():
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_resumed_run_equals_the_unbroken_one(llama, rows, ids, adapters, tmp_path, host):
+def test_resumed_run_equals_uninterrupted_run(llama, rows, ids, adapters, tmp_path, host):
     unbroken = trainer(attached(llama, host), rows, tmp_path / "a")
     unbroken.train()
     # another process would draw another start: the checkpoint has the one that the run began with
@@ -67,7 +67,7 @@ def test_a_resumed_run_equals_the_unbroken_one(llama, rows, ids, adapters, tmp_p
     assert torch.equal(adapters.logits(loaded, ids), live)
 
 
-def test_the_best_checkpoint_comes_back(llama, rows, ids, adapters, tmp_path):
+def test_best_checkpoint_is_loaded(llama, rows, ids, adapters, tmp_path):
     changes = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True, "learning_rate": 0.5}
     run = trainer(attached(llama), rows, tmp_path, **changes)
     run.train()  # far too high a rate: the best checkpoint is told by its score
@@ -76,7 +76,7 @@ def test_the_best_checkpoint_comes_back(llama, rows, ids, adapters, tmp_path):
     assert torch.equal(adapters.logits(run.model.eval(), ids), adapters.logits(loaded, ids))
 
 
-def test_accumulated_micro_batches_cost_one_evaluation_and_one_backward(llama, rows, tmp_path, monkeypatch):
+def test_accumulation_needs_one_evaluation_per_step(llama, rows, tmp_path, monkeypatch):
     from qpeft.methods.qpa.generator import QPAGenerator
 
     model = attached(llama)
@@ -87,7 +87,7 @@ def test_accumulated_micro_batches_cost_one_evaluation_and_one_backward(llama, r
     assert len(calls) == 3
 
 
-def test_accelerate_saves_and_restores_the_whole_state(llama, rows, ids, adapters, tmp_path):
+def test_accelerate_state_round_trip(llama, rows, ids, adapters, tmp_path):
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True)

@@ -1,7 +1,5 @@
 """Counts, budgets and settings against the published tables and brute force."""
 
-import math
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +25,7 @@ from qpeft.methods.qpa.generator import QPAGeneratorConfig
         (4097, 1024, 5, 3, 72_312),
     ],
 )
-def test_the_published_counts(m, chunk_size, n_chunks, n_qubits, total):
+def test_published_counts(m, chunk_size, n_chunks, n_qubits, total):
     count = QPAGeneratorConfig(chunk_size=chunk_size).count(m)
     assert (count.n_chunks, count.n_qubits, count.total) == (n_chunks, n_qubits, total)
 
@@ -41,7 +39,7 @@ def test_depth_adds_one_angle_per_qubit_and_layer(n_layers, total):
     ("source", "total"),
     [("qnn", 106_264), ("qnn_frozen", 106_208), ("free", 106_308), ("random", 106_208), ("none", 106_176)],
 )
-def test_counts_of_the_controls(source, total):
+def test_counts_of_controls(source, total):
     assert QPAGeneratorConfig(chunk_size=2048, feature_source=source).count(204_100).total == total
 
 
@@ -58,13 +56,13 @@ def test_counts_of_the_controls(source, total):
         (204_100, 39_146, 2, 17, 39_146),
     ],
 )
-def test_the_published_budgets(m, spend, chunk_size, n_qubits, total):
+def test_published_budgets(m, spend, chunk_size, n_qubits, total):
     count = QPAGeneratorConfig(budget=spend, hidden=budget.PAPER_HIDDEN).count(m)
     assert (count.chunk_size, count.n_qubits, count.total) == (chunk_size, n_qubits, total)
 
 
 @pytest.mark.parametrize(("m", "smallest"), [(204_100, 39_146), (1_032_192, 39_226), (147_456, 39_139)])
-def test_a_budget_below_the_floor_names_the_floor(m, smallest):
+def test_budget_below_the_minimum_raises(m, smallest):
     config = QPAGeneratorConfig(budget=smallest - 1, hidden=budget.PAPER_HIDDEN)
     with pytest.raises(ConfigError, match=rf"budget {smallest - 1} is too small: .* for {m} .* has {smallest} "):
         config.count(m)
@@ -73,18 +71,18 @@ def test_a_budget_below_the_floor_names_the_floor(m, smallest):
 @pytest.mark.parametrize(
     ("m", "chunk_size", "n_qubits", "total", "last"), [(204_100, 1920, 7, 102_040, 32), (32_768, 1534, 5, 16_382, 8)]
 )
-def test_the_rule_for_the_widths(m, chunk_size, n_qubits, total, last):
+def test_hidden_widths_follow_the_budget(m, chunk_size, n_qubits, total, last):
     count = QPAGeneratorConfig(budget=0.5).count(m)
     assert (count.chunk_size, count.n_qubits, count.total, count.hidden[-1]) == (chunk_size, n_qubits, total, last)
     assert QPAGeneratorConfig().count(m) == count  # half the adapter's parameters is the default
 
 
-def test_chunk_size_takes_the_papers_widths():
+def test_chunk_size_uses_the_published_widths():
     assert QPAGeneratorConfig(chunk_size=8).count(100).hidden == budget.PAPER_HIDDEN
 
 
 @given(m=st.integers(1, 3000), spend=st.integers(100, 4000), n_layers=st.integers(1, 9), max_qubits=st.integers(1, 12))
-def test_the_solver_equals_brute_force(m, spend, n_layers, max_qubits):
+def test_largest_chunk_equals_brute_force(m, spend, n_layers, max_qubits):
     hidden = (3, 5, 2)
     affordable = [
         n
@@ -100,7 +98,7 @@ def test_the_solver_equals_brute_force(m, spend, n_layers, max_qubits):
 
 
 @given(chunks=st.integers(1, 10**6))
-def test_qubits_number_the_chunks(chunks):
+def test_qubits_of_chunks(chunks):
     n = budget.n_qubits(chunks)
     assert 2**n >= chunks
     assert n == 1 or 2 ** (n - 1) < chunks
@@ -110,43 +108,29 @@ def test_qubits_number_the_chunks(chunks):
     ("settings", "message"),
     [
         ({"chunk_size": 4, "budget": 0.5}, "set at most one of chunk_size and budget"),
-        ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
-        ({"chunk_size": 2.5}, "chunk_size must be a whole number, got 2.5"),
-        ({"n_layers": 0}, "n_layers must be at least 1, got 0"),
         ({"hidden": ()}, r"hidden must be a non-empty sequence of positive integers, got \[\]"),
         ({"hidden": (4, -1)}, r"hidden must be a non-empty sequence of positive integers, got \[4, -1\]"),
-        ({"budget": 0}, "budget must be above 0, got 0"),
         ({"budget": 1.5}, "budget must be a positive whole number"),
-        ({"budget": math.nan}, "budget must be a finite number"),
         ({"activation": "relu"}, "unknown activation 'relu'; did you mean 'gelu'"),
-        ({"feature_source": "qpu"}, "unknown feature_source 'qpu'; choose one of qnn, qnn_frozen, free, random, none"),
-        ({"feature_map": "log"}, "unknown feature_map 'log'; choose one of scaled, squash"),
-        ({"init_mode": "gate"}, "unknown init_mode 'gate'; choose one of residual, raw"),
-        ({"vector_order": "x"}, "unknown vector_order 'x'; choose one of peft, official"),
-        ({"max_qubits": 0}, "max_qubits must be at least 1, got 0"),
-        ({"angle_scale": -1.0}, "angle_scale must be above 0, got -1.0"),
-        ({"angle_scale": "a"}, "angle_scale must be a finite number, got 'a'"),
-        ({"seed": True}, "seed must be a whole number, got True"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
-def test_settings_out_of_range_are_refused_at_once(settings, message):
+def test_invalid_options_raise(settings, message):
     with pytest.raises(ConfigError, match=message):
         QPAGeneratorConfig(**settings)
 
 
-def test_too_many_qubits_name_the_chunk_size_that_fits():
+def test_too_many_qubits_raise():
     with pytest.raises(ConfigError, match=r"9 chunks need 4 qubits, more than max_qubits=3; use chunk_size >= 3"):
         QPAGeneratorConfig(chunk_size=2, max_qubits=3).count(17)
     assert QPAGeneratorConfig(chunk_size=3, max_qubits=3).count(17).n_qubits == 3
 
 
-def test_no_adapter_is_an_error():
+def test_no_adapter_parameters_raise():
     with pytest.raises(ConfigError, match="no trainable adapter parameters found; attach a PEFT adapter"):
         QPAGeneratorConfig().count(0)
 
 
-def test_the_official_preset():
+def test_official_preset():
     config = QPAGeneratorConfig.official()
     assert (config.activation, config.feature_map, config.init_mode) == ("identity", "squash", "raw")
     assert config.center_output

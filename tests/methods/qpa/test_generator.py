@@ -25,7 +25,7 @@ def example_angles(n_layers, n_qubits):
     return 0.1 * (1 + torch.arange(n_layers * n_qubits, dtype=torch.float64).reshape(n_layers, n_qubits))
 
 
-def test_the_features_of_the_specification():
+def test_features_of_the_specification():
     p = probabilities(example_angles(2, 3))
     expected = [3.4002978008, 0.1469566859, -0.5053432779, -0.4716180386]
     expected += [-0.7001189929, -0.6638533044, -0.6805649755, -0.5257558974]
@@ -44,7 +44,7 @@ def test_features_and_gradients_are_finite_at_zero_angles(feature):
     assert torch.isfinite(angles.grad).all()
 
 
-def test_a_row_of_the_input_is_the_bits_of_the_chunk_then_its_feature():
+def test_input_rows_are_bits_and_feature():
     generator = make(m=16 * 8, chunk_size=8)  # 16 chunks, 4 qubits
     assert generator.bits[5].tolist() == [-1, 1, -1, 1]
     assert generator.bits[8].tolist() == [1, -1, -1, -1]
@@ -62,12 +62,12 @@ def test_edge_sizes(m, chunk_size, n_layers):
     assert w.dtype == torch.float32
 
 
-def test_raw_is_the_output_itself():
+def test_raw_output():
     generator = make(initial=torch.randn(60), init_mode="raw", output_scale=0.5)
     assert torch.equal(generator(), 0.5 * generator.chunks().flatten()[:60])
 
 
-def test_centring_is_over_the_kept_entries():
+def test_centering_excludes_unused_entries():
     generator = make(init_mode="raw", center_output=True)
     assert abs(generator().mean().item()) < 1e-6
 
@@ -109,7 +109,7 @@ def test_folding_equals_a_larger_learning_rate_under_adam():
 
 
 @pytest.mark.long
-def test_weight_decay_pulls_to_the_start_and_never_to_zero():
+def test_weight_decay_pulls_to_the_initial_value():
     folded = Folded(torch.ones(5), 10.0)
     with torch.no_grad():
         folded.tau.fill_(0.3)

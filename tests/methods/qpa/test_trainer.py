@@ -53,7 +53,7 @@ def rows():
     return [{"input_ids": t, "labels": t, "attention_mask": torch.ones_like(t)} for t in tokens]
 
 
-def test_accumulation_costs_one_evaluation_and_one_backward_per_step(llama, rows, adapters, counts, tmp_path):
+def test_accumulation_needs_one_evaluation_and_one_backward_per_step(llama, rows, adapters, counts, tmp_path):
     model = adapters.qpa(llama)
     counts.update(evaluations=0, backwards=0)
     Trainer(model, arguments(tmp_path, gradient_accumulation_steps=4), train_dataset=rows).train()
@@ -72,28 +72,8 @@ def test_accumulation_equals_the_full_batch(llama, rows, adapters, tmp_path):
     torch.testing.assert_close(finals[0], finals[1], atol=2e-4, rtol=1e-3)
 
 
-def test_accumulated_gradients_equal_one_combined_backward(llama, rows, adapters):
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
-
-    model = adapters.qpa(llama).train()
-    batch = {k: torch.stack([r[k] for r in rows[:8]]) for k in rows[0]}
-    model(**batch).loss.backward()
-    combined = adapters.gradients(model)
-    model.zero_grad()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=4)
-    for i in range(4):
-        with accelerator.accumulate(model):
-            accelerator.backward(model(**{k: v[2 * i : 2 * i + 2] for k, v in batch.items()}).loss)
-    found = adapters.gradients(model)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
-    for name, gradient in combined.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-6 * gradient.abs().max().item() + 1e-9, rtol=1e-5)
-
-
 @pytest.mark.parametrize("lr", [2e-4, 1e-3, 2e-3])
-def test_loras_usual_rates_train_it_because_they_are_folded(llama, rows, adapters, tmp_path, lr):
+def test_usual_learning_rates_of_lora_train_qpa(llama, rows, adapters, tmp_path, lr):
     """At each rate the folded parametrisation must learn at least twice what the unfolded one does."""
 
     def gain(**scales):
@@ -108,7 +88,7 @@ def test_loras_usual_rates_train_it_because_they_are_folded(llama, rows, adapter
     assert folded > 2 * gain(angle_scale=1.0, mlp_scale=1.0)
 
 
-def test_load_best_model_and_bf16_autocast(llama, rows, adapters, tmp_path):
+def test_load_best_model_with_bf16_autocast(llama, rows, adapters, tmp_path):
     model = adapters.qpa(llama)
     args = arguments(
         tmp_path,
@@ -125,7 +105,7 @@ def test_load_best_model_and_bf16_autocast(llama, rows, adapters, tmp_path):
     assert abs(trainer.evaluate()["eval_loss"] - best) < 1e-6
 
 
-def test_the_boundary_is_one_node(llama, ids, adapters):
+def test_boundary_is_one_node(llama, ids, adapters):
     loss = adapters.qpa(llama)(input_ids=ids, labels=ids).loss
     seen, queue = set(), [loss.grad_fn]
     while queue:

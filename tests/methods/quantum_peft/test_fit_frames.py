@@ -81,7 +81,7 @@ def test_against_autograd(base, targets, batches):
         assert gradient.abs().max() > 1e-4
 
 
-def test_a_trained_adapter_and_dropout_play_no_part(base, targets, batches):
+def test_adapter_and_dropout_have_no_effect(base, targets, batches):
     expected = plain_gradients(base, targets, batches)
     model = wrapped(base, targets, lora_dropout=0.5, init_lora_weights=False)
     for p in model.parameters():
@@ -95,7 +95,7 @@ def test_a_trained_adapter_and_dropout_play_no_part(base, targets, batches):
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
 
 
-def test_everything_frozen_checkpointing_and_no_grad(base, targets, batches):
+def test_frozen_model_with_checkpointing_in_no_grad(base, targets, batches):
     expected = plain_gradients(base, targets, batches)
     model = wrapped(base, targets).requires_grad_(False)
     model.gradient_checkpointing_enable()
@@ -107,7 +107,7 @@ def test_everything_frozen_checkpointing_and_no_grad(base, targets, batches):
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
 
 
-def test_an_output_that_the_model_overwrites(llama, batches):
+def test_output_modified_in_place(llama, batches):
     """Falcon, for one, adds its residual in place."""
     plain = plain_gradients(llama, ["q_proj"], batches)
     model = wrapped(llama, ["q_proj"])
@@ -118,7 +118,7 @@ def test_an_output_that_the_model_overwrites(llama, batches):
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-6)
 
 
-def test_the_state_is_restored_after_an_error(base, targets):
+def test_state_is_restored_after_an_error(base, targets):
     model = wrapped(base, targets).train()
     before = state(model)
     with pytest.raises(TrainingError, match="batch 1"):
@@ -144,19 +144,19 @@ def _with_broken_head(model, act):
         norm.data.copy_(kept)
 
 
-def test_bad_batches_are_named(llama):
+def test_invalid_batches_raise(llama):
     model = wrapped(llama, ["q_proj"])
     names = _names(model, ["q_proj"])
     with pytest.raises(DataError, match="no batches"):
         collect_gradients(model, names, [])
-    with pytest.raises(DataError, match="gives no loss"):
+    with pytest.raises(DataError, match="no loss for batch"):
         collect_gradients(model, names, [{"inputs_embeds": torch.zeros(1, 3, 16)}])
     nothing = {"input_ids": _ids(), "labels": torch.full_like(_ids(), -100)}
     with pytest.raises(TrainingError, match="batch 2"):
         collect_gradients(model, names, [{"input_ids": _ids()}, nothing])
 
 
-def test_gradients_that_are_missing_or_not_finite_name_the_module(llama):
+def test_missing_and_non_finite_gradients_raise(llama):
     model = wrapped(llama, ["q_proj"])
     first, last = _names(model, ["q_proj"])
     inner = model.base_model.model.model
@@ -169,7 +169,7 @@ def test_gradients_that_are_missing_or_not_finite_name_the_module(llama):
         collect_gradients(model, [last, first], [{"input_ids": _ids()}])
 
 
-def test_merged_and_unsupported_modules_are_refused(llama):
+def test_merged_and_unsupported_modules_raise(llama):
     model = wrapped(llama, ["q_proj"])
     with pytest.raises(UnsupportedTypeError, match="Embedding"):
         collect_gradients(model, ["model.embed_tokens"], [{"input_ids": _ids()}])
@@ -178,14 +178,14 @@ def test_merged_and_unsupported_modules_are_refused(llama):
         collect_gradients(model, _names(model, ["q_proj"]), [{"input_ids": _ids()}])
 
 
-def test_only_adapters_that_wait_for_a_fit(llama, batches):
+def test_adapters_that_need_no_fit_raise(llama, batches):
     with pytest.raises(ConfigError, match="fit_frames is for"):
         fit_frames(wrapped(llama, ["q_proj"]), batches)
     with pytest.raises(ConfigError, match="fit_frames is for"):
         fit_frames(torch.nn.Linear(2, 2), batches)
 
 
-def test_a_generated_adapter_is_fitted_once(base, targets, batches):
+def test_adapter_is_fitted_once(base, targets, batches):
     expected = plain_gradients(base, targets, batches)
     norm = "ln_f" if base.config.model_type == "gpt2" else "norm"
     config = qpeft.QuantumPeftConfig(
@@ -210,7 +210,7 @@ def test_a_generated_adapter_is_fitted_once(base, targets, batches):
         fit_frames(model, batches)
 
 
-def test_frames_left_out_of_the_file_come_back_with_the_same_batches_only(llama, batches, adapters, tmp_path):
+def test_unsaved_frames_require_the_same_batches(llama, batches, adapters, tmp_path):
     untouched = copy.deepcopy(llama)
     settings = {"frame": "gradient", "frame_rank": 4, "store_frames": False, "modules_to_save": ["norm"]}
     model = get_peft_model(llama, qpeft.QuantumPeftConfig(r=2, target_modules=["q_proj", "down_proj"], **settings))
@@ -221,7 +221,7 @@ def test_frames_left_out_of_the_file_come_back_with_the_same_batches_only(llama,
     loaded = qpeft.load(copy.deepcopy(untouched), tmp_path).eval()
     with pytest.raises(ConfigError, match="with the batches it was trained with"):
         adapters.logits(loaded, _ids())
-    with pytest.raises(CheckpointError, match="not those that the adapter was trained in"):
+    with pytest.raises(CheckpointError, match="differ from those of the adapter"):
         fit_frames(loaded, batches[1:])
     with pytest.raises(ConfigError, match="with the batches it was trained with"):
         adapters.logits(loaded, _ids())
@@ -230,7 +230,7 @@ def test_frames_left_out_of_the_file_come_back_with_the_same_batches_only(llama,
 
 
 @pytest.mark.parametrize("wrong", ["a dict", "tensors", "rows without a batch axis"])
-def test_batches_of_another_form_are_refused(llama, batches, wrong):
+def test_batches_of_another_form_raise(llama, batches, wrong):
     model = get_peft_model(llama, qpeft.QuantumPeftConfig(r=2, frame="gradient", target_modules=["q_proj"]))
     ids = batches[0]["input_ids"]
     given = {"a dict": batches[0], "tensors": [ids], "rows without a batch axis": [{"input_ids": ids[0]}]}[wrong]
@@ -238,7 +238,7 @@ def test_batches_of_another_form_are_refused(llama, batches, wrong):
         fit_frames(model, given)
 
 
-def test_an_adapter_saved_before_its_fit_takes_any_batches_later(llama, batches, adapters, tmp_path):
+def test_adapter_saved_before_its_fit(llama, batches, adapters, tmp_path):
     untouched = copy.deepcopy(llama)
     config = qpeft.QuantumPeftConfig(r=2, frame="gradient", frame_rank=4, store_frames=False, target_modules=["q_proj"])
     model = get_peft_model(llama, config)
@@ -250,7 +250,7 @@ def test_an_adapter_saved_before_its_fit_takes_any_batches_later(llama, batches,
     assert torch.isfinite(adapters.logits(loaded, _ids())).all()
 
 
-def test_a_fitted_start_sees_the_gradient(llama, batches, adapters):
+def test_fitted_angles_align_with_the_gradient(llama, batches, adapters):
     targets = ["q_proj", "up_proj"]
     expected = plain_gradients(llama, targets, batches)
     before = adapters.logits(llama, _ids())

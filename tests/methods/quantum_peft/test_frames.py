@@ -21,7 +21,7 @@ def gradient(d_out, d_in, decay=0.7, seed=0):
 
 @pytest.mark.parametrize(("d_out", "d_in", "rank"), [(48, 32, 8), (20, 70, 4), (16, 16, 16), (3, 40, 2), (1, 5, 1)])
 @pytest.mark.parametrize("size", [1.0, 1e-25])
-def test_against_the_full_svd(d_out, d_in, rank, size):
+def test_frame_equals_the_full_svd(d_out, d_in, rank, size):
     G = gradient(d_out, d_in) * size
     left, right = leading_frame(G, rank)
     u, s, vt = torch.linalg.svd(-G.double(), full_matrices=False)
@@ -36,7 +36,7 @@ def test_against_the_full_svd(d_out, d_in, rank, size):
     assert (torch.einsum("ok,oi,ik->k", left, G, right) < 0).all()
 
 
-def test_a_flat_spectrum_is_captured_nearly_as_well():
+def test_frame_of_a_flat_spectrum():
     G = torch.randn(200, 120, generator=torch.Generator().manual_seed(1))
     left, right = leading_frame(G, 16)
     s = torch.linalg.svdvals(G)
@@ -52,7 +52,7 @@ def test_sign_rule_and_float16():
         assert torch.equal(frame, frame.half().float())
 
 
-def test_the_same_bits_from_every_dtype_and_call():
+def test_frame_is_bit_equal_for_every_dtype():
     G = gradient(24, 36).bfloat16()
     frames = [leading_frame(given_, 4) for given_ in (G, G.float(), G.double(), G.float())]
     assert len({frame_hash(pair) for pair in frames}) == 1
@@ -60,18 +60,18 @@ def test_the_same_bits_from_every_dtype_and_call():
     assert torch.equal(G, gradient(24, 36).bfloat16())
 
 
-def test_a_zero_gradient_still_gives_a_frame():
+def test_frame_of_a_zero_gradient():
     left, right = leading_frame(torch.zeros(6, 9), 4)
     for frame in (left, right):
         assert torch.allclose(frame.mT @ frame, torch.eye(4), atol=2e-3)
 
 
-def test_rank_beyond_the_matrix():
+def test_rank_larger_than_the_matrix_raises():
     with pytest.raises(ConfigError, match="exceeds"):
         leading_frame(torch.ones(4, 8), 5)
 
 
-def test_the_hash_sees_one_bit_and_the_order():
+def test_hash_depends_on_every_bit_and_the_order():
     left, right = leading_frame(gradient(10, 12), 2)
     changed = left.clone()
     changed[3, 1] = torch.nextafter(changed[3, 1].half().double(), torch.tensor(9.0).double()).float()
@@ -105,7 +105,7 @@ def rotations(angles):
 
 
 @pytest.mark.long
-def test_fitted_start_of_one_angle_is_the_singular_vector():
+def test_fitted_angle_equals_the_singular_vector():
     G = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(2))
     start_u, start_v = torch.full((3, 1), 0.3), torch.full((3, 1), -0.4)
     u, v = fit_start(rotations, rotations, G, start_u, start_v)
@@ -118,7 +118,7 @@ def test_fitted_start_of_one_angle_is_the_singular_vector():
 
 
 @pytest.mark.long
-def test_fitted_start_of_a_circuit_captures_more():
+def test_fitted_circuit_captures_more():
     from qpeft.circuits import two_design_columns
 
     M, K, n = 4, 4, 5

@@ -48,7 +48,7 @@ def test_error_and_number_of_values(x, bits, group_size):
 
 
 @given(angles(), BITS, GROUP_SIZES)
-def test_values_lie_on_the_grid_of_the_header(x, bits, group_size):
+def test_values_are_on_the_grid_of_the_header(x, bits, group_size):
     _, header = pack(x, bits, group_size)
     for before, after, (lo, hi) in zip(
         groups(x, group_size), groups(quantize(x, bits, group_size), group_size), header.double().tolist(), strict=True
@@ -61,7 +61,7 @@ def test_values_lie_on_the_grid_of_the_header(x, bits, group_size):
 
 
 @given(angles(), BITS, GROUP_SIZES)
-def test_the_file_holds_the_training_values_bit_for_bit(x, bits, group_size):
+def test_unpacked_values_equal_the_training_values(x, bits, group_size):
     codes, header = pack(x, bits, group_size)
     back = unpack(codes, header, x.shape, bits, group_size)
     assert back.dtype == torch.float32
@@ -72,7 +72,7 @@ def test_the_file_holds_the_training_values_bit_for_bit(x, bits, group_size):
 
 
 @given(angles(), BITS, GROUP_SIZES)
-def test_quantising_again_changes_nothing(x, bits, group_size):
+def test_quantizing_twice_equals_once(x, bits, group_size):
     once = quantize(x, bits, group_size)
     assert torch.equal(quantize(once, bits, group_size), once)
     first, second = pack(x, bits, group_size), pack(once, bits, group_size)
@@ -81,7 +81,7 @@ def test_quantising_again_changes_nothing(x, bits, group_size):
 
 
 @given(angles(), BITS, st.integers(0, 2**32 - 1))
-def test_a_start_plus_an_offset_rounds_to_the_same_codes(x, bits, seed):
+def test_codes_do_not_depend_on_float32_rounding(x, bits, seed):
     """A loaded adapter has theta = start + scale * tau, which is the stored value up to float32 rounding."""
     once = quantize(x, bits, 128)
     noise = 1 + 4e-7 * (2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) - 1)
@@ -98,7 +98,7 @@ def test_bytes(bits, n, group_size, expected):
     assert (codes.numel(), header.numel() * header.element_size()) == (math.ceil(bits * n / 8), 4 * expected[1])
 
 
-def test_each_row_has_its_own_range_and_one_stream_holds_all():
+def test_rows_have_separate_ranges():
     x = torch.stack([torch.linspace(-1, 1, 5), torch.linspace(-3, 2, 5)])
     codes, header = pack(x, 3, 128)
     assert header.tolist() == [[-1.0, 1.0], [-3.0, 2.0]]
@@ -117,19 +117,19 @@ def test_half_to_even():
     assert quantize(torch.tensor([0.0, 0.5, 1.5, 2.5, 3.0]), 2, 8).tolist() == [0.0, 0.0, 2.0, 2.0, 3.0]
 
 
-def test_one_bit_keeps_the_ends():
+def test_one_bit_keeps_minimum_and_maximum():
     x = torch.tensor([-2.0, -1.0, 0.75, 1.0])
     assert quantize(x, 1, 4).tolist() == [-2.0, -2.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, -math.pi, 1e-6, 3e4])
-def test_equal_angles_come_back_as_float16(value):
+def test_equal_angles_are_rounded_to_float16(value):
     x = torch.full((3,), value)
     assert torch.equal(quantize(x, 3, 128), x.half().float())
 
 
 @given(angles(), BITS)
-def test_the_gradient_is_the_identity(x, bits):
+def test_gradient_is_the_identity(x, bits):
     """Against a loss on the identity: the same incoming gradient arrives unchanged."""
     weights = torch.linspace(-1, 2, x.numel()).reshape(x.shape)
     for dtype in (torch.float32, torch.float64):
@@ -148,12 +148,12 @@ def test_no_angles():
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1e5])
-def test_angles_that_no_file_can_hold_are_refused(value):
+def test_angles_beyond_float16_raise(value):
     with pytest.raises(TrainingError, match="diverged"):
         pack(torch.tensor([0.0, value]), 4, 128)
 
 
-def test_damaged_files_are_refused():
+def test_damaged_files_raise():
     codes, header = pack(torch.linspace(-1, 1, 10), 4, 128)
     for broken in (
         (codes[:-1], header),

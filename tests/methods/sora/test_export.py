@@ -1,4 +1,4 @@
-"""A gated adapter as the stock LoRA that is left: ranks, patterns, counts, the same outputs, refusals."""
+"""Export of SoRA: ranks, patterns, counts, equal outputs, errors."""
 
 import copy
 import json
@@ -13,12 +13,12 @@ import qpeft
 from qpeft.errors import ConfigError, VerificationError
 
 ALL_ZERO = (
-    r"SoRA export: every gate is zero; the adapter is a no-op\. Lower shrink_budget \(now 1\.0\) or sparse_lambda"
+    r"SoRA export: every gate is zero; so the adapter has no effect\. Lower shrink_budget \(now 1\.0\) or sparse_lambda"
 )
 
 
 def gated(base, ranks, **settings):
-    """An adapter whose sites have so many gates left, in the order of the sites."""
+    """An adapter with this number of nonzero gates in each module."""
     torch.manual_seed(1)
     model = get_peft_model(base, qpeft.SoRAConfig(**{"r": 8, "task_type": "CAUSAL_LM", **settings}))
     with torch.no_grad():
@@ -36,7 +36,7 @@ def stock(base, folder):
 
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("base_name", ["gpt2", "llama"])
-def test_stock_peft_gives_the_same_outputs(base_name, rslora, request, ids, tmp_path):
+def test_stock_peft_gives_equal_outputs(base_name, rslora, request, ids, tmp_path):
     base = request.getfixturevalue(base_name)
     fresh, n_sites = copy.deepcopy(base), {"gpt2": 8, "llama": 14}[base_name]
     ranks = [3, 0, 8, 3, 1, 5, 3, 2, 3, 0, 7, 3, 4, 6][:n_sites]
@@ -72,7 +72,7 @@ def test_ranks_patterns_and_counts(llama, tmp_path):
     assert report.n_bytes == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
 
 
-def test_keys_and_fields_are_those_of_a_stock_save(llama, tmp_path):
+def test_files_equal_those_of_stock_peft(llama, tmp_path):
     plain = copy.deepcopy(llama)
     qpeft.export(gated(llama, [8] * 4, modules_to_save=["lm_head"]), tmp_path / "ours")
     config = LoraConfig(
@@ -87,7 +87,7 @@ def test_keys_and_fields_are_those_of_a_stock_save(llama, tmp_path):
     assert ours == theirs
 
 
-def test_patterns_and_exclusions_of_the_user_stay(llama, ids, tmp_path):
+def test_patterns_and_exclusions_are_kept(llama, ids, tmp_path):
     fresh = copy.deepcopy(llama)
     settings = {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 2}}
     model = gated(llama, [4, 2, 0, 3], target_modules=r".*\.(q|v|o)_proj", exclude_modules=r".*o_proj", **settings)
@@ -97,7 +97,7 @@ def test_patterns_and_exclusions_of_the_user_stay(llama, ids, tmp_path):
     torch.testing.assert_close(stock(fresh, tmp_path)(input_ids=ids).logits, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_the_live_model_is_left_as_it_was(llama, ids, adapters, tmp_path):
+def test_export_does_not_change_the_model(llama, ids, adapters, tmp_path):
     model = gated(llama, [3, 0, 5, 3], export_tol=0.5).train()
     state = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
     before = adapters.logits(model, ids)
@@ -110,7 +110,7 @@ def test_the_live_model_is_left_as_it_was(llama, ids, adapters, tmp_path):
         assert parameter.requires_grad == state[name][1]
 
 
-def test_a_tolerance_leaves_out_small_gates_and_says_what_that_does(llama, ids, tmp_path):
+def test_tolerance_leaves_out_small_gates_and_reports_the_change(llama, ids, tmp_path):
     fresh = copy.deepcopy(llama)
     model = gated(llama, [8, 8, 8, 8], export_tol=0.01, gate_init="ones")
     with torch.no_grad():
@@ -125,7 +125,7 @@ def test_a_tolerance_leaves_out_small_gates_and_says_what_that_does(llama, ids, 
     assert (stock(fresh, tmp_path)(input_ids=ids).logits - live).abs().max() > 1e-6
 
 
-def test_one_of_two_adapters(llama, ids, adapters, tmp_path):
+def test_export_of_one_of_two_adapters(llama, ids, adapters, tmp_path):
     fresh = copy.deepcopy(llama)
     model = gated(llama, [3, 4, 5, 6])
     model.add_adapter("other", qpeft.SoRAConfig(r=2, target_modules=["k_proj"]))
@@ -151,7 +151,7 @@ def test_half_precision(llama, ids, autocast_adapter_dtype, tmp_path):
     assert {t.dtype for t in load_file(tmp_path / "adapter_model.safetensors").values()} == {dtype}
 
 
-def test_every_gate_zero_is_refused(llama, tmp_path):
+def test_every_gate_zero_raises(llama, tmp_path):
     with pytest.raises(ConfigError, match=ALL_ZERO):
         qpeft.export(gated(copy.deepcopy(llama), [0, 0, 0, 0]), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"every gate is within 9\.0 of zero"):
@@ -159,11 +159,11 @@ def test_every_gate_zero_is_refused(llama, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_exported_is_refused(llama, tmp_path):
+def test_export_errors(llama, tmp_path):
     model = gated(llama, [3, 4, 5, 6])
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match="not empty and no earlier export"):
+    with pytest.raises(ConfigError, match="not empty and not an earlier export"):
         qpeft.export(model, tmp_path / "full")
     with pytest.raises(ConfigError, match="adapter 'nobody'"):
         qpeft.export(model, tmp_path / "out", adapter_name="nobody")
@@ -181,7 +181,7 @@ def test_what_cannot_be_exported_is_refused(llama, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_an_export_that_differs_is_not_written(llama, tmp_path, monkeypatch):
+def test_export_with_other_logits_is_not_saved(llama, tmp_path, monkeypatch):
     from qpeft.methods.sora import export as sora_export
 
     model = gated(llama, [3, 4, 5, 6])

@@ -74,7 +74,7 @@ def test_merged_as_the_stock_lora_is_or_refused(load, adapters, ids, request, tm
 
     model = make()
     if "torchao" in request.node.name:
-        with pytest.raises(ConfigError, match="quantised by torchao"):
+        with pytest.raises(ConfigError, match="quantized by torchao"):
             model.merge_adapter()
         return
     qpeft.export(make(), tmp_path / "out")  # of a model that never ran

@@ -54,7 +54,7 @@ def all_trained(trainer):
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
 
 
-def test_one_call_a_step_with_the_rate_in_force_and_zeros_at_the_end(make):
+def test_threshold_is_applied_once_per_step(make):
     trainer, rates = make(), []
 
     class Listen(qpeft.SoRACallback):
@@ -72,28 +72,8 @@ def test_one_call_a_step_with_the_rate_in_force_and_zeros_at_the_end(make):
     assert not trainer.model.base_model.shrinks  # removed at the end
 
 
-def test_equals_a_manual_threshold_to_the_bit(make):
-    from transformers import TrainerCallback
-
-    class ByHand(TrainerCallback):
-        def on_optimizer_step(self, args, state, control, **kwargs):
-            rate = kwargs["optimizer"].param_groups[0]["lr"]
-            with torch.no_grad():
-                for _, _, gate in kwargs["model"].base_model.gates():
-                    gate.copy_(gate.sign() * (gate.abs() - rate * sora_lambda).clamp_min(0))
-
-    hooked = make()
-    hooked.train()
-    sora_lambda = hooked.model.peft_config["default"].sora_lambda
-    by_hand = make(callbacks=[ByHand()])
-    by_hand.model.base_model.shrinks = True  # nothing to warn of
-    by_hand.train()
-    assert torch.equal(all_trained(by_hand), all_trained(hooked))
-    assert (gates(by_hand) == 0).any()
-
-
 @pytest.mark.parametrize("restore", [False, True])
-def test_resumed_equals_unbroken_to_the_bit(make, restore):
+def test_resumed_run_equals_uninterrupted_run(make, restore):
     unbroken = make("unbroken")
     unbroken.train()
     folder = Path(unbroken.args.output_dir) / "checkpoint-4"
@@ -108,17 +88,7 @@ def test_resumed_equals_unbroken_to_the_bit(make, restore):
     assert (gates(resumed) == 0).any()
 
 
-def test_more_steps_on_resume_keep_lambda_and_warn(make):
-    first = make("first")
-    first.train()
-    sora_lambda = first.model.peft_config["default"].sora_lambda
-    longer = make("longer", max_steps=12)
-    with pytest.warns(UserWarning, match=rf"planned steps changed from 8 to 12; keeping lambda={sora_lambda}"):
-        longer.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-4")
-    assert longer.model.peft_config["default"].sora_lambda == sora_lambda
-
-
-def test_a_checkpoint_from_before_the_callback_goes_on(make):
+def test_checkpoint_without_the_callback_resumes(make):
     plain = make("plain", callbacks=[])
     plain.model.base_model.shrinks = True  # nothing to warn of
     plain.train()
@@ -130,7 +100,7 @@ def test_a_checkpoint_from_before_the_callback_goes_on(make):
     assert lambdas[0] == lambdas[1]
 
 
-def test_a_second_training_begins_anew(make):
+def test_second_run_computes_lambda_again(make):
     trainer = make()
     trainer.train()
     first = trainer.model.peft_config["default"].sora_lambda
@@ -139,7 +109,7 @@ def test_a_second_training_begins_anew(make):
     assert trainer.model.peft_config["default"].sora_lambda < first
 
 
-def test_weight_decay_on_gates_is_refused_and_groups_are_the_way_out(make):
+def test_weight_decay_on_gates_raises_without_parameter_groups(make):
     with pytest.raises(ConfigError, match=r"weight_decay=0\.01; gates need their own group"):
         make(weight_decay=0.01).train()
 
@@ -151,7 +121,7 @@ def test_weight_decay_on_gates_is_refused_and_groups_are_the_way_out(make):
     assert (gates(trainer) == 0).any()
 
 
-def test_another_model_is_refused(make, adapters, gpt2):
+def test_model_without_sora_raises(make, adapters, gpt2):
     ready = make()
     trainer = Trainer(
         model=adapters.qpa(gpt2), args=ready.args, train_dataset=ready.train_dataset, callbacks=[qpeft.SoRACallback()]

@@ -1,4 +1,4 @@
-"""SoRA as a PEFT tuner: its equation, its start, several adapters, folders, merging, dtypes, plan, refusals."""
+"""SoRA as a PEFT tuner: equation, initialization, gates, plan, errors."""
 
 import copy
 import json
@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 import qpeft
-from qpeft.errors import CheckpointError, ConfigError, TiedWeightError, UnsupportedTypeError
+from qpeft.errors import CheckpointError, ConfigError, UnsupportedTypeError
 
 R = 4
 
@@ -25,7 +25,7 @@ def layers(model):
 
 
 def shake(model, adapter_name="default", zeros=1):
-    """Numbers other than the start's, some gates exactly zero."""
+    """Change the parameters; some gates become exactly zero."""
     with torch.no_grad():
         for layer in layers(model):
             layer.lora_B[adapter_name].weight.normal_(0, 0.3)
@@ -34,7 +34,7 @@ def shake(model, adapter_name="default", zeros=1):
 
 
 @pytest.mark.parametrize("base_name", ["gpt2", "llama"])
-def test_output_is_the_written_equation(base_name, request):
+def test_output_equals_the_equation(base_name, request):
     model = shake(adapted(request.getfixturevalue(base_name), lora_alpha=6))
     for layer in layers(model):
         x = torch.randn(3, 5, layer.in_features)
@@ -45,21 +45,7 @@ def test_output_is_the_written_equation(base_name, request):
         assert not torch.allclose(layer(x), layer.base_layer(x), atol=1e-2)
 
 
-@pytest.mark.parametrize("targets", [None, ["c_proj"], "all-linear", r".*\.1\.mlp\.c_fc", ["lm_head"]])
-@pytest.mark.parametrize("gate_init", ["normal", "ones"])
-def test_start_is_bit_equal_to_the_base_and_learns(gpt2, ids, adapters, targets, gate_init):
-    before = adapters.logits(gpt2, ids)
-    model = adapted(gpt2, target_modules=targets, gate_init=gate_init, shrink_budget=0)
-    assert torch.equal(adapters.logits(model, ids), before)
-    loss = model(input_ids=ids, labels=ids).loss.item()
-    adapters.train(model, ids, steps=5, lr=2e-2)
-    assert model(input_ids=ids, labels=ids).loss.item() < loss
-    with model.disable_adapter():
-        assert torch.equal(adapters.logits(model, ids), before)
-    assert torch.equal(adapters.logits(model.unload(), ids), before)
-
-
-def test_first_gradients_are_those_of_the_written_equation(llama, ids):
+def test_gradients_of_zero_factors(llama, ids):
     """With B = 0 the gates and A have none; with a gate at 0 its rows of A and columns of B have none."""
     model = adapted(llama, shrink_budget=0)
     model(input_ids=ids, labels=ids).loss.backward()
@@ -76,7 +62,7 @@ def test_first_gradients_are_those_of_the_written_equation(llama, ids):
         assert b.grad[:, 1:].any()
 
 
-def test_distribution_of_the_start():
+def test_distribution_of_initial_values():
     model = get_peft_model(nn.Sequential(nn.Linear(100, 30)), qpeft.SoRAConfig(r=1000, target_modules=["0"]))
     layer = layers(model)[0]
     a, gate = layer.lora_A["default"].weight, layer.sora_gate["default"]
@@ -87,13 +73,13 @@ def test_distribution_of_the_start():
     assert not layer.lora_B["default"].weight.any()
 
 
-def test_rank_pattern_gives_each_site_its_gates(llama):
+def test_rank_pattern_determines_the_gates(llama):
     model = adapted(llama, target_modules=["q_proj", "v_proj"], rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 3})
     found = {(site.rpartition(".")[2], len(gate)) for site, _, gate in model.base_model.gates()}
     assert found == {("q_proj", 2), ("v_proj", R)}
 
 
-def test_a_folder_without_gates_is_refused(llama, tmp_path):
+def test_folder_without_gates_raises(llama, tmp_path):
     from safetensors.torch import load_file, save_file
 
     fresh = copy.deepcopy(llama)
@@ -101,14 +87,9 @@ def test_a_folder_without_gates_is_refused(llama, tmp_path):
     file = tmp_path / "adapter_model.safetensors"
     save_file({k: v for k, v in load_file(file).items() if "layers.1.self_attn.q_proj.sora_gate" not in k}, file)
     config = tmp_path / "adapter_config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "weights_sha256": None}))  # the change is meant
-    with pytest.raises(CheckpointError, match=r"holds no sora_gate for .*layers\.1\.self_attn\.q_proj"):
+    config.write_text(json.dumps({**json.loads(config.read_text()), "weights_sha256": None}))
+    with pytest.raises(CheckpointError, match=r"contains no sora_gate for .*layers\.1\.self_attn\.q_proj"):
         qpeft.load(fresh, tmp_path)
-
-
-def test_merging_into_a_tied_head_is_refused(gpt2):
-    with pytest.raises(TiedWeightError, match="lm_head"):
-        adapted(gpt2, target_modules=["lm_head"]).merge_and_unload()
 
 
 @pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
@@ -139,7 +120,7 @@ def test_training_without_a_threshold_warns_once(llama, ids, recwarn):
     assert texts() == []
 
 
-def test_plan_counts_what_is_trained(gpt2):
+def test_plan(gpt2):
     plan = qpeft.plan(gpt2, qpeft.SoRAConfig(r=R, modules_to_save=["ln_f"]))
     sites, width = 2, 16 + 48
     assert plan.trainable_parts == {"adapter": sites * R * width, "gates": sites * R, "other": 32}
@@ -147,11 +128,11 @@ def test_plan_counts_what_is_trained(gpt2):
     assert plan.trainable == model.get_nb_trainable_parameters()[0]
     assert plan.deployed == plan.trainable - sites * R
     assert plan.needs_qpeft
-    assert "at most" in plan.notes[0]
-    assert "every rank stays" in qpeft.plan(gpt2, qpeft.SoRAConfig(shrink_budget=0)).notes[0]
+    assert "are maxima" in plan.notes[0]
+    assert "every rank remains" in qpeft.plan(gpt2, qpeft.SoRAConfig(shrink_budget=0)).notes[0]
 
 
-def test_groups_of_parameters(llama):
+def test_parameter_groups(llama):
     model = adapted(llama, gate_lr_mult=5.0, modules_to_save=["lm_head"])
     groups = {group["name"]: group for group in qpeft.param_groups(model, lr=1e-3, weight_decay=0.1)}
     assert {name: (group["lr"], group["weight_decay"]) for name, group in groups.items()} == {
@@ -166,32 +147,21 @@ def test_groups_of_parameters(llama):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"r": 0}, "r must be a positive integer, got 0"),
-        ({"r": 2.5}, r"r must be a positive integer, got 2\.5"),
-        ({"lora_alpha": 0}, "lora_alpha multiplies the adapter: it must be a number other than 0"),
-        ({"lora_alpha": -1}, "lora_alpha must be above 0"),
-        ({"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1"),
         ({"shrink_budget": 1.0, "sparse_lambda": 0.1}, "Give either shrink_budget or sparse_lambda, not both."),
         ({"shrink_budget": -1.0}, r"shrink_budget must be at least 0, got -1\.0"),
-        ({"shrink_budget": 11.0}, "shrink_budget must be at most 10"),
         ({"sparse_lambda": -0.1}, r"sparse_lambda must be at least 0, got -0\.1"),
-        ({"sparse_lambda": math.inf}, "sparse_lambda must be a finite number, got inf"),
-        ({"export_tol": -1e-3}, "export_tol must be at least 0"),
-        ({"gate_lr_mult": 0}, "gate_lr_mult must be above 0"),
-        ({"gate_init": "zeros"}, "unknown gate_init 'zeros'; choose one of normal, ones"),
-        ({"seed": -1}, "seed must be at least 0"),
-        ({"use_dora": True}, "SoRA cannot be combined with use_dora"),
-        ({"lora_bias": True}, "SoRA cannot be combined with lora_bias"),
+        ({"use_dora": True}, "SoRA cannot be combined with LoRA's use_dora"),
+        ({"lora_bias": True}, "SoRA cannot be combined with LoRA's lora_bias"),
         ({"bias": "all"}, "SoRA cannot be combined with bias='all'"),
         ({"init_lora_weights": "pissa"}, "SoRA cannot be combined with init_lora_weights='pissa'"),
     ],
 )
-def test_bad_settings_are_refused(settings, message):
+def test_invalid_options_raise(settings, message):
     with pytest.raises(ConfigError, match=message):
         qpeft.SoRAConfig(**settings)
 
 
-def test_targets_that_cannot_be_gated_are_refused(llama):
+def test_unsupported_targets_raise(llama):
     with pytest.raises(UnsupportedTypeError, match=r"Embedding is not supported for model\.embed_tokens"):
         adapted(llama, target_modules=["embed_tokens"])
     assert not layers(llama)
@@ -199,13 +169,8 @@ def test_targets_that_cannot_be_gated_are_refused(llama):
         adapted(llama, target_modules=["q_prj"])
 
 
-def test_sums_of_adapters_are_refused(llama):
+def test_weighted_sum_raises(llama):
     model = adapted(llama)
     model.add_adapter("other", qpeft.SoRAConfig(r=R))
     with pytest.raises(ConfigError, match="a weighted sum of SoRA adapters has no gates"):
         model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "sum")
-
-
-def test_stock_lora_layers_have_no_gates(llama):
-    model = get_peft_model(llama, LoraConfig(r=2, target_modules=["q_proj"]))
-    assert not any("sora" in name for name, _ in model.named_parameters())
