@@ -37,6 +37,12 @@ class GeneratorHolder(AdapterForm):
     container = "qpeft_generator"
     _bindings: dict[str, Binding]
 
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        raise ConfigError(
+            "a weighted sum of generated adapters is not a generated adapter; qpeft.export each one and combine the "
+            "stock adapters"
+        )
+
     def _begin_holding(self) -> None:
         setattr(self, self.container, nn.ModuleDict())
         self._bindings = {}
@@ -126,6 +132,20 @@ class GeneratorHolder(AdapterForm):
             for generator in generators:
                 generator.latent = False
 
+    @torch.compiler.disable
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
+        if getattr(module, "_is_replica", False):
+            raise ConfigError(
+                "torch.nn.DataParallel copies the generated tensors without their gradient; use one device, or "
+                "torchrun / accelerate launch"
+            )
+        self._check_ready()
+        for binding in self._bindings.values():
+            binding.refresh()
+
+    def _check_ready(self) -> None:
+        """Raise ConfigError if an active generator cannot be evaluated."""
+
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph."""
         with torch.no_grad():
@@ -142,20 +162,3 @@ class GeneratorHolder(AdapterForm):
 def holder_of(model: Any) -> GeneratorHolder | None:
     """The holder of a PeftModel's generators; None if none of its adapters is generated."""
     return next((m for m in (model, getattr(model, "base_model", None)) if isinstance(m, GeneratorHolder)), None)
-
-
-def refuse_replica(module: nn.Module) -> None:
-    """Raise ConfigError inside `torch.nn.DataParallel`, whose copies of generated tensors have no gradient."""
-    if getattr(module, "_is_replica", False):
-        raise ConfigError(
-            "torch.nn.DataParallel copies the generated tensors without their gradient; "
-            "use one device, or torchrun / accelerate launch"
-        )
-
-
-def refuse_weighted_sum() -> None:
-    """Raise ConfigError: a sum of adapters has no generator."""
-    raise ConfigError(
-        "a weighted sum of generated adapters is not a generated adapter; "
-        "qpeft.export each one and combine the stock adapters"
-    )

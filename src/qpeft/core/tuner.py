@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -14,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from qpeft.core.binding import Binding, Slot
 from qpeft.core.config import GeneratedConfig, own_copy
 from qpeft.core.generator import Generator
-from qpeft.core.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
+from qpeft.core.holder import GeneratorHolder
 from qpeft.core.load_checks import check_tensors
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of
@@ -97,13 +96,10 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         self._let_go(adapter_name)
         self._train_active_only()
 
-    @torch.compiler.disable
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
-        refuse_replica(module)
+    def _check_ready(self) -> None:
         for name, binding in self._bindings.items():
             if getattr(binding.generator, "needs_fit", False) and name in self.active_adapters:
                 self._refuse_unfitted(binding.generator)
-            binding.refresh()
 
     def _refuse_unfitted(self, generator: Any) -> None:
         if any(m.disable_adapters for m in self.model.modules() if isinstance(m, BaseTunerLayer)):
@@ -165,9 +161,6 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
                 binding.release()
         self._refresh_handle.remove()
         return super()._unload_and_optionally_merge(merge, *args, **kwargs)
-
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        refuse_weighted_sum()
 
     def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
         raise ConfigError("a generated adapter has no mutated initialization to subtract; use qpeft.export")

@@ -46,7 +46,7 @@ class Plan:
 
 def count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
     """The fields of a Plan for a stock adapter; `adapted` is the model on the meta device."""
-    total, stored = sum(p.numel() for p in adapted.parameters() if p.requires_grad), count_stored(adapted)
+    total, stored = count_trainable(adapted), count_stored(adapted)
     is_prompt = adapted.active_peft_config.is_prompt_learning  # its encoder's output is stored, not the encoder
     return {
         "method": str(getattr(config.peft_type, "value", config.peft_type)).lower(),

@@ -7,8 +7,6 @@ from typing import Any
 from qpeft.errors import ConfigError
 from qpeft.methods.method import Method, Trains
 
-_ALL_LINEAR = {"target_modules": "all-linear"}
-
 
 def _refuse_images(settings: Any) -> None:
     if settings.task == "image-classification":
@@ -39,80 +37,44 @@ def _check_full(settings: Any) -> None:
         )
 
 
+def _peft(key: str, title: str, config: str, learning_rate: float, *, is_host: bool = True, **more: Any) -> Method:
+    """A method of PEFT with its config class; `more` are its defaults here, by default those of `all-linear`."""
+    fields = {name: more.pop(name) for name in ("check", "report_note") if name in more}
+    defaults = more.pop("defaults", {"target_modules": "all-linear", **more})
+    return Method(
+        key=key,
+        title=title,
+        config=f"peft:{config}",
+        learning_rate=learning_rate,
+        defaults=defaults,
+        is_host=is_host,
+        **fields,
+    )
+
+
+_TOKENS = {"num_virtual_tokens": 10}
 METHODS = (
-    Method(key="lora", title="LoRA", config="peft:LoraConfig", learning_rate=2e-4, defaults=_ALL_LINEAR, is_host=True),
-    Method(
-        key="dora",
-        title="DoRA",
-        config="peft:LoraConfig",
-        defaults={**_ALL_LINEAR, "use_dora": True},
-        is_host=True,
-    ),
-    Method(
-        key="pissa",
-        title="PiSSA",
-        config="peft:LoraConfig",
-        defaults={**_ALL_LINEAR, "init_lora_weights": "pissa"},
-        is_host=True,
-    ),
-    Method(key="ia3", title="IA3", config="peft:IA3Config", learning_rate=5e-3, is_host=True),  # PEFT finds its targets
-    Method(
-        key="vera",
-        title="VeRA",
-        config="peft:VeraConfig",
-        learning_rate=4e-3,
-        defaults=_ALL_LINEAR,
-        is_host=True,
-    ),
-    Method(key="loha", title="LoHa", config="peft:LoHaConfig", defaults=_ALL_LINEAR, is_host=True),
-    Method(
-        key="ln_tuning",
-        title="layer norm tuning",
-        config="peft:LNTuningConfig",
-        learning_rate=5e-3,
-        is_host=True,
-    ),
-    Method(
-        key="prefix",
-        title="prefix tuning",
-        config="peft:PrefixTuningConfig",
-        learning_rate=5e-3,
-        defaults={"num_virtual_tokens": 10},
-        is_host=True,
+    _peft("lora", "LoRA", "LoraConfig", 2e-4),
+    _peft("dora", "DoRA", "LoraConfig", 2e-4, use_dora=True),
+    _peft("pissa", "PiSSA", "LoraConfig", 2e-4, init_lora_weights="pissa"),
+    _peft("ia3", "IA3", "IA3Config", 5e-3, defaults={}),  # PEFT knows its targets
+    _peft("vera", "VeRA", "VeraConfig", 4e-3),
+    _peft("loha", "LoHa", "LoHaConfig", 2e-4),
+    _peft("ln_tuning", "layer norm tuning", "LNTuningConfig", 5e-3, defaults={}),
+    _peft(
+        "prefix",
+        "prefix tuning",
+        "PrefixTuningConfig",
+        5e-3,
+        defaults=_TOKENS,
         check=_check_prefix,
         report_note="A prefix changes the base's output even if it is zero, so prefix tuning has another initial loss "
         "than the other methods.",
     ),
-    Method(
-        key="prompt",
-        title="prompt tuning",
-        config="peft:PromptTuningConfig",
-        learning_rate=5e-3,
-        defaults={"num_virtual_tokens": 10},
-        is_host=True,
-        check=_refuse_images,
-    ),
-    Method(
-        key="uni_lora",
-        title="Uni-LoRA",
-        config="peft:UniLoraConfig",
-        learning_rate=4e-3,
-        defaults=_ALL_LINEAR,
-    ),
-    Method(
-        key="tiny_lora",
-        title="TinyLoRA",
-        config="peft:TinyLoraConfig",
-        learning_rate=4e-3,
-        defaults=_ALL_LINEAR,
-    ),
-    Method(
-        key="fourierft",
-        title="FourierFT",
-        config="peft:FourierFTConfig",
-        learning_rate=4e-3,
-        defaults=_ALL_LINEAR,
-    ),
+    _peft("prompt", "prompt tuning", "PromptTuningConfig", 5e-3, defaults=_TOKENS, check=_refuse_images),
+    _peft("uni_lora", "Uni-LoRA", "UniLoraConfig", 4e-3, is_host=False),
+    _peft("tiny_lora", "TinyLoRA", "TinyLoraConfig", 4e-3, is_host=False),
+    _peft("fourierft", "FourierFT", "FourierFTConfig", 4e-3, is_host=False),
     Method(
         key="head",
         title="classification head alone",

@@ -10,15 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.hooks import RemovableHandle
 
 from qpeft.core.binding import Binding
-from qpeft.core.holder import GeneratorHolder, refuse_replica, refuse_weighted_sum
+from qpeft.core.holder import GeneratorHolder
 from qpeft.core.load_checks import check_tensors
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
@@ -58,12 +57,6 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         self._handles.pop(adapter_name).remove()
         self._let_go(adapter_name)
         del self._configs[adapter_name], self._others[adapter_name]
-
-    @torch.compiler.disable
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
-        refuse_replica(module)
-        for binding in self._bindings.values():
-            binding.refresh()
 
     def generated_config(self, adapter_name: str) -> AttachedConfig:
         return self._configs[adapter_name]
@@ -199,7 +192,7 @@ class AttachedModel(GeneratorHolder, _PeftModel):
 
     def add_weighted_adapter(self, adapters: list[str], *args: Any, **kwargs: Any) -> None:
         if any(name in self.generators for name in adapters):
-            refuse_weighted_sum()
+            super().add_weighted_adapter()
         self._tuner.add_weighted_adapter(adapters, *args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:

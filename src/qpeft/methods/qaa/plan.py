@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qpeft.circuits import amplitude_qubits, dead_angles
+from qpeft.core.adapter_form import count_trainable
 from qpeft.methods.counting import BYTES
 from qpeft.methods.qaa.config import QAAConfig
 from qpeft.methods.qaa.layer import QAALayer
@@ -18,7 +19,7 @@ def count_qaa(config: QAAConfig, adapted: Any) -> dict[str, Any]:
         branch: Any = layer.qaa_branch["default"]
         parts["V"] += 0 if branch.V is None else branch.V.numel()
         parts["c"] += 0 if branch.c is None else branch.c.numel()
-    total = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    total = count_trainable(adapted)
     own = sum(p.numel() for n, p in adapted.named_parameters() if ".qaa_branch." in n)
     parts["angles"] = own - parts["V"] - parts["c"]
     circuits = _circuits(config, layers)

@@ -43,30 +43,16 @@ def feature_report(
         ConfigError: the model has no such QAA adapter, or one without features.
         DataError: there are no batches.
     """
-    sums = _collect(model, batches, adapter_name)
-    if not all(one.n for one in sums.values()):
+    found = {
+        name: torch.cat(parts) if parts else torch.empty(0) for name, parts in _collect(model, batches, adapter_name)
+    }
+    if not all(len(f) for f in found.values()):
         raise DataError("no tokens to report on; give at least one batch that reaches every adapted module")
-    return [_row(name, one) for name, one in sums.items()]
+    return [_row(name, f) for name, f in found.items()]
 
 
-class _Sums:
-    """Running mean and sum of squared distances from it (Welford, by batches), float64."""
-
-    def __init__(self) -> None:
-        self.n, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
-
-    def add(self, f: Tensor) -> None:  # (tokens, features)
-        if not len(f):
-            return
-        f = f.double().cpu()
-        mean, both = f.mean(0), self.n + len(f)
-        apart = mean - self.mean
-        self.squares = self.squares + (f - mean).square().sum(0) + apart.square() * (self.n * len(f) / both)
-        self.mean = self.mean + apart * (len(f) / both)
-        self.n = both
-
-
-def _collect(model: Any, batches: Iterable[Mapping[str, Any]], adapter_name: str) -> dict[str, _Sums]:
+def _collect(model: Any, batches: Iterable[Mapping[str, Any]], adapter_name: str) -> dict[str, list[Tensor]]:
+    """The features (tokens, features), float64, of each module and batch."""
     branches: dict[QAALayer, Any] = {
         module: module.qaa_branch[adapter_name]
         for module in model.modules()
@@ -74,15 +60,16 @@ def _collect(model: Any, batches: Iterable[Mapping[str, Any]], adapter_name: str
     }
     if not branches or all(branch.features is None for branch in branches.values()):
         raise ConfigError(f"the model has no QAA adapter '{adapter_name}' with features to report on")
-    sums, mask = {layer.name: _Sums() for layer in branches}, None
+    found: dict[str, list[Tensor]] = {layer.name: [] for layer in branches}
+    mask = None
 
-    def look(layer: QAALayer, args: tuple[Any, ...]) -> None:
+    def collect(layer: QAALayer, args: tuple[Any, ...]) -> None:
         f = branches[layer].read(args[0])
         is_token = mask.bool() if mask is not None and mask.shape == f.shape[:-1] else slice(None)
-        sums[layer.name].add(f[is_token].flatten(0, -2))
+        found[layer.name].append(f[is_token].flatten(0, -2).double().cpu())
 
     was_training = model.training
-    handles = [layer.register_forward_pre_hook(look) for layer in branches]
+    handles = [layer.register_forward_pre_hook(collect) for layer in branches]
     try:
         model.eval()
         with torch.no_grad():
@@ -93,11 +80,11 @@ def _collect(model: Any, batches: Iterable[Mapping[str, Any]], adapter_name: str
         model.train(was_training)
         for handle in handles:
             handle.remove()
-    return sums
+    return found
 
 
-def _row(name: str, sums: _Sums) -> SiteFeatures:
-    variance = sums.squares / sums.n
+def _row(name: str, f: Tensor) -> SiteFeatures:
+    variance = f.var(0, correction=0)
     share = (variance < LOW_VARIANCE).double().mean().item()
     warning = (
         f"{name}: {share:.0%} of the features have a variance below {LOW_VARIANCE:g} on this data, so they hardly "
@@ -105,8 +92,8 @@ def _row(name: str, sums: _Sums) -> SiteFeatures:
     )
     return SiteFeatures(
         name=name,
-        n_tokens=sums.n,
-        mean=sums.mean.tolist(),
+        n_tokens=len(f),
+        mean=f.mean(0).tolist(),
         variance=variance.tolist(),
         low_share=share,
         warnings=[warning] if share > 0.5 else [],

@@ -7,6 +7,7 @@ from typing import Any
 
 from peft.tuners.lora import LoraLayer
 
+from qpeft.core.adapter_form import count_trainable
 from qpeft.core.binding import Slot
 from qpeft.core.holder import GeneratorHolder
 from qpeft.core.slots import find_slots
@@ -58,7 +59,7 @@ def _count(config: QPAGeneratorConfig, adapted: Any, found: Sequence[tuple[Slot,
     layers = [module for module in adapted.get_base_model().modules() if isinstance(module, LoraLayer)]
     m = sum(slot.shape.numel() for slot, _ in found)
     count = config.count(m)
-    other = sum(p.numel() for p in adapted.parameters() if p.requires_grad) - m
+    other = count_trainable(adapted) - m
     return {
         "method": "qpa",
         "trainable": count.total + other,

@@ -143,16 +143,11 @@ def _recorded(layers: Mapping[str, nn.Module], calls: list[_Call]) -> Iterator[N
 
 
 def _loss(model: Any, batch: Mapping[str, Any], device: torch.device, n: int) -> Tensor:
-    if not isinstance(batch, Mapping):
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    if not isinstance(batch, Mapping) or (isinstance(ids, Tensor) and ids.ndim < 2):
         raise DataError(
-            f"batch {n} of fit_frames is {type(batch).__name__}, not arguments of model(**batch); give a list of dicts "
-            "such as {'input_ids': ids}, ids of shape (blocks, tokens)"
-        )
-    ids = batch.get("input_ids")
-    if isinstance(ids, Tensor) and ids.ndim < 2:
-        raise DataError(
-            f"batch {n} of fit_frames has input_ids of shape {tuple(ids.shape)}, without a batch axis; "
-            "give ids[None], or a DataLoader"
+            f"batch {n} of fit_frames does not suit model(**batch); give a list of dicts such as {{'input_ids': ids}}, "
+            "ids of shape (blocks, tokens)"
         )
     inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
     if "labels" not in inputs and "input_ids" in inputs and model.get_output_embeddings() is not None:

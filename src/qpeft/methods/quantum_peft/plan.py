@@ -9,6 +9,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from qpeft.circuits.counting import column_qubits, count_acting
+from qpeft.core.adapter_form import count_trainable
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_is_matrix
 from qpeft.methods.counting import BYTES
@@ -43,7 +44,8 @@ def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any
         "gains": sum(slot.shape.numel() for slot in gain_slots(inner, "default")),
     }
     generated = sum(m.rank * (m.d_out + m.d_in) for m in matrices) + parts["gains"]
-    parts["other"] = _trainable(adapted) - _trainable(inner, ".lora_") - parts["gains"]
+    lora_parameters = sum(p.numel() for n, p in inner.named_parameters() if p.requires_grad and ".lora_" in n)
+    parts["other"] = count_trainable(adapted) - lora_parameters - parts["gains"]
     trainable, lora = sum(parts.values()), sum(m.d_out + m.d_in for m in matrices)
     return {
         "method": "quantum_peft",
@@ -91,10 +93,6 @@ def _remarks(config: QuantumPeftConfig, layout: Layout) -> list[str]:
         for (width, rank), names in layout.banks.items():
             BANKS[config.family](config, names[:1], width, rank, start)
     return [str(warning.message) for warning in caught]
-
-
-def _trainable(model: nn.Module, within: str = "") -> int:
-    return sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and within in name)
 
 
 def _acting(config: QuantumPeftConfig, factors: list[_Factors], parts: dict[str, int]) -> int | None:
