@@ -1,13 +1,13 @@
-"""A generator of one's own: the probabilities of another circuit, through a fixed random map, move an adapter.
+"""A custom generator: the probabilities of another circuit, multiplied by a fixed random matrix, change an adapter.
 
     w = w0 + R (x - x0),    x = 2^N p,    R (P, 2^N) normal with variance 1 / P, drawn from the seed
 
-p are the probabilities of `own_ansatz.py`'s circuit, w0 is the adapter's own start and x0 is x at the start. The 2 L N
-angles alone are trained; they move the adapter in 2^N - 1 directions. R takes 2^N times the adapter's memory.
+p are the probabilities of the circuit in `own_ansatz.py`, w0 is the adapter's own initialization and x0 the initial x.
+Only the 2 L N angles are trained; they change the adapter in 2^N - 1 directions. R needs 2^N times the adapter's memory.
 
     python examples/own_generator.py
 
-Needs `own_ansatz.py` beside it.
+Needs `own_ansatz.py` in the same folder.
 """
 
 import math
@@ -25,18 +25,18 @@ from qpeft.methods import Folded, Generator, GeneratorConfig, SeededInit, finger
 
 @dataclass(kw_only=True)
 class RingConfig(GeneratorConfig):
-    """A ring of CZ with a random read-out."""
+    """A ring of CZ with a random readout."""
 
     n_qubits: int = field(default=6, metadata={"help": "Wires of the circuit: N."})
     n_layers: int = field(default=4, metadata={"help": "Layers of the circuit: L."})
     angle_scale: float = field(
         default=10.0, metadata={"help": "Factor folded into the angles' learning rate, as QPA's."}
     )
-    seed: int = field(default=0, metadata={"help": "Seed of the angles' start and of the random map."})
+    seed: int = field(default=0, metadata={"help": "Seed of the initial angles and of the random matrix."})
 
     def __post_init__(self) -> None:
         if self.angle_scale <= 0:
-            raise ConfigError(f"angle_scale must be a positive number, got {self.angle_scale}")
+            raise ConfigError(f"angle_scale must be positive, got {self.angle_scale}")
 
     def make(self, initial: Tensor, start: SeededInit) -> "RingGenerator":
         return RingGenerator(self, initial, start)
@@ -49,7 +49,7 @@ class RingGenerator(Generator):
         self.angles = Folded(start.uniform("angles", self.ansatz.angle_shape, math.pi), config.angle_scale)
         mixing = start.normal("mixing", (initial.numel(), 2**config.n_qubits), std=initial.numel() ** -0.5)
         self.register_buffer("mixing", mixing, persistent=False)  # drawn again from the seed
-        self.register_buffer("initial", initial)  # drawn by PEFT, so it is kept
+        self.register_buffer("initial", initial)  # drawn by PEFT, so it is saved
         self.register_buffer("fingerprint", fingerprint(start.hexdigest(), config.settings()))
 
     def forward(self) -> Tensor:
@@ -74,10 +74,10 @@ if __name__ == "__main__":
     model = qpeft.attach(get_peft_model(base, lora), RingConfig())
     model.print_trainable_parameters()
     ids = torch.arange(40).view(2, 20)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     for step in range(10):
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         print(f"step {step}: loss {loss.item():.3f}")

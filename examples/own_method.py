@@ -3,7 +3,7 @@
     A = A_0 + sum_i a_i A_i,    B = sum_i b_i B_i
 
 A_0 is LoRA's own initial value. The k coefficients a of each lora_A and b of each lora_B are trained; A_i and B_i are
-drawn from the seed, and take k times the adapter's memory during training.
+drawn from the seed, and need k times the adapter's memory during training.
 
     python examples/own_method.py
     qpeft plan --model embedded --method examples/own_method.py:METHOD --r 4
@@ -97,11 +97,11 @@ if __name__ == "__main__":
     model = get_peft_model(base, NolaConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     model.print_trainable_parameters()
     ids = torch.arange(40).view(2, 20)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     for step in range(10):
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         print(f"step {step}: loss {loss.item():.3f}")
     print(qpeft.export(model, "nola-exported"))

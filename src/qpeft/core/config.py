@@ -108,7 +108,7 @@ class GeneratedConfig(SealedConfig):
             tag=host,
             what=f"This folder contains the *generator* of a stock adapter ({host}), not the adapter itself.\n"
             f"The generator ({method}) computes {sum(sizes):,} adapter parameters in {len(sizes)} tensors, from exact\n"
-            "probabilities, whatever backend trained the circuit.",
+            "probabilities even if a backend trained the circuit.",
             settings=description,
             can_export=self.has_stock_form,
             registered=self.registered(),

@@ -250,12 +250,12 @@ def _loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def _train(model: Any, batch: Mapping[str, Tensor], lr: float) -> None:
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
     for _ in range(5):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         _loss(model, batch).backward()
-        optimiser.step()
-    optimiser.zero_grad()
+        optimizer.step()
+    optimizer.zero_grad()
 
 
 def _gradients(model: Any, parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import qpeft
 from qpeft.errors import ConfigError, VerificationError
 
 ALL_ZERO = (
-    r"SoRA export: every gate is zero; so the adapter has no effect\. Lower shrink_budget \(now 1\.0\) or sparse_lambda"
+    r"SoRA export: every gate is zero, so the adapter has no effect\. Lower shrink_budget \(now 1\.0\) or sparse_lambda"
 )
 
 

@@ -43,12 +43,10 @@ def feature_report(
         ConfigError: the model has no such QAA adapter, or one without features.
         DataError: there are no batches.
     """
-    found = {
-        name: torch.cat(parts) if parts else torch.empty(0) for name, parts in _collect(model, batches, adapter_name)
-    }
-    if not all(len(f) for f in found.values()):
+    found = _collect(model, batches, adapter_name)
+    if not all(sum(map(len, parts)) for parts in found.values()):
         raise DataError("no tokens to report on; give at least one batch that reaches every adapted module")
-    return [_row(name, f) for name, f in found.items()]
+    return [_row(name, torch.cat(parts)) for name, parts in found.items()]
 
 
 def _collect(model: Any, batches: Iterable[Mapping[str, Any]], adapter_name: str) -> dict[str, list[Tensor]]:

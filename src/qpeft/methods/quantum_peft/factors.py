@@ -41,8 +41,8 @@ class Bank(nn.Module):
         self.check()
         drawn = torch.stack([self.draw(start, name) for name in names])
         # quantized parameters are stored themselves, not as a distance from the initial values
-        trained, quantised = not config.freeze_angles, config.bits is not None
-        self.numbers = Folded(drawn, self.scale(), trained=trained, keep_start=trained and quantised)
+        trained, quantized = not config.freeze_angles, config.bits is not None
+        self.numbers = Folded(drawn, self.scale(), trained=trained, keep_start=trained and quantized)
 
     @classmethod
     def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:

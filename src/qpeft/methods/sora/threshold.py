@@ -86,7 +86,7 @@ def attach(optimizer: Any, model: nn.Module, *, steps: int | None = None, schedu
             saved lambda of the adapter is kept.
 
     Raises:
-        ConfigError: no gates to train, gates outside the optimiser or with weight decay, or a schedule that cannot be
+        ConfigError: no gates to train, gates outside the optimizer or with weight decay, or a schedule that cannot be
             evaluated in advance.
         TrainingError: the gates are sharded; later, a gate that is not finite.
     """
