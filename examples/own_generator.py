@@ -3,7 +3,7 @@
     w = w0 + R (x - x0),    x = 2^N p,    R (P, 2^N) normal with variance 1 / P, drawn from the seed
 
 p are the probabilities of the circuit in `own_ansatz.py`, w0 is the adapter's own initialization and x0 the initial x.
-Only the 2 L N angles are trained; they change the adapter in 2^N - 1 directions. R needs 2^N times the adapter's memory.
+Only the 2 L N angles are trained; they change the adapter in 2^N - 1 directions. R needs 2^N times its memory.
 
     python examples/own_generator.py
 

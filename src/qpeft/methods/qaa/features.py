@@ -56,7 +56,7 @@ class OrthogonalFeatures(nn.Module):
         self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        phi = normalised(x) @ self.matrix.to(x.dtype).mT  # (..., B)
+        phi = normalized(x) @ self.matrix.to(x.dtype).mT  # (..., B)
         return _read(phi.square(), self.readout)
 
 
@@ -70,7 +70,7 @@ class LinearFeatures(nn.Module):
         self.register_buffer("matrix", matrix, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return normalised(x) @ self.matrix.to(x.dtype).mT
+        return normalized(x) @ self.matrix.to(x.dtype).mT
 
 
 class GivensFeatures(nn.Module):
@@ -88,7 +88,7 @@ class GivensFeatures(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         angles = self.angles().to(x.dtype).flatten(0, 1)  # (L * blocks, n)
-        a = F.pad(normalised(x), (0, 2 ** angles.shape[-1] - x.shape[-1]))
+        a = F.pad(normalized(x), (0, 2 ** angles.shape[-1] - x.shape[-1]))
         for angle, (i, j) in zip(angles, self.pairs.unbind(0), strict=True):
             c, s = angle.cos(), angle.sin()
             first, second = a[..., i], a[..., j]
@@ -146,7 +146,7 @@ def count_features(settings: QAASettings, width: int) -> int:
     return n_qubits if settings.readout == "z" else 2**n_qubits
 
 
-def normalised(x: Tensor) -> Tensor:
+def normalized(x: Tensor) -> Tensor:
     """x / max(||x||, 1e-8), (..., d): 0 for x = 0, and finite gradients there."""
     return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
 

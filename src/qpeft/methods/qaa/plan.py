@@ -50,7 +50,7 @@ def _circuits(config: QAAConfig, layers: list[QAALayer]) -> list[int]:
 def _notes(config: QAAConfig, circuits: list[int], dead: int) -> list[str]:
     notes = ["the update depends on the input: it cannot be merged into the base, nor exported as a stock PEFT adapter"]
     if config.feature_source not in ("none", "linear"):
-        notes.append("the features are the same for x and -x: no linear change of centred inputs can be learned")
+        notes.append("the features are the same for x and -x: no linear change of centered inputs can be learned")
     if dead:
         of_each = f", {circuits[0]} in each circuit" if len({*circuits}) == 1 and len(circuits) > 1 else ""
         notes.append(f"{dead} angles of the last RZ block have no effect{of_each}")

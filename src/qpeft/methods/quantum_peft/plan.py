@@ -19,7 +19,7 @@ from qpeft.methods.quantum_peft.layout import Layout, Matrix
 from qpeft.methods.quantum_peft.model import gain_slots
 from qpeft.methods.quantum_peft.quantize import stored_sizes
 
-_FRAME_BYTES, _HEADER_BYTES = 2, 4  # float16; two of them for a group of quantised angles
+_FRAME_BYTES, _HEADER_BYTES = 2, 4  # float16; two of them for a group of quantized angles
 
 
 class _Factors(NamedTuple):
