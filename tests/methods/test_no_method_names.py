@@ -10,7 +10,9 @@ from qpeft.methods import records
 
 SOURCE = Path(qpeft.__file__).parent
 KEYS = {record.key for record in records()}
-OUTSIDE = sorted(file for file in SOURCE.rglob("*.py") if "methods" not in file.relative_to(SOURCE).parts[:1])
+RECORDS = SOURCE / "methods" / "stock.py"
+IN_FOLDERS = set(SOURCE.rglob("methods/*/*.py"))
+OUTSIDE = sorted({*SOURCE.rglob("*.py")} - IN_FOLDERS - {RECORDS})
 
 
 def names_compared(tree):
@@ -43,7 +45,7 @@ OTHER_MEANINGS = {
     ("demo/run.py", "qpa"),
     ("demo/run.py", "quantum_peft"),
     ("circuits/ansatz.py", "qaa"),  # an ansatz
-    ("circuits/amplitude_stages.py", "qaa"),
+    ("circuits/amplitude.py", "qaa"),
 }
 
 

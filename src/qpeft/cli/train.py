@@ -11,7 +11,7 @@ from qpeft.cli.console import Answer, count, facts, print_code, size
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.cli.score import headline, loss
-from qpeft.methods import Trains
+from qpeft.methods import Trains, named
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -82,7 +82,10 @@ def _show(console: Console, result: TrainResult, trained: Trains = Trains.ADAPTE
     stock = result.has_stock_form
     folder, loader = (result.exported, "plain PEFT") if stock else (result.adapter, "qpeft")
     console.print(f"\n{folder} loads with {loader}:\n", soft_wrap=True)
-    lines = load_lines(result.model, str(folder.resolve()), needs_qpeft=not stock, **how_to_load(folder))
+    own = None if stock else named(result.method).config_class
+    lines = load_lines(
+        result.model, str(folder.resolve()), needs_qpeft=not stock, registered=own, **how_to_load(folder)
+    )
     print_code(console, lines)
 
 

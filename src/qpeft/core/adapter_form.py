@@ -74,13 +74,13 @@ def form_of(model: Any) -> AdapterForm | None:
 def own_kind(model: Any) -> str | None:
     """The name of this PeftModel's kind of adapter if no stock PEFT adapter is equal to it; None otherwise.
 
-    The tuner declares it by its attribute `own_kind`. A tuner from outside PEFT that is no `AdapterForm` declares
-    nothing, so plain PEFT cannot be assumed to load its adapters.
+    The tuner declares it by its attribute `own_kind`. A tuner from outside PEFT that does not define `stock_adapter`
+    cannot be exported either.
     """
     tuner = type(getattr(model, "base_model", None))
     is_foreign = issubclass(tuner, BaseTuner) and tuner.__module__.partition(".")[0] != "peft"
-    if is_foreign and not issubclass(tuner, AdapterForm):
-        return f"an adapter of {tuner.__name__}"
+    if is_foreign and getattr(tuner, "stock_adapter", None) in (None, AdapterForm.stock_adapter):
+        return getattr(tuner, "own_kind", None) or f"an adapter of {tuner.__name__}"
     return getattr(tuner, "own_kind", None)
 
 

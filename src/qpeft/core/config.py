@@ -107,8 +107,7 @@ class GeneratedConfig(SealedConfig):
             "Compact adapter",
             tag=host,
             what=f"This folder contains the *generator* of a stock adapter ({host}), not the adapter itself.\n"
-            f"The generator ({method}) computes {sum(sizes):,} adapter parameters in {len(sizes)} tensors, from exact\n"
-            "probabilities even if a backend trained the circuit.",
+            f"The generator ({method}) computes {sum(sizes):,} adapter parameters in {len(sizes)} tensors.",
             settings=description,
             can_export=self.has_stock_form,
             registered=self.registered(),

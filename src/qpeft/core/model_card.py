@@ -31,14 +31,16 @@ def load_lines(
     needs_qpeft: bool,
     auto_class: str = "AutoModelForCausalLM",
     options: Mapping[str, Any] | None = None,
+    registered: type | None = None,
 ) -> str:
     """The lines of Python that load an adapter folder on its base in float32.
 
-    `options` are further arguments of the base's `from_pretrained`, such as the number of classes.
+    `options` are further arguments of the base's `from_pretrained`, such as the number of classes. `registered` is the
+    class whose module must be imported first, if it is not qpeft's.
     """
     arguments = "".join(f", {name}={value!r}" for name, value in {"dtype": "float32", **(options or {})}.items())
     loaded = f"{auto_class}.from_pretrained({base!r}{arguments})"
-    return "\n".join(
+    return _own_import(registered) + "\n".join(
         [
             "import qpeft" if needs_qpeft else "from peft import PeftModel",
             f"from transformers import {auto_class}",
@@ -77,7 +79,7 @@ def write_card(
         f"{title}: {NEEDS_QPEFT}",
         tag,
         f"{what}\nWithout the imports below, PEFT raises `KeyError: '{config.get('peft_type')}'`.\n",
-        _own_import(registered) + _load_lines(config, needs_qpeft=True),
+        _load_lines(config, needs_qpeft=True, registered=registered),
         f"{EXPORT if can_export else ''}\nSettings: {shown}.\n",
     )
 
@@ -103,8 +105,9 @@ def _base(config: Mapping[str, Any]) -> str:
     return config.get("base_model_name_or_path") or "BASE_MODEL"
 
 
-def _load_lines(config: Mapping[str, Any], *, needs_qpeft: bool) -> str:
-    return load_lines(_base(config), ".", needs_qpeft=needs_qpeft, auto_class=base_class(config))
+def _load_lines(config: Mapping[str, Any], *, needs_qpeft: bool, registered: type | None = None) -> str:
+    kind = base_class(config)
+    return load_lines(_base(config), ".", needs_qpeft=needs_qpeft, auto_class=kind, registered=registered)
 
 
 def _own_import(registered: type | None) -> str:

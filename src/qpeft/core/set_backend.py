@@ -68,7 +68,7 @@ def set_backend(
     features = [m for m in model.modules() if isinstance(m, CircuitModule)]
     if holder is None or not features:
         raise ConfigError(
-            "the model has no circuit of QPA; backends are for adapters with feature_source 'qnn' or 'qnn_frozen'"
+            "the model has no circuit that a backend can run; QPA has one with feature_source 'qnn' or 'qnn_frozen'"
         )
     jobs = Jobs(
         as_backend(backend, max(feature.ansatz.n_qubits for feature in features), noise),

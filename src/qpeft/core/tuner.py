@@ -163,7 +163,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         return super()._unload_and_optionally_merge(merge, *args, **kwargs)
 
     def subtract_mutated_init(self, *args: Any, **kwargs: Any) -> Any:
-        raise ConfigError("a generated adapter has no mutated initialization to subtract; use qpeft.export")
+        raise ConfigError("a generated adapter has no modified initial weights to subtract; use qpeft.export")
 
     def _refuse_tied_merge(self) -> None:
         if not any(module.merged for module in self.model.modules() if isinstance(module, BaseTunerLayer)):

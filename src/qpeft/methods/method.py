@@ -63,6 +63,7 @@ class Method:
 
     # -- plans, diagnosis and reports
     count: Callable[[Any, Any], dict[str, Any]] | str | None = None  #: (config, adapted model on meta) fields of a Plan
+    count_attached: Callable[[Any, Any], dict[str, Any]] | str | None = None  #: as `count`, of `generator` on a host
     prunes_ranks: bool = False  #: whether reports show the remaining ranks
     report_note: str = ""  #: a sentence for reports of studies with this method
 

@@ -23,8 +23,7 @@ from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.counting import Plan, count_live
 from qpeft.methods.method import imported
-from qpeft.methods.qpa.plan import count_attached
-from qpeft.methods.registry import find_by_config
+from qpeft.methods.registry import find_by_config, records
 
 
 def plan(
@@ -68,17 +67,26 @@ def plan(
     is_generated = isinstance(config, GeneratedLoraConfig) and count is not count_live
     adapted = _adapt(model, cast(GeneratedLoraConfig, config).to_stock() if is_generated else config)
     targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
-    counts = count(config, adapted) if generator is None else count_attached(generator, adapted)
+    counts = count(config, adapted) if generator is None else _count_attached(generator, adapted)
     given = {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
     chosen = backend_settings({"backend": backend, **given})
     circuits = None if chosen.is_usual else _circuits(generator or config, counts, chosen, steps)
     return Plan(base_parameters=base_parameters, target_modules=targets, circuits=circuits, **counts)
 
 
+def _count_attached(generator: GeneratorConfig, adapted: Any) -> dict[str, Any]:
+    for method in records():
+        if method.count_attached is not None and type(generator) is method.generator_class:
+            return method.ask("count_attached", generator, adapted)
+    raise ConfigError(
+        f"plan does not support {type(generator).__name__}; after attach use model.print_trainable_parameters()"
+    )
+
+
 def _circuits(config: Any, counts: dict[str, Any], chosen: BackendSettings, steps: int) -> dict[str, Any]:
     circuit = config.circuit(counts["n_qubits"]) if isinstance(config, GeneratorConfig) else None
     if circuit is None:
-        raise ConfigError("backends need QPA's circuit, with feature_source 'qnn' or 'qnn_frozen'")
+        raise ConfigError("this method has no circuit that a backend can run; QPA has one with feature_source 'qnn'")
     jobs = Jobs(
         as_backend(chosen.backend, counts["n_qubits"], chosen.noise), chosen.shots, shot_budget=chosen.shot_budget
     )

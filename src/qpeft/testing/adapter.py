@@ -21,7 +21,7 @@ from qpeft.core.checkpoint import CONFIG, WEIGHTS
 from qpeft.core.export import export
 from qpeft.core.holder import GeneratorHolder, holder_of
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.testing.slopes import slope
+from qpeft.testing.finite_differences import slope
 
 _CLOSE = 1e-5  # relative to the largest logit or to the norm of a gradient, in float32
 _STEP = 1e-2  # of differences: float64 models still compute norms and losses in float32, an error of about 1e-3

@@ -13,7 +13,7 @@ from torch import Tensor
 from qpeft.core.generator import Generator
 from qpeft.core.load_checks import check_tensors
 from qpeft.errors import CheckpointError
-from qpeft.testing.slopes import slope
+from qpeft.testing.finite_differences import slope
 
 _STEP = 3e-5  # of differences in float64: their error is about 1e-11 of the gradient's norm
 _SLOPE, _ROUNDING = 1e-9, 1e-10

@@ -189,7 +189,7 @@ def _folders(result: TrainResult, needs_qpeft: bool) -> str:
         return f"""- `adapter/`: the adapter; **loading it needs qpeft**, for {why}
 
 ```python
-{load_lines(result.model, "adapter", needs_qpeft=True, **how_to_load(result.adapter))}
+{load_lines(result.model, "adapter", needs_qpeft=True, registered=record.config_class, **how_to_load(result.adapter))}
 ```
 """
     lines = load_lines(result.model, "exported", needs_qpeft=False, **how_to_load(result.exported))

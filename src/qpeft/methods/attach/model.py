@@ -210,9 +210,7 @@ class AttachedModel(GeneratorHolder, _PeftModel):
     @property
     def _tuner(self) -> Any:
         if not isinstance(self.base_model, BaseTuner):
-            raise ConfigError(
-                f"{self.peft_type} changes no module of the base model, so it cannot be merged or unloaded"
-            )
+            raise ConfigError(f"{self.peft_type} is not part of the base weights, so it cannot be merged or unloaded")
         return self.base_model
 
 

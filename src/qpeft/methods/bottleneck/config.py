@@ -51,7 +51,7 @@ class BottleneckConfig(SealedConfig):
         default=0.0, metadata={"help": "Dropout after the activation, in training.", "at_least": 0, "below": 1}
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to train in addition to the adapter."}
+        default=None, metadata={"help": "Modules that are trained in full, in addition to the adapter."}
     )
     seed: int = field(default=0, metadata={"help": "Seed of the initial values.", "at_least": 0})
 

@@ -47,6 +47,6 @@ class BottleneckModel(OwnTuner):
 
     def _check_merge_allowed(self) -> None:
         raise ConfigError(
-            "a bottleneck adapter is not linear, so it cannot be merged into the weights; save it with qpeft.save, or "
-            "remove it with model.unload()"
+            "a bottleneck adapter is not linear, so it cannot be merged into the weights; keep it as a separate "
+            "adapter, or remove it with model.unload()"
         )

@@ -39,7 +39,7 @@ class QAAConfig(QAASettings, SealedConfig):
         default=None, metadata={"help": "Modules to exclude from target_modules."}
     )
     modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules to train in addition to the adapter."}
+        default=None, metadata={"help": "Modules that are trained in full, in addition to the adapter."}
     )
 
     def __post_init__(self) -> None:

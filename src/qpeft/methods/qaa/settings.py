@@ -59,7 +59,7 @@ class QAASettings:
         default=False,
         metadata=_help("Multiply features by ||x|| / sqrt(d); otherwise the branch does not depend on the norm of x."),
     )
-    use_offset: bool = field(default=True, metadata=_help("Train an offset c in addition to V."))
+    use_offset: bool = field(default=True, metadata=_help("Also train an offset c."))
     out_slices: list[list[int]] | None = field(
         default=None,
         metadata=_help(

@@ -23,4 +23,5 @@ METHOD = Method(
         "none": "no feature",
     },
     count="qpeft.methods.qpa.plan:count_qpa",
+    count_attached="qpeft.methods.qpa.plan:count_attached",
 )

@@ -11,8 +11,6 @@ from qpeft.core.adapter_form import count_trainable
 from qpeft.core.binding import Slot
 from qpeft.core.holder import GeneratorHolder
 from qpeft.core.slots import find_slots
-from qpeft.errors import ConfigError
-from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.attach.tensors import generated_slots, other_keys
 from qpeft.methods.counting import BYTES, count_stored
 from qpeft.methods.qpa.budget import QPACount
@@ -25,15 +23,8 @@ def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
     return _count(config, adapted, find_slots(adapted.get_base_model(), "default", LoraLayer))
 
 
-def count_attached(generator: GeneratorConfig, adapted: Any) -> dict[str, Any]:
-    """As `count_qpa`, for QPA attached to any stock adapter; raises ConfigError for another generator.
-
-    The compact checkpoint of an attached generator contains the initial values that PEFT drew.
-    """
-    if not isinstance(generator, QPAGeneratorConfig):
-        raise ConfigError(
-            f"plan does not support {type(generator).__name__}; after attach use model.print_trainable_parameters()"
-        )
+def count_attached(generator: QPAGeneratorConfig, adapted: Any) -> dict[str, Any]:
+    """As `count_qpa`, for QPA attached to any stock adapter, whose initial values are in the compact checkpoint."""
     found = generated_slots(adapted, "default")
     counts = _count(generator, adapted, found)
     start = sum(slot.shape.numel() for slot, _ in found) if generator.init_mode == "residual" else 0

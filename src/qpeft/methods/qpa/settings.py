@@ -75,7 +75,7 @@ class QPASettings(GeneratorConfig):
     init_mode: str = field(
         default="residual",
         metadata=_help(
-            "residual begins at the stock adapter's own initial values; raw uses the generator's output unchanged.",
+            "residual starts from the stock adapter's initial values; raw uses the generator's output unchanged.",
             choices=INIT_MODES,
         ),
     )

@@ -40,7 +40,10 @@ class SoRASettings:
     )
     gate_lr_mult: float = field(
         default=1.0,
-        metadata={"help": "Factor on the gates' learning rate; needs parameter groups.", "above": 0},
+        metadata={
+            "help": "Learning rate of the gates, relative to the other parameters; requires parameter groups.",
+            "above": 0,
+        },
     )
     export_tol: float = field(
         default=0.0,
