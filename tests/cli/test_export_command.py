@@ -59,7 +59,7 @@ def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, head_adapte
     )
     again = qpeft_cli("export", head_adapter_folder, "--out", out, "--merge", "--untie")
     assert again.exit_code == 2
-    assert "holds other files" in again.stderr
+    assert "contains other files" in again.stderr
 
 
 def test_failed_verification_writes_nothing(qpeft_cli, adapter_folder, tmp_path, monkeypatch):
@@ -105,8 +105,8 @@ def test_verification_process_cannot_import_qpeft(base_folder, monkeypatch):
     [
         (["{base}", "--out", "{out}"], "no adapter at"),
         (["{adapter}", "--out", "{out}", "--untie"], "--untie changes the base model"),
-        (["{adapter}", "--out", "{base}"], "no earlier export"),
-        (["{adapter}", "--out", "{base}", "--merge"], "holds other files"),
+        (["{adapter}", "--out", "{base}"], "not an earlier export"),
+        (["{adapter}", "--out", "{base}", "--merge"], "contains other files"),
         (["{adapter}", "--out", "{out}", "--model", "{out}/nowhere"], "nowhere"),
     ],
 )

@@ -136,7 +136,7 @@ def test_functions_that_need_qpa_raise(trained, own):
     plain, model = trained()
     with pytest.raises(ConfigError, match="plan does not support RingConfig"):
         qpeft.plan(plain, HOSTS["lora"], own.RingConfig())
-    with pytest.raises(ConfigError, match="no circuit of QPA"):
+    with pytest.raises(ConfigError, match="no circuit that a backend can run"):
         qpeft.set_backend(model, "exact", shots=100)
 
 

@@ -325,7 +325,7 @@ def test_damaged_record_is_refused(tmp_path, content):
 def test_head_alone_is_for_classifications(settings):
     asked = settings("text-classification", method="head")
     asked.task = "causal-lm"
-    with pytest.raises(ConfigError, match="task causal-lm has none"):
+    with pytest.raises(ConfigError, match="task causal-lm lacks"):
         train(asked)
     asked = settings("text-classification", method="head", method_settings={"r": 4})
     with pytest.raises(ConfigError, match="method head has no settings, got r"):

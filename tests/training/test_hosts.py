@@ -62,5 +62,5 @@ def test_refusal_of_peft_is_a_config_error(settings):
 
 
 def test_prompt_method_is_refused_for_images(settings):
-    with pytest.raises(ConfigError, match="images have none"):
+    with pytest.raises(ConfigError, match="images do not have"):
         train(settings("prompt", task="image-classification"))

@@ -319,7 +319,7 @@ def test_undecodable_image_of_a_hub_data_set_is_refused(monkeypatch):
 @pytest.mark.parametrize("method", ["prefix", "prompt"])
 def test_virtual_tokens_are_refused_for_images(method):
     settings = TrainSettings(task="image-classification", model="m", data="d", out="o", method=method)
-    with pytest.raises(ConfigError, match="images have none"):
+    with pytest.raises(ConfigError, match="images do not have"):
         settings.check()
 
 

@@ -60,17 +60,18 @@ def export(
         )
     stock_folder.check_free(target)
     stock_folder.check_not_merged(model)
-    with form.exact(), replace_folder(target) as folder, _restored(form, model):
+    with form.exact():
         stock = form.stock_adapter(model, adapter_name)
-        save_file(stock_folder.to_file(stock.tensors), folder / WEIGHTS, metadata={"format": "pt"})
-        stock_folder.write_config(stock.config, model, folder)
-        report = stock.report(
-            path=str(target),
-            **stock.counts,
-            n_bytes=(folder / WEIGHTS).stat().st_size,
-            **_verify(form, model, adapter_name, folder, probe, is_half=stock.is_half),
-        )
-        _describe(model, stock, folder, report)
+        with replace_folder(target) as folder, _restored(form, model):
+            save_file(stock_folder.to_file(stock.tensors), folder / WEIGHTS, metadata={"format": "pt"})
+            stock_folder.write_config(stock.config, model, folder)
+            report = stock.report(
+                path=str(target),
+                **stock.counts,
+                n_bytes=(folder / WEIGHTS).stat().st_size,
+                **_verify(form, model, adapter_name, folder, probe, is_half=stock.is_half),
+            )
+            _describe(model, stock, folder, report)
     return report
 
 
