@@ -242,7 +242,7 @@ def test_training_with_shots_evaluates_and_exports_exactly(llama, ids, adapters,
 
 
 def test_model_without_a_circuit_is_refused(llama, adapters):
-    with pytest.raises(ConfigError, match="the model has no circuit of QPA"):
+    with pytest.raises(ConfigError, match="the model has no circuit that a backend can run"):
         qpeft.set_backend(llama, shots=100)
-    with pytest.raises(ConfigError, match="the model has no circuit of QPA"):
+    with pytest.raises(ConfigError, match="the model has no circuit that a backend can run"):
         qpeft.set_backend(adapters.qpa(llama, feature_source="none"), shots=100)

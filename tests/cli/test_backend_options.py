@@ -58,7 +58,7 @@ def test_circuits_are_printed(qpeft_cli, base_folder, command):
         ),
         (("--backend", "pennylane:lightening.qubit"), "unknown PennyLane device 'lightening.qubit'; installed: "),
         (("--shots", 1000, "--shot-budget", 1000), "shots, more than the shot budget of 1,000"),
-        (("--feature-source", "none", "--shots", 1000), "the model has no circuit of QPA"),
+        (("--feature-source", "none", "--shots", 1000), "the model has no circuit that a backend can run"),
     ],
 )
 def test_invalid_backend_options_exit_with_code_2(qpeft_cli, command, options, message):

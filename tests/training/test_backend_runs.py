@@ -249,11 +249,11 @@ def test_invalid_backend_settings_are_refused(settings, device, backend, message
 
 def test_backend_is_refused_for_other_methods(settings):
     with pytest.raises(
-        ConfigError, match="has no circuit that a backend can run; method lora has no circuit that runs once a"
+        ConfigError, match="backends are for QPA's circuit; method lora has no circuit that runs once a"
     ):
         settings(method="lora", method_settings={}).check()
     chosen = settings(method_settings={"r": 4, "chunk_size": 80, "hidden": (4, 8), "feature_source": "free"})
-    with pytest.raises(ConfigError, match="the model has no circuit of QPA"):
+    with pytest.raises(ConfigError, match="the model has no circuit that a backend can run"):
         train(chosen)
 
 
