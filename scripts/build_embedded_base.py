@@ -6,10 +6,13 @@ Checkpoints are in DIR.partial, and the same command resumes from the last one. 
 """
 
 import argparse
+import hashlib
 import platform
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -56,23 +59,51 @@ def build(out: Path, recipe: Recipe, stdlib: list[str], numpy: list[str]) -> Non
     """Train on 90 % of the documents `stdlib`; score their held-out parts and that of `numpy`; write all to `out`."""
     if out.exists():
         raise SystemExit(f"{out} exists; name another folder with --out, or remove it")
-    train, validation, test = corpus.split(stdlib)
+    train, validation, test = split(stdlib)
     tokenizer = train_tokenizer(train, recipe)
     model = pretrain(recipe, _blocks(tokenizer, train, recipe), out.with_name(f"{out.name}.partial"))
     model.config.resid_pdrop = model.config.embd_pdrop = 0.0  # dropout would be noise when adapters are compared
     with replace_folder(out) as folder:
         model.half().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        held_out = {"stdlib_validation": validation, "stdlib_test": test, "numpy_test": corpus.split(numpy).test}
+        held_out = {"stdlib_validation": validation, "stdlib_test": test, "numpy_test": split(numpy).test}
         packages = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
         facts = {
             "recipe": asdict(recipe),
-            "corpus": {"documents": len(stdlib), "sha256": corpus.digest(stdlib)},
+            "corpus": {"documents": len(stdlib), "sha256": digest(stdlib)},
             "versions": {"python": platform.python_version(), **packages},
             "n_parameters": model.num_parameters(),
             "scores": {name: _score(folder, docs) for name, docs in held_out.items()},
         }
         write_json(folder / "training.json", facts)
+
+
+class Split(NamedTuple):
+    """The documents of a corpus in three disjoint parts, each in the order of the corpus."""
+
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+
+
+def digest(docs: Iterable[str]) -> str:
+    """SHA-256 (hex) of the documents in order, each followed by a zero byte."""
+    sha = hashlib.sha256()
+    for text in docs:
+        sha.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return sha.hexdigest()
+
+
+def split(docs: Iterable[str], held_out: float = 0.05) -> Split:
+    """Split documents into train, validation and test; the last two receive a fraction `held_out` each.
+
+    The hash of a document decides, so its part does not depend on other documents or on the version of the library.
+    """
+    parts = Split([], [], [])
+    for text in docs:
+        u = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+        parts[1 if u < held_out else 2 if u < 2 * held_out else 0].append(text)
+    return parts
 
 
 def train_tokenizer(docs: list[str], recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -147,7 +178,7 @@ def _score(folder: Path, docs: list[str]) -> dict:
     """The score of the saved weights, in float32, on blocks of the whole context."""
     model, tokenizer = load_model(str(folder)), load_tokenizer(str(folder))
     blocks = cut([{"text": text} for text in docs], model.config.max_position_embeddings, tokenizer)
-    return {**evaluate_language_model(model, blocks).to_dict(), "sha256": corpus.digest(docs)}
+    return {**evaluate_language_model(model, blocks).to_dict(), "sha256": digest(docs)}
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_every_public_name_exists():
     assert not hasattr(qpeft, "quantum_supremacy")
 
 
-def test_a_taken_name_and_a_foreign_peft_are_refused(monkeypatch):
+def test_taken_name_and_foreign_peft_are_refused(monkeypatch):
     from peft import mapping
 
     from qpeft.errors import ConfigError
@@ -54,7 +54,7 @@ def test_a_taken_name_and_a_foreign_peft_are_refused(monkeypatch):
         peft_types.register_all()
 
 
-def test_the_registration_adds_to_peft_and_changes_nothing_of_it():
+def test_registration_adds_to_peft_and_changes_nothing_else():
     """In a process where PEFT came first: all its entries are as they were, and ours are none of its types."""
     out = run(
         """

@@ -1,4 +1,4 @@
-"""What is handed out: the wheel has every file of the package, under the version that the changelog tells of."""
+"""The wheel has every file of the package, and the changelog has an entry for its version."""
 
 import re
 import subprocess
@@ -13,13 +13,13 @@ import qpeft
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_changelog_tells_of_this_version():
+def test_changelog_has_this_version():
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert qpeft.__version__ in headings
 
 
 @pytest.mark.long
-def test_the_wheel_has_every_file_of_the_package(tmp_path):
+def test_wheel_has_every_file_of_the_package(tmp_path):
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob(f"qpeft-{qpeft.__version__}-*.whl")

@@ -1,10 +1,10 @@
-"""Check a settings dataclass from the metadata of its own fields."""
+"""Fields of settings dataclasses, and their validation from their own metadata."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import Field, fields
+from dataclasses import Field, field, fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -12,14 +12,25 @@ from qpeft.errors import ConfigError
 from qpeft.names import unknown
 
 
-def check_fields(settings: Any, owner: type | None = None, skip: Collection[str] = ()) -> None:
-    """Raise ConfigError, naming the field, what it holds and what is allowed, if a field is out of range.
+def option(default: Any, text: str, **metadata: Any) -> Any:
+    """A dataclass field with a help text, for the command line and the documentation, and limits for `check_fields`.
 
-    Checked are the fields with a help text. The annotation decides between True or False, whole numbers, finite
-    numbers and None; `choices`, `at_least`, `above`, `at_most` and `below` in the metadata limit the values.
+    If `default` is a class, such as list, the default is a new instance.
+    """
+    metadata["help"] = text
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def check_fields(settings: Any, owner: type | None = None, skip: Collection[str] = ()) -> None:
+    """Raise ConfigError, with the field, its value and what is allowed, if a field is out of range.
+
+    Fields with a help text are checked. The annotation allows booleans, whole numbers, finite numbers or None;
+    `choices`, `at_least`, `above`, `at_most` and `below` in the metadata limit the values.
 
     Args:
-        owner: The dataclass whose fields are checked, where `settings` inherits others. Default: all fields.
+        owner: Check only the fields of this base class. Default: all fields.
         skip: Names of fields that are checked elsewhere.
     """
     for known in fields(owner or type(settings)):
@@ -28,12 +39,12 @@ def check_fields(settings: Any, owner: type | None = None, skip: Collection[str]
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a whole number from 1."""
+    """Whether `value` is a whole number of at least 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def check_value(known: Field[Any], value: Any) -> None:
-    """The same for one field."""
+    """As `check_fields`, for one field."""
     kinds = {part.strip() for part in str(getattr(known.type, "__name__", known.type)).split("|")}
     if value is None and "None" in kinds:
         return

@@ -61,7 +61,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def filled(kind: type[T], values: dict[str, Any]) -> T:
-    """A dataclass from the values in a JSON file. Raises TypeError where a field should be a number and is not."""
+    """A dataclass from the values in a JSON file. Raises TypeError if a numeric field has another type."""
     for field in fields(kind):  # type: ignore[arg-type]
         allowed = _NUMBERS.get(field.type)
         if allowed and field.name in values and type(values[field.name]) not in allowed:
@@ -105,7 +105,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left of unfinished files below `folder`. No other process may write there."""
+    """Remove unfinished files of a killed process below `folder`. No other process may write there."""
     for path in list(folder.rglob(f".*{_UNFINISHED}")):
         if path.is_dir():
             shutil.rmtree(path)
@@ -121,9 +121,9 @@ def file_hash(path: Path) -> str:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder and its content. It is renamed first: after a kill it is complete, or has a hidden name."""
-    aside = _hidden_folder(folder, "old.")
-    folder.replace(aside / folder.name)
-    shutil.rmtree(aside)
+    hidden = _hidden_folder(folder, "old.")
+    folder.replace(hidden / folder.name)
+    shutil.rmtree(hidden)
 
 
 def sync_all(folder: Path) -> None:

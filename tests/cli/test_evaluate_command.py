@@ -46,18 +46,10 @@ def test_padded_perplexity_is_printed_only_with_its_option(qpeft_cli, base_folde
     assert "scores the padding too" in " ".join(shown.stdout.split())
 
 
-def test_perplexity_of_a_loss_above_20_has_no_digits():
-    from qpeft.cli.score import perplexity
-
-    assert perplexity({"loss": 20.1, "perplexity": math.exp(20.1)}) == "inf-like"
-    assert perplexity({"loss": math.nan, "perplexity": math.nan}) == "inf-like"
-    assert perplexity({"loss": 7.0, "perplexity": math.exp(7.0)}) == "1,096.63"
-
-
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        ("a text to score", (), "no model to score with; pass --model, --adapter, or both"),
+        ("a text to score", (), "no model; pass --model, --adapter, or both"),
         ("x", ("--seq-len", 9, "--model"), "has no token to score within seq_len=9"),
         ("a text to score", ("--seq-len", 9999, "--model"), "seq_len=9999 is longer than the model's context of"),
         ('{"prompt": "a", "completion": "b"}', ("--padded-perplexity", "--model"), "this data has prompts or messages"),

@@ -71,3 +71,17 @@ def test_adapter_of_an_unknown_method_names_the_option(trained, base_folder):
     assert refused.returncode == 2
     assert "--method FILE.py:NAME" in " ".join(refused.stderr.split())
     assert subprocess.run([*command, "--method", FILE], capture_output=True).returncode == 0
+
+
+def test_finished_run_of_a_changed_file_is_refused(qpeft_cli, base_folder, tmp_path, monkeypatch):
+    file, text = tmp_path / "changing.py", tmp_path / "text.txt"
+    file.write_text(Path(FILE.rpartition(":")[0]).read_text().replace("nola", "changing").replace("NOLA", "CHANGING"))
+    text.write_text("The king went into the wood. " * 40)
+    options = ("--model", base_folder, "--data", text, "--out", tmp_path / "run", "--r", 2, "--steps", 1)
+    assert answer(qpeft_cli("train", *options, "--method", f"{file}:METHOD", "--json"))["already_finished"] is False
+    monkeypatch.chdir(tmp_path)  # another spelling of the path is the same method
+    assert answer(qpeft_cli("train", *options, "--method", "changing.py:METHOD", "--json"))["already_finished"]
+    file.write_text(file.read_text() + "\n")
+    refused = qpeft_cli("train", *options, "--method", f"{file}:METHOD")
+    assert refused.exit_code == 2
+    assert "holds a run with other identity: method was" in refused.stderr

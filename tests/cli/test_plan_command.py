@@ -57,9 +57,8 @@ def test_output_fits_80_columns(qpeft_cli, base_folder):
     assert "\x1b" not in result.stdout
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "ia3"])
-def test_stock_method_has_no_circuit(qpeft_cli, base_folder, method):
-    found = planned(qpeft_cli, "--model", base_folder, "--method", method)
+def test_stock_method_has_no_circuit(qpeft_cli, base_folder):
+    found = planned(qpeft_cli, "--model", base_folder, "--method", "lora")
     assert found["trainable"] == found["deployed"] > 0
     assert found["n_qubits"] is None
 
@@ -69,26 +68,27 @@ def test_stock_method_has_no_circuit(qpeft_cli, base_folder, method):
     [
         (["--budget", "0.5", "--chunk-size", "8"], "at most one of chunk_size and budget"),
         (["--target-modules", "q_prj"], "q_proj"),
-        (["--n-layers", "0"], "n_layers must be at least 1"),
+        (["--model", "nowhere/else/at-all"], "nowhere"),
         (["--method", "lora", "--budget", "0.5"], "--budget: options of QPA's generator"),
-        (["--method", "lora", "--n-layers", "2"], "QPA's, QAA's and Quantum-PEFT's generator"),
+        (["--method", "lora", "--n-layers", "2"], "QAA's and Quantum-PEFT's generator"),
         (["--share", "type"], "--share: options of Quantum-PEFT's generator, not of method qpa; use --method"),
-        (["--method", "quantum_peft", "--budget", "0.5"], "--budget: options of QPA's generator, not of method quant"),
         (["--method", "quantum_peft", "--preset", "official"], "paper_pauli, paper_taylor of method quantum_peft"),
         (["--method", "quantum_peft", "--family", "core"], "set frame='gradient' or frame='random'"),
         (["--method", "quantum_peft", "--r", "17"], "r=17 exceeds min(d_in, d_out)=16 for model.layers.0"),
         (["--method", "quantum_peft", "--use-rslora"], "use_rslora rescales by r"),
         (["--method", "lora", "--preset", "official"], "unknown preset 'official' of method lora"),
-        (["--preset", "offical"], "unknown preset 'offical'"),
         (["--method", "ia3", "--r", "4"], "'r'"),
         (["--method", "full"], "name another method"),
-        (["--budget", "3"], "budget 3 is too small"),
         (["--r", "0"], "r must be at least 1, got 0"),
-        (["--method", "vera", "--r", "-2"], "r must be at least 1, got -2"),
-        (["--lora-dropout", "3"], "lora_dropout must be at least 0 and below 1, got 3"),
-        (["--lora-dropout", "nan"], "lora_dropout must be"),
+        (["--lora-dropout", "3"], "lora_dropout must be below 1, got 3"),
         (["--method", "prefix", "--num-virtual-tokens", "0"], "num_virtual_tokens must be at least 1, got 0"),
         (["--preset", "official", "--num-virtual-tokens", "3"], "'num_virtual_tokens'"),
+        (["--set", "lora_bais=none"], "unknown field of method qpa: 'lora_bais'"),
+        (["--method", "lora", "--set", "biass=all"], "did you mean 'bias'? Choose one of alora_invocation_tokens"),
+        (["--r", "2", "--set", "r=4"], "r is given twice; leave out --set r=4"),
+        (["--set", "seed=4"], "replace --set seed=4 by --seed"),
+        (["--set", "bias"], "--set takes NAME=VALUE"),
+        (["--set", "bias=[1"], "--set takes NAME=VALUE"),
     ],
 )
 def test_bad_input_exits_with_code_2(qpeft_cli, base_folder, arguments, message):
@@ -96,9 +96,3 @@ def test_bad_input_exits_with_code_2(qpeft_cli, base_folder, arguments, message)
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
-
-
-def test_missing_base_exits_with_code_2(qpeft_cli, tmp_path):
-    result = qpeft_cli("plan", "--model", tmp_path / "nowhere")
-    assert result.exit_code == 2
-    assert "nowhere" in result.stderr

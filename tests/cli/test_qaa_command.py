@@ -1,4 +1,4 @@
-"""QAA on the command line: plan, train, evaluate, generate, and export, which is refused."""
+"""Methods without a stock form, QAA and bottleneck: plan, train, evaluate, generate; export is refused."""
 
 import json
 
@@ -7,11 +7,11 @@ import pytest
 QAA = ("--method", "qaa", "--ansatz", "rxyz", "--n-layers", 2)
 
 
-@pytest.fixture
-def run(qpeft_cli, base_folder, tmp_path):
+@pytest.fixture(params=[QAA, ("--method", "bottleneck", "--bottleneck-size", 4)], ids=["qaa", "bottleneck"])
+def run(request, qpeft_cli, base_folder, tmp_path):
     (tmp_path / "text.txt").write_text("The king went into the wood, and the golden bird sang. " * 40)
     paths = ("--model", base_folder, "--data", tmp_path / "text.txt", "--out", tmp_path / "run")
-    shown = qpeft_cli("train", *paths, *QAA, "--steps", 2)
+    shown = qpeft_cli("train", *paths, *request.param, "--steps", 2)
     assert shown.exit_code == 0, shown.output
     return shown.stdout, tmp_path / "run"
 
@@ -23,6 +23,10 @@ def test_plan_counts_the_parameters(qpeft_cli, base_folder):
     shown = " ".join(qpeft_cli("plan", "--model", base_folder, *QAA).stdout.split())
     assert "16 angles of the last RZ block have no effect" in shown
     assert "cannot be merged" in shown
+    options = ("--model", base_folder, "--method", "bottleneck", "--bottleneck-size", 4, "--json")
+    found = json.loads(qpeft_cli("plan", *options).stdout)
+    assert found["trainable"] == found["deployed"] == 2 * (2 * 16 * 4 + 4 + 16)
+    assert found["exported_bytes"] is None
 
 
 def test_control_is_an_option(qpeft_cli, base_folder):
@@ -46,27 +50,20 @@ def test_train_evaluate_and_generate(run, qpeft_cli, base_folder, tmp_path):
     assert written.exit_code == 0, written.output
 
 
-@pytest.mark.parametrize("merge", [(), ("--merge",)])
-def test_export_refuses_before_any_work(run, qpeft_cli, tmp_path, merge):
-    shown = qpeft_cli("export", run[1], *merge, "--out", tmp_path / "exported")
-    assert shown.exit_code == 2, shown.output
-    message = "cannot be merged into the weight" if merge else "cannot be exported as a stock PEFT adapter"
-    assert message in " ".join(shown.output.replace("│", " ").split())
-    assert not (tmp_path / "exported").exists()
+def test_export_is_refused_before_any_work(run, qpeft_cli, tmp_path):
+    for merge in ((), ("--merge",)):
+        shown = qpeft_cli("export", run[1], *merge, "--out", tmp_path / "exported")
+        assert shown.exit_code == 2, shown.output
+        assert ("cannot be merged" if merge else "as a stock PEFT adapter") in " ".join(shown.output.split())
+        assert not (tmp_path / "exported").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--method", "qaa", "--family", "lie"), "options of Quantum-PEFT's generator, not of method qaa"),
         (("--method", "qpa", "--readout", "probs"), "not of method qpa; use --method qaa"),
         (("--method", "qaa", "--readout", "probs"), "Use readout='z'."),
-        (
-            ("--method", "qaa", "--feature-source", "free"),
-            "unknown feature_source 'free'; choose one of qnn",
-        ),
         (("--method", "qpa", "--feature-source", "givens"), "unknown feature_source 'givens'; choose one of qnn"),
-        (("--method", "qaa", "--feature-source", "fre"), "unknown value 'fre'; did you mean 'free'"),
         (("--method", "qaa", "--preset", "official"), "unknown preset 'official' of method qaa"),
     ],
 )

@@ -1,5 +1,8 @@
+"""The embedded base model, and the script that built it, with a tiny recipe."""
+
 import json
 import math
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,12 +15,17 @@ import qpeft.demo
 from qpeft.demo import corpus
 from qpeft.errors import CheckpointError
 from qpeft.files import file_hash
+from qpeft.training.base_model import load_model, load_tokenizer
 from qpeft.training.blocks import cut
 from qpeft.training.metrics import evaluate_language_model
 
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "build_embedded_base.py"))
+TINY = {"width": 16, "layers": 1, "heads": 2, "context": 32, "vocabulary": 320, "passes": 4, "batch": 4}
+DOCS = [f"Return the {i}-th {word} of a sequence.\n\nRaise {i}." for i in range(60) for word in ("item", "line")]
+OTHER = [f"Array number {i}" for i in range(60)]
 HELD_OUT = {
-    "stdlib_validation": lambda: corpus.split(corpus.stdlib_docs()).validation,
-    "numpy_test": lambda: corpus.split(corpus.numpy_docs()).test,
+    "stdlib_validation": lambda: SCRIPT["split"](corpus.stdlib_docs()).validation,
+    "numpy_test": lambda: SCRIPT["split"](corpus.numpy_docs()).test,
 }
 
 
@@ -60,7 +68,7 @@ def test_base_has_a_tied_head_and_no_dropout(model, training):
 @pytest.mark.parametrize("name", HELD_OUT)
 def test_base_has_the_scores_of_its_card(name, model, tokenizer, training):
     docs, card = HELD_OUT[name](), training["scores"][name]
-    same_text = corpus.digest(docs) == card["sha256"]  # else another version of Python or NumPy
+    same_text = SCRIPT["digest"](docs) == card["sha256"]  # else another version of Python or NumPy
     result = evaluate_language_model(model, cut([{"text": text} for text in docs], 256, tokenizer))
     assert result.loss == pytest.approx(card["loss"], abs=1e-3 if same_text else 0.3)
     assert result.loss < 0.7 * math.log(model.config.vocab_size)
@@ -100,5 +108,52 @@ def test_missing_files_are_named(tmp_path, monkeypatch):
     assert "reinstall qpeft" in str(error.value)
 
 
-def test_base_path_is_inside_the_package(base):
-    assert Path(qpeft.demo.__file__).parent == base.parent
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("base") / "base"
+    SCRIPT["build"](out, SCRIPT["Recipe"](**TINY), DOCS, OTHER)
+    return out
+
+
+def test_built_model_has_learned_and_is_loaded_without_dropout(built):
+    model, tokenizer = load_model(str(built)), load_tokenizer(str(built))
+    config = json.loads((built / "config.json").read_text())
+    assert [config[key] for key in ("attn_pdrop", "embd_pdrop", "resid_pdrop", "dtype")] == [0.0, 0.0, 0.0, "float16"]
+    assert tokenizer.decode(tokenizer(DOCS[3])["input_ids"]) == DOCS[3]
+    scores = json.loads((built / "training.json").read_text())["scores"]
+    assert scores["stdlib_test"]["loss"] < math.log(320) - 0.1
+    assert model.num_parameters() == json.loads((built / "training.json").read_text())["n_parameters"]
+
+
+def test_interrupted_build_resumes(built, tmp_path, monkeypatch):
+    """From the checkpoint of the second of four passes, to the same weights."""
+    checkpoints = sorted(built.with_name("base.partial").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)
+    assert len(checkpoints) == 2
+    checkpoints[-1].rename(tmp_path / "last")  # as if killed in the last pass
+    again = tmp_path / "again"
+    checkpoints[0].parent.rename(again.with_name("again.partial"))
+    SCRIPT["build"](again, SCRIPT["Recipe"](**TINY), DOCS, OTHER)
+    assert (again / "model.safetensors").read_bytes() == (built / "model.safetensors").read_bytes()
+
+
+def test_existing_folder_is_refused(built):
+    with pytest.raises(SystemExit, match="exists"):
+        SCRIPT["build"](built, SCRIPT["Recipe"](**TINY), DOCS, OTHER)
+
+
+@given(st.lists(st.text(), unique=True), st.text())
+def test_split_keeps_order_and_does_not_depend_on_other_documents(docs, another):
+    parts = SCRIPT["split"](docs, held_out=0.3)
+    assert sorted(text for part in parts for text in part) == sorted(docs)
+    assert all(part == [text for text in docs if text in set(part)] for part in parts)
+    if another not in docs:
+        with_another = SCRIPT["split"]([another, *docs], held_out=0.3)
+        assert [[text for text in part if text != another] for part in with_another] == list(parts)
+
+
+def test_split_has_the_requested_fractions():
+    docs = [f"document {i}" for i in range(20_000)]
+    parts = SCRIPT["split"](docs)
+    shares = [len(part) / len(docs) for part in parts]
+    assert shares == pytest.approx([0.90, 0.05, 0.05], abs=0.01)
+    assert not set(parts.train) & {*parts.validation, *parts.test}

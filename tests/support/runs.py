@@ -6,14 +6,15 @@ import torch
 from safetensors.torch import load_file
 
 from qpeft.training.metrics_log import read_rows
+from qpeft.training.progress import Progress
 
 
 class Killed(BaseException):
-    """Replaces kill -9: no error handler catches it."""
+    """Simulates kill -9: no handler of errors catches it."""
 
 
-class Recorder:
-    """A progress that records its calls, and calls `at(step)` after each step."""
+class Recorder(Progress):
+    """Records every event, and runs `at(step)` after each step."""
 
     def __init__(self, at=lambda step: None):
         self.told, self._at = [], at

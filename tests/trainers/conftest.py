@@ -1,4 +1,4 @@
-"""Tiny models under each method, and a way to launch a small script in two processes."""
+"""Tiny models with each method, and a launcher of scripts in two processes."""
 
 import importlib
 import os
@@ -34,7 +34,7 @@ def config_of():
 
 @pytest.fixture(scope="session")
 def wrap(config_of):
-    """`base` under the method."""
+    """`base` with an adapter of the method."""
     from peft import get_peft_model
 
     return lambda base, method, **settings: get_peft_model(base, config_of(method, **settings))
@@ -42,7 +42,7 @@ def wrap(config_of):
 
 @pytest.fixture(scope="session")
 def launch():
-    """Run a launcher such as ("torch.distributed.run", ...) on one of the scripts; its output if it fails."""
+    """Run a launcher such as ("torch.distributed.run", ...) on a script; if it fails, its output is shown."""
 
     def run(launcher, script, *arguments):
         command = [sys.executable, "-m", *launcher, str(SCRIPTS / script), *map(str, arguments)]

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 import qpeft
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-# --cpu would start one process alone; the script itself asks for the CPU
+# --cpu would start one process alone; the script itself selects the CPU
 ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
 ACCELERATE = (*ACCELERATE, "--main_process_port", "0", "--mixed_precision", "no", "--dynamo_backend", "no")
 

@@ -1,4 +1,4 @@
-"""An export straight after a training in bf16: the trainer leaves autocast around the model's forward."""
+"""Export directly after training in bf16: the Trainer leaves autocast around the model's forward."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 
 @pytest.mark.parametrize("method", ["qpa", "attached"])
-def test_after_a_trainer(llama, ids, adapters, tmp_path, method):
+def test_export_after_the_trainer(llama, ids, adapters, tmp_path, method):
     from peft import IA3Config, get_peft_model
     from transformers import Trainer, TrainingArguments
 
@@ -27,14 +27,14 @@ def test_after_a_trainer(llama, ids, adapters, tmp_path, method):
         disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
     Trainer(model, arguments, train_dataset=rows).train()
-    assert "forward" in model.__dict__  # what accelerate put around it
+    assert "forward" in model.__dict__  # wrapped by accelerate
     report = qpeft.export(model, tmp_path / "exported")
     assert report.max_logit_difference <= 1e-6
     assert "forward" in model.__dict__
 
 
-def test_the_way_of_the_page_on_trainers(tmp_path):
-    """SFTTrainer with its defaults, bf16 among them, on prompts and completions; then save and export."""
+def test_export_after_sft_trainer_with_its_defaults(tmp_path):
+    """With prompts and completions, as on the page about trainers; bf16 is a default."""
     from datasets import Dataset
 
     import qpeft.demo

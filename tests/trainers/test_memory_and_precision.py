@@ -36,10 +36,10 @@ def trained_by_trainer(rows, tmp_path):
         )
         trainer = Trainer(model, arguments, train_dataset=rows)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transformers and torch on their own names, as for a stock LoRA
+            warnings.simplefilter("ignore")  # deprecations inside transformers and torch, as for a stock LoRA
             trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        return losses, numbers(model)
+        return losses, parameters_of(model)
 
     return run
 
@@ -48,7 +48,7 @@ def generator_of(model):
     return model.base_model.generators["default"]
 
 
-def numbers(model):
+def parameters_of(model):
     return torch.cat([p.detach().flatten() for p in generator_of(model).parameters()])
 
 
@@ -59,7 +59,7 @@ def test_bf16_training_of_either_base(llama, method, wrap, trained_by_trainer, b
 
 
 @pytest.mark.parametrize("autocast_adapter_dtype", [True, False])
-def test_adapter_tensors_get_the_dtype_that_peft_gives(llama, method, config_of, autocast_adapter_dtype):
+def test_adapter_tensors_have_the_dtype_of_stock_peft(llama, method, config_of, autocast_adapter_dtype):
     stock = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
     dtypes = []
     for config in (stock, config_of(method)):
@@ -70,29 +70,26 @@ def test_adapter_tensors_get_the_dtype_that_peft_gives(llama, method, config_of,
     assert dtypes[0] == dtypes[1]
 
 
-# -- torch.compile
-
-
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo looks at every .grad
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiled_training_equals_uncompiled(llama, method, wrap, adapters, ids):
     plain = wrap(copy.deepcopy(llama), method)
     adapters.train(plain, ids, steps=3, lr=1e-3)
     model = wrap(llama, method).train()
     compiled = torch.compile(model, backend="aot_eager")
-    optimiser = torch.optim.AdamW(generator_of(model).parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(generator_of(model).parameters(), lr=1e-3)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         compiled(input_ids=ids, labels=ids).loss.backward()
-        optimiser.step()
+        optimizer.step()
     torch.testing.assert_close(adapters.logits(model.eval(), ids), adapters.logits(plain, ids), atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(numbers(model), numbers(plain), atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(parameters_of(model), parameters_of(plain), atol=1e-5, rtol=1e-3)
 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 def test_compiling_makes_no_more_graphs_than_a_stock_lora(llama, method, wrap, ids):
-    """Nor does a later step compile anything again: the hook that evaluates the generator is left out."""
+    """And later steps compile nothing: the hook that evaluates the generator is not compiled."""
     stock = get_peft_model(copy.deepcopy(llama), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
     model = wrap(llama, method)
     graphs = []
@@ -100,24 +97,21 @@ def test_compiling_makes_no_more_graphs_than_a_stock_lora(llama, method, wrap, i
         torch._dynamo.reset()
         counter = torch._dynamo.testing.CompileCounter()
         compiled = torch.compile(each.train(), backend=counter)
-        optimiser = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=1e-3)
+        optimizer = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], lr=1e-3)
         counts = []
         for _ in range(3):
             compiled(input_ids=ids, labels=ids).loss.backward()
-            optimiser.step()
+            optimizer.step()
             counts.append(counter.frame_count)
         assert counts[1] == counts[2]
         graphs.append(counts[-1])
     assert graphs[1] <= graphs[0]
 
 
-# -- sharded training
-
-
 @pytest.mark.parametrize("mark", ["ds_id", "_hp_mapping"])
 def test_deepspeed_zero_is_refused_before_the_first_step(llama, method, wrap, ids, mark):
     model = wrap(llama, method)
     for parameter in model.parameters():
-        setattr(parameter, mark, None)  # as DeepSpeed marks what it has taken over
+        setattr(parameter, mark, None)  # as DeepSpeed marks parameters
     with pytest.raises(ConfigError, match=r"DeepSpeed ZeRO shards the generator .*train with plain DDP"):
         model(input_ids=ids)

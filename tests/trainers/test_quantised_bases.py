@@ -1,4 +1,4 @@
-"""Bases in 8 and 4 bits: exact start, falling loss, export, and SFTTrainer's casts of what trains on them."""
+"""Bases in 8 and 4 bits: exact start, falling loss, export, and SFTTrainer's casts of trainable parameters."""
 
 import pytest
 import tiny_models
@@ -25,7 +25,7 @@ def torchao():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A tiny Llama on disk, as wide as blocks of 64 numbers ask for."""
+    """A tiny Llama on disk, wide enough for blocks of 64 values."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("llama")
     sizes = {"hidden_size": 64, "intermediate_size": 128}
@@ -44,7 +44,7 @@ def quantised(request, saved):
     return load
 
 
-@pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")  # int8's own arithmetic
+@pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")
 def test_training_on_a_quantised_base(quantised, method, wrap, adapters, ids, tmp_path):
     base = quantised()
     start = adapters.logits(base, ids)
@@ -70,7 +70,7 @@ def test_dora_reads_the_dequantised_weights(quantised, wrap, adapters, ids):
 @pytest.mark.parametrize("quantised", [nf4], indirect=True)
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")  # trl's own default
 def test_sft_trainer_casts_nothing_of_the_generator(quantised, method, wrap, tokenizer, tmp_path):
-    """It casts whatever trains on a quantised base when it is built; the second one then resumes before any forward."""
+    """trl casts trainable parameters on a quantized base when it is built; the second run resumes before a forward."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
 

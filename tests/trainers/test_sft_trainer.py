@@ -62,7 +62,7 @@ def generator_of(trainer):
 
 
 def answer_loss(model, tokenizer, rows):
-    """The mean over all answer tokens and end marks of -log p, one row at a time."""
+    """Mean of -log p over all tokens of answers, end tokens included, one row at a time."""
     total, count = 0.0, 0
     for row in rows:
         prompt = tokenizer(row["prompt"])["input_ids"]
@@ -75,10 +75,10 @@ def answer_loss(model, tokenizer, rows):
     return total / count
 
 
-@pytest.mark.parametrize("handed_over", ["wrapped", "peft_config"])
-def test_the_logged_loss_is_that_of_the_answers(llama, method, handed_over, wrap, config_of, sft, tokenizer):
+@pytest.mark.parametrize("given_as", ["wrapped", "peft_config"])
+def test_logged_loss_is_the_loss_of_the_answers(llama, method, given_as, wrap, config_of, sft, tokenizer):
     expected = answer_loss(llama, tokenizer, ROWS)
-    if handed_over == "wrapped":
+    if given_as == "wrapped":
         trainer = sft(wrap(llama, method), max_steps=8)
     else:
         trainer = sft(llama, peft_config=config_of(method), max_steps=8)
@@ -89,7 +89,7 @@ def test_the_logged_loss_is_that_of_the_answers(llama, method, handed_over, wrap
     assert abs(answer_loss(trainer.model.eval(), tokenizer, ROWS) - expected) > 1e-3
 
 
-def test_the_loss_of_assistant_turns(llama, method, wrap, sft, tokenizer):
+def test_loss_of_assistant_turns(llama, method, wrap, sft, tokenizer):
     tokenizer.chat_template = (
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] + ' ' }}{% else %}"
         "{% generation %}{{ m['content'] + ' <eos> ' }}{% endgeneration %}{% endif %}{% endfor %}"
@@ -118,7 +118,7 @@ def test_bf16_training_keeps_the_generator_in_float32(llama, method, wrap, sft):
     assert layer.lora_A["default"].weight.dtype == torch.float32  # as PEFT places adapters on a bfloat16 base
 
 
-def test_resuming_equals_the_unbroken_run_and_the_folder_loads(llama, method, wrap, sft, ids, adapters, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_run_and_loads(llama, method, wrap, sft, ids, adapters, tmp_path):
     def run(model, folder, **options):
         trainer = sft(model, folder=folder, max_steps=4, save_strategy="steps", save_steps=2, warmup_steps=1)
         trainer.train(**options)
@@ -134,14 +134,6 @@ def test_resuming_equals_the_unbroken_run_and_the_folder_loads(llama, method, wr
     assert torch.equal(adapters.logits(loaded, ids), expected)
 
 
-def test_an_adapted_head_is_refused_by_trl_itself(llama, wrap, sft):
-    with pytest.raises(ValueError, match="adapter to `lm_head` is not supported"):
-        sft(wrap(llama, "qpa", target_modules=["lm_head"]))
-
-
-# -- trl casts the trainable parameters of adapters on quantised models through `.data`
-
-
 def cast(model):
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -153,7 +145,7 @@ def state(model):
 
 
 @pytest.mark.parametrize("reader", ["forward", "move", "state_dict", "save"])
-def test_a_cast_through_data_is_undone_exactly(llama, method, wrap, adapters, ids, reader, tmp_path):
+def test_cast_through_data_is_undone_exactly(llama, method, wrap, adapters, ids, reader, tmp_path):
     model = adapters.train(wrap(llama, method), ids, steps=2).train()
     before = state(model)
     cast(model)
@@ -180,7 +172,7 @@ def test_values_written_after_a_cast_are_not_rounded(llama, method, wrap, adapte
     assert all(torch.equal(p, q) for p, q in zip(state(again), state(trained), strict=True))
 
 
-def test_optimiser_steps_after_a_cast_equal_those_without(llama, method, wrap, adapters, ids):
+def test_optimizer_steps_after_a_cast_equal_those_without(llama, method, wrap, adapters, ids):
     plain = adapters.train(wrap(copy.deepcopy(llama), method), ids, steps=3)
     model = wrap(llama, method)
     cast(model)
@@ -188,7 +180,7 @@ def test_optimiser_steps_after_a_cast_equal_those_without(llama, method, wrap, a
     assert all(torch.equal(p, q) for p, q in zip(state(model), state(plain), strict=True))
 
 
-def test_rounded_values_that_were_written_on_purpose_stay(llama, wrap, adapters, ids):
+def test_rounded_values_written_by_the_user_are_kept(llama, wrap, adapters, ids):
     model = wrap(llama, "qpa")
     parameter = next(model.base_model.generators["default"].parameters())
     written = torch.full_like(parameter, 0.3).bfloat16()

@@ -124,13 +124,6 @@ def test_attention_mask_distinguishes_token_0_from_padding():
     assert batch["input_ids"].tolist() == [[5, 0, 0, 0], [1, 2, 3, 4]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert batch["labels"].tolist() == [[IGNORED, 0, 0, IGNORED], [IGNORED, 2, 3, 4]]
-    assert "position_ids" not in batch
-
-
-def test_left_padding_gives_position_ids_of_the_tokens():
-    batch = collate([some_tokens(2), some_tokens(4)], padding_side="left")
-    assert batch["position_ids"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
-    assert batch["labels"].tolist() == [[IGNORED, IGNORED, IGNORED, 2], [IGNORED, 2, 3, 4]]
     assert all(part.dtype == torch.int64 for part in batch.values())
 
 
@@ -199,7 +192,7 @@ def test_validation_data_without_tokens_to_score_is_refused(tmp_path, tokenizer)
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"prompt": "fox " * 40, "completion": "a"}))
     settings = data(tmp_path, [{"prompt": "the", "completion": " fox"}], eval_data=str(other))
-    with pytest.raises(DataError, match=r"other\.jsonl has nothing to score within seq_len=16 tokens"):
+    with pytest.raises(DataError, match=r"other\.jsonl has no token to score within seq_len=16"):
         load_blocks(settings, 16, tokenizer)
 
 

@@ -2,23 +2,26 @@ import errno
 import os
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 from transformers import TrainerState
 
 from qpeft.errors import CheckpointError
 from qpeft.files import is_disk_full, remove_unfinished
-from qpeft.training.callbacks import Saving
-from qpeft.training.checkpoints import checkpoint_path, find_spoiled, last_whole, prune, seal, step_of
+from qpeft.training.callbacks import RunCallback
+from qpeft.training.checkpoints import checkpoint_path, find_damaged, last_complete, prune, seal, step_of
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.metrics import LanguageModelScore
 from qpeft.training.metrics_log import MetricsLog, read_rows, read_scores
+from qpeft.training.progress import Progress
+from qpeft.training.settings import Intervals
 
 
 def save(folder, step, *, whole=True):
     path = checkpoint_path(folder, step)
     path.mkdir(parents=True)
-    (path / "weights").write_text("numbers")
+    (path / "weights").write_text("values")
     if whole:
         seal(path)
     return path
@@ -32,22 +35,33 @@ def test_only_the_last_two_checkpoints_are_kept(tmp_path):
     for step in (5, 10, 95, 100):
         save(tmp_path, step)
     assert names(tmp_path) == ["checkpoint-100", "checkpoint-95"]
-    assert step_of(last_whole(tmp_path)) == 100
+    assert step_of(last_complete(tmp_path)) == 100
 
 
-def test_checkpoint_without_marker_is_ignored_and_removed(tmp_path):
-    whole = save(tmp_path, 5)
-    save(tmp_path, 10, whole=False)
-    assert last_whole(tmp_path) == whole
-    prune(tmp_path)
-    assert names(tmp_path) == ["checkpoint-5"]
+def damage_marker(checkpoint):
+    (checkpoint / "complete").write_bytes(b"\xff")
 
 
-def test_checkpoint_with_a_missing_file_is_ignored_and_removed(tmp_path):
-    whole, robbed = save(tmp_path, 5), save(tmp_path, 10)
-    assert last_whole(tmp_path) == robbed
-    (robbed / "weights").unlink()
-    assert last_whole(tmp_path) == whole
+def replace_marker_by_folder(checkpoint):
+    (checkpoint / "complete").unlink()
+    (checkpoint / "complete").mkdir()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda checkpoint: (checkpoint / "complete").unlink(),
+        lambda checkpoint: (checkpoint / "weights").unlink(),
+        damage_marker,
+        replace_marker_by_folder,
+    ],
+    ids=["no marker", "no weights", "damaged marker", "folder"],
+)
+def test_incomplete_checkpoint_is_ignored_and_removed(tmp_path, damage):
+    complete, other = save(tmp_path, 5), save(tmp_path, 10)
+    assert last_complete(tmp_path) == other
+    damage(other)
+    assert last_complete(tmp_path) == complete
     prune(tmp_path)
     assert names(tmp_path) == ["checkpoint-5"]
 
@@ -61,15 +75,13 @@ def test_other_files_are_kept(tmp_path):
 
 
 def test_kill_while_removing_a_checkpoint_leaves_no_partial_one(tmp_path, monkeypatch):
-    import shutil
-
     for step in (5, 10):
         save(tmp_path, step)
     monkeypatch.setattr(shutil, "rmtree", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 15)
     monkeypatch.undo()
-    assert step_of(last_whole(tmp_path)) == 15
+    assert step_of(last_complete(tmp_path)) == 15
     remove_unfinished(tmp_path)
     assert names(tmp_path) == ["checkpoint-10", "checkpoint-15"]
 
@@ -89,12 +101,14 @@ def test_metrics_are_synced_before_the_checkpoint_marker(tmp_path, monkeypatch):
     log = MetricsLog(tmp_path / "metrics.jsonl", None)
     monkeypatch.setattr("qpeft.training.metrics_log.sync", lambda path: done.append(path.name))
     monkeypatch.setattr("qpeft.training.callbacks.seal", lambda checkpoint: done.append(checkpoint.name))
-    Saving(tmp_path, 1, StopRequest(lambda: None), log).on_save(None, TrainerState(global_step=5), None)
+    callback = RunCallback(tmp_path, Intervals(1, 1, 1), StopRequest(lambda: None), Progress())
+    callback.attach(SimpleNamespace(add_callback=lambda _: None), log, lambda: None)
+    callback.on_save(None, TrainerState(global_step=5), None)
     assert done == ["metrics.jsonl", "checkpoint-5"]
 
 
 def test_no_checkpoint_to_resume_from(tmp_path):
-    assert last_whole(tmp_path / "absent") is None
+    assert last_complete(tmp_path / "absent") is None
     prune(tmp_path / "absent")
 
 
@@ -160,36 +174,21 @@ def test_metrics_without_first_rows_are_refused(tmp_path):
             MetricsLog(path, 2)
 
 
-@pytest.mark.parametrize("figure", ["", ', "eval_nats": "1.5"', ', "eval_nats": null'])
-def test_scores_that_are_not_numbers_are_refused(tmp_path, figure):
+@pytest.mark.parametrize("value", ["", ', "eval_nats": "1.5"', ', "eval_nats": null'])
+def test_scores_that_are_not_numbers_are_refused(tmp_path, value):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{{"step": 0, "seconds": 0.1, "eval_loss": 1.0, "eval_n_tokens": 2, "eval_n_bytes": 3{figure}}}\n')
+    path.write_text(f'{{"step": 0, "seconds": 0.1, "eval_loss": 1.0, "eval_n_tokens": 2, "eval_n_bytes": 3{value}}}\n')
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged .a score: .*eval_nats|nats is"):
         read_scores(path, LanguageModelScore)
 
 
-def test_metrics_start_empty_without_a_checkpoint(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    MetricsLog(path, None).append(0, {"loss": 1.0})
-    MetricsLog(path, None)
-    assert read_rows(path) == []
-
-
-@pytest.mark.parametrize("spoil", [lambda marker: marker.write_bytes(b"\xff"), lambda marker: marker.mkdir()])
-def test_checkpoint_with_a_damaged_marker_is_ignored(tmp_path, spoil):
-    (tmp_path / "checkpoint-1").mkdir()
-    spoil(tmp_path / "checkpoint-1" / "complete")
-    assert last_whole(tmp_path) is None
-
-
 def test_marker_has_the_format_of_sha256sum(tmp_path):
-    """The program of that name, where there is one, finds the same files whole, and the same one spoiled."""
     checkpoint = save(tmp_path, 1)
     check = ["sha256sum", "--check", "--quiet", "complete"]
     if shutil.which("sha256sum") is None:
-        pytest.skip("there is no sha256sum here")
+        pytest.skip("there is no program sha256sum")
     assert subprocess.run(check, cwd=checkpoint, capture_output=True, check=False).returncode == 0
-    assert find_spoiled(checkpoint) is None
-    (checkpoint / "weights").write_text("other numbers")
+    assert find_damaged(checkpoint) is None
+    (checkpoint / "weights").write_text("other values")
     assert subprocess.run(check, cwd=checkpoint, capture_output=True, check=False).returncode == 1
-    assert find_spoiled(checkpoint) == "weights"
+    assert find_damaged(checkpoint) == "weights"

@@ -3,18 +3,17 @@
 import json
 import re
 import shutil
-import warnings
 
 import pytest
 import torch
 from peft import PeftModel
 from runs import Killed, assert_same_result, kill_at, losses, weights
+from tiny_models import make_vit
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, BertForMaskedLM
 
-import qpeft
-from qpeft.errors import CheckpointError, ConfigError
+from qpeft.errors import CheckpointError
 from qpeft.training import TrainSettings, train
-from qpeft.training.accuracy import evaluate_classifier
+from qpeft.training.metrics import evaluate_classifier
 from qpeft.training.result import read_result
 from qpeft.training.tasks import task_class
 from qpeft.training.tasks.classifier import find_head
@@ -74,7 +73,7 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
     auto = AutoModelForSequenceClassification if task == "text-classification" else AutoModelForImageClassification
     if method == "full":
         reloaded = auto.from_pretrained(result.exported)
-        assert list(reloaded.config.id2label.values()) == list(task_class(task)(asked).labels.names)
+        assert list(reloaded.config.id2label.values()) == list(task_class(task)(asked).labels)
     else:
         options = read_record(result.exported).options()
         reloaded = PeftModel.from_pretrained(auto.from_pretrained(asked.model, **options), result.exported)
@@ -242,11 +241,6 @@ def test_frames_are_fitted_to_the_gradient_of_a_classification(settings):
     assert result.after.loss < 0.9 * result.before.loss
 
 
-def test_run_without_evaluation_data_holds_out_examples(settings):
-    result = train(settings("text-classification", eval_data=None, method="head", steps=2))
-    assert result.after.n_examples == 4  # of 96 in two classes, every 20th
-
-
 def test_result_json_round_trips(settings):
     result = train(settings("image-classification", method="lora", steps=3))
     found = read_result(result.out / "result.json")
@@ -257,19 +251,13 @@ def test_result_json_round_trips(settings):
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_changed_data_or_task_is_refused(settings, tiny_vit):
-    train(settings("image-classification", method="head", steps=2))
-    with pytest.raises(CheckpointError, match="label_column was 'label', now 'kind'"):
-        train(settings("image-classification", method="head", steps=2, label_column="kind"))
-
-
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("method", ["qpa", "lora"])
 def test_code_in_each_model_card_loads_the_adapter(settings, task, method, monkeypatch):
     asked = settings(task, method=method, method_settings=METHODS[method], steps=3)
     result = train(asked)
-    assert "| accuracy | 0." in (result.out / "README.md").read_text()
-    assert f"({result.trainable_head:,} of them the head's)" in (result.out / "README.md").read_text()
+    assert "| accuracy (95 % interval) | " in (result.out / "README.md").read_text()
+    assert f"({result.trainable_head:,} of them in the head)" in (result.out / "README.md").read_text()
     cards = {"run": result.out, "adapter": result.adapter, "exported": result.exported}
     for name, folder in cards.items():
         text = (folder / "README.md").read_text()
@@ -306,15 +294,6 @@ def test_qpa_generates_other_hosts(settings, task, host):
     assert score_of(reloaded, asked).loss == pytest.approx(result.after.loss, abs=1e-5)
 
 
-def test_compact_adapters_reload(settings):
-    asked = settings("text-classification", method="qpa", method_settings=METHODS["qpa"], steps=5)
-    result = train(asked)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        base = task_class(asked.task)(asked).load_base()
-    assert score_of(qpeft.load(base, result.adapter).eval(), asked).nats == pytest.approx(result.after.nats, rel=1e-6)
-
-
 @pytest.mark.parametrize("content", ["{", "[]", '{"task": "causal-lm", "labels": []}', '{"task": "x"}'])
 def test_damaged_record_is_refused(tmp_path, content):
     (tmp_path / "task.json").write_text(content)
@@ -322,24 +301,14 @@ def test_damaged_record_is_refused(tmp_path, content):
         read_record(tmp_path)
 
 
-def test_head_alone_is_for_classifications(settings):
-    asked = settings("text-classification", method="head")
-    asked.task = "causal-lm"
-    with pytest.raises(ConfigError, match="task causal-lm lacks"):
-        train(asked)
-    asked = settings("text-classification", method="head", method_settings={"r": 4})
-    with pytest.raises(ConfigError, match="method head has no settings, got r"):
-        train(asked)
-
-
 @pytest.mark.filterwarnings("ignore:the base model has no preprocessor_config")
 @pytest.mark.parametrize("method", ["lora", "qpa"])
-def test_real_images(shared, settings, make_vit32, method):
+def test_real_images(shared, settings, tmp_path, method):
     data = shared / "data" / "cifar10_subset"
     result = train(
         settings(
             "image-classification",
-            model=str(make_vit32),
+            model=str(make_vit(tmp_path / "vit32", image_size=32, patch_size=8)),
             data=str(data / "train_2000.npz"),
             eval_data=str(data / "test_1000.npz"),
             eval_blocks=200,
@@ -350,17 +319,6 @@ def test_real_images(shared, settings, make_vit32, method):
     assert result.after.n_examples == 200
     assert result.after.loss < result.before.loss
     assert read_record(result.adapter).labels[0] == "airplane"
-
-
-@pytest.fixture
-def make_vit32(tmp_path):
-    from transformers import ViTConfig, ViTForImageClassification
-
-    torch.manual_seed(0)
-    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    size = {"image_size": 32, "patch_size": 8, "initializer_range": 0.2}
-    ViTForImageClassification(ViTConfig(**shape, **size)).save_pretrained(tmp_path / "vit32")
-    return tmp_path / "vit32"
 
 
 @pytest.mark.parametrize("method", ["head", "quantum_peft"])

@@ -21,21 +21,14 @@ def test_every_field_has_a_help_text():
         ({"dtype": "float16"}, "unknown dtype 'float16'"),
         ({"task": "text"}, "unknown task 'text'; choose one of causal-lm"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
-        ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
-        ({"save_every": 0}, "save_every must be at least 1, got 0"),
-        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
         ({"seq_len": 1}, "seq_len must be at least 2"),
         ({"lr": 0.0}, "lr must be above 0, got 0.0"),
         ({"lr": float("nan")}, "lr must be a finite number, got nan"),
-        ({"lr": float("inf")}, "lr must be a finite number, got inf"),
-        ({"weight_decay": float("nan")}, "weight_decay must be a finite number, got nan"),
-        ({"max_grad_norm": float("inf")}, "max_grad_norm must be a finite number, got inf"),
-        ({"warmup": float("nan")}, "warmup must be a finite number, got nan"),
         ({"method_settings": {"lora_alpha": float("nan")}}, "lora_alpha must be a finite number, got nan"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 99_999_999_999}, "seed must be at most 4,294,967,295, got 99999999999"),
         ({"warmup": 1.0}, "warmup must be below 1"),
         ({"method": "full", "dtype": "bfloat16"}, "use dtype float32, or an adapter method"),
+        ({"method": "head"}, "task causal-lm lacks"),
         ({"method": "prefix", "gradient_checkpointing": True}, "cannot be combined with gradient_checkpointing"),
     ],
 )
@@ -49,9 +42,5 @@ def test_invalid_settings_are_refused(changes, message):
     ("steps", "evaluate", "save", "log"), [(1, 1, 1, 1), (60, 6, 6, 1), (500, 50, 50, 1), (20_000, 2000, 500, 20)]
 )
 def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save, log):
-    settings().check()
     assert settings(steps=steps).intervals() == (evaluate, save, log)
-
-
-def test_intervals_that_are_set_are_used():
-    assert settings(eval_every=3, save_every=4, log_every=5).intervals() == (3, 4, 5)
+    assert settings(steps=steps, eval_every=3, save_every=4, log_every=5).intervals() == (3, 4, 5)

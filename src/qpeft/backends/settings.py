@@ -2,60 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
-from qpeft.checks import check_fields
+from qpeft.checks import check_fields, option
 from qpeft.errors import ConfigError
 
 GRADIENTS = ("auto", "adjoint", "parameter-shift", "spsa")
-
-
-def _help(text: str, **metadata: Any) -> dict[str, Any]:
-    return {"help": text, **metadata}
 
 
 @dataclass(kw_only=True)
 class BackendSettings:
     """The backend of a run's circuits; fields are named as the arguments of `qpeft.set_backend`."""
 
-    backend: str = field(
-        default="exact",
-        metadata=_help(
-            "Where QPA's circuits run: exact; pennylane:DEVICE, such as pennylane:lightning.qubit; qiskit:aer or "
-            "qiskit:statevector; or FILE.py:NAME, your own device or sampler, or a function of the number of qubits "
-            "that returns one."
-        ),
+    backend: str = option(
+        "exact",
+        "Where QPA's circuits run: exact; pennylane:DEVICE, such as pennylane:lightning.qubit; qiskit:aer or "
+        "qiskit:statevector; or FILE.py:NAME, your own device or sampler, or a function of the number of qubits "
+        "that returns one.",
     )
-    shots: int | None = field(
-        default=None,
-        metadata=_help(
-            "Shots of each circuit. Default: exact probabilities, or the device's own shots.", at_least=1, below=2**63
-        ),
+    shots: int | None = option(
+        None, "Shots of each circuit. Default: exact probabilities, or the device's own shots.", at_least=1, below=2**63
     )
-    gradient: str = field(
-        default="auto",
-        metadata=_help(
-            "Rule for the gradient of the angles; auto: adjoint where the backend has it and shots is not set, "
-            "parameter-shift otherwise.",
-            choices=GRADIENTS,
-        ),
+    gradient: str = option(
+        "auto",
+        "Rule for the gradient of the angles; auto: adjoint where the backend has it and shots is not set, "
+        "parameter-shift otherwise.",
+        choices=GRADIENTS,
     )
-    noise: float = field(
-        default=0.0,
-        metadata=_help(
-            "Simulated depolarising noise after each two-qubit gate, a tenth of it after each one-qubit gate; with "
-            "pennylane:default.mixed or qiskit:aer.",
-            at_least=0,
-            below=1,
-        ),
+    noise: float = option(
+        0.0,
+        "Simulated depolarising noise after each two-qubit gate, a tenth of it after each one-qubit gate; with "
+        "pennylane:default.mixed or qiskit:aer.",
+        at_least=0,
+        below=1,
     )
-    shot_budget: int | None = field(
-        default=None, metadata=_help("Maximum number of shots of the whole run.", at_least=1, below=2**63)
-    )
-    smoothing: float = field(
-        default=0.0, metadata=_help("Counts added to every outcome, so that no probability is 0.", at_least=0)
-    )
+    shot_budget: int | None = option(None, "Maximum number of shots of the whole run.", at_least=1, below=2**63)
+    smoothing: float = option(0.0, "Counts added to every outcome, so that no probability is 0.", at_least=0)
 
     @property
     def is_usual(self) -> bool:

@@ -1,4 +1,4 @@
-"""The adapter folder and the base model that a command's arguments name."""
+"""The options for an adapter and its base model, shared by several commands, and the folder and model they name."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ OptionalModel = Annotated[
     typer.Option(metavar="ID|PATH", help="Base model, as for train. Default: the one that the adapter names."),
 ]
 
+OptionalAdapter = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH", help="Run folder, or adapter folder (compact or stock). Default: the base model alone."
+    ),
+]
 MethodFile = Annotated[
     str | None,
     typer.Option(
         "--method",
         metavar="FILE.py:NAME",
-        help="Of an adapter of your own method: the file that registers it. Loading an adapter never imports code.",
+        help="For an adapter of your own method: the file that registers it. Loading an adapter never imports code.",
     ),
 ]
 
@@ -42,11 +48,7 @@ def use_method(method: str | None) -> None:
 
 
 def find_adapter(path: Path) -> Path:
-    """The folder itself where it holds an adapter, or the compact adapter of a run folder.
-
-    Raises:
-        CheckpointError: neither has an adapter_config.json.
-    """
+    """`path` or its sub-folder `adapter`: the one with adapter_config.json. Raises CheckpointError if neither has."""
     for folder in (path, path / "adapter"):
         if (folder / CONFIG).is_file():
             return folder
@@ -56,11 +58,7 @@ def find_adapter(path: Path) -> Path:
 
 
 def adapter_config(folder: Path) -> dict[str, Any]:
-    """The content of adapter_config.json.
-
-    Raises:
-        CheckpointError: it is not JSON, or not written by PEFT.
-    """
+    """The content of adapter_config.json. Raises CheckpointError if it is not the JSON of a PEFT config."""
     try:
         config = read_json(folder / CONFIG)
         return {**config, "peft_type": str(config["peft_type"])}
@@ -80,22 +78,11 @@ def virtual_tokens(folder: Path) -> int:
     return found
 
 
-def base_of(folder: Path, given: str | None) -> str:
-    """The base model: `given`, or else the one that the adapter names.
-
-    Raises:
-        InputError: neither names one.
-    """
-    named = given or adapter_config(folder).get("base_model_name_or_path")
+def base_of(model: str | None, folder: Path | None) -> str:
+    """The base model: `model`, or the one in the config of the adapter. Raises InputError if there is none."""
+    if model is None and folder is None:
+        raise InputError("no model; pass --model, --adapter, or both")
+    named = model or (folder and adapter_config(folder).get("base_model_name_or_path"))
     if not named:
-        raise InputError(f"{folder / CONFIG} names no base model; pass --model")
+        raise InputError(f"{folder}/{CONFIG} has no base model; pass --model")
     return base_model(str(named))
-
-
-def base_named(model: str | None, folder: Path | None, purpose: str) -> str:
-    """The base model of `--model`, `--adapter` or both. Raises InputError where neither is given."""
-    if folder is not None:
-        return base_of(folder, model)
-    if model is None:
-        raise InputError(f"no model to {purpose} with; pass --model, --adapter, or both")
-    return base_model(model)

@@ -7,10 +7,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Self
 
 from qpeft.cli.console import stderr
-from qpeft.cli.score import headline
+from qpeft.training.progress import Progress
 
 if TYPE_CHECKING:
-    from qpeft.training.progress import Progress
     from qpeft.training.tasks import Score
 
 
@@ -28,17 +27,17 @@ class TrainingBar:
     """
 
     def __init__(self, names: Sequence[str], steps: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich import progress
 
         self._names = list(names)
         self.steps = steps
         console = stderr()
-        self._bar = Progress(
-            TextColumn("{task.description:<26}"),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left  {task.fields[loss]}"),
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description:<26}"),
+            progress.BarColumn(bar_width=16),
+            progress.MofNCompleteColumn(),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("left  {task.fields[loss]}"),
             console=console,
             disable=not console.is_terminal,
             transient=True,
@@ -69,7 +68,7 @@ class TrainingBar:
         self._bar.console.print(line)
 
 
-class _Run:
+class _Run(Progress):
     def __init__(self, bar: TrainingBar, name: str, before: int) -> None:
         self._bar = bar
         self._name = name
@@ -92,4 +91,4 @@ class _Run:
         self._bar.print(line, only_if_quiet=True)
 
     def on_eval(self, step: int, score: Score) -> None:
-        self._bar.print(f"{self._name}, step {step}: {' '.join(headline(score.to_dict()))}")
+        self._bar.print(f"{self._name}, step {step}: {' '.join(score.headline)}")

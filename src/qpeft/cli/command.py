@@ -1,4 +1,4 @@
-"""What every command has in common: `--json`, `--debug`, exit codes, quiet libraries, the form of its help."""
+"""The common part of all commands: `--json`, `--debug`, exit codes, quiet libraries, the format of the help."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
         try:
             with redirect_stdout(sys.stderr), quiet_libraries(debug):
                 answer = expanded(**options)
-            _print(answer, as_json)
+            if as_json:
+                console.print_json(answer.data)
+            else:
+                answer.show(console.stdout())
+            sys.stdout.flush()
             if answer.exit_code:
                 raise typer.Exit(answer.exit_code)
         except (typer.Exit, BrokenPipeError):  # Typer handles a closed pipe
@@ -51,8 +55,12 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
             _report(error, as_json, debug)
             raise typer.Exit(failures.exit_code(error)) from None
 
-    run.__signature__ = _with_flags(inspect.signature(expanded))  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in inspect.signature(run).parameters.values()}
+    parameters = [*inspect.signature(expanded).parameters.values()]
+    for name, option in _FLAGS.items():
+        flag = Annotated[bool, option]
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
     return run
 
 
@@ -71,22 +79,6 @@ def _filled(function: Callable[..., None]) -> str:
     return "\n\n".join(
         inspect.cleandoc(text) if text.startswith(" ") else text.replace("\n", " ") for text in paragraphs
     )
-
-
-def _with_flags(signature: inspect.Signature) -> inspect.Signature:
-    flags = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option])
-        for name, option in _FLAGS.items()
-    ]
-    return signature.replace(parameters=[*signature.parameters.values(), *flags])
-
-
-def _print(answer: console.Answer, as_json: bool) -> None:
-    if as_json:
-        console.print_json(answer.data)
-    else:
-        answer.show(console.stdout())
-    sys.stdout.flush()
 
 
 def _report(error: BaseException, as_json: bool, debug: bool) -> None:

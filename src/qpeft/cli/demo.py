@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from qpeft.demo.run import Demo
+    from qpeft.training.result import TrainResult
 
 
 @command
@@ -43,48 +43,39 @@ def demo(
 
     names = [name.strip() for name in methods.split(",") if name.strip()]
     run.check_methods(names)
-    found = run.finished(out, names, steps)
-    if found is not None:
+    with TrainingBar(names, steps) as bar:
+        results = run.run_demo(out, names, steps, bar.run)
+    if all(result.already_finished for result in results.values()):
         say("Note:", f"{out} holds the results of this demo; remove the folder to run it again", "bold")
-    else:
-        with TrainingBar(names, steps) as bar:
-            found = run.run_demo(out, names, steps, bar.run, bar.update)
-    return Answer(found.to_dict(), lambda console: _show(console, found))
+    return Answer(run.to_dict(results), lambda console: _show(console, results, run.load_lines(results)))
 
 
-def _show(console: Console, found: Demo) -> None:
-    first, last = next(iter(found.runs.values())), list(found.runs.values())[-1]
+def _show(console: Console, results: dict[str, TrainResult], load: str) -> None:
+    first, last = next(iter(results.values())), list(results.values())[-1]
     console.print(
-        f"NumPy's documentation, {found.request['steps']} steps for each method on the same data in the same order, "
-        f"scored on {count(first['after']['n_tokens'])} held-out tokens\n"
+        f"NumPy's documentation, {first.steps} steps for each method on the same data in the same order, scored on "
+        f"{count(int(first.after.to_dict()['n_tokens']))} held-out tokens\n"
     )
-    console.print(_results(found))
-    console.print(f"Exported adapter: {last['exported']}", style="bold", soft_wrap=True)
+    console.print(_table(results))
+    console.print(f"Exported adapter: {last.exported}", style="bold", soft_wrap=True)
     console.print("Load it with plain PEFT, without qpeft:\n")
-    print_code(console, found.load)
+    print_code(console, load)
     console.print("\nOne seed cannot rank the methods. To test whether the circuit contributes, add the control:\n")
     print_code(console, "qpeft demo --methods lora,qpa,qpa-none")
 
 
-def _results(found: Demo) -> Table:
-    columns = (
-        "method",
-        "trainable\nparameters",
-        "deployed\nparameters",
-        "file size",
-        "perplexity",
-        "seconds\nper step",
-    )
-    base = next(iter(found.runs.values()))["before"]["perplexity"]
+def _table(results: dict[str, TrainResult]) -> Table:
+    names = ("trainable\nparameters", "deployed\nparameters", "file size", "perplexity", "seconds\nper step")
+    base = next(iter(results.values())).before.to_dict()["perplexity"]
     rows = [
         (
             name,
-            count(run["trainable"]),
-            count(run["deployed"]),
-            size(run["stored_bytes"]),
-            f"{run['after']['perplexity']:.1f}",
-            "" if run["seconds_per_step"] is None else f"{run['seconds_per_step']:.2f}",
+            count(run.trainable),
+            count(run.deployed),
+            size(run.stored_bytes),
+            f"{run.after.to_dict()['perplexity']:.1f}",
+            "" if run.seconds_per_step is None else f"{run.seconds_per_step:.2f}",
         )
-        for name, run in found.runs.items()
+        for name, run in results.items()
     ]
-    return table(columns, [("base model", "", "", "", f"{base:.1f}", ""), *rows])
+    return table(("method", *names), [("base model", "", "", "", f"{base:.1f}", ""), *rows])

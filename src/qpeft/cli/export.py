@@ -56,7 +56,7 @@ def export(
         raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
     use_method(method)
     folder = find_adapter(source)
-    base_name = base_of(folder, model)
+    base_name = base_of(model, folder)
     if merge:
         refuse_others(out, ())
     else:

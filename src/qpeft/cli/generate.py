@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import MethodFile, OptionalModel, adapter_config, base_named, find_adapter, use_method
+from qpeft.cli.adapters import (
+    MethodFile,
+    OptionalAdapter,
+    OptionalModel,
+    adapter_config,
+    base_of,
+    find_adapter,
+    use_method,
+)
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, say, working
 from qpeft.errors import InputError
@@ -20,12 +28,7 @@ if TYPE_CHECKING:
 @command
 def generate(
     model: OptionalModel = None,
-    adapter: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH", help="Run folder, or adapter folder (compact or stock). Default: the base model alone."
-        ),
-    ] = None,
+    adapter: OptionalAdapter = None,
     method: MethodFile = None,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Text to continue. Default: read from standard input.")
@@ -49,20 +52,13 @@ def generate(
     folder = None if adapter is None else find_adapter(adapter)
     if folder is not None:
         _refuse_classifier(folder)
-    base_name = base_named(model, folder, "generate")
-    start = _prompt(prompt)
+    base_name = base_of(model, folder)
+    text = _prompt(prompt)
     with working("Generating"):
-        written, n_new = _write(base_name, folder, start, max_new_tokens, temperature, seed)
-    data = {
-        "model": base_name,
-        "adapter": folder,
-        "prompt": start,
-        "text": written,
-        "n_new_tokens": n_new,
-        "temperature": temperature,
-        "seed": seed,
-    }
-    return Answer(data, lambda _: typer.echo(start + written, color=True))  # unchanged, with control characters
+        new, n_new = _generate(base_name, folder, text, max_new_tokens, temperature, seed)
+    data = {"model": base_name, "adapter": folder, "prompt": text, "text": new, "n_new_tokens": n_new}
+    data |= {"temperature": temperature, "seed": seed}
+    return Answer(data, lambda _: typer.echo(text + new, color=True))  # unchanged, with control characters
 
 
 def _refuse_classifier(folder: Path) -> None:
@@ -84,10 +80,10 @@ def _prompt(given: str | None) -> str:
     return given
 
 
-def _write(
-    base_name: str, folder: Path | None, start: str, max_new_tokens: int, temperature: float, seed: int
+def _generate(
+    base_name: str, folder: Path | None, prompt: str, max_new_tokens: int, temperature: float, seed: int
 ) -> tuple[str, int]:
-    """The text that the model generates after `start`, and its number of tokens."""
+    """The text that the model generates after `prompt`, and its number of tokens."""
     import torch
 
     import qpeft
@@ -95,29 +91,21 @@ def _write(
 
     tokenizer = load_tokenizer(base_name)
     base = load_model(base_name).eval()
-    inputs = tokenizer(start, return_tensors="pt")
+    inputs = tokenizer(prompt, return_tensors="pt")
     n_prompt = inputs["input_ids"].shape[1]
-    _check_context(n_prompt, max_new_tokens, base.config)
-    writer: Any = base if folder is None else qpeft.load(base, folder).eval()
-    how = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    torch.manual_seed(seed)
-    written: Tensor = writer.generate(**inputs, max_new_tokens=max_new_tokens, **how, pad_token_id=_pad(tokenizer))
-    new = written[0, n_prompt:]
-    return _continuation(tokenizer, inputs["input_ids"][0], new), len(new)
-
-
-def _check_context(n_prompt: int, max_new_tokens: int, config: Any) -> None:
-    context = getattr(config, "max_position_embeddings", None)
+    context = getattr(base.config, "max_position_embeddings", None)
     if context is not None and n_prompt + max_new_tokens > context:
         raise InputError(
             f"{n_prompt} tokens of the prompt and {max_new_tokens} new ones exceed the model's context of {context}; "
             "shorten the prompt or lower --max-new-tokens"
         )
-
-
-def _pad(tokenizer: Any) -> int:
-    """The token that transformers asks for; a batch of one is not padded."""
-    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    model: Any = base if folder is None else qpeft.load(base, folder).eval()
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    pad = tokenizer.eos_token_id or 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    torch.manual_seed(seed)
+    generated: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling, pad_token_id=pad)
+    new = generated[0, n_prompt:]
+    return _continuation(tokenizer, inputs["input_ids"][0], new), len(new)
 
 
 def _continuation(tokenizer: Any, prompt: Tensor, new: Tensor) -> str:

@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
 import typer
 
 from qpeft.backends.settings import BackendSettings
+from qpeft.checks import check_fields, option
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
-from qpeft.methods import records
+from qpeft.methods import Method, records
+from qpeft.training.methods import check_setting
 from qpeft.training.settings import TrainSettings
-
-
-def _help(text: str) -> dict[str, str]:
-    return {"help": text}
 
 
 @dataclass
 class AdapterFields:
     """PEFT's own fields that the command line offers; importing peft for their help would cost seconds."""
 
-    r: int = field(default=8, metadata=_help("Rank of the update; the K of Quantum-PEFT's paper."))
-    lora_alpha: int | None = field(
-        default=None,
-        metadata=_help(
-            "LoRA's scale: the update is multiplied by lora_alpha / r. Default: 8; of sora 16. With --method "
-            "quantum_peft by lora_alpha itself, the paper's s. Default: 16."
-        ),
+    r: int = option(8, "Rank of the update; the K of Quantum-PEFT's paper.", at_least=1)
+    lora_alpha: int | None = option(
+        None,
+        "Scale of the update, which is multiplied by lora_alpha / r, or for Quantum-PEFT by lora_alpha, the paper's s. "
+        "Default: that of the method.",
     )
-    lora_dropout: float = field(default=0.0, metadata=_help("Dropout before the adapter, in training."))
-    target_modules: list[str] | str = field(
-        default="all-linear",
-        metadata=_help(
-            "Modules to adapt, by the end of their name, or all-linear (all but the output head). Default of qaa: the "
-            "query and value projections; of bottleneck: the feed-forward blocks."
-        ),
+    lora_dropout: float = option(0.0, "Dropout on the input of the adapter during training.", at_least=0, below=1)
+    target_modules: list[str] | str = option(
+        "all-linear",
+        "Modules to adapt, by the end of their name, or all-linear (all but the output head). Default: that of the "
+        "method.",
     )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata=_help("Modules to train whole, beside the adapter.")
-    )
-    use_dora: bool = field(default=False, metadata=_help("DoRA: learn the magnitude of each weight column apart."))
-    use_rslora: bool = field(default=False, metadata=_help("Scale by lora_alpha / sqrt(r) instead."))
-    num_virtual_tokens: int = field(default=10, metadata=_help("Length of a prefix or prompt."))
-    bottleneck_size: int = field(
-        default=64, metadata=_help("Inner width of the feed-forward adapter, with bottleneck.")
-    )
+    modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
+    use_dora: bool = option(False, "DoRA: train the magnitude of each weight column separately.")
+    use_rslora: bool = option(False, "Multiply the update by lora_alpha / sqrt(r) instead.")
+    num_virtual_tokens: int = option(10, "Length of a prefix or prompt.", at_least=1)
+    bottleneck_size: int = option(64, "Inner width of a feed-forward (bottleneck) adapter.", at_least=1)
 
 
 AdapterOptions = Annotated[dict[str, Any], Fields(AdapterFields, panel="The adapter (fields of PEFT)")]
@@ -58,25 +48,18 @@ _GENERATORS = {
 }
 
 GeneratorOptions = Annotated[dict[str, Any], *_GENERATORS.values()]
-BackendOptions = Annotated[
-    dict[str, Any], Fields(BackendSettings, panel="Backend: where QPA's circuits run in training")
-]
+BackendOptions = Annotated[dict[str, Any], Fields(BackendSettings, panel="Backend: where circuits run in training")]
+_PRESETS = "; ".join(f"{', '.join(method.presets)} of method {method.key}" for method in records() if method.presets)
 PresetOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="A published experiment; what you set yourself still wins. QPA: official. Quantum-PEFT: paper_pauli, "
-        "paper_taylor.",
-    ),
+    typer.Option(metavar="NAME", help=f"A published experiment; explicit options take precedence. One of {_PRESETS}."),
 ]
-
-
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Any field of the method's config, such as those of a method of your own; may be repeated.",
+        help="A field of the method's config that has no option, such as those of your own method. May be repeated.",
     ),
 ]
 
@@ -88,70 +71,63 @@ def method_settings(
     generator: dict[str, Any],
     others: list[str] | None = None,
 ) -> dict[str, Any]:
-    """What the user set for the run's method, and what the preset sets; other defaults stay with the method.
+    """The fields that the options, `others` (NAME=VALUE) and the preset set; other fields keep the method's defaults.
 
     Raises:
-        ConfigError: an unknown preset, a generator's options for another method, or a number that PEFT cannot take.
+        ConfigError: an unknown preset or field, a field given twice, an option of another method's generator, or a
+            value out of range.
     """
-    _check_numbers(adapter)
-    _check_generator(run, generator)
-    given = {**adapter, **generator, **_parsed(others or [])}
+    check_fields(AdapterFields(**adapter))
+    _check_generator(run.record, generator)
+    given = {**adapter, **generator}
+    for text in others or []:
+        name, value = _name_and_value(text)
+        if name in given:
+            raise ConfigError(f"{name} is given twice; leave out --set {text}")
+        if name == "seed":
+            raise ConfigError(f"the seed of a run is not a field of its method; replace --set {text} by --seed")
+        check_setting(run, name)
+        given[name] = value
     return given if preset is None else given | _preset(run, preset, given)
 
 
-def _parsed(given: list[str]) -> dict[str, Any]:
-    """NAME=VALUE as YAML reads the value: numbers, true, [lists], texts."""
+def _name_and_value(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value in YAML: a number, true, [a list], or a text."""
     import yaml
 
-    found = {}
-    for text in given:
-        name, is_pair, value = text.partition("=")
-        if not is_pair or not name.isidentifier():
-            raise ConfigError(f"--set takes NAME=VALUE, such as n_bases=16, got {text!r}")
-        found[name] = yaml.safe_load(value)
-    return found
+    name, is_pair, value = text.partition("=")
+    try:
+        if is_pair and name.isidentifier():
+            return name, yaml.safe_load(value)
+    except yaml.YAMLError:
+        pass
+    raise ConfigError(f"--set takes NAME=VALUE, such as n_bases=16, got {text!r}")
 
 
-def _check_generator(run: TrainSettings, generator: dict[str, Any]) -> None:
-    """Refuse options of another method, and name that method."""
-    method = run.record
+def _check_generator(method: Method, generator: dict[str, Any]) -> None:
+    """Refuse options of another method's generator, and name that method."""
     own = {f.name for f in _GENERATORS.get(method.key, ())}
-    foreign = [name for name in generator if name not in own]
+    foreign = generator.keys() - own
     if foreign and method.config is not None:
-        known = {f.name for f in fields(method.config_class)}
-        foreign = [name for name in foreign if name not in known]
-    if not foreign:
-        return
-    names = ", ".join(f"--{name.replace('_', '-')}" for name in foreign)
-    owners = {key: group for key, group in _GENERATORS.items() if set(foreign) & {f.name for f in group}}
-    *first, last = (f"{group.owner}'s" for group in owners.values())
-    whose = f"{', '.join(first)} and {last}" if first else last
-    raise ConfigError(
-        f"{names}: options of {whose} generator, not of method {method.key}; use --method {' or '.join(owners)}"
-    )
+        foreign -= {f.name for f in fields(method.config_class)}
+    if foreign:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in generator if name in foreign)
+        owners = {key: f"{group.owner}'s" for key, group in _GENERATORS.items() if foreign & {f.name for f in group}}
+        raise ConfigError(
+            f"{names}: options of {' and '.join(owners.values())} generator, not of method {method.key}; "
+            f"use --method {' or '.join(owners)}"
+        )
 
 
 def _preset(run: TrainSettings, preset: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The settings in which the preset, under what is given, differs from the method's defaults."""
+    """The fields in which the preset, with the given ones, differs from the method's defaults."""
     if preset not in run.record.presets:
-        offered = (method for method in records() if method.presets)
-        known = "; ".join(f"{', '.join(method.presets)} of method {method.key}" for method in offered)
-        raise ConfigError(f"unknown preset '{preset}' of method {run.method}; there are: {known}")
+        raise ConfigError(f"unknown preset {preset!r} of method {run.method}; choose one of {_PRESETS}")
     made: Any = run.record.generator_class if run.attaches else run.record.config_class
-    known_fields = {f.name for f in fields(made)}
-    published, usual = getattr(made, preset)(**{k: v for k, v in given.items() if k in known_fields}), made()
+    names = {f.name for f in fields(made)}
+    published, usual = getattr(made, preset)(**{k: v for k, v in given.items() if k in names}), made()
     return {
         f.name: getattr(published, f.name)
         for f in fields(usual)
         if f.init and "help" in f.metadata and getattr(published, f.name) != getattr(usual, f.name)
     }
-
-
-def _check_numbers(adapter: dict[str, Any]) -> None:
-    """PEFT looks at these only while it builds the adapter, some of them never."""
-    for name in ("r", "num_virtual_tokens", "bottleneck_size"):
-        if name in adapter and adapter[name] < 1:
-            raise ConfigError(f"{name} must be at least 1, got {adapter[name]}")
-    dropout = adapter.get("lora_dropout", 0.0)
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"lora_dropout must be at least 0 and below 1, got {dropout}")

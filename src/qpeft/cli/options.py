@@ -16,8 +16,8 @@ import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import MISSING, Field, dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -118,7 +118,7 @@ def _options(owners: list[Fields], field: Field[Any]) -> list[inspect.Parameter]
     hint = get_type_hints(owners[0].settings)[field.name]
     if _members(hint) == [bool]:
         return _switches(field.name, default, settings)
-    annotation, extra = _typer_type(hint, field, _choices(owners, field.name))
+    annotation, extra = _typer_type(hint, field)
     return [_parameter(field.name, default, annotation, typer.Option(**settings, **extra))]
 
 
@@ -139,12 +139,6 @@ def _parameter(name: str, default: Any, annotation: Any, option: Any) -> inspect
     )
 
 
-def _choices(owners: list[Fields], name: str) -> tuple[str, ...]:
-    """What any of the owners allows; the settings class itself then checks its own choices."""
-    allowed = (f.metadata.get("choices", ()) for group in owners for f in group if f.name == name)
-    return tuple(dict.fromkeys(choice for choices in allowed for choice in choices))
-
-
 def _explained(group: Fields, name: str, with_default: bool = True) -> str:
     """The field's help with its choices; a single option's default is printed by Typer."""
     field = next(f for f in group if f.name == name)
@@ -157,20 +151,18 @@ def _is_required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
 
 
-def _typer_type(hint: Any, field: Field[Any], choices: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-    """The annotation for Typer, and further arguments of `typer.Option`."""
-    if choices:
-        return _parsed(_one_of(choices, bool(field.metadata.get("takes_file"))), "NAME")
+def _typer_type(hint: Any, field: Field[Any]) -> tuple[Any, dict[str, Any]]:
+    """The annotation for Typer, and further arguments of `typer.Option`; the settings class checks the choices."""
+    if "choices" in field.metadata:
+        return str, {"metavar": "NAME"}
     kinds = _members(hint)
     items = [get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)]
     if items:
-        return _parsed(_numbers, "N,N,...") if items == [int] else _parsed(_names, "NAME,...")
+        return _parsed(_integers, "N,N,...") if items == [int] else _parsed(_names, "NAME,...")
     if float in kinds:
         return _parsed(number, "NUMBER")
-    if kinds == [int]:
-        return _parsed(_whole, "N")
-    if kinds in ([str], [Path]):
-        return kinds[0], {"metavar": field.metadata.get("metavar", "TEXT" if kinds == [str] else "PATH")}
+    if kinds in ([int], [str], [Path]):
+        return kinds[0], {"metavar": {int: "N", str: "TEXT", Path: "PATH"}[kinds[0]]}
     raise TypeError(
         f"field {field.name} has type {hint}; command-line options support str, Path, bool, int, float, "
         "lists and tuples of int or str, and a field with choices"
@@ -192,29 +184,18 @@ def _parsed(parser: Callable[[str], Any], metavar: str) -> tuple[Any, dict[str, 
 
 
 def number(text: str) -> int | float:
-    """An int where the text is one, such as `100_000`; otherwise a float."""
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected a number such as 0.5 or 100000, got {text!r}") from None
+    """An int if the text is one, such as `100_000`; otherwise a float."""
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    raise typer.BadParameter(f"expected a number such as 0.5 or 100000, got {text!r}")
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"expected a whole number, got {text!r}") from None
-
-
-def _numbers(text: str) -> tuple[int, ...]:
+def _integers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError:
-        raise typer.BadParameter(f"expected whole numbers such as 32,64,32, got {text!r}") from None
+        raise typer.BadParameter(f"expected integers such as 32,64,32, got {text!r}") from None
 
 
 def _names(text: str) -> list[str] | str:
@@ -223,16 +204,3 @@ def _names(text: str) -> list[str] | str:
     if not all(names):
         raise typer.BadParameter(f"expected names such as q_proj,v_proj, got {text!r}")
     return text if text == "all-linear" else names
-
-
-def _one_of(choices: tuple[str, ...], takes_file: bool) -> Callable[[str], str]:
-    """A parser for one of `choices`, or for FILE.py:NAME where the field takes it."""
-
-    def choose(text: str) -> str:
-        if text in choices or (takes_file and ".py:" in text):
-            return text
-        nearest = get_close_matches(text, choices, n=1)
-        hint = f"did you mean {nearest[0]!r}? Choose" if nearest else "choose"
-        raise typer.BadParameter(f"unknown value {text!r}; {hint} one of {', '.join(choices)}")
-
-    return choose

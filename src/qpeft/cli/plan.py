@@ -55,7 +55,7 @@ def plan(
     settings.check()
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")
-    if num_labels is not None and settings.task == "causal-lm":
+    if num_labels is not None and settings.is_language_model:
         raise ConfigError("--num-labels is for a classification; task causal-lm has no classes. Pass --task as well")
     with working("Counting"):
         found = plan_of(settings, num_labels)
@@ -65,16 +65,16 @@ def plan(
 def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
     """What the method of a run costs on its base model."""
     import qpeft
-    from qpeft.training.methods import build_config, build_generator, train_whole
+    from qpeft.training.methods import build_config, build_generator, train_in_full
 
     config, name = build_config(settings), base_model(settings.model)
     circuits = {**settings.backend_settings, "steps": settings.steps}
-    if settings.task == "causal-lm":
+    if settings.is_language_model:
         return qpeft.plan(name, config, build_generator(settings), **circuits)
     from qpeft.training.tasks.classifier import classifier_on_meta
 
     base = classifier_on_meta(name, settings.task, num_labels)
-    train_whole(config, base.trained)
+    train_in_full(config, base.trained)
     return qpeft.plan(base.model, config, build_generator(settings), **circuits)
 
 
@@ -83,28 +83,30 @@ def _show(console: Console, settings: TrainSettings, found: Plan) -> None:
     base = f"{settings.model} ({count(found.base_parameters)} parameters)"
     console.print(f"{settings.method}{over} on {base}\n", style="bold")
     console.print(facts([*_sizes(found), *_circuit(found, settings.record.circuit_role), *_forecast(found)]))
-    modules = [("modules", _kinds(found.target_modules))] if found.target_modules else []
-    if lines := [*modules, *(("note", note) for note in found.notes)]:
+    lines = [("note", note) for note in found.notes]
+    if names := found.target_modules:
+        kinds = dict.fromkeys(name.rpartition(".")[2] for name in names)  # "24: c_attn, c_proj"
+        lines.insert(0, ("modules", f"{len(names)}: {', '.join(kinds)}"))
+    if lines:
         console.print()
         console.print(remarks(lines))
 
 
 def _sizes(found: Plan) -> list[tuple[str, str, str]]:
+    rows = [("trainable", count(found.trainable), f"{found.trainable / found.base_parameters:.3%} of the base")]
     parts = [(f"  {name}", count(n), "") for name, n in found.trainable_parts.items() if n]
-    acting = [] if found.acting is None else [("acting", count(found.acting), "of these can change the adapter")]
-    lora = [] if found.lora_rank_1 is None else [("LoRA, rank 1", count(found.lora_rank_1), "on the same modules")]
-    exported = (
-        [("exported weights", size(found.exported_bytes), "loads with plain PEFT")] if found.exported_bytes else []
-    )
-    return [
-        ("trainable", count(found.trainable), f"{found.trainable / found.base_parameters:.3%} of the base"),
-        *(parts if len(parts) > 1 else []),
-        *acting,
-        *lora,
-        ("deployed", count(found.deployed), "adapter parameters at inference"),
-        ("saved weights", size(found.stored_bytes), "needs qpeft" if found.needs_qpeft else "loads with plain PEFT"),
-        *(exported if found.needs_qpeft else []),
-    ]
+    if len(parts) > 1:
+        rows += parts
+    if found.acting is not None:
+        rows.append(("acting", count(found.acting), "of these can change the adapter"))
+    if found.lora_rank_1 is not None:
+        rows.append(("LoRA, rank 1", count(found.lora_rank_1), "on the same modules"))
+    rows.append(("deployed", count(found.deployed), "adapter parameters at inference"))
+    loads = "needs qpeft" if found.needs_qpeft else "loads with plain PEFT"
+    rows.append(("saved weights", size(found.stored_bytes), loads))
+    if found.needs_qpeft and found.exported_bytes:
+        rows.append(("exported weights", size(found.exported_bytes), "loads with plain PEFT"))
+    return rows
 
 
 def _circuit(found: Plan, role: str) -> list[tuple[str, str, str]]:
@@ -138,9 +140,3 @@ def _forecast(found: Plan) -> list[tuple[str, str, str]]:
             f"{cost['seconds_per_step']:.3g} s per step for the circuits alone, measured on {cost['sample']} circuits",
         ),
     ]
-
-
-def _kinds(names: list[str]) -> str:
-    """`24: c_attn, c_proj` for two kinds of modules in twelve layers."""
-    kinds = dict.fromkeys(name.rpartition(".")[2] for name in names)
-    return f"{len(names)}: {', '.join(kinds)}"

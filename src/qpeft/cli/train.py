@@ -10,8 +10,7 @@ from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, facts, print_code, size
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
-from qpeft.cli.score import headline, loss
-from qpeft.methods import Trains, named
+from qpeft.methods import Trains
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -76,27 +75,20 @@ def _show(console: Console, result: TrainResult, trained: Trains = Trains.ADAPTE
     if trained is Trains.MODEL:
         console.print(f"\nThe model and its tokenizer or image processor: {result.exported}", soft_wrap=True)
         return
-    from qpeft.core.model_card import load_lines
-    from qpeft.training.tasks.record import how_to_load
+    from qpeft.training.outputs import loading_code
 
-    stock = result.has_stock_form
-    folder, loader = (result.exported, "plain PEFT") if stock else (result.adapter, "qpeft")
-    console.print(f"\n{folder} loads with {loader}:\n", soft_wrap=True)
-    own = None if stock else named(result.method).config_class
-    lines = load_lines(
-        result.model, str(folder.resolve()), needs_qpeft=not stock, registered=own, **how_to_load(folder)
-    )
-    print_code(console, lines)
+    loader = "plain PEFT" if result.has_stock_form else "qpeft"
+    console.print(f"\n{result.to_load} loads with {loader}:\n", soft_wrap=True)
+    print_code(console, loading_code(result, str(result.to_load.resolve())))
 
 
 def _rows(result: TrainResult) -> list[tuple[str, str, str]]:
     a_step = "" if result.seconds_per_step is None else f"{result.seconds_per_step:.3g} s per step"
     exported = f"exported: {size(result.exported_bytes)}" if result.has_stock_form else "needs qpeft"
-    scores = {"before": result.before.to_dict(), "after": result.after.to_dict()}
-    shown = [(f"{headline(score)[0]} {when}", headline(score)[1], loss(score)) for when, score in scores.items()]
+    scores = {"before": result.before, "after": result.after}
     head = f" ({count(result.trainable_head)} in the classification head)" if result.trainable_head else ""
     return [
-        *shown,
+        *((f"{s.headline[0]} {when}", s.headline[1], f"{s.loss:.4f} {s.unit}") for when, s in scores.items()),
         ("trainable", count(result.trainable), f"parameters{head}"),
         ("deployed", count(result.deployed), "parameters at inference, in addition to the base"),
         ("stored", size(result.stored_bytes or result.exported_bytes), exported),

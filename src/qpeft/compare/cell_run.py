@@ -22,12 +22,11 @@ from qpeft.compare.rows import Convergence, Row
 from qpeft.compare.study import Generation
 from qpeft.errors import QpeftError, TrainingError
 from qpeft.training import outputs
-from qpeft.training.accuracy import ClassificationScore
 from qpeft.training.methods import virtual_tokens
-from qpeft.training.metrics import HOPELESS_LOSS
+from qpeft.training.metrics import HOPELESS_LOSS, ClassificationScore
 from qpeft.training.metrics_log import read_rows
 from qpeft.training.prepare import Prepared, prepare
-from qpeft.training.progress import Silent
+from qpeft.training.progress import Progress
 from qpeft.training.run import fit
 from qpeft.training.settings import TrainSettings
 from qpeft.training.task_types import TASKS
@@ -87,8 +86,8 @@ def _cost_row(cell: Cell) -> Row:
     task = shared_task(settings)
     size = settings.batch_size
     found = measure_cost(
-        make_model=lambda: _exact_model(prepare(settings, Silent(), task), row),
-        make_reference=lambda: prepare(settings_of(reference, Path()), Silent(), task).model,
+        make_model=lambda: _exact_model(prepare(settings, Progress(), task), row),
+        make_reference=lambda: prepare(settings_of(reference, Path()), Progress(), task).model,
         make_base=task.load_base,
         batches=[task.collate(task.train[start : start + size]) for start in range(0, 8 * size, size)],
         settings=settings,
@@ -151,7 +150,7 @@ def untrained_model(cell: Cell) -> tuple[Any, Task]:
     """The model of a cell before its first step, with exact circuits, and its data."""
     settings = settings_of(cell, Path())
     task = shared_task(settings)
-    return _exact_model(prepare(settings, Silent(), task)), task
+    return _exact_model(prepare(settings, Progress(), task)), task
 
 
 def _exact_model(ready: Prepared, row: Row | None = None) -> Any:
@@ -208,7 +207,7 @@ def _score_on_backend(ready: Prepared) -> float:
 
 def _score_base(cell: Cell, row: Row) -> Prepared:
     settings = settings_of(cell, Path())
-    ready = prepare(settings, Silent(), shared_task(settings))
+    ready = prepare(settings, Progress(), shared_task(settings))
     loss = ready.task.score(ready.model).loss
     row.train.seconds, row.train.curve = 0.0, [[0, None, loss, 0.0]]
     _record(row, "quality", {"valid_loss": loss, "valid_loss_last": loss, "best_step": 0})
@@ -318,7 +317,7 @@ def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
     return [found[step] for step in sorted(found)]
 
 
-class _StepProgress(Silent):
+class _StepProgress(Progress):
     def __init__(self, on_step: Steps):
         self._on_step, self._planned = on_step, 0
 

@@ -5,28 +5,18 @@ Source files are parsed, never imported or executed, so the texts are the same i
 """
 
 import ast
-import hashlib
 import importlib.util
 import inspect
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from qpeft.errors import DataError
 
 _STDLIB_SKIPPED = frozenset({"test", "tests", "idlelib", "site-packages", "dist-packages"})
 _NUMPY_SKIPPED = frozenset({"tests", "distutils"})  # numpy.distutils repeats the standard library's
 _WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-
-
-class Split(NamedTuple):
-    """The documents of a corpus in three disjoint parts, each in the order of the corpus."""
-
-    train: list[str]
-    validation: list[str]
-    test: list[str]
 
 
 def stdlib_docs() -> list[str]:
@@ -49,26 +39,6 @@ def numpy_docs() -> list[str]:
         raise DataError("NumPy is not installed; run: pip install numpy")
     root = Path(spec.origin).parent
     return _distinct(_docstrings(root, _NUMPY_SKIPPED), f"NumPy at {root}")
-
-
-def digest(docs: Iterable[str]) -> str:
-    """SHA-256 (hex) of the documents in order, each followed by a zero byte."""
-    sha = hashlib.sha256()
-    for text in docs:
-        sha.update(text.encode("utf-8", "surrogatepass") + b"\0")
-    return sha.hexdigest()
-
-
-def split(docs: Iterable[str], held_out: float = 0.05) -> Split:
-    """Split documents into train, validation and test; the last two receive a fraction `held_out` each.
-
-    The hash of a document decides, so its part does not depend on other documents or on the version of the library.
-    """
-    parts = Split([], [], [])
-    for text in docs:
-        u = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
-        parts[1 if u < held_out else 2 if u < 2 * held_out else 0].append(text)
-    return parts
 
 
 def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:

@@ -22,7 +22,7 @@ def _check_prefix(settings: Any) -> None:
 
 
 def _check_head(settings: Any) -> None:
-    if settings.task == "causal-lm":
+    if settings.is_language_model:
         raise ConfigError(
             "method head trains only a new classification head, which task causal-lm lacks; choose task "
             "text-classification or image-classification, or another method"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -43,22 +43,34 @@ class Blocks:
 
 def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> Blocks:
     """Read, tokenize, split and cut the data of a run. Raises DataError if there is too little data."""
-    columns = Columns(settings.text_column, settings.prompt_column, settings.completion_column)
-    rows = load_examples(settings.data, "train", columns)
+    rows = load_examples(settings.data, "train", columns_of(settings))
     validation = settings.eval_data or (settings.data if has_validation_split(settings.data) else None)
     if validation:
         train = cut(rows, seq_len, tokenizer)
-        evaluation = cut(load_examples(validation, "validation", columns), seq_len, tokenizer)
+        evaluation = _cut_all(settings, validation, seq_len, tokenizer) if train else []
     else:
         train, evaluation = _hold_out(rows, seq_len, tokenizer)
     train = [block for block in train if "text" not in rows[0] or len(block.ids) == seq_len]
-    if validation and train and not evaluation:
-        raise DataError(
-            f"{validation} has nothing to score within seq_len={seq_len} tokens; raise seq_len or give more data"
-        )
     if not train or not evaluation:
         raise DataError(_too_little_data(settings.data, rows, seq_len, tokenizer))
     return Blocks(train, spread(settings.eval_blocks or 0, evaluation))
+
+
+def load_evaluation(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> Blocks:
+    """All of the data as evaluation blocks. Raises DataError if no token can be scored."""
+    return Blocks([], _cut_all(settings, settings.data, seq_len, tokenizer))
+
+
+def _cut_all(settings: TrainSettings, source: str, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    blocks = cut(load_examples(source, "validation", columns_of(settings)), seq_len, tokenizer)
+    if not blocks:
+        raise DataError(f"{source} has no token to score within seq_len={seq_len}; raise seq_len or give more data")
+    return blocks
+
+
+def columns_of(settings: TrainSettings) -> Columns:
+    """The columns of a text, or of a prompt and its answer."""
+    return Columns(settings.text_column, settings.prompt_column, settings.completion_column)
 
 
 def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
@@ -69,7 +81,8 @@ def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -
     """
     encoded = encode(rows, tokenizer)
     if "text" in rows[0]:
-        joined = join(list(_with_separators(encoded, end_of_text(tokenizer))))
+        separator = end_of_text(tokenizer)
+        joined = join([part for document in encoded for part in (separator, document)][1:])
         blocks = [joined.cut(start, start + seq_len) for start in range(0, len(joined.ids), seq_len)]
     else:
         blocks = [tokens.cut(0, seq_len) for tokens in encoded]
@@ -83,35 +96,24 @@ def spread(limit: int, blocks: list[Item]) -> list[Item]:
     return [blocks[i * len(blocks) // limit] for i in range(limit)]
 
 
-def collate(blocks: Sequence[Tokens], padding_side: str = "right") -> dict[str, torch.Tensor]:
-    """A batch of int64 tensors (B, T): input_ids, attention_mask, and labels, -100 where a token is not scored.
+def collate(blocks: Sequence[Tokens]) -> dict[str, torch.Tensor]:
+    """A batch of int64 tensors (B, T), padded on the right: input_ids, attention_mask, and labels.
 
-    With padding on the left there are position_ids too, which count the tokens without padding. Padding has the id 0;
-    the attention mask tells it from a token 0.
+    A label is -100 where the token is not scored. Padding has the id 0 and the mask 0.
     """
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    longest = max(len(block.ids) for block in blocks)
-    rows = {"input_ids": [], "attention_mask": [], "labels": []}
+    ids, labels = [], []
     for block in blocks:
-        n_padding = longest - len(block.ids)
-        widths = (n_padding, 0) if padding_side == "left" else (0, n_padding)
-        labels = np.where(block.scored, block.ids, IGNORED)
-        labels[0] = IGNORED  # it has no predecessor, and padding to its left must not predict it
-        rows["input_ids"].append(np.pad(block.ids, widths))
-        rows["attention_mask"].append(np.pad(np.ones_like(block.ids), widths))
-        rows["labels"].append(np.pad(labels, widths, constant_values=IGNORED))
-    batch = {name: torch.from_numpy(np.stack(arrays)) for name, arrays in rows.items()}
-    if padding_side == "left":
-        batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
-    return batch
-
-
-def _with_separators(documents: Sequence[Tokens], separator: Tokens) -> Iterable[Tokens]:
-    for number, document in enumerate(documents):
-        if number:
-            yield separator
-        yield document
+        ids.append(torch.from_numpy(block.ids))
+        labels.append(torch.from_numpy(np.where(block.scored, block.ids, IGNORED)))
+        labels[-1][0] = IGNORED  # it has no predecessor
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    }
 
 
 def _hold_out(

@@ -1,8 +1,8 @@
-"""Checkpoints that count only when they are whole.
+"""Checkpoints of a run, which are used only if complete.
 
-The Trainer writes `checkpoint-STEP` file by file. A marker inside, written last, names them with their SHA-256 and
-makes it count (`sha256sum --check complete` reads it); a folder without it, or without a file that it names, is what a
-kill or a full disk left, and is removed.
+The Trainer writes `checkpoint-STEP` file by file. Then a file `complete` inside it is written with the SHA-256 of each
+file (`sha256sum --check complete` verifies it). A folder without this file, or without a file listed there, was left by
+a kill or a full disk, and is removed.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _BETWEEN = "  "
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the Trainer puts the checkpoint of a step."""
+    """The checkpoint of a step, where the Trainer saves it."""
     return folder / f"checkpoint-{step}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The number of steps done in a checkpoint."""
+    """The number of completed steps in a checkpoint."""
     return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint whole, with all its files on the disk; then `prune`."""
+    """Mark a checkpoint as complete when all its files are on disk; then `prune`."""
     files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
     sync_all(checkpoint)
     lines = [f"{file_hash(file)}{_BETWEEN}{file.relative_to(checkpoint).as_posix()}\n" for file in files]
@@ -37,39 +37,39 @@ def seal(checkpoint: Path) -> None:
     prune(checkpoint.parent)
 
 
-def last_whole(folder: Path) -> Path | None:
-    """The newest checkpoint that counts."""
-    whole = [checkpoint for checkpoint in _all(folder) if _is_whole(checkpoint)]
-    return whole[-1] if whole else None
+def last_complete(folder: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    complete = _complete(folder)
+    return complete[-1] if complete else None
 
 
-def find_spoiled(checkpoint: Path) -> str | None:
-    """A file that is not what was written, if there is one: torch would take a flipped bit for a number."""
-    return next((name for name, digest in _named(checkpoint).items() if file_hash(checkpoint / name) != digest), None)
+def find_damaged(checkpoint: Path) -> str | None:
+    """The name of a file whose SHA-256 has changed, if there is one."""
+    return next((name for name, digest in _hashes(checkpoint).items() if file_hash(checkpoint / name) != digest), None)
 
 
 def prune(folder: Path) -> None:
-    """Remove every checkpoint that does not count, and all but the last two of those that do."""
-    found = _all(folder)
-    kept = [checkpoint for checkpoint in found if _is_whole(checkpoint)][-KEPT:]
-    for checkpoint in found:
+    """Remove incomplete checkpoints, and all but the last two complete ones."""
+    kept = _complete(folder)[-KEPT:]
+    for checkpoint in _all(folder):
         if checkpoint not in kept:
             remove_folder(checkpoint)
 
 
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        return all((checkpoint / name).is_file() for name in _named(checkpoint))
-    except (OSError, ValueError):  # no marker, or no text: what a broken disk made of it
-        return False
+def _complete(folder: Path) -> list[Path]:
+    return [
+        path for path in _all(folder) if (hashes := _hashes(path)) and all((path / name).is_file() for name in hashes)
+    ]
 
 
-def _named(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of each file by its name."""
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of each file by its name; empty for an incomplete checkpoint."""
     marker = checkpoint / _MARKER
-    if not marker.is_file():
-        raise FileNotFoundError(marker)
-    parts = [line.partition(_BETWEEN) for line in marker.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = marker.read_text(encoding="utf-8").splitlines() if marker.is_file() else []
+    except (OSError, ValueError):  # a damaged disk
+        return {}
+    parts = [line.partition(_BETWEEN) for line in lines]
     return {name: digest for digest, _, name in parts}
 
 

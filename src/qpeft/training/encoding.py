@@ -1,4 +1,4 @@
-"""From rows to tokens, each with a mark whether it is scored, and its number of UTF-8 bytes."""
+"""Converts rows to tokens; for each token, whether it is scored and its number of UTF-8 bytes."""
 
 from __future__ import annotations
 
@@ -64,9 +64,13 @@ def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tok
     texts, spans = zip(*(_text_and_spans(row, tokenizer) for row in rows), strict=True)
     templated = "messages" in rows[0]  # a chat template includes the special tokens
     batch = tokenizer(list(texts), add_special_tokens=not templated, return_offsets_mapping=True, verbose=False)
-    encoded = [_tokens(*parts) for parts in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True)]
-    ended = [_ends_with_an_answer(text, row_spans) for text, row_spans in zip(texts, spans, strict=True)]
-    return [_append_end(tokens, tokenizer) if end else tokens for tokens, end in zip(encoded, ended, strict=True)]
+    encoded = []
+    for text, row_spans, *parts in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True):
+        tokens = _tokens(text, row_spans, *parts)
+        has_end = len(tokens.ids) and tokens.ids[-1] == tokenizer.eos_token_id
+        ends_with_answer = row_spans and row_spans[-1][0] < row_spans[-1][1] == len(text)
+        encoded.append(join([tokens, end_of_text(tokenizer)]) if ends_with_answer and not has_end else tokens)
+    return encoded
 
 
 def _text_and_spans(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[Span] | None]:
@@ -113,13 +117,3 @@ def _bytes_between(text: str, ends: np.ndarray) -> np.ndarray:
     widths = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
     before = np.concatenate([[0], np.cumsum(widths)])  # bytes before each character
     return np.diff(before[np.maximum.accumulate(ends)], prepend=0) if len(ends) else np.zeros(0, dtype=np.int64)
-
-
-def _ends_with_an_answer(text: str, spans: list[Span] | None) -> bool:
-    return bool(spans) and spans[-1][0] < spans[-1][1] == len(text)
-
-
-def _append_end(tokens: Tokens, tokenizer: PreTrainedTokenizerBase) -> Tokens:
-    if len(tokens.ids) and tokens.ids[-1] == tokenizer.eos_token_id:
-        return tokens
-    return join([tokens, end_of_text(tokenizer)])

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request: the current step is finished and saved before the run stops."""
+"""Ctrl-C: the current step is completed and saved before the run stops."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from types import FrameType
 
 
 class StopRequest:
-    """While entered, the first SIGINT sets `wanted` and calls `on_request`; the second interrupts at once."""
+    """Within this context, the first SIGINT sets `wanted` and calls `on_request`; the second interrupts at once."""
 
     def __init__(self, on_request: Callable[[], None]):
         self.wanted = False
         self._on_request = on_request
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():  # only there can signals be handled
+        if threading.current_thread() is threading.main_thread():  # signals are handled only there
             self._before = signal.signal(signal.SIGINT, self._handle)
         return self
 

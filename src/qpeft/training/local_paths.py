@@ -1,4 +1,4 @@
-"""Local paths: told apart from hub ids, and explained where they do not exist."""
+"""Local paths: distinguished from hub ids, and the message for a path that does not exist."""
 
 from __future__ import annotations
 

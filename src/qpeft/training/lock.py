@@ -1,4 +1,4 @@
-"""Locks on files, which the operating system releases when their holder ends."""
+"""File locks, which the operating system releases when their process ends."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def locked(folder: Path) -> Iterator[None]:
         lock = (folder / _LOCK).open("w")
     try:
         with lock:
-            if not _acquire(lock) or not _is_still_there(lock, folder / _LOCK):  # removed by the one that held it
+            if not _acquire(lock) or not _is_still_there(lock, folder / _LOCK):  # removed by another process
                 raise ConfigError(
-                    f"another process uses the run folder {folder}; wait until it ends, or name another folder"
+                    f"another process uses the run folder {folder}; wait until it ends, or choose another folder"
                 )
             try:
                 yield
             finally:
-                with suppress(OSError):  # Windows removes no open file
+                with suppress(OSError):  # Windows cannot remove an open file
                     (folder / _LOCK).unlink()
     finally:
         _remove_if_empty(missing)
@@ -46,7 +46,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def waiting_for(path: Path, keep_waiting: Callable[[], bool]) -> Iterator[bool]:
-    """Lock the file `path`, which is made, waiting while `keep_waiting()`; gives whether it is locked now."""
+    """Create and lock the file `path`, waiting while `keep_waiting()`; yields whether it is locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         while not (is_ours := _acquire(lock)) and keep_waiting():
@@ -62,7 +62,9 @@ def usable(folder: Path) -> Iterator[None]:
     except OSError as error:
         if is_disk_full(error):
             raise
-        raise ConfigError(f"{folder} cannot be a run folder: {error.strerror or error}; name another") from error
+        raise ConfigError(
+            f"{folder} cannot be a run folder: {error.strerror or error}; choose another folder"
+        ) from error
 
 
 def _acquire(lock: IO[str]) -> bool:

@@ -90,8 +90,8 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 def _damaged(path: Path, how: str) -> str:
     return (
-        f"{path} is damaged ({how}). Name another folder for the run, or delete {path.parent / 'checkpoints'} to start "
-        "again from step 0"
+        f"{path} is damaged ({how}). Choose another folder for the run, or delete {path.parent / 'checkpoints'} to "
+        "start again from step 0"
     )
 
 

@@ -1,4 +1,4 @@
-"""What is written when training is done: the compact adapter, the stock one, the card."""
+"""The files of a finished run: the compact adapter, the exported adapter, the model card; and their sizes."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from qpeft.training.tasks.record import how_to_load
 
 
 def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int:
-    """Write adapter/ and exported/, each whole or not at all; returns the numbers needed at inference.
+    """Save adapter/ and exported/, each atomically; returns the number of parameters needed at inference.
 
-    Method full has no adapter: exported/ is the model, with its tokenizer or image processor. An adapter that stock
-    PEFT lacks has no exported/, nor has one that SoRA shrank to nothing.
+    With method full, exported/ is the model, with its tokenizer or image processor, and there is no adapter/. There is
+    no exported/ if stock PEFT has no equal adapter, or if SoRA set all gates to zero.
     """
     if methods.named(method).config is None:
         with replace_folder(folder.exported) as target:
@@ -40,27 +40,22 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     with replace_folder(folder.adapter) as target:
         qpeft.save(model, target)
         task.describe(target)
-    if has_stock_form(model) and _something_is_left(model):
+    form = form_of(model)
+    if form is not None and form.is_empty():
+        warnings.warn(form.empty_warning, stacklevel=2)
+    elif has_stock_form(model):
         with replace_folder(folder.exported) as target:
-            _export(model, target, task)
+            if needs_qpeft(model):
+                probe, device = task.probe(), next(model.parameters()).device
+                qpeft.export(model, target, probe=probe and {name: part.to(device) for name, part in probe.items()})
+            else:
+                qpeft.save(model, target)
             task.describe(target)
     return count_deployed(model)
 
 
-def _export(model: Any, target: Path, task: Task) -> None:
-    if not needs_qpeft(model):
-        qpeft.save(model, target)
-        return
-    probe = task.probe()
-    device = next(model.parameters()).device
-    qpeft.export(model, target, probe=probe and {name: part.to(device) for name, part in probe.items()})
-
-
 def count_deployed(model: Any) -> int:
-    """What generators write, what SoRA's gates leave or what a prompt's encoder makes, in the place of what is trained.
-
-    modules_to_save are counted beside it.
-    """
+    """Parameters needed at inference, in addition to the base, including modules_to_save."""
     if (form := form_of(model)) is not None:
         return form.count_deployed(model)
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
@@ -69,54 +64,44 @@ def count_deployed(model: Any) -> int:
 
 
 def count_generator(model: Any) -> int | None:
-    """Numbers that regenerate what is deployed; None where nothing is generated."""
+    """Trainable parameters of the generators; None if nothing is generated."""
     holder = holder_of(model)
     return None if holder is None else count_trainable(holder.generators)
 
 
 def needs_qpeft(model: Any) -> bool:
-    """Whether adapter/ needs qpeft, since it holds a generator or gates, and exported/ says the same without."""
+    """Whether adapter/ loads only with qpeft."""
     return form_of(model) is not None or own_kind(model) is not None
 
 
-def _something_is_left(model: Any) -> bool:
-    form = form_of(model)
-    if form is None or not form.is_empty():
-        return True
-    warnings.warn(form.empty_warning, stacklevel=2)
-    return False
-
-
 def exact_circuits(model: Any) -> AbstractContextManager[None]:
-    """Within: circuits on the exact simulator, whatever backend they train on."""
+    """Circuits run on the exact simulator within this context, whatever backend they train on."""
     holder = holder_of(model)
     return nullcontext() if holder is None else holder.exact()
 
 
-def resumable(model: Any) -> AbstractContextManager[None]:
-    """Within: what the Trainer saves is enough to resume bit-equal, also with quantised parameters."""
-    if holder := holder_of(model):
-        return holder.keeping_latent()
-    return nullcontext() if isinstance(model, PeftModel) else _own_names(model)
-
-
 @contextmanager
-def _own_names(model: Any) -> Iterator[None]:
-    """Within: a whole model is saved under the names that it has in memory.
+def resumable(model: Any) -> Iterator[None]:
+    """Within this context the Trainer saves all that a bit-equal resume needs.
 
-    transformers saves some kinds, ViT among them, under older names, which the Trainer that resumes passes over
-    without a word.
+    Quantized parameters need their latent values. A whole model is saved under the parameter names in memory:
+    transformers saves some models, such as ViT, under older names, which the Trainer does not load again.
     """
-    model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+    if holder := holder_of(model):
+        with holder.keeping_latent():
+            yield
+        return
+    if not isinstance(model, PeftModel):
+        model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
     try:
         yield
     finally:
-        del model.save_pretrained
+        vars(model).pop("save_pretrained", None)
 
 
-def count_trainable(model: Any, modules: Sequence[str] | None = None) -> int:
-    """Numbers that training changes, shared ones once; with `modules`, only those inside them."""
-    inside = ("",) if modules is None else [f".{name}." for name in modules]
+def count_trainable(model: Any, modules: Sequence[str] = ("",)) -> int:
+    """Trainable parameters, shared ones once; with `modules`, only those inside the named modules."""
+    inside = [f".{name}." if name else "" for name in modules]
     trained = [(f".{name}", p.numel()) for name, p in model.named_parameters() if p.requires_grad]
     return sum(n for name, n in trained if any(part in name for part in inside))
 
@@ -137,14 +122,11 @@ def weight_bytes(folder: Path) -> int:
 
 
 def write_card(folder: RunFolder, result: TrainResult, *, needs_qpeft: bool) -> None:
-    """The run's README.md; `needs_qpeft`: to load adapter/."""
-    write_text(folder.card, _card(result, needs_qpeft))
-
-
-def _card(result: TrainResult, needs_qpeft: bool) -> str:
+    """Write the run's README.md; `needs_qpeft`: whether adapter/ loads only with qpeft."""
     before, after = result.before.described(), result.after.described()
     rows = "\n".join(f"| {name} | {before[name]} | {after[name]} |" for name in after)
-    return f"""---
+    head = f" ({result.trainable_head:,} of them in the head)" if result.trainable_head else ""
+    text = f"""---
 base_model: {result.model}
 library_name: peft
 tags:
@@ -158,12 +140,13 @@ tags:
 | --- | ---: | ---: |
 {rows}
 
-Scored on {result.after.size} of validation data after {result.steps:,} steps. Trained parameters:
-{result.trainable:,}{_head(result)}; numbers needed at inference beside the base: {result.deployed:,}.
+Scored on {result.after.size} of validation data after {result.steps:,} steps. Trainable parameters:
+{result.trainable:,}{head}; parameters at inference, in addition to the base: {result.deployed:,}.
 {_circuits(result)}
 {_folders(result, needs_qpeft)}
 Settings, hashes and versions: `config.json`. Losses and scores: `metrics.jsonl`.
 """
+    write_text(folder.card, text)
 
 
 def _circuits(result: TrainResult) -> str:
@@ -172,34 +155,28 @@ def _circuits(result: TrainResult) -> str:
     shots = f" of {used['shots_per_circuit']:,} shots" if used["shots_per_circuit"] else ""
     return (
         f"\nTrained with {used['circuits']:,} circuits{shots} on {used['backend']} (gradients by {used['gradient']}); "
-        "scores and the exported numbers are of exact probabilities.\n"
+        "the scores and the exported adapter are from exact probabilities.\n"
     )
-
-
-def _head(result: TrainResult) -> str:
-    return f" ({result.trainable_head:,} of them the head's)" if result.trainable_head else ""
 
 
 def _folders(result: TrainResult, needs_qpeft: bool) -> str:
     record = methods.named(result.method)
     if record.trains is Trains.MODEL:
-        return "`exported/` is the whole model, with what makes its inputs; it loads with transformers alone.\n"
-    if not result.has_stock_form:
-        why = record.no_export
-        return f"""- `adapter/`: the adapter; **loading it needs qpeft**, for {why}
+        return "`exported/` is the model with its tokenizer or image processor; it loads with transformers alone.\n"
+    if result.has_stock_form:
+        adapter = "the same adapter"
+        if needs_qpeft:
+            adapter = f"{record.adapter_holds} ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
+        listed = f"""- `exported/`: a stock adapter ({result.exported_bytes:,} bytes); it loads with PEFT alone
+- `adapter/`: {adapter}"""
+    else:
+        listed = f"- `adapter/`: the adapter; **loading it needs qpeft**, because {record.no_export}"
+    return f"{listed}\n\n```python\n{loading_code(result, result.to_load.name)}\n```\n"
 
-```python
-{load_lines(result.model, "adapter", needs_qpeft=True, registered=record.config_class, **how_to_load(result.adapter))}
-```
-"""
-    lines = load_lines(result.model, "exported", needs_qpeft=False, **how_to_load(result.exported))
-    adapter = "the same adapter"
-    if needs_qpeft:
-        adapter = f"{record.adapter_holds} ({result.stored_bytes:,} bytes); **loading it needs qpeft**"
-    return f"""- `exported/`: a stock adapter ({result.exported_bytes:,} bytes); it loads with PEFT alone
-- `adapter/`: {adapter}
 
-```python
-{lines}
-```
-"""
+def loading_code(result: TrainResult, folder: str) -> str:
+    """The lines of Python that load the adapter of a run from `folder`, the path of `result.to_load`."""
+    is_stock = result.has_stock_form
+    registered = None if is_stock else methods.named(result.method).config_class
+    how = how_to_load(result.to_load)
+    return load_lines(result.model, folder, needs_qpeft=not is_stock, registered=registered, **how)

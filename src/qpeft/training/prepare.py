@@ -1,4 +1,4 @@
-"""Everything a run needs, loaded and checked before anything is written."""
+"""Loads and checks everything that a run needs, before a file is written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
@@ -14,7 +15,7 @@ import qpeft
 from qpeft import methods
 from qpeft.errors import ConfigError
 from qpeft.training import base_model as base
-from qpeft.training.calibration import fit_to_gradient
+from qpeft.training.blocks import spread
 from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress
 from qpeft.training.settings import TrainSettings
@@ -24,25 +25,30 @@ if TYPE_CHECKING:
     from qpeft.backends.run import CircuitRun
 
 
+_GRADIENT_EXAMPLES = 64  # more hardly change the leading directions
+
+
 @dataclass(frozen=True)
 class Prepared:
-    """A model at its start, the task with its data, and what a resumed run must find unchanged."""
+    """The model before training, the task with its data, and the hashes that a resumed run must have."""
 
     model: Any
     task: Task
     identity: dict[str, Any]
-    circuits: CircuitRun | None = None  # what runs them in the place of the exact simulator
+    circuits: CircuitRun | None = None  # None: the exact simulator
 
 
 def prepare(settings: TrainSettings, progress: Progress, task: Task | None = None) -> Prepared:
-    """Load data and base, build the adapter. Raises InputError for whatever is not usable; writes nothing.
+    """Load data and base, build the adapter; no file is written. `task`: the data, if it has been read already.
 
-    `task` is the data where it has been read already.
+    Raises InputError for unusable data, an unusable base or invalid settings.
     """
-    _check_single_process()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("a run folder belongs to one process; start it without torchrun or accelerate launch")
     _check_reporters(settings.report_to)
     config = None if settings.record.config is None else build_config(settings)
-    _warn(settings, config)
+    if advice := settings.record.ask("advice", settings, config):
+        warnings.warn(advice, stacklevel=2)
     if task is None:
         progress.on_stage("Reading the data")
         task = task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
@@ -53,29 +59,27 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
     set_seed(settings.seed)
     loaded = task.load_base()
     model = build_adapter(settings, loaded, task.head)
-    fit_to_gradient(model, task, settings.batch_size, progress)
+    _fit_to_gradient(model, task, settings.batch_size, progress)
     return Prepared(model, task, identity, _set_backend(settings, model))
 
 
-def _warn(settings: TrainSettings, config: Any) -> None:
-    if advice := settings.record.ask("advice", settings, config):
-        warnings.warn(advice, stacklevel=2)
+def _fit_to_gradient(model: Any, task: Task, batch_size: int, progress: Progress) -> None:
+    """Compute the initial frames that depend on the gradient, from examples spread over the training data."""
+    generators = getattr(getattr(model, "base_model", None), "generators", {})
+    if any(generator.needs_fit for generator in generators.values()):
+        progress.on_stage("Computing the gradient's directions")
+        chosen = spread(_GRADIENT_EXAMPLES, list(task.train))
+        batches = [task.collate(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
+        qpeft.fit_frames(model.to("cuda" if torch.cuda.is_available() else "cpu"), batches)
 
 
 def _set_backend(settings: TrainSettings, model: Any) -> CircuitRun | None:
-    """Raises ConfigError for what the backend cannot do, or a budget that the steps would exceed."""
-    chosen = settings.backend
-    if chosen.is_usual:
+    if settings.backend.is_usual:
         return None
-    circuits = qpeft.set_backend(model, **asdict(chosen), seed=settings.seed)
+    circuits = qpeft.set_backend(model, **asdict(settings.backend), seed=settings.seed)
     if circuits is not None:
         circuits.check_budget(settings.steps)
     return circuits
-
-
-def _check_single_process() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("a run folder belongs to one process; start it without torchrun or accelerate launch")
 
 
 def _check_reporters(names: list[str]) -> None:
@@ -83,6 +87,6 @@ def _check_reporters(names: list[str]) -> None:
     for name in names:
         if name not in known:
             raise ConfigError(
-                f"cannot report to {name!r}: it is unknown, or its package is not installed; here are "
+                f"cannot report to {name!r}: it is unknown, or its package is not installed; available: "
                 f"{', '.join(known) or 'none'}"
             )

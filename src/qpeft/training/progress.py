@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qpeft.training.tasks import Score
 
 
-class Progress(Protocol):
-    """Receives a run's events in the training process, between steps; it should return quickly."""
+class Progress:
+    """Receives a run's events in the training process, between steps. The methods do nothing; override any of them."""
 
     def on_stage(self, what: str) -> None:
         """A part of the work begins: `Reading the data`."""
@@ -25,17 +25,3 @@ class Progress(Protocol):
 
     def on_eval(self, step: int, score: Score) -> None:
         """The validation data was scored after `step` steps (0 is before training)."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def on_stage(self, what: str) -> None: ...
-
-    def on_note(self, line: str) -> None: ...
-
-    def on_start(self, total: int, done: int) -> None: ...
-
-    def on_step(self, step: int, loss: float) -> None: ...
-
-    def on_eval(self, step: int, score: Score) -> None: ...

@@ -1,4 +1,4 @@
-"""What a finished run hands back, and the same as result.json."""
+"""The result of a finished run, and its file result.json."""
 
 from __future__ import annotations
 
@@ -19,34 +19,39 @@ class TrainResult:
     model: str
     method: str
     steps: int
-    before: Score  # the base; for prefix, and for a new head, the model as training begins
+    before: Score  # of the base; with a prefix or a new head, of the untrained model
     after: Score
-    trainable: int  # numbers trained, a head's among them
-    deployed: int  # numbers needed at inference beside the base
+    trainable: int  # trainable parameters, including a head
+    deployed: int  # parameters at inference, in addition to the base
     stored_bytes: int  # weights file in adapter/
     exported_bytes: int  # weights files in exported/
-    seconds: float  # from the first score to the last, with saving, interruptions left out
-    seconds_per_step: float | None  # median since the last resume, forward to optimiser
+    seconds: float  # from the first score to the last, including saving, without interruptions
+    seconds_per_step: float | None  # median since the last resume, forward to optimizer
     data_sha256: str
     task: str = "causal-lm"
     trainable_head: int = 0  # of the trainable parameters, those of a classification head
-    circuits: dict[str, Any] | None = None  # what they cost, where they did not run on the exact simulator
+    circuits: dict[str, Any] | None = None  # their costs; None on the exact simulator
     already_finished: bool = False
 
     @property
     def adapter(self) -> Path:
-        """The compact folder; loading one that a generator made needs qpeft."""
+        """The compact checkpoint; loading a generated adapter from it needs qpeft."""
         return self.out / "adapter"
 
     @property
     def exported(self) -> Path:
-        """The folder that loads without qpeft."""
+        """The exported adapter, which loads without qpeft."""
         return self.out / "exported"
 
     @property
     def has_stock_form(self) -> bool:
-        """Whether there is an exported folder; stock PEFT has no bottleneck adapter."""
+        """Whether there is an exported adapter; stock PEFT has none that is equal to a bottleneck adapter."""
         return self.exported_bytes > 0
+
+    @property
+    def to_load(self) -> Path:
+        """The folder to load the adapter from: the exported adapter, or the compact checkpoint if there is none."""
+        return self.exported if self.has_stock_form else self.adapter
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -56,14 +61,14 @@ class TrainResult:
 
 
 def write_result(path: Path, result: TrainResult) -> None:
-    """Declare the run finished. Where it lies is left out, for a folder can be moved, and so is what is as usual."""
+    """Write result.json, which marks the run as finished, without its path (a folder can be moved) and defaults."""
     usual = {f.name: f.default for f in fields(result)}
     stored = {k: v for k, v in asdict(result).items() if k not in ("out", "already_finished") and v != usual[k]}
     write_json(path, stored)
 
 
 def read_result(path: Path) -> TrainResult | None:
-    """The result of a finished run; None of an unfinished one. Raises CheckpointError for a damaged file."""
+    """The result of a finished run; None for an unfinished one. Raises CheckpointError for a damaged file."""
     if not path.exists():
         return None
     try:
@@ -72,6 +77,4 @@ def read_result(path: Path) -> TrainResult | None:
         scores = {name: filled(score_class, stored.pop(name)) for name in ("before", "after")}
         return filled(TrainResult, {**stored, **scores, "out": path.parent, "already_finished": True})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}); delete it, and the same command writes it again"
-        ) from error
+        raise CheckpointError(f"{path} is damaged ({error}); delete it and run the same command again") from error

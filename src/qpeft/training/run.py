@@ -15,31 +15,31 @@ import qpeft
 from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
 from qpeft.files import is_disk_full
 from qpeft.training import outputs
-from qpeft.training.callbacks import Logging, Saving, Scoring, Timing
-from qpeft.training.checkpoints import find_spoiled, last_whole, prune, step_of
+from qpeft.training.callbacks import RunCallback
+from qpeft.training.checkpoints import find_damaged, last_complete, prune, step_of
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.lock import locked
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
 from qpeft.training.prepare import Prepared, prepare
-from qpeft.training.progress import Progress, Silent
+from qpeft.training.progress import Progress
 from qpeft.training.result import TrainResult, read_result, write_result
 from qpeft.training.run_folder import RunFolder
-from qpeft.training.settings import Intervals, TrainSettings
+from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks import Score, Task
 
 
 @dataclass(frozen=True)
 class FittedRun:
-    """A trained model with its scores, in a run folder that holds no adapter yet."""
+    """A trained model with its scores, in a run folder without an adapter."""
 
     settings: TrainSettings
     folder: RunFolder
     ready: Prepared  # the model is the trained one, on the device it was trained on
     before: Score
     after: Score
-    seconds: float  # from the first score to the last, with saving, without interruptions
+    seconds: float  # from the first score to the last, including saving, without interruptions
     seconds_per_step: float | None  # median since the last resume, forward to optimizer
-    circuits: dict[str, Any] | None  # what they cost, where they did not run on the exact simulator
+    circuits: dict[str, Any] | None  # their costs; None on the exact simulator
 
     @property
     def model(self) -> Any:
@@ -52,23 +52,23 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     task: Task | None = None,
 ) -> TrainResult:
-    """Run `settings` to the end, or resume the run in `settings.out`; a finished run is left as it is.
+    """Execute the run `settings`, or resume it in `settings.out`; the result of a finished run is returned unchanged.
 
-    On one device and thread count, a run that was killed and resumed ends with the same bits as an unbroken one.
+    On the same device and thread count, a run that was killed and resumed gives the same bits as an uninterrupted one.
 
     Args:
-        settings: What is trained, on what, and where it is kept.
+        settings: The run.
         progress: Receives the run's events.
-        callbacks: Further ones for the Trainer, called after qpeft's own.
-        task: The data, where it has been read already for settings of the same model, data and lengths.
+        callbacks: Trainer callbacks, called after qpeft's own.
+        task: The data, if it has been read already for settings of the same model, data and lengths.
 
     Raises:
-        InputError: something in the settings, the data, the base or the folder is not usable; nothing was done.
-        TrainingError: a loss is not finite, the disk is full, or what has been trained cannot be used; earlier
-            checkpoints are intact.
-        KeyboardInterrupt: stopped by Ctrl-C, after saving the step in progress.
+        InputError: invalid settings, unusable data, base or folder; no work was done.
+        TrainingError: a loss is not finite, the disk is full, or the trained adapter is unusable; earlier checkpoints
+            are intact.
+        KeyboardInterrupt: stopped by Ctrl-C, after saving the current step.
     """
-    progress = progress or Silent()
+    progress = progress or Progress()
     folder = _checked_folder(settings)
     if (finished := read_result(folder.result)) is not None:
         return finished
@@ -82,17 +82,14 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
     task: Task | None = None,
 ) -> FittedRun:
-    """Train as `train` does, resumable in the same way, and return the model: nothing is exported or published.
-
-    Arguments and errors are those of `train`.
-    """
+    """As `train`, resumable in the same way, but the model is returned and nothing is exported."""
     folder = _checked_folder(settings)
     with locked(folder.path):
-        return _fit(settings, folder, progress or Silent(), callbacks, task)
+        return _fit(settings, folder, progress or Progress(), callbacks, task)
 
 
 def publish(run: FittedRun, progress: Progress) -> TrainResult:
-    """Write the compact and the exported adapter, the model card and result.json, which declares the run finished."""
+    """Write the compact and the exported adapter, the model card, and result.json, which marks the run as finished."""
     progress.on_stage("Writing the adapter")
     folder, ready = run.folder, run.ready
     try:
@@ -136,7 +133,6 @@ def _fit(
     callbacks: Sequence[TrainerCallback],
     task: Task | None,
 ) -> FittedRun:
-    """`fit` in a folder that is locked."""
     ready = prepare(settings, progress, task)
     folder.claim(settings, ready.identity)
     if ready.circuits is not None:
@@ -144,102 +140,88 @@ def _fit(
         ready.circuits.jobs.on_failure = progress.on_note
         ready.circuits.check_budget(settings.steps - _steps_done(folder))
         progress.on_note(f"circuits on {ready.circuits}")
-    timing = Timing()
+    stop = StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once"))
+    every = settings.intervals()
+    if ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator and settings.save_every is None:
+        every = every._replace(save=1)
+    callback = RunCallback(folder.checkpoints, every, stop, progress)
     try:
-        _run_trainer(settings, ready, folder, progress, timing, callbacks)
+        _run_trainer(settings, ready, folder, callback, stop, progress, callbacks)
         scores = read_scores(folder.metrics, ready.task.score_class)
     except Exception as error:
         prune(folder.checkpoints)
-        _explain(error, folder, timing.has_begun)
+        _explain(error, folder, callback.has_begun)
         raise
-    seconds = read_seconds(folder.metrics)
-    return FittedRun(settings, folder, ready, scores[0], scores[-1], seconds, timing.median, _circuit_costs(ready))
+    times = read_seconds(folder.metrics), callback.seconds_per_step
+    return FittedRun(settings, folder, ready, scores[0], scores[-1], *times, _circuit_costs(ready))
 
 
 def _run_trainer(
     settings: TrainSettings,
     ready: Prepared,
     folder: RunFolder,
+    callback: RunCallback,
+    stop: StopRequest,
     progress: Progress,
-    timing: Timing,
     callbacks: Sequence[TrainerCallback],
 ) -> None:
-    """Train what is left; `ready.model` is changed in place."""
+    """Train the remaining steps; `ready.model` is changed in place."""
     prune(folder.checkpoints)
-    checkpoint = last_whole(folder.checkpoints)
-    if checkpoint is not None and (name := find_spoiled(checkpoint)):
-        raise CheckpointError(
-            _damaged(checkpoint, f"{name} is not the file that was saved, its SHA-256 is another one")
-        )
+    checkpoint = last_complete(folder.checkpoints)
+    if checkpoint is not None and (name := find_damaged(checkpoint)):
+        raise CheckpointError(_damaged(checkpoint, f"the SHA-256 of {name} has changed"))
     if checkpoint is None and folder.metrics.exists():
         progress.on_note("no checkpoint is complete: starting from the beginning")
     log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))
-    every = _intervals(settings, ready)
-    with StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once")) as stop:
+    with stop:
         if ready.circuits is not None:
             ready.circuits.jobs.stop_wanted = lambda: stop.wanted
         trainer = _trainer(settings, ready, folder)
-        evaluate = partial(_score, ready)
-        trainer.add_callback(timing)
-        trainer.add_callback(Logging(log, every.log, progress))
-        trainer.add_callback(Scoring(evaluate, every.evaluate, trainer.log, progress))
-        trainer.add_callback(Saving(folder.checkpoints, every.save, stop, log))
-        for callback in (*(settings.record.ask("callbacks") or ()), *callbacks):
-            trainer.add_callback(callback)
+        callback.attach(trainer, log, partial(_score, ready))
+        for other in (*(settings.record.ask("callbacks") or ()), *callbacks):
+            trainer.add_callback(other)
         try:
             with outputs.resumable(ready.model):
                 trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         except BackendError:
             raise
         except Exception as error:
-            if checkpoint is not None and not timing.has_begun:
+            if checkpoint is not None and not callback.has_begun:
                 raise CheckpointError(_damaged(checkpoint, str(error).strip() or type(error).__name__)) from error
             raise
     if (done := trainer.state.global_step) < settings.steps:
         raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to resume.")
 
 
-def _intervals(settings: TrainSettings, ready: Prepared) -> Intervals:
-    """Those of the settings. On hardware every step is saved, unless `save_every` says otherwise."""
-    every = settings.intervals()
-    is_hardware = ready.circuits is not None and not ready.circuits.jobs.backend.is_simulator
-    return every._replace(save=1) if is_hardware and settings.save_every is None else every
-
-
 def _steps_done(folder: RunFolder) -> int:
-    checkpoint = last_whole(folder.checkpoints)
+    checkpoint = last_complete(folder.checkpoints)
     return 0 if checkpoint is None else step_of(checkpoint)
 
 
 def _score(ready: Prepared) -> Score:
-    """The score of what would be exported now, with exact circuits, whatever backend they are trained on."""
+    """The score with exact circuits, as the adapter is exported."""
     with outputs.exact_circuits(ready.model):
         return ready.task.score(ready.model)
 
 
 def _trainer(settings: TrainSettings, ready: Prepared, folder: RunFolder) -> Trainer:
-    arguments = _arguments(settings, folder.checkpoints)
+    arguments, optimizer = _arguments(settings, folder.checkpoints), None
+    if settings.record.uses_param_groups:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, ready.model)
+        optimizer = kind, {**options, "params": qpeft.param_groups(ready.model, settings.lr, settings.weight_decay)}
     trainer = Trainer(
         model=ready.model,
         args=arguments,
         train_dataset=ready.task.train,  # type: ignore[arg-type]
         data_collator=ready.task.collate,
         compute_loss_func=ready.task.compute_loss,
-        optimizer_cls_and_kwargs=_optimizer(settings, ready.model, arguments),
+        optimizer_cls_and_kwargs=optimizer,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _optimizer(settings: TrainSettings, model: Any, arguments: TrainingArguments) -> Any:
-    """The Trainer's own, or the same with the method's groups of parameters."""
-    if not settings.record.uses_param_groups:
-        return None
-    kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
-    return kind, {**options, "params": qpeft.param_groups(model, settings.lr, settings.weight_decay)}
-
-
-# transformers 5.23 renamed it, and warns of the old name
+# renamed in transformers 5.23, which warns about the old name
 _RENAMED = hasattr(TrainingArguments, "activation_checkpointing")
 _CHECKPOINTING = "activation_checkpointing" if _RENAMED else "gradient_checkpointing"
 
@@ -261,7 +243,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
             **checkpointing,
             logging_steps=1,
             logging_nan_inf_filter=False,
-            save_strategy="no",  # the Saving callback says when
+            save_strategy="no",  # RunCallback decides
             report_to=settings.report_to or "none",
             disable_tqdm=True,
             remove_unused_columns=False,
@@ -272,7 +254,7 @@ def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
 
 
 def _circuit_costs(ready: Prepared) -> dict[str, Any] | None:
-    """What the circuits cost, in all parts of a resumed run."""
+    """Costs of the circuits, over all parts of a resumed run."""
     if (run := ready.circuits) is None:
         return None
     jobs = run.jobs
@@ -294,7 +276,7 @@ def _damaged(checkpoint: Path, reason: str) -> str:
 def _explain(error: Exception, folder: RunFolder, has_begun: bool) -> None:
     """Raise TrainingError for a full disk, and for bad input that is found after training began."""
     if is_disk_full(error):
-        last = last_whole(folder.checkpoints)
+        last = last_complete(folder.checkpoints)
         kept = f"the checkpoint of step {step_of(last)} is intact" if last else "no step had been saved"
         raise TrainingError(
             f"the disk that holds {folder.path} is full; {kept}. Free some space and run the same command again"

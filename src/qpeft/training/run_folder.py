@@ -1,11 +1,11 @@
-"""The run folder: what is in it, whom it belongs to, whether it is finished.
+"""The files of a run folder, and the check that a folder belongs to the run.
 
 run/  config.json     settings, hashes of data and base, versions
-      metrics.jsonl   losses and scores, a line each
-      jobs.jsonl      what was sent to a backend, a line for each job
-      checkpoints/    the Trainer's own; what a resume starts from
-      adapter/        compact: for qpa and quantum_peft the generator alone
-      exported/       what loads without qpeft
+      metrics.jsonl   losses and scores, one line each
+      jobs.jsonl      jobs sent to a backend, one line each
+      checkpoints/    the Trainer's checkpoints
+      adapter/        compact checkpoint: for qpa and quantum_peft the generator alone
+      exported/       adapter that loads without qpeft
       README.md       model card
       result.json     written last: the run is finished
 """
@@ -17,8 +17,9 @@ import platform
 from dataclasses import MISSING, asdict, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from qpeft import methods
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import read_json, remove_unfinished, write_json
 from qpeft.training.lock import usable
@@ -26,11 +27,11 @@ from qpeft.training.settings import TrainSettings
 
 _FORMAT = 1
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
-_FREE_TO_CHANGE = ("out", "report_to")  # no number of the result depends on them
+_FREE_TO_CHANGE = ("out", "report_to")  # the result does not depend on them
 
 
 class RunFolder:
-    """Paths of one run, and the guard of its config.json."""
+    """Paths of one run, and checks of its config.json."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -44,9 +45,9 @@ class RunFolder:
         self.result = path / "result.json"
 
     def settings(self) -> TrainSettings:
-        """What the run was asked for. Raises CheckpointError if its config.json is missing or damaged."""
+        """The settings in config.json. Raises CheckpointError if it is missing or damaged."""
         if not self.config.is_file():
-            raise CheckpointError(f"{self.path} has no {self.config.name}: it is not the run folder of a training")
+            raise CheckpointError(f"{self.path} has no {self.config.name}: it is not a run folder")
         known = {f.name for f in fields(TrainSettings)}
         recorded = self._recorded()["settings"]
         try:
@@ -55,20 +56,23 @@ class RunFolder:
             raise CheckpointError(self._damaged(str(error))) from error
 
     def check(self, settings: TrainSettings) -> None:
-        """Refuse a folder that is not a run's, or is another run's. Raises ConfigError or CheckpointError."""
+        """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if its settings differ."""
         with usable(self.path):
-            is_there, is_folder = self.path.exists(), self.path.is_dir()
-        if is_there and not is_folder:
-            raise ConfigError(f"{self.path} is a file; name a folder for the run")
+            is_folder = self.path.is_dir()
+            if self.path.exists() and not is_folder:
+                raise ConfigError(f"{self.path} is a file; choose a folder for the run")
         if self.config.exists():
             self._check_same("settings", _compared(_as_json(settings)))
+            recorded, sha = self._recorded()["identity"].get("method"), methods.file_sha256(settings.method)
+            if recorded != sha:
+                self._refuse("identity", [f"method was {recorded!r}, now {sha!r}"])
         elif is_folder and any(not path.name.startswith(".") for path in self.path.iterdir()):
-            raise ConfigError(f"{self.path} is not empty and not a run folder; name another folder")
+            raise ConfigError(f"{self.path} is not empty and not a run folder; choose another folder")
 
     def claim(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
-        """Record whose folder this is, and remove what a kill left half-written.
+        """Write config.json if there is none, and remove unfinished files of a killed process.
 
-        Raises CheckpointError if the recorded run has another `identity` (data, base).
+        Raises CheckpointError if the recorded `identity` (hashes of data, base and method file) differs.
         """
         remove_unfinished(self.path)
         if self.config.exists():
@@ -85,17 +89,21 @@ class RunFolder:
     def _check_same(self, part: str, wanted: dict[str, Any]) -> None:
         recorded = self._recorded()[part]
         if part == "settings":
-            recorded = _compared({**_usual_settings(), "backend_settings": {}, **recorded})  # an earlier one had fewer
+            defaults = {f.name: f.default for f in fields(TrainSettings) if f.default is not MISSING}
+            recorded = _compared({**defaults, "backend_settings": {}, **recorded})  # an earlier version had fewer
         changed = [
             f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}"
             for name in sorted({*recorded, *wanted} - {*_FREE_TO_CHANGE})
             if recorded.get(name) != wanted.get(name)
         ]
         if changed:
-            raise CheckpointError(
-                f"{self.path} holds a run with other {part}: {'; '.join(changed)}. Go on with the recorded ones, "
-                "or name another folder"
-            )
+            self._refuse(part, changed)
+
+    def _refuse(self, part: str, changed: list[str]) -> NoReturn:
+        raise CheckpointError(
+            f"{self.path} holds a run with other {part}: {'; '.join(changed)}. Use the recorded {part}, or choose "
+            "another folder"
+        )
 
     def _recorded(self) -> dict[str, Any]:
         try:
@@ -105,8 +113,8 @@ class RunFolder:
             raise CheckpointError(self._damaged(str(error))) from error
         if found != _FORMAT:
             raise CheckpointError(
-                f"{self.config} has format {found}, this qpeft reads {_FORMAT}; name another folder, or use the "
-                "qpeft that began the run"
+                f"{self.config} has format {found}, this version of qpeft reads {_FORMAT}; choose another folder, or "
+                "use the version that started the run"
             )
         for part in ("settings", "identity"):
             if not isinstance(record.get(part), dict):
@@ -114,23 +122,21 @@ class RunFolder:
         return record
 
     def _damaged(self, how: str) -> str:
-        return f"{self.config} is damaged ({how}); name another folder for the run"
+        return f"{self.config} is damaged ({how}); choose another folder for the run"
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without the limit on shots, which decides how far a run gets and not where to."""
+    """Settings without the shot budget, which may be raised to resume, and without the folder of a method's file."""
     backend = {name: value for name, value in settings["backend_settings"].items() if name != "shot_budget"}
-    return {**settings, "backend_settings": backend}
+    method = settings["method"]
+    if methods.is_file(method):  # the hash of its content is compared
+        method = Path(method).name
+    return {**settings, "method": method, "backend_settings": backend}
 
 
 def _as_json(settings: TrainSettings) -> dict[str, Any]:
-    """Settings as they come back from JSON: tuples as lists, sets in order."""
+    """Settings as read back from JSON: tuples as lists, sets in order."""
     return json.loads(json.dumps(asdict(settings), default=sorted))
-
-
-def _usual_settings() -> dict[str, Any]:
-    """What settings are where nobody chose, by name; those that must be chosen are left out."""
-    return {f.name: f.default for f in fields(TrainSettings) if f.default is not MISSING}
 
 
 def _environment() -> dict[str, Any]:

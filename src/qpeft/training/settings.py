@@ -1,4 +1,4 @@
-"""What a training run is: plain data, checked before any work, free of torch."""
+"""The settings of a training run: plain data, checked before any work, importable without torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from qpeft import methods
 from qpeft.backends.settings import BackendSettings, backend_settings
-from qpeft.checks import check_fields
+from qpeft.checks import check_fields, option
 from qpeft.errors import ConfigError
 from qpeft.methods import Method
 from qpeft.names import unknown
@@ -25,10 +25,6 @@ _EVALUATED_BLOCKS = 512
 _HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
 
-def _help(text: str, **metadata: Any) -> dict[str, Any]:
-    return {"help": text, **metadata}
-
-
 class Intervals(NamedTuple):
     """Steps from one to the next."""
 
@@ -39,153 +35,114 @@ class Intervals(NamedTuple):
 
 @dataclass(kw_only=True)
 class TrainSettings:
-    """One fine-tuning run. `check()` refuses what cannot work."""
+    """One fine-tuning run; `check()` validates it."""
 
     model: str = field(
-        metadata=_help("Base model: a hub id or a folder. On the command line also embedded, the one inside qpeft.")
+        metadata={"help": "Base model: a hub id or a folder. On the command line also embedded, the one inside qpeft."}
     )
     data: str = field(
-        metadata=_help(
-            "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a built-in "
-            "corpus (numpy-docs, stdlib-docs), or a hub id, followed by a colon and its configuration if it has one. "
-            "Images: a folder with one sub-folder for each class, an .npz file with the arrays images and labels, or "
-            "a hub id."
-        )
+        metadata={
+            "help": "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a "
+            "built-in corpus (numpy-docs, stdlib-docs), or a hub id, followed by a colon and its configuration if it "
+            "has one. Images: a folder with one sub-folder for each class, an .npz file with the arrays images and "
+            "labels, or a hub id."
+        }
     )
-    out: str = field(metadata=_help("Run folder. Run the same command again to resume."))
-    method: str = field(
-        default="qpa",
-        metadata=_help("Fine-tuning method, or FILE.py:NAME for your own.", choices=methods.keys(), takes_file=True),
+    out: str = field(metadata={"help": "Run folder. Run the same command again to resume."})
+    method: str = option("qpa", "Fine-tuning method, or FILE.py:NAME for your own.", choices=methods.keys())
+    method_settings: dict[str, Any] = option(dict, "Fields of the method's config, such as r or budget.")
+    backend_settings: dict[str, Any] = option(
+        dict, "Where the circuits run: fields of `qpeft.backends.BackendSettings`, such as shots."
     )
-    method_settings: dict[str, Any] = field(
-        default_factory=dict, metadata=_help("Fields of the method's config, such as r or budget.")
+    host: str = option(
+        "lora", "The adapter that is generated, if the method supports several.", choices=methods.hosts()
     )
-    backend_settings: dict[str, Any] = field(
-        default_factory=dict,
-        metadata=_help("Where the circuits run: fields of `qpeft.backends.BackendSettings`, such as shots."),
+    eval_data: str | None = option(
+        None,
+        "Validation data, in the same formats. Default: the validation split of the data; without one, every 20th "
+        "document is held out (of fewer documents, the last 5 % of the text), or every 20th example of each class.",
     )
-    host: str = field(
-        default="lora",
-        metadata=_help("With method qpa: the adapter that is generated.", choices=methods.hosts()),
+    task: str = option(
+        "causal-lm",
+        "Continue texts, or assign texts or images to classes. Classification also trains a new classification "
+        "head in full.",
+        choices=tuple(TASKS),
     )
-    eval_data: str | None = field(
-        default=None,
-        metadata=_help(
-            "Validation data, in the same formats. Default: the validation split of the data; without one, every 20th "
-            "document is held out (of fewer documents, the last 5 % of the text), or every 20th example of each class."
-        ),
+    steps: int = option(500, "Optimizer steps.", at_least=1)
+    lr: float = option(1e-3, "Peak learning rate; after the warmup it decreases linearly to 0.", above=0)
+    warmup: float = option(
+        0.06,
+        "Fraction of the steps in which the learning rate increases from 0.",
+        panel=_OPTIMIZATION,
+        at_least=0,
+        below=1,
     )
-    task: str = field(
-        default="causal-lm",
-        metadata=_help(
-            "Continue texts, or assign texts or images to classes. Classification also trains a new classification "
-            "head in full.",
-            choices=tuple(TASKS),
-        ),
+    batch_size: int = option(8, "Blocks of text, or examples, in one forward pass.", panel=_OPTIMIZATION, at_least=1)
+    gradient_accumulation_steps: int = option(
+        1, "Forward passes in one optimizer step.", panel=_OPTIMIZATION, at_least=1
     )
-    steps: int = field(default=500, metadata=_help("Optimizer steps.", at_least=1))
-    lr: float = field(
-        default=1e-3, metadata=_help("Peak learning rate; after the warmup it decreases linearly to 0.", above=0)
+    seq_len: int | None = option(
+        None,
+        "Tokens in a block, or the longest text of a classification. Default: the model's context, at most 512.",
+        panel=_OPTIMIZATION,
+        at_least=2,
     )
-    warmup: float = field(
-        default=0.06,
-        metadata=_help(
-            "Fraction of the steps in which the learning rate increases from 0.",
-            panel=_OPTIMIZATION,
-            at_least=0,
-            below=1,
-        ),
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", panel=_OPTIMIZATION, at_least=0)
+    max_grad_norm: float = option(
+        1.0, "Clip gradients to this norm; 0 turns clipping off.", panel=_OPTIMIZATION, at_least=0
     )
-    batch_size: int = field(
-        default=8, metadata=_help("Blocks of text, or examples, in one forward pass.", panel=_OPTIMIZATION, at_least=1)
+    seed: int = option(
+        0,
+        "Seed of the adapter's initialization, the data order and dropout.",
+        panel=_OPTIMIZATION,
+        at_least=0,
+        at_most=_HIGHEST_SEED,
     )
-    gradient_accumulation_steps: int = field(
-        default=1, metadata=_help("Forward passes in one optimizer step.", panel=_OPTIMIZATION, at_least=1)
+    dtype: str = option(
+        "float32", "Dtype of the frozen base; the adapter is always float32.", choices=DTYPES, panel=_OPTIMIZATION
     )
-    seq_len: int | None = field(
-        default=None,
-        metadata=_help(
-            "Tokens in a block, or the longest text of a classification. Default: the model's context, at most 512.",
-            panel=_OPTIMIZATION,
-            at_least=2,
-        ),
+    gradient_checkpointing: bool = option(
+        False, "Save memory: recompute activations in the backward pass.", panel=_OPTIMIZATION
     )
-    weight_decay: float = field(default=0.0, metadata=_help("Weight decay of AdamW.", panel=_OPTIMIZATION, at_least=0))
-    max_grad_norm: float = field(
-        default=1.0,
-        metadata=_help("Clip gradients to this norm; 0 turns clipping off.", panel=_OPTIMIZATION, at_least=0),
+    eval_every: int | None = option(
+        None,
+        "Steps between evaluations, in addition to the first and the last step. Default: a tenth of the steps.",
+        panel=_EVALUATION,
+        at_least=1,
     )
-    seed: int = field(
-        default=0,
-        metadata=_help(
-            "Seed of the adapter's initialization, the data order and dropout.",
-            panel=_OPTIMIZATION,
-            at_least=0,
-            at_most=_HIGHEST_SEED,
-        ),
+    eval_blocks: int | None = option(
+        None,
+        "Evaluate on at most this many blocks or examples, spread evenly over the validation data; 0 takes all. "
+        "Default: 512 blocks of text, or all examples of a classification.",
+        panel=_EVALUATION,
+        at_least=0,
     )
-    dtype: str = field(
-        default="float32",
-        metadata=_help("Dtype of the frozen base; the adapter is always float32.", choices=DTYPES, panel=_OPTIMIZATION),
+    save_every: int | None = option(
+        None,
+        "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.",
+        panel=_EVALUATION,
+        at_least=1,
     )
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata=_help("Save memory: recompute activations in the backward pass.", panel=_OPTIMIZATION),
+    log_every: int | None = option(
+        None,
+        "Steps between training losses in metrics.jsonl. Default: at most 1,000 losses in a run.",
+        panel=_EVALUATION,
+        at_least=1,
     )
-    eval_every: int | None = field(
-        default=None,
-        metadata=_help(
-            "Steps between evaluations, in addition to the first and the last step. Default: a tenth of the steps.",
-            panel=_EVALUATION,
-            at_least=1,
-        ),
-    )
-    eval_blocks: int | None = field(
-        default=None,
-        metadata=_help(
-            "Evaluate on at most this many blocks or examples, spread evenly over the validation data; 0 takes all. "
-            "Default: 512 blocks of text, or all examples of a classification.",
-            panel=_EVALUATION,
-            at_least=0,
-        ),
-    )
-    save_every: int | None = field(
-        default=None,
-        metadata=_help(
-            "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.",
-            panel=_EVALUATION,
-            at_least=1,
-        ),
-    )
-    log_every: int | None = field(
-        default=None,
-        metadata=_help(
-            "Steps between training losses in metrics.jsonl. Default: at most 1,000 losses in a run.",
-            panel=_EVALUATION,
-            at_least=1,
-        ),
-    )
-    text_column: str = field(default="text", metadata=_help("Column that holds the text.", panel=_COLUMNS))
-    label_column: str = field(default="label", metadata=_help("Column that holds the class.", panel=_COLUMNS))
-    prompt_column: str = field(
-        default="prompt", metadata=_help("Column that holds the prompt, which is not scored.", panel=_COLUMNS)
-    )
-    completion_column: str = field(
-        default="completion", metadata=_help("Column that holds the answer to the prompt.", panel=_COLUMNS)
-    )
-    report_to: list[str] = field(
-        default_factory=list,
-        metadata=_help(
-            "Where the Trainer reports, in addition to metrics.jsonl: tensorboard, trackio, ...", panel=_EVALUATION
-        ),
+    text_column: str = option("text", "Column that holds the text.", panel=_COLUMNS)
+    label_column: str = option("label", "Column that holds the class.", panel=_COLUMNS)
+    prompt_column: str = option("prompt", "Column that holds the prompt, which is not scored.", panel=_COLUMNS)
+    completion_column: str = option("completion", "Column that holds the answer to the prompt.", panel=_COLUMNS)
+    report_to: list[str] = option(
+        list, "Where the Trainer reports, in addition to metrics.jsonl: tensorboard, trackio, ...", panel=_EVALUATION
     )
 
     def __post_init__(self) -> None:
         if self.eval_blocks is None:
-            self.eval_blocks = _EVALUATED_BLOCKS if self.task == "causal-lm" else 0
+            self.eval_blocks = _EVALUATED_BLOCKS if self.is_language_model else 0
 
     def check(self) -> None:
-        """Raise ConfigError for what cannot work."""
+        """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
         methods.named(self.method)
         check_fields(self, skip=("method", "host"))
         if self.host not in methods.hosts():
@@ -199,18 +156,23 @@ class TrainSettings:
             record.ask("check", self)
 
     @property
+    def is_language_model(self) -> bool:
+        """Whether the tokens of texts are predicted; the other tasks are classifications."""
+        return self.task in TASKS and TASKS[self.task].is_language_model
+
+    @property
     def record(self) -> Method:
         """The record of the method. Raises ConfigError for an unknown one."""
         return methods.named(self.method)
 
     @property
     def adapter(self) -> Method:
-        """The record of the adapter that is trained or generated: the host's where a generator goes over one."""
+        """The record of the adapter that is trained or generated: the host's if a generator produces its tensors."""
         return self.record if self.record.generator is None else methods.get(self.host)
 
     @property
     def attaches(self) -> bool:
-        """Whether `qpeft.attach` puts the method's generator over a host that its own config does not generate."""
+        """Whether `qpeft.attach` adds the generator, because the method's own config cannot generate the host."""
         return self.record.generator is not None and self.host not in self.record.own_hosts
 
     @property
@@ -219,7 +181,7 @@ class TrainSettings:
         return backend_settings(self.backend_settings)
 
     def intervals(self) -> Intervals:
-        """The chosen intervals, or those that suit `steps`."""
+        """The given intervals, or defaults that depend on `steps`."""
         return Intervals(
             evaluate=self.eval_every or max(1, self.steps // 10),
             save=self.save_every or max(1, min(500, self.steps // 10)),
@@ -227,14 +189,13 @@ class TrainSettings:
         )
 
     def _check_host(self) -> None:
-        usual = type(self).__dataclass_fields__["host"].default
-        if self.host != usual and self.record.generator is None:
+        if self.host != TrainSettings.host and self.record.generator is None:
             owners = " or ".join(record.key for record in methods.records() if record.generator is not None)
             raise ConfigError(f"host {self.host} is for method {owners}; method {self.method} has no host")
 
     def _check_backend(self) -> None:
         if not self.backend.is_usual and not self.record.takes_backend:
             raise ConfigError(
-                f"backends are for QPA's circuit; method {self.method} has no circuit that runs once a step. Leave out "
+                f"method {self.method} has no circuit that can run on a backend; leave out "
                 f"{', '.join(self.backend_settings)}"
             )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -24,7 +24,7 @@ from qpeft.training.local_paths import explain_missing, looks_like_path
 
 Row = dict[str, Any]
 
-# in a package above this one, and therefore imported only when used
+# in a package above this one, therefore imported only when used
 BUILT_IN = {"numpy-docs": "qpeft.demo.corpus:numpy_docs", "stdlib-docs": "qpeft.demo.corpus:stdlib_docs"}
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -58,8 +58,22 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
         DataError: the source is missing, unreadable or empty, or lacks the columns.
     """
     if source in BUILT_IN:
-        return _in_form(source, [{columns.text: text} for text in _built_in(source)], columns)
-    return _in_form(source, load_rows(source, split), columns)
+        module, function = BUILT_IN[source].split(":")
+        rows: list[Row] = [{columns.text: text} for text in getattr(import_module(module), function)()]
+    else:
+        rows = load_rows(source, split)
+    if not rows:
+        raise DataError(f"{source} is empty")
+    names = _names(source, rows[0], columns)
+    renamed = [_renamed(f"{source}, row {number}", row, names) for number, row in enumerate(rows, start=1)]
+    left_out = [number for number, row in enumerate(renamed, start=1) if not _has_something_to_score(row)]
+    if left_out:
+        why = "no message of an assistant" if "messages" in names else f"nothing in column {list(names)[-1]!r}"
+        lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why} (the first is row {left_out[0]})"
+        if len(left_out) == len(rows):
+            raise DataError(f"{lacking}; give rows with a text to learn")
+        warnings.warn(f"{lacking}; they are left out", stacklevel=1)
+    return [row for row in renamed if _has_something_to_score(row)]
 
 
 def load_rows(source: str, split: str, headerless: Sequence[str] = ()) -> list[Row]:
@@ -95,29 +109,20 @@ def has_validation_split(source: str) -> bool:
     return source not in BUILT_IN and not is_local(source) and "validation" in hub_splits(source)
 
 
-def _built_in(name: str) -> list[str]:
-    module, function = BUILT_IN[name].split(":")
-    load: Callable[[], list[str]] = getattr(import_module(module), function)
-    return load()
-
-
 def _files(path: Path) -> list[Path]:
     """The file itself, or the supported files of a folder, sorted by name."""
+    allowed = f"files must end in one of {', '.join(_READERS)}"
     if path.is_file():
         if path.suffix.lower() not in _READERS:
-            raise DataError(f"cannot read {path}: its suffix is {path.suffix!r}; {_allowed_suffixes()}")
+            raise DataError(f"cannot read {path}: its suffix is {path.suffix!r}; {allowed}")
         return [path]
     if not path.is_dir():
         raise DataError(f"{path} is neither a file nor a folder")
     files = sorted(file for file in path.iterdir() if file.suffix.lower() in _READERS)
     if not files:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
-        raise DataError(f"no data in folder {path}: it contains {found}; {_allowed_suffixes()}")
+        raise DataError(f"no data in folder {path}: it contains {found}; {allowed}")
     return files
-
-
-def _allowed_suffixes() -> str:
-    return f"files must end in one of {', '.join(_READERS)}"
 
 
 def _read(file: Path, headerless: Sequence[str]) -> list[Row]:
@@ -141,12 +146,12 @@ def _read_json(file: Path) -> list[Row]:
     """A JSON array, one object, or one object per line. (`datasets` would turn columns of mixed types into strings.)"""
     try:
         content = file.read_text(encoding="utf-8-sig")
-        try:
-            found = parse_json(content)
-        except ValueError:
-            found = [_line(number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {file} as json: {error}") from error
+    try:
+        found = parse_json(content)
+    except ValueError:
+        found = [_line(file, number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
     rows = [{"text": row} if isinstance(row, str) else row for row in (found if isinstance(found, list) else [found])]
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):
@@ -154,11 +159,11 @@ def _read_json(file: Path) -> list[Row]:
     return rows
 
 
-def _line(number: int, line: str) -> Any:
+def _line(file: Path, number: int, line: str) -> Any:
     try:
         return parse_json(line)
     except ValueError as error:
-        raise ValueError(f"line {number}: {error}") from error
+        raise DataError(f"cannot read {file} as json: line {number}: {error}") from error
 
 
 def _read_tsv(file: Path, headerless: Sequence[str]) -> list[Row]:
@@ -175,24 +180,23 @@ def _read_tsv(file: Path, headerless: Sequence[str]) -> list[Row]:
                 f"{file}, line {number}: expected {len(names)} tab-separated fields ({', '.join(names)}), "
                 f"got {len(fields)}"
             )
-    if not has_header:
-        _refuse_other_header(file, body)
-    return [dict(zip(names, fields, strict=True)) for fields in body]
-
-
-def _refuse_other_header(file: Path, lines: Sequence[Sequence[str]]) -> None:
-    """A first line whose label occurs nowhere else is a header with other names, not a class with one example."""
-    labels = [fields[-1] for fields in lines]
-    if len(labels) > 2 and labels[0] not in labels[1:]:
+    labels = [fields[-1] for fields in body]
+    if not has_header and len(labels) > 2 and labels[0] not in labels[1:]:  # not a class with one example
         raise DataError(
             f"{file}: the first line, {' and '.join(map(repr, lines[0]))}, looks like a header; set text_column and "
             "label_column to its names, or remove the line"
         )
+    return [dict(zip(names, fields, strict=True)) for fields in body]
 
 
 def _root_cause(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
+    return first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -234,7 +238,7 @@ def hub_splits(source: str) -> Sequence[str]:
     name, config = _name_and_config(source)
     try:
         return get_dataset_split_names(name, config)
-    except Exception as error:  # offline, unknown, gated, no configuration: the message of the library tells
+    except Exception as error:  # offline, unknown, gated, or without configuration
         near = get_close_matches(source, BUILT_IN, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise DataError(
@@ -248,59 +252,36 @@ def _name_and_config(source: str) -> tuple[str, str | None]:
     return name, config or None
 
 
-def _in_form(source: str, rows: Sequence[Row], columns: Columns) -> list[Row]:
-    if not rows:
-        raise DataError(f"{source} is empty")
-    form = _form(source, rows[0], columns)
-    renamed = list(_renamed(source, rows, form))
-    left_out = [number for number, row in enumerate(renamed, start=1) if not _has_something_to_score(row)]
-    if left_out:
-        why = "no message of an assistant" if "messages" in form else f"nothing in column {list(form)[-1]!r}"
-        lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why} (the first is row {left_out[0]})"
-        if len(left_out) == len(rows):
-            raise DataError(f"{lacking}; give rows with a text to learn")
-        warnings.warn(f"{lacking}; they are left out", stacklevel=1)
-    return [row for row in renamed if _has_something_to_score(row)]
-
-
-def _form(source: str, row: Row, columns: Columns) -> dict[str, str]:
+def _names(source: str, row: Row, columns: Columns) -> dict[str, str]:
     """Column of the source -> key in the row; the last one is scored."""
-    forms = (
+    formats = (
         {"messages": "messages"},
         {columns.prompt: "prompt", columns.completion: "completion"},
         {columns.text: "text"},
     )
-    for form in forms:
-        if form.keys() <= row.keys():
-            return form
+    for names in formats:
+        if names.keys() <= row.keys():
+            return names
     raise DataError(
         f"{source} has the columns {', '.join(row)}; required: {columns.text!r}, or {columns.prompt!r} and "
         f"{columns.completion!r}, or 'messages'. For other names set text_column, prompt_column, completion_column"
     )
 
 
-def _renamed(source: str, rows: Sequence[Row], form: dict[str, str]) -> Iterable[Row]:
-    kind = list if "messages" in form else str
-    for number, row in enumerate(rows, start=1):
-        for column in form:
-            if not isinstance(row.get(column), kind | None):
-                found = type(row[column]).__name__
-                raise DataError(f"{source}, row {number}: column {column!r} has a {found}, not a {kind.__name__}")
-        renamed = {name: row.get(column) or kind() for column, name in form.items()}
-        _check_unicode(source, number, renamed)
-        for message in renamed.get("messages", ()):
-            if not _is_message(message):
-                found = str(message)[:80]
-                raise DataError(f"{source}, row {number}: the message {found} lacks 'role' or 'content' as text")
-        yield renamed
-
-
-def _check_unicode(source: str, number: int, row: Row) -> None:
-    """Refuse unpaired surrogates, which JSON allows and a tokenizer cannot encode."""
+def _renamed(where: str, row: Row, names: dict[str, str]) -> Row:
+    kind = list if "messages" in names else str
+    for column in names:
+        if not isinstance(row.get(column), kind | None):
+            raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a {kind.__name__}")
+    renamed = {name: row.get(column) or kind() for column, name in names.items()}
     try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{source}, row {number} is not valid text ({error.reason}); correct the row") from error
+        json.dumps(renamed, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:  # unpaired surrogates, which JSON allows and tokenizers cannot encode
+        raise DataError(f"{where} is not valid text ({error.reason}); correct the row") from error
+    for message in renamed.get("messages", ()):
+        if not _is_message(message):
+            raise DataError(f"{where}: the message {str(message)[:80]} lacks 'role' or 'content' as text")
+    return renamed
 
 
 def _is_message(message: Any) -> bool:

@@ -10,13 +10,18 @@ class TaskType:
     """What can be asked about a task before its data is read."""
 
     target: str  # module:Class in `qpeft.training.tasks`
+    auto_class: str  # the class of transformers that loads its base
     peft_type: str | None  # PEFT's task type, which adds a head; PEFT has none for images
     is_language_model: bool = False  # predicts the tokens of texts; the others are classifications
     has_images: bool = False
 
 
 TASKS = {
-    "causal-lm": TaskType("causal_lm:CausalLM", "CAUSAL_LM", is_language_model=True),
-    "text-classification": TaskType("text_classification:TextClassification", "SEQ_CLS"),
-    "image-classification": TaskType("image_classification:ImageClassification", None, has_images=True),
+    "causal-lm": TaskType("causal_lm:CausalLM", "AutoModelForCausalLM", "CAUSAL_LM", is_language_model=True),
+    "text-classification": TaskType(
+        "text_classification:TextClassification", "AutoModelForSequenceClassification", "SEQ_CLS"
+    ),
+    "image-classification": TaskType(
+        "image_classification:ImageClassification", "AutoModelForImageClassification", None, has_images=True
+    ),
 }

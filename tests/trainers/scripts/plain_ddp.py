@@ -25,7 +25,7 @@ def mine(n):
 
 
 def gradients(method, **options):
-    """Gradients under DDP of each rank's half of 8 rows, beside those of one process with all 8."""
+    """Gradients under DDP of each rank's half of 8 rows, compared with one process with all 8."""
     alone, model = moved(method), moved(method)
     alone(**batch(rows(8))).loss.backward()
     replica = DistributedDataParallel(model, **options)
@@ -35,7 +35,7 @@ def gradients(method, **options):
 
 
 def train_accumulating(method, steps=3):
-    """Logits after some steps with no_sync on all micro-batches but the last, beside the trained parameters.
+    """Logits after some steps with no_sync on all micro-batches but the last, and the trained parameters.
 
     Each rank has drawn its own start, if it is one of stock PEFT: DDP then takes that of rank 0.
     """

@@ -14,7 +14,7 @@ import qpeft
 
 
 def adapted(share):
-    torch.manual_seed(dist.get_rank())  # a start of ours does not depend on it
+    torch.manual_seed(dist.get_rank())  # the initial values of qpeft do not depend on it
     config = qpeft.QAAConfig(task_type="CAUSAL_LM", share_circuit=share)
     return get_peft_model(base(), config).train()
 

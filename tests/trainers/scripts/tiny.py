@@ -24,7 +24,7 @@ def base():
 
 
 def adapted(method, seed=0):
-    """`seed` is that of torch: a start of stock PEFT depends on it, one of ours does not."""
+    """`seed` is torch's: the initial values of stock PEFT depend on it, those of qpeft do not."""
     model = base()
     torch.manual_seed(seed)
     common = {"target_modules": "all-linear", "r": 4, "task_type": "CAUSAL_LM"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpeft.training import base_model as base
-from qpeft.training.blocks import collate, load_blocks
+from qpeft.training.blocks import collate, load_blocks, load_evaluation
 from qpeft.training.encoding import Tokens
 from qpeft.training.metrics import LanguageModelScore, evaluate_language_model
 from qpeft.training.settings import TrainSettings
@@ -23,12 +23,13 @@ class CausalLM(Task):
 
     score_class = LanguageModelScore
 
-    def __init__(self, settings: TrainSettings, reserved: int = 0):
+    def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] | None = None):
         self._settings = settings
         self.config = base.load_config(settings.model)
         self.tokenizer = base.load_tokenizer(settings.model)
-        seq_len = base.block_length(settings.seq_len, self.config, reserved)
-        self._blocks = load_blocks(settings, seq_len, self.tokenizer)
+        self.seq_len = base.block_length(settings.seq_len, self.config, reserved)
+        load = load_blocks if labels is None else load_evaluation
+        self._blocks = load(settings, self.seq_len, self.tokenizer)
         self.train, self.evaluation = self._blocks.train, self._blocks.evaluation
         base.check_vocabulary((block.ids for block in (*self.train, *self.evaluation)), self.config)
 
@@ -41,8 +42,9 @@ class CausalLM(Task):
     def collate(self, examples: Sequence[Tokens]) -> dict[str, Tensor]:
         return collate(examples)
 
-    def score(self, model: Any) -> LanguageModelScore:
-        return evaluate_language_model(model, self.evaluation, self._settings.batch_size)
+    def score(self, model: Any, examples: Sequence[Tokens] | None = None) -> LanguageModelScore:
+        blocks = self.evaluation if examples is None else examples
+        return evaluate_language_model(model, blocks, self._settings.batch_size)
 
     def save_processor(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(str(folder))

@@ -1,4 +1,4 @@
-"""What the classification of texts and of images share: classes, split, head, score."""
+"""The common part of the classification of texts and images: classes, split, head, score."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qpeft.errors import DataError
 from qpeft.training import base_model as base
-from qpeft.training.accuracy import ClassificationScore, classification_loss, evaluate_classifier
 from qpeft.training.blocks import spread
+from qpeft.training.metrics import ClassificationScore, classification_loss, evaluate_classifier
 from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks.classifier import check_can_classify, class_names, is_classifier, load_classifier
-from qpeft.training.tasks.labelled_data import Labelled, Labels, collect_labels, read_and_split
+from qpeft.training.tasks.labelled_data import Labelled, collect_labels, hold_out
 from qpeft.training.tasks.record import TaskRecord
 from qpeft.training.tasks.task import Task
 
@@ -31,23 +32,26 @@ class Classification(Task):
     compute_loss = staticmethod(classification_loss)
     name: ClassVar[str]
     pad: int | None = None  # the padding token of texts
-    has_new_head: bool  # set by load_base
+    labels: tuple[str, ...]  # names of the classes; the index of a class is its position
 
-    def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] = ()):
-        """With `labels`, the classes of a trained adapter, all of the data is evaluated and none trained on."""
+    def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] | None = None):
         self.settings = settings
         self.config = base.load_config(settings.model)
         check_can_classify(self.config, self.name)
         self._load_processor(reserved)
-        if labels:
-            self.labels = Labels(tuple(labels))
+        if labels is not None:
+            self.labels = tuple(labels)
             self.train, self.evaluation = [], self._examples(self.read(settings.data, "validation"), settings.data)
             return
-        train, evaluation = read_and_split(settings, self.read, self.has_validation)
+        train = self.read(settings.data, "train")
+        validation = settings.eval_data or (settings.data if self.has_validation(settings.data) else None)
+        if validation:
+            evaluation = self.read(validation, "validation")
+        else:
+            train, evaluation = hold_out(train, settings.data)
         self.labels = collect_labels((name for _, name in train), settings.data, class_names(self.config))
         self.train = self._examples(train, settings.data)
-        held_out = self._examples(evaluation, settings.eval_data or settings.data)
-        self.evaluation = spread(settings.eval_blocks or 0, held_out)
+        self.evaluation = spread(settings.eval_blocks or 0, self._examples(evaluation, validation or settings.data))
 
     @abstractmethod
     def _load_processor(self, reserved: int) -> None:
@@ -67,11 +71,11 @@ class Classification(Task):
 
     def record(self) -> TaskRecord:
         """The content of task.json."""
-        is_other = is_classifier(self.config) and len(class_names(self.config)) != len(self.labels.names)
-        return TaskRecord(self.name, self.labels.names, self.pad, ignore_mismatched_sizes=is_other)
+        is_other = is_classifier(self.config) and len(class_names(self.config)) != len(self.labels)
+        return TaskRecord(self.name, self.labels, self.pad, ignore_mismatched_sizes=is_other)
 
     def sha256(self) -> str:
-        sha = hashlib.sha256("\0".join(self.labels.names).encode())
+        sha = hashlib.sha256("\0".join(self.labels).encode())
         for content, index in (*self.train, *self.evaluation):
             sha.update(hashlib.sha256(self.content_bytes(content)).digest() + index.to_bytes(8, "little"))
         return sha.hexdigest()
@@ -81,8 +85,9 @@ class Classification(Task):
         self.head, self.has_new_head = loaded.trained, loaded.has_new_head
         return loaded.model
 
-    def score(self, model: Any) -> ClassificationScore:
-        return evaluate_classifier(model, self.evaluation, self.collate, self.settings.batch_size)
+    def score(self, model: Any, examples: Sequence[Example] | None = None) -> ClassificationScore:
+        scored = self.evaluation if examples is None else examples
+        return evaluate_classifier(model, scored, self.collate, self.settings.batch_size)
 
     def probe(self) -> Mapping[str, Tensor]:
         return {name: part for name, part in self.collate(self.evaluation[:2]).items() if name != "labels"}
@@ -91,4 +96,12 @@ class Classification(Task):
         self.record().write(folder)
 
     def _examples(self, rows: Sequence[Labelled], source: str) -> list[Example]:
-        return [(content, self.labels.index(name, source)) for content, name in rows]
+        index = {name: i for i, name in enumerate(self.labels)}
+        for _, name in rows:
+            if name not in index:
+                known = ", ".join(self.labels[:10]) + (", ..." if len(self.labels) > 10 else "")
+                raise DataError(
+                    f"{source} has the label {name!r}, not one of the {len(self.labels)} trained classes ({known}); "
+                    "remove its examples, or train on some of them"
+                )
+        return [(content, index[name]) for content, name in rows]

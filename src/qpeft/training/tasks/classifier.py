@@ -13,8 +13,8 @@ from torch import nn
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import InputError
 from qpeft.training import base_model as base
-from qpeft.training.tasks.labelled_data import Labels
-from qpeft.training.tasks.record import AUTO_CLASSES, TaskRecord
+from qpeft.training.task_types import TASKS
+from qpeft.training.tasks.record import TaskRecord
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -39,7 +39,9 @@ def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Cl
         _auto_class(record.task).from_pretrained,
         model,
         dtype=getattr(torch, dtype),
-        **Labels(record.labels).options(),
+        num_labels=len(record.labels),
+        id2label=dict(enumerate(record.labels)),
+        label2id={name: index for index, name in enumerate(record.labels)},
         problem_type="single_label_classification",
         ignore_mismatched_sizes=True,
         output_loading_info=True,
@@ -50,7 +52,12 @@ def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Cl
     new = _modules_of(loaded, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
     if record.labels != class_names(config):
         new |= {*head}
-    _warn_missing_weights(new - {*head})
+    if missing := sorted(new - {*head}):
+        warnings.warn(
+            f"the base model has no weights for {', '.join(missing)}; they are initialized from the seed and "
+            "trained in full, like the head",
+            stacklevel=2,
+        )
     init_modules(loaded, sorted(new), seed)
     trained = sorted(new | {*head})
     _to_float32(loaded, trained)
@@ -75,7 +82,7 @@ def check_can_classify(config: PretrainedConfig, task: str) -> None:
 
 
 def _auto_class(task: str) -> Any:
-    return getattr(transformers, AUTO_CLASSES[task])
+    return getattr(transformers, TASKS[task].auto_class)
 
 
 def class_names(config: PretrainedConfig) -> tuple[str, ...]:
@@ -97,7 +104,7 @@ def find_head(model: PreTrainedModel) -> list[str]:
 
 def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> None:
     """Initialize modules: linear weights normal with the model's initializer_range, other parameters as in torch."""
-    start = SeededInit(seed)
+    initial = SeededInit(seed)
     std = getattr(model.config.get_text_config(), "initializer_range", None) or 0.02
     for name in names:
         for path, module in model.get_submodule(name).named_modules():
@@ -105,7 +112,7 @@ def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> Non
                 reset()
             if isinstance(module, nn.Linear):
                 with torch.no_grad():
-                    module.weight.copy_(start.normal(f"head:{name}.{path}", module.weight.shape, std))
+                    module.weight.copy_(initial.normal(f"head:{name}.{path}", module.weight.shape, std))
                     if module.bias is not None:
                         module.bias.zero_()
 
@@ -116,17 +123,8 @@ def _modules_of(model: PreTrainedModel, keys: set[str]) -> set[str]:
     return {".".join(key.split(".")[: 2 if key.split(".")[0] == prefix else 1]) for key in keys}
 
 
-def _warn_missing_weights(names: set[str]) -> None:
-    if names:
-        warnings.warn(
-            f"the base model has no weights for {', '.join(sorted(names))}; they are initialized from the seed and "
-            "trained in full, like the head",
-            stacklevel=2,
-        )
-
-
 def _to_float32(model: Any, names: Sequence[str]) -> None:
-    """Convert the head to float32, whatever the dtype of the base: small steps would be lost in bfloat16."""
+    """In bfloat16 the head would lose small steps."""
     for name in names:
         head = model.get_submodule(name)
         if any(parameter.dtype != torch.float32 for parameter in head.parameters()):

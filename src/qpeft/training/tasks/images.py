@@ -1,4 +1,4 @@
-"""Image data: folders, arrays, data sets of the hub. Each image is decoded once when read, to find damaged ones.
+"""Image data: folders, arrays, data sets of the hub. Each image is decoded once to find damaged ones.
 
 A folder has one sub-folder of images for each class, or such folders in `train/` and `validation/` (or `test/`, ...).
 An .npz has `images`, uint8 (n, h, w) or (n, h, w, c), `labels`, integers (n,), and optionally `names`, the names of the
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qpeft.errors import DataError
-from qpeft.training.sources import class_columns, hub_data_set, hub_splits, is_local, local_path
+from qpeft.training.sources import class_columns, first_line, hub_data_set, hub_splits, is_local, local_path
 from qpeft.training.tasks.labelled_data import Labelled, label_name
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _read_npz(path: Path) -> list[Labelled]:
             loaded = np.load(opened, allow_pickle=False)
             arrays = {"no name": loaded} if isinstance(loaded, np.ndarray) else {name: loaded[name] for name in loaded}
     except _UNREADABLE as error:
-        raise DataError(f"cannot read {path} as arrays: {_first_line(error)}") from error
+        raise DataError(f"cannot read {path} as arrays: {first_line(error)}") from error
     for name in ("images", "labels"):
         if name not in arrays:
             raise DataError(f"{path} has no array {name!r}; its arrays: {', '.join(arrays) or 'none'}")
@@ -168,6 +168,8 @@ def _names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> list[str
 
 
 def _read_hub(source: str, split: str, label_column: str) -> list[Labelled]:
+    from datasets import Image
+
     data_set = hub_data_set(source, split)
     columns = list(data_set.features)
     image_column = next((name for name in _COLUMNS if name in columns), None)
@@ -176,20 +178,8 @@ def _read_hub(source: str, split: str, label_column: str) -> list[Labelled]:
         raise DataError(f"{source} has the columns {', '.join(columns)}; required: {wanted}. Set label_column")
     names: Any = class_columns(data_set).get(label_column)
     rows: list[Labelled] = []
-    for number, row in enumerate(_undecoded(data_set, image_column), start=1):
-        label = row[label_column]
-        rows.append(
-            (row[image_column]["bytes"], label_name(names[label] if names else label, f"{source}, row {number}"))
-        )
-        open_image(rows[-1][0], "L")
+    for number, row in enumerate(data_set.cast_column(image_column, Image(decode=False)), start=1):
+        content, label = row[image_column]["bytes"], row[label_column]
+        rows.append((content, label_name(names[label] if names else label, f"{source}, row {number}")))
+        open_image(content, "L")
     return rows
-
-
-def _undecoded(data_set: Any, column: str) -> Any:
-    from datasets import Image
-
-    return data_set.cast_column(column, Image(decode=False))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,45 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qpeft.errors import DataError
-from qpeft.training.settings import TrainSettings
 
 Labelled = tuple[Any, str]  # content, class name
 
 _HELD_OUT_EVERY = 20
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Class names; the index of a class is the position of its name."""
-
-    names: tuple[str, ...]
-
-    def index(self, name: str, source: str) -> int:
-        """The index of a class. Raises DataError, which names `source`, for an unknown class."""
-        try:
-            return self.names.index(name)
-        except ValueError:
-            known = ", ".join(self.names[:10]) + (", ..." if len(self.names) > 10 else "")
-            raise DataError(
-                f"{source} has the label {name!r}, not one of the {len(self.names)} trained classes ({known}); "
-                "remove its examples, or train on some of them"
-            ) from None
-
-    def options(self) -> dict[str, Any]:
-        """The fields of a transformers config for these classes."""
-        return {
-            "num_labels": len(self.names),
-            "id2label": dict(enumerate(self.names)),
-            "label2id": {name: index for index, name in enumerate(self.names)},
-        }
-
-
-def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> Labels:
+def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> tuple[str, ...]:
     """The classes of training data, sorted by value if all are integers, otherwise by name.
 
     If the base has exactly these classes, `known`, its order is kept, because its head has that order. Raises DataError
@@ -54,8 +26,8 @@ def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> L
             "label_column"
         )
     if names == set(known) and len(known) == len(names):
-        return Labels(tuple(known))
-    return Labels(tuple(sorted(names, key=int if all(map(_is_integer, names)) else None)))
+        return tuple(known)
+    return tuple(sorted(names, key=int if all(map(_is_integer, names)) else None))
 
 
 def label_name(value: Any, where: str) -> str:
@@ -70,22 +42,6 @@ def label_name(value: Any, where: str) -> str:
 
 def _is_integer(name: str) -> bool:
     return name.removeprefix("-").isdecimal() and str(int(name)) == name
-
-
-def read_and_split(
-    settings: TrainSettings, read: Callable[[str, str], list[Labelled]], has_validation: Callable[[str], bool]
-) -> tuple[list[Labelled], list[Labelled]]:
-    """Training and evaluation examples.
-
-    Args:
-        settings: The run, with its sources.
-        read: Reads the examples of a source, split "train" or "validation".
-        has_validation: Whether a source has a validation split.
-    """
-    rows = read(settings.data, "train")
-    if validation := settings.eval_data or (settings.data if has_validation(settings.data) else None):
-        return rows, read(validation, "validation")
-    return hold_out(rows, settings.data)
 
 
 def hold_out(rows: list[Labelled], source: str) -> tuple[list[Labelled], list[Labelled]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qpeft.training import base_model as base
+from qpeft.training.task_types import TASKS
 from qpeft.training.tasks.record import TaskRecord
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def load_base(model: str, record: TaskRecord | None) -> PreTrainedModel:
 
 def save_processor(model: str, record: TaskRecord | None, folder: Path) -> None:
     """Save the tokenizer or image processor next to the model in `folder`."""
-    if record is None or record.pad_token_id is not None:
+    if record is None or not TASKS[record.task].has_images:
         base.load_tokenizer(model).save_pretrained(str(folder))
         return
     from qpeft.training.tasks.image_classification import load_image_processor
@@ -37,7 +38,7 @@ def probe(model: PreTrainedModel, record: TaskRecord | None) -> Tensor:
     import torch
 
     seeded = torch.Generator().manual_seed(0)
-    if record is None or record.pad_token_id is not None:
+    if record is None or not TASKS[record.task].has_images:
         vocabulary = model.config.get_text_config().vocab_size
         return torch.randint(vocabulary, (2, 16), generator=seeded)
     from qpeft.training.tasks.image_classification import image_size, n_channels

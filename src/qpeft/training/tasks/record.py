@@ -1,4 +1,4 @@
-"""task.json in the adapter folder of a classifier: its classes, and how to load its base.
+"""task.json in the adapter folder of a classifier: its classes, and the arguments that load its base.
 
 PEFT saves neither the names nor the number of the classes, and needs the number to load the head.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 from qpeft.errors import CheckpointError
 from qpeft.files import read_json, write_json, write_text
+from qpeft.training.task_types import TASKS
 
 RECORD = "task.json"
 
@@ -27,7 +28,7 @@ class TaskRecord:
     @property
     def auto_class(self) -> str:
         """The class of transformers that loads the base."""
-        return AUTO_CLASSES[self.task]
+        return TASKS[self.task].auto_class
 
     def options(self) -> dict[str, Any]:
         """Arguments of `from_pretrained` that load the base with stock transformers."""
@@ -45,12 +46,6 @@ class TaskRecord:
         write_text(card, f"{text}\n## Classes\n\n{self.task}, by index (also in `{RECORD}`): {classes}\n")
 
 
-AUTO_CLASSES = {
-    "text-classification": "AutoModelForSequenceClassification",
-    "image-classification": "AutoModelForImageClassification",
-}
-
-
 def read_record(folder: Path) -> TaskRecord | None:
     """The record of an adapter folder; None for a language model. Raises CheckpointError if it is damaged."""
     file = folder / RECORD
@@ -59,7 +54,7 @@ def read_record(folder: Path) -> TaskRecord | None:
     try:
         stored = read_json(file)
         record = TaskRecord(**{**stored, "labels": tuple(map(str, stored["labels"]))})
-        if record.task not in AUTO_CLASSES:
+        if record.task not in TASKS or TASKS[record.task].is_language_model:
             raise ValueError(f"unknown task {record.task!r}")
         return record
     except (OSError, ValueError, KeyError, TypeError) as error:

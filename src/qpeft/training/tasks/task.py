@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qpeft.training.accuracy import ClassificationScore
-from qpeft.training.metrics import LanguageModelScore
+from qpeft.training.metrics import ClassificationScore, LanguageModelScore
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -31,10 +30,18 @@ class Task(ABC):
     evaluation: Sequence[Any]
     config: PretrainedConfig  # of the base
     head: Sequence[str] = ()  # modules of the loaded base that are trained in full, in addition to the adapter
+    has_new_head: bool = False  # set by load_base
 
     @abstractmethod
-    def __init__(self, settings: TrainSettings, reserved: int = 0):
-        """`reserved`: positions of the model's context that the adapter occupies."""
+    def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] | None = None):
+        """Read and check the data.
+
+        Args:
+            settings: The run.
+            reserved: Positions of the model's context that the adapter occupies.
+            labels: The classes of a trained adapter (none for texts). All of the data is then evaluated and none
+                trained on.
+        """
 
     @abstractmethod
     def sha256(self) -> str:
@@ -49,8 +56,8 @@ class Task(ABC):
         """The arguments of the model's forward, including `labels`."""
 
     @abstractmethod
-    def score(self, model: Any) -> Score:
-        """The score of `model` on the evaluation data."""
+    def score(self, model: Any, examples: Sequence[Any] | None = None) -> Score:
+        """The score of `model` on `examples`, by default the evaluation data."""
 
     @abstractmethod
     def save_processor(self, folder: Path) -> None:

@@ -25,7 +25,7 @@ class TextClassification(Classification):
 
     name = "text-classification"
 
-    def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] = ()):
+    def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] | None = None):
         super().__init__(settings, reserved, labels)
         base.check_vocabulary((ids for ids, _ in (*self.train, *self.evaluation)), self.config)
 
@@ -58,16 +58,12 @@ class TextClassification(Classification):
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """input_ids and attention_mask (B, T), labels (B,); int64, padded on the right."""
         import torch
+        from torch.nn.utils.rnn import pad_sequence
 
-        longest = max(len(ids) for ids, _ in examples)
-        space = [(0, longest - len(ids)) for ids, _ in examples]
-        ids = [
-            np.pad(ids, widths, constant_values=self.pad or 0) for (ids, _), widths in zip(examples, space, strict=True)
-        ]
-        masks = [np.pad(np.ones_like(ids), widths) for (ids, _), widths in zip(examples, space, strict=True)]
+        texts = [torch.from_numpy(ids) for ids, _ in examples]
         return {
-            "input_ids": torch.from_numpy(np.stack(ids)),
-            "attention_mask": torch.from_numpy(np.stack(masks)),
+            "input_ids": pad_sequence(texts, batch_first=True, padding_value=self.pad or 0),
+            "attention_mask": pad_sequence([torch.ones_like(ids) for ids in texts], batch_first=True),
             "labels": torch.tensor([index for _, index in examples]),
         }
 

@@ -1,4 +1,4 @@
-"""A generator's step reads no number back: on an accelerator each would wait for all the work queued."""
+"""A generator's step reads no tensor value: on an accelerator this would wait for all queued work."""
 
 from contextlib import nullcontext
 
@@ -39,9 +39,9 @@ def quantum_peft(**settings):
         quantum_peft(family="kronecker"),
     ],
 )
-def test_forward_and_backward_work_where_numbers_cannot_be_read(llama, make, monkeypatch):
+def test_forward_and_backward_read_no_tensor_value(llama, make, monkeypatch):
     """On the meta device every `.item()` and every branch on a value raises."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # which that device does not know
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # unsupported on that device
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     generator = make(llama).to("meta")
     flat = generator()
