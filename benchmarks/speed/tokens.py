@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qpeft.circuits import Ansatz, amplitude_expectations, amplitude_qubits
-from qpeft.circuits.gates import gate_expectations
+from qpeft.circuits.gates import gate_evolve
 from speed.machine import Machine
 from speed.measure import Case, Peer, Row, Task, measure
 
@@ -50,13 +50,24 @@ def branch(name: str, width: int, n_tokens: int, rounds: int) -> Case:
         {
             "the frozen linear map": Peer(lambda: linear, same=False),
             "LoRA of rank 8": Peer(lambda: lora, same=False),
-            "gate by gate, autograd": Peer(lambda: task(lambda x, angles: gate_expectations(circuit, angles, x))),
+            "gate by gate, autograd": Peer(lambda: task(_gate_by_gate(circuit))),
             "PennyLane default.qubit, backprop": Peer(lambda: task(_default_qubit(circuit))),
         },
         tolerance=1e-3,
         rounds=rounds,
         moved=2 * (x.nbytes + pulled.nbytes),
     )
+
+
+def _gate_by_gate(circuit: Ansatz) -> Features:
+    index = torch.arange(2**circuit.n_qubits)
+    signs = 1.0 - 2 * (index >> torch.arange(circuit.n_qubits - 1, -1, -1)[:, None] & 1)  # (N, D)
+
+    def run(x: Tensor, angles: Tensor) -> Tensor:
+        a = F.pad(F.normalize(x, dim=-1), (0, len(index) - x.shape[-1]))
+        return (signs @ gate_evolve(circuit, angles, a.mT).abs().square()).mT
+
+    return run
 
 
 def _default_qubit(circuit: Ansatz) -> Features:

@@ -147,7 +147,7 @@ def test_few_shots_warn():
         make(159, ansatz=Ansatz("ry_ladder", 4, 1))
 
 
-def test_description_of_a_run():
+def test_chosen_gradient_rule_is_reported():
     described = "exact: 3 qubits, 1,000 shots per circuit, gradients by parameter-shift, 13 circuits per step"
     assert str(make(1000)) == described
     assert str(make()) == "exact: 3 qubits, exact probabilities, gradients by adjoint, 2 circuits per step"

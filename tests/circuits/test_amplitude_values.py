@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from circuits import gate_amplitude_probabilities, gate_expectations
 from qpeft.circuits import (
     Ansatz,
     amplitude,
@@ -18,7 +19,7 @@ from qpeft.circuits import (
     amplitude_run,
 )
 from qpeft.circuits.amplitude_readout import ring_tables
-from qpeft.circuits.gates import gate_amplitude_probabilities, gate_evolve, gate_expectations
+from qpeft.circuits.gates import gate_evolve
 
 ANSATZE = ("square", "qaa", "rxyz")
 READOUTS = {

@@ -157,7 +157,7 @@ def test_cut_agrees_with_the_groups_for_large_circuits(n_qubits, n_layers):
 
 @settings(max_examples=60)
 @given(st.integers(1, 6), st.integers(4, 12), st.data())
-def test_slice_equals_that_of_all_probabilities(n_layers, n_qubits, data):
+def test_slice_equals_full_result(n_layers, n_qubits, data):
     start = data.draw(st.integers(0, 2**n_qubits - 1))
     stop = data.draw(st.integers(start + 1, 2**n_qubits))
     angles, weights = random_circuit(n_layers, n_qubits, seed=start)

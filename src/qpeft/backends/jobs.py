@@ -126,7 +126,7 @@ class Jobs:
         if self.used.shots + wanted > self.shot_budget:
             raise BackendError(
                 f"the next job needs {wanted:,} shots, and {self.used.shots:,} of the shot budget of "
-                f"{self.shot_budget:,} are used; none of it was sent. Raise the budget to continue"
+                f"{self.shot_budget:,} are used; none of it was sent. Increase the budget to continue"
             )
 
     def _send(self, call: Callable[[], Numbers], purpose: str, n_circuits: int) -> Numbers:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from qpeft.circuits.ansatz import Ansatz
@@ -77,21 +76,5 @@ def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
 
     Raises IndexError if `angles` has no element for a gate.
     """
-    return _probabilities(gate_state(ansatz, angles))
-
-
-def gate_amplitude_probabilities(ansatz: Ansatz, angles: Tensor, x: Tensor) -> Tensor:
-    """Probabilities (T, 2**N) after amplitude embedding of x (T, d): padded with zeros, divided by max(||x||, 1e-8)."""
-    a = F.pad(x, (0, 2**ansatz.n_qubits - x.shape[-1])) / x.norm(dim=-1, keepdim=True).clamp_min(1e-8)
-    return _probabilities(gate_evolve(ansatz, angles, a.mT)).mT
-
-
-def gate_expectations(ansatz: Ansatz, angles: Tensor, x: Tensor) -> Tensor:
-    """<Z> of every wire, (T, N), from `gate_amplitude_probabilities`."""
-    p = gate_amplitude_probabilities(ansatz, angles, x).unflatten(-1, (2,) * ansatz.n_qubits)
-    of_wire = [p.movedim(wire, 1).reshape(len(p), 2, -1).sum(2) for wire in range(1, p.ndim)]
-    return torch.stack([one[:, 0] - one[:, 1] for one in of_wire], -1)
-
-
-def _probabilities(psi: Tensor) -> Tensor:
+    psi = gate_state(ansatz, angles)
     return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()

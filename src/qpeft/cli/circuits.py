@@ -166,8 +166,7 @@ def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]
     if chosen:
         raise ConfigError("--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers")
     with working("Reading the adapter"):
-        angles = _trained_angles(find_adapter(adapter))
-    return Ansatz("ry_ladder", n_qubits=angles.shape[1], n_layers=angles.shape[0]), angles
+        return _trained_circuit(find_adapter(adapter))
 
 
 def _name(given: str) -> str:
@@ -182,20 +181,21 @@ def _name(given: str) -> str:
     return name
 
 
-def _trained_angles(folder: Path) -> Any:
+def _trained_circuit(folder: Path) -> tuple[Ansatz, Any]:
     import torch
 
+    from qpeft.core.generator import CircuitModule
     from qpeft.diagnostics.adapter import read_adapter
-    from qpeft.methods.qpa.features import CircuitFeature
 
-    feature = getattr(read_adapter(folder).generator, "feature", None)
-    if not isinstance(feature, CircuitFeature):
+    generator = read_adapter(folder).generator
+    circuit: Any = next((m for m in generator.modules() if isinstance(m, CircuitModule)), None) if generator else None
+    if circuit is None:
         raise ConfigError(
             f"{folder} has no circuit of QPA; give an adapter of method qpa with feature_source 'qnn' or 'qnn_frozen', "
             "or pass --ansatz"
         )
     with torch.no_grad():
-        return feature.angles().double().numpy()
+        return circuit.ansatz, circuit.angles().double().numpy()
 
 
 def _described(ansatz: Ansatz, angles: Any = None) -> dict[str, Any]:
