@@ -14,7 +14,7 @@ from qpeft.compare.analysis.statistics import describe, paired_difference
 from qpeft.compare.report import format as texts
 from qpeft.compare.report.charts import pareto_front
 from qpeft.compare.report.kinds import KINDS, kind_of
-from qpeft.compare.report.plotting import label_axes, new_figure, save, style
+from qpeft.compare.report.plotting import drawing, label_axes, save
 from qpeft.compare.report.table import Table, to_csv
 
 
@@ -90,8 +90,7 @@ class Image(HTMLParser):
 
 def test_chart_text_is_escaped_and_described():
     label = "</text><script>1</script> $\\frac$ 漢"
-    with style():
-        figure, axes = new_figure(100)
+    with drawing(100) as (figure, axes):
         label_axes(axes, label, "")
         chart = save(figure, "name", 'a "title" <b>')
     found = [element.text for element in ET.fromstring(chart.svg).iter("{http://www.w3.org/2000/svg}text")]

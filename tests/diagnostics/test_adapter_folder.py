@@ -71,7 +71,7 @@ def test_qpa_over_a_prefix_has_ranks_of_chunks_only(gpt2, tmp_path, mode):
     with torch.no_grad():
         torch.testing.assert_close(target.generator(), generator())
     found = diagnose(target, samples=10)
-    assert set(found["rank"].figures) == {"chunks", "change"}
+    assert set(found["rank"].measurements) == {"chunks", "change"}
     assert "the host adapter is not LoRA" in found["rank"].left_out[0]
 
 
@@ -117,8 +117,8 @@ def test_wide_circuit_is_not_sampled(n_qubits, n_left_out):
     assert dict(found.facts)["Qubits"] == str(n_qubits)
     told = [reason for finding in found.findings for reason in finding.left_out if f"{n_qubits} qubits would" in reason]
     assert len(told) == n_left_out
-    assert found["random"].figures["start"].n_outcomes == 2**n_qubits
-    assert max(found["gradients"].figures["2 layers"].n_qubits) == 14
+    assert found["random"].measurements["start"].n_outcomes == 2**n_qubits
+    assert max(found["gradients"].measurements["2 layers"].n_qubits) == 14
 
 
 def test_edited_folder_is_refused(llama, gpt2, tmp_path):
@@ -145,8 +145,8 @@ def test_adapter_without_measurements_is_diagnosed_by_its_exported_lora(gpt2, id
         of_folder(tmp_path / "adapter")
     qpeft.export(model, tmp_path / "exported")
     found = diagnose(of_folder(tmp_path / "adapter", tmp_path), samples=10)
-    assert found["rank"].figures == {"updates": effective_rank(read_adapter(tmp_path / "exported").factors())}
-    assert found["rank"].figures["updates"].numerical_rank == 2
+    assert found["rank"].measurements == {"updates": effective_rank(read_adapter(tmp_path / "exported").factors())}
+    assert found["rank"].measurements["updates"].numerical_rank == 2
     assert "no circuit whose angles are trained" in found["moved"].left_out[0]
 
 

@@ -1,4 +1,4 @@
-"""What the commands share for their output: consoles, tables, numbers, a sign of progress."""
+"""Consoles, tables, formatted values and progress output that the commands share."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def _random(circuit: Circuit, samples: int, seed: int) -> Finding:
         values += [Value(f"distance, {name}", f"{law.distance:.3f}", f"p = {law.p_value:.2g}")]
         values += [Value(f"IPR, {name}", f"{law.ipr:.3g}", expected)]
     return Finding(
-        figures=found,
+        measurements=found,
         values=tuple(values),
         sentences=tuple(f"{_WHERE[name]} {_lower(law.sentence)}" for name, law in found.items()),
         left_out=(_too_wide(circuit, "the law at random angles"),) if is_wide else (),
@@ -119,7 +119,7 @@ def _redundant(circuit: Circuit, samples: int, seed: int) -> Finding:
         Value("rank of the Jacobian", f"{found.rank:,}", f"at most {found.limit:,}"),
         Value("angles", f"{found.n_angles:,}", f"{found.n_free:,} free probabilities"),
     )
-    return Finding(figures={"angles": found}, values=values, sentences=(found.sentence,))
+    return Finding(measurements={"angles": found}, values=values, sentences=(found.sentence,))
 
 
 def _gradients(circuit: Circuit, samples: int, seed: int) -> Finding:
@@ -130,7 +130,7 @@ def _gradients(circuit: Circuit, samples: int, seed: int) -> Finding:
     found = {layers(depth): gradient_variance(widths, [depth], "scaled", samples, seed) for depth in depths}
     found[BARE] = gradient_variance(widths, [n_layers], "p_0", samples, seed)
     return Finding(
-        figures=found,
+        measurements=found,
         values=tuple(value for name, variance in found.items() for value in _slope(name, variance)),
         sentences=(
             f"Gradients of 2^N p, QPA's input: {_lower(found[layers(n_layers)].sentence)}",
@@ -150,8 +150,8 @@ def _expressive(circuit: Circuit, samples: int, seed: int) -> Finding:
         Value("divergence of fidelities", f"{spread.divergence:.3g} nats", f"{spread.floor:.3g} for random states"),
         Value("Meyer-Wallach Q", f"{entangled.mean:.3f}", f"{entangled.expected:.3f} for random states"),
     )
-    figures = {"expressibility": spread, "entanglement": entangled}
-    return Finding(figures=figures, values=values, sentences=(spread.sentence, entangled.sentence))
+    found = {"expressibility": spread, "entanglement": entangled}
+    return Finding(measurements=found, values=values, sentences=(spread.sentence, entangled.sentence))
 
 
 _OF_CIRCUITS = {
@@ -175,7 +175,7 @@ def _moved(target: Target) -> Finding:
         Value("largest movement", f"{found.maximum:.3g} rad"),
         Value("moved less than 0.01 rad", f"{found.still_share:.0%}", f"of {found.n_angles:,} angles"),
     )
-    return Finding(figures={"angles": found}, values=values, sentences=(found.sentence,))
+    return Finding(measurements={"angles": found}, values=values, sentences=(found.sentence,))
 
 
 def _rank(target: Target) -> Finding:
@@ -196,7 +196,7 @@ def _rank(target: Target) -> Finding:
         kinds = {"entropy": rank.entropy_rank, "stable": rank.stable_rank, "numerical": rank.numerical_rank}
         values += [Value(f"{kind} rank, {name}", f"{value:.3g}", of) for kind, value in kinds.items()]
     sentences = tuple(f"{_OF_WHAT[name]} {_lower(rank.sentence)}" for name, rank in found.items())
-    return Finding(figures=found, values=tuple(values), sentences=sentences, left_out=tuple(left_out))
+    return Finding(measurements=found, values=tuple(values), sentences=sentences, left_out=tuple(left_out))
 
 
 def _chunks(target: Target) -> tuple[dict[str, EffectiveRank], list[str]]:
@@ -219,7 +219,7 @@ def _matters(target: Target, trainings: CircuitMatters | None) -> Finding:
     if trainings is not None:
         compared = [(m.label, m.difference_to_target) for m in trainings.controls]
         values = tuple(Value(label, interval(found), found.verdict) for label, found in compared if found is not None)
-        return Finding(figures={"trainings": trainings}, values=values, sentences=(trainings.sentence,))
+        return Finding(measurements={"trainings": trainings}, values=values, sentences=(trainings.sentence,))
     if target.circuit is None:
         return Finding(left_out=(target.no_circuit,))
     if target.run is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qpeft.circuits import Ansatz
 from qpeft.diagnostics.finding import Measurement, floats
-from qpeft.diagnostics.haar import HaarLaw, Numbers
+from qpeft.diagnostics.haar import Floats, HaarLaw
 from qpeft.diagnostics.states import check_positive, circuit_states, random_angles
 from qpeft.errors import ConfigError
 
@@ -64,7 +64,7 @@ def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: i
     return of_fidelities(_fidelities(ansatz, samples, seed), ansatz.n_qubits, n_bins)
 
 
-def of_fidelities(fidelities: Numbers, n_qubits: int, n_bins: int = 50) -> Expressibility:
+def of_fidelities(fidelities: Floats, n_qubits: int, n_bins: int = 50) -> Expressibility:
     """The measurement from fidelities (pairs,) of independent pairs of states of N qubits, from any source."""
     law, n_pairs = HaarLaw("real", 2**n_qubits), len(fidelities)
     shares = _shares(fidelities, law, n_bins)
@@ -80,24 +80,24 @@ def of_fidelities(fidelities: Numbers, n_qubits: int, n_bins: int = 50) -> Expre
     )
 
 
-def _fidelities(ansatz: Ansatz, n_pairs: int, seed: int) -> Numbers:
+def _fidelities(ansatz: Ansatz, n_pairs: int, seed: int) -> Floats:
     angles = random_angles(ansatz, 2 * n_pairs, seed).unflatten(0, (n_pairs, 2))
     at_once = max(1, _AT_ONCE >> (ansatz.n_qubits + 1))
     return np.concatenate([_of_pairs(ansatz, part) for part in angles.split(at_once)])
 
 
-def _of_pairs(ansatz: Ansatz, angles: Tensor) -> Numbers:
+def _of_pairs(ansatz: Ansatz, angles: Tensor) -> Floats:
     """(pairs, 2, *angle_shape) -> (pairs,)."""
     pairs = circuit_states(ansatz, angles.flatten(0, 1)).unflatten(0, (-1, 2))
     return pairs.prod(1).sum(1).square().clamp(max=1).numpy()
 
 
-def _shares(fidelities: Numbers, law: HaarLaw, n_bins: int) -> Numbers:
+def _shares(fidelities: Floats, law: HaarLaw, n_bins: int) -> Floats:
     bins = np.minimum((n_bins * law.cdf(fidelities)).astype(int), n_bins - 1)
     return np.bincount(bins, minlength=n_bins) / len(fidelities)
 
 
-def _divergence(shares: Numbers) -> float:
+def _divergence(shares: Floats) -> float:
     """sum_b s_b ln(s_b n): the divergence from the uniform law over n bins."""
     return float(xlogy(shares, shares * len(shares)).sum())
 

@@ -40,10 +40,15 @@ class Finding:
 
     key: str = ""
     question: str = ""
-    figures: Mapping[str, Any] = field(default_factory=dict)  # Measurement by subject: "start", "trained", ...
+    measurements: Mapping[str, Any] = field(default_factory=dict)  # by subject: "start", "trained", ...
     values: tuple[Value, ...] = ()
     sentences: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """The name of `measurements` in qpeft 0.1."""
+        return self.measurements
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -52,7 +57,7 @@ class Finding:
             "question": self.question,
             "sentences": list(self.sentences),
             "left_out": list(self.left_out),
-            "figures": {name: measurement.to_dict() for name, measurement in self.figures.items()},
+            "figures": {name: measurement.to_dict() for name, measurement in self.measurements.items()},
         }
 
 
@@ -76,7 +81,7 @@ class Diagnosis:
     @property
     def training_runs(self) -> Any:
         """The CircuitMatters of the question whether the circuit matters; None without training runs."""
-        return self["matters"].figures.get("trainings")
+        return self["matters"].measurements.get("trainings")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from qpeft.circuits import Ansatz
 from qpeft.circuits.ladder import ladder_states
 from qpeft.diagnostics.finding import Measurement
-from qpeft.diagnostics.haar import Numbers
+from qpeft.diagnostics.haar import Floats
 from qpeft.diagnostics.states import check_positive, generator, random_angles
 from qpeft.errors import ConfigError
 
@@ -22,12 +22,12 @@ _VANISHING = -0.5  # slope of log2 variance per qubit; steeper slopes count as e
 _AT_ONCE = 2**17  # amplitudes per pass; a gradient stores them for every layer
 
 
-def _z(n_qubits: int, wire: int) -> Numbers:
+def _z(n_qubits: int, wire: int) -> Floats:
     bits = np.arange(2**n_qubits) >> (n_qubits - 1 - wire) & 1
     return 1.0 - 2.0 * bits
 
 
-_WEIGHTS: dict[str, Callable[[int, np.random.Generator], Numbers]] = {
+_WEIGHTS: dict[str, Callable[[int, np.random.Generator], Floats]] = {
     "z_first": lambda n, random: _z(n, 0),
     "z_last": lambda n, random: _z(n, n - 1),
     "p_0": lambda n, random: np.eye(1, 2**n)[0],
@@ -141,7 +141,7 @@ def _check(n_qubits: Sequence[int], n_layers: Sequence[int], observable: str, sa
         raise ConfigError(f"a variance needs at least 2 samples, got {samples}")
 
 
-def _squares(n_qubits: int, n_layers: int, observable: str, samples: int, seed: int) -> Numbers:
+def _squares(n_qubits: int, n_layers: int, observable: str, samples: int, seed: int) -> Floats:
     """Squared slope, averaged over the wires of the middle layer: one value per sample, (samples,)."""
     random = generator(seed, n_qubits, n_layers)
     ansatz = Ansatz("ry_ladder", n_qubits, n_layers)

@@ -21,7 +21,7 @@ from torch import Tensor
 from qpeft.diagnostics.states import check_positive, generator
 from qpeft.errors import ConfigError
 
-Numbers = NDArray[np.float64]
+Floats = NDArray[np.float64]
 _PARAMETER = {"real": 0.5, "complex": 1.0}
 
 
@@ -65,11 +65,11 @@ class HaarLaw:
         """The other field's law."""
         return HaarLaw("complex" if self.field == "real" else "real", self.size)
 
-    def cdf(self, p: Numbers) -> Numbers:
+    def cdf(self, p: Floats) -> Floats:
         """Cumulative distribution of one probability, or of a fidelity, at p."""
         return betainc(self.a, self.a * (self.size - 1), p)
 
-    def quantiles(self, shares: Numbers) -> Numbers:
+    def quantiles(self, shares: Floats) -> Floats:
         """The inverse of `cdf`."""
         return betaincinv(self.a, self.a * (self.size - 1), shares)
 
@@ -106,7 +106,7 @@ class HaarLaw:
         """E of Meyer and Wallach's Q: (D-2)/(D+2) for real, (D-2)/(D+1) for complex states."""
         return (self.size - 2) / (self.size + 1 / self.a)
 
-    def draw(self, samples: int, entries: int, random: np.random.Generator) -> Numbers:
+    def draw(self, samples: int, entries: int, random: np.random.Generator) -> Floats:
         """`entries` of the D probabilities of each of `samples` random states: (samples, entries)."""
         shape = (samples, entries)
         weights = random.standard_normal(shape) ** 2 / 2 if self.field == "real" else random.standard_exponential(shape)

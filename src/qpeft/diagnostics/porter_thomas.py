@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from qpeft.diagnostics.finding import Measurement, floats
-from qpeft.diagnostics.haar import HaarLaw, Numbers
+from qpeft.diagnostics.haar import Floats, HaarLaw
 from qpeft.diagnostics.states import generator
 from qpeft.errors import ConfigError
 
@@ -89,7 +89,7 @@ class PorterThomas(Measurement):
         return f"p = {self.p_value:.2g}" if self.p_value > least else f"p ≤ {least:g}"
 
 
-def porter_thomas(probabilities: Tensor | Numbers, field: str = "real") -> PorterThomas:
+def porter_thomas(probabilities: Tensor | Floats, field: str = "real") -> PorterThomas:
     """Compare the probabilities of states with those of random states.
 
     One of the D probabilities p of a random state follows Beta(1/2, (D-1)/2) for real and Beta(1, D-1) for complex
@@ -131,7 +131,7 @@ def porter_thomas(probabilities: Tensor | Numbers, field: str = "real") -> Porte
     )
 
 
-def _rows(probabilities: Tensor | Numbers) -> Numbers:
+def _rows(probabilities: Tensor | Floats) -> Floats:
     given = probabilities.detach().cpu().numpy() if isinstance(probabilities, Tensor) else np.asarray(probabilities)
     if given.ndim not in (1, 2) or 0 in given.shape or np.iscomplexobj(given):
         raise ConfigError(f"probabilities must be real, of shape (states, D) or (D,), got {given.dtype}{given.shape}")
@@ -142,16 +142,16 @@ def _rows(probabilities: Tensor | Numbers) -> Numbers:
 
 
 @lru_cache(maxsize=8)
-def _quantiles(law: HaarLaw) -> Numbers:
+def _quantiles(law: HaarLaw) -> Floats:
     return law.quantiles(np.arange(1, _GRID) / _GRID)
 
 
-def _distance(p: Numbers, law: HaarLaw) -> float:
+def _distance(p: Floats, law: HaarLaw) -> float:
     shares = np.searchsorted(np.sort(p, axis=None), _quantiles(law), side="right") / p.size
     return float(abs(shares - np.arange(1, _GRID) / _GRID).max())
 
 
-def _test(p: Numbers, law: HaarLaw) -> tuple[float, int]:
+def _test(p: Floats, law: HaarLaw) -> tuple[float, int]:
     """The p-value, and the number of probabilities tested."""
     random = generator(zlib.crc32(p.tobytes()))  # deterministic for the same data
     n_states = min(len(p), _TESTED)
@@ -166,7 +166,7 @@ def _test(p: Numbers, law: HaarLaw) -> tuple[float, int]:
     return (1 + sum(distance >= found for distance in simulated)) / (_RESAMPLES + 1), tested.size
 
 
-def _histogram(p: Numbers, law: HaarLaw) -> Histogram:
+def _histogram(p: Floats, law: HaarLaw) -> Histogram:
     edges = np.linspace(0, min(_WIDEST, law.size), _BINS + 1)
     shares = np.histogram(law.size * p, edges)[0] / p.size
     width = edges[1]

@@ -94,7 +94,7 @@ def circuit_matters(
     Args:
         run_folder: Output of `qpeft train` with method qpa and the circuit as its feature source. Data and base are
             read from the same places as by the run. Results are written to its folder `circuit-matters`. Only
-            simulators are used: the exact simulator, with as many shots, replaces a device of yours.
+            simulators are used: the exact simulator, with as many shots, replaces your own device.
         seeds: Seeds of the training runs; a verdict needs three.
         steps: Optimizer steps of each training run. None: as many as the run's.
         progress: Receives the progress events of `qpeft compare`.

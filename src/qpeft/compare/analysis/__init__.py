@@ -1,1 +1,1 @@
-"""From a study's rows to what may be said of them."""
+"""Statistics, sentences and limits of a study, computed from its rows."""

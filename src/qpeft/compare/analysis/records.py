@@ -69,7 +69,7 @@ def read_method(study: ResolvedStudy, method: ResolvedMethod, rows: Mapping[str,
 
 
 def measurements(row: Row) -> dict[str, float]:
-    """Every number of a row by dotted name ("quality.test_ppl"); no lists, flags or nulls."""
+    """Every measurement of a row by dotted name ("quality.test_ppl"); no lists, flags or nulls."""
     values = flatten({name: getattr(row, name).to_json() for name in _SECTIONS})
     return {
         name: value

@@ -110,8 +110,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _t_test(differences: Sequence[float], mean: float) -> tuple[float | None, float | None, float | None]:
     """Interval and two-sided p value of the mean; None for one difference.
 
-    Without any spread p is 1: an accuracy may differ by the same few examples with every seed, which tells nothing
-    about other seeds.
+    Without any spread p is 1: an accuracy may differ by the same few examples with every seed, which is no
+    evidence about other seeds.
     """
     if len(differences) < 2:
         return None, None, None

@@ -12,7 +12,7 @@ import pandas as pd
 
 from qpeft.compare.report.format import decimal
 from qpeft.compare.report.kinds import kind_of
-from qpeft.compare.report.plotting import FAINT, INK, MUTED, Chart, label_axes, legend_below, new_figure, save, style
+from qpeft.compare.report.plotting import FAINT, INK, MUTED, Chart, drawing, label_axes, legend_below, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,8 +84,7 @@ def layers(summary: Summary) -> list[Chart]:
         found = {m.key: means for m in summary.methods if m.role == "main" and (means := _by_layer(m, name, summary))}
         if not found:
             continue
-        with style():
-            chart, axes = new_figure(240, legend=len(found))
+        with drawing(240, legend=len(found)) as (chart, axes):
             looks = _looks(summary)
             for key, means in found.items():
                 axes.plot(list(means), list(means.values()), label=key, **looks[key])
@@ -117,7 +116,7 @@ def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool) -
 
 
 def _looks(summary: Summary) -> dict[str, dict[str, Any]]:
-    """Color, marker and line style of every method; where colors repeat, markers are hollow. Inside `style()`."""
+    """Color, marker and line style of every method; where colors repeat, markers are hollow. Inside `drawing`."""
     from matplotlib import rcParams
 
     colors = rcParams["axes.prop_cycle"].by_key()["color"]
@@ -140,8 +139,7 @@ def _intervals(
     if not found:
         return []
     title, factor = f"{summary.metric.title} {whose}", summary.metric.factor
-    with style():
-        chart, axes = new_figure(70 + 22 * len(found))
+    with drawing(70 + 22 * len(found)) as (chart, axes):
         looks = _looks(summary)
         for line, (method, difference) in enumerate(found):
             look = {name: looks[method.key][name] for name in ("color", "marker")}
@@ -178,8 +176,7 @@ def _quality_by(
         return []
     factor, better = summary.metric.factor, "lower" if summary.lower_is_better else "higher"
     untrained = [m.metric.mean for m in summary.methods if m.trainable == 0 and m.lr is None and m.metric]
-    with style():
-        chart, axes = new_figure(260, legend=len(points))
+    with drawing(260, legend=len(points)) as (chart, axes):
         looks = _looks(summary)
         axes.set_xscale("log")
         seeds = [(x, factor * value) for x, stats in points.values() for value in stats.values.values()]
@@ -242,8 +239,7 @@ def _loss_curves(
     name: str, x_title: str, frames: Mapping[str, pd.DataFrame], summary: Summary, top: float | None = None
 ) -> Chart:
     """A line for each method's mean, and a band from its lowest seed to its highest. `top`: where the axis ends."""
-    with style():
-        chart, axes = new_figure(240, legend=len(frames))
+    with drawing(240, legend=len(frames)) as (chart, axes):
         looks = _looks(summary)
         for key, frame in frames.items():
             axes.fill_between(frame.index, frame.min(axis=1), frame.max(axis=1), color=looks[key]["color"], alpha=0.15)
@@ -259,8 +255,7 @@ def _loss_curves(
 
 def _seeds(method: MethodSummary, frames: Mapping[str, pd.DataFrame], summary: Summary) -> Chart:
     frame, lost = frames[method.key], _losses(method, summary, succeeded=False)
-    with style():
-        chart, axes = new_figure(150, 168)
+    with drawing(150, 168) as (chart, axes):
         for other in frames.values():
             axes.plot(other.index, other.mean(axis=1), color=FAINT, lw=1)
         axes.plot(frame.index, frame, color=_looks(summary)[method.key]["color"], lw=1)
@@ -301,8 +296,7 @@ def _histogram(key: str, ranks: Sequence[int], n_modules: int) -> Chart:
     if n_modules > len(ranks):
         caption += f"; the rank of {n_modules - len(ranks)} more was not measured"
     caption += ". Rank 0: every rank was pruned, so the module is unchanged." if 0 in ranks else "."
-    with style():
-        chart, axes = new_figure(220)
+    with drawing(220) as (chart, axes):
         axes.bar_label(axes.bar(list(counts), list(counts.values()), width=0.7))
         axes.locator_params(integer=True, nbins=9)
         label_axes(axes, title, "Modules")

@@ -98,7 +98,7 @@ def _row(row: Row) -> dict[str, Any]:
 
 
 def _method(method: MethodSummary) -> dict[str, Any]:
-    """Everything of a method that is a number or a word."""
+    """The scalar values of a method."""
     line: dict[str, Any] = {name: getattr(method, name) for name in _METHOD}
     line |= {"seeds_ok": method.ok, "seeds_planned": len(method.statuses)}
     line |= _stats("metric", method.metric)

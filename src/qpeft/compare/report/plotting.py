@@ -1,4 +1,4 @@
-"""Charts as SVG files: matplotlib with one style sheet, `style.mplstyle`, whatever the user's own settings are.
+"""Charts as SVG files: matplotlib with one style sheet, `style.mplstyle`, independent of the user's settings.
 
 A chart is as wide as a phone, so that its text stays readable there; wider pages set several charts side by side.
 Equal data give equal bytes.
@@ -44,23 +44,20 @@ class Chart:
 
 
 @contextmanager
-def style() -> Iterator[None]:
-    """Apply the style sheet to everything that is drawn and saved inside the block."""
+def drawing(height: float, width: float = WIDTH, legend: int = 0) -> Iterator[tuple[Figure, Axes]]:
+    """A figure of `width` by `height` pixels with one pair of axes, and room for a legend of so many labels below.
+
+    The style sheet applies to everything that is drawn and saved inside the block.
+    """
     from matplotlib import style as styles
-
-    sheet = files("qpeft.compare.report") / "style.mplstyle"
-    with styles.context(["default", str(sheet)]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has the glyph
-        yield
-
-
-def new_figure(height: float, width: float = WIDTH, legend: int = 0) -> tuple[Figure, Axes]:
-    """A figure of `width` by `height` pixels with one pair of axes, and room for a legend of so many labels below."""
     from matplotlib.figure import Figure
 
     height += 10 + 15 * -(-legend // 2) if legend else 0
-    figure = Figure(figsize=(width / 72, height / 72))
-    return figure, figure.add_subplot()
+    sheet = files("qpeft.compare.report") / "style.mplstyle"
+    with styles.context(["default", str(sheet)]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's browser has the glyph
+        figure = Figure(figsize=(width / 72, height / 72))
+        yield figure, figure.add_subplot()
 
 
 def label_axes(axes: Axes, x: str, y: str) -> None:
@@ -82,7 +79,7 @@ def legend_below(figure: Figure, axes: Axes, columns: int = 2) -> None:
 
 
 def save(figure: Figure, name: str, title: str, caption: str = "") -> Chart:
-    """The figure as a chart; inside `style()`. Coordinates are rounded, and no metadata are stored."""
+    """The figure as a chart; inside `drawing`. Coordinates are rounded, and no metadata are stored."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), " ".join(buffer.getvalue().split()))
