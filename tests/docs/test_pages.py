@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,27 +34,19 @@ def test_command_line_is_valid(line):
 
 
 def test_readme_shows_the_table_of_the_demo():
-    """Its form only: the values are measurements of one machine."""
+    """Only the form: the values are measurements of one machine."""
     from rich.console import Console
 
-    from qpeft.cli.demo import _results
-    from qpeft.demo.run import Demo
+    from qpeft.cli.demo import _table
+    from qpeft.training.metrics import LanguageModelScore
 
     shown = PAGES[0].read_text(encoding="utf-8").split("```text\n")[1].split("```")[0]
-    runs = {
-        name: {
-            "trainable": 40_960,
-            "deployed": 40_960,
-            "stored_bytes": 99_900,
-            "seconds_per_step": 0.55,
-            "before": {"perplexity": 148.4},
-            "after": {"perplexity": 99.1, "n_tokens": 8_128},
-        }
-        for name in ("lora", "qpa", "quantum_peft")
-    }
+    sizes = {"trainable": 40_960, "deployed": 40_960, "stored_bytes": 99_900, "seconds_per_step": 0.55}
+    score = LanguageModelScore(nats=8_128 * 4.6, n_tokens=8_128, n_bytes=20_000)  # a perplexity of 99.5
+    run = SimpleNamespace(**sizes, before=score, after=score)
     console = Console(width=80, highlight=False, markup=False, color_system=None)
     with console.capture() as captured:
-        console.print(_results(Demo({"methods": list(runs), "steps": 70}, "", runs, {}, "")))
+        console.print(_table(dict.fromkeys(("lora", "qpa", "quantum_peft"), run)))
     assert form(shown) == form(captured.get())
 
 
