@@ -1,4 +1,4 @@
-"""Plans and cells on a tiny model: equal data and order, budgets, the best numbers, one row each."""
+"""Plans and cells on a tiny model: equal data and order, budgets, the best parameters, one row each."""
 
 import json
 
@@ -53,7 +53,7 @@ def changed(cell, **fields):
 
 
 def cells_of(plan, *keys, seed=0):
-    """Final cells at the middle rate, whatever trials there were."""
+    """Final cells at the lowest learning rate of the grid, without trials."""
     return [
         changed(cell, impossible=None, lr=(cell.spec.rates or [None])[0])
         for cell in plan.final_cells({})
@@ -61,7 +61,7 @@ def cells_of(plan, *keys, seed=0):
     ]
 
 
-def test_a_plan_counts_every_method_and_runs_nothing(study, tmp_path):
+def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     assert not (tmp_path / "out" / "study.json").exists()
     plan.study.write(plan.folder)
@@ -79,14 +79,14 @@ def test_a_plan_counts_every_method_and_runs_nothing(study, tmp_path):
     assert len(plan.final_cells({})) == 3 * (len(METHODS) - 1) + 1  # the base needs no second seed
 
 
-def test_seed_0_of_every_method_comes_before_seed_1_and_cheap_methods_first(study, tmp_path):
+def test_cells_are_ordered_by_seed_then_size(study, tmp_path):
     cells = make_plan(study(), tmp_path / "out").final_cells({})
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     sizes = [cell.spec.trainable for cell in cells if cell.seed == 0]
     assert sizes == sorted(sizes)
 
 
-def test_the_lowest_trial_gives_the_rate_and_an_edge_is_named(study, tmp_path):
+def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     rows = {cell.cell_id: failed_row(cell, RuntimeError("planted")) for cell in plan.tuning_cells()}
     for cell in plan.tuning_cells():
@@ -98,7 +98,7 @@ def test_the_lowest_trial_gives_the_rate_and_an_edge_is_named(study, tmp_path):
     assert finals["none"].impossible is None
 
 
-def test_a_changed_config_changes_its_hash_and_no_other(study, tmp_path):
+def test_hash_depends_on_the_config_of_the_method(study, tmp_path):
     before = {method.key: method.hash for method in make_plan(study(), tmp_path / "a").study.methods}
     other = [{**method, "settings": {"r": 3}} if method["key"] == "lora" else method for method in METHODS]
     after = {m.key: m.hash for m in make_plan(study(methods=other), tmp_path / "b").study.methods}
@@ -107,7 +107,7 @@ def test_a_changed_config_changes_its_hash_and_no_other(study, tmp_path):
     assert all(before[method.key] != method.hash for method in longer)
 
 
-def test_a_block_takes_the_largest_size_within_its_budget(study, tmp_path):
+def test_block_uses_the_largest_size_within_the_budget(study, tmp_path):
     sizes = {"key": "lora", "method": "lora", "vary": "r", "values": [1, 2, 3, 4, 5]}
     tight = {"key": "prefix", "method": "prefix", "vary": "num_virtual_tokens", "values": [40]}
     exact = {"key": "qpa", "method": "qpa", "settings": {"r": 4, "budget": "@budget"}}
@@ -125,8 +125,7 @@ def test_a_block_takes_the_largest_size_within_its_budget(study, tmp_path):
 
 
 @pytest.mark.long
-def test_order_and_start_are_equal_for_all_methods(study, tmp_path):
-    """Acceptance 5 and 6: one order of the data for a seed; every start but the prefix's is the base itself."""
+def test_data_order_and_initial_loss_are_equal_for_all_methods(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     rows = [run_cell(cell, plan.folder) for cell in cells_of(plan, *(method["key"] for method in METHODS))]
     trained = [row for row in rows if row.method != "none"]
@@ -142,7 +141,7 @@ def test_order_and_start_are_equal_for_all_methods(study, tmp_path):
     assert set(starts.values()) == {base}
 
 
-def test_a_row_has_what_the_specification_lists(study, tmp_path):
+def test_row_has_the_fields_of_the_specification(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     [cell] = cells_of(plan, "qpa")
     row = run_cell(cell, plan.folder)
@@ -161,7 +160,7 @@ def test_a_row_has_what_the_specification_lists(study, tmp_path):
     assert not folder.exists()
 
 
-def test_a_row_trained_on_a_backend_scores_exact_probabilities_and_says_what_it_used(study, tmp_path):
+def test_backend_is_used_in_training_and_not_in_scores(study, tmp_path):
     settings = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity", "angle_scale": 50}
     shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}
     changes = {"methods": [{**shots, "key": "exact", "backend": {}}, shots], "reference": "exact"}
@@ -177,9 +176,7 @@ def test_a_row_trained_on_a_backend_scores_exact_probabilities_and_says_what_it_
     assert "circuits" not in exact.train.model_fields_set
 
 
-def test_on_hardware_every_job_is_counted_every_step_is_saved_and_no_job_goes_to_figures_of_time(
-    study, tmp_path, monkeypatch
-):
+def test_hardware_jobs_are_counted_and_not_sent_for_times(study, tmp_path, monkeypatch):
     sent = []
     run = ExactBackend.run
     monkeypatch.setattr(ExactBackend, "is_simulator", False)
@@ -201,16 +198,15 @@ def test_on_hardware_every_job_is_counted_every_step_is_saved_and_no_job_goes_to
     assert settings_of(cell, tmp_path).save_every is None
 
 
-@pytest.mark.parametrize("content", ["[]", '{"h": 3}', "{", '{"HASH": {"start": 1.0}}', '{"HASH": 5}'])
-def test_a_damaged_estimate_is_made_again(study, tmp_path, content):
+@pytest.mark.parametrize("content", ["{", '{"HASH": {"start": 1.0}}'])
+def test_damaged_estimate_is_replaced(study, tmp_path, content):
     plan = make_plan(study(methods=METHODS[:2]), tmp_path / "out")
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "estimate.json").write_text(content.replace("HASH", plan.final_cells({})[0].hash))
     assert plan.estimate()["final"] > 0
 
 
-def test_an_estimate_counts_all_blocks_where_all_are_scored(study, tmp_path):
-    """0 means all: of a larger part of the data, no less time."""
+def test_estimate_counts_all_blocks_if_the_limit_is_0(study, tmp_path):
     plan = make_plan(study(methods=METHODS[:2], **{"training.eval_blocks": 0, "test_blocks": 0}), tmp_path / "out")
     plan.estimate()
     for timed in json.loads((tmp_path / "out" / "estimate.json").read_text()).values():
@@ -219,16 +215,8 @@ def test_an_estimate_counts_all_blocks_where_all_are_scored(study, tmp_path):
         assert timed["eval_every"] == 3
 
 
-@pytest.mark.parametrize("content", ["[]", "5", "{"])
-def test_a_damaged_record_of_the_split_is_refused(study, tmp_path, content):
-    make_plan(study(methods=METHODS[:2]), tmp_path / "out")
-    (tmp_path / "out" / "data" / "split.json").write_text(content)
-    with pytest.raises(ConfigError, match="is not the split data of a study"):
-        make_plan(study(methods=METHODS[:2]), tmp_path / "out")
-
-
-def test_the_test_split_is_read_with_the_numbers_that_did_best_on_validation(study, tmp_path):
-    """A rate so high that the last evaluation is worse than an earlier one."""
+def test_parameters_with_the_lowest_validation_loss_are_tested(study, tmp_path):
+    # the learning rate is so high that the last evaluation is worse than an earlier one
     plan = make_plan(study(**{"training.eval_every": 1}), tmp_path / "out")
     [cell] = cells_of(plan, "lora")
     row = run_cell(changed(cell, lr=0.5), plan.folder)
@@ -239,7 +227,7 @@ def test_the_test_split_is_read_with_the_numbers_that_did_best_on_validation(stu
 
 
 @pytest.mark.long
-def test_an_interrupted_cell_goes_on_to_the_same_row(study, tmp_path):
+def test_interrupted_cell_resumes_to_the_same_row(study, tmp_path):
     plan = make_plan(study(**{"training.save_every": 2}), tmp_path / "out")
     again = make_plan(study(**{"training.save_every": 2}), tmp_path / "again")
 
@@ -264,7 +252,7 @@ def test_an_interrupted_cell_goes_on_to_the_same_row(study, tmp_path):
         assert losses[0] == losses[1]
 
 
-def test_a_loss_that_is_not_finite_is_a_diverged_row(study, tmp_path):
+def test_non_finite_loss_gives_status_diverged(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     [cell] = cells_of(plan, "full")
     row = run_cell(changed(cell, lr=1e30), plan.folder)
@@ -272,7 +260,7 @@ def test_a_loss_that_is_not_finite_is_a_diverged_row(study, tmp_path):
     assert row.error_msg
 
 
-def test_a_folder_of_another_study_or_other_data_is_refused(study, tmp_path, tiny_model):
+def test_folder_of_another_study_is_rejected(study, tmp_path, tiny_model):
     make_plan(study(), tmp_path / "out").study.write(tmp_path / "out")
     with pytest.raises(ConfigError, match="study 'survey'"):
         make_plan(study(name="other"), tmp_path / "out")
@@ -284,21 +272,25 @@ def test_a_folder_of_another_study_or_other_data_is_refused(study, tmp_path, tin
         make_plan(study(), tmp_path / "mine")
 
 
-def test_what_cannot_run_is_refused_before_any_cell(study, tmp_path):
-    with pytest.raises(InputError, match="no model folder"):
-        make_plan(study(base=str(tmp_path / "nowhere")), tmp_path / "a")
-    with pytest.raises(DataError, match="no file or folder"):
-        make_plan(study(data=str(tmp_path / "nothing.txt")), tmp_path / "b")
-    methods = [METHODS[1], {"key": "bad", "method": "qpa", "settings": {"budget": 3}}]
-    with pytest.raises(ConfigError, match=r"method bad: .*too small"):
-        make_plan(study(methods=methods), tmp_path / "c")
-    methods = [METHODS[1], {"key": "bad", "method": "lora", "settings": {"rank": 3}}]
-    with pytest.raises(ConfigError, match="'rank'"):
-        make_plan(study(methods=methods), tmp_path / "d")
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"base": "no/model"}, InputError, "no model folder"),
+        ({"data": "nothing.txt"}, DataError, "no file or folder"),
+        ({"bad": {"method": "qpa", "settings": {"budget": 3}}}, ConfigError, "method bad: .*too small"),
+        ({"bad": {"method": "lora", "settings": {"rank": 3}}}, ConfigError, "'rank'"),
+        ({"generation": {"bertscore_model": "no/encoder"}}, ConfigError, "bertscore_model: no folder"),
+    ],
+)
+def test_invalid_studies_are_rejected_before_any_cell(study, tmp_path, changes, error, message):
+    bad = changes.pop("bad", None)
+    methods = [METHODS[1], {"key": "bad", **bad}] if bad else METHODS[:2]
+    with pytest.raises(error, match=message):
+        make_plan(study(methods=methods, **changes), tmp_path / "out")
 
 
 @pytest.mark.parametrize("task", ["text-classification", "image-classification"])
-def test_classifications_are_compared_by_accuracy(task, tmp_path, tiny_encoder, tiny_vit, opinion_files, bar_files):
+def test_classifications_have_accuracy(task, tmp_path, tiny_encoder, tiny_vit, opinion_files, bar_files):
     model, (data, _) = (tiny_encoder, opinion_files) if task == "text-classification" else (tiny_vit, bar_files)
     methods = [
         {"key": "head", "method": "head", "lr": 0.01},
@@ -315,7 +307,7 @@ def test_classifications_are_compared_by_accuracy(task, tmp_path, tiny_encoder, 
         assert 0 < row.cost.params_head <= row.cost.params_trainable
 
 
-def test_answers_to_the_test_prompts_are_written_kept_and_scored(study, tmp_path):
+def test_answers_to_test_prompts_are_scored(study, tmp_path):
     data = tmp_path / "pairs.csv"
     lines = [f'"name[the {n // 2} bird], area[wood]","the bird number {n // 2} sings in the wood"' for n in range(120)]
     data.write_text("mr,ref\n" + "\n".join(lines) + "\n")
@@ -332,7 +324,7 @@ def test_answers_to_the_test_prompts_are_written_kept_and_scored(study, tmp_path
     assert "no local encoder given" in row.null_reasons["quality.bertscore_f1"]
 
 
-def test_texts_without_prompts_say_why_they_have_no_bleu(study, tmp_path):
+def test_texts_without_prompts_have_no_bleu(study, tmp_path):
     plan = make_plan(study(generation={"max_new_tokens": 5}), tmp_path / "out")
     [cell] = cells_of(plan, "none")
     row = run_cell(cell, plan.folder)
@@ -340,7 +332,7 @@ def test_texts_without_prompts_say_why_they_have_no_bleu(study, tmp_path):
     assert row.null_reasons["quality.bleu"] == "the data has no prompts with answers"
 
 
-def test_forgetting_is_what_the_loss_on_a_general_text_rose_by(study, tmp_path):
+def test_forgetting_is_the_increase_of_the_loss_on_a_general_text(study, tmp_path):
     general = tmp_path / "general.txt"
     general.write_text(" ".join(f"{n} goblins ate {n * n} plums" for n in range(300)))
     plan = make_plan(study(general_data=str(general)), tmp_path / "out")
@@ -355,8 +347,7 @@ def test_forgetting_is_what_the_loss_on_a_general_text_rose_by(study, tmp_path):
     assert row.null_reasons["quality.forgetting_shifted"] == "the study names no general_data"
 
 
-def test_methods_that_need_room_shorten_the_blocks_of_all(study, tmp_path):
-    """Else a method with virtual tokens would see other blocks, and its seeds could not be paired."""
+def test_virtual_tokens_shorten_the_blocks_of_all_methods(study, tmp_path):
     plan = make_plan(study(**{"training.seq_len": None}), tmp_path / "out")
     assert plan.study.training.seq_len == 64 - 3
     rows = [run_cell(cell, plan.folder) for cell in cells_of(plan, "lora", "prefix")]
@@ -364,7 +355,7 @@ def test_methods_that_need_room_shorten_the_blocks_of_all(study, tmp_path):
     assert len({row.data.splits["test_tokens"] for row in rows}) == 1
 
 
-def test_a_prompt_too_long_to_answer_costs_the_answers_and_no_training(study, tmp_path):
+def test_too_long_prompt_leaves_the_other_measurements(study, tmp_path):
     data = tmp_path / "pairs.jsonl"
     pairs = [{"prompt": f"{n} " + "the bird sings " * 5, "completion": "at night"} for n in range(60)]
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
@@ -378,13 +369,7 @@ def test_a_prompt_too_long_to_answer_costs_the_answers_and_no_training(study, tm
     assert row.null_reasons["quality.bleu"]
 
 
-def test_an_encoder_that_is_not_there_is_refused_before_any_training(study, tmp_path):
-    asked = {"generation": {"bertscore_model": str(tmp_path / "nowhere")}}
-    with pytest.raises(ConfigError, match="bertscore_model: no folder"):
-        make_plan(study(**asked), tmp_path / "out")
-
-
-def test_rows_outlive_their_damaged_study_file(study, tmp_path):
+def test_damaged_study_file_is_rejected_and_can_be_deleted(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     plan.study.write(plan.folder)
     RowFile(plan.folder).append(failed_row(plan.final_cells({})[0], OSError()))

@@ -1,4 +1,4 @@
-"""One split for every method: nothing in two parts, nothing lost, prompts and their answers together."""
+"""The split of the data: complete, without overlap, equal prompts and documents together."""
 
 import json
 
@@ -20,7 +20,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_documents_are_split_once_and_none_is_lost(tmp_path):
+def test_every_document_is_in_one_part(tmp_path):
     data = tmp_path / "texts.jsonl"
     texts = [f"document number {n}" for n in range(100)]
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -30,7 +30,7 @@ def test_documents_are_split_once_and_none_is_lost(tmp_path):
     assert sorted(parts[0] + parts[1] + parts[2]) == sorted(texts)
 
 
-def test_one_long_text_is_cut_at_its_end_between_words(tmp_path):
+def test_single_text_is_split_between_words(tmp_path):
     data = tmp_path / "tale.txt"
     text = " ".join(f"word{n}" for n in range(4000))
     data.write_text(text)
@@ -41,18 +41,18 @@ def test_one_long_text_is_cut_at_its_end_between_words(tmp_path):
     assert all(part.split()[0] in text.split() for part in parts)
 
 
-def test_answers_to_one_prompt_stay_together(tmp_path):
-    data = tmp_path / "pairs.jsonl"
-    pairs = [{"prompt": f"meaning {n // 3}", "completion": f"answer {n}"} for n in range(180)]
-    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+@pytest.mark.parametrize("key", ["prompt", "text"])
+def test_equal_documents_and_answers_to_one_prompt_stay_together(tmp_path, key):
+    data = tmp_path / "rows.jsonl"
+    extra = {"completion": "answer"} if key == "prompt" else {}
+    data.write_text("".join(json.dumps({key: f"meaning {n // 3}", **extra}) + "\n" for n in range(180)))
     splits = split_data(study(data=str(data)), tmp_path / "study")
-    prompts = [{row["prompt"] for row in rows(path)} for path in (splits.train, splits.validation, splits.test)]
-    assert not prompts[0] & prompts[1] | prompts[0] & prompts[2] | prompts[1] & prompts[2]
-    references = test_references(splits.test)
-    assert {len(answers) for answers in references.values()} == {3}
+    parts = [{row[key] for row in rows(path)} for path in (splits.train, splits.validation, splits.test)]
+    assert not (parts[0] & parts[1]) | (parts[0] & parts[2]) | (parts[1] & parts[2])
+    assert {len(answers) for answers in test_references(splits.test).values()} == ({3} if extra else set())
 
 
-def test_every_class_has_its_share_and_images_keep_their_names(tmp_path):
+def test_every_class_is_in_every_part(tmp_path):
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8), np.arange(120) % 3
     np.savez(tmp_path / "all.npz", images=images, labels=labels, names=np.array(["ape", "bee", "cat"]))
@@ -63,7 +63,7 @@ def test_every_class_has_its_share_and_images_keep_their_names(tmp_path):
             assert set(found["names"][found["labels"]]) == {"ape", "bee", "cat"}
 
 
-def test_given_parts_are_taken_as_they_are(tmp_path):
+def test_given_validation_and_test_data_are_not_split(tmp_path):
     for name, n in (("a", 60), ("b", 5), ("c", 7)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": f"{name} {i}"}) + "\n" for i in range(n)))
     asked = study(
@@ -73,7 +73,7 @@ def test_given_parts_are_taken_as_they_are(tmp_path):
     assert [len(rows(path)) for path in (splits.train, splits.validation, splits.test)] == [60, 5, 7]
 
 
-def test_a_second_call_keeps_the_files_and_the_hash(tmp_path):
+def test_second_call_returns_the_same_files(tmp_path):
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(40)))
     first = split_data(study(data=str(data)), tmp_path / "study")
@@ -82,7 +82,7 @@ def test_a_second_call_keeps_the_files_and_the_hash(tmp_path):
     assert first.train.stat().st_mtime_ns == written
 
 
-def test_other_data_or_columns_behind_the_same_split_are_refused(tmp_path):
+def test_changed_data_or_columns_are_rejected(tmp_path):
     data = tmp_path / "texts.jsonl"
     rows = "".join(json.dumps({"a": f"text {n}", "b": f"other {n}"}) + "\n" for n in range(40))
     data.write_text(rows)
@@ -94,30 +94,23 @@ def test_other_data_or_columns_behind_the_same_split_are_refused(tmp_path):
         split_data(study(data=str(data), **{"training.text_column": "a"}), tmp_path / "study")
 
 
-def test_a_folder_called_data_that_no_study_made_is_not_taken_for_one(tmp_path):
+@pytest.mark.parametrize("content", [None, "[]", "{"])
+def test_data_folder_without_a_valid_record_is_rejected(tmp_path, content):
     (tmp_path / "study" / "data").mkdir(parents=True)
-    (tmp_path / "study" / "data" / "train.jsonl").write_text("mine")
+    if content is not None:
+        (tmp_path / "study" / "data" / "split.json").write_text(content)
     with pytest.raises(ConfigError, match="is not the split data of a study"):
         split_data(study(), tmp_path / "study")
 
 
-def test_equal_documents_stay_together(tmp_path):
-    data = tmp_path / "texts.jsonl"
-    texts = [f"document number {n % 50}" for n in range(100)]
-    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    splits = split_data(study(data=str(data)), tmp_path / "study")
-    parts = [{row["text"] for row in rows(path)} for path in (splits.train, splits.validation, splits.test)]
-    assert not (parts[0] & parts[1]) | (parts[0] & parts[2]) | (parts[1] & parts[2])
-
-
-def test_a_wrong_label_column_names_those_that_are_there(tmp_path):
+def test_missing_label_column_lists_the_columns(tmp_path):
     data = tmp_path / "texts.csv"
     data.write_text("text,mood\nfine,good\n")
     with pytest.raises(DataError, match=r"has the columns text, mood, and no 'label'.*training\.label_column"):
         split_data(study(data=str(data), task="text-classification"), tmp_path / "study")
 
 
-def test_too_little_data_is_refused(tmp_path):
+def test_too_little_data_is_rejected(tmp_path):
     data = tmp_path / "pairs.jsonl"
     data.write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
     with pytest.raises(DataError, match="leaves nothing for validation"):

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("comparison")
 
 
 @pytest.mark.long
-def test_real_trainings_have_the_same_bits(tiny_model, text_file, tmp_path):
+def test_training_with_ray_is_bit_equal(tiny_model, text_file, tmp_path):
     """On a cluster that the run starts and ends itself."""
     ray = pytest.importorskip("ray")
     study = tmp_path / "small.yaml"
@@ -54,7 +54,7 @@ def plan(tmp_path, monkeypatch):
     return cells.PlantedPlan(tmp_path)
 
 
-def test_rows_are_those_of_the_plain_runner(plan, cluster, tmp_path):
+def test_rows_equal_those_of_the_local_executor(plan, cluster, tmp_path):
     outcome = run(plan, workers=2, executor="ray", run_cell=cells.run_cell)
     assert (outcome.n_done, outcome.failures) == (10, [])
     local = cells.PlantedPlan(tmp_path / "local")
@@ -67,7 +67,7 @@ def test_rows_are_those_of_the_plain_runner(plan, cluster, tmp_path):
 
 
 @pytest.mark.long
-def test_a_crash_is_one_row(plan, cluster):
+def test_crashed_cell_has_one_failed_row(plan, cluster):
     crashing = cells.PlantedPlan(plan.folder, ("lora", "raises", "killed"))
     outcome = run(crashing, workers=2, executor="ray", run_cell=cells.run_or_fail)
     statuses = {row.cell_id.split("/", 1)[1]: row.status for row in crashing.rows().values()}
@@ -78,7 +78,7 @@ def test_a_crash_is_one_row(plan, cluster):
 
 
 @pytest.mark.long
-def test_a_machine_without_the_folder_says_so(plan, cluster):
+def test_machine_without_the_folder_gives_failed_rows(plan, cluster):
     (plan.folder / "study.json").unlink()
     run(plan, executor="ray", run_cell=cells.run_cell)
     row = plan.row("lora", "lr0.1")
@@ -87,7 +87,7 @@ def test_a_machine_without_the_folder_says_so(plan, cluster):
 
 
 @pytest.mark.long
-def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
+def test_lost_worker_is_replaced_once(plan, cluster):
     from qpeft.compare.ray_executor import RayExecutor
 
     cell = plan.tuning_cells()[0]
@@ -97,7 +97,7 @@ def test_a_worker_that_is_lost_is_replaced_once(plan, cluster):
     assert (plan.folder / "journal").read_text().splitlines()[0] == "lost"
 
 
-def test_without_ray_the_message_names_the_extra(plan, monkeypatch):
+def test_missing_ray_is_named(plan, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match="pip install ray"):
         run(plan, executor="ray")

@@ -70,7 +70,7 @@ def names(cell_ids):
     return [f"{cell_id.split('/')[1]} {cell_id.split('/')[3]}" for cell_id in cell_ids]
 
 
-def test_phases_follow_each_other_and_a_second_run_does_nothing(plan):
+def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
     progress = Recorder()
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
     assert (outcome.n_done, outcome.n_skipped, outcome.failures) == (10, 0, [])
@@ -89,7 +89,7 @@ def test_phases_follow_each_other_and_a_second_run_does_nothing(plan):
     assert (plan.folder / "rows.jsonl").read_bytes() == before
 
 
-def test_what_a_kill_left_of_finished_cells_and_half_written_files_goes(plan):
+def test_incomplete_files_of_a_killed_run_are_removed(plan):
     run(plan, run_cell=cells.run_cell)
     whole = sorted(plan.folder.rglob("*"))
     work_folder(plan.tuning_cells()[0], plan.folder).mkdir(parents=True)
@@ -99,7 +99,7 @@ def test_what_a_kill_left_of_finished_cells_and_half_written_files_goes(plan):
     assert sorted(plan.folder.rglob("*")) == whole
 
 
-def test_workers_give_the_same_rows_and_times_are_taken_alone(plan, tmp_path):
+def test_parallel_rows_equal_sequential_rows_and_cost_cells_run_alone(plan, tmp_path):
     run(plan, run_cell=cells.run_cell)
     several = cells.PlantedPlan(tmp_path / "several", methods=("lora", "qpa", "qaa"))
     run(several, workers=3, run_cell=cells.run_in_company)
@@ -114,7 +114,7 @@ def test_workers_give_the_same_rows_and_times_are_taken_alone(plan, tmp_path):
     assert most["tuning"] > 1
 
 
-def test_every_disaster_is_one_row_and_the_others_are_there(tmp_path):
+def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
     methods = ("lora", "raises", "no-memory", "killed", "ends", "exits", "qpa")
     plan = cells.PlantedPlan(tmp_path, methods)
     outcome = run(plan, workers=2, run_cell=cells.run_or_fail)
@@ -145,7 +145,7 @@ def test_cell_that_hangs_is_ended_after_the_timeout(tmp_path):
     assert "more than 0.5 s" in plan.row("hangs", "lr0.1").error_msg
 
 
-def test_failed_rows_stay_until_they_are_retried(tmp_path):
+def test_failed_cells_run_again_only_with_retry(tmp_path):
     plan = cells.PlantedPlan(tmp_path, ("lora", "raises"))
     first = run(plan, run_cell=cells.run_or_fail)
     assert len(first.failures) == 5
@@ -157,7 +157,7 @@ def test_failed_rows_stay_until_they_are_retried(tmp_path):
     assert (mended.n_done, mended.failures) == (5, [])  # what could not run before is run now, without being asked for
 
 
-def test_another_rate_after_retried_trials_runs_the_seeds_again(plan):
+def test_seeds_run_again_if_the_chosen_learning_rate_changes(plan):
     run(plan, run_cell=cells.run_cell)
     lost = plan.row("lora", "lr0.1").updated(status="failed", quality=Quality())
     RowFile(plan.folder).append(lost)
@@ -166,7 +166,7 @@ def test_another_rate_after_retried_trials_runs_the_seeds_again(plan):
     assert {plan.row("lora", name).train.lr for name in ("seed0", "seed1", "cost")} == {0.2}
 
 
-def test_rows_of_another_study_are_taken_over(plan, tmp_path):
+def test_rows_of_another_study_are_reused(plan, tmp_path):
     run(plan, run_cell=cells.run_cell)
     other = replace(plan, folder=tmp_path / "other", name="second", methods=("lora", "qaa"))
     progress = Recorder()
@@ -178,7 +178,7 @@ def test_rows_of_another_study_are_taken_over(plan, tmp_path):
     assert taken == made.updated(cell_id=taken.cell_id, study="second")
 
 
-def test_a_run_interrupted_says_what_is_left_and_goes_on(plan, tmp_path):
+def test_interrupted_run_reports_what_is_left_and_resumes(plan, tmp_path):
     class Interrupting(Recorder):
         def on_step(self, cell, done, total):
             super().on_step(cell, done, total)
@@ -200,7 +200,7 @@ def test_a_run_interrupted_says_what_is_left_and_goes_on(plan, tmp_path):
     assert plan.rows() == unbroken.rows()
 
 
-def test_the_report_that_cannot_be_drawn_does_not_end_a_run(plan, monkeypatch):
+def test_failed_refresh_of_the_report_does_not_end_the_run(plan, monkeypatch):
     def fail(folder):
         raise ValueError("no ink")
 
@@ -225,13 +225,13 @@ def test_the_report_that_cannot_be_drawn_does_not_end_a_run(plan, monkeypatch):
         ({"reuse": Path("nowhere")}, "nowhere holds no rows"),
     ],
 )
-def test_bad_arguments_are_refused_before_any_work(plan, arguments, message):
+def test_invalid_arguments_are_rejected_before_any_work(plan, arguments, message):
     with pytest.raises(ConfigError, match=message):
         run(plan, **arguments)
     assert not list(plan.folder.iterdir())
 
 
-def test_two_runs_in_one_folder_are_refused(plan):
+def test_second_run_in_the_same_folder_is_rejected(plan):
     with runner.locked(plan.folder), pytest.raises(ConfigError, match="another process"):
         run(plan, run_cell=cells.run_cell)
 
@@ -254,7 +254,7 @@ def test_cell_waits_for_the_process_of_a_killed_run(plan):
     assert progress.ended[0][0] != first.cell_id
 
 
-def test_cell_of_a_process_that_does_not_end_fails_with_its_reason(plan, monkeypatch):
+def test_cell_fails_if_the_process_of_a_killed_run_does_not_end(plan, monkeypatch):
     first = plan.tuning_cells()[0]
     monkeypatch.setattr(local_executor, "_PATIENCE", 0.0)
     with waiting_for(work_folder(first, plan.folder) / ".lock", lambda: False):
@@ -272,7 +272,7 @@ def test_measuring_time_waits_for_another_study(plan, tmp_path, monkeypatch):
     assert local_executor.timing_lock().parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_trial_that_diverged_is_no_failure():
+def test_diverged_trial_is_no_failure():
     row = Row(cell_id="s/m/h/lr1", study="s", method="m", role="tuning", seed=0)
     assert not is_failure(row.updated(status="diverged"))
     assert not is_failure(row.updated(status="success"))

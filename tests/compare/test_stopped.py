@@ -58,7 +58,7 @@ def test_no_cell_outlives_its_runner(tmp_path):
             assert is_free
 
 
-def test_real_trainings_interrupted_end_with_the_same_bits(tiny_model, text_file, tmp_path):
+def test_interrupted_runs_resume_bit_equal(tiny_model, text_file, tmp_path):
     """One run is interrupted while it trains, another is left alone."""
     study = tmp_path / "small.yaml"
     study.write_text(TINY_STUDY.format(base=tiny_model, data=text_file))

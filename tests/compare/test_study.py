@@ -24,13 +24,13 @@ def written(tmp_path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_every_built_in_study_is_valid_and_called_by_its_name(name):
+def test_built_in_study_is_valid(name):
     study = load_study(name)
     assert study.name == name
     assert study.question.endswith("?")
 
 
-def test_a_method_trains_on_its_own_backend(tmp_path):
+def test_backend_of_a_method_is_validated(tmp_path):
     study = load_study(written(tmp_path, SMALL.replace("lr: 0.01}", "lr: 0.01, backend: {shots: 100}}")))
     assert study.methods[-1].backend == {"shots": 100}
     with pytest.raises(ConfigError, match="backend: unknown backend setting 'shot'"):
@@ -39,19 +39,19 @@ def test_a_method_trains_on_its_own_backend(tmp_path):
         load_study(written(tmp_path, SMALL.replace("settings: {r: 2}}", "backend: {shots: 100}}")))
 
 
-def test_defaults_are_those_of_the_specification():
+def test_defaults_equal_the_specification():
     study = load_study("survey", {"seeds": [0, 1, 2]})
     assert study.tuning.grid == [0.3, 1.0, 3.0, 10.0]
     assert study.tuning.seed not in study.seeds
     assert (study.training.max_grad_norm, study.training.warmup) == (1.0, 0.06)
 
 
-def test_a_methods_middle_rate_is_its_own_or_the_usual_one(tmp_path):
+def test_middle_learning_rate_is_the_given_or_the_default_one(tmp_path):
     study = load_study(written(tmp_path, SMALL))
     assert [method.base_rate for method in study.methods] == [2e-4, 0.01]
 
 
-def test_overrides_reach_nested_fields(tmp_path):
+def test_overrides_set_nested_fields(tmp_path):
     study = load_study(written(tmp_path, SMALL), {"training.steps": 7, "base": "gpt2", "generation.n_prompts": 3})
     assert (study.training.steps, study.base, study.generation.n_prompts) == (7, "gpt2", 3)
 
@@ -87,7 +87,7 @@ def test_overrides_reach_nested_fields(tmp_path):
         ),
     ],
 )
-def test_a_bad_field_is_named(tmp_path, change, message):
+def test_invalid_field_is_named(tmp_path, change, message):
     with pytest.raises(ConfigError, match=message):
         load_study(written(tmp_path, SMALL), change)
 
@@ -101,12 +101,12 @@ def test_a_bad_field_is_named(tmp_path, change, message):
         ("name: x\n", "title: Field"),
     ],
 )
-def test_a_file_that_is_no_study_says_so(tmp_path, text, message):
+def test_invalid_file_is_rejected(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         load_study(written(tmp_path, text))
 
 
-def test_an_unknown_name_lists_the_built_in_ones():
+def test_unknown_name_lists_built_in_studies():
     with pytest.raises(ConfigError, match="controls, depth, feature-source, noise, qubits"):
         load_study("surwey")
 
@@ -116,7 +116,7 @@ def test_yaml_cannot_make_python_objects(tmp_path):
         load_study(written(tmp_path, SMALL + "base: !!python/object/apply:os.getcwd []\n"))
 
 
-def test_a_study_is_frozen():
+def test_study_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         Study.model_validate(load_study("survey").model_dump()).name = "other"
 
@@ -129,7 +129,7 @@ def test_too_many_expanded_aliases_are_refused(tmp_path, bomb):
         load_study(str(tmp_path / "study.yaml"))
 
 
-def test_what_is_no_utf8_is_refused(tmp_path):
+def test_other_encoding_than_utf8_is_rejected(tmp_path):
     (tmp_path / "study.yaml").write_bytes("name: stüdy".encode("latin-1"))
     with pytest.raises(ConfigError, match="cannot be read as text in UTF-8"):
         load_study(str(tmp_path / "study.yaml"))
