@@ -1,10 +1,12 @@
 """Plans and cells on a tiny model: equal data and order, budgets, the best parameters, one row each."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from qpeft import methods
 from qpeft.backends import ExactBackend
 from qpeft.compare.cell import failed_row, started_row, tidy, work_folder
 from qpeft.compare.cell_run import run_cell, settings_of
@@ -13,6 +15,7 @@ from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Quality, RowFile
 from qpeft.compare.study import load_study
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError
+from qpeft.methods import registry
 
 METHODS = [
     {"key": "none", "method": "none"},
@@ -77,6 +80,30 @@ def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     assert not (tmp_path / "out" / "rows.jsonl").exists()
     assert len(plan.tuning_cells()) == 4 * (len(METHODS) - 1)
     assert len(plan.final_cells({})) == 3 * (len(METHODS) - 1) + 1  # the base needs no second seed
+
+
+def test_study_file_stores_what_a_report_needs_of_a_method_in_a_file(study, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("")
+    name = f"{tmp_path / 'mine.py'}:METHOD"
+    record = replace(methods.get("lora"), kind="quantum", prunes_ranks=True, report_note="A note.")
+    monkeypatch.setitem(registry._from_files, name, record)
+    plan = make_plan(study(methods=[METHODS[1], {"key": "mine", "method": name}]), tmp_path / "out")
+    plan.study.write(plan.folder)
+    assert started_row(plan.final_cells({})[-1]).method_config.kind == "quantum"
+    monkeypatch.undo()  # as in another process, which has not read the file
+    mine = read_study(plan.folder).methods[1]
+    assert (mine.kind, mine.prunes_ranks, mine.report_note) == ("quantum", True, "A note.")
+
+
+def test_study_file_of_release_0_1_is_completed_from_the_table_of_methods(study, tmp_path):
+    values = make_plan(study(), tmp_path / "out").study.model_dump()
+    for method in values["methods"]:
+        for name in ("kind", "prunes_ranks", "report_note"):
+            del method[name]
+    (tmp_path / "study.json").write_text(json.dumps(values))
+    found = {method.key: method for method in read_study(tmp_path).methods}
+    assert (found["qpa"].kind, found["lora"].kind) == ("quantum", "classical")
+    assert (found["sora"].prunes_ranks, found["lora"].prunes_ranks) == (True, False)
 
 
 def test_cells_are_ordered_by_seed_then_size(study, tmp_path):
@@ -275,7 +302,7 @@ def test_folder_of_another_study_is_rejected(study, tmp_path, tiny_model):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"base": "no/model"}, InputError, "no model folder"),
+        ({"base": "./no/model"}, InputError, "no model folder"),
         ({"data": "nothing.txt"}, DataError, "no file or folder"),
         ({"bad": {"method": "qpa", "settings": {"budget": 3}}}, ConfigError, "method bad: .*too small"),
         ({"bad": {"method": "lora", "settings": {"rank": 3}}}, ConfigError, "'rank'"),

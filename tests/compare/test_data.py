@@ -99,7 +99,7 @@ def test_data_folder_without_a_valid_record_is_rejected(tmp_path, content):
     (tmp_path / "study" / "data").mkdir(parents=True)
     if content is not None:
         (tmp_path / "study" / "data" / "split.json").write_text(content)
-    with pytest.raises(ConfigError, match="is not the split data of a study"):
+    with pytest.raises(ConfigError, match="was not written by a study"):
         split_data(study(), tmp_path / "study")
 
 

@@ -1,1 +1,1 @@
-"""One question, many trainings: equal data and steps, tuned rates, seeds, controls, and what can be said of them."""
+"""Studies that compare methods: equal data and steps, tuned learning rates, several seeds, controls, a report."""

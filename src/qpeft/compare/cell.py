@@ -22,6 +22,8 @@ from qpeft.files import remove_folder
 Steps = Callable[[int, int], None]  # receives (steps done, steps planned)
 RunCell = Callable[["Cell", Path, Steps], Row]
 
+FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # environment variable: the cell whose data `preload` reads
+
 _PACKAGES = ("qpeft", "torch", "transformers", "peft")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 

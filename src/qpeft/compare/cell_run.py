@@ -226,10 +226,13 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
     if recipe.generation and TASKS[recipe.task].is_language_model:
         with _or_reason(row, "quality.bleu"):
             _generate(recipe.data.test, recipe.generation, row, model, test)
-    _measure_forgetting(cell, row, ready)
-    if recipe.capacity and cell.spec.is_trained:
+    has_capacity = recipe.capacity and cell.spec.is_trained
+    base: Any = None
+    if has_capacity or recipe.data.general:
+        base = ready.task.load_base().eval().to(next(model.parameters()).device)
+    _measure_forgetting(cell, row, model, base)
+    if has_capacity:
         with _or_reason(row, "capacity"):
-            base = ready.task.load_base().eval().to(next(model.parameters()).device)
             found = measure_capacity(model, base, _batches(ready.task))
             if cell.seed != recipe.first_seed:  # only one row of a method keeps the values of each module and block
                 found = {name: value for name, value in found.items() if name not in ("modules", "blocks")}
@@ -267,7 +270,7 @@ def _generate(test_file: Path, asked: Generation, row: Row, model: Any, test: An
     _record(row, "quality", {**score_texts(texts, list(answers), encoder), "texts": texts})
 
 
-def _measure_forgetting(cell: Cell, row: Row, ready: Prepared) -> None:
+def _measure_forgetting(cell: Cell, row: Row, model: Any, base: Any) -> None:
     """Loss on a general text after training minus before."""
     row.quality.forgetting_shifted = None
     if cell.recipe.data.general is None:
@@ -275,8 +278,7 @@ def _measure_forgetting(cell: Cell, row: Row, ready: Prepared) -> None:
         return
     settings = replace(settings_of(cell, Path(), "general"), eval_blocks=cell.recipe.test_blocks)
     general = shared_task(replace(settings, data=str(settings.eval_data)))
-    before = general.score(general.load_base().eval()).loss
-    row.quality.forgetting_shifted = general.score(ready.model).loss - before
+    row.quality.forgetting_shifted = general.score(model).loss - general.score(base).loss
 
 
 def _batches(task: Task) -> list[dict[str, Any]]:

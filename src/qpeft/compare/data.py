@@ -75,7 +75,7 @@ def _check_origin(place: Path, origin: dict[str, Any]) -> None:
     try:
         recorded = {**read_json(place / _RECORD)}
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{place} exists and is not the split data of a study; name another folder") from error
+        raise ConfigError(f"{place} already exists and was not written by a study; name another folder") from error
     for name, value in origin.items():
         if recorded.get(name) != value:
             what = "the content of its data" if name == "contents" else f"{name} {recorded.get(name)!r}"

@@ -19,13 +19,11 @@ from typing import Any
 
 from pebble import ProcessExpired, concurrent
 
-from qpeft.compare.cell import Cell, RunCell, failed_row, lost_row, work_folder
+from qpeft.compare.cell import FIRST_CELL, Cell, RunCell, failed_row, lost_row, work_folder
 from qpeft.compare.progress import CompareProgress
 from qpeft.compare.rows import Row
 from qpeft.errors import TrainingError
 from qpeft.training.lock import waiting_for
-
-FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # environment variable: the cell whose data `preload` reads
 
 _PRELOAD = "qpeft.compare.preload"
 _PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to end

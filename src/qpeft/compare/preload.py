@@ -1,6 +1,6 @@
-"""Imported once by the process that cells are forked from: it imports everything and reads the study's data for all.
+"""Preloaded by the process from which cells are forked: it imports all packages and reads the study's data once.
 
-Only that process imports this module: it ignores Ctrl-C, which the runner passes on to its cells, and prints nothing.
+The process ignores Ctrl-C, which the runner sends to its cells, and prints nothing.
 """
 
 import io
@@ -8,8 +8,7 @@ import os
 import signal
 from contextlib import redirect_stderr, redirect_stdout, suppress
 
-from qpeft.compare.cell import Cell
-from qpeft.compare.local_executor import FIRST_CELL
+from qpeft.compare.cell import FIRST_CELL, Cell
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # threads do not survive a fork; a cell sets its own number
@@ -19,5 +18,5 @@ with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
     from qpeft.compare import cell_run
 
     if FIRST_CELL in os.environ:
-        with suppress(Exception):  # a cell that needs it tries again, and its row tells why it cannot be
+        with suppress(Exception):  # a cell that needs the data reads them again, and its row has the reason
             cell_run.warm(Cell.model_validate_json(os.environ[FIRST_CELL]))

@@ -190,7 +190,9 @@ class Study(_Strict):
                     f"methods: {method.key} is a control against {method.against!r}: no method has this key"
                 )
         if self.tuning.seed in self.seeds:
-            raise ValueError(f"tuning.seed {self.tuning.seed} is one of seeds; learning rates need a seed of their own")
+            raise ValueError(
+                f"tuning.seed {self.tuning.seed} is one of seeds; learning rates are selected with a separate seed"
+            )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: duplicate seed")
         self._check_data_and_metric()

@@ -1,1 +1,1 @@
-"""What is measured of a training beside its loss: convergence, capacity, cost, generated texts."""
+"""Measurements of a training run in addition to its loss: convergence, capacity, cost, generated texts."""
