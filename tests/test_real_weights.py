@@ -30,7 +30,7 @@ def accuracy(model, descending=False):
 
 
 @pytest.mark.long
-def test_a_trained_sorter_is_untouched_at_the_start_and_learns_to_sort_backwards(shared, tmp_path):
+def test_qpa_on_a_sorting_model(shared, tmp_path):
     folder = shared / "models" / "gpt_nano_sort"
     base = AutoModelForCausalLM.from_pretrained(folder).eval()
     assert accuracy(base) == 1.0
@@ -56,8 +56,8 @@ def test_a_trained_sorter_is_untouched_at_the_start_and_learns_to_sort_backwards
 
 
 @pytest.mark.long
-def test_a_storyteller_reads_grimm(shared, tmp_path):
-    """The whole way: text file -> run folder -> stock adapter, better than the base on held-out text."""
+def test_run_on_a_story_model(shared, tmp_path):
+    """From a text file to an exported adapter that is better than the base on held-out text."""
     settings = TrainSettings(
         model=str(shared / "models" / "stories260K"),
         data=str(shared / "data" / "grimm" / "GrimmsFairyTales.txt"),

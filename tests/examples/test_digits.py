@@ -33,7 +33,7 @@ def finished(digits, tmp_path_factory):
     return out, base, results
 
 
-def test_no_image_is_in_two_files_and_none_is_lost(finished):
+def test_images_are_split_without_overlap(finished):
     out, _, _ = finished
     files = {
         name: dict(np.load(out / f"{name}.npz", allow_pickle=False)) for name in ("low", "high-train", "high-test")
@@ -45,7 +45,7 @@ def test_no_image_is_in_two_files_and_none_is_lost(finished):
     assert files["low"]["images"].max() == 255
 
 
-def test_the_base_learns_and_is_an_ordinary_folder(finished):
+def test_base_learns_and_is_an_ordinary_folder(finished):
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     out, base, _ = finished
@@ -65,7 +65,7 @@ def test_every_method_trains_the_same_head(finished):
     assert results["quantum_peft"].trainable < results["qpa"].trainable < results["lora"].trainable
 
 
-def test_a_finished_run_is_not_trained_again(digits, finished, monkeypatch, capsys):
+def test_finished_run_is_not_trained_again(digits, finished, monkeypatch, capsys):
     out, _, results = finished
     monkeypatch.setattr(sys, "argv", ["digits.py", "--out", str(out), "--steps", "2", "--base-steps", "40"])
     digits.main()

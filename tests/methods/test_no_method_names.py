@@ -50,7 +50,7 @@ OTHER_MEANINGS = {
 
 
 @pytest.mark.parametrize("file", OUTSIDE, ids=lambda file: str(file.relative_to(SOURCE)))
-def test_no_method_is_named_outside_its_folder(file):
+def test_methods_are_named_only_in_their_folder(file):
     place = str(file.relative_to(SOURCE))
     found = [(key, line) for key, line in names_compared(ast.parse(file.read_text()))]
     assert [f"{place}:{line} names {key!r}" for key, line in found if (place, key) not in OTHER_MEANINGS] == []
@@ -66,5 +66,5 @@ def test_no_method_is_named_outside_its_folder(file):
         'match method:\n    case "qaa":\n        pass',
     ],
 )
-def test_a_named_method_is_found(code):
+def test_named_method_is_found(code):
     assert list(names_compared(ast.parse(code)))

@@ -15,6 +15,7 @@ from .parts import OwnTuner as OwnTuner
 from .parts import SealedConfig as SealedConfig
 from .parts import SeededInit as SeededInit
 from .parts import Slot as Slot
+from .parts import StockAdapter as StockAdapter
 from .parts import check_adapter as check_adapter
 from .parts import check_is_matrix as check_is_matrix
 from .parts import check_target_modules as check_target_modules

@@ -1,6 +1,7 @@
 """Public names of `qpeft.methods` for defining a method; they need torch and peft."""
 
 from qpeft.core.adapter_form import AdapterForm as AdapterForm
+from qpeft.core.adapter_form import StockAdapter as StockAdapter
 from qpeft.core.binding import Slot as Slot
 from qpeft.core.config import GeneratedConfig as GeneratedConfig
 from qpeft.core.config import GeneratedLoraConfig as GeneratedLoraConfig

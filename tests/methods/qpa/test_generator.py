@@ -73,7 +73,7 @@ def test_centering_excludes_unused_entries():
 
 
 @pytest.mark.parametrize(("n_qubits", "chunk_size", "n_chunks"), [(7, 2048, 100), (8, 512, 252)])
-def test_the_rank_of_the_chunk_matrix(n_qubits, chunk_size, n_chunks):
+def test_rank_of_the_chunk_matrix(n_qubits, chunk_size, n_chunks):
     def rank(activation):
         config = QPAGeneratorConfig(chunk_size=chunk_size, activation=activation, init_mode="raw")
         m = chunk_size * n_chunks
@@ -122,7 +122,7 @@ def test_weight_decay_pulls_to_the_initial_value():
 
 @pytest.mark.long
 @pytest.mark.parametrize(("activation", "low", "high"), [("silu", 0.0, 0.75), ("identity", 0.93, 1.0)])
-def test_it_learns_the_random_target_of_the_specification(activation, low, high):
+def test_training_learns_the_random_target_of_the_specification(activation, low, high):
     """Fit a random rank-4 update of 2048 x 512; measured before: SiLU 0.694 +- 0.007, affine 0.964 +- 0.003."""
     k, d, r, steps = 2048, 512, 4, 600
     u, v = torch.randn(k, r), torch.randn(d, r)

@@ -80,12 +80,6 @@ def counted(function, runs):
     return run
 
 
-def test_printing_trainable_parameters_counts_the_generator(llama, adapters, capsys):
-    model = adapters.qpa(llama)
-    model.print_trainable_parameters()
-    assert f"trainable params: {model.base_model.generators['default'].count.total}" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
