@@ -29,7 +29,7 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
         raise ConfigError(f"'{error.pattern}' is no regular expression: {error.msg}") from error
 
 
-def exclude_new_head(model: nn.Module, config: Any) -> None:
+def exclude_classifier_head(model: nn.Module, config: Any) -> None:
     """Exclude a new head, such as an image classifier's, from all-linear by the config's `exclude_modules`.
 
     PEFT excludes the output head of language models and `modules_to_save`. A new head has no trained weight that an
@@ -111,7 +111,7 @@ def set_target_names(
     """
     config.target_modules = config.target_modules or default(model)
     if str(config.target_modules).lower() == "all-linear":
-        exclude_new_head(model, config)
+        exclude_classifier_head(model, config)
         # like PEFT, without the output head; PEFT's own search skips modules that have an adapter
         head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
         head = getattr(head, "base_layer", head)

@@ -17,7 +17,7 @@ from qpeft.core.holder import GeneratorHolder
 from qpeft.core.load_checks import check_tensors
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of
-from qpeft.core.targets import check_target_modules, exclude_new_head
+from qpeft.core.targets import check_target_modules, exclude_classifier_head
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 
@@ -46,7 +46,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, because the binding records this adapter's tensors in it
         self.peft_config[adapter_name] = own_copy(self.peft_config[adapter_name])
-        exclude_new_head(model, self.peft_config[adapter_name])
+        exclude_classifier_head(model, self.peft_config[adapter_name])
         self._check_targets(model, self.peft_config[adapter_name])
         if self.container not in self._modules:
             self._begin_holding()

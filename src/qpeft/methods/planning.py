@@ -18,7 +18,7 @@ from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.core.config import GeneratedLoraConfig
 from qpeft.core.meta_model import on_meta
-from qpeft.core.targets import check_target_modules, exclude_new_head
+from qpeft.core.targets import check_target_modules, exclude_classifier_head
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.counting import Plan, count_live
@@ -60,7 +60,7 @@ def plan(
     config = copy.deepcopy(config)
     method = find_by_config(config)
     if method is not None:
-        exclude_new_head(model, config)
+        exclude_classifier_head(model, config)
     check_target_modules(model, config)
     count = (method and imported(method.count)) or count_live
     # a method with its own count needs only the stock adapter, not the generator

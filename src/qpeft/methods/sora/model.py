@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qpeft.core.adapter_form import StockAdapter, count_trainable
 from qpeft.core.config import own_copy
 from qpeft.core.load_checks import check_adapter
-from qpeft.core.targets import check_is_matrix, check_target_modules, exclude_new_head
+from qpeft.core.targets import check_is_matrix, check_target_modules, exclude_classifier_head
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods.sora import export as sora_export
@@ -41,7 +41,7 @@ class SoRAModel(GatedTuner, LoraModel):
         # a copy, because training records this adapter's threshold in it
         config: Any = own_copy(self.peft_config[adapter_name])
         self.peft_config[adapter_name] = config
-        exclude_new_head(model, config)
+        exclude_classifier_head(model, config)
         check_target_modules(model, config)
         for name, module in model.named_modules():
             if config.target_modules is not None and check_target_module_exists(config, name):
