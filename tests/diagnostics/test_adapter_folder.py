@@ -129,7 +129,7 @@ def test_edited_folder_is_refused(llama, gpt2, tmp_path):
     with pytest.raises(CheckpointError, match="seed 9"):
         of_folder(tmp_path)
     file.write_text(json.dumps({**written, "angle_scale": 9.0}))
-    with pytest.raises(CheckpointError, match="other settings"):
+    with pytest.raises(CheckpointError, match="other initial values or settings"):
         of_folder(tmp_path)
     file.write_text(json.dumps({**written, "weights_sha256": None}))
     tensors = load_file(tmp_path / "adapter_model.safetensors")

@@ -79,7 +79,7 @@ def test_movement_over_another_host(gpt2, tmp_path):
         (lambda: qpeft.QPAConfig(**SMALL, feature_source="qnn_frozen"), "no circuit whose angles are trained"),
         (lambda: qpeft.QuantumPeftConfig(r=2, family="lie", target_modules="all-linear"), "family lie"),
         (lambda: qpeft.QuantumPeftConfig(r=2, freeze_angles=True, target_modules="all-linear"), "freeze_angles"),
-        (lambda: qpeft.QuantumPeftConfig(r=2, bits=4, target_modules="all-linear"), "quantised"),
+        (lambda: qpeft.QuantumPeftConfig(r=2, bits=4, target_modules="all-linear"), "quantized"),
     ],
 )
 def test_adapter_without_trained_angles_is_refused(llama, tmp_path, config, message):

@@ -58,17 +58,13 @@ def to_file(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_config(config: PeftConfig, model: Any, folder: Path) -> None:
     """adapter_config.json, as stock PEFT would have saved it for this model."""
     config.inference_mode = True
-    config.base_model_name_or_path = base_name(model, config)
+    known = model.get_base_model().__dict__.get("name_or_path") or None
+    config.base_model_name_or_path = config.base_model_name_or_path or known
     auto_mapping = None
     if config.task_type is None:
         base = model.get_base_model()
         auto_mapping = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
     config.save_pretrained(str(folder), auto_mapping_dict=auto_mapping)
-
-
-def base_name(model: Any, config: PeftConfig) -> str | None:
-    """The hub id or the folder of the base model, if it is known."""
-    return config.base_model_name_or_path or model.get_base_model().__dict__.get("name_or_path") or None
 
 
 def tied_target(model: Any) -> str | None:

@@ -131,7 +131,7 @@ class QPASettings(GeneratorConfig):
         Raises ConfigError if no angles are trained.
         """
         if self.feature_source != "qnn":
-            raise ConfigError(f"feature_source {self.feature_source} has no trained angles")
+            raise ConfigError(f"feature_source {self.feature_source} has no circuit whose angles are trained")
         return ".angles.tau", self.angle_scale
 
     def circuit(self, n_qubits: int) -> tuple[Ansatz, bool] | None:
