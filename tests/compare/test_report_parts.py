@@ -13,7 +13,7 @@ from synthetic_study import summary_of
 from qpeft.compare.analysis.statistics import describe, paired_difference
 from qpeft.compare.report import format as texts
 from qpeft.compare.report.charts import pareto_front
-from qpeft.compare.report.kinds import KINDS, kind_of
+from qpeft.compare.report.format import KINDS, kind_of
 from qpeft.compare.report.plotting import drawing, label_axes, save
 from qpeft.compare.report.table import Table, to_csv
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from qpeft.compare.report.format import decimal
-from qpeft.compare.report.kinds import kind_of
+from qpeft.compare.report.format import decimal, kind_of
 from qpeft.compare.report.plotting import FAINT, INK, MUTED, Chart, drawing, label_axes, legend_below, save
 
 if TYPE_CHECKING:

@@ -1,19 +1,50 @@
-"""How values are written in every table: few digits, and the same for the same value everywhere."""
+"""How values and kinds of methods are shown: a value has the same few digits, and a kind the same sign, everywhere."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference, Stats
-    from qpeft.compare.analysis.types import Reached
+    from qpeft.compare.analysis.types import MethodSummary, Reached, Summary
 
 MISSING = "\u2013"
 VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
 _DECIMALS = 4
 _MOST_DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of method. `key` is also its CSS class."""
+
+    key: str
+    title: str
+    sign: str
+    marker: str  # matplotlib's name of the sign
+    line: str  # matplotlib's name of a line style
+
+
+REFERENCE = Kind("reference", "reference", "◆", "D", "-")
+QUANTUM = Kind("quantum", "quantum-generated", "●", "o", "-")
+CLASSICAL = Kind("classical", "classical", "■", "s", "--")
+CONTROL = Kind("control", "control", "▲", "^", ":")
+BASE = Kind("base", "untrained", "✕", "X", "-.")
+KINDS = (REFERENCE, QUANTUM, CLASSICAL, CONTROL, BASE)
+
+
+def kind_of(method: MethodSummary, summary: Summary) -> Kind:
+    """The kind of `method` in its study."""
+    if method.key == summary.study.reference:
+        return REFERENCE
+    if method.role == "control":
+        return CONTROL
+    if not method.is_trained:
+        return BASE
+    return QUANTUM if method.kind == QUANTUM.key else CLASSICAL
 
 
 def count(value: float | None) -> str:

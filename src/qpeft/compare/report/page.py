@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from qpeft.compare.analysis.limits import unfinished
 from qpeft.compare.report import charts, tables, text
-from qpeft.compare.report.kinds import KINDS
+from qpeft.compare.report.format import KINDS
 from qpeft.files import write_text
 
 if TYPE_CHECKING:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qpeft.compare.analysis.records import flatten
-from qpeft.compare.report.format import count, decimal, interval, mean_sd, reached, settings, verdict
-from qpeft.compare.report.kinds import kind_of
+from qpeft.compare.report.format import count, decimal, interval, kind_of, mean_sd, reached, settings, verdict
 from qpeft.compare.report.table import Table
 from qpeft.compare.study import LEAST_RANKED
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qpeft.compare.analysis.sentences import plural
-from qpeft.compare.report.format import VERDICTS, count
-from qpeft.compare.report.kinds import kind_of
+from qpeft.compare.report.format import VERDICTS, count, kind_of
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference
