@@ -14,6 +14,7 @@ import argparse
 import gc
 import io
 import json
+import logging
 import os
 import random
 import resource
@@ -204,6 +205,7 @@ def _be_child(work: Callable[[Callable[[Any], None]], None], send: int) -> None:
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         warnings.simplefilter("ignore")
+        logging.raiseExceptions = False  # a handler of transformers may hold a stream that a test has closed
         work(lambda value: os.write(send, (json.dumps(value) + "\n").encode()) and None)
     except BaseException:
         os.write(send, (json.dumps({"failed": traceback.format_exc()}) + "\n").encode())
