@@ -44,7 +44,7 @@ OF_LINEAR_MAPS = ("lora", "dora", "vera", "ia3", "qpa", "quantum_peft", "sora")
 
 
 def adapted(base, method, by=0.1):
-    """A copy of `base` under a method, its numbers moved away from their start."""
+    """A copy of `base` with an adapter whose parameters differ from their initial values."""
     model = copy.deepcopy(base)
     if method != "full":
         with warnings.catch_warnings():
@@ -84,7 +84,7 @@ def test_every_method_is_measured_and_nulls_have_reasons(base, method):
 
 @pytest.mark.parametrize("method", ["lora", "qpa", "quantum_peft", "sora", "vera"])
 def test_weight_change_equals_the_merged_delta_weight(base, method):
-    # weights after PEFT's own merging, less the base's: nothing of ours took part
+    # weights after PEFT's own merging minus those of the base
     model = adapted(base, method)
     found = {row["name"]: row for row in measure_capacity(model, base, batches())["modules"]}
     merged = dict(model.merge_and_unload().named_parameters())

@@ -89,7 +89,7 @@ def test_spikes_are_counted_against_earlier_norms():
         ([[0, None, 2.0, 0], [1, None, 9.0, 0], [2, None, 2.0, 0]], False),  # it came back
         ([[0, None, 2.0, 0], [1, math.nan, None, 0], [2, None, 2.0, 0]], True),
         ([[0, None, 2.0, 0], [1, None, math.inf, 0]], True),
-        ([[1, 2.0, None, 0], [2, 5.0, None, 0]], True),  # no validation: the training's own losses
+        ([[1, 2.0, None, 0], [2, 5.0, None, 0]], True),  # without validation losses: training losses
         ([], False),
     ],
 )

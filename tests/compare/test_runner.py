@@ -1,4 +1,4 @@
-"""The runner with cells that train nothing: order, resume, retries, reuse, and every way to fail."""
+"""The runner with cells that train nothing: order, resuming, retries, reuse, failures."""
 
 import json
 import signal
@@ -32,7 +32,7 @@ def plan(tmp_path):
 
 
 class Recorder(CompareProgress):
-    """Keeps what the runner says."""
+    """Records all events."""
 
     def __init__(self):
         self.planned, self.there, self.began, self.steps, self.ended, self.notes = [], 0, [], [], [], []
@@ -54,7 +54,7 @@ class Recorder(CompareProgress):
 
 
 class Releasing(Recorder):
-    """Holds a lock until the runner says that it waits."""
+    """Holds a lock until the runner reports that it waits."""
 
     def __init__(self, lock):
         super().__init__()

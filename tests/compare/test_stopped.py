@@ -1,4 +1,4 @@
-"""A runner that is killed or interrupted leaves no process, and the same command resumes. See tests/test_kills.py."""
+"""A killed or interrupted runner leaves no process, and the same command resumes. See tests/test_kills.py."""
 
 import os
 import signal
@@ -59,7 +59,7 @@ def test_no_cell_outlives_its_runner(tmp_path):
 
 
 def test_interrupted_runs_resume_bit_equal(tiny_model, text_file, tmp_path):
-    """One run is interrupted while it trains, another is left alone."""
+    """One run is interrupted during training, another one is not."""
     study = tmp_path / "small.yaml"
     study.write_text(TINY_STUDY.format(base=tiny_model, data=text_file))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -77,7 +77,7 @@ def test_interrupted_runs_resume_bit_equal(tiny_model, text_file, tmp_path):
 
 
 def wait_for_checkpoints(folder: Path, process: subprocess.Popen) -> None:
-    """Until a training has saved a step that was not there before."""
+    """Wait until a run has saved a new checkpoint."""
     before = checkpoints(folder)
     while checkpoints(folder) <= before:
         assert process.poll() is None, "the run ended before it could be broken"

@@ -58,7 +58,10 @@ def test_linear_share_of_an_even_function():
 
 
 def test_linear_share_is_measured_on_held_out_tokens():
-    x, noise = _draw(0, 40, 15), _draw(1, 40, 3)  # 20 tokens to fit 15 numbers: the fit alone would look good
+    x, noise = (
+        _draw(0, 40, 15),
+        _draw(1, 40, 3),
+    )  # 20 tokens fit 15 parameters: a share without held-out tokens is high
     assert linear_share(x, noise) < 0
 
 

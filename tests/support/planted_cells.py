@@ -1,6 +1,6 @@
-"""Cells that train nothing: they write checkpoints and rows as real ones do, or fail in a way that a test planted.
+"""Cells that train nothing: they write checkpoints and rows as real ones do, or fail as a test demands.
 
-A module of its own that imports nothing heavy, for the processes of cells import it by this name.
+Processes of cells import this module by its name, so it has no heavy imports.
 """
 
 import json
@@ -105,7 +105,7 @@ RECIPE = Recipe(
 
 
 def timeless_rows(folder: Path) -> dict:
-    """Real rows as JSON, without what a clock or a process decides."""
+    """Real rows as JSON, without times and memory."""
     rows = {row.cell_id: row.to_json() for row in read_rows(folder).values()}
     for row in rows.values():
         row["train"].pop("seconds", None)
@@ -116,7 +116,7 @@ def timeless_rows(folder: Path) -> dict:
 
 
 def untimed_plan(folder, study):
-    """A real plan of the study in a file, without cells that measure time."""
+    """A real plan of a study file, without cells that measure time."""
     from qpeft.compare.plan import Plan, make_plan
     from qpeft.compare.study import load_study
 
@@ -143,7 +143,7 @@ def run_cell(cell, folder, on_step=lambda done, planned: None):
 
 
 def run_in_company(cell, folder, on_step):
-    """`run_cell`, but no training ends before a second one has begun."""
+    """`run_cell`, but no cell that trains ends before a second one has started."""
     journal(folder, f"waiting {cell.cell_id}")
     while not cell.cell_id.endswith("cost") and (folder / "journal").read_text().count("waiting ") < 2:
         time.sleep(SECONDS)
@@ -157,14 +157,14 @@ def run_forever(cell, folder, on_step):
 
 
 def planted_row(cell, **fields):
-    """A row of `cell` with what the runner looks at."""
+    """A row of `cell` with the fields that the runner reads."""
     config = MethodConfig(method=cell.method, hash=cell.hash)
     identity = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "label": cell.spec.label}
     return Row(**identity, role=cell.role, seed=cell.seed, method_config=config, train=Train(lr=cell.lr), **fields)
 
 
 def run_or_fail(cell, folder, on_step):
-    """`run_cell`, but for the methods that are named after a disaster."""
+    """`run_cell`, except for methods that are named after a failure."""
     sys.stdout.write("a word of a library")
     disaster = DISASTERS.get(cell.method)
     if disaster is not None:
@@ -174,7 +174,7 @@ def run_or_fail(cell, folder, on_step):
 
 
 def journal(folder, line):
-    """What happened, in order, as seen by the cells' processes."""
+    """Append an event of a cell's process."""
     with (folder / "journal").open("a") as file:
         file.write(line + "\n")
 

@@ -137,7 +137,7 @@ class Cost(Part):
 
 
 class Convergence(Part):
-    """The course of the run; see `measurements.convergence`."""
+    """Measurements of the loss curve; see `measurements.convergence`."""
 
     auc: Number | None = None
     auc_per_token: Number | None = None
@@ -202,7 +202,7 @@ class Environment(Part):
 
 
 class Row(BaseModel):
-    """The result of one cell, whatever happened to it."""
+    """The result of one cell, whether it succeeded or failed."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -259,7 +259,7 @@ def cell_id(study: str, method: str, config_hash: str, name: str) -> str:
 
 
 def row_from_json(values: Any) -> Row:
-    """The row of a JSON object. Raises ValueError, which says what is wrong, for anything else."""
+    """The row of a JSON object. Raises ValueError for anything else."""
     if not isinstance(values, dict) or "schema" not in values:
         raise ValueError("it is no row: it has no schema")
     if values["schema"] != SCHEMA:
@@ -287,7 +287,7 @@ class RowFile:
     """The rows of a study's folder while one process, which holds the folder's lock, runs the study."""
 
     def __init__(self, folder: Path):
-        """Read what is there, and remove what a kill left of a line. Raises CheckpointError as `read_rows` does."""
+        """Read the rows, and remove the incomplete last line of a killed run. Raises CheckpointError."""
         self._path = folder / ROWS
         self.rows = read_rows(folder)
         text = self._path.read_bytes() if self._path.exists() else b""
@@ -301,7 +301,7 @@ class RowFile:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self.rows[row.cell_id] = row_from_json(json.loads(line))  # as the next run will read it
+        self.rows[row.cell_id] = row_from_json(json.loads(line))  # as the next run reads it
 
 
 def line_of(row: Row) -> str:
