@@ -84,6 +84,8 @@ def test_config_is_diagnosed_at_its_initial_values(diagnosed, qpeft_cli, base_fo
     assert found["facts"]["Qubits"] == str(plan["n_qubits"])
     assert set(by_key["random"]["figures"]) == {"random angles", "start"}
     assert "nothing is trained yet" in by_key["moved"]["left_out"][0]
+    other, _ = diagnosed("--model", base_folder, *sizes, "--set", "n_layers=2")
+    assert other["facts"]["Layers"] == "2"
     _, of_run = diagnosed(run_folder)
     assert by_key["random"]["figures"]["start"] == of_run["random"]["figures"]["start"]
 

@@ -81,12 +81,6 @@ def test_changed_verdict_is_reported(recompute, written, capsys, verdict):
     assert "qaa delta.verdict is" in capsys.readouterr().out
 
 
-def test_changed_row_is_reported(recompute, written, capsys):
-    edit_rows(written, lambda row: row["quality"].update({"test_loss": 5.0}), "lora", "seed2")
-    assert recompute.main(written) == 1
-    assert "summary.csv: qpa delta.mean is" in capsys.readouterr().out
-
-
 def test_missing_seed_is_reported(recompute, written, capsys):
     drop_rows(written, "qaa", "seed2")
     assert recompute.main(written) == 1

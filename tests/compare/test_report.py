@@ -223,3 +223,10 @@ def test_unsuccessful_trial_shows_its_status(written):
     page = Page((written / "report.html").read_text(encoding="utf-8"))
     assert "0.01: diverged" in page.text
     assert ": failed" not in page.text
+
+
+def test_costs_name_where_times_were_measured(study_folder):
+    edit_rows(study_folder, lambda row: row["env"].update({"device": "another machine"}), "qpa", "cost")
+    assert "times of different machines are not comparable" in report(study_folder).text
+    drop_rows(study_folder, name="cost")
+    assert "Times have not been measured yet." in report(study_folder).text
