@@ -182,7 +182,7 @@ def test_learning_rate_at_the_edge_of_its_grid_is_flagged(study_folder):
 def test_limits_name_controls_that_perform_as_well(study_folder):
     limits, headlines = summary_of(study_folder).limits, summary_of(study_folder).headlines
     assert limits[0].startswith("All quantum circuits are simulated")
-    assert limits[1].startswith("A prefix moves")
+    assert limits[1].startswith("A prefix changes")
     assert limits[2].startswith("The defaults of QAA")
     assert headlines[0].startswith("QPA is not shown to be better than 1 of its 1 control: QPA with noise for its ci")
     assert headlines[1] == "QAA is better than all of its 1 control."
