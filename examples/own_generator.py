@@ -38,26 +38,26 @@ class RingConfig(GeneratorConfig):
         if self.angle_scale <= 0:
             raise ConfigError(f"angle_scale must be positive, got {self.angle_scale}")
 
-    def make(self, initial: Tensor, start: SeededInit) -> "RingGenerator":
-        return RingGenerator(self, initial, start)
+    def make(self, initial: Tensor, init: SeededInit) -> "RingGenerator":
+        return RingGenerator(self, initial, init)
 
 
 class RingGenerator(Generator):
-    def __init__(self, config: RingConfig, initial: Tensor, start: SeededInit) -> None:
+    def __init__(self, config: RingConfig, initial: Tensor, init: SeededInit) -> None:
         super().__init__()
         self.ansatz = Ansatz("cz_ring", config.n_qubits, config.n_layers)
-        self.angles = Folded(start.uniform("angles", self.ansatz.angle_shape, math.pi), config.angle_scale)
-        mixing = start.normal("mixing", (initial.numel(), 2**config.n_qubits), std=initial.numel() ** -0.5)
+        self.angles = Folded(init.uniform("angles", self.ansatz.angle_shape, math.pi), config.angle_scale)
+        mixing = init.normal("mixing", (initial.numel(), 2**config.n_qubits), std=initial.numel() ** -0.5)
         self.register_buffer("mixing", mixing, persistent=False)  # drawn again from the seed
         self.register_buffer("initial", initial)  # drawn by PEFT, so it is saved
-        self.register_buffer("fingerprint", fingerprint(start.hexdigest(), config.settings()))
+        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), config.settings()))
 
     def forward(self) -> Tensor:
-        moved = self._features() - self._features(at_start=True)
+        moved = self._features() - self._features(initial=True)
         return self.initial + self.mixing @ moved
 
-    def _features(self, *, at_start: bool = False) -> Tensor:
-        return 2**self.ansatz.n_qubits * gate_probabilities(self.ansatz, self.angles(at_start=at_start))
+    def _features(self, *, initial: bool = False) -> Tensor:
+        return 2**self.ansatz.n_qubits * gate_probabilities(self.ansatz, self.angles(initial=initial))
 
 
 qpeft.register_generator("ring", RingConfig)

@@ -6,8 +6,8 @@ from . import methods as methods
 from .core.checkpoint import load as load
 from .core.checkpoint import save as save
 from .core.export import export as export
+from .core.generator_holder import ExportReport as ExportReport
 from .core.generator_registry import register_generator as register_generator
-from .core.holder import ExportReport as ExportReport
 from .core.param_groups import param_groups as param_groups
 from .core.serving.pool import AdapterPool as AdapterPool
 from .core.set_backend import set_backend as set_backend

@@ -23,13 +23,13 @@ class GeneratorConfig:
     seed: int = 0  # of the values drawn by `make`
     vector_order = "peft"  # order of the adapter's tensors
 
-    def make(self, initial: Tensor, start: SeededInit) -> Generator:
+    def make(self, initial: Tensor, init: SeededInit) -> Generator:
         """The generator of one adapter.
 
         Args:
             initial: The adapter's initial values, drawn by PEFT: flat (P,), float32, on the CPU. A generator that uses
                 them keeps them in its state dict, because they cannot be drawn again.
-            start: Draws all other values from the seed, so that they need not be saved.
+            init: Draws all other values from the seed, so that they need not be saved.
         """
         raise NotImplementedError
 

@@ -90,7 +90,7 @@ def test_circuit_of_a_folder_equals_that_of_the_model(llama, tmp_path):
     assert circuit is not None
     (feature,) = (m for m in model.modules() if type(m).__name__ == "CircuitFeature")
     torch.testing.assert_close(circuit.angles, feature.angles().double())
-    torch.testing.assert_close(circuit.start, feature.angles(at_start=True).double())
+    torch.testing.assert_close(circuit.start, feature.angles(initial=True).double())
     assert circuit.is_moved
     assert circuit.ansatz.angle_shape == tuple(circuit.angles.shape)
 

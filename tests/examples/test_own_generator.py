@@ -42,8 +42,8 @@ def test_contract(own):
 
     def dense_reference(generator):
         p, p0 = (
-            own.gate_probabilities(generator.ansatz, generator.angles(at_start=at_start)).detach().numpy()
-            for at_start in (False, True)
+            own.gate_probabilities(generator.ansatz, generator.angles(initial=initial)).detach().numpy()
+            for initial in (False, True)
         )
         mixing = SeededInit(0).normal("mixing", (30, 8), std=30**-0.5).double().numpy()
         return torch.from_numpy(initial.double().numpy() + np.einsum("pd,d->p", mixing, 8 * (p - p0)))

@@ -10,7 +10,7 @@ from peft.tuners.lora import LoraLayer
 
 import qpeft
 from qpeft.core.config import MethodName
-from qpeft.core.folded import Folded
+from qpeft.core.scaled_parameter import Folded
 from qpeft.methods.qpa.config import QPAConfig
 from qpeft.methods.qpa.generator import QPAGenerator
 from qpeft.methods.qpa.model import QPAModel

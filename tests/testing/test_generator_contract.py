@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from qpeft.circuits import probabilities
-from qpeft.core.folded import Folded
 from qpeft.core.generator import Generator, fingerprint
+from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.generator import QPAGeneratorConfig
 from qpeft.methods.qpa.settings import FEATURE_SOURCES
@@ -33,11 +33,11 @@ def qpa(seed, initial=INITIAL, **settings):
 def qpa_in_numpy(generator):
     """w0 + G - G_ref, from the circuit's angles and the MLP's weights."""
 
-    def output(at_start):
-        p = probabilities(generator.feature.angles(at_start=at_start).detach()).numpy()
+    def output(initial):
+        p = probabilities(generator.feature.angles(initial=initial).detach()).numpy()
         x = np.array([[int(bit) * 2 - 1 for bit in f"{c:03b}"] + [(8 * p[c] - 1) / math.sqrt(2)] for c in range(8)])
         for i, layer in enumerate(generator.mlp):
-            weight, bias = (t(at_start=at_start).detach().numpy() for t in (layer.weight, layer.bias))
+            weight, bias = (t(initial=initial).detach().numpy() for t in (layer.weight, layer.bias))
             x = x @ weight.T + bias
             x = x / (1 + np.exp(-x)) if i < len(generator.mlp) - 1 else x
         return x.ravel()[:M]

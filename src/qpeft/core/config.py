@@ -6,12 +6,13 @@ import copy
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from peft import LoraConfig, PeftConfig
 
+from qpeft.checks import option
 from qpeft.core import model_card
 from qpeft.core.binding import Slot
 from qpeft.core.weights_hash import SealedConfig
@@ -62,13 +63,10 @@ def refuse_lora_options(config: Any, method: str, allowed: Sequence[str] = (), m
 class GeneratedConfig(SealedConfig):
     """A PEFT config that records the initial values of its adapter and the tensors of its base model."""
 
-    format_version: int = field(default=FORMAT_VERSION, metadata={"help": "Version of the compact format."})
-    start_hash: str | None = field(
-        default=None, metadata={"help": "SHA-256 of the integers drawn for the initial values; filled in when bound."}
-    )
-    generated: list[Any] | None = field(
-        default=None,
-        metadata={"help": "Name and shape of each generated tensor in order; filled in when bound."},
+    format_version: int = option(FORMAT_VERSION, "Version of the compact format.")
+    start_hash: str | None = option(None, "SHA-256 of the integers drawn for the initial values; filled in when bound.")
+    generated: list[Any] | None = option(
+        None, "Name and shape of each generated tensor in order; filled in when bound."
     )
 
     def check_format(self) -> None:

@@ -17,7 +17,7 @@ from qpeft.core import exported_folder as stock_folder
 from qpeft.core import model_card
 from qpeft.core.adapter_form import AdapterForm, StockAdapter, form_of, own_kind
 from qpeft.core.checkpoint import WEIGHTS
-from qpeft.core.holder import GeneratorHolder
+from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.probe import probe_inputs
 from qpeft.errors import ConfigError
 from qpeft.files import file_hash, replace_folder, write_json

@@ -11,7 +11,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor
 
-from qpeft.core.holder import GeneratorHolder, holder_of
+from qpeft.core.generator_holder import GeneratorHolder, holder_of
 from qpeft.errors import CheckpointError
 
 

@@ -17,7 +17,7 @@ from qpeft.errors import CheckpointError, ConfigError
 DRAWN_INITS = (True, False, "gaussian")
 
 
-def draw_initial(slot: Slot, layer: Any, adapter_name: str, init_lora_weights: bool | str, start: SeededInit) -> Tensor:
+def draw_initial(slot: Slot, layer: Any, adapter_name: str, init_lora_weights: bool | str, init: SeededInit) -> Tensor:
     """w0 of one slot, shape `slot.shape`, float32, with the distribution of PEFT's initialization.
 
     lora_A is uniform on +-1/sqrt(fan_in) (or normal with deviation 1/r), lora_B and biases are 0; for embeddings A is 0
@@ -27,21 +27,21 @@ def draw_initial(slot: Slot, layer: Any, adapter_name: str, init_lora_weights: b
     if part.startswith("magnitude_vector"):
         return _magnitude(layer, adapter_name, slot)
     if part == "embedding_B":
-        return start.normal(slot.label, slot.shape)
+        return init.normal(slot.label, slot.shape)
     random = part == "A.weight" or (part == "B.weight" and init_lora_weights is False)
     if not random:
         return torch.zeros(slot.shape)
     if init_lora_weights == "gaussian":
-        return start.normal(slot.label, slot.shape, std=1.0 / slot.shape[0])
-    return start.uniform(slot.label, slot.shape, 1.0 / math.sqrt(math.prod(slot.shape[1:])))
+        return init.normal(slot.label, slot.shape, std=1.0 / slot.shape[0])
+    return init.uniform(slot.label, slot.shape, 1.0 / math.sqrt(math.prod(slot.shape[1:])))
 
 
 def draw_without_base(
-    slots: Sequence[Slot], init_lora_weights: bool | str, start: SeededInit, magnitudes: Mapping[str, Tensor]
+    slots: Sequence[Slot], init_lora_weights: bool | str, init: SeededInit, magnitudes: Mapping[str, Tensor]
 ) -> Tensor:
     """w0 of all slots, flat (P,), without a base model, whose weights determine DoRA's `magnitudes` (by label)."""
     parts = [
-        magnitudes[slot.label] if slot.label in magnitudes else draw_initial(slot, None, "", init_lora_weights, start)
+        magnitudes[slot.label] if slot.label in magnitudes else draw_initial(slot, None, "", init_lora_weights, init)
         for slot in slots
     ]
     return torch.cat([part.flatten() for part in parts])

@@ -12,7 +12,7 @@ from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import backend_settings
 from qpeft.core.generator import CircuitModule
-from qpeft.core.holder import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.errors import ConfigError
 
 

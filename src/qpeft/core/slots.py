@@ -16,13 +16,13 @@ from qpeft.core.seeded_init import SeededInit
 
 
 def lora_slots(
-    model: nn.Module, adapter_name: str, config: GeneratedLoraConfig, start: SeededInit
+    model: nn.Module, adapter_name: str, config: GeneratedLoraConfig, init: SeededInit
 ) -> tuple[list[Slot], Tensor]:
     """The trainable tensors of a LoRA that was just injected into `model`, and LoRA's initial values.
 
     Returns:
         The tensors in the order of the flat vector: PEFT's, or that of the checkpoint that `config` was loaded from.
-        Their initial values, drawn from `start`: flat (P,), float32, on the CPU.
+        Their initial values, drawn from `init`: flat (P,), float32, on the CPU.
 
     Raises:
         CheckpointError: the checkpoint has other tensors than this model.
@@ -32,7 +32,7 @@ def lora_slots(
         found = in_vector_order(found, getattr(config, "vector_order", "peft"))
     else:
         found = in_saved_order(found, config.generated)
-    drawn = [draw_initial(slot, layer, adapter_name, config.init_lora_weights, start) for slot, layer in found]
+    drawn = [draw_initial(slot, layer, adapter_name, config.init_lora_weights, init) for slot, layer in found]
     return [slot for slot, _ in found], torch.cat([value.flatten().cpu() for value in drawn])
 
 

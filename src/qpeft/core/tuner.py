@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from qpeft.core.binding import Binding, Slot
 from qpeft.core.config import GeneratedConfig, own_copy
 from qpeft.core.generator import Generator
-from qpeft.core.holder import GeneratorHolder
+from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.load_checks import check_tensors
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of
@@ -37,7 +37,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
     uses_shared_state = True
     _refresh_handle: RemovableHandle
 
-    def _build(self, adapter_name: str, config: Any, start: SeededInit) -> tuple[Generator, list[Slot]]:
+    def _build(self, adapter_name: str, config: Any, init: SeededInit) -> tuple[Generator, list[Slot]]:
         """A new generator for the injected adapter, and the tensors that it fills, in its order."""
         raise NotImplementedError
 
@@ -73,10 +73,10 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
 
     def _make_binding(self, adapter_name: str) -> Binding:
         config: Any = self.peft_config[adapter_name]
-        start = SeededInit(config.seed)
-        generator, slots = self._build(adapter_name, config, start)
-        config.check_start(start.hexdigest())
-        config.start_hash = start.hexdigest()
+        init = SeededInit(config.seed)
+        generator, slots = self._build(adapter_name, config, init)
+        config.check_start(init.hexdigest())
+        config.start_hash = init.hexdigest()
         config.generated = [[slot.label, list(slot.shape)] for slot in slots]
         return Binding(generator.to(device_of(slots)), slots)
 

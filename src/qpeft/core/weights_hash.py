@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
+from qpeft.checks import option
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 from qpeft.files import file_hash
 
@@ -17,9 +18,7 @@ from qpeft.files import file_hash
 class SealedConfig(PeftConfig):
     """Mixed in first. PEFT saves the weights before the config, and loads the config before the weights."""
 
-    weights_sha256: str | None = field(
-        default=None, metadata={"help": "SHA-256 of adapter_model.safetensors; filled in when saved."}
-    )
+    weights_sha256: str | None = option(None, "SHA-256 of adapter_model.safetensors; filled in when saved.")
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME

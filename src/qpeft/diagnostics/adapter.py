@@ -17,7 +17,7 @@ from qpeft.core.binding import Slot
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, load
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator import Generator
-from qpeft.core.holder import GeneratorHolder, holder_of
+from qpeft.core.generator_holder import GeneratorHolder, holder_of
 from qpeft.core.load_checks import check_tensors
 from qpeft.core.lora_init import draw_without_base
 from qpeft.core.meta_model import on_meta

@@ -207,7 +207,7 @@ def _chunks(target: Target) -> tuple[dict[str, EffectiveRank], list[str]]:
     if min(count.n_chunks, count.chunk_size) > _WIDEST_MATRIX:
         return {}, [f"the {count.n_chunks:,} x {count.chunk_size:,} matrix of chunks is too large for ranks"]
     with torch.no_grad():
-        now, start = target.generator.chunks(), target.generator.chunks(at_start=True)
+        now, start = target.generator.chunks(), target.generator.chunks(initial=True)
     found = {"chunks": effective_rank({"chunks": now})}
     if not torch.equal(now, start):
         found["change"] = effective_rank({"change of the chunks": now - start})

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qpeft.core.holder import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.diagnostics.adapter import read_adapter
 from qpeft.diagnostics.finding import Measurement
 from qpeft.errors import CheckpointError, ConfigError

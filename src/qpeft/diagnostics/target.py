@@ -48,7 +48,7 @@ class Target:
         feature = None if self.generator is None else self.generator.feature
         if not isinstance(feature, CircuitFeature):
             return None
-        start, angles = (feature.angles(at_start=is_start).detach().double() for is_start in (True, False))
+        start, angles = (feature.angles(initial=is_start).detach().double() for is_start in (True, False))
         n_layers, n_qubits = start.shape
         return Circuit(Ansatz("ry_ladder", n_qubits, n_layers), start, angles)
 

@@ -9,7 +9,7 @@ from peft import PeftConfig, PeftType, get_peft_model_state_dict
 from torch import Tensor
 
 from qpeft.core.adapter_form import count_trainable, form_of, own_kind
-from qpeft.core.holder import GeneratorHolder
+from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.methods.registry import find_by_config
 
 BYTES = 4  # float32

@@ -6,13 +6,13 @@ from qpeft.core.binding import Slot as Slot
 from qpeft.core.config import GeneratedConfig as GeneratedConfig
 from qpeft.core.config import GeneratedLoraConfig as GeneratedLoraConfig
 from qpeft.core.config import MethodName as MethodName
-from qpeft.core.folded import Folded as Folded
 from qpeft.core.generator import FullPrecision as FullPrecision
 from qpeft.core.generator import Generator as Generator
 from qpeft.core.generator import fingerprint as fingerprint
 from qpeft.core.load_checks import check_adapter as check_adapter
 from qpeft.core.lora_init import draw_initial as draw_initial
 from qpeft.core.own_tuner import OwnTuner as OwnTuner
+from qpeft.core.scaled_parameter import Folded as Folded
 from qpeft.core.seeded_init import SeededInit as SeededInit
 from qpeft.core.slots import find_slots as find_slots
 from qpeft.core.slots import lora_slots as lora_slots

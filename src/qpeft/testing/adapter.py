@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qpeft.core.adapter_form import own_kind
 from qpeft.core.checkpoint import CONFIG, WEIGHTS
 from qpeft.core.export import export
-from qpeft.core.holder import GeneratorHolder, holder_of
+from qpeft.core.generator_holder import GeneratorHolder, holder_of
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.testing.finite_differences import slope
 
@@ -173,9 +173,7 @@ def _check_damage(make_base: Callable[[], nn.Module], folder: Path) -> None:
     for damage, kept in damages.items():
         with _refused(f"a folder {damage} is loaded", CheckpointError):
             PeftModel.from_pretrained(make_base(), _rewritten(folder, kept))  # type: ignore[arg-type]
-    with _refused(
-        "the folder of another seed is loaded: include start.hexdigest() in the fingerprint", CheckpointError
-    ):
+    with _refused("the folder of another seed is loaded: include init.hexdigest() in the fingerprint", CheckpointError):
         PeftModel.from_pretrained(make_base(), _rewritten(folder, tensors, other_seed=True))  # type: ignore[arg-type]
 
 

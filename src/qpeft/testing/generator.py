@@ -80,9 +80,9 @@ def _check_start(make: Callable[[int], Generator], initial: Tensor | None, n_tra
     with torch.random.fork_rng():
         torch.manual_seed(1)  # must have no effect on a generator
         again = make(0)
-    assert _same_tensors(generator, again), "two generators of one seed differ: draw from `start`, not from torch"
+    assert _same_tensors(generator, again), "two generators of one seed differ: draw from `init`, not from torch"
     assert torch.equal(again(), flat), (
-        "two generators of one seed have different outputs: draw from `start`, not from torch"
+        "two generators of one seed have different outputs: draw from `init`, not from torch"
     )
 
 
@@ -111,7 +111,7 @@ def _check_state(
 ) -> None:
     saved = _saved(trained)
     state = load(saved)
-    assert "fingerprint" in state, "no fingerprint: register the buffer `fingerprint(start.hexdigest(), settings)`"
+    assert "fingerprint" in state, "no fingerprint: register the buffer `fingerprint(init.hexdigest(), settings)`"
     twin = make(0)
     unpacked = twin.unpack(state)
     try:
@@ -121,7 +121,7 @@ def _check_state(
     twin.load_state_dict(unpacked)
     assert torch.equal(twin(), trained()), "a loaded generator has a different output: the state dict is incomplete"
     assert _refuses(make(1), saved), (
-        "the state of another seed is accepted: include start.hexdigest() in the fingerprint, after the last draw"
+        "the state of another seed is accepted: include init.hexdigest() in the fingerprint, after the last draw"
     )
     assert make_other is None or _refuses(make_other(), saved), (
         "the state of other settings is accepted: include every setting in the fingerprint, after the last draw"

@@ -15,7 +15,7 @@ from peft import PeftModel
 import qpeft
 from qpeft import methods
 from qpeft.core.adapter_form import form_of, has_stock_form, own_kind
-from qpeft.core.holder import holder_of
+from qpeft.core.generator_holder import holder_of
 from qpeft.core.model_card import load_lines
 from qpeft.files import replace_folder, write_text
 from qpeft.methods import Trains

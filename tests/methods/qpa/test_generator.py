@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qpeft.circuits import probabilities
-from qpeft.core.folded import Folded
+from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.qpa.features import scaled, squash

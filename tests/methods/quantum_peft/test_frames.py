@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
-from qpeft.methods.quantum_peft.frames import fit_start, frame_hash, frame_rank_for, leading_frame, random_frame
+from qpeft.methods.quantum_peft.frames import fit_initial, frame_hash, frame_rank_for, leading_frame, random_frame
 
 
 def gradient(d_out, d_in, decay=0.7, seed=0):
@@ -108,12 +108,12 @@ def rotations(angles):
 def test_fitted_angle_equals_the_singular_vector():
     G = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(2))
     start_u, start_v = torch.full((3, 1), 0.3), torch.full((3, 1), -0.4)
-    u, v = fit_start(rotations, rotations, G, start_u, start_v)
+    u, v = fit_initial(rotations, rotations, G, start_u, start_v)
     found = (rotations(u).mT @ G @ rotations(v)).abs().flatten()
     assert torch.allclose(found, torch.linalg.svdvals(G)[:, 0], rtol=1e-3)
     assert (start_u == 0.3).all()
     assert not u.requires_grad
-    again = fit_start(rotations, rotations, G * 1e-20, start_u, start_v)
+    again = fit_initial(rotations, rotations, G * 1e-20, start_u, start_v)
     assert torch.allclose(again[0], u, atol=1e-4)  # the gradient's size does not matter
 
 
@@ -132,6 +132,6 @@ def test_fitted_circuit_captures_more():
     def share(u, v):
         return (columns(u) * (G @ columns(v))).sum(-2).abs().sum(-1).mean()
 
-    fitted = fit_start(columns, columns, G, *angles)
+    fitted = fit_initial(columns, columns, G, *angles)
     assert share(*fitted) > 4 * share(*angles)
-    assert torch.equal(fitted[0], fit_start(columns, columns, G, *angles)[0])
+    assert torch.equal(fitted[0], fit_initial(columns, columns, G, *angles)[0])

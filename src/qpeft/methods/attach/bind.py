@@ -8,8 +8,8 @@ import torch
 from peft import AdaLoraConfig, PeftModel
 
 from qpeft.core.binding import Binding
+from qpeft.core.generator_holder import GeneratorHolder, holder_of
 from qpeft.core.generator_registry import generator_name
-from qpeft.core.holder import GeneratorHolder, holder_of
 from qpeft.core.lora_init import check_not_stationary
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of, in_vector_order

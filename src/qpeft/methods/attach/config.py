@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
+from qpeft.checks import option
 from qpeft.core.config import GeneratedConfig, MethodName
 from qpeft.core.generator_registry import generator_config, generator_name
 from qpeft.generator_config import GeneratorConfig
@@ -22,9 +23,9 @@ _OF_THIS_RUN = ("base_model_name_or_path", "revision", "inference_mode", "auto_m
 class AttachedConfig(GeneratedConfig):
     """The content of an attached adapter's adapter_config.json."""
 
-    host: dict[str, Any] = field(default_factory=dict, metadata={"help": "The stock adapter's config."})
-    generator: dict[str, Any] = field(default_factory=dict, metadata={"help": "The generator's settings."})
-    generator_name: str = field(default="qpa", metadata={"help": "The registered name of the generator."})
+    host: dict[str, Any] = option(dict, "The stock adapter's config.")
+    generator: dict[str, Any] = option(dict, "The generator's settings.")
+    generator_name: str = option("qpa", "The registered name of the generator.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,7 +17,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.hooks import RemovableHandle
 
 from qpeft.core.binding import Binding
-from qpeft.core.holder import GeneratorHolder
+from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.load_checks import check_tensors
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError

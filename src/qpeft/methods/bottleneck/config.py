@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from qpeft.checks import check_fields
+from qpeft.checks import check_fields, option
 from qpeft.core import model_card
 from qpeft.core.config import MethodName
 from qpeft.core.weights_hash import SealedConfig
@@ -33,27 +33,17 @@ class BottleneckConfig(SealedConfig):
         ConfigError: a setting is out of range.
     """
 
-    bottleneck_size: int = field(default=64, metadata={"help": "Inner width b of the adapter.", "at_least": 1})
-    target_modules: Collection[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Modules followed by an adapter: ends of names, a pattern of whole names, or all-linear. "
-            "Default: the feed-forward block of each layer."
-        },
+    bottleneck_size: int = option(64, "Inner width b of the adapter.", at_least=1)
+    target_modules: Collection[str] | str | None = option(
+        None,
+        "Modules followed by an adapter: ends of names, a pattern of whole names, or all-linear. "
+        "Default: the feed-forward block of each layer.",
     )
-    exclude_modules: Collection[str] | str | None = field(
-        default=None, metadata={"help": "Modules to exclude from target_modules."}
-    )
-    activation: str = field(
-        default="gelu", metadata={"help": "Between the two projections.", "choices": tuple(ACTIVATIONS)}
-    )
-    dropout: float = field(
-        default=0.0, metadata={"help": "Dropout after the activation, in training.", "at_least": 0, "below": 1}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules that are trained in full, in addition to the adapter."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the initial values.", "at_least": 0})
+    exclude_modules: Collection[str] | str | None = option(None, "Modules to exclude from target_modules.")
+    activation: str = option("gelu", "Between the two projections.", choices=tuple(ACTIVATIONS))
+    dropout: float = option(0.0, "Dropout after the activation, in training.", at_least=0, below=1)
+    modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
+    seed: int = option(0, "Seed of the initial values.", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

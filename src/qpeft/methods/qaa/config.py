@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qpeft.checks import option
 from qpeft.core import model_card
 from qpeft.core.config import MethodName
 from qpeft.core.weights_hash import SealedConfig
@@ -28,19 +29,13 @@ class QAAConfig(QAASettings, SealedConfig):
         ConfigError: a setting is out of range.
     """
 
-    target_modules: Collection[str] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Linear maps to adapt: ends of names, a pattern of whole names, or all-linear. "
-            "Default: the query and value projections."
-        },
+    target_modules: Collection[str] | str | None = option(
+        None,
+        "Linear maps to adapt: ends of names, a pattern of whole names, or all-linear. "
+        "Default: the query and value projections.",
     )
-    exclude_modules: Collection[str] | str | None = field(
-        default=None, metadata={"help": "Modules to exclude from target_modules."}
-    )
-    modules_to_save: list[str] | None = field(
-        default=None, metadata={"help": "Modules that are trained in full, in addition to the adapter."}
-    )
+    exclude_modules: Collection[str] | str | None = option(None, "Modules to exclude from target_modules.")
+    modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from qpeft import circuits
 from qpeft.circuits import Ansatz
-from qpeft.core.folded import Folded
+from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
 from qpeft.methods.qaa.settings import ANGLE_SCALE, QAASettings
@@ -98,9 +98,9 @@ class GivensFeatures(nn.Module):
 
 
 def make_features(
-    settings: QAASettings, width: int, name: str, start: SeededInit, device: torch.device
+    settings: QAASettings, width: int, name: str, init: SeededInit, device: torch.device
 ) -> nn.Module | None:
-    """The module from x (..., width) to features, on `device`; None for "none". `start` draws by `name`.
+    """The module from x (..., width) to features, on `device`; None for "none". `init` draws by `name`.
 
     Raises:
         ConfigError: more than 16 qubits, or a control's matrix would be too large.
@@ -109,19 +109,19 @@ def make_features(
     if source == "none":
         return None
     if source in ("quadratic", "linear"):
-        return _with_fixed_matrix(settings, width, name, start, device)
+        return _with_fixed_matrix(settings, width, name, init, device)
     shape = Ansatz(settings.ansatz, n_qubits, settings.n_layers).angle_shape
-    drawn = start.uniform(f"{name}.angles", shape, math.pi)
+    drawn = init.uniform(f"{name}.angles", shape, math.pi)
     angles = Folded(drawn, ANGLE_SCALE, trained=settings.train_circuit)
     if source == "qnn":
         return CircuitFeatures(angles, settings).to(device)
-    order = start.uniform(f"{name}.pairs", (shape[0] * shape[1], 2**n_qubits), 1.0).argsort(stable=True, dim=-1)
+    order = init.uniform(f"{name}.pairs", (shape[0] * shape[1], 2**n_qubits), 1.0).argsort(stable=True, dim=-1)
     pairs = order[:, : 2 * n_qubits].unflatten(-1, (2, -1))
     return GivensFeatures(angles, pairs, settings.readout).to(device)
 
 
 def _with_fixed_matrix(
-    settings: QAASettings, width: int, name: str, start: SeededInit, device: torch.device
+    settings: QAASettings, width: int, name: str, init: SeededInit, device: torch.device
 ) -> OrthogonalFeatures | LinearFeatures:
     is_linear = settings.feature_source == "linear"
     rows = count_features(settings, width) if is_linear else 2 ** circuits.amplitude_qubits(width)
@@ -133,7 +133,7 @@ def _with_fixed_matrix(
     if device.type == "meta":  # a plan: nothing is drawn
         matrix = torch.empty(rows, width, device=device)
     else:
-        matrix = start.normal(f"{name}.{settings.feature_source}", (rows, width))
+        matrix = init.normal(f"{name}.{settings.feature_source}", (rows, width))
         matrix = (matrix if is_linear else _orthonormal(matrix)).to(device)
     return LinearFeatures(matrix) if is_linear else OrthogonalFeatures(matrix, settings.readout)
 

@@ -33,15 +33,15 @@ class QAALayer(nn.Module, BaseTunerLayer):
         base = self.get_base_layer()
         weight = next(base.parameters(), torch.empty(0))
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        start = SeededInit(config.seed)
+        init = SeededInit(config.seed)
         name = f"width {self.in_features}" if config.share_circuit else self.name
-        features = shared or make_features(config, self.in_features, name, start, weight.device)
+        features = shared or make_features(config, self.in_features, name, init, weight.device)
         branch = QAABranch(
             config,
             features,
             self.in_features,
             written_slices(config, self.name, base),
-            start.hexdigest(),
+            init.hexdigest(),
             device=weight.device,
             dtype=dtype,
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from qpeft.checks import check_fields
+from qpeft.checks import check_fields, option
 from qpeft.errors import ConfigError
 
 ANSATZE = ("square", "qaa", "rxyz")
@@ -16,60 +16,42 @@ MOST_LAYERS = 8
 ANGLE_SCALE = 10.0  # angle = initial value + ANGLE_SCALE * trained value
 
 
-def _help(text: str, **metadata: Any) -> dict[str, Any]:
-    return {"help": text, **metadata}
-
-
 @dataclass(kw_only=True)
 class QAASettings:
     """The features that QAA computes from the input of a linear map, and the outputs to which it adds them."""
 
-    n_layers: int = field(default=1, metadata=_help("Circuit layers L, at most 8.", at_least=1, at_most=MOST_LAYERS))
-    ansatz: str = field(
-        default="square",
-        metadata=_help(
-            "Gates of a layer: RY, RZ, ring of CNOTs, RY (square); RY, ring, a real circuit (qaa); RX, RY, RZ, ring "
-            "(rxyz).",
-            choices=ANSATZE,
-        ),
+    n_layers: int = option(1, "Circuit layers L, at most 8.", at_least=1, at_most=MOST_LAYERS)
+    ansatz: str = option(
+        "square",
+        "Gates of a layer: RY, RZ, ring of CNOTs, RY (square); RY, ring, a real circuit (qaa); RX, RY, RZ, ring "
+        "(rxyz).",
+        choices=ANSATZE,
     )
-    readout: str = field(
-        default="z",
-        metadata=_help(
-            "Features: the expectation of Z on each qubit (z), or the probability of every basis state (probs), with "
-            "at least as many trainable parameters as the weight.",
-            choices=READOUTS,
-        ),
+    readout: str = option(
+        "z",
+        "Features: the expectation of Z on each qubit (z), or the probability of every basis state (probs), with "
+        "at least as many trainable parameters as the weight.",
+        choices=READOUTS,
     )
-    feature_source: str = field(
-        default="qnn",
-        metadata=_help(
-            "Source of the features: the circuit (qnn) or a control: a fixed random orthogonal matrix (quadratic), "
-            "random linear features (linear), as many trained Givens rotations as the circuit has angles (givens), or "
-            "the offset without features (none).",
-            choices=FEATURE_SOURCES,
-        ),
+    feature_source: str = option(
+        "qnn",
+        "Source of the features: the circuit (qnn) or a control: a fixed random orthogonal matrix (quadratic), "
+        "random linear features (linear), as many trained Givens rotations as the circuit has angles (givens), or "
+        "the offset without features (none).",
+        choices=FEATURE_SOURCES,
     )
-    train_circuit: bool = field(default=True, metadata=_help("False is a control: the angles are not trained."))
-    share_circuit: bool = field(
-        default=False, metadata=_help("One set of angles for all modules of the same input width.")
+    train_circuit: bool = option(True, "False is a control: the angles are not trained.")
+    share_circuit: bool = option(False, "One set of angles for all modules of the same input width.")
+    alpha: float = option(16.0, "The branch is multiplied by alpha / qubits.", above=0)
+    carry_norm: bool = option(
+        False, "Multiply features by ||x|| / sqrt(d); otherwise the branch does not depend on the norm of x."
     )
-    alpha: float = field(default=16.0, metadata=_help("The branch is multiplied by alpha / qubits.", above=0))
-    carry_norm: bool = field(
-        default=False,
-        metadata=_help("Multiply features by ||x|| / sqrt(d); otherwise the branch does not depend on the norm of x."),
+    use_offset: bool = option(True, "Also train an offset c.")
+    out_slices: list[list[int]] | None = option(
+        None, "Adapted ranges [start, stop) of the output. Default: all; for GPT-2's c_attn queries and values."
     )
-    use_offset: bool = field(default=True, metadata=_help("Also train an offset c."))
-    out_slices: list[list[int]] | None = field(
-        default=None,
-        metadata=_help(
-            "Adapted ranges [start, stop) of the output. Default: all; for GPT-2's c_attn queries and values."
-        ),
-    )
-    allow_large: bool = field(
-        default=False, metadata=_help("Allow readout probs to train more parameters than the full weight has.")
-    )
-    seed: int = field(default=0, metadata=_help("Seed of the initial angles, or of a control's values.", at_least=0))
+    allow_large: bool = option(False, "Allow readout probs to train more parameters than the full weight has.")
+    seed: int = option(0, "Seed of the initial angles, or of a control's values.", at_least=0)
 
     def trained_angles(self) -> tuple[str, float]:
         """Suffix of the names of the trained angles, and their factor: angle = initial + factor * value.

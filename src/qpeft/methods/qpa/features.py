@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from qpeft import circuits
 from qpeft.circuits import Ansatz
-from qpeft.core.folded import Folded
 from qpeft.core.generator import CircuitModule
+from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.settings import QPASettings
@@ -51,21 +51,21 @@ class CircuitFeature(CircuitModule):
     def is_trained(self) -> bool:
         return self.angles.tau is not None
 
-    def forward(self, *, at_start: bool = False) -> Tensor:
+    def forward(self, *, initial: bool = False) -> Tensor:
         """Features of the C chunks, shape (C,); initial features are exact, whatever the backend."""
-        run = circuits.probabilities if at_start or self.backend is None else self.backend
-        probabilities = run(self.angles(at_start=at_start))  # (D,)
+        run = circuits.probabilities if initial or self.backend is None else self.backend
+        probabilities = run(self.angles(initial=initial))  # (D,)
         return self.feature_map(probabilities)[: self.n_chunks]
 
 
-def make_feature(config: QPASettings, count: QPACount, start: SeededInit) -> nn.Module | None:
+def make_feature(config: QPASettings, count: QPACount, init: SeededInit) -> nn.Module | None:
     """The module that computes the (C,) features of `config.feature_source`; None for "none"."""
     source = config.feature_source
     if source == "none":
         return None
     if source in ("free", "random"):
-        values = start.normal("feature", (count.n_chunks,))
+        values = init.normal("feature", (count.n_chunks,))
         return Folded(values, config.angle_scale, trained=source == "free")
-    angles = start.uniform("angles", (config.n_layers, count.n_qubits), math.pi)
+    angles = init.uniform("angles", (config.n_layers, count.n_qubits), math.pi)
     folded = Folded(angles, config.angle_scale, trained=source == "qnn")
     return CircuitFeature(folded, count.n_chunks, config.feature_map)

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qpeft.core.binding import Slot
-from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
 from qpeft.core.lora_init import draw_without_base
+from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.features import make_feature
 from qpeft.methods.qpa.settings import QPASettings
@@ -42,15 +42,15 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FoldedLinear(nn.Module):
     """y = x W^T + b with folded W (out, in) and b (out,), initialized like torch.nn.Linear."""
 
-    def __init__(self, n_in: int, n_out: int, scale: float, name: str, start: SeededInit) -> None:
+    def __init__(self, n_in: int, n_out: int, scale: float, name: str, init: SeededInit) -> None:
         super().__init__()
         bound = 1.0 / math.sqrt(n_in)
-        self.weight = Folded(start.uniform(f"{name}.weight", (n_out, n_in), bound), scale)
-        self.bias = Folded(start.uniform(f"{name}.bias", (n_out,), bound), scale)
+        self.weight = Folded(init.uniform(f"{name}.weight", (n_out, n_in), bound), scale)
+        self.bias = Folded(init.uniform(f"{name}.bias", (n_out,), bound), scale)
 
-    def forward(self, x: Tensor, *, at_start: bool = False) -> Tensor:
+    def forward(self, x: Tensor, *, initial: bool = False) -> Tensor:
         """(C, in) -> (C, out)."""
-        return F.linear(x, self.weight(at_start=at_start), self.bias(at_start=at_start))
+        return F.linear(x, self.weight(initial=initial), self.bias(initial=initial))
 
 
 class QPAGenerator(Generator):
@@ -59,7 +59,7 @@ class QPAGenerator(Generator):
     Args:
         config: The configuration; `config.count(m)` returns the sizes.
         initial: w0, the adapter's own initialization, shape (m,); used by `init_mode="residual"`.
-        start: Draws the initial angles and weights; the caller may have drawn w0 from it.
+        init: Draws the initial angles and weights; the caller may have drawn w0 from it.
         keep_initial: Whether w0 is part of the state dict, because it cannot be drawn again.
     """
 
@@ -67,7 +67,7 @@ class QPAGenerator(Generator):
     bits: Tensor
     initial: Tensor
 
-    def __init__(self, config: QPASettings, initial: Tensor, start: SeededInit, *, keep_initial: bool = False) -> None:
+    def __init__(self, config: QPASettings, initial: Tensor, init: SeededInit, *, keep_initial: bool = False) -> None:
         super().__init__()
         self.config = config
         self.count = count = config.count(initial.numel())
@@ -78,15 +78,15 @@ class QPAGenerator(Generator):
                 stacklevel=2,
             )
         self.activation = ACTIVATIONS[config.activation]
-        self.feature = make_feature(config, count, start)
+        self.feature = make_feature(config, count, init)
         widths = (count.n_qubits + (self.feature is not None), *count.hidden, count.chunk_size)
         self.mlp = nn.ModuleList(
-            FoldedLinear(n_in, n_out, config.mlp_scale, f"mlp.{i}", start)
+            FoldedLinear(n_in, n_out, config.mlp_scale, f"mlp.{i}", init)
             for i, (n_in, n_out) in enumerate(itertools.pairwise(widths))
         )
         self.register_buffer("bits", _bits(count.n_chunks, count.n_qubits), persistent=False)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
-        self.register_buffer("fingerprint", fingerprint(start.hexdigest(), asdict(count), _settings(config)))
+        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), asdict(count), _settings(config)))
         self._reference: Tensor | None = None  # G_ref, computed on the device of the first evaluation
 
     @property
@@ -105,7 +105,7 @@ class QPAGenerator(Generator):
             return output * self.config.output_scale
         if self._reference is None:
             with torch.no_grad():
-                self._reference = self._output(at_start=True)
+                self._reference = self._output(initial=True)
         return torch.add(self.initial, output - self._reference, alpha=self.config.output_scale)
 
     def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> QPAGenerator:
@@ -117,17 +117,17 @@ class QPAGenerator(Generator):
             warnings.simplefilter("ignore")
             return QPAGenerator(config, initial, init)
 
-    def chunks(self, *, at_start: bool = False) -> Tensor:
+    def chunks(self, *, initial: bool = False) -> Tensor:
         """The MLP's output before flattening, shape (C, n)."""
         hidden = self.bits
         if self.feature is not None:
-            hidden = torch.cat([self.bits, self.feature(at_start=at_start)[:, None]], dim=1)  # (C, N + 1)
+            hidden = torch.cat([self.bits, self.feature(initial=initial)[:, None]], dim=1)  # (C, N + 1)
         for layer in self.mlp[:-1]:
-            hidden = self.activation(layer(hidden, at_start=at_start))
-        return self.mlp[-1](hidden, at_start=at_start)
+            hidden = self.activation(layer(hidden, initial=initial))
+        return self.mlp[-1](hidden, initial=initial)
 
-    def _output(self, *, at_start: bool = False) -> Tensor:
-        flat = self.chunks(at_start=at_start).flatten()[: self.count.m]
+    def _output(self, *, initial: bool = False) -> Tensor:
+        flat = self.chunks(initial=initial).flatten()[: self.count.m]
         return flat - flat.mean() if self.config.center_output else flat
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QPAGenerator:
@@ -152,6 +152,6 @@ def _bits(n_chunks: int, n_qubits: int) -> Tensor:
 class QPAGeneratorConfig(QPASettings):
     """QPA's generator of an adapter's parameters: circuit angles and a small MLP (arXiv 2410.09846)."""
 
-    def make(self, initial: Tensor, start: SeededInit) -> QPAGenerator:
+    def make(self, initial: Tensor, init: SeededInit) -> QPAGenerator:
         """The generator of an adapter with PEFT's initialization `initial` (m,), which raw does not use."""
-        return QPAGenerator(self, initial, start, keep_initial=self.init_mode == "residual")
+        return QPAGenerator(self, initial, init, keep_initial=self.init_mode == "residual")

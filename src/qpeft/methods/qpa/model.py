@@ -16,6 +16,6 @@ from qpeft.methods.qpa.generator import QPAGenerator
 class QPAModel(GeneratedMixin, LoraModel):
     """The tuner that PEFT builds for a QPAConfig."""
 
-    def _build(self, adapter_name: str, config: Any, start: SeededInit) -> tuple[QPAGenerator, list[Slot]]:
-        slots, initial = lora_slots(self.model, adapter_name, config, start)
-        return QPAGenerator(config, initial, start), slots
+    def _build(self, adapter_name: str, config: Any, init: SeededInit) -> tuple[QPAGenerator, list[Slot]]:
+        slots, initial = lora_slots(self.model, adapter_name, config, init)
+        return QPAGenerator(config, initial, init), slots

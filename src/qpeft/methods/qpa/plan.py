@@ -9,7 +9,7 @@ from peft.tuners.lora import LoraLayer
 
 from qpeft.core.adapter_form import count_trainable
 from qpeft.core.binding import Slot
-from qpeft.core.holder import GeneratorHolder
+from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.slots import find_slots
 from qpeft.methods.attach.tensors import generated_slots, other_keys
 from qpeft.methods.counting import BYTES, count_stored
@@ -27,15 +27,15 @@ def count_attached(generator: QPAGeneratorConfig, adapted: Any) -> dict[str, Any
     """As `count_qpa`, for QPA attached to any stock adapter, whose initial values are in the compact checkpoint."""
     found = generated_slots(adapted, "default")
     counts = _count(generator, adapted, found)
-    start = sum(slot.shape.numel() for slot, _ in found) if generator.init_mode == "residual" else 0
-    note = f"the compact checkpoint also contains the adapter's initial values, {start:,} parameters"
+    initial = sum(slot.shape.numel() for slot, _ in found) if generator.init_mode == "residual" else 0
+    note = f"the compact checkpoint also contains the adapter's initial values, {initial:,} parameters"
     not_stock = str(getattr(adapted.peft_type, "value", adapted.peft_type)).startswith("QPEFT")
     trained = counts["trainable"] - counts["trainable_parts"]["other"]
     return {
         **counts,
-        "stored_bytes": (trained + start + _count_others(adapted, found)) * BYTES,
+        "stored_bytes": (trained + initial + _count_others(adapted, found)) * BYTES,
         "exported_bytes": None if not_stock else count_stored(adapted) * BYTES,
-        "notes": [*counts["notes"], *([note] if start else [])],
+        "notes": [*counts["notes"], *([note] if initial else [])],
     }
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from qpeft.checks import check_fields, is_count
+from qpeft.checks import check_fields, is_count, option
 from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.qpa import budget as counting
@@ -22,87 +22,59 @@ INIT_MODES = ("residual", "raw")
 VECTOR_ORDERS = ("peft", "official")
 
 
-def _help(text: str, **metadata: Any) -> dict[str, Any]:
-    return {"help": text, **metadata}
-
-
 @dataclass(kw_only=True)
 class QPASettings(GeneratorConfig):
     """QPA's generator of an adapter's parameters: circuit angles and a small MLP (arXiv 2410.09846)."""
 
-    chunk_size: int | None = field(
-        default=None,
-        metadata=_help(
-            "Parameters that the MLP generates per chunk (the paper's n_mlp). Set this or budget, not both.", at_least=1
-        ),
+    chunk_size: int | None = option(
+        None,
+        "Parameters that the MLP generates per chunk (the paper's n_mlp). Set this or budget, not both.",
+        at_least=1,
     )
-    budget: float | None = field(
-        default=None,
-        metadata=_help(
-            "Maximum number of trainable parameters: a whole number is a count, a fraction below 1 a share of the "
-            "adapter's parameters. Without chunk_size and budget: 0.5.",
-            above=0,
-        ),
+    budget: float | None = option(
+        None,
+        "Maximum number of trainable parameters: a whole number is a count, a fraction below 1 a share of the "
+        "adapter's parameters. Without chunk_size and budget: 0.5.",
+        above=0,
     )
-    n_layers: int = field(
-        default=8, metadata=_help("Circuit layers L; the circuit has L angles per qubit.", at_least=1)
+    n_layers: int = option(8, "Circuit layers L; the circuit has L angles per qubit.", at_least=1)
+    hidden: tuple[int, ...] | None = option(
+        None,
+        "Hidden widths of the MLP. Default: 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 "
+        "for small budgets.",
     )
-    hidden: tuple[int, ...] | None = field(
-        default=None,
-        metadata=_help(
-            "Hidden widths of the MLP. Default: 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 "
-            "for small budgets."
-        ),
+    activation: str = option(
+        "silu", "Between the MLP's layers; identity makes the MLP one affine map.", choices=ACTIVATIONS
     )
-    activation: str = field(
-        default="silu",
-        metadata=_help("Between the MLP's layers; identity makes the MLP one affine map.", choices=ACTIVATIONS),
+    feature_map: str = option(
+        "scaled", "From probability p to MLP input: scaled, (2^N p - 1) / sqrt(2), or squash.", choices=FEATURE_MAPS
     )
-    feature_map: str = field(
-        default="scaled",
-        metadata=_help(
-            "From probability p to MLP input: scaled, (2^N p - 1) / sqrt(2), or squash.", choices=FEATURE_MAPS
-        ),
+    feature_source: str = option(
+        "qnn",
+        "Source of the feature: the trained circuit (qnn) or a control: the circuit with frozen angles, a free "
+        "trained vector, fixed noise, or no feature.",
+        choices=FEATURE_SOURCES,
     )
-    feature_source: str = field(
-        default="qnn",
-        metadata=_help(
-            "Source of the feature: the trained circuit (qnn) or a control: the circuit with frozen angles, a free "
-            "trained vector, fixed noise, or no feature.",
-            choices=FEATURE_SOURCES,
-        ),
+    init_mode: str = option(
+        "residual",
+        "residual starts from the stock adapter's initial values; raw uses the generator's output unchanged.",
+        choices=INIT_MODES,
     )
-    init_mode: str = field(
-        default="residual",
-        metadata=_help(
-            "residual starts from the stock adapter's initial values; raw uses the generator's output unchanged.",
-            choices=INIT_MODES,
-        ),
+    center_output: bool = option(False, "Subtract the mean of the generated parameters (the published code does).")
+    output_scale: float = option(1.0, "Factor on the generated parameters.", above=0)
+    vector_order: str = option(
+        "peft",
+        "Order in which tensors are filled: PEFT's, or the published code's (lora_B first).",
+        choices=VECTOR_ORDERS,
     )
-    center_output: bool = field(
-        default=False, metadata=_help("Subtract the mean of the generated parameters (the published code does).")
+    max_qubits: int = option(20, "Refuse circuits with more qubits than this.", at_least=1)
+    angle_scale: float = option(
+        10.0, "Factor folded into the angles' learning rate: angle = initial + factor * trained.", above=0
     )
-    output_scale: float = field(default=1.0, metadata=_help("Factor on the generated parameters.", above=0))
-    vector_order: str = field(
-        default="peft",
-        metadata=_help(
-            "Order in which tensors are filled: PEFT's, or the published code's (lora_B first).",
-            choices=VECTOR_ORDERS,
-        ),
+    mlp_scale: float = option(
+        10.0, "Factor folded into the MLP's learning rate: weight = initial + factor * trained.", above=0
     )
-    max_qubits: int = field(default=20, metadata=_help("Refuse circuits with more qubits than this.", at_least=1))
-    angle_scale: float = field(
-        default=10.0,
-        metadata=_help("Factor folded into the angles' learning rate: angle = initial + factor * trained.", above=0),
-    )
-    mlp_scale: float = field(
-        default=10.0,
-        metadata=_help("Factor folded into the MLP's learning rate: weight = initial + factor * trained.", above=0),
-    )
-    seed: int = field(
-        default=0,
-        metadata=_help("Seed of the initial values; a checkpoint stores only the seed.", at_least=0),
-    )
+    seed: int = option(0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0)
 
     def __post_init__(self) -> None:
         if self.hidden is not None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig
 
+from qpeft.checks import option
 from qpeft.core.config import GeneratedLoraConfig, MethodName
 from qpeft.errors import ConfigError
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
@@ -29,8 +30,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         ConfigError: a setting is out of range, or a LoRA option that Quantum-PEFT cannot generate.
     """
 
-    r: int = field(default=8, metadata={"help": "Rank of the update, the paper's K."})
-    lora_alpha: int = field(default=16, metadata={"help": "The factor s of the update; it is not divided by r."})
+    r: int = option(8, "Rank of the update, the paper's K.")
+    lora_alpha: int = option(16, "The factor s of the update; it is not divided by r.")
 
     def __post_init__(self) -> None:
         GeneratedLoraConfig.__post_init__(self)

@@ -17,7 +17,7 @@ from qpeft.circuits.columns import basis_columns
 from qpeft.circuits.counting import check_rank, column_qubits, count_orthogonal
 from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
 from qpeft.circuits.orthogonal import orthogonal_columns
-from qpeft.core.folded import Folded
+from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.quantum_peft.quantize import quantize
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
@@ -34,15 +34,15 @@ class Bank(nn.Module):
         names: Sequence[str],
         width: int,
         rank: int,
-        start: SeededInit,
+        init: SeededInit,
     ) -> None:
         super().__init__()
         self.config, self.width, self.rank = config, width, rank
         self.check()
-        drawn = torch.stack([self.draw(start, name) for name in names])
+        drawn = torch.stack([self.draw(init, name) for name in names])
         # quantized parameters are stored themselves, not as a distance from the initial values
         trained, quantized = not config.freeze_angles, config.bits is not None
-        self.numbers = Folded(drawn, self.scale(), trained=trained, keep_start=trained and quantized)
+        self.numbers = Folded(drawn, self.scale(), trained=trained, keep_initial=trained and quantized)
 
     @classmethod
     def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
@@ -57,11 +57,11 @@ class Bank(nn.Module):
     def check(self) -> None:
         """Raise ConfigError if the options do not fit the width and rank."""
 
-    def draw(self, start: SeededInit, name: str) -> Tensor:
+    def draw(self, init: SeededInit, name: str) -> Tensor:
         """The initial parameters of one factor, shape (p,)."""
         raise NotImplementedError
 
-    def columns(self, numbers: Tensor) -> Tensor:
+    def columns(self, parameters: Tensor) -> Tensor:
         """(n, p) -> (n, w, K)."""
         raise NotImplementedError
 
@@ -71,8 +71,10 @@ class Bank(nn.Module):
 
     def parameters_used(self) -> Tensor:
         """The parameters (n, p), quantized if `bits` is set."""
-        numbers = self.numbers()
-        return numbers if self.config.bits is None else quantize(numbers, self.config.bits, self.config.group_size)
+        parameters = self.numbers()
+        return (
+            parameters if self.config.bits is None else quantize(parameters, self.config.bits, self.config.group_size)
+        )
 
 
 class PauliBank(Bank):
@@ -94,15 +96,15 @@ class PauliBank(Bank):
         assert self.config.columns is not None
         self.basis = basis_columns(self.config.columns, column_qubits(width, construction), self.rank)
 
-    def draw(self, start: SeededInit, name: str) -> Tensor:
+    def draw(self, init: SeededInit, name: str) -> Tensor:
         shape = (self.count(self.config, self.width, self.rank),)
         if self.config.frame is not None:
-            return start.normal(name, shape, std=_FRAMED_STD)
-        return start.uniform(name, shape, math.pi)
+            return init.normal(name, shape, std=_FRAMED_STD)
+        return init.uniform(name, shape, math.pi)
 
-    def columns(self, numbers: Tensor) -> Tensor:
+    def columns(self, parameters: Tensor) -> Tensor:
         return orthogonal_columns(
-            numbers,
+            parameters,
             self.width,
             self.config.n_layers,
             self.basis,
@@ -138,12 +140,12 @@ class LieBank(Bank):
     def check(self) -> None:
         lie_columns(torch.zeros(self.width, self.config.lie_rank), self.rank)  # raises ConfigError if it does not fit
 
-    def draw(self, start: SeededInit, name: str) -> Tensor:
+    def draw(self, init: SeededInit, name: str) -> Tensor:
         std = 1.0 / math.sqrt(self.width) if self.config.frame is None else _FRAMED_STD
-        return start.normal(name, (self.count(self.config, self.width, self.rank),), std=std)
+        return init.normal(name, (self.count(self.config, self.width, self.rank),), std=std)
 
-    def columns(self, numbers: Tensor) -> Tensor:
-        b = lie_matrix(numbers, self.width, self.config.lie_rank)
+    def columns(self, parameters: Tensor) -> Tensor:
+        b = lie_matrix(parameters, self.width, self.config.lie_rank)
         return lie_columns(b, self.rank, self.config.lie_map, self.config.taylor_order)
 
 
@@ -158,16 +160,16 @@ class KroneckerBank(Bank):
         (a, b), (n_a, n_b) = _sides(width), _divisors(rank)
         return n_a * a + n_b * b
 
-    def draw(self, start: SeededInit, name: str) -> Tensor:
+    def draw(self, init: SeededInit, name: str) -> Tensor:
         (a, b), (n_a, n_b) = _sides(self.width), _divisors(self.rank)
-        left = start.normal(f"{name}.left", (n_a * a,), std=1 / math.sqrt(a))
-        return torch.cat([left, start.normal(f"{name}.right", (n_b * b,), std=1 / math.sqrt(b))])
+        left = init.normal(f"{name}.left", (n_a * a,), std=1 / math.sqrt(a))
+        return torch.cat([left, init.normal(f"{name}.right", (n_b * b,), std=1 / math.sqrt(b))])
 
-    def columns(self, numbers: Tensor) -> Tensor:
+    def columns(self, parameters: Tensor) -> Tensor:
         (a, b), (n_a, n_b) = _sides(self.width), _divisors(self.rank)
-        left, right = numbers.split([n_a * a, n_b * b], dim=1)
+        left, right = parameters.split([n_a * a, n_b * b], dim=1)
         products = torch.einsum("nia,njb->nabij", left.view(-1, n_a, a), right.view(-1, n_b, b))
-        return products.reshape(len(numbers), a * b, self.rank)[:, : self.width]
+        return products.reshape(len(parameters), a * b, self.rank)[:, : self.width]
 
 
 class CoreBank(Bank):
@@ -180,11 +182,11 @@ class CoreBank(Bank):
     def scale(self) -> float:
         return self.config.lambda_scale
 
-    def draw(self, start: SeededInit, name: str) -> Tensor:
+    def draw(self, init: SeededInit, name: str) -> Tensor:
         return torch.zeros(self.width * self.rank)
 
-    def columns(self, numbers: Tensor) -> Tensor:
-        return numbers.view(-1, self.width, self.rank)
+    def columns(self, parameters: Tensor) -> Tensor:
+        return parameters.view(-1, self.width, self.rank)
 
 
 BANKS: dict[str, type[Bank]] = {"pauli": PauliBank, "lie": LieBank, "kronecker": KroneckerBank, "core": CoreBank}

@@ -58,9 +58,9 @@ def leading_frame(gradient: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, T
     return _rounded(left * sign, rank, gradient), _rounded(right * sign, rank, gradient)
 
 
-def random_frame(name: str, width: int, rank: int, start: SeededInit) -> Tensor:
-    """Control: R random orthonormal directions (width, R), float32, drawn from `start` under `name`."""
-    basis, triangle = torch.linalg.qr(start.normal(name, (width, rank)).double())
+def random_frame(name: str, width: int, rank: int, init: SeededInit) -> Tensor:
+    """Control: R random orthonormal directions (width, R), float32, drawn from `init` under `name`."""
+    basis, triangle = torch.linalg.qr(init.normal(name, (width, rank)).double())
     return (basis * torch.where(triangle.diagonal() < 0, -1.0, 1.0)).float()
 
 
@@ -72,7 +72,7 @@ def frame_hash(frames: Iterable[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def fit_start(
+def fit_initial(
     columns_u: Columns,
     columns_v: Columns,
     gradient: Tensor,

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from qpeft.core.binding import Slot
-from qpeft.core.folded import Folded
 from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
+from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError
 from qpeft.methods.quantum_peft.factors import BANKS, Bank
-from qpeft.methods.quantum_peft.frames import fit_start, frame_hash, leading_frame, random_frame
+from qpeft.methods.quantum_peft.frames import fit_initial, frame_hash, leading_frame, random_frame
 from qpeft.methods.quantum_peft.layout import Layout, Part
 from qpeft.methods.quantum_peft.quantize import pack, unpack
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
@@ -35,7 +35,7 @@ class QuantumPeftGenerator(Generator):
     Args:
         config: The configuration.
         layout: The matrices, and the batches in which their factors are computed.
-        start: Draws the initial parameters.
+        init: Draws the initial parameters.
         gains: Initial values of the trained norm gains, flat; may be empty.
     """
 
@@ -46,20 +46,20 @@ class QuantumPeftGenerator(Generator):
     }
     fitted: Tensor
 
-    def __init__(self, config: QuantumPeftGeneratorConfig, layout: Layout, start: SeededInit, gains: Tensor) -> None:
+    def __init__(self, config: QuantumPeftGeneratorConfig, layout: Layout, init: SeededInit, gains: Tensor) -> None:
         super().__init__()
         self.config, self.layout = config, layout
         self.banks = nn.ModuleDict(
-            {_key(*key): BANKS[config.family](config, names, *key, start) for key, names in layout.banks.items()}
+            {_key(*key): BANKS[config.family](config, names, *key, init) for key, names in layout.banks.items()}
         )
         ranks = [part.rank * len(part.matrices) for part in layout.parts if part.side == "u"]
         self.lam = Folded(torch.zeros(sum(ranks)), config.lambda_scale) if config.family != "core" else None
         self.gains = Folded(gains.detach().float(), config.gain_scale) if gains.numel() else None
         self.frames = nn.Module()
         for part in layout.parts:
-            self._register_part(part, start)
+            self._register_part(part, init)
         self.register_buffer("fitted", torch.tensor(not self._wants_fit, dtype=torch.uint8), persistent=self._wants_fit)
-        self.register_buffer("fingerprint", fingerprint(start.hexdigest(), _settings(config), layout.matrices))
+        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), _settings(config), layout.matrices))
         self._ready = False
         self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
         self._expected: Tensor | None = None  # digest of the frames of a loaded adapter
@@ -97,7 +97,7 @@ class QuantumPeftGenerator(Generator):
             x = frame
         return (x.mT if part.side == "v" else x * next(lam)).flatten()
 
-    def _register_part(self, part: Part, start: SeededInit) -> None:
+    def _register_part(self, part: Part, init: SeededInit) -> None:
         def constant(name: str, value: Tensor) -> None:
             self.register_buffer(f"{name}_{part.label}", value, persistent=False)
 
@@ -109,7 +109,7 @@ class QuantumPeftGenerator(Generator):
             self.frames.register_buffer(part.label, empty)
         elif self.config.frame == "random":
             names = [f"{self.layout.matrices[i].name}.{part.side}.frame" for i in part.matrices]
-            drawn = torch.stack([random_frame(name, part.width, part.inner, start) for name in names])
+            drawn = torch.stack([random_frame(name, part.width, part.inner, init) for name in names])
             self.frames.register_buffer(part.label, drawn, persistent=False)
 
     def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> QuantumPeftGenerator:
@@ -143,7 +143,7 @@ class QuantumPeftGenerator(Generator):
         if self.config.frame == "gradient":
             self._fit_frames(gradients)
         else:
-            self._fit_start(gradients)
+            self._fit_initial(gradients)
         self.fitted.fill_(1)
 
     def _fit_frames(self, gradients: Mapping[str, Tensor]) -> None:
@@ -157,7 +157,7 @@ class QuantumPeftGenerator(Generator):
         for label, frame in new.items():
             self.frames.get_buffer(label).copy_(frame)
 
-    def _fit_start(self, gradients: Mapping[str, Tensor]) -> None:
+    def _fit_initial(self, gradients: Mapping[str, Tensor]) -> None:
         shapes = {(m.d_out, m.d_in, m.rank) for m in self.layout.matrices}
         rows = {name: (key, row) for key, names in self.layout.banks.items() for row, name in enumerate(names)}
         for d_out, d_in, rank in sorted(shapes):
@@ -169,7 +169,7 @@ class QuantumPeftGenerator(Generator):
             gradient = torch.stack([gradients[name] for name in chosen])
             angles = u.numbers()[at_u], v.numbers()[at_v]
             with torch.enable_grad():
-                fitted_u, fitted_v = fit_start(u.columns, v.columns, gradient, *angles)
+                fitted_u, fitted_v = fit_initial(u.columns, v.columns, gradient, *angles)
             u.numbers.set_values(at_u, fitted_u)
             v.numbers.set_values(at_v, fitted_v)
 

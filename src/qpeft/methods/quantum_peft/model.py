@@ -47,7 +47,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
             return
         super()._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **options)
 
-    def _build(self, adapter_name: str, config: Any, start: SeededInit) -> tuple[QuantumPeftGenerator, list[Slot]]:
+    def _build(self, adapter_name: str, config: Any, init: SeededInit) -> tuple[QuantumPeftGenerator, list[Slot]]:
         matrices: list[Matrix] = []
         slots: list[dict[str, Slot]] = []
         for slot, layer in find_slots(self.model, adapter_name, LoraLayer):
@@ -61,7 +61,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
         gains = gain_slots(self.model, adapter_name)
         ordered = [*(slots[index][side] for index, side in layout.order()), *gains]
         _check_saved(ordered, config)
-        return QuantumPeftGenerator(config, layout, start, _values(gains)), ordered
+        return QuantumPeftGenerator(config, layout, init, _values(gains)), ordered
 
 
 def _matrix(name: str, layer: Any, adapter_name: str) -> Matrix:

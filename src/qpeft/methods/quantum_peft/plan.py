@@ -87,11 +87,11 @@ def _factors(config: QuantumPeftConfig, layout: Layout) -> list[_Factors]:
 
 def _remarks(config: QuantumPeftConfig, layout: Layout) -> list[str]:
     """The warnings of the banks, of which one with a single factor is built for each width and rank."""
-    start = SeededInit(config.seed)
+    init = SeededInit(config.seed)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for (width, rank), names in layout.banks.items():
-            BANKS[config.family](config, names[:1], width, rank, start)
+            BANKS[config.family](config, names[:1], width, rank, init)
     return [str(warning.message) for warning in caught]
 
 

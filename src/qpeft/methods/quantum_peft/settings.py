@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
-from qpeft.checks import check_fields
+from qpeft.checks import check_fields, option
 from qpeft.errors import ConfigError
 
 FAMILIES = ("pauli", "lie", "kronecker", "core")
@@ -19,112 +19,78 @@ STARTS = ("random", "gradient")
 BITS = (8, 4, 3, 2, 1)
 
 
-def _help(text: str, **metadata: Any) -> dict[str, Any]:
-    return {"help": text, **metadata}
-
-
 @dataclass(kw_only=True)
 class QuantumPeftGeneratorConfig:
     """Quantum-PEFT's generator of U diag(lambda) V^T from few parameters (ICLR 2025, arXiv 2503.05431)."""
 
-    family: str = field(
-        default="pauli",
-        metadata=_help(
-            "Form of U and V: a circuit of RY and CZ (pauli), a Lie-algebra map (lie), or a classical control: "
-            "Kronecker products of small vectors (kronecker), or a trained matrix inside a frame (core).",
-            choices=FAMILIES,
-        ),
+    family: str = option(
+        "pauli",
+        "Form of U and V: a circuit of RY and CZ (pauli), a Lie-algebra map (lie), or a classical control: "
+        "Kronecker products of small vectors (kronecker), or a trained matrix inside a frame (core).",
+        choices=FAMILIES,
     )
-    n_layers: int = field(default=2, metadata=_help("Circuit layers L; family pauli.", at_least=1))
-    construction: str = field(
-        default="auto",
-        metadata=_help(
-            "Circuits for widths that are not powers of two: cosine-sine recursion (qsd, qsd_full), a larger circuit "
-            "cut to size (pad), or qsd for widths with two or three set bits and pad for others (auto).",
-            choices=CONSTRUCTIONS,
-        ),
+    n_layers: int = option(2, "Circuit layers L; family pauli.", at_least=1)
+    construction: str = option(
+        "auto",
+        "Circuits for widths that are not powers of two: cosine-sine recursion (qsd, qsd_full), a larger circuit "
+        "cut to size (pad), or qsd for widths with two or three set bits and pad for others (auto).",
+        choices=CONSTRUCTIONS,
     )
-    columns: str | None = field(
-        default=None,
-        metadata=_help(
-            "Columns of the circuit: with spread every angle has an effect, first is the paper's choice. "
-            "Default: spread; first inside a frame and for family lie.",
-            choices=COLUMNS,
-        ),
+    columns: str | None = option(
+        None,
+        "Columns of the circuit: with spread every angle has an effect, first is the paper's choice. "
+        "Default: spread; first inside a frame and for family lie.",
+        choices=COLUMNS,
     )
-    entangler: str = field(
-        default="cz",
-        metadata=_help(
-            "Between the rotations: CZ gates, or a control: fixed random signs, or nothing.", choices=ENTANGLERS
-        ),
+    entangler: str = option(
+        "cz", "Between the rotations: CZ gates, or a control: fixed random signs, or nothing.", choices=ENTANGLERS
     )
-    freeze_angles: bool = field(default=False, metadata=_help("Control: train only lambda."))
-    lie_rank: int = field(default=1, metadata=_help("Nonzero columns K' of the skew matrix; family lie.", at_least=1))
-    lie_map: str = field(
-        default="exp",
-        metadata=_help("From the skew matrix to an orthogonal one; taylor for reproduction only.", choices=LIE_MAPS),
+    freeze_angles: bool = option(False, "Control: train only lambda.")
+    lie_rank: int = option(1, "Nonzero columns K' of the skew matrix; family lie.", at_least=1)
+    lie_map: str = option(
+        "exp", "From the skew matrix to an orthogonal one; taylor for reproduction only.", choices=LIE_MAPS
     )
-    taylor_order: int = field(default=18, metadata=_help("Terms of lie_map taylor.", at_least=1))
-    share: str = field(
-        default="none",
-        metadata=_help(
-            "none: every matrix has its own U and V; type: one pair for all matrices of a type (all query "
-            "projections, ...), with lambda per matrix.",
-            choices=SHARES,
-        ),
+    taylor_order: int = option(18, "Terms of lie_map taylor.", at_least=1)
+    share: str = option(
+        "none",
+        "none: every matrix has its own U and V; type: one pair for all matrices of a type (all query "
+        "projections, ...), with lambda per matrix.",
+        choices=SHARES,
     )
-    frame: str | None = field(
-        default=None,
-        metadata=_help(
-            "Apply U and V inside a frozen frame of each matrix: the leading singular vectors of the initial loss "
-            "gradient (gradient), or a control: random directions.",
-            choices=FRAMES,
-        ),
+    frame: str | None = option(
+        None,
+        "Apply U and V inside a frozen frame of each matrix: the leading singular vectors of the initial loss "
+        "gradient (gradient), or a control: random directions.",
+        choices=FRAMES,
     )
-    frame_rank: int = field(
-        default=32,
-        metadata=_help("Directions in a frame, reduced to the largest power of two that fits the matrix.", at_least=1),
+    frame_rank: int = option(
+        32, "Directions in a frame, reduced to the largest power of two that fits the matrix.", at_least=1
     )
-    store_frames: bool = field(
-        default=True,
-        metadata=_help(
-            "Save gradient frames (float16) in the compact adapter; otherwise only their hash, and loading needs "
-            "fit_frames with the same batches."
-        ),
+    store_frames: bool = option(
+        True,
+        "Save gradient frames (float16) in the compact adapter; otherwise only their hash, and loading needs "
+        "fit_frames with the same batches.",
     )
-    start: str = field(
-        default="random",
-        metadata=_help(
-            "Initial angles: random, or fitted by fit_frames to the loss gradient (without further storage).",
-            choices=STARTS,
-        ),
+    start: str = option(
+        "random",
+        "Initial angles: random, or fitted by fit_frames to the loss gradient (without further storage).",
+        choices=STARTS,
     )
-    bits: int | None = field(
-        default=None,
-        metadata=_help(
-            "Bits per angle: 8, 4, 3, 2 or 1, in training and in the compact adapter; 3 and fewer are experimental. "
-            "Default: float32."
-        ),
+    bits: int | None = option(
+        None,
+        "Bits per angle: 8, 4, 3, 2 or 1, in training and in the compact adapter; 3 and fewer are experimental. "
+        "Default: float32.",
     )
-    group_size: int = field(
-        default=128, metadata=_help("Angles that share a range when they are quantized.", at_least=1)
+    group_size: int = option(128, "Angles that share a range when they are quantized.", at_least=1)
+    angle_scale: float | None = option(
+        None,
+        "Factor folded into the learning rate of the parameters of U and V. Default: 50; 15 for family lie "
+        "outside a frame.",
+        above=0,
     )
-    angle_scale: float | None = field(
-        default=None,
-        metadata=_help(
-            "Factor folded into the learning rate of the parameters of U and V. Default: 50; 15 for family lie "
-            "outside a frame.",
-            above=0,
-        ),
-    )
-    lambda_scale: float = field(default=2.0, metadata=_help("Factor folded into lambda's learning rate.", above=0))
-    gain_scale: float = field(
-        default=50.0, metadata=_help("Factor folded into the learning rate of norm gains in modules_to_save.", above=0)
-    )
-    seed: int = field(
-        default=0,
-        metadata=_help("Seed of the initial values; a checkpoint stores only the seed.", at_least=0),
-    )
+    lambda_scale: float = option(2.0, "Factor folded into lambda's learning rate.", above=0)
+    gain_scale: float = option(50.0, "Factor folded into the learning rate of norm gains in modules_to_save.", above=0)
+    seed: int = option(0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0)
 
     def __post_init__(self) -> None:
         if self.columns is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 
+from qpeft.checks import option
 from qpeft.core import model_card
 from qpeft.core.config import MethodName, refuse_lora_options
 from qpeft.core.weights_hash import SealedConfig
@@ -30,14 +31,12 @@ class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
         ConfigError: a setting is out of range, or a LoRA option that cannot be gated.
     """
 
-    lora_alpha: int = field(default=16, metadata={"help": "The update is multiplied by lora_alpha / r."})
-    sora_lambda: float | None = field(
-        default=None,
-        metadata={"help": "Threshold divided by the learning rate; filled in when training begins.", "filled_in": True},
+    lora_alpha: int = option(16, "The update is multiplied by lora_alpha / r.")
+    sora_lambda: float | None = option(
+        None, "Threshold divided by the learning rate; filled in when training begins.", filled_in=True
     )
-    planned_steps: int | None = field(
-        default=None,
-        metadata={"help": "Optimizer steps for which sora_lambda was computed; filled in with it.", "filled_in": True},
+    planned_steps: int | None = option(
+        None, "Optimizer steps for which sora_lambda was computed; filled in with it.", filled_in=True
     )
 
     def __post_init__(self) -> None:

@@ -72,11 +72,11 @@ def add_gate(layer: Any, adapter_name: str, config: SoRAConfig, site: str) -> No
     a: nn.Parameter = layer.lora_A[adapter_name].weight  # (r, d_in)
     gate = torch.ones(a.shape[0], device=a.device)
     if not a.is_meta:
-        start = SeededInit(config.seed)
+        init = SeededInit(config.seed)
         with torch.no_grad():
-            a.copy_(start.uniform(f"{site}.lora_A.weight", a.shape, 1 / math.sqrt(a.shape[1])))
+            a.copy_(init.uniform(f"{site}.lora_A.weight", a.shape, 1 / math.sqrt(a.shape[1])))
             if config.gate_init == "normal":
-                gate.copy_(start.normal(f"{site}.{GATE}", gate.shape))
+                gate.copy_(init.normal(f"{site}.{GATE}", gate.shape))
     layer.sora_gate[adapter_name] = nn.Parameter(gate, requires_grad=a.requires_grad)
     layer.lora_variant[adapter_name] = GatedVariant()
 

@@ -1,4 +1,4 @@
-"""A trained tensor as start + scale * tau, so that one learning rate suits every kind of parameter."""
+"""A trained tensor as initial value + scale * tau, so that one learning rate suits every kind of parameter."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from torch import Tensor, nn
 
 
 class Folded(nn.Module):
-    """value = start + scale * tau, with tau = 0 at first.
+    """value = initial + scale * tau, with tau = 0 at first.
 
     Under Adam this equals a learning rate multiplied by `scale`. Small gradients are raised above Adam's eps, and
     weight decay pulls the value to its initial value instead of 0. Only tau is stored; the initial value is drawn
-    again, unless `keep_start` stores it as well. A frozen value (`trained=False`) has no tau.
+    again, unless `keep_initial` stores it as well. A frozen value (`trained=False`) has no tau.
     """
 
     start: Tensor
     tau: nn.Parameter | None
 
-    def __init__(self, start: Tensor, scale: float, *, trained: bool = True, keep_start: bool = False) -> None:
+    def __init__(self, initial: Tensor, scale: float, *, trained: bool = True, keep_initial: bool = False) -> None:
         super().__init__()
         self.scale = scale
-        self.register_buffer("start", start, persistent=keep_start)
+        self.register_buffer("start", initial, persistent=keep_initial)
         # not by register_parameter: inside accelerate's init_empty_weights, which PEFT uses, that would create it on
         # the meta device
-        self._parameters["tau"] = nn.Parameter(torch.zeros_like(start)) if trained else None
+        self._parameters["tau"] = nn.Parameter(torch.zeros_like(initial)) if trained else None
 
-    def forward(self, *, at_start: bool = False) -> Tensor:
-        """The value, same shape as `start`; with `at_start` the initial value."""
+    def forward(self, *, initial: bool = False) -> Tensor:
+        """The value, same shape as the initial value, which is returned if `initial`."""
         tau: Tensor | None = self.tau  # a plain tensor, if another generator fills this one
-        if at_start or tau is None:
+        if initial or tau is None:
             return self.start
         return torch.add(self.start, tau, alpha=self.scale)
 
