@@ -243,7 +243,7 @@ class UnderAutocast(Line):
 MISTAKES = {
     BadGradient: "gradient of numbers.tau is off",
     Noisy: "two evaluations differ",
-    TorchDrawn: "draw from `start`, not from torch",
+    TorchDrawn: "draw from `init`, not from torch",
     NotAtStart: "must equal `initial` exactly",
     NoSeedTold: "the state of another seed is accepted",
     Forgetful: "its own saved state is refused",
