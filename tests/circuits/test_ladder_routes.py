@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from qpeft.circuits import Ansatz, ladder, ladder_cut, probabilities, probabilities_slice
 from qpeft.circuits.gates import gate_probabilities
-from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice, product_terms
+from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
 from qpeft.errors import ConfigError
@@ -188,15 +188,6 @@ def test_invalid_slice_is_refused(start, stop):
 def test_size_of_the_tiles_does_not_change_results(tile, monkeypatch):
     monkeypatch.setattr(ladder_cut, "TILE", tile)
     assert_agrees(cut_probabilities, gates, *random_circuit(4, 9, seed=4))
-
-
-@pytest.mark.parametrize(("n_layers", "terms"), [(1, 1), (2, 1), (3, 2), (8, 64)])
-def test_number_of_terms_doubles_with_every_layer(n_layers, terms):
-    angles, _ = random_circuit(n_layers, 11, seed=7)
-    left, right, turn = product_terms(angles)
-    assert left.shape == (2**3, 2, 2, terms)
-    assert right.shape == (2, terms, 2**6)
-    assert turn.shape == (2, 2, 2)
 
 
 def test_cut_saves_only_the_angles():

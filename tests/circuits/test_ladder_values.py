@@ -9,7 +9,6 @@ import torch
 
 from qpeft.circuits import Ansatz, probabilities
 from qpeft.circuits.gates import gate_probabilities
-from qpeft.circuits.kron import ladder_source
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
 
@@ -20,15 +19,6 @@ ROUTES = {
     "gates": lambda angles: gate_probabilities(Ansatz("ry_ladder", angles.shape[1], len(angles)), angles),
 }
 every_route = pytest.mark.parametrize("route", ROUTES.values(), ids=ROUTES)
-
-
-@pytest.mark.parametrize("n_qubits", range(1, 9))
-def test_ladder_source_equals_a_loop_over_cnots(n_qubits):
-    labels = list(range(2**n_qubits))
-    for wire in range(n_qubits - 1):
-        control, target = 1 << (n_qubits - 1 - wire), 1 << (n_qubits - 2 - wire)
-        labels = [labels[index ^ target] if index & control else labels[index] for index in range(len(labels))]
-    assert ladder_source(n_qubits).tolist() == labels
 
 
 @every_route

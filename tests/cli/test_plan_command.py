@@ -5,6 +5,8 @@ import json
 import pytest
 
 import qpeft
+from qpeft.cli.method import method_settings
+from qpeft.training.settings import TrainSettings
 
 
 def planned(qpeft_cli, *arguments):
@@ -55,6 +57,27 @@ def test_output_fits_80_columns(qpeft_cli, base_folder):
         assert word in result.stdout
     assert max(len(line) for line in result.stdout.splitlines() if str(base_folder) not in line) <= 80
     assert "\x1b" not in result.stdout
+
+
+def test_embedded_base(qpeft_cli):
+    assert planned(qpeft_cli, "--model", "embedded", "--r", 4)["base_parameters"] == 1_548_672
+
+
+def test_shared_option_is_passed_to_the_chosen_method(qpeft_cli, base_folder):
+    common = ("--model", base_folder, "--method", "quantum_peft", "--r", 3)
+    one, default, two, three = (
+        planned(qpeft_cli, *common, *layers)["trainable"]
+        for layers in (("--n-layers", 1), (), ("--n-layers", 2), ("--n-layers", 3))
+    )
+    assert one < default == two < three
+
+
+def test_preset_sets_the_options_of_its_method():
+    run = TrainSettings(model="m", data="d", out="o", method="quantum_peft")
+    taylor = method_settings(run, "paper_taylor", {}, {"taylor_order": 12})
+    assert (taylor["lie_map"], taylor["taylor_order"]) == ("taylor", 12)
+    pauli = method_settings(run, "paper_pauli", {"r": 2}, {})
+    assert (pauli["r"], pauli["n_layers"], pauli["columns"], pauli["construction"]) == (2, 1, "first", "qsd_full")
 
 
 def test_stock_method_has_no_circuit(qpeft_cli, base_folder):

@@ -327,31 +327,3 @@ def test_data_parallel_replicas_raise(llama, ids, adapters):
 
 
 # -- a whole model in float64, the loss from logits
-
-
-def test_finite_differences_through_a_whole_model(gpt2, ids, adapters):
-    model = adapters.qpa(gpt2.double(), n_layers=2).double()
-    binding = model.base_model.binding("default")
-    for slot in binding.slots:
-        slot.dtype = torch.float64
-    generator = model.base_model.generators["default"]
-    generator.initial = generator.initial.double()
-    with torch.no_grad():
-        for p in generator.parameters():
-            p.normal_(std=0.005)
-
-    def loss():
-        found = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
-        return nn.functional.cross_entropy(found, ids[:, 1:].flatten())
-
-    loss().backward()
-    for parameter in (generator.feature.angles.tau, generator.mlp[-1].weight.tau):
-        index = parameter.grad.abs().argmax()
-        values = []
-        for step in (1e-5, -1e-5):
-            with torch.no_grad():
-                parameter.view(-1)[index] += step
-                values.append(loss().item())
-                parameter.view(-1)[index] -= step
-        expected = parameter.grad.view(-1)[index].item()
-        assert abs((values[0] - values[1]) / 2e-5 - expected) < 1e-6 * max(1.0, abs(expected))

@@ -48,25 +48,6 @@ def test_file_contains_only_the_generator(saved):
     assert all(k.startswith("base_model.qpeft_generator.") and k.endswith(".tau") for k in tensors)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"vector_order": "official"},
-        {"feature_source": "free"},
-        {"feature_source": "none", "activation": "identity", "center_output": True},
-        {"init_mode": "raw", "output_scale": 0.1, "feature_map": "squash"},
-        {"seed": 11, "budget": 900, "chunk_size": None, "hidden": None},
-    ],
-)
-@pytest.mark.parametrize("low_cpu_mem_usage", [False, True])
-def test_round_trip_of_settings(llama, ids, adapters, tmp_path, settings, low_cpu_mem_usage):
-    clean = copy.deepcopy(llama)
-    model = adapters.train(adapters.qpa(llama, **settings), ids)
-    qpeft.save(model, tmp_path / "compact")
-    loaded = qpeft.load(clean, tmp_path / "compact", low_cpu_mem_usage=low_cpu_mem_usage).eval()
-    assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
-
-
 def test_base_on_the_meta_device_gives_equal_values(saved):
     clean, model, folder = saved
     loaded = qpeft.load(clean.to("meta"), folder)

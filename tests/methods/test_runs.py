@@ -87,6 +87,7 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
         models["adapter"] = qpeft.load(copy.deepcopy(base), result.adapter)
     if result.has_stock_form:
         is_model = get(asked.method).trains is Trains.MODEL
+        assert result.adapter.exists() != is_model
         models["exported"] = (
             AutoModelForCausalLM.from_pretrained(result.exported)
             if is_model
@@ -101,7 +102,7 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
         assert found.loss == pytest.approx(result.after.loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", marked({"qpa", "lora", "sora", "quantum_peft, frames not stored"}))
+@pytest.mark.parametrize("name", marked({"qpa", "lora", "full", "sora", "quantum_peft, frames not stored"}))
 @pytest.mark.parametrize("killed_at", [2, 5])
 def test_killed_run_resumes_to_the_same_bits(settings, name, killed_at):
     unbroken = train(settings(name, "unbroken"))

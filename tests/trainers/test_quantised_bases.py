@@ -7,6 +7,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 import qpeft
+from qpeft.errors import ConfigError
 
 
 def nf4():
@@ -69,7 +70,7 @@ def test_dora_reads_the_dequantised_weights(quantised, wrap, adapters, ids):
 
 @pytest.mark.parametrize("quantised", [nf4], indirect=True)
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing.* is deprecated:FutureWarning")  # trl's own default
-def test_sft_trainer_casts_nothing_of_the_generator(quantised, method, wrap, tokenizer, tmp_path):
+def test_generator_stays_float32_under_sft_trainer(quantised, method, wrap, tokenizer, tmp_path):
     """trl casts trainable parameters on a quantized base when it is built; the second run resumes before a forward."""
     trl = pytest.importorskip("trl")
     from datasets import Dataset
@@ -106,7 +107,7 @@ def test_sft_trainer_casts_nothing_of_the_generator(quantised, method, wrap, tok
 
 
 @pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")
-def test_qaa_reads_the_input_alone(quantised, adapters, ids, tmp_path):
+def test_qaa_on_a_quantised_base(quantised, adapters, ids, tmp_path):
     base = quantised()
     start = adapters.logits(base, ids)
     model = get_peft_model(base, qpeft.QAAConfig(task_type="CAUSAL_LM")).train()
@@ -116,3 +117,32 @@ def test_qaa_reads_the_input_alone(quantised, adapters, ids, tmp_path):
     assert model(input_ids=ids, labels=ids).loss.item() < before - 1e-3
     qpeft.save(model, tmp_path / "adapter")
     assert torch.equal(adapters.logits(qpeft.load(quantised(), tmp_path / "adapter").train(), ids), live)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")
+@pytest.mark.filterwarnings("ignore:Merge lora module to .-bit linear may get different generations")
+def test_sora_merges_like_stock_lora_except_on_torchao(quantised, adapters, ids, request, tmp_path):
+    def make():
+        torch.manual_seed(0)
+        model = get_peft_model(quantised(), qpeft.SoRAConfig(r=4, shrink_budget=0)).train()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(0, 0.3)
+            for _, _, gate in model.base_model.gates():
+                gate[0] = 0
+        return model
+
+    model = make()
+    if "torchao" in request.node.name:
+        with pytest.raises(ConfigError, match="quantized by torchao"):
+            model.merge_adapter()
+        return
+    qpeft.export(make(), tmp_path / "out")  # of a model that never ran
+    stock = PeftModel.from_pretrained(quantised(), str(tmp_path / "out")).train()
+    with model.disable_adapter():
+        change = (adapters.logits(model, ids) - adapters.logits(stock, ids)).abs().max()
+    model.merge_adapter()
+    stock.merge_adapter()
+    assert (adapters.logits(model, ids) - adapters.logits(stock, ids)).abs().max() < 0.02 * change

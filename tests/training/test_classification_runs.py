@@ -83,13 +83,6 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("task", TASKS)
-def test_classifier_learns_a_separable_task(settings, task):
-    result = train(settings(task, method="lora", method_settings={"r": 4}, steps=120))
-    assert result.after.accuracy > 0.9 > result.before.accuracy
-
-
-@pytest.mark.long
 def test_decoder_learns_a_separable_task(settings, tiny_decoder, tmp_path):
     rows = [f"{'the king ' * (i % 5)}sings {('well', 'night')[i % 2]}\t{i % 2}\n" for i in range(64)]
     (tmp_path / "ends.tsv").write_text("".join(rows))
@@ -279,19 +272,6 @@ def test_modules_to_save_are_trained_in_addition_to_the_head(settings):
     saved = {name for name in weights(result.exported) if "lora" not in name}
     assert {name.split(".")[-2] for name in saved} == {"classifier", "layernorm"}
     assert result.trainable_head == 51
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(("task", "host"), [("image-classification", "loha"), ("text-classification", "prefix")])
-def test_qpa_generates_other_hosts(settings, task, host):
-    generator = {"chunk_size": 32, "hidden": (6, 5)}
-    asked = settings(task, method="qpa", host=host, method_settings=generator)
-    result = train(asked)
-    assert result.after.loss < result.before.loss
-    auto = AutoModelForSequenceClassification if host == "prefix" else AutoModelForImageClassification
-    stock = auto.from_pretrained(asked.model, **read_record(result.exported).options())
-    reloaded = PeftModel.from_pretrained(stock, result.exported).eval()
-    assert score_of(reloaded, asked).loss == pytest.approx(result.after.loss, abs=1e-5)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"task": "causal-lm", "labels": []}', '{"task": "x"}'])

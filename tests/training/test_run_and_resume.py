@@ -372,20 +372,6 @@ def test_prompts_and_completions_are_trained_on(settings, tmp_path):
     assert result.after.n_bytes == len(" sings at night")
 
 
-def test_full_fine_tuning_exports_a_model(settings):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    changes = {"method": "full", "steps": 4}
-    unbroken = train(settings("unbroken", **changes))
-    with pytest.raises(Killed):
-        train(settings(**changes), kill_at(3))
-    resumed = train(settings(**changes))
-    ours, theirs = (AutoModelForCausalLM.from_pretrained(run.exported).state_dict() for run in (resumed, unbroken))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert AutoTokenizer.from_pretrained(resumed.exported).eos_token == "<end>"
-    assert not resumed.adapter.exists()
-
-
 def test_gradient_checkpointing_and_bfloat16(settings):
     plain = train(settings("plain", method="qpa", steps=3))
     saved = train(settings("saved", method="qpa", steps=3, gradient_checkpointing=True))
@@ -394,24 +380,6 @@ def test_gradient_checkpointing_and_bfloat16(settings):
     assert half.after.loss == pytest.approx(plain.after.loss, rel=2e-2)
     numbers = [tensor for tensor in weights(half.out / "adapter").values() if tensor.is_floating_point()]
     assert {tensor.dtype for tensor in numbers} == {torch.float32}
-
-
-def test_model_card_names_the_folder_that_needs_qpeft(settings):
-    card = (train(settings(method="qpa", steps=2)).out / "README.md").read_text()
-    assert "`exported/`: a stock adapter" in card
-    assert "**loading it needs qpeft**" in card
-    assert "import qpeft" not in card
-
-
-def test_real_model_learns_a_real_text(shared, settings, tmp_path):
-    tale = tmp_path / "grimm.txt"
-    tale.write_text((shared / "data/grimm/GrimmsFairyTales.txt").read_text()[:40_000])
-    changes = {"model": str(shared / "models/stories260K"), "data": str(tale), "method": "qpa", "steps": 12}
-    unbroken = train(settings("unbroken", **changes))
-    assert unbroken.after.loss < unbroken.before.loss - 0.1
-    with pytest.raises(Killed):
-        train(settings(**changes), kill_at(6))
-    assert_same_result(train(settings(**changes)).out, unbroken.out)
 
 
 def test_run_of_an_earlier_version_with_fewer_settings_resumes(settings):

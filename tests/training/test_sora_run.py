@@ -62,22 +62,3 @@ def test_run_without_remaining_ranks_has_no_export(sora):
     assert not result.exported.exists()
     assert result.after.loss == result.before.loss
     assert "its gates are all zero" in (result.out / "README.md").read_text(encoding="utf-8")
-
-
-def test_export_evaluate_and_plan(sora, tmp_path, qpeft_cli):
-    def command(*words):
-        answer = qpeft_cli(*words, "--json")
-        assert answer.exit_code == 0, answer.output
-        return json.loads(answer.stdout)
-
-    run = sora(method_settings={"export_tol": 0.3})
-    result = train(run)
-    exported = command("export", result.out, "--out", tmp_path / "out")
-    assert exported["n_deployed"] == result.deployed
-    assert exported["n_dropped"] > exported["n_zero"] > 0
-    assert exported["max_logit_difference"] <= 1e-6
-    scored = command("evaluate", "--adapter", result.out, "--data", run.data, "--seq-len", "16")
-    assert scored["adapted"]["perplexity"] < scored["base"]["perplexity"]
-    flags = ("--r", R, "--shrink-budget", "0.5", "--gate-init", "ones", "--gate-lr-mult", "2", "--export-tol", "0.01")
-    planned = command("plan", "--model", run.model, "--method", "sora", *flags)
-    assert planned["trainable"] == result.trainable

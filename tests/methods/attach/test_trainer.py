@@ -76,17 +76,6 @@ def test_best_checkpoint_is_loaded(llama, rows, ids, adapters, tmp_path):
     assert torch.equal(adapters.logits(run.model.eval(), ids), adapters.logits(loaded, ids))
 
 
-def test_accumulation_needs_one_evaluation_per_step(llama, rows, tmp_path, monkeypatch):
-    from qpeft.methods.qpa.generator import QPAGenerator
-
-    model = attached(llama)
-    calls = []
-    forward = QPAGenerator.forward
-    monkeypatch.setattr(QPAGenerator, "forward", lambda self: calls.append(1) or forward(self))
-    trainer(model, rows, tmp_path, gradient_accumulation_steps=4, max_steps=3, save_strategy="no").train()
-    assert len(calls) == 3
-
-
 def test_accelerate_state_round_trip(llama, rows, ids, adapters, tmp_path):
     from accelerate import Accelerator
 

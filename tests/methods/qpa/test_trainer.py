@@ -88,23 +88,6 @@ def test_usual_learning_rates_of_lora_train_qpa(llama, rows, adapters, tmp_path,
     assert folded > 2 * gain(angle_scale=1.0, mlp_scale=1.0)
 
 
-def test_load_best_model_with_bf16_autocast(llama, rows, adapters, tmp_path):
-    model = adapters.qpa(llama)
-    args = arguments(
-        tmp_path,
-        bf16=True,
-        eval_strategy="steps",
-        eval_steps=2,
-        save_strategy="steps",
-        save_steps=2,
-        load_best_model_at_end=True,
-    )
-    trainer = Trainer(model, args, train_dataset=rows, eval_dataset=rows[:4])
-    trainer.train()
-    best = trainer.state.best_metric
-    assert abs(trainer.evaluate()["eval_loss"] - best) < 1e-6
-
-
 def test_boundary_is_one_node(llama, ids, adapters):
     loss = adapters.qpa(llama)(input_ids=ids, labels=ids).loss
     seen, queue = set(), [loss.grad_fn]

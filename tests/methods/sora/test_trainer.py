@@ -128,13 +128,3 @@ def test_model_without_sora_raises(make, adapters, gpt2):
     )
     with pytest.raises(ConfigError, match="SoRACallback is for a model with a SoRA adapter"):
         trainer.train()
-
-
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_bf16_and_activation_checkpointing(make, reentrant):
-    was_renamed = hasattr(TrainingArguments, "activation_checkpointing")  # in transformers 5.23
-    name = "activation_checkpointing" if was_renamed else "gradient_checkpointing"
-    trainer = make(bf16=True, **{name: True, f"{name}_kwargs": {"use_reentrant": reentrant}})
-    trainer.train()
-    assert (gates(trainer) == 0).any()
-    assert gates(trainer).dtype == torch.float32
