@@ -41,7 +41,8 @@ from qpeft.training.sources import Columns, load_examples, load_rows
 from qpeft.training.tasks.images import load_images, open_image
 
 # errors of stock PEFT before it calls qpeft
-PEFT_ERRORS = (ValueError, KeyError, TypeError, RuntimeError, OSError, SafetensorError, pickle.UnpicklingError)
+PEFT_ERRORS = (ValueError, KeyError, TypeError, RuntimeError, OSError, OverflowError, SafetensorError)
+PEFT_ERRORS += (pickle.UnpicklingError,)
 PEFT_WAYS = ("PeftModel.from_pretrained", "load_adapter as second", "load_adapter over")
 LONGEST_MESSAGE = 4000
 LEFT_OUT = (("load_adapter over", "pipe"),)  # PEFT itself opens the pipe and blocks

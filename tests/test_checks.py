@@ -36,6 +36,8 @@ def test_allowed_values_pass(values):
         ({"steps": 2.0}, r"steps must be a whole number, got 2\.0"),
         ({"steps": True}, "steps must be a whole number, got True"),
         ({"steps": None}, "steps must be a whole number, got None"),
+        ({"steps": 10**400}, "steps must be smaller than 1e308"),
+        ({"rate": -(10**400)}, "rate must be smaller than 1e308"),
         ({"rate": 0}, "rate must be above 0, got 0"),
         ({"rate": 1.0}, r"rate must be below 1, got 1\.0"),
         ({"rate": float("nan")}, "rate must be a finite number, got nan"),

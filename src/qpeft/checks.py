@@ -60,7 +60,11 @@ def check_value(known: Field[Any], value: Any) -> None:
 
 def _check_number(known: Field[Any], value: Any, *, whole: bool) -> None:
     is_number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
+    try:
+        is_allowed_kind = is_number and math.isfinite(value)
+    except OverflowError:
+        raise ConfigError(f"{known.name} must be smaller than 1e308") from None
+    if not is_allowed_kind:
         kind = "whole" if whole else "finite"
         raise ConfigError(f"{known.name} must be a {kind} number, got {value!r}")
     for rule, is_allowed in _LIMITS.items():
