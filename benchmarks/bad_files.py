@@ -173,7 +173,7 @@ def _load(world: World, name: str, way: str, copy: Path, mutation: Mutation) -> 
 
 
 def _in_child(work: Callable[[Callable[[Any], None]], None]) -> tuple[list[Any], str]:
-    """What `work(report)` reported in a process of its own, and how that ended: "done", "hang" or "crash"."""
+    """The reports of `work(report)` in a separate process, and its end: "done", "hang" or "crash"."""
     receive, send = os.pipe()
     if (child := os.fork()) == 0:
         os.close(receive)

@@ -34,7 +34,7 @@ _EDGE = 4  # largest shift of a view, in pixels
 
 
 class Part(NamedTuple):
-    """What all runs of a part share."""
+    """Settings of all runs of a part."""
 
     task: str
     base: Path

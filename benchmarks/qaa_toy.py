@@ -1,4 +1,4 @@
-"""What QAA and its classical controls learn: known changes of a zero layer, R^2 on unseen inputs.
+"""Tasks that QAA and its classical controls learn: known changes of a zero layer, R^2 on unseen inputs.
 
     python benchmarks/qaa_toy.py                  # about 10 minutes on one core
 

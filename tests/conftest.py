@@ -70,7 +70,7 @@ def ids():
 
 
 class Adapters:
-    """What every adapter test does, under short names."""
+    """Short functions that most tests of adapters need."""
 
     @staticmethod
     def qpa(base, **settings):

@@ -34,7 +34,7 @@ def world(bad_files, tmp_path_factory):
     return bad_files.prepare(tmp_path_factory.mktemp("bad-files") / "made")
 
 
-def test_every_load_of_300_mutations_has_a_right_outcome(bad_files, world):
+def test_300_mutated_files_load_correctly_or_are_refused(bad_files, world):
     rows = list(bad_files.run(world, 1, range(300)))
     loads = [(row, load) for row in rows for load in row["loads"]]
     assert not [(row, load) for row, load in loads if load["outcome"] not in bad_files.RIGHT]

@@ -20,7 +20,7 @@ def _scripts(monkeypatch):
 
 
 @pytest.mark.long
-def test_every_group_has_rows(tmp_path, capsys):
+def test_benchmark_groups_have_rows(tmp_path, capsys):
     import bench
 
     assert bench.main(["--quick", "--json", str(tmp_path / "bench.json")]) == 0

@@ -96,7 +96,7 @@ def test_file_is_synced_before_the_rename_and_its_folder_after(tmp_path, on_disk
 def test_folder_content_is_synced_before_the_rename(tmp_path, on_disk):
     with replace_folder(tmp_path / "a") as folder:
         (folder / "deep").mkdir()
-        (folder / "deep" / "weights").write_text("numbers")
+        (folder / "deep" / "weights").write_text("values")
     assert {"flush weights", "flush deep"} < set(on_disk[:-2])
     assert on_disk[-2:] == ["rename to a", f"flush {tmp_path.name}"]
 

@@ -30,7 +30,7 @@ def _path(graph: grimp.ImportGraph, group: set[str]) -> list[str]:
     return [*there, first]
 
 
-def test_no_import_cycles():
+def test_modules_have_no_import_cycles():
     # every import counts: at the top, inside a function, and under `if TYPE_CHECKING`
     found = cycles(grimp.build_graph("qpeft", cache_dir=None))
     assert not found, "import cycles:\n" + "\n".join(" -> ".join(path) for path in found)

@@ -30,7 +30,7 @@ def test_both_orders_register(imports):
     assert out.strip() == "QPAModel"
 
 
-def test_every_public_name_exists():
+def test_public_names_exist():
     import qpeft
 
     for name in qpeft.__all__:

@@ -1,4 +1,4 @@
-"""On trained weights: a GPT-2 that sorts letters, and a Llama that tells stories. Skipped where they are absent."""
+"""On trained weights: a GPT-2 that sorts letters, and a Llama trained on stories. Skipped where they are absent."""
 
 import itertools
 

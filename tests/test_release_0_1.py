@@ -63,7 +63,7 @@ def test_compact_checkpoint_gives_equal_logits(logits, name):
 
 
 @pytest.mark.parametrize("name", COMPACT)
-def test_compact_checkpoint_is_saved_again_with_equal_tensors_and_fields(logits, tmp_path, name):
+def test_loaded_compact_checkpoint_is_saved_unchanged(logits, tmp_path, name):
     model = load(DATA / "adapters" / name, logits["input_ids"], is_trainable=True)
     qpeft.save(model, tmp_path / "again")
     old, new = (load_file(folder / WEIGHTS) for folder in (DATA / "adapters" / name, tmp_path / "again"))
@@ -100,7 +100,7 @@ def test_export_has_the_tensors_of_release_0_1(logits, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["qpa", "quantum_peft", "qaa", "sora", "bottleneck", "attach_prefix"])
 def test_renamed_or_changed_tensor_is_refused(logits, tmp_path, name):
-    def spoil(change):
+    def damaged(change):
         folder = shutil.copytree(DATA / "adapters" / name, tmp_path / change.__name__)
         tensors = load_file(folder / WEIGHTS)
         config = json.loads((folder / CONFIG).read_text()) | {"weights_sha256": change(tensors)}
@@ -118,7 +118,7 @@ def test_renamed_or_changed_tensor_is_refused(logits, tmp_path, name):
 
     for change in (renamed, changed):
         with pytest.raises(CheckpointError):
-            load(spoil(change), logits["input_ids"])
+            load(damaged(change), logits["input_ids"])
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def test_finished_run_is_read_and_not_trained_again(qpeft_cli, copied):
     assert (copied / "run" / "result.json").read_bytes() == before[copied / "run" / "result.json"]
 
 
-def test_interrupted_run_resumes_to_the_metrics_of_the_finished_run(copied):
+def test_interrupted_run_resumes_to_the_same_metrics(copied):
     settings = json.loads((copied / "interrupted" / "config.json").read_text())["settings"]
     assert train(TrainSettings(**settings)).steps == 8
     found, expected = metrics(copied / "interrupted"), metrics(copied / "run")

@@ -33,7 +33,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case:
-    """What qpeft computes, the peers by name, and the tolerance of their results relative to the largest entry.
+    """The function of qpeft, the peers by name, and the tolerance of their results relative to the largest entry.
 
     `compared` selects what must agree in a result; `moved` is the number of bytes that must be read and written.
     """

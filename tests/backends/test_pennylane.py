@@ -329,7 +329,7 @@ def test_named_device_has_the_required_wires():
 
 
 @pytest.mark.parametrize(("name", "noise"), [*((name, 0.0) for name in SIMULATORS), ("default.mixed", 0.1)])
-def test_counts_of_a_named_simulator_depend_only_on_the_seed_of_the_job(name, noise):
+def test_counts_of_named_simulators_depend_only_on_the_seed(name, noise):
     """A resumed run draws the same counts as an uninterrupted one."""
     simulator, angles = backend_by_name(name, 3, noise), random_angles(LADDER, 2)
     first, other = (simulator.run(LADDER, angles, 500, seed) for seed in (2**63 + 1, 2))

@@ -287,7 +287,7 @@ def test_noise_model_of_the_user():
 
 
 @pytest.mark.parametrize("name", ["qiskit:aer", "qiskit:statevector"])
-def test_counts_of_named_samplers_depend_only_on_the_seed_of_the_job(name):
+def test_counts_of_named_samplers_depend_only_on_the_seed(name):
     """A resumed run draws the same counts as an uninterrupted one; equal circuits of one job differ."""
     angles = random_angles(LADDER, 1).repeat(2, axis=0)
 

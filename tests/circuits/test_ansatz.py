@@ -92,7 +92,7 @@ def test_drawing_connects_control_and_target(size):
 
 
 @given(sizes, st.integers(20, 200))
-def test_long_drawing_has_first_and_last_layer_and_counts_the_others(size, width):
+def test_long_drawing_omits_middle_layers(size, width):
     n_qubits, n_layers = size
     whole = Ansatz("ry_ladder", n_qubits, n_layers).draw(width=10_000).splitlines()
     short = Ansatz("ry_ladder", n_qubits, n_layers).draw(width=width).splitlines()

@@ -33,7 +33,7 @@ def dense_reference(angles, ladder=None):
 @pytest.mark.parametrize("n_layers", [1, 2, 8])
 @pytest.mark.parametrize("n_qubits", range(1, 7))
 @pytest.mark.parametrize("route", [probabilities, group_probabilities, fold_probabilities])
-def test_every_route_satisfies_the_contract(route, n_qubits, n_layers, device):
+def test_routes_satisfy_the_contract(route, n_qubits, n_layers, device):
     if route is fold_probabilities and n_qubits == 1:
         route = probabilities  # nothing to fold
     ansatz_contract(partial(Ansatz, "ry_ladder", n_qubits, n_layers), route, dense_reference, device=device)

@@ -43,7 +43,7 @@ def assert_agrees(route, reference, angles, weights):
 
 @settings(max_examples=60)
 @given(st.integers(1, 10), st.integers(2, 13), st.integers(0, 2**31))
-def test_every_route_agrees_with_the_gates(n_layers, n_qubits, seed):
+def test_routes_agree_with_the_gates(n_layers, n_qubits, seed):
     circuit = random_circuit(n_layers, n_qubits, seed)
     assert_agrees(fold_probabilities, gates, *circuit)
     assert_agrees(group_probabilities, gates, *circuit)

@@ -86,7 +86,7 @@ def test_gradients_against_finite_differences(lie_map, norm):
 
 
 @every_map
-def test_every_parameter_acts_also_at_zero(lie_map):
+def test_parameters_act_also_at_zero(lie_map):
     for n, rank, k in ((6, 1, 1), (9, 2, 4), (8, 3, 3), (5, 4, 5)):
         for scale in (0.0, 0.3):
             packed = scale * torch.tensor(np.random.default_rng(n).normal(size=count_lie(n, rank)))

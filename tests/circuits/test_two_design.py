@@ -74,7 +74,7 @@ def test_columns_are_orthonormal_in_float32(signs):
     assert (u.mT @ u - torch.eye(32)).abs().max() <= 1e-5
 
 
-def test_no_qubits_give_the_matrix_one():
+def test_circuit_without_qubits_is_the_matrix_one():
     angles = torch.zeros(3, 0, requires_grad=True)
     u = two_design_columns(angles, 0, 2, [0])
     assert torch.equal(u, torch.ones(3, 1, 1))

@@ -53,7 +53,7 @@ def random_angles(n_qubits, n_layers, n_modules, seed=0):
 
 @every_route
 @pytest.mark.parametrize(("n_qubits", "n_layers"), SIZES)
-def test_all_columns_equal_those_of_pennylane(route, n_qubits, n_layers):
+def test_columns_equal_those_of_pennylane(route, n_qubits, n_layers):
     angles = spec_angles(n_qubits, n_layers)
     found = route(angles, n_qubits, n_layers, range(2**n_qubits))
     torch.testing.assert_close(found, pennylane_columns(angles, n_qubits, n_layers), **CLOSE)
@@ -92,7 +92,7 @@ def cases(draw):
 
 
 @given(cases())
-def test_columns_and_gradients_of_any_batch_equal_those_of_the_gates(case):
+def test_columns_and_gradients_equal_those_of_the_gates(case):
     n_qubits, n_layers, columns, n_modules, seed = case
     angles = random_angles(n_qubits, n_layers, n_modules, seed).requires_grad_()
     weights = torch.randn(n_modules, 2**n_qubits, len(columns), dtype=torch.float64)

@@ -150,7 +150,7 @@ def test_generate_refuses_the_adapter_of_a_classification(qpeft_cli, runs):
         assert "is the adapter of a classification, which generates no text" in result.stderr
 
 
-def test_plan_counts_what_train_trains(qpeft_cli, runs, base_folder, vit_folder):
+def test_plan_equals_the_parameters_of_train(qpeft_cli, runs, base_folder, vit_folder):
     few = ["--r", 2, "--hidden", "6,5", "--chunk-size", 32, "--num-labels", 2]
     for name, model in (("text", base_folder), ("image", vit_folder)):
         planned = qpeft_cli("plan", "--task", f"{name}-classification", "--model", model, *few, "--json")

@@ -77,7 +77,7 @@ def test_help_lists_every_command(qpeft_cli):
     assert all(f"\n│ {name} " in text for name in (*COMMANDS, "compare", "circuits"))
 
 
-def test_no_command_prints_the_help(qpeft_cli):
+def test_missing_command_prints_the_help(qpeft_cli):
     result = qpeft_cli()
     assert result.exit_code == 0
     assert result.stdout == qpeft_cli("--help").stdout

@@ -1,4 +1,4 @@
-"""What all commands share: exit codes, messages, --json, --debug, silent libraries."""
+"""Common to all commands: exit codes, messages, --json, --debug, silent libraries."""
 
 import errno
 import json

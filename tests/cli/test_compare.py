@@ -135,7 +135,7 @@ def test_report_is_made_from_rows_alone(qpeft_cli, tmp_path):
     methods = {method["key"]: method for method in found["methods"]}
     assert methods["prefix"]["statuses"]["3"] == "missing"
     assert methods["twin"]["difference"]["verdict"] == "no difference shown"
-    assert [failure["status"] for failure in found["failures"]] == ["diverged", "failed"]  # no trial of a rate
+    assert [failure["status"] for failure in found["failures"]] == ["diverged", "failed"]  # no trial of a learning rate
     assert (folder / "report.html").is_file()
     shown = qpeft_cli("compare", "report", folder, env={"COLUMNS": "120"})
     for word in ("Controls", "trainable parameters of qaa", "no difference shown", "4/5", "3/5"):
@@ -178,7 +178,7 @@ def show(monkeypatch):
         bar.on_step(cells[2], 1, 4)
 
 
-def test_without_a_terminal_each_finished_cell_has_a_line(capsys, monkeypatch):
+def test_bar_without_a_terminal_prints_a_line_per_cell(capsys, monkeypatch):
     show(monkeypatch)
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -190,7 +190,7 @@ def test_without_a_terminal_each_finished_cell_has_a_line(capsys, monkeypatch):
     ]
 
 
-def test_on_a_terminal_the_bar_shows_the_running_cell_and_the_time_left(capsys, monkeypatch):
+def test_bar_on_a_terminal_shows_running_cell_and_time_left(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")

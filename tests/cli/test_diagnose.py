@@ -73,7 +73,7 @@ def test_adapter_folder_is_not_changed(diagnosed, adapter_folder, tmp_path):
     assert by_key["moved"]["figures"]["angles"]["n_angles"] > 0
     assert "need data" in by_key["matters"]["left_out"][0]
     again, _ = diagnosed(adapter_folder, "--html", tmp_path / "page.html")
-    assert again["findings"] == found["findings"], "equal seeds, equal figures"
+    assert again["findings"] == found["findings"], "equal seeds, equal measurements"
     assert "image/svg+xml" in (tmp_path / "page.html").read_text()
 
 
@@ -120,12 +120,12 @@ def test_training_runs_are_a_comparison_that_resumes(diagnosed, qpeft_cli, run_f
     assert first.stderr.count("seed0: test loss") == 6
     assert first.stderr.count("seed1: test loss") == 5, "the base as it is has no seed"
     _, by_key = diagnosed(*asked)
-    trainings = by_key["matters"]["figures"]["trainings"]
-    assert [m["key"] for m in trainings["methods"]] == ["qnn", "qnn_frozen", "free", "random", "no_feature"]
-    assert trainings["seeds"] == [0, 1]
-    assert trainings["steps"] == 2
-    assert {len(m["metric"]["values"]) for m in trainings["methods"]} == {2}
-    assert all("Preliminary" in m["sentence"] for m in trainings["methods"][1:])
+    runs = by_key["matters"]["figures"]["trainings"]
+    assert [m["key"] for m in runs["methods"]] == ["qnn", "qnn_frozen", "free", "random", "no_feature"]
+    assert runs["seeds"] == [0, 1]
+    assert runs["steps"] == 2
+    assert {len(m["metric"]["values"]) for m in runs["methods"]} == {2}
+    assert all("Preliminary" in m["sentence"] for m in runs["methods"][1:])
     assert (run / "circuit-matters" / "report.html").is_file()
     assert "Fewer than 3 seeds" in by_key["matters"]["sentences"][0]
     again = qpeft_cli("diagnose", *asked, *QUICK)

@@ -72,9 +72,7 @@ def test_failed_verification_writes_nothing(qpeft_cli, adapter_folder, tmp_path,
 
 
 @pytest.mark.parametrize(("failure", "code"), [(VerificationError("it does not load"), 1), (KeyboardInterrupt(), 130)])
-def test_failed_or_interrupted_verification_keeps_the_earlier_export(
-    qpeft_cli, adapter_folder, tmp_path, monkeypatch, failure, code
-):
+def test_failed_verification_keeps_the_earlier_export(qpeft_cli, adapter_folder, tmp_path, monkeypatch, failure, code):
     out = tmp_path / "exported"
     earlier = {"qpeft.json": b"{}", "adapter_model.safetensors": b"good"}
     out.mkdir()

@@ -27,7 +27,7 @@ def answer(shown):
     return json.loads(shown.stdout)
 
 
-def test_commands_take_it_from_its_file(qpeft_cli, base_folder, trained, tmp_path):
+def test_commands_load_a_method_from_its_file(qpeft_cli, base_folder, trained, tmp_path):
     run, text = trained
     plan = answer(qpeft_cli("plan", "--model", base_folder, "--method", FILE, "--r", 2, "--set", "n_bases=4", "--json"))
     result = json.loads((run / "result.json").read_text())
@@ -42,7 +42,7 @@ def test_commands_take_it_from_its_file(qpeft_cli, base_folder, trained, tmp_pat
     assert "rank" in json.dumps(ranks)
 
 
-def test_compare_takes_it_from_its_file(qpeft_cli, base_folder, trained, tmp_path):
+def test_compare_loads_a_method_from_its_file(qpeft_cli, base_folder, trained, tmp_path):
     study = {
         "name": "own",
         "title": "NOLA",

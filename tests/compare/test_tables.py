@@ -109,7 +109,7 @@ def test_markdown_contains_sentences_limits_and_failures(written):
     assert all(sentence in text for sentence in summary.sentences.values())
     assert all(limit in text for limit in summary.limits)
     assert "`synthetic/ia3/000000000009/seed3`: failed, a planted | crash" in text
-    assert text.startswith("# A study that nobody ran\n\nDo tables and report contain the values of the rows?\n")
+    assert text.startswith("# A synthetic study\n\nDo tables and report contain the values of the rows?\n")
     assert text.endswith("    qpeft compare run synthetic --out study\n")
 
 

@@ -216,7 +216,7 @@ def test_evaluation_between_micro_batches_keeps_gradients(accelerator, x):
     torch.testing.assert_close(found, generator.angles.grad, atol=1e-12, rtol=0)
 
 
-def test_step_during_accumulation_adds_deferred_gradients_and_warns(accelerator, x):
+def test_step_during_accumulation_warns(accelerator, x):
     host, generator, binding = bound()
     with accelerator.accumulate(generator):
         accelerator.backward(loss_of(host, binding, x))
@@ -242,7 +242,7 @@ def test_abandoned_accumulation_does_not_change_the_next(accelerator, x):
     torch.testing.assert_close(found, generator.angles.grad, atol=1e-12, rtol=0)
 
 
-def test_values_written_during_accumulation_keep_the_earlier_gradient(accelerator, x):
+def test_gradient_of_values_replaced_during_accumulation(accelerator, x):
     host, generator, binding = bound()
     start = generator.angles.detach().clone()
     with accelerator.accumulate(generator):

@@ -233,7 +233,7 @@ def test_only_changed_files_are_read_again(gpt2, users, ids, adapters, monkeypat
         (qpeft.QuantumPeftConfig, {"r": 4, "target_modules": ["c_attn"], "frame": "gradient", "frame_rank": 8}, True),
     ],
 )
-def test_every_kind_of_compact_adapter(gpt2, ids, adapters, tmp_path, kind, options, mixes):
+def test_pool_of_each_kind_of_adapter(gpt2, ids, adapters, tmp_path, kind, options, mixes):
     plain = copy.deepcopy(gpt2)
     for index in range(3):
         if options.get("frame"):
@@ -448,7 +448,7 @@ def test_merged_adapter_raises(pool):
     pool.activate("user-2")
 
 
-def test_no_parameter_is_trainable(pool, ids):
+def test_parameters_of_a_pool_are_frozen(pool, ids):
     pool.activate("user-1")
     assert not any(parameter.requires_grad for parameter in pool.model.parameters())
     assert not pool.model(input_ids=ids).logits.requires_grad

@@ -115,8 +115,10 @@ def test_wide_circuit_is_not_sampled(n_qubits, n_left_out):
     target = of_config(qpeft.QPAGeneratorConfig(n_layers=2), plan, "wide")
     found = diagnose(target, samples=10)
     assert dict(found.facts)["Qubits"] == str(n_qubits)
-    told = [reason for finding in found.findings for reason in finding.left_out if f"{n_qubits} qubits would" in reason]
-    assert len(told) == n_left_out
+    reasons = [
+        reason for finding in found.findings for reason in finding.left_out if f"{n_qubits} qubits would" in reason
+    ]
+    assert len(reasons) == n_left_out
     assert found["random"].measurements["start"].n_outcomes == 2**n_qubits
     assert max(found["gradients"].measurements["2 layers"].n_qubits) == 14
 
@@ -139,7 +141,7 @@ def test_edited_folder_is_refused(llama, gpt2, tmp_path):
         of_folder(tmp_path)
 
 
-def test_adapter_without_measurements_is_diagnosed_by_its_exported_lora(gpt2, ids, tmp_path):
+def test_sora_is_diagnosed_by_its_exported_lora(gpt2, ids, tmp_path):
     model = moved(get_peft_model(gpt2, qpeft.SoRAConfig(r=2, target_modules=["c_attn"])), tmp_path / "adapter")
     with pytest.raises(ConfigError, match="SORA, to which no measurement applies"):
         of_folder(tmp_path / "adapter")

@@ -53,7 +53,7 @@ def test_q_equals_pennylane_purities(n_qubits, samples, field, seed):
 
 
 @pytest.mark.parametrize(("field", "expected"), [("real", 0.98450), ("complex", 0.98833)])
-def test_random_states_have_the_specification_s_mean(field, expected):
+def test_mean_of_random_states(field, expected):
     result = meyer_wallach(haar_states(20_000, 8, field))
     assert result.expected == pytest.approx(expected, abs=5e-6)
     assert result.mean == pytest.approx(expected, abs=4 * result.error)

@@ -67,7 +67,7 @@ def test_slopes_at_eight_layers_are_those_of_the_specification():
     assert ((rms > 0.9) & (rms < 1.5)).all()
 
 
-def test_result_has_a_row_for_each_depth_and_depends_on_the_seed_only():
+def test_rows_per_depth_depend_only_on_the_seed():
     table = gradient_variance([2, 3, 5], [1, 4], "z_last", samples=20, seed=7)
     assert np.shape(table.variances) == np.shape(table.errors) == (2, 3)
     assert table == gradient_variance([2, 3, 5], [1, 4], "z_last", samples=20, seed=7)

@@ -97,7 +97,7 @@ def test_histogram_contains_every_probability():
     assert ((counts - expected) ** 2 / expected).sum() < stats.chi2.ppf(0.999, len(counts))
 
 
-def test_shallow_circuit_differs_from_random_states_and_a_deep_one_does_not():
+def test_only_shallow_circuits_differ_from_random_states():
     shallow = porter_thomas(random_probabilities(Ansatz("ry_ladder", 8, 8), 200))
     deep = porter_thomas(random_probabilities(Ansatz("ry_ladder", 8, 24), 200))
     assert shallow.p_value == 1 / 200
@@ -123,8 +123,8 @@ def test_extreme_probabilities_give_finite_results(kind, n_qubits, samples, fiel
         "zeros": np.eye(size)[np.arange(samples) % size] / 2 + np.eye(size)[np.zeros(samples, dtype=int)] / 2,
     }[kind]
     result = porter_thomas(p, field)
-    numbers = [value for value in result.to_dict().values() if isinstance(value, float)]
-    assert np.isfinite(numbers).all()
+    floats = [value for value in result.to_dict().values() if isinstance(value, float)]
+    assert np.isfinite(floats).all()
     assert 1 / 200 <= result.p_value <= 1
     assert 0 <= result.distance <= 1
     assert 0 <= result.entropy <= np.log(size) + 1e-12

@@ -43,7 +43,7 @@ def test_public_name_is_on_the_page(what, name):
     assert name in set(on_the_page()) or inspect.ismodule(what)
 
 
-def test_every_name_on_the_page_exists():
+def test_names_on_the_page_exist():
     for name in on_the_page():
         module, _, attribute = name.rpartition(".")
         assert getattr(import_module(module), attribute).__doc__, name
@@ -56,15 +56,15 @@ def test_docstring_documents_every_parameter(what, name):
         pytest.skip("qpeft creates it, or its fields have help texts")
     if name.startswith("qpeft.methods.") and name not in ("qpeft.methods.get", "qpeft.methods.register"):
         pytest.skip("a part of methods, explained by docs/extending.md and the contracts")
-    said = (inspect.getdoc(what) or "") + (inspect.getdoc(what.__init__) or "" if isinstance(what, type) else "")
-    missing = [p for p in inspect.signature(what).parameters if not re.search(rf"\b{p}\b", said)]
-    assert said
+    text = (inspect.getdoc(what) or "") + (inspect.getdoc(what.__init__) or "" if isinstance(what, type) else "")
+    missing = [p for p in inspect.signature(what).parameters if not re.search(rf"\b{p}\b", text)]
+    assert text
     assert not missing
-    assert isinstance(what, type) or "Raises" in said or "raises" in said
+    assert isinstance(what, type) or "Raises" in text or "raises" in text
 
 
 @pytest.mark.parametrize(("what", "name"), list(public()))
-def test_every_field_of_a_configuration_has_help(what, name):
+def test_fields_of_configurations_have_help(what, name):
     if not any(help_texts(what).values()):
         pytest.skip("not a configuration")
     own = help_texts(what).keys() & vars(what).get("__annotations__", {}).keys()

@@ -16,13 +16,13 @@ DRAWN = [
 MODULES = sorted(path.stem for path in (ROOT / "docs" / "figures").glob("*.py"))
 
 
-def test_every_picture_has_a_description_and_a_caption():
+def test_pictures_have_descriptions_and_captions():
     asked = sum(page.read_text(encoding="utf-8").count("```{drawn}") for page in PAGES)
     assert asked == len(DRAWN)
     assert all(len(alt) > 60 and len(caption) > 60 for _, _, alt, caption in DRAWN)
 
 
-def test_every_figure_module_is_used():
+def test_figure_modules_are_used():
     assert {arguments.split()[0] for _, arguments, _, _ in DRAWN} | {"main_result"} == set(MODULES)
 
 

@@ -31,14 +31,14 @@ def built(tmp_path_factory):
     return out
 
 
-def test_every_formula_is_mathml(built):
+def test_formulas_are_mathml(built):
     text = "".join(path.read_text(encoding="utf-8") for path in built.glob("*.html"))
     assert text.count("<math ") > 200
     assert "(QPA-1)" in text
     assert "\\frac" not in text
 
 
-def test_no_page_loads_anything_from_the_network(built):
+def test_pages_load_nothing_from_the_network(built):
     read = [path for path in built.rglob("*") if path.suffix in (".html", ".css")]
     assert len(read) > 30
     assert not [path.name for path in read if REMOTE.search(path.read_text(encoding="utf-8"))]
@@ -52,11 +52,11 @@ def test_no_page_loads_anything_from_the_network(built):
         "src: url('https://fonts.example/a.woff2')",
     ],
 )
-def test_a_remote_asset_is_recognized(element):
+def test_remote_asset_is_recognized(element):
     assert REMOTE.search(element)
 
 
-def test_an_unsupported_command_is_an_error(monkeypatch):
+def test_unsupported_latex_command_raises(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "docs" / "extensions")
     import mathml
 

@@ -1,4 +1,4 @@
-"""The pages of results say what the summaries beside them say, and those what the rows say."""
+"""The result pages have the values of their summaries, and the summaries those of their rows."""
 
 import importlib.util
 import subprocess
@@ -19,20 +19,20 @@ def script():
 
 
 @pytest.mark.parametrize("study", script().STUDIES)
-def test_a_page_has_the_figures_of_its_summaries(study):
+def test_pages_have_the_values_of_their_summaries(study):
     assert (RESULTS / f"{study}.md").read_text(encoding="utf-8") == script().page(study)
 
 
 @pytest.mark.parametrize(
     "study", sorted(path.parent.relative_to(RESULTS).as_posix() for path in RESULTS.glob("*/*/study.json"))
 )
-def test_a_summary_has_the_figures_of_its_rows(study):
+def test_summaries_have_the_values_of_their_rows(study):
     command = [sys.executable, str(ROOT / "benchmarks" / "recompute_summary.py"), str(RESULTS / study)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_nothing_of_a_machine_is_in_the_results():
+def test_results_name_no_machine():
     for path in RESULTS.rglob("*"):
         if path.suffix in (".md", ".json", ".csv", ".html"):
             text = path.read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ RUN = [
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}-{page.stem}")
-def test_every_block_has_a_known_language(page):
+def test_blocks_have_known_languages(page):
     languages = {snippet.language for snippet in snippets(page)}
     assert {language for language in languages if not language.startswith("{")} <= LANGUAGES
 

@@ -1,4 +1,4 @@
-"""The vision example, with few steps: what it writes, what it prints, and that the same again trains nothing."""
+"""The vision example, with few steps: its files, its output, and no second training."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_base_learns_and_is_an_ordinary_folder(finished):
     assert (found == file["labels"]).mean() > 0.5
 
 
-def test_every_method_trains_the_same_head(finished):
+def test_methods_train_the_same_head(finished):
     _, _, results = finished
     assert {result.trainable_head for result in results.values()} == {64 * 5 + 5}
     assert results["head"].trainable == results["head"].trainable_head

@@ -1,4 +1,4 @@
-"""The ansatz of examples/own_ansatz.py: its contract, and everything that is promised of a registered one."""
+"""The ansatz of examples/own_ansatz.py: its contract, counts, exports and registration."""
 
 import importlib
 from functools import partial

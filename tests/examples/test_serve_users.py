@@ -1,4 +1,4 @@
-"""The example that serves users, with few steps: who is answered by which adapter, and that nobody is trained twice."""
+"""The example that serves users, with few steps: the adapter of each answer, and no second training."""
 
 import sys
 
@@ -29,12 +29,12 @@ def finished(example, tmp_path_factory):
         patch.setattr(sys, "argv", ["serve_users.py", "--out", str(out), "--steps", "1", "--new-tokens", "3"])
         serve_users.main()
         trained = {folder.name: (folder / "adapter_model.safetensors").stat().st_mtime_ns for folder in out.iterdir()}
-        patch.setattr(serve_users, "train", None)  # the same again trains nobody
+        patch.setattr(serve_users, "train", None)  # finished runs are not repeated
         serve_users.main()
     return serve_users, out, trained
 
 
-def test_every_user_has_an_adapter_of_a_few_kilobytes(finished):
+def test_adapters_of_users_have_a_few_kilobytes(finished):
     serve_users, out, trained = finished
     assert trained.keys() == serve_users.USERS.keys()
     for name in trained:

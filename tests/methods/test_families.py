@@ -10,12 +10,12 @@ import qpeft
 from qpeft.errors import DataError, TiedWeightError
 
 GENERATED = ("qpa", "quantum_peft")
-OWN = ("bottleneck", "qaa")  # which stock PEFT has not
+OWN = ("bottleneck", "qaa")  # without an equivalent in stock PEFT
 TIED = ("gpt2", "qwen3", "gemma", "gemma2", "gemma3", "t5")
 
 
 @pytest.mark.parametrize("method", [*GENERATED, *OWN])
-def test_adapter_from_its_plan_to_its_export(family, base, batch, models, method, tmp_path):
+def test_adapter_from_plan_to_export(family, base, batch, models, method, tmp_path):
     """Plan, initial logits, training, saving; export and merging of those that stock PEFT has."""
     fresh, expected = copy.deepcopy(base), models.logits(base, batch)
     model = models.adapt(base, method, family)
@@ -65,7 +65,7 @@ def test_bottleneck_finds_the_feed_forward_block_of_each_layer(family, base, mod
 @pytest.mark.parametrize("family", ["gpt2-classifier", "bert", "roberta", "vit"], indirect=True)
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("method", [*GENERATED, *OWN])
-def test_all_linear_excludes_a_new_head(family, base, models, method, trained):
+def test_new_head_is_excluded_from_all_linear(family, base, models, method, trained):
     settings = {} if trained else {"modules_to_save": None}
     model = models.adapt(base, method, family, target_modules="all-linear", **settings)
     assert model.base_model.targeted_module_names

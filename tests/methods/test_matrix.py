@@ -7,7 +7,7 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 from variants import TUNERS, VARIANTS, generator
 
 import qpeft
@@ -15,6 +15,7 @@ from qpeft.core.param_groups import param_groups
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods import get, keys
 from qpeft.testing import adapter_contract
+from trainers import arguments
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:QPA trains"),  # the models are tiny
@@ -345,12 +346,6 @@ def test_dropout_acts_only_in_training(make, ids, adapters, variant):
 # -- training
 
 
-def arguments(folder, **changes):
-    usual = {"per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 2e-3, "save_steps": 2}
-    quiet = {"report_to": [], "use_cpu": True, "disable_tqdm": True, "dataloader_pin_memory": False}
-    return TrainingArguments(output_dir=str(folder), **{**usual, **quiet, **changes})
-
-
 def test_trainer_resumes_to_the_same_parameters(make, adapters, ids, tmp_path, variant):
     rows = [{"input_ids": row, "labels": row} for row in torch.randint(50, (16, 8))]
     settings = {"shrink_budget": 1.0} if variant.method == "sora" else {}
@@ -358,7 +353,8 @@ def test_trainer_resumes_to_the_same_parameters(make, adapters, ids, tmp_path, v
     def train(resume=None):
         model = make(moved=False, **settings)
         callbacks = [] if variant.attached else get(variant.method).ask("callbacks") or []
-        trainer = Trainer(model, arguments(tmp_path), train_dataset=rows, callbacks=callbacks)
+        args = arguments(tmp_path, max_steps=4, save_strategy="steps", save_steps=2)
+        trainer = Trainer(model, args, train_dataset=rows, callbacks=callbacks)
         trainer.train(resume_from_checkpoint=resume)
         return model.eval()
 

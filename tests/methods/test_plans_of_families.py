@@ -22,7 +22,7 @@ PAPER_WIDTHS = (32, 64, 128, 128, 64, 32, 32)
 
 @pytest.fixture(scope="module")
 def gemma():
-    """Gemma-1-2B: 2,506,172,416 numbers, tied head of 256,000 x 2,048."""
+    """Gemma-1-2B: 2,506,172,416 parameters, tied head of 256,000 x 2,048."""
     return GemmaConfig(
         vocab_size=256_000,
         hidden_size=2048,

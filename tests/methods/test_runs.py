@@ -16,7 +16,7 @@ from qpeft.training.metrics import evaluate_language_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:QPA trains"),  # the model is tiny
-    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT's word on LayerNorm
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT's warning about LayerNorm
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
     pytest.mark.filterwarnings("ignore:SoRA. lambda=.* exceeds 1:UserWarning"),  # in so few steps
     pytest.mark.filterwarnings("ignore:angles can hardly move:UserWarning"),
@@ -110,7 +110,7 @@ def test_killed_run_resumes_to_the_same_bits(settings, name, killed_at):
         train(settings(name), kill_at(killed_at))
     progress = Recorder()
     resumed = train(settings(name), progress)
-    assert ("start", STEPS, killed_at - 1 - (killed_at - 1) % 2) in progress.told
+    assert ("start", STEPS, killed_at - 1 - (killed_at - 1) % 2) in progress.events
     assert_same_result(resumed.out, unbroken.out)
     if name.startswith("quantum_peft"):
         stored = weights(resumed.adapter)

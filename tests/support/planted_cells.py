@@ -40,7 +40,7 @@ methods:
 
 @dataclass(frozen=True)
 class PlantedPlan:
-    """Two rates, two seeds and a time for each method; the first phase decides the rate of the second."""
+    """Two learning rates, two seeds and one cost cell for each method; the first phase selects the learning rate."""
 
     folder: Path
     methods: tuple[str, ...] = ("lora", "qpa")

@@ -17,23 +17,23 @@ class Recorder(Progress):
     """Records every event, and runs `at(step)` after each step."""
 
     def __init__(self, at=lambda step: None):
-        self.told, self._at = [], at
+        self.events, self._at = [], at
 
     def on_stage(self, what):
-        self.told.append(what)
+        self.events.append(what)
 
     def on_note(self, line):
-        self.told.append(line)
+        self.events.append(line)
 
     def on_start(self, total, done):
-        self.told.append(("start", total, done))
+        self.events.append(("start", total, done))
 
     def on_step(self, step, loss):
-        self.told.append(("step", step))
+        self.events.append(("step", step))
         self._at(step)
 
     def on_eval(self, step, score):
-        self.told.append(("eval", step, score.loss))
+        self.events.append(("eval", step, score.loss))
 
 
 def kill_at(step: int) -> Recorder:

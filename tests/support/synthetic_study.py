@@ -58,7 +58,7 @@ def write_synthetic_study(folder: Path) -> Path:
     study = {
         "schema": 1,
         "study": "synthetic",
-        "title": "A study that nobody ran",
+        "title": "A synthetic study",
         "question": "Do tables and report contain the values of the rows?",
         "metric": "test_loss",
         "reference": "lora",

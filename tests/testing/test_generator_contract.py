@@ -110,12 +110,12 @@ class Line(Generator):
         self.numbers = Folded(torch.zeros(4), 1.0)
         self.register_buffer("mixing", self.drawn(start, (len(initial), 4)), persistent=False)
         self.register_buffer("initial", initial)
-        self.register_buffer("fingerprint", fingerprint(self.told(start)))
+        self.register_buffer("fingerprint", fingerprint(self.described(start)))
 
     def drawn(self, start, shape):
         return start.normal("mixing", shape)
 
-    def told(self, start):
+    def described(self, start):
         return start.hexdigest()
 
     def forward(self):
@@ -152,8 +152,8 @@ class NotAtStart(Line):
         return super().forward() + 1e-3
 
 
-class NoSeedTold(Line):
-    def told(self, start):
+class SeedNotIncluded(Line):
+    def described(self, start):
         return "settings alone"
 
 
@@ -245,7 +245,7 @@ MISTAKES = {
     Noisy: "two evaluations differ",
     TorchDrawn: "draw from `init`, not from torch",
     NotAtStart: "must equal `initial` exactly",
-    NoSeedTold: "the state of another seed is accepted",
+    SeedNotIncluded: "the state of another seed is accepted",
     Forgetful: "its own saved state is refused",
     OtherThanSaved: "a loaded generator has a different output",
     Double: "must be float32, got torch.float64",
@@ -278,10 +278,10 @@ def test_wrong_count_and_wrong_reference_are_detected():
 
 
 def test_fingerprint_without_settings_is_detected():
-    def scaled(scale, *told):
+    def scaled(scale, *settings):
         line = Line(INITIAL, 0)
         line.mixing *= scale
-        line.fingerprint.copy_(fingerprint(line.told(SeededInit(0)), *told))
+        line.fingerprint.copy_(fingerprint(line.described(SeededInit(0)), *settings))
         return line
 
     with pytest.raises(AssertionError, match="the state of other settings is accepted"):

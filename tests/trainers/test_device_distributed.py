@@ -9,7 +9,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
 
-def test_both_ranks_use_what_the_first_rank_s_device_answered(launch, tmp_path):
+def test_ranks_use_the_answers_of_the_first_rank(launch, tmp_path):
     launch(TORCHRUN, "device_ddp.py", tmp_path)  # it also checks that a failure ends both processes with an error
     for name in ("frequencies", "trained"):
         first, second = (load_file(tmp_path / f"{name}.{rank}.safetensors") for rank in (0, 1))

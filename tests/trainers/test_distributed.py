@@ -92,7 +92,7 @@ def test_accelerate_launch_equals_one_process(by_accelerate, alone, method):
     check_equal_and_close(load(by_accelerate, method), alone("with_accelerate", method))
 
 
-def test_what_rank_0_saved_loads(by_trainer, by_accelerate, method, script):
+def test_adapter_saved_by_rank_0_loads(by_trainer, by_accelerate, method, script):
     for folder in (by_trainer, by_accelerate):
         trained = load(folder, method)[0]
         model = qpeft.load(script("tiny").base(), folder / method)

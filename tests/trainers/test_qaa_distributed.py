@@ -9,7 +9,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 
 
-def test_gradients_equal_those_of_one_process_and_the_ranks_start_alike(launch, tmp_path):
+def test_gradients_of_qaa_equal_those_of_one_process(launch, tmp_path):
     launch(TORCHRUN, "qaa_ddp.py", tmp_path)
     for share in (False, True):
         first, second = (load_file(tmp_path / f"{share}.{rank}.safetensors") for rank in (0, 1))

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 import qpeft
 from qpeft.errors import ConfigError
+from trainers import QUIET
 
 
 def nf4():
@@ -76,24 +77,11 @@ def test_generator_stays_float32_under_sft_trainer(quantised, method, wrap, toke
     from datasets import Dataset
 
     def run(folder, steps=4, **options):
-        arguments = trl.SFTConfig(
-            output_dir=str(tmp_path / folder),
-            per_device_train_batch_size=2,
-            max_steps=steps,
-            learning_rate=2e-3,
-            lr_scheduler_type="constant",
-            logging_steps=1,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            save_strategy="steps",
-            save_steps=2,
-            dataloader_pin_memory=False,
-        )
+        changes = {"max_steps": steps, "lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 2}
+        args = trl.SFTConfig(str(tmp_path / folder), **{**QUIET, **changes, "bf16": False})
         rows = [{"prompt": "what colour is the sky ?", "completion": " blue"}] * 4
         model = wrap(quantised(), method)
-        trainer = trl.SFTTrainer(model, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+        trainer = trl.SFTTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
         trainer.train(**options)
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         return losses, list(model.base_model.generators["default"].parameters())

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import qpeft
+from trainers import QUIET
 
 trl = pytest.importorskip("trl")
 pytestmark = [
@@ -28,23 +29,10 @@ def sft(tokenizer, tmp_path):
     from datasets import Dataset
 
     def make(model, rows=ROWS, peft_config=None, folder="run", **changes):
-        settings = {
-            "output_dir": str(tmp_path / folder),
-            "per_device_train_batch_size": len(rows),
-            "max_steps": 1,
-            "learning_rate": 2e-3,
-            "logging_steps": 1,
-            "report_to": [],
-            "use_cpu": True,
-            "disable_tqdm": True,
-            "save_strategy": "no",
-            "bf16": False,
-            "dataloader_pin_memory": False,
-            **changes,
-        }
+        sizes = {"per_device_train_batch_size": len(rows), "max_steps": 1, "bf16": False}
         return trl.SFTTrainer(
             model,
-            args=trl.SFTConfig(**settings),
+            args=trl.SFTConfig(str(tmp_path / folder), **{**QUIET, **sizes, **changes}),
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             peft_config=peft_config,

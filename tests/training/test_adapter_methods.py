@@ -23,7 +23,7 @@ def build(tiny_model, method, **method_settings):
 
 
 @pytest.mark.parametrize("key", keys())
-def test_every_method_has_a_config_class_with_its_defaults_and_presets(key):
+def test_methods_declare_config_defaults_and_presets(key):
     method = get(key)
     if method.trains is Trains.MODEL:
         assert method.config is None
@@ -57,7 +57,7 @@ def test_full_trains_the_base_itself(tiny_model):
     assert count_trainable(model) == sum(p.numel() for p in model.parameters())
 
 
-def test_qpa_trains_half_the_parameters_of_lora_and_uses_the_run_seed(tiny_model):
+def test_qpa_trains_half_the_parameters_of_lora(tiny_model):
     model = build(tiny_model, "qpa", r=4)
     assert 0.8 * RANK_8 / 2 < count_trainable(model) <= RANK_8 / 2
     assert model.peft_config["default"].seed == 7

@@ -137,7 +137,7 @@ def words(block: Tokens, tokenizer) -> str:
     return tokenizer.decode(block.ids)
 
 
-def test_every_20th_document_is_held_out(tmp_path, tokenizer):
+def test_one_document_in_20_is_held_out(tmp_path, tokenizer):
     rows = texts(*(f"{n} the king went into the wood" for n in range(40)))
     blocks = load_blocks(data(tmp_path, rows), 8, tokenizer)
     held_out = "".join(words(block, tokenizer) for block in blocks.evaluation)

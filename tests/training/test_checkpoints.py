@@ -107,7 +107,7 @@ def test_metrics_are_synced_before_the_checkpoint_marker(tmp_path, monkeypatch):
     assert done == ["metrics.jsonl", "checkpoint-5"]
 
 
-def test_no_checkpoint_to_resume_from(tmp_path):
+def test_missing_checkpoint_folder_is_empty(tmp_path):
     assert last_complete(tmp_path / "absent") is None
     prune(tmp_path / "absent")
 

@@ -249,7 +249,7 @@ def test_transparent_and_indexed_images_are_converted(tmp_path):
 
 
 class HubSet(list):
-    """What is used of a `datasets.Dataset`, with encoded images."""
+    """The used part of a `datasets.Dataset`, with encoded images."""
 
     def __init__(self, rows, features):
         super().__init__(rows)

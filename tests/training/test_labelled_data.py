@@ -158,7 +158,7 @@ def test_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opinio
     assert read(opinion_files[0], model=str(folder)).pad == tokenizer.eos_token_id
 
 
-def test_every_20th_example_of_each_class_is_held_out():
+def test_one_example_in_20_of_each_class_is_held_out():
     rows = [(number, "ab"[number % 3 == 0]) for number in range(150)]  # 100 a, 50 b
     train, held_out = hold_out(rows, "data")
     assert sorted(train + held_out) == rows
@@ -214,7 +214,7 @@ def test_class_names_of_a_hub_data_set_are_used(monkeypatch):
     assert [row["label"] for row in load_rows("someone/opinions", "train")] == ["pos", "neg", None]
 
 
-def test_base_that_cannot_classify_is_refused_before_the_data_is_read(tmp_path):
+def test_base_without_a_classifier_is_refused_before_reading_data(tmp_path):
     from transformers import VitsConfig
 
     VitsConfig().save_pretrained(tmp_path / "speech")

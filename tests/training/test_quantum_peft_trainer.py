@@ -3,11 +3,12 @@
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
 import qpeft
 from qpeft.demo import base_path
 from qpeft.demo.corpus import numpy_docs
+from trainers import arguments
 
 pytestmark = pytest.mark.long
 
@@ -35,8 +36,8 @@ def loss_of(model, blocks):
     [({}, 2e-4, 0.02), ({}, 2e-3, 0.4), (FRAMED, 2e-4, 0.6), (FRAMED, 2e-3, 1.3)],
     ids=["plain-2e-4", "plain-2e-3", "framed-2e-4", "framed-2e-3"],
 )
-def test_loss_decreases_at_the_learning_rates_of_lora_with_weight_decay(blocks, tmp_path, settings, lr, fall):
-    """More than it does with the rates unfolded: 0.006, 0.07, 0.50, 1.18 nats."""
+def test_usual_learning_rates_of_lora_train_quantum_peft(blocks, tmp_path, settings, lr, fall):
+    """More than it does with unfolded learning rates: 0.006, 0.07, 0.50, 1.18 nats."""
     base = AutoModelForCausalLM.from_pretrained(base_path(), dtype=torch.float32)
     train, held_out = blocks[:40], blocks[40:]
     before = loss_of(base, held_out)
@@ -44,16 +45,6 @@ def test_loss_decreases_at_the_learning_rates_of_lora_with_weight_decay(blocks, 
     model = get_peft_model(base, config)
     if settings:
         qpeft.fit_frames(model, [{"input_ids": block["input_ids"][None]} for block in train])
-    arguments = TrainingArguments(
-        str(tmp_path),
-        max_steps=STEPS,
-        learning_rate=lr,
-        weight_decay=0.1,
-        report_to="none",
-        save_strategy="no",
-        use_cpu=True,
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-    Trainer(model, arguments, train_dataset=train).train()
+    args = arguments(tmp_path, max_steps=STEPS, learning_rate=lr, weight_decay=0.1, per_device_train_batch_size=8)
+    Trainer(model, args, train_dataset=train).train()
     assert before - loss_of(model, held_out) > fall

@@ -23,9 +23,9 @@ def test_run_lowers_the_loss_and_writes_a_complete_folder(settings):
     assert result.after.loss < result.before.loss - 0.05
     names = {path.name for path in result.out.iterdir()}
     assert names == {"config.json", "metrics.jsonl", "checkpoints", "adapter", "exported", "README.md", "result.json"}
-    assert progress.told[:3] == ["Reading the data", "Loading the base model", ("start", 30, 0)]
-    assert [told[1] for told in progress.told if told[0] == "step"] == list(range(1, 31))
-    assert progress.told[-1] == "Writing the adapter"
+    assert progress.events[:3] == ["Reading the data", "Loading the base model", ("start", 30, 0)]
+    assert [event[1] for event in progress.events if event[0] == "step"] == list(range(1, 31))
+    assert progress.events[-1] == "Writing the adapter"
     json.dumps(result.to_dict(), allow_nan=False)
 
 
@@ -43,8 +43,8 @@ def test_first_logged_loss_is_that_of_the_model(settings, tiny_model):
 def test_gradient_frames_are_computed_before_the_first_step(settings):
     progress = Recorder()
     train(settings(method="quantum_peft", method_settings={"r": 2, "frame": "gradient"}, steps=1, lr=1.0), progress)
-    told = ["Reading the data", "Loading the base model", "Computing the gradient's directions", ("start", 1, 0)]
-    assert progress.told[:4] == told
+    expected = ["Reading the data", "Loading the base model", "Computing the gradient's directions", ("start", 1, 0)]
+    assert progress.events[:4] == expected
 
 
 def test_warning_if_angles_hardly_move(settings):
@@ -95,12 +95,12 @@ def test_checkpoint_without_random_state_is_skipped(settings):
     (Path(settings().out) / "checkpoints" / "checkpoint-4" / "rng_state.pth").unlink()
     progress = Recorder()
     resumed = train(settings(), progress)
-    assert ("start", STEPS, 2) in progress.told
+    assert ("start", STEPS, 2) in progress.events
     assert_same_result(resumed.out, unbroken.out)
 
 
 @pytest.mark.parametrize("name", ["adapter_model.safetensors", "optimizer.pt", "trainer_state.json"])
-def test_damaged_checkpoint_is_refused_and_the_previous_one_resumes(settings, name):
+def test_run_resumes_after_removal_of_a_damaged_checkpoint(settings, name):
     unbroken = train(settings("unbroken"))
     with pytest.raises(Killed):
         train(settings(), kill_at(5))
@@ -151,7 +151,7 @@ def test_finished_run_is_not_repeated(settings):
     again = train(settings(), progress)
     assert again.already_finished
     assert not first.already_finished
-    assert progress.told == []
+    assert progress.events == []
     assert {**again.to_dict(), "already_finished": False} == first.to_dict()
 
 
@@ -164,7 +164,7 @@ def test_interrupt_saves_the_step_and_the_run_resumes(settings):
     with pytest.raises(KeyboardInterrupt):
         train(settings(), progress)
     assert signal.getsignal(signal.SIGINT) is before
-    assert any("stopping" in told for told in progress.told)
+    assert any("stopping" in event for event in progress.events)
     assert step_of(last_complete(Path(settings().out) / "checkpoints")) == 3
     assert_same_result(train(settings()).out, unbroken.out)
 
@@ -179,7 +179,7 @@ def test_second_interrupt_stops_immediately(settings):
     progress = Recorder(twice)
     with pytest.raises(KeyboardInterrupt):
         train(settings(), progress)
-    assert ("step", 2) not in progress.told
+    assert ("step", 2) not in progress.events
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_unusable_run_folder_is_refused_before_loading(settings, tmp_path, out):
     progress = Recorder()
     with pytest.raises(ConfigError, match=r"cannot be a run folder: .*; choose another"):
         train(settings(out), progress)
-    assert progress.told == []
+    assert progress.events == []
 
 
 def test_folder_in_use_is_refused(settings):
@@ -317,7 +317,7 @@ def test_several_processes_are_refused(settings, monkeypatch):
         train(settings())
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(settings, monkeypatch):
+def test_non_finite_loss_stops_the_run(settings, monkeypatch):
     from transformers import GPT2LMHeadModel
 
     forward, calls = GPT2LMHeadModel.forward, []
@@ -344,7 +344,7 @@ def test_gradient_that_is_not_finite_stops_the_run(settings):
         train(settings(lr=1e30, warmup=0, max_grad_norm=0, method="full"))
 
 
-def test_full_disk_keeps_earlier_checkpoints_and_leaves_no_partial_one(settings, monkeypatch):
+def test_full_disk_keeps_only_complete_checkpoints(settings, monkeypatch):
     save, calls = torch.save, []
 
     def fill(obj, path, *args, **kwargs):
@@ -378,8 +378,8 @@ def test_gradient_checkpointing_and_bfloat16(settings):
     assert saved.after.loss == pytest.approx(plain.after.loss, rel=1e-5)
     half = train(settings("half", method="qpa", steps=3, dtype="bfloat16"))
     assert half.after.loss == pytest.approx(plain.after.loss, rel=2e-2)
-    numbers = [tensor for tensor in weights(half.out / "adapter").values() if tensor.is_floating_point()]
-    assert {tensor.dtype for tensor in numbers} == {torch.float32}
+    floats = [tensor for tensor in weights(half.out / "adapter").values() if tensor.is_floating_point()]
+    assert {tensor.dtype for tensor in floats} == {torch.float32}
 
 
 def test_run_of_an_earlier_version_with_fewer_settings_resumes(settings):

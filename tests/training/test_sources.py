@@ -49,7 +49,7 @@ def test_prompts_and_completions_under_other_names(tmp_path):
     assert load(path) == [{"text": "T"}]
 
 
-def test_empty_rows_are_left_out_and_counted_but_empty_prompts_are_not(tmp_path):
+def test_empty_rows_are_skipped_with_a_warning(tmp_path):
     with pytest.warns(
         UserWarning, match=r"1 of 2 rows of .*a\.csv have nothing in column 'text' \(the first is row 2\)"
     ):

@@ -10,7 +10,7 @@ def settings(**changes):
     return TrainSettings(**{"model": "m", "data": "d", "out": "o", **changes})
 
 
-def test_every_field_has_a_help_text():
+def test_fields_have_help_texts():
     assert all(field.metadata["help"].endswith(".") for field in fields(TrainSettings))
 
 

@@ -148,15 +148,15 @@ def test_other_trained_tensors_are_saved(trained, tmp_path):
     _, model = trained("modules_to_save")
     qpeft.save(model, tmp_path / "compact")
     saved = load_file(tmp_path / "compact" / "adapter_model.safetensors")
-    beside = {name: tensor for name, tensor in saved.items() if name.startswith("beside.")}
-    assert any(torch.equal(t, model.get_output_embeddings().modules_to_save["default"].weight) for t in beside.values())
+    others = {name: tensor for name, tensor in saved.items() if name.startswith("beside.")}
+    assert any(torch.equal(t, model.get_output_embeddings().modules_to_save["default"].weight) for t in others.values())
 
 
 def test_shared_tensors_are_saved_once(trained, tmp_path):
     _, model = trained("vera")
     qpeft.save(model, tmp_path / "compact")
-    beside = [k for k in load_file(tmp_path / "compact" / "adapter_model.safetensors") if k.startswith("beside.")]
-    assert len(beside) == 2  # A and B, of all layers
+    others = [k for k in load_file(tmp_path / "compact" / "adapter_model.safetensors") if k.startswith("beside.")]
+    assert len(others) == 2  # A and B, of all layers
 
 
 def test_two_adapters_switch_and_are_deleted(llama, ids, adapters):
@@ -231,8 +231,8 @@ def test_adapter_named_like_a_module(llama, ids, adapters, tmp_path, name):
     adapters.train(qpeft.attach(model, small()), ids)
     qpeft.save(model, tmp_path / "compact")
     folder = tmp_path / "compact" / name
-    beside = [k for k in load_file(folder / "adapter_model.safetensors") if k.startswith("beside.")]
-    assert len(beside) == 1  # the trained head
+    others = [k for k in load_file(folder / "adapter_model.safetensors") if k.startswith("beside.")]
+    assert len(others) == 1  # the trained head
     assert torch.equal(adapters.logits(qpeft.load(plain, folder), ids), adapters.logits(model, ids))
 
 
@@ -393,6 +393,18 @@ class TestErrors:
         with pytest.raises(CheckpointError, match="missing"):
             qpeft.load(plain, tmp_path / "compact")
         assert not any("lora" in name for name, _ in plain.named_modules())
+
+    def test_weighted_sum(self, llama):
+        with pytest.raises(ConfigError, match=r"qpeft\.export"):
+            attached(llama, "lora").add_weighted_adapter(["default"], [1.0], "sum")
+
+    def test_invalid_setting_in_a_folder(self, trained, tmp_path):
+        plain, model = trained("ia3")
+        qpeft.save(model, tmp_path / "compact")
+        config = tmp_path / "compact" / "adapter_config.json"
+        config.write_text(config.read_text().replace('"n_layers": 3', '"n_layers": 0'))
+        with pytest.raises(CheckpointError, match="is damaged"):
+            qpeft.load(plain, tmp_path / "compact")
 
     def test_too_small_a_budget_keeps_the_stock_adapter(self, llama, ids, adapters):
         model = get_peft_model(llama, copy.deepcopy(HOSTS["lora"])).eval()

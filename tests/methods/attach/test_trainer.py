@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 import qpeft
+from trainers import arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore:QPA trains")  # the models are tiny
 
@@ -27,21 +28,8 @@ def attached(base, host="prefix", draw=0):
 
 
 def trainer(model, rows, folder, **changes):
-    settings = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 6,
-        "learning_rate": 2e-3,
-        "logging_steps": 1,
-        "save_steps": 3,
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        **changes,
-    }
-    return Trainer(model, TrainingArguments(**settings), train_dataset=rows, eval_dataset=rows[:4])
+    settings = {"gradient_accumulation_steps": 2, "max_steps": 6, "save_strategy": "steps", "save_steps": 3, **changes}
+    return Trainer(model, arguments(folder, **settings), train_dataset=rows, eval_dataset=rows[:4])
 
 
 @pytest.fixture
@@ -70,7 +58,7 @@ def test_resumed_run_equals_uninterrupted_run(llama, rows, ids, adapters, tmp_pa
 def test_best_checkpoint_is_loaded(llama, rows, ids, adapters, tmp_path):
     changes = {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True, "learning_rate": 0.5}
     run = trainer(attached(llama), rows, tmp_path, **changes)
-    run.train()  # far too high a rate: the best checkpoint is told by its score
+    run.train()  # the learning rate is far too high, so the last checkpoint is not the best
     best = run.state.best_model_checkpoint
     loaded = qpeft.load(copy.deepcopy(llama), best)
     assert torch.equal(adapters.logits(run.model.eval(), ids), adapters.logits(loaded, ids))

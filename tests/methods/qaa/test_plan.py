@@ -25,7 +25,7 @@ def test_default_on_gpt2(gpt2_small):
 
 
 def test_one_square_site():
-    """30 + 7,680 + 768 numbers: a LoRA of rank 5.52."""
+    """30 + 7,680 + 768 parameters: a LoRA of rank 5.52."""
     config = LlamaConfig(vocab_size=10, hidden_size=768, num_hidden_layers=1, num_attention_heads=12)
     plan = qpeft.plan(config, qpeft.QAAConfig(target_modules=["q_proj"]))
     assert plan.trainable == 8478
@@ -47,14 +47,14 @@ def test_dead_angles_are_counted_and_named(gpt2_small, ansatz, n_layers, angles,
 
 def test_shared_circuits_count_once(gpt2_small):
     plan = qpeft.plan(gpt2_small, qpeft.QAAConfig(share_circuit=True, ansatz="rxyz", target_modules="all-linear"))
-    assert plan.n_circuits == 2  # of 768 and of 3,072 numbers
+    assert plan.n_circuits == 2  # of input widths 768 and 3,072
     assert plan.trainable_parts["angles"] == 30 + 36
     assert (plan.dead_angles, plan.n_qubits) == (22, 12)
     assert any(note == "22 angles of the last RZ block have no effect" for note in plan.notes)
 
 
 @pytest.mark.parametrize("source", FEATURE_SOURCES)
-def test_controls_count_what_they_train(gpt2, source):
+def test_plans_of_controls_equal_their_parameters(gpt2, source):
     config = qpeft.QAAConfig(feature_source=source, target_modules="all-linear", modules_to_save=["ln_f"])
     plan = qpeft.plan(gpt2, config)
     assert plan.trainable == get_peft_model(gpt2, config).get_nb_trainable_parameters()[0]
@@ -63,7 +63,7 @@ def test_controls_count_what_they_train(gpt2, source):
     assert (plan.n_circuits is None) == (source != "qnn")
 
 
-def test_probabilities_are_refused_or_remarked(gpt2_small):
+def test_large_readout_needs_allow_large(gpt2_small):
     with pytest.raises(
         ConfigError, match=r"would train 1574430 parameters at transformer\.h\.0\.attn\.c_attn, not fewer"
     ):

@@ -69,7 +69,7 @@ def test_on_a_language_model(gpt2, ids):
     assert {row.n_tokens for row in rows} == {36}
 
 
-def test_nothing_to_report_on(gpt2):
+def test_feature_report_without_features_raises(gpt2):
     with pytest.raises(DataError, match="no tokens to report on"):
         qpeft.feature_report(adapted(target_modules=["q_proj"]), [])
     for model in (

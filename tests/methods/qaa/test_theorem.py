@@ -1,4 +1,4 @@
-"""What QAA cannot learn: its update is even in the input, so no linear change of inputs symmetric about 0."""
+"""The limit of QAA: its update is even in the input, so it fits no linear change on inputs symmetric about 0."""
 
 import copy
 
@@ -46,7 +46,7 @@ def linear_task():
 @pytest.mark.parametrize(
     "settings", [*({"ansatz": a} for a in ANSATZE), {"carry_norm": True}, {"readout": "probs"}], ids=str
 )
-def test_lora_learns_a_centred_linear_change_and_qaa_nothing_of_it(linear_task, settings):
+def test_qaa_cannot_fit_an_odd_linear_change_that_lora_fits(linear_task, settings):
     x, target = linear_task
     qaa = adapted(qpeft.QAAConfig(target_modules=["0"], allow_large=True, **settings))
     lora = adapted(LoraConfig(r=3, target_modules=["0"]))
@@ -59,13 +59,13 @@ def test_lora_learns_a_centred_linear_change_and_qaa_nothing_of_it(linear_task, 
         assert covariance.abs().max() <= 1e-4 * f.norm() * target.norm()
 
 
-def test_odd_control_learns_part_of_it(linear_task):
+def test_linear_control_fits_part_of_an_odd_linear_change(linear_task):
     x, target = linear_task
     assert fit(adapted(qpeft.QAAConfig(target_modules=["0"], feature_source="linear")), x, target) > 0.03
 
 
 @pytest.mark.long
-def test_circuit_learns_what_such_a_circuit_does():
+def test_circuit_fits_another_circuit():
     teacher = adapted(qpeft.QAAConfig(target_modules=["0"], seed=1, train_circuit=False))
     with torch.no_grad():
         for parameter in teacher.parameters():

@@ -125,7 +125,7 @@ def test_too_many_qubits_raise():
     assert QPAGeneratorConfig(chunk_size=3, max_qubits=3).count(17).n_qubits == 3
 
 
-def test_no_adapter_parameters_raise():
+def test_count_of_zero_parameters_raises():
     with pytest.raises(ConfigError, match="no trainable adapter parameters found; attach a PEFT adapter"):
         QPAGeneratorConfig().count(0)
 

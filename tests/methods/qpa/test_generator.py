@@ -1,4 +1,4 @@
-"""QPA's generator: features against the specification's numbers, edges, and learning."""
+"""QPA's generator: features against the values of the specification, edge sizes, and learning."""
 
 import math
 from contextlib import nullcontext
@@ -98,7 +98,7 @@ def test_non_finite_angles_are_named():
 
 
 def test_folding_equals_a_larger_learning_rate_under_adam():
-    """One Adam step on tau at rate lr moves the value as a step at scale * lr would."""
+    """One Adam step on tau at learning rate lr changes the value as a step at scale * lr would."""
     start = torch.randn(20)
     folded, plain = Folded(start, 10.0), nn.Parameter(start.clone())
     for value, parameter, lr in ((folded(), folded.tau, 1e-3), (plain, plain, 1e-2)):

@@ -4,9 +4,10 @@ import copy
 
 import pytest
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from qpeft.core.binding import _Boundary
+from trainers import arguments
 
 
 @pytest.fixture
@@ -30,33 +31,16 @@ def counts(monkeypatch):
     return seen
 
 
-def arguments(folder, **changes):
-    settings = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": 2,
-        "max_steps": 4,
-        "learning_rate": 2e-3,
-        "logging_steps": 1,
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "save_strategy": "no",
-        "dataloader_pin_memory": False,
-        **changes,
-    }
-    return TrainingArguments(**settings)
-
-
 @pytest.fixture
 def rows():
     tokens = torch.randint(50, (16, 8))
     return [{"input_ids": t, "labels": t, "attention_mask": torch.ones_like(t)} for t in tokens]
 
 
-def test_accumulation_needs_one_evaluation_and_one_backward_per_step(llama, rows, adapters, counts, tmp_path):
+def test_accumulation_evaluates_the_generator_once_per_step(llama, rows, adapters, counts, tmp_path):
     model = adapters.qpa(llama)
     counts.update(evaluations=0, backwards=0)
-    Trainer(model, arguments(tmp_path, gradient_accumulation_steps=4), train_dataset=rows).train()
+    Trainer(model, arguments(tmp_path, gradient_accumulation_steps=4, max_steps=4), train_dataset=rows).train()
     assert counts == {"evaluations": 4, "backwards": 4}  # one after each of 4 steps; the first was made when binding
 
 
@@ -74,7 +58,7 @@ def test_accumulation_equals_the_full_batch(llama, rows, adapters, tmp_path):
 
 @pytest.mark.parametrize("lr", [2e-4, 1e-3, 2e-3])
 def test_usual_learning_rates_of_lora_train_qpa(llama, rows, adapters, tmp_path, lr):
-    """At each rate the folded parametrisation must learn at least twice what the unfolded one does."""
+    """At each learning rate the folded parametrisation must learn at least twice what the unfolded one does."""
 
     def gain(**scales):
         model = adapters.qpa(copy.deepcopy(llama), **scales)
@@ -88,7 +72,7 @@ def test_usual_learning_rates_of_lora_train_qpa(llama, rows, adapters, tmp_path,
     assert folded > 2 * gain(angle_scale=1.0, mlp_scale=1.0)
 
 
-def test_boundary_is_one_node(llama, ids, adapters):
+def test_generator_adds_one_autograd_node(llama, ids, adapters):
     loss = adapters.qpa(llama)(input_ids=ids, labels=ids).loss
     seen, queue = set(), [loss.grad_fn]
     while queue:

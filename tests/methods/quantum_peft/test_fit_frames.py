@@ -85,7 +85,7 @@ def test_adapter_and_dropout_have_no_effect(base, targets, batches):
     expected = plain_gradients(base, targets, batches)
     model = wrapped(base, targets, lora_dropout=0.5, init_lora_weights=False)
     for p in model.parameters():
-        p.requires_grad_(True)  # as in full fine-tuning beside an adapter
+        p.requires_grad_(True)  # as in full fine-tuning together with an adapter
     model.train()
     model.base_model.model.lm_head.eval()
     before = state(model)

@@ -154,7 +154,7 @@ def tensor_bytes(folder):
     columns=st.sampled_from(["first", "spread"]),
 )
 def test_acting_is_the_rank_of_the_jacobian(width, height, rank, n_layers, construction, columns):
-    """Of the update as a function of every trained number, at a random point away from lambda = 0."""
+    """Of the update as a function of all trainable parameters, at a random point away from lambda = 0."""
     rank = min(rank, 2 ** (min(width, height).bit_length() - 1))
     config = {"r": rank, "n_layers": n_layers, "construction": construction, "columns": columns}
     base = nn.Sequential(nn.Linear(width, height))

@@ -140,7 +140,7 @@ def test_gradient_is_the_identity(x, bits):
         assert torch.equal(gradient, weights.to(dtype))
 
 
-def test_no_angles():
+def test_empty_tensors_are_packed():
     x = torch.zeros(2, 0)
     codes, header = pack(x, 3, 128)
     assert (codes.numel(), tuple(header.shape)) == (0, (0, 2))

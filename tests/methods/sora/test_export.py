@@ -138,7 +138,7 @@ def test_half_precision(llama, ids, autocast_adapter_dtype, tmp_path):
     assert {t.dtype for t in load_file(tmp_path / "adapter_model.safetensors").values()} == {dtype}
 
 
-def test_every_gate_zero_raises(llama, tmp_path):
+def test_export_of_zero_gates_raises(llama, tmp_path):
     with pytest.raises(ConfigError, match=ALL_ZERO):
         qpeft.export(gated(copy.deepcopy(llama), [0, 0, 0, 0]), tmp_path / "out")
     with pytest.raises(ConfigError, match=r"every gate is within 9\.0 of zero"):
@@ -152,8 +152,8 @@ def test_export_errors(llama, tmp_path):
     (tmp_path / "full" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty and not an earlier export"):
         qpeft.export(model, tmp_path / "full")
-    with pytest.raises(ConfigError, match="adapter 'nobody'"):
-        qpeft.export(model, tmp_path / "out", adapter_name="nobody")
+    with pytest.raises(ConfigError, match="adapter 'unknown'"):
+        qpeft.export(model, tmp_path / "out", adapter_name="unknown")
     model.merge_adapter()
     with pytest.raises(ConfigError, match="unmerge_adapter"):
         qpeft.export(model, tmp_path / "out")

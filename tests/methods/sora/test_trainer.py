@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 import qpeft
 from qpeft.errors import ConfigError
+from trainers import arguments as quiet_arguments
 
 STEPS = 8
 
@@ -27,16 +28,11 @@ def make(gpt2, tmp_path):
         model = get_peft_model(copy.deepcopy(start), qpeft.SoRAConfig(**settings))
         return Trainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=str(tmp_path / folder),
-                per_device_train_batch_size=2,
-                gradient_accumulation_steps=2,
+            args=quiet_arguments(
+                tmp_path / folder,
+                **{"max_steps": STEPS, "learning_rate": 0.2, "gradient_accumulation_steps": 2, **arguments},
+                save_strategy="steps",
                 save_steps=4,
-                use_cpu=True,
-                dataloader_pin_memory=False,
-                report_to="none",
-                disable_tqdm=True,
-                **{"max_steps": STEPS, "learning_rate": 0.2, **arguments},
             ),
             train_dataset=data,
             callbacks=[qpeft.SoRACallback()] if callbacks is None else callbacks,

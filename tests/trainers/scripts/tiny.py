@@ -1,4 +1,4 @@
-"""What the scripts share: a tiny Llama under a method, the same in every process, and rows to train on."""
+"""Shared by the scripts: a tiny Llama with an adapter, the same in every process, and rows to train on."""
 
 import copy
 import os
