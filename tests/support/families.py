@@ -15,6 +15,8 @@ from torch import nn
 import qpeft
 
 N_TOKENS, N_LABELS = 50, 3
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
 
 
 @dataclass(frozen=True)
@@ -30,83 +32,30 @@ class Family:
 
 
 def _decoder(name, **settings):
-    def make():
-        config_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")
-        small = {
-            "vocab_size": N_TOKENS,
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 8,
-            "max_position_embeddings": 32,
-            "pad_token_id": 0,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-        }
-        return getattr(transformers, f"{name}ForCausalLM")(config_class(**{**small, **settings}))
-
-    return make
+    config_class = getattr(transformers, f"{name}{'Text' if name == 'Gemma3' else ''}Config")
+    small = {"vocab_size": N_TOKENS, **SIZES, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32}
+    return lambda: getattr(transformers, f"{name}ForCausalLM")(config_class(**small, **TOKENS, **settings))
 
 
 def _gpt2(kind="LMHeadModel"):
-    def make():
-        config = transformers.GPT2Config(
-            vocab_size=N_TOKENS,
-            n_positions=32,
-            n_embd=16,
-            n_layer=2,
-            n_head=2,
-            bos_token_id=0,
-            eos_token_id=0,
-            pad_token_id=0,
-            num_labels=N_LABELS,
-        )
-        return getattr(transformers, f"GPT2{kind}")(config)
-
-    return make
+    small = {"vocab_size": N_TOKENS, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    return lambda: getattr(transformers, f"GPT2{kind}")(transformers.GPT2Config(**small, **TOKENS, num_labels=N_LABELS))
 
 
 def _encoder(name):
-    def make():
-        config = getattr(transformers, f"{name}Config")(
-            vocab_size=N_TOKENS,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=32,
-            num_labels=N_LABELS,
-        )
-        return getattr(transformers, f"{name}ForSequenceClassification")(config)
-
-    return make
+    config_class = getattr(transformers, f"{name}Config")
+    small = {"vocab_size": N_TOKENS, **SIZES, "max_position_embeddings": 32, "num_labels": N_LABELS}
+    return lambda: getattr(transformers, f"{name}ForSequenceClassification")(config_class(**small))
 
 
 def _t5():
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    config = T5Config(
-        vocab_size=N_TOKENS, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, decoder_start_token_id=0
-    )
-    return T5ForConditionalGeneration(config)
+    small = {"vocab_size": N_TOKENS, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    return transformers.T5ForConditionalGeneration(transformers.T5Config(**small, decoder_start_token_id=0))
 
 
 def _vit():
-    from transformers import ViTConfig, ViTForImageClassification
-
-    config = ViTConfig(
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-        num_channels=1,
-        num_labels=N_LABELS,
-    )
-    return ViTForImageClassification(config)
+    image = {"image_size": 8, "patch_size": 4, "num_channels": 1}
+    return transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES, **image, num_labels=N_LABELS))
 
 
 def _text():

@@ -97,13 +97,6 @@ def test_largest_chunk_equals_brute_force(m, spend, n_layers, max_qubits):
             config.count(m)
 
 
-@given(chunks=st.integers(1, 10**6))
-def test_qubits_of_chunks(chunks):
-    n = budget.n_qubits(chunks)
-    assert 2**n >= chunks
-    assert n == 1 or 2 ** (n - 1) < chunks
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -128,13 +121,3 @@ def test_too_many_qubits_raise():
 def test_count_of_zero_parameters_raises():
     with pytest.raises(ConfigError, match="no trainable adapter parameters found; attach a PEFT adapter"):
         QPAGeneratorConfig().count(0)
-
-
-def test_official_preset():
-    config = QPAGeneratorConfig.official()
-    assert (config.activation, config.feature_map, config.init_mode) == ("identity", "squash", "raw")
-    assert config.center_output
-    assert (config.angle_scale, config.mlp_scale) == (1.0, 1.0)
-    assert config.vector_order == "official"
-    assert config.count(204_100).total == 106_264
-    assert QPAGeneratorConfig.official(budget=51_025).chunk_size is None
