@@ -12,7 +12,6 @@ GENERATOR = qpeft.QPAGeneratorConfig(chunk_size=64, hidden=(16, 16, 8))
 CASES = {
     "qaa, square": (qpeft.QAAConfig(ansatz="square", **LM), None, 2e-3),
     "qaa, rxyz": (qpeft.QAAConfig(ansatz="rxyz", **LM), None, 2e-3),
-    "quantum_peft": (qpeft.QuantumPeftConfig(r=4, target_modules="all-linear", **LM), None, 5e-3),
     "quantum_peft, lie": (qpeft.QuantumPeftConfig(family="lie", target_modules="all-linear", **LM), None, 2e-3),
     "sora": (qpeft.SoRAConfig(r=4, target_modules="all-linear", shrink_budget=0, **LM), None, 2e-3),
     "bottleneck": (qpeft.BottleneckConfig(bottleneck_size=8, **LM), None, 2e-3),
