@@ -11,32 +11,41 @@ from qpeft.backends.settings import BackendSettings
 from qpeft.checks import check_fields, option
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
-from qpeft.methods import Method, records
+from qpeft.methods import Method, Trains, records
 from qpeft.training.methods import check_setting
 from qpeft.training.settings import TrainSettings
+
+
+def _peft(name: str, text: str, **limits: Any) -> Any:
+    """An option for a field of PEFT configs; what the records set or explain differently is added to its help."""
+    defaults: dict[Any, list[str]] = {}
+    for method in records():
+        if name in method.defaults and method.trains is Trains.ADAPTER:
+            defaults.setdefault(method.defaults[name], []).append(method.key)
+    own = [f"{value} for {', '.join(keys)}" for value, keys in defaults.items()]
+    notes = [f"Method {method.key}: {method.option_notes[name]}." for method in records() if name in method.option_notes]
+    end = f" Default: {'; '.join(own)}; otherwise that of the PEFT config." if own else ""
+    return option(None, " ".join([text, *notes]) + end, **limits)
 
 
 @dataclass
 class AdapterFields:
     """PEFT's own fields that the command line offers; importing peft for their help would cost seconds."""
 
-    r: int = option(8, "Rank of the update; the K of Quantum-PEFT's paper.", at_least=1)
-    lora_alpha: int | None = option(
-        None,
-        "Scale of the update, which is multiplied by lora_alpha / r, or for Quantum-PEFT by lora_alpha, the paper's s. "
-        "Default: that of the method.",
+    r: int | None = _peft("r", "Rank of the update.", at_least=1)
+    lora_alpha: int | None = _peft("lora_alpha", "Scale of the update, which is multiplied by lora_alpha / r.")
+    lora_dropout: float | None = _peft(
+        "lora_dropout", "Dropout on the input of the adapter during training.", at_least=0, below=1
     )
-    lora_dropout: float = option(0.0, "Dropout on the input of the adapter during training.", at_least=0, below=1)
-    target_modules: list[str] | str = option(
-        "all-linear",
-        "Modules to adapt, by the end of their name, or all-linear (all but the output head). Default: that of the "
-        "method.",
+    target_modules: list[str] | str | None = _peft(
+        "target_modules", "Modules to adapt, by the end of their name, or all-linear (all but the output head)."
     )
-    modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
+    modules_to_save: list[str] | None = _peft(
+        "modules_to_save", "Modules that are trained in full, in addition to the adapter."
+    )
     use_dora: bool = option(False, "DoRA: train the magnitude of each weight column separately.")
     use_rslora: bool = option(False, "Multiply the update by lora_alpha / sqrt(r) instead.")
-    num_virtual_tokens: int = option(10, "Length of a prefix or prompt.", at_least=1)
-    bottleneck_size: int = option(64, "Inner width of a feed-forward (bottleneck) adapter.", at_least=1)
+    num_virtual_tokens: int | None = _peft("num_virtual_tokens", "Number of virtual tokens.", at_least=1)
 
 
 AdapterOptions = Annotated[dict[str, Any], Fields(AdapterFields, panel="The adapter (fields of PEFT)")]
@@ -78,7 +87,7 @@ def method_settings(
             value out of range.
     """
     check_fields(AdapterFields(**adapter))
-    _check_generator(run.record, generator)
+    _check_generator(run, generator)
     given = {**adapter, **generator}
     for text in others or []:
         name, value = _name_and_value(text)
@@ -104,17 +113,17 @@ def _name_and_value(text: str) -> tuple[str, Any]:
     raise ConfigError(f"--set takes NAME=VALUE, such as n_bases=16, got {text!r}")
 
 
-def _check_generator(method: Method, generator: dict[str, Any]) -> None:
-    """Refuse options of another method's generator, and name that method."""
-    own = {f.name for f in _GENERATORS.get(method.key, ())}
-    foreign = generator.keys() - own
-    if foreign and method.config is not None:
-        foreign -= {f.name for f in fields(method.config_class)}
-    if foreign:
+def _check_generator(run: TrainSettings, generator: dict[str, Any]) -> None:
+    """Refuse options of other methods than the run's and its host's, and name those methods."""
+    own: set[str] = set()
+    for method in (run.record, run.adapter):
+        own |= {f.name for f in _GENERATORS.get(method.key, ())}
+        own |= {f.name for f in fields(method.config_class)} if method.config is not None else set()
+    if foreign := generator.keys() - own:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in generator if name in foreign)
-        owners = {key: f"{group.owner}'s" for key, group in _GENERATORS.items() if foreign & {f.name for f in group}}
+        owners = {key: group.owner for key, group in _GENERATORS.items() if foreign & {f.name for f in group}}
         raise ConfigError(
-            f"{names}: options of {' and '.join(owners.values())} generator, not of method {method.key}; "
+            f"{names}: options of {' and '.join(owners.values())}, not of method {run.method}; "
             f"use --method {' or '.join(owners)}"
         )
 

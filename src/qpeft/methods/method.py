@@ -42,6 +42,7 @@ class Method:
     options: type | str | None = None  #: dataclass of the method's own fields, free of torch
     panel: str = ""  #: heading of these options; the part before a colon is the method
     hidden: tuple[str, ...] = ("seed",)  #: fields of `options` that the command line does not offer
+    option_notes: Mapping[str, str] = field(default_factory=dict)  #: of PEFT's fields: what differs for this method
     presets: tuple[str, ...] = ()  #: class methods of the config that return a published experiment
     circuit_role: str = ""  #: in a plan, next to the number of circuits
 

@@ -8,5 +8,7 @@ METHOD = Method(
     config="qpeft.methods.bottleneck.config:BottleneckConfig",  # finds the feed-forward blocks itself
     tuner="qpeft.methods.bottleneck.model:BottleneckModel",
     learning_rate=1e-3,
+    options="qpeft.methods.bottleneck.settings:BottleneckSettings",
+    panel="Bottleneck: the feed-forward adapter",
     is_host=True,
 )

@@ -14,6 +14,7 @@ from qpeft.core import model_card
 from qpeft.core.config import MethodName
 from qpeft.core.weights_hash import SealedConfig
 from qpeft.errors import ConfigError
+from qpeft.methods.bottleneck.settings import BottleneckSettings
 
 BOTTLENECK = MethodName("QPEFT_BOTTLENECK")
 
@@ -22,7 +23,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 
 
 @dataclass
-class BottleneckConfig(SealedConfig):
+class BottleneckConfig(BottleneckSettings, SealedConfig):
     """The feed-forward adapter; 2 d b + b + d parameters for each target module of width d.
 
     Example::
@@ -33,7 +34,6 @@ class BottleneckConfig(SealedConfig):
         ConfigError: a setting is out of range.
     """
 
-    bottleneck_size: int = option(64, "Inner width b of the adapter.", at_least=1)
     target_modules: Collection[str] | str | None = option(
         None,
         "Modules followed by an adapter: ends of names, a pattern of whole names, or all-linear. "

@@ -13,6 +13,7 @@ METHOD = Method(
     options="qpeft.methods.quantum_peft.settings:QuantumPeftGeneratorConfig",
     panel="Quantum-PEFT: the generator of U, V and lambda",
     presets=("paper_pauli", "paper_taylor"),
+    option_notes={"r": "K in the paper", "lora_alpha": "s in the paper; the update is multiplied by it alone"},
     circuit_role="each makes the columns of one U or V",
     advice="qpeft.methods.quantum_peft.settings:angles_hardly_move",
     count="qpeft.methods.quantum_peft.plan:count_quantum_peft",
