@@ -44,7 +44,7 @@ AdapterOption = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
-        help="Run folder or compact adapter of QPA: its circuit with the trained angles, instead of an ansatz.",
+        help="Run folder or compact adapter: its circuit with the trained angles, instead of an ansatz.",
         rich_help_panel="Circuit",
     ),
 ]
@@ -182,20 +182,12 @@ def _name(given: str) -> str:
 
 
 def _trained_circuit(folder: Path) -> tuple[Ansatz, Any]:
-    import torch
+    from qpeft.diagnostics.target import of_folder
 
-    from qpeft.core.generator import CircuitModule
-    from qpeft.diagnostics.adapter import read_adapter
-
-    generator = read_adapter(folder).generator
-    circuit: Any = next((m for m in generator.modules() if isinstance(m, CircuitModule)), None) if generator else None
-    if circuit is None:
-        raise ConfigError(
-            f"{folder} has no circuit of QPA; give an adapter of method qpa with feature_source 'qnn' or 'qnn_frozen', "
-            "or pass --ansatz"
-        )
-    with torch.no_grad():
-        return circuit.ansatz, circuit.angles().double().numpy()
+    target = of_folder(folder)
+    if (circuit := target.circuit) is None:
+        raise ConfigError(f"{folder}: {target.no_circuit}; give another adapter, or pass --ansatz")
+    return circuit.ansatz, circuit.angles.numpy()
 
 
 def _described(ansatz: Ansatz, angles: Any = None) -> dict[str, Any]:

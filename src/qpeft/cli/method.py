@@ -11,41 +11,43 @@ from qpeft.backends.settings import BackendSettings
 from qpeft.checks import check_fields, option
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
-from qpeft.methods import Method, Trains, records
+from qpeft.methods import Trains, records
 from qpeft.training.methods import check_setting
 from qpeft.training.settings import TrainSettings
 
 
-def _peft(name: str, text: str, **limits: Any) -> Any:
-    """An option for a field of PEFT configs; what the records set or explain differently is added to its help."""
-    defaults: dict[Any, list[str]] = {}
+def _help(name: str, text: str) -> str:
+    """`text` on a field of PEFT configs, with what the records explain differently and their defaults."""
+    defaults: dict[str, list[str]] = {}
     for method in records():
         if name in method.defaults and method.trains is Trains.ADAPTER:
-            defaults.setdefault(method.defaults[name], []).append(method.key)
-    own = [f"{value} for {', '.join(keys)}" for value, keys in defaults.items()]
-    notes = [f"Method {method.key}: {method.option_notes[name]}." for method in records() if name in method.option_notes]
-    end = f" Default: {'; '.join(own)}; otherwise that of the PEFT config." if own else ""
-    return option(None, " ".join([text, *notes]) + end, **limits)
+            defaults.setdefault(f"{method.defaults[name]} for ", []).append(method.key)
+    notes = [
+        f"Method {method.key}: {method.option_notes[name]}." for method in records() if name in method.option_notes
+    ]
+    values = [value + ", ".join(keys) for value, keys in defaults.items()]
+    return " ".join([text, *notes, f"Default: {'; '.join([*values, 'otherwise ' * bool(values) + 'that of PEFT'])}."])
 
 
 @dataclass
 class AdapterFields:
     """PEFT's own fields that the command line offers; importing peft for their help would cost seconds."""
 
-    r: int | None = _peft("r", "Rank of the update.", at_least=1)
-    lora_alpha: int | None = _peft("lora_alpha", "Scale of the update, which is multiplied by lora_alpha / r.")
-    lora_dropout: float | None = _peft(
-        "lora_dropout", "Dropout on the input of the adapter during training.", at_least=0, below=1
+    r: int | None = option(None, _help("r", "Rank of the update."), at_least=1)
+    lora_alpha: int | None = option(
+        None, _help("lora_alpha", "Scale of the update, which is multiplied by lora_alpha / r.")
     )
-    target_modules: list[str] | str | None = _peft(
-        "target_modules", "Modules to adapt, by the end of their name, or all-linear (all but the output head)."
+    lora_dropout: float = option(0.0, "Dropout on the input of the adapter during training.", at_least=0, below=1)
+    target_modules: list[str] | str | None = option(
+        None,
+        _help("target_modules", "Modules to adapt, by the end of their name, or all-linear (all but the output head)."),
     )
-    modules_to_save: list[str] | None = _peft(
-        "modules_to_save", "Modules that are trained in full, in addition to the adapter."
-    )
+    modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
     use_dora: bool = option(False, "DoRA: train the magnitude of each weight column separately.")
     use_rslora: bool = option(False, "Multiply the update by lora_alpha / sqrt(r) instead.")
-    num_virtual_tokens: int | None = _peft("num_virtual_tokens", "Number of virtual tokens.", at_least=1)
+    num_virtual_tokens: int | None = option(
+        None, _help("num_virtual_tokens", "Number of virtual tokens of a prefix or prompt."), at_least=1
+    )
 
 
 AdapterOptions = Annotated[dict[str, Any], Fields(AdapterFields, panel="The adapter (fields of PEFT)")]

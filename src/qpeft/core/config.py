@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from peft import LoraConfig, PeftConfig
 
@@ -17,6 +17,12 @@ from qpeft.core import model_card
 from qpeft.core.binding import Slot
 from qpeft.core.weights_hash import SealedConfig
 from qpeft.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from qpeft.core.generator import Generator
+    from qpeft.core.seeded_init import SeededInit
 
 FORMAT_VERSION = 1
 Held = TypeVar("Held")
@@ -68,6 +74,22 @@ class GeneratedConfig(SealedConfig):
     generated: list[Any] | None = option(
         None, "Name and shape of each generated tensor in order; filled in when bound."
     )
+
+    tensor_prefix: ClassVar[str] = "base_model.qpeft_generator."  # of the generator's tensors in a compact checkpoint
+
+    def to_generator(self) -> Any:
+        """The settings of the generator: this config, or those of an attached generator."""
+        return self
+
+    def without_base(self, slots: Sequence[Slot], init: SeededInit, stored: Mapping[str, Tensor]) -> Generator | None:
+        """The untrained generator, made without the base model; None if it depends on more of it than `slots`.
+
+        Args:
+            slots: Names and shapes of the generated tensors, in order.
+            init: Draws the initial values.
+            stored: The generator's tensors in the compact checkpoint.
+        """
+        return None
 
     def check_format(self) -> None:
         """Raise CheckpointError if a newer qpeft wrote this config."""

@@ -50,6 +50,7 @@ class CircuitModule(nn.Module):
     """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if `qpeft.set_backend` has set one."""
 
     backend: Callable[[Tensor], Tensor] | None = None  # instead of the exact simulator
+    angles: Any  # called with `initial=True` for the angles before training
 
     @property
     def ansatz(self) -> Ansatz:
@@ -70,6 +71,7 @@ class Generator(FullPrecision):
 
     fingerprint: Tensor
     needs_fit = False  # whether fit_frames must be called before training
+    chunk_shape: tuple[int, int] | None = None  # of `chunks`, if the output consists of chunks
 
     def __call__(self) -> Tensor:
         """The adapter's parameters, flat (P,), float32 whatever autocast is set to."""
@@ -91,6 +93,10 @@ class Generator(FullPrecision):
         raise ConfigError(
             f"{type(self).__name__} cannot be drawn from another seed; train all adapters of a pool with one seed"
         )
+
+    def chunks(self, *, initial: bool = False) -> Tensor:
+        """The output before flattening, or the untrained one; shape `chunk_shape`."""
+        raise NotImplementedError
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The state dict as the compact checkpoint stores it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,15 @@ from qpeft.core.binding import Slot
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, load
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator import Generator
-from qpeft.core.generator_holder import GeneratorHolder, holder_of
+from qpeft.core.generator_holder import holder_of
+from qpeft.core.generator_registry import generator_name
 from qpeft.core.load_checks import check_tensors
-from qpeft.core.lora_init import draw_without_base
 from qpeft.core.meta_model import on_meta
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError, InputError
-from qpeft.methods.attach.config import AttachedConfig
-from qpeft.methods.attach.folder import is_attached, read_config, read_tensors
-from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
 from qpeft.methods.registry import find_by_config
 
-_LORA = "LORA"
+_LORA = "LORA"  # PEFT's type
 _LARGEST = 2**31  # elements of one tensor; a table with more is damaged
 Factors = dict[str, tuple[Tensor, Tensor]]  # by module: B (rows, r) and A (r, columns)
 
@@ -43,7 +40,6 @@ class SavedAdapter:
 
     folder: Path
     config: PeftConfig
-    settings: Any  # of the generator: the config itself, or the attached generator's own
     tensors: dict[str, Tensor]
     generator: Generator | None = None
     exported: dict[str, Tensor] | None = None
@@ -51,10 +47,10 @@ class SavedAdapter:
     @property
     def method(self) -> str:
         """The method's key, as in `qpeft train --method`."""
-        if isinstance(self.config, AttachedConfig):
-            return self.config.generator_name
-        found = find_by_config(self.config)
-        return _kind(self.config).lower() if found is None else found.key
+        if (found := find_by_config(self.config)) is not None:
+            return found.key
+        is_attached = isinstance(self.config, GeneratedConfig)
+        return generator_name(self.config.to_generator()) if is_attached else _kind(self.config).lower()
 
     def factors(self, base: nn.Module | str | None = None) -> Factors:
         """The LoRA factors that the adapter holds, generates or exports, without LoRA's scaling; empty for other hosts.
@@ -98,60 +94,37 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
     """
     folder = Path(folder)
     check_folder(folder)
-    if is_attached(folder):
-        config = read_config(folder)
-        own, other = read_tensors(folder)
-        return SavedAdapter(folder, config, config.to_generator(), own | other, _attached(folder, config, own))
-    config = _stock_config(folder)
-    exported = None
+    config, exported = _config(folder), None
     if not (isinstance(config, GeneratedConfig) or hasattr(config, "trained_angles") or _kind(config) == _LORA):
         exported = _exported_lora(folder, _kind(config))
     tensors = load_file(folder / WEIGHTS)
-    generator = _qpa(folder, config, tensors) if isinstance(config, QPAGeneratorConfig) else None
-    return SavedAdapter(folder, config, config, tensors, generator, exported)
-
-
-def quietly(make: Callable[..., Any], *arguments: Any) -> Any:
-    """`make(*arguments)`, a generator, without the warning about its size, which appeared when it was trained."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make(*arguments)
+    generator = _generator(folder, config, tensors) if isinstance(config, GeneratedConfig) else None
+    return SavedAdapter(folder, config, tensors, generator, exported)
 
 
 def _exported_lora(folder: Path, kind: str) -> dict[str, Tensor]:
     """The tensors of the LoRA that the run of this adapter exported."""
     exported = folder.parent / "exported"
-    if folder.name == "adapter" and (exported / CONFIG).is_file() and _kind(_stock_config(exported)) == _LORA:
+    if folder.name == "adapter" and (exported / CONFIG).is_file() and _kind(_config(exported)) == _LORA:
         return load_file(exported / WEIGHTS)
     raise ConfigError(
         f"{folder} is an adapter of type {kind}, to which no measurement applies. Ranks apply to what it exports if "
-        "that is a LoRA: diagnose the folder of qpeft export, or the run folder of qpeft train. Adapters of QPA, "
-        "Quantum-PEFT, QAA and LoRA are measured directly"
+        "that is a LoRA: diagnose the folder of qpeft export, or the run folder of qpeft train"
     )
 
 
-def _qpa(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> QPAGenerator:
-    """With initial values from the seed. DoRA's magnitudes, the norms of the base's weights, start at 0 here."""
-    prefix = f"base_model.{GeneratorHolder.container}."
-    own = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-    slots, start = _slots(folder, config), SeededInit(config.seed)
-    magnitudes = {slot.label: torch.zeros(slot.shape) for slot in slots if "lora_magnitude_vector" in slot.label}
-    initial = draw_without_base(slots, config.init_lora_weights, start, magnitudes)
-    return _loaded(quietly(QPAGenerator, config, initial, start), config, start, own)
-
-
-def _attached(folder: Path, config: AttachedConfig, own: Mapping[str, Tensor]) -> Generator:
-    settings = config.to_generator()
-    m, start = sum(slot.shape.numel() for slot in _slots(folder, config)), SeededInit(settings.seed)
-    initial = own.get("initial", torch.zeros(m))
-    if initial.shape != (m,):
-        raise _damaged(folder, f"it lists {m} values, the weights are for {initial.numel()}")
-    return _loaded(quietly(settings.make, initial, start), config, start, own)
-
-
-def _loaded(generator: Any, config: GeneratedConfig, start: SeededInit, own: Mapping[str, Tensor]) -> Any:
-    config.check_start(start.hexdigest())
-    state = generator.unpack(dict(own))
+def _generator(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> Generator | None:
+    """The trained generator; None if only the base can make it."""
+    prefix = config.tensor_prefix
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    init = SeededInit(getattr(config.to_generator(), "seed", 0))
+    with warnings.catch_warnings():  # about its size, which appeared when it was trained
+        warnings.simplefilter("ignore")
+        generator = config.without_base(_slots(folder, config), init, own)
+    if generator is None:
+        return None
+    config.check_start(init.hexdigest())
+    state = generator.unpack(own)
     check_tensors(state, generator.state_dict())
     generator.load_state_dict(state)
     return generator
@@ -161,20 +134,21 @@ def _slots(folder: Path, config: Any) -> list[Slot]:
     """The generated tensors in the order of the flat vector. Raises CheckpointError if their table is damaged."""
     try:
         table = [(str(label), torch.Size(shape)) for label, shape in config.generated]
+        if wrong := [label for label, shape in table if not 0 < shape.numel() < _LARGEST]:
+            raise ValueError(f"the shape of {wrong[0]}")
     except (TypeError, ValueError, RuntimeError) as error:
-        raise _damaged(folder, error) from error
-    if wrong := [label for label, shape in table if not 0 < shape.numel() < _LARGEST]:
-        raise _damaged(folder, f"the shape of {wrong[0]}")
+        raise CheckpointError(
+            f"the table of generated tensors in {folder / CONFIG} is damaged ({error}); restore it"
+        ) from error
     return [Slot(nn.Module(), "", label, shape, torch.float32) for label, shape in table]
 
 
-def _damaged(folder: Path, reason: object) -> CheckpointError:
-    return CheckpointError(f"the table of generated tensors in {folder / CONFIG} is damaged ({reason}); restore it")
-
-
-def _stock_config(folder: Path) -> PeftConfig:
+def _config(folder: Path) -> PeftConfig:
     try:
-        return PeftConfig.from_pretrained(str(folder))
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        if isinstance(config, GeneratedConfig):
+            config.to_generator()
+        return config
     except InputError:
         raise
     except Exception as error:  # a field of another type can fail anywhere in PEFT

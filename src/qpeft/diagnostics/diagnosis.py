@@ -80,11 +80,9 @@ def _facts(target: Target) -> tuple[tuple[str, str], ...]:
         facts += [("Qubits", str(circuit.ansatz.n_qubits)), ("Layers", str(circuit.ansatz.n_layers))]
         facts += [("Angles", f"{circuit.ansatz.n_angles:,}")]
     if target.generator is not None:
-        count = target.generator.count
-        facts += [
-            ("Chunks", f"{count.n_chunks:,} of {count.chunk_size:,} parameters"),
-            ("Trainable parameters", f"{count.total:,}"),
-        ]
+        if (shape := target.generator.chunk_shape) is not None:
+            facts.append(("Chunks", f"{shape[0]:,} of {shape[1]:,} parameters"))
+        facts.append(("Trainable parameters", f"{sum(p.numel() for p in target.generator.parameters()):,}"))
     return tuple(facts)
 
 
@@ -133,7 +131,7 @@ def _gradients(circuit: Circuit, samples: int, seed: int) -> Finding:
         measurements=found,
         values=tuple(value for name, variance in found.items() for value in _slope(name, variance)),
         sentences=(
-            f"Gradients of 2^N p, QPA's input: {_lower(found[layers(n_layers)].sentence)}",
+            f"Gradients of 2^N p, the generator's input: {_lower(found[layers(n_layers)].sentence)}",
             f"Gradients of a bare probability p: {_lower(found[BARE].sentence)}",
         ),
         left_out=(_too_wide(circuit, f"widths above {widths[-1]} qubits"),) if n_qubits > widths[-1] else (),
@@ -200,12 +198,11 @@ def _rank(target: Target) -> Finding:
 
 
 def _chunks(target: Target) -> tuple[dict[str, EffectiveRank], list[str]]:
-    """Ranks of the matrix (C, n) that QPA's network produces and of its change in training, and what is left out."""
-    if target.generator is None:
+    """Ranks of the generator's matrix of chunks and of its change in training, and what is left out."""
+    if target.generator is None or (shape := target.generator.chunk_shape) is None:
         return {}, []
-    count = target.generator.count
-    if min(count.n_chunks, count.chunk_size) > _WIDEST_MATRIX:
-        return {}, [f"the {count.n_chunks:,} x {count.chunk_size:,} matrix of chunks is too large for ranks"]
+    if min(shape) > _WIDEST_MATRIX:
+        return {}, [f"the {shape[0]:,} x {shape[1]:,} matrix of chunks is too large for ranks"]
     with torch.no_grad():
         now, start = target.generator.chunks(), target.generator.chunks(initial=True)
     found = {"chunks": effective_rank({"chunks": now})}

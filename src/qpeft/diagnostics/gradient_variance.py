@@ -1,4 +1,4 @@
-"""Whether the gradients of QPA's circuit vanish as it grows: their variance over random angles."""
+"""Whether the gradients of `ry_ladder` vanish as it grows: their variance over random angles."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def gradient_variance(
     - `z_first`, `z_last`: <Z> of the first or last wire
     - `p_0`: the probability of `|0...0>`
     - `random`: independent standard normal weights
-    - `scaled`: QPA's input 2^N p_i: the mean over i of its squared slopes, estimated with random signs for each
+    - `scaled`: the feature 2^N p_i: the mean over i of its squared slopes, estimated with random signs for each
       sample, because E (sum_i s_i x_i)^2 = sum_i x_i^2
 
     The error of a slope is the larger of two estimates: from the scatter of the samples and, for three or more widths,

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator_holder import holder_of
 from qpeft.diagnostics.adapter import read_adapter
 from qpeft.diagnostics.finding import Measurement
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.methods.attach.config import AttachedConfig
 
 STILL = 0.01  # radians: an angle that moved less counts as still
 _FROZEN = 0.9  # fraction of still angles from which the circuit counts as practically frozen
@@ -58,10 +58,10 @@ def angle_movement(adapter: nn.Module | str | Path) -> AngleMovement:
         CheckpointError: The folder is damaged, or not an adapter.
     """
     if isinstance(adapter, nn.Module):
-        moves = _moves(_settings_of(adapter), dict(adapter.named_parameters()))
+        moves = _moves(_configs_of(adapter), dict(adapter.named_parameters()))
     else:
         saved = read_adapter(adapter)
-        moves = _moves([saved.settings], saved.tensors)
+        moves = _moves([saved.config], saved.tensors)
     values = torch.cat([move.detach().double().flatten().abs().cpu() for move in moves])
     if not torch.isfinite(values).all():
         raise CheckpointError("an angle is NaN or Inf; use an earlier checkpoint")
@@ -74,17 +74,17 @@ def angle_movement(adapter: nn.Module | str | Path) -> AngleMovement:
     )
 
 
-def _settings_of(model: Any) -> list[Any]:
-    """The settings of each adapter of a PeftModel: its config, or those of the generator attached to it."""
-    holder, found = holder_of(model), []
-    for name, config in getattr(model, "peft_config", {}).items():
-        own: Any = holder.generated_config(name) if holder is not None and name in holder.generators else config
-        found.append(own.to_generator() if isinstance(own, AttachedConfig) else own)
-    return found
+def _configs_of(model: Any) -> list[Any]:
+    """The config of each adapter of a PeftModel, with the generator attached to it."""
+    holder, configs = holder_of(model), dict(getattr(model, "peft_config", {}))
+    if holder is not None:
+        configs |= {name: holder.generated_config(name) for name in holder.generators}
+    return list(configs.values())
 
 
-def _moves(settings: Iterable[Any], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+def _moves(configs: Iterable[Any], tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """scale * tau of every trained circuit, in radians."""
+    settings = [config.to_generator() if isinstance(config, GeneratedConfig) else config for config in configs]
     found = dict(own.trained_angles() for own in settings if hasattr(own, "trained_angles"))
     if not found:
         raise ConfigError("the adapter has no circuit whose angles are trained, so there is no movement to measure")

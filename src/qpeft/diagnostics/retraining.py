@@ -25,7 +25,7 @@ from qpeft.compare.study import Study, described
 from qpeft.demo import EMBEDDED, base_path
 from qpeft.diagnostics.finding import Measurement
 from qpeft.errors import ConfigError
-from qpeft.methods import get
+from qpeft.methods import Trains, get, records
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
 
@@ -92,8 +92,8 @@ def circuit_matters(
     """Repeat the run with every feature source and seed, and compare; call it again to resume.
 
     Args:
-        run_folder: Output of `qpeft train` with method qpa and the circuit as its feature source. Data and base are
-            read from the same places as by the run. Results are written to its folder `circuit-matters`. Only
+        run_folder: Output of `qpeft train` with the circuit as feature source of a method with controls. Data and base
+            are read from the same places as by the run. Results are written to its folder `circuit-matters`. Only
             simulators are used: the exact simulator, with as many shots, replaces your own device.
         seeds: Seeds of the training runs; a verdict needs three.
         steps: Optimizer steps of each training run. None: as many as the run's.
@@ -125,10 +125,12 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
     source = settings.method_settings.get("feature_source", _CIRCUIT)
     if not get(settings.method).controls or source != _CIRCUIT:
         trained = settings.method if source == _CIRCUIT else f"{settings.method} with feature_source {source}"
+        suited = " or ".join(record.key for record in records() if record.controls)
         raise ConfigError(
-            f"the run trained {trained}; repeating it with controls of the circuit needs a method such as qpa, with "
-            "feature_source qnn"
+            f"the run trained {trained}; repeating it with controls of the circuit needs method {suited} with "
+            f"feature_source {_CIRCUIT}"
         )
+    untrained = next(record for record in records() if record.trains is Trains.NOTHING)
     values = {
         "name": FOLDER,
         "title": "Does the circuit matter?",
@@ -144,7 +146,7 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
         "training": {name: getattr(settings, name) for name in _SAME} | ({} if steps is None else {"steps": steps}),
         "capacity": False,
         "costs": False,
-        "methods": [{"key": "base", "label": "the base as it is", "method": "none"}, *_members(settings)],
+        "methods": [{"key": "base", "label": "the base as it is", "method": untrained.key}, *_members(settings)],
     }
     try:
         return Study.model_validate(values)

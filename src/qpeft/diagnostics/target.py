@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,16 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
-from qpeft.core.seeded_init import SeededInit
-from qpeft.diagnostics.adapter import SavedAdapter, quietly, read_adapter
+from qpeft.core.generator import CircuitModule, Generator
+from qpeft.diagnostics.adapter import SavedAdapter, read_adapter
 from qpeft.errors import ConfigError
 from qpeft.methods.planning import Plan
-from qpeft.methods.qpa.features import CircuitFeature
-from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
+from qpeft.methods.registry import get, records
 
 
 @dataclass(frozen=True)
 class Circuit:
-    """QPA's circuit: its initial and present angles (L, N), float64, radians."""
+    """A circuit that starts in |0...0>: its initial and present angles (L, N), float64, radians."""
 
     ansatz: Ansatz
     start: Tensor
@@ -34,30 +32,29 @@ class Circuit:
 
 @dataclass(frozen=True)
 class Target:
-    """`generator` is QPA's, `saved` the trained adapter, `run` the run folder that contains it; each may be None."""
+    """`saved` is the trained adapter, `run` the run folder that contains it; each may be None, as the generator."""
 
     name: str
     method: str  # key of `qpeft train`
-    generator: QPAGenerator | None = dataclasses.field(repr=False)
-    saved: SavedAdapter | None = dataclasses.field(default=None, repr=False)
+    generator: Generator | None = field(repr=False)
+    saved: SavedAdapter | None = field(default=None, repr=False)
     run: Path | None = None
 
     @property
     def circuit(self) -> Circuit | None:
-        """QPA's circuit; None if the method reads no probabilities of a circuit."""
-        feature = None if self.generator is None else self.generator.feature
-        if not isinstance(feature, CircuitFeature):
+        """The generator's circuit; None if it reads no probabilities of a circuit."""
+        modules = () if self.generator is None else self.generator.modules()
+        module = next((module for module in modules if isinstance(module, CircuitModule)), None)
+        if module is None:
             return None
-        start, angles = (feature.angles(initial=is_start).detach().double() for is_start in (True, False))
-        n_layers, n_qubits = start.shape
-        return Circuit(Ansatz("ry_ladder", n_qubits, n_layers), start, angles)
+        start, angles = (module.angles(initial=initial).detach().double() for initial in (True, False))
+        return Circuit(module.ansatz, start, angles)
 
     @property
     def no_circuit(self) -> str:
         """Why `circuit` is None."""
-        if self.generator is not None:
-            return f"feature_source {self.generator.config.feature_source} has no circuit"
-        return f"method {self.method} has no circuit whose probabilities are read from |0...0>"
+        of = f"this adapter of method {self.method}" if self.generator is not None else f"method {self.method}"
+        return f"{of} has no circuit whose probabilities are read from |0...0>"
 
 
 def of_folder(adapter: str | Path, run: str | Path | None = None, name: str | None = None) -> Target:
@@ -69,29 +66,25 @@ def of_folder(adapter: str | Path, run: str | Path | None = None, name: str | No
     """
     inside = Path(adapter) / "adapter"
     saved = read_adapter(inside if inside.is_dir() else adapter)
-    generator = saved.generator if isinstance(saved.generator, QPAGenerator) else None
-    return Target(name or str(adapter), saved.method, generator, saved, None if run is None else Path(run))
+    return Target(name or str(adapter), saved.method, saved.generator, saved, None if run is None else Path(run))
 
 
 def of_config(config: Any, plan: Plan, name: str) -> Target:
-    """A config of QPA with its initial values.
+    """A config with its initial values.
 
     Args:
-        config: A QPAConfig, or the QPAGeneratorConfig of a generator over another host.
+        config: The PEFT config, or the GeneratorConfig of a generator over another host.
         plan: The result of `qpeft.plan` for it: the circuit's size depends on the base.
         name: Shown to readers.
 
     Raises:
         ConfigError: A method without measurements before training.
     """
-    if not isinstance(config, QPAGeneratorConfig) or plan.n_chunks is None or plan.chunk_size is None:
+    generator = get(plan.method).ask("untrained", config, plan)
+    if generator is None:
+        others = " or ".join(record.key for record in records() if record.untrained is not None)
         raise ConfigError(
             f"a config of method {plan.method} has nothing to diagnose before it is trained: give the folder of a "
-            "trained adapter, or --method qpa"
+            f"trained adapter, or --method {others}"
         )
-    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(QPAGeneratorConfig)}
-    counted = {"budget": None, "chunk_size": plan.chunk_size, "hidden": plan.hidden}
-    m = plan.n_chunks * plan.chunk_size  # whole chunks
-    start = SeededInit(config.seed)
-    generator = quietly(QPAGenerator, QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), start)
     return Target(name, plan.method, generator)

@@ -65,6 +65,7 @@ class Method:
     # -- plans, diagnosis and reports
     count: Callable[[Any, Any], dict[str, Any]] | str | None = None  #: (config, adapted model on meta) fields of a Plan
     count_attached: Callable[[Any, Any], dict[str, Any]] | str | None = None  #: as `count`, of `generator` on a host
+    untrained: Callable[[Any, Any], Any] | str | None = None  #: (config, plan) generator for a diagnosis of a config
     prunes_ranks: bool = False  #: whether reports show the remaining ranks
     report_note: str = ""  #: a sentence for reports of studies with this method
 

@@ -30,7 +30,7 @@ def write_adapter(model: Any, folder: RunFolder, method: str, task: Task) -> int
     """Save adapter/ and exported/, each atomically; returns the number of parameters needed at inference.
 
     With method full, exported/ is the model, with its tokenizer or image processor, and there is no adapter/. There is
-    no exported/ if stock PEFT has no equal adapter, or if SoRA set all gates to zero.
+    no exported/ if stock PEFT has no equal adapter, or if the method has nothing to export.
     """
     if methods.named(method).config is None:
         with replace_folder(folder.exported) as target:

@@ -45,7 +45,7 @@ class TrainResult:
 
     @property
     def has_stock_form(self) -> bool:
-        """Whether there is an exported adapter; stock PEFT has none that is equal to a bottleneck adapter."""
+        """Whether there is an exported adapter; stock PEFT has none that is equal to some adapters."""
         return self.exported_bytes > 0
 
     @property

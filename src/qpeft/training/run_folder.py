@@ -4,7 +4,7 @@ run/  config.json     settings, hashes of data and base, versions
       metrics.jsonl   losses and scores, one line each
       jobs.jsonl      jobs sent to a backend, one line each
       checkpoints/    the Trainer's checkpoints
-      adapter/        compact checkpoint: for qpa and quantum_peft the generator alone
+      adapter/        compact checkpoint: of a generated adapter the generator alone
       exported/       adapter that loads without qpeft
       README.md       model card
       result.json     written last: the run is finished

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from torch import Tensor
 
 from qpeft.checks import option
+from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedConfig, MethodName
+from qpeft.core.generator import Generator
 from qpeft.core.generator_registry import generator_config, generator_name
+from qpeft.core.seeded_init import SeededInit
 from qpeft.generator_config import GeneratorConfig
 
 ATTACHED = MethodName("QPEFT_ATTACHED")
@@ -22,6 +28,8 @@ _OF_THIS_RUN = ("base_model_name_or_path", "revision", "inference_mode", "auto_m
 @dataclass
 class AttachedConfig(GeneratedConfig):
     """The content of an attached adapter's adapter_config.json."""
+
+    tensor_prefix = "generator."
 
     host: dict[str, Any] = option(dict, "The stock adapter's config.")
     generator: dict[str, Any] = option(dict, "The generator's settings.")
@@ -54,6 +62,11 @@ class AttachedConfig(GeneratedConfig):
     def to_generator(self) -> GeneratorConfig:
         """The generator's configuration. Raises CheckpointError if the generator is not registered."""
         return generator_config(self.generator_name)(**self.generator)
+
+    def without_base(self, slots: Sequence[Slot], init: SeededInit, stored: Mapping[str, Tensor]) -> Generator:
+        m = sum(slot.shape.numel() for slot in slots)
+        initial = stored.get("initial", torch.empty(0))
+        return self.to_generator().make(initial if initial.shape == (m,) else torch.zeros(m), init)
 
     @property
     def has_stock_form(self) -> bool:

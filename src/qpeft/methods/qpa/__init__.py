@@ -24,4 +24,5 @@ METHOD = Method(
     },
     count="qpeft.methods.qpa.plan:count_qpa",
     count_attached="qpeft.methods.qpa.plan:count_attached",
+    untrained="qpeft.methods.qpa.plan:untrained",
 )

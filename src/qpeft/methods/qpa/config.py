@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
+from torch import Tensor
+
+from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedLoraConfig, MethodName
-from qpeft.core.lora_init import DRAWN_INITS
+from qpeft.core.lora_init import DRAWN_INITS, draw_without_base
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
-from qpeft.methods.qpa.generator import QPAGeneratorConfig
+from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
 
 QPA = MethodName("QPEFT_QPA")
 
@@ -43,6 +49,11 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
         """The published experiment: rank 4, alpha 8, dropout 0.05 on lm_head, and the published generator."""
         lora = {"r": 4, "lora_alpha": 8, "lora_dropout": 0.05, "target_modules": ["lm_head"]}
         return super().official(**{**lora, **settings})
+
+    def without_base(self, slots: Sequence[Slot], init: SeededInit, stored: Mapping[str, Tensor]) -> QPAGenerator:
+        """The untrained generator; DoRA's magnitudes, the norms of the base's weights, are 0."""
+        magnitudes = {slot.label: torch.zeros(slot.shape) for slot in slots if "lora_magnitude_vector" in slot.label}
+        return QPAGenerator(self, draw_without_base(slots, self.init_lora_weights, init, magnitudes), init)
 
     def description(self) -> dict[str, Any]:
         return {**super().description(), "r": self.r}

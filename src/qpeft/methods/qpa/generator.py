@@ -77,6 +77,7 @@ class QPAGenerator(Generator):
                 "use a larger adapter, smaller hidden widths, or plain PEFT",
                 stacklevel=2,
             )
+        self.chunk_shape = count.n_chunks, count.chunk_size
         self.activation = ACTIVATIONS[config.activation]
         self.feature = make_feature(config, count, init)
         widths = (count.n_qubits + (self.feature is not None), *count.hidden, count.chunk_size)

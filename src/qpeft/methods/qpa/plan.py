@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
+import torch
 from peft.tuners.lora import LoraLayer
 
 from qpeft.core.adapter_form import count_trainable
 from qpeft.core.binding import Slot
 from qpeft.core.generator_holder import GeneratorHolder
+from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import find_slots
 from qpeft.methods.attach.tensors import generated_slots, other_keys
-from qpeft.methods.counting import BYTES, count_stored
+from qpeft.methods.counting import BYTES, Plan, count_stored
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.config import QPAConfig
-from qpeft.methods.qpa.generator import QPAGeneratorConfig
+from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
 
 
 def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
@@ -37,6 +41,16 @@ def count_attached(generator: QPAGeneratorConfig, adapted: Any) -> dict[str, Any
         "exported_bytes": None if not_stock else count_stored(adapted) * BYTES,
         "notes": [*counts["notes"], *([note] if initial else [])],
     }
+
+
+def untrained(config: QPAGeneratorConfig, plan: Plan) -> QPAGenerator:
+    """The generator of `config` with its initial values, and with initial values 0 of the adapter."""
+    settings = {f.name: getattr(config, f.name) for f in fields(QPAGeneratorConfig)}
+    counted = {"budget": None, "chunk_size": plan.chunk_size, "hidden": plan.hidden}
+    m = (plan.n_chunks or 0) * (plan.chunk_size or 0)  # whole chunks
+    with warnings.catch_warnings():  # about its size, which is a note of the plan
+        warnings.simplefilter("ignore")
+        return QPAGenerator(QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), SeededInit(config.seed))
 
 
 def _count_others(adapted: Any, found: Sequence[tuple[Slot, Any]]) -> int:
