@@ -84,7 +84,7 @@ def test_invalid_study_is_refused(changes, seeds, message):
 def test_damaged_run_folder_is_refused(tmp_path):
     assert found_before(tmp_path) is None
     folder = RunFolder(tmp_path)
-    with pytest.raises(CheckpointError, match="not the run folder"):
+    with pytest.raises(CheckpointError, match="it is not a run folder"):
         folder.settings()
     folder.claim(settings(), {})
     assert folder.settings() == settings()
