@@ -1,7 +1,10 @@
 """The runner with cells that train nothing: order, resuming, retries, reuse, failures."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,6 +146,24 @@ def test_cell_that_hangs_is_ended_after_the_timeout(tmp_path):
     run(plan, timeout=0.5, run_cell=cells.run_or_fail)
     assert [plan.row("hangs", name).status for name in ("lr0.1", "lr0.2", "seed0")] == ["timeout", "timeout", "skipped"]
     assert "more than 0.5 s" in plan.row("hangs", "lr0.1").error_msg
+
+
+def test_process_of_a_cell_releases_its_semaphores(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+import planted_cells
+from qpeft.compare import local_executor, runner
+local_executor._PRELOAD = "planted_cells"  # nothing heavy
+runner.write_outputs = lambda folder: None
+outcome = runner.run(planted_cells.PlantedPlan(Path(sys.argv[1]), ("lora",)), run_cell=planted_cells.run_with_semaphore)
+print(outcome.n_done)
+"""
+    paths = os.pathsep.join([str(Path(cells.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": paths}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (found.stdout, found.stderr) == ("5\n", "")
 
 
 def test_failed_cells_run_again_only_with_retry(tmp_path):

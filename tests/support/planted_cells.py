@@ -5,6 +5,7 @@ Processes of cells import this module by its name, so it has no heavy imports.
 
 import json
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -154,6 +155,13 @@ def run_forever(cell, folder, on_step):
     """Until the process is ended."""
     journal(folder, f"begin {cell.cell_id}")
     threading.Event().wait()
+
+
+def run_with_semaphore(cell, folder, on_step):
+    """`run_cell` in a process that holds a semaphore, as a progress bar does, and needs time to end."""
+    process_lock = multiprocessing.RLock()
+    multiprocessing.util.Finalize(None, lambda _: time.sleep(0.3), (process_lock,), exitpriority=1000)
+    return run_cell(cell, folder, on_step)
 
 
 def planted_row(cell, **fields):
