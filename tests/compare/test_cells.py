@@ -79,7 +79,11 @@ def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     assert by_key["lora"]["rates"] == [0.003, 0.01, 0.03, 0.1]
     assert not (tmp_path / "out" / "rows.jsonl").exists()
     assert len(plan.tuning_cells()) == 4 * (len(METHODS) - 1)
-    assert len(plan.final_cells({})) == 3 * (len(METHODS) - 1) + 1  # the base needs no second seed
+    cells = plan.final_cells({})
+    assert len(cells) == 3 * (len(METHODS) - 1) + 1  # the base needs no second seed
+    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
+    sizes = [cell.spec.trainable for cell in cells if cell.seed == 0]
+    assert sizes == sorted(sizes)
 
 
 def test_study_file_stores_what_a_report_needs_of_a_method_in_a_file(study, tmp_path, monkeypatch):
@@ -104,13 +108,6 @@ def test_study_file_of_release_0_1_is_completed_from_the_table_of_methods(study,
     found = {method.key: method for method in read_study(tmp_path).methods}
     assert (found["qpa"].kind, found["lora"].kind) == ("quantum", "classical")
     assert (found["sora"].prunes_ranks, found["lora"].prunes_ranks) == (True, False)
-
-
-def test_cells_are_ordered_by_seed_then_size(study, tmp_path):
-    cells = make_plan(study(), tmp_path / "out").final_cells({})
-    assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
-    sizes = [cell.spec.trainable for cell in cells if cell.seed == 0]
-    assert sizes == sorted(sizes)
 
 
 def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
@@ -227,18 +224,12 @@ def test_hardware_jobs_are_counted_and_not_sent_for_times(study, tmp_path, monke
 
 @pytest.mark.parametrize("content", ["{", '{"HASH": {"start": 1.0}}'])
 def test_damaged_estimate_is_replaced(study, tmp_path, content):
-    plan = make_plan(study(methods=METHODS[:2]), tmp_path / "out")
-    (tmp_path / "out").mkdir(exist_ok=True)
+    changes = {"training.eval_blocks": 0, "test_blocks": 0}  # all blocks
+    plan = make_plan(study(methods=METHODS[:2], **changes), tmp_path / "out")
     (tmp_path / "out" / "estimate.json").write_text(content.replace("HASH", plan.final_cells({})[0].hash))
     assert plan.estimate()["final"] > 0
-
-
-def test_estimate_counts_all_blocks_if_the_limit_is_0(study, tmp_path):
-    plan = make_plan(study(methods=METHODS[:2], **{"training.eval_blocks": 0, "test_blocks": 0}), tmp_path / "out")
-    plan.estimate()
     for timed in json.loads((tmp_path / "out" / "estimate.json").read_text()).values():
-        assert timed["valid_blocks"] > 0
-        assert timed["test_blocks"] > 0
+        assert min(timed["valid_blocks"], timed["test_blocks"]) > 0
         assert timed["eval_every"] == 3
 
 
@@ -251,32 +242,6 @@ def test_parameters_with_the_lowest_validation_loss_are_tested(study, tmp_path):
     assert row.quality.best_step == min(curve, key=lambda point: point[1])[0] < 6
     assert row.quality.valid_loss == min(loss for _, loss in curve)
     assert row.quality.valid_loss_last == curve[-1][1]
-
-
-@pytest.mark.long
-def test_interrupted_cell_resumes_to_the_same_row(study, tmp_path):
-    plan = make_plan(study(**{"training.save_every": 2}), tmp_path / "out")
-    again = make_plan(study(**{"training.save_every": 2}), tmp_path / "again")
-
-    class Killed(BaseException):
-        pass
-
-    def kill(done: int, planned: int) -> None:
-        if done == 5:
-            raise Killed
-
-    for key in ("qpa", "sora", "full"):
-        [cell], [fresh] = cells_of(plan, key), cells_of(again, key)
-        with pytest.raises(Killed):
-            run_cell(cell, plan.folder, kill)
-        seen: list[int] = []
-        resumed = run_cell(cell, plan.folder, lambda done, planned, seen=seen: seen.append(done))
-        assert min(seen) == 4  # from the checkpoint on
-        whole = run_cell(fresh, again.folder)
-        assert resumed.quality == whole.quality
-        assert resumed.capacity.effective_rank == pytest.approx(whole.capacity.effective_rank, rel=1e-9)
-        losses = [[point[:3] for point in row.train.curve] for row in (resumed, whole)]
-        assert losses[0] == losses[1]
 
 
 def test_non_finite_loss_gives_status_diverged(study, tmp_path):
@@ -351,14 +316,6 @@ def test_answers_to_test_prompts_are_scored(study, tmp_path):
     assert "no local encoder given" in row.null_reasons["quality.bertscore_f1"]
 
 
-def test_texts_without_prompts_have_no_bleu(study, tmp_path):
-    plan = make_plan(study(generation={"max_new_tokens": 5}), tmp_path / "out")
-    [cell] = cells_of(plan, "none")
-    row = run_cell(cell, plan.folder)
-    assert row.quality.bleu is None
-    assert row.null_reasons["quality.bleu"] == "the data has no prompts with answers"
-
-
 def test_forgetting_is_the_increase_of_the_loss_on_a_general_text(study, tmp_path):
     general = tmp_path / "general.txt"
     general.write_text(" ".join(f"{n} goblins ate {n * n} plums" for n in range(300)))
@@ -366,12 +323,14 @@ def test_forgetting_is_the_increase_of_the_loss_on_a_general_text(study, tmp_pat
     [untrained], [full] = cells_of(plan, "none"), cells_of(plan, "full")
     assert run_cell(untrained, plan.folder).quality.forgetting_shifted == 0
     assert run_cell(full, plan.folder).quality.forgetting_shifted != 0
-    without = make_plan(study(), tmp_path / "without")
+    without = make_plan(study(generation={"max_new_tokens": 5}), tmp_path / "without")
     [cell] = cells_of(without, "none")
     assert cell.hash != untrained.hash
     row = run_cell(cell, without.folder)
     assert row.quality.forgetting_shifted is None
     assert row.null_reasons["quality.forgetting_shifted"] == "the study names no general_data"
+    assert row.quality.bleu is None
+    assert row.null_reasons["quality.bleu"] == "the data has no prompts with answers"
 
 
 def test_virtual_tokens_shorten_the_blocks_of_all_methods(study, tmp_path):

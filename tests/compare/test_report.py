@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from synthetic_study import drop_rows, edit_rows, summary_of, write_report_of
+from synthetic_study import drop_rows, edit_rows, summary_of, write_report_of, write_tables_of
 
 VOID = {"meta", "link", "input", "br", "hr", "img"}
 HOSTILE = "<script>alert('label')</script> & \"quoted\" $x^2$ 漢字"
@@ -95,6 +95,8 @@ def test_page_contains_sentences_limits_failures_and_counts(written):
         assert row.cell_id in page.text
         assert row.status in page.text
     assert "a planted crash" in page.text
+    assert "0.01: diverged" in page.text  # a trial
+    assert ": failed" not in page.text
     for method in summary.methods:
         assert f"{method.trainable:,}" in page.text
         if method.difference is not None and method.method != "none":
@@ -156,28 +158,21 @@ def test_matplotlib_settings_of_the_user_have_no_effect(written):
     assert (written / "plots" / "trainable.svg").read_bytes() == before
 
 
-def test_study_without_rows_has_a_page(study_folder):
-    drop_rows(study_folder)
-    page = report(study_folder)
+def test_study_without_rows_has_a_summary_tables_and_a_page(written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / "study")
+    drop_rows(folder)
+    summary = write_tables_of(folder)
+    assert all(set(method.statuses.values()) == {"missing"} for method in summary.methods)
+    assert all(method.metric is method.difference is method.rank is None for method in summary.methods)
+    assert summary.sentences["qpa"] == "QPA has no result yet. Of its 5 seeds: 5 missing."
+    assert summary.n_comparisons == 0
+    assert (folder / "results.jsonl").read_text() == ""
+    assert "75 of 75 runs are missing" in (folder / "summary.md").read_text()
+    page = report(folder)
     assert "runs are missing: the study is not finished" in page.text
     assert "None: no run failed" in page.text
     assert "No method has a result yet." in page.text
-    assert list((study_folder / "plots").glob("*.svg")) == []
-
-
-def test_charts_of_an_older_study_are_removed(written, tmp_path):
-    folder = shutil.copytree(written, tmp_path / "study")
-    (folder / "plots" / "seeds-gone.svg").write_text("", encoding="utf-8")
-    write_report_of(folder)
-    assert not (folder / "plots" / "seeds-gone.svg").exists()
-
-
-def test_two_seeds_are_preliminary(study_folder):
-    drop_rows(study_folder, name="seed[2-4]")
-    page = report(study_folder)
-    assert "… preliminary" in page.text
-    assert "▲ better" not in page.text
-    assert "▼ worse" not in page.text
+    assert list((folder / "plots").glob("*.svg")) == []  # those of the rows before are removed
 
 
 def test_accuracy_is_shown_in_percent(study_folder):
@@ -217,12 +212,6 @@ def test_charts_of_layers_and_of_pruned_ranks(study_folder):
     assert (study_folder / "plots" / "layers-cka.svg").exists()
     texts = chart_texts(study_folder / "plots" / "ranks-twin.svg")
     assert {"5", "10"} <= set(texts[-3:])  # five seeds: one module of rank 0, two of rank 2
-
-
-def test_unsuccessful_trial_shows_its_status(written):
-    page = Page((written / "report.html").read_text(encoding="utf-8"))
-    assert "0.01: diverged" in page.text
-    assert ": failed" not in page.text
 
 
 def test_costs_name_where_times_were_measured(study_folder):
