@@ -12,10 +12,10 @@ from qpeft.errors import CheckpointError, InputError
 SEEDS = [0, 1, 2, 3, 4]
 
 
-def plant(folder, key, losses, figure="test_loss"):
+def plant(folder, key, losses, metric="test_loss"):
     """Give a method's seeds these test losses."""
     values = iter(losses)
-    edit_rows(folder, lambda row: row["quality"].update({figure: next(values)}), key, "seed*")
+    edit_rows(folder, lambda row: row["quality"].update({metric: next(values)}), key, "seed*")
     assert next(values, None) is None
 
 
@@ -40,7 +40,7 @@ def test_deployed_parameters_are_the_mean_of_the_seeds_or_planned(study_folder):
 
 def test_measurements_are_means_over_seeds(study_folder):
     values = [row["quality"]["test_ppl"] for row in stored_rows(study_folder, "qpa", "seed*")]
-    found = summary_of(study_folder)["qpa"].figures["quality.test_ppl"]
+    found = summary_of(study_folder)["qpa"].measurements["quality.test_ppl"]
     assert found.mean == pytest.approx(np.mean(values), rel=1e-13)
     assert found.sd == pytest.approx(np.std(values, ddof=1), rel=1e-12)
     assert list(found.values.values()) == values
@@ -58,7 +58,7 @@ def test_sentences(study_folder):
     plant(study_folder, "lora", [4.0, 4.1, 4.2, 4.3, 4.4])
     plant(study_folder, "qpa", [4.042, 4.132, 4.242, 4.352, 4.442])
     plant(study_folder, "quantum_peft", [4.05, 4.05, 4.25, 4.25, 4.45])
-    plant(study_folder, "qaa", [loss - 3e-5 for loss in (4.0, 4.1, 4.2, 4.3, 4.4)])
+    plant(study_folder, "twin", [loss - 3e-5 for loss in (4.0, 4.1, 4.2, 4.3, 4.4)])
     sentences = summary_of(study_folder).sentences
     assert sentences["lora"] == "LoRA, the reference, ends at 4.200 nats per token (s.d. 0.158 over 5 seeds)."
     assert sentences["qpa"] == (
@@ -72,8 +72,8 @@ def test_sentences(study_folder):
     assert sentences["none"].startswith("The base, untrained ends 0.400 nats per token above LoRA")
     assert sentences["none"].endswith("without training.")
     assert sentences["full"].endswith("5 of 5 seeds better) with 43 times as many trainable parameters.")
-    assert sentences["qaa"].startswith("QAA ends 0.000030 nats per token below LoRA (95 % interval 0.00003")
-    assert sentences["lora@qaa"].startswith("LoRA at QAA's count ends 0.1")
+    assert sentences["twin"].startswith("LoRA again ends 0.000030 nats per token below LoRA (95 % interval 0.00003")
+    assert sentences["lora@qaa"].startswith("LoRA at QAA's count ends 0.150 nats per token below QAA (95 % in")
     assert sentences["prefix"].endswith(" Of its 5 seeds: 2 missing.")
     assert sentences["vera"].endswith(" Of its 5 seeds: 1 diverged.")
 
@@ -263,14 +263,14 @@ def test_targets_without_full_fine_tuning(study_folder):
 
 
 def test_times_on_different_hardware_have_no_mean(study_folder):
-    assert "train.seconds" in summary_of(study_folder)["qpa"].figures
+    assert "train.seconds" in summary_of(study_folder)["qpa"].measurements
     edit_rows(study_folder, lambda row: row["env"].update({"device": "another"}), "qpa", "seed0")
     edit_rows(study_folder, lambda row: row["env"].update({"threads": 8}), "qaa", "cost")
     summary = summary_of(study_folder)
-    assert "train.seconds" not in summary["qpa"].figures
+    assert "train.seconds" not in summary["qpa"].measurements
     assert summary["qpa"].seconds_to == {}
     assert summary["qpa"].null_reasons["train.seconds"] == "the seeds ran on different hardware"
-    assert "quality.test_loss" in summary["qpa"].figures
+    assert "quality.test_loss" in summary["qpa"].measurements
     assert summary["qpa"].steps_to
     assert any("cpu x86_64, 1 thread; cpu x86_64, 8 threads" in limit for limit in summary.limits)
 

@@ -116,6 +116,14 @@ class Quality(Part):
     forgetting_shifted: Number | None = None
 
 
+class StepTimes(Part):
+    """Milliseconds of a training step."""
+
+    median: Number | None = None
+    p10: Number | None = None
+    p90: Number | None = None
+
+
 class Cost(Part):
     """Sizes (of runs), and times and memory (of role cost)."""
 
@@ -129,8 +137,8 @@ class Cost(Part):
     peak_mem_reserved_bytes: int | None = None
     peak_mem_kind: str | None = None
     flops_per_token: Number | None = None
-    step_ms: dict[str, Number] | None = None  # median, p10, p90
-    reference_step_ms: dict[str, Number] | None = None
+    step_ms: StepTimes | None = None
+    reference_step_ms: StepTimes | None = None
     step_ratio: Number | None = None
     infer_tok_s: dict[str, dict[str, Number | None]] | None = None  # by batch size: base, unmerged, merged
     infer_overhead_pct: Number | None = None

@@ -12,7 +12,7 @@ from qpeft.compare.analysis.statistics import MIN_SEEDS, Difference, Pair, compa
 from qpeft.compare.analysis.targets import steps_and_seconds, target_losses
 from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, Summary
 from qpeft.compare.resolved import ResolvedBlock, ResolvedMethod, ResolvedStudy
-from qpeft.compare.rows import Row, Train
+from qpeft.compare.rows import Cost, Row, Train
 from qpeft.compare.study import is_ranked
 
 Differences = Mapping[Pair, Difference]
@@ -69,8 +69,8 @@ def _values(study: ResolvedStudy, rows: Mapping[str, MethodRows]) -> tuple[dict[
 
 
 def _method(study: ResolvedStudy, method: ResolvedMethod, rows: MethodRows, differences: Differences) -> MethodSummary:
-    figures = describe_measurements(rows)
-    means = {name: stats.mean for name, stats in figures.items()}
+    found = describe_measurements(rows)
+    means = {name: stats.mean for name, stats in found.items()}
     trained = next((row.train for row in (*rows.successes.values(), *rows.present) if row.train.lr), Train())
     return MethodSummary(
         **{name: getattr(method, name) for name in _SAME},
@@ -80,9 +80,9 @@ def _method(study: ResolvedStudy, method: ResolvedMethod, rows: MethodRows, diff
         bytes_stored=means.get("cost.bytes_stored"),
         lr=trained.lr if method.rates else None,
         lr_at_edge=trained.lr_at_grid_edge if method.rates else None,
-        metric=figures.get(f"quality.{study.metric}"),
-        figures=figures,
-        cost={} if rows.cost is None else rows.cost.cost.to_json(),
+        metric=found.get(f"quality.{study.metric}"),
+        measurements=found,
+        cost=Cost() if rows.cost is None else rows.cost.cost,
         hardware=None if rows.cost is None else hardware(rows.cost),
         statuses=rows.statuses,
         difference=differences.get((method.key, study.reference)) if method.role != "equal_budget" else None,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from qpeft.compare.analysis.records import FAILURES, MethodRows
 from qpeft.compare.analysis.statistics import Difference, Stats
 from qpeft.compare.resolved import ResolvedStudy
-from qpeft.compare.rows import Row
+from qpeft.compare.rows import Cost, Row
 
 
 class Metric(NamedTuple):
@@ -55,8 +55,8 @@ class MethodSummary:
     lr: float | None
     lr_at_edge: str | None  # "low" | "high"
     metric: Stats | None
-    figures: dict[str, Stats]  # measurements by dotted name: "quality.test_ppl"
-    cost: dict[str, Any]  # from the cost row, measured alone on the machine
+    measurements: dict[str, Stats]  # by dotted name: "quality.test_ppl"
+    cost: Cost  # from the cost row, measured alone on the machine
     hardware: str | None  # from the cost row
     statuses: dict[int, str]  # by seed; "missing" where there is no row
     difference: Difference | None  # to the study's reference; None for the reference and for members of blocks

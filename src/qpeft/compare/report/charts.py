@@ -40,7 +40,7 @@ def every(summary: Summary) -> dict[str, list[Chart]]:
         "each_method": each_method(summary),
         "layers": layers(summary),
         "ranks": pruned_ranks(summary),
-        "step_time": _quality_by("step-time", ratio, lambda method: method.cost.get("step_ratio"), summary),
+        "step_time": _quality_by("step-time", ratio, lambda method: method.cost.step_ratio, summary),
     }
 
 

@@ -104,8 +104,8 @@ def _method(method: MethodSummary) -> dict[str, Any]:
     line |= _stats("metric", method.metric)
     line |= _difference("delta", method.difference) | _difference("control", method.difference_to_target)
     for name in _MEASURED:
-        line |= _stats(name, method.figures.get(name))
-    line |= {f"cost.{name}": value for name, value in flatten(method.cost).items() if not isinstance(value, list)}
+        line |= _stats(name, method.measurements.get(name))
+    line |= flatten(method.cost.to_json(), "cost.")
     line |= {"hardware": method.hardware}
     for target in ("reference", "half_of_full", "ninety_of_full"):
         line[f"steps_to.{target}"] = _reached(method.steps_to.get(target))

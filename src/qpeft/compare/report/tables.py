@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qpeft.compare.analysis.records import flatten
 from qpeft.compare.report.format import count, decimal, interval, kind_of, mean_sd, reached, settings, verdict
 from qpeft.compare.report.table import Table
 from qpeft.compare.study import LEAST_RANKED
@@ -13,6 +12,7 @@ from qpeft.compare.study import LEAST_RANKED
 if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference
     from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, Summary
+    from qpeft.compare.rows import StepTimes
 
 Column = Callable[["MethodSummary"], str]
 
@@ -186,7 +186,7 @@ def speed(summary: Summary) -> Table:
 
 def capacity(summary: Summary) -> Table:
     """Properties of each adapter's update. Those of modules are left out where a method adapts none."""
-    found = [m for m in _all(summary) if any(name.startswith("capacity.") for name in m.figures)]
+    found = [m for m in _all(summary) if any(name.startswith("capacity.") for name in m.measurements)]
 
     def of(key: str) -> Column:
         shown = _mean(f"capacity.{key}", 3)
@@ -199,10 +199,9 @@ def capacity(summary: Summary) -> Table:
 def costs(summary: Summary) -> Table:
     """Parameters, bytes, time."""
     ratio = f"Step \u00d7 {summary.study.reference}"
-    measured = {method.key: flatten(method.cost) for method in summary.methods}
 
-    def cost(name: str, decimals: int = 0, unit: float = 1.0) -> Column:
-        return lambda m: decimal(measured[m.key].get(name), decimals, unit)
+    def tokens_per_second(batch: int, how: str) -> Column:
+        return lambda m: decimal((m.cost.infer_tok_s or {}).get(f"batch_{batch}", {}).get(how), 0)
 
     columns: dict[str, Column] = {
         "Method": _name(summary),
@@ -211,19 +210,19 @@ def costs(summary: Summary) -> Table:
         "Generator parameters": lambda m: count(m.generator),
         "Stored (kB)": lambda m: decimal(m.bytes_stored, 1, 1e3),
         "Optimizer (kB)": lambda m: decimal(_stat(m, "cost.optimizer_bytes"), 1, 1e3),
-        "Step (ms), median (p10 to p90)": lambda m: _step(measured[m.key]),
-        ratio: cost("step_ratio", 2),
-        "Peak memory (MB)": cost("peak_mem_bytes", 1, 1e6),
-        **{f"Generation (tokens/s), batch {n}, {how}": cost(f"infer_tok_s.batch_{n}.{how}") for n, how in _SPEEDS},
-        "Overhead, unmerged (%)": cost("infer_overhead_pct"),
-        "MFLOP per token": cost("flops_per_token", 2, 1e6),
+        "Step (ms), median (p10 to p90)": lambda m: _step(m.cost.step_ms),
+        ratio: lambda m: decimal(m.cost.step_ratio, 2),
+        "Peak memory (MB)": lambda m: decimal(m.cost.peak_mem_bytes, 1, 1e6),
+        **{f"Generation (tokens/s), batch {n}, {how}": tokens_per_second(n, how) for n, how in _SPEEDS},
+        "Overhead, unmerged (%)": lambda m: decimal(m.cost.infer_overhead_pct, 0),
+        "MFLOP per token": lambda m: decimal(m.cost.flops_per_token, 2, 1e6),
     }
     hints = {
         "Generator parameters": "enough to regenerate the deployed ones",
         ratio: "against the reference, measured in alternation on the same machine",
         "Overhead, unmerged (%)": "of generation, compared with the base in the same run",
     }
-    found = [m for m in _all(summary) if m.cost or m.bytes_stored]
+    found = [m for m in _all(summary) if m.cost.model_fields_set or m.bytes_stored]
     return Table.of("costs", "Costs of each method", found, columns, hints)
 
 
@@ -288,7 +287,7 @@ def _metric(summary: Summary) -> Column:
 
 
 def _mean(name: str, decimals: int = 4) -> Column:
-    return lambda m: mean_sd(m.figures.get(name), decimals)
+    return lambda m: mean_sd(m.measurements.get(name), decimals)
 
 
 def _differences(title: str, summary: Summary, of: Callable[[MethodSummary], Difference | None]) -> dict[str, Column]:
@@ -322,7 +321,7 @@ def _perplexity(method: MethodSummary) -> str:
     from qpeft.training.metrics import HOPELESS_LOSS
 
     loss = _stat(method, "quality.test_loss")
-    if "quality.test_ppl" not in method.figures and loss is not None and loss > HOPELESS_LOSS:
+    if "quality.test_ppl" not in method.measurements and loss is not None and loss > HOPELESS_LOSS:
         return "inf-like"
     return _mean("quality.test_ppl", 2)(method)
 
@@ -333,11 +332,11 @@ def _adapts_no_module(method: MethodSummary) -> bool:
 
 def _stat(method: MethodSummary, name: str) -> float | None:
     """The mean over seeds."""
-    stats = method.figures.get(name)
+    stats = method.measurements.get(name)
     return None if stats is None else stats.mean
 
 
-def _step(cost: dict[str, Any]) -> str:
-    middle, low, high = (cost.get(f"step_ms.{part}") for part in ("median", "p10", "p90"))
-    spread = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
-    return decimal(middle, 1) + (spread if middle is not None else "")
+def _step(times: StepTimes | None) -> str:
+    if times is None or times.median is None or times.p10 is None or times.p90 is None:
+        return decimal(times and times.median, 1)
+    return f"{decimal(times.median, 1)} ({times.p10:.1f} to {times.p90:.1f})"
