@@ -49,8 +49,9 @@ class SavedAdapter:
         """The method's key, as in `qpeft train --method`."""
         if (found := find_by_config(self.config)) is not None:
             return found.key
-        is_attached = isinstance(self.config, GeneratedConfig)
-        return generator_name(self.config.to_generator()) if is_attached else _kind(self.config).lower()
+        if isinstance(self.config, GeneratedConfig):
+            return generator_name(self.config.to_generator())
+        return _kind(self.config).lower()
 
     def factors(self, base: nn.Module | str | None = None) -> Factors:
         """The LoRA factors that the adapter holds, generates or exports, without LoRA's scaling; empty for other hosts.
