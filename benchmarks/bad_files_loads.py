@@ -341,7 +341,7 @@ def _difference(asked: Any, found: Any, place: str = "study") -> str | None:
     if isinstance(asked, list) and isinstance(found, list) and len(asked) == len(found):
         pairs = enumerate(zip(asked, found, strict=True))
         return next((w for i, (a, f) in pairs if (w := _difference(a, f, f"{place}.{i}"))), None)
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):
         if float(asked) == float(found):
             return None
     return None if asked == found or str(asked) == str(found) else place

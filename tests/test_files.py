@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from qpeft.files import is_disk_full, remove_folder, remove_unfinished, replace_folder, write_json, write_text
 
@@ -119,3 +121,15 @@ def test_interrupted_removal_leaves_no_partial_folder(old, monkeypatch):
     assert not old.exists()
     remove_unfinished(old.parent)
     assert list(old.parent.iterdir()) == []
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with replace_folder(tmp_path / "folder") as folder:
+            save_file({"a": torch.zeros(1)}, folder / "a.safetensors")  # which are private when safetensors saves them
+        write_text(tmp_path / "text", "a")
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("folder", "folder/a.safetensors", "text")]
+    assert modes == [0o750, 0o640, 0o640]

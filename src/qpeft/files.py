@@ -36,7 +36,7 @@ def replace_file(target: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)  # mkstemp's files are private
+        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
         sync(temporary)
         temporary.replace(target)
     except BaseException:
@@ -83,9 +83,13 @@ def replace_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _hidden_folder(target, "")
-    temporary.chmod(0o755)
+    umask = _umask()
+    temporary.chmod(0o777 & ~umask)
     try:
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():  # safetensors' files are private
+                path.chmod(0o666 & ~umask)
         sync_all(temporary)
         if target.exists():
             old = _hidden_folder(target, "old.")
@@ -146,6 +150,12 @@ def sync(path: Path) -> None:
     except OSError:
         if not is_folder:
             raise
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can only be read by setting it
+    os.umask(mask)
+    return mask
 
 
 def _hidden_folder(target: Path, what: str) -> Path:

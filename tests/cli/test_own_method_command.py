@@ -85,3 +85,9 @@ def test_finished_run_of_a_changed_file_is_refused(qpeft_cli, base_folder, tmp_p
     refused = qpeft_cli("train", *options, "--method", f"{file}:METHOD")
     assert refused.exit_code == 2
     assert "holds a run with other identity: method was" in refused.stderr
+
+
+def test_name_that_the_file_lacks_is_refused_with_its_methods(qpeft_cli, base_folder):
+    result = qpeft_cli("plan", "--model", base_folder, "--method", f"{FILE.rpartition(':')[0]}:ABSENT")
+    assert result.exit_code == 2
+    assert "'ABSENT'; it has METHOD" in " ".join(result.output.split())

@@ -241,7 +241,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
-            raise ConfigError(f"no study {name_or_path!r}: it is neither a file nor one of {', '.join(BUILT_IN)}")
+            raise ConfigError(f"{unknown('study', name_or_path, BUILT_IN)}, or give the path of a YAML file")
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:

@@ -132,12 +132,14 @@ def _read(name: str) -> Method:
     if not path.is_file():
         raise ConfigError(f"method {name}: there is no file {path}")
     try:
-        found = getattr(_module(path.resolve()), attribute)
+        module = _module(path.resolve())
     except Exception as error:  # raised by the user's file
         raise ConfigError(f"method {name}: {type(error).__name__}: {error}") from error
-    if not isinstance(found, Method):
-        raise ConfigError(f"method {name} is {type(found).__name__}; it must be a qpeft.methods.Method")
-    return found
+    records = {key: value for key, value in vars(module).items() if isinstance(value, Method)}
+    if attribute not in records:
+        there = ", ".join(records) or "none; define METHOD = qpeft.methods.Method(...)"
+        raise ConfigError(f"method {name}: {path} has no qpeft.methods.Method called {attribute!r}; it has {there}")
+    return records[attribute]
 
 
 def _module(path: Path) -> Any:
