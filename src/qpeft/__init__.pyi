@@ -3,10 +3,11 @@
 from . import circuits as circuits
 from . import diagnostics as diagnostics
 from . import methods as methods
+from .core.adapter_form import ExportReport as ExportReport
 from .core.checkpoint import load as load
 from .core.checkpoint import save as save
 from .core.export import export as export
-from .core.generator_holder import ExportReport as ExportReport
+from .core.generator_holder import GeneratedExportReport as GeneratedExportReport
 from .core.generator_registry import register_generator as register_generator
 from .core.param_groups import param_groups as param_groups
 from .core.serving.pool import AdapterPool as AdapterPool

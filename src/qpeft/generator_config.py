@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from qpeft.circuits import Ansatz
     from qpeft.core.generator import Generator
     from qpeft.core.seeded_init import SeededInit
 
@@ -32,10 +31,6 @@ class GeneratorConfig:
             init: Draws all other values from the seed, so that they need not be saved.
         """
         raise NotImplementedError
-
-    def circuit(self, n_qubits: int) -> tuple[Ansatz, bool] | None:
-        """The circuit that a backend can run, and whether its angles are trained; None without a circuit."""
-        return None
 
     def settings(self) -> dict[str, Any]:
         """Every field by its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from peft import PeftConfig
@@ -15,6 +16,20 @@ else:
     _Module = object
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What was exported, and how far its logits are from the live model's."""
+
+    path: str
+    n_trained: int  # trained parameters
+    n_bytes: int  # size of adapter_model.safetensors
+    max_logit_difference: float | None  # from the live model; None: the base model has no weights to compare with
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field by its name."""
+        return asdict(self)
+
+
 class StockAdapter(NamedTuple):
     """A stock PEFT adapter equal to a trained one, and what its folder records."""
 
@@ -22,8 +37,8 @@ class StockAdapter(NamedTuple):
     config: PeftConfig
     is_half: bool  # whether the adapter computes in half precision
     settings: dict[str, Any]  # for qpeft.json: the method and its options
-    report: type  # the class of what `qpeft.export` returns
-    counts: dict[str, Any]  # fields of the report
+    report: type[ExportReport]  # the class of what `qpeft.export` returns
+    counts: dict[str, Any]  # the report's fields that the export does not compute
     host: str  # for the model card: the kind of adapter,
     origin: str  # and where its parameters come from
 

@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from peft import LoraConfig, PeftConfig
@@ -112,25 +111,17 @@ class GeneratedConfig(SealedConfig):
         """Whether stock PEFT has the generated adapter."""
         return True
 
-    def registered(self) -> type:
-        """The class whose module must be imported before a folder of this config is loaded."""
-        return type(self)
-
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and a model card with the code that loads the folder."""
-        super().save_pretrained(save_directory, **kwargs)
-        description = self.description()
-        method, host = description.pop("method"), description.pop("host", "LoRA")
+    def card(self) -> model_card.Card:
+        settings = self.description()
+        method, host = settings.pop("method"), settings.pop("host", "LoRA")
         sizes = [math.prod(shape) for _, shape in self.generated or []]
-        model_card.write_card(
-            Path(save_directory),
+        return model_card.Card(
             "Compact adapter",
             tag=host,
             what=f"This folder contains the *generator* of a stock adapter ({host}), not the adapter itself.\n"
             f"The generator ({method}) computes {sum(sizes):,} adapter parameters in {len(sizes)} tensors.",
-            settings=description,
+            settings=settings,
             can_export=self.has_stock_form,
-            registered=self.registered(),
         )
 
     def check_start(self, digest: str) -> None:

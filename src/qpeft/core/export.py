@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qpeft.core import exported_folder as stock_folder
 from qpeft.core import model_card
-from qpeft.core.adapter_form import AdapterForm, StockAdapter, form_of, own_kind
+from qpeft.core.adapter_form import AdapterForm, ExportReport, StockAdapter, form_of, own_kind
 from qpeft.core.checkpoint import WEIGHTS
 from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.probe import probe_inputs
@@ -29,7 +29,7 @@ def export(
     *,
     adapter_name: str = "default",
     probe: Mapping[str, Tensor] | None = None,
-) -> Any:
+) -> ExportReport:
     """Save the adapter as a stock PEFT folder, load it with stock PEFT, and compare logits.
 
     Args:
@@ -39,7 +39,7 @@ def export(
         probe: Model inputs for the comparison. Default: token ids or images of a fixed seed.
 
     Returns:
-        An ExportReport; for a SoRA adapter a SoRAExportReport.
+        A GeneratedExportReport, a SoRAExportReport, or the ExportReport of a method of your own.
 
     Raises:
         ConfigError: nothing to export, every SoRA gate zero, a merged adapter, non-finite parameters, or a folder
@@ -75,7 +75,7 @@ def export(
     return report
 
 
-def _describe(model: Any, stock: StockAdapter, folder: Path, report: Any) -> None:
+def _describe(model: Any, stock: StockAdapter, folder: Path, report: ExportReport) -> None:
     record = {
         "made_by": f"qpeft {version('qpeft')}",
         **stock.settings,
@@ -95,7 +95,7 @@ def _verify(
     probe: Mapping[str, Tensor] | None,
     *,
     is_half: bool,
-) -> dict[str, float | None]:
+) -> dict[str, Any]:
     """The largest differences of logits: of the export from the live model, and by what the export leaves out."""
     difference = change = None
     if not any(p.is_meta for p in model.parameters()):

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import AdapterForm, StockAdapter, count_trainable
+from qpeft.core.adapter_form import AdapterForm, ExportReport, StockAdapter, count_trainable
 from qpeft.core.binding import HALF_PRECISION, Binding
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator import CircuitModule
 from qpeft.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class ExportReport:
-    """What was exported, and how far its logits are from the live model's."""
+@dataclass(frozen=True, kw_only=True)
+class GeneratedExportReport(ExportReport):
+    """The export of a generated adapter; the generator has `n_trained` parameters."""
 
-    path: str
     n_generated: int  # parameters of the stock adapter
-    n_trained: int  # parameters of the generator
-    n_bytes: int  # size of adapter_model.safetensors
-    max_logit_difference: float | None  # None: the base model has no weights to compare with
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class GeneratorHolder(AdapterForm):
@@ -86,7 +79,7 @@ class GeneratorHolder(AdapterForm):
             config=config.to_stock(),
             is_half=any(slot.widens and slot.dtype in HALF_PRECISION for slot in binding.slots),
             settings=settings,
-            report=ExportReport,
+            report=GeneratedExportReport,
             counts={"n_generated": generated, "n_trained": trained},
             host=settings.get("host", "LoRA"),
             origin=f"Its {generated:,} parameters were generated during training by qpeft from {trained:,} trained\n"

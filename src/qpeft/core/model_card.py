@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft.utils import CONFIG_NAME
 
@@ -49,38 +49,32 @@ def load_lines(
     )
 
 
-def write_card(
-    folder: Path,
-    title: str,
-    *,
-    tag: str,
-    what: str,
-    settings: Mapping[str, Any],
-    can_export: bool = False,
-    registered: type | None = None,
-) -> None:
+class Card(NamedTuple):
+    """What the README.md of an adapter folder that needs qpeft describes."""
+
+    title: str  # the kind of adapter
+    tag: str  # for the card's metadata
+    what: str  # what the folder contains
+    settings: Mapping[str, Any]  # the options that matter
+    can_export: bool = False  # whether stock PEFT has an equal adapter
+
+
+def write_card(folder: Path, card: Card, registered: type) -> None:
     """Describe a folder that contains its config and needs qpeft; a card written by the user is kept.
 
-    Args:
-        folder: The adapter folder.
-        title: The kind of adapter.
-        tag: For the card's metadata.
-        what: What the folder contains.
-        settings: The options that matter.
-        can_export: Whether stock PEFT has an equal adapter.
-        registered: The class whose module must be imported before the folder is loaded, if it is not qpeft's.
+    The module of the class `registered` must be imported before the folder is loaded, if it is not qpeft's.
     """
     if is_users_own(folder / "README.md"):
         return
     config = read_config(folder)
-    shown = ", ".join(f"`{name}={value}`" for name, value in settings.items() if value is not None)
+    shown = ", ".join(f"`{name}={value}`" for name, value in card.settings.items() if value is not None)
     _write(
         folder,
-        f"{title}: {NEEDS_QPEFT}",
-        tag,
-        f"{what}\nWithout the imports below, PEFT raises `KeyError: '{config.get('peft_type')}'`.\n",
+        f"{card.title}: {NEEDS_QPEFT}",
+        card.tag,
+        f"{card.what}\nWithout the imports below, PEFT raises `KeyError: '{config.get('peft_type')}'`.\n",
         _load_lines(config, needs_qpeft=True, registered=registered),
-        f"{EXPORT if can_export else ''}\nSettings: {shown}.\n",
+        f"{EXPORT if card.can_export else ''}\nSettings: {shown}.\n",
     )
 
 

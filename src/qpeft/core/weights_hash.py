@@ -1,4 +1,4 @@
-"""PEFT configs that record the SHA-256 of the adapter's weights and refuse other weights."""
+"""PEFT configs that record the SHA-256 of the adapter's weights, refuse other weights, and write a model card."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 
 from qpeft.checks import option
+from qpeft.core import model_card
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 from qpeft.files import file_hash
 
@@ -24,6 +25,16 @@ class SealedConfig(PeftConfig):
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
         self.weights_sha256 = file_hash(weights) if weights.is_file() else None
         super().save_pretrained(save_directory, **kwargs)
+        if card := self.card():
+            model_card.write_card(Path(save_directory), card, self.registered())
+
+    def card(self) -> model_card.Card | None:
+        """The content of the model card; None for PEFT's own card."""
+        return None
+
+    def registered(self) -> type:
+        """The class whose module must be imported before a folder of this config is loaded."""
+        return type(self)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Self:

@@ -3,6 +3,9 @@
 from .method import Method as Method
 from .method import Trains as Trains
 from .parts import AdapterForm as AdapterForm
+from .parts import Card as Card
+from .parts import CircuitModule as CircuitModule
+from .parts import ExportReport as ExportReport
 from .parts import Folded as Folded
 from .parts import FullPrecision as FullPrecision
 from .parts import GeneratedConfig as GeneratedConfig

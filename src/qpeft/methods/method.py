@@ -50,12 +50,16 @@ class Method:
     is_host: bool = False  #: whether a generator can produce its tensors (`--host`)
     generator: type | str | None = None  #: GeneratorConfig for `qpeft.attach` to a host adapter
     own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: hosts that `config` itself generates
-    takes_backend: bool = False  #: whether its circuit can run on a backend in training
+    #: (config, qubits) the circuit that a backend can run, an Ansatz, and whether its angles are trained; or None. The
+    #: generator then evaluates it in a `CircuitModule`.
+    circuit: Callable[[Any, int], tuple[Any, bool] | None] | str | None = None
     controls: Mapping[str, str] = field(default_factory=dict)  #: `feature_source` of each control, and its label
 
     # -- training
     check: Callable[[Any], None] | str | None = None  #: (settings) raises ConfigError for an unsupported run
     advice: Callable[[Any, Any], str | None] | str | None = None  #: (settings, config) a warning before the run
+    #: (config) the function (model, batches) that computes initial values before the first step; None if none is needed
+    fit: Callable[[Any], Callable[[Any, Any], None] | None] | str | None = None
     callbacks: Callable[[], Sequence[Any]] | str | None = None  #: () trainer callbacks of a run
     uses_param_groups: bool = False  #: whether the optimizer needs `qpeft.param_groups`
 
@@ -68,6 +72,11 @@ class Method:
     untrained: Callable[[Any, Any], Any] | str | None = None  #: (config, plan) generator for a diagnosis of a config
     prunes_ranks: bool = False  #: whether reports show the remaining ranks
     report_note: str = ""  #: a sentence for reports of studies with this method
+
+    @property
+    def takes_backend(self) -> bool:
+        """Whether its circuit can run on a backend in training."""
+        return self.circuit is not None
 
     @property
     def config_class(self) -> Any:

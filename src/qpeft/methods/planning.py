@@ -22,7 +22,7 @@ from qpeft.core.targets import check_target_modules, exclude_classifier_head
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.counting import Plan, count_live
-from qpeft.methods.method import imported
+from qpeft.methods.method import Method, imported
 from qpeft.methods.registry import find_by_config, records
 
 
@@ -45,9 +45,8 @@ def plan(
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
         config: The config of any registered method, or a stock PEFT config.
         generator: The generator that `qpeft.attach` would put on the adapter of a stock `config`.
-        backend: With shots, or with another backend than "exact", `Plan.circuits` contains the cost of QPA's circuits.
-        A
-            few small jobs are sent to measure the seconds.
+        backend: With shots, or with another backend than "exact", `Plan.circuits` contains the cost of the
+            method's circuits. A few small jobs are sent to measure the seconds.
         shots, gradient, noise, shot_budget, smoothing: As in `qpeft.set_backend`.
         steps: Optimizer steps for which circuits are counted.
 
@@ -67,30 +66,35 @@ def plan(
     is_generated = isinstance(config, GeneratedLoraConfig) and count is not count_live
     adapted = _adapt(model, cast(GeneratedLoraConfig, config).to_stock() if is_generated else config)
     targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
-    counts = count(config, adapted) if generator is None else _count_attached(generator, adapted)
+    if generator is None:
+        counts = count(config, adapted)
+    else:
+        method = _method_of(generator)
+        counts = method.ask("count_attached", generator, adapted)
     given = {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
     chosen = backend_settings({"backend": backend, **given})
-    circuits = None if chosen.is_usual else _circuits(generator or config, counts, chosen, steps)
+    circuits = None if chosen.is_usual else _circuits(method, generator or config, counts, chosen, steps)
     return Plan(base_parameters=base_parameters, target_modules=targets, circuits=circuits, **counts)
 
 
-def _count_attached(generator: GeneratorConfig, adapted: Any) -> dict[str, Any]:
+def _method_of(generator: GeneratorConfig) -> Method:
     for method in records():
         if method.count_attached is not None and type(generator) is method.generator_class:
-            return method.ask("count_attached", generator, adapted)
+            return method
     raise ConfigError(
         f"plan does not support {type(generator).__name__}; after attach use model.print_trainable_parameters()"
     )
 
 
-def _circuits(config: Any, counts: dict[str, Any], chosen: BackendSettings, steps: int) -> dict[str, Any]:
-    circuit = config.circuit(counts["n_qubits"]) if isinstance(config, GeneratorConfig) else None
+def _circuits(
+    method: Method | None, config: Any, counts: dict[str, Any], chosen: BackendSettings, steps: int
+) -> dict[str, Any]:
+    circuit = None if method is None else method.ask("circuit", config, counts.get("n_qubits"))
     if circuit is None:
         raise ConfigError("this method has no circuit that a backend can run; QPA has one with feature_source 'qnn'")
-    jobs = Jobs(
-        as_backend(chosen.backend, counts["n_qubits"], chosen.noise), chosen.shots, shot_budget=chosen.shot_budget
-    )
     ansatz, trained = circuit
+    backend = as_backend(chosen.backend, ansatz.n_qubits, chosen.noise)
+    jobs = Jobs(backend, chosen.shots, shot_budget=chosen.shot_budget)
     run = CircuitRun(ansatz, jobs, chosen.gradient, chosen.smoothing, trained=trained)
     run.check_budget(steps)
     return forecast(run, steps).to_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,18 +60,17 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
     set_seed(settings.seed)
     loaded = task.load_base()
     model = build_adapter(settings, loaded, task.head)
-    _fit_to_gradient(model, task, settings.batch_size, progress)
+    if fit := settings.record.ask("fit", config):
+        progress.on_stage("Computing the gradient's directions")
+        _fit(fit, model, task, settings.batch_size)
     return Prepared(model, task, identity, _set_backend(settings, model))
 
 
-def _fit_to_gradient(model: Any, task: Task, batch_size: int, progress: Progress) -> None:
-    """Compute the initial frames that depend on the gradient, from examples spread over the training data."""
-    generators = getattr(getattr(model, "base_model", None), "generators", {})
-    if any(generator.needs_fit for generator in generators.values()):
-        progress.on_stage("Computing the gradient's directions")
-        chosen = spread(_GRADIENT_EXAMPLES, list(task.train))
-        batches = [task.collate(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
-        qpeft.fit_frames(model.to("cuda" if torch.cuda.is_available() else "cpu"), batches)
+def _fit(fit: Callable[[Any, Any], None], model: Any, task: Task, batch_size: int) -> None:
+    """Call the method's `fit` with examples spread over the training data."""
+    chosen = spread(_GRADIENT_EXAMPLES, list(task.train))
+    batches = [task.collate(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
+    fit(model.to("cuda" if torch.cuda.is_available() else "cpu"), batches)
 
 
 def _set_backend(settings: TrainSettings, model: Any) -> CircuitRun | None:

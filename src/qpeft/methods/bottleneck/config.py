@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -52,12 +50,9 @@ class BottleneckConfig(BottleneckSettings, SealedConfig):
         if self.target_modules is not None and not self.target_modules:
             raise ConfigError("target_modules is empty; name modules such as mlp, or leave it unset")
 
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and a model card with the code that loads the folder."""
-        super().save_pretrained(save_directory, **kwargs)
+    def card(self) -> model_card.Card:
         names = ("bottleneck_size", "activation", "dropout", "seed")
-        model_card.write_card(
-            Path(save_directory),
+        return model_card.Card(
             "Feed-forward (bottleneck) adapter",
             tag="bottleneck",
             what="After each of its target modules f this adapter adds `up(act(down(f(x))))` to f(x).\n"

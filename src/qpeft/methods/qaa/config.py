@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from qpeft.checks import option
 from qpeft.core import model_card
@@ -44,12 +42,9 @@ class QAAConfig(QAASettings, SealedConfig):
         if self.target_modules is not None and not self.target_modules:
             raise ConfigError("target_modules is empty; name modules such as q_proj, or leave it unset")
 
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and a model card with the code that loads the folder."""
-        super().save_pretrained(save_directory, **kwargs)
+    def card(self) -> model_card.Card:
         names = ("ansatz", "n_layers", "readout", "feature_source", "carry_norm", "alpha", "seed")
-        model_card.write_card(
-            Path(save_directory),
+        return model_card.Card(
             "QAA adapter",
             tag="qaa",
             what="To the output of each of its target modules this adapter adds `alpha / n (V f(x) + c)`, with f read "

@@ -15,7 +15,7 @@ METHOD = Method(
     presets=("official",),
     generator="qpeft.methods.qpa.generator:QPAGeneratorConfig",
     own_hosts={"lora": {}, "dora": {"use_dora": True}},
-    takes_backend=True,
+    circuit="qpeft.methods.qpa.plan:circuit",
     controls={
         "qnn_frozen": "the frozen circuit",
         "free": "a free vector",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft.tuners.lora import LoraLayer
 
+from qpeft.circuits import Ansatz
 from qpeft.core.adapter_form import count_trainable
 from qpeft.core.binding import Slot
 from qpeft.core.generator_holder import GeneratorHolder
@@ -20,6 +21,7 @@ from qpeft.methods.counting import BYTES, Plan, count_stored
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.config import QPAConfig
 from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
+from qpeft.methods.qpa.settings import QPASettings
 
 
 def count_qpa(config: QPAConfig, adapted: Any) -> dict[str, Any]:
@@ -51,6 +53,13 @@ def untrained(config: QPAGeneratorConfig, plan: Plan) -> QPAGenerator:
     with warnings.catch_warnings():  # about its size, which is a note of the plan
         warnings.simplefilter("ignore")
         return QPAGenerator(QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), SeededInit(config.seed))
+
+
+def circuit(config: QPASettings, n_qubits: int) -> tuple[Ansatz, bool] | None:
+    """The circuit of `config.feature_source`, and whether its angles are trained; None for the other sources."""
+    if config.feature_source not in ("qnn", "qnn_frozen"):
+        return None
+    return Ansatz("ry_ladder", n_qubits, config.n_layers), config.feature_source == "qnn"
 
 
 def _count_others(adapted: Any, found: Sequence[tuple[Slot, Any]]) -> int:

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from qpeft.checks import check_fields, is_count, option
 from qpeft.errors import ConfigError
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.qpa import budget as counting
 from qpeft.methods.qpa.budget import QPACount
-
-if TYPE_CHECKING:
-    from qpeft.circuits import Ansatz
 
 FEATURE_SOURCES = ("qnn", "qnn_frozen", "free", "random", "none")
 FEATURE_MAPS = ("scaled", "squash")
@@ -105,13 +102,6 @@ class QPASettings(GeneratorConfig):
         if self.feature_source != "qnn":
             raise ConfigError(f"feature_source {self.feature_source} has no circuit whose angles are trained")
         return ".angles.tau", self.angle_scale
-
-    def circuit(self, n_qubits: int) -> tuple[Ansatz, bool] | None:
-        from qpeft.circuits import Ansatz
-
-        if self.feature_source not in ("qnn", "qnn_frozen"):
-            return None
-        return Ansatz("ry_ladder", n_qubits, self.n_layers), self.feature_source == "qnn"
 
     def description(self) -> dict[str, Any]:
         named = ("n_layers", "feature_source", "activation", "seed")

@@ -15,6 +15,7 @@ METHOD = Method(
     presets=("paper_pauli", "paper_taylor"),
     option_notes={"r": "K in the paper", "lora_alpha": "s in the paper; the update is multiplied by it alone"},
     circuit_role="each makes the columns of one U or V",
+    fit="qpeft.methods.quantum_peft.fit_frames:fit_for",
     advice="qpeft.methods.quantum_peft.settings:angles_hardly_move",
     count="qpeft.methods.quantum_peft.plan:count_quantum_peft",
 )

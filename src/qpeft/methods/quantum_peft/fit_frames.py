@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -55,6 +55,11 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
     for adapter, generator in unfitted.items():
         generator.fit({name: gradients[name] for name in modules[adapter]})
     tuner.invalidate()
+
+
+def fit_for(config: Any) -> Callable[[Any, Any], None] | None:
+    """`fit_frames`, if frames or initial angles of `config` depend on the gradient."""
+    return fit_frames if "gradient" in (config.frame, config.start) else None
 
 
 def collect_gradients(model: Any, names: Collection[str], batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:

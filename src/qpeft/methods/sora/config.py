@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from peft import LoraConfig
 
@@ -48,12 +46,9 @@ class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
             if getattr(self, name) != usual:
                 raise ConfigError(f"SoRA cannot be combined with {name}={getattr(self, name)!r}; leave it unset")
 
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write adapter_config.json, and a model card with the code that loads the folder."""
-        super().save_pretrained(save_directory, **kwargs)
+    def card(self) -> model_card.Card:
         names = ("r", "lora_alpha", "shrink_budget", "sparse_lambda", "gate_init", "gate_lr_mult", "seed")
-        model_card.write_card(
-            Path(save_directory),
+        return model_card.Card(
             "SoRA adapter with its gates",
             tag="sora",
             what="LoRA with a gate on each rank (arXiv 2311.11696); training sets gates to exactly zero, and an export "

@@ -11,36 +11,32 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor
 
-from qpeft.core.adapter_form import StockAdapter
+from qpeft.core.adapter_form import ExportReport, StockAdapter
 from qpeft.errors import ConfigError
 from qpeft.methods.sora.config import SoRAConfig
 from qpeft.methods.sora.layer import GATE, gated_b
 
 
-@dataclass(frozen=True)
-class SoRAExportReport:
-    """What was exported, and how far its logits are from the live model's."""
+@dataclass(frozen=True, kw_only=True)
+class SoRAExportReport(ExportReport):
+    """The export of a SoRA adapter; A, B and the gates have `n_trained` parameters.
 
-    path: str
+    `max_logit_difference` is from the live model without the gates left out.
+    """
+
     ranks: dict[str, int]  # of each adapted module, 0 where every gate is zero
     rank_before: int  # of all modules together
     n_zero: int  # gates that are exactly 0
     n_dropped: int  # gates that are left out: zero, or within export_tol
-    n_trained: int  # parameters of A, B and the gates
     n_deployed: int  # parameters of the stock LoRA: r' (d_in + d_out) of each module
-    n_bytes: int  # size of adapter_model.safetensors
-    max_logit_difference: float | None  # from the live model without the gates left out; None: base without weights
     max_logit_change: float | None  # of the live model, when gates within export_tol that are not 0 are left out
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class _Site(NamedTuple):
