@@ -99,15 +99,15 @@ def test_plan(own, llama):
 
 def test_circuit_of_an_own_method(own, llama):
     with pytest.raises(ConfigError, match="this method has no circuit that a backend can run"):
-        qpeft.plan(llama, config(own), shots=64)
+        qpeft.plan(llama, config(own), shots=512)
     ansatz = qpeft.circuits.Ansatz("ry_ladder", 3, 2)
     with_circuit = replace(own.METHOD, circuit=lambda config, n_qubits: (ansatz, True))
     methods.register(with_circuit)
     try:
         assert with_circuit.takes_backend
-        assert qpeft.plan(llama, config(own), shots=64).circuits["shots_per_circuit"] == 64
+        assert qpeft.plan(llama, config(own), shots=512).circuits["shots_per_circuit"] == 512
         with pytest.raises(ConfigError, match="the model has no circuit that a backend can run"):  # no CircuitModule
-            qpeft.set_backend(get_peft_model(copy.deepcopy(llama), config(own)), shots=64)
+            qpeft.set_backend(get_peft_model(copy.deepcopy(llama), config(own)), shots=512)
     finally:
         methods.register(own.METHOD)
     assert not own.METHOD.takes_backend
