@@ -94,19 +94,11 @@ def test_named_method_is_found(code):
     assert list(names_compared(ast.parse(code)))
 
 
-# what is imported from a method's folder elsewhere, as (file, folder)
-IMPORTS_ALLOWED = {
-    # the generator of a saved adapter is built without its base model, which no record describes
-    ("diagnostics/adapter.py", "qpa"),
-    ("diagnostics/target.py", "qpa"),
-}
-
-
 @pytest.mark.parametrize("file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE)))
 def test_folder_of_a_method_is_imported_only_inside_it(file):
     place = str(file.relative_to(SOURCE))
     found = [(folder, line) for folder, line in folders_imported(ast.parse(file.read_text()))]
-    elsewhere = [(f, line) for f, line in found if file.parent.name != f and (place, f) not in IMPORTS_ALLOWED]
+    elsewhere = [(f, line) for f, line in found if file.parent.name != f]
     assert [f"{place}:{line} imports from the folder of {folder}" for folder, line in elsewhere] == []
 
 
