@@ -62,6 +62,7 @@ def test_compare_loads_a_method_from_its_file(qpeft_cli, base_folder, trained, t
     options = ("--base", base_folder, "--data", trained[1], "--out", tmp_path / "out", "--json")
     found = answer(qpeft_cli("compare", "run", tmp_path / "own.yaml", *options))
     assert found["n_done"] == 2
+    assert {"figures", "cost", "metric", "settings"} <= found["methods"][0].keys()
 
 
 def test_adapter_of_an_unknown_method_names_the_option(trained, base_folder):

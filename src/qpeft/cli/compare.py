@@ -21,7 +21,7 @@ from qpeft.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft.compare.analysis.types import Summary
+    from qpeft.compare.analysis.types import MethodSummary, Summary
     from qpeft.compare.plan import Plan
     from qpeft.compare.resolved import ResolvedMember, ResolvedMethod, ResolvedStudy
     from qpeft.compare.rows import Row
@@ -195,7 +195,7 @@ def _data(folder: Path, summary: Summary, failures: list[Row]) -> dict[str, Any]
         "out": folder,
         "report": folder / "report.html",
         "rows": folder / "results.jsonl",
-        "methods": [asdict(method) for method in summary.methods],
+        "methods": [_method(method) for method in summary.methods],
         "blocks": [asdict(block) for block in summary.blocks],
         "sentences": summary.sentences,
         "limits": summary.limits,
@@ -203,6 +203,12 @@ def _data(folder: Path, summary: Summary, failures: list[Row]) -> dict[str, Any]
             {key: getattr(row, key) for key in ("cell_id", "status", "error_type", "error_msg")} for row in failures
         ],
     }
+
+
+def _method(method: MethodSummary) -> dict[str, Any]:
+    found = asdict(method)
+    found["figures"] = found.pop("measurements")  # the key of release 0.1
+    return {**found, "cost": method.cost.to_json()}
 
 
 def _show(console: Console, folder: Path, summary: Summary, failures: list[Row]) -> None:

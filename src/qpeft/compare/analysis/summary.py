@@ -126,7 +126,8 @@ def _ranks(methods: Iterable[MethodSummary], lower_is_better: bool) -> dict[str,
 
 def _reasons(rows: MethodRows, method: ResolvedMethod, has_costs: bool) -> dict[str, str]:
     """Why measurements are missing: the reasons that rows give, and those of missing rows."""
-    reasons = {} if rows.successes else {"quality": "no seed succeeded"}
+    has_ended = any(row is not None for row in rows.seeds.values())
+    reasons = {} if rows.successes else {"quality": "no seed succeeded" if has_ended else "not measured yet"}
     if not method.rates:
         reasons |= {"cost": "nothing is trained", "capacity": "nothing is adapted"}
     elif rows.cost is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from qpeft.compare.report.format import count, decimal, interval, kind_of, mean_sd, reached, settings, verdict
 from qpeft.compare.report.table import Table
 from qpeft.compare.study import LEAST_RANKED
+from qpeft.methods.registry import is_file
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference
@@ -76,7 +77,7 @@ def methods(summary: Summary) -> Table:
         "Method": _name(summary),
         "Name": lambda m: "" if m.label == m.key else m.label,
         "Kind": lambda m: _kind(m, summary),
-        "Settings": lambda m: settings(m.settings),
+        "Settings": lambda m: settings({**({"method": m.method} if is_file(m.method) else {}), **m.settings}),
         "Note": lambda m: notes[m.key],
     }
     return Table.of("methods", "All methods of the study", _all(summary), columns)
