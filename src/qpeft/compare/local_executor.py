@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import multiprocessing
 import os
 import signal
@@ -15,8 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+from pebble import ProcessExpired, concurrent
 
 from qpeft.compare.cell import FIRST_CELL, Cell, RunCell, failed_row, lost_row, work_folder
 from qpeft.compare.progress import CompareProgress
@@ -25,7 +26,7 @@ from qpeft.errors import TrainingError
 from qpeft.training.lock import waiting_for
 
 _PRELOAD = "qpeft.compare.preload"
-_PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run, or has to end after it sent its row
+_PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to end
 _SECONDS_BETWEEN_STEPS = 0.2
 
 
@@ -63,7 +64,7 @@ class LocalExecutor(AbstractContextManager):
                     yield from self._ended()
         finally:
             for running in self._running:
-                running.process.kill()
+                running.future.cancel()
             self._running.clear()
 
     def stop(self) -> None:
@@ -78,66 +79,46 @@ class LocalExecutor(AbstractContextManager):
         context.set_forkserver_preload(["__main__", _PRELOAD])
         os.environ[FIRST_CELL] = cell.model_dump_json()
         ours, theirs = context.Pipe()
-        arguments = (cell, self._folder, self._run_cell, log_path(self._folder, cell), theirs, _PATIENCE)
-        process = context.Process(target=_run_here, args=arguments, name=cell.cell_id, daemon=True)
+        options: dict[str, Any] = {"name": cell.cell_id, "timeout": self._timeout, "context": context}
+        process = concurrent.process(**options)(_run_here)
         self._progress.on_start(cell)
-        process.start()
+        future = process(cell, self._folder, self._run_cell, log_path(self._folder, cell), theirs, _PATIENCE)
         theirs.close()  # so that the pipe ends with the process
-        ends = math.inf if self._timeout is None else time.monotonic() + self._timeout
-        self._running.append(_Running(cell, process, ours, ends))
+        self._running.append(_Running(cell, future, ours))
 
     def _ended(self) -> Iterator[tuple[Cell, Row]]:
         """Wait for the next messages, and yield the cells that have ended, with their rows."""
-        first = min(running.ends for running in self._running) - time.monotonic()
-        ready = wait([running.pipe for running in self._running], None if first == math.inf else max(0.0, first))
-        for running in list(self._running):
-            if running.pipe in ready:
-                is_over = self._receive(running)
-            elif is_over := time.monotonic() >= running.ends:
-                running.process.kill()
-                if running.row is None:
-                    late = f"it took more than {self._timeout:g} s; {self._where(running)}"
-                    running.row = lost_row(running.cell, "timeout", late)
-            if is_over:
+        ready = wait([running.pipe for running in self._running])
+        for running in [running for running in self._running if running.pipe in ready]:
+            try:
+                self._progress.on_step(running.cell, *running.pipe.recv())
+            except (EOFError, ConnectionResetError):
                 self._running.remove(running)
                 running.pipe.close()
-                running.process.join()
                 if (row := self._row(running)) is not None:
                     yield running.cell, row
 
-    def _receive(self, running: _Running) -> bool:
-        """Read a message of the process; True if it has ended."""
-        try:
-            message = running.pipe.recv()
-        except (EOFError, ConnectionResetError):
-            return True
-        if isinstance(message, Row):
-            running.row, running.ends = message, time.monotonic() + _PATIENCE
-        else:
-            self._progress.on_step(running.cell, *message)
-        return False
-
     def _row(self, running: _Running) -> Row | None:
         """The row of a cell whose process has ended; None if it was interrupted."""
-        cell, row = running.cell, running.row
-        if row is not None and row.status in ("success", "diverged"):
-            log_path(self._folder, cell).unlink(missing_ok=True)
+        error = running.future.exception()
+        if error is None and (row := running.future.result()) is not None:
+            log_path(self._folder, running.cell).unlink(missing_ok=True)
             return row
         if self._is_stopping:
             return None
-        return row or lost_row(cell, "failed", f"{_how_it_ended(running.process.exitcode)}; {self._where(running)}")
+        where = f"its output is in {log_path(self._folder, running.cell)}"
+        if isinstance(error, TimeoutError):
+            return lost_row(running.cell, "timeout", f"it took more than {self._timeout:g} s; {where}")
+        if isinstance(error, ProcessExpired):
+            return lost_row(running.cell, "failed", f"{_how_it_ended(error.exitcode)}; {where}")
+        return failed_row(running.cell, error or KeyboardInterrupt("interrupted from outside"))
 
-    def _where(self, running: _Running) -> str:
-        return f"its output is in {log_path(self._folder, running.cell)}"
 
-
-@dataclass
+@dataclass(frozen=True)
 class _Running:
     cell: Cell
-    process: BaseProcess
-    pipe: Connection  # receives (done, planned) steps and then the row; what is sent interrupts the cell
-    ends: float  # of the monotonic clock: when the process is killed
-    row: Row | None = None
+    future: Any  # of pebble; to cancel it ends the process
+    pipe: Connection  # receives (done, planned) steps; what is sent interrupts the cell
 
 
 def log_path(folder: Path, cell: Cell) -> Path:
@@ -170,8 +151,8 @@ def timing_lock() -> Path:
     return folder / "timing.lock"
 
 
-def _run_here(cell: Cell, folder: Path, run_cell: RunCell, log: Path, pipe: Connection, patience: float) -> None:
-    """Run the cell in its own process, and send its row. The process then ends by itself, and releases what it uses."""
+def _run_here(cell: Cell, folder: Path, run_cell: RunCell, log: Path, pipe: Connection, patience: float) -> Row | None:
+    """Run the cell in its own process, and return its row; None if it was interrupted."""
     os.setpgid(0, 0)  # the terminal's Ctrl-C is for the runner, which passes it on
     signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_obey, args=(pipe,), daemon=True).start()
@@ -181,12 +162,12 @@ def _run_here(cell: Cell, folder: Path, run_cell: RunCell, log: Path, pipe: Conn
         with waiting_for(work_folder(cell, folder) / ".lock", lambda: time.monotonic() < ends) as is_ours:
             if not is_ours:
                 raise TrainingError("a process of an earlier run still runs this cell; end it, and retry the cell")
-            row = run_cell(cell, folder, _Steps(pipe))
+            return run_cell(cell, folder, _Steps(pipe))
     except KeyboardInterrupt:
-        row = failed_row(cell, KeyboardInterrupt("interrupted from outside"))
-    except BaseException as error:
-        row = failed_row(cell, error)
-    pipe.send(row)
+        return None
+    finally:
+        # pebble terminates a process as soon as it has the result; it shall end by itself, and release its semaphores
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _obey(pipe: Connection) -> None:
@@ -224,8 +205,8 @@ class _Steps:
             self._next = now + _SECONDS_BETWEEN_STEPS
 
 
-def _how_it_ended(exit_code: int | None) -> str:
-    if exit_code is None or exit_code >= 0:
+def _how_it_ended(exit_code: int) -> str:
+    if exit_code >= 0:
         return f"the process ended with exit code {exit_code} and without a result"
     hint = ", perhaps for lack of memory" if -exit_code == signal.SIGKILL else ""
     return f"the process was killed by signal {-exit_code}{hint}"
