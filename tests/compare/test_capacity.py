@@ -66,7 +66,7 @@ def base(request):
 
 
 @pytest.mark.parametrize("method", [*CONFIGS, "full"])
-def test_every_method_is_measured_and_nulls_have_reasons(base, method):
+def test_methods_are_measured_and_nulls_have_reasons(base, method):
     found = measure_capacity(adapted(base, method), base, batches())
     reasons = found["null_reasons"]
     assert {name for name, value in found.items() if value is None} == set(reasons)

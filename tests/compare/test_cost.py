@@ -50,7 +50,7 @@ def measure(base, method, **changes):
 
 
 @pytest.mark.parametrize("method", [*CONFIGS, "full"])
-def test_every_method_is_measured(llama, method):
+def test_methods_are_measured(llama, method):
     found = measure(llama, method)
     json.dumps(found, allow_nan=False)
     for times in (found["step_ms"], found["reference_step_ms"]):
@@ -158,7 +158,7 @@ def test_models_are_built_once(llama):
     assert sorted(built) == ["full", "lora", "qpa"]
 
 
-def test_no_batches_raise(llama):
+def test_missing_batches_raise(llama):
     model = make(llama, "full")
     with pytest.raises(ConfigError, match="there are none"):
         measure_cost(model, model, model, [], SETTINGS)

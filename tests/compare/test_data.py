@@ -20,7 +20,7 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_every_document_is_in_one_part(tmp_path):
+def test_parts_share_no_document_and_lose_none(tmp_path):
     data = tmp_path / "texts.jsonl"
     texts = [f"document number {n}" for n in range(100)]
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -52,7 +52,7 @@ def test_equal_documents_and_answers_to_one_prompt_stay_together(tmp_path, key):
     assert {len(answers) for answers in test_references(splits.test).values()} == ({3} if extra else set())
 
 
-def test_every_class_is_in_every_part(tmp_path):
+def test_parts_contain_all_classes(tmp_path):
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8), np.arange(120) % 3
     np.savez(tmp_path / "all.npz", images=images, labels=labels, names=np.array(["ape", "bee", "cat"]))

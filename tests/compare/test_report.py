@@ -103,7 +103,7 @@ def test_page_contains_sentences_limits_failures_and_counts(written):
             assert f"seeds-{method.key}" in {path.stem for path in (written / "plots").iterdir()}
 
 
-def test_every_chart_is_valid_svg_and_in_the_page_with_a_description(written):
+def test_charts_are_valid_svg_and_in_the_page_with_descriptions(written):
     page = Page((written / "report.html").read_text(encoding="utf-8"))
     images = [attrs for tag, attrs in page.tags if tag == "img"]
     embedded = {unquote(attrs["src"].partition(",")[2]).encode() for attrs in images}

@@ -114,7 +114,7 @@ def test_pair_and_its_reverse_count_once():
 
 
 @pytest.mark.parametrize(("lost", "verdict"), [(set(), BETTER), ({"lora"}, BETTER), ({"qpa"}, NO_DIFFERENCE)])
-def test_no_verdict_favors_a_method_with_a_failed_seed(lost, verdict):
+def test_verdict_never_favors_a_method_with_a_failed_seed(lost, verdict):
     values = {"lora": by_seed([2.0, 2.1, 2.2]), "qpa": by_seed([1.0, 1.11, 1.2])}
     found = compare([("qpa", "lora")], values, lost, lower_is_better=True)["qpa", "lora"]
     assert (found.verdict_alone, found.verdict) == (BETTER, verdict)

@@ -43,7 +43,7 @@ def start(script: str, *arguments: object) -> subprocess.Popen:
     return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, stderr=subprocess.PIPE, text=True)
 
 
-def test_no_cell_outlives_its_runner(tmp_path):
+def test_cells_end_with_their_runner(tmp_path):
     """Two cells that never end by themselves: each holds a lock as long as its process lives."""
     process = start(PLANTED, tmp_path)
     while not (tmp_path / "journal").exists() or (tmp_path / "journal").read_text().count("begin") < 2:

@@ -72,7 +72,7 @@ def test_missing_values_are_empty_with_a_reason(written):
     assert "quality.bleu: the task has no references" in row["null_reasons"]
 
 
-def test_no_file_holds_nan_or_infinity(study_folder):
+def test_files_contain_no_nan_or_infinity(study_folder):
     edit_rows(study_folder, lambda row: row["quality"].update({"test_loss": math.nan}), "qpa", "seed0")
     write_tables_of(study_folder)
     row = next(

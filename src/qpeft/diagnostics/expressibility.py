@@ -53,7 +53,7 @@ def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: i
 
     Their angles are random, drawn from `seed`. The fidelity of two random real states follows Beta(1/2, (D-1)/2). Its
     distribution function maps it to the uniform law, where the `n_bins` bins have equal widths; equal bins of F on
-    [0, 1] would put all fidelities of a wide circuit into the first bin and distinguish no two circuits.
+    [0, 1] would put all fidelities of a wide circuit into the first bin and could not distinguish circuits.
 
     Raises:
         ConfigError: One of QAA's circuits, samples or n_bins below 1 or 2, or fewer samples than bins.
