@@ -72,3 +72,19 @@ print(len(added))
 """
     )
     assert int(out) >= 6
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["import qpeft; qpeft.QPAConfig", "import qpeft.methods.sora.config", "from qpeft import attach", "import peft"],
+)
+def test_config_classes_exist_once(first):
+    """Whatever is imported first in a process, PEFT knows the classes that users create."""
+    check = """
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as known
+import qpeft
+for name in ("QPAConfig", "QuantumPeftConfig", "QAAConfig", "SoRAConfig", "BottleneckConfig"):
+    config = getattr(qpeft, name)
+    assert known[config().peft_type] is config, name
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", f"{first}\n{check}"], check=True)

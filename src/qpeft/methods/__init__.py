@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import lazy_loader
@@ -19,15 +21,34 @@ class _PeftFirst(MetaPathFinder):
     """Imports peft before any module here that needs it, also when unpickling imports one directly.
 
     The import of peft registers all methods (`qpeft.__init__`), so none of their modules may be partly executed then.
+    A module that was imported by this is not executed a second time: its classes exist once.
     """
 
     _light = ("method", "registry", "stock", "settings", "budget")
 
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         parent, _, name = fullname.rpartition(".")
-        is_light = name in self._light or (Path(__file__).parent / name).is_dir()
-        if parent.startswith("qpeft.methods") and not is_light and "peft" not in sys.modules:
-            import_module("peft")
+        is_folder = parent == __name__ and (Path(__file__).parent / name).is_dir()
+        if is_folder or name in self._light or not parent.startswith(__name__) or "peft" in sys.modules:
+            return None
+        import_module("peft")
+        if (module := sys.modules.get(fullname)) is None:
+            return None
+        module.__spec__ = ModuleSpec(fullname, _Imported(module))
+        return module.__spec__
+
+
+class _Imported(Loader):
+    """Gives a module that has been executed already."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self._spec
 
 
 sys.meta_path.insert(0, _PeftFirst())
