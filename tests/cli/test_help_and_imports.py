@@ -10,10 +10,10 @@ from typing import get_args
 
 import pytest
 
-from qpeft.cli import app
+from qpeft.cli import commands
 from qpeft.cli.options import Fields
 
-COMMANDS = [command.__name__ for command in app.COMMANDS]
+COMMANDS = [command.__name__ for command in commands.COMMANDS]
 HEAVY = {"torch", "transformers", "peft", "pennylane", "matplotlib", "datasets", "numpy", "accelerate"}
 
 
@@ -45,7 +45,7 @@ def test_python_m_qpeft_is_the_command_line():
 
 
 def settings_groups(name: str) -> list[Fields]:
-    function = inspect.unwrap(app.COMMANDS[COMMANDS.index(name)])
+    function = inspect.unwrap(commands.COMMANDS[COMMANDS.index(name)])
     annotations = (p.annotation for p in inspect.signature(function, eval_str=True).parameters.values())
     return [mark for annotation in annotations for mark in get_args(annotation) if isinstance(mark, Fields)]
 
@@ -127,6 +127,33 @@ def test_interrupted_command_exits_with_code_130_and_one_line():
     assert process.returncode == 130
     assert stdout == ""
     assert stderr == "Interrupted. Run the same command again to resume.\n"
+
+
+INTERRUPTED_IMPORT = """
+import signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        interrupts = range({times} * (name == "{module}"))
+        for _ in interrupts:
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt:
+                pass
+        if interrupts:
+            raise ImportError("partially initialized module")
+sys.meta_path.insert(0, Interrupting())
+from qpeft.cli.app import main
+sys.argv = ["qpeft", "evaluate", "--model", "embedded", "--data", "numpy-docs"]
+main()
+"""
+
+
+@pytest.mark.parametrize(("module", "times"), [("typer", 1), ("transformers", 1), ("transformers", 3)])
+def test_interrupted_import_exits_with_code_130_and_one_line(module, times):
+    code = INTERRUPTED_IMPORT.format(module=module, times=times)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr == "Interrupted. Run the same command again to resume.\n"
 
 
 def test_library_does_not_log_an_error_that_is_raised(tmp_path):

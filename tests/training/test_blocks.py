@@ -1,4 +1,7 @@
 import json
+import signal
+import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -205,3 +208,17 @@ def test_hash_depends_on_tokens_marks_and_split():
     }
     assert len(hashes) == 4
     assert Blocks([one], [two]).sha256() == Blocks([some_tokens(4)], [two]).sha256()
+
+
+def test_ctrl_c_does_not_wait_for_the_tokenizer():
+    released = threading.Event()
+
+    class Slow(SimpleNamespace):
+        def __call__(self, texts, **_):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            released.wait()
+            raise ValueError("too late")
+
+    with pytest.raises(KeyboardInterrupt):
+        encode(texts("the king"), Slow(is_fast=True, eos_token_id=END))
+    released.set()

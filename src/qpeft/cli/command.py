@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qpeft.cli import console, failures
+from qpeft.cli import console, ctrl_c, failures
 from qpeft.cli.options import expand
 from qpeft.cli.quiet import quiet_libraries
 
@@ -40,7 +40,7 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     @functools.wraps(expanded)
     def run(*, as_json: bool, debug: bool, **options: Any) -> None:
         try:
-            with redirect_stdout(sys.stderr), quiet_libraries(debug):
+            with redirect_stdout(sys.stderr), quiet_libraries(debug), ctrl_c.raised():
                 answer = expanded(**options)
             if as_json:
                 console.print_json(answer.data)
@@ -88,6 +88,7 @@ def _report(error: BaseException, as_json: bool, debug: bool) -> None:
     label, rest = ("Error:", message)
     if isinstance(error, KeyboardInterrupt):  # begins with "Interrupted" or "Stopped"
         label, _, rest = message.partition(" ")
+        ctrl_c.shown()
     console.say(label, rest, style="bold red")
     if as_json:
         console.print_failure(error, message, failures.exit_code(error))

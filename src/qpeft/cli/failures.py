@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from qpeft.cli.ctrl_c import INTERRUPTED, MESSAGE
 from qpeft.errors import InputError, QpeftError
 from qpeft.files import is_disk_full
 
 WORK_FAILED = 1
 BAD_INPUT = 2
 SOME_FAILED = 3  # some cells of a comparison; the others have results
-INTERRUPTED = 130
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -23,7 +23,7 @@ def exit_code(error: BaseException) -> int:
 def explain(error: BaseException) -> str:
     """The message for the user: qpeft's own errors unchanged, other known failures with a remedy."""
     if isinstance(error, KeyboardInterrupt):
-        return str(error) or "Interrupted. Run the same command again to resume."
+        return str(error) or MESSAGE
     if isinstance(error, QpeftError):
         return str(error)
     if is_out_of_memory(error):

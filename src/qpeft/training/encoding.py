@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from qpeft.errors import DataError
+from qpeft.training.interrupt import interruptible
 from qpeft.training.sources import Row
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def join(parts: Sequence[Tokens]) -> Tokens:
 def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     texts, spans = zip(*(_text_and_spans(row, tokenizer) for row in rows), strict=True)
     templated = "messages" in rows[0]  # a chat template includes the special tokens
-    batch = tokenizer(list(texts), add_special_tokens=not templated, return_offsets_mapping=True, verbose=False)
+    options = {"add_special_tokens": not templated, "return_offsets_mapping": True, "verbose": False}
+    batch = interruptible(lambda: tokenizer(list(texts), **options))
     encoded = []
     for text, row_spans, *parts in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True):
         tokens = _tokens(text, row_spans, *parts)

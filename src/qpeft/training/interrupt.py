@@ -1,11 +1,34 @@
-"""Ctrl-C: the current step is completed and saved before the run stops."""
+"""Ctrl-C: the current step is completed and saved before the run stops; a long call of a library is not awaited."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from types import FrameType
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def interruptible(call: Callable[[], Result]) -> Result:
+    """The result of `call`, which works without the GIL for a long time. Ctrl-C ends the waiting at once.
+
+    Python handles signals between two of its own instructions only, so the call runs in another thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result()
 
 
 class StopRequest:

@@ -11,6 +11,7 @@ import numpy as np
 
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft.training import base_model as base
+from qpeft.training.interrupt import interruptible
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Row, has_validation_split, load_rows
 from qpeft.training.tasks.classification import Classification, Example
@@ -46,7 +47,8 @@ class TextClassification(Classification):
                 f"{n_empty} of {len(labelled)} rows of {source} have no text; they are left out", stacklevel=1
             )
         texts, names = zip(*with_text, strict=True)
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self._length, verbose=False)["input_ids"]
+        options = {"truncation": True, "max_length": self._length, "verbose": False}
+        encoded = interruptible(lambda: self.tokenizer(list(texts), **options)["input_ids"])
         return [(np.array(ids, dtype=np.int64), name) for ids, name in zip(encoded, names, strict=True)]
 
     def has_validation(self, source: str) -> bool:
