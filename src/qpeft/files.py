@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,71 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
 
+from qpeft.errors import ConfigError
+
 T = TypeVar("T")
 _NUMBERS: dict[Any, tuple[type, ...]] = {"int": (int,), "float": (int, float), "float | None": (int, float, NoneType)}
 _UNFINISHED = ".unfinished"
 _DISK_FULL = ("no space left on device", "disk quota exceeded", "unexpected pos", "file write failed")
+_KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "named pipe",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFSOCK: "socket",
+}
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # and no waiting for the reader of a pipe
+
+
+def output_file(path: Path) -> Path:
+    """The file to write for an output that the user named; links are followed.
+
+    Raises ConfigError, before any work, if it cannot be written: a named pipe or a device must not be replaced.
+    """
+    return _output(path, stat.S_IFREG)
+
+
+def output_folder(path: Path) -> Path:
+    """The folder to fill for an output that the user named, as `output_file`."""
+    return _output(path, stat.S_IFDIR)
+
+
+def _output(path: Path, wanted: int) -> Path:
+    give = f"give {'a folder' if wanted == stat.S_IFDIR else 'a file'}"
+    try:
+        found = stat.S_IFMT(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        found = 0
+    except OSError as error:  # a loop of links, a name that is too long
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; {give} elsewhere") from error
+    if found not in (0, wanted):
+        raise ConfigError(f"{path} is a {_KINDS.get(found, 'special file')}; {give}")
+    real = Path(os.path.realpath(path))
+    place = real if found == stat.S_IFDIR else next(parent for parent in real.parents if os.path.lexists(parent))
+    if not place.is_dir():
+        raise ConfigError(f"{path} cannot be written: {place} is a file; {give} elsewhere")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"{path} cannot be written: no permission to write in {place}; {give} elsewhere")
+    return real
+
+
+def open_own(path: Path, flags: int = 0) -> int:
+    """A descriptor of a file in a folder of qpeft, created if it is missing, for reading and writing.
+
+    A link is not followed: it would let a folder from someone else change a file elsewhere. Raises ConfigError for
+    anything but a regular file.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | flags, 0o666)
+    except OSError as error:
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            raise ConfigError(f"{path} is not a regular file; remove it and run the same command again") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ConfigError(f"{path} is not a regular file; remove it and run the same command again")
+    return handle
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,14 +91,18 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary file in the same folder; after the block it replaces `target` and is synced to disk."""
+    """Yield a temporary file in the same folder; after the block it replaces `target` and is synced to disk.
+
+    Raises ConfigError if `target` is neither a regular file nor a link, which is replaced and not followed.
+    """
+    _check_replaceable(target, stat.S_IFREG)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_UNFINISHED)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
+        temporary.chmod(_mode(target, 0o666))  # mkstemp's files are private
         sync(temporary)
         temporary.replace(target)
     except BaseException:
@@ -79,25 +145,26 @@ def replace_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; after the block it replaces `target` and is synced to disk.
 
     An existing `target` is not touched until the new folder is complete. Between two renames it has a hidden name; it
-    is restored if an exception occurs there.
+    is restored if an exception occurs there. Raises ConfigError if `target` is neither a folder nor a link, which is
+    replaced and not followed.
     """
+    _check_replaceable(target, stat.S_IFDIR)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = _hidden_folder(target, "")
-    umask = _umask()
-    temporary.chmod(0o777 & ~umask)
+    temporary.chmod(_mode(target, 0o777) | temporary.stat().st_mode & stat.S_ISGID)
     try:
         yield temporary
         for path in temporary.rglob("*"):
             if path.is_file():  # safetensors' files are private
-                path.chmod(0o666 & ~umask)
+                path.chmod(0o666 & ~_umask())
         sync_all(temporary)
-        if target.exists():
+        if os.path.lexists(target):
             old = _hidden_folder(target, "old.")
             try:
                 target.replace(old / target.name)
                 temporary.replace(target)
             finally:
-                if not target.exists():
+                if not os.path.lexists(target):
                     (old / target.name).replace(target)
                 shutil.rmtree(old)
         else:
@@ -111,7 +178,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
 def remove_unfinished(folder: Path) -> None:
     """Remove unfinished files of a killed process below `folder`. No other process may write there."""
     for path in list(folder.rglob(f".*{_UNFINISHED}")):
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)  # perhaps removed with its folder
@@ -150,6 +217,17 @@ def sync(path: Path) -> None:
     except OSError:
         if not is_folder:
             raise
+
+
+def _check_replaceable(target: Path, wanted: int) -> None:
+    if os.path.lexists(target) and stat.S_IFMT(target.lstat().st_mode) not in (wanted, stat.S_IFLNK):
+        _output(target, wanted)
+
+
+def _mode(target: Path, allowed: int) -> int:
+    """The permissions of an existing target, or those that the umask leaves."""
+    is_kept = target.exists() and not target.is_symlink()
+    return stat.S_IMODE(target.stat().st_mode) if is_kept else allowed & ~_umask()
 
 
 def _umask() -> int:

@@ -289,7 +289,7 @@ def test_measuring_time_waits_for_another_study(plan, tmp_path, monkeypatch):
     progress = Releasing(local_executor.measuring_time(lambda _: None))
     outcome = run(plan, progress=progress, run_cell=cells.run_cell)
     assert outcome.n_done == 10
-    assert progress.notes == ["Waiting for another study on this machine, which is measuring times"]
+    assert [note.split(" for")[0] for note in progress.notes] == ["Waiting, at most 1 h,"]
     assert local_executor.timing_lock().parent.stat().st_mode & 0o777 == 0o700
 
 

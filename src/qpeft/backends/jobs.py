@@ -18,7 +18,7 @@ import torch
 from qpeft.backends.backend import Backend, ExactBackend, Numbers
 from qpeft.circuits import Ansatz
 from qpeft.errors import BackendError, CheckpointError, ConfigError
-from qpeft.files import write_text
+from qpeft.files import output_file, write_text
 
 RETRIES = 8
 _LONGEST_WAIT = 60.0  # seconds
@@ -90,8 +90,8 @@ class Jobs:
         """
         if not path.parent.is_dir():
             raise ConfigError(f"log: the folder {path.parent} does not exist; create it, or choose another file")
-        self.used = _read_log(path)
-        self._log = path
+        self._log = output_file(path)
+        self.used = _read_log(self._log)
 
     def run(self, ansatz: Ansatz, angles: Numbers, purpose: str) -> Numbers:
         """Probabilities or frequencies (B, D) at the angles `(B, *ansatz.angle_shape)`; `purpose` is for the log.

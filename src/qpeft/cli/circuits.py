@@ -127,15 +127,15 @@ def export(
     """
     if form not in _FORMATS:
         raise ConfigError(f"unknown format '{form}'; choose one of {', '.join(_FORMATS)}")
-    if out is not None and out.is_dir():
-        raise ConfigError(f"{out} is a folder; give a file")
     from qpeft.circuits.exports import to_openqasm, to_python
-    from qpeft.files import write_text
+    from qpeft.files import output_file, write_text
+
+    target = None if out is None else output_file(out)
 
     ansatz, angles = _circuit(chosen, adapter)
     text = to_openqasm(ansatz, angles) if form == "openqasm" else to_python(ansatz, form, angles)
-    if out is not None:
-        write_text(out, text)
+    if target is not None:
+        write_text(target, text)
     data = {**_described(ansatz, angles), "format": form, "out": out, "text": text if out is None else None}
     return Answer(data, lambda console: _show_export(console, text, out))
 

@@ -18,6 +18,7 @@ from qpeft.cli.method import AdapterOptions, GeneratorOptions, PresetOption, Set
 from qpeft.cli.options import Fields
 from qpeft.cli.plan import plan_of
 from qpeft.errors import ConfigError
+from qpeft.files import output_file
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -111,8 +112,7 @@ def diagnose(
         **({"set": others} if others else {}),
     }
     _check(target, model, asked, trainings, members)
-    if html is not None and html.is_dir():
-        raise ConfigError(f"{html} is a folder; name a file for the page, such as {html / PAGE}")
+    written = None if html is None else output_file(html)
     found = _config(str(model), run, adapter, generator, preset, others) if target is None else _folder(target)
     trained = _training_runs(found, trainings, members)
     with working("Measuring") as tell:
@@ -126,7 +126,7 @@ def diagnose(
     if page is not None:
         from qpeft.diagnostics.page import write_page
 
-        write_page(diagnosis, page)
+        write_page(diagnosis, written or page)
     failed = trained is not None and bool(trained.failures)
     return Answer(
         {**diagnosis.to_dict(), "page": page},

@@ -54,15 +54,13 @@ def export(
 
     if untie and not merge:
         raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
+    target = refuse_others(out, ()) if merge else check_free(out)
     use_method(method)
     folder = find_adapter(source)
     base_name = base_of(model, folder)
-    if merge:
-        refuse_others(out, ())
-    else:
-        check_free(out)
     with working("Exporting and verifying in a process without qpeft"):
-        written = _merged(base_name, folder, out, untie) if merge else _adapter(base_name, folder, out)
+        written = _merged(base_name, folder, target, untie) if merge else _adapter(base_name, folder, target)
+    written["path"] = str(out)
     return Answer(written, lambda console: _show(console, written))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import stat
 import sys
 import tempfile
 import threading
@@ -22,11 +23,13 @@ from pebble import ProcessExpired, concurrent
 from qpeft.compare.cell import FIRST_CELL, Cell, RunCell, failed_row, lost_row, work_folder
 from qpeft.compare.progress import CompareProgress
 from qpeft.compare.rows import Row
-from qpeft.errors import TrainingError
+from qpeft.errors import ConfigError, TrainingError
+from qpeft.files import open_own
 from qpeft.training.lock import waiting_for
 
 _PRELOAD = "qpeft.compare.preload"
 _PATIENCE = 30.0  # seconds that a cell waits for the process of a killed run to end
+_LONGEST_MEASUREMENT = 3600.0  # seconds that a study waits for another one, which is measuring times
 _SECONDS_BETWEEN_STEPS = 0.2
 
 
@@ -130,24 +133,41 @@ def log_path(folder: Path, cell: Cell) -> Path:
 def measuring_time(say: Callable[[str], None], is_given_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """A lock on measurements of time, for one study at a time of this user on this machine.
 
-    It waits for other studies until `is_given_up()`; the block runs in either case.
+    It waits for other studies until `is_given_up()`, at most an hour; the block runs in either case.
     """
-    notes = iter(["Waiting for another study on this machine, which is measuring times"])
+    try:
+        lock = timing_lock()
+    except (ConfigError, OSError) as error:
+        say(f"Times are measured without waiting for other studies on this machine: {error}")
+        yield
+        return
+    notes = iter([f"Waiting, at most 1 h, for another study on this machine, which is measuring times (lock: {lock})"])
+    ends = time.monotonic() + _LONGEST_MEASUREMENT
 
     def keep_waiting() -> bool:
         for note in notes:
             say(note)
-        return not is_given_up()
+        return not is_given_up() and time.monotonic() < ends
 
-    with waiting_for(timing_lock(), keep_waiting):
+    with waiting_for(lock, keep_waiting) as is_ours:
+        if not is_ours and not is_given_up():
+            say("The other study is still measuring: the times of both are too long")
         yield
 
 
 def timing_lock() -> Path:
-    """The file that is locked while times are measured."""
+    """The file that is locked while times are measured, in a folder that only this user can write.
+
+    Raises ConfigError if another user made the folder: its locks could be held for ever.
+    """
     user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
     folder = Path(tempfile.gettempdir()) / f"qpeft-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with suppress(FileExistsError):  # also for a link, which is not followed
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    is_own = not hasattr(os, "getuid") or (found.st_uid == user and not found.st_mode & 0o077)
+    if not stat.S_ISDIR(found.st_mode) or not is_own:
+        raise ConfigError(f"{folder} is not a folder of this user alone; remove it")
     return folder / "timing.lock"
 
 
@@ -184,7 +204,8 @@ def _obey(pipe: Connection) -> None:
 def _write_output_to(log: Path) -> None:
     """Redirect the output of libraries, which would disturb the runner's progress bar."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
+    with os.fdopen(open_own(log), "r+") as file:
+        file.truncate()
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(file.fileno(), sys.stdout.fileno())

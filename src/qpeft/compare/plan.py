@@ -20,6 +20,7 @@ from qpeft.compare.study import MethodSpec, Study
 from qpeft.core.meta_model import on_meta
 from qpeft.demo import base_model
 from qpeft.errors import ConfigError
+from qpeft.files import output_folder
 from qpeft.methods import Trains
 from qpeft.training.base_model import block_length, fingerprint, load_config
 from qpeft.training.methods import virtual_tokens
@@ -134,10 +135,9 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
 
 def _check_folder(study: Study, folder: Path) -> None:
     """Reject a folder with another study's rows, or this study's on other data or another base."""
+    output_folder(folder)
     if not folder.exists():
         return
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; name a folder for the study")
     if not (folder / STUDY).exists():
         is_ours = any(row.study == study.name for row in read_rows(folder).values())
         others = [path for path in folder.iterdir() if path.name[0] != "." and path.name not in _WRITTEN_BEFORE_STUDY]

@@ -26,7 +26,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qpeft.errors import CheckpointError
-from qpeft.files import parse_json, read_json, write_text
+from qpeft.files import open_own, parse_json, read_json, write_text
 
 SCHEMA = 1
 ROWS = "rows.jsonl"
@@ -305,7 +305,7 @@ class RowFile:
     def append(self, row: Row) -> None:
         """Add the row of a cell; it is on the disk when this returns."""
         line = line_of(row)
-        with self._path.open("a", encoding="utf-8") as file:
+        with os.fdopen(open_own(self._path, os.O_APPEND), "a", encoding="utf-8") as file:
             file.write(line)
             file.flush()
             os.fsync(file.fileno())

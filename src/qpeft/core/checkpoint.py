@@ -29,10 +29,10 @@ def save(model: PeftModel, directory: str | Path) -> None:
     An earlier adapter there is replaced; a model card written by the user is kept.
 
     Raises:
-        ConfigError: the folder contains other files, which would be lost; or a parameter of the adapter is NaN or Inf.
+        ConfigError: the folder contains other files, which would be lost, or is none; or a parameter of the adapter
+            is NaN or Inf.
     """
-    target = Path(directory).resolve()
-    refuse_others(target, [CONFIG, WEIGHTS, _CARD, *model.peft_config])
+    target = refuse_others(Path(directory), [CONFIG, WEIGHTS, _CARD, *model.peft_config])
     for name in model.peft_config:
         if broken := find_not_finite(model, name):
             raise ConfigError(f"non-finite adapter parameter in {broken}; save an earlier checkpoint")

@@ -17,28 +17,31 @@ from torch import Tensor, nn
 
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import ConfigError, TiedWeightError, VerificationError
+from qpeft.files import output_folder
 
 RECORD = "qpeft.json"  # how an exported adapter was made
 _WRITTEN = (CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME, RECORD, "README.md", "task.json")
 FLOAT32_TOLERANCE = 1e-6
 
 
-def check_free(target: Path) -> None:
-    """Raise ConfigError if anything but an earlier export would be lost."""
+def check_free(target: Path) -> Path:
+    """The folder to replace, links followed. Raises ConfigError if anything but an earlier export would be lost."""
     if target.is_dir() and any(target.iterdir()) and not (target / RECORD).is_file():
         raise ConfigError(f"{target} is not empty and not an earlier export; give another folder")
-    refuse_others(target, _WRITTEN)
+    return refuse_others(target, _WRITTEN)
 
 
-def refuse_others(target: Path, names: Collection[str]) -> None:
-    """Raise ConfigError if `target` is a file, or a folder with anything but these `names`."""
-    if target.is_file():
-        raise ConfigError(f"{target} is a file; give a folder")
+def refuse_others(target: Path, names: Collection[str]) -> Path:
+    """The folder to replace, links followed. Raises ConfigError if it is none, or has anything but these `names`."""
+    real = output_folder(target)
+    if real.is_mount():
+        raise ConfigError(f"{target} is a mount point, which cannot be replaced; give a folder inside it")
     others = sorted(path.name for path in target.iterdir() if path.name not in names) if target.is_dir() else []
     if others:
         raise ConfigError(
             f"{target} contains other files ({', '.join(others[:3])}), which would be lost; give another folder"
         )
+    return real
 
 
 def check_not_merged(model: nn.Module) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.demo import base_path
 from qpeft.errors import ConfigError
-from qpeft.files import write_json
+from qpeft.files import output_folder, write_json
 from qpeft.names import unknown
 from qpeft.training.settings import TrainSettings
 
@@ -60,12 +60,13 @@ def run_demo(
     Finished runs are not repeated. `progress(name)` receives the events of a method's run.
 
     Raises:
-        ConfigError: a method is unknown.
+        ConfigError: a method is unknown, or `out` cannot be written.
         CheckpointError: `out` has runs with other settings.
     """
     from qpeft.training import train
 
     check_methods(names)
+    output_folder(out)
     results = {name: train(settings_of(name, out, steps), progress(name)) for name in names}
     write_json(out / "demo.json", to_dict(results))
     return results

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from qpeft.errors import ConfigError
-from qpeft.files import is_disk_full
+from qpeft.files import is_disk_full, open_own
 
 _LOCK = ".lock"
 _PAUSE = 0.2  # seconds between two attempts
@@ -28,7 +28,7 @@ def locked(folder: Path) -> Iterator[None]:
     with usable(folder):
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("w")
+        lock = _open(folder / _LOCK)
     try:
         with lock:
             if not _acquire(lock) or not _is_still_there(lock, folder / _LOCK):  # removed by another process
@@ -46,9 +46,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def waiting_for(path: Path, keep_waiting: Callable[[], bool]) -> Iterator[bool]:
-    """Create and lock the file `path`, waiting while `keep_waiting()`; yields whether it is locked."""
+    """Create and lock the file `path`, waiting while `keep_waiting()`; yields whether it is locked.
+
+    Raises ConfigError if `path` is not a regular file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
+    with _open(path) as lock:
         while not (is_ours := _acquire(lock)) and keep_waiting():
             time.sleep(_PAUSE)
         yield is_ours
@@ -65,6 +68,11 @@ def usable(folder: Path) -> Iterator[None]:
         raise ConfigError(
             f"{folder} cannot be a run folder: {error.strerror or error}; choose another folder"
         ) from error
+
+
+def _open(path: Path) -> IO[str]:
+    """The file of a lock, whose content is neither read nor changed."""
+    return os.fdopen(open_own(path), "r+")
 
 
 def _acquire(lock: IO[str]) -> bool:
@@ -84,7 +92,7 @@ def _acquire(lock: IO[str]) -> bool:
 
 def _is_still_there(lock: IO[str], path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(lock.fileno()), path.stat())
+        return os.path.samestat(os.fstat(lock.fileno()), path.lstat())
     except FileNotFoundError:
         return False
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from qpeft.errors import CheckpointError
-from qpeft.files import filled, parse_json, sync, write_text
+from qpeft.files import filled, open_own, parse_json, sync, write_text
 from qpeft.training.tasks import Score
 
 
@@ -37,7 +38,7 @@ class MetricsLog:
 
     def append(self, step: int, values: dict[str, Any]) -> None:
         """Write one row; NaN and infinity, which JSON lacks, become null."""
-        with self._path.open("a", encoding="utf-8") as file:
+        with os.fdopen(open_own(self._path, os.O_APPEND), "a", encoding="utf-8") as file:
             file.write(_line({"step": step, **values, "seconds": round(self.seconds, 3)}))
 
     def sync(self) -> None:

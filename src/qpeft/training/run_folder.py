@@ -21,8 +21,7 @@ from typing import Any, NoReturn
 
 from qpeft import methods
 from qpeft.errors import CheckpointError, ConfigError
-from qpeft.files import read_json, remove_unfinished, write_json
-from qpeft.training.lock import usable
+from qpeft.files import output_folder, read_json, remove_unfinished, write_json
 from qpeft.training.settings import TrainSettings
 
 _FORMAT = 1
@@ -57,16 +56,13 @@ class RunFolder:
 
     def check(self, settings: TrainSettings) -> None:
         """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if its settings differ."""
-        with usable(self.path):
-            is_folder = self.path.is_dir()
-            if self.path.exists() and not is_folder:
-                raise ConfigError(f"{self.path} is a file; choose a folder for the run")
+        output_folder(self.path)
         if self.config.exists():
             self._check_same("settings", _compared(_as_json(settings)))
             recorded, sha = self._recorded()["identity"].get("method"), methods.file_sha256(settings.method)
             if recorded != sha:
                 self._refuse("identity", [f"method was {recorded!r}, now {sha!r}"])
-        elif is_folder and any(not path.name.startswith(".") for path in self.path.iterdir()):
+        elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise ConfigError(f"{self.path} is not empty and not a run folder; choose another folder")
 
     def claim(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
