@@ -140,6 +140,27 @@ def test_data_writes_cause_an_evaluation(x):
 # -- several partial gradients in one backward pass under distributed training
 
 
+def test_parameter_changed_during_an_evaluation_causes_another(x, monkeypatch):
+    """As by the optimizer step of another thread."""
+    host, generator, binding = bound()
+    evaluate = generator.forward
+
+    def changed_meanwhile():
+        flat = evaluate()
+        with torch.no_grad():
+            generator.angles.add_(0.1)
+        return flat
+
+    monkeypatch.setattr(generator, "forward", changed_meanwhile)
+    with torch.no_grad():
+        generator.angles.add_(0.1)
+        loss_of(host, binding, x)
+    monkeypatch.undo()
+    found = loss_of(host, binding, x)
+    assert torch.equal(host.a.weight.flatten(), generator()[:4])
+    assert found.requires_grad
+
+
 def test_partial_gradients_under_ddp_raise(x, monkeypatch):
     host, _generator, binding = bound()
     loss = loss_of(host, binding, x)

@@ -4,7 +4,10 @@ import copy
 import json
 import os
 import shutil
+import sys
+import threading
 from collections import OrderedDict
+from functools import partial
 
 import pytest
 import torch
@@ -219,6 +222,125 @@ def test_only_changed_files_are_read_again(gpt2, users, ids, adapters, monkeypat
     pool.activate("user-1")
     assert folders == ["user-1"] * 2
     assert torch.equal(adapters.logits(pool.model, ids), adapters.logits(again, ids))
+    assert not torch.equal(adapters.logits(pool.model, ids), before)
+
+
+# -- threads
+
+
+def run_threads(*functions):
+    """All at once, with as many switches between them as Python makes; the first error is raised."""
+    start, errors = threading.Barrier(len(functions)), []
+
+    def catching(function):
+        try:
+            start.wait()
+            function()
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=catching, args=(function,)) for function in functions]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    if errors:
+        raise errors[0]
+
+
+def test_answers_in_many_threads_equal_those_of_one():
+    base, folder, answers, ids, _ = _world()
+    pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity=3)
+
+    def requests(first):
+        for index in range(first, first + 6):
+            name, other = (f"user-{i % 5}" if i % 6 else "__base__" for i in (index, index + 2))
+            with torch.no_grad(), pool.using(name) as arguments:
+                assert torch.equal(pool.model(input_ids=ids, **arguments).logits, answers[name])
+            rows = [name, other, "__base__", other]
+            with torch.no_grad(), pool.using(rows) as arguments:
+                found = pool.model(input_ids=ids, **arguments).logits
+            expected = torch.stack([answers[row][i] for i, row in enumerate(rows)])
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+
+    run_threads(*(partial(requests, first) for first in range(6)))
+    assert pool.active == "__base__"
+
+
+def test_every_adapter_is_in_its_own_slot_after_calls_of_many_threads():
+    base, folder, answers, ids, adapters = _world()
+    pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity=3)
+
+    def calls(first):
+        for index in range(first, first + 20):
+            pool.activate(f"user-{index % 5}")
+            pool.place([f"user-{index % 3}"])
+
+    run_threads(*(partial(calls, first) for first in range(4)))
+    assert len({held.slot for held in pool._resident.values()} | set(pool._free)) == 3
+    for name in [*pool.resident, *answers]:
+        pool.activate(name)
+        assert torch.equal(adapters.logits(pool.model, ids), answers[name])
+
+
+class Watched:
+    """A lock that reports when a thread waits for it."""
+
+    def __init__(self):
+        self.lock, self.waited = threading.RLock(), threading.Event()
+
+    def __enter__(self):
+        if not self.lock.acquire(blocking=False):
+            self.waited.set()
+            self.lock.acquire()
+
+    def __exit__(self, *_):
+        self.lock.release()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda pool: pool.activate("user-2"),
+        lambda pool: pool.place(["user-2", "user-3"]),
+        lambda pool: pool.using("user-3").__enter__(),
+    ],
+)
+def test_requests_of_other_threads_wait_until_the_answer(call):
+    base, folder, answers, ids, adapters = _world()
+    pool = qpeft.AdapterPool(copy.deepcopy(base), folder, capacity=2)
+    pool._lock = Watched()
+
+    def other():
+        call(pool)
+        pool._lock.waited.set()
+
+    with pool.using("user-1"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        pool._lock.waited.wait()
+        assert thread.is_alive()
+        assert torch.equal(adapters.logits(pool.model, ids), answers["user-1"])
+        assert pool.resident == ["user-1"]
+    thread.join()
+
+
+def test_using_restores_the_active_adapter(pool, ids, adapters):
+    pool.activate("user-0")
+    before = adapters.logits(pool.model, ids)
+    for names in ("user-1", "__base__", ["user-1"] * 3):
+        with pool.using(names):
+            pass
+        assert pool.active == "user-0"
+        assert torch.equal(adapters.logits(pool.model, ids), before)
+    with pytest.raises(ValueError, match="stop"), pool.using("user-2"):
+        raise ValueError("stop")
+    assert torch.equal(adapters.logits(pool.model, ids), before)
+    with pool.using("user-1"):
+        pool.activate("user-1")
     assert not torch.equal(adapters.logits(pool.model, ids), before)
 
 

@@ -8,11 +8,16 @@ version, and its backward pass runs through a private graph:
 
 The generator therefore runs once per optimizer step, for any number of forward passes, micro-batches or checkpointed
 segments. The gradients of all micro-batches of one accelerate step are summed before one backward pass.
+
+Threads may run the model at the same time, for example one that trains and one that evaluates. The tensors of a trained
+adapter therefore have the node in every grad mode, as the parameters of a stock adapter require gradients in every
+mode: a forward pass without gradients never places tensors that another thread's graph would lack.
 """
 
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -73,15 +78,15 @@ class Binding:
         self._flat: Tensor | None = None
         self._key: tuple[Any, ...] = ()
         self._values: Tensor | None = None  # the parameters at the last evaluation, flat
-        self._placed = False  # whether the slots hold detached values of the last evaluation
+        self._placed: str | None = None  # "graph" or "detached", if the slots hold values of the last evaluation
         self._deferred: Tensor | None = None
+        self._lock = threading.RLock()  # of the evaluation and the slots; not taken in a backward pass
         for slot in self.slots:
             slot.take_parameter()
-        _live.add(self)
+        _keep(self)
         generator.register_load_state_dict_pre_hook(_before_state)
         generator.register_state_dict_pre_hook(_before_state)
-        with torch.enable_grad():
-            self.refresh()
+        self.refresh()
 
     def refresh(self) -> None:
         """Evaluate the generator if its parameters changed, and place the tensors for the next forward pass.
@@ -90,28 +95,32 @@ class Binding:
             ConfigError: FSDP or DeepSpeed ZeRO has sharded the generator.
         """
         refuse_sharded(self.generator)
-        self.restore_precision()
-        parameters = list(self.generator.parameters())
-        trains = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        if self._deferred is not None and all(p.grad is None for p in parameters):
-            self._deferred = None  # the gradients were cleared: an interrupted window must not leak into the next
-        with torch.inference_mode(False), torch.set_grad_enabled(trains):
-            if self._stale(parameters, trains):
-                self.flush()  # through the graph of the values it belongs to
-                self._evaluate(parameters)
-            elif self._placed and not trains:
+        with self._lock:
+            self.restore_precision()
+            parameters = list(self.generator.parameters())
+            trained = any(p.requires_grad for p in parameters)
+            builds_graph = trained and torch.is_grad_enabled()
+            if builds_graph and self._deferred is not None and all(p.grad is None for p in parameters):
+                self._deferred = None  # the gradients were cleared: an interrupted window must not leak into the next
+            if self._stale(parameters, trained):
+                with torch.inference_mode(False), torch.set_grad_enabled(trained):
+                    self.flush()  # through the graph of the values it belongs to
+                    self._evaluate(parameters)
+            elif not builds_graph and (self._placed == "detached" or (self._placed and trained)):
                 return
-            assert self._flat is not None
-            # in a tuple, so that autograd does not treat the private graph as an input
-            flat = _Boundary.apply(self, (self._flat,), *parameters) if trains else self._flat.detach()
-            self._place(flat)
-            self._placed = not trains
+            self._place(detached=not trained)
+
+    def refresh_detached(self) -> None:
+        """Place the current values, as tensors without a graph, until the next training forward pass."""
+        with self._lock:
+            self.refresh()
+            self._place(detached=True)
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow `model.to(...)`: the tensors get the dtype that stock parameters would get."""
         for slot in self.slots:
             slot.dtype = fn(torch.empty(0, dtype=slot.dtype)).dtype
-        self._placed = False
+        self._placed = None
         self.restore_precision()
 
     def restore_precision(self) -> None:
@@ -129,7 +138,8 @@ class Binding:
 
     def invalidate(self) -> None:
         """Discard the evaluation; needed only after writing parameters through `.data` on an accelerator."""
-        self._flat, self._key, self._values, self._placed = None, (), None, False
+        with self._lock:
+            self._flat, self._key, self._values, self._placed = None, (), None, None
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -144,14 +154,14 @@ class Binding:
             yield
         finally:
             self._flat, self._key, self._values, self._deferred = kept
-            self._placed = False
+            self._placed = None
 
     def widen_half_precision(self) -> None:
         """Place float16 and bfloat16 tensors as float32 from now on, as PEFT does for trained adapters."""
         for slot in self.slots:
             if slot.widens and slot.dtype in HALF_PRECISION:
                 slot.dtype = torch.float32
-        self._placed = False
+        self._placed = None
         self.refresh()
 
     @torch.no_grad()
@@ -164,7 +174,7 @@ class Binding:
         """Stop generating; the adapter's own parameters get the current values."""
         for slot, value in zip(self.slots, self.values(), strict=True):
             slot.restore_parameter(value)
-        _live.discard(self)
+        _live.pop(id(self), None)
 
     @contextmanager
     def as_parameters(self) -> Iterator[None]:
@@ -176,7 +186,7 @@ class Binding:
         finally:
             for slot in self.slots:
                 slot.take_parameter()
-            self._placed = False
+            self._placed = None
             self.refresh()
 
     def flush(self) -> None:
@@ -187,8 +197,8 @@ class Binding:
             with torch.autocast(gradient.device.type, enabled=False):
                 torch.autograd.backward(self._flat, gradient, inputs=inputs, retain_graph=True)
 
-    def _stale(self, parameters: list[nn.Parameter], trains: bool) -> bool:
-        if self._flat is None or self._key != _key(parameters) or (trains and not self._flat.requires_grad):
+    def _stale(self, parameters: list[nn.Parameter], trained: bool) -> bool:
+        if self._flat is None or self._key != _key(parameters) or (trained and not self._flat.requires_grad):
             return True
         # writes through `.data` do not change the version; on the CPU the values are compared, which on an accelerator
         # would wait for all queued work
@@ -197,25 +207,32 @@ class Binding:
         return not torch.equal(_flat_values(parameters), self._values)
 
     def _evaluate(self, parameters: list[nn.Parameter]) -> None:
+        # before the evaluation: if another thread changes a parameter meanwhile, the value is stale
+        key, values = _key(parameters), _flat_values(parameters)
         self._flat = self.generator()
-        self._key = _key(parameters)
-        self._values = _flat_values(parameters)
+        self._key, self._values, self._placed = key, values, None
 
-    def _place(self, flat: Tensor) -> None:
-        for slot, part in zip(self.slots, torch.split(flat, self.sizes), strict=True):
-            tensor = part.view(slot.shape).to(slot.dtype)
-            if tensor.requires_grad:
-                tensor.__deepcopy__ = _DetachedCopy(tensor)  # type: ignore[method-assign]
-            slot.put(tensor)
+    @torch.inference_mode(False)
+    def _place(self, *, detached: bool) -> None:
+        assert self._flat is not None
+        with torch.set_grad_enabled(not detached):
+            flat = self._flat.detach()
+            if not detached:  # in a tuple, so that autograd does not treat the private graph as an input
+                flat = _Boundary.apply(self, (self._flat,), *self.generator.parameters())
+            for slot, part in zip(self.slots, torch.split(flat, self.sizes), strict=True):
+                tensor = part.view(slot.shape).to(slot.dtype)
+                if tensor.requires_grad:
+                    tensor.__deepcopy__ = _DetachedCopy(tensor)  # type: ignore[method-assign]
+                slot.put(tensor)
+        self._placed = "detached" if detached else "graph"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Binding:
         """A binding over the copied generator and modules, without the cached graph."""
         new = Binding.__new__(Binding)
         memo[id(self)] = new
-        new.__dict__.update(self.__getstate__())
+        new.__setstate__(self.__getstate__())
         new.generator = copy.deepcopy(self.generator, memo)
         new.slots = [replace(s, owner=copy.deepcopy(s.owner, memo)) for s in self.slots]
-        _live.add(new)
         return new
 
     def __getstate__(self) -> dict[str, Any]:
@@ -224,13 +241,15 @@ class Binding:
             "_flat": None,
             "_key": (),
             "_values": None,
-            "_placed": False,
+            "_placed": None,
             "_deferred": None,
+            "_lock": None,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        _live.add(self)
+        self._lock = threading.RLock()
+        _keep(self)
 
 
 class _Boundary(torch.autograd.Function):
@@ -320,7 +339,7 @@ def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
 
 def _before_state(generator: nn.Module, *_: Any) -> None:
     """State dicts are saved and loaded in full precision."""
-    for binding in list(_live):
+    for binding in _live_bindings():
         if binding.generator is generator:
             binding.restore_precision()
 
@@ -341,14 +360,23 @@ def _refuse_partial_gradients() -> None:
         )
 
 
-_live: weakref.WeakSet[Binding] = weakref.WeakSet()
+_live: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
+
+
+def _keep(binding: Binding) -> None:
+    _live[id(binding)] = binding
+
+
+def _live_bindings() -> list[Binding]:
+    """All bindings; a copy made at once, because other threads create and delete some."""
+    return [binding for reference in _live.valuerefs() if (binding := reference()) is not None]
 
 
 def _trained_by(optimizer: Optimizer) -> list[Binding]:
-    if not _live:
+    if not (live := _live_bindings()):
         return []
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    return [b for b in list(_live) if any(id(p) in trained for p in b.generator.parameters())]
+    return [b for b in live if any(id(p) in trained for p in b.generator.parameters())]
 
 
 def _before_step(optimizer: Optimizer, *_: Any) -> None:
@@ -368,8 +396,7 @@ def _after_step(optimizer: Optimizer, *_: Any) -> None:
         binding.invalidate()
         if getattr(binding.generator, "is_costly", False):
             continue  # the next forward pass evaluates it
-        with torch.enable_grad():
-            binding.refresh()
+        binding.refresh()
 
 
 register_optimizer_step_pre_hook(_before_step)

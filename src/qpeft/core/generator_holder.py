@@ -141,9 +141,8 @@ class GeneratorHolder(AdapterForm):
 
     def refresh_detached(self) -> None:
         """Place the current values, as tensors without a graph."""
-        with torch.no_grad():
-            for binding in self._bindings.values():
-                binding.refresh()
+        for binding in self._bindings.values():
+            binding.refresh_detached()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)

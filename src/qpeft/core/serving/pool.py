@@ -7,7 +7,9 @@ A slot is injected once. Another adapter is put into it by copying its tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from os.path import isdir
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,9 +43,12 @@ class AdapterPool:
         pool.model.generate(**inputs)
         pool.model.generate(**inputs, adapter_names=pool.place(["user-1", "user-2", "__base__"]))
 
+        with pool.using("user-17") as arguments:  # one request of one of many threads
+            pool.model.generate(**inputs, **arguments)
+
     The adapters are QPA's or Quantum-PEFT's, with one configuration and any seeds. Files are checked at every request,
-    so a changed adapter is read again. A pool serves one request at a time: the results of `activate` and `place` are
-    valid until the next call of either.
+    so a changed adapter is read again. Any threads may call a pool. The results of `activate` and `place` are valid
+    until the next call of either in any thread; with several threads, run the model inside `using`.
 
     Args:
         base: The model that the adapters were trained on; changed in place, as by PEFT.
@@ -72,6 +77,7 @@ class AdapterPool:
         self._slots = StockSlots(loaded.unload(), config, capacity)
         self._free = self._slots.names[::-1]
         self._resident: dict[str, _Resident] = {}  # the least recently used first
+        self._lock = threading.RLock()
 
     @property
     def model(self) -> PeftModel:
@@ -96,9 +102,10 @@ class AdapterPool:
             ConfigError: no such adapter. The message contains no names, because it may reach a user.
             CheckpointError: its folder is damaged, or its settings differ from the pool's. The active adapter remains.
         """
-        self._slots.check_not_merged()
-        self._slots.switch(None if name == BASE else self._slot_with(name, keep=set()))
-        self.active = name
+        with self._lock:
+            self._slots.check_not_merged()
+            self._slots.switch(None if name == BASE else self._slot_with(name, keep=set()))
+            self.active = name
 
     def place(self, names: Iterable[str]) -> list[str]:
         """The model's argument `adapter_names`, one for each row of a batch; "__base__" for rows without adapter.
@@ -109,18 +116,45 @@ class AdapterPool:
             ConfigError: no such adapter, more different ones than slots, or `names` is not a list.
             CheckpointError: a folder is damaged, or its settings differ from the pool's.
         """
-        self._slots.check_not_merged()
         rows = self._rows(names)
-        wanted = {name for name in rows if name != BASE}
-        keep = wanted | {self.active} - {BASE}
-        if len(keep) > self.capacity:
-            held = " in addition to the active one" if self.active in keep - wanted else ""
-            raise ConfigError(
-                f"the batch has {len(wanted)} different adapters{held}, but the pool has {self.capacity} slots; use "
-                'a smaller batch or a larger capacity, or call activate("__base__") first'
-            )
-        slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(rows) if name != BASE}
-        return [slots.get(name, BASE) for name in rows]
+        with self._lock:
+            self._slots.check_not_merged()
+            wanted = {name for name in rows if name != BASE}
+            keep = wanted | {self.active} - {BASE}
+            if len(keep) > self.capacity:
+                held = " in addition to the active one" if self.active in keep - wanted else ""
+                raise ConfigError(
+                    f"the batch has {len(wanted)} different adapters{held}, but the pool has {self.capacity} slots; "
+                    'use a smaller batch or a larger capacity, or call activate("__base__") first'
+                )
+            slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(rows) if name != BASE}
+            return [slots.get(name, BASE) for name in rows]
+
+    @contextmanager
+    def using(self, names: str | Iterable[str]) -> Iterator[dict[str, Any]]:
+        """Within: the model has these adapters, and requests of other threads wait.
+
+        Afterwards the active adapter is the same as before.
+
+        Args:
+            names: One name, for all rows of a batch, or one name for each row; "__base__": no adapter.
+
+        Yields:
+            The arguments of the model for this request: none for one name, `adapter_names` for a list.
+
+        Raises:
+            ConfigError, CheckpointError: as `place`; the active adapter keeps its slot.
+        """
+        with self._lock:
+            if not isinstance(names, str):
+                yield {"adapter_names": self.place(names)}
+                return
+            (slot,) = self.place([names])
+            self._slots.switch(None if slot == BASE else slot)
+            try:
+                yield {}
+            finally:
+                self._slots.switch(None if self.active == BASE else self._resident[self.active].slot)
 
     def _rows(self, names: Iterable[str]) -> list[str]:
         if isinstance(names, str) or not isinstance(names, Iterable):

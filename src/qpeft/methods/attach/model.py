@@ -62,8 +62,13 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         return self._configs[adapter_name]
 
     def stock_state(self, model: Any, adapter_name: str) -> dict[str, Tensor]:
-        with self.binding(adapter_name).as_parameters():
-            return get_peft_model_state_dict(self, adapter_name=adapter_name, save_embedding_layers=False)
+        binding, state = self.binding(adapter_name), self.state_dict()
+        paths: dict[int, list[str]] = {}  # a shared module is saved under each of its names
+        for path, module in self.named_modules(remove_duplicate=False):
+            paths.setdefault(id(module), []).append(path)
+        for slot, value in zip(binding.slots, binding.values(), strict=True):
+            state |= {f"{path}.{slot.name}": value for path in paths[id(slot.owner)]}
+        return get_peft_model_state_dict(self, state, adapter_name=adapter_name, save_embedding_layers=False)
 
     # -- which adapter trains
 
