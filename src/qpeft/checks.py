@@ -46,6 +46,7 @@ def is_count(value: object) -> bool:
 def check_value(known: Field[Any], value: Any) -> None:
     """As `check_fields`, for one field."""
     kinds = {part.strip() for part in str(getattr(known.type, "__name__", known.type)).split("|")}
+    check_text(value)
     if value is None and "None" in kinds:
         return
     if choices := known.metadata.get("choices"):
@@ -56,6 +57,16 @@ def check_value(known: Field[Any], value: Any) -> None:
             raise ConfigError(f"{known.name} must be True or False, got {value!r}")
     elif kinds & {"int", "float"}:
         _check_number(known, value, whole="float" not in kinds)
+
+
+def check_text(value: object) -> None:
+    """Raise ConfigError for a text or path that is not valid UTF-8: files and tokenizers could not contain it."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{str(value)!a} is not valid UTF-8; rename the file, or set PYTHONUTF8=1 if its name is UTF-8"
+        ) from None
 
 
 def _check_number(known: Field[Any], value: Any, *, whole: bool) -> None:

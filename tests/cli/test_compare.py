@@ -117,7 +117,7 @@ def test_invalid_study_exits_with_code_2_before_any_cell(qpeft_cli, tmp_path, ar
     [
         (["--retry", "failed,broken"], "cannot retry 'broken'"),
         (["--executor", "slurm"], "unknown executor 'slurm'"),
-        (["--max-hours", 1e-9], "exceeds max_hours=1e-09. Reduce steps, seeds or methods, or raise max_hours."),
+        (["--max-hours", 1e-9], "exceeds --max-hours=1e-09. Reduce steps, seeds or methods, or raise --max-hours."),
     ],
 )
 def test_invalid_options_exit_with_code_2_before_any_cell(qpeft_cli, study, tmp_path, options, message):

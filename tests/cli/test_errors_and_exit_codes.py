@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 import warnings
 from typing import Annotated
 
@@ -11,6 +14,7 @@ from typer.testing import CliRunner
 
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer
+from qpeft.cli.failures import explain
 from qpeft.errors import ConfigError, QpeftError, TrainingError
 
 
@@ -63,6 +67,41 @@ def test_failure_prints_one_message_and_sets_the_exit_code(error, code, message)
     found = json.loads(run(raiser(error), "--json").stdout)
     assert (found["exit_code"], found["error"]) == (code, type(error).__name__)
     assert message.lower() in found["message"].lower()
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        (
+            "x.csv has no 'text'; set text_column and label_column.",
+            "x.csv has no 'text'; set --text-column and --label-column.",
+        ),
+        ("seq_len=9 exceeds 8", "--seq-len=9 exceeds 8"),
+        ("lr must be above 0, got -1", "--lr must be above 0, got -1"),
+        ("the lr of my/text_column/x is training.seq_len", "the lr of my/text_column/x is training.seq_len"),
+        ("no column 'text_column'", "no column 'text_column'"),
+    ],
+)
+def test_error_names_the_options_of_the_command(message, shown):
+    assert explain(ConfigError(message), ["text_column", "label_column", "seq_len", "lr"]) == shown
+    assert explain(ConfigError(message)) == message
+
+
+def test_text_that_is_not_utf8_is_refused():
+    result = run(answer, "--path", "a\udcff")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "'a\\udcff' is not valid UTF-8" in result.stderr
+
+
+def test_output_without_unicode_replaces_symbols():
+    ended = subprocess.run(
+        [sys.executable, "-m", "qpeft", "circuits", "draw", "--n-qubits", "2"],
+        env={**os.environ, "LC_ALL": "C", "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "RY ?[0,0]" in ended.stdout
 
 
 def test_debug_shows_the_traceback():

@@ -50,8 +50,8 @@ def test_padded_perplexity_is_printed_only_with_its_option(qpeft_cli, base_folde
     ("content", "options", "message"),
     [
         ("a text to score", (), "no model; pass --model, --adapter, or both"),
-        ("x", ("--seq-len", 9, "--model"), "has no token to score within seq_len=9"),
-        ("a text to score", ("--seq-len", 9999, "--model"), "seq_len=9999 is longer than the model's context of"),
+        ("x", ("--seq-len", 9, "--model"), "has no token to score within --seq-len=9"),
+        ("a text to score", ("--seq-len", 9999, "--model"), "--seq-len=9999 is longer than the model's context of"),
         ('{"prompt": "a", "completion": "b"}', ("--padded-perplexity", "--model"), "this data has prompts or messages"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,4 +22,6 @@ def main() -> None:
     from qpeft.cli import ctrl_c
 
     ctrl_c.handle()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of symbols in tables and drawings, on a terminal without them
     build()(prog_name="qpeft")

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from qpeft.checks import check_text
 from qpeft.cli import console, ctrl_c, failures
 from qpeft.cli.options import expand
 from qpeft.cli.quiet import quiet_libraries
@@ -41,6 +42,8 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     def run(*, as_json: bool, debug: bool, **options: Any) -> None:
         try:
             with redirect_stdout(sys.stderr), quiet_libraries(debug), ctrl_c.raised():
+                for value in options.values():
+                    check_text(value)
                 answer = expanded(**options)
             if as_json:
                 console.print_json(answer.data)
@@ -52,7 +55,7 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
         except (typer.Exit, BrokenPipeError):  # Typer handles a closed pipe
             raise
         except (Exception, KeyboardInterrupt) as error:
-            _report(error, as_json, debug)
+            _report(error, failures.explain(error, options), as_json, debug)
             raise typer.Exit(failures.exit_code(error)) from None
 
     parameters = [*inspect.signature(expanded).parameters.values()]
@@ -81,10 +84,9 @@ def _filled(function: Callable[..., None]) -> str:
     )
 
 
-def _report(error: BaseException, as_json: bool, debug: bool) -> None:
+def _report(error: BaseException, message: str, as_json: bool, debug: bool) -> None:
     if debug:
         traceback.print_exception(error, file=sys.stderr)
-    message = failures.explain(error)
     label, rest = ("Error:", message)
     if isinstance(error, KeyboardInterrupt):  # begins with "Interrupted" or "Stopped"
         label, _, rest = message.partition(" ")

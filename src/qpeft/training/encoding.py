@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -64,7 +64,7 @@ def join(parts: Sequence[Tokens]) -> Tokens:
 def _encode(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     texts, spans = zip(*(_text_and_spans(row, tokenizer) for row in rows), strict=True)
     templated = "messages" in rows[0]  # a chat template includes the special tokens
-    options = {"add_special_tokens": not templated, "return_offsets_mapping": True, "verbose": False}
+    options: dict[str, Any] = {"add_special_tokens": not templated, "return_offsets_mapping": True, "verbose": False}
     batch = interruptible(lambda: tokenizer(list(texts), **options))
     encoded = []
     for text, row_spans, *parts in zip(texts, spans, batch["input_ids"], batch["offset_mapping"], strict=True):

@@ -264,8 +264,8 @@ def _names(source: str, row: Row, columns: Columns) -> dict[str, str]:
             return names
     raise DataError(
         f"{source} has the columns {', '.join(row)}; required: {columns.text!r}, or {columns.prompt!r} and "
-        f"{columns.completion!r}, or 'messages'. text_column, prompt_column and completion_column (on the command line "
-        "--text-column, ...) give the names of these columns"
+        f"{columns.completion!r}, or 'messages'. text_column, prompt_column and completion_column give the names of "
+        "these columns"
     )
 
 

@@ -47,7 +47,7 @@ class TextClassification(Classification):
                 f"{n_empty} of {len(labelled)} rows of {source} have no text; they are left out", stacklevel=1
             )
         texts, names = zip(*with_text, strict=True)
-        options = {"truncation": True, "max_length": self._length, "verbose": False}
+        options: dict[str, Any] = {"truncation": True, "max_length": self._length, "verbose": False}
         encoded = interruptible(lambda: self.tokenizer(list(texts), **options)["input_ids"])
         return [(np.array(ids, dtype=np.int64), name) for ids, name in zip(encoded, names, strict=True)]
 
