@@ -62,3 +62,17 @@ def test_bad_input_exits_with_code_2(qpeft_cli, base_folder, tmp_path, content, 
     refused = qpeft_cli("evaluate", "--data", path, *options, *model)
     assert refused.exit_code == 2
     assert message in " ".join(refused.stderr.split())
+
+
+def test_training_data_of_the_run_are_reported(qpeft_cli, base_folder, tmp_path):
+    (text := tmp_path / "text.txt").write_text("The king went into the wood.\n" * 40)
+    (copy := tmp_path / "copy.txt").write_bytes(text.read_bytes())
+    (other := tmp_path / "other.txt").write_text("The bird sings at night.\n" * 9)
+    run = tmp_path / "run"
+    options = ("--seq-len", 16, "--steps", 1, "--method", "lora")
+    trained = qpeft_cli("train", "--model", base_folder, "--data", text, "--out", run, *options)
+    assert trained.exit_code == 0, trained.output
+    for data, is_reported in ((text, True), (copy, True), (other, False)):
+        shown = qpeft_cli("evaluate", "--adapter", run, "--data", data, "--seq-len", 16)
+        assert shown.exit_code == 0, shown.output
+        assert (f"{data} are the training data of" in " ".join(shown.stderr.split())) == is_reported

@@ -73,6 +73,25 @@ def test_given_validation_and_test_data_are_not_split(tmp_path):
     assert [len(rows(path)) for path in (splits.train, splits.validation, splits.test)] == [60, 5, 7]
 
 
+@pytest.mark.parametrize("part", ["eval_data", "test_data"])
+def test_copy_of_the_training_data_is_refused_as_held_out_data(tmp_path, part):
+    texts = [{"text": f"document {n}\n"} for n in range(60)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
+    (tmp_path / "b.json").write_text(json.dumps([{"text": f" {row['text']}"} for row in texts[:30]]))
+    with pytest.raises(DataError, match=r"the (validation|test) data are a copy or a part of the training data"):
+        split_data(study(data=str(tmp_path / "a.jsonl"), **{part: str(tmp_path / "b.json")}), tmp_path / "study")
+    assert not (tmp_path / "study" / "data").exists()
+
+
+def test_rows_that_two_parts_share_are_counted(tmp_path):
+    for name, start in (("a", 0), ("b", 55)):
+        rows_ = [{"text": f"document {n}"} for n in range(start, start + 60)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_))
+    asked = study(data=str(tmp_path / "a.jsonl"), test_data=str(tmp_path / "b.jsonl"))
+    with pytest.warns(UserWarning, match="5 of 60 rows of the test data are also in the training data; remove them"):
+        split_data(asked, tmp_path / "study")
+
+
 def test_second_call_returns_the_same_files(tmp_path):
     data = tmp_path / "texts.jsonl"
     data.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(40)))

@@ -5,12 +5,13 @@ import math
 
 import pytest
 
-from qpeft.compare.rows import Capacity, Quality, Row, RowFile, read_rows, row_from_json
+from qpeft.compare.rows import Capacity, MethodConfig, Quality, Row, RowFile, read_rows, row_from_json
 from qpeft.errors import CheckpointError
 
 
 def row(name="seed0", **fields):
-    return Row(cell_id=f"study/lora/hash/{name}", study="study", method="lora", role="main", seed=0, **fields)
+    identity = {"cell_id": f"study/lora/hash/{name}", "method_config": MethodConfig(hash="hash")}
+    return Row(**identity, study="study", method="lora", role="main", seed=0, **fields)
 
 
 def stored(*rows):
@@ -52,6 +53,8 @@ def test_damaged_line_is_named(tmp_path):
         ({"schema": 2}, "has schema 2, this qpeft reads 1"),
         ({"train": 5}, "train: "),
         ({"quality": {"test_loss": "low"}}, "quality.test_loss"),
+        ({"cell_id": "study/qpa/hash/seed0"}, "is not that of its study, method and hash"),
+        ({"method": "qpa"}, "is not that of its study, method and hash"),
     ],
 )
 def test_row_that_cannot_be_read_is_refused(change, message):
@@ -88,3 +91,11 @@ def test_nan_is_null_with_a_reason():
     assert values["null_reasons"] == dict.fromkeys(
         ("quality.test_loss", "capacity.effective_rank"), "not a finite number"
     )
+
+
+def test_row_file_of_release_0_1_in_the_place_of_another_cell_is_refused(tmp_path):
+    folder = tmp_path / "rows" / "study" / "qpa" / "hash"
+    folder.mkdir(parents=True)
+    (folder / "seed0.json").write_text(stored(row()))
+    with pytest.raises(CheckpointError, match="it is the row of another cell, study/lora/hash/seed0"):
+        read_rows(tmp_path)

@@ -187,6 +187,29 @@ def test_seeds_run_again_if_the_chosen_learning_rate_changes(plan):
     assert {plan.row("lora", name).train.lr for name in ("seed0", "seed1", "cost")} == {0.2}
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: setattr(row.method_config, "method", "qpa"),
+        lambda row: row.method_config.settings.update(r=9),
+        lambda row: setattr(row, "seed", 9),
+        lambda row: setattr(row.base, "sha256", "of other weights"),
+        lambda row: setattr(row.base, "tokenizer_sha256", "of another tokenizer"),
+        lambda row: setattr(row.data, "sha256", "of other data"),
+    ],
+    ids=["method", "settings", "seed", "weights", "tokenizer", "data"],
+)
+def test_row_of_other_work_is_not_taken_for_the_row_of_a_cell(plan, change):
+    cell = plan.tuning_cells()[0]
+    row = cells.planted_row(cell, status="success", quality=Quality(valid_loss=1.0)).model_copy(deep=True)
+    assert cell.owns(row)
+    change(row)
+    RowFile(plan.folder).append(row)
+    progress = Recorder()
+    run(plan, progress=progress, run_cell=cells.run_cell)
+    assert cell.cell_id in progress.began
+
+
 def test_rows_of_another_study_are_reused(plan, tmp_path):
     run(plan, run_cell=cells.run_cell)
     other = replace(plan, folder=tmp_path / "other", name="second", methods=("lora", "qaa"))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qpeft.compare.cell import Cell, Recipe, SplitData, work_folder
 from qpeft.compare.resolved import ResolvedMethod
-from qpeft.compare.rows import Base, MethodConfig, Quality, Row, Train, cell_id, read_rows
+from qpeft.compare.rows import Base, Data, MethodConfig, Quality, Row, Train, cell_id, read_rows
 from qpeft.compare.study import Training
 from qpeft.files import write_json
 
@@ -98,7 +98,7 @@ def hash_of(method):
 
 RECIPE = Recipe(
     model="none",
-    base=Base(id="none", sha256="0", dtype="float32", params_total=1),
+    base=Base(id="none", sha256="0", dtype="float32", params_total=1, tokenizer_sha256="0"),
     data=SplitData(id="none", sha256="0", train=Path(), validation=Path(), test=Path()),
     task="causal-lm",
     training=Training(steps=STEPS, batch_size=1, seq_len=8),
@@ -166,9 +166,11 @@ def run_with_semaphore(cell, folder, on_step):
 
 def planted_row(cell, **fields):
     """A row of `cell` with the fields that the runner reads."""
-    config = MethodConfig(method=cell.method, hash=cell.hash)
-    identity = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "label": cell.spec.label}
-    return Row(**identity, role=cell.role, seed=cell.seed, method_config=config, train=Train(lr=cell.lr), **fields)
+    spec, recipe = cell.spec, cell.recipe
+    same = {name: getattr(spec, name) for name in ("method", "host", "settings", "backend", "hash")}
+    identity = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "label": spec.label}
+    identity |= {"base": recipe.base, "data": Data(sha256=recipe.data.sha256), "method_config": MethodConfig(**same)}
+    return Row(**identity, role=cell.role, seed=cell.seed, train=Train(lr=cell.lr), **fields)
 
 
 def run_or_fail(cell, folder, on_step):

@@ -59,6 +59,13 @@ def test_spaces_missing_in_offsets_count_for_the_next_token(tokenizer):
     assert encode(texts("the king"), trimming)[0].n_bytes.sum() == len("the king")
 
 
+def test_validation_data_that_are_training_data_are_reported(tiny_model, text_file, tokenizer, tmp_path):
+    (copy := tmp_path / "copy.txt").write_bytes(text_file.read_bytes())
+    asked = TrainSettings(model=str(tiny_model), data=str(text_file), eval_data=str(copy), out="", eval_blocks=0)
+    with pytest.warns(UserWarning, match="22 of 23 evaluation blocks are also training data"):
+        load_blocks(asked, 64, tokenizer)
+
+
 def test_prompt_is_not_scored_and_answer_has_an_end(tokenizer):
     row = {"prompt": "the king", "completion": " sings"}
     (tokens,) = encode([row], tokenizer)
@@ -149,6 +156,7 @@ def test_one_document_in_20_is_held_out(tmp_path, tokenizer):
     assert {len(block.ids) for block in blocks.train} == {8}
 
 
+@pytest.mark.filterwarnings("ignore:.* are also training data")
 def test_last_20th_of_the_blocks_is_held_out_of_few_documents(tmp_path, tokenizer):
     whole = cut(texts("the king sings " * 70), 5, tokenizer)
     assert len(whole) > 40
@@ -158,6 +166,7 @@ def test_last_20th_of_the_blocks_is_held_out_of_few_documents(tmp_path, tokenize
     assert len(blocks.train) == len(whole) - len(blocks.evaluation)
 
 
+@pytest.mark.filterwarnings("ignore:.* are also training data")
 def test_partial_block_is_evaluated_but_not_trained(tmp_path, tokenizer):
     row = texts("the king sings " * 9)
     n = len(tokenizer(row[0]["text"])["input_ids"])
@@ -168,6 +177,7 @@ def test_partial_block_is_evaluated_but_not_trained(tmp_path, tokenizer):
     assert [len(block.ids) for block in blocks.train] == lengths[:-1]
 
 
+@pytest.mark.filterwarnings("ignore:.* are also training data")
 def test_evaluation_blocks_are_limited_and_evenly_spaced(tmp_path, tokenizer):
     settings = data(tmp_path, texts("the king sings " * 60), eval_data=str(tmp_path / "data.jsonl"), eval_blocks=3)
     chosen = load_blocks(settings, 5, tokenizer).evaluation

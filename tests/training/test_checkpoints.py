@@ -66,6 +66,17 @@ def test_incomplete_checkpoint_is_ignored_and_removed(tmp_path, damage):
     assert names(tmp_path) == ["checkpoint-5"]
 
 
+def test_marker_that_lacks_a_file_is_damaged(tmp_path):
+    (path := checkpoint_path(tmp_path, 5)).mkdir()
+    for name in ("optimizer", "weights"):
+        (path / name).write_text("values")
+    seal(path)
+    marker = path / "complete"
+    marker.write_text("".join(marker.read_text().splitlines(keepends=True)[:1]))
+    (path / "weights").write_text("other values")
+    assert find_damaged(path) == "complete"
+
+
 def test_other_files_are_kept(tmp_path):
     (tmp_path / "runs").mkdir()
     (tmp_path / "checkpoint-of-mine").mkdir()

@@ -21,9 +21,12 @@ def reads_image_processors() -> bool:
         return False
 
 
-pytestmark = pytest.mark.skipif(
-    not reads_image_processors(), reason="this version of transformers needs torchvision for image processors"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not reads_image_processors(), reason="this version of transformers needs torchvision for image processors"
+    ),
+    pytest.mark.filterwarnings("ignore:.* are also training data"),
+]
 
 
 @pytest.fixture

@@ -9,7 +9,10 @@ from qpeft.training.sources import load_rows
 from qpeft.training.tasks.labelled_data import collect_labels, hold_out, label_name
 from qpeft.training.tasks.text_classification import TextClassification
 
-pytestmark = pytest.mark.filterwarnings("ignore:the base model has no weights for")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the base model has no weights for"),
+    pytest.mark.filterwarnings("ignore:.* are also training data"),
+]
 
 
 @pytest.fixture

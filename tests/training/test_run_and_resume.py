@@ -11,6 +11,7 @@ from qpeft.errors import CheckpointError, ConfigError, DataError, InputError, Tr
 from qpeft.training import callbacks, outputs, train
 from qpeft.training.checkpoints import last_complete, step_of
 from qpeft.training.metrics_log import read_rows
+from qpeft.training.run_folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
@@ -403,3 +404,14 @@ def test_result_of_a_language_model_keeps_its_format(settings):
     assert list(stored["after"]) == ["nats", "n_tokens", "n_bytes"]
     assert (result.trainable_head, result.task) == (0, "causal-lm")
     assert not (result.adapter / "task.json").exists()
+
+
+def test_run_with_another_tokenizer_or_image_processor_is_refused_unless_0_1_began_it(settings, tmp_path):
+    folder, asked = RunFolder(tmp_path), settings()
+    folder.claim(asked, {"base": "b", "tokenizer": "t"})
+    with pytest.raises(CheckpointError, match="other identity: tokenizer was 't', now 'u'"):
+        folder.claim(asked, {"base": "b", "tokenizer": "u"})
+    (tmp_path / "of-0-1").mkdir()
+    folder = RunFolder(tmp_path / "of-0-1")
+    folder.claim(asked, {"base": "b"})
+    folder.claim(asked, {"base": "b", "tokenizer": "u"})

@@ -36,6 +36,24 @@ def test_jsonl_json_csv_and_parquet_give_the_same_rows(tmp_path):
     assert load(write(tmp_path / "b.csv", "text\n" + "\n".join(words))) == [{"text": word} for word in words]
 
 
+@pytest.mark.parametrize("suffix", ["txt", "csv", "parquet"])
+def test_path_is_literal_and_no_pattern(tmp_path, suffix):
+    def put(name, text):
+        file = tmp_path / f"{name}.{suffix}"
+        if suffix == "parquet":
+            parquet.write_table(pyarrow.table({"text": [text]}), file)
+        else:
+            write(file, text if suffix == "txt" else f"text\n{text}\n")
+        return file
+
+    put("data1", "other")
+    put("ab", "third")
+    bracket, star = put("data[1]", "mine"), put("a*", "second")
+    assert load(bracket) == [{"text": "mine"}]
+    assert load(star) == [{"text": "second"}]
+    assert [row["text"] for row in load(tmp_path)] == ["second", "third", "other", "mine"]
+
+
 def test_files_of_a_folder_are_read_in_order_of_name(tmp_path):
     write(tmp_path / "b.txt", "second")
     write(tmp_path / "a.jsonl", '{"text": "first"}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -76,12 +77,34 @@ def evaluate(
     record = _record(folder, run.get("task"))
     settings = TrainSettings(model=base_name, data=data, out="", **{**run, **({"task": record.task} if record else {})})
     settings.check()
+    if adapter is not None:
+        _warn_of_training_data(adapter, settings)
     lines = _lines(settings) if padded else []
     labels = _classes(settings, folder, record)
     task = task_class(settings.task)(settings, 0 if folder is None else virtual_tokens(folder), labels)
     scores = _score(task, settings.batch_size, folder, lines)
     found = {"model": base_name, "adapter": folder, "data": data, "task": settings.task}
     return Answer({**found, **_metrics(scores)}, lambda console: _show(console, scores))
+
+
+def _warn_of_training_data(run: Path, settings: TrainSettings) -> None:
+    """Warn if the data are those that the run in this folder, if it is a run folder, was trained on, or a copy."""
+    from qpeft.training.run_folder import RunFolder
+    from qpeft.training.sources import content_hash, has_validation_split, is_local
+    from qpeft.training.task_types import TASKS
+    from qpeft.training.tasks.images import has_validation_images
+
+    if not (folder := RunFolder(run)).config.is_file():
+        return
+    data, trained = settings.data, folder.settings().data
+    is_copy = is_local(data) and Path(trained).expanduser().exists() and content_hash(trained) == content_hash(data)
+    has_validation = has_validation_images if TASKS[settings.task].has_images else has_validation_split
+    if (is_copy or trained == data) and not has_validation(data):
+        warnings.warn(
+            f"{data} are the training data of {run}: the metrics of the adapter describe learned examples, except for "
+            "the part that the run held out",
+            stacklevel=2,
+        )
 
 
 def _record(folder: Path | None, wanted: str | None) -> TaskRecord | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import traceback
 from collections.abc import Callable
@@ -84,6 +85,20 @@ class Cell(_Frozen):
     @property
     def cell_id(self) -> str:
         return cell_id(self.study, self.method, self.hash, self.name)
+
+    def owns(self, row: Row) -> bool:
+        """Whether `row` is of this method, learning rate, seed or trial, base, tokenizer and data."""
+        spec, config, base = self.spec, row.method_config, self.recipe.base
+        if row.base.tokenizer_sha256 not in (None, base.tokenizer_sha256):
+            return False
+        found, expected = (
+            json.dumps([part.method, part.host, part.settings, part.backend, part.hash, *others], sort_keys=True)
+            for part, others in (
+                (config, (row.name, row.seed, row.train.lr, row.base.sha256, row.data.sha256)),
+                (spec, (self.name, self.seed, self.lr, base.sha256, self.recipe.data.sha256)),
+            )
+        )
+        return found == expected
 
     @property
     def steps(self) -> int:

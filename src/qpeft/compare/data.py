@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,12 @@ from qpeft.compare.study import Study
 from qpeft.errors import ConfigError, DataError
 from qpeft.files import read_json, replace_file, replace_folder, write_json, write_text
 from qpeft.training.sources import (
-    BUILT_IN,
     Columns,
+    content_hash,
+    count_shared,
     has_validation_split,
-    is_local,
     load_examples,
     load_rows,
-    local_path,
 )
 from qpeft.training.task_types import TASKS
 from qpeft.training.tasks.images import has_validation_images, image_bytes, load_images, open_image
@@ -89,21 +90,8 @@ def _origin(study: Study) -> dict[str, Any]:
     return {
         **{name: getattr(study, name) for name in ("task", "data", "eval_data", "test_data", "general_data")},
         **{name: getattr(study.training, name) for name in columns},
-        "contents": [_content_hash(source) for source in sources if source is not None],
+        "contents": [content_hash(source) for source in sources if source is not None],
     }
-
-
-def _content_hash(source: str) -> str | None:
-    """Hash of a local source's files; None for a data set of the hub, or a built-in text."""
-    if source in BUILT_IN or not is_local(source):
-        return None
-    path = local_path(source)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    sha = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as opened:
-            sha.update(hashlib.file_digest(opened, "sha256").digest())
-    return sha.hexdigest()
 
 
 def _has_images(study: Study) -> bool:
@@ -119,13 +107,29 @@ def _file_name(study: Study, part: str) -> str:
 
 
 def _write_parts(study: Study, target: Path) -> None:
-    for part, rows in zip(PARTS, _split(study), strict=True):
+    parts = dict(zip(PARTS, _split(study), strict=True))
+    for part, rows in parts.items():
         if not rows:
             raise DataError(f"{study.data} leaves nothing for {part}; give more data, or other data for it")
+    for part, rows in parts.items():
         write = _write_images if _has_images(study) else _write_rows
         write(target / _file_name(study, part), rows)
     if _has_general_text(study):
         _write_rows(target / _GENERAL, _read(study, str(study.general_data), "validation"))
+
+
+def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]) -> None:
+    """Raise DataError if all of `others` are also in `rows`, and warn if some are. White space does not count."""
+    n_shared, n = count_shared(map(_content(study), rows), map(_content(study), others))
+    if n_shared == n:
+        raise DataError(
+            f"the {other} data are a copy or a part of the {one} data: a comparison needs separate data; set eval_data "
+            "and test_data to other data, or leave them out"
+        )
+    if n_shared:
+        warnings.warn(
+            f"{n_shared} of {n} rows of the {other} data are also in the {one} data; remove them", stacklevel=1
+        )
 
 
 def _split(study: Study) -> tuple[list[Any], list[Any], list[Any]]:
@@ -135,6 +139,9 @@ def _split(study: Study) -> tuple[list[Any], list[Any], list[Any]]:
     source = study.eval_data or (study.data if has_validation(study.data) else None)
     given_validation = _read(study, source, "validation") if source else None
     given_test = _read(study, study.test_data, "validation") if study.test_data else None
+    given = {"training": rows, "validation": given_validation, "test": given_test}
+    for one, other in combinations((part for part in given if given[part] is not None), 2):
+        _refuse_copy(study, one, given[one] or [], other, given[other] or [])
     if given_validation is not None and given_test is not None:
         return rows, given_validation, given_test
     groups = _groups(study, rows)
@@ -173,6 +180,15 @@ def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
     key = image_bytes if _has_images(study) else str
     found = _group_by(rows, lambda row: key(row[content]))
     return sorted(found, key=lambda group: str(group[0][label]))
+
+
+def _content(study: Study) -> Callable[[Any], Any]:
+    """The part of a row by which copies are found."""
+    if study.is_language_model:
+        return lambda row: " ".join(row["text"].split()) if "text" in row else json.dumps(row, sort_keys=True)
+    if _has_images(study):
+        return lambda row: hashlib.sha256(image_bytes(row[0])).digest()
+    return lambda row: " ".join(str(row["text"]).split())
 
 
 def _document(row: Any) -> Any:

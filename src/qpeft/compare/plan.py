@@ -22,7 +22,7 @@ from qpeft.demo import base_model
 from qpeft.errors import ConfigError
 from qpeft.files import output_folder
 from qpeft.methods import Trains
-from qpeft.training.base_model import block_length, fingerprint, load_config
+from qpeft.training.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
 from qpeft.training.methods import virtual_tokens
 from qpeft.training.task_types import TASKS
 
@@ -120,6 +120,7 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
             sha256=base_sha,
             params_total=sum(p.numel() for p in base.parameters()),
             dtype=study.training.dtype,
+            tokenizer_sha256=tokenizer_fingerprint(model, config),
         ),
         data=split_data(study, folder),
         task=study.task,
@@ -130,6 +131,7 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
         first_seed=study.seeds[0],
         reference=next(spec for spec in study.methods if spec.key == study.reference),
     )
+    _check_tokenizer(recipe.base, folder)
     return Plan(folder, _resolve(study, recipe, counted, blocks, command), recipe)
 
 
@@ -150,6 +152,17 @@ def _check_folder(study: Study, folder: Path) -> None:
     for name, value in was.items():
         if (now := study.name if name == "study" else getattr(study, name)) != value:
             raise ConfigError(f"{folder} holds a study with {name} {value!r}, not {now!r}; name another folder")
+
+
+def _check_tokenizer(base: Base, folder: Path) -> None:
+    """Refuse a folder whose study had another tokenizer or image processor; qpeft 0.1 did not record it."""
+    if not (folder / STUDY).exists():
+        return
+    if read_study(folder).base.tokenizer_sha256 not in (None, base.tokenizer_sha256):
+        raise ConfigError(
+            f"{folder} holds a study with other tokenizer or image processor files of the base model; restore them, or "
+            "name another folder"
+        )
 
 
 def _check_encoder(study: Study) -> None:

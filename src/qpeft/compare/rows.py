@@ -63,6 +63,7 @@ class Base(Part):
     sha256: str = ""
     dtype: str = ""
     params_total: int = 0
+    tokenizer_sha256: str | None = None  # of the tokenizer or image processor; 0.1 did not record it
 
 
 class Data(Part):
@@ -275,10 +276,13 @@ def row_from_json(values: Any) -> Row:
     if missing := _KEYS - values.keys():
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     try:
-        return Row.model_validate({k: v for k, v in _without_nan(values).items() if k != "schema"})
+        row = Row.model_validate({k: v for k, v in _without_nan(values).items() if k != "schema"})
     except ValidationError as error:
         first = error.errors()[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if row.cell_id != cell_id(row.study, row.method, row.method_config.hash, row.name):
+        raise ValueError(f"cell_id {row.cell_id!r} is not that of its study, method and hash")
+    return row
 
 
 def read_rows(folder: Path) -> dict[str, Row]:
@@ -319,7 +323,10 @@ def line_of(row: Row) -> str:
 
 def _read_file(path: Path) -> Row:
     try:
-        return row_from_json(read_json(path))
+        row = row_from_json(read_json(path))
+        if path.with_suffix("").parts[-4:] != tuple(row.cell_id.split("/")):
+            raise ValueError(f"it is the row of another cell, {row.cell_id}")
+        return row
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it, and its cell runs again") from error
 

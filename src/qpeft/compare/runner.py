@@ -157,7 +157,7 @@ class _Run:
     def _is_done(self, cell: Cell) -> bool:
         """Whether the cell has a row that is kept; a row of `reuse` is copied first."""
         row = self._file.rows.get(cell.cell_id) or self._adopt(cell)
-        if row is None or row.status in self._retry or row.train.lr != cell.lr:
+        if row is None or row.status in self._retry or not cell.owns(row):
             return False
         return row.status != "skipped" or bool(cell.impossible)
 
@@ -166,8 +166,7 @@ class _Run:
         if cell.impossible or cell.role == "cost":
             return None
         for row in (*self._file.rows.values(), *self._others.values()):
-            is_equal = (row.method_config.hash, row.name, row.train.lr) == (cell.hash, cell.name, cell.lr)
-            if is_equal and row.succeeded:
+            if row.succeeded and cell.owns(row):
                 ours = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "role": cell.role}
                 self._file.append(row.updated(**ours, label=cell.spec.label))
                 return self._file.rows[cell.cell_id]

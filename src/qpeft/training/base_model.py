@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Loaded = TypeVar("Loaded")
 
 _LONGEST_DEFAULT = 512
+_ADAPTER = "adapter_config.json"
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+_OF_TOKENIZERS = (".json", ".txt", ".model", ".jinja")
 
 
 def load_config(model: str) -> PretrainedConfig:
@@ -37,11 +40,35 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
 
 
 def load_model(model: str, dtype: str = "float32") -> PreTrainedModel:
-    """The causal language model of a folder or hub id. Raises InputError if there is none."""
-    import torch
+    """The causal language model of a folder or hub id. Raises InputError if there is none, or if it lacks weights."""
     from transformers import AutoModelForCausalLM
 
-    return load(AutoModelForCausalLM.from_pretrained, model, dtype=getattr(torch, dtype))
+    loaded, lacking, others = load_weights(AutoModelForCausalLM, model, dtype)
+    refuse_lacking(model, lacking | others)
+    return loaded
+
+
+def load_weights(auto_class: Any, model: str, dtype: str, **options: Any) -> tuple[Any, set[str], set[str]]:
+    """The model, and the names of tensors that transformers made random: the base lacks them; has another shape.
+
+    A base for which this is not expected must be refused with `refuse_lacking`. Raises InputError if there is no model.
+    """
+    import torch
+
+    options |= {"dtype": getattr(torch, dtype), "ignore_mismatched_sizes": True, "output_loading_info": True}
+    loaded, info = load(auto_class.from_pretrained, model, **options)
+    lacking = {key for key in info["missing_keys"] if loaded.get_parameter_or_buffer(key).is_floating_point()}
+    return loaded, lacking, {key for key, *_ in info["mismatched_keys"]}
+
+
+def refuse_lacking(model: str, names: Collection[str]) -> None:
+    """Raise InputError if there are `names` of tensors without weights."""
+    if names:
+        shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+        raise InputError(
+            f"the base model {model!r} has no weights of the right shape for {len(names)} of its tensors ({shown}), "
+            "which would be random; copy or download the model again, or name another base model"
+        )
 
 
 def load(loader: Callable[..., Loaded], model: str, **options: Any) -> Loaded:
@@ -49,6 +76,11 @@ def load(loader: Callable[..., Loaded], model: str, **options: Any) -> Loaded:
     path = Path(model).expanduser()
     if looks_like_path(model) and not path.exists():
         raise InputError(f"no model folder {model}: {explain_missing(model)}")
+    if (path / _ADAPTER).is_file():
+        raise InputError(
+            f"{model} has an {_ADAPTER}, which transformers would load in addition to the base; name the folder of the "
+            "base model alone, and an adapter with --adapter"
+        )
     try:
         return loader(str(path) if path.is_dir() else model, **options)
     except (OSError, ValueError) as error:
@@ -90,8 +122,24 @@ def fingerprint(model: str, config: PretrainedConfig) -> str:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return f"commit:{getattr(config, '_commit_hash', None)}"
+    weights = [*folder.glob("*.safetensors")]
+    if not any((folder / name).is_file() for name in _SAFETENSORS):  # which transformers reads if it is there
+        weights += folder.glob("*.bin")
+    return _hash_of([folder / "config.json", *weights])
+
+
+def tokenizer_fingerprint(model: str, config: PretrainedConfig) -> str:
+    """Identifies the tokenizer or image processor of the base, and its generation config, in the same way."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return fingerprint(model, config)
+    others = [file for file in folder.iterdir() if file.suffix in _OF_TOKENIZERS and file.is_file()]
+    return _hash_of(file for file in others if file.name != "config.json" and not file.name.endswith(".index.json"))
+
+
+def _hash_of(files: Iterable[Path]) -> str:
     sha = hashlib.sha256()
-    for file in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
+    for file in sorted(files):
         with file.open("rb") as opened:
             sha.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
     return f"sha256:{sha.hexdigest()}"

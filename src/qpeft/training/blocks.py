@@ -12,7 +12,7 @@ import numpy as np
 from qpeft.errors import DataError
 from qpeft.training.encoding import Tokens, encode, end_of_text, join
 from qpeft.training.settings import TrainSettings
-from qpeft.training.sources import Columns, Row, has_validation_split, load_examples
+from qpeft.training.sources import Columns, Row, has_validation_split, load_examples, warn_of_shared
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +53,7 @@ def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedToke
     train = [block for block in train if "text" not in rows[0] or len(block.ids) == seq_len]
     if not train or not evaluation:
         raise DataError(_too_little_data(settings.data, rows, seq_len, tokenizer))
+    warn_of_shared("evaluation blocks", *([block.ids.tobytes() for block in part] for part in (train, evaluation)))
     return Blocks(train, spread(settings.eval_blocks or 0, evaluation))
 
 

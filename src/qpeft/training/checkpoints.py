@@ -30,7 +30,7 @@ def step_of(checkpoint: Path) -> int:
 
 def seal(checkpoint: Path) -> None:
     """Mark a checkpoint as complete when all its files are on disk; then `prune`."""
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    files = _files(checkpoint)
     sync_all(checkpoint)
     lines = [f"{file_hash(file)}{_BETWEEN}{file.relative_to(checkpoint).as_posix()}\n" for file in files]
     write_text(checkpoint / _MARKER, "".join(lines))
@@ -44,8 +44,12 @@ def last_complete(folder: Path) -> Path | None:
 
 
 def find_damaged(checkpoint: Path) -> str | None:
-    """The name of a file whose SHA-256 has changed, if there is one."""
-    return next((name for name, digest in _hashes(checkpoint).items() if file_hash(checkpoint / name) != digest), None)
+    """The name of a file whose SHA-256 has changed, if there is one; of `complete` if it lacks a file."""
+    hashes = _hashes(checkpoint)
+    files = {file.relative_to(checkpoint).as_posix() for file in _files(checkpoint) if not file.name.startswith(".")}
+    if not files <= {_MARKER, *hashes}:
+        return _MARKER
+    return next((name for name, digest in hashes.items() if file_hash(checkpoint / name) != digest), None)
 
 
 def prune(folder: Path) -> None:
@@ -54,6 +58,10 @@ def prune(folder: Path) -> None:
     for checkpoint in _all(folder):
         if checkpoint not in kept:
             remove_folder(checkpoint)
+
+
+def _files(checkpoint: Path) -> list[Path]:
+    return sorted(path for path in checkpoint.rglob("*") if path.is_file())
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -55,6 +55,7 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
         task = task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
     progress.on_stage("Loading the base model")
     identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
+    identity["tokenizer"] = base.tokenizer_fingerprint(settings.model, task.config)
     if sha := methods.file_sha256(settings.method):
         identity["method"] = sha
     set_seed(settings.seed)

@@ -87,6 +87,8 @@ class RunFolder:
         if part == "settings":
             defaults = {f.name: f.default for f in fields(TrainSettings) if f.default is not MISSING}
             recorded = _compared({**defaults, "backend_settings": {}, **recorded})  # an earlier version had fewer
+        else:
+            recorded = {"tokenizer": wanted.get("tokenizer"), **recorded}  # 0.1 did not record it
         changed = [
             f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}"
             for name in sorted({*recorded, *wanted} - {*_FREE_TO_CHANGE})

@@ -9,9 +9,11 @@ A row is a dict in one of three formats, which its columns determine:
 
 from __future__ import annotations
 
+import glob
+import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import DataError
-from qpeft.files import parse_json
+from qpeft.files import file_hash, parse_json
 from qpeft.training.local_paths import explain_missing, looks_like_path
 
 Row = dict[str, Any]
@@ -109,6 +111,32 @@ def has_validation_split(source: str) -> bool:
     return source not in BUILT_IN and not is_local(source) and "validation" in hub_splits(source)
 
 
+def warn_of_shared(what: str, training: Iterable[bytes], others: Iterable[bytes]) -> None:
+    """Warn if a tenth of the contents, such as the bytes of an example, of the data `what` are also training data."""
+    n_shared, n = count_shared(training, others)
+    if n_shared > n // 10:
+        warnings.warn(
+            f"{n_shared} of {n} {what} are also training data, so the metrics describe learned examples; give other "
+            "data to measure generalization",
+            stacklevel=1,
+        )
+
+
+def count_shared(training: Iterable[Any], others: Iterable[Any]) -> tuple[int, int]:
+    """How many of `others` are in `training`, and how many there are."""
+    known, found = set(training), list(others)
+    return sum(item in known for item in found), len(found)
+
+
+def content_hash(source: str) -> str | None:
+    """Hash of a local source's files; None for a data set of the hub, or a built-in text."""
+    if source in BUILT_IN or not is_local(source):
+        return None
+    path = local_path(source)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256(b"".join(bytes.fromhex(file_hash(file)) for file in files)).hexdigest()
+
+
 def _files(path: Path) -> list[Path]:
     """The file itself, or the supported files of a folder, sorted by name."""
     allowed = f"files must end in one of {', '.join(_READERS)}"
@@ -137,7 +165,8 @@ def _read(file: Path, headerless: Sequence[str]) -> list[Row]:
     if kind == "json":
         return _read_json(file)
     try:
-        return list(load_dataset(kind, data_files=str(file), split="train", streaming=True, **options))
+        path = glob.escape(str(file))  # `datasets` reads it as a pattern
+        return list(load_dataset(kind, data_files=path, split="train", streaming=True, **options))
     except Exception as error:  # each reader raises its own types
         raise DataError(f"cannot read {file} as {kind}: {_root_cause(error)}") from error
 

@@ -13,6 +13,7 @@ from qpeft.training import base_model as base
 from qpeft.training.blocks import spread
 from qpeft.training.metrics import ClassificationScore, classification_loss, evaluate_classifier
 from qpeft.training.settings import TrainSettings
+from qpeft.training.sources import warn_of_shared
 from qpeft.training.tasks.classifier import check_can_classify, class_names, is_classifier, load_classifier
 from qpeft.training.tasks.labelled_data import Labelled, collect_labels, hold_out
 from qpeft.training.tasks.record import TaskRecord
@@ -50,6 +51,8 @@ class Classification(Task):
         else:
             train, evaluation = hold_out(train, settings.data)
         self.labels = collect_labels((name for _, name in train), settings.data, class_names(self.config))
+        contents = ([self._digest(content) for content, _ in part] for part in (train, evaluation))
+        warn_of_shared("evaluation examples", *contents)
         self.train = self._examples(train, settings.data)
         self.evaluation = spread(settings.eval_blocks or 0, self._examples(evaluation, validation or settings.data))
 
@@ -77,7 +80,7 @@ class Classification(Task):
     def sha256(self) -> str:
         sha = hashlib.sha256("\0".join(self.labels).encode())
         for content, index in (*self.train, *self.evaluation):
-            sha.update(hashlib.sha256(self.content_bytes(content)).digest() + index.to_bytes(8, "little"))
+            sha.update(self._digest(content) + index.to_bytes(8, "little"))
         return sha.hexdigest()
 
     def load_base(self) -> PreTrainedModel:
@@ -94,6 +97,9 @@ class Classification(Task):
 
     def describe(self, folder: Path) -> None:
         self.record().write(folder)
+
+    def _digest(self, content: Any) -> bytes:
+        return hashlib.sha256(self.content_bytes(content)).digest()
 
     def _examples(self, rows: Sequence[Labelled], source: str) -> list[Example]:
         index = {name: i for i, name in enumerate(self.labels)}

@@ -32,24 +32,24 @@ def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Cl
     """The base with a head for `record.labels`, the head in float32.
 
     The base keeps its own head if it is for the same classes in the same order. Otherwise a new head is initialized
-    from `seed`, equally on every device. Raises InputError if the base cannot classify.
+    from `seed`, equally on every device. Raises InputError if the base cannot classify, or lacks other weights.
     """
     config = base.load_config(model)
-    loaded, info = base.load(
-        _auto_class(record.task).from_pretrained,
+    loaded, lacking, others = base.load_weights(
+        _auto_class(record.task),
         model,
-        dtype=getattr(torch, dtype),
+        dtype,
         num_labels=len(record.labels),
         id2label=dict(enumerate(record.labels)),
         label2id={name: index for index, name in enumerate(record.labels)},
         problem_type="single_label_classification",
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
     )
     if record.pad_token_id is not None:
         loaded.config.get_text_config().pad_token_id = record.pad_token_id  # by which a decoder finds the last token
     head = find_head(loaded)
-    new = _modules_of(loaded, {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    has_own_head = is_classifier(config) and record.labels == class_names(config)
+    new = set() if has_own_head else _new_modules(loaded, lacking, others, head)
+    base.refuse_lacking(model, {key for key in lacking | others if _module_of(loaded, key) not in new})
     if record.labels != class_names(config):
         new |= {*head}
     if missing := sorted(new - {*head}):
@@ -117,10 +117,19 @@ def init_modules(model: PreTrainedModel, names: Sequence[str], seed: int) -> Non
                         module.bias.zero_()
 
 
-def _modules_of(model: PreTrainedModel, keys: set[str]) -> set[str]:
-    """The modules of missing tensors, given by their keys: a part of the head, or a child of the body."""
-    prefix = model.base_model_prefix
-    return {".".join(key.split(".")[: 2 if key.split(".")[0] == prefix else 1]) for key in keys}
+def _new_modules(model: PreTrainedModel, lacking: set[str], others: set[str], head: Sequence[str]) -> set[str]:
+    """The modules that are expected to be new: a head, or the body's pooler, which language models are saved without.
+
+    They have no tensor in the base, or only tensors for another number of classes.
+    """
+    found = {name for key in lacking | others if (name := _module_of(model, key)) in head or name.endswith(".pooler")}
+    parts = {name: {key for key in model.state_dict() if _module_of(model, key) == name} for name in found}
+    return {name for name in found if not parts[name] & lacking or parts[name] <= lacking | others}
+
+
+def _module_of(model: PreTrainedModel, key: str) -> str:
+    """The module of a tensor: a part of the head, or a child of the body."""
+    return ".".join(key.split(".")[: 2 if key.split(".")[0] == model.base_model_prefix else 1])
 
 
 def _to_float32(model: Any, names: Sequence[str]) -> None:
