@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 
 import pytest
 import torch
@@ -121,14 +122,30 @@ def test_compact_checkpoint_gives_the_same_logits(llama, make, ids, adapters, tm
         pytest.skip("not an option of attached adapters")
     model = make()
     qpeft.save(model, tmp_path / "compact")
-    if variant.method == "qaa" and "adapter_name" in options:
-        with pytest.raises(CheckpointError, match="does not contain this adapter"):  # saved with its name
-            qpeft.load(llama, tmp_path / "compact", **options)
-        return
     loaded = qpeft.load(llama, tmp_path / "compact", **options).eval()
     assert_equal_logits(adapters, ids, loaded, model)
     trained = sum(p.numel() for p in loaded.parameters() if p.requires_grad)
     assert trained == (model.get_nb_trainable_parameters()[0] if "is_trainable" in options else 0)
+
+
+# an ordinary name, a module of the base, and parts of the names of tensors
+@pytest.mark.parametrize("name", ["en", "self_attn", "angles", "c"])
+@pytest.mark.parametrize("variant", TUNERS, indirect=True)
+def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, name, variant):
+    first, second = make(), variant.move(make(moved=False), seed=2)
+    first.save_pretrained(tmp_path / "first")
+    second.save_pretrained(tmp_path / "second")
+    model = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "first", adapter_name=name).eval()
+    model.load_adapter(tmp_path / "second", "other")
+    assert_equal_logits(adapters, ids, model, first)
+    model.set_adapter("other")
+    assert_equal_logits(adapters, ids, model, second)
+    model.save_pretrained(tmp_path / "both", selected_adapters=["other"])
+    again = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "both" / "other").eval()
+    again.load_adapter(tmp_path / "first", name)
+    assert_equal_logits(adapters, ids, again, second)
+    again.set_adapter(name)
+    assert_equal_logits(adapters, ids, again, first)
 
 
 @pytest.mark.parametrize("variant", TUNERS, indirect=True)
@@ -344,6 +361,24 @@ def test_dropout_acts_only_in_training(make, ids, adapters, variant):
 
 
 # -- training
+
+
+def test_inference_mode_before_training_changes_no_gradient(make, ids, adapters):
+    def gradients(infers):
+        torch.manual_seed(0)
+        model = make()
+        for module in [module for name, module in sys.modules.items() if name.startswith("qpeft.")]:
+            for function in vars(module).values():
+                getattr(function, "cache_clear", lambda: None)()
+        if infers:
+            with torch.inference_mode():
+                model(input_ids=ids)
+        model(input_ids=ids, labels=ids).loss.backward()
+        return adapters.gradients(model)
+
+    expected, found = gradients(infers=False), gradients(infers=True)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
 
 
 def test_trainer_resumes_to_the_same_parameters(make, adapters, ids, tmp_path, variant):

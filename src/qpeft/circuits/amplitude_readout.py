@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.ansatz import ring_pairs
+from qpeft.circuits.numerics import cached_tables
 
 
 class Ring(NamedTuple):
@@ -44,19 +45,17 @@ class Flip(NamedTuple):
         return views
 
 
-@lru_cache(maxsize=64)
+@cached_tables()
 def ring_tables(n_qubits: int, device: torch.device) -> Ring:
-    with torch.device("cpu"):  # cached: independent of the caller's default device
-        target = torch.tensor(_ring(n_qubits))
-        return Ring(target.argsort().to(device), target.to(device))
+    target = torch.tensor(_ring(n_qubits))
+    return Ring(target.argsort().to(device), target.to(device))
 
 
-@lru_cache(maxsize=64)
+@cached_tables()
 def sign_table(n_qubits: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(N, 2**N) of +-1: Z of every wire behind the ring, on R j for basis index j."""
-    with torch.device("cpu"):
-        bits = torch.tensor(_ring(n_qubits)) >> torch.arange(n_qubits - 1, -1, -1)[:, None] & 1
-        return (1 - 2 * bits).to(device, dtype)
+    bits = torch.tensor(_ring(n_qubits)) >> torch.arange(n_qubits - 1, -1, -1)[:, None] & 1
+    return (1 - 2 * bits).to(device, dtype)
 
 
 @lru_cache(maxsize=64)
@@ -67,14 +66,13 @@ def flip_table(n_qubits: int) -> tuple[Flip, ...]:
     return tuple(_flip([bits >> (n_qubits - 1 - wire) & 1 == 1 for wire in range(n_qubits)]) for bits in flipped)
 
 
-@lru_cache(maxsize=64)
+@cached_tables()
 def flip_signs(n_qubits: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """The signs (F, N) of all wires' flips, and the wire of each flip, one-hot (F, N)."""
     flips = flip_table(n_qubits)
     owners = [[wire == owner for wire in range(n_qubits)] for owner, flip in enumerate(flips) for _ in flip.signs]
-    with torch.device("cpu"):
-        signs = torch.tensor([row for flip in flips for row in flip.signs])
-        return signs.to(device, dtype), torch.tensor(owners).to(device, dtype)
+    signs = torch.tensor([row for flip in flips for row in flip.signs])
+    return signs.to(device, dtype), torch.tensor(owners).to(device, dtype)
 
 
 def _flip(flipped: list[bool]) -> Flip:

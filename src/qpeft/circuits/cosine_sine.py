@@ -12,12 +12,12 @@ block, so V2 multiplies zeros at the top level: `qsd` omits it, `qsd_full` keeps
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from qpeft.circuits.counting import leading_block, part_sizes
+from qpeft.circuits.numerics import cached_tables
 from qpeft.circuits.two_design import two_design_columns
 from qpeft.circuits.two_design_apply import two_design_apply
 
@@ -60,10 +60,9 @@ def _cosine_sine(c: Tensor, n2: int) -> tuple[Tensor, Tensor]:
     return half.cos()[:, None], half.sin()[:, None]
 
 
-@lru_cache(maxsize=64)
+@cached_tables()
 def _bits(n2: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Row 0 is one, row 1 + b is bit b of the column's number: (1 + ceil(log2 N2), N2)."""
-    with torch.device("cpu"):  # cached: independent of the caller's default device
-        place = torch.arange((n2 - 1).bit_length())[:, None]
-        bits = (torch.arange(n2) >> place) & 1
-        return torch.cat([torch.ones(1, n2), bits]).to(device, dtype)
+    place = torch.arange((n2 - 1).bit_length())[:, None]
+    bits = (torch.arange(n2) >> place) & 1
+    return torch.cat([torch.ones(1, n2), bits]).to(device, dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,7 @@ from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, l
 from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
-from qpeft.circuits.numerics import full_precision, has_nonfinite
+from qpeft.circuits.numerics import cached_tables, full_precision, has_nonfinite
 from qpeft.errors import ConfigError
 
 # measured with benchmarks/bench.py --only circuits large_circuits
@@ -67,12 +65,11 @@ def _check(angles: Tensor) -> None:
         raise ConfigError(f"circuit angles contain NaN or Inf at layer {layer}, wire {wire}")
 
 
-@cache
+@cached_tables()
 def _half_tables(n_qubits: int, device: torch.device) -> KronTables:
-    with torch.device("cpu"):  # cached: independent of the caller's default device
-        halves = torch.arange(n_qubits).tensor_split(2)
-        blocks = [Block(tuple(half.tolist()), torch.arange(2 ** len(half))) for half in halves]
-        return kron_tables(blocks, n_qubits, device)
+    halves = torch.arange(n_qubits).tensor_split(2)
+    blocks = [Block(tuple(half.tolist()), torch.arange(2 ** len(half))) for half in halves]
+    return kron_tables(blocks, n_qubits, device)
 
 
 @full_precision

@@ -23,7 +23,6 @@ in the backward pass: memory is p and its gradient at any depth, and cost grows 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source
-from qpeft.circuits.numerics import full_precision
+from qpeft.circuits.numerics import cached_tables, full_precision
 
 MAX_PIECE = 5  # wires in one dense matrix
 
@@ -63,17 +62,16 @@ def product_terms(angles: Tensor) -> Terms:
     return Terms(left.view(2 ** (a - 2), 2, 2, -1), right.mT.reshape(2, -1, len(right)), turn.view(2, 2, 2))
 
 
-@cache
+@cached_tables()
 def _tables(n_qubits: int, device: torch.device) -> tuple[KronTables, int]:
     """Tables for one layer's matrices: of A's last wire, of its other wires, of B; and the number for its others."""
-    with torch.device("cpu"), torch.inference_mode(False):  # cached, also for training: independent of the caller
-        a = n_qubits // 2
-        turn, others, of_b = (
-            Block((a - 1,), torch.tensor([0, 1, 1, 0])),
-            _chain(range(a - 1)),
-            _chain(range(a, n_qubits)),
-        )
-        return kron_tables([turn, *others, *of_b], n_qubits, device), len(others)
+    a = n_qubits // 2
+    turn, others, of_b = (
+        Block((a - 1,), torch.tensor([0, 1, 1, 0])),
+        _chain(range(a - 1)),
+        _chain(range(a, n_qubits)),
+    )
+    return kron_tables([turn, *others, *of_b], n_qubits, device), len(others)
 
 
 def _chain(wires: range) -> list[Block]:

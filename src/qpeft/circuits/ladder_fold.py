@@ -15,7 +15,6 @@ gradients of all angles are two batched products at the end.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source, turn_tables
-from qpeft.circuits.numerics import full_precision
+from qpeft.circuits.numerics import cached_tables, full_precision
 
 
 class _Tables(NamedTuple):
@@ -32,19 +31,18 @@ class _Tables(NamedTuple):
     turns_b: Tensor  # (4**b, b)
 
 
-@cache
+@cached_tables()
 def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    with torch.device("cpu"):  # cached: independent of the caller's default device
-        a = n_qubits // 2
-        wires_a, wires_b = (a - 1, *range(a - 1)), tuple(range(a, n_qubits))
-        gray_b = ladder_source(n_qubits - a)
-        top_b = 2 ** (n_qubits - a - 1)
-        blocks = [
-            Block(wires_a, _rotated_ladder_source(a)),
-            Block(wires_b, torch.cat([gray_b, gray_b ^ top_b])),  # s = 0, then s = 1
-        ]
-        turns = (turn_tables(wires, dtype, device) for wires in (wires_a, wires_b))
-        return _Tables(kron_tables(blocks, n_qubits, device), *turns)
+    a = n_qubits // 2
+    wires_a, wires_b = (a - 1, *range(a - 1)), tuple(range(a, n_qubits))
+    gray_b = ladder_source(n_qubits - a)
+    top_b = 2 ** (n_qubits - a - 1)
+    blocks = [
+        Block(wires_a, _rotated_ladder_source(a)),
+        Block(wires_b, torch.cat([gray_b, gray_b ^ top_b])),  # s = 0, then s = 1
+    ]
+    turns = (turn_tables(wires, dtype, device) for wires in (wires_a, wires_b))
+    return _Tables(kron_tables(blocks, n_qubits, device), *turns)
 
 
 def _rotated_ladder_source(n: int) -> Tensor:

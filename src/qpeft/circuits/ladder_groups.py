@@ -8,7 +8,6 @@ gradient.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source, turn_tables
-from qpeft.circuits.numerics import full_precision
+from qpeft.circuits.numerics import cached_tables, full_precision
 
 MAX_GROUP = {torch.float32: 5, torch.float64: 4}  # wires; measured: larger groups cost more than they save
 
@@ -26,18 +25,15 @@ class _Tables(NamedTuple):
     turns: tuple[Tensor, ...]  # per group (4**k, k)
 
 
-@cache
+@cached_tables()
 def _tables(n_qubits: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    with torch.device("cpu"):  # cached: independent of the caller's default device
-        groups = torch.arange(n_qubits).tensor_split(-(-n_qubits // MAX_GROUP[dtype]))
-        wires = [tuple(group.tolist()) for group in groups]
-        blocks = [Block(group, torch.arange(2 ** len(group))) for group in wires]
-        return _Tables(
-            kron_tables(blocks, n_qubits, device), tuple(turn_tables(group, dtype, device) for group in wires)
-        )
+    groups = torch.arange(n_qubits).tensor_split(-(-n_qubits // MAX_GROUP[dtype]))
+    wires = [tuple(group.tolist()) for group in groups]
+    blocks = [Block(group, torch.arange(2 ** len(group))) for group in wires]
+    return _Tables(kron_tables(blocks, n_qubits, device), tuple(turn_tables(group, dtype, device) for group in wires))
 
 
-@lru_cache(maxsize=4)  # bounded: these are as long as the state
+@cached_tables(maxsize=4)  # bounded: these are as long as the state
 def _gathers(n_qubits: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The ladder is new = old[source], its inverse new = old[inverse]; both (2**N,)."""
     source = ladder_source(n_qubits, device)

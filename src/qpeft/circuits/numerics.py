@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from functools import lru_cache, wraps
+from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +28,25 @@ def full_precision(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Co
             return function(tensor, *args, **kwargs)
 
     return run
+
+
+def cached_tables(maxsize: int = 64) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Cache the tensors that a function of sizes, dtype and device makes.
+
+    All callers use the same tensors, so these are independent of the first caller: of its default device, and of its
+    `torch.inference_mode()`, whose tensors cannot be used in training.
+    """
+
+    def cached(function: Callable[P, R]) -> Callable[P, R]:
+        @lru_cache(maxsize)
+        @wraps(function)
+        def make(*args: P.args, **kwargs: P.kwargs) -> R:
+            with torch.device("cpu"), torch.inference_mode(False):
+                return function(*args, **kwargs)
+
+        return cast(Callable[P, R], make)
+
+    return cached
 
 
 def has_nonfinite(angles: Tensor) -> bool:

@@ -12,7 +12,7 @@ CZs of a step inside one group.
 
 from __future__ import annotations
 
-from functools import lru_cache, reduce
+from functools import reduce
 from itertools import product
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.ansatz import two_design_pairs
-from qpeft.circuits.numerics import full_precision
+from qpeft.circuits.numerics import cached_tables, full_precision
 from qpeft.circuits.two_design_stages import run_stages, spread
 
 GROUP = 4  # wires at most
@@ -69,31 +69,29 @@ def _group_sizes(n_qubits: int) -> list[int]:
     return [GROUP] * fours + [rest] * (rest > 0)
 
 
-@lru_cache(maxsize=64)
+@cached_tables()
 def _tables(n_qubits: int, n_layers: int, dtype: torch.dtype, device: torch.device) -> _Tables:
-    with torch.device("cpu"):  # cached: independent of the caller's default device
-        rows = two_design_slots(n_qubits, n_layers)
-        n_angles = 1 + max(slot for row in rows for slot in row if slot is not None)
-        sizes = _group_sizes(n_qubits)
-        starts = [sum(sizes[:group]) for group in range(len(sizes))]
-        padded = [
-            [row[start : start + size] + [None] * (GROUP - size) for start, size in zip(starts, sizes, strict=True)]
-            for row in rows
-        ]
-        slots = [[[n_angles if slot is None else slot for slot in group] for group in row] for row in padded]
-        step_a, step_b = (_cz(two_design_pairs(GROUP, start), GROUP) for start in (0, 1))
-        constants = (_entries(), step_b[:, None] * step_a)
-        return _Tables(torch.tensor(slots).to(device), *(table.to(device, dtype) for table in constants))
+    rows = two_design_slots(n_qubits, n_layers)
+    n_angles = 1 + max(slot for row in rows for slot in row if slot is not None)
+    sizes = _group_sizes(n_qubits)
+    starts = [sum(sizes[:group]) for group in range(len(sizes))]
+    padded = [
+        [row[start : start + size] + [None] * (GROUP - size) for start, size in zip(starts, sizes, strict=True)]
+        for row in rows
+    ]
+    slots = [[[n_angles if slot is None else slot for slot in group] for group in row] for row in padded]
+    step_a, step_b = (_cz(two_design_pairs(GROUP, start), GROUP) for start in (0, 1))
+    constants = (_entries(), step_b[:, None] * step_a)
+    return _Tables(torch.tensor(slots).to(device), *(table.to(device, dtype) for table in constants))
 
 
-@lru_cache(maxsize=16)
+@cached_tables(maxsize=16)
 def _crossing(n_qubits: int, k: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The CZs of step b between groups, the same after each stage, in both orders of the axes: (2, 2**N * K)."""
-    with torch.device("cpu"):
-        sizes = _group_sizes(n_qubits)
-        starts = [sum(sizes[:group]) for group in range(1, len(sizes))]
-        signs = _cz([(start - 1, start) for start in starts], n_qubits)
-        return spread(signs.expand(2, -1), 2 ** sizes[-1], k).to(device, dtype)
+    sizes = _group_sizes(n_qubits)
+    starts = [sum(sizes[:group]) for group in range(1, len(sizes))]
+    signs = _cz([(start - 1, start) for start in starts], n_qubits)
+    return spread(signs.expand(2, -1), 2 ** sizes[-1], k).to(device, dtype)
 
 
 def _entries() -> Tensor:

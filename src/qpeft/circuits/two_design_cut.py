@@ -16,7 +16,6 @@ the gradient with respect to a half's state psi after a rotation, the angle of w
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -25,7 +24,7 @@ from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.ansatz import two_design_pairs
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables
-from qpeft.circuits.numerics import full_precision
+from qpeft.circuits.numerics import cached_tables, full_precision
 from qpeft.circuits.two_design_apply import two_design_slots
 
 
@@ -51,25 +50,24 @@ class _Run(NamedTuple):
     states: tuple[Tensor, ...]
 
 
-@lru_cache(maxsize=64)
+@cached_tables()
 def _tables(
     n_qubits: int, n_layers: int, columns: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> _Tables:
-    with torch.device("cpu"):  # cached: independent of the caller's default device
-        slots = two_design_slots(n_qubits, n_layers)
-        n_angles = 1 + max(slot for row in slots for slot in row if slot is not None)
-        wires_of = [[n_angles if slot is None else slot for slot in row] for row in slots]
-        sides = (range(n_qubits // 2), range(n_qubits // 2, n_qubits))
-        halves = [_half(n_qubits, side, torch.tensor(columns)) for side in sides]
-        blocks, order = [], []
-        for side, half in zip(sides, halves, strict=True):
-            for step, row in enumerate(wires_of):
-                angles = tuple(row[wire] for wire in side)
-                blocks.append(Block(angles, torch.arange(2 ** len(side)) if step else half.starts))
-                order += angles
-        place = torch.tensor(order).argsort(stable=True)[:n_angles].to(device)
-        moved = [_Half(*(_move(field, dtype, device) for field in half)) for half in halves]
-        return _Tables(kron_tables(blocks, n_angles + 1, device), (moved[0], moved[1]), place)
+    slots = two_design_slots(n_qubits, n_layers)
+    n_angles = 1 + max(slot for row in slots for slot in row if slot is not None)
+    wires_of = [[n_angles if slot is None else slot for slot in row] for row in slots]
+    sides = (range(n_qubits // 2), range(n_qubits // 2, n_qubits))
+    halves = [_half(n_qubits, side, torch.tensor(columns)) for side in sides]
+    blocks, order = [], []
+    for side, half in zip(sides, halves, strict=True):
+        for step, row in enumerate(wires_of):
+            angles = tuple(row[wire] for wire in side)
+            blocks.append(Block(angles, torch.arange(2 ** len(side)) if step else half.starts))
+            order += angles
+    place = torch.tensor(order).argsort(stable=True)[:n_angles].to(device)
+    moved = [_Half(*(_move(field, dtype, device) for field in half)) for half in halves]
+    return _Tables(kron_tables(blocks, n_angles + 1, device), (moved[0], moved[1]), place)
 
 
 def _move(field: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -7,7 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    _filter_state_dict_by_key_prefixes,
+    _get_tuner_state_dict_key_prefixes,
+)
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -53,6 +57,11 @@ class AdapterForm(_Module):
     empty_warning: ClassVar[str] = ""  # shown if training left an adapter without effect
     prunes: ClassVar[bool] = False  # whether an export leaves out a part, so that its tensors have other shapes
 
+    @classmethod
+    def current_key(cls, key: str) -> str:
+        """The key of a tensor in a checkpoint, from the `key` that an earlier release may have given it."""
+        return key
+
     def count_deployed(self, model: Any) -> int:
         """Parameters needed at inference, in addition to the base; `model` is the PeftModel."""
         return count_trainable(model)
@@ -79,6 +88,17 @@ class AdapterForm(_Module):
     def own_groups(self, lr: float) -> list[dict[str, Any]]:
         """Optimizer groups that need options of their own, see `qpeft.param_groups`."""
         return []
+
+
+def complete_state(model: Any, adapter_name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` with all tensors of the adapter, by their names in `model`.
+
+    PEFT leaves out those with a part of their names that is the name of another adapter, such as "mlp" or "c".
+    """
+    prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name)
+    if _filter_state_dict_by_key_prefixes(dict(model.named_parameters()), prefixes).keys() <= state.keys():
+        return state  # a state dict of a sharded model would need all processes
+    return _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes) | state
 
 
 def form_of(model: Any) -> AdapterForm | None:

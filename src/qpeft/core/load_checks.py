@@ -7,19 +7,22 @@ from typing import Any
 
 import torch
 from peft import get_peft_model_state_dict
+from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor
 
+from qpeft.core.adapter_form import form_of
 from qpeft.core.generator_holder import GeneratorHolder, holder_of
 from qpeft.errors import CheckpointError
 
 
 def check_whole(model: Any, folder: Path, name: str) -> None:
     """Raise CheckpointError if the file lacks a tensor or has an unknown one; PEFT at most warns."""
+    form = form_of(model)
     wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False).keys()
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
-        found = set(file.keys())
+        found = {form.current_key(key) if form else key for key in file.keys()}  # noqa: SIM118 it is no dict
     # the tensors of generators were checked when they were loaded: a file may have a hash instead of frames
     generated = {key for key in wanted | found if key.startswith(f"base_model.{GeneratorHolder.container}.")}
     missing = sorted(wanted - found - generated)
@@ -96,7 +99,6 @@ def check_adapter(tuner: Any, model: Any, adapter_name: str, found: dict[str, Te
     Without it PEFT silently leaves tensors that the file lacks at their initial values.
     """
     present = model.state_dict()
-    others = [name for name in model.peft_config if name != adapter_name]
-    config = model.peft_config[adapter_name]
-    expected = tuner._get_adapter_state_dict(model, config, adapter_name, present, others)
+    mine = _filter_state_dict_by_key_prefixes(present, _get_tuner_state_dict_key_prefixes(model, adapter_name))
+    expected = tuner._get_adapter_state_dict(model, model.peft_config[adapter_name], adapter_name, mine, [])
     check_tensors({k: v for k, v in found.items() if k in expected or k not in present}, expected)

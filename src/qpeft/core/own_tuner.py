@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTuner
-from torch import nn
+from torch import Tensor, nn
 
-from qpeft.core.adapter_form import AdapterForm
+from qpeft.core.adapter_form import AdapterForm, complete_state
 from qpeft.core.config import own_copy
+from qpeft.core.load_checks import check_adapter
 from qpeft.errors import ConfigError
 
 
@@ -56,6 +57,27 @@ class OwnTuner(AdapterForm, BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT's own version needs a weight, which a block lacks, and changes the adapter's dtype
         setattr(parent, child_name, new_module)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        state = complete_state(model, adapter_name, state_dict)
+        return super()._get_adapter_state_dict(model, config, adapter_name, state, unwanted_adapter_names)
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        current = {cls.current_key(key): tensor for key, tensor in state_dict.items()}
+        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, current)
+        check_adapter(cls, model, adapter_name, state)
+        return state
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:

@@ -10,6 +10,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from qpeft.core.adapter_form import complete_state
 from qpeft.core.binding import Binding, Slot
 from qpeft.core.config import GeneratedConfig, own_copy
 from qpeft.core.generator import Generator
@@ -191,7 +192,8 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
         prefix = f"base_model.{cls.container}.{adapter_name}."
-        own = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        complete = complete_state(model, adapter_name, state_dict)
+        own = {k.removeprefix(prefix): v for k, v in complete.items() if k.startswith(prefix)}
         packed = model.base_model.generators[adapter_name].pack(own)
         state = _CompactState({prefix + k: v for k, v in packed.items()})
         dict.update(state, cls._get_learnable_bias_state_dict(model, state_dict, config))

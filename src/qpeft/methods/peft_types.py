@@ -67,7 +67,8 @@ def register_method(name: MethodName, config: type[PeftConfig], tuner: Any) -> N
             `config()` sets; `config` or `tuner` is no such class.
     """
     _check_method(name, config, tuner)
-    prefix = getattr(tuner, "container", None) or tuner.prefix  # of the names of its modules
+    # of the names of its modules; only the start, because PEFT warns of adapter names within it, such as "en"
+    prefix = (getattr(tuner, "container", None) or tuner.prefix)[:4]
     entries: list[tuple[dict[Any, Any], Any]] = [
         (mapping.PEFT_TYPE_TO_CONFIG_MAPPING, config),
         (mapping.PEFT_TYPE_TO_TUNER_MAPPING, tuner),

@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from qpeft.core.load_checks import check_adapter
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.errors import ConfigError
 from qpeft.methods.bottleneck.layer import BottleneckLayer
@@ -36,14 +35,6 @@ class BottleneckModel(OwnTuner):
 
     def _add_adapter(self, layer: Any, adapter_name: str, config: Any, name: str) -> None:
         layer.update_layer(adapter_name, config, name)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        check_adapter(cls, model, adapter_name, state)
-        return state
 
     def _check_merge_allowed(self) -> None:
         raise ConfigError(

@@ -11,11 +11,11 @@ can be neither merged nor exported.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import Tensor, nn
 
-from qpeft.core.load_checks import check_tensors
 from qpeft.core.own_tuner import OwnTuner
 from qpeft.errors import NotMergeableError
 from qpeft.methods.qaa.layer import QAALayer
@@ -70,19 +70,24 @@ class QAAModel(OwnTuner):
         return {name: tensor for name, tensor in state.items() if name not in again}
 
     @classmethod
+    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
+        site, is_own, rest = key.partition(f".qaa_branch.{adapter_name}.")
+        if not is_own:
+            return super()._remove_adapter_name_from_key(key, adapter_name)
+        # "default", because release 0.1 left the adapter's name there
+        return f"{site}.qaa_branch.{'default.' if rest.startswith('features.') else ''}{rest}"
+
+    @classmethod
+    def current_key(cls, key: str) -> str:
+        return re.sub(r"\.qaa_branch\.[^.]+\.features\.", ".qaa_branch.default.features.", key)
+
+    @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: Any, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         state = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        mine = f".qaa_branch.{adapter_name}."
-        everything = cls._get_adapter_state_dict(model, config, adapter_name, model.state_dict(), [])
-        expected = {name: tensor for name, tensor in everything.items() if mine in name}
-        present = model.state_dict()
-        found = {name: tensor for name, tensor in state.items() if ".qaa_branch." in name or name not in present}
-        check_tensors(found, expected)
-        found = {name: tensor.to(expected[name].dtype) for name, tensor in found.items()}
         names: dict[int, str] = {}  # a shared tensor is stored under its first name; PEFT warns if others are missing
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            if mine in name:
-                found[name] = found[names.setdefault(id(parameter), name)]
-        return state | found
+            if f".qaa_branch.{adapter_name}." in name:
+                state[name] = state[names.setdefault(id(parameter), name)].to(parameter.dtype)
+        return state

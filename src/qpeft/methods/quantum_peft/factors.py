@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from qpeft.circuits.columns import basis_columns
 from qpeft.circuits.counting import check_rank, column_qubits, count_orthogonal
 from qpeft.circuits.lie import count_lie, lie_columns, lie_matrix
+from qpeft.circuits.numerics import cached_tables
 from qpeft.circuits.orthogonal import orthogonal_columns
 from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
@@ -119,7 +120,7 @@ class PauliBank(Bank):
         return partial(draw, self.config.n_layers, self.config.seed)
 
 
-@cache
+@cached_tables()
 def _random_signs(n_layers: int, seed: int, n_qubits: int) -> Tensor:
     """One draw for all circuits of a size, (2 L, 2**n_qubits)."""
     drawn = SeededInit(seed).uniform(f"signs.{n_qubits}", (2 * n_layers, 2**n_qubits), 1.0)

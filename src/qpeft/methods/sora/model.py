@@ -17,7 +17,7 @@ from peft.tuners.lora import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
-from qpeft.core.adapter_form import StockAdapter, count_trainable
+from qpeft.core.adapter_form import StockAdapter, complete_state, count_trainable
 from qpeft.core.config import own_copy
 from qpeft.core.load_checks import check_adapter
 from qpeft.core.targets import check_is_matrix, check_target_modules, exclude_classifier_head
@@ -132,6 +132,18 @@ class SoRAModel(GatedTuner, LoraModel):
         )
 
     # -- loading
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: Any,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        state = complete_state(model, adapter_name, state_dict)
+        return super()._get_adapter_state_dict(model, config, adapter_name, state, unwanted_adapter_names)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
