@@ -85,7 +85,7 @@ def test_finished_run_of_a_changed_file_is_refused(qpeft_cli, base_folder, tmp_p
     file.write_text(file.read_text() + "\n")
     refused = qpeft_cli("train", *options, "--method", f"{file}:METHOD")
     assert refused.exit_code == 2
-    assert "holds a run with other identity: method was" in refused.stderr
+    assert "holds a run with other files: method was" in refused.stderr
 
 
 def test_name_that_the_file_lacks_is_refused_with_its_methods(qpeft_cli, base_folder):

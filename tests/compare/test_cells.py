@@ -1,7 +1,10 @@
 """Plans and cells on a tiny model: equal data and order, budgets, the best parameters, one row each."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -244,6 +247,62 @@ def test_parameters_with_the_lowest_validation_loss_are_tested(study, tmp_path):
     assert row.quality.valid_loss_last == curve[-1][1]
 
 
+def test_moved_study_resumes_with_moved_data_and_base(study, tmp_path, tiny_model, text_file):
+    [unbroken] = cells_of(make_plan(study(), tmp_path / "unbroken"), "lora")
+    expected = run_cell(unbroken, tmp_path / "unbroken")
+
+    def stop(done, _total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    plan = make_plan(study(), tmp_path / "out")
+    plan.study.write(plan.folder)
+    [cell] = cells_of(plan, "lora")
+    with pytest.raises(KeyboardInterrupt):
+        run_cell(cell, plan.folder, stop)
+    shutil.move(tmp_path / "out", tmp_path / "moved")
+    base, data = shutil.copytree(tiny_model, tmp_path / "base"), shutil.copy(text_file, tmp_path / "copy.txt")
+    plan = make_plan(study(base=str(base), data=str(data)), tmp_path / "moved")
+    [cell], steps = cells_of(plan, "lora"), []
+    row = run_cell(cell, plan.folder, lambda done, _total: steps.append(done))
+    assert steps[0] == 3
+    assert (row.cell_id, row.quality.test_loss) == (expected.cell_id, expected.quality.test_loss)
+    data.write_text(data.read_text() + " more")
+    with pytest.raises(ConfigError, match="was split from other data: data "):
+        make_plan(study(data=str(data)), tmp_path / "moved")
+
+
+def test_folder_of_a_method_file_is_not_part_of_its_hash(study, tmp_path, monkeypatch):
+    file = shutil.copy(Path(__file__).parents[2] / "examples" / "own_method.py", tmp_path)
+    own = [{"key": "none", "method": "none"}, {"key": "own", "method": f"{file}:METHOD", "lr": 0.01}]
+    first = make_plan(study(methods=own, reference="own"), tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    own[1]["method"] = "own_method.py:METHOD"
+    assert (
+        make_plan(study(methods=own, reference="own"), tmp_path / "b").study.methods[1].hash
+        == first.study.methods[1].hash
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"training.steps": 3}, "training.steps 6, not 3"),
+        ({"test_blocks": 2}, "test_blocks 4, not 2"),
+        ({"tuning.grid": [1.0]}, "tuning.grid "),
+        ({"lr_scale": 2.0}, "other learning rates of all methods"),
+    ],
+)
+def test_results_of_other_training_are_kept(study, tmp_path, changes, message):
+    plan = make_plan(study(), tmp_path / "out")
+    plan.study.write(plan.folder)
+    make_plan(study(**changes), tmp_path / "out")  # nothing has been trained
+    RowFile(plan.folder).append(started_row(cells_of(plan, "lora")[0]).updated(status="success"))
+    with pytest.raises(ConfigError, match=re.escape(f"{plan.folder} holds results with {message}")):
+        make_plan(study(**changes), tmp_path / "out")
+    make_plan(study(methods=METHODS[:3], seeds=[0, 1, 2, 3]), tmp_path / "out")
+
+
 def test_non_finite_loss_gives_status_diverged(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
     [cell] = cells_of(plan, "full")
@@ -256,7 +315,7 @@ def test_folder_of_another_study_is_rejected(study, tmp_path, tiny_model):
     make_plan(study(), tmp_path / "out").study.write(tmp_path / "out")
     with pytest.raises(ConfigError, match="study 'survey'"):
         make_plan(study(name="other"), tmp_path / "out")
-    with pytest.raises(ConfigError, match="holds a study with data"):
+    with pytest.raises(ConfigError, match="was split from other data: data "):
         make_plan(study(data="numpy-docs"), tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")

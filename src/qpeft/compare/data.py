@@ -30,6 +30,7 @@ from qpeft.training.tasks.images import has_validation_images, image_bytes, load
 PARTS = ("train", "validation", "test")
 
 _RECORD = "split.json"
+_SOURCES = ("data", "eval_data", "test_data", "general_data")
 _GENERAL = "general.jsonl"
 _EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
 
@@ -77,18 +78,27 @@ def _check_origin(place: Path, origin: dict[str, Any]) -> None:
         recorded = {**read_json(place / _RECORD)}
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{place} already exists and was not written by a study; name another folder") from error
-    for name, value in origin.items():
-        if recorded.get(name) != value:
-            what = "the content of its data" if name == "contents" else f"{name} {recorded.get(name)!r}"
+    was, now = _identity(recorded), _identity(origin)
+    for name, value in now.items():
+        if was.get(name) != value:
+            is_content = name in _SOURCES and recorded.get(name) == origin[name]
+            what = "the content of its data" if is_content else f"{name} {recorded.get(name)!r}"
             raise ConfigError(f"{place} was split from other data: {what} has changed since; name another folder")
+
+
+def _identity(origin: dict[str, Any]) -> dict[str, Any]:
+    """`origin` with the hash of each local source instead of its name: it may be moved."""
+    given = [name for name in _SOURCES if origin.get(name) is not None]
+    hashes = {name: content for name, content in zip(given, origin.get("contents") or (), strict=False) if content}
+    return {name: value for name, value in origin.items() if name != "contents"} | hashes
 
 
 def _origin(study: Study) -> dict[str, Any]:
     """What determines the split: names, columns, and the content of local files."""
-    sources = [study.data, study.eval_data, study.test_data, study.general_data]
+    sources = [getattr(study, name) for name in _SOURCES]
     columns = ("text_column", "label_column", "prompt_column", "completion_column")
     return {
-        **{name: getattr(study, name) for name in ("task", "data", "eval_data", "test_data", "general_data")},
+        **{name: getattr(study, name) for name in ("task", *_SOURCES)},
         **{name: getattr(study.training, name) for name in columns},
         "contents": [content_hash(source) for source in sources if source is not None],
     }

@@ -24,6 +24,7 @@ from qpeft.files import output_folder
 from qpeft.methods import Trains
 from qpeft.training.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
 from qpeft.training.methods import virtual_tokens
+from qpeft.training.sources import content_hash
 from qpeft.training.task_types import TASKS
 
 Rows = Mapping[str, Row]  # by cell_id
@@ -132,11 +133,13 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
         reference=next(spec for spec in study.methods if spec.key == study.reference),
     )
     _check_tokenizer(recipe.base, folder)
-    return Plan(folder, _resolve(study, recipe, counted, blocks, command), recipe)
+    plan = Plan(folder, _resolve(study, recipe, counted, blocks, command), recipe)
+    _check_results(plan)
+    return plan
 
 
 def _check_folder(study: Study, folder: Path) -> None:
-    """Reject a folder with another study's rows, or this study's on other data or another base."""
+    """Reject a folder with another study's rows."""
     output_folder(folder)
     if not folder.exists():
         return
@@ -147,11 +150,37 @@ def _check_folder(study: Study, folder: Path) -> None:
             raise ConfigError(f"{folder} is not empty and holds no study; name another folder")
         return
     found = read_study(folder)
-    was = {"study": found.name, "base": found.base.id, "task": found.task, "data": found.data.id}
-    was |= {"eval_data": found.data.eval_data, "test_data": found.data.test_data}
-    for name, value in was.items():
-        if (now := study.name if name == "study" else getattr(study, name)) != value:
-            raise ConfigError(f"{folder} holds a study with {name} {value!r}, not {now!r}; name another folder")
+    for name, was, now in (("study", found.name, study.name), ("task", found.task, study.task)):
+        if was != now:
+            raise ConfigError(f"{folder} holds a study with {name} {was!r}, not {now!r}; name another folder")
+
+
+def _check_results(plan: Plan) -> None:
+    """Reject a folder with results on other data or another base, or of other training.
+
+    They would stay in the folder, but not in its report. Methods and seeds may be added, removed or changed.
+    """
+    if not (plan.folder / STUDY).exists() or not any(row.succeeded for row in read_rows(plan.folder).values()):
+        return
+    found = read_study(plan.folder)
+    was, now = _shared(found), _shared(plan.study)
+    changed = [f"{name} {was[name]}, not {now[name]}" for name in now if was[name] not in ("", now[name])]
+    rates = {method.key: method.rates for method in found.methods if method.is_trained}
+    common = [method.rates == rates[method.key] for method in plan.study.methods if method.key in rates]
+    if common and not any(common):
+        changed.append("other learning rates of all methods")
+    if changed:
+        raise ConfigError(
+            f"{plan.folder} holds results with {'; '.join(changed)}. Use the same, name another folder, or remove this"
+        )
+
+
+def _shared(study: ResolvedStudy) -> dict[str, Any]:
+    """What all cells have in common; if it changes, no row is of use."""
+    contents = {"base": study.base.sha256[:19], "data": study.data.sha256[:12]}  # the beginnings of the hashes
+    training = {f"training.{name}": value for name, value in study.training.model_dump().items()}
+    tuning = {f"tuning.{name}": value for name, value in study.tuning.model_dump().items()}
+    return contents | training | tuning | {"test_blocks": study.test_blocks}
 
 
 def _check_tokenizer(base: Base, folder: Path) -> None:
@@ -233,20 +262,26 @@ def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedM
 def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]) -> str:
     """Hash of everything that determines a row, except for the seed. It covers contents of files, not their paths."""
     shared = recipe.model_dump(include={"task", "training", "test_blocks", "generation", "capacity"})
+    if recipe.generation and (encoder := recipe.generation.bertscore_model):
+        shared["generation"]["bertscore_model"] = content_hash(encoder)
     content = {
         "schema": SCHEMA,
         "base": recipe.base.sha256,
         "data": recipe.data.sha256,
         **shared,
         "tuning_seed": study.tuning.seed,
-        "method": spec.method,
+        "method": methods.without_folder(spec.method),
         "host": spec.host,
         "settings": spec.settings,
         "rates": list(rates),
-        **({"backend": spec.backend} if spec.backend else {}),
+        **({"backend": _without_folder(spec.backend)} if spec.backend else {}),
         **({"method_sha256": sha} if (sha := methods.file_sha256(spec.method)) else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _without_folder(backend: dict[str, Any]) -> dict[str, Any]:
+    return {name: methods.without_folder(value) if name == "backend" else value for name, value in backend.items()}
 
 
 def _edge(rate: float | None, rates: Sequence[float]) -> Literal["low", "high"] | None:

@@ -35,3 +35,4 @@ from .registry import keys as keys
 from .registry import named as named
 from .registry import records as records
 from .registry import register as register
+from .registry import without_folder as without_folder

@@ -91,6 +91,11 @@ def is_file(name: str) -> bool:
     return name.rpartition(":")[0].endswith(".py")
 
 
+def without_folder(name: str) -> str:
+    """FILE.py:NAME without the folder of the file, which may be moved; other names unchanged."""
+    return Path(name).name if is_file(name) else name
+
+
 def file_sha256(name: str) -> str | None:
     """SHA-256 of the file of FILE.py:NAME; None for a registered method."""
     return hashlib.sha256(_path(name).read_bytes()).hexdigest() if is_file(name) else None

@@ -47,17 +47,14 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("a run folder belongs to one process; start it without torchrun or accelerate launch")
     _check_reporters(settings.report_to)
-    config = None if settings.record.config is None else build_config(settings)
+    config = _config(settings)
     if advice := settings.record.ask("advice", settings, config):
         warnings.warn(advice, stacklevel=2)
     if task is None:
         progress.on_stage("Reading the data")
-        task = task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
+        task = _read(settings, config)
     progress.on_stage("Loading the base model")
-    identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
-    identity["tokenizer"] = base.tokenizer_fingerprint(settings.model, task.config)
-    if sha := methods.file_sha256(settings.method):
-        identity["method"] = sha
+    identity = identity_of(settings, task)
     set_seed(settings.seed)
     loaded = task.load_base()
     model = build_adapter(settings, loaded, task.head)
@@ -65,6 +62,27 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
         progress.on_stage("Computing the gradient's directions")
         _fit(fit, model, task, settings.batch_size)
     return Prepared(model, task, identity, _set_backend(settings, model))
+
+
+def identity_of(settings: TrainSettings, task: Task | None = None) -> dict[str, Any]:
+    """Hashes of the data, the base and the method's file. `task`: the data, if it has been read already.
+
+    Raises InputError for unusable data or an unusable base.
+    """
+    task = task or _read(settings, _config(settings))
+    identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
+    identity["tokenizer"] = base.tokenizer_fingerprint(settings.model, task.config)
+    if sha := methods.file_sha256(settings.method):
+        identity["method"] = sha
+    return identity
+
+
+def _config(settings: TrainSettings) -> Any:
+    return None if settings.record.config is None else build_config(settings)
+
+
+def _read(settings: TrainSettings, config: Any) -> Task:
+    return task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
 
 
 def _fit(fit: Callable[[Any, Any], None], model: Any, task: Task, batch_size: int) -> None:

@@ -20,7 +20,7 @@ from qpeft.training.checkpoints import find_damaged, last_complete, prune, step_
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.lock import locked
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
-from qpeft.training.prepare import Prepared, prepare
+from qpeft.training.prepare import Prepared, identity_of, prepare
 from qpeft.training.progress import Progress
 from qpeft.training.result import TrainResult, read_result, write_result
 from qpeft.training.run_folder import RunFolder
@@ -54,6 +54,7 @@ def train(
 ) -> TrainResult:
     """Execute the run `settings`, or resume it in `settings.out`; the result of a finished run is returned unchanged.
 
+    Data and base are compared by content: they and the folder may be moved, copied or named differently.
     On the same device and thread count, a run that was killed and resumed gives the same bits as an uninterrupted one.
 
     Args:
@@ -71,6 +72,9 @@ def train(
     progress = progress or Progress()
     folder = _checked_folder(settings)
     if (finished := read_result(folder.result)) is not None:
+        if folder.config.exists() and not folder.names_sources_of(settings):
+            progress.on_stage("Comparing data and base with those of the run")
+            folder.check_identity(settings, identity_of(settings, task))
         return finished
     with locked(folder.path):
         return publish(_fit(settings, folder, progress, callbacks, task), progress)

@@ -27,6 +27,7 @@ from qpeft.training.settings import TrainSettings
 _FORMAT = 1
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
 _FREE_TO_CHANGE = ("out", "report_to")  # the result does not depend on them
+_SOURCES = ("model", "data", "eval_data")  # compared by content, which the identity hashes, not by name
 
 
 class RunFolder:
@@ -55,15 +56,36 @@ class RunFolder:
             raise CheckpointError(self._damaged(str(error))) from error
 
     def check(self, settings: TrainSettings) -> None:
-        """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if its settings differ."""
+        """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if its settings differ.
+
+        Data and base are not read: `check_identity` compares them.
+        """
         output_folder(self.path)
         if self.config.exists():
-            self._check_same("settings", _compared(_as_json(settings)))
+            self._check_settings(_compared(_as_json(settings)))
             recorded, sha = self._recorded()["identity"].get("method"), methods.file_sha256(settings.method)
             if recorded != sha:
-                self._refuse("identity", [f"method was {recorded!r}, now {sha!r}"])
+                self._refuse("files", [f"method was {_short(recorded)}, now {_short(sha)}"])
         elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise ConfigError(f"{self.path} is not empty and not a run folder; choose another folder")
+
+    def names_sources_of(self, settings: TrainSettings) -> bool:
+        """Whether the recorded names of data and base are those of `settings`."""
+        recorded = self._recorded()["settings"]
+        return all(recorded.get(name) == getattr(settings, name) for name in _SOURCES)
+
+    def check_identity(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
+        """Raise CheckpointError if the recorded `identity` (hashes of data, base and method file) differs."""
+        record = self._recorded()
+        recorded = {"tokenizer": identity.get("tokenizer"), **record["identity"]}  # 0.1 did not record it
+        names = {"data": "data", "base": "model", "tokenizer": "model", "method": "method"}
+        changed = [
+            f"{part} was {_short(was)} ({record['settings'].get(name)}), now {_short(now)} ({getattr(settings, name)})"
+            for part, name in names.items()
+            if (was := recorded.get(part)) != (now := identity.get(part))
+        ]
+        if changed:
+            self._refuse("files", changed)
 
     def claim(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
         """Write config.json if there is none, and remove unfinished files of a killed process.
@@ -72,7 +94,11 @@ class RunFolder:
         """
         remove_unfinished(self.path)
         if self.config.exists():
-            self._check_same("identity", identity)
+            self.check_identity(settings, identity)
+            if not self.names_sources_of(settings):  # they were moved
+                record = self._recorded()
+                record["settings"] |= {name: getattr(settings, name) for name in _SOURCES}
+                write_json(self.config, record)
             return
         record = {
             "format": _FORMAT,
@@ -82,20 +108,17 @@ class RunFolder:
         }
         write_json(self.config, record)
 
-    def _check_same(self, part: str, wanted: dict[str, Any]) -> None:
-        recorded = self._recorded()[part]
-        if part == "settings":
-            defaults = {f.name: f.default for f in fields(TrainSettings) if f.default is not MISSING}
-            recorded = _compared({**defaults, "backend_settings": {}, **recorded})  # an earlier version had fewer
-        else:
-            recorded = {"tokenizer": wanted.get("tokenizer"), **recorded}  # 0.1 did not record it
+    def _check_settings(self, wanted: dict[str, Any]) -> None:
+        defaults = {f.name: f.default for f in fields(TrainSettings) if f.default is not MISSING}
+        # an earlier version had fewer
+        recorded = _compared({**defaults, "backend_settings": {}, **self._recorded()["settings"]})
         changed = [
             f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}"
-            for name in sorted({*recorded, *wanted} - {*_FREE_TO_CHANGE})
+            for name in sorted({*recorded, *wanted} - {*_FREE_TO_CHANGE, *_SOURCES})
             if recorded.get(name) != wanted.get(name)
         ]
         if changed:
-            self._refuse(part, changed)
+            self._refuse("settings", changed)
 
     def _refuse(self, part: str, changed: list[str]) -> NoReturn:
         raise CheckpointError(
@@ -124,12 +147,17 @@ class RunFolder:
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without the shot budget, which may be raised to resume, and without the folder of a method's file."""
+    """Settings without the shot budget, which may be raised to resume, and without the folders of files."""
     backend = {name: value for name, value in settings["backend_settings"].items() if name != "shot_budget"}
-    method = settings["method"]
-    if methods.is_file(method):  # the hash of its content is compared
-        method = Path(method).name
-    return {**settings, "method": method, "backend_settings": backend}
+    if "backend" in backend:
+        backend["backend"] = methods.without_folder(backend["backend"])
+    return {**settings, "method": methods.without_folder(settings["method"]), "backend_settings": backend}
+
+
+def _short(sha: Any) -> str:
+    """The beginning of a hash, as the end of `sha256:...` and of a commit."""
+    kind, _, value = str(sha).rpartition(":")
+    return f"{kind or 'sha256'} {value[:12]}" if sha else "none"
 
 
 def _as_json(settings: TrainSettings) -> dict[str, Any]:
