@@ -177,7 +177,8 @@ def _check_results(plan: Plan) -> None:
 
 def _shared(study: ResolvedStudy) -> dict[str, Any]:
     """What all cells have in common; if it changes, no row is of use."""
-    contents: dict[str, Any] = {"base": study.base.sha256[:19], "data": study.data.sha256[:12]}  # the beginnings of the hashes
+    # the beginnings of the hashes
+    contents: dict[str, Any] = {"base": study.base.sha256[:19], "data": study.data.sha256[:12]}
     training = {f"training.{name}": value for name, value in study.training.model_dump().items()}
     tuning = {f"tuning.{name}": value for name, value in study.tuning.model_dump().items()}
     return contents | training | tuning | {"test_blocks": study.test_blocks}
