@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qpeft.backends.backend import Numbers
 from qpeft.backends.gradients import RULES, count_circuits
 from qpeft.backends.jobs import Jobs
 from qpeft.backends.settings import GRADIENTS
 from qpeft.circuits import Ansatz
+from qpeft.circuits.numerics import once_differentiable
 from qpeft.errors import ConfigError
 
 _SHOTS_PER_OUTCOME = 10

@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.amplitude_readout import Readout, Ring
-from qpeft.circuits.numerics import full_precision
+from qpeft.circuits.numerics import full_precision, once_differentiable
 
 Stage = Sequence[Tensor]  # of every group of wires a unitary matrix (2**k, 2**k)
 

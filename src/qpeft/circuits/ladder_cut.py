@@ -27,11 +27,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source
-from qpeft.circuits.numerics import cached_tables, full_precision
+from qpeft.circuits.numerics import cached_tables, full_precision, once_differentiable
 
 MAX_PIECE = 5  # wires in one dense matrix
 

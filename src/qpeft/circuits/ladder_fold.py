@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, ladder_source, turn_tables
-from qpeft.circuits.numerics import cached_tables, full_precision
+from qpeft.circuits.numerics import cached_tables, full_precision, once_differentiable
 
 
 class _Tables(NamedTuple):

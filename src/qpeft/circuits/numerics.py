@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import Concatenate, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from qpeft.errors import ConfigError, UnsupportedTypeError
+from qpeft.errors import ConfigError, TrainingError, UnsupportedTypeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +47,24 @@ def cached_tables(maxsize: int = 64) -> Callable[[Callable[P, R]], Callable[P, R
         return cast(Callable[P, R], make)
 
     return cached
+
+
+def once_differentiable(backward: Callable[..., R]) -> Callable[..., R]:
+    """`backward(ctx, *gradients)` of an autograd function without second derivatives: it raises under create_graph.
+
+    torch's decorator of this name raises too late: `torch.autograd.grad` can give a part of a second derivative before.
+    """
+
+    @wraps(backward)
+    def run(ctx: Any, *gradients: Tensor) -> R:
+        if torch.is_grad_enabled():  # create_graph
+            raise TrainingError(
+                "this gradient cannot be differentiated again, because a closed form computes it; differentiate "
+                "without create_graph=True"
+            )
+        return backward(ctx, *gradients)
+
+    return run
 
 
 def has_nonfinite(angles: Tensor) -> bool:

@@ -20,11 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qpeft.circuits.ansatz import two_design_pairs
 from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables
-from qpeft.circuits.numerics import cached_tables, full_precision
+from qpeft.circuits.numerics import cached_tables, full_precision, once_differentiable
 from qpeft.circuits.two_design_apply import two_design_slots
 
 

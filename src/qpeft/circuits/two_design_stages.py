@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from qpeft.circuits.numerics import full_precision
+from qpeft.circuits.numerics import full_precision, once_differentiable
 
 SMALL = (
     16  # measured: below it, a product with the small matrix on the right takes twice as long as a product and a copy

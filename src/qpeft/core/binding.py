@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from accelerate.state import GradientState
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from qpeft.circuits.numerics import once_differentiable
 from qpeft.errors import ConfigError
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
@@ -334,7 +334,7 @@ def _widened(rounded: Tensor, exact: Tensor) -> Tensor:
 
 
 def _key(parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
-    return tuple((p.data_ptr(), p._version, p.device) for p in parameters)
+    return tuple((p.data_ptr(), p._version, p.device, p.requires_grad) for p in parameters)
 
 
 def _before_state(generator: nn.Module, *_: Any) -> None:
