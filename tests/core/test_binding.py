@@ -137,6 +137,17 @@ def test_data_writes_cause_an_evaluation(x):
     assert loss_of(host, binding, x).item() != before
 
 
+def test_parameters_unfrozen_after_an_evaluation_get_gradients(x):
+    host, generator, binding = bound()
+    generator.shift = nn.Parameter(torch.zeros((), dtype=torch.float64))
+    generator.forward = lambda: Toy.forward(generator) + generator.shift
+    generator.angles.requires_grad_(False)
+    loss_of(host, binding, x)
+    generator.angles.requires_grad_(True)
+    loss_of(host, binding, x).backward()
+    assert generator.angles.grad.all()
+
+
 # -- several partial gradients in one backward pass under distributed training
 
 

@@ -1,6 +1,7 @@
 """QPA's generator: features against the values of the specification, edge sizes, and learning."""
 
 import math
+import pickle
 from contextlib import nullcontext
 
 import pytest
@@ -60,6 +61,12 @@ def test_edge_sizes(m, chunk_size, n_layers):
     w = make(m=m, chunk_size=chunk_size, n_layers=n_layers)()
     assert w.shape == (m,)
     assert w.dtype == torch.float32
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "identity"])
+def test_pickle_round_trip(activation):
+    generator = make(activation=activation)
+    assert torch.equal(pickle.loads(pickle.dumps(generator))(), generator())  # noqa: S301 our own bytes
 
 
 def test_raw_output():

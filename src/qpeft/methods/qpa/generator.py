@@ -35,7 +35,7 @@ from qpeft.methods.qpa.settings import QPASettings
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
-    "identity": lambda x: x,
+    "identity": nn.Identity(),
 }
 
 
