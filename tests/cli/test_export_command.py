@@ -63,7 +63,7 @@ def test_tied_head_is_merged_only_with_untie(qpeft_cli, base_folder, head_adapte
 
 
 def test_failed_verification_writes_nothing(qpeft_cli, adapter_folder, tmp_path, monkeypatch):
-    wrong = lambda base, adapter, ids: torch.zeros(*ids.shape, 257)  # noqa: E731
+    wrong = lambda base, adapter, ids, **options: torch.zeros(*ids.shape, 257)  # noqa: E731
     monkeypatch.setattr("qpeft.cli.export.stock_logits", wrong)
     result = qpeft_cli("export", adapter_folder, "--out", tmp_path / "exported")
     assert result.exit_code == 1
@@ -80,7 +80,7 @@ def test_failed_verification_keeps_the_earlier_export(qpeft_cli, adapter_folder,
         (out / name).write_bytes(content)
     seen = []
 
-    def fails(base, adapter, ids):
+    def fails(base, adapter, ids, **options):
         seen.append((adapter / "adapter_model.safetensors").stat().st_size)
         raise failure
 

@@ -38,6 +38,16 @@ MethodFile = Annotated[
 ]
 
 
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        metavar="",
+        help="Execute Python code that the base model's folder or repository contains.",
+    ),
+]
+
+
 def use_method(method: str | None) -> None:
     """Register the method of FILE.py:NAME, so that its adapters can be loaded. Raises ConfigError for other names."""
     if method is None:

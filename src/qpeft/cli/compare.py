@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qpeft.cli.adapters import TrustRemoteCode
 from qpeft.cli.command import application, command
 from qpeft.cli.compare_bar import CompareBar, say_failures
 from qpeft.cli.console import Answer, count, facts, print_code, say, table, working
@@ -79,6 +80,7 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="Folder of another study: its identical cells are not run again.")
     ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop a run that takes longer.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> Answer:
     """Train every method with every seed under equal conditions, measure, and write a report.
 
@@ -96,7 +98,7 @@ def run(
     """
     names = tuple(name.strip() for name in (retry or "").split(",") if name.strip())
     with working("Preparing the study"):
-        plan = _plan(study, overrides, out, _command(study, overrides, out))
+        plan = _plan(study, overrides, out, _command(study, overrides, out), trust_remote_code, runs=True)
         _refuse_long(plan, workers)
     from qpeft.compare.runner import run as run_plan
 
@@ -111,7 +113,7 @@ def run(
 
 
 @command
-def plan(study: StudyArgument, overrides: Overrides) -> Answer:
+def plan(study: StudyArgument, overrides: Overrides, trust_remote_code: TrustRemoteCode = False) -> Answer:
     """Show what a study would run: cells, parameters, learning rates, hours. Nothing is trained or written.
 
     Examples:
@@ -120,7 +122,8 @@ def plan(study: StudyArgument, overrides: Overrides) -> Answer:
       qpeft compare plan rank-perplexity --base gpt2 --data text.txt --json
     """
     with working("Preparing the study"), tempfile.TemporaryDirectory() as folder:
-        found = _plan(study, overrides, Path(folder) / "study", _command(study, overrides, Path(Path(study).stem)))
+        command = _command(study, overrides, Path(Path(study).stem))
+        found = _plan(study, overrides, Path(folder) / "study", command, trust_remote_code, runs=False)
         cells = {"tuning": found.tuning_cells(), "final": found.final_cells({}), "cost": found.cost_cells({})}
         n_cells = {name: len(phase) for name, phase in cells.items()}
         hours = found.estimate()
@@ -163,14 +166,20 @@ def group() -> typer.Typer:
     return application(compare, (run, plan, report), no_args_is_help=True)
 
 
-def _plan(study: str, overrides: dict[str, Any], folder: Path, command: str) -> Plan:
-    from qpeft.compare.study import load_study
+def _plan(
+    study: str, overrides: dict[str, Any], folder: Path, command: str, trust_remote_code: bool, *, runs: bool
+) -> Plan:
+    from qpeft.compare.study import code_of, load_study
 
+    code = code_of(study)
+    for name in (*code["method"], *code["backend"]):
+        when = "" if runs or name in code["method"] else "in `compare run`, not in this plan, "
+        say("Note:", f"the study {when}executes the code in {name.rpartition(':')[0]}", "bold yellow")
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
     found = load_study(study, {_DOTTED.get(key, key): value for key, value in values.items()})
     from qpeft.compare.plan import make_plan  # imports that take seconds, not needed to report a misspelled field
 
-    return make_plan(found, folder, command)
+    return make_plan(found, folder, command, trust_remote_code)
 
 
 def _command(study: str, overrides: dict[str, Any], out: Path) -> str:

@@ -82,7 +82,7 @@ def diagnose(
         Fields(
             TrainSettings,
             panel="With --model; --method FILE.py:NAME also with a folder",
-            only=("method", "host", "task"),
+            only=("method", "host", "task", "trust_remote_code"),
         ),
     ],
     adapter: AdapterOptions,

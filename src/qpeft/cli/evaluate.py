@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     Scores = dict[str, tuple[Score, float | None] | None]  # with the padded perplexity
 
 _SETTINGS = (
-    *("task", "seq_len", "batch_size", "dtype"),
+    *("task", "seq_len", "batch_size", "dtype", "trust_remote_code"),
     *("text_column", "label_column", "prompt_column", "completion_column"),
 )
 
@@ -128,7 +128,7 @@ def _classes(settings: TrainSettings, folder: Path | None, record: TaskRecord | 
         raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
     from qpeft.training.tasks.classifier import class_names, is_classifier
 
-    config = base.load_config(settings.model)
+    config = base.load_config(settings.model, settings.trust_remote_code)
     if not is_classifier(config):
         raise InputError(f"{settings.model} has no classification head to score; pass --adapter with a trained run")
     return class_names(config)

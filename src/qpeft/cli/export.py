@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import MethodFile, OptionalModel, adapter_config, base_of, find_adapter, use_method
+from qpeft.cli.adapters import (
+    MethodFile,
+    OptionalModel,
+    TrustRemoteCode,
+    adapter_config,
+    base_of,
+    find_adapter,
+    use_method,
+)
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, print_code, size, working
 from qpeft.cli.stock_process import stock_logits
@@ -39,6 +47,7 @@ def export(
             help="With --merge: give the output head its own copy of a weight that it shares with the embedding.",
         ),
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> Answer:
     """Export an adapter in PEFT's own format and verify it in a process that cannot import qpeft.
 
@@ -59,12 +68,17 @@ def export(
     folder = find_adapter(source)
     base_name = base_of(model, folder)
     with working("Exporting and verifying in a process without qpeft"):
-        written = _merged(base_name, folder, target, untie) if merge else _adapter(base_name, folder, target)
+        trusted = trust_remote_code
+        written = (
+            _merged(base_name, folder, target, untie, trusted)
+            if merge
+            else _adapter(base_name, folder, target, trusted)
+        )
     written["path"] = str(out)
     return Answer(written, lambda console: _show(console, written))
 
 
-def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
+def _adapter(base_name: str, folder: Path, out: Path, trusted: bool) -> dict[str, Any]:
     from peft import PeftType
 
     import qpeft
@@ -81,7 +95,7 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
             f"{folder} is a stock {kind} adapter, which plain PEFT loads already; pass --merge to merge it"
         )
     record, how = read_record(folder), how_to_load(folder)
-    live: Any = qpeft.load(load_base(base_name, record), folder).eval()
+    live: Any = qpeft.load(load_base(base_name, record, trusted), folder).eval()
     inputs = probe(live.get_base_model(), record)
     with replace_folder(out) as target:
         report = qpeft.export(live, target, probe=_named(live, inputs))
@@ -91,14 +105,14 @@ def _adapter(base_name: str, folder: Path, out: Path) -> dict[str, Any]:
         allowed = tolerance(logits, same_shapes=False) if form.prunes else ADAPTER_TOLERANCE
         if record is not None:
             record.write(target)
-        stock = stock_logits(base_name, target, inputs, **how)
+        stock = stock_logits(base_name, target, inputs, **how, trust_remote_code=trusted)
         difference = _check(logits, stock, allowed)
     load = load_lines(base_name, str(out.resolve()), needs_qpeft=False, **how)
     written = {"path": str(out), "base": base_name, "max_logit_difference": difference, "load": load}
     return {**report.to_dict(), **written}
 
 
-def _merged(base_name: str, folder: Path, out: Path, untie: bool) -> dict[str, Any]:
+def _merged(base_name: str, folder: Path, out: Path, untie: bool, trusted: bool) -> dict[str, Any]:
     import qpeft
     from qpeft.files import replace_folder
     from qpeft.training.tasks.loading import load_base, probe, save_processor
@@ -106,16 +120,17 @@ def _merged(base_name: str, folder: Path, out: Path, untie: bool) -> dict[str, A
 
     record = read_record(folder)
     auto_class = "AutoModelForCausalLM" if record is None else record.auto_class
-    base = load_base(base_name, record)
+    base = load_base(base_name, record, trusted)
     live: Any = qpeft.load(qpeft.untie_lm_head(base) if untie else base, folder).eval()
     _check_mergeable(live)
     inputs = probe(live.get_base_model(), record)
     logits = _logits(live, inputs)
     with replace_folder(out) as target:
         live.merge_and_unload().save_pretrained(target)
-        save_processor(base_name, record, target)
+        save_processor(base_name, record, target, trusted)
         tolerance = MERGED_TOLERANCE * max(1.0, logits.abs().max().item())
-        difference = _check(logits, stock_logits(str(target), None, inputs, auto_class), tolerance)
+        stock = stock_logits(str(target), None, inputs, auto_class, trust_remote_code=trusted)
+        difference = _check(logits, stock, tolerance)
         n_bytes = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     place = repr(str(out.resolve()))
     load = f"from transformers import {auto_class}\nmodel = {auto_class}.from_pretrained({place})"

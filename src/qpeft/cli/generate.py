@@ -12,6 +12,7 @@ from qpeft.cli.adapters import (
     MethodFile,
     OptionalAdapter,
     OptionalModel,
+    TrustRemoteCode,
     adapter_config,
     base_of,
     find_adapter,
@@ -39,6 +40,7 @@ def generate(
         typer.Option(metavar="NUMBER", min=0.0, help="0 takes the most likely token; above 0, tokens are sampled."),
     ] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> Answer:
     """Continue a prompt with a base model, or with an adapter on it.
 
@@ -55,7 +57,7 @@ def generate(
     base_name = base_of(model, folder)
     text = _prompt(prompt)
     with working("Generating"):
-        new, n_new = _generate(base_name, folder, text, max_new_tokens, temperature, seed)
+        new, n_new = _generate(base_name, folder, text, max_new_tokens, temperature, seed, trust_remote_code)
     data = {"model": base_name, "adapter": folder, "prompt": text, "text": new, "n_new_tokens": n_new}
     data |= {"temperature": temperature, "seed": seed}
     return Answer(data, lambda _: typer.echo(text + new, color=True))  # unchanged, with control characters
@@ -81,7 +83,7 @@ def _prompt(given: str | None) -> str:
 
 
 def _generate(
-    base_name: str, folder: Path | None, prompt: str, max_new_tokens: int, temperature: float, seed: int
+    base_name: str, folder: Path | None, prompt: str, max_new_tokens: int, temperature: float, seed: int, trusted: bool
 ) -> tuple[str, int]:
     """The text that the model generates after `prompt`, and its number of tokens."""
     import torch
@@ -89,8 +91,8 @@ def _generate(
     import qpeft
     from qpeft.training.base_model import load_model, load_tokenizer
 
-    tokenizer = load_tokenizer(base_name)
-    base = load_model(base_name).eval()
+    tokenizer = load_tokenizer(base_name, trusted)
+    base = load_model(base_name, trust_remote_code=trusted).eval()
     inputs = tokenizer(prompt, return_tensors="pt")
     n_prompt = inputs["input_ids"].shape[1]
     context = getattr(base.config, "max_position_embeddings", None)

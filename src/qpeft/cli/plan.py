@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 @command
 def plan(
     model: ModelOption,
-    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", only=("method", "host", "task", "steps"))],
+    run: Annotated[
+        dict[str, Any],
+        Fields(TrainSettings, panel="Options", only=("method", "host", "task", "steps", "trust_remote_code")),
+    ],
     adapter: AdapterOptions,
     generator: GeneratorOptions,
     backend: BackendOptions,
@@ -69,11 +72,12 @@ def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
 
     config, name = build_config(settings), base_model(settings.model)
     circuits = {**settings.backend_settings, "steps": settings.steps}
+    trusted = settings.trust_remote_code
     if settings.is_language_model:
-        return qpeft.plan(name, config, build_generator(settings), **circuits)
+        return qpeft.plan(name, config, build_generator(settings), **circuits, trust_remote_code=trusted)
     from qpeft.training.tasks.classifier import classifier_on_meta
 
-    base = classifier_on_meta(name, settings.task, num_labels)
+    base = classifier_on_meta(name, settings.task, num_labels, trusted)
     train_in_full(config, base.trained)
     return qpeft.plan(base.model, config, build_generator(settings), **circuits)
 

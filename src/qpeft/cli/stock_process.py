@@ -25,7 +25,7 @@ import transformers
 asked = json.loads(sys.argv[1])
 torch.set_num_threads(asked["threads"])
 auto = getattr(transformers, asked["auto_class"])
-model = auto.from_pretrained(asked["base"], dtype=torch.float32, **asked["options"])
+model = auto.from_pretrained(asked["base"], dtype=torch.float32, trust_remote_code=asked["trusted"], **asked["options"])
 name = model.main_input_name
 if asked["adapter"]:
     from peft import PeftModel
@@ -42,6 +42,8 @@ def stock_logits(
     inputs: Tensor,
     auto_class: str = "AutoModelForCausalLM",
     options: Mapping[str, Any] | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Tensor:
     """Logits, float32, of `base` with `adapter`, loaded by transformers and PEFT alone.
 
@@ -51,6 +53,7 @@ def stock_logits(
         inputs: Token ids (B, T), int64, or pixels (B, channels, h, w), float32.
         auto_class: The class of transformers that loads the base.
         options: Further arguments of its `from_pretrained`.
+        trust_remote_code: Execute Python code of the base model.
 
     Raises:
         VerificationError: the process could not load them.
@@ -65,6 +68,7 @@ def stock_logits(
             "base": base,
             "auto_class": auto_class,
             "options": dict(options or {}),
+            "trusted": trust_remote_code,
             "adapter": adapter and str(adapter),
             "inputs": str(given),
             "logits": str(logits),
@@ -76,7 +80,14 @@ def stock_logits(
 
 def _run(asked: str) -> None:
     command = [sys.executable, "-W", "ignore", "-c", _SCRIPT, asked]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it ended without a message"])[-1]
         raise VerificationError(f"a process without qpeft could not load the export: {last}")

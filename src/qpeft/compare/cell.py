@@ -56,6 +56,7 @@ class Recipe(_Frozen):
     generation: Generation | None = None
     capacity: bool = True
     first_seed: int = 0
+    trust_remote_code: bool = False
     reference: MethodSpec | None = None  # the method that times are compared with
 
 

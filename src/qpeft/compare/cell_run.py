@@ -36,7 +36,7 @@ _CAPACITY_TOKENS = 2048
 _NOT_GENERATED = {"params_generator": "nothing is generated"}
 _OF_TRAINING = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay")
 _OF_TRAINING += ("max_grad_norm", "dtype", "eval_blocks")
-_OF_DATA = ("model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
+_OF_DATA = ("trust_remote_code", "model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
 
 
 def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
@@ -115,6 +115,7 @@ def settings_of(cell: Cell, out: Path, part: str = "validation") -> TrainSetting
         backend_settings=dict(spec.backend),
         lr=cell.lr or 1.0,
         seed=cell.seed,
+        trust_remote_code=recipe.trust_remote_code,
         eval_every=training.eval_every or max(1, training.steps // 8),
         save_every=training.save_every or save_every,
         **{name: getattr(training, name) for name in _OF_TRAINING},

@@ -74,6 +74,8 @@ def _time(cell: Cell) -> Timing:
     from qpeft.compare.cell_run import no_warnings, read_test_data, settings_of, untrained_model
     from qpeft.compare.measurements.speed import TrainingSteps
 
+    if ".py:" in str(cell.spec.backend.get("backend")):  # the user's file is executed by a run only
+        cell = cell.model_copy(update={"spec": cell.spec.model_copy(update={"backend": {}})})
     settings = settings_of(cell, Path())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a cell

@@ -101,7 +101,7 @@ class Plan:
         )
 
 
-def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
+def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: bool = False) -> Plan:
     """Resolve the base, split and hash the data, and count every method. The rows of a folder in use stay.
 
     Raises InputError, ConfigError or DataError for a study that cannot run.
@@ -109,9 +109,9 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
     _check_folder(study, folder)
     _check_encoder(study)
     model = base_model(study.base)
-    config = load_config(model)
+    config = load_config(model, trust_remote_code)
     base_sha = fingerprint(model, config)
-    base = on_meta(model, TASKS[study.task].peft_type)
+    base = on_meta(model, TASKS[study.task].peft_type, trust_remote_code)
     counted, blocks = _count_methods(study, base)
     study = _with_common_length(study, config, [one.spec for one in counted])
     recipe = Recipe(
@@ -130,6 +130,7 @@ def make_plan(study: Study, folder: Path, command: str = "") -> Plan:
         generation=study.generation,
         capacity=study.capacity,
         first_seed=study.seeds[0],
+        trust_remote_code=trust_remote_code,
         reference=next(spec for spec in study.methods if spec.key == study.reference),
     )
     _check_tokenizer(recipe.base, folder)

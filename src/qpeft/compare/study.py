@@ -235,6 +235,20 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
         raise ConfigError(f"study {name_or_path}: {described(error)}") from error
 
 
+def code_of(name_or_path: str) -> dict[str, list[str]]:
+    """The names FILE.py:NAME of a study, under `method` and `backend`; loading it executes the files of methods."""
+    found = _read(name_or_path)
+    blocks = [block.get("methods") for block in _dicts(found.get("blocks"))]
+    specs = [spec for part in (found.get("methods"), *blocks) for spec in _dicts(part)]
+    backends = [backend.get("backend") for backend in _dicts([spec.get("backend") for spec in specs])]
+    named = {"method": [spec.get("method") for spec in specs], "backend": backends}
+    return {kind: sorted({str(name) for name in names if methods.is_file(str(name))}) for kind, names in named.items()}
+
+
+def _dicts(values: Any) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+
+
 def _read(name_or_path: str) -> dict[str, Any]:
     if name_or_path in BUILT_IN:
         text = (files("qpeft.compare") / "builtin" / f"{name_or_path}.yaml").read_text(encoding="utf-8")

@@ -42,7 +42,9 @@ _IN_TURN = (
 )
 
 
-def on_meta(base: nn.Module | PretrainedConfig | str | Path, task_type: str | None = None) -> nn.Module:
+def on_meta(
+    base: nn.Module | PretrainedConfig | str | Path, task_type: str | None = None, trust_remote_code: bool = False
+) -> nn.Module:
     """The model of `base` on the meta device; a given model is left untouched.
 
     For a config the class is that of PEFT's `task_type`, or the one in its `architectures`, or the first available of:
@@ -55,14 +57,27 @@ def on_meta(base: nn.Module | PretrainedConfig | str | Path, task_type: str | No
         return _meta_copy(base)
     if isinstance(base, (str, Path)):
         try:
-            base = AutoConfig.from_pretrained(base)
+            base = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
+            refuse_code(str(base), error)
             raise ConfigError(
                 f"no model at '{base}': give a hub id that can be reached, or a local folder with config.json "
                 f"({str(error).splitlines()[0]})"
             ) from error
+    auto = AUTO_CLASSES.get(task_type or "", "AutoModelForCausalLM")
     with torch.device("meta"):
+        if trust_remote_code and auto in (getattr(base, "auto_map", None) or {}):
+            return getattr(transformers, auto).from_config(base, trust_remote_code=True)
         return _model_class(base, task_type)(base)
+
+
+def refuse_code(model: str, error: Exception) -> None:
+    """Raise ConfigError if transformers raised `error` because the model needs code, without `trust_remote_code`."""
+    if "trust_remote_code" in str(error):
+        raise ConfigError(
+            f"the model {model!r} needs Python code from its folder or repository, which is not executed; read the "
+            "code, and set trust_remote_code (on the command line --trust-remote-code) if you trust it"
+        ) from error
 
 
 def _model_class(config: PretrainedConfig, task_type: str | None) -> Any:

@@ -38,6 +38,7 @@ def plan(
     shot_budget: int | None = None,
     smoothing: float = 0.0,
     steps: int = 500,
+    trust_remote_code: bool = False,
 ) -> Plan:
     """Count the parameters and bytes that `config` would train, deploy and store on `base`.
 
@@ -49,12 +50,13 @@ def plan(
             method's circuits. A few small jobs are sent to measure the seconds.
         shots, gradient, noise, shot_budget, smoothing: As in `qpeft.set_backend`.
         steps: Optimizer steps for which circuits are counted.
+        trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
     Raises:
         ConfigError: the base is not found, a target matches no module, or the options do not fit.
         UnsupportedTypeError: the method cannot adapt a target of this type.
     """
-    model = on_meta(base, config.task_type)
+    model = on_meta(base, config.task_type, trust_remote_code)
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
     method = find_by_config(config)

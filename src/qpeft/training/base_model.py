@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from qpeft.core.meta_model import refuse_code
 from qpeft.errors import ConfigError, InputError
 from qpeft.training.local_paths import explain_missing, looks_like_path
 
@@ -22,33 +23,35 @@ _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _OF_TOKENIZERS = (".json", ".txt", ".model", ".jinja")
 
 
-def load_config(model: str) -> PretrainedConfig:
+def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The config of a folder or hub id. Raises InputError if there is none."""
     from transformers import AutoConfig
 
-    return load(AutoConfig.from_pretrained, model)
+    return load(AutoConfig.from_pretrained, model, trust_remote_code)
 
 
-def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id. Raises InputError if there is none."""
     from transformers import AutoTokenizer
 
-    tokenizer = load(AutoTokenizer.from_pretrained, model)
+    tokenizer = load(AutoTokenizer.from_pretrained, model, trust_remote_code)
     if not tokenizer.vocab_size:  # for a folder without the files of a tokenizer
         raise InputError(f"the base model {model!r} has no tokenizer; put its tokenizer.json next to the weights")
     return tokenizer
 
 
-def load_model(model: str, dtype: str = "float32") -> PreTrainedModel:
+def load_model(model: str, dtype: str = "float32", trust_remote_code: bool = False) -> PreTrainedModel:
     """The causal language model of a folder or hub id. Raises InputError if there is none, or if it lacks weights."""
     from transformers import AutoModelForCausalLM
 
-    loaded, lacking, others = load_weights(AutoModelForCausalLM, model, dtype)
+    loaded, lacking, others = load_weights(AutoModelForCausalLM, model, dtype, trust_remote_code)
     refuse_lacking(model, lacking | others)
     return loaded
 
 
-def load_weights(auto_class: Any, model: str, dtype: str, **options: Any) -> tuple[Any, set[str], set[str]]:
+def load_weights(
+    auto_class: Any, model: str, dtype: str, trust_remote_code: bool, **options: Any
+) -> tuple[Any, set[str], set[str]]:
     """The model, and the names of tensors that transformers made random: the base lacks them; has another shape.
 
     A base for which this is not expected must be refused with `refuse_lacking`. Raises InputError if there is no model.
@@ -56,7 +59,7 @@ def load_weights(auto_class: Any, model: str, dtype: str, **options: Any) -> tup
     import torch
 
     options |= {"dtype": getattr(torch, dtype), "ignore_mismatched_sizes": True, "output_loading_info": True}
-    loaded, info = load(auto_class.from_pretrained, model, **options)
+    loaded, info = load(auto_class.from_pretrained, model, trust_remote_code, **options)
     lacking = {key for key in info["missing_keys"] if loaded.get_parameter_or_buffer(key).is_floating_point()}
     return loaded, lacking, {key for key, *_ in info["mismatched_keys"]}
 
@@ -71,8 +74,11 @@ def refuse_lacking(model: str, names: Collection[str]) -> None:
         )
 
 
-def load(loader: Callable[..., Loaded], model: str, **options: Any) -> Loaded:
-    """The result of `loader`, a `from_pretrained`, for a folder or hub id. Raises InputError if it fails."""
+def load(loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **options: Any) -> Loaded:
+    """The result of `loader`, a `from_pretrained`, for a folder or hub id. Raises InputError if it fails.
+
+    Code in the folder or repository is executed only with `trust_remote_code`. Without the argument transformers asks.
+    """
     path = Path(model).expanduser()
     if looks_like_path(model) and not path.exists():
         raise InputError(f"no model folder {model}: {explain_missing(model)}")
@@ -82,8 +88,9 @@ def load(loader: Callable[..., Loaded], model: str, **options: Any) -> Loaded:
             "base model alone, and an adapter with --adapter"
         )
     try:
-        return loader(str(path) if path.is_dir() else model, **options)
+        return loader(str(path) if path.is_dir() else model, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError) as error:
+        refuse_code(model, error)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot load the base model {model!r}: {reason}") from error
 

@@ -26,7 +26,8 @@ from qpeft.training.settings import TrainSettings
 
 _FORMAT = 1
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
-_FREE_TO_CHANGE = ("out", "report_to")  # the result does not depend on them
+_NOT_STORED = "trust_remote_code"  # each call decides: a folder of others must not grant it
+_FREE_TO_CHANGE = ("out", "report_to", _NOT_STORED)  # the result does not depend on them
 _SOURCES = ("model", "data", "eval_data")  # compared by content, which the identity hashes, not by name
 
 
@@ -48,7 +49,7 @@ class RunFolder:
         """The settings in config.json. Raises CheckpointError if it is missing or damaged."""
         if not self.config.is_file():
             raise CheckpointError(f"{self.path} has no {self.config.name}: it is not a run folder")
-        known = {f.name for f in fields(TrainSettings)}
+        known = {f.name for f in fields(TrainSettings)} - {_NOT_STORED}
         recorded = self._recorded()["settings"]
         try:
             return TrainSettings(**{name: value for name, value in recorded.items() if name in known})
@@ -162,7 +163,8 @@ def _short(sha: Any) -> str:
 
 def _as_json(settings: TrainSettings) -> dict[str, Any]:
     """Settings as read back from JSON: tuples as lists, sets in order."""
-    return json.loads(json.dumps(asdict(settings), default=sorted))
+    stored = {name: value for name, value in asdict(settings).items() if name != _NOT_STORED}
+    return json.loads(json.dumps(stored, default=sorted))
 
 
 def _environment() -> dict[str, Any]:

@@ -101,6 +101,9 @@ class TrainSettings:
     dtype: str = option(
         "float32", "Dtype of the frozen base; the adapter is always float32.", choices=DTYPES, panel=_OPTIMIZATION
     )
+    trust_remote_code: bool = option(
+        False, "Execute Python code that the base model's folder or repository contains.", panel=_OPTIMIZATION
+    )
     gradient_checkpointing: bool = option(
         False, "Save memory: recompute activations in the backward pass.", panel=_OPTIMIZATION
     )

@@ -172,9 +172,9 @@ def _count_layers(folder: Path) -> int:
 
     if not (folder / "config.json").is_file():
         raise InputError(f"bertscore_model={folder} is no folder of an encoder; it needs config.json and the weights")
-    if AutoTokenizer.from_pretrained(str(folder)).model_max_length > _MAX_LENGTH:
+    if AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).model_max_length > _MAX_LENGTH:
         raise InputError(
             f"the tokenizer of bertscore_model={folder} has no maximum length; set model_max_length in its "
             "tokenizer_config.json, to 512 for most encoders"
         )
-    return AutoConfig.from_pretrained(str(folder)).num_hidden_layers
+    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False).num_hidden_layers

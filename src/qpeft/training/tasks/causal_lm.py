@@ -25,8 +25,8 @@ class CausalLM(Task):
 
     def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] | None = None):
         self._settings = settings
-        self.config = base.load_config(settings.model)
-        self.tokenizer = base.load_tokenizer(settings.model)
+        self.config = base.load_config(settings.model, settings.trust_remote_code)
+        self.tokenizer = base.load_tokenizer(settings.model, settings.trust_remote_code)
         self.seq_len = base.block_length(settings.seq_len, self.config, reserved)
         load = load_blocks if labels is None else load_evaluation
         self._blocks = load(settings, self.seq_len, self.tokenizer)
@@ -37,7 +37,7 @@ class CausalLM(Task):
         return self._blocks.sha256()
 
     def load_base(self) -> PreTrainedModel:
-        return base.load_model(self._settings.model, self._settings.dtype)
+        return base.load_model(self._settings.model, self._settings.dtype, self._settings.trust_remote_code)
 
     def collate(self, examples: Sequence[Tokens]) -> dict[str, Tensor]:
         return collate(examples)

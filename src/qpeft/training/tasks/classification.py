@@ -37,7 +37,7 @@ class Classification(Task):
 
     def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] | None = None):
         self.settings = settings
-        self.config = base.load_config(settings.model)
+        self.config = base.load_config(settings.model, settings.trust_remote_code)
         check_can_classify(self.config, self.name)
         self._load_processor(reserved)
         if labels is not None:
@@ -84,7 +84,8 @@ class Classification(Task):
         return sha.hexdigest()
 
     def load_base(self) -> PreTrainedModel:
-        loaded = load_classifier(self.settings.model, self.settings.dtype, self.record(), self.settings.seed)
+        s = self.settings
+        loaded = load_classifier(s.model, s.dtype, self.record(), s.seed, s.trust_remote_code)
         self.head, self.has_new_head = loaded.trained, loaded.has_new_head
         return loaded.model
 

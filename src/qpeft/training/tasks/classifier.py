@@ -28,17 +28,20 @@ class Classifier(NamedTuple):
     has_new_head: bool
 
 
-def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Classifier:
+def load_classifier(
+    model: str, dtype: str, record: TaskRecord, seed: int, trust_remote_code: bool = False
+) -> Classifier:
     """The base with a head for `record.labels`, the head in float32.
 
     The base keeps its own head if it is for the same classes in the same order. Otherwise a new head is initialized
     from `seed`, equally on every device. Raises InputError if the base cannot classify, or lacks other weights.
     """
-    config = base.load_config(model)
+    config = base.load_config(model, trust_remote_code)
     loaded, lacking, others = base.load_weights(
         _auto_class(record.task),
         model,
         dtype,
+        trust_remote_code,
         num_labels=len(record.labels),
         id2label=dict(enumerate(record.labels)),
         label2id={name: index for index, name in enumerate(record.labels)},
@@ -64,9 +67,9 @@ def load_classifier(model: str, dtype: str, record: TaskRecord, seed: int) -> Cl
     return Classifier(loaded, trained, bool(new))
 
 
-def classifier_on_meta(model: str, task: str, n_labels: int | None) -> Classifier:
+def classifier_on_meta(model: str, task: str, n_labels: int | None, trust_remote_code: bool = False) -> Classifier:
     """As `load_classifier`, on the meta device; by default with the number of classes in the config of the base."""
-    config = base.load_config(model)
+    config = base.load_config(model, trust_remote_code)
     check_can_classify(config, task)
     if n_labels is not None:
         config.num_labels = n_labels

@@ -28,7 +28,7 @@ class ImageClassification(Classification):
 
     def _load_processor(self, reserved: int) -> None:
         self._mode = "L" if n_channels(self.config) == 1 else "RGB"
-        self.processor = load_image_processor(self.settings.model, self.config)
+        self.processor = load_image_processor(self.settings.model, self.config, self.settings.trust_remote_code)
 
     def read(self, source: str, split: str) -> list[Labelled]:
         return load_images(source, split, self.settings.label_column)
@@ -52,7 +52,7 @@ class ImageClassification(Classification):
         self.processor.save_pretrained(str(folder))
 
 
-def load_image_processor(model: str, config: PretrainedConfig) -> Any:
+def load_image_processor(model: str, config: PretrainedConfig, trust_remote_code: bool = False) -> Any:
     """The image processor of a base, with PIL; if it has none, one that fits its config, with a warning."""
     from transformers import AutoImageProcessor, ViTImageProcessorPil
 
@@ -60,7 +60,7 @@ def load_image_processor(model: str, config: PretrainedConfig) -> Any:
         from qpeft.training.base_model import load
 
         try:
-            return load(AutoImageProcessor.from_pretrained, model, backend="pil")
+            return load(AutoImageProcessor.from_pretrained, model, trust_remote_code, backend="pil")
         except ImportError as error:
             raise ConfigError(
                 "this version of transformers needs torchvision for image processors: pip install torchvision, "

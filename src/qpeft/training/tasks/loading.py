@@ -14,23 +14,25 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_base(model: str, record: TaskRecord | None) -> PreTrainedModel:
+def load_base(model: str, record: TaskRecord | None, trust_remote_code: bool = False) -> PreTrainedModel:
     """The base, in float32, for an adapter with this record; without a record a language model."""
     if record is None:
-        return base.load_model(model)
+        return base.load_model(model, trust_remote_code=trust_remote_code)
     from qpeft.training.tasks.classifier import load_classifier
 
-    return load_classifier(model, "float32", record, seed=0).model  # the adapter replaces a new head
+    loaded = load_classifier(model, "float32", record, 0, trust_remote_code)
+    return loaded.model  # the adapter replaces a new head
 
 
-def save_processor(model: str, record: TaskRecord | None, folder: Path) -> None:
+def save_processor(model: str, record: TaskRecord | None, folder: Path, trust_remote_code: bool = False) -> None:
     """Save the tokenizer or image processor next to the model in `folder`."""
     if record is None or not TASKS[record.task].has_images:
-        base.load_tokenizer(model).save_pretrained(str(folder))
+        base.load_tokenizer(model, trust_remote_code).save_pretrained(str(folder))
         return
     from qpeft.training.tasks.image_classification import load_image_processor
 
-    load_image_processor(model, base.load_config(model)).save_pretrained(str(folder))
+    config = base.load_config(model, trust_remote_code)
+    load_image_processor(model, config, trust_remote_code).save_pretrained(str(folder))
 
 
 def probe(model: PreTrainedModel, record: TaskRecord | None) -> Tensor:

@@ -31,7 +31,7 @@ class TextClassification(Classification):
         base.check_vocabulary((ids for ids, _ in (*self.train, *self.evaluation)), self.config)
 
     def _load_processor(self, reserved: int) -> None:
-        self.tokenizer = base.load_tokenizer(self.settings.model)
+        self.tokenizer = base.load_tokenizer(self.settings.model, self.settings.trust_remote_code)
         self.pad = _pad_token(self.tokenizer, self.config)
         self._length = _longest(self.settings.seq_len, self.config, self.tokenizer, reserved)
 
