@@ -8,7 +8,7 @@ from synthetic_study import write_synthetic_study
 
 from qpeft.cli.compare_bar import CompareBar
 from qpeft.cli.console import stderr
-from qpeft.compare.rows import Quality, Row
+from qpeft.compare.rows import Quality, Row, Train
 
 pytestmark = pytest.mark.xdist_group("comparison")
 
@@ -168,7 +168,7 @@ def show(monkeypatch):
         bar.on_plan(cells, 2, 1)
         bar.on_note("Starting Ray")
         for cell, row in (
-            (cells[0], cells[0].row(quality=Quality(valid_loss=2.5))),
+            (cells[0], cells[0].row(quality=Quality(valid_loss=2.5, best_step=0), train=Train(lr=0.1))),
             (cells[1], cells[1].row("failed", error_msg="no\nluck")),
         ):
             bar.on_start(cell)
@@ -185,8 +185,8 @@ def test_bar_without_a_terminal_prints_a_line_per_cell(capsys, monkeypatch):
     assert captured.err.splitlines() == [
         "Note: 2 of 5 cells are already done",
         "Note: Starting Ray",
-        "lora lr0.1: validation loss 2.5000, 10 s",
-        "qpa seed0: failed: no luck, 10 s",
+        "3 of 5: lora lr0.1: validation loss 2.5000, did not improve on the base, 10 s",
+        "4 of 5: qpa seed0: failed: no luck, 10 s",
     ]
 
 

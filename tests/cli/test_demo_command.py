@@ -20,7 +20,7 @@ def _tiny_demo(monkeypatch, base_folder):
     monkeypatch.setitem(qpeft.demo.run.METHODS, "qpa", ("qpa", small))
 
 
-@pytest.mark.filterwarnings("ignore:angles can hardly move:UserWarning")  # in two steps
+@pytest.mark.filterwarnings("ignore:angles move at most:UserWarning")  # in two steps
 def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, tmp_path, monkeypatch):
     out = tmp_path / "demo"
     arguments = ("demo", "--steps", 2, "--out", out)

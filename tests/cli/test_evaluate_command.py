@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import pytest
 
@@ -21,6 +22,20 @@ def test_base_and_adapter_are_scored_on_the_whole_text(qpeft_cli, base_folder, a
     assert found["base"]["bits_per_byte"] == pytest.approx(found["base"]["loss"] / math.log(2), rel=0.01)
     assert found["adapted"]["n_tokens"] == found["base"]["n_tokens"]
     assert found["adapted"]["loss"] != found["base"]["loss"]
+
+
+def test_adapter_of_a_run_is_scored_with_its_sequence_length(qpeft_cli, base_folder, adapter_folder, text, tmp_path):
+    shutil.copytree(adapter_folder, tmp_path / "run" / "adapter")
+    settings = {"model": str(base_folder), "data": "x", "out": "x", "seq_len": 16}
+    (tmp_path / "run" / "config.json").write_text(json.dumps({"format": 1, "settings": settings, "identity": {}}))
+
+    def n_tokens(adapter, *options):
+        shown = qpeft_cli("evaluate", "--adapter", adapter, "--model", base_folder, "--data", text, "--json", *options)
+        return json.loads(shown.stdout)["adapted"]["n_tokens"]
+
+    n_characters = len(text.read_text().encode())
+    assert n_tokens(tmp_path / "run") == n_tokens(tmp_path / "run" / "adapter") == n_characters - -(-n_characters // 16)
+    assert n_tokens(tmp_path / "run", "--seq-len", 32) == n_characters - -(-n_characters // 32)
 
 
 def test_score_does_not_depend_on_the_batch_size(qpeft_cli, base_folder, text):

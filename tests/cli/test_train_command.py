@@ -37,6 +37,7 @@ def test_train_notes_a_loss_that_increased(train, tmp_path):
     from rich.console import Console
 
     from qpeft.cli.train import _show
+    from qpeft.training.metrics import ClassificationScore
     from qpeft.training.result import read_result
     from qpeft.training.run_folder import RunFolder
 
@@ -46,6 +47,10 @@ def test_train_notes_a_loss_that_increased(train, tmp_path):
     with console.capture() as captured:
         _show(console, replace(result, after=replace(result.before, nats=result.before.nats + 1)))
     assert "the loss is higher than before training; try a lower --lr" in captured.get()
+    right, wrong = ClassificationScore(9.0, 4, 4), ClassificationScore(1.0, 0, 4)
+    with console.capture() as captured:
+        _show(console, replace(result, before=wrong, after=right))
+    assert "the accuracy rose, but the loss is higher than before training" in captured.get()
 
 
 def test_finished_run_is_not_trained_again(train):

@@ -56,6 +56,8 @@ def test_methods_are_measured(llama, method):
     for times in (found["step_ms"], found["reference_step_ms"]):
         assert 0 < times["p10"] <= times["median"] <= times["p90"]
     assert found["step_ratio"] == found["step_ms"]["median"] / found["reference_step_ms"]["median"]
+    assert found["step_twin_ratio"] > 0
+    assert found["infer_twin_ratio"] > 0
     assert found["peak_mem_bytes"] > 10_000_000
     assert found["peak_mem_kind"] == "resident set of the process"
     speeds = found["infer_tok_s"]

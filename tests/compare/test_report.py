@@ -122,7 +122,7 @@ def chart_texts(path: Path) -> list[str]:
 
 def test_controls_follow_their_method_in_table_and_chart(written):
     page = Page((written / "report.html").read_text(encoding="utf-8"))
-    results = page.text[page.text.index("test data, best first, controls") :]
+    results = page.text[page.text.index("over seeds, best first, controls") :]
     in_table = re.findall(r"[◆●■▲✕] (\w+)", results)[:12]
     in_chart = [text.removeprefix("↳ ") for text in chart_texts(written / "plots" / "differences.svg")]
     for order in (in_table, in_chart):

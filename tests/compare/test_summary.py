@@ -7,6 +7,7 @@ import pytest
 from synthetic_study import drop_rows, edit_json, edit_rows, stored_rows, summary_of
 
 from qpeft.compare.analysis.statistics import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
+from qpeft.compare.report import tables, text
 from qpeft.errors import CheckpointError, InputError
 
 SEEDS = [0, 1, 2, 3, 4]
@@ -217,6 +218,41 @@ def test_method_worse_than_the_untrained_base_is_flagged(study_folder):
     assert all(flag not in method.flags for method in summary_of(study_folder).methods)
     plant(study_folder, "qpa", [9.0, 9.1, 9.2, 9.1, 9.0])
     assert flag in summary_of(study_folder)["qpa"].flags
+
+
+@pytest.mark.parametrize(
+    ("best_steps", "flag"), [([0] * 5, "did not improve on the base"), ([0, 60, 60, 0, 60], "2 of 5")]
+)
+def test_method_without_improvement_is_flagged(study_folder, best_steps, flag):
+    values = iter(best_steps)
+    edit_rows(study_folder, lambda row: row["quality"].update({"best_step": next(values)}), "qpa", "seed*")
+    summary = summary_of(study_folder)
+    assert any(flag in text for text in summary["qpa"].flags)
+    is_total = not any(best_steps)
+    assert ("It did not improve on the base" in summary.sentences["qpa"]) is is_total
+    assert any("not improve on the base" in limit for limit in summary.limits) is is_total
+    shown = {row[0]: row for row in tables.results(summary).rows}
+    assert any("(not improved)" in cell for cell in shown["● qpa"]) is is_total
+    assert not any("not improve" in text for key in ("none", "lora", "full") for text in summary[key].flags)
+
+
+@pytest.mark.parametrize(("ratios", "noise"), [((1.02, 0.97), 0.031), ((1.0, 1.71), 0.71), ((0.8, 1.0), 0.25)])
+def test_noise_of_times_is_reported(study_folder, ratios, noise):
+    assert summary_of(study_folder).cost_noise is None
+    found = dict(zip(("step_twin_ratio", "infer_twin_ratio"), ratios, strict=True))
+    edit_rows(study_folder, lambda row: row["cost"].update(found), "qpa", "cost")
+    summary = summary_of(study_folder)
+    assert summary.cost_noise == pytest.approx(noise, abs=1e-3)
+    assert any("Times are unreliable" in limit for limit in summary.limits) is (noise > 0.1)
+    assert f"differ by {'up to' if noise > 0.1 else 'at most'} {noise:.0%}" in text.costs(summary)
+    assert "Noise (%)" in tables.costs(summary).columns
+
+
+def test_limits_report_unknown_tokens(study_folder):
+    edit_rows(study_folder, lambda row: row["data"].update(splits={"test_tokens": 200, "test_unknown_tokens": 94}))
+    assert any(
+        limit.startswith("47.0% of the scored test tokens are unknown") for limit in summary_of(study_folder).limits
+    )
 
 
 def test_rows_of_an_older_config_are_ignored(study_folder):

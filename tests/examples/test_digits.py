@@ -10,7 +10,7 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn")
-pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:angles can hardly move")]
+pytestmark = [pytest.mark.long, pytest.mark.filterwarnings("ignore:angles move at most")]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 

@@ -18,8 +18,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:QPA trains"),  # the model is tiny
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT's warning about LayerNorm
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
-    pytest.mark.filterwarnings("ignore:SoRA. lambda=.* exceeds 1:UserWarning"),  # in so few steps
-    pytest.mark.filterwarnings("ignore:angles can hardly move:UserWarning"),
+    pytest.mark.filterwarnings("ignore:angles move at most:UserWarning"),
 ]
 STEPS = 7
 GENERATOR = {"chunk_size": 32, "hidden": (6,), "n_layers": 2}

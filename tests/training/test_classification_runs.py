@@ -22,7 +22,7 @@ from qpeft.training.tasks.record import read_record
 pytestmark = [
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
     pytest.mark.filterwarnings("ignore:the base model has no weights for bert.pooler"),
-    pytest.mark.filterwarnings("ignore:angles can hardly move"),
+    pytest.mark.filterwarnings("ignore:angles move at most"),
 ]
 
 TASKS = ["text-classification", "image-classification"]

@@ -1,4 +1,5 @@
 import math
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -6,13 +7,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from qpeft.training.blocks import cut
 from qpeft.training.encoding import Tokens, encode
 from qpeft.training.metrics import LanguageModelScore, evaluate_language_model, padded_perplexity
+from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Columns, load_examples
+from qpeft.training.tasks.causal_lm import CausalLM
 
 
 def random_blocks(lengths, seed=0, vocabulary=40) -> list[Tokens]:
@@ -172,3 +184,18 @@ def test_real_model_on_a_real_text(shared):
     assert evaluate_language_model(model, blocks[:1]).loss == pytest.approx(
         model(ids, labels=ids).loss.item(), rel=1e-6
     )
+
+
+def test_unknown_tokens_are_counted_and_reported(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "base")
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 1, "the": 2, "king": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>").save_pretrained(folder)
+    (tmp_path / "text.txt").write_text("the king sings the " * 6)
+    asked = TrainSettings(model=str(folder), data=str(tmp_path / "text.txt"), out="", seq_len=8)
+    with pytest.warns(UserWarning, match=r"25\.0% of the tokens of .*text\.txt are unknown to the tokenizer \(<unk>\)"):
+        task = CausalLM(asked, labels=())
+    score = task.score(task.load_base())
+    assert (score.n_tokens, score.n_unknown) == (3 * 7, 3 * 2)
+    assert "6 unknown tokens (28.6%)" in score.size
+    assert (score + score).n_unknown == 12

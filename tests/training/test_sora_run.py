@@ -54,7 +54,6 @@ def test_gates_have_no_weight_decay_and_their_own_learning_rate(sora):
     assert config["sora_lambda"] == pytest.approx(0.3 / sum(rates))
 
 
-@pytest.mark.filterwarnings("ignore:SoRA. lambda=.* exceeds 1:UserWarning")
 def test_run_without_remaining_ranks_has_no_export(sora):
     with pytest.warns(UserWarning, match="every gate of SoRA is zero, so there is no adapter to export"):
         result = train(sora(shrink_budget=10.0))

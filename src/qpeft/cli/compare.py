@@ -222,6 +222,7 @@ def _method(method: MethodSummary) -> dict[str, Any]:
 
 def _show(console: Console, folder: Path, summary: Summary, failures: list[Row]) -> None:
     """The report's tables of results with fewer columns, and remarks on standard error."""
+    from qpeft.compare.analysis.limits import noisy_costs
     from qpeft.compare.report import tables
 
     console.print(f"{summary.study.title}\n", style="bold")
@@ -229,8 +230,11 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
     for shown in (shown for shown in found if shown.rows):
         console.print(table(*tables.brief(shown), title=shown.caption))
     for method in summary.methods:
-        for flag in (flag for flag in method.flags if flag.startswith("edge")):
-            say("Note:", f"{method.key}: {flag}; a wider grid may contain a better one", "bold yellow")
+        for flag in method.flags:
+            remedy = "; a wider grid may contain a better one" if flag.startswith("edge") else ""
+            say("Note:", f"{method.key}: {flag}{remedy}", "bold yellow")
+    if noise := noisy_costs(summary):
+        say("Note:", noise, "bold yellow")
     say_failures(failures)
     console.print(f"report  {folder / 'report.html'}", soft_wrap=True)
     console.print(f"rows    {folder / 'results.jsonl'}", soft_wrap=True)

@@ -75,7 +75,8 @@ class CompareBar(CompareProgress):
         self._n_done += 1
         self._running.pop(name, None)
         took = f", {duration(time.monotonic() - self._began.pop(name))}" if name in self._began else ""
-        self._bar.console.print(f"{name}: {_outcome(row)}{took}", soft_wrap=True)
+        done = f"{self._n_done} of {self._n_cells}"
+        self._bar.console.print(f"{done}: {name}: {_outcome(row)}{took}", soft_wrap=True)
         self._draw()
 
     def on_note(self, text: str) -> None:
@@ -107,4 +108,5 @@ def _outcome(row: Row) -> str:
         return f"{row.status}: {message[:_SHOWN_ERROR]}".removesuffix(": ")
     losses = {"test loss": row.quality.test_loss, "validation loss": row.quality.valid_loss}
     known = [f"{name} {value:.4f}" for name, value in losses.items() if value is not None]
-    return known[0] if known else "measured"
+    worse = ", did not improve on the base" if row.train.lr is not None and row.quality.best_step == 0 else ""
+    return f"{known[0]}{worse}" if known else "measured"

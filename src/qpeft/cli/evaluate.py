@@ -28,6 +28,7 @@ from qpeft.training.settings import TrainSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qpeft.training.run_folder import RunFolder
     from qpeft.training.tasks import Score
     from qpeft.training.tasks.record import TaskRecord
 
@@ -58,7 +59,8 @@ def evaluate(
 ) -> Answer:
     """Score a base model, and an adapter on it: perplexity on texts, or accuracy on a classification.
 
-    Texts are scored as a whole; prompts are not scored. The score does not depend on the batch size.
+    Texts are scored as a whole, in blocks of --seq-len tokens, by default those of the adapter's run; prompts are not
+    scored. The score does not depend on the batch size.
 
     The accuracy is given with its 95 % confidence interval. The base alone is scored if it has a head for the same
     classes.
@@ -75,10 +77,13 @@ def evaluate(
     folder = None if adapter is None else find_adapter(adapter)
     base_name = base_of(model, folder)
     record = _record(folder, run.get("task"))
-    settings = TrainSettings(model=base_name, data=data, out="", **{**run, **({"task": record.task} if record else {})})
+    trained = _run_of(folder)
+    length = {"seq_len": trained.settings().seq_len} if trained else {}
+    known = {**length, **run, **({"task": record.task} if record else {})}
+    settings = TrainSettings(model=base_name, data=data, out="", **known)
     settings.check()
-    if adapter is not None:
-        _warn_of_training_data(adapter, settings)
+    if trained:
+        _warn_of_training_data(trained, settings)
     lines = _lines(settings) if padded else []
     labels = _classes(settings, folder, record)
     task = task_class(settings.task)(settings, 0 if folder is None else virtual_tokens(folder), labels)
@@ -87,22 +92,29 @@ def evaluate(
     return Answer({**found, **_metrics(scores)}, lambda console: _show(console, scores))
 
 
-def _warn_of_training_data(run: Path, settings: TrainSettings) -> None:
-    """Warn if the data are those that the run in this folder, if it is a run folder, was trained on, or a copy."""
+def _run_of(folder: Path | None) -> RunFolder | None:
+    """The run folder of an adapter folder, if it is in one."""
     from qpeft.training.run_folder import RunFolder
+
+    if folder is None:
+        return None
+    run = RunFolder(folder.resolve().parent)
+    return run if run.config.is_file() and folder.resolve() in (run.adapter, run.exported) else None
+
+
+def _warn_of_training_data(run: RunFolder, settings: TrainSettings) -> None:
+    """Warn if the data are those that the run was trained on, or a copy."""
     from qpeft.training.sources import content_hash, has_validation_split, is_local
     from qpeft.training.task_types import TASKS
     from qpeft.training.tasks.images import has_validation_images
 
-    if not (folder := RunFolder(run)).config.is_file():
-        return
-    data, trained = settings.data, folder.settings().data
+    data, trained = settings.data, run.settings().data
     is_copy = is_local(data) and Path(trained).expanduser().exists() and content_hash(trained) == content_hash(data)
     has_validation = has_validation_images if TASKS[settings.task].has_images else has_validation_split
     if (is_copy or trained == data) and not has_validation(data):
         warnings.warn(
-            f"{data} are the training data of {run}: the metrics of the adapter describe learned examples, except for "
-            "the part that the run held out",
+            f"{data} are the training data of {run.path}: the metrics of the adapter describe learned examples, except "
+            "for the part that the run held out",
             stacklevel=2,
         )
 

@@ -71,7 +71,7 @@ def _show(console: Console, result: TrainResult, trained: Trains = Trains.ADAPTE
         console.print(f"{result.out} is finished; nothing was trained. Its result:\n", style="bold", soft_wrap=True)
     console.print(facts(_rows(result)))
     if result.after.loss > result.before.loss:
-        console.print("\nNote: the loss is higher than before training; try a lower --lr or other data", soft_wrap=True)
+        console.print(f"\nNote: {_higher_loss(result)}; try a lower --lr or other data", soft_wrap=True)
     if trained is Trains.MODEL:
         console.print(f"\nThe model and its tokenizer or image processor: {result.exported}", soft_wrap=True)
         return
@@ -80,6 +80,12 @@ def _show(console: Console, result: TrainResult, trained: Trains = Trains.ADAPTE
     loader = "plain PEFT" if result.has_stock_form else "qpeft"
     console.print(f"\n{result.to_load} loads with {loader}:\n", soft_wrap=True)
     print_code(console, loading_code(result, str(result.to_load.resolve())))
+
+
+def _higher_loss(result: TrainResult) -> str:
+    before, after = (score.to_dict().get("accuracy", 0.0) for score in (result.before, result.after))
+    what = "the accuracy rose, but the loss" if after > before else "the loss"
+    return f"{what} is higher than before training"
 
 
 def _rows(result: TrainResult) -> list[tuple[str, str, str]]:

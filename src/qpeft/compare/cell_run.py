@@ -221,9 +221,12 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
     """The scores on the test data, forgetting, and the capacity of the adapter."""
     model, recipe = ready.model.eval(), cell.recipe
     test = read_test_data(cell)
-    _record(row, "quality", _quality(test.score(model)))
+    score = test.score(model)
+    _record(row, "quality", _quality(score))
     parts = {"train": ready.task.train, "valid": ready.task.evaluation, "test": test.evaluation}
     row.data.splits = {f"{name}_tokens": _count_targets(examples) for name, examples in parts.items()}
+    if unknown := getattr(score, "n_unknown", 0):
+        row.data.splits["test_unknown_tokens"] = unknown
     if recipe.generation and TASKS[recipe.task].is_language_model:
         with _or_reason(row, "quality.bleu"):
             _generate(recipe.data.test, recipe.generation, row, model, test)

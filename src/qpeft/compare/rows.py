@@ -143,6 +143,14 @@ class Cost(Part):
     step_ratio: Number | None = None
     infer_tok_s: dict[str, dict[str, Number | None]] | None = None  # by batch size: base, unmerged, merged
     infer_overhead_pct: Number | None = None
+    step_twin_ratio: Number | None = None  # the reference's step over that of its twin, itself: 1 without noise
+    infer_twin_ratio: Number | None = None  # the same of the base's tokens per second
+
+    @property
+    def noise(self) -> float | None:
+        """The larger relative difference between measurements of a model and of its twin; None if there are none."""
+        ratios = [ratio for ratio in (self.step_twin_ratio, self.infer_twin_ratio) if ratio]
+        return max((max(ratio, 1 / ratio) - 1 for ratio in ratios), default=None)
 
 
 class Convergence(Part):

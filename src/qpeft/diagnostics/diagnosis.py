@@ -230,7 +230,7 @@ def _slope(name: str, found: GradientVariance) -> list[Value]:
     if slope is None or error is None:
         return []
     what = "slope, bare p" if name == BARE else f"slope, 2^N p, {name}"
-    return [Value(what, f"{slope:+.2f} ± {error:.2f}".replace("-", "\u2212"), "0: gradients do not vanish")]
+    return [Value(what, f"{slope:+.2f} ± {error:.2f}".replace("-", "\u2212"), "0: the same at every width")]
 
 
 def _too_wide(circuit: Circuit, what: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 Span = tuple[int, int]  # first character, one past the last
 
 _DOCUMENTS_AT_A_TIME = 256
+_FEW_UNKNOWN = 0.001
 
 
 class Tokens(NamedTuple):
@@ -54,6 +56,25 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> Tokens:
     """The token between two documents and after an answer; empty if the tokenizer has none."""
     ids = np.array([i for i in (tokenizer.eos_token_id,) if i is not None], dtype=np.int64)
     return Tokens(ids, np.ones(len(ids), dtype=bool), np.zeros(len(ids), dtype=np.int64))
+
+
+def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token of text that the tokenizer cannot represent; None if it has none with no other use."""
+    others = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    found = tokenizer.unk_token_id
+    return found if isinstance(found, int) and found not in others else None
+
+
+def warn_of_unknown(texts: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Warn if more than one of 1,000 tokens in `texts`, token ids (T,), is unknown."""
+    ids = np.concatenate(list(texts))
+    share = 0.0 if (unknown := unknown_token(tokenizer)) is None else float((ids == unknown).mean())
+    if share > _FEW_UNKNOWN:
+        warnings.warn(
+            f"{share:.1%} of the tokens of {source} are unknown to the tokenizer ({tokenizer.unk_token}): their text "
+            "is lost, and losses and bits per byte are too low; use text or a model that fit each other",
+            stacklevel=1,
+        )
 
 
 def join(parts: Sequence[Tokens]) -> Tokens:

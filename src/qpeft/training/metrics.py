@@ -22,13 +22,17 @@ HOPELESS_LOSS = 20.0  # nats per token; beyond it the digits of a perplexity are
 
 @dataclass(frozen=True)
 class LanguageModelScore:
-    """Negative log-likelihood `nats` of `n_tokens` scored tokens, which encode `n_bytes` UTF-8 bytes."""
+    """Negative log-likelihood `nats` of `n_tokens` scored tokens, which encode `n_bytes` UTF-8 bytes.
+
+    `n_unknown` of the tokens stand for text that the tokenizer cannot represent; predicting them is easy.
+    """
 
     unit: ClassVar[str] = "nats per token"
 
     nats: float
     n_tokens: int
     n_bytes: int
+    n_unknown: int = 0
 
     def __add__(self, other: LanguageModelScore) -> LanguageModelScore:
         """The score of both texts together."""
@@ -67,7 +71,10 @@ class LanguageModelScore:
     @property
     def size(self) -> str:
         """The amount of scored data."""
-        return f"{self.n_tokens:,} tokens, {self.n_bytes:,} bytes"
+        unknown = (
+            f", {self.n_unknown:,} unknown tokens ({self.n_unknown / self.n_tokens:.1%})" if self.n_unknown else ""
+        )
+        return f"{self.n_tokens:,} tokens, {self.n_bytes:,} bytes{unknown}"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +56,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def read_scores(path: Path, score_class: type[Score]) -> list[Score]:
     """The validation scores of a metrics.jsonl, in order. Raises CheckpointError if one is not a number."""
-    names = [f.name for f in fields(score_class)]
     rows = [row for row in read_rows(path) if "eval_loss" in row]
+
+    def score(row: dict[str, Any]) -> Score:
+        known = [f.name for f in fields(score_class) if f.default is MISSING or f"eval_{f.name}" in row]
+        return filled(score_class, {name: row[f"eval_{name}"] for name in known})
+
     try:
-        return [filled(score_class, {name: row[f"eval_{name}"] for name in names}) for row in rows]
+        return [score(row) for row in rows]
     except (KeyError, TypeError) as error:
         raise CheckpointError(_damaged(path, f"a score: {error}")) from error
 

@@ -36,7 +36,6 @@ def learn(shrink_budget):
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore:SoRA. lambda=.* exceeds 1:UserWarning")
 def test_larger_budgets_give_more_zero_gates():
     (none, exact), (some, near), (all_of_them, lost) = learn(0.0), learn(2.0), learn(6.0)
     assert none == 0

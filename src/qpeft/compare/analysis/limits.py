@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qpeft.compare.analysis.sentences import capital
+from qpeft.compare.analysis.sentences import NOT_IMPROVED, capital
 from qpeft.compare.analysis.statistics import MIN_SEEDS
 from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.study import is_ranked
 
+MOST_NOISE = 0.1
 SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
 
 
@@ -64,6 +65,8 @@ def _seeds(summary: Summary) -> Iterator[str]:
     methods = summary.methods
     if names := _names([m for m in methods if m.lr_at_edge is not None]):
         yield f"The best learning rate is at an edge of the grid for {names}: a wider grid may do better."
+    if names := _names([m for m in methods if not m.has_improved]):
+        yield f"Training did {NOT_IMPROVED}: {names}. The values in the tables are those before training."
     if names := _names([m for m in methods if m.metric is not None and m.metric.n < MIN_SEEDS]):
         yield f"Preliminary, with fewer than {MIN_SEEDS} seeds, and not ranked: {names}."
     if names := _names([m for m in methods if m.has_failures]):
@@ -80,6 +83,9 @@ def _unfair(summary: Summary) -> Iterator[str]:
             start = f"At the {block.budget:,} trainable parameters of {summary[block.of].label}"
             names = "; ".join(outside)
             yield f"{start} these methods are outside 80 to 100 % of the budget and not ranked: {names}."
+    yield from _unknown_tokens(summary)
+    if noise := noisy_costs(summary):
+        yield noise
     machines = sorted({m.hardware for m in summary.methods if m.hardware is not None})
     if len(machines) > 1:
         yield f"Costs were measured on different hardware ({'; '.join(machines)}), so times are not comparable."
@@ -90,6 +96,27 @@ def _unfair(summary: Summary) -> Iterator[str]:
                 orders.setdefault(seed, set()).add(sha)
     if unequal := [str(seed) for seed, found in orders.items() if len(found) > 1]:
         yield f"The methods did not see the same batches with seed {', '.join(unequal)}: differences are not paired."
+
+
+def noisy_costs(summary: Summary) -> str:
+    """A warning if measurements of the reference and of its twin differ; empty otherwise."""
+    if summary.cost_noise is None or summary.cost_noise <= MOST_NOISE:
+        return ""
+    return (
+        f"Times are unreliable: two measurements of the same model differ by up to {summary.cost_noise:.0%}, so "
+        "differences between methods of this size mean nothing. Something else ran on the machine; measure again with "
+        "another --out and --reuse with the folder of this study."
+    )
+
+
+def _unknown_tokens(summary: Summary) -> Iterator[str]:
+    splits = [row.data.splits for row in summary.present_rows if row.data.splits.get("test_unknown_tokens")]
+    if splits:
+        share = splits[0]["test_unknown_tokens"] / splits[0]["test_tokens"]
+        yield (
+            f"{share:.1%} of the scored test tokens are unknown to the tokenizer: the text they stand for is lost, and "
+            "losses and bits per byte are too low."
+        )
 
 
 def _names(methods: list[MethodSummary]) -> str:

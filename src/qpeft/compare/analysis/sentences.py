@@ -16,6 +16,8 @@ from qpeft.compare.analysis.statistics import (
 from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.rows import Row
 
+NOT_IMPROVED = "not improve on the base: the best step is 0 with every seed"
+
 
 def plural(n: int, noun: str) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
@@ -29,6 +31,8 @@ def capital(text: str) -> str:
 def sentence(method: MethodSummary, summary: Summary) -> str:
     """The result of `method`, compared with the reference or, in an equal-budget block, with the block's method."""
     lost = f" Of its {plural(len(method.statuses), 'seed')}: {_lost(method)}." if _lost(method) else ""
+    if not method.has_improved:
+        lost = f" It did {NOT_IMPROVED}, and its results are those before training.{lost}"
     return capital(_result(method, summary)) + lost
 
 
@@ -56,6 +60,10 @@ def flags_of(
 ) -> list[str]:
     """Short remarks for the method's table row. `untrained`: the metric of the base itself."""
     flags = []
+    if not method.has_improved:
+        flags.append(f"did {NOT_IMPROVED}")
+    elif method.unimproved:
+        flags.append(f"no improvement with {method.unimproved} of {plural(method.ok, 'seed')}: the best step is 0")
     if untrained is not None and method.metric is not None and method.lr is not None:
         values = method.metric.values.values()
         if all(value > untrained if lower_is_better else value < untrained for value in values):

@@ -73,6 +73,19 @@ class MethodSummary:
         return sum(status == "success" for status in self.statuses.values())
 
     @property
+    def unimproved(self) -> int:
+        """Seeds whose lowest validation loss is that before training: the results are those of the initial values."""
+        best = self.measurements.get("quality.best_step")
+        return (
+            list(best.values.values()).count(0) if best is not None and self.is_trained and self.lr is not None else 0
+        )
+
+    @property
+    def has_improved(self) -> bool:
+        """False if training lowered the validation loss with no seed."""
+        return not 0 < self.ok == self.unimproved
+
+    @property
     def has_failures(self) -> bool:
         """True if a seed failed or diverged."""
         return not FAILURES.isdisjoint(self.statuses.values())
@@ -120,6 +133,12 @@ class Summary:
     @property
     def loss_unit(self) -> str:
         return "nats per token" if self.study.is_language_model else "nats per example"
+
+    @property
+    def cost_noise(self) -> float | None:
+        """The largest difference between two measurements of the same model, relative; None if it was not measured."""
+        found = [method.cost.noise for method in self.methods if method.cost.noise is not None]
+        return max(found, default=None)
 
     @property
     def metric(self) -> Metric:

@@ -40,10 +40,12 @@ def measure_cost(
     - `flops_per_token` of a training step, counted by `torch.utils.flop_counter`: matrix products, convolutions and
       attention. Elementwise operations, such as the gates of a circuit, are not counted; see `step_ms`.
     - `step_ms` = {median, p10, p90} of `timed` steps after `warm_up`, `reference_step_ms` and `step_ratio`. The steps
-      of both models alternate.
+      of both models alternate. The reference takes each step twice: `step_twin_ratio`, its median over that of its
+      twin, differs from 1 by the noise of the measurement.
     - `infer_tok_s`: {"batch_1": {"base", "unmerged", "merged"}, ...}, generated tokens per second after prompts of
       `prompt` tokens. Base and unmerged model alternate; the merged model is measured after them, because merging
-      changes the model in place. `infer_overhead_pct` = 100 (base / unmerged - 1) at the first batch size.
+      changes the model in place. `infer_overhead_pct` = 100 (base / unmerged - 1) at the first batch size. The base is
+      measured twice: `infer_twin_ratio` is the ratio of the batch size at which the two differ most.
 
     Missing values are None, with a reason under `null_reasons`, by dotted name.
 
@@ -70,7 +72,9 @@ def measure_cost(
         _add(found, "infer_overhead_pct", reason)
         return found
     arguments = (ids, new_tokens, batch_sizes, rounds)
-    speeds = tokens_per_second({"base": make_base().to(device), "unmerged": model}, *arguments)
+    base = make_base().to(device)
+    speeds = tokens_per_second({"base": base, "unmerged": model, "twin": base}, *arguments)
+    twins = {size: speed.pop("twin") for size, speed in speeds.items()}
     merged = _merge(model)
     if isinstance(merged, str):
         found["null_reasons"] |= {f"infer_tok_s.{size}.merged": merged for size in speeds}
@@ -79,6 +83,7 @@ def measure_cost(
     return found | {
         "infer_tok_s": {size: speed | merged_speeds.get(size, {"merged": None}) for size, speed in speeds.items()},
         "infer_overhead_pct": 100 * (first["base"] / first["unmerged"] - 1),
+        "infer_twin_ratio": max((speeds[size]["base"] / twins[size] for size in speeds), key=lambda r: max(r, 1 / r)),
     }
 
 

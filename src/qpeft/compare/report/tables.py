@@ -54,6 +54,7 @@ _CAPACITY_HINTS = {
 }
 _OF_LAYERS = ("block_effective_rank", "block_linear_share", "block_mean_share", "cka")
 _SPEEDS = [(batch, how) for batch in (1, 8) for how in ("merged", "unmerged")]
+_OVER_SEEDS = "mean ± standard deviation over seeds"
 _VERDICT_HINT = {"Verdict": "better or worse only if the interval excludes 0 after Holm's correction"}
 
 
@@ -104,7 +105,7 @@ def results(summary: Summary) -> Table:
         steps: "first evaluation at or below it; > 150 (3/5): three of five seeds reached it",
         "Seeds": "succeeded / planned",
     }
-    caption = f"{summary.metric.title} on test data, best first, controls after their method"
+    caption = f"{summary.metric.title} on test data, {_OVER_SEEDS}, best first, controls after their method"
     return Table.of("results", caption, summary.ordered, columns, hints | _VERDICT_HINT)
 
 
@@ -113,7 +114,7 @@ def other_metrics(summary: Summary) -> Table:
     columns = {"Method": _name(summary)}
     columns |= {title: _mean(f"quality.{key}") for key, title in _QUALITY.items() if key != summary.study.metric}
     columns["Perplexity"] = _perplexity
-    return Table.of("further", "Other metrics on the test data, mean ± s.d.", _all(summary), columns)
+    return Table.of("further", f"Other metrics on the test data, {_OVER_SEEDS}", _all(summary), columns)
 
 
 def block(block: Block, summary: Summary) -> Table:
@@ -129,7 +130,7 @@ def block(block: Block, summary: Summary) -> Table:
         "Seeds": _seeds,
         "Note": lambda m: _note(members[m.key]),
     }
-    caption = f"Budget: the {count(block.budget)} trainable parameters of {block.of}"
+    caption = f"Budget: the {count(block.budget)} trainable parameters of {block.of}; {_OVER_SEEDS}"
     return Table.of(f"block-{block.of}", caption, [summary[key] for key in members], columns, _VERDICT_HINT)
 
 
@@ -146,7 +147,7 @@ def controls(summary: Summary) -> Table:
         "Seeds": _seeds,
     }
     found = [method for method in summary.ordered if method.against is not None]
-    return Table.of("controls", "Controls and their methods", found, columns, _VERDICT_HINT)
+    return Table.of("controls", f"Controls and their methods, {_OVER_SEEDS}", found, columns, _VERDICT_HINT)
 
 
 def tuning(summary: Summary) -> Table:
@@ -182,7 +183,7 @@ def speed(summary: Summary) -> Table:
         "Gradient spikes per seed": _mean("convergence.spikes", 1),
     }
     hints = {area: "area under the validation loss, per token"}
-    return Table.of("convergence", "How fast each method learns", summary.ordered, columns, hints)
+    return Table.of("convergence", f"How fast each method learns, {_OVER_SEEDS}", summary.ordered, columns, hints)
 
 
 def capacity(summary: Summary) -> Table:
@@ -194,7 +195,7 @@ def capacity(summary: Summary) -> Table:
         return shown if key in _OF_LAYERS else lambda m: "" if _adapts_no_module(m) else shown(m)
 
     columns = {"Method": _name(summary), **{title: of(key) for key, title in _CAPACITY.items()}}
-    return Table.of("capacity", "Properties of each update, mean ± s.d. over seeds", found, columns, _CAPACITY_HINTS)
+    return Table.of("capacity", f"Properties of each update, {_OVER_SEEDS}", found, columns, _CAPACITY_HINTS)
 
 
 def costs(summary: Summary) -> Table:
@@ -216,12 +217,14 @@ def costs(summary: Summary) -> Table:
         "Peak memory (MB)": lambda m: decimal(m.cost.peak_mem_bytes, 1, 1e6),
         **{f"Generation (tokens/s), batch {n}, {how}": tokens_per_second(n, how) for n, how in _SPEEDS},
         "Overhead, unmerged (%)": lambda m: decimal(m.cost.infer_overhead_pct, 0),
+        "Noise (%)": lambda m: decimal(None if m.cost.noise is None else 100 * m.cost.noise, 0),
         "MFLOP per token": lambda m: decimal(m.cost.flops_per_token, 2, 1e6),
     }
     hints = {
         "Generator parameters": "enough to regenerate the deployed ones",
         ratio: "against the reference, measured in alternation on the same machine",
         "Overhead, unmerged (%)": "of generation, compared with the base in the same run",
+        "Noise (%)": "difference between two measurements of the reference's step, or of the base's generation",
     }
     found = [m for m in _all(summary) if m.cost.model_fields_set or m.bytes_stored]
     return Table.of("costs", "Costs of each method", found, columns, hints)
@@ -284,7 +287,14 @@ def _metric_title(summary: Summary, of: str = "") -> str:
 
 
 def _metric(summary: Summary) -> Column:
-    return lambda m: mean_sd(m.metric, factor=summary.metric.factor)
+    factor = summary.metric.factor
+
+    def shown(method: MethodSummary) -> str:
+        if method.metric is None or method.has_improved:
+            return mean_sd(method.metric, factor=factor)
+        return f"{decimal(factor * method.metric.mean)} (not improved)"  # a spread of 0 would look like precision
+
+    return shown
 
 
 def _mean(name: str, decimals: int = 4) -> Column:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qpeft.compare.analysis.limits import noisy_costs
 from qpeft.compare.analysis.sentences import plural
 from qpeft.compare.report.format import VERDICTS, count, kind_of
 
@@ -94,7 +95,11 @@ def costs(summary: Summary) -> str:
         yet = " yet" if summary.study.costs else ""
         return f"Times have not been measured{yet}. Parameters and bytes are those of the runs."
     apart = ": times of different machines are not comparable" if len(machines) > 1 else ""
-    return f"Times and memory were measured while nothing else of the study ran, on {', '.join(machines)}{apart}."
+    noise = noisy_costs(summary)
+    if summary.cost_noise is not None and not noise:
+        noise = f"Two measurements of the same model differ by at most {summary.cost_noise:.0%}."
+    where = f"Times and memory were measured while nothing else of the study ran, on {', '.join(machines)}{apart}."
+    return f"{where} {noise}".strip()
 
 
 def failures(summary: Summary) -> str:

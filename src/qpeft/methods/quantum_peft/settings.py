@@ -162,6 +162,6 @@ def angles_hardly_move(settings: Any, config: Any) -> str | None:
     if distance >= 2:
         return None
     return (
-        f"angles can hardly move: at most {distance:.2g} radians in {settings.steps} steps, and need several; "
-        "raise the learning rate, the steps or angle_scale"
+        f"angles move at most {distance:.2g} radians in {settings.steps} steps, and may need several; if the loss is "
+        "still too high after training, raise the learning rate, the steps or angle_scale"
     )

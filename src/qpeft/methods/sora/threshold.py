@@ -156,10 +156,10 @@ def _set_lambda(config: Any, optimizer: Optimizer, group: int, steps: int | None
     else:
         config.sora_lambda = config.shrink_budget and _spread(config.shrink_budget, optimizer, group, steps, schedule)
     config.planned_steps = steps
-    if config.sora_lambda > 1 and "adam" in type(optimizer).__name__.lower():
+    if (config.sparse_lambda or 0) > 1 and "adam" in type(optimizer).__name__.lower():
         warnings.warn(
-            f"SoRA: lambda={config.sora_lambda:.4g} exceeds 1; with Adam-type optimizers the threshold can outweigh "
-            "any gradient and remove every rank.",
+            f"SoRA: sparse_lambda={config.sparse_lambda:.4g} exceeds 1; with Adam-type optimizers the threshold can "
+            "outweigh any gradient and remove every rank.",
             stacklevel=1,
         )
 

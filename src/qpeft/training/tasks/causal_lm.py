@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qpeft.training import base_model as base
 from qpeft.training.blocks import collate, load_blocks, load_evaluation
-from qpeft.training.encoding import Tokens
+from qpeft.training.encoding import Tokens, unknown_token, warn_of_unknown
 from qpeft.training.metrics import LanguageModelScore, evaluate_language_model
 from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks.task import Task
@@ -31,7 +32,10 @@ class CausalLM(Task):
         load = load_blocks if labels is None else load_evaluation
         self._blocks = load(settings, self.seq_len, self.tokenizer)
         self.train, self.evaluation = self._blocks.train, self._blocks.evaluation
-        base.check_vocabulary((block.ids for block in (*self.train, *self.evaluation)), self.config)
+        for blocks, source in ((self.train, settings.data), (self.evaluation, settings.eval_data or settings.data)):
+            if blocks:
+                base.check_vocabulary((block.ids for block in blocks), self.config)
+                warn_of_unknown((block.ids for block in blocks), self.tokenizer, source)
 
     def sha256(self) -> str:
         return self._blocks.sha256()
@@ -44,7 +48,9 @@ class CausalLM(Task):
 
     def score(self, model: Any, examples: Sequence[Tokens] | None = None) -> LanguageModelScore:
         blocks = self.evaluation if examples is None else examples
-        return evaluate_language_model(model, blocks, self._settings.batch_size)
+        score = evaluate_language_model(model, blocks, self._settings.batch_size)
+        unknown = unknown_token(self.tokenizer)
+        return replace(score, n_unknown=sum(int(block.scored[1:][block.ids[1:] == unknown].sum()) for block in blocks))
 
     def save_processor(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(str(folder))

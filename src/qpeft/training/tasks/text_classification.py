@@ -11,6 +11,7 @@ import numpy as np
 
 from qpeft.errors import ConfigError, DataError, InputError
 from qpeft.training import base_model as base
+from qpeft.training.encoding import warn_of_unknown
 from qpeft.training.interrupt import interruptible
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Row, has_validation_split, load_rows
@@ -28,7 +29,9 @@ class TextClassification(Classification):
 
     def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] | None = None):
         super().__init__(settings, reserved, labels)
-        base.check_vocabulary((ids for ids, _ in (*self.train, *self.evaluation)), self.config)
+        texts = [ids for ids, _ in (*self.train, *self.evaluation)]
+        base.check_vocabulary(texts, self.config)
+        warn_of_unknown(texts, self.tokenizer, settings.data)
 
     def _load_processor(self, reserved: int) -> None:
         self.tokenizer = base.load_tokenizer(self.settings.model, self.settings.trust_remote_code)
