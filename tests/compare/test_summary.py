@@ -260,6 +260,7 @@ def test_rows_of_an_older_config_are_ignored(study_folder):
     older = stored_rows(study_folder, "qpa")
     for row in older:
         row["cell_id"] = row["cell_id"].replace(row["method_config"]["hash"], "an-older-hash")
+        row["method_config"]["hash"] = "an-older-hash"
         row["quality"]["test_loss"] = 0.0
     with (study_folder / "rows.jsonl").open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in older)
