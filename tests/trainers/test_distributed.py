@@ -38,7 +38,7 @@ def check_equal_and_close(ranks, alone):
 @pytest.fixture(scope="module")
 def plain(launch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
-    launch(TORCHRUN, "plain_ddp.py", folder)  # it also checks activation checkpointing and that FSDP is refused
+    launch(TORCHRUN, "plain_ddp.py", folder)  # it also checks activation checkpointing and that FSDP1 is refused
     return folder
 
 

@@ -32,10 +32,9 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from qpeft.circuits.numerics import once_differentiable
-from qpeft.errors import ConfigError
+from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
-_DEEPSPEED_MARKS = ("ds_id", "_hp_mapping")  # attributes of parameters under ZeRO-3; under ZeRO-1 and 2
 
 
 @dataclass
@@ -80,6 +79,7 @@ class Binding:
         self._values: Tensor | None = None  # the parameters at the last evaluation, flat
         self._placed: str | None = None  # "graph" or "detached", if the slots hold values of the last evaluation
         self._deferred: Tensor | None = None
+        self._averages = False  # gradients over all processes, because FSDP2 shards the rest of the model
         self._lock = threading.RLock()  # of the evaluation and the slots; not taken in a backward pass
         for slot in self.slots:
             slot.take_parameter()
@@ -115,6 +115,13 @@ class Binding:
         with self._lock:
             self.refresh()
             self._place(detached=True)
+
+    def replicate(self, device: torch.device) -> None:
+        """Keep the generator equal in all processes from now on, while FSDP2 shards the model; `device` computes."""
+        if not self._averages:
+            copy_from_first(self.generator, device)
+            self.invalidate()
+            self._averages = True
 
     def follow(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow `model.to(...)`: the tensors get the dtype that stock parameters would get."""
@@ -193,6 +200,7 @@ class Binding:
         """Run the backward pass of the generator for deferred gradients."""
         if self._deferred is not None and self._flat is not None:
             gradient, self._deferred = self._deferred, None
+            gradient = average([gradient])[0] if self._averages else gradient
             inputs = [p for p in self.generator.parameters() if p.requires_grad]
             with torch.autocast(gradient.device.type, enabled=False):
                 torch.autograd.backward(self._flat, gradient, inputs=inputs, retain_graph=True)
@@ -272,13 +280,13 @@ class _Boundary(torch.autograd.Function):
         if binding._deferred is not None:
             gradient, binding._deferred = gradient + binding._deferred, None
         ctx.runs += 1
-        if ctx.runs > 1:
+        if ctx.runs > 1 and not binding._averages:
             _refuse_partial_gradients()
         wanted = [p for p in ctx.parameters if p.requires_grad]
         # without autocast, which would also apply to a backward pass that is called inside it
         with torch.enable_grad(), torch.autocast(gradient.device.type, enabled=False):
             found = torch.autograd.grad(ctx.flat, wanted, gradient, retain_graph=True, allow_unused=True)
-        gradients = iter(found)
+        gradients = iter(average(found) if binding._averages else found)
         return (None, None, *(next(gradients) if p.requires_grad else None for p in ctx.parameters))
 
 
@@ -294,28 +302,6 @@ class _DetachedCopy:
 
     def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return (_no_copy, ())
-
-
-def sharded_by(module: nn.Module) -> str | None:
-    """What shards the module's parameters: "FSDP" (1 or 2), "DeepSpeed ZeRO", or None."""
-    if getattr(module, "_is_fsdp_managed_module", False):
-        return "FSDP"
-    parameter = next(module.parameters(), None)
-    return "DeepSpeed ZeRO" if any(hasattr(parameter, mark) for mark in _DEEPSPEED_MARKS) else None
-
-
-def refuse_sharded(generator: nn.Module) -> None:
-    """Raise ConfigError if FSDP (1 or 2) or DeepSpeed ZeRO shards the generator's parameters.
-
-    FSDP hides or replaces them between forward passes. ZeRO's optimizer updates copies without changing the version
-    counter, so forward passes would use old values.
-    """
-    if found := sharded_by(generator):
-        raise ConfigError(
-            f"{found} shards the generator of this adapter, which has few parameters and needs all of them in every "
-            "process; train with plain DDP (torchrun or accelerate launch, without fsdp or deepspeed settings), and "
-            "load a base model that is too large for one device in 8 or 4 bits"
-        )
 
 
 def _no_copy() -> None:
@@ -351,8 +337,7 @@ def _more_micro_batches() -> bool:
 
 
 def _refuse_partial_gradients() -> None:
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if distributed and torch.distributed.get_world_size() > 1:
+    if n_processes() > 1:
         raise RuntimeError(
             "the generator received several partial gradients in one backward pass under distributed training "
             "(reentrant activation checkpointing), of which only the first would be averaged; "
@@ -364,6 +349,7 @@ _live: weakref.WeakValueDictionary[int, Binding] = weakref.WeakValueDictionary()
 
 
 def _keep(binding: Binding) -> None:
+    keep_whole(binding.generator)
     _live[id(binding)] = binding
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from qpeft.core.exported_folder import RECORD, refuse_others
 from qpeft.core.load_checks import check_acts, check_whole, find_not_finite
 from qpeft.core.model_card import is_users_own
+from qpeft.core.replication import refuse_sharded_adapter
 from qpeft.core.weights_hash import check_seal
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json, replace_folder
@@ -33,6 +34,7 @@ def save(model: PeftModel, directory: str | Path) -> None:
             is NaN or Inf.
     """
     target = refuse_others(Path(directory), [CONFIG, WEIGHTS, _CARD, *model.peft_config])
+    refuse_sharded_adapter(model)
     for name in model.peft_config:
         if broken := find_not_finite(model, name):
             raise ConfigError(f"non-finite adapter parameter in {broken}; save an earlier checkpoint")

@@ -19,6 +19,7 @@ from qpeft.core.adapter_form import AdapterForm, ExportReport, StockAdapter, for
 from qpeft.core.checkpoint import WEIGHTS
 from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.probe import probe_inputs
+from qpeft.core.replication import is_sharded, refuse_sharded_adapter
 from qpeft.errors import ConfigError
 from qpeft.files import file_hash, replace_folder, write_json
 
@@ -60,6 +61,7 @@ def export(
         )
     target = stock_folder.check_free(Path(directory))
     stock_folder.check_not_merged(model)
+    refuse_sharded_adapter(model)
     with form.exact():
         stock = form.stock_adapter(model, adapter_name)
         with replace_folder(target) as folder, _restored(form, model):
@@ -98,7 +100,7 @@ def _verify(
 ) -> dict[str, Any]:
     """The largest differences of logits: of the export from the live model, and by what the export leaves out."""
     difference = change = None
-    if not any(p.is_meta for p in model.parameters()):
+    if not any(p.is_meta for p in model.parameters()) and not is_sharded(model):
         inputs = dict(probe) if probe is not None else probe_inputs(model)
         loaded = stock_folder.load_stock(model, folder, inputs, autocast_adapter_dtype=not is_half)
         _activate(form, model, [adapter_name])

@@ -14,6 +14,7 @@ from qpeft.core.adapter_form import AdapterForm, ExportReport, StockAdapter, cou
 from qpeft.core.binding import HALF_PRECISION, Binding
 from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator import CircuitModule
+from qpeft.core.replication import computing_device, is_sharded, refuse_sharded
 from qpeft.errors import ConfigError
 
 
@@ -133,6 +134,11 @@ class GeneratorHolder(AdapterForm):
                 "torchrun / accelerate launch"
             )
         self._check_ready()
+        if is_sharded(self):
+            for binding in self._bindings.values():
+                binding.replicate(computing_device(self))
+        else:
+            refuse_sharded(module)
         for binding in self._bindings.values():
             binding.refresh()
 

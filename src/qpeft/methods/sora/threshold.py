@@ -22,7 +22,7 @@ from torch.nn.functional import softshrink
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from qpeft.core.binding import sharded_by
+from qpeft.core.replication import local, sharded_by
 from qpeft.errors import ConfigError, TrainingError
 from qpeft.methods.sora.config import SoRAConfig
 from qpeft.methods.sora.layer import GatedTuner, sora_tuner
@@ -57,16 +57,17 @@ class Threshold:
             return
         for gate in self._gates:
             lr = float(optimizer.param_groups[gate.group]["lr"])
-            gate.value.copy_(softshrink(gate.value, lr * self._lambdas[gate.adapter]))
+            value = local(gate.value)
+            value.copy_(softshrink(value, lr * self._lambdas[gate.adapter]))
         self._check_finite()
 
     def _check_finite(self) -> None:
         """Transfer one value from the device, and all gates only if it is not finite."""
         device = self._gates[0].value.device
-        if torch.stack([gate.value.sum().to(device) for gate in self._gates]).sum().isfinite():
+        if torch.stack([local(gate.value).sum().to(device) for gate in self._gates]).sum().isfinite():
             return
         for gate in self._gates:
-            if not gate.value.isfinite().all():
+            if not local(gate.value).isfinite().all():
                 raise TrainingError(f"SoRA gate {gate.name} is not finite at step {self._step}.")
 
     def remove(self) -> None:
@@ -105,7 +106,8 @@ def attach(optimizer: Any, model: nn.Module, *, steps: int | None = None, schedu
 
 
 def _find_gates(tuner: GatedTuner, optimizer: Optimizer) -> list[_Gate]:
-    if any(sharded_by(module) for name, module in tuner.named_modules() if name.endswith(".sora_gate")):
+    containers: list[Any] = [module for name, module in tuner.named_modules() if name.endswith(".sora_gate")]
+    if any(sharded_by(m) and not all(hasattr(gate, "to_local") for gate in m.values()) for m in containers):
         raise TrainingError(
             "SoRA gates are sharded by the optimizer wrapper; exclude parameters named 'sora_gate' from sharding."
         )
