@@ -23,7 +23,7 @@ def keep_whole(generator: nn.Module) -> None:
     if not dist.is_available() or "_modules" not in vars(generator):  # which unpickling restores later
         return
     try:
-        from torch.distributed._composable import _get_registry, contract
+        from torch.distributed._composable.contract import _get_registry, contract
     except ImportError:  # a torch without it: `refuse_sharded` names the argument of `fully_shard`
         return
     if replicate.__name__ not in (_get_registry(generator) or ()):
