@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -62,6 +62,28 @@ def refuse_lora_options(config: Any, method: str, allowed: Sequence[str] = (), m
     for name in (*variants, "target_parameters", "use_qalora", "layer_replication", *more):
         if name not in allowed and getattr(config, name, None):
             raise ConfigError(f"{method} cannot be combined with LoRA's {name}; leave it unset")
+
+
+@dataclass
+class OwnTunerConfig(SealedConfig):
+    """The config of an `OwnTuner`, with PEFT's fields that choose modules; a subclass defines `target_modules`."""
+
+    exclude_modules: Collection[str] | str | None = option(None, "Modules to exclude from target_modules.")
+    modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
+    layers_to_transform: list[int] | int | None = option(None, "Numbers of the layers to adapt. Default: all.")
+    layers_pattern: list[str] | str | None = option(
+        None, "Names of the lists of layers that layers_to_transform counts, such as h. Default: any."
+    )
+
+    def check_targets(self, example: str) -> None:
+        """Raise ConfigError if the fields that choose modules contradict each other, as LoraConfig does."""
+        targets: Any = getattr(self, "target_modules", None)
+        if targets is not None and not targets:
+            raise ConfigError(f"target_modules is empty; name modules such as {example}, or leave it unset")
+        if isinstance(targets, str) and self.layers_to_transform is not None:
+            raise ConfigError("layers_to_transform needs a list of names in target_modules, not one text")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ConfigError("layers_pattern needs layers_to_transform")
 
 
 @dataclass

@@ -50,8 +50,14 @@ def find_slots(model: nn.Module, adapter_name: str, layer_class: type[BaseTunerL
                     continue
                 seen.add(id(parameter))
                 full = ".".join(filter(None, (module_name, container_name, label)))
-                found.append((Slot(owner, name, full, parameter.shape, parameter.dtype), layer))
+                found.append((Slot(owner, name, full, parameter.shape, _dtype(parameter, layer)), layer))
     return found
+
+
+def _dtype(parameter: nn.Parameter, layer: BaseTunerLayer) -> torch.dtype:
+    """The parameter's, or on the meta device, where PEFT leaves float32, that which PEFT gives it in memory."""
+    weight = next((p for p in layer.get_base_layer().parameters() if p.is_floating_point()), parameter)
+    return weight.dtype if parameter.is_meta else parameter.dtype
 
 
 def _parameters(container: Any, adapter_name: str) -> list[tuple[nn.Module, str, str]]:

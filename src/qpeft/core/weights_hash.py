@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from peft import PeftConfig
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
@@ -37,8 +37,8 @@ class SealedConfig(PeftConfig):
         return type(self)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Self:
-        """As PEFT's; the weights of a local folder are checked.
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """As PEFT's: a config of the folder's own class. The weights of a local folder of this package are checked.
 
         Raises:
             CheckpointError: the weights are not those that were saved with this config, or the config is damaged.
@@ -57,6 +57,8 @@ class SealedConfig(PeftConfig):
             raise CheckpointError(
                 f"{folder / 'adapter_config.json'} is damaged ({type(error).__name__}: {error}); restore it"
             ) from error
+        if not isinstance(config, SealedConfig):  # PEFT returns the folder's own config, as every config class does
+            return config
         _check_readable(folder, config)
         check_seal(folder, config.weights_sha256)
         return config

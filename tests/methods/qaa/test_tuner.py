@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -106,6 +107,23 @@ def test_gpt2_adapts_queries_and_values(gpt2):
     assert torch.equal(y[..., 16:32], plain[..., 16:32])
     assert not torch.isclose(y[..., :16], plain[..., :16]).any()
     assert not torch.isclose(y[..., 32:], plain[..., 32:]).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "targets"),
+    [("DebertaV2", {"query_proj", "value_proj"}), ("Deberta", {"in_proj"}), ("GPTNeo", {"q_proj", "v_proj"})],
+)
+def test_default_targets_include_those_of_lora(name, targets):
+    small = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    types = (
+        {"attention_types": [[["global"], 2]], "num_layers": 2, "num_heads": 2}
+        if name == "GPTNeo"
+        else {"intermediate_size": 24}
+    )
+    config = getattr(transformers, f"{name}Config")(**{**small, **types})
+    model = adapted(getattr(transformers, f"{name}Model")(config), task_type="FEATURE_EXTRACTION")
+    assert set(model.peft_config["default"].target_modules) == targets
+    assert {name.rpartition(".")[2] for name in model.targeted_module_names} == targets
 
 
 def test_default_targets(gpt2, llama):

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
+from torch import nn
 
 import qpeft
 from qpeft.errors import CheckpointError, CircuitError, ConfigError, UnsupportedTypeError
@@ -219,6 +220,23 @@ def test_factors_equal_pennylanes_columns(llama, ids, adapters):
 
 
 FRAMED = {"share": "type", "frame": "random", "frame_rank": 8}
+
+
+@pytest.mark.parametrize("settings", [{}, {"family": "lie"}, {"family": "lie", "frame": "random"}])
+@pytest.mark.parametrize("widths", [(5, 1), (1, 5)])
+def test_matrices_of_width_1_train_and_are_saved(tmp_path, settings, widths):
+    def make():
+        return nn.Sequential(nn.Linear(*widths), nn.Tanh())
+
+    base, x = make(), torch.randn(4, widths[0])
+    model = get_peft_model(copy.deepcopy(base), qpeft.QuantumPeftConfig(target_modules=["0"], r=1, **settings))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(3):
+        model(x).sum().backward()
+        optimizer.step()
+    assert not torch.equal(model(x), base(x))
+    model.save_pretrained(tmp_path)
+    assert torch.equal(PeftModel.from_pretrained(base, tmp_path)(x), model(x))
 
 
 @pytest.mark.parametrize("settings", [{}, {"family": "lie"}, FRAMED], ids=["pauli", "lie", "framed"])

@@ -9,9 +9,7 @@ from torch import nn
 
 from qpeft.checks import check_fields, option
 from qpeft.core import model_card
-from qpeft.core.config import MethodName
-from qpeft.core.weights_hash import SealedConfig
-from qpeft.errors import ConfigError
+from qpeft.core.config import MethodName, OwnTunerConfig
 from qpeft.methods.bottleneck.settings import BottleneckSettings
 
 BOTTLENECK = MethodName("QPEFT_BOTTLENECK")
@@ -21,7 +19,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "si
 
 
 @dataclass
-class BottleneckConfig(BottleneckSettings, SealedConfig):
+class BottleneckConfig(BottleneckSettings, OwnTunerConfig):
     """The feed-forward adapter; 2 d b + b + d parameters for each target module of width d.
 
     Example::
@@ -37,18 +35,15 @@ class BottleneckConfig(BottleneckSettings, SealedConfig):
         "Modules followed by an adapter: ends of names, a pattern of whole names, or all-linear. "
         "Default: the feed-forward block of each layer.",
     )
-    exclude_modules: Collection[str] | str | None = option(None, "Modules to exclude from target_modules.")
     activation: str = option("gelu", "Between the two projections.", choices=tuple(ACTIVATIONS))
     dropout: float = option(0.0, "Dropout after the activation, in training.", at_least=0, below=1)
-    modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
     seed: int = option(0, "Seed of the initial values.", at_least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = BOTTLENECK  # type: ignore[assignment]
-        check_fields(self, BottleneckConfig, skip=[f.name for f in fields(SealedConfig)])
-        if self.target_modules is not None and not self.target_modules:
-            raise ConfigError("target_modules is empty; name modules such as mlp, or leave it unset")
+        check_fields(self, BottleneckConfig, skip=[f.name for f in fields(OwnTunerConfig)])
+        self.check_targets("mlp")
 
     def card(self) -> model_card.Card:
         names = ("bottleneck_size", "activation", "dropout", "seed")

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from qpeft.core.seeded_init import SeededInit
+from qpeft.core.targets import is_linear, sizes
 from qpeft.errors import UnsupportedTypeError
 from qpeft.methods.bottleneck.config import ACTIVATIONS, BottleneckConfig
 
@@ -27,6 +28,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
         super().__init__()
         self.base_layer = base_layer
         self.width = width
+        self.in_features, self.out_features = sizes(base_layer) if is_linear(base_layer) else (width, width)
         self.bottleneck_down = nn.ModuleDict()
         self.bottleneck_up = nn.ModuleDict()
         self.bottleneck_inner = nn.ModuleDict()

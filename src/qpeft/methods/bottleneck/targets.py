@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 from peft.tuners.tuners_utils import check_target_module_exists
@@ -17,14 +18,17 @@ _FEED_FORWARD = ("mlp", "DenseReluDense", r".*\.layer\.\d+\.output\.dense", "fc2
 _NO_BLOCKS = (nn.ModuleList, nn.ModuleDict, PreTrainedModel)  # with children, but without a tensor as output
 
 
-def default_targets(model: nn.Module) -> list[str] | str:
-    """`target_modules` for the feed-forward block of each layer; raises ConfigError if no name is known."""
+def default_targets(model: nn.Module, by_name: bool = False) -> list[str] | str:
+    """`target_modules` for the feed-forward block of each layer; raises ConfigError if no name is known.
+
+    With `by_name` these are names, not a pattern.
+    """
     names = list(_base_modules(model))
     for target in _FEED_FORWARD:
         if any(name.endswith(f".{target}") for name in names):
             return [target]
-        if any(re.fullmatch(target, name) for name in names):
-            return target
+        if matching := [name for name in names if re.fullmatch(target, name)]:
+            return matching if by_name else target
     parts = sorted({part for name in names if not (part := name.rpartition(".")[2]).isdigit()})
     raise ConfigError(f"no feed-forward block of a known name; name target_modules yourself, of: {', '.join(parts)}")
 
@@ -36,7 +40,8 @@ def set_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) -> 
         ConfigError: a name matches no module, or a target contains another.
         UnsupportedTypeError: the width of a target's output is unknown.
     """
-    set_target_names(model, config, default_targets, lambda model: _bases(model).items())
+    default = partial(default_targets, by_name=config.layers_to_transform is not None)
+    set_target_names(model, config, default, lambda model: _bases(model).items())
     modules = _base_modules(model)
     chosen = {name for name in modules if check_target_module_exists(config, name)}
     for name in sorted(chosen):

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 from qpeft.checks import option
 from qpeft.core import model_card
-from qpeft.core.config import MethodName
-from qpeft.core.weights_hash import SealedConfig
-from qpeft.errors import ConfigError
+from qpeft.core.config import MethodName, OwnTunerConfig
 from qpeft.methods.qaa.settings import QAASettings
 
 QAA = MethodName("QPEFT_QAA")
 
 
 @dataclass
-class QAAConfig(QAASettings, SealedConfig):
+class QAAConfig(QAASettings, OwnTunerConfig):
     """QAA; angles, (features) x (outputs) and (outputs) parameters for each target module.
 
     Example::
@@ -32,15 +30,12 @@ class QAAConfig(QAASettings, SealedConfig):
         "Linear maps to adapt: ends of names, a pattern of whole names, or all-linear. "
         "Default: the query and value projections.",
     )
-    exclude_modules: Collection[str] | str | None = option(None, "Modules to exclude from target_modules.")
-    modules_to_save: list[str] | None = option(None, "Modules that are trained in full, in addition to the adapter.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = QAA  # type: ignore[assignment]
         self.check()
-        if self.target_modules is not None and not self.target_modules:
-            raise ConfigError("target_modules is empty; name modules such as q_proj, or leave it unset")
+        self.check_targets("q_proj")
 
     def card(self) -> model_card.Card:
         names = ("ansatz", "n_layers", "readout", "feature_source", "carry_norm", "alpha", "seed")

@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 
 from qpeft.circuits import amplitude_qubits, count_angles
@@ -41,11 +42,18 @@ def set_targets(model: nn.Module, config: Any) -> None:
 
 
 def default_targets(model: nn.Module) -> list[str]:
-    """The last parts of the names of the query and value projections; raises ConfigError if no name is known."""
+    """The last parts of the names of the query and value projections, or LoRA's targets for this type of model.
+
+    Raises ConfigError if no name is known.
+    """
     parts = {name.rpartition(".")[2] for name, module in _sites(model) if is_linear(module)}
     for names in _QUERY_VALUE:
         if parts.issuperset(names):
             return list(names)
+    of_lora = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    names = of_lora.get(getattr(getattr(model, "config", None), "model_type", ""), ())
+    if names and parts.issuperset(names):
+        return list(names)
     raise ConfigError(
         f"no query and value projections of a known name; name target_modules yourself, of: {', '.join(sorted(parts))}"
     )

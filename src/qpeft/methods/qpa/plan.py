@@ -65,7 +65,8 @@ def circuit(config: QPASettings, n_qubits: int) -> tuple[Ansatz, bool] | None:
 def _count_others(adapted: Any, found: Sequence[tuple[Slot, Any]]) -> int:
     generated = {slot.owner._parameters[slot.name].untyped_storage()._cdata for slot, _ in found}  # type: ignore[union-attr]
     state = adapted.state_dict()
-    others = [state[key] for key in other_keys(adapted, "default", GeneratorHolder.container).values()]
+    keys = other_keys(adapted, "default", GeneratorHolder.container).values()
+    others = [state[key] for key in keys if not key.endswith("fingerprint")]
     return sum(tensor.numel() for tensor in others if tensor.untyped_storage()._cdata not in generated)
 
 

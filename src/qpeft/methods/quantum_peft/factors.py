@@ -136,18 +136,26 @@ class LieBank(Bank):
 
     @classmethod
     def count(cls, config: QuantumPeftGeneratorConfig, width: int, rank: int) -> int:
-        return count_lie(width, config.lie_rank) if config.lie_rank < width else 0
+        return count_lie(width, k) if (k := _lie_rank(config, width)) else 0
 
     def check(self) -> None:
-        lie_columns(torch.zeros(self.width, self.config.lie_rank), self.rank)  # raises ConfigError if it does not fit
+        if k := _lie_rank(self.config, self.width):
+            lie_columns(torch.zeros(self.width, k), self.rank)  # raises ConfigError if it does not fit
 
     def draw(self, init: SeededInit, name: str) -> Tensor:
         std = 1.0 / math.sqrt(self.width) if self.config.frame is None else _FRAMED_STD
         return init.normal(name, (self.count(self.config, self.width, self.rank),), std=std)
 
     def columns(self, parameters: Tensor) -> Tensor:
-        b = lie_matrix(parameters, self.width, self.config.lie_rank)
+        if not (k := _lie_rank(self.config, self.width)):
+            return parameters.new_ones(len(parameters), 1, 1)
+        b = lie_matrix(parameters, self.width, k)
         return lie_columns(b, self.rank, self.config.lie_map, self.config.taylor_order)
+
+
+def _lie_rank(config: QuantumPeftGeneratorConfig, width: int) -> int:
+    """K', at most width - 1: further columns have no free entries. 0 for width 1, whose only column is (1)."""
+    return min(config.lie_rank, width - 1)
 
 
 class KroneckerBank(Bank):

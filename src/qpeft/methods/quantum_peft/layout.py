@@ -74,7 +74,8 @@ def _frame_rank(config: QuantumPeftGeneratorConfig, matrix: Matrix) -> int | Non
     smallest = min(matrix.d_out, matrix.d_in)
     if matrix.rank > smallest:
         raise ConfigError(
-            f"r={matrix.rank} exceeds min(d_in, d_out)={smallest} for {matrix.name} ({matrix.d_in}->{matrix.d_out})"
+            f"r={matrix.rank} exceeds min(d_in, d_out)={smallest} for {matrix.name} ({matrix.d_in}->{matrix.d_out}); "
+            "choose a smaller r, set it for this module in rank_pattern, or exclude it with exclude_modules"
         )
     if config.frame is None:
         return None

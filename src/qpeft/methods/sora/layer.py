@@ -26,6 +26,13 @@ GATE = "sora_gate"
 class Gates(FullPrecision, nn.ParameterDict):
     """A module's gates by adapter, float32 also in a model of half precision."""
 
+    def __setitem__(self, adapter_name: str, gate: Any) -> None:
+        # PEFT's loading with low_cpu_mem_usage casts them to the dtype of the base
+        held = self[adapter_name] if adapter_name in self else None  # noqa: SIM401 it has no get for parameters
+        if held is not None and gate.dtype.itemsize < held.dtype.itemsize:
+            gate = held.to(gate.device)
+        super().__setitem__(adapter_name, gate)
+
 
 class GatedVariant(LoraVariant):
     """The variant that PEFT's LoRA layers use for an adapter with gates."""
