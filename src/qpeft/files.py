@@ -21,7 +21,10 @@ from qpeft.errors import ConfigError
 T = TypeVar("T")
 _NUMBERS: dict[Any, tuple[type, ...]] = {"int": (int,), "float": (int, float), "float | None": (int, float, NoneType)}
 _UNFINISHED = ".unfinished"
-_DISK_FULL = ("no space left on device", "disk quota exceeded", "unexpected pos", "file write failed")
+_DISK_FULL = (
+    *("no space left on device", "disk quota exceeded"),  # the system
+    *("unexpected pos", "file write failed", "basic_ios::clear"),  # torch.save
+)
 _KINDS = {
     stat.S_IFREG: "file",
     stat.S_IFDIR: "folder",

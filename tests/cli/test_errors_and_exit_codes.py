@@ -104,6 +104,36 @@ def test_output_without_unicode_replaces_symbols():
     assert "RY ?[0,0]" in ended.stdout
 
 
+@pytest.mark.parametrize("how", ["reader has ended", "closed"])
+def test_command_without_standard_error_ends_as_with_it(how):
+    command = [sys.executable, "-c", CHATTY]
+    read, write = os.pipe()
+    os.close(read)
+    stderr = {"stderr": write} if how == "reader has ended" else {"preexec_fn": lambda: os.close(2)}
+    ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, **stderr)
+    os.close(write)
+    assert (ended.returncode, ended.stdout) == (0, "three [n]\n")
+
+
+CHATTY = """
+import sys
+import typer
+from qpeft.cli import app, command, console
+@command.command
+def probe() -> console.Answer:
+    for _ in range(1000):
+        console.say("Note:", "x" * 100, "bold")
+    return console.Answer({}, lambda out: out.print("three [n]"))
+def build():
+    made = typer.Typer()
+    made.command()(probe)
+    return made
+app.build = build
+sys.argv = ["qpeft"]
+app.main()
+"""
+
+
 def test_debug_shows_the_traceback():
     result = run(raiser(ZeroDivisionError("deep")), "--debug")
     assert result.exit_code == 1

@@ -225,6 +225,21 @@ def test_only_changed_files_are_read_again(gpt2, users, ids, adapters, monkeypat
     assert not torch.equal(adapters.logits(pool.model, ids), before)
 
 
+def test_replacement_of_equal_size_time_and_inode_is_read_again(gpt2, users, ids, adapters):
+    plain, pool = copy.deepcopy(gpt2), qpeft.AdapterPool(gpt2, users, capacity=2)
+    pool.activate("user-1")
+    folder, kept = users / "user-1", users / "user-1" / "kept"
+    kept.mkdir()
+    again = adapter(plain, kept, seed=0)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        old = (folder / name).stat()
+        (folder / name).write_bytes((kept / name).read_bytes())
+        assert (folder / name).stat().st_size == old.st_size
+        os.utime(folder / name, ns=(old.st_atime_ns, old.st_mtime_ns))
+    pool.activate("user-1")
+    assert torch.equal(adapters.logits(pool.model, ids), adapters.logits(again, ids))
+
+
 # -- threads
 
 

@@ -129,6 +129,7 @@ def test_missing_checkpoint_folder_is_empty(tmp_path):
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (OSError(errno.EACCES, "Permission denied"), False),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), True),
+        (RuntimeError("basic_ios::clear: iostream error"), True),
         (Exception("Error while serializing: I/O error: No space left on device (os error 28)"), True),
         (RuntimeError("shape mismatch"), False),
     ],

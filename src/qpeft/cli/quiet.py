@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from qpeft.cli import console
 
@@ -40,6 +42,24 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
         warnings.simplefilter("always")
         warnings.showwarning = _show_own
         yield
+
+
+class _Lasting(io.FileIO):
+    """A descriptor that drops what cannot be written: the reader of a pipe has ended, or a log's disk is full."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
+def lasting_stderr() -> TextIO:
+    """Standard error whose loss does not end a run, as in `qpeft train ... 2>&1 | head -1`."""
+    if sys.stderr is None:  # closed by the shell
+        return Path(os.devnull).open("w")
+    buffer = io.BufferedWriter(_Lasting(sys.stderr.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(buffer, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
 
 
 def _show_own(message: Warning | str, category: Any, filename: str, *_: Any) -> None:

@@ -15,7 +15,7 @@ from qpeft.core.exported_folder import RECORD, refuse_others
 from qpeft.core.load_checks import check_acts, check_whole, find_not_finite
 from qpeft.core.model_card import is_users_own
 from qpeft.core.replication import refuse_sharded_adapter
-from qpeft.core.weights_hash import check_seal
+from qpeft.core.weights_hash import check_seal, sets_in_order
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json, replace_folder
 
@@ -41,7 +41,8 @@ def save(model: PeftModel, directory: str | Path) -> None:
     with replace_folder(target) as folder:
         if is_users_own(target / _CARD):
             shutil.copyfile(target / _CARD, folder / _CARD)
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        with sets_in_order(*model.peft_config.values()):
+            model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
 def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, **options: Any) -> PeftModel:

@@ -16,6 +16,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qpeft.core.tied_weights import check_not_tied
+from qpeft.core.weights_hash import sets_in_order
 from qpeft.errors import ConfigError, TiedWeightError, VerificationError
 from qpeft.files import output_folder
 
@@ -67,7 +68,8 @@ def write_config(config: PeftConfig, model: Any, folder: Path) -> None:
     if config.task_type is None:
         base = model.get_base_model()
         auto_mapping = {"base_model_class": type(base).__name__, "parent_library": type(base).__module__}
-    config.save_pretrained(str(folder), auto_mapping_dict=auto_mapping)
+    with sets_in_order(config):
+        config.save_pretrained(str(folder), auto_mapping_dict=auto_mapping)
 
 
 def tied_target(model: Any) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,19 @@ from qpeft.errors import CheckpointError, ConfigError, QpeftError
 from qpeft.files import file_hash
 
 
+@contextmanager
+def sets_in_order(*configs: PeftConfig) -> Iterator[None]:
+    """Within: the sets of `configs` are sorted lists, so that every process saves them in the same order."""
+    sets = [(vars(one), name, value) for one in configs for name, value in vars(one).items() if isinstance(value, set)]
+    for fields, name, value in sets:
+        fields[name] = sorted(value)
+    try:
+        yield
+    finally:
+        for fields, name, value in sets:
+            fields[name] = value
+
+
 @dataclass
 class SealedConfig(PeftConfig):
     """Mixed in first. PEFT saves the weights before the config, and loads the config before the weights."""
@@ -24,7 +39,8 @@ class SealedConfig(PeftConfig):
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
         self.weights_sha256 = file_hash(weights) if weights.is_file() else None
-        super().save_pretrained(save_directory, **kwargs)
+        with sets_in_order(self):
+            super().save_pretrained(save_directory, **kwargs)
         if card := self.card():
             model_card.write_card(Path(save_directory), card, self.registered())
 

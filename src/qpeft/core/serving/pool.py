@@ -202,7 +202,8 @@ class AdapterPool:
                 raise self._unknown(name) from error
             check_folder(self.folder / name)
             raise
-        return tuple(number for file in found for number in (file.st_mtime_ns, file.st_size, file.st_ino))
+        numbers = [(file.st_ctime_ns, file.st_mtime_ns, file.st_size, file.st_ino) for file in found]
+        return tuple(number for one in numbers for number in one)
 
     def _unknown(self, name: Any) -> ConfigError:
         return ConfigError(f"{self.folder} has no adapter {name!r}; it has {len(self.names)} others")
