@@ -157,9 +157,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
     temporary.chmod(_mode(target, 0o777) | temporary.stat().st_mode & stat.S_ISGID)
     try:
         yield temporary
-        for path in temporary.rglob("*"):
-            if path.is_file():  # safetensors' files are private
-                path.chmod(0o666 & ~_umask())
+        apply_umask(temporary)
         sync_all(temporary)
         if os.path.lexists(target):
             old = _hidden_folder(target, "old.")
@@ -176,6 +174,13 @@ def replace_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync(target.parent)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give the files below `folder` the permissions of the umask: those of safetensors are private."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~_umask())
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The split of the data: complete, without overlap, equal prompts and documents together."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -99,6 +100,15 @@ def test_second_call_returns_the_same_files(tmp_path):
     written = first.train.stat().st_mtime_ns
     assert split_data(study(data=str(data)), tmp_path / "study") == first
     assert first.train.stat().st_mtime_ns == written
+
+
+def test_calls_at_once_return_the_same_files(tmp_path):
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(40)))
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: split_data(study(data=str(data)), tmp_path / "study"), range(4)))
+    assert found == [found[0]] * 4
+    assert [path.name for path in (tmp_path / "study").iterdir()] == ["data"]
 
 
 def test_changed_data_or_columns_are_rejected(tmp_path):

@@ -12,12 +12,12 @@ import planted_cells as cells
 import pytest
 
 from qpeft.compare import local_executor, runner
-from qpeft.compare.cell import work_folder
+from qpeft.compare.cell import failed_row, work_folder
 from qpeft.compare.local_executor import log_path
 from qpeft.compare.progress import CompareProgress
 from qpeft.compare.rows import Quality, Row, RowFile
 from qpeft.compare.runner import is_failure, run
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, TrainingError
 from qpeft.training.lock import waiting_for
 
 pytestmark = pytest.mark.xdist_group("comparison")  # one process that forks, for all
@@ -314,6 +314,18 @@ def test_measuring_time_waits_for_another_study(plan, tmp_path, monkeypatch):
     assert outcome.n_done == 10
     assert [note.split(" for")[0] for note in progress.notes] == ["Waiting, at most 1 h,"]
     assert local_executor.timing_lock().parent.stat().st_mode & 0o777 == 0o700
+
+
+def full(_):
+    raise OSError(28, "No space left on device")
+
+
+def test_full_disk_is_reported_with_the_option_that_helps(plan, monkeypatch):
+    row = failed_row(plan.tuning_cells()[0], TrainingError("is full. Free some space and run the same command again"))
+    assert row.error_msg.endswith("Free some space and run the command again with --retry failed")
+    monkeypatch.setattr(runner, "write_outputs", full)
+    with pytest.raises(TrainingError, match=r"is full; .* run the command again with --retry failed"):
+        run(plan, run_cell=cells.run_cell)
 
 
 def test_diverged_trial_is_no_failure():

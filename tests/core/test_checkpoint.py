@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import qpeft
@@ -38,6 +38,14 @@ def saved(llama, ids, adapters, tmp_path):
 def edit_config(folder, **changes):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_target_modules_are_saved_in_order(saved, tmp_path):
+    names = ["v_proj", "q_proj", "up_proj", "o_proj", "k_proj", "gate_proj", "down_proj"]
+    stock = get_peft_model(saved[0], LoraConfig(r=1, target_modules=names))
+    qpeft.save(stock, tmp_path / "stock")
+    assert json.loads((tmp_path / "stock" / "adapter_config.json").read_text())["target_modules"] == sorted(names)
+    assert stock.peft_config["default"].target_modules == set(names)
 
 
 def test_file_contains_only_the_generator(saved):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import gpt2, llama
 
 from qpeft.errors import InputError
-from qpeft.training.base_model import fingerprint, load_config, load_model, tokenizer_fingerprint
+from qpeft.training.base_model import fingerprint, load_config, load_model, load_tokenizer, tokenizer_fingerprint
 from qpeft.training.tasks.classifier import load_classifier
 from qpeft.training.tasks.record import TaskRecord
 
@@ -47,6 +47,14 @@ def test_weight_of_another_shape_is_refused(tmp_path):
     gpt2().save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"ln_f\.weight"):
         load_model(other_shape(tmp_path, "transformer.ln_f.weight"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", WEIGHTS])
+def test_file_that_is_cut_off_is_named(tiny_encoder, tmp_path, name):
+    folder = shutil.copytree(tiny_encoder, tmp_path / "base")
+    (folder / name).write_bytes((folder / name).read_bytes()[:-200])
+    with pytest.raises(InputError, match=f"its {name} is damaged or cut off .*; copy or download it again"):
+        load_tokenizer(str(folder)) and classifier(folder)
 
 
 def classifier(folder, labels=("a", "b", "c")):

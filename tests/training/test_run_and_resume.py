@@ -31,6 +31,18 @@ def test_run_lowers_the_loss_and_writes_a_complete_folder(settings):
     json.dumps(result.to_dict(), allow_nan=False)
 
 
+def test_files_of_a_run_have_the_permissions_of_the_umask(settings):
+    before = os.umask(0o027)
+    try:
+        out = train(settings()).out
+    finally:
+        os.umask(before)
+    found = [out, *out.rglob("*")]
+    assert any(path.suffix == ".safetensors" for path in (out / "checkpoints").rglob("*"))
+    assert {path.stat().st_mode & 0o777 for path in found if path.is_dir()} == {0o750}
+    assert {path.stat().st_mode & 0o777 for path in found if path.is_file()} == {0o640}
+
+
 def test_first_logged_loss_is_that_of_the_model(settings, tiny_model):
     result = train(settings(steps=1, warmup=0, batch_size=100, gradient_accumulation_steps=1, method="full", lr=1e-9))
     rows = read_rows(result.out / "metrics.jsonl")

@@ -157,7 +157,9 @@ def failed_row(cell: Cell, error: BaseException) -> Row:
     """The row of a cell that raised: status oom for lack of memory, otherwise failed."""
     is_oom = isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
     tail = "".join(traceback.format_exception(error))[-2000:]
-    lost = lost_row(cell, "oom" if is_oom else "failed", str(error) or type(error).__name__)
+    # a failed cell is not run again otherwise
+    message = str(error).replace("run the same command again", "run the command again with --retry failed")
+    lost = lost_row(cell, "oom" if is_oom else "failed", message or type(error).__name__)
     return lost.updated(error_type=type(error).__name__, traceback_tail=tail)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from qpeft.compare.cell import SplitData
 from qpeft.compare.study import Study
 from qpeft.errors import ConfigError, DataError
 from qpeft.files import read_json, replace_file, replace_folder, write_json, write_text
+from qpeft.training.lock import waiting_for
 from qpeft.training.sources import (
     Columns,
     content_hash,
@@ -48,12 +50,13 @@ def split_data(study: Study, folder: Path) -> SplitData:
     """
     place = folder / "data"
     origin = _origin(study)
-    if place.exists():
-        _check_origin(place, origin)
-    else:
-        with replace_folder(place) as target:
-            _write_parts(study, target)
-            write_json(target / _RECORD, origin)
+    if not place.exists():
+        with _only_one(folder / ".data.lock"):
+            if not place.exists():
+                with replace_folder(place) as target:
+                    _write_parts(study, target)
+                    write_json(target / _RECORD, origin)
+    _check_origin(place, origin)
     files = {part: place / _file_name(study, part) for part in PARTS}
     if _has_general_text(study):
         files["general"] = place / _GENERAL
@@ -61,6 +64,17 @@ def split_data(study: Study, folder: Path) -> SplitData:
     for path in files.values():
         sha.update(path.read_bytes())
     return SplitData(id=study.data, sha256=sha.hexdigest(), **files)
+
+
+@contextmanager
+def _only_one(lock: Path) -> Iterator[None]:
+    """Wait for other processes that split the same data."""
+    try:
+        with waiting_for(lock, lambda: True):
+            yield
+    finally:
+        with suppress(OSError):  # removed by another process
+            lock.unlink()
 
 
 def test_references(path: Path) -> dict[str, list[str]]:

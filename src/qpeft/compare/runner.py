@@ -7,8 +7,8 @@ that have no row, and an unfinished cell resumes from its last checkpoint.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,8 @@ from qpeft.compare.cell import Cell, RunCell, Steps, lost_row, tidy
 from qpeft.compare.local_executor import LocalExecutor
 from qpeft.compare.progress import CompareProgress
 from qpeft.compare.rows import ROWS, Row, RowFile, read_rows
-from qpeft.errors import ConfigError
-from qpeft.files import remove_unfinished
+from qpeft.errors import ConfigError, TrainingError
+from qpeft.files import is_disk_full, remove_unfinished
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.lock import locked
 
@@ -68,11 +68,12 @@ def run(
 
     Raises:
         ConfigError: an unknown executor or status, or another run in the same folder; nothing was done.
+        TrainingError: the disk is full.
         KeyboardInterrupt: stopped by Ctrl-C, after the running cells saved the step in progress.
     """
     _check(executor, retry, workers, threads, timeout, reuse)
     progress = progress or CompareProgress()
-    with locked(plan.folder):
+    with locked(plan.folder), _clear_if_full(plan.folder):
         plan.study.write(plan.folder)
         study = _Run(plan, progress, retry, reuse)
         study.tidy()
@@ -81,6 +82,20 @@ def run(
             study.run(pool, workers)
         _remove_empty(plan.folder / "work")
         return study.outcome(write_outputs(plan.folder))
+
+
+@contextmanager
+def _clear_if_full(folder: Path) -> Iterator[None]:
+    """Raise TrainingError for a full disk: the same command does not run the cells again that failed for it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise TrainingError(
+            f"the disk that holds {folder} is full; the rows of finished cells are intact. Free some space and run the "
+            "command again with --retry failed"
+        ) from error
 
 
 class _Run:

@@ -6,9 +6,13 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from zipfile import is_zipfile
+
+from safetensors import SafetensorError, safe_open
 
 from qpeft.core.meta_model import refuse_code
 from qpeft.errors import ConfigError, InputError
+from qpeft.files import read_json
 from qpeft.training.local_paths import explain_missing, looks_like_path
 
 if TYPE_CHECKING:
@@ -89,10 +93,33 @@ def load(loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **o
         )
     try:
         return loader(str(path) if path.is_dir() else model, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # safetensors, torch and tokenizers raise their own types
         refuse_code(model, error)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if name := _find_damaged(path):
+            raise InputError(
+                f"cannot load the base model {model!r}: its {name} is damaged or cut off ({reason}); copy or download "
+                "it again"
+            ) from error
+        if not isinstance(error, OSError | ValueError | SafetensorError):
+            raise
         raise InputError(f"cannot load the base model {model!r}: {reason}") from error
+
+
+def _find_damaged(folder: Path) -> str | None:
+    """The name of a file that is not whole, if there is one."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            if file.suffix == ".json":
+                read_json(file)
+            elif file.suffix == ".safetensors":
+                with safe_open(file, framework="pt"):
+                    pass
+            elif file.suffix == ".bin" and not is_zipfile(file):
+                return file.name
+        except (OSError, ValueError, SafetensorError):
+            return file.name
+    return None
 
 
 def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 0) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from qpeft.files import file_hash, remove_folder, sync_all, write_text
+from qpeft.files import apply_umask, file_hash, remove_folder, sync_all, write_text
 
 KEPT = 2
 
@@ -31,6 +31,7 @@ def step_of(checkpoint: Path) -> int:
 def seal(checkpoint: Path) -> None:
     """Mark a checkpoint as complete when all its files are on disk; then `prune`."""
     files = _files(checkpoint)
+    apply_umask(checkpoint)
     sync_all(checkpoint)
     lines = [f"{file_hash(file)}{_BETWEEN}{file.relative_to(checkpoint).as_posix()}\n" for file in files]
     write_text(checkpoint / _MARKER, "".join(lines))
