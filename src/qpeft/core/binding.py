@@ -21,7 +21,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from qpeft.circuits.numerics import once_differentiable
 from qpeft.core.replication import average, copy_from_first, keep_whole, n_processes, refuse_sharded
+from qpeft.errors import QpeftError
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -86,6 +87,7 @@ class Binding:
         _keep(self)
         generator.register_load_state_dict_pre_hook(_before_state)
         generator.register_state_dict_pre_hook(_before_state)
+        generator.register_load_state_dict_post_hook(_after_loading)
         self.refresh()
 
     def refresh(self) -> None:
@@ -328,6 +330,14 @@ def _before_state(generator: nn.Module, *_: Any) -> None:
     for binding in _live_bindings():
         if binding.generator is generator:
             binding.restore_precision()
+
+
+def _after_loading(generator: nn.Module, *_: Any) -> None:
+    """Refresh at once, so that nothing reads an adapter tensor from before the loading."""
+    for binding in _live_bindings():
+        if binding.generator is generator and not getattr(generator, "is_costly", False):
+            with suppress(QpeftError):  # the next forward pass raises it
+                binding.refresh()
 
 
 def _more_micro_batches() -> bool:
