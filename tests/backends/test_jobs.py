@@ -1,9 +1,12 @@
 """Jobs: costs, retries after failures, budget, log."""
 
+import copy
 import json
+import threading
 
 import numpy as np
 import pytest
+from watched_lock import Watched
 
 from qpeft.backends import ExactBackend, Jobs
 from qpeft.backends.jobs import Used
@@ -51,6 +54,45 @@ def naps(monkeypatch):
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+class SentTwice(ExactBackend):
+    """While it runs its first job, another thread sends one as well."""
+
+    threads: tuple[threading.Thread, ...] = ()
+    answered = 0
+
+    def run(self, ansatz, angles, shots, seed):
+        if not self.threads:
+            self.threads = (threading.Thread(target=self.send),)
+            self.threads[0].start()
+            self.jobs._lock.waited.wait()
+            assert self.answered == 0
+        self.answered += 1
+        return super().run(ansatz, angles, shots, seed)
+
+    def send(self):
+        try:
+            self.jobs.run(LADDER, ANGLES, "value")
+        finally:
+            self.jobs._lock.waited.set()
+
+
+def test_jobs_of_two_threads_run_one_after_the_other():
+    backend = SentTwice()
+    backend.jobs = jobs = Jobs(backend, 100)
+    jobs._lock = Watched()
+    jobs.run(LADDER, ANGLES, "value")
+    backend.threads[0].join()
+    assert (jobs.used.jobs, jobs.used.circuits, jobs.used.failures) == (2, 4, 0)
+
+
+def test_copied_jobs_have_their_own_lock():
+    jobs = Jobs(ExactBackend(), 100)
+    copied = copy.deepcopy(jobs)
+    assert copied._lock is not jobs._lock
+    copied.run(LADDER, ANGLES, "value")
+    assert (copied.used.jobs, jobs.used.jobs) == (1, 0)
 
 
 def test_failed_job_is_retried_after_increasing_waits(naps, tmp_path):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
+from watched_lock import Watched
 
 import qpeft
 from qpeft.demo import base_path
@@ -299,21 +300,6 @@ def test_every_adapter_is_in_its_own_slot_after_calls_of_many_threads():
     for name in [*pool.resident, *answers]:
         pool.activate(name)
         assert torch.equal(adapters.logits(pool.model, ids), answers[name])
-
-
-class Watched:
-    """A lock that reports when a thread waits for it."""
-
-    def __init__(self):
-        self.lock, self.waited = threading.RLock(), threading.Event()
-
-    def __enter__(self):
-        if not self.lock.acquire(blocking=False):
-            self.waited.set()
-            self.lock.acquire()
-
-    def __exit__(self, *_):
-        self.lock.release()
 
 
 @pytest.mark.parametrize(

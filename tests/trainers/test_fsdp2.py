@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.long, pytest.mark.xdist_group("distributed")]
 @pytest.fixture(scope="module")
 def plain(launch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("fsdp2")
-    launch(TORCHRUN, "fsdp2.py", folder)  # it also checks that the base is sharded
+    launch(TORCHRUN, "fsdp2.py", folder)  # it also checks the sharding, activation checkpointing and a refusal
     return folder
 
 
@@ -32,7 +32,7 @@ def check(ranks, expected):
         torch.testing.assert_close(ranks[0][name], value, atol=tolerance, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("method", [*GENERATED, "qaa", "sora", "bottleneck", "lora"])
+@pytest.mark.parametrize("method", [*GENERATED, "qpa_with_head", "qaa", "sora", "bottleneck", "lora"])
 def test_losses_and_parameters_equal_those_of_one_process(plain, method):
     ranks = [load_file(plain / f"{method}.{rank}.safetensors") for rank in (0, 1)]
     found = [{k[6:]: v for k, v in rank.items() if k.startswith("found.")} for rank in ranks]
@@ -44,7 +44,7 @@ def logits(model):
         return model.eval()(input_ids=torch.arange(8)[None]).logits
 
 
-@pytest.mark.parametrize("method", [*GENERATED, "qaa", "sora", "bottleneck"])
+@pytest.mark.parametrize("method", [*GENERATED, "qpa_with_head", "qaa", "sora", "bottleneck"])
 def test_saved_adapters_load(plain, method, script):
     base, trained = script("tiny").base(), load_file(plain / f"{method}.0.safetensors")
     model = qpeft.load(copy.deepcopy(base), plain / method, is_trainable=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -75,6 +76,13 @@ class Jobs:
         self.stop_wanted: Callable[[], bool] = lambda: False  # called before each wait, and before each job on hardware
         self._log: Path | None = None
         self._wait = wait
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.RLock())
 
     @property
     def is_exact(self) -> bool:
@@ -131,7 +139,8 @@ class Jobs:
 
     def _send(self, call: Callable[[], Numbers], purpose: str, n_circuits: int) -> Numbers:
         attempts = (self._try(call, purpose, n_circuits, attempt) for attempt in count(1))
-        return next(answer for answer in attempts if answer is not None)
+        with self._lock:  # one job at a time: threads share the budget and the log, and a device may serve only one
+            return next(answer for answer in attempts if answer is not None)
 
     def _try(self, call: Callable[[], Numbers], purpose: str, n_circuits: int, attempt: int) -> Numbers | None:
         """One attempt; None after a failure that is to be retried."""

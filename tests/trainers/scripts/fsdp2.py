@@ -9,15 +9,19 @@ import torch
 import torch.distributed as dist
 from peft import get_peft_model
 from safetensors.torch import save_file
-from tiny import base, batch, moved, rows, trained
+from tiny import base, batch, check_refused, moved, rows, trained
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 import qpeft
+from qpeft.errors import ConfigError
 
 GENERATED = ("qpa", "quantum_peft", "attached")
 TUNERS = {
+    "qpa_with_head": lambda: qpeft.QPAConfig(
+        hidden=(6, 5), chunk_size=16, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM"
+    ),
     "qaa": lambda: qpeft.QAAConfig(task_type="CAUSAL_LM"),
     "sora": lambda: qpeft.SoRAConfig(r=3, target_modules="all-linear", shrink_budget=0.1, task_type="CAUSAL_LM"),
     "bottleneck": lambda: qpeft.BottleneckConfig(bottleneck_size=4, task_type="CAUSAL_LM"),
@@ -79,7 +83,22 @@ def run(method, out):
             model.save_pretrained(out / f"{method}_directly")
             qpeft.save(model, out / f"{method}_by_save")
             qpeft.export(model, out / f"{method}_exported")
+        else:
+            check_refused(lambda: qpeft.save(model, out / "refused"), ConfigError, "FSDP2 shards trained parameters")
     dist.barrier()
+
+
+def check_checkpointing():
+    """Both modes give the gradients of no checkpointing; the reentrant one runs a backward pass for each block."""
+    plain = shard(moved("qpa"))
+    plain(**batch(rows(8)), use_cache=False).loss.backward()
+    for reentrant in (False, True):
+        model = moved("qpa")
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        shard(model)(**batch(rows(8)), use_cache=False).loss.backward()
+        for name, p in trained(model).items():
+            torch.testing.assert_close(p.grad, trained(plain)[name].grad)
 
 
 def main(out, *methods):
@@ -88,6 +107,7 @@ def main(out, *methods):
     dist.init_process_group("gloo")
     for method in methods or (*GENERATED, *TUNERS):
         run(method, Path(out))
+    check_checkpointing()
     dist.destroy_process_group()
 
 

@@ -24,14 +24,14 @@ FSDP = {
 }
 
 
-def trainer_of(method, out, n_processes):
+def trainer_of(method, out, n_processes, optim="sgd"):
     arguments = TrainingArguments(
         output_dir=str(Path(out) / f"run_{method}_{n_processes}"),
         per_device_train_batch_size=GLOBAL_BATCH // ACCUMULATION // n_processes,
         gradient_accumulation_steps=ACCUMULATION,
         max_steps=4,
         learning_rate=0.02,
-        optim="sgd",
+        optim=optim,
         logging_steps=1,
         save_steps=2,
         report_to=[],
@@ -56,11 +56,21 @@ def train(method, out, n_processes):
     return {**{name: p.detach().clone() for name, p in trained(trainer.model).items()}, "losses": torch.tensor(losses)}
 
 
+def check_resume(method, out):
+    """With AdamW: torch cannot load the state of an optimizer without any, such as plain SGD."""
+    whole, trainer = (trainer_of(method, out, 2, "adamw_torch") for _ in range(2))
+    whole.train()
+    trainer.train(resume_from_checkpoint=f"{whole.args.output_dir}/checkpoint-2")
+    for name, value in trained(trainer.model).items():
+        assert torch.equal(value, trained(whole.model)[name]), name
+
+
 def main(out, *methods):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     for method in methods or METHODS:
         found = train(method, out, n_processes=2)
+        check_resume(method, out)
         save_file(found, Path(out) / f"{method}.{torch.distributed.get_rank()}.safetensors")
     torch.distributed.destroy_process_group()
 
