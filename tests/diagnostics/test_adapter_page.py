@@ -54,7 +54,9 @@ def test_page_contains_every_finding_and_chart(diagnosis, page_file):
     assert not any("$" in chart for chart in charts), "a formula that is not rendered"
     assert "<b>my</b>" not in text, "names are escaped"
     assert not re.search(r"(src|href)=\"(?!#|data:)", text), "nothing is loaded from elsewhere"
+    (page_file.parent / "again.html").symlink_to("target.html")  # which is followed
     again = write_page(diagnosis, page_file.with_name("again.html"))
+    assert again.is_symlink()
     assert again.read_bytes() == page_file.read_bytes()
 
 

@@ -117,6 +117,17 @@ def test_killed_run_resumes_to_the_same_result(on_backend):
     assert result.circuits["circuits"] > STEPS * N_CIRCUITS  # step 5 was paid for twice
 
 
+def test_log_of_jobs_is_not_written_through_a_link(on_backend, tmp_path):
+    with pytest.raises(Killed):
+        train(on_backend(), kill_at(1))
+    (tmp_path / "run" / "jobs.jsonl").rename(tmp_path / "mine")
+    (tmp_path / "run" / "jobs.jsonl").symlink_to(tmp_path / "mine")
+    before = (tmp_path / "mine").read_text()
+    with pytest.raises(ConfigError, match=r"jobs\.jsonl is not a regular file"):
+        train(on_backend())
+    assert (tmp_path / "mine").read_text() == before
+
+
 @pytest.mark.long
 def test_random_device_failures_do_not_change_the_result(on_backend, device):
     plain = train(on_backend("plain"))

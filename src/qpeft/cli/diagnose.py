@@ -112,7 +112,8 @@ def diagnose(
         **({"set": others} if others else {}),
     }
     _check(target, model, asked, trainings, members)
-    written = None if html is None else output_file(html)
+    if html is not None:
+        output_file(html)
     found = _config(str(model), run, adapter, generator, preset, others) if target is None else _folder(target)
     trained = _training_runs(found, trainings, members)
     with working("Measuring") as tell:
@@ -126,7 +127,9 @@ def diagnose(
     if page is not None:
         from qpeft.diagnostics.page import write_page
 
-        write_page(diagnosis, written or page)
+        if html is None and page.is_symlink():
+            page.unlink()  # a link in a folder from someone else is not followed
+        write_page(diagnosis, page)
     failed = trained is not None and bool(trained.failures)
     return Answer(
         {**diagnosis.to_dict(), "page": page},

@@ -8,13 +8,13 @@ from qpeft.compare.report import tables
 from qpeft.compare.report.page import render
 from qpeft.diagnostics.charts import charts_of
 from qpeft.diagnostics.finding import Diagnosis
-from qpeft.files import write_text
+from qpeft.files import output_file, write_text
 
 
 def write_page(diagnosis: Diagnosis, file: Path) -> Path:
     """Write `diagnosis` as one HTML file with embedded styles, script and charts. Equal diagnoses give equal bytes.
 
-    Raises OSError where the file cannot be written.
+    Raises ConfigError if something other than a file is there, OSError where the file cannot be written.
     """
     runs = diagnosis.training_runs
     context = {
@@ -22,5 +22,5 @@ def write_page(diagnosis: Diagnosis, file: Path) -> Path:
         "charts_of": charts_of,
         "controls": None if runs is None else tables.controls(runs.summary),
     }
-    write_text(file, render("diagnosis.html.j2", context, "qpeft.diagnostics"))
+    write_text(output_file(file), render("diagnosis.html.j2", context, "qpeft.diagnostics"))
     return file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 import qpeft
 from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
-from qpeft.files import is_disk_full
+from qpeft.files import is_disk_full, open_own
 from qpeft.training import outputs
 from qpeft.training.callbacks import RunCallback
 from qpeft.training.checkpoints import find_damaged, last_complete, prune, step_of
@@ -140,6 +141,7 @@ def _fit(
     ready = prepare(settings, progress, task)
     folder.claim(settings, ready.identity)
     if ready.circuits is not None:
+        os.close(open_own(folder.jobs))  # no link to another file
         ready.circuits.jobs.log_to(folder.jobs)
         ready.circuits.jobs.on_failure = progress.on_note
         ready.circuits.check_budget(settings.steps - _steps_done(folder))
