@@ -11,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from qpeft.core.config_limits import check_patterns, check_sizes
 from qpeft.core.exported_folder import RECORD, refuse_others
 from qpeft.core.load_checks import check_acts, check_whole, find_not_finite
 from qpeft.core.model_card import is_users_own
@@ -59,7 +60,13 @@ def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, 
     """
     folder, name = Path(directory), options.get("adapter_name", "default")
     try:
-        tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(check_folder(folder)["peft_type"])
+        config = check_folder(folder)
+        try:
+            check_sizes(config, folder / WEIGHTS)
+            check_patterns(config, (name for name, _ in base.named_modules()))
+        except ConfigError as error:
+            raise CheckpointError(f"{folder / CONFIG}: {error}; restore the original file") from error
+        tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config["peft_type"])
         if hasattr(tuner, "load_folder"):  # PEFT alone cannot build it
             model = tuner.load_folder(base, folder, is_trainable=is_trainable, **options)
         else:

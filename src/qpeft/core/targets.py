@@ -13,7 +13,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from qpeft.core.config_limits import check_patterns
 from qpeft.errors import ConfigError, UnsupportedTypeError
+
+_PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
 
 
 def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
@@ -23,6 +26,7 @@ def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
         ConfigError: a name matches no module of `model`; the message shows the nearest names.
     """
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    check_patterns([getattr(config, field, None) for field in _PATTERNS], names)
     try:
         _check(config, names)
     except re.error as error:

@@ -11,4 +11,4 @@ from qpeft.checks import option
 class BottleneckSettings:
     """The size of the feed-forward adapter."""
 
-    bottleneck_size: int = option(64, "Inner width b of the adapter.", at_least=1)
+    bottleneck_size: int = option(64, "Inner width b of the adapter.", at_least=1, at_most=2**16)

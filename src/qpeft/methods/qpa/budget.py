@@ -84,6 +84,7 @@ def fit(
         ConfigError: no chunk size fits.
     """
     widths = hidden_for(budget) if hidden is None else tuple(hidden)
+    max_qubits = min(max_qubits, m.bit_length())  # enough for m chunks of one parameter
     best = max(
         (size for q in range(1, max_qubits + 1) if (size := _largest_chunk(m, budget, q, n_layers, widths))),
         default=None,

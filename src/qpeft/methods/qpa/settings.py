@@ -18,6 +18,8 @@ ACTIVATIONS = ("silu", "gelu", "identity")
 INIT_MODES = ("residual", "raw")
 VECTOR_ORDERS = ("peft", "official")
 
+_MOST_WIDTHS, _WIDEST = 64, 4096
+
 
 @dataclass(kw_only=True)
 class QPASettings(GeneratorConfig):
@@ -27,6 +29,7 @@ class QPASettings(GeneratorConfig):
         None,
         "Parameters that the MLP generates per chunk (the paper's n_mlp). Set this or budget, not both.",
         at_least=1,
+        at_most=2**20,
     )
     budget: float | None = option(
         None,
@@ -34,7 +37,7 @@ class QPASettings(GeneratorConfig):
         "adapter's parameters. Without chunk_size and budget: 0.5.",
         above=0,
     )
-    n_layers: int = option(8, "Circuit layers L; the circuit has L angles per qubit.", at_least=1)
+    n_layers: int = option(8, "Circuit layers L; the circuit has L angles per qubit.", at_least=1, at_most=10_000)
     hidden: tuple[int, ...] | None = option(
         None,
         "Hidden widths of the MLP. Default: 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 "
@@ -114,6 +117,8 @@ class QPASettings(GeneratorConfig):
             raise ConfigError("set at most one of chunk_size and budget")
         if self.hidden is not None and not (self.hidden and all(map(is_count, self.hidden))):
             raise ConfigError(f"hidden must be a non-empty sequence of positive integers, got {list(self.hidden)}")
+        if self.hidden is not None and (len(self.hidden) > _MOST_WIDTHS or max(self.hidden) > _WIDEST):
+            raise ConfigError(f"hidden must have at most {_MOST_WIDTHS} widths of at most {_WIDEST:,}")
         if self.budget is not None and self.budget >= 1 and self.budget != int(self.budget):
             raise ConfigError(
                 f"budget must be a positive whole number (a count) or a fraction between 0 and 1, got {self.budget}"

@@ -29,7 +29,7 @@ class QuantumPeftGeneratorConfig:
         "Kronecker products of small vectors (kronecker), or a trained matrix inside a frame (core).",
         choices=FAMILIES,
     )
-    n_layers: int = option(2, "Circuit layers L; family pauli.", at_least=1)
+    n_layers: int = option(2, "Circuit layers L; family pauli.", at_least=1, at_most=10_000)
     construction: str = option(
         "auto",
         "Circuits for widths that are not powers of two: cosine-sine recursion (qsd, qsd_full), a larger circuit "
@@ -50,7 +50,7 @@ class QuantumPeftGeneratorConfig:
     lie_map: str = option(
         "exp", "From the skew matrix to an orthogonal one; taylor for reproduction only.", choices=LIE_MAPS
     )
-    taylor_order: int = option(18, "Terms of lie_map taylor.", at_least=1)
+    taylor_order: int = option(18, "Terms of lie_map taylor.", at_least=1, at_most=1000)
     share: str = option(
         "none",
         "none: every matrix has its own U and V; type: one pair for all matrices of a type (all query "

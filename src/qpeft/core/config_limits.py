@@ -1,0 +1,96 @@
+"""Limits for the content of a foreign adapter_config.json, checked before PEFT builds anything from it.
+
+A regular expression can take exponential time, and a rank can require any amount of memory.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from qpeft.errors import ConfigError
+
+SECONDS = 5.0  # for the patterns of a config, on all modules of a model
+_UNCHECKED = 1024  # sizes up to this need no tensor of that size
+_SIZES = ("r", "init_r", "target_r", "num_virtual_tokens", "encoder_hidden_size", "n_frequency")
+_QUANTIFIERS = "*+{"
+
+# the forms in which PEFT matches patterns with names
+_SCRIPT = r"""
+import json, re, sys
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    for form in (rf"(?:{pattern})\Z", rf"(.*\.)?({pattern})$", rf".*\.[^.]*\.{pattern}\.(\d+)\."):
+        try:
+            compiled = re.compile(form)
+        except Exception:
+            continue
+        for name in names:
+            compiled.match(name)
+"""
+
+
+def check_sizes(config: Mapping[str, Any], weights: Path) -> None:
+    """Raise ConfigError if a rank, or another size of the adapter, is larger than every tensor in `weights`."""
+    with safe_open(weights, framework="pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    with suppress(TypeError, ValueError, LookupError):  # a damaged table is refused when it is used
+        shapes += [[int(size) for size in entry[1]] for entry in config.get("generated") or ()]
+    largest = max((size for shape in shapes for size in shape), default=0)
+    for name, value in _sizes(config):
+        if isinstance(value, int) and value > max(_UNCHECKED, largest):
+            raise ConfigError(
+                f"{name}={value} is larger than the tensors of the adapter, whose largest dimension is {largest}"
+            )
+
+
+def check_patterns(values: Any, names: Iterable[str]) -> None:
+    """Raise ConfigError if a regular expression in `values` takes more than 5 seconds on the module names `names`.
+
+    Python cannot stop a match, so patterns with several quantifiers are first tried in a process of their own.
+    """
+    patterns = sorted({text for text in _texts(values) if sum(map(text.count, _QUANTIFIERS)) > 1})
+    if not patterns or not sys.executable:
+        return
+    command = [sys.executable, "-I", "-S", "-c", _SCRIPT]
+    try:
+        subprocess.run(
+            command,
+            input=json.dumps([patterns, list(names)]),
+            text=True,
+            timeout=SECONDS,
+            capture_output=True,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"a pattern takes more than {SECONDS:g} seconds on the module names of this model, one of "
+            f"{', '.join(map(repr, patterns))}; use a simpler regular expression, or a list of names"
+        ) from error
+
+
+def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    yield from ((name, config[name]) for name in _SIZES if name in config)
+    pattern, host = config.get("rank_pattern"), config.get("host")
+    yield from (
+        (f"rank_pattern {name!r}", value) for name, value in (pattern if isinstance(pattern, dict) else {}).items()
+    )
+    yield from _sizes(host) if isinstance(host, dict) else ()
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from (*_texts(key), *_texts(item))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for item in value:
+            yield from _texts(item)
