@@ -230,7 +230,7 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
     for shown in (shown for shown in found if shown.rows):
         console.print(table(*tables.brief(shown), title=shown.caption))
     for method in summary.methods:
-        for flag in method.flags:
+        for flag in (flag for flag in method.flags if flag.startswith(("edge", "did not", "no improvement"))):
             remedy = "; a wider grid may contain a better one" if flag.startswith("edge") else ""
             say("Note:", f"{method.key}: {flag}{remedy}", "bold yellow")
     if noise := noisy_costs(summary):
