@@ -39,6 +39,16 @@ def test_adapter_from_plan_to_export(family, base, batch, models, method, tmp_pa
         torch.testing.assert_close(models.logits(each.merge_and_unload(), batch), live, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", ["bert"], indirect=True)
+@pytest.mark.parametrize("method", GENERATED)
+def test_all_biases_next_to_a_head(family, base, batch, models, method, tmp_path):
+    model = models.adapt(copy.deepcopy(base), method, family, bias="all")
+    models.train(model, batch, steps=2)
+    qpeft.save(model, tmp_path)
+    loaded = qpeft.load(base, tmp_path).eval()
+    assert torch.equal(models.logits(loaded, batch), models.logits(model, batch))
+
+
 @pytest.mark.parametrize("family", TIED, indirect=True)
 @pytest.mark.parametrize("method", GENERATED)
 def test_tied_head_is_untied_before_merging(family, base, batch, models, method, tmp_path):

@@ -66,6 +66,7 @@ OTHER_MEANINGS = {
     ("demo/run.py", "quantum_peft"),
     ("compare/report/charts.py", "full"),  # fill styles of matplotlib
     ("compare/report/charts.py", "none"),
+    ("methods/attach/bind.py", "pissa"),  # an initialization
     ("circuits/ansatz.py", "qaa"),  # an ansatz
     ("circuits/amplitude.py", "qaa"),
 }

@@ -215,8 +215,11 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         generator = model.base_model.generators[adapter_name]
         unpacked = generator.unpack({k.removeprefix(prefix): v for k, v in own.items()})
         check_tensors(unpacked, generator.state_dict())
-        others = {k: v for k, v in state_dict.items() if k not in own}
-        if foreign := sorted(others.keys() - model.state_dict().keys()):
+        present = model.state_dict().keys()
+        # with bias="all" PEFT saves a second copy of the biases in modules_to_save, without the adapter's name
+        again = {k for k in state_dict if ".modules_to_save." in k} - present
+        others = {k: v for k, v in state_dict.items() if k not in own and k not in again}
+        if foreign := sorted(others.keys() - present):
             raise CheckpointError(
                 f"the checkpoint contains tensors that this model lacks: {', '.join(foreign[:3])}; it is foreign or "
                 "damaged"

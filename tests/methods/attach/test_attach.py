@@ -19,6 +19,7 @@ from peft import (
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
+    TinyLoraConfig,
     UniLoraConfig,
     VeraConfig,
     get_peft_model,
@@ -189,6 +190,14 @@ def test_load_adapter_under_another_name(trained, ids, adapters, tmp_path, first
     assert torch.equal(adapters.logits(other, ids), adapters.logits(model, ids))
 
 
+def test_second_adapter_of_a_host_that_freezes_all_adapters(llama, ids, adapters):
+    host = TinyLoraConfig(**QV)
+    model = adapters.train(attached(llama, host), ids)
+    before = adapters.logits(model, ids)
+    model.add_adapter("second", host)
+    assert torch.equal(adapters.logits(model, ids), before)
+
+
 def test_load_adapter_of_a_damaged_folder_raises(trained, tmp_path):
     plain, model = trained("lora")
     qpeft.save(model, tmp_path / "compact")
@@ -347,6 +356,7 @@ ERRORS = {
     "'pissa_niter_1' changes the base": lambda base: with_init(peft_model(base, "lora"), "pissa_niter_1"),
     "AdaLoRA": lambda base: peft_model(base, AdaLoraConfig(total_step=10, **QV)),
     r"IA3 shares .*layers\.1.* between layers": lambda base: with_a_shared_tensor(peft_model(base, "ia3")),
+    "coft": lambda base: peft_model(base, OFTConfig(r=0, oft_block_size=4, coft=True, **QV)),
     "unmerge_adapter": lambda base: merged(peft_model(base, "lora")),
 }
 
@@ -393,6 +403,16 @@ class TestErrors:
         with pytest.raises(CheckpointError, match="missing"):
             qpeft.load(plain, tmp_path / "compact")
         assert not any("lora" in name for name, _ in plain.named_modules())
+
+    @pytest.mark.parametrize("init", ["pissa", "olora"])
+    def test_second_adapter_that_changes_the_base(self, trained, ids, adapters, tmp_path, init):
+        plain, model = trained(LoraConfig(r=2, init_lora_weights=init, **QV))
+        qpeft.save(model, tmp_path)
+        model = qpeft.load(plain, tmp_path)
+        before = adapters.logits(model, ids)
+        with pytest.raises(ConfigError, match=f"'{init}' changes the base model"):
+            model.load_adapter(tmp_path, "second")
+        assert torch.equal(adapters.logits(model, ids), before)
 
     def test_weighted_sum(self, llama):
         with pytest.raises(ConfigError, match=r"qpeft\.export"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft import AdaLoraConfig, PeftModel
+from peft import AdaLoraConfig, PeftConfig, PeftModel
 
 from qpeft.core.binding import Binding
 from qpeft.core.generator_holder import GeneratorHolder, holder_of
@@ -19,6 +19,7 @@ from qpeft.methods.attach.config import AttachedConfig
 from qpeft.methods.attach.tensors import generated_slots, other_keys, value_of
 
 _NOT_REPRODUCIBLE = ("corda", "loftq", "lora_ga")  # they depend on data, or change the base randomly
+_CHANGE_BASE = (*_NOT_REPRODUCIBLE, "pissa", "olora")
 
 
 def bind(
@@ -42,6 +43,16 @@ def bind(
     return name, attached, binding, other_keys(model, name, GeneratorHolder.container)
 
 
+def check_keeps_base(host: PeftConfig) -> None:
+    """Raise ConfigError if another adapter of this config would change the base that its neighbours were trained on."""
+    init = getattr(host, "init_lora_weights", None)
+    if isinstance(init, str) and init.startswith(_CHANGE_BASE):
+        raise ConfigError(
+            f"init_lora_weights='{init}' changes the base model, and with it the outputs of the adapter that is on it; "
+            "use a model of its own for each such adapter"
+        )
+
+
 def _checked_name(model: Any, config: Any, adapter_name: str | None) -> str:
     generator_name(config)  # raises ConfigError if it is not registered
     if not isinstance(model, PeftModel):
@@ -60,6 +71,8 @@ def _checked_name(model: Any, config: Any, adapter_name: str | None) -> str:
         )
     if isinstance(model.peft_config[name], AdaLoraConfig):
         raise ConfigError("AdaLoRA allocates ranks by the gradient of each parameter, so these cannot be generated")
+    if getattr(model.peft_config[name], "coft", False):
+        raise ConfigError("coft changes the parameters in a forward pass, so they cannot be generated; leave it unset")
     if any(getattr(module, "merged", False) for module in model.modules()):
         raise ConfigError("the adapter is merged into the base model; call model.unmerge_adapter() first")
     return name

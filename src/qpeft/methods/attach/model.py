@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
@@ -22,7 +22,7 @@ from qpeft.core.load_checks import check_tensors
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods.attach import folder as attached_folder
-from qpeft.methods.attach.bind import bind
+from qpeft.methods.attach.bind import bind, check_keeps_base
 from qpeft.methods.attach.config import AttachedConfig
 
 if TYPE_CHECKING:
@@ -71,6 +71,12 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         return get_peft_model_state_dict(self, state, adapter_name=adapter_name, save_embedding_layers=False)
 
     # -- which adapter trains
+
+    def add_adapter(self, adapter_name: str, peft_config: PeftConfig, *args: Any, **kwargs: Any) -> None:
+        """As PEFT's; raises ConfigError for an initialization that changes the base of the generated adapters."""
+        check_keeps_base(peft_config)
+        self.refresh_detached()  # PEFT sets requires_grad of the tensors it finds, which views of a graph refuse
+        super().add_adapter(adapter_name, peft_config, *args, **kwargs)
 
     def set_adapter(self, adapter_name: str, inference_mode: bool = False) -> None:
         self.refresh_detached()  # PEFT sets requires_grad of the tensors it finds, which views of a graph refuse
