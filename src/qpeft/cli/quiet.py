@@ -44,22 +44,34 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
         yield
 
 
-class _Lasting(io.FileIO):
-    """A descriptor that drops what cannot be written: the reader of a pipe has ended, or a log's disk is full."""
+class _Lasting(io.TextIOWrapper):
+    """Text that is dropped from when it cannot be written: the reader of a pipe has ended, or a log's disk is full."""
 
-    def write(self, data: Any, /) -> int:
+    def write(self, text: str, /) -> int:
         try:
-            return super().write(data)
+            return super().write(text)
         except OSError:
-            return len(data)
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            super().flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
 
 
 def lasting_stderr() -> TextIO:
     """Standard error whose loss does not end a run, as in `qpeft train ... 2>&1 | head -1`."""
     if sys.stderr is None:  # closed by the shell
         return Path(os.devnull).open("w")
-    buffer = io.BufferedWriter(_Lasting(sys.stderr.fileno(), "w", closefd=False))
-    return io.TextIOWrapper(buffer, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
+    buffer = open(sys.stderr.fileno(), "wb", closefd=False)  # noqa: SIM115 a descriptor, open to the end
+    return _Lasting(buffer, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
 
 
 def _show_own(message: Warning | str, category: Any, filename: str, *_: Any) -> None:
