@@ -133,3 +133,16 @@ def test_other_encoding_than_utf8_is_rejected(tmp_path):
     (tmp_path / "study.yaml").write_bytes("name: stüdy".encode("latin-1"))
     with pytest.raises(ConfigError, match="cannot be read as text in UTF-8"):
         load_study(str(tmp_path / "study.yaml"))
+
+
+@pytest.mark.parametrize("field", ["lr_scale", "training.weight_decay", "training.max_grad_norm"])
+def test_infinite_number_is_refused(field):
+    with pytest.raises(ConfigError, match=rf"{field}: Input should be a finite number"):
+        load_study("survey", {field: float("inf")})
+
+
+def test_nested_merge_keys_are_refused(tmp_path):
+    levels = [f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 6)}]\n" for n in range(1, 13)]
+    (path := tmp_path / "study.yaml").write_text("a0: &a0 {x: 1, y: 2, z: 3}\n" + "".join(levels))
+    with pytest.raises(ConfigError, match="more than 100000 values after its merge keys"):
+        load_study(str(path))

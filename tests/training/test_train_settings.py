@@ -44,3 +44,9 @@ def test_invalid_settings_are_refused(changes, message):
 def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save, log):
     assert settings(steps=steps).intervals() == (evaluate, save, log)
     assert settings(steps=steps, eval_every=3, save_every=4, log_every=5).intervals() == (3, 4, 5)
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "gradient_accumulation_steps"])
+def test_number_beyond_every_count_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} must be at most"):
+        TrainSettings(model="m", data="d", out="o", **{name: 10**20}).check()

@@ -41,7 +41,7 @@ TaskName = Annotated[str, AfterValidator(_known_task)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _MethodFields(_Strict):
@@ -170,7 +170,7 @@ class Study(_Strict):
     costs: bool = True
     general_data: str | None = None  # a general text; forgetting is the loss on it after training minus before
     lr_scale: float = Field(default=1.0, gt=0)  # factor for all learning rates: another base may need other ones
-    max_hours: float = Field(default=8.0, gt=0)
+    max_hours: float = Field(default=8.0, gt=0, allow_inf_nan=True)
     methods: list[MethodSpec] = Field(min_length=1)
     blocks: list[Block] = []
 
@@ -261,7 +261,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise ConfigError(f"study {name_or_path} cannot be read as text in UTF-8: {error}") from error
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, _Loader)
         n_values = _count(found, {})
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"study {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
@@ -273,6 +273,18 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigError(f"study {name_or_path} has no fields; it needs `name`, `title`, `question` and `methods`")
     return found
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with a limit for merge keys (<<), which can multiply the values of a small file."""
+
+    n_merged = 0
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        self.n_merged += len(node.value)
+        if self.n_merged > _MAX_VALUES:
+            raise yaml.YAMLError(f"more than {_MAX_VALUES} values after its merge keys (<<) are expanded")
 
 
 def _count(value: Any, counted: dict[int, float]) -> float:

@@ -22,6 +22,7 @@ _EVALUATION = "Evaluation and checkpoints"
 _COLUMNS = "Columns of the data"
 
 _EVALUATED_BLOCKS = 512
+_MOST = 2**31 - 1  # of counts
 _HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
 
@@ -68,7 +69,7 @@ class TrainSettings:
         "head in full.",
         choices=tuple(TASKS),
     )
-    steps: int = option(500, "Optimizer steps.", at_least=1)
+    steps: int = option(500, "Optimizer steps.", at_least=1, at_most=_MOST)
     lr: float = option(1e-3, "Peak learning rate; after the warmup it decreases linearly to 0.", above=0)
     warmup: float = option(
         0.06,
@@ -77,9 +78,11 @@ class TrainSettings:
         at_least=0,
         below=1,
     )
-    batch_size: int = option(8, "Blocks of text, or examples, in one forward pass.", panel=_OPTIMIZATION, at_least=1)
+    batch_size: int = option(
+        8, "Blocks of text, or examples, in one forward pass.", panel=_OPTIMIZATION, at_least=1, at_most=_MOST
+    )
     gradient_accumulation_steps: int = option(
-        1, "Forward passes in one optimizer step.", panel=_OPTIMIZATION, at_least=1
+        1, "Forward passes in one optimizer step.", panel=_OPTIMIZATION, at_least=1, at_most=_MOST
     )
     seq_len: int | None = option(
         None,
