@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import threading
 
 import numpy as np
@@ -87,12 +88,22 @@ def test_jobs_of_two_threads_run_one_after_the_other():
     assert (jobs.used.jobs, jobs.used.circuits, jobs.used.failures) == (2, 4, 0)
 
 
-def test_copied_jobs_have_their_own_lock():
+def test_pickled_jobs_have_their_own_lock():
     jobs = Jobs(ExactBackend(), 100)
-    copied = copy.deepcopy(jobs)
+    copied = pickle.loads(pickle.dumps(jobs))  # noqa: S301 our own bytes
     assert copied._lock is not jobs._lock
     copied.run(LADDER, ANGLES, "value")
     assert (copied.used.jobs, jobs.used.jobs) == (1, 0)
+
+
+def test_deep_copies_share_device_and_budget():
+    backend = ExactBackend()
+    backend.handle = threading.Lock()  # a device that cannot be copied
+    jobs = Jobs(backend, 100, shot_budget=300)
+    copy.deepcopy(jobs).run(LADDER, ANGLES, "value")
+    assert jobs.used.shots == 200
+    with pytest.raises(BackendError, match="budget"):
+        jobs.run(LADDER, ANGLES, "value")
 
 
 def test_failed_job_is_retried_after_increasing_waits(naps, tmp_path):

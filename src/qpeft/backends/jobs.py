@@ -84,6 +84,10 @@ class Jobs:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.RLock())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Jobs:
+        """A copied model runs its circuits on the same device and within the same budget."""
+        return self
+
     @property
     def is_exact(self) -> bool:
         """Whether this is qpeft's own simulator with exact probabilities."""
