@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 import threading
 
 import numpy as np
@@ -86,14 +85,6 @@ def test_jobs_of_two_threads_run_one_after_the_other():
     jobs.run(LADDER, ANGLES, "value")
     backend.threads[0].join()
     assert (jobs.used.jobs, jobs.used.circuits, jobs.used.failures) == (2, 4, 0)
-
-
-def test_pickled_jobs_have_their_own_lock():
-    jobs = Jobs(ExactBackend(), 100)
-    copied = pickle.loads(pickle.dumps(jobs))  # noqa: S301 our own bytes
-    assert copied._lock is not jobs._lock
-    copied.run(LADDER, ANGLES, "value")
-    assert (copied.used.jobs, jobs.used.jobs) == (1, 0)
 
 
 def test_deep_copies_share_device_and_budget():

@@ -78,12 +78,6 @@ class Jobs:
         self._wait = wait
         self._lock = threading.RLock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_lock": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.RLock())
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Jobs:
         """A copied model runs its circuits on the same device and within the same budget."""
         return self
