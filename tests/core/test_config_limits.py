@@ -51,6 +51,13 @@ def test_pattern_that_takes_too_long_is_refused(hostile, monkeypatch, kind, chan
         qpeft.load(llama(), hostile(CONFIGS[kind](), **changes))
 
 
+@pytest.mark.parametrize("pattern", [r"(.|.)*!", ".?" * 28 + "." * 28 + "!"], ids=["alternatives", "optional"])
+def test_pattern_with_one_quantifier_can_take_too_long(monkeypatch, pattern):
+    monkeypatch.setattr(config_limits, "SECONDS", 0.3)
+    with pytest.raises(ConfigError, match="a pattern takes more than"):
+        config_limits.check_patterns([pattern], ["model.layers.0.self_attn.q_proj.and.a.longer.name"])
+
+
 def test_pattern_of_a_users_config_that_takes_too_long_is_refused(monkeypatch):
     monkeypatch.setattr(config_limits, "SECONDS", 0.3)
     with pytest.raises(ConfigError, match="use a simpler regular expression"):

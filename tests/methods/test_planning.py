@@ -24,6 +24,12 @@ def test_notes_on_small_models(llama):
     assert not any("over-parametrized" in note for note in qpeft.plan(llama, frozen).notes)
 
 
+@pytest.mark.parametrize("make", [LoraConfig, qpeft.QuantumPeftConfig, qpeft.SoRAConfig])
+def test_plan_counts_the_training_of_a_config_for_inference(llama, make):
+    plans = [qpeft.plan(llama, make(target_modules=["q_proj"], inference_mode=mode)) for mode in (False, True)]
+    assert plans[0] == plans[1]
+
+
 def test_plan_of_stock_adapters(llama):
     plan = qpeft.plan(llama, LoraConfig(r=2, target_modules=["q_proj"]))
     assert (plan.method, plan.trainable, plan.deployed) == ("lora", 128, 128)

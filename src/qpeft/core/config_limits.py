@@ -20,7 +20,7 @@ from qpeft.errors import ConfigError
 SECONDS = 5.0  # for the patterns of a config, on all modules of a model
 _UNCHECKED = 1024  # sizes up to this need no tensor of that size
 _SIZES = ("r", "init_r", "target_r", "num_virtual_tokens", "encoder_hidden_size", "n_frequency")
-_QUANTIFIERS = "*+{"
+_CHOICES = "*+?{|"  # two of them can take exponential time
 
 # the forms in which PEFT matches patterns with names
 _SCRIPT = r"""
@@ -54,9 +54,10 @@ def check_sizes(config: Mapping[str, Any], weights: Path) -> None:
 def check_patterns(values: Any, names: Iterable[str]) -> None:
     """Raise ConfigError if a regular expression in `values` takes more than 5 seconds on the module names `names`.
 
-    Python cannot stop a match, so patterns with several quantifiers are first tried in a process of their own.
+    Python cannot stop a match, so patterns with several quantifiers or alternatives are first tried in a process of
+    their own.
     """
-    patterns = sorted({text for text in _texts(values) if sum(map(text.count, _QUANTIFIERS)) > 1})
+    patterns = sorted({text for text in _texts(values) if sum(map(text.count, _CHOICES)) > 1})
     if not patterns or not sys.executable:
         return
     command = [sys.executable, "-I", "-S", "-c", _SCRIPT]

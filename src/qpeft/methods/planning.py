@@ -59,6 +59,7 @@ def plan(
     model = on_meta(base, config.task_type, trust_remote_code)
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)
+    config.inference_mode = False  # as in a config that was read from a folder
     method = find_by_config(config)
     if method is not None:
         exclude_classifier_head(model, config)
