@@ -235,3 +235,13 @@ def test_plan_forecasts_the_circuits_of_the_run(on_backend, tiny_model):
     )
     with pytest.raises(ConfigError, match="has no circuit that a backend can run"):
         qpeft.plan(str(tiny_model), classical, shots=100)
+
+
+def test_changed_backend_file_is_refused(on_backend, device):
+    (device.parent / "down").touch()
+    chosen = {"backend": f"{device}:device", "shots": 512}
+    with pytest.raises(BackendError):
+        train(on_backend(backend_settings=chosen))
+    device.write_text(DEVICE + "\n")
+    with pytest.raises(CheckpointError, match="other files: backend was sha256 .* now sha256"):
+        train(on_backend(backend_settings=chosen))

@@ -278,6 +278,7 @@ def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]
         "rates": list(rates),
         **({"backend": _without_folder(spec.backend)} if spec.backend else {}),
         **({"method_sha256": sha} if (sha := methods.file_sha256(spec.method)) else {}),
+        **({"backend_sha256": sha} if (sha := methods.file_sha256(spec.backend.get("backend", ""))) else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

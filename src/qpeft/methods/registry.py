@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import ConfigError
+from qpeft.files import file_hash
 from qpeft.methods.method import Method, Trains
 from qpeft.methods.stock import METHODS as STOCK
 from qpeft.names import check_name, redefines, unknown
@@ -97,8 +98,13 @@ def without_folder(name: str) -> str:
 
 
 def file_sha256(name: str) -> str | None:
-    """SHA-256 of the file of FILE.py:NAME; None for a registered method."""
-    return hashlib.sha256(_path(name).read_bytes()).hexdigest() if is_file(name) else None
+    """SHA-256 of the file of FILE.py:NAME; None for other names. Raises ConfigError if there is no such file."""
+    if not is_file(name):
+        return None
+    path = _path(name)
+    if not path.is_file():
+        raise ConfigError(f"{name}: the file {path} does not exist")
+    return file_hash(path)
 
 
 def register(method: Method) -> None:

@@ -19,6 +19,7 @@ from qpeft.training import base_model as base
 from qpeft.training.blocks import spread
 from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress
+from qpeft.training.run_folder import own_files
 from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks import Task, task_class
 
@@ -65,16 +66,14 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
 
 
 def identity_of(settings: TrainSettings, task: Task | None = None) -> dict[str, Any]:
-    """Hashes of the data, the base and the method's file. `task`: the data, if it has been read already.
+    """Hashes of the data, the base and the user's files. `task`: the data, if it has been read already.
 
     Raises InputError for unusable data or an unusable base.
     """
     task = task or _read(settings, _config(settings))
     identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
     identity["tokenizer"] = base.tokenizer_fingerprint(settings.model, task.config)
-    if sha := methods.file_sha256(settings.method):
-        identity["method"] = sha
-    return identity
+    return {**identity, **own_files(settings)}
 
 
 def _config(settings: TrainSettings) -> Any:

@@ -29,6 +29,8 @@ _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
 _NOT_STORED = "trust_remote_code"  # each call decides: a folder of others must not grant it
 _FREE_TO_CHANGE = ("out", "report_to", _NOT_STORED)  # the result does not depend on them
 _SOURCES = ("model", "data", "eval_data")  # compared by content, which the identity hashes, not by name
+_HASHED_SOURCES = {"data": "data", "base": "model", "tokenizer": "model"}  # part of the identity: its field
+_HASHED_FILES = {"method": "method", "backend": "backend_settings"}
 
 
 class RunFolder:
@@ -64,9 +66,7 @@ class RunFolder:
         output_folder(self.path)
         if self.config.exists():
             self._check_settings(_compared(_as_json(settings)))
-            recorded, sha = self._recorded()["identity"].get("method"), methods.file_sha256(settings.method)
-            if recorded != sha:
-                self._refuse("files", [f"method was {_short(recorded)}, now {_short(sha)}"])
+            self._check_hashes(settings, own_files(settings), _HASHED_FILES)
         elif self.path.is_dir() and any(not path.name.startswith(".") for path in self.path.iterdir()):
             raise ConfigError(f"{self.path} is not empty and not a run folder; choose another folder")
 
@@ -76,22 +76,13 @@ class RunFolder:
         return all(recorded.get(name) == getattr(settings, name) for name in _SOURCES)
 
     def check_identity(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
-        """Raise CheckpointError if the recorded `identity` (hashes of data, base and method file) differs."""
-        record = self._recorded()
-        recorded = {"tokenizer": identity.get("tokenizer"), **record["identity"]}  # 0.1 did not record it
-        names = {"data": "data", "base": "model", "tokenizer": "model", "method": "method"}
-        changed = [
-            f"{part} was {_short(was)} ({record['settings'].get(name)}), now {_short(now)} ({getattr(settings, name)})"
-            for part, name in names.items()
-            if (was := recorded.get(part)) != (now := identity.get(part))
-        ]
-        if changed:
-            self._refuse("files", changed)
+        """Raise CheckpointError if the recorded `identity` (hashes of data, base and the user's files) differs."""
+        self._check_hashes(settings, identity, {**_HASHED_SOURCES, **_HASHED_FILES})
 
     def claim(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
         """Write config.json if there is none, and remove unfinished files of a killed process.
 
-        Raises CheckpointError if the recorded `identity` (hashes of data, base and method file) differs.
+        Raises CheckpointError if the recorded `identity` (hashes of data, base and the user's files) differs.
         """
         remove_unfinished(self.path)
         if self.config.exists():
@@ -121,6 +112,19 @@ class RunFolder:
         if changed:
             self._refuse("settings", changed)
 
+    def _check_hashes(self, settings: TrainSettings, hashes: dict[str, Any], parts: dict[str, str]) -> None:
+        """Compare the recorded hashes of `parts`: parts of the identity with their fields of the settings."""
+        record = self._recorded()
+        not_in_0_1 = {part: hashes.get(part) for part in ("tokenizer", "backend")}
+        recorded = {**not_in_0_1, **record["identity"]}
+        changed = [
+            f"{part} was {_short(was)} ({record['settings'].get(name)}), now {_short(now)} ({getattr(settings, name)})"
+            for part, name in parts.items()
+            if (was := recorded.get(part)) != (now := hashes.get(part))
+        ]
+        if changed:
+            self._refuse("files", changed)
+
     def _refuse(self, part: str, changed: list[str]) -> NoReturn:
         raise CheckpointError(
             f"{self.path} holds a run with other {part}: {'; '.join(changed)}. Use the recorded {part}, or choose "
@@ -145,6 +149,12 @@ class RunFolder:
 
     def _damaged(self, how: str) -> str:
         return f"{self.config} is damaged ({how}); choose another folder for the run"
+
+
+def own_files(settings: TrainSettings) -> dict[str, str]:
+    """SHA-256 of the user's files that a run executes: those of its method and its backend, if they are FILE.py:NAME."""
+    names = {"method": settings.method, "backend": settings.backend.backend}
+    return {part: sha for part, name in names.items() if (sha := methods.file_sha256(name))}
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
