@@ -243,5 +243,5 @@ def test_changed_backend_file_is_refused(on_backend, device):
     with pytest.raises(BackendError):
         train(on_backend(backend_settings=chosen))
     device.write_text(DEVICE + "\n")
-    with pytest.raises(CheckpointError, match="other files: backend was sha256 .* now sha256"):
+    with pytest.raises(CheckpointError, match=r"other files: backend was sha256 .* now sha256"):
         train(on_backend(backend_settings=chosen))

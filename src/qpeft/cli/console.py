@@ -28,17 +28,17 @@ class Answer:
 
 def stdout() -> Console:
     """The console of results, which alone go to standard output."""
-    from rich.console import Console
+    from qpeft.cli.safe_console import SafeConsole
 
-    return Console(highlight=False, markup=False)
+    return SafeConsole(highlight=False, markup=False)
 
 
 @cache
 def stderr() -> Console:
     """The console of progress, notes and errors. One object, so that a note is printed above a progress bar."""
-    from rich.console import Console
+    from qpeft.cli.safe_console import SafeConsole
 
-    return Console(stderr=True, highlight=False, markup=False)
+    return SafeConsole(stderr=True, highlight=False, markup=False)
 
 
 def print_json(data: dict[str, Any]) -> None:

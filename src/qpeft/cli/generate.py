@@ -23,6 +23,7 @@ from qpeft.cli.console import Answer, say, working
 from qpeft.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from torch import Tensor
 
 
@@ -60,7 +61,14 @@ def generate(
         new, n_new = _generate(base_name, folder, text, max_new_tokens, temperature, seed, trust_remote_code)
     data = {"model": base_name, "adapter": folder, "prompt": text, "text": new, "n_new_tokens": n_new}
     data |= {"temperature": temperature, "seed": seed}
-    return Answer(data, lambda _: typer.echo(text + new, color=True))  # unchanged, with control characters
+    return Answer(data, lambda console: _print(text + new, console))
+
+
+def _print(text: str, console: Console) -> None:
+    """The text, unchanged in a file or a pipe; on a terminal its control characters are shown."""
+    from qpeft.cli.safe_console import visible
+
+    typer.echo(visible(text) if console.is_terminal else text, color=True)
 
 
 def _refuse_classifier(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from qpeft.files import write_text
 
 NEEDS_QPEFT = "loading it needs qpeft"  # in the title of each card for such a folder
 NOT_STOCK = "Stock PEFT has no such adapter, nor can it be merged into the base."
+_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)  # not a path, nor a text that adds entries to the card
 _PEFT_TEMPLATE = "# Model Card for Model ID"
 EXPORT = """
 For a folder that plain PEFT loads, with no qpeft at inference:
@@ -134,5 +136,5 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def front_matter(base: str, host: str) -> str:
     tag = host.lower().replace(" ", "-")
-    named = "" if Path(base).exists() else f"base_model: {base}\n"  # not for a local folder
+    named = f"base_model: {base}\n" if _HUB_ID.fullmatch(base) and not Path(base).exists() else ""
     return f"---\n{named}library_name: peft\ntags:\n- {tag}\n- qpeft\n---\n\n"

@@ -13,7 +13,6 @@ from transformers import set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 import qpeft
-from qpeft import methods
 from qpeft.errors import ConfigError
 from qpeft.training import base_model as base
 from qpeft.training.blocks import spread

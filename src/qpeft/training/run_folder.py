@@ -152,7 +152,7 @@ class RunFolder:
 
 
 def own_files(settings: TrainSettings) -> dict[str, str]:
-    """SHA-256 of the user's files that a run executes: those of its method and its backend, if they are FILE.py:NAME."""
+    """SHA-256 of the user's files that a run executes: of its method and its backend, if they are FILE.py:NAME."""
     names = {"method": settings.method, "backend": settings.backend.backend}
     return {part: sha for part, name in names.items() if (sha := methods.file_sha256(name))}
 
