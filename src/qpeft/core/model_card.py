@@ -15,7 +15,9 @@ from qpeft.files import write_text
 
 NEEDS_QPEFT = "loading it needs qpeft"  # in the title of each card for such a folder
 NOT_STOCK = "Stock PEFT has no such adapter, nor can it be merged into the base."
-_HUB_ID = re.compile(r"\w[\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)  # not a path, nor a text that adds entries to the card
+_HUB_ID = re.compile(
+    r"\w[\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII
+)  # not a path, nor a text that adds entries to the card
 _PEFT_TEMPLATE = "# Model Card for Model ID"
 EXPORT = """
 For a folder that plain PEFT loads, with no qpeft at inference:
