@@ -104,6 +104,17 @@ def test_folder_content_is_synced_before_the_rename(tmp_path, on_disk):
     assert on_disk[-2:] == ["rename to a", f"flush {tmp_path.name}"]
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "\N{CAT}" * 63], ids=["ascii", "wide"])
+def test_longest_names_of_the_file_system_are_written(tmp_path, name):
+    for _ in range(2):
+        write_text(tmp_path / name, "new")
+    (tmp_path / name).unlink()
+    for _ in range(2):
+        with replace_folder(tmp_path / name) as folder:
+            (folder / "file").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch):
     write_text(tmp_path / "a.json", "old")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))

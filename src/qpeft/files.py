@@ -100,7 +100,7 @@ def replace_file(target: Path) -> Iterator[Path]:
     """
     _check_replaceable(target, stat.S_IFREG)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=_UNFINISHED)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=_prefix(target), suffix=_UNFINISHED)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -245,7 +245,12 @@ def _umask() -> int:
 
 
 def _hidden_folder(target: Path, what: str) -> Path:
-    return Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.{what}", suffix=_UNFINISHED))
+    return Path(tempfile.mkdtemp(dir=target.parent, prefix=f"{_prefix(target)}{what}", suffix=_UNFINISHED))
+
+
+def _prefix(target: Path) -> str:
+    """The beginning of a hidden name for `target`; short, because names are limited to 255 bytes."""
+    return f".{target.name[:50]}."
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -3,8 +3,11 @@
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from typing import Annotated
 
@@ -12,10 +15,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from qpeft.cli import quiet
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer
 from qpeft.cli.failures import explain
 from qpeft.errors import ConfigError, QpeftError, TrainingError
+from qpeft.training.interrupt import StopRequest
 
 
 def answer() -> Answer:
@@ -115,6 +120,21 @@ def test_command_without_standard_error_ends_as_with_it(how):
     assert (ended.returncode, ended.stdout) == (0, "three [n]\n")
 
 
+def test_command_with_closed_standard_input_and_output_ends_as_with_them():
+    ended = subprocess.run([sys.executable, "-c", CHATTY], stderr=subprocess.PIPE, text=True, preexec_fn=close_both)
+    assert ended.returncode == 0
+    assert "Error" not in ended.stderr
+    arguments = [sys.executable, "-m", "qpeft", "generate", "--model", "embedded"]
+    ended = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, preexec_fn=close_both)
+    assert ended.returncode == 2
+    assert "the prompt is empty" in ended.stderr
+
+
+def close_both():
+    os.close(0)
+    os.close(1)
+
+
 CHATTY = """
 import sys
 import typer
@@ -169,3 +189,27 @@ def test_only_warnings_of_qpeft_are_shown(capsys):
 
 def test_exit_code_of_the_command_is_kept():
     assert run(raiser(typer.Exit(3))).exit_code == 3
+
+
+def test_ctrl_c_during_a_write_can_print(monkeypatch):
+    """With a buffer the handler's message raises RuntimeError: reentrant call."""
+    read, write = os.pipe()
+    main, found = threading.get_ident(), []
+
+    def interrupt_and_read():
+        time.sleep(0.1)  # the pipe is full: the write waits
+        signal.pthread_kill(main, signal.SIGINT)
+        time.sleep(0.1)
+        with os.fdopen(read) as file:
+            found.append(file.read())
+
+    reader = threading.Thread(target=interrupt_and_read)
+    with os.fdopen(write, "w") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        lasting = quiet.lasting_stderr()
+        with StopRequest(lambda: print("stopping", file=lasting)) as stop:
+            reader.start()
+            print("x" * 1_000_000, file=lasting)
+    reader.join()
+    assert stop.wanted
+    assert "stopping" in found[0]

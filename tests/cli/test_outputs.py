@@ -197,6 +197,24 @@ def test_mount_point_is_refused_as_a_folder_to_replace(monkeypatch, tmp_path):
         refuse_others(tmp_path, ())
 
 
+def test_current_folder_is_refused_as_a_folder_to_replace(monkeypatch, tmp_path):
+    from qpeft.core.exported_folder import check_free
+
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    for name in (".", "", tmp_path / "link"):
+        with pytest.raises(ConfigError, match="is the current folder"):
+            check_free(Path(name))
+
+
+def test_name_that_is_too_long_is_refused(adapter_folder, tmp_path):
+    for name in COMMANDS:
+        result = run(name, tmp_path / ("n" * 256), adapter_folder)
+        assert result.exit_code == 2
+        assert "cannot be written: File name too long" in result.stderr.replace("\n", " ")
+
+
 def test_file_in_a_folder_without_permission_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(ConfigError, match="no permission to write in"):

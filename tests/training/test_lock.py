@@ -99,3 +99,11 @@ def test_times_are_measured_after_the_longest_wait(tmp_path, monkeypatch):
         "The other study is still measuring",
     ]
     assert stat.S_IMODE(local_executor.timing_lock().parent.stat().st_mode) == 0o700
+
+
+def test_folder_behind_a_link_is_created(tmp_path):
+    (tmp_path / "run").symlink_to("disk/run")
+    with locked(tmp_path / "run"):
+        (tmp_path / "run" / "file").write_text("new")
+    assert (tmp_path / "disk" / "run" / "file").read_text() == "new"
+    assert (tmp_path / "run").is_symlink()

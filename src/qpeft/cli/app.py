@@ -22,8 +22,9 @@ def main() -> None:
     from qpeft.cli import ctrl_c
 
     ctrl_c.handle()
-    from qpeft.cli.quiet import lasting_stderr
+    from qpeft.cli.quiet import lasting_stderr, open_closed
 
+    open_closed()
     sys.stderr = lasting_stderr()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # of symbols in tables and drawings, on a terminal without them

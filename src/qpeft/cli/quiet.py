@@ -66,12 +66,21 @@ class _Lasting(io.TextIOWrapper):
         os.close(nowhere)
 
 
+def open_closed() -> None:
+    """Replace standard input and output if the shell has closed them, as in `qpeft train ... >&-`."""
+    if sys.stdin is None:
+        sys.stdin = Path(os.devnull).open()  # noqa: SIM115 to the end
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+
+
 def lasting_stderr() -> TextIO:
     """Standard error whose loss does not end a run, as in `qpeft train ... 2>&1 | head -1`."""
     if sys.stderr is None:  # closed by the shell
         return Path(os.devnull).open("w")
-    buffer = open(sys.stderr.fileno(), "wb", closefd=False)  # noqa: SIM115 a descriptor, open to the end
-    return _Lasting(buffer, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
+    # unbuffered: a buffer raises an error where Ctrl-C interrupts a write and its handler prints
+    raw: Any = open(sys.stderr.fileno(), "wb", buffering=0, closefd=False)  # noqa: SIM115 a descriptor, open to the end
+    return _Lasting(raw, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
 
 
 def _show_own(message: Warning | str, category: Any, filename: str, *_: Any) -> None:

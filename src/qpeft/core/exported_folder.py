@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ FLOAT32_TOLERANCE = 1e-6
 
 def check_free(target: Path) -> Path:
     """The folder to replace, links followed. Raises ConfigError if anything but an earlier export would be lost."""
+    output_folder(target)
     if target.is_dir() and any(target.iterdir()) and not (target / RECORD).is_file():
         raise ConfigError(f"{target} is not empty and not an earlier export; give another folder")
     return refuse_others(target, _WRITTEN)
@@ -35,8 +37,9 @@ def check_free(target: Path) -> Path:
 def refuse_others(target: Path, names: Collection[str]) -> Path:
     """The folder to replace, links followed. Raises ConfigError if it is none, or has anything but these `names`."""
     real = output_folder(target)
-    if real.is_mount():
-        raise ConfigError(f"{target} is a mount point, which cannot be replaced; give a folder inside it")
+    if real.exists() and (real.is_mount() or real.samefile(os.curdir)):
+        what = "a mount point" if real.is_mount() else "the current folder"
+        raise ConfigError(f"{target} is {what}, which cannot be replaced; give a folder inside it")
     others = sorted(path.name for path in target.iterdir() if path.name not in names) if target.is_dir() else []
     if others:
         raise ConfigError(

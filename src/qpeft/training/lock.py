@@ -26,6 +26,7 @@ def locked(folder: Path) -> Iterator[None]:
         ConfigError: the folder cannot be created, or another process has locked it.
     """
     with usable(folder):
+        folder = Path(os.path.realpath(folder))  # a link may name a folder that does not exist yet
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         lock = _open(folder / _LOCK)
