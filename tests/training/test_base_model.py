@@ -99,6 +99,19 @@ def test_fingerprint_covers_the_weights_that_are_loaded(tmp_path):
     assert len({safetensors, before, fingerprint(str(tmp_path), config)}) == 3
 
 
+def test_fingerprint_covers_weights_in_other_folders(tmp_path):
+    model = gpt2()
+    model.config.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "shards")
+    names = dict.fromkeys(model.state_dict(), f"shards/{WEIGHTS}")
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    config = load_config(str(tmp_path))
+    load_model(str(tmp_path))
+    before = fingerprint(str(tmp_path), config)
+    gpt2().save_pretrained(tmp_path / "shards")  # other random weights
+    assert fingerprint(str(tmp_path), config) != before
+
+
 def test_fingerprint_of_the_tokenizer_covers_its_files(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "base")
     config = load_config(str(folder))

@@ -117,6 +117,37 @@ def test_end_of_text_follows_only_an_answer(chat):
     assert chat.decode(answered.ids[answered.scored]) == "the bird<end>"
 
 
+def test_place_of_an_answer_is_that_in_the_whole_conversation(chat):
+    """Templates add a mark to the prompt of a generation, or to the last message, that the conversation lacks."""
+    usual = chat.chat_template
+    messages = [{"role": "user", "content": "see"}, {"role": "assistant", "content": "the bird"}] * 2
+    marks = ("{% if add_generation_prompt %}<think>{% endif %}", "{% if not add_generation_prompt %}!{% endif %}")
+    for mark in marks:
+        chat.chat_template = usual + mark
+        (tokens,) = encode([{"messages": messages}], chat)
+        assert chat.decode(tokens.ids[tokens.scored]).replace("!<end>", "") == "the bird<end>the bird<end>"
+
+
+def test_template_that_changes_earlier_answers_is_refused(chat):
+    messages = [{"role": "user", "content": "see"}, {"role": "assistant", "content": "the bird"}] * 2
+    chat.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
+        "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    encode([{"messages": messages[:2]}], chat)
+    with pytest.raises(DataError, match="changes earlier answers when a conversation continues"):
+        encode([{"messages": messages}], chat)
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no system role') }}", "{{ none.a.b }}", "{% for %}", "{{ 1/0 }}"]
+)
+def test_template_that_fails_names_the_messages(chat, template):
+    chat.chat_template = template
+    with pytest.raises(DataError, match=r"chat template of the tokenizer fails for the messages .*see the fox"):
+        encode([{"messages": [{"role": "system", "content": "see the fox"}]}], chat)
+
+
 def test_messages_need_a_chat_template(tokenizer):
     with pytest.raises(DataError, match="the tokenizer has no chat template"):
         encode([{"messages": [{"role": "user", "content": "x"}]}], tokenizer)

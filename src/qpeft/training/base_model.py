@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
@@ -159,7 +160,7 @@ def fingerprint(model: str, config: PretrainedConfig) -> str:
     weights = [*folder.glob("*.safetensors")]
     if not any((folder / name).is_file() for name in _SAFETENSORS):  # which transformers reads if it is there
         weights += folder.glob("*.bin")
-    return _hash_of([folder / "config.json", *weights])
+    return _hash_of([folder / "config.json", *weights, *_shards_elsewhere(folder)])
 
 
 def tokenizer_fingerprint(model: str, config: PretrainedConfig) -> str:
@@ -169,6 +170,14 @@ def tokenizer_fingerprint(model: str, config: PretrainedConfig) -> str:
         return fingerprint(model, config)
     others = [file for file in folder.iterdir() if file.suffix in _OF_TOKENIZERS and file.is_file()]
     return _hash_of(file for file in others if file.name != "config.json" and not file.name.endswith(".index.json"))
+
+
+def _shards_elsewhere(folder: Path) -> Iterator[Path]:
+    """The weights that an index names in other folders than its own, such as `shards/1.safetensors`."""
+    for index in folder.glob("*.index.json"):
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # refused when the model is loaded
+            files = [folder / name for name in set(read_json(index)["weight_map"].values())]
+            yield from (file for file in files if file.parent != folder and file.is_file())
 
 
 def _hash_of(files: Iterable[Path]) -> str:

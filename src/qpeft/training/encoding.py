@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from qpeft.errors import DataError
 from qpeft.training.interrupt import interruptible
-from qpeft.training.sources import Row
+from qpeft.training.sources import Row, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,14 +114,35 @@ def _render_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerB
             "or give the columns prompt and completion"
         )
 
-    def render(n: int, opened: bool) -> str:
-        return str(tokenizer.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=opened))
+    shown = shorten(str(messages), 80)
 
-    spans = []
+    def render(n: int, opened: bool) -> str:
+        try:
+            return str(tokenizer.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=opened))
+        except Exception as error:  # a template can fail in any way, and raises its own errors for some messages
+            raise DataError(
+                f"the chat template of the tokenizer fails for the messages {shown}: {first_line(error)}; change the "
+                "messages, or give the columns prompt and completion"
+            ) from error
+
+    text, spans = render(len(messages), opened=False), []
     for n, message in enumerate(messages):
         if message["role"] == "assistant":
-            spans.append((len(render(n, opened=True)), len(render(n + 1, opened=False))))
-    return render(len(messages), opened=False), spans
+            before, after = render(n, opened=True), render(n + 1, opened=False)
+            start, end = (_common(text, part) for part in (before, after))
+            if end < len(after) and message["content"].strip() not in text[start:end]:
+                raise DataError(
+                    "the chat template of the tokenizer changes earlier answers when a conversation continues, for the "
+                    f"messages {shown}, so their place is unknown; give the columns prompt and completion"
+                )
+            spans.append((start, end))
+    return text, spans
+
+
+def _common(one: str, other: str) -> int:
+    """The length of the common beginning."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _tokens(text: str, spans: list[Span] | None, ids: list[int], offsets: list[Span]) -> Tokens:
