@@ -208,6 +208,15 @@ def test_current_folder_is_refused_as_a_folder_to_replace(monkeypatch, tmp_path)
             check_free(Path(name))
 
 
+def test_folder_to_replace_in_a_folder_without_permission_is_refused(monkeypatch, tmp_path):
+    from qpeft.core.exported_folder import refuse_others
+
+    (tmp_path / "target").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)  # root may write everywhere
+    with pytest.raises(ConfigError, match=f"no permission to write in {tmp_path};"):
+        refuse_others(tmp_path / "target", ())
+
+
 def test_name_that_is_too_long_is_refused(adapter_folder, tmp_path):
     for name in COMMANDS:
         result = run(name, tmp_path / ("n" * 256), adapter_folder)

@@ -40,6 +40,7 @@ def refuse_others(target: Path, names: Collection[str]) -> Path:
     if real.exists() and (real.is_mount() or real.samefile(os.curdir)):
         what = "a mount point" if real.is_mount() else "the current folder"
         raise ConfigError(f"{target} is {what}, which cannot be replaced; give a folder inside it")
+    output_folder(real.parent)  # the new folder is made there
     others = sorted(path.name for path in target.iterdir() if path.name not in names) if target.is_dir() else []
     if others:
         raise ConfigError(
