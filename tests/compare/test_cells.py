@@ -12,13 +12,14 @@ import torch
 from qpeft import methods
 from qpeft.backends import ExactBackend
 from qpeft.compare.cell import failed_row, started_row, tidy, work_folder
-from qpeft.compare.cell_run import run_cell, settings_of
+from qpeft.compare.cell_run import run_cell, settings_of, untrained_model
 from qpeft.compare.plan import make_plan
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Quality, RowFile
 from qpeft.compare.study import load_study
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError
 from qpeft.methods import registry
+from qpeft.training.outputs import count_deployed, count_trainable
 
 METHODS = [
     {"key": "none", "method": "none"},
@@ -358,6 +359,18 @@ def test_classifications_have_accuracy(task, tmp_path, tiny_encoder, tiny_vit, o
         assert 0 <= row.quality.test_accuracy <= 1
         assert row.data.splits["test_tokens"] in (4, 6)
         assert 0 < row.cost.params_head <= row.cost.params_trainable
+
+
+def test_head_of_a_classification_is_not_counted(tmp_path, tiny_vit, bar_files):
+    """Whatever number of classes the base has, and with targets that would match the head."""
+    settings = {"lora": {"r": 4, "target_modules": "all-linear"}, "qpa": {"r": 4, "budget": 0.5}, "full": {}}
+    methods = [{"key": key, "method": key, "settings": own, "lr": 0.01} for key, own in settings.items()]
+    asked = {**SMALL, "base": str(tiny_vit), "data": str(bar_files[0]), "task": "image-classification"}
+    plan = make_plan(load_study("survey", {**asked, "methods": methods, "reference": "lora"}), tmp_path / "out")
+    for method in plan.study.methods:
+        model, task = untrained_model(cells_of(plan, method.key)[0])
+        assert method.trainable == count_trainable(model) - count_trainable(model, task.head), method.key
+        assert method.deployed == count_deployed(model) - count_trainable(model, task.head), method.key
 
 
 def test_answers_to_test_prompts_are_scored(study, tmp_path):

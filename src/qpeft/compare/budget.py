@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from qpeft import methods
@@ -10,7 +11,8 @@ from qpeft.compare.study import Block, Candidate, MethodSpec, Study, is_ranked
 from qpeft.errors import ConfigError
 from qpeft.methods import Trains
 from qpeft.methods.planning import plan
-from qpeft.training.methods import build_config, build_generator
+from qpeft.training.methods import build_config, build_generator, train_in_full
+from qpeft.training.outputs import count_trainable
 from qpeft.training.settings import TrainSettings
 
 BUDGET = "@budget"  # in a candidate's settings: replaced by the block's budget
@@ -25,29 +27,36 @@ class Counted(NamedTuple):
     deployed: int
 
 
-def count(study: Study, base: Any, spec: MethodSpec | Candidate, settings: dict[str, Any]) -> tuple[int, int]:
-    """Trainable and deployed parameters of a method on the model `base`. Raises ConfigError for invalid settings.
+class Host(NamedTuple):
+    """A base model on the meta device, and the modules of its classification head, which every method trains."""
 
-    A new classification head is not counted: every method trains the same one.
-    """
+    model: Any
+    head: Sequence[str] = ()
+
+
+def count(study: Study, base: Host, spec: MethodSpec | Candidate, settings: dict[str, Any]) -> tuple[int, int]:
+    """Trainable and deployed parameters of a method, without those of the head. Raises ConfigError."""
+    in_head = count_trainable(base.model, base.head)
     trains = methods.named(spec.method).trains
     if trains in (Trains.NOTHING, Trains.HEAD):
         return 0, 0
     if trains is Trains.MODEL:
-        total = sum(p.numel() for p in base.parameters())
+        total = count_trainable(base.model) - in_head
         return total, total
     run = TrainSettings(
         model="", data="", out="", task=study.task, method=spec.method, host=spec.host, method_settings=settings
     )
     run.check()
     try:
-        planned = plan(base, build_config(run), build_generator(run))
+        config = build_config(run)
+        train_in_full(config, base.head)
+        planned = plan(base.model, config, build_generator(run))
     except ConfigError as error:
         raise ConfigError(f"method {spec.key}: {error}") from error
-    return planned.trainable, planned.deployed
+    return planned.trainable - in_head, planned.deployed - in_head
 
 
-def fill_block(study: Study, base: Any, block: Block, budget: int) -> tuple[ResolvedBlock, list[Counted]]:
+def fill_block(study: Study, base: Host, block: Block, budget: int) -> tuple[ResolvedBlock, list[Counted]]:
     """The block and its candidates, each at its largest size of at most `budget` trainable parameters, or its smallest.
 
     The first member of the block is the method whose parameter count is the budget.
@@ -62,7 +71,7 @@ def _member(key: str, trainable: int, budget: int) -> ResolvedMember:
     return ResolvedMember(key=key, trainable=trainable, ratio=ratio, over_budget=is_over, ranked=is_ranked(ratio))
 
 
-def _fit(study: Study, base: Any, block: Block, candidate: Candidate, budget: int) -> Counted:
+def _fit(study: Study, base: Host, block: Block, candidate: Candidate, budget: int) -> Counted:
     fixed = {name: budget if value == BUDGET else value for name, value in candidate.settings.items()}
     label = candidate.label or candidate.key
     sizes = [(label, fixed)]

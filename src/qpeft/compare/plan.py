@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qpeft import methods
-from qpeft.compare.budget import Counted, count, fill_block
+from qpeft.compare.budget import Counted, Host, count, fill_block
 from qpeft.compare.cell import Cell, Recipe
 from qpeft.compare.data import split_data
 from qpeft.compare.resolved import STUDY, ResolvedBlock, ResolvedData, ResolvedMethod, ResolvedStudy, read_study
@@ -111,7 +111,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     model = base_model(study.base)
     config = load_config(model, trust_remote_code)
     base_sha = fingerprint(model, config)
-    base = on_meta(model, TASKS[study.task].peft_type, trust_remote_code)
+    base = _on_meta(study, model, trust_remote_code)
     counted, blocks = _count_methods(study, base)
     study = _with_common_length(study, config, [one.spec for one in counted])
     recipe = Recipe(
@@ -119,7 +119,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
         base=Base(
             id=study.base,
             sha256=base_sha,
-            params_total=sum(p.numel() for p in base.parameters()),
+            params_total=sum(p.numel() for p in base.model.parameters()),
             dtype=study.training.dtype,
             tokenizer_sha256=tokenizer_fingerprint(model, config),
         ),
@@ -206,7 +206,16 @@ def _check_encoder(study: Study) -> None:
         raise ConfigError("generation.bertscore_model needs the package bert-score: pip install bert-score")
 
 
-def _count_methods(study: Study, base: Any) -> tuple[list[Counted], list[ResolvedBlock]]:
+def _on_meta(study: Study, model: str, trust_remote_code: bool) -> Host:
+    if study.is_language_model:
+        return Host(on_meta(model, TASKS[study.task].peft_type, trust_remote_code))
+    from qpeft.training.tasks.classifier import classifier_on_meta
+
+    found = classifier_on_meta(model, study.task, None, trust_remote_code)
+    return Host(found.model, found.trained)
+
+
+def _count_methods(study: Study, base: Host) -> tuple[list[Counted], list[ResolvedBlock]]:
     """Every method with its role and counts, those of equal-budget blocks included; and the blocks."""
     counted = [Counted(spec, spec.role, *count(study, base, spec, spec.settings)) for spec in study.methods]
     trainable = {one.spec.key: one.trainable for one in counted}

@@ -71,11 +71,12 @@ def _values(study: ResolvedStudy, rows: Mapping[str, MethodRows]) -> tuple[dict[
 def _method(study: ResolvedStudy, method: ResolvedMethod, rows: MethodRows, differences: Differences) -> MethodSummary:
     found = describe_measurements(rows)
     means = {name: stats.mean for name, stats in found.items()}
+    deployed = means.get("cost.params_deployed")  # the plan counts before pruning, and without the head
     trained = next((row.train for row in (*rows.successes.values(), *rows.present) if row.train.lr), Train())
     return MethodSummary(
         **{name: getattr(method, name) for name in _SAME},
         trainable=method.trainable,
-        deployed=round(means.get("cost.params_deployed", method.deployed)),  # the plan counts before pruning
+        deployed=method.deployed if deployed is None else round(deployed - means.get("cost.params_head", 0)),
         generator=means.get("cost.params_generator"),
         bytes_stored=means.get("cost.bytes_stored"),
         lr=trained.lr if method.rates else None,
