@@ -122,7 +122,8 @@ def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
             rows[cell.cell_id] = started_row(cell).updated(status="success", quality=Quality(valid_loss=1 / cell.lr))
     finals = {cell.method: cell for cell in plan.final_cells(rows) if cell.seed == 0}
     assert (finals["lora"].lr, finals["lora"].lr_at_edge) == (0.1, "high")
-    assert "lower lr" in finals["qpa"].impossible
+    assert finals["qpa"].impossible == "no trial of a learning rate succeeded; one failed: planted"
+    assert "lower lr" in next(cell for cell in plan.final_cells({}) if cell.method == "qpa").impossible
     assert finals["none"].impossible is None
 
 

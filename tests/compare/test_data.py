@@ -91,6 +91,18 @@ def test_rows_that_two_parts_share_are_counted(tmp_path):
     asked = study(data=str(tmp_path / "a.jsonl"), test_data=str(tmp_path / "b.jsonl"))
     with pytest.warns(UserWarning, match="5 of 60 rows of the test data are also in the training data; remove them"):
         split_data(asked, tmp_path / "study")
+    assert split_data(asked, tmp_path / "study").notes == [
+        "5 of 60 rows of the test data are also in the training data: results on them describe learned text."
+    ]
+
+
+def test_parts_of_a_text_that_two_parts_share_are_counted(tmp_path):
+    lines = [f"line {n} of a long tale that nobody would write twice\n" for n in range(80)]
+    (tmp_path / "all.txt").write_text("".join(lines))
+    (tmp_path / "end.txt").write_text("".join(lines[-20:]) + "\nand one more line, which no other text of these has")
+    asked = study(data=str(tmp_path / "all.txt"), test_data=str(tmp_path / "end.txt"))
+    with pytest.warns(UserWarning, match="20 of 21 long lines of the test data are also in the training data"):
+        split_data(asked, tmp_path / "study")
 
 
 def test_second_call_returns_the_same_files(tmp_path):

@@ -194,6 +194,14 @@ def test_learning_rate_at_the_edge_of_its_grid_is_flagged(study_folder):
     assert summary["qpa"].flags == []
 
 
+def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
+    edit_json(study_folder / "study.json", lambda study: study["data"].update(notes=["9 rows are shared."]))
+    edit_rows(study_folder, lambda row: row["train"].update(lr=1e-5), "qaa", "seed3")
+    limits = summary_of(study_folder).limits
+    assert "9 rows are shared." in limits
+    assert "Seeds were trained with different learning rates: QAA. Run the study again to finish it." in limits
+
+
 def test_limits_name_controls_that_perform_as_well(study_folder):
     limits, headlines = summary_of(study_folder).limits, summary_of(study_folder).headlines
     assert limits[0].startswith("All quantum circuits are simulated")

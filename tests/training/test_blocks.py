@@ -155,7 +155,8 @@ def test_messages_need_a_chat_template(tokenizer):
 
 def test_long_examples_are_truncated_or_left_out(tokenizer):
     rows = [{"prompt": "a ", "completion": "fox " * 20}, {"prompt": "fox " * 20, "completion": "a"}]
-    (block,) = cut(rows, 8, tokenizer)
+    with pytest.warns(UserWarning, match="1 of 2 rows are left out: no answer begins within seq_len=8 tokens"):
+        (block,) = cut(rows, 8, tokenizer)
     assert len(block.ids) == 8
 
 

@@ -42,6 +42,7 @@ class SplitData(_Frozen):
     validation: Path
     test: Path
     general: Path | None = None  # a text for the measurement of forgetting
+    notes: list[str] = []  # for readers of the report
 
 
 class Recipe(_Frozen):

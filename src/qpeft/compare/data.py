@@ -34,6 +34,7 @@ PARTS = ("train", "validation", "test")
 _RECORD = "split.json"
 _SOURCES = ("data", "eval_data", "test_data", "general_data")
 _GENERAL = "general.jsonl"
+_LONG_LINE = 8  # words
 _EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
 
 
@@ -54,16 +55,15 @@ def split_data(study: Study, folder: Path) -> SplitData:
         with _only_one(folder / ".data.lock"):
             if not place.exists():
                 with replace_folder(place) as target:
-                    _write_parts(study, target)
-                    write_json(target / _RECORD, origin)
-    _check_origin(place, origin)
+                    write_json(target / _RECORD, origin | {"notes": _write_parts(study, target)})
+    recorded = _check_origin(place, origin)
     files = {part: place / _file_name(study, part) for part in PARTS}
     if _has_general_text(study):
         files["general"] = place / _GENERAL
     sha = hashlib.sha256()
     for path in files.values():
         sha.update(path.read_bytes())
-    return SplitData(id=study.data, sha256=sha.hexdigest(), **files)
+    return SplitData(id=study.data, sha256=sha.hexdigest(), notes=recorded.get("notes", []), **files)
 
 
 @contextmanager
@@ -87,7 +87,8 @@ def test_references(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def _check_origin(place: Path, origin: dict[str, Any]) -> None:
+def _check_origin(place: Path, origin: dict[str, Any]) -> dict[str, Any]:
+    """The record of the split. Raises ConfigError if it is one of other data."""
     try:
         recorded = {**read_json(place / _RECORD)}
     except (OSError, ValueError, TypeError) as error:
@@ -98,6 +99,7 @@ def _check_origin(place: Path, origin: dict[str, Any]) -> None:
             is_content = name in _SOURCES and recorded.get(name) == origin[name]
             what = "the content of its data" if is_content else f"{name} {recorded.get(name)!r}"
             raise ConfigError(f"{place} was split from other data: {what} has changed since; name another folder")
+    return recorded
 
 
 def _identity(origin: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +132,10 @@ def _file_name(study: Study, part: str) -> str:
     return f"{part}.npz" if _has_images(study) else f"{part}.jsonl"
 
 
-def _write_parts(study: Study, target: Path) -> None:
-    parts = dict(zip(PARTS, _split(study), strict=True))
+def _write_parts(study: Study, target: Path) -> list[str]:
+    """Write the parts. Returns what a reader of the report must know of them."""
+    notes: list[str] = []
+    parts = dict(zip(PARTS, _split(study, notes), strict=True))
     for part, rows in parts.items():
         if not rows:
             raise DataError(f"{study.data} leaves nothing for {part}; give more data, or other data for it")
@@ -140,24 +144,40 @@ def _write_parts(study: Study, target: Path) -> None:
         write(target / _file_name(study, part), rows)
     if _has_general_text(study):
         _write_rows(target / _GENERAL, _read(study, str(study.general_data), "validation"))
+    return notes
 
 
-def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]) -> None:
-    """Raise DataError if all of `others` are also in `rows`, and warn if some are. White space does not count."""
-    n_shared, n = count_shared(map(_content(study), rows), map(_content(study), others))
+def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others: Sequence[Any]) -> list[str]:
+    """Raise DataError if all of `others` are also in `rows`; warn if some are, or parts of texts, and return this.
+
+    White space does not count.
+    """
+    what, (n_shared, n) = "rows", count_shared(map(_content(study), rows), map(_content(study), others))
     if n_shared == n:
         raise DataError(
             f"the {other} data are a copy or a part of the {one} data: a comparison needs separate data; set eval_data "
             "and test_data to other data, or leave them out"
         )
-    if n_shared:
-        warnings.warn(
-            f"{n_shared} of {n} rows of the {other} data are also in the {one} data; remove them", stacklevel=1
-        )
+    if not n_shared and study.is_language_model:
+        what, (n_shared, n) = "long lines", count_shared(_long_lines(rows), _long_lines(others))
+    if not n_shared:
+        return []
+    found = f"{n_shared} of {n} {what} of the {other} data are also in the {one} data"
+    warnings.warn(f"{found}; remove them", stacklevel=1)
+    return [f"{found}: results on them describe learned text."]
 
 
-def _split(study: Study) -> tuple[list[Any], list[Any], list[Any]]:
-    """Training, validation and test data. Held-out rows that another source replaces are training data again."""
+def _long_lines(rows: Sequence[Any]) -> list[str]:
+    """The lines of texts that are too long to be equal by chance, without white space."""
+    lines = [line.split() for row in rows if "text" in row for line in row["text"].splitlines()]
+    return [" ".join(words) for words in lines if len(words) >= _LONG_LINE]
+
+
+def _split(study: Study, notes: list[str]) -> tuple[list[Any], list[Any], list[Any]]:
+    """Training, validation and test data. Held-out rows that another source replaces are training data again.
+
+    Appends to `notes`.
+    """
     rows = _read(study, study.data, "train")
     has_validation = has_validation_images if _has_images(study) else has_validation_split
     source = study.eval_data or (study.data if has_validation(study.data) else None)
@@ -165,7 +185,7 @@ def _split(study: Study) -> tuple[list[Any], list[Any], list[Any]]:
     given_test = _read(study, study.test_data, "validation") if study.test_data else None
     given = {"training": rows, "validation": given_validation, "test": given_test}
     for one, other in combinations((part for part in given if given[part] is not None), 2):
-        _refuse_copy(study, one, given[one] or [], other, given[other] or [])
+        notes += _refuse_copy(study, one, given[one] or [], other, given[other] or [])
     if given_validation is not None and given_test is not None:
         return rows, given_validation, given_test
     groups = _groups(study, rows)

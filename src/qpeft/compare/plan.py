@@ -82,7 +82,9 @@ class Plan:
         losses = {rate: row.quality.valid_loss for rate, row in trials.items() if row and row.succeeded}
         known = {rate: loss for rate, loss in losses.items() if loss is not None}
         if not known:
-            return None, "no trial of a learning rate succeeded; give the method a lower lr"
+            failed = next((row for row in trials.values() if row and row.status not in ("success", "diverged")), None)
+            remedy = "give the method a lower lr" if failed is None else f"one {failed.status}: {failed.error_msg}"
+            return None, f"no trial of a learning rate succeeded; {remedy}"
         return min(known, key=lambda rate: known[rate]), None
 
     def _cell(
@@ -235,7 +237,8 @@ def _with_common_length(study: Study, config: Any, specs: Sequence[MethodSpec]) 
 def _resolve(
     study: Study, recipe: Recipe, counted: Sequence[Counted], blocks: list[ResolvedBlock], command: str
 ) -> ResolvedStudy:
-    data = ResolvedData(id=study.data, eval_data=study.eval_data, test_data=study.test_data, sha256=recipe.data.sha256)
+    names = {name: getattr(study, name) for name in ("eval_data", "test_data")}
+    data = ResolvedData(id=study.data, **names, sha256=recipe.data.sha256, notes=recipe.data.notes)
     same = ("name", "title", "question", "reference", "task", "training", "test_blocks", "costs", "seeds", "tuning")
     return ResolvedStudy(
         **{name: getattr(study, name) for name in same},

@@ -77,12 +77,13 @@ class ResolvedBlock(_Resolved):
 
 
 class ResolvedData(_Resolved):
-    """Names of the data sources, and the hash of the split data."""
+    """Names of the data sources, the hash of the split data, and notes on it."""
 
     id: str
     eval_data: str | None = None
     test_data: str | None = None
     sha256: str = ""
+    notes: list[str] = []  # what a reader of the report must know
 
 
 class ResolvedStudy(_Resolved):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -78,7 +79,7 @@ def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -
     """Blocks of at most `seq_len` tokens, each with at least one token to score.
 
     Texts are joined by one end-of-text token and cut; only the last block may be shorter. Rows with a prompt are not
-    joined but truncated to `seq_len`; a row whose answer begins later is left out.
+    joined but truncated to `seq_len`; a row whose answer begins later is left out, with a warning.
     """
     encoded = encode(rows, tokenizer)
     if "text" in rows[0]:
@@ -87,7 +88,14 @@ def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -
         blocks = [joined.cut(start, start + seq_len) for start in range(0, len(joined.ids), seq_len)]
     else:
         blocks = [tokens.cut(0, seq_len) for tokens in encoded]
-    return [block for block in blocks if block.n_targets]
+    scored = [block for block in blocks if block.n_targets]
+    if "text" not in rows[0] and 0 < len(scored) < len(rows):
+        warnings.warn(
+            f"{len(rows) - len(scored)} of {len(rows)} rows are left out: no answer begins within seq_len={seq_len} "
+            "tokens; raise seq_len or shorten the prompts",
+            stacklevel=2,
+        )
+    return scored
 
 
 def spread(limit: int, blocks: list[Item]) -> list[Item]:

@@ -66,14 +66,17 @@ def unknown_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return found if isinstance(found, int) and found not in others else None
 
 
-def warn_of_unknown(texts: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, source: str) -> None:
-    """Warn if more than one of 1,000 tokens in `texts`, token ids (T,), is unknown."""
+def warn_of_unknown(
+    texts: Iterable[np.ndarray], tokenizer: PreTrainedTokenizerBase, source: str, are_scored: bool = True
+) -> None:
+    """Warn if more than one of 1,000 tokens in `texts`, token ids (T,), is unknown; `are_scored`: as a language."""
     ids = np.concatenate(list(texts))
     share = 0.0 if (unknown := unknown_token(tokenizer)) is None else float((ids == unknown).mean())
     if share > _FEW_UNKNOWN:
+        effect = ", and losses and bits per byte are too low" if are_scored else ""
         warnings.warn(
             f"{share:.1%} of the tokens of {source} are unknown to the tokenizer ({tokenizer.unk_token}): their text "
-            "is lost, and losses and bits per byte are too low; use text or a model that fit each other",
+            f"is lost{effect}; use text or a model that fit each other",
             stacklevel=1,
         )
 

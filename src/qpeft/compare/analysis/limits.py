@@ -76,7 +76,10 @@ def _seeds(summary: Summary) -> Iterator[str]:
 
 
 def _unfair(summary: Summary) -> Iterator[str]:
-    """Comparisons under unequal conditions: budgets, hardware, batches."""
+    """Comparisons on shared data, or under unequal conditions: budgets, learning rates, hardware, batches."""
+    yield from summary.study.data.notes
+    if names := _names([m for m in summary.methods if _has_several_rates(summary, m)]):
+        yield f"Seeds were trained with different learning rates: {names}. Run the study again to finish it."
     for block in summary.blocks:
         outside = [f"{summary[m.key].label} ({100 * m.ratio:.3g} %)" for m in block.members if not is_ranked(m.ratio)]
         if outside:
@@ -96,6 +99,10 @@ def _unfair(summary: Summary) -> Iterator[str]:
                 orders.setdefault(seed, set()).add(sha)
     if unequal := [str(seed) for seed, found in orders.items() if len(found) > 1]:
         yield f"The methods did not see the same batches with seed {', '.join(unequal)}: differences are not paired."
+
+
+def _has_several_rates(summary: Summary, method: MethodSummary) -> bool:
+    return len({row.train.lr for row in summary.rows[method.key].successes.values()}) > 1
 
 
 def noisy_costs(summary: Summary) -> str:

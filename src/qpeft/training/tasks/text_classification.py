@@ -31,7 +31,7 @@ class TextClassification(Classification):
         super().__init__(settings, reserved, labels)
         texts = [ids for ids, _ in (*self.train, *self.evaluation)]
         base.check_vocabulary(texts, self.config)
-        warn_of_unknown(texts, self.tokenizer, settings.data)
+        warn_of_unknown(texts, self.tokenizer, settings.data, are_scored=False)
 
     def _load_processor(self, reserved: int) -> None:
         self.tokenizer = base.load_tokenizer(self.settings.model, self.settings.trust_remote_code)
