@@ -334,6 +334,10 @@ def test_folder_of_another_study_is_rejected(study, tmp_path, tiny_model):
         ({"data": "nothing.txt"}, DataError, "no file or folder"),
         ({"bad": {"method": "qpa", "settings": {"budget": 3}}}, ConfigError, "method bad: .*too small"),
         ({"bad": {"method": "lora", "settings": {"rank": 3}}}, ConfigError, "'rank'"),
+        ({"bad": {"method": "head"}}, ConfigError, "method bad: .*which task causal-lm lacks"),
+        ({"bad": {"method": "full"}, "training.dtype": "bfloat16"}, ConfigError, "method bad: .*use dtype float32"),
+        ({"blocks": [{"of": "none", "methods": [METHODS[1]]}]}, ConfigError, "blocks.of: none trains no parameters"),
+        ({"tuning.grid": [1, 1.0001]}, ConfigError, "2 factors give lora only 1 learning rates"),
         ({"generation": {"bertscore_model": "no/encoder"}}, ConfigError, "bertscore_model: no folder"),
     ],
 )

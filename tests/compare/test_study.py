@@ -77,6 +77,10 @@ def test_overrides_set_nested_fields(tmp_path):
         ({"methods": [{"key": "lora", "method": "lroa"}]}, "unknown method 'lroa'; did you mean 'lora'"),
         ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "duplicate key 'lora'"),
         ({"methods": [{"key": "lora", "method": "lora", "role": "control"}]}, "against"),
+        (
+            {"methods": [{"key": "lora", "method": "lora", "role": "control", "against": "lora"}]},
+            "lora is a control against itself",
+        ),
         ({"methods": [{"key": "../lora", "method": "lora"}]}, "methods.0.key"),
         ({"methods": []}, "methods"),
         ({"blocks": [{"of": "nobody", "methods": [{"key": "a", "method": "lora"}]}]}, "no method has the key 'nobody'"),

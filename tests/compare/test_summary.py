@@ -196,9 +196,12 @@ def test_learning_rate_at_the_edge_of_its_grid_is_flagged(study_folder):
 
 def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
     edit_json(study_folder / "study.json", lambda study: study["data"].update(notes=["9 rows are shared."]))
+    edit_json(study_folder / "study.json", lambda study: study["methods"][10].update(trainable=9))
     edit_rows(study_folder, lambda row: row["train"].update(lr=1e-5), "qaa", "seed3")
     limits = summary_of(study_folder).limits
     assert "9 rows are shared." in limits
+    unequal = "QPA with noise for its circuit (0.0549 %)"
+    assert any(limit.endswith(f"parameters than their method: {unequal}. This may matter.") for limit in limits)
     assert "Seeds were trained with different learning rates: QAA. Run the study again to finish it." in limits
 
 

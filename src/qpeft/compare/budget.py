@@ -36,18 +36,25 @@ class Host(NamedTuple):
 
 def count(study: Study, base: Host, spec: MethodSpec | Candidate, settings: dict[str, Any]) -> tuple[int, int]:
     """Trainable and deployed parameters of a method, without those of the head. Raises ConfigError."""
-    in_head = count_trainable(base.model, base.head)
     trains = methods.named(spec.method).trains
-    if trains in (Trains.NOTHING, Trains.HEAD):
+    if trains is Trains.NOTHING:
         return 0, 0
-    if trains is Trains.MODEL:
-        total = count_trainable(base.model) - in_head
-        return total, total
     run = TrainSettings(
-        model="", data="", out="", task=study.task, method=spec.method, host=spec.host, method_settings=settings
+        model="",
+        data="",
+        out="",
+        task=study.task,
+        dtype=study.training.dtype,
+        method=spec.method,
+        host=spec.host,
+        method_settings=settings,
     )
-    run.check()
+    in_head = count_trainable(base.model, base.head)
     try:
+        run.check()
+        if trains is not Trains.ADAPTER:
+            total = count_trainable(base.model) - in_head if trains is Trains.MODEL else 0
+            return total, total
         config = build_config(run)
         train_in_full(config, base.head)
         planned = plan(base.model, config, build_generator(run))
@@ -59,8 +66,10 @@ def count(study: Study, base: Host, spec: MethodSpec | Candidate, settings: dict
 def fill_block(study: Study, base: Host, block: Block, budget: int) -> tuple[ResolvedBlock, list[Counted]]:
     """The block and its candidates, each at its largest size of at most `budget` trainable parameters, or its smallest.
 
-    The first member of the block is the method whose parameter count is the budget.
+    The first member of the block is the method whose parameter count is the budget. Raises ConfigError if it has none.
     """
+    if budget == 0:
+        raise ConfigError(f"blocks.of: {block.of} trains no parameters that could be a budget; name another method")
     found = [_fit(study, base, block, candidate, budget) for candidate in block.methods]
     members = [_member(block.of, budget, budget), *(_member(one.spec.key, one.trainable, budget) for one in found)]
     return ResolvedBlock(of=block.of, budget=budget, members=members), found

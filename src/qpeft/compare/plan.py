@@ -258,6 +258,11 @@ def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedM
     rates = sorted({float(f"{middle * factor:.3g}") for factor in study.tuning.grid})
     if record.trains is Trains.NOTHING:
         rates = []
+    elif len(rates) < len(study.tuning.grid):
+        raise ConfigError(
+            f"tuning.grid: {len(study.tuning.grid)} factors give {spec.key} only {len(rates)} learning rates, "
+            "which are rounded to three digits; give factors that differ"
+        )
     return ResolvedMethod(
         **{name: getattr(spec, name) for name in ("key", "against", "method", "host", "settings", "backend", "note")},
         label=spec.label or spec.key,

@@ -185,6 +185,8 @@ class Study(_Strict):
             if name not in own:
                 raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(own)}")
         for method in self.methods:
+            if method.against == method.key:
+                raise ValueError(f"methods: {method.key} is a control against itself; name the controlled method")
             if method.against is not None and method.against not in own:
                 raise ValueError(
                     f"methods: {method.key} is a control against {method.against!r}: no method has this key"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from qpeft.compare.analysis.sentences import NOT_IMPROVED, capital
 from qpeft.compare.analysis.statistics import MIN_SEEDS
 from qpeft.compare.analysis.types import MethodSummary, Summary
-from qpeft.compare.study import is_ranked
+from qpeft.compare.study import LEAST_RANKED, is_ranked
 
 MOST_NOISE = 0.1
 SIMULATED = "All quantum circuits are simulated on classical hardware; no quantum speed-up is shown or implied."
@@ -80,6 +80,8 @@ def _unfair(summary: Summary) -> Iterator[str]:
     yield from summary.study.data.notes
     if names := _names([m for m in summary.methods if _has_several_rates(summary, m)]):
         yield f"Seeds were trained with different learning rates: {names}. Run the study again to finish it."
+    if names := "; ".join(_unequal_controls(summary)):
+        yield f"Controls with another number of trainable parameters than their method: {names}. This may matter."
     for block in summary.blocks:
         outside = [f"{summary[m.key].label} ({100 * m.ratio:.3g} %)" for m in block.members if not is_ranked(m.ratio)]
         if outside:
@@ -99,6 +101,13 @@ def _unfair(summary: Summary) -> Iterator[str]:
                 orders.setdefault(seed, set()).add(sha)
     if unequal := [str(seed) for seed, found in orders.items() if len(found) > 1]:
         yield f"The methods did not see the same batches with seed {', '.join(unequal)}: differences are not paired."
+
+
+def _unequal_controls(summary: Summary) -> Iterator[str]:
+    for control in summary.methods:
+        size = summary[control.against].trainable if control.against else 0
+        if size and not LEAST_RANKED <= control.trainable / size <= 1 / LEAST_RANKED:
+            yield f"{control.label} ({100 * control.trainable / size:.3g} %)"
 
 
 def _has_several_rates(summary: Summary, method: MethodSummary) -> bool:
