@@ -50,3 +50,8 @@ def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save
 def test_number_beyond_every_count_is_refused(name):
     with pytest.raises(ConfigError, match=f"{name} must be at most"):
         TrainSettings(model="m", data="d", out="o", **{name: 10**20}).check()
+
+
+def test_empty_validation_data_are_refused():
+    with pytest.raises(ConfigError, match="eval_data is empty"):
+        TrainSettings(model="m", data="d", out="o", eval_data="").check()

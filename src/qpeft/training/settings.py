@@ -153,6 +153,8 @@ class TrainSettings:
         check_fields(self, skip=("method", "host"))
         if self.host not in methods.hosts():
             raise ConfigError(unknown("host", self.host, methods.hosts()))
+        if self.eval_data == "":  # a shell variable that is not set
+            raise ConfigError("eval_data is empty; name the validation data, or leave it out")
         for name, value in self.method_settings.items():
             if isinstance(value, float) and not isfinite(value):
                 raise ConfigError(f"{name} must be a finite number, got {value}")
