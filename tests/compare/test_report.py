@@ -175,6 +175,15 @@ def test_study_without_rows_has_a_summary_tables_and_a_page(written, tmp_path):
     assert list((folder / "plots").glob("*.svg")) == []  # those of the rows before are removed
 
 
+def test_charts_are_not_written_through_a_link(study_folder, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (study_folder / "plots").symlink_to(tmp_path / "elsewhere")
+    drop_rows(study_folder, "[!lq]*")
+    write_report_of(study_folder)
+    assert list((study_folder / "plots").iterdir())
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_accuracy_is_shown_in_percent(study_folder):
     edit_study(study_folder, metric="test_accuracy", task="text-classification")
 

@@ -65,6 +65,8 @@ def write_report(folder: Path, summary: Summary) -> Path:
         "charts": made,
     }
     html = render("report.html.j2", context)
+    if (folder / "plots").is_symlink():
+        (folder / "plots").unlink()  # a link in a folder from someone else is not followed
     shutil.rmtree(folder / "plots", ignore_errors=True)  # charts of an older version of the study
     for chart in (chart for found in made.values() for chart in found):
         write_text(folder / "plots" / f"{chart.name}.svg", chart.svg)
