@@ -128,11 +128,22 @@ def test_place_of_an_answer_is_that_in_the_whole_conversation(chat):
         assert chat.decode(tokens.ids[tokens.scored]).replace("!<end>", "") == "the bird<end>the bird<end>"
 
 
-def test_template_that_changes_earlier_answers_is_refused(chat):
+def test_mark_of_the_last_answer_moves_no_earlier_answer(chat):
+    """Templates of reasoning models begin the last answer alone with an empty reasoning."""
     messages = [{"role": "user", "content": "see"}, {"role": "assistant", "content": "the bird"}] * 2
     chat.chat_template = (
         "{% for m in messages %}[{{ m.role }}]{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
-        "{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+        "{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    (tokens,) = encode([{"messages": messages}], chat)
+    assert chat.decode(tokens.ids[tokens.scored]) == "the bird<end><think></think>the bird<end>"
+
+
+def test_template_that_changes_earlier_answers_is_refused(chat):
+    messages = [{"role": "user", "content": "see"}, {"role": "assistant", "content": "the bird"}] * 2
+    chat.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content if loop.last or m.role == 'user' else 'a king' }}"
+        "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
     )
     encode([{"messages": messages[:2]}], chat)
     with pytest.raises(DataError, match="changes earlier answers when a conversation continues"):

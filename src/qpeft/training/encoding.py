@@ -133,11 +133,16 @@ def _render_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerB
         if message["role"] == "assistant":
             before, after = render(n, opened=True), render(n + 1, opened=False)
             start, end = (_common(text, part) for part in (before, after))
-            if end < len(after) and message["content"].strip() not in text[start:end]:
-                raise DataError(
-                    "the chat template of the tokenizer changes earlier answers when a conversation continues, for the "
-                    f"messages {shown}, so their place is unknown; give the columns prompt and completion"
-                )
+            if end < len(after):  # the template changes earlier answers, for example removes an empty reasoning
+                content = message["content"].strip()
+                found, own = text.find(content, start), after.rfind(content)
+                if min(found, own) < 0:
+                    raise DataError(
+                        "the chat template of the tokenizer changes earlier answers when a conversation continues, for "
+                        f"the messages {shown}, so their place is unknown; give the columns prompt and completion"
+                    )
+                end = found + len(content)
+                end += _common(text[end:], after[own + len(content) :])  # the mark of its end
             spans.append((start, end))
     return text, spans
 
