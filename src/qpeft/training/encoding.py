@@ -119,30 +119,30 @@ def _render_chat(messages: list[dict[str, str]], tokenizer: PreTrainedTokenizerB
 
     shown = shorten(str(messages), 80)
 
-    def render(n: int, opened: bool) -> str:
+    def render(part: list[dict[str, str]], opened: bool = False) -> str:
         try:
-            return str(tokenizer.apply_chat_template(messages[:n], tokenize=False, add_generation_prompt=opened))
+            return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=opened))
         except Exception as error:  # a template can fail in any way, and raises its own errors for some messages
             raise DataError(
                 f"the chat template of the tokenizer fails for the messages {shown}: {first_line(error)}; change the "
                 "messages, or give the columns prompt and completion"
             ) from error
 
-    text, spans = render(len(messages), opened=False), []
+    text, spans = render(messages), []
     for n, message in enumerate(messages):
         if message["role"] == "assistant":
-            before, after = render(n, opened=True), render(n + 1, opened=False)
+            before, after = render(messages[:n], opened=True), render(messages[: n + 1])
             start, end = (_common(text, part) for part in (before, after))
             if end < len(after):  # the template changes earlier answers, for example removes an empty reasoning
                 content = message["content"].strip()
-                found, own = text.find(content, start), after.rfind(content)
-                if min(found, own) < 0:
+                longer = render([*messages[:n], {**message, "content": content + "\0"}, *messages[n + 1 :]])
+                end = _common(text, longer)
+                if longer == text or not text[start:end].endswith(content):
                     raise DataError(
                         "the chat template of the tokenizer changes earlier answers when a conversation continues, for "
                         f"the messages {shown}, so their place is unknown; give the columns prompt and completion"
                     )
-                end = found + len(content)
-                end += _common(text[end:], after[own + len(content) :])  # the mark of its end
+                end += _common(text[end:], after[after.rfind(content) + len(content) :])  # the mark of its end
             spans.append((start, end))
     return text, spans
 
