@@ -72,5 +72,5 @@ def test_deepspeed_zero_is_refused_before_the_first_step(llama, method, wrap, id
     model = wrap(llama, method)
     for parameter in model.parameters():
         setattr(parameter, mark, None)  # as DeepSpeed marks parameters
-    with pytest.raises(ConfigError, match=r"DeepSpeed ZeRO shards the generator .*train with plain DDP"):
+    with pytest.raises(ConfigError, match=r"DeepSpeed ZeRO shards the generator .*use FSDP2"):
         model(input_ids=ids)
