@@ -138,11 +138,12 @@ def test_compact_checkpoint_gives_the_same_logits(llama, make, ids, adapters, tm
     assert trained == (model.get_nb_trainable_parameters()[0] if "is_trainable" in options else 0)
 
 
-# an ordinary name, a module of the base, and parts of the names of tensors
-@pytest.mark.parametrize("name", ["en", "self_attn", "angles", "c"])
+# an ordinary name, a module of the base, a target module, and parts of the names of tensors
+@pytest.mark.parametrize("name", ["en", "self_attn", "q_proj", "angles", "c"])
 @pytest.mark.parametrize("variant", TUNERS, indirect=True)
 def test_adapters_load_under_any_names(llama, make, ids, adapters, tmp_path, name, variant):
-    first, second = make(), variant.move(make(moved=False), seed=2)
+    modules = {"target_modules": ["q_proj", "down_proj"]} if "target_modules" in variant.settings else {}
+    first, second = make(**modules), variant.move(make(moved=False, **modules), seed=2)
     first.save_pretrained(tmp_path / "first")
     second.save_pretrained(tmp_path / "second")
     model = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "first", adapter_name=name).eval()
@@ -389,6 +390,20 @@ def test_merged_model_gives_the_live_logits(make, ids, adapters, variant):
     merged = model.merge_and_unload()
     torch.testing.assert_close(adapters.logits(merged, ids), live, atol=1e-5, rtol=1e-5)
     assert not any("qpeft" in name for name, _ in merged.named_modules())
+
+
+@pytest.mark.parametrize("variant", [name for name in TUNERS if VARIANTS[name].merges], indirect=True)
+def test_model_that_was_merged_in_inference_mode_can_be_trained(make, ids, adapters, variant):
+    model = make()
+    if "use_dora" in variant.settings:
+        pytest.skip("PEFT's limit: merging DoRA replaces the weights, also those of stock LoRA")
+    with torch.inference_mode():
+        model(input_ids=ids)
+        model.merge_adapter()
+        model.unmerge_adapter()
+    before = adapters.logits(model, ids)
+    adapters.train(model.train(), ids, steps=1)
+    assert not torch.equal(adapters.logits(model.eval(), ids), before)
 
 
 @pytest.mark.parametrize("base", ["gpt2", "llama"])

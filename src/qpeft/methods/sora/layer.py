@@ -51,11 +51,13 @@ class GatedVariant(LoraVariant):
 
     @staticmethod
     def merge_unsafe(module: Any, active_adapter: str, orig_weight: Tensor) -> None:
-        orig_weight.data = GatedVariant.merge_safe(module, active_adapter, orig_weight.data)
+        # in place, as PEFT does: within torch.inference_mode a new tensor could not be trained with later
+        orig_weight.data += gated_update(module, active_adapter).to(orig_weight.dtype)
 
     @staticmethod
     def unmerge(module: Any, active_adapter: str, orig_weight: Tensor) -> Tensor:
-        return orig_weight - gated_update(module, active_adapter).to(orig_weight.dtype)
+        orig_weight.data -= gated_update(module, active_adapter).to(orig_weight.dtype)
+        return orig_weight.data
 
 
 def gated_b(layer: Any, adapter_name: str) -> Tensor:

@@ -43,9 +43,14 @@ class SoRAModel(GatedTuner, LoraModel):
         self.peft_config[adapter_name] = config
         exclude_classifier_head(model, config)
         check_target_modules(model, config)
+        # an adapter may have the name of a target module
+        within = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
         for name, module in model.named_modules():
-            if config.target_modules is not None and check_target_module_exists(config, name):
-                check_is_matrix(module.get_base_layer() if isinstance(module, BaseTunerLayer) else module, name)
+            if name.startswith(within) or config.target_modules is None:
+                continue
+            if check_target_module_exists(config, name):
+                layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+                check_is_matrix(layer, name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(
