@@ -116,6 +116,9 @@ def test_fingerprint_of_the_tokenizer_covers_its_files(tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "base")
     config = load_config(str(folder))
     before = fingerprint(str(folder), config), tokenizer_fingerprint(str(folder), config)
+    for name in ("notes.txt", "eval_results.json", "training.json", "data.txt"):
+        (folder / name).write_text("other files do not count")
+    assert (fingerprint(str(folder), config), tokenizer_fingerprint(str(folder), config)) == before
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": {"type": "Lowercase"}}))
     after = fingerprint(str(folder), config), tokenizer_fingerprint(str(folder), config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
@@ -25,7 +26,12 @@ Loaded = TypeVar("Loaded")
 _LONGEST_DEFAULT = 512
 _ADAPTER = "adapter_config.json"
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
-_OF_TOKENIZERS = (".json", ".txt", ".model", ".jinja")
+_OF_TOKENIZERS = (  # and of processors: names that transformers reads
+    *("tokenizer*.json", "added_tokens.json", "special_tokens_map.json", "chat_template.json", "chat_template.jinja"),
+    *("*vocab*.json", "vocab*.txt", "merges.txt", "dict.txt", "bpe.codes", "*.model", "*.spm", "*.tokenizer"),
+    *("normalizer.json", "emoji.json", "byte_maps.json", "word_shape.json", "word_pronunciation.json"),
+    *("preprocessor_config.json", "processor_config.json", "generation_config.json"),
+)
 
 
 def load_config(model: str, trust_remote_code: bool = False) -> PretrainedConfig:
@@ -164,12 +170,18 @@ def fingerprint(model: str, config: PretrainedConfig) -> str:
 
 
 def tokenizer_fingerprint(model: str, config: PretrainedConfig) -> str:
-    """Identifies the tokenizer or image processor of the base, and its generation config, in the same way."""
+    """Identifies the tokenizer or image processor of the base, and its generation config, in the same way.
+
+    Other files in a folder do not count.
+    """
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return fingerprint(model, config)
-    others = [file for file in folder.iterdir() if file.suffix in _OF_TOKENIZERS and file.is_file()]
-    return _hash_of(file for file in others if file.name != "config.json" and not file.name.endswith(".index.json"))
+    return _hash_of(file for file in folder.iterdir() if _is_of_tokenizer(file) and file.is_file())
+
+
+def _is_of_tokenizer(file: Path) -> bool:
+    return any(fnmatch(file.name, pattern) for pattern in _OF_TOKENIZERS)
 
 
 def _shards_elsewhere(folder: Path) -> Iterator[Path]:
