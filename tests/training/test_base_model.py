@@ -57,6 +57,33 @@ def test_file_that_is_cut_off_is_named(tiny_encoder, tmp_path, name):
         load_tokenizer(str(folder)) and classifier(folder)
 
 
+@pytest.mark.parametrize(("is_zip", "cut"), [(True, 200), (False, 200), (False, None)])
+def test_weights_of_torch_that_are_cut_off_are_named(tmp_path, is_zip, cut):
+    model = gpt2()
+    model.config.save_pretrained(tmp_path)
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(model.state_dict(), file, _use_new_zipfile_serialization=is_zip)
+    load_model(str(tmp_path))
+    file.write_bytes(file.read_bytes()[:-cut] if cut else b"")
+    with pytest.raises(InputError, match=r"its pytorch_model\.bin is damaged or cut off"):
+        load_model(str(tmp_path))
+
+
+def test_whole_files_are_not_blamed_for_another_failure(tmp_path):
+    model = gpt2()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    (tmp_path / "eval_results.json").write_text("{")
+    config = tmp_path / "config.json"
+    content = config.read_text()
+    config.write_text(content.replace('"gpt2"', '"unheard_of"'))
+    with pytest.raises(InputError, match="^cannot load the base model '[^']*': The checkpoint .* `unheard_of`"):
+        load_model(str(tmp_path))
+    config.write_text(content[:-50])
+    with pytest.raises(InputError, match=r"its config\.json is damaged"):
+        load_model(str(tmp_path))
+
+
 def classifier(folder, labels=("a", "b", "c")):
     return load_classifier(str(folder), "float32", TaskRecord("text-classification", labels), seed=0)
 

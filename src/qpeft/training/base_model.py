@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from fnmatch import fnmatch
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
@@ -103,7 +104,7 @@ def load(loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **o
     except Exception as error:  # safetensors, torch and tokenizers raise their own types
         refuse_code(model, error)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if name := _find_damaged(path):
+        if name := _find_damaged(path, error):
             raise InputError(
                 f"cannot load the base model {model!r}: its {name} is damaged or cut off ({reason}); copy or download "
                 "it again"
@@ -113,20 +114,29 @@ def load(loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **o
         raise InputError(f"cannot load the base model {model!r}: {reason}") from error
 
 
-def _find_damaged(folder: Path) -> str | None:
-    """The name of a file that is not whole, if there is one."""
+def _find_damaged(folder: Path, error: Exception) -> str | None:
+    """The name of a file that is not whole and can be the cause of `error`, if there is one."""
+    if isinstance(error, ValueError) and not isinstance(error, JSONDecodeError | UnicodeDecodeError):
+        return None  # files of a model that transformers does not know
     for file in sorted(folder.iterdir()) if folder.is_dir() else ():
         try:
-            if file.suffix == ".json":
+            if file.suffix == ".json" and (
+                file.name == "config.json" or file.name.endswith(".index.json") or _is_of_tokenizer(file)
+            ):
                 read_json(file)
             elif file.suffix == ".safetensors":
                 with safe_open(file, framework="pt"):
                     pass
-            elif file.suffix == ".bin" and not is_zipfile(file):
-                return file.name
+            elif file.suffix == ".bin" and not is_zipfile(file) and (_begins_as_zip(file) or "EOF" in repr(error)):
+                return file.name  # torch's format before 1.6 is no zip
         except (OSError, ValueError, SafetensorError):
             return file.name
     return None
+
+
+def _begins_as_zip(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(2) == b"PK"
 
 
 def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 0) -> int:
