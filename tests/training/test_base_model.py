@@ -77,7 +77,7 @@ def test_whole_files_are_not_blamed_for_another_failure(tmp_path):
     config = tmp_path / "config.json"
     content = config.read_text()
     config.write_text(content.replace('"gpt2"', '"unheard_of"'))
-    with pytest.raises(InputError, match="^cannot load the base model '[^']*': The checkpoint .* `unheard_of`"):
+    with pytest.raises(InputError, match=r"^cannot load the base model '[^']*': The checkpoint .* `unheard_of`"):
         load_model(str(tmp_path))
     config.write_text(content[:-50])
     with pytest.raises(InputError, match=r"its config\.json is damaged"):

@@ -169,6 +169,32 @@ def test_finished_run_is_not_repeated(settings):
     assert {**again.to_dict(), "already_finished": False} == first.to_dict()
 
 
+def test_finished_run_is_not_the_result_of_changed_files(settings, text_file, tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    asked = settings(model=str(base), steps=1)
+    train(asked)
+    text, weights_file = text_file.read_text(), base / "model.safetensors"
+    text_file.write_text(text.replace("fox", "wolf"))
+    with pytest.raises(CheckpointError, match="other files: data was"):
+        train(asked)
+    text_file.write_text(text)
+    tensors = load_file(weights_file)
+    save_file({name: t + 1e-3 for name, t in tensors.items()}, weights_file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="other files: base was"):
+        train(asked)
+
+
+def test_finished_run_without_its_data_and_base_shows_its_result(settings, text_file, tiny_model, tmp_path):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    asked = settings(model=str(base), steps=1)
+    train(asked)
+    shutil.rmtree(base)
+    text_file.unlink()
+    progress = Recorder()
+    assert train(asked, progress).already_finished
+    assert [str(path) in " ".join(map(str, progress.events)) for path in (base, text_file)] == [True, True]
+
+
 def test_interrupt_saves_the_step_and_the_run_resumes(settings):
     import signal
 

@@ -168,8 +168,11 @@ def check_vocabulary(texts: Iterable[np.ndarray], config: PretrainedConfig) -> N
         )
 
 
-def fingerprint(model: str, config: PretrainedConfig) -> str:
-    """Identifies the base: the commit on the hub, or the SHA-256 of a folder's config and weights."""
+def fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
+    """Identifies the base: the commit on the hub, or the SHA-256 of a folder's config and weights.
+
+    A folder needs no `config`.
+    """
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return f"commit:{getattr(config, '_commit_hash', None)}"
@@ -179,7 +182,7 @@ def fingerprint(model: str, config: PretrainedConfig) -> str:
     return _hash_of([folder / "config.json", *weights, *_shards_elsewhere(folder)])
 
 
-def tokenizer_fingerprint(model: str, config: PretrainedConfig) -> str:
+def tokenizer_fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
     """Identifies the tokenizer or image processor of the base, and its generation config, in the same way.
 
     Other files in a folder do not count.

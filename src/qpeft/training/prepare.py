@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,8 @@ from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress
 from qpeft.training.run_folder import own_files
 from qpeft.training.settings import TrainSettings
+from qpeft.training.sources import content_hash
+from qpeft.training.task_types import TASKS
 from qpeft.training.tasks import Task, task_class
 
 if TYPE_CHECKING:
@@ -72,7 +76,28 @@ def identity_of(settings: TrainSettings, task: Task | None = None) -> dict[str, 
     task = task or _read(settings, _config(settings))
     identity = {"data": task.sha256(), "base": base.fingerprint(settings.model, task.config)}
     identity["tokenizer"] = base.tokenizer_fingerprint(settings.model, task.config)
-    return {**identity, **own_files(settings)}
+    return {**identity, **own_files(settings), **_data_files(settings)}
+
+
+def local_identity(settings: TrainSettings) -> dict[str, Any]:
+    """The part of `identity_of` that hashes of local files give, without a network; none of files that are missing."""
+    found = _data_files(settings)
+    if (Path(settings.model).expanduser() / "config.json").is_file():
+        found["base"] = base.fingerprint(settings.model)
+        found["tokenizer"] = base.tokenizer_fingerprint(settings.model)
+    return found
+
+
+def _data_files(settings: TrainSettings) -> dict[str, str]:
+    """Hashes of the local files of the data that exist."""
+    sources = {"data_files": settings.data, "eval_data_files": settings.eval_data}
+    pattern = "*/*" if TASKS[settings.task].has_images else "*"  # of the files in a folder that are read
+    found: dict[str, str] = {}
+    for part, name in sources.items():
+        with suppress(OSError):  # a file that is not data, or is being replaced
+            if name and Path(name).expanduser().exists() and (sha := content_hash(name, pattern)):
+                found[part] = sha
+    return found
 
 
 def _config(settings: TrainSettings) -> Any:

@@ -21,7 +21,7 @@ from qpeft.training.checkpoints import find_damaged, last_complete, prune, step_
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.lock import locked
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
-from qpeft.training.prepare import Prepared, identity_of, prepare
+from qpeft.training.prepare import Prepared, identity_of, local_identity, prepare
 from qpeft.training.progress import Progress
 from qpeft.training.result import TrainResult, read_result, write_result
 from qpeft.training.run_folder import RunFolder
@@ -73,9 +73,8 @@ def train(
     progress = progress or Progress()
     folder = _checked_folder(settings)
     if (finished := read_result(folder.result)) is not None:
-        if folder.config.exists() and not folder.names_sources_of(settings):
-            progress.on_stage("Comparing data and base with those of the run")
-            folder.check_identity(settings, identity_of(settings, task))
+        if folder.config.exists():
+            _compare_sources(settings, folder, progress, task)
         return finished
     with locked(folder.path):
         return publish(_fit(settings, folder, progress, callbacks, task), progress)
@@ -129,6 +128,18 @@ def _checked_folder(settings: TrainSettings) -> RunFolder:
     folder = RunFolder(Path(settings.out).expanduser())
     folder.check(settings)
     return folder
+
+
+def _compare_sources(settings: TrainSettings, folder: RunFolder, progress: Progress, task: Task | None) -> None:
+    """Raise CheckpointError if data or base are not those of the finished run; only local files that are left count."""
+    if folder.names_sources_of(settings):
+        found = local_identity(settings)
+        if folder.has_files(found):
+            for name in folder.missing_sources(found):
+                progress.on_note(f"{name} is missing; it was not compared with that of the run")
+            return
+    progress.on_stage("Comparing data and base with those of the run")
+    folder.check_identity(settings, identity_of(settings, task))
 
 
 def _fit(

@@ -30,6 +30,7 @@ _NOT_STORED = "trust_remote_code"  # each call decides: a folder of others must 
 _FREE_TO_CHANGE = ("out", "report_to", _NOT_STORED)  # the result does not depend on them
 _SOURCES = ("model", "data", "eval_data")  # compared by content, which the identity hashes, not by name
 _HASHED_SOURCES = {"data": "data", "base": "model", "tokenizer": "model"}  # part of the identity: its field
+_LOCAL_SOURCES = {"data_files": "data", "eval_data_files": "eval_data", "base": "model"}
 _HASHED_FILES = {"method": "method", "backend": "backend_settings"}
 
 
@@ -74,6 +75,19 @@ class RunFolder:
         """Whether the recorded names of data and base are those of `settings`."""
         recorded = self._recorded()["settings"]
         return all(recorded.get(name) == getattr(settings, name) for name in _SOURCES)
+
+    def has_files(self, found: dict[str, Any]) -> bool:
+        """Whether the recorded hashes are those `found`, as far as qpeft 0.1 recorded them."""
+        recorded = self._recorded()["identity"]
+        return all(recorded.get(part, sha) == sha for part, sha in found.items())
+
+    def missing_sources(self, found: dict[str, Any]) -> list[str]:
+        """The names of local sources that the run had and whose hashes are not in `found`."""
+        record = self._recorded()
+        had = [
+            part for part in _LOCAL_SOURCES if not str(record["identity"].get(part, "commit:")).startswith("commit:")
+        ]
+        return [record["settings"][_LOCAL_SOURCES[part]] for part in had if part not in found]
 
     def check_identity(self, settings: TrainSettings, identity: dict[str, Any]) -> None:
         """Raise CheckpointError if the recorded `identity` (hashes of data, base and the user's files) differs."""

@@ -128,12 +128,12 @@ def count_shared(training: Iterable[Any], others: Iterable[Any]) -> tuple[int, i
     return sum(item in known for item in found), len(found)
 
 
-def content_hash(source: str) -> str | None:
-    """Hash of a local source's files; None for a data set of the hub, or a built-in text."""
+def content_hash(source: str, pattern: str = "**/*") -> str | None:
+    """Hash of a local source, or of its files that match; None for a data set of the hub, or a built-in text."""
     if source in BUILT_IN or not is_local(source):
         return None
     path = local_path(source)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    files = [path] if path.is_file() else sorted(file for file in path.glob(pattern) if file.is_file())
     return hashlib.sha256(b"".join(bytes.fromhex(file_hash(file)) for file in files)).hexdigest()
 
 
