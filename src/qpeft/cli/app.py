@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import sys
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import typer
 
@@ -22,6 +19,9 @@ def main() -> None:
     from qpeft.cli import ctrl_c
 
     ctrl_c.handle()
+    import io
+    import sys
+
     from qpeft.cli.quiet import lasting_stderr, open_closed
 
     open_closed()
