@@ -8,7 +8,7 @@ from dataclasses import Field, field, fields
 from numbers import Integral, Real
 from typing import Any
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 from qpeft.names import unknown
 
 
@@ -51,10 +51,10 @@ def check_value(known: Field[Any], value: Any) -> None:
         return
     if choices := known.metadata.get("choices"):
         if value not in choices:
-            raise ConfigError(unknown(known.name, value, map(str, choices)))
+            raise ConfigError(unknown(setting(known.name), value, map(str, choices)))
     elif "bool" in kinds:
         if not isinstance(value, bool):
-            raise ConfigError(f"{known.name} must be True or False, got {value!r}")
+            raise ConfigError(f"{setting(known.name)} must be True or False, got {value!r}")
     elif kinds & {"int", "float"}:
         _check_number(known, value, whole="float" not in kinds)
 
@@ -74,14 +74,14 @@ def _check_number(known: Field[Any], value: Any, *, whole: bool) -> None:
     try:
         is_allowed_kind = is_number and math.isfinite(value)
     except OverflowError:
-        raise ConfigError(f"{known.name} must be smaller than 1e308") from None
+        raise ConfigError(f"{setting(known.name)} must be smaller than 1e308") from None
     if not is_allowed_kind:
         kind = "whole" if whole else "finite"
-        raise ConfigError(f"{known.name} must be a {kind} number, got {value!r}")
+        raise ConfigError(f"{setting(known.name)} must be a {kind} number, got {value!r}")
     for rule, is_allowed in _LIMITS.items():
         limit = known.metadata.get(rule)
         if limit is not None and not is_allowed(value, limit):
-            raise ConfigError(f"{known.name} must be {rule.replace('_', ' ')} {limit:,}, got {value}")
+            raise ConfigError(f"{setting(known.name)} must be {rule.replace('_', ' ')} {limit:,}, got {value}")
 
 
 _LIMITS = {

@@ -4,15 +4,34 @@ Each message states what was found, what is allowed, and what to do. On the comm
 2 (nothing was done yet) and any other `QpeftError` exit code 1.
 """
 
+import re
+from collections.abc import Collection
+
 _LONGEST = 2000
+_MARKED = re.compile("\ufdd0(\\w+)\ufdd1")  # noncharacters of Unicode, which are reserved for use inside a program
+
+
+def setting(name: str) -> str:
+    """The field `name` in an exception's message: `seq_len` in Python, `--seq-len` from a command with this option."""
+    return f"\ufdd0{name}\ufdd1"
 
 
 class QpeftError(Exception):
     """Base class of qpeft's exceptions."""
 
     def __str__(self) -> str:
-        """The message, shortened and escaped: it may quote a file, which can be long or not valid text."""
-        text = super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+        return self.message()
+
+    def message(self, options: Collection[str] = ()) -> str:
+        """The message, in which those of its settings that are `options` of a command are named as options.
+
+        It is shortened and escaped: it may quote a file, which can be long or not valid text.
+        """
+
+        def shown(found: re.Match[str]) -> str:
+            return f"--{found[1].replace('_', '-')}" if found[1] in options else found[1]
+
+        text = _MARKED.sub(shown, super().__str__()).encode("utf-8", "backslashreplace").decode("utf-8")
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
 
 

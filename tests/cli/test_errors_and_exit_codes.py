@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from qpeft.cli import quiet
 from qpeft.cli.command import command
+from qpeft.cli.commands import build
 from qpeft.cli.console import Answer
 from qpeft.cli.failures import explain
-from qpeft.errors import ConfigError, QpeftError, TrainingError
+from qpeft.errors import ConfigError, QpeftError, TrainingError, setting
 from qpeft.training.interrupt import StopRequest
 
 
@@ -74,28 +75,65 @@ def test_failure_prints_one_message_and_sets_the_exit_code(error, code, message)
     assert message.lower() in found["message"].lower()
 
 
-@pytest.mark.parametrize(
-    ("message", "shown"),
-    [
-        (
-            "x.csv has no 'text'; set text_column and label_column.",
-            "x.csv has no 'text'; set --text-column and --label-column.",
-        ),
-        ("seq_len=9 exceeds 8", "--seq-len=9 exceeds 8"),
-        ("lr must be above 0, got -1", "--lr must be above 0, got -1"),
-        ("the lr of my/text_column/x is training.seq_len", "the lr of my/text_column/x is training.seq_len"),
-        ("no column 'text_column'", "no column 'text_column'"),
-    ],
-)
-def test_error_names_the_options_of_the_command(message, shown):
-    assert explain(ConfigError(message), ["text_column", "label_column", "seq_len", "lr"]) == shown
-    assert explain(ConfigError(message)) == message
+def test_error_names_the_options_of_the_command_and_leaves_values_alone():
+    """The quoted column has the name of a setting; a column of a file is never shown as an option."""
+    error = ConfigError(f"x.csv has the columns text_column, seq_len; set {setting('text_column')} or {setting('r')}")
+    shown = "x.csv has the columns text_column, seq_len; set --text-column or r"
+    assert explain(error, ["text_column", "seq_len"]) == shown
+    assert str(error) == explain(error) == shown.replace("--text-column", "text_column")
 
 
 def test_text_that_is_not_utf8_is_refused():
     result = run(answer, "--path", "a\udcff")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "'a\\udcff' is not valid UTF-8" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--model", "embedded", "--data", "numpy-docs", "--out", ""),
+        ("generate", "--model=", "--adapter", "run", "--prompt", "x"),
+        ("plan", "--model", "gpt2", "--target-modules", ""),
+        ("compare", "run", "", "--out", "x"),
+    ],
+)
+def test_empty_arguments_are_refused(arguments, tmp_path, monkeypatch):
+    """Such as `--out "$OUT"` with a variable that is not set: an empty path means the current folder."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(build(), [*arguments, "--json"])
+    assert result.exit_code == 2
+    assert "is empty" in json.loads(result.stdout)["message"]
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("generate", "--model", "embedded", "--prompt", "x", "--seed", 2**63), "--seed"),
+        (("generate", "--model", "embedded", "--prompt", "x", "--temperature", "1e-320"), "--temperature"),
+        (("generate", "--model", "embedded", "--prompt", "x", "--temperature", "nan"), "--temperature"),
+        (("diagnose", "--model", "embedded", "--samples", 10**23), "--samples"),
+        (("diagnose", "--model", "embedded", "--seed", 10**23), "--seed"),
+        (("circuits", "count", "--n-layers", 10**23), "--n-layers"),
+        (("circuits", "draw", "--n-qubits", 10**23), "--n-qubits"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_with_their_option(arguments, name):
+    result = CliRunner().invoke(build(), [*map(str, arguments)])
+    assert result.exit_code == 2
+    assert name in result.stderr
+    assert "Unexpected" not in result.stderr
+
+
+def test_removed_working_directory_is_named(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = run(answer)
+    assert result.exit_code == 2
+    assert "the current folder was removed; change to another folder" in result.stderr
 
 
 def test_output_without_unicode_replaces_symbols():

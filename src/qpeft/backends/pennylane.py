@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix, diags_array
 
 from qpeft.backends.backend import Backend, Numbers
 from qpeft.circuits import Ansatz
-from qpeft.errors import ConfigError, missing_extra
+from qpeft.errors import ConfigError, missing_extra, setting
 
 try:
     import pennylane as qml
@@ -85,7 +85,7 @@ class PennyLaneBackend(Backend):
         if wires and len(wires) < ansatz.n_qubits:
             raise ConfigError(
                 f"{self.name} has {len(wires)} wires and the circuit needs {ansatz.n_qubits}; create the device with "
-                f"wires={ansatz.n_qubits}, or use a larger chunk_size (fewer qubits)"
+                f"wires={ansatz.n_qubits}, or use a larger {setting('chunk_size')} (fewer qubits)"
             )
         shots = None if self.has_exact else self.default_shots or 1
         refusal = self._refusal(self._tape(ansatz, np.zeros((2, *ansatz.angle_shape)), shots))

@@ -15,7 +15,7 @@ from qpeft.backends.jobs import Jobs
 from qpeft.backends.settings import GRADIENTS
 from qpeft.circuits import Ansatz
 from qpeft.circuits.numerics import once_differentiable
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 _SHOTS_PER_OUTCOME = 10
 _MOST_QUBITS = 14
@@ -131,9 +131,9 @@ def _check_shots(jobs: Jobs) -> None:
     if jobs.shots is not None:
         return
     if not jobs.backend.has_exact:
-        raise ConfigError(f"{jobs.backend.name} returns counts and no exact probabilities; set shots")
+        raise ConfigError(f"{jobs.backend.name} returns counts and no exact probabilities; set {setting('shots')}")
     if jobs.shot_budget is not None:
-        raise ConfigError("shot_budget limits shots, but shots is not set; set shots as well")
+        raise ConfigError(f"{setting('shot_budget')} limits shots, but {setting('shots')} is not set; set it as well")
 
 
 def _choose(gradient: str, jobs: Jobs) -> str:
@@ -151,13 +151,15 @@ def _choose(gradient: str, jobs: Jobs) -> str:
 
 def _check_sense(ansatz: Ansatz, jobs: Jobs, smoothing: float, allow_wide: bool) -> None:
     if smoothing and jobs.shots is None:
-        raise ConfigError("smoothing applies to counts, but shots is not set; set shots as well")
+        raise ConfigError(
+            f"{setting('smoothing')} applies to counts, but {setting('shots')} is not set; set it as well"
+        )
     outcomes = 2**ansatz.n_qubits
     if ansatz.n_qubits > _MOST_QUBITS and not (allow_wide or jobs.is_exact):
         needed = f"{_SHOTS_PER_OUTCOME * outcomes:,} shots" if jobs.shots else f"{outcomes:,} probabilities"
         raise ConfigError(
             f"{ansatz.n_qubits} qubits are too many for {jobs.backend.name}: every circuit of a step needs {needed}. "
-            "Use a larger chunk_size (fewer qubits), or set allow_wide=True in Python to run it anyway"
+            f"Use a larger {setting('chunk_size')} (fewer qubits), or set allow_wide=True in Python to run it anyway"
         )
     if jobs.shots is not None and jobs.shots < _SHOTS_PER_OUTCOME * outcomes:
         warnings.warn(

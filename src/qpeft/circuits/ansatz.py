@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from qpeft.circuits import exports
 from qpeft.circuits.circuit import Circuit, Gate
 from qpeft.circuits.drawing import draw
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 from qpeft.names import check_name, redefines
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ class Ansatz(Circuit):
             raise ConfigError(f"unknown ansatz '{self.name}'; choose one of {', '.join(_families)}")
         for field in ("n_qubits", "n_layers"):
             if getattr(self, field) < 1:
-                raise ConfigError(f"{field} must be at least 1, got {getattr(self, field)}")
+                raise ConfigError(f"{setting(field)} must be at least 1, got {getattr(self, field)}")
 
     @property
     def angle_shape(self) -> tuple[int, ...]:

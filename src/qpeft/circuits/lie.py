@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.numerics import full_precision
-from qpeft.errors import CircuitError, ConfigError, UnsupportedTypeError
+from qpeft.errors import CircuitError, ConfigError, UnsupportedTypeError, setting
 
 LIE_MAPS = ("exp", "cayley", "taylor")
 MAX_ERROR = 1e-4  # of orthogonality, for the truncated series
@@ -42,9 +42,9 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18)
 def count_lie(width: int, lie_rank: int) -> int:
     """Number of free entries of B: N K' - K' (K'+1) / 2. Raises ConfigError unless 1 <= K' < N."""
     if lie_rank < 1:
-        raise ConfigError(f"lie_rank must be a positive integer, got {lie_rank}")
+        raise ConfigError(f"{setting('lie_rank')} must be a positive integer, got {lie_rank}")
     if lie_rank >= width:
-        raise ConfigError(f"lie_rank={lie_rank} must be smaller than the width {width}")
+        raise ConfigError(f"{setting('lie_rank')}={lie_rank} must be smaller than the width {width}")
     return width * lie_rank - lie_rank * (lie_rank + 1) // 2
 
 
@@ -107,7 +107,7 @@ def _check(b: Tensor, k: int, lie_map: str) -> None:
     n = count_lie(width, rank)
     if rank > k:
         dead = n - (width * k - k * (k + 1) // 2)
-        raise ConfigError(f"lie_rank={rank} exceeds r={k}: {dead} of {n} parameters would have no effect")
+        raise ConfigError(f"{setting('lie_rank')}={rank} exceeds r={k}: {dead} of {n} parameters would have no effect")
     if k > width:
         raise ConfigError(f"{width} rows hold at most {width} orthonormal columns, got {k}")
 

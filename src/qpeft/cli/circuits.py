@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import runpy
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qpeft.checks import check_fields
 from qpeft.cli.adapters import find_adapter
 from qpeft.cli.command import application, command
 from qpeft.cli.console import Answer, facts, table, working
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from qpeft.circuits import Ansatz
 
+_MOST_ROTATIONS = 10_000
+_MOST_TRANSPILED = 256  # qubits; transpiling more takes minutes
 _FORMATS = ("openqasm", "pennylane", "qiskit")
 
 
@@ -35,8 +38,8 @@ class CircuitOptions:
             " is an ansatz of your own, which the file registers."
         },
     )
-    n_qubits: int = field(default=7, metadata={"help": "Number of qubits."})
-    n_layers: int = field(default=8, metadata={"help": "Number of layers."})
+    n_qubits: int = field(default=7, metadata={"help": "Number of qubits.", "at_most": 1000})
+    n_layers: int = field(default=8, metadata={"help": "Number of layers.", "at_most": 10_000})
 
 
 Chosen = Annotated[dict[str, Any], Fields(CircuitOptions, panel="Circuit")]
@@ -161,8 +164,14 @@ def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]
     from qpeft.circuits import Ansatz
 
     if adapter is None:
-        size = {**asdict(CircuitOptions()), **chosen}
-        return Ansatz(_name(size["ansatz"]), size["n_qubits"], size["n_layers"]), None
+        size = CircuitOptions(**chosen)
+        check_fields(size)
+        if size.n_qubits * size.n_layers > _MOST_ROTATIONS:
+            raise ConfigError(
+                f"{size.n_qubits} qubits with {size.n_layers} layers are too many: their product must be at most "
+                f"{_MOST_ROTATIONS:,}; give fewer --n-layers"
+            )
+        return Ansatz(_name(size.ansatz), size.n_qubits, size.n_layers), None
     if chosen:
         raise ConfigError("--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers")
     with working("Reading the adapter"):
@@ -199,6 +208,8 @@ def _transpiled(ansatz: Ansatz) -> tuple[dict[str, dict[str, int]] | None, str]:
     """Sizes by device topology; or None, and what is missing to compute them."""
     from qpeft.circuits.exports import transpiled_sizes
 
+    if ansatz.n_qubits > _MOST_TRANSPILED:
+        return None, f"No sizes after transpiling: they are computed for at most {_MOST_TRANSPILED} qubits."
     try:
         return transpiled_sizes(ansatz), ""
     except ConfigError as error:

@@ -8,14 +8,17 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from qpeft.checks import check_text
 from qpeft.cli import console, ctrl_c, failures
 from qpeft.cli.options import expand
 from qpeft.cli.quiet import quiet_libraries
+from qpeft.errors import InputError
 
 _FLAGS = {
     "as_json": typer.Option(
@@ -42,6 +45,7 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     def run(*, as_json: bool, debug: bool, **options: Any) -> None:
         try:
             with redirect_stdout(sys.stderr), quiet_libraries(debug), ctrl_c.raised():
+                _check_folder()
                 for value in options.values():
                     check_text(value)
                 answer = expanded(**options)
@@ -67,12 +71,24 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     return run
 
 
+class _Command(TyperCommand):
+    """A command that refuses empty arguments; as a path, an empty text would be the current folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        options, values, _ = self.make_parser(ctx).parse_args([*args])
+        for name, value in (*options.items(), *(("argument", value) for value in values)):
+            if "" in (value if isinstance(value, list) else [value]):
+                shown = name if name == "argument" else f"--{name.replace('_', '-')}"
+                raise typer.BadParameter(f"{shown} is empty; give a value, or leave it out", ctx=ctx)
+        return super().parse_args(ctx, args)
+
+
 def application(about: Callable[..., None], commands: Iterable[Callable[..., None]], **options: Any) -> typer.Typer:
     """Commands under one name; the docstring of `about` is their common help, `options` are Typer's."""
     made = typer.Typer(add_completion=False, rich_markup_mode="rich", **options)
     made.callback(help=_filled(about))(about)
     for function in commands:
-        made.command(help=_filled(function))(function)
+        made.command(cls=_Command, help=_filled(function))(function)
     return made
 
 
@@ -82,6 +98,13 @@ def _filled(function: Callable[..., None]) -> str:
     return "\n\n".join(
         inspect.cleandoc(text) if text.startswith(" ") else text.replace("\n", " ") for text in paragraphs
     )
+
+
+def _check_folder() -> None:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise InputError("the current folder was removed; change to another folder with cd") from None
 
 
 def _report(error: BaseException, message: str, as_json: bool, debug: bool) -> None:

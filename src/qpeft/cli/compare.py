@@ -17,7 +17,7 @@ from qpeft.cli.compare_bar import CompareBar, say_failures
 from qpeft.cli.console import Answer, count, facts, print_code, say, table, working
 from qpeft.cli.failures import SOME_FAILED
 from qpeft.cli.options import Fields
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -195,8 +195,8 @@ def _refuse_long(plan: Plan, workers: int) -> None:
     phases, most = plan.estimate(), plan.study.max_hours
     hours = (phases["tuning"] + phases["final"]) / workers + phases["cost"]
     if hours > most:
-        remedy = "Reduce steps, seeds or methods, or raise max_hours."
-        raise ConfigError(f"The planned time of {hours:.1f} h exceeds max_hours={most:g}. {remedy}")
+        remedy = f"Reduce steps, seeds or methods, or raise {setting('max_hours')}."
+        raise ConfigError(f"The planned time of {hours:.1f} h exceeds {setting('max_hours')}={most:g}. {remedy}")
 
 
 def _data(folder: Path, summary: Summary, failures: list[Row]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from qpeft.cli.options import Fields
 from qpeft.cli.plan import plan_of
 from qpeft.errors import ConfigError
 from qpeft.files import output_file
-from qpeft.training.settings import TrainSettings
+from qpeft.training.settings import HIGHEST_SEED, TrainSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,10 +55,13 @@ def diagnose(
     samples: Annotated[
         int,
         typer.Option(
-            metavar="N", min=10, help="Random circuits for each measurement, and ten times as many pairs of states."
+            metavar="N",
+            min=10,
+            max=10**6,
+            help="Random circuits for each measurement, and ten times as many pairs of states.",
         ),
     ] = 200,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the random circuits.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=HIGHEST_SEED, help="Seed of the random circuits.")] = 0,
     html: Annotated[
         Path | None,
         typer.Option(

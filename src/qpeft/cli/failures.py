@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Collection
 
 from qpeft.cli.ctrl_c import INTERRUPTED, MESSAGE
 from qpeft.errors import InputError, QpeftError
@@ -23,15 +22,15 @@ def exit_code(error: BaseException) -> int:
     return BAD_INPUT if isinstance(error, InputError) else WORK_FAILED
 
 
-def explain(error: BaseException, options: Iterable[str] = ()) -> str:
+def explain(error: BaseException, options: Collection[str] = ()) -> str:
     """The message for the user: qpeft's own errors, other known failures with a remedy.
 
-    Where an error of qpeft names a field that is one of the command's `options`, the message names the option.
+    An error of qpeft names settings that are `options` of the command as options.
     """
     if isinstance(error, KeyboardInterrupt):
         return str(error) or MESSAGE
     if isinstance(error, QpeftError):
-        return _with_options(str(error), options)
+        return error.message(options)
     if is_out_of_memory(error):
         return "Out of memory. Use a smaller --batch-size or --seq-len, or a smaller model."
     if is_disk_full(error):
@@ -46,15 +45,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
-
-
-def _with_options(message: str, options: Iterable[str]) -> str:
-    """`set text_column` as `set --text-column`; a name of one word, which may be a word of the text, at the start."""
-    for name in options:
-        option = f"--{name.replace('_', '-')}"
-        field = rf"(?<![\w./'\"=-]){name}(?![\w/'\"]|\.\w)" if "_" in name else rf"^{name}(?= must be )"
-        message = re.sub(field, option, message)
-    return message
 
 
 def _where(error: BaseException) -> str:

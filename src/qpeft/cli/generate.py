@@ -20,11 +20,14 @@ from qpeft.cli.adapters import (
 )
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, say, working
-from qpeft.errors import InputError
+from qpeft.errors import ConfigError, InputError
+from qpeft.training.settings import HIGHEST_SEED
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
+
+_LOWEST, _HIGHEST = 1e-6, 1e6  # temperatures whose quotients with logits are finite
 
 
 @command
@@ -40,7 +43,7 @@ def generate(
         float,
         typer.Option(metavar="NUMBER", min=0.0, help="0 takes the most likely token; above 0, tokens are sampled."),
     ] = 0.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, max=HIGHEST_SEED, help="Seed of the sampling.")] = 0,
     trust_remote_code: TrustRemoteCode = False,
 ) -> Answer:
     """Continue a prompt with a base model, or with an adapter on it.
@@ -51,6 +54,8 @@ def generate(
       qpeft generate --adapter run --prompt "Once upon a time" --temperature 0.8
       echo "Once upon a time" | qpeft generate --adapter run
     """
+    if temperature and not _LOWEST <= temperature <= _HIGHEST:
+        raise ConfigError(f"--temperature must be 0, or from {_LOWEST:g} to {_HIGHEST:g}, got {temperature:g}")
     use_method(method)
     folder = None if adapter is None else find_adapter(adapter)
     if folder is not None:

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
@@ -76,7 +76,7 @@ def refuse_code(model: str, error: Exception) -> None:
     if "trust_remote_code" in str(error):
         raise ConfigError(
             f"the model {model!r} needs Python code from its folder or repository, which is not executed; read the "
-            "code, and set trust_remote_code (on the command line --trust-remote-code) if you trust it"
+            f"code, and set {setting('trust_remote_code')} if you trust it"
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 from qpeft.methods.method import Method, Trains
 
 
@@ -17,7 +17,9 @@ def _refuse_images(settings: Any) -> None:
 
 def _check_prefix(settings: Any) -> None:
     if settings.gradient_checkpointing:
-        raise ConfigError("method prefix cannot be combined with gradient_checkpointing (a limit of PEFT)")
+        raise ConfigError(
+            f"method prefix cannot be combined with {setting('gradient_checkpointing')} (a limit of PEFT)"
+        )
     _refuse_images(settings)
 
 

@@ -14,7 +14,7 @@ from zipfile import is_zipfile
 from safetensors import SafetensorError, safe_open
 
 from qpeft.core.meta_model import refuse_code
-from qpeft.errors import ConfigError, InputError
+from qpeft.errors import ConfigError, InputError, setting
 from qpeft.files import read_json
 from qpeft.training.local_paths import explain_missing, looks_like_path
 
@@ -154,7 +154,9 @@ def block_length(seq_len: int | None, config: PretrainedConfig, reserved: int = 
         return min(room, _LONGEST_DEFAULT)
     if seq_len > room:
         prefix = f", minus {reserved} virtual tokens" if reserved else ""
-        raise ConfigError(f"seq_len={seq_len} is longer than the model's context of {context} tokens{prefix}")
+        raise ConfigError(
+            f"{setting('seq_len')}={seq_len} is longer than the model's context of {context} tokens{prefix}"
+        )
     return seq_len
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from qpeft.errors import DataError
+from qpeft.errors import DataError, setting
 from qpeft.training.encoding import Tokens, encode, end_of_text, join
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Columns, Row, has_validation_split, load_examples, warn_of_shared
@@ -66,7 +66,10 @@ def load_evaluation(settings: TrainSettings, seq_len: int, tokenizer: PreTrained
 def _cut_all(settings: TrainSettings, source: str, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
     blocks = cut(load_examples(source, "validation", columns_of(settings)), seq_len, tokenizer)
     if not blocks:
-        raise DataError(f"{source} has no token to score within seq_len={seq_len}; raise seq_len or give more data")
+        raise DataError(
+            f"{source} has no token to score within {setting('seq_len')}={seq_len}; raise "
+            f"{setting('seq_len')} or give more data"
+        )
     return blocks
 
 
@@ -142,11 +145,14 @@ def _too_little_data(source: str, rows: Sequence[Row], seq_len: int, tokenizer: 
         if n_usable := len(cut(rows, seq_len, tokenizer)):
             return (
                 f"{source} has too few examples for training and evaluation: {n_usable} of {len(rows)} have an answer "
-                f"within seq_len={seq_len} tokens; give at least 2 examples, or set eval_data"
+                f"within {setting('seq_len')}={seq_len} tokens; give at least 2 examples, or set {setting('eval_data')}"
             )
-        return f"no answer in {source} begins within seq_len={seq_len} tokens; raise seq_len or shorten the prompts"
+        return (
+            f"no answer in {source} begins within {setting('seq_len')}={seq_len} tokens; raise {setting('seq_len')} or "
+            "shorten the prompts"
+        )
     n = sum(len(tokens.ids) for tokens in encode(rows, tokenizer))
     return (
-        f"{source} has {n} tokens, too few for one training block and one evaluation block of seq_len={seq_len}; "
-        "lower seq_len, give more text, or set eval_data"
+        f"{source} has {n} tokens, too few for one training block and one evaluation block of "
+        f"{setting('seq_len')}={seq_len}; lower {setting('seq_len')}, give more text, or set {setting('eval_data')}"
     )

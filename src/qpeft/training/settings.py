@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from qpeft import methods
 from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.checks import check_fields, option
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 from qpeft.methods import Method
 from qpeft.names import unknown
 from qpeft.training.task_types import TASKS
@@ -23,7 +23,7 @@ _COLUMNS = "Columns of the data"
 
 _EVALUATED_BLOCKS = 512
 _MOST = 2**31 - 1  # of counts
-_HIGHEST_SEED = 2**32 - 1  # NumPy's limit
+HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
 
 class Intervals(NamedTuple):
@@ -99,7 +99,7 @@ class TrainSettings:
         "Seed of the adapter's initialization, the data order and dropout.",
         panel=_OPTIMIZATION,
         at_least=0,
-        at_most=_HIGHEST_SEED,
+        at_most=HIGHEST_SEED,
     )
     dtype: str = option(
         "float32", "Dtype of the frozen base; the adapter is always float32.", choices=DTYPES, panel=_OPTIMIZATION
@@ -154,10 +154,10 @@ class TrainSettings:
         if self.host not in methods.hosts():
             raise ConfigError(unknown("host", self.host, methods.hosts()))
         if self.eval_data == "":  # a shell variable that is not set
-            raise ConfigError("eval_data is empty; name the validation data, or leave it out")
+            raise ConfigError(f"{setting('eval_data')} is empty; name the validation data, or leave it out")
         for name, value in self.method_settings.items():
             if isinstance(value, float) and not isfinite(value):
-                raise ConfigError(f"{name} must be a finite number, got {value}")
+                raise ConfigError(f"{setting(name)} must be a finite number, got {value}")
         self._check_backend()
         self._check_host()
         for record in dict.fromkeys((self.record, self.adapter)):

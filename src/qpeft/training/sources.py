@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from qpeft.errors import DataError
+from qpeft.errors import DataError, setting
 from qpeft.files import file_hash, parse_json
 from qpeft.training.local_paths import explain_missing, looks_like_path
 
@@ -212,8 +212,9 @@ def _read_tsv(file: Path, headerless: Sequence[str]) -> list[Row]:
     labels = [fields[-1] for fields in body]
     if not has_header and len(labels) > 2 and labels[0] not in labels[1:]:  # not a class with one example
         raise DataError(
-            f"{file}: the first line, {' and '.join(map(repr, lines[0]))}, looks like a header; set text_column and "
-            "label_column to its names, or remove the line"
+            f"{file}: the first line, {' and '.join(map(repr, lines[0]))}, looks like a header; "
+            f"set {setting('text_column')} and "
+            f"{setting('label_column')} to its names, or remove the line"
         )
     return [dict(zip(names, fields, strict=True)) for fields in body]
 
@@ -293,8 +294,8 @@ def _names(source: str, row: Row, columns: Columns) -> dict[str, str]:
             return names
     raise DataError(
         f"{source} has the columns {', '.join(row)}; required: {columns.text!r}, or {columns.prompt!r} and "
-        f"{columns.completion!r}, or 'messages'. text_column, prompt_column and completion_column give the names of "
-        "these columns"
+        f"{columns.completion!r}, or 'messages'. {setting('text_column')}, {setting('prompt_column')} and "
+        f"{setting('completion_column')} give the names of these columns"
     )
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from qpeft.checks import check_fields, option
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 ANSATZE = ("square", "qaa", "rxyz")
 READOUTS = ("z", "probs")
@@ -67,7 +67,10 @@ class QAASettings:
         check_fields(self, QAASettings)
         self.alpha = float(self.alpha)  # 16 and 16.0 are one setting
         if self.feature_source == "none" and not self.use_offset:
-            raise ConfigError("feature_source='none' trains the offset only, which use_offset=False removes")
+            raise ConfigError(
+                f"{setting('feature_source')}='none' trains the offset only, which "
+                f"{setting('use_offset')}=False removes"
+            )
         if self.out_slices is not None:
             self.out_slices = _checked_slices(self.out_slices)
 
@@ -80,6 +83,7 @@ def _checked_slices(slices: Any) -> list[list[int]]:
         pairs, in_order = [], False
     if not pairs or not in_order or any(a[1] > b[0] for a, b in pairwise(pairs)):
         raise ConfigError(
-            f"out_slices must be ranges such as [[0, 768], [1536, 2304]], in order and without overlap, got {slices}"
+            f"{setting('out_slices')} must be ranges such as [[0, 768], [1536, 2304]], in order and without overlap, "
+            f"got {slices}"
         )
     return pairs

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from qpeft.checks import check_fields, is_count, option
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 from qpeft.generator_config import GeneratorConfig
 from qpeft.methods.qpa import budget as counting
 from qpeft.methods.qpa.budget import QPACount
@@ -103,7 +103,9 @@ class QPASettings(GeneratorConfig):
         Raises ConfigError if no angles are trained.
         """
         if self.feature_source != "qnn":
-            raise ConfigError(f"feature_source {self.feature_source} has no circuit whose angles are trained")
+            raise ConfigError(
+                f"{setting('feature_source')} {self.feature_source} has no circuit whose angles are trained"
+            )
         return ".angles.tau", self.angle_scale
 
     def description(self) -> dict[str, Any]:
@@ -114,14 +116,17 @@ class QPASettings(GeneratorConfig):
         """Raise ConfigError, with the field and the allowed values, if a field is out of range."""
         check_fields(self, QPASettings)
         if self.chunk_size is not None and self.budget is not None:
-            raise ConfigError("set at most one of chunk_size and budget")
+            raise ConfigError(f"set at most one of {setting('chunk_size')} and {setting('budget')}")
         if self.hidden is not None and not (self.hidden and all(map(is_count, self.hidden))):
-            raise ConfigError(f"hidden must be a non-empty sequence of positive integers, got {list(self.hidden)}")
+            raise ConfigError(
+                f"{setting('hidden')} must be a non-empty sequence of positive integers, got {list(self.hidden)}"
+            )
         if self.hidden is not None and (len(self.hidden) > _MOST_WIDTHS or max(self.hidden) > _WIDEST):
-            raise ConfigError(f"hidden must have at most {_MOST_WIDTHS} widths of at most {_WIDEST:,}")
+            raise ConfigError(f"{setting('hidden')} must have at most {_MOST_WIDTHS} widths of at most {_WIDEST:,}")
         if self.budget is not None and self.budget >= 1 and self.budget != int(self.budget):
             raise ConfigError(
-                f"budget must be a positive whole number (a count) or a fraction between 0 and 1, got {self.budget}"
+                f"{setting('budget')} must be a positive whole number (a count) or a fraction between "
+                f"0 and 1, got {self.budget}"
             )
 
     def count(self, m: int) -> QPACount:
@@ -140,8 +145,9 @@ class QPASettings(GeneratorConfig):
         if counted.n_qubits > self.max_qubits:
             fewest = counting.n_chunks(m, 2**self.max_qubits)
             raise ConfigError(
-                f"{counted.n_chunks} chunks need {counted.n_qubits} qubits, more than max_qubits={self.max_qubits}; "
-                f"use chunk_size >= {fewest}"
+                f"{counted.n_chunks} chunks need {counted.n_qubits} qubits, more than "
+                f"{setting('max_qubits')}={self.max_qubits}; "
+                f"use {setting('chunk_size')} >= {fewest}"
             )
         return counted
 

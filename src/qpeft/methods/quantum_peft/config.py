@@ -9,7 +9,7 @@ from peft import LoraConfig
 
 from qpeft.checks import option
 from qpeft.core.config import GeneratedLoraConfig, MethodName
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
 QUANTUM_PEFT = MethodName("QPEFT_QUANTUM_PEFT")
@@ -39,7 +39,10 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         self.peft_type = QUANTUM_PEFT  # type: ignore[assignment]
         self.check_format()
         if self.use_rslora:
-            raise ConfigError("use_rslora rescales by r, but Quantum-PEFT's scale is lora_alpha itself; leave it unset")
+            raise ConfigError(
+                f"{setting('use_rslora')} rescales by r, but Quantum-PEFT's scale is "
+                f"{setting('lora_alpha')} itself; leave it unset"
+            )
         if self.init_lora_weights is not True:
             raise ConfigError(
                 f"init_lora_weights={self.init_lora_weights!r} does not apply: circuits compute the initial values; "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 _EXTRA_COLUMNS = 8
 
@@ -43,7 +43,9 @@ def leading_frame(gradient: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, T
     """
     smaller = min(gradient.shape)
     if rank > smaller:
-        raise ConfigError(f"frame rank {rank} exceeds min(d_in, d_out)={smaller}; use a smaller frame_rank")
+        raise ConfigError(
+            f"frame rank {rank} exceeds min(d_in, d_out)={smaller}; use a smaller {setting('frame_rank')}"
+        )
     matrix = -gradient.detach().float()
     matrix /= matrix.abs().amax().clamp(min=torch.finfo(torch.float32).tiny)  # its square must not underflow
     n_columns = min(rank + _EXTRA_COLUMNS, smaller)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 from qpeft.methods.quantum_peft.frames import frame_rank_for
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
@@ -83,7 +83,10 @@ def _frame_rank(config: QuantumPeftGeneratorConfig, matrix: Matrix) -> int | Non
         return matrix.rank
     rank = frame_rank_for(matrix.d_out, matrix.d_in, config.frame_rank)
     if matrix.rank > rank:
-        raise ConfigError(f"r={matrix.rank} exceeds the frame of {matrix.name}, {rank} directions; raise frame_rank")
+        raise ConfigError(
+            f"{setting('r')}={matrix.rank} exceeds the frame of {matrix.name}, {rank} directions; "
+            f"raise {setting('frame_rank')}"
+        )
     return rank
 
 

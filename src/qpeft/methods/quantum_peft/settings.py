@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from qpeft.checks import check_fields, option
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 FAMILIES = ("pauli", "lie", "kronecker", "core")
 CONSTRUCTIONS = ("auto", "qsd", "qsd_full", "pad")
@@ -117,7 +117,9 @@ class QuantumPeftGeneratorConfig:
         if self.family != "pauli":
             raise ConfigError(f"family {self.family} of Quantum-PEFT has no circuit, so there are no angles")
         if self.freeze_angles:
-            raise ConfigError("freeze_angles: the angles are not trained, so there is no movement to measure")
+            raise ConfigError(
+                f"{setting('freeze_angles')}: the angles are not trained, so there is no movement to measure"
+            )
         if self.bits is not None:
             raise ConfigError("quantized angles are stored without their initial values: no movement can be measured")
         if self.start == "gradient":
@@ -129,7 +131,7 @@ class QuantumPeftGeneratorConfig:
         """Raise ConfigError, with the field and the allowed values, if a field is out of range."""
         check_fields(self, QuantumPeftGeneratorConfig)
         if self.bits not in (None, *BITS):
-            raise ConfigError(f"bits must be one of 8, 4, 3, 2, 1 or None, got {self.bits}")
+            raise ConfigError(f"{setting('bits')} must be one of 8, 4, 3, 2, 1 or None, got {self.bits}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -139,7 +141,10 @@ class QuantumPeftGeneratorConfig:
         if self.family == "core" and self.frame is None:
             raise ConfigError("family core is a matrix inside a frame; set frame='gradient' or frame='random'")
         if self.family == "core" and (self.share != "none" or self.freeze_angles or self.bits is not None):
-            raise ConfigError("family core trains one matrix per module: share, freeze_angles and bits do not apply")
+            raise ConfigError(
+                "family core trains one matrix per module: "
+                f"{setting('share')}, {setting('freeze_angles')} and {setting('bits')} do not apply"
+            )
         if self.entangler != "cz" and self.family != "pauli":
             raise ConfigError(f"entangler is for family pauli; family {self.family} has no circuit")
         if self.start == "gradient" and (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qpeft.checks import check_fields, option
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 GATE_INITS = ("normal", "ones")
 HIGHEST_BUDGET = 10
@@ -40,7 +40,7 @@ class SoRASettings:
 
     def __post_init__(self) -> None:
         if self.shrink_budget is not None and self.sparse_lambda is not None:
-            raise ConfigError("Give either shrink_budget or sparse_lambda, not both.")
+            raise ConfigError(f"Give either {setting('shrink_budget')} or {setting('sparse_lambda')}, not both.")
         if self.shrink_budget is None and self.sparse_lambda is None:
             self.shrink_budget = 1.0
         check_fields(self, SoRASettings)

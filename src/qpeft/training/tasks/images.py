@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qpeft.errors import DataError
+from qpeft.errors import DataError, setting
 from qpeft.training.sources import class_columns, first_line, hub_data_set, hub_splits, is_local, local_path
 from qpeft.training.tasks.labelled_data import Labelled, label_name
 
@@ -175,7 +175,9 @@ def _read_hub(source: str, split: str, label_column: str) -> list[Labelled]:
     image_column = next((name for name in _COLUMNS if name in columns), None)
     if image_column is None or label_column not in columns:
         wanted = f"one of {', '.join(_COLUMNS)}" if image_column is None else repr(label_column)
-        raise DataError(f"{source} has the columns {', '.join(columns)}; required: {wanted}. Set label_column")
+        raise DataError(
+            f"{source} has the columns {', '.join(columns)}; required: {wanted}. Set {setting('label_column')}"
+        )
     names: Any = class_columns(data_set).get(label_column)
     rows: list[Labelled] = []
     for number, row in enumerate(data_set.cast_column(image_column, Image(decode=False)), start=1):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qpeft.errors import DataError
+from qpeft.errors import DataError, setting
 
 Labelled = tuple[Any, str]  # content, class name
 
@@ -54,7 +54,9 @@ def hold_out(rows: list[Labelled], source: str) -> tuple[list[Labelled], list[La
         by_class[name].append(place)
     chosen = {place for places in by_class.values() for place in _held_out(places)}
     if not chosen:
-        raise DataError(f"{source} has only one example of each class, and none for evaluation; set eval_data")
+        raise DataError(
+            f"{source} has only one example of each class, and none for evaluation; set {setting('eval_data')}"
+        )
     train = [row for place, row in enumerate(rows) if place not in chosen]
     return train, [row for place, row in enumerate(rows) if place in chosen]
 

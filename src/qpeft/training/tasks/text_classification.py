@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qpeft.errors import ConfigError, DataError, InputError
+from qpeft.errors import ConfigError, DataError, InputError, setting
 from qpeft.training import base_model as base
 from qpeft.training.encoding import warn_of_unknown
 from qpeft.training.interrupt import interruptible
@@ -79,10 +79,10 @@ class TextClassification(Classification):
 def _labelled(source: str, rows: Sequence[Row], text: str, label: str) -> Any:
     if not rows:
         raise DataError(f"{source} is empty")
-    for column, setting in ((text, "text_column"), (label, "label_column")):
+    for column, name in ((text, "text_column"), (label, "label_column")):
         if column not in rows[0]:
             found = ", ".join(map(str, rows[0]))
-            raise DataError(f"{source} has the columns {found}, but no {column!r}; set {setting}")
+            raise DataError(f"{source} has the columns {found}, but no {column!r}; set {setting(name)}")
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
         if not isinstance(row.get(text), str | None):
@@ -102,5 +102,5 @@ def _longest(seq_len: int | None, config: Any, tokenizer: Any, reserved: int) ->
     """The longest text in tokens: the context of the model or of the tokenizer, whichever is shorter."""
     room = tokenizer.model_max_length - reserved
     if seq_len is not None and seq_len > room:
-        raise ConfigError(f"seq_len={seq_len} is longer than the {room} tokens that the tokenizer allows")
+        raise ConfigError(f"{setting('seq_len')}={seq_len} is longer than the {room} tokens that the tokenizer allows")
     return min(base.block_length(seq_len, config, reserved), room)
