@@ -17,6 +17,12 @@ def test_import_is_light():
     assert out.strip() == "[]"
 
 
+def test_import_loads_no_other_module():
+    """The command handles Ctrl-C only after it."""
+    out = run("import sys; before = {*sys.modules}; import qpeft; print({*sys.modules} - before)")
+    assert out.strip() == "{'qpeft'}"
+
+
 @pytest.mark.parametrize(
     "imports",
     [

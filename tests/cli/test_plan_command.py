@@ -89,7 +89,7 @@ def test_stock_method_has_no_circuit(qpeft_cli, base_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "0.5", "--chunk-size", "8"], "at most one of --chunk-size and budget"),
+        (["--budget", "0.5", "--chunk-size", "8"], "at most one of --chunk-size and --budget"),
         (["--target-modules", "q_prj"], "q_proj"),
         (["--model", "nowhere/else/at-all"], "nowhere"),
         (["--method", "lora", "--budget", "0.5"], "--budget: options of QPA, not of method lora"),
