@@ -59,7 +59,7 @@ def test_json_answer(qpeft_cli, base_folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model", "{base}", "--prompt", ""], "the prompt is empty"),
+        (["--model", "{base}", "--prompt", ""], "--prompt is empty"),
         (["--prompt", "x"], "--model, --adapter, or both"),
         (["--model", "{base}", "--prompt", "word " * 40], "exceed the model's context of 160"),
         (["--adapter", "{base}", "--prompt", "x"], "no adapter at"),

@@ -76,10 +76,10 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         options, values, _ = self.make_parser(ctx).parse_args([*args])
-        for name, value in (*options.items(), *(("argument", value) for value in values)):
+        names = {parameter.name: parameter.opts[0] for parameter in self.params}
+        for name, value in (("an argument", values), *options.items()):
             if "" in (value if isinstance(value, list) else [value]):
-                shown = name if name == "argument" else f"--{name.replace('_', '-')}"
-                raise typer.BadParameter(f"{shown} is empty; give a value, or leave it out", ctx=ctx)
+                raise typer.BadParameter(f"{names.get(name, name)} is empty; give a value, or leave it out", ctx=ctx)
         return super().parse_args(ctx, args)
 
 
