@@ -11,6 +11,8 @@ from typing import Any
 from qpeft.errors import ConfigError, setting
 from qpeft.names import unknown
 
+MOST = 2**31 - 1  # of every count
+
 
 def option(default: Any, text: str, **metadata: Any) -> Any:
     """A dataclass field with a help text, for the command line and the documentation, and limits for `check_fields`.

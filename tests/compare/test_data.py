@@ -84,6 +84,15 @@ def test_copy_of_the_training_data_is_refused_as_held_out_data(tmp_path, part):
     assert not (tmp_path / "study" / "data").exists()
 
 
+@pytest.mark.parametrize("cut", [slice(1000), slice(777, 1500)])
+def test_part_of_the_training_text_is_refused_as_test_data(tmp_path, cut):
+    text = "".join(f"line {n} of a long tale that nobody would write twice\n" for n in range(80))
+    (tmp_path / "all.txt").write_text(text)
+    (tmp_path / "part.txt").write_text(text[cut])
+    with pytest.raises(DataError, match="the test data are a copy or a part of the training data"):
+        split_data(study(data=str(tmp_path / "all.txt"), test_data=str(tmp_path / "part.txt")), tmp_path / "study")
+
+
 def test_rows_that_two_parts_share_are_counted(tmp_path):
     for name, start in (("a", 0), ("b", 55)):
         rows_ = [{"text": f"document {n}"} for n in range(start, start + 60)]

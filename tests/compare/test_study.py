@@ -145,6 +145,12 @@ def test_infinite_number_is_refused(field):
         load_study("survey", {field: float("inf")})
 
 
+@pytest.mark.parametrize("field", ["training.steps", "training.batch_size", "training.eval_every", "test_blocks"])
+def test_number_beyond_every_count_is_refused(field):
+    with pytest.raises(ConfigError, match=rf"{field}: Input should be less than or equal to 2147483647"):
+        load_study("survey", {field: 10**20})
+
+
 def test_nested_merge_keys_are_refused(tmp_path):
     levels = [f"a{n}: &a{n}\n  <<: [{', '.join([f'*a{n - 1}'] * 6)}]\n" for n in range(1, 13)]
     (path := tmp_path / "study.yaml").write_text("a0: &a0 {x: 1, y: 2, z: 3}\n" + "".join(levels))

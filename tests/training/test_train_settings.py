@@ -46,10 +46,15 @@ def test_default_intervals_follow_from_the_number_of_steps(steps, evaluate, save
     assert settings(steps=steps, eval_every=3, save_every=4, log_every=5).intervals() == (3, 4, 5)
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "gradient_accumulation_steps"])
+@pytest.mark.parametrize("name", ["steps", "batch_size", "gradient_accumulation_steps", "seq_len", "eval_every"])
 def test_number_beyond_every_count_is_refused(name):
     with pytest.raises(ConfigError, match=f"{name} must be at most"):
         TrainSettings(model="m", data="d", out="o", **{name: 10**20}).check()
+
+
+def test_whole_number_of_a_method_that_no_tensor_can_have_is_refused():
+    with pytest.raises(ConfigError, match=r"^r must be smaller than 2\^63"):
+        settings(method="lora", method_settings={"r": 10**20}).check()
 
 
 def test_empty_validation_data_are_refused():

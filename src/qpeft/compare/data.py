@@ -153,7 +153,7 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
     White space does not count.
     """
     what, (n_shared, n) = "rows", count_shared(map(_content(study), rows), map(_content(study), others))
-    if n_shared == n:
+    if n_shared == n or (study.is_language_model and _is_part_of_text(rows, others)):
         raise DataError(
             f"the {other} data are a copy or a part of the {one} data: a comparison needs separate data; set eval_data "
             "and test_data to other data, or leave them out"
@@ -165,6 +165,12 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
     found = f"{n_shared} of {n} {what} of the {other} data are also in the {one} data"
     warnings.warn(f"{found}; remove them", stacklevel=1)
     return [f"{found}: results on them describe learned text."]
+
+
+def _is_part_of_text(rows: Sequence[Any], others: Sequence[Any]) -> bool:
+    """Whether the texts `others` are one part of the texts `rows`; white space does not count."""
+    whole, part = ("".join("".join(row["text"].split()) for row in some if "text" in row) for some in (rows, others))
+    return bool(part) and part in whole
 
 
 def _long_lines(rows: Sequence[Any]) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from qpeft import methods
 from qpeft.backends.settings import backend_settings
+from qpeft.checks import MOST
 from qpeft.errors import ConfigError
 from qpeft.names import unknown
 from qpeft.training.task_types import TASKS
@@ -116,17 +117,17 @@ def is_ranked(ratio: float) -> bool:
 class Training(_Strict):
     """Options of `qpeft train` that all methods share."""
 
-    steps: int = Field(default=80, ge=1)
-    batch_size: int = Field(default=4, ge=1)
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    seq_len: int | None = Field(default=128, ge=2)
+    steps: int = Field(default=80, ge=1, le=MOST)
+    batch_size: int = Field(default=4, ge=1, le=MOST)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, le=MOST)
+    seq_len: int | None = Field(default=128, ge=2, le=MOST)
     warmup: float = Field(default=0.06, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    eval_every: int | None = Field(default=None, ge=1)  # default: eight times per run
-    eval_blocks: int = Field(default=24, ge=0)
-    save_every: int | None = Field(default=None, ge=1)
+    eval_every: int | None = Field(default=None, ge=1, le=MOST)  # default: eight times per run
+    eval_blocks: int = Field(default=24, ge=0, le=MOST)
+    save_every: int | None = Field(default=None, ge=1, le=MOST)
     text_column: str = "text"
     label_column: str = "label"
     prompt_column: str = "prompt"
@@ -143,8 +144,8 @@ class Tuning(_Strict):
 class Generation(_Strict):
     """Greedy answers to the test prompts: BLEU, ROUGE, and BERTScore where a local encoder is given."""
 
-    max_new_tokens: int = Field(default=64, ge=1)
-    n_prompts: int = Field(default=64, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1, le=MOST)
+    n_prompts: int = Field(default=64, ge=1, le=MOST)
     bertscore_model: str | None = None
 
 
@@ -164,7 +165,7 @@ class Study(_Strict):
     seeds: list[_Seed] = Field(default=[0, 1, 2], min_length=1)
     tuning: Tuning = Tuning()
     training: Training = Training()
-    test_blocks: int = Field(default=96, ge=0)
+    test_blocks: int = Field(default=96, ge=0, le=MOST)
     generation: Generation | None = None
     capacity: bool = True
     costs: bool = True

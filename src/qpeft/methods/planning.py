@@ -113,4 +113,4 @@ def _adapt(model: nn.Module, config: Any) -> Any:
             f"{type(config).__name__} needs the weights of the base to build its adapter, so it cannot be planned"
         ) from error
     except (ValueError, TypeError) as error:  # raised by PEFT
-        raise error if isinstance(error, QpeftError) else ConfigError(str(error)) from error
+        raise error if isinstance(error, QpeftError) else ConfigError(str(error).partition("\n")[0]) from error

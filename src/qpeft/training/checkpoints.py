@@ -45,12 +45,13 @@ def last_complete(folder: Path) -> Path | None:
 
 
 def find_damaged(checkpoint: Path) -> str | None:
-    """The name of a file whose SHA-256 has changed, if there is one; of `complete` if it lacks a file."""
+    """What is wrong with a checkpoint, if anything: a file's SHA-256, or a file that `complete` does not list."""
     hashes = _hashes(checkpoint)
     files = {file.relative_to(checkpoint).as_posix() for file in _files(checkpoint) if not file.name.startswith(".")}
-    if not files <= {_MARKER, *hashes}:
-        return _MARKER
-    return next((name for name, digest in hashes.items() if file_hash(checkpoint / name) != digest), None)
+    if others := files - {_MARKER, *hashes}:
+        return f"the file {_MARKER} does not list {min(others)}; if this file was added, remove it"
+    changed = (name for name, digest in hashes.items() if file_hash(checkpoint / name) != digest)
+    return next((f"the SHA-256 of {name} has changed" for name in changed), None)
 
 
 def prune(folder: Path) -> None:

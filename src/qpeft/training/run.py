@@ -185,8 +185,8 @@ def _run_trainer(
     """Train the remaining steps; `ready.model` is changed in place."""
     prune(folder.checkpoints)
     checkpoint = last_complete(folder.checkpoints)
-    if checkpoint is not None and (name := find_damaged(checkpoint)):
-        raise CheckpointError(_damaged(checkpoint, f"the SHA-256 of {name} has changed"))
+    if checkpoint is not None and (reason := find_damaged(checkpoint)):
+        raise CheckpointError(_damaged(checkpoint, reason))
     if checkpoint is None and folder.metrics.exists():
         progress.on_note("no checkpoint is complete: starting from the beginning")
     log = MetricsLog(folder.metrics, checkpoint and step_of(checkpoint))

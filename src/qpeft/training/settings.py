@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from qpeft import methods
 from qpeft.backends.settings import BackendSettings, backend_settings
-from qpeft.checks import check_fields, option
+from qpeft.checks import MOST, check_fields, option
 from qpeft.errors import ConfigError, setting
 from qpeft.methods import Method
 from qpeft.names import unknown
@@ -22,7 +22,7 @@ _EVALUATION = "Evaluation and checkpoints"
 _COLUMNS = "Columns of the data"
 
 _EVALUATED_BLOCKS = 512
-_MOST = 2**31 - 1  # of counts
+_BEYOND_TENSORS = 2**63  # torch's limit
 HIGHEST_SEED = 2**32 - 1  # NumPy's limit
 
 
@@ -69,7 +69,7 @@ class TrainSettings:
         "head in full.",
         choices=tuple(TASKS),
     )
-    steps: int = option(500, "Optimizer steps.", at_least=1, at_most=_MOST)
+    steps: int = option(500, "Optimizer steps.", at_least=1, at_most=MOST)
     lr: float = option(1e-3, "Peak learning rate; after the warmup it decreases linearly to 0.", above=0)
     warmup: float = option(
         0.06,
@@ -79,16 +79,17 @@ class TrainSettings:
         below=1,
     )
     batch_size: int = option(
-        8, "Blocks of text, or examples, in one forward pass.", panel=_OPTIMIZATION, at_least=1, at_most=_MOST
+        8, "Blocks of text, or examples, in one forward pass.", panel=_OPTIMIZATION, at_least=1, at_most=MOST
     )
     gradient_accumulation_steps: int = option(
-        1, "Forward passes in one optimizer step.", panel=_OPTIMIZATION, at_least=1, at_most=_MOST
+        1, "Forward passes in one optimizer step.", panel=_OPTIMIZATION, at_least=1, at_most=MOST
     )
     seq_len: int | None = option(
         None,
         "Tokens in a block, or the longest text of a classification. Default: the model's context, at most 512.",
         panel=_OPTIMIZATION,
         at_least=2,
+        at_most=MOST,
     )
     weight_decay: float = option(0.0, "Weight decay of AdamW.", panel=_OPTIMIZATION, at_least=0)
     max_grad_norm: float = option(
@@ -115,6 +116,7 @@ class TrainSettings:
         "Steps between evaluations, in addition to the first and the last step. Default: a tenth of the steps.",
         panel=_EVALUATION,
         at_least=1,
+        at_most=MOST,
     )
     eval_blocks: int | None = option(
         None,
@@ -122,18 +124,21 @@ class TrainSettings:
         "Default: 512 blocks of text, or all examples of a classification.",
         panel=_EVALUATION,
         at_least=0,
+        at_most=MOST,
     )
     save_every: int | None = option(
         None,
         "Steps between checkpoints. Default: a tenth of the steps, at most 500; 1 on hardware.",
         panel=_EVALUATION,
         at_least=1,
+        at_most=MOST,
     )
     log_every: int | None = option(
         None,
         "Steps between training losses in metrics.jsonl. Default: at most 1,000 losses in a run.",
         panel=_EVALUATION,
         at_least=1,
+        at_most=MOST,
     )
     text_column: str = option("text", "Column that holds the text.", panel=_COLUMNS)
     label_column: str = option("label", "Column that holds the class.", panel=_COLUMNS)
@@ -158,6 +163,8 @@ class TrainSettings:
         for name, value in self.method_settings.items():
             if isinstance(value, float) and not isfinite(value):
                 raise ConfigError(f"{setting(name)} must be a finite number, got {value}")
+            if isinstance(value, int) and abs(value) >= _BEYOND_TENSORS:
+                raise ConfigError(f"{setting(name)} must be smaller than 2^63")
         self._check_backend()
         self._check_host()
         for record in dict.fromkeys((self.record, self.adapter)):
