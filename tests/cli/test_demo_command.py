@@ -60,7 +60,7 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, tmp_path, monke
     assert "steps was 2, now 3" in other.stderr
 
 
-@pytest.mark.parametrize(("methods", "named"), [("lora,qap", "did you mean 'qpa'?"), ("", "no demo method given")])
+@pytest.mark.parametrize(("methods", "named"), [("lora,qap", "did you mean 'qpa'?"), (",", "no demo method given")])
 def test_unknown_method_exits_with_code_2(qpeft_cli, tmp_path, methods, named):
     result = qpeft_cli("demo", "--methods", methods, "--out", tmp_path / "demo")
     assert result.exit_code == 2
