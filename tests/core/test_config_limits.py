@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import llama
 
 import qpeft
 from qpeft.core import config_limits
+from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError
 
 TARGETS = ["q_proj", "v_proj"]
@@ -86,6 +87,65 @@ def test_rank_larger_than_all_tensors_is_refused(hostile, kind, changes):
 def test_size_of_a_generator_is_limited(hostile, changes):
     with pytest.raises(CheckpointError, match="at most"):
         qpeft.load(llama(), hostile(CONFIGS["generated"](), **changes))
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden": [4096] * 20},
+        {"hidden": [4096] * 2, "chunk_size": 2**20},
+        {"hidden": [4096] * 2, "chunk_size": None, "budget": 10**8},
+    ],
+    ids=["hidden", "chunk_size", "budget"],
+)
+def test_generator_larger_than_the_weights_is_refused_before_it_is_drawn(hostile, monkeypatch, attached, changes):
+    generator = qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(2,))
+    folder = hostile(CONFIGS["generated"](), **({} if attached else changes))
+    if attached:
+        folder = folder.parent / "attached"
+        qpeft.save(qpeft.attach(get_peft_model(llama(), CONFIGS["stock"]()), generator), folder)
+        file = folder / "adapter_config.json"
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps({**content, "generator": content["generator"] | changes}))
+    monkeypatch.setattr(SeededInit, "_unit", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(CheckpointError, match=r"its generator would have [\d,]+ parameters, the weights contain"):
+        qpeft.load(llama(), folder)
+
+
+@pytest.mark.parametrize(
+    "table", [None, [], [["x", [-1]]], [["x", [10**30]]], [["x", [10**9, 10**9]]], [[10**8, 16]]], ids=str
+)
+def test_damaged_table_of_generated_tensors_is_refused(hostile, table):
+    with pytest.raises(CheckpointError, match="table of generated tensors is damaged"):
+        qpeft.load(llama(), hostile(CONFIGS["generated"](), generated=table))
+
+
+def test_table_of_generated_tensors_is_no_evidence_of_a_rank(hostile):
+    forged = [["model.layers.0.self_attn.q_proj.lora_A.weight", [10**8, 16]]]
+    with pytest.raises(CheckpointError, match="r=100000000 is larger than the tensors of the adapter"):
+        qpeft.load(llama(), hostile(CONFIGS["generated"](), generated=forged, r=10**8))
+
+
+OWN = {
+    "generated": CONFIGS["generated"],
+    "quantum": lambda: qpeft.QuantumPeftConfig(r=2, target_modules=TARGETS),
+    "gated": lambda: qpeft.SoRAConfig(r=2, target_modules=TARGETS, shrink_budget=0),
+    "bottleneck": lambda: qpeft.BottleneckConfig(bottleneck_size=2),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_rank_larger_than_its_module_is_refused_also_by_peft(hostile, kind):
+    changes = {"bottleneck_size": 2**16} if kind == "bottleneck" else {"rank_pattern": {"v_proj": 10**8}}
+    with pytest.raises(ConfigError, match=r"(v_proj|mlp); use at most 1024"):
+        PeftModel.from_pretrained(llama(), hostile(OWN[kind](), **changes))
+
+
+def test_peft_reports_the_pattern_and_not_the_base_model(hostile, monkeypatch):
+    monkeypatch.setattr(config_limits, "SECONDS", 0.3)
+    with pytest.raises(ConfigError, match=r"^a pattern takes more than"):
+        PeftModel.from_pretrained(llama(), hostile(CONFIGS["generated"](), target_modules=ENDLESS))
 
 
 def test_number_of_qubits_is_not_looped_over():

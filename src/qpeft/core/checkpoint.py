@@ -13,9 +13,10 @@ from torch import nn
 
 from qpeft.core.config_limits import check_patterns, check_sizes
 from qpeft.core.exported_folder import RECORD, refuse_others
-from qpeft.core.load_checks import check_acts, check_whole, find_not_finite
+from qpeft.core.load_checks import check_acts, check_generator, check_whole, find_not_finite
 from qpeft.core.model_card import is_users_own
 from qpeft.core.replication import refuse_sharded_adapter
+from qpeft.core.targets import is_linear, sizes
 from qpeft.core.weights_hash import check_seal, sets_in_order
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json, replace_folder
@@ -62,7 +63,8 @@ def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, 
     try:
         config = check_folder(folder)
         try:
-            check_sizes(config, folder / WEIGHTS)
+            check_sizes(config, folder / WEIGHTS, [sizes(module) for module in base.modules() if is_linear(module)])
+            check_generator(config, folder)
             check_patterns(config, (name for name, _ in base.named_modules()))
         except ConfigError as error:
             raise CheckpointError(f"{folder / CONFIG}: {error}; restore the original file") from error

@@ -6,10 +6,10 @@ A regular expression can take exponential time, and a rank can require any amoun
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from qpeft.errors import ConfigError
 
 SECONDS = 5.0  # for the patterns of a config, on all modules of a model
-_UNCHECKED = 1024  # sizes up to this need no tensor of that size
+UNCHECKED = 1024  # sizes up to this need no tensor of that size
 _SIZES = ("r", "init_r", "target_r", "num_virtual_tokens", "encoder_hidden_size", "n_frequency")
 _CHOICES = "*+?{|"  # two of them can take exponential time
 
@@ -37,17 +37,23 @@ for pattern in patterns:
 """
 
 
-def check_sizes(config: Mapping[str, Any], weights: Path) -> None:
-    """Raise ConfigError if a rank, or another size of the adapter, is larger than every tensor in `weights`."""
+def check_sizes(config: Mapping[str, Any], weights: Path, matrices: Sequence[tuple[int, int]]) -> None:
+    """Raise ConfigError if a rank, or another size of the adapter, is larger than every tensor in `weights`.
+
+    That file does not contain the tensors of a generated adapter, for which the base model's `matrices` are a limit
+    as well.
+    """
     with safe_open(weights, framework="pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-    with suppress(TypeError, ValueError, LookupError):  # a damaged table is refused when it is used
-        shapes += [[int(size) for size in entry[1]] for entry in config.get("generated") or ()]
-    largest = max((size for shape in shapes for size in shape), default=0)
+        largest = max((size for key in file.keys() for size in file.get_slice(key).get_shape()), default=0)  # noqa: SIM118
+    entries = 0
+    if "generated" in config:
+        largest = max([largest, *map(min, matrices)])
+        entries = max(map(math.prod, matrices), default=0)
     for name, value in _sizes(config):
-        if isinstance(value, int) and value > max(_UNCHECKED, largest):
+        limit = max(largest, entries) if name == "n_frequency" else largest  # it counts entries of a matrix
+        if isinstance(value, int) and value > max(UNCHECKED, limit):
             raise ConfigError(
-                f"{name}={value} is larger than the tensors of the adapter, whose largest dimension is {largest}"
+                f"{name}={value} is larger than the tensors of the adapter, whose largest dimension is {limit}"
             )
 
 

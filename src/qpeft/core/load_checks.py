@@ -2,19 +2,77 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import PeftConfig, get_peft_model_state_dict
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.tuners_utils import _filter_state_dict_by_key_prefixes, _get_tuner_state_dict_key_prefixes
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from qpeft.core.adapter_form import form_of
+from qpeft.core.binding import Slot
+from qpeft.core.config import GeneratedConfig
 from qpeft.core.generator_holder import GeneratorHolder, holder_of
-from qpeft.errors import CheckpointError
+from qpeft.core.seeded_init import SeededInit
+from qpeft.errors import CheckpointError, ConfigError, InputError
+
+_BITS = 32  # of a stored value, which may contain that many quantized parameters
+_UNCHECKED = 2**20  # that many parameters are drawn at once
+_LARGEST = 2**40  # entries of a generated tensor
+
+
+class _Undrawn(SeededInit):
+    """Tensors of the shapes that would be drawn, on the meta device."""
+
+    def uniform(self, name: str, shape: Sequence[int], bound: float) -> Tensor:
+        return torch.empty(tuple(shape), device="meta")
+
+    def normal(self, name: str, shape: Sequence[int], std: float = 1.0) -> Tensor:
+        return torch.empty(tuple(shape), device="meta")
+
+
+def check_generator(content: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigError if adapter_config.json describes a generator that the weights cannot contain.
+
+    Before the generator is built: its parameters are counted on the meta device, without values.
+    """
+    if not issubclass(PEFT_TYPE_TO_CONFIG_MAPPING[content["peft_type"]], GeneratedConfig):
+        return
+    with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+        shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 it is no dict
+    try:
+        table = [(str(label), torch.Size(shape)) for label, shape in content.get("generated") or ()]
+        if not table:
+            raise ValueError("it is empty")
+        if wrong := [label for label, shape in table if min(shape, default=1) < 1 or math.prod(shape) > _LARGEST]:
+            raise ValueError(f"the shape of {wrong[0]}")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"the table of generated tensors is damaged ({error})") from error
+    with warnings.catch_warnings(action="ignore"), torch.device("meta"):
+        try:
+            config = PeftConfig.from_pretrained(str(folder))
+            assert isinstance(config, GeneratedConfig)
+            slots = [Slot(nn.Module(), "", label, shape, torch.float32) for label, shape in table]
+            prefix = config.tensor_prefix
+            own = {k.removeprefix(prefix): torch.empty(v) for k, v in shapes.items() if k.startswith(prefix)}
+            generator = config.without_base(slots, _Undrawn(0), own)
+        except InputError:
+            raise
+        except Exception:  # reported where the adapter is built; or a user's generator that computes with values
+            return
+    if generator is None:  # the base model limits it
+        return
+    wanted = sum(p.numel() for p in generator.parameters())
+    stored = sum(map(math.prod, shapes.values()))
+    if wanted > max(_UNCHECKED, _BITS * stored):
+        raise ConfigError(f"its generator would have {wanted:,} parameters, the weights contain {stored:,} values")
 
 
 def check_whole(model: Any, folder: Path, name: str) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qpeft.core.config_limits import check_patterns
+from qpeft.core.config_limits import UNCHECKED, check_patterns
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
 _PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
@@ -57,6 +58,22 @@ def check_is_matrix(module: nn.Module, name: str) -> None:
     """Raise UnsupportedTypeError unless the module multiplies by one matrix: `nn.Linear` or transformers' `Conv1D`."""
     if not isinstance(module, (nn.Linear, Conv1D)):
         raise UnsupportedTypeError(f"{type(module).__name__} is not supported for {name}")
+
+
+def check_rank(config: Any, module: nn.Module, name: str) -> None:
+    """`check_width` for the rank that `config` gives the module called `name`."""
+    pattern = getattr(config, "rank_pattern", None) or {}
+    check_width("r", pattern.get(get_pattern_key(list(pattern), name), getattr(config, "r", 0)), module, name)
+
+
+def check_width(field: str, value: Any, module: nn.Module, name: str) -> None:
+    """Raise ConfigError if the adapter's inner width `value` is above 1024 and larger than all widths of the module."""
+    shapes = [tuple(p.shape) for p in module.parameters() if p.is_floating_point()]
+    largest = max(
+        (size for shape in (*shapes, sizes(module) if is_linear(module) else ()) for size in shape), default=0
+    )
+    if isinstance(value, int) and value > (limit := max(UNCHECKED, largest)):
+        raise ConfigError(f"{field}={value} is larger than {name}; use at most {limit}")
 
 
 def _check(config: PeftConfig, names: list[str]) -> None:

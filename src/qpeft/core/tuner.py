@@ -18,7 +18,7 @@ from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.load_checks import check_tensors
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of
-from qpeft.core.targets import check_target_modules, exclude_classifier_head
+from qpeft.core.targets import check_rank, check_target_modules, exclude_classifier_head
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 
@@ -68,9 +68,24 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         try:
             check_target_modules(model, config)
         except ConfigError as error:
-            if config.generated is None:
+            if config.generated is None or error.__cause__ is not None:  # a pattern is wrong, not the base model
                 raise
             raise CheckpointError(f"this adapter belongs to another base model: {error}") from error
+
+    def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]  as LoraModel's own does
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: Any,
+        target_name: str,
+        parent: Any,
+        current_key: str,
+        **options: Any,
+    ) -> None:
+        layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        check_rank(peft_config, layer, current_key)
+        stock: Any = super()
+        stock._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key, **options)
 
     def _make_binding(self, adapter_name: str) -> Binding:
         config: Any = self.peft_config[adapter_name]

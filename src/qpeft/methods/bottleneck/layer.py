@@ -13,7 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from qpeft.core.seeded_init import SeededInit
-from qpeft.core.targets import is_linear, sizes
+from qpeft.core.targets import check_width, is_linear, sizes
 from qpeft.errors import UnsupportedTypeError
 from qpeft.methods.bottleneck.config import ACTIVATIONS, BottleneckConfig
 
@@ -35,6 +35,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: BottleneckConfig, label: str) -> None:
         """Add an adapter that initially adds 0; W_down is uniform on +-1/sqrt(d), drawn from the seed by `label`."""
+        check_width("bottleneck_size", config.bottleneck_size, self.get_base_layer(), label)
         device, dtype = device_and_dtype(self.get_base_layer())
         down = nn.Linear(self.width, config.bottleneck_size, device=device, dtype=dtype)
         up = nn.Linear(config.bottleneck_size, self.width, device=device, dtype=dtype)

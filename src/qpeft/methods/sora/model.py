@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from qpeft.core.adapter_form import StockAdapter, complete_state, count_trainable
 from qpeft.core.config import own_copy
 from qpeft.core.load_checks import check_adapter
-from qpeft.core.targets import check_is_matrix, check_target_modules, exclude_classifier_head
+from qpeft.core.targets import check_is_matrix, check_rank, check_target_modules, exclude_classifier_head
 from qpeft.core.tied_weights import check_not_tied
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods.sora import export as sora_export
@@ -51,6 +51,7 @@ class SoRAModel(GatedTuner, LoraModel):
             if check_target_module_exists(config, name):
                 layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
                 check_is_matrix(layer, name)
+                check_rank(config, layer, name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
 
     def _create_and_replace(
