@@ -74,7 +74,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
 
     def _create_and_replace(  # pyright: ignore[reportIncompatibleMethodOverride]  as LoraModel's own does
         self,
-        peft_config: Any,
+        lora_config: Any,
         adapter_name: str,
         target: Any,
         target_name: str,
@@ -83,9 +83,9 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         **options: Any,
     ) -> None:
         layer = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        check_rank(peft_config, layer, current_key)
+        check_rank(lora_config, layer, current_key)
         stock: Any = super()
-        stock._create_and_replace(peft_config, adapter_name, target, target_name, parent, current_key, **options)
+        stock._create_and_replace(lora_config, adapter_name, target, target_name, parent, current_key, **options)
 
     def _make_binding(self, adapter_name: str) -> Binding:
         config: Any = self.peft_config[adapter_name]
