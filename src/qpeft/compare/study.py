@@ -20,14 +20,14 @@ from qpeft.backends.settings import backend_settings
 from qpeft.checks import MOST
 from qpeft.errors import ConfigError
 from qpeft.names import unknown
+from qpeft.training.settings import HIGHEST_SEED
 from qpeft.training.task_types import TASKS
 
 BUILT_IN = tuple(sorted(file.name.removesuffix(".yaml") for file in (files("qpeft.compare") / "builtin").iterdir()))
 _MAX_VALUES = 100_000  # of a file
 LEAST_RANKED = 0.8  # of a block's budget
 
-_HIGHEST_SEED = 2**32 - 1  # NumPy's limit
-_Seed = Annotated[int, Field(ge=0, le=_HIGHEST_SEED)]
+_Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # a spreadsheet must not read it as a formula
 
@@ -138,7 +138,7 @@ class Tuning(_Strict):
     """Learning rates: every method tries its middle learning rate times each of `grid`, on validation data."""
 
     grid: list[_Factor] = Field(default=[0.3, 1.0, 3.0, 10.0], min_length=1)
-    seed: int = Field(default=1000, ge=0, le=_HIGHEST_SEED)  # of the trials; not one of `seeds`
+    seed: int = Field(default=1000, ge=0, le=HIGHEST_SEED)  # of the trials; not one of `seeds`
 
 
 class Generation(_Strict):
