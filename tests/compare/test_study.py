@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from qpeft.compare.study import BUILT_IN, Study, load_study
+from qpeft.compare import BUILT_IN
+from qpeft.compare.study import Study, load_study
 from qpeft.errors import ConfigError
 
 SMALL = """

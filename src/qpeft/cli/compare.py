@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import tempfile
 from dataclasses import asdict, dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +16,7 @@ from qpeft.cli.compare_bar import CompareBar, say_failures
 from qpeft.cli.console import Answer, count, facts, print_code, say, table, working
 from qpeft.cli.failures import SOME_FAILED
 from qpeft.cli.options import Fields
+from qpeft.compare import BUILT_IN
 from qpeft.errors import ConfigError, setting
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from qpeft.compare.resolved import ResolvedMember, ResolvedMethod, ResolvedStudy
     from qpeft.compare.rows import Row
 
-_BUILT_IN = sorted(file.name.removesuffix(".yaml") for file in (files("qpeft.compare") / "builtin").iterdir())
 _DOTTED = {name: f"training.{name}" for name in ("steps", "batch_size", "seq_len")}
 
 
@@ -55,7 +54,7 @@ StudyArgument = Annotated[
     str,
     typer.Argument(
         metavar="STUDY",
-        help=f"A study file (YAML), or {', '.join(_BUILT_IN)}.",
+        help=f"A study file (YAML), or {', '.join(BUILT_IN)}.",
     ),
 ]
 Overrides = Annotated[dict[str, Any], Fields(StudyOptions, panel="Study")]

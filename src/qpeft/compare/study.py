@@ -18,12 +18,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from qpeft import methods
 from qpeft.backends.settings import backend_settings
 from qpeft.checks import MOST
+from qpeft.compare import BUILT_IN
 from qpeft.errors import ConfigError
 from qpeft.names import unknown
 from qpeft.training.settings import HIGHEST_SEED
 from qpeft.training.task_types import TASKS
 
-BUILT_IN = tuple(sorted(file.name.removesuffix(".yaml") for file in (files("qpeft.compare") / "builtin").iterdir()))
 _MAX_VALUES = 100_000  # of a file
 LEAST_RANKED = 0.8  # of a block's budget
 
