@@ -53,6 +53,15 @@ def test_equal_documents_and_answers_to_one_prompt_stay_together(tmp_path, key):
     assert {len(answers) for answers in test_references(splits.test).values()} == ({3} if extra else set())
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b", "\r\n"])
+def test_references_of_texts_with_line_separators(tmp_path, separator):
+    data = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"one{separator}{n}", "completion": f"a{separator}b"} for n in range(60)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = split_data(study(data=str(data)), tmp_path / "study")
+    assert test_references(splits.test) == {f"one{separator}{n}": [f"a{separator}b"] for n in (9, 29, 49)}
+
+
 def test_parts_contain_all_classes(tmp_path):
     draw = np.random.default_rng(0)
     images, labels = draw.integers(0, 255, (120, 4, 4, 3), dtype=np.uint8), np.arange(120) % 3
