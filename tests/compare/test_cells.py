@@ -315,6 +315,15 @@ def test_non_finite_loss_gives_status_diverged(study, tmp_path):
     assert row.error_msg
 
 
+def test_folder_that_another_study_has_used_since_the_plan_is_rejected(study, tmp_path):
+    plan, other = (make_plan(study(name=name), tmp_path / "out") for name in ("survey", "other"))
+    plan.claim()
+    plan.claim()
+    with pytest.raises(ConfigError, match="holds a study with study 'survey'"):
+        other.claim()
+    assert read_study(plan.folder).name == "survey"
+
+
 def test_folder_of_another_study_is_rejected(study, tmp_path, tiny_model):
     make_plan(study(), tmp_path / "out").study.write(tmp_path / "out")
     with pytest.raises(ConfigError, match="study 'survey'"):

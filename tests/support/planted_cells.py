@@ -47,13 +47,8 @@ class PlantedPlan:
     methods: tuple[str, ...] = ("lora", "qpa")
     name: str = "planted"
 
-    @property
-    def study(self):
+    def claim(self):
         """There is no study.json of planted cells."""
-        return self
-
-    def write(self, folder):
-        """See `study`."""
 
     def tuning_cells(self):
         return [self.cell(method, "tuning", f"lr{lr:g}", 1000, lr) for method in self.methods for lr in (0.1, 0.2)]

@@ -40,6 +40,12 @@ class Plan:
     study: ResolvedStudy
     recipe: Recipe  # what all cells share
 
+    def claim(self) -> None:
+        """Write study.json. Raises ConfigError if another study has used the folder since the plan was made."""
+        _check_folder(self.study, self.folder)
+        _check_results(self)
+        self.study.write(self.folder)
+
     def tuning_cells(self) -> list[Cell]:
         """A trial of each learning rate, for methods that have several; small methods first."""
         trials = [(method, rate) for method in self._by_size() if len(method.rates) > 1 for rate in method.rates]
@@ -141,7 +147,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     return plan
 
 
-def _check_folder(study: Study, folder: Path) -> None:
+def _check_folder(study: Study | ResolvedStudy, folder: Path) -> None:
     """Reject a folder with another study's rows."""
     output_folder(folder)
     if not folder.exists():

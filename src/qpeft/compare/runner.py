@@ -74,7 +74,7 @@ def run(
     _check(executor, retry, workers, threads, timeout, reuse)
     progress = progress or CompareProgress()
     with locked(plan.folder), _clear_if_full(plan.folder):
-        plan.study.write(plan.folder)
+        plan.claim()
         study = _Run(plan, progress, retry, reuse)
         study.tidy()
         run_cell = run_cell or partial(run_in_threads, threads)
