@@ -71,6 +71,17 @@ def test_table_leaves_out_empty_columns_and_detects_numeric_ones():
     assert table.numeric == {"number"}
 
 
+@pytest.mark.parametrize("text", ["two\nlines", "two\r\nlines\n", "two\u2028lines"])
+def test_cell_of_markdown_is_one_line(text):
+    table = Table.of("t", "c", [text], {"Name": str, "Note": lambda _: "x"})
+    assert table.markdown().split("\n")[2:] == ["| two lines | x |"]
+
+
+def test_markdown_contains_no_html():
+    table = Table.of("t", "c", ["<script>alert(1)</script>"], {"Name": str})
+    assert r"| \<script>alert(1)\</script> |" in table.markdown()
+
+
 def test_markdown_escapes_vertical_bars():
     table = Table.of("t", "", ["a | b"], {"name": str, "n": lambda _: "1"})
     assert table.markdown().splitlines() == ["| name | n |", "| --- | --- |", r"| a \| b | 1 |"]

@@ -20,7 +20,7 @@ from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.analysis.types import MethodSummary, Reached, Summary
 from qpeft.compare.report import tables
 from qpeft.compare.report.page import write_report
-from qpeft.compare.report.table import to_csv
+from qpeft.compare.report.table import markdown_text, to_csv
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Row, line_of, read_rows
 from qpeft.files import write_text
@@ -68,8 +68,8 @@ def markdown(summary: Summary) -> str:
     shown = [found[name] for name in ("methods", "results", "other_metrics", "controls")]
     shown += [*(tables.block(block, summary) for block in summary.blocks), found["costs"], found["capacity"]]
     parts = [
-        f"# {study.title}",
-        study.question,
+        f"# {markdown_text(study.title)}",
+        markdown_text(study.question),
         "## Answers",
         _list([*(f"**{text}**" for text in summary.headlines), *summary.sentences.values()]),
         "## Tables",
@@ -81,13 +81,13 @@ def markdown(summary: Summary) -> str:
         parts += [f"### {table.caption}", table.markdown()]
     if summary.failures:
         failures = [f"`{row.cell_id}`: {row.status}, {row.error_msg or 'no message'}" for row in summary.failures]
-        parts += ["## Failures", _list(" ".join(failure.split()) for failure in failures)]
+        parts += ["## Failures", _list(failures)]
     parts += ["## Limits", _list(summary.limits), "## Reproduce", f"    {study.command}"]
     return "\n\n".join(parts) + "\n"
 
 
 def _list(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    return "\n".join(f"- {markdown_text(line)}" for line in lines)
 
 
 def _row(row: Row) -> dict[str, Any]:

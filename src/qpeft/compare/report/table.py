@@ -59,9 +59,14 @@ class Table:
 
     def markdown(self) -> str:
         """A table in GitHub's Markdown."""
-        safe = self.frame.replace(r"\|", r"\\|", regex=True)
-        lines = [safe.columns, ["---"] * len(safe.columns), *safe.to_numpy()]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        rows = [[markdown_text(cell).replace("|", r"\|") for cell in row] for row in (self.columns, *self.rows)]
+        rows.insert(1, ["---"] * len(self.columns))
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def markdown_text(text: str) -> str:
+    """`text` as one line of Markdown without HTML: names, notes and messages may contain newlines and tags."""
+    return " ".join(text.split()).replace("<", r"\<")
 
 
 def to_csv(records: Iterable[Mapping[str, Any]], first: Sequence[str]) -> str:
