@@ -60,6 +60,13 @@ def test_score_equals_stock_transformers_on_single_texts(task):
     assert score.n_correct == n_correct
 
 
+def test_logits_that_are_nan_predict_no_class(task):
+    for parameter in task.model.parameters():
+        parameter.data.fill_(torch.nan)
+    score = task.score(task.model)
+    assert (score.n_correct, score.n_examples) == (0, 40)
+
+
 def test_scoring_does_not_change_the_model(task):
     task.model.train()
     task.score(task.model)

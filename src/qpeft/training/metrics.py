@@ -168,7 +168,8 @@ def evaluate_classifier(
             logits = model(**batch).logits  # (B, classes)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             nats += cross_entropy(logits, labels, reduction="none").double().sum().item()
-            n_correct += int((logits.argmax(-1) == labels).sum())
+            predicted = logits.argmax(-1).where(~logits.isnan().any(-1), -1)  # argmax takes NaN for the largest
+            n_correct += int((predicted == labels).sum())
     return ClassificationScore(nats, n_correct, len(examples))
 
 
