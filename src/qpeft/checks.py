@@ -28,7 +28,7 @@ def option(default: Any, text: str, **metadata: Any) -> Any:
 def check_fields(settings: Any, owner: type | None = None, skip: Collection[str] = ()) -> None:
     """Raise ConfigError, with the field, its value and what is allowed, if a field is out of range.
 
-    Fields with a help text are checked. The annotation allows booleans, whole numbers, finite numbers or None;
+    Fields with a help text are checked. The annotation allows booleans, texts, whole numbers, finite numbers or None;
     `choices`, `at_least`, `above`, `at_most` and `below` in the metadata limit the values.
 
     Args:
@@ -57,6 +57,9 @@ def check_value(known: Field[Any], value: Any) -> None:
     elif "bool" in kinds:
         if not isinstance(value, bool):
             raise ConfigError(f"{setting(known.name)} must be True or False, got {value!r}")
+    elif kinds <= {"str", "None"}:
+        if not isinstance(value, str):
+            raise ConfigError(f"{setting(known.name)} must be a text, got {value!r}")
     elif kinds & {"int", "float"}:
         _check_number(known, value, whole="float" not in kinds)
 

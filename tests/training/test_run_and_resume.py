@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -326,6 +327,25 @@ def test_damaged_or_newer_config_is_refused(settings, tmp_path, content):
     words = r"has format 99, this version of qpeft reads 1" if content is None else r"config\.json is damaged"
     with pytest.raises(CheckpointError, match=words):
         train(settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("method", None), ("method", ["qpa"]), ("backend_settings", []), ("backend_settings", None)]
+)
+def test_config_with_a_setting_of_another_type_is_refused(settings, tmp_path, name, value):
+    (tmp_path / "run").mkdir()
+    record = {"format": 1, "settings": {**asdict(settings()), name: value}, "identity": {}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        train(settings())
+
+
+@pytest.mark.parametrize(("name", "value"), [("data", None), ("data", []), ("seq_len", "x"), ("task", []), ("lr", "")])
+def test_settings_of_a_damaged_config_are_refused(settings, tmp_path, name, value):
+    record = {"format": 1, "settings": {**asdict(settings()), name: value}, "identity": {}}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match=r"config\.json is damaged"):
+        RunFolder(tmp_path).settings()
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qpeft import methods
+from qpeft.checks import check_fields
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import output_folder, read_json, remove_unfinished, write_json
 from qpeft.training.settings import TrainSettings
@@ -55,9 +56,11 @@ class RunFolder:
         known = {f.name for f in fields(TrainSettings)} - {_NOT_STORED}
         recorded = self._recorded()["settings"]
         try:
-            return TrainSettings(**{name: value for name, value in recorded.items() if name in known})
-        except TypeError as error:
+            found = TrainSettings(**{name: value for name, value in recorded.items() if name in known})
+            check_fields(found, skip=("method", "host"))
+        except (TypeError, ConfigError) as error:
             raise CheckpointError(self._damaged(str(error))) from error
+        return found
 
     def check(self, settings: TrainSettings) -> None:
         """Raise ConfigError unless the folder is new, empty or a run's; CheckpointError if its settings differ.
@@ -116,8 +119,10 @@ class RunFolder:
 
     def _check_settings(self, wanted: dict[str, Any]) -> None:
         defaults = {f.name: f.default for f in fields(TrainSettings) if f.default is not MISSING}
-        # an earlier version had fewer
-        recorded = _compared({**defaults, "backend_settings": {}, **self._recorded()["settings"]})
+        try:  # an earlier version had fewer
+            recorded = _compared({**defaults, "backend_settings": {}, **self._recorded()["settings"]})
+        except (TypeError, AttributeError) as error:
+            raise CheckpointError(self._damaged(str(error))) from error
         changed = [
             f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}"
             for name in sorted({*recorded, *wanted} - {*_FREE_TO_CHANGE, *_SOURCES})
