@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 import qpeft
@@ -137,6 +137,28 @@ def test_damaged_folder_raises(saved, damage, message):
     damage(folder)
     with pytest.raises(CheckpointError, match=message):
         qpeft.load(clean, folder)
+
+
+def wide(tensors, dtype=torch.float64):
+    """The tensors in another dtype, apart from the fingerprint."""
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_tensors_of_another_dtype_are_converted(saved, dtype):
+    clean, _, folder = saved
+    kept = {}
+    rewrite(folder, lambda t: kept.update(wide(wide(t, dtype), torch.float32)) or wide(t, dtype))
+    model = PeftModel.from_pretrained(clean, str(folder))
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    assert all(torch.equal(state[name], value) for name, value in kept.items())
+
+
+def test_value_that_is_infinite_in_float32_is_named(saved):
+    clean, _, folder = saved
+    rewrite(folder, lambda t: {k: v + 1e300 if v.is_floating_point() else v for k, v in wide(t).items()})
+    with pytest.raises(CheckpointError, match=r"the checkpoint's .*\.tau contains NaN or Inf"):
+        PeftModel.from_pretrained(clean, str(folder))
 
 
 def flip_last_bit(path):

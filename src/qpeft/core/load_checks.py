@@ -139,7 +139,8 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
                 "the checkpoint has other initial values or settings (seed, scales, activation, ...); "
                 "build the adapter with the settings in its adapter_config.json, or load it with qpeft.load"
             )
-    if broken := _first_nonfinite(found):
+    # as they are loaded: a float64 value may be infinite in float32
+    if broken := _first_nonfinite({name: found[name].to(value.dtype) for name, value in expected.items()}):
         raise CheckpointError(f"the checkpoint's {broken} contains NaN or Inf; use an earlier checkpoint")
 
 
