@@ -104,7 +104,15 @@ def _verify(
         inputs = dict(probe) if probe is not None else probe_inputs(model)
         loaded = stock_folder.load_stock(model, folder, inputs, autocast_adapter_dtype=not is_half)
         _activate(form, model, [adapter_name])
-        live = exported = stock_folder.scores(model.eval(), inputs)
+        try:
+            live = exported = stock_folder.scores(model.eval(), inputs)
+        except (TypeError, ValueError) as error:
+            if probe is not None:
+                raise
+            raise ConfigError(
+                f"the model does not accept the built-in probe ({error}); give its inputs: qpeft.export(model, folder, "
+                "probe={...})"
+            ) from error
         if form.prunes:
             with form.pruned(adapter_name):
                 exported = stock_folder.scores(model, inputs)

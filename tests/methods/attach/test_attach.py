@@ -16,6 +16,7 @@ from peft import (
     LoraConfig,
     OFTConfig,
     PeftModel,
+    PolyConfig,
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
@@ -126,6 +127,25 @@ def test_host_from_attach_to_export(llama, ids, adapters, tmp_path, host):
         merged = model.merge_and_unload()
         torch.testing.assert_close(adapters.logits(merged, ids), live, atol=1e-5, rtol=1e-5)
         assert not any("qpeft" in name for name, _ in merged.named_modules())
+
+
+@pytest.mark.parametrize("host", ["unilora", "lora", "ia3"])
+def test_adapter_is_disabled_after_a_backward_pass(trained, ids, adapters, host):
+    _, model = trained(host)
+    live = adapters.logits(model, ids)
+    model(input_ids=ids, labels=ids).loss.backward()
+    with model.disable_adapter():
+        assert not torch.equal(adapters.logits(model, ids), live)
+    assert torch.equal(adapters.logits(model, ids), live)
+    model(input_ids=ids, labels=ids).loss.backward()
+
+
+def test_host_that_needs_task_ids_is_exported_with_a_probe(llama, ids, adapters, tmp_path):
+    model = attached(llama, PolyConfig(r=2, n_tasks=2, n_skills=2, n_splits=2, **QV))
+    with pytest.raises(ConfigError, match=r"the built-in probe \(task_ids .*; give its inputs: qpeft.export"):
+        qpeft.export(model, tmp_path / "exported")
+    probe = {"input_ids": ids, "task_ids": torch.zeros(len(ids), dtype=torch.long)}
+    assert qpeft.export(model, tmp_path / "exported", probe=probe).max_logit_difference == 0
 
 
 def bytes_of(folder):

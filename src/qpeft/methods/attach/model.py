@@ -6,6 +6,8 @@ loading: PEFT's own `save_pretrained`, which the Trainer calls for each checkpoi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,6 +85,15 @@ class AttachedModel(GeneratorHolder, _PeftModel):
         super().set_adapter(adapter_name, inference_mode=inference_mode)
         self.invalidate()
         self._train_active_only(inference_mode)
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        self.refresh_detached()  # as in `set_adapter`
+        try:
+            with super().disable_adapter():
+                yield
+        finally:
+            self.invalidate()
 
     def set_requires_grad(self, adapter_names: Any, requires_grad: bool = True) -> None:
         super().set_requires_grad(adapter_names, requires_grad)
