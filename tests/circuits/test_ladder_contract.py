@@ -75,5 +75,32 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_contract_detects_mistakes(mistake):
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match=r"\w"):  # bare assertions have no message
         ansatz_contract(partial(Ansatz, "ry_ladder", 4, 3), mistake, dense_reference)
+
+
+def overwritten(angles):
+    """Keeps its gradient, but changes the angles that it is given."""
+    p = probabilities(angles)
+    angles.data.zero_()
+    return p
+
+
+@pytest.mark.parametrize(
+    ("fast", "message"),
+    [
+        (overwritten, "changes its angles in place"),
+        (lambda angles: probabilities(angles).tolist(), "must return a torch.Tensor, got <class 'list'>"),
+        (lambda angles: probabilities(angles)[1:], r"must return shape, dtype and device \(\(16,\), .*got \(\(15,\)"),
+        (lambda angles: probabilities(angles).float(), "must return shape, dtype and device"),
+        (lambda angles: probabilities(angles).detach(), "have no gradient"),
+    ],
+)
+def test_wrong_outputs_are_named(fast, message):
+    with pytest.raises(AssertionError, match=message):
+        ansatz_contract(partial(Ansatz, "ry_ladder", 4, 3), fast, dense_reference)
+
+
+def test_reference_of_another_shape_is_named():
+    with pytest.raises(AssertionError, match=r"the dense reference has shape \(8,\), not \(16,\)"):
+        ansatz_contract(partial(Ansatz, "ry_ladder", 4, 3), probabilities, lambda a: dense_reference(a)[:8])

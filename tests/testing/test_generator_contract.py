@@ -240,7 +240,38 @@ class UnderAutocast(Line):
         return torch.nn.Module.__call__(self)
 
 
+class NotANumber(Line):
+    def forward(self):
+        return super().forward() * math.nan
+
+
+class Detached(Line):
+    def forward(self):
+        return super().forward().detach()
+
+
+class InNumPy(Line):
+    def forward(self):
+        return super().forward().detach().numpy()
+
+
+class DiffersInEval(Line):
+    def forward(self):
+        return super().forward() + (0 if self.training else 1e-3)
+
+
+class Unmarked(Line):
+    def __init__(self, initial, seed):
+        super().__init__(initial, seed)
+        del self.fingerprint
+
+
 MISTAKES = {
+    NotANumber: "contains NaN or Inf",
+    Detached: "the output has no gradient",
+    InNumPy: "must be a torch.Tensor, got <class 'numpy.ndarray'>",
+    DiffersInEval: r"eval\(\) changes the output",
+    Unmarked: "no fingerprint",
     BadGradient: "gradient of numbers.tau is off",
     Noisy: "two evaluations differ",
     TorchDrawn: "draw from `init`, not from torch",
@@ -275,6 +306,9 @@ def test_wrong_count_and_wrong_reference_are_detected():
         generator_contract(lambda seed: Line(INITIAL, seed), n_trained=5)
     with pytest.raises(AssertionError, match=r"off by .* from the dense reference"):
         generator_contract(lambda seed: Line(INITIAL, seed), dense_reference=lambda g: g().detach() + 1e-6)
+    with pytest.raises(AssertionError, match=r"reference has shape \(59,\), the output \(60,\)"):
+        generator_contract(lambda seed: Line(INITIAL, seed), dense_reference=lambda g: g().detach()[1:])
+    generator_contract(lambda seed: Line(INITIAL, seed), dense_reference=lambda g: g().detach().numpy())
 
 
 def test_fingerprint_without_settings_is_detected():

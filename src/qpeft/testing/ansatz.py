@@ -25,7 +25,8 @@ def ansatz_contract(
 ) -> None:
     """Check the contract of an ansatz; raises AssertionError at the first violation.
 
-    Checked: the consistency of gates and angles; values against both references (1e-12) and in float32 (2e-6);
+    Checked: the consistency of gates and angles; shape, dtype and device of the output; that the angles are not changed
+    in place; values against both references (1e-12) and in float32 (2e-6);
     gradients against gate-by-gate autograd and against parameter shift (1e-10); norm, period and repeatability.
 
     Args:
@@ -54,7 +55,7 @@ def _check_data(ansatz: Ansatz) -> None:
     )
     inside = {tuple(index) for index in torch.ones(ansatz.angle_shape).nonzero().tolist()}
     assert slots == inside, "the gates must use every angle, and only existing angles"
-    assert len(inside) == ansatz.n_angles
+    assert len(inside) == ansatz.n_angles, "angle_shape differs between two calls"
     for gate in gates:
         assert gate.name in (*_ROTATIONS, *_TWO_QUBIT), f"{gate}: gates are {', '.join((*_ROTATIONS, *_TWO_QUBIT))}"
         assert (gate.slot is None) == (gate.name in _TWO_QUBIT), (
@@ -63,22 +64,32 @@ def _check_data(ansatz: Ansatz) -> None:
         assert len(gate.wires) == 1 + (gate.name in _TWO_QUBIT), f"{gate} acts on {len(gate.wires)} wires"
         assert len(set(gate.wires)) == len(gate.wires), f"{gate} uses a wire twice"
         assert set(gate.wires) <= set(range(ansatz.n_qubits)), f"{gate} acts outside the circuit"
-    assert [gate for layer in ansatz.layers() for gate in layer] == gates
+    assert [gate for layer in ansatz.layers() for gate in layer] == gates, "the gates differ between two calls"
     assert ansatz.draw().count("q") == ansatz.n_qubits, "the drawing must label every wire once"
 
 
 def _check_values(ansatz: Ansatz, fast: Probabilities, dense_reference: Probabilities, angles: Tensor) -> None:
+    kept = angles.clone()
     p = fast(angles)
-    assert p.shape == (2**ansatz.n_qubits,)
-    assert (p.dtype, p.device) == (angles.dtype, angles.device)
-    _close(p, dense_reference(angles), 1e-12, "dense reference")
+    _check_output(p, ansatz, angles)
+    assert torch.equal(angles, kept), "the fast simulation changes its angles in place"
+    reference = torch.as_tensor(dense_reference(kept.clone()))
+    assert reference.shape == p.shape, f"the dense reference has shape {tuple(reference.shape)}, not {tuple(p.shape)}"
+    _close(p, reference, 1e-12, "dense reference")
     _close(p, gate_probabilities(ansatz, angles), 1e-12, "gate-by-gate reference")
     _close(p.sum(), torch.ones_like(p[0]), 1e-12, "norm")
     _close(fast(angles + 2 * pi), p, 1e-12, "period 2 pi")
     assert torch.equal(fast(angles), p), "two evaluations differ"
     single = fast(angles.float())
-    assert single.dtype == torch.float32
+    _check_output(single, ansatz, angles.float())
     _close(single.double(), p, 2e-6, "float32")
+
+
+def _check_output(p: Tensor, ansatz: Ansatz, angles: Tensor) -> None:
+    wanted = (2**ansatz.n_qubits,), angles.dtype, angles.device
+    assert isinstance(p, Tensor), f"the fast simulation must return a torch.Tensor, got {type(p)}"
+    found = tuple(p.shape), p.dtype, p.device
+    assert found == wanted, f"the fast simulation must return shape, dtype and device {wanted}, got {found}"
 
 
 def _check_gradient(ansatz: Ansatz, fast: Probabilities, angles: Tensor, weights: Tensor) -> None:
@@ -92,7 +103,9 @@ def _check_gradient(ansatz: Ansatz, fast: Probabilities, angles: Tensor, weights
 
 def _gradient(probabilities: Probabilities, angles: Tensor, weights: Tensor) -> Tensor:
     at = angles.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(probabilities(at) @ weights, at)
+    value = probabilities(at) @ weights
+    assert value.requires_grad, "the probabilities have no gradient: do not detach them, nor leave torch"
+    (gradient,) = torch.autograd.grad(value, at)
     return gradient
 
 

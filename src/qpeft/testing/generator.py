@@ -30,10 +30,10 @@ def generator_contract(
 ) -> None:
     """Check the contract of a generator; raises AssertionError at the first violation.
 
-    Checked: the output is a flat float32 tensor; initial values depend on the seed only; every evaluation gives the
-    same bits, also under autocast and after `.to(torch.bfloat16)`; it runs on `device`; the gradients of all parameters
-    match finite differences in float64; the state can be saved and loaded, also over another `initial`; the state of
-    another seed or of other settings is refused.
+    Checked: the output is a flat, finite float32 tensor with a gradient; initial values depend on the seed only; every
+    evaluation gives the same bits, also after `.eval()`, under autocast and after `.to(torch.bfloat16)`; it runs on
+    `device`; the gradients of all parameters match finite differences in float64; the state can be saved and loaded,
+    also over another `initial`; the state of another seed or of other settings is refused.
 
     Args:
         make: Returns a new, untrained generator for a seed; the seeds 0 and 1 are used.
@@ -59,7 +59,12 @@ def generator_contract(
         _check_initial(make, trained, initial)
     double = copy.deepcopy(trained).double()
     if dense_reference is not None:
-        distance = (double() - dense_reference(double)).abs().max().item()
+        value = double().detach()
+        reference = torch.as_tensor(dense_reference(double))
+        assert reference.shape == value.shape, (
+            f"the dense reference has shape {tuple(reference.shape)}, the output {tuple(value.shape)}"
+        )
+        distance = (value - reference).abs().max().item()
         assert distance <= 1e-9, f"off by {distance:.1e} from the dense reference, allowed 1e-9"
     _check_gradients(double)
 
@@ -67,12 +72,18 @@ def generator_contract(
 def _check_start(make: Callable[[int], Generator], initial: Tensor | None, n_trained: int | None) -> None:
     generator = make(0)
     assert isinstance(generator, Generator), "make() must return a qpeft.core.generator.Generator"
+    assert "fingerprint" in generator.state_dict(), (
+        "no fingerprint: register the buffer `fingerprint(init.hexdigest(), settings)`"
+    )
     flat = generator()
+    assert isinstance(flat, Tensor), f"the output must be a torch.Tensor, got {type(flat)}"
     assert flat.ndim == 1, f"the output must be flat (P,), got shape {tuple(flat.shape)}"
     assert flat.dtype == torch.float32, f"the output must be float32, got {flat.dtype}"
+    assert torch.isfinite(flat).all(), "the output before training contains NaN or Inf"
     found = sum(p.numel() for p in generator.parameters())
     assert found, "there are no trainable parameters: a generator needs some"
     assert n_trained in (None, found), f"there are {found} trainable parameters, {n_trained} were counted"
+    assert flat.requires_grad, "the output has no gradient: `forward` must not detach it, nor leave torch"
     if initial is not None:
         assert torch.equal(flat, initial), (
             "the initial output must equal `initial` exactly: add the change by training, G - G_ref"
@@ -89,6 +100,9 @@ def _check_start(make: Callable[[int], Generator], initial: Tensor | None, n_tra
 def _check_bits(generator: Generator) -> None:
     flat = generator()
     assert torch.equal(generator(), flat), "two evaluations differ: `forward` must be deterministic"
+    assert torch.equal(copy.deepcopy(generator).eval()(), flat), (
+        "eval() changes the output: the exported adapter would not be the trained one"
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(generator(), flat), "autocast changes the output: do not override `Generator.__call__`"
     half = copy.deepcopy(generator).bfloat16()
@@ -111,7 +125,6 @@ def _check_state(
 ) -> None:
     saved = _saved(trained)
     state = load(saved)
-    assert "fingerprint" in state, "no fingerprint: register the buffer `fingerprint(init.hexdigest(), settings)`"
     twin = make(0)
     unpacked = twin.unpack(state)
     try:
