@@ -96,6 +96,8 @@ def load_stock(model: Any, folder: Path, inputs: Mapping[str, Tensor], *, autoca
     if isinstance(getattr(config, "init_lora_weights", None), str):
         # an initialization such as PiSSA or OLoRA would subtract its part from the base again
         config.init_lora_weights = True  # type: ignore[attr-defined]
+    if getattr(config, "layer_replication", None):
+        config.layer_replication = None  # type: ignore[attr-defined]  the live model's layers are replicated already
     base = _base_sharing_weights(model)
     loaded = PeftModel.from_pretrained(base, str(folder), config=config, autocast_adapter_dtype=autocast_adapter_dtype)
     return loaded.eval()

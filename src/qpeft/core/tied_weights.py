@@ -43,7 +43,8 @@ def check_not_tied(model: nn.Module, target_names: list[str]) -> None:
             others = [name for name in names if name != target]
             if target in names and others:
                 raise TiedWeightError(
-                    f"{target} shares its weight with {others[0]}; untie it before merging: qpeft.untie_lm_head(model)"
+                    f"{target} shares its weight with {others[0]}, which merging would change as well; untie an output "
+                    "head with qpeft.untie_lm_head(model)"
                 )
 
 

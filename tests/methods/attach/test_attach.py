@@ -11,6 +11,7 @@ from peft import (
     AdaptionPromptConfig,
     AutoPeftModelForCausalLM,
     IA3Config,
+    LilyConfig,
     LNTuningConfig,
     LoHaConfig,
     LoraConfig,
@@ -208,6 +209,40 @@ def test_load_adapter_under_another_name(trained, ids, adapters, tmp_path, first
     other.load_adapter(tmp_path / "compact", "second")
     other.set_adapter("second")
     assert torch.equal(adapters.logits(other, ids), adapters.logits(model, ids))
+
+
+def test_lily_shares_tensors_also_as_second_adapter(llama, ids, adapters, tmp_path):
+    host = LilyConfig(r=2, **QV)
+    model = adapters.train(attached(copy.deepcopy(llama), host), ids)
+    live = adapters.logits(model, ids)
+    qpeft.save(model, tmp_path / "compact")
+    model.load_adapter(tmp_path / "compact", "second")
+    model.set_adapter("second")
+    assert torch.equal(adapters.logits(model, ids), live)
+    first, last = (layer.self_attn.q_proj for layer in model.get_base_model().model.layers)
+    assert first.lily_B["second"] is last.lily_B["second"]
+    stock = get_peft_model(llama, host)
+    stock.add_adapter("second", host)  # where PEFT does not share them
+    made = qpeft.attach(stock, small(), "second").binding("second")
+    assert made.sizes == model.binding("default").sizes
+
+
+def test_replicated_layers(llama, ids, adapters, tmp_path):
+    """PEFT replicates the layers of the model it finds, also for a second adapter, whose neighbour loses its layers."""
+    host = LoraConfig(r=2, layer_replication=[[0, 1], [0, 2]], **QV)
+    model = adapters.train(attached(copy.deepcopy(llama), host), ids)
+    live = adapters.logits(model, ids)
+    qpeft.export(model, tmp_path / "exported")
+    qpeft.save(model, tmp_path / "compact")
+    exported = PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "exported").eval()
+    torch.testing.assert_close(adapters.logits(exported, ids), live, atol=1e-6, rtol=0)
+    assert torch.equal(adapters.logits(qpeft.load(llama, tmp_path / "compact"), ids), live)
+    for add in (lambda: model.add_adapter("b", host), lambda: model.load_adapter(tmp_path / "compact", "b")):
+        with pytest.raises(ConfigError, match="layer_replication replaces the layers of the base model"):
+            add()
+    assert torch.equal(adapters.logits(model, ids), live)
+    with pytest.raises(TiedWeightError, match="which merging would change as well"):
+        model.merge_adapter()
 
 
 def test_second_adapter_of_a_host_that_freezes_all_adapters(llama, ids, adapters):

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import AdaLoraConfig, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTuner
 
 from qpeft.core.binding import Binding
 from qpeft.core.generator_holder import GeneratorHolder, holder_of
@@ -27,6 +28,9 @@ def bind(
 ) -> tuple[str, AttachedConfig, Binding, dict[str, str]]:
     """The adapter's name, config and binding, and `other_keys`; raises ConfigError as `attach`, without changes."""
     name = _checked_name(model, config, adapter_name)
+    if isinstance(model.base_model, BaseTuner) and name != next(iter(model.peft_config)):
+        # PEFT does so for the first adapter only: Lily's layers would share tensors in one order of loading
+        model.base_model._post_injection_hook(model.base_model.model, model.peft_config[name], name)
     found = in_vector_order(generated_slots(model, name), config.vector_order)
     slots = [slot for slot, _ in found]
     initial = [value_of(slot).detach().float().flatten().cpu() for slot in slots]
@@ -50,6 +54,11 @@ def check_keeps_base(host: PeftConfig) -> None:
         raise ConfigError(
             f"init_lora_weights='{init}' changes the base model, and with it the outputs of the adapter that is on it; "
             "use a model of its own for each such adapter"
+        )
+    if getattr(host, "layer_replication", None):
+        raise ConfigError(
+            "layer_replication replaces the layers of the base model, and with them the adapters that are on it; use a "
+            "model of its own for such an adapter"
         )
 
 
