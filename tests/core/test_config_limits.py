@@ -7,9 +7,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_models import llama
 
 import qpeft
-from qpeft.core import config_limits
+from qpeft.core import config_limits, generator
 from qpeft.core.seeded_init import SeededInit
-from qpeft.errors import CheckpointError, ConfigError
+from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.methods.qpa.generator import FoldedLinear
 
 TARGETS = ["q_proj", "v_proj"]
 ENDLESS = r"((\w|\.)+)+!"
@@ -93,24 +94,54 @@ def test_size_of_a_generator_is_limited(hostile, changes):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"hidden": [4096] * 20},
-        {"hidden": [4096] * 2, "chunk_size": 2**20},
-        {"hidden": [4096] * 2, "chunk_size": None, "budget": 10**8},
+        {"hidden": [512] * 8},
+        {"hidden": [4], "chunk_size": 2**20},
+        {"hidden": [512] * 8, "chunk_size": None, "budget": 10**8},
     ],
     ids=["hidden", "chunk_size", "budget"],
 )
 def test_generator_larger_than_the_weights_is_refused_before_it_is_drawn(hostile, monkeypatch, attached, changes):
-    generator = qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(2,))
+    small = qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(2,))
     folder = hostile(CONFIGS["generated"](), **({} if attached else changes))
     if attached:
         folder = folder.parent / "attached"
-        qpeft.save(qpeft.attach(get_peft_model(llama(), CONFIGS["stock"]()), generator), folder)
+        qpeft.save(qpeft.attach(get_peft_model(llama(), CONFIGS["stock"]()), small), folder)
         file = folder / "adapter_config.json"
         content = json.loads(file.read_text())
         file.write_text(json.dumps({**content, "generator": content["generator"] | changes}))
     monkeypatch.setattr(SeededInit, "_unit", lambda *_: pytest.fail("drawn"))
     with pytest.raises(CheckpointError, match=r"its generator would have [\d,]+ parameters, the weights contain"):
         qpeft.load(llama(), folder)
+
+
+@pytest.mark.parametrize("bits", [None, 1])
+def test_circuits_larger_than_the_weights_are_refused_before_they_are_drawn(hostile, monkeypatch, bits):
+    config = qpeft.QuantumPeftConfig(r=2, target_modules="all-linear", bits=bits)
+    qpeft.load(llama(), hostile(config))
+    folder = hostile(config, n_layers=10_000)
+    monkeypatch.setattr(SeededInit, "_unit", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(CheckpointError, match=r"its generator would have [\d,]+ parameters, the weights contain"):
+        qpeft.load(llama(), folder)
+
+
+@pytest.mark.parametrize("load", [PeftModel.from_pretrained, qpeft.load], ids=["peft", "qpeft"])
+def test_generator_much_larger_than_its_adapter_is_refused_before_it_is_drawn(hostile, monkeypatch, load):
+    folder = hostile(CONFIGS["generated"](), hidden=[4096] * 20)
+    monkeypatch.setattr(FoldedLinear, "__init__", lambda *_: pytest.fail("drawn"))
+    with pytest.raises(InputError, match="the generator would have 318,935,088 parameters to generate 224; at most"):
+        load(llama(), folder)
+
+
+def test_generator_larger_than_its_adapter_is_limited(monkeypatch):
+    monkeypatch.setattr(generator, "_MOST", 3000)
+    for config in (
+        qpeft.QPAConfig(r=2, target_modules=TARGETS, chunk_size=16, hidden=(64, 64)),
+        qpeft.QuantumPeftConfig(r=2, target_modules=TARGETS, n_layers=200),
+    ):
+        model = llama()
+        with pytest.raises(ConfigError, match=r"to generate \d+; at most 3,000 are allowed"):
+            get_peft_model(model, config)
+        assert not any("lora" in name for name, _ in model.named_modules())
 
 
 @pytest.mark.parametrize(

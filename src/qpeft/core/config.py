@@ -112,6 +112,10 @@ class GeneratedConfig(SealedConfig):
         """
         return None
 
+    def count_without_base(self, slots: Sequence[Slot]) -> int | None:
+        """The generator's trainable parameters, where `without_base` cannot make it; None if they are unknown."""
+        return None
+
     def check_format(self) -> None:
         """Raise CheckpointError if a newer qpeft wrote this config."""
         if not isinstance(self.format_version, int) or self.format_version > FORMAT_VERSION:

@@ -18,6 +18,18 @@ if TYPE_CHECKING:
     from qpeft.core.seeded_init import SeededInit
 
 
+_MOST = 2**24  # parameters of a generator that has more of them than it generates
+
+
+def check_size(n_parameters: int, n_generated: int) -> None:
+    """Raise ConfigError for a generator too large for any use, before its parameters are drawn."""
+    if n_parameters > max(_MOST, n_generated):
+        raise ConfigError(
+            f"the generator would have {n_parameters:,} parameters to generate {n_generated:,}; at most "
+            f"{max(_MOST, n_generated):,} are allowed: use a smaller generator, or the stock adapter"
+        )
+
+
 class ParameterGroup(NamedTuple):
     """A group of `qpeft.param_groups`: whether weight decay applies to it, and Adam's eps where it is not the usual."""
 

@@ -63,15 +63,13 @@ def check_generator(content: Mapping[str, Any], folder: Path) -> None:
             prefix = config.tensor_prefix
             own = {k.removeprefix(prefix): torch.empty(v) for k, v in shapes.items() if k.startswith(prefix)}
             generator = config.without_base(slots, _Undrawn(0), own)
+            wanted = sum(p.numel() for p in generator.parameters()) if generator else config.count_without_base(slots)
         except InputError:
             raise
         except Exception:  # reported where the adapter is built; or a user's generator that computes with values
             return
-    if generator is None:  # the base model limits it
-        return
-    wanted = sum(p.numel() for p in generator.parameters())
     stored = sum(map(math.prod, shapes.values()))
-    if wanted > max(_UNCHECKED, _BITS * stored):
+    if (wanted or 0) > max(_UNCHECKED, _BITS * stored):
         raise ConfigError(f"its generator would have {wanted:,} parameters, the weights contain {stored:,} values")
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qpeft.core.binding import Slot
-from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
+from qpeft.core.generator import ANGLES, Generator, ParameterGroup, check_size, fingerprint
 from qpeft.core.lora_init import draw_without_base
 from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
@@ -71,6 +71,7 @@ class QPAGenerator(Generator):
         super().__init__()
         self.config = config
         self.count = count = config.count(initial.numel())
+        check_size(count.total, count.m)
         if count.total >= count.m:
             warnings.warn(
                 f"QPA trains {count.total} parameters to generate {count.m}: this is not a compression; "

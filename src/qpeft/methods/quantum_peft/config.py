@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peft import LoraConfig
 
 from qpeft.checks import option
+from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedLoraConfig, MethodName
 from qpeft.errors import ConfigError, setting
+from qpeft.methods.quantum_peft.factors import count_drawn
+from qpeft.methods.quantum_peft.layout import Layout, Matrix
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
+_A = ".lora_A.weight"
 QUANTUM_PEFT = MethodName("QPEFT_QUANTUM_PEFT")
 
 
@@ -49,6 +54,15 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
                 "leave it unset"
             )
         self.refuse_lora_options("Quantum-PEFT", more=("lora_bias",))
+
+    def count_without_base(self, slots: Sequence[Slot]) -> int | None:
+        if self.freeze_angles:  # a compact checkpoint does not contain them
+            return None
+        shapes = {slot.label: slot.shape for slot in slots}
+        names = [label.removesuffix(_A) for label in shapes if label.endswith(_A)]
+        pairs = [(name, shapes[f"{name}.lora_B.weight"], shapes[name + _A]) for name in names]
+        matrices = [Matrix(name, b[0], a[1], a[0], 1.0) for name, b, a in pairs]
+        return count_drawn(self, Layout.of(self, matrices))
 
     def to_stock(self) -> LoraConfig:
         """The stock LoRA, with scaling 1."""

@@ -20,6 +20,7 @@ from qpeft.circuits.numerics import cached_tables
 from qpeft.circuits.orthogonal import orthogonal_columns
 from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
+from qpeft.methods.quantum_peft.layout import Layout
 from qpeft.methods.quantum_peft.quantize import quantize
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
@@ -199,6 +200,11 @@ class CoreBank(Bank):
 
 
 BANKS: dict[str, type[Bank]] = {"pauli": PauliBank, "lie": LieBank, "kronecker": KroneckerBank, "core": CoreBank}
+
+
+def count_drawn(config: QuantumPeftGeneratorConfig, layout: Layout) -> int:
+    """The parameters of all factors, trained or frozen."""
+    return sum(len(names) * BANKS[config.family].count(config, *key) for key, names in layout.banks.items())
 
 
 def _sides(width: int) -> tuple[int, int]:

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from qpeft.core.binding import Slot
-from qpeft.core.generator import ANGLES, Generator, ParameterGroup, fingerprint
+from qpeft.core.generator import ANGLES, Generator, ParameterGroup, check_size, fingerprint
 from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError
-from qpeft.methods.quantum_peft.factors import BANKS, Bank
+from qpeft.methods.quantum_peft.factors import BANKS, Bank, count_drawn
 from qpeft.methods.quantum_peft.frames import fit_initial, frame_hash, leading_frame, random_frame
 from qpeft.methods.quantum_peft.layout import Layout, Part
 from qpeft.methods.quantum_peft.quantize import pack, unpack
@@ -49,6 +49,7 @@ class QuantumPeftGenerator(Generator):
     def __init__(self, config: QuantumPeftGeneratorConfig, layout: Layout, init: SeededInit, gains: Tensor) -> None:
         super().__init__()
         self.config, self.layout = config, layout
+        check_size(count_drawn(config, layout), layout.size + gains.numel())
         self.banks = nn.ModuleDict(
             {_key(*key): BANKS[config.family](config, names, *key, init) for key, names in layout.banks.items()}
         )

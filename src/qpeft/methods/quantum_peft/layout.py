@@ -65,6 +65,11 @@ class Layout:
             parts.append(Part(side, width, inner, rank, tuple(indices), tuple(rows)))
         return cls(tuple(matrices), {key: tuple(names) for key, names in banks.items()}, tuple(parts))
 
+    @property
+    def size(self) -> int:
+        """The entries of all tensors."""
+        return sum(matrix.rank * (matrix.d_out + matrix.d_in) for matrix in self.matrices)
+
     def order(self) -> list[tuple[int, str]]:
         """(index of the matrix, side) of each tensor, in the order of the flat vector."""
         return [(index, part.side) for part in self.parts for index in part.matrices]

@@ -14,7 +14,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_is_matrix
 from qpeft.methods.counting import BYTES
 from qpeft.methods.quantum_peft.config import QuantumPeftConfig
-from qpeft.methods.quantum_peft.factors import BANKS
+from qpeft.methods.quantum_peft.factors import BANKS, count_drawn
 from qpeft.methods.quantum_peft.layout import Layout, Matrix
 from qpeft.methods.quantum_peft.model import gain_slots
 from qpeft.methods.quantum_peft.quantize import stored_sizes
@@ -39,11 +39,11 @@ def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any
     notes += _remarks(config, layout)
     factors = _factors(config, layout)
     parts = {
-        "angles": 0 if config.freeze_angles else sum(f.n * f.p for f in factors),
+        "angles": 0 if config.freeze_angles else count_drawn(config, layout),
         "lambda": 0 if config.family == "core" else sum(m.rank for m in matrices),
         "gains": sum(slot.shape.numel() for slot in gain_slots(inner, "default")),
     }
-    generated = sum(m.rank * (m.d_out + m.d_in) for m in matrices) + parts["gains"]
+    generated = layout.size + parts["gains"]
     lora_parameters = sum(p.numel() for n, p in inner.named_parameters() if p.requires_grad and ".lora_" in n)
     parts["other"] = count_trainable(adapted) - lora_parameters - parts["gains"]
     trainable, lora = sum(parts.values()), sum(m.d_out + m.d_in for m in matrices)
