@@ -64,10 +64,10 @@ with replace_folder(place / "adapter") as folder, replace_folder(folder) as inne
 def test_remove_unfinished_removes_only_temporary_files(tmp_path):
     subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
     assert len(list(tmp_path.iterdir())) == 2  # the inner folder is created next to the outer one, with two dots
-    (tmp_path / ".mine").write_text("")
-    (tmp_path / ".x.unfinished").symlink_to(tmp_path)  # a link is removed, not followed
+    (tmp_path / ".mine.unfinished").write_text("")
+    (tmp_path / ".x.abcd_123.unfinished").symlink_to(tmp_path)  # a link is removed, not followed
     remove_unfinished(tmp_path)
-    assert list(tmp_path.iterdir()) == [tmp_path / ".mine"]
+    assert list(tmp_path.iterdir()) == [tmp_path / ".mine.unfinished"]
 
 
 @pytest.fixture

@@ -16,23 +16,38 @@ def setting(name: str) -> str:
     return f"\ufdd0{name}\ufdd1"
 
 
-class QpeftError(Exception):
-    """Base class of qpeft's exceptions."""
+RUN_AGAIN = "\ufdd2"  # in a message: what to do after the cause is removed
 
+
+class _Message:
     def __str__(self) -> str:
         return self.message()
 
-    def message(self, options: Collection[str] = ()) -> str:
+    def message(self, options: Collection[str] = (), again: str = "run the same command again") -> str:
         """The message, in which those of its settings that are `options` of a command are named as options.
 
-        It is shortened and escaped: it may quote a file, which can be long or not valid text.
+        `again` is what to do after the cause is removed. The message is shortened and escaped: it may quote a file,
+        which can be long or not valid text.
         """
 
         def shown(found: re.Match[str]) -> str:
             return f"--{found[1].replace('_', '-')}" if found[1] in options else found[1]
 
-        text = _MARKED.sub(shown, super().__str__()).encode("utf-8", "backslashreplace").decode("utf-8")
+        text = _MARKED.sub(shown, super().__str__().replace(RUN_AGAIN, again))
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
         return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+
+
+class QpeftError(_Message, Exception):
+    """Base class of qpeft's exceptions."""
+
+
+class QpeftWarning(_Message, UserWarning):
+    """A warning whose message names settings."""
+
+
+class DataWarning(QpeftWarning):
+    """Rows of a data source are left out."""
 
 
 class InputError(QpeftError, ValueError):

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -16,13 +17,14 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar
 
-from qpeft.errors import ConfigError
+from qpeft.errors import RUN_AGAIN, ConfigError
 
 T = TypeVar("T")
 _NUMBERS: dict[Any, tuple[type, ...]] = {"int": (int,), "float": (int, float), "float | None": (int, float, NoneType)}
 _UNFINISHED = ".unfinished"
+_OWN_NAME = re.compile(r"\..*\.[a-z0-9_]{8}\.unfinished")  # of a temporary file or folder; the 8 are those of tempfile
 _DISK_FULL = (
-    *("no space left on device", "disk quota exceeded"),  # the system
+    *("no space left on device", "disk quota exceeded", "file too large"),  # the system
     *("unexpected pos", "file write failed", "basic_ios::clear"),  # torch.save
 )
 _KINDS = {
@@ -78,11 +80,11 @@ def open_own(path: Path, flags: int = 0) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK | flags, 0o666)
     except OSError as error:
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            raise ConfigError(f"{path} is not a regular file; remove it and run the same command again") from error
+            raise ConfigError(f"{path} is not a regular file; remove it and {RUN_AGAIN}") from error
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise ConfigError(f"{path} is not a regular file; remove it and run the same command again")
+        raise ConfigError(f"{path} is not a regular file; remove it and {RUN_AGAIN}")
     return handle
 
 
@@ -185,7 +187,7 @@ def apply_umask(folder: Path) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Remove unfinished files of a killed process below `folder`. No other process may write there."""
-    for path in list(folder.rglob(f".*{_UNFINISHED}")):
+    for path in [path for path in folder.rglob(f".*{_UNFINISHED}") if _OWN_NAME.fullmatch(path.name)]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -254,7 +256,10 @@ def _prefix(target: Path) -> str:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """True for the error of the operating system, and for those that safetensors and torch raise for it."""
+    """True for the errors of the operating system, and for those that safetensors and torch raise for them.
+
+    A limit for the size of files counts as well.
+    """
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return any(phrase in str(error).lower() for phrase in _DISK_FULL)

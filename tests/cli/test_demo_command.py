@@ -69,6 +69,15 @@ def test_unknown_method_exits_with_code_2(qpeft_cli, tmp_path, methods, named):
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "demo.json", "notes.txt"])
+def test_folder_with_other_content_is_refused_and_unchanged(qpeft_cli, tmp_path, name):
+    (tmp_path / name).write_text('{"mine": 1}')
+    result = qpeft_cli("demo", "--steps", 2, "--out", tmp_path)
+    assert result.exit_code == 2, result.output
+    assert "is not empty and holds no demo; choose another folder" in result.stderr
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, '{"mine": 1}')]
+
+
 def test_control_differs_from_qpa_only_in_its_circuit(tmp_path):
     settings = [qpeft.demo.run.settings_of(name, tmp_path, 5) for name in ("lora", "qpa-none")]
     lora, control = settings

@@ -11,11 +11,12 @@ import torch
 
 from qpeft import methods
 from qpeft.backends import ExactBackend
+from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.cell import failed_row, started_row, tidy, work_folder
 from qpeft.compare.cell_run import run_cell, settings_of, untrained_model
 from qpeft.compare.plan import make_plan
 from qpeft.compare.resolved import read_study
-from qpeft.compare.rows import Quality, RowFile
+from qpeft.compare.rows import Quality, RowFile, read_rows
 from qpeft.compare.study import load_study
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError
 from qpeft.methods import registry
@@ -452,3 +453,20 @@ def test_damaged_study_file_is_rejected_and_can_be_deleted(study, tmp_path):
         make_plan(study(), tmp_path / "out")
     (tmp_path / "out" / "study.json").unlink()
     assert make_plan(study(), tmp_path / "out").study == plan.study
+
+
+def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(study, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"{n} " + "the bird sings " * (30 * (n % 3 == 0)), "completion": "at night"} for n in range(60)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    plan = make_plan(study(data=str(data)), tmp_path / "out")
+    plan.study.write(plan.folder)
+    [cell] = cells_of(plan, "none")
+    row = run_cell(cell, plan.folder)
+    shares = {"train": "18 of 54", "validation": "1 of 3", "test": "1 of 3"}
+    why = "left out: no answer begins within seq_len=32 tokens; raise seq_len or shorten the prompts"
+    assert row.data.left_out == [
+        f"{share} rows of {getattr(plan.recipe.data, part)} are {why}" for part, share in shares.items()
+    ]
+    RowFile(plan.folder).append(row)
+    assert f"{row.data.left_out[0]}." in summarise(plan.study, read_rows(plan.folder)).limits

@@ -53,6 +53,8 @@ def test_damaged_line_is_named(tmp_path):
         ({"schema": 2}, "has schema 2, this qpeft reads 1"),
         ({"train": 5}, "train: "),
         ({"quality": {"test_loss": "low"}}, "quality.test_loss"),
+        ({"train": {"curve": [[1, None, 0.5]]}}, "train.curve.0: Value error, a point is"),
+        ({"train": {"curve": [[1, None, "low", 0.1]]}}, "train.curve.0.2"),
         ({"cell_id": "study/qpa/hash/seed0"}, "is not that of its study, method and hash"),
         ({"method": "qpa"}, "is not that of its study, method and hash"),
     ],

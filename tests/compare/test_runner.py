@@ -17,7 +17,7 @@ from qpeft.compare.local_executor import log_path
 from qpeft.compare.progress import CompareProgress
 from qpeft.compare.rows import Quality, Row, RowFile
 from qpeft.compare.runner import is_failure, run
-from qpeft.errors import ConfigError, TrainingError
+from qpeft.errors import RUN_AGAIN, ConfigError, TrainingError
 from qpeft.training.lock import waiting_for
 
 pytestmark = pytest.mark.xdist_group("comparison")  # one process that forks, for all
@@ -96,8 +96,8 @@ def test_incomplete_files_of_a_killed_run_are_removed(plan):
     run(plan, run_cell=cells.run_cell)
     whole = sorted(plan.folder.rglob("*"))
     work_folder(plan.tuning_cells()[0], plan.folder).mkdir(parents=True)
-    (plan.folder / ".data.x.unfinished").mkdir()
-    (plan.folder / ".study.json.x.unfinished").write_text("{")
+    (plan.folder / ".data.abcd_123.unfinished").mkdir()
+    (plan.folder / ".study.json.abcd_123.unfinished").write_text("{")
     run(plan, run_cell=cells.run_cell)
     assert sorted(plan.folder.rglob("*")) == whole
 
@@ -321,7 +321,7 @@ def full(_):
 
 
 def test_full_disk_is_reported_with_the_option_that_helps(plan, monkeypatch):
-    row = failed_row(plan.tuning_cells()[0], TrainingError("is full. Free some space and run the same command again"))
+    row = failed_row(plan.tuning_cells()[0], TrainingError(f"is full. Free some space and {RUN_AGAIN}"))
     assert row.error_msg.endswith("Free some space and run the command again with --retry failed")
     monkeypatch.setattr(runner, "write_outputs", full)
     with pytest.raises(TrainingError, match=r"is full; .* run the command again with --retry failed"):

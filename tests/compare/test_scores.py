@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from qpeft.compare.measurements.generation import NO_ENCODER, score_texts
 from qpeft.errors import DataError, InputError
@@ -76,6 +77,22 @@ def encoder(tiny_encoder: Path, tmp_path: Path) -> Path:
 def test_encoder_without_maximum_length_raises(tiny_encoder: Path):
     with pytest.raises(InputError, match="set model_max_length"):
         score_texts(HYPOTHESES, REFERENCES, tiny_encoder)
+
+
+def test_encoder_that_lacks_a_weight_raises(encoder: Path):
+    weights = load_file(encoder / "model.safetensors")
+    lacking = next(name for name in weights if "attention" in name)
+    save_file({name: weight for name, weight in weights.items() if name != lacking}, encoder / "model.safetensors")
+    with pytest.raises(InputError, match="no weights of the right shape for 1 of its tensors"):
+        score_texts(HYPOTHESES, REFERENCES, encoder)
+
+
+def test_encoder_with_own_code_raises(encoder: Path):
+    config = json.loads((encoder / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModel": "own.OwnModel"}}
+    (encoder / "config.json").write_text(json.dumps(config | own))
+    with pytest.raises(InputError, match="needs Python code from its folder or repository"):
+        score_texts(HYPOTHESES, REFERENCES, encoder)
 
 
 def test_missing_package_is_named(encoder: Path, monkeypatch: pytest.MonkeyPatch):

@@ -197,7 +197,7 @@ def test_learning_rate_at_the_edge_of_its_grid_is_flagged(study_folder):
 def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
     edit_json(study_folder / "study.json", lambda study: study["data"].update(notes=["9 rows are shared."]))
     edit_json(study_folder / "study.json", lambda study: study["methods"][10].update(trainable=9))
-    edit_rows(study_folder, lambda row: row["train"].update(lr=1e-5), "qaa", "seed3")
+    edit_rows(study_folder, lambda row: row["train"].update(lr=3e-4), "qaa", "seed3")
     limits = summary_of(study_folder).limits
     assert "9 rows are shared." in limits
     unequal = "QPA with noise for its circuit (0.0549 %)"
@@ -367,3 +367,47 @@ def test_damaged_study_raises_checkpoint_error(tmp_path, text, message):
     (tmp_path / "study.json").write_text(text)
     with pytest.raises(CheckpointError, match=message):
         summary_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda study: study.update(reference="zzz"), "reference: no method has the key 'zzz'"),
+        (lambda study: study["methods"][10].update(against="zzz"), "is a control against 'zzz'"),
+        (lambda study: study["blocks"][0].update(of="zzz"), "blocks.of: no method has the key 'zzz'"),
+        (lambda study: study["blocks"][0]["members"][1].update(key="zzz"), "not one method with the key 'zzz'"),
+        (lambda study: study["methods"].append(study["methods"][2]), "not one method with the key 'lora'"),
+        (lambda study: study["methods"][1].update(key="x/../../y"), r"methods.1.key: String should match pattern"),
+        (lambda study: study.update(metric="zzz"), "metric: Input should be 'test_loss'"),
+        (lambda study: study.update(seeds=[]), "seeds: List should have at least 1 item"),
+        (lambda study: study["blocks"][0].update(budget=0), "blocks.0.budget: Input should be greater than 0"),
+        (lambda study: study.update(methods=["lora"]), "methods.0: Input should be"),
+    ],
+)
+def test_edited_study_is_refused_with_the_field(study_folder, change, message):
+    edit_json(study_folder / "study.json", change)
+    with pytest.raises(CheckpointError, match=message):
+        summary_of(study_folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: row["base"].update(sha256="of other weights"),
+        lambda row: row["data"].update(sha256="of other data"),
+        lambda row: row["method_config"]["settings"].update(r=9),
+        lambda row: row.update(seed=9),
+        lambda row: row["train"].update(lr=0.123),
+    ],
+    ids=["weights", "data", "settings", "seed", "learning rate"],
+)
+def test_row_of_other_work_counts_as_missing(study_folder, change):
+    edit_rows(study_folder, change, "lora", "seed1")
+    assert summary_of(study_folder)["lora"].statuses[1] == "missing"
+
+
+@pytest.mark.parametrize("value", [1e308, 10**400])
+def test_huge_value_of_a_row_is_no_measurement(study_folder, value):
+    edit_rows(study_folder, lambda row: row["quality"].update(test_loss=value), "lora", "seed1")
+    found = summary_of(study_folder)["lora"]
+    assert (found.metric.n, found.null_reasons["quality.test_loss"]) == (4, "beyond 1e+100")

@@ -66,6 +66,15 @@ def test_validation_data_that_are_training_data_are_reported(tiny_model, text_fi
         load_blocks(asked, 64, tokenizer)
 
 
+def test_shifted_copy_of_the_training_data_is_reported(tiny_model, tokenizer, tmp_path):
+    text = "".join(f"The bird number {n} sings in the wood at night.\n" for n in range(90))
+    (data := tmp_path / "text.txt").write_text(text)
+    (copy := tmp_path / "copy.txt").write_text(f"x{text}")
+    asked = TrainSettings(model=str(tiny_model), data=str(data), eval_data=str(copy), out="", eval_blocks=0)
+    with pytest.warns(UserWarning, match="89 of 90 long lines of the evaluation data are also training data"):
+        load_blocks(asked, 64, tokenizer)
+
+
 def test_prompt_is_not_scored_and_answer_has_an_end(tokenizer):
     row = {"prompt": "the king", "completion": " sings"}
     (tokens,) = encode([row], tokenizer)
@@ -166,7 +175,9 @@ def test_messages_need_a_chat_template(tokenizer):
 
 def test_long_examples_are_truncated_or_left_out(tokenizer):
     rows = [{"prompt": "a ", "completion": "fox " * 20}, {"prompt": "fox " * 20, "completion": "a"}]
-    with pytest.warns(UserWarning, match="1 of 2 rows are left out: no answer begins within seq_len=8 tokens"):
+    with pytest.warns(
+        UserWarning, match="1 of 2 rows of the data are left out: no answer begins within seq_len=8 tokens"
+    ):
         (block,) = cut(rows, 8, tokenizer)
     assert len(block.ids) == 8
 

@@ -1,7 +1,7 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -152,9 +152,9 @@ def test_result_with_a_value_that_is_not_a_number_is_refused(settings):
 
 def test_unfinished_files_of_a_kill_are_removed(settings):
     out = Path(settings().out)
-    (out / ".adapter.abc.unfinished").mkdir(parents=True)
-    (out / ".adapter.abc.unfinished" / "half").write_text("")
-    (out / ".config.json.abc.unfinished").write_text("{")
+    (out / ".adapter.abcd_123.unfinished").mkdir(parents=True)
+    (out / ".adapter.abcd_123.unfinished" / "half").write_text("")
+    (out / ".config.json.abcd_123.unfinished").write_text("{")
     (out / ".gitignore").write_text("*")
     train(settings())
     assert [path.name for path in out.glob(".*")] == [".gitignore"]
@@ -168,6 +168,20 @@ def test_finished_run_is_not_repeated(settings):
     assert not first.already_finished
     assert progress.events == []
     assert {**again.to_dict(), "already_finished": False} == first.to_dict()
+
+
+def test_finished_run_is_shown_from_a_folder_that_cannot_be_written(settings, monkeypatch):
+    train(settings(steps=1))
+    monkeypatch.setattr("os.access", lambda *_: False)  # as for a user without permissions
+    assert train(settings(steps=1)).already_finished
+    with pytest.raises(ConfigError, match="no permission to write"):
+        train(settings(steps=1, out=settings().out + "-other"))
+
+
+@pytest.mark.parametrize("field", ["model", "data", "out"])
+def test_empty_path_is_refused(settings, field):
+    with pytest.raises(ConfigError, match=f"{field} is empty"):
+        train(replace(settings(), **{field: ""}))
 
 
 def test_finished_run_is_not_the_result_of_changed_files(settings, text_file, tiny_model, tmp_path):

@@ -221,7 +221,7 @@ def _method(method: MethodSummary) -> dict[str, Any]:
 
 def _show(console: Console, folder: Path, summary: Summary, failures: list[Row]) -> None:
     """The report's tables of results with fewer columns, and remarks on standard error."""
-    from qpeft.compare.analysis.limits import noisy_costs
+    from qpeft.compare.analysis.limits import left_out, noisy_costs
     from qpeft.compare.report import tables
 
     console.print(f"{summary.study.title}\n", style="bold")
@@ -232,8 +232,9 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
         for flag in (flag for flag in method.flags if flag.startswith(("edge", "did not", "no improvement"))):
             remedy = "; a wider grid may contain a better one" if flag.startswith("edge") else ""
             say("Note:", f"{method.key}: {flag}{remedy}", "bold yellow")
-    if noise := noisy_costs(summary):
-        say("Note:", noise, "bold yellow")
+    for note in (*left_out(summary), noisy_costs(summary)):
+        if note:
+            say("Note:", note, "bold yellow")
     say_failures(failures)
     console.print(f"report  {folder / 'report.html'}", soft_wrap=True)
     console.print(f"rows    {folder / 'results.jsonl'}", soft_wrap=True)

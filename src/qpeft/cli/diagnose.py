@@ -84,7 +84,7 @@ def diagnose(
         dict[str, Any],
         Fields(
             TrainSettings,
-            panel="With --model; --method FILE.py:NAME also with a folder",
+            panel="With --model; --method FILE.py:NAME and --trust-remote-code also with a folder",
             only=("method", "host", "task", "trust_remote_code"),
         ),
     ],
@@ -107,6 +107,8 @@ def diagnose(
     """
     if target is not None and methods.is_file(run.get("method", "")):
         use_method(run.pop("method"))
+    if trainings and "trust_remote_code" in run:
+        members = {**members, "trust_remote_code": run.pop("trust_remote_code")}
     asked = {
         **run,
         **adapter,

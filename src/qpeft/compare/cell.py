@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import traceback
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from qpeft.compare.resolved import ResolvedMethod
 from qpeft.compare.rows import Base, Data, Environment, MethodConfig, Row, Train, cell_id
 from qpeft.compare.study import Generation, MethodSpec, Training
+from qpeft.errors import QpeftError
 from qpeft.files import remove_folder
 
 Steps = Callable[[int, int], None]  # receives (steps done, steps planned)
@@ -26,6 +26,7 @@ RunCell = Callable[["Cell", Path, Steps], Row]
 FIRST_CELL = "QPEFT_COMPARE_FIRST_CELL"  # environment variable: the cell whose data `preload` reads
 
 _PACKAGES = ("qpeft", "torch", "transformers", "peft")
+_RETRY = "run the command again with --retry failed"  # a failed cell is not run again otherwise
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -90,17 +91,8 @@ class Cell(_Frozen):
 
     def owns(self, row: Row) -> bool:
         """Whether `row` is of this method, learning rate, seed or trial, base, tokenizer and data."""
-        spec, config, base = self.spec, row.method_config, self.recipe.base
-        if row.base.tokenizer_sha256 not in (None, base.tokenizer_sha256):
-            return False
-        found, expected = (
-            json.dumps([part.method, part.host, part.settings, part.backend, part.hash, *others], sort_keys=True)
-            for part, others in (
-                (config, (row.name, row.seed, row.train.lr, row.base.sha256, row.data.sha256)),
-                (spec, (self.name, self.seed, self.lr, base.sha256, self.recipe.data.sha256)),
-            )
-        )
-        return found == expected
+        is_ours = (row.name, row.seed, row.train.lr) == (self.name, self.seed, self.lr)
+        return is_ours and self.spec.owns(row, self.recipe.base, self.recipe.data.sha256)
 
     @property
     def steps(self) -> int:
@@ -158,8 +150,7 @@ def failed_row(cell: Cell, error: BaseException) -> Row:
     """The row of a cell that raised: status oom for lack of memory, otherwise failed."""
     is_oom = isinstance(error, MemoryError) or any(phrase in str(error).lower() for phrase in _OUT_OF_MEMORY)
     tail = "".join(traceback.format_exception(error))[-2000:]
-    # a failed cell is not run again otherwise
-    message = str(error).replace("run the same command again", "run the command again with --retry failed")
+    message = error.message(again=_RETRY) if isinstance(error, QpeftError) else str(error)
     lost = lost_row(cell, "oom" if is_oom else "failed", message or type(error).__name__)
     return lost.updated(error_type=type(error).__name__, traceback_tail=tail)
 

@@ -20,7 +20,7 @@ from qpeft.compare.measurements.convergence import derive
 from qpeft.compare.measurements.generation import generate_texts, score_texts
 from qpeft.compare.rows import Convergence, Row
 from qpeft.compare.study import Generation
-from qpeft.errors import QpeftError, TrainingError
+from qpeft.errors import DataWarning, QpeftError, TrainingError
 from qpeft.training import outputs
 from qpeft.training.methods import virtual_tokens
 from qpeft.training.metrics import HOPELESS_LOSS, ClassificationScore
@@ -124,6 +124,11 @@ def settings_of(cell: Cell, out: Path, part: str = "validation") -> TrainSetting
 
 def shared_task(settings: TrainSettings) -> Task:
     """The data of a cell's run, read once by a process and the processes forked from it."""
+    return _read(settings)[0]
+
+
+def _read(settings: TrainSettings) -> tuple[Task, list[str]]:
+    """The data, and the warnings of rows that are left out."""
     asked = {name: getattr(settings, name) for name in _OF_DATA}
     if not TASKS[settings.task].is_language_model:
         asked["seed"] = settings.seed  # a new classification head is drawn from it
@@ -131,13 +136,20 @@ def shared_task(settings: TrainSettings) -> Task:
 
 
 @lru_cache(maxsize=8)
-def _read_task(reserved: int, **asked: Any) -> Task:
-    return task_class(asked["task"])(TrainSettings(out="", **asked), reserved)
+def _read_task(reserved: int, **asked: Any) -> tuple[Task, list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DataWarning)
+        task = task_class(asked["task"])(TrainSettings(out="", **asked), reserved)
+    return task, [str(found.message) for found in caught if isinstance(found.message, DataWarning)]
 
 
 def read_test_data(cell: Cell) -> Task:
     """The test data of a cell."""
-    return shared_task(replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe.test_blocks))
+    return shared_task(_test_settings(cell))
+
+
+def _test_settings(cell: Cell) -> TrainSettings:
+    return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe.test_blocks)
 
 
 def warm(cell: Cell) -> None:
@@ -227,6 +239,8 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
     row.data.splits = {f"{name}_tokens": _count_targets(examples) for name, examples in parts.items()}
     if unknown := getattr(score, "n_unknown", 0):
         row.data.splits["test_unknown_tokens"] = unknown
+    if left_out := [text for used in (settings_of(cell, Path()), _test_settings(cell)) for text in _read(used)[1]]:
+        row.data.left_out = list(dict.fromkeys(left_out))
     if recipe.generation and TASKS[recipe.task].is_language_model:
         with _or_reason(row, "quality.bleu"):
             _generate(recipe.data.test, recipe.generation, row, model, test)

@@ -25,6 +25,7 @@ from qpeft.training.sources import (
     has_validation_split,
     load_examples,
     load_rows,
+    long_lines,
 )
 from qpeft.training.task_types import TASKS
 from qpeft.training.tasks.images import has_validation_images, image_bytes, load_images, open_image
@@ -34,7 +35,6 @@ PARTS = ("train", "validation", "test")
 _RECORD = "split.json"
 _SOURCES = ("data", "eval_data", "test_data", "general_data")
 _GENERAL = "general.jsonl"
-_LONG_LINE = 8  # words
 _EVERY = 20  # one of 20 documents or examples is validation data, another one is test data
 
 
@@ -159,7 +159,7 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
             "and test_data to other data, or leave them out"
         )
     if not n_shared and study.is_language_model:
-        what, (n_shared, n) = "long lines", count_shared(_long_lines(rows), _long_lines(others))
+        what, (n_shared, n) = "long lines", count_shared(long_lines(rows), long_lines(others))
     if not n_shared:
         return []
     found = f"{n_shared} of {n} {what} of the {other} data are also in the {one} data"
@@ -171,12 +171,6 @@ def _is_part_of_text(rows: Sequence[Any], others: Sequence[Any]) -> bool:
     """Whether the texts `others` are one part of the texts `rows`; white space does not count."""
     whole, part = ("".join("".join(row["text"].split()) for row in some if "text" in row) for some in (rows, others))
     return bool(part) and part in whole
-
-
-def _long_lines(rows: Sequence[Any]) -> list[str]:
-    """The lines of texts that are too long to be equal by chance, without white space."""
-    lines = [line.split() for row in rows if "text" in row for line in row["text"].splitlines()]
-    return [" ".join(words) for words in lines if len(words) >= _LONG_LINE]
 
 
 def _split(study: Study, notes: list[str]) -> tuple[list[Any], list[Any], list[Any]]:

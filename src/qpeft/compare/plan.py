@@ -14,7 +14,16 @@ from qpeft import methods
 from qpeft.compare.budget import Counted, Host, count, fill_block
 from qpeft.compare.cell import Cell, Recipe
 from qpeft.compare.data import split_data
-from qpeft.compare.resolved import STUDY, ResolvedBlock, ResolvedData, ResolvedMethod, ResolvedStudy, read_study
+from qpeft.compare.measurements.generation import encoder_layers
+from qpeft.compare.resolved import (
+    STUDY,
+    ResolvedBlock,
+    ResolvedData,
+    ResolvedMethod,
+    ResolvedStudy,
+    read_study,
+    without_folder,
+)
 from qpeft.compare.rows import SCHEMA, Base, Row, read_rows
 from qpeft.compare.study import MethodSpec, Study
 from qpeft.core.meta_model import on_meta
@@ -212,6 +221,7 @@ def _check_encoder(study: Study) -> None:
         raise ConfigError(f"generation.bertscore_model: no folder {encoder}; name the folder of a local encoder")
     if find_spec("bert_score") is None:
         raise ConfigError("generation.bertscore_model needs the package bert-score: pip install bert-score")
+    encoder_layers(Path(encoder).expanduser())
 
 
 def _on_meta(study: Study, model: str, trust_remote_code: bool) -> Host:
@@ -299,15 +309,11 @@ def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]
         "host": spec.host,
         "settings": spec.settings,
         "rates": list(rates),
-        **({"backend": _without_folder(spec.backend)} if spec.backend else {}),
+        **({"backend": without_folder(spec.backend)} if spec.backend else {}),
         **({"method_sha256": sha} if (sha := methods.file_sha256(spec.method)) else {}),
         **({"backend_sha256": sha} if (sha := methods.file_sha256(spec.backend.get("backend", ""))) else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _without_folder(backend: dict[str, Any]) -> dict[str, Any]:
-    return {name: methods.without_folder(value) if name == "backend" else value for name, value in backend.items()}
 
 
 def _edge(rate: float | None, rates: Sequence[float]) -> Literal["low", "high"] | None:

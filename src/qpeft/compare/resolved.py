@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qpeft import methods
-from qpeft.compare.rows import SCHEMA, Base, cell_id
-from qpeft.compare.study import TaskName, Training, Tuning, described
+from qpeft.compare.rows import SCHEMA, Base, MethodConfig, Row, cell_id
+from qpeft.compare.study import MethodKey, MetricName, Seed, TaskName, Training, Tuning, check_keys, described
 from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json, write_json
 from qpeft.training.task_types import TASKS
 
 STUDY = "study.json"
 
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+
 
 class _Resolved(BaseModel):
-    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, validate_by_name=True, serialize_by_alias=True, allow_inf_nan=False)
 
 
 class ResolvedMethod(_Resolved):
     """A method of the study; members of equal-budget blocks are methods as well."""
 
-    key: str
+    key: MethodKey
     label: str
-    role: str  # main, control or equal_budget
+    role: Literal["main", "control", "equal_budget"]
     against: str | None = None  # of a control: the key of the method that it is a control of
     method: str
-    kind: str = "classical"  # or quantum
+    kind: Literal["quantum", "classical"] = "classical"
     prunes_ranks: bool = False
     report_note: str = ""  # a sentence for the report
     host: str = "lora"
@@ -39,16 +42,17 @@ class ResolvedMethod(_Resolved):
     lr_base: float | None = None
     rates: list[float] = []  # learning rates to try; none where nothing is trained
     hash: str
-    trainable: int
-    deployed: int
+    trainable: _Count
+    deployed: _Count
     note: str | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, values: dict[str, Any]) -> dict[str, Any]:
+    def _complete(cls, values: Any) -> Any:
         """Add what a study.json of qpeft 0.1 lacks, from the record of the method."""
-        record = methods.find(str(values.get("method")))
-        if "kind" in values or record is None:
+        is_old = isinstance(values, dict) and "kind" not in values
+        record = methods.find(str(values.get("method"))) if is_old else None
+        if record is None:
             return values
         return values | {name: getattr(record, name) for name in ("kind", "prunes_ranks", "report_note")}
 
@@ -57,12 +61,19 @@ class ResolvedMethod(_Resolved):
         """False for the base model as it is."""
         return bool(self.rates)
 
+    def owns(self, row: Row, base: Base, data_sha256: str) -> bool:
+        """Whether `row` is of this method, base, tokenizer and data. Files of methods and backends may be moved."""
+        if row.base.tokenizer_sha256 not in (None, base.tokenizer_sha256):
+            return False
+        found = (_content(row.method_config), row.base.sha256, row.data.sha256)
+        return found == (_content(self), base.sha256, data_sha256)
+
 
 class ResolvedMember(_Resolved):
     """A method in an equal-budget block."""
 
     key: str
-    trainable: int
+    trainable: _Count
     ratio: float  # to the budget
     over_budget: bool
     ranked: bool
@@ -72,7 +83,7 @@ class ResolvedBlock(_Resolved):
     """An equal-budget block: methods at the parameter count of the method `of`, which is the first member."""
 
     of: str
-    budget: int
+    budget: int = Field(gt=0, lt=2**63)
     members: list[ResolvedMember]
 
 
@@ -93,7 +104,7 @@ class ResolvedStudy(_Resolved):
     name: str = Field(validation_alias=AliasChoices("study", "name"), serialization_alias="study")
     title: str
     question: str
-    metric: str
+    metric: MetricName
     reference: str
     task: TaskName
     base: Base
@@ -101,12 +112,21 @@ class ResolvedStudy(_Resolved):
     training: Training
     test_blocks: int = 0
     costs: bool = True
-    seeds: list[int]
+    seeds: list[Seed] = Field(min_length=1)
     tuning: Tuning = Tuning()
     max_hours: float = 8.0
     command: str = ""
     methods: list[ResolvedMethod]
     blocks: list[ResolvedBlock] = []
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> ResolvedStudy:
+        check_keys(self)
+        keys = [method.key for method in self.methods]
+        members = [member.key for block in self.blocks for member in block.members]
+        if wrong := {key for key in keys if keys.count(key) > 1} | set(members).difference(keys):
+            raise ValueError(f"methods: not one method with the key {min(wrong)!r}")
+        return self
 
     @property
     def lower_is_better(self) -> bool:
@@ -129,9 +149,29 @@ class ResolvedStudy(_Resolved):
         """The identity of the method's row `name`."""
         return cell_id(self.name, method.key, method.hash, name)
 
+    def row_of(
+        self, method: ResolvedMethod, rows: Mapping[str, Row], name: str, seed: int, rates: Sequence[float]
+    ) -> Row | None:
+        """The row `name` of the method among `rows`, by cell_id; None if it is missing or that of other work."""
+        row = rows.get(self.cell_id(method, name))
+        if row is None or row.seed != seed or row.train.lr not in (None, *rates):
+            return None
+        return row if method.owns(row, self.base, self.data.sha256) else None
+
     def write(self, folder: Path) -> None:
         """Write study.json."""
         write_json(folder / STUDY, self.model_dump())
+
+
+def without_folder(backend: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `qpeft.set_backend` without the folder of FILE.py:NAME, which may be moved."""
+    return {name: methods.without_folder(str(value)) if name == "backend" else value for name, value in backend.items()}
+
+
+def _content(part: ResolvedMethod | MethodConfig) -> str:
+    """What the method is, as comparable text."""
+    parts = [methods.without_folder(part.method), part.host, part.settings, without_folder(part.backend), part.hash]
+    return json.dumps(parts, sort_keys=True)
 
 
 def read_study(folder: Path) -> ResolvedStudy:

@@ -21,9 +21,9 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from qpeft.errors import CheckpointError
 from qpeft.files import open_own, parse_json, read_json, write_text
@@ -31,8 +31,18 @@ from qpeft.files import open_own, parse_json, read_json, write_text
 SCHEMA = 1
 ROWS = "rows.jsonl"
 
+_LARGEST = 1e100  # of a number, so that its square is finite
+
 Number = int | float
-Curve = list[list[Any]]  # points [step, training loss | None, validation loss | None, seconds]
+
+
+def _point(values: list[Number | None]) -> list[Number | None]:
+    if len(values) != 4 or not isinstance(values[0], int) or values[3] is None:
+        raise ValueError("a point is [step, training loss or null, validation loss or null, seconds]")
+    return values
+
+
+Curve = list[Annotated[list[Number | None], AfterValidator(_point)]]
 
 
 class Part(BaseModel):
@@ -75,6 +85,7 @@ class Data(Part):
     tokens_seen: int | None = None
     tokens_per_step: Number | None = None
     splits: dict[str, int] = {}  # train_tokens, valid_tokens, test_tokens
+    left_out: list[str] = []  # warnings of rows that are not used
 
 
 class Train(Part):
@@ -357,7 +368,7 @@ def _read_lines(path: Path) -> list[Row]:
 
 
 def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`row` with null for NaN and infinity, each named in `null_reasons`."""
+    """`row` with null for NaN, infinity and numbers beyond _LARGEST, each named in `null_reasons`."""
     reasons = dict(row.get("null_reasons") or {})
 
     def clean(value: Any, name: str) -> Any:
@@ -365,8 +376,9 @@ def _without_nan(row: Mapping[str, Any]) -> dict[str, Any]:
             return {key: clean(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [clean(item, name) for item in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            reasons.setdefault(name, "not a finite number")
+        if isinstance(value, int | float) and not abs(value) <= _LARGEST:  # NaN as well
+            is_finite = isinstance(value, int) or math.isfinite(value)
+            reasons.setdefault(name, f"beyond {_LARGEST:g}" if is_finite else "not a finite number")
             return None
         return value
 

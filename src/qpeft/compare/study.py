@@ -27,7 +27,9 @@ from qpeft.training.task_types import TASKS
 _MAX_VALUES = 100_000  # of a file
 LEAST_RANKED = 0.8  # of a block's budget
 
-_Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
+Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
+MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
+MetricName = Literal["test_loss", "test_accuracy", "bleu"]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # a spreadsheet must not read it as a formula
 
@@ -56,7 +58,7 @@ class _MethodFields(_Strict):
 class MethodSpec(_MethodFields):
     """A method of `qpeft train` with its settings."""
 
-    key: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")
+    key: MethodKey
     backend: dict[str, Any] = {}  # where the circuit runs in training: the arguments of `qpeft.set_backend`
     role: Literal["main", "control"] = "main"
     against: str | None = None  # of a control: the key of the method that it is a control of
@@ -160,9 +162,9 @@ class Study(_Strict):
     eval_data: str | None = None
     test_data: str | None = None
     task: TaskName = "causal-lm"
-    metric: Literal["test_loss", "test_accuracy", "bleu"] | None = None
+    metric: MetricName | None = None
     reference: str = "lora"
-    seeds: list[_Seed] = Field(default=[0, 1, 2], min_length=1)
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
     tuning: Tuning = Tuning()
     training: Training = Training()
     test_blocks: int = Field(default=96, ge=0, le=MOST)
@@ -181,17 +183,7 @@ class Study(_Strict):
         keys += [f"{candidate.key}@{block.of}" for block in self.blocks for candidate in block.methods]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise ValueError(f"methods: duplicate key {min(twice)!r}")
-        own = [method.key for method in self.methods]
-        for field, name in (("reference", self.reference), *(("blocks.of", block.of) for block in self.blocks)):
-            if name not in own:
-                raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(own)}")
-        for method in self.methods:
-            if method.against == method.key:
-                raise ValueError(f"methods: {method.key} is a control against itself; name the controlled method")
-            if method.against is not None and method.against not in own:
-                raise ValueError(
-                    f"methods: {method.key} is a control against {method.against!r}: no method has this key"
-                )
+        check_keys(self)
         if self.tuning.seed in self.seeds:
             raise ValueError(
                 f"tuning.seed {self.tuning.seed} is one of seeds; learning rates are selected with a separate seed"
@@ -220,6 +212,19 @@ class Study(_Strict):
     def chosen_metric(self) -> str:
         """`metric`, or the default of the task."""
         return self.metric or ("test_loss" if self.is_language_model else "test_accuracy")
+
+
+def check_keys(study: Any) -> None:
+    """Raise ValueError if a Study or ResolvedStudy refers to a method that it does not have."""
+    own = [method.key for method in study.methods]
+    for field, name in (("reference", study.reference), *(("blocks.of", block.of) for block in study.blocks)):
+        if name not in own:
+            raise ValueError(f"{field}: no method has the key {name!r}; there are {', '.join(own)}")
+    for method in study.methods:
+        if method.against == method.key:
+            raise ValueError(f"methods: {method.key} is a control against itself; name the controlled method")
+        if method.against is not None and method.against not in own:
+            raise ValueError(f"methods: {method.key} is a control against {method.against!r}: no method has this key")
 
 
 def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:

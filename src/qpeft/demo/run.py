@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qpeft.demo import base_path
 from qpeft.errors import ConfigError
-from qpeft.files import output_folder, write_json
+from qpeft.files import output_folder, read_json, write_json
 from qpeft.names import unknown
 from qpeft.training.settings import TrainSettings
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qpeft.training.progress import Progress
     from qpeft.training.result import TrainResult
 
+_RESULTS = "demo.json"
 _LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", _LORA),
@@ -60,16 +61,28 @@ def run_demo(
     Finished runs are not repeated. `progress(name)` receives the events of a method's run.
 
     Raises:
-        ConfigError: a method is unknown, or `out` cannot be written.
+        ConfigError: a method is unknown, or `out` cannot be written or holds something else.
         CheckpointError: `out` has runs with other settings.
     """
     from qpeft.training import train
 
     check_methods(names)
-    output_folder(out)
+    _check_folder(out)
     results = {name: train(settings_of(name, out, steps), progress(name)) for name in names}
-    write_json(out / "demo.json", to_dict(results))
+    write_json(out / _RESULTS, to_dict(results))
     return results
+
+
+def _check_folder(out: Path) -> None:
+    """Raise ConfigError unless `out` is new, empty or a demo's."""
+    output_folder(out)
+    try:
+        is_ours = "runs" in read_json(out / _RESULTS)
+    except (OSError, ValueError, TypeError):
+        is_ours = False
+    others = [path.name for path in out.iterdir() if path.name[0] != "."] if out.is_dir() and not is_ours else []
+    if not METHODS.keys() >= set(others):  # an interrupted demo has only the folders of its runs
+        raise ConfigError(f"{out} is not empty and holds no demo; choose another folder")
 
 
 def to_dict(results: dict[str, TrainResult]) -> dict[str, Any]:

@@ -88,6 +88,7 @@ def circuit_matters(
     seeds: Sequence[int] = (0, 1, 2),
     steps: int | None = None,
     progress: CompareProgress | None = None,
+    trust_remote_code: bool = False,
 ) -> CircuitMatters:
     """Repeat the run with every feature source and seed, and compare; call it again to resume.
 
@@ -98,6 +99,7 @@ def circuit_matters(
         seeds: Seeds of the training runs; a verdict needs three.
         steps: Optimizer steps of each training run. None: as many as the run's.
         progress: Receives the progress events of `qpeft compare`.
+        trust_remote_code: Execute Python code of the base model.
 
     Raises:
         ConfigError, DataError, CheckpointError: The folder is not such a run, or its data or base cannot be found.
@@ -105,7 +107,8 @@ def circuit_matters(
     """
     folder = Path(run_folder)
     study = study_of(RunFolder(folder).settings(), seeds, steps)
-    outcome = run(make_plan(study, folder / FOLDER, f"qpeft diagnose {folder} --trainings"), progress=progress)
+    plan = make_plan(study, folder / FOLDER, f"qpeft diagnose {folder} --trainings", trust_remote_code)
+    outcome = run(plan, progress=progress)
     return CircuitMatters(folder / FOLDER, outcome.summary, outcome.failures)
 
 

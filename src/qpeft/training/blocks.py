@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from qpeft.errors import DataError, setting
+from qpeft.errors import DataError, DataWarning, setting
 from qpeft.training.encoding import Tokens, encode, end_of_text, join
 from qpeft.training.settings import TrainSettings
-from qpeft.training.sources import Columns, Row, has_validation_split, load_examples, warn_of_shared
+from qpeft.training.sources import Columns, Row, has_validation_split, load_examples, long_lines, warn_of_shared
 
 if TYPE_CHECKING:
     import torch
@@ -46,25 +46,31 @@ def load_blocks(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedToke
     """Read, tokenize, split and cut the data of a run. Raises DataError if there is too little data."""
     rows = load_examples(settings.data, "train", columns_of(settings))
     validation = settings.eval_data or (settings.data if has_validation_split(settings.data) else None)
+    others: list[Row] = []
     if validation:
-        train = cut(rows, seq_len, tokenizer)
-        evaluation = _cut_all(settings, validation, seq_len, tokenizer) if train else []
+        others = load_examples(validation, "validation", columns_of(settings))
+        train = cut(rows, seq_len, tokenizer, settings.data)
+        evaluation = _cut_all(validation, others, seq_len, tokenizer) if train else []
     else:
         train, evaluation = _hold_out(rows, seq_len, tokenizer)
     train = [block for block in train if "text" not in rows[0] or len(block.ids) == seq_len]
     if not train or not evaluation:
         raise DataError(_too_little_data(settings.data, rows, seq_len, tokenizer))
-    warn_of_shared("evaluation blocks", *([block.ids.tobytes() for block in part] for part in (train, evaluation)))
+    contents = ([block.ids.tobytes() for block in part] for part in (train, evaluation))
+    if not warn_of_shared("evaluation blocks", *contents):
+        # the blocks of a copy may be shifted
+        warn_of_shared("long lines of the evaluation data", long_lines(rows), long_lines(others))
     return Blocks(train, spread(settings.eval_blocks or 0, evaluation))
 
 
 def load_evaluation(settings: TrainSettings, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> Blocks:
     """All of the data as evaluation blocks. Raises DataError if no token can be scored."""
-    return Blocks([], _cut_all(settings, settings.data, seq_len, tokenizer))
+    rows = load_examples(settings.data, "validation", columns_of(settings))
+    return Blocks([], _cut_all(settings.data, rows, seq_len, tokenizer))
 
 
-def _cut_all(settings: TrainSettings, source: str, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
-    blocks = cut(load_examples(source, "validation", columns_of(settings)), seq_len, tokenizer)
+def _cut_all(source: str, rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+    blocks = cut(rows, seq_len, tokenizer, source)
     if not blocks:
         raise DataError(
             f"{source} has no token to score within {setting('seq_len')}={seq_len}; raise "
@@ -78,7 +84,9 @@ def columns_of(settings: TrainSettings) -> Columns:
     return Columns(settings.text_column, settings.prompt_column, settings.completion_column)
 
 
-def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -> list[Tokens]:
+def cut(
+    rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase, source: str = "the data"
+) -> list[Tokens]:
     """Blocks of at most `seq_len` tokens, each with at least one token to score.
 
     Texts are joined by one end-of-text token and cut; only the last block may be shorter. Rows with a prompt are not
@@ -93,9 +101,11 @@ def cut(rows: Sequence[Row], seq_len: int, tokenizer: PreTrainedTokenizerBase) -
         blocks = [tokens.cut(0, seq_len) for tokens in encoded]
     scored = [block for block in blocks if block.n_targets]
     if "text" not in rows[0] and 0 < len(scored) < len(rows):
+        found = f"{len(rows) - len(scored)} of {len(rows)} rows of {source} are left out: no answer begins within"
         warnings.warn(
-            f"{len(rows) - len(scored)} of {len(rows)} rows are left out: no answer begins within seq_len={seq_len} "
-            "tokens; raise seq_len or shorten the prompts",
+            DataWarning(
+                f"{found} {setting('seq_len')}={seq_len} tokens; raise {setting('seq_len')} or shorten the prompts"
+            ),
             stacklevel=2,
         )
     return scored

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from qpeft.errors import CheckpointError
+from qpeft.errors import RUN_AGAIN, CheckpointError
 from qpeft.files import filled, read_json, write_json
 from qpeft.training.tasks import Score, task_class
 
@@ -77,4 +77,4 @@ def read_result(path: Path) -> TrainResult | None:
         scores = {name: filled(score_class, stored.pop(name)) for name in ("before", "after")}
         return filled(TrainResult, {**stored, **scores, "out": path.parent, "already_finished": True})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+        raise CheckpointError(f"{path} is damaged ({error}); delete it and {RUN_AGAIN}") from error

@@ -13,7 +13,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import qpeft
-from qpeft.errors import BackendError, CheckpointError, ConfigError, InputError, TrainingError
+from qpeft.errors import RUN_AGAIN, BackendError, CheckpointError, ConfigError, InputError, TrainingError, setting
 from qpeft.files import is_disk_full, open_own
 from qpeft.training import outputs
 from qpeft.training.callbacks import RunCallback
@@ -125,6 +125,9 @@ def publish(run: FittedRun, progress: Progress) -> TrainResult:
 
 def _checked_folder(settings: TrainSettings) -> RunFolder:
     settings.check()
+    for name in ("model", "data", "out"):
+        if not getattr(settings, name):  # a shell variable that is not set; as a path it is the current folder
+            raise ConfigError(f"{setting(name)} is empty; give a value")
     folder = RunFolder(Path(settings.out).expanduser())
     folder.check(settings)
     return folder
@@ -285,7 +288,7 @@ def _circuit_costs(ready: Prepared) -> dict[str, Any] | None:
 
 def _damaged(checkpoint: Path, reason: str) -> str:
     return (
-        f"{checkpoint} cannot be read: {reason.splitlines()[0]}. Delete the folder and run the same command again: the "
+        f"{checkpoint} cannot be read: {reason.splitlines()[0]}. Delete the folder and {RUN_AGAIN}: the "
         "run resumes from the checkpoint before it, or starts from the beginning"
     )
 
@@ -296,7 +299,7 @@ def _explain(error: Exception, folder: RunFolder, has_begun: bool) -> None:
         last = last_complete(folder.checkpoints)
         kept = f"the checkpoint of step {step_of(last)} is intact" if last else "no step had been saved"
         raise TrainingError(
-            f"the disk that holds {folder.path} is full; {kept}. Free some space and run the same command again"
+            f"the disk that holds {folder.path} is full; {kept}. Free some space and {RUN_AGAIN}"
         ) from error
     if has_begun and isinstance(error, InputError):
         raise TrainingError(f"the run cannot continue: {error}") from error

@@ -13,6 +13,7 @@ run/  config.json     settings, hashes of data and base, versions
 from __future__ import annotations
 
 import json
+import os
 import platform
 from dataclasses import MISSING, asdict, fields
 from importlib.metadata import version
@@ -67,7 +68,8 @@ class RunFolder:
 
         Data and base are not read: `check_identity` compares them.
         """
-        output_folder(self.path)
+        if not os.path.lexists(self.result):  # a finished run is only read
+            output_folder(self.path)
         if self.config.exists():
             self._check_settings(_compared(_as_json(settings)))
             self._check_hashes(settings, own_files(settings), _HASHED_FILES)

@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from qpeft.errors import DataError, setting
+from qpeft.errors import DataError, DataWarning, setting
 from qpeft.files import file_hash, parse_json
 from qpeft.training.local_paths import explain_missing, looks_like_path
 
@@ -37,6 +37,7 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".parquet": ("parquet", {}),
     ".tsv": ("tsv", {}),
 }
+_LONG_LINE = 8  # words
 _LOCAL_SUFFIXES = {*_READERS, ".npz"}
 _EVALUATION_SPLITS = ("validation", "test")
 
@@ -74,7 +75,7 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
         lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why} (the first is row {left_out[0]})"
         if len(left_out) == len(rows):
             raise DataError(f"{lacking}; give rows with a text to learn")
-        warnings.warn(f"{lacking}; they are left out", stacklevel=1)
+        warnings.warn(DataWarning(f"{lacking}; they are left out"), stacklevel=1)
     return [row for row in renamed if _has_something_to_score(row)]
 
 
@@ -111,21 +112,31 @@ def has_validation_split(source: str) -> bool:
     return source not in BUILT_IN and not is_local(source) and "validation" in hub_splits(source)
 
 
-def warn_of_shared(what: str, training: Iterable[bytes], others: Iterable[bytes]) -> None:
-    """Warn if a tenth of the contents, such as the bytes of an example, of the data `what` are also training data."""
+def warn_of_shared(what: str, training: Iterable[Any], others: Iterable[Any]) -> bool:
+    """Warn if a tenth of the contents, such as the bytes of an example, of the data `what` are also training data.
+
+    Returns whether it warned.
+    """
     n_shared, n = count_shared(training, others)
-    if n_shared > n // 10:
+    if is_shared := n_shared > n // 10:
         warnings.warn(
             f"{n_shared} of {n} {what} are also training data, so the metrics describe learned examples; give other "
             "data to measure generalization",
             stacklevel=1,
         )
+    return is_shared
 
 
 def count_shared(training: Iterable[Any], others: Iterable[Any]) -> tuple[int, int]:
     """How many of `others` are in `training`, and how many there are."""
     known, found = set(training), list(others)
     return sum(item in known for item in found), len(found)
+
+
+def long_lines(rows: Sequence[Row]) -> list[str]:
+    """The lines of texts that are too long to be equal by chance, without white space."""
+    lines = [line.split() for row in rows if "text" in row for line in row["text"].splitlines()]
+    return [" ".join(words) for words in lines if len(words) >= _LONG_LINE]
 
 
 def content_hash(source: str, pattern: str = "**/*") -> str | None:

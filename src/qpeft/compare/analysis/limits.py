@@ -88,6 +88,7 @@ def _unfair(summary: Summary) -> Iterator[str]:
             start = f"At the {block.budget:,} trainable parameters of {summary[block.of].label}"
             names = "; ".join(outside)
             yield f"{start} these methods are outside 80 to 100 % of the budget and not ranked: {names}."
+    yield from left_out(summary)
     yield from _unknown_tokens(summary)
     if noise := noisy_costs(summary):
         yield noise
@@ -125,10 +126,15 @@ def noisy_costs(summary: Summary) -> str:
     )
 
 
+def left_out(summary: Summary) -> list[str]:
+    """Warnings of rows of the data that are not used."""
+    return list(dict.fromkeys(f"{text}." for row in summary.present_rows for text in row.data.left_out))
+
+
 def _unknown_tokens(summary: Summary) -> Iterator[str]:
-    splits = [row.data.splits for row in summary.present_rows if row.data.splits.get("test_unknown_tokens")]
-    if splits:
-        share = splits[0]["test_unknown_tokens"] / splits[0]["test_tokens"]
+    splits = [row.data.splits for row in summary.present_rows]
+    shares = (found.get("test_unknown_tokens", 0) / n for found in splits if (n := found.get("test_tokens")))
+    if share := next(filter(None, shares), 0):
         yield (
             f"{share:.1%} of the scored test tokens are unknown to the tokenizer: the text they stand for is lost, and "
             "losses and bits per byte are too low."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from qpeft.compare.analysis.statistics import Stats, describe
@@ -56,16 +57,14 @@ class MethodRows:
 
 def read_method(study: ResolvedStudy, method: ResolvedMethod, rows: Mapping[str, Row]) -> MethodRows:
     """The rows of `method` among `rows`, which are by cell_id. A deterministic result counts for every seed."""
-
-    def find(name: str) -> Row | None:
-        return rows.get(study.cell_id(method, name))
-
-    seeds = {seed: find(f"seed{seed}") for seed in study.seeds}
+    find = partial(study.row_of, method, rows)
+    seeds = {seed: find(f"seed{seed}", seed, method.rates) for seed in study.seeds}
     found = [row for row in seeds.values() if row is not None]
     if found and study.is_deterministic(method):
         seeds = dict.fromkeys(seeds, found[0])
     tried = method.rates if len(method.rates) > 1 else []  # a single learning rate is not tuned
-    return MethodRows(seeds, [(rate, find(f"lr{rate:g}")) for rate in tried], find("cost"))
+    trials = [(rate, find(f"lr{rate:g}", study.tuning.seed, [rate])) for rate in tried]
+    return MethodRows(seeds, trials, find("cost", study.seeds[0], method.rates))
 
 
 def measurements(row: Row) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qpeft.errors import DataError, InputError
+from qpeft.training.base_model import load_tokenizer, load_weights, refuse_lacking
 from qpeft.training.metrics import evaluation_mode
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _rouge(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> di
 
 def _bertscore(hypotheses: Sequence[str], references: Sequence[Sequence[str]], folder: Path) -> float:
     """Mean F1 with the encoder's last layer; an empty text scores 0."""
-    n_layers = _count_layers(folder)
+    n_layers = encoder_layers(folder)
     try:
         from bert_score import score  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
@@ -166,15 +167,24 @@ def _bertscore(hypotheses: Sequence[str], references: Sequence[Sequence[str]], f
     return f1.double().sum().item() / len(hypotheses)
 
 
-def _count_layers(folder: Path) -> int:
-    """The encoder's number of layers. Raises InputError for an unusable encoder."""
-    from transformers import AutoConfig, AutoTokenizer
+def encoder_layers(folder: Path) -> int:
+    """The number of layers of the encoder for BERTScore. Raises InputError for an unusable encoder.
+
+    bert-score loads it again, without a check of its weights.
+    """
+    from transformers import AutoModel
 
     if not (folder / "config.json").is_file():
         raise InputError(f"bertscore_model={folder} is no folder of an encoder; it needs config.json and the weights")
-    if AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False).model_max_length > _MAX_LENGTH:
+    try:
+        tokenizer = load_tokenizer(str(folder))
+        encoder, lacking, others = load_weights(AutoModel, str(folder), "float32", False)
+        refuse_lacking(str(folder), {name for name in lacking | others if not name.startswith("pooler.")})  # not used
+    except InputError as error:
+        raise InputError(f"bertscore_model={folder} cannot be used: {error}") from error
+    if tokenizer.model_max_length > _MAX_LENGTH:
         raise InputError(
             f"the tokenizer of bertscore_model={folder} has no maximum length; set model_max_length in its "
             "tokenizer_config.json, to 512 for most encoders"
         )
-    return AutoConfig.from_pretrained(str(folder), trust_remote_code=False).num_hidden_layers
+    return encoder.config.num_hidden_layers

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from qpeft.errors import ConfigError, DataError, InputError, setting
+from qpeft.errors import ConfigError, DataError, DataWarning, InputError, setting
 from qpeft.training import base_model as base
 from qpeft.training.encoding import warn_of_unknown
 from qpeft.training.interrupt import interruptible
@@ -46,9 +46,8 @@ class TextClassification(Classification):
         if not with_text:
             raise DataError(f"{source} has no example with a text; give rows with a text in column {columns[0]!r}")
         if n_empty := len(labelled) - len(with_text):
-            warnings.warn(
-                f"{n_empty} of {len(labelled)} rows of {source} have no text; they are left out", stacklevel=1
-            )
+            found = f"{n_empty} of {len(labelled)} rows of {source} have no text; they are left out"
+            warnings.warn(DataWarning(found), stacklevel=1)
         texts, names = zip(*with_text, strict=True)
         options: dict[str, Any] = {"truncation": True, "max_length": self._length, "verbose": False}
         encoded = interruptible(lambda: self.tokenizer(list(texts), **options)["input_ids"])
