@@ -1,13 +1,17 @@
 """Control characters in texts, which files of others may contain, do not act on the terminal."""
 
 import io
+import warnings
 
 import pytest
 from rich.progress import Progress, TextColumn
 from rich.text import Text
 
+from qpeft.cli import quiet
 from qpeft.cli.console import facts, remarks, table
+from qpeft.cli.quiet import quiet_libraries
 from qpeft.cli.safe_console import SafeConsole
+from qpeft.errors import DataWarning, setting
 
 HOSTILE = "a\x1b]0;title\x07b\r\x9b31m\u202ec"
 
@@ -36,3 +40,11 @@ def test_control_characters_are_shown(make):
     console.print(make(console))
     assert r"a\x1b]0" in written.getvalue()
     assert not any(sequence in written.getvalue() for sequence in ("\x1b]", "\x07", "\x9b", "\u202e"))
+
+
+def test_warning_names_options(capsys):
+    with quiet_libraries(debug=False, options=("seq_len",)):
+        for package in (quiet.__file__, "/other.py"):
+            found = DataWarning(f"no answer within {setting('seq_len')}=8 for {setting('lr')}")
+            warnings.warn_explicit(found, DataWarning, package, 1)
+    assert capsys.readouterr().err == "Note: no answer within --seq-len=8 for lr\n"

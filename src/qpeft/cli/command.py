@@ -44,7 +44,7 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     @functools.wraps(expanded)
     def run(*, as_json: bool, debug: bool, **options: Any) -> None:
         try:
-            with redirect_stdout(sys.stderr), quiet_libraries(debug), ctrl_c.raised():
+            with redirect_stdout(sys.stderr), quiet_libraries(debug, options), ctrl_c.raised():
                 _check_folder()
                 for value in options.values():
                     check_text(value)

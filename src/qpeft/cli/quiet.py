@@ -7,12 +7,14 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from qpeft.cli import console
+from qpeft.errors import QpeftWarning
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -29,7 +31,7 @@ _VERBOSE = ("bitsandbytes", "torchao", "torch.utils._pytree")  # PEFT imports th
 
 
 @contextmanager
-def quiet_libraries(debug: bool) -> Iterator[None]:
+def quiet_libraries(debug: bool, options: Collection[str] = ()) -> Iterator[None]:
     """Silence the warnings, progress bars and logs of other libraries, unless `debug`."""
     if debug:
         yield
@@ -40,7 +42,7 @@ def quiet_libraries(debug: bool) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
-        warnings.showwarning = _show_own
+        warnings.showwarning = partial(_show_own, options)
         yield
 
 
@@ -83,6 +85,7 @@ def lasting_stderr() -> TextIO:
     return _Lasting(raw, encoding=sys.stderr.encoding, errors="backslashreplace", line_buffering=True)
 
 
-def _show_own(message: Warning | str, category: Any, filename: str, *_: Any) -> None:
+def _show_own(options: Collection[str], message: Warning | str, category: Any, filename: str, *_: Any) -> None:
     if filename.startswith(_PACKAGE):
-        console.say("Note:", str(message), style="bold yellow")
+        text = message.message(options) if isinstance(message, QpeftWarning) else str(message)
+        console.say("Note:", text, style="bold yellow")

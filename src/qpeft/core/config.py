@@ -15,7 +15,7 @@ from qpeft.checks import option
 from qpeft.core import model_card
 from qpeft.core.binding import Slot
 from qpeft.core.weights_hash import SealedConfig
-from qpeft.errors import CheckpointError, ConfigError
+from qpeft.errors import CheckpointError, ConfigError, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,9 @@ class OwnTunerConfig(SealedConfig):
         """Raise ConfigError if the fields that choose modules contradict each other, as LoraConfig does."""
         targets: Any = getattr(self, "target_modules", None)
         if targets is not None and not targets:
-            raise ConfigError(f"target_modules is empty; name modules such as {example}, or leave it unset")
+            raise ConfigError(
+                f"{setting('target_modules')} is empty; name modules such as {example}, or leave it unset"
+            )
         if isinstance(targets, str) and self.layers_to_transform is not None:
             raise ConfigError("layers_to_transform needs a list of names in target_modules, not one text")
         if self.layers_pattern and self.layers_to_transform is None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qpeft.core.config_limits import UNCHECKED, check_patterns
-from qpeft.errors import ConfigError, UnsupportedTypeError
+from qpeft.errors import ConfigError, UnsupportedTypeError, setting
 
 _PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
 
@@ -82,14 +82,14 @@ def _check(config: PeftConfig, names: list[str]) -> None:
         if targets not in ("all-linear", DUMMY_TARGET_MODULES) and not any(
             re.fullmatch(targets, name) for name in names
         ):
-            raise ConfigError(f"target_modules pattern '{targets}' matches no module; {_available(names)}")
+            raise ConfigError(f"{setting('target_modules')} pattern '{targets}' matches no module; {_available(names)}")
     else:
         _check_names("target_modules", targets or (), names)
     _check_names("modules_to_save", _wanted_to_save(config), names)
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field, None) or {}:
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
-                raise ConfigError(f"{field} key '{pattern}' matches no module; {_nearest(pattern, names)}")
+                raise ConfigError(f"{setting(field)} key '{pattern}' matches no module; {_nearest(pattern, names)}")
 
 
 def _wanted_to_save(config: PeftConfig) -> set[str]:
@@ -101,7 +101,7 @@ def _wanted_to_save(config: PeftConfig) -> set[str]:
 def _check_names(field: str, wanted: Iterable[str], names: list[str]) -> None:
     for target in sorted(wanted):
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ConfigError(f"{field} '{target}' matches no module; {_nearest(target, names)}")
+            raise ConfigError(f"{setting(field)} '{target}' matches no module; {_nearest(target, names)}")
 
 
 def _nearest(wanted: str, names: list[str]) -> str:

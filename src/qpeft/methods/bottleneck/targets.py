@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from qpeft.core.targets import is_linear, set_target_names, sizes
-from qpeft.errors import ConfigError, UnsupportedTypeError
+from qpeft.errors import ConfigError, UnsupportedTypeError, setting
 
 # names of feed-forward blocks: GPT-2, Llama, ViT, ...; T5; BERT; BART, OPT; DistilBERT
 _FEED_FORWARD = ("mlp", "DenseReluDense", r".*\.layer\.\d+\.output\.dense", "fc2", "ffn")
@@ -30,7 +30,9 @@ def default_targets(model: nn.Module, by_name: bool = False) -> list[str] | str:
         if matching := [name for name in names if re.fullmatch(target, name)]:
             return matching if by_name else target
     parts = sorted({part for name in names if not (part := name.rpartition(".")[2]).isdigit()})
-    raise ConfigError(f"no feed-forward block of a known name; name target_modules yourself, of: {', '.join(parts)}")
+    raise ConfigError(
+        f"no feed-forward block of a known name; name {setting('target_modules')} yourself, of: {', '.join(parts)}"
+    )
 
 
 def set_targets(model: nn.Module, config: Any, layer_class: type[nn.Module]) -> None:
@@ -96,6 +98,6 @@ def _check_not_nested(names: set[str]) -> None:
         for outer in sorted(names):
             if name.startswith(f"{outer}."):
                 raise ConfigError(
-                    f"target_modules match {outer} and {name} within it; an adapter can follow one of them: give a "
-                    "longer name"
+                    f"{setting('target_modules')} match {outer} and {name} within it; an adapter can follow one of "
+                    "them: give a longer name"
                 )

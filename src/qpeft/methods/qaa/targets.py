@@ -11,7 +11,7 @@ from torch import nn
 
 from qpeft.circuits import amplitude_qubits, count_angles
 from qpeft.core.targets import is_linear, set_target_names, sizes
-from qpeft.errors import ConfigError, UnsupportedTypeError
+from qpeft.errors import ConfigError, UnsupportedTypeError, setting
 from qpeft.methods.qaa.features import count_features
 
 # names of query and value projections, or of one map that computes both
@@ -55,7 +55,8 @@ def default_targets(model: nn.Module) -> list[str]:
     if names and parts.issuperset(names):
         return list(names)
     raise ConfigError(
-        f"no query and value projections of a known name; name target_modules yourself, of: {', '.join(sorted(parts))}"
+        f"no query and value projections of a known name; name {setting('target_modules')} yourself, of: "
+        f"{', '.join(sorted(parts))}"
     )
 
 
@@ -89,8 +90,8 @@ def _check_site(config: Any, name: str, module: nn.Module) -> None:
         trained += count_angles(config.ansatz, n_qubits, config.n_layers)
     if trained >= width * written:
         raise ConfigError(
-            f"readout='probs' would train {trained} parameters at {name}, not fewer than the {width * written} of the "
-            "full weight. Use readout='z'. (allow_large=True allows it.)"
+            f"{setting('readout')}='probs' would train {trained} parameters at {name}, not fewer than the "
+            f"{width * written} of the full weight. Use {setting('readout')}='z'. ({setting('allow_large')} allows it.)"
         )
 
 

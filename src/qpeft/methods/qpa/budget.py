@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 PAPER_HIDDEN = (32, 64, 128, 128, 64, 32, 32)
 _SHRINK = (1, 2, 4, 8)
@@ -92,9 +92,9 @@ def fit(
     if best is None:
         small = smallest(m, n_layers, widths, max_qubits)
         raise ConfigError(
-            f"budget {budget} is too small: the smallest generator for {m} adapter parameters has {small.total} "
-            f"trainable parameters (chunk_size={small.chunk_size}, {small.n_qubits} qubits); "
-            "reduce hidden or raise the budget"
+            f"{setting('budget')} {budget} is too small: the smallest generator for {m} adapter parameters has "
+            f"{small.total} trainable parameters (chunk_size={small.chunk_size}, {small.n_qubits} qubits); "
+            f"reduce {setting('hidden')} or raise {setting('budget')}"
         )
     return best, widths
 

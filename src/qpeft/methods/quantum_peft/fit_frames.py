@@ -14,7 +14,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from qpeft.core.targets import check_is_matrix
 from qpeft.core.tuner import GeneratedMixin
-from qpeft.errors import ConfigError, DataError, TrainingError
+from qpeft.errors import ConfigError, DataError, TrainingError, setting
 
 _Call = tuple[str, Tensor, GradientEdge]  # of a layer: its name, input x, and the graph node of its output
 
@@ -180,7 +180,8 @@ def _add_gradients(sums: dict[str, Tensor], calls: list[_Call], loss: Tensor) ->
 def _check_gradient(name: str, gradient: Tensor | None) -> None:
     if gradient is None:
         raise TrainingError(
-            f"the loss does not depend on {name} in these batches; exclude it from target_modules, or give batches "
+            f"the loss does not depend on {name} in these batches; exclude it from "
+            f"{setting('target_modules')}, or give batches "
             "that use it"
         )
     if not torch.isfinite(gradient).all():

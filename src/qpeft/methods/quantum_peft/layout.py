@@ -79,8 +79,10 @@ def _frame_rank(config: QuantumPeftGeneratorConfig, matrix: Matrix) -> int | Non
     smallest = min(matrix.d_out, matrix.d_in)
     if matrix.rank > smallest:
         raise ConfigError(
-            f"r={matrix.rank} exceeds min(d_in, d_out)={smallest} for {matrix.name} ({matrix.d_in}->{matrix.d_out}); "
-            "choose a smaller r, set it for this module in rank_pattern, or exclude it with exclude_modules"
+            f"{setting('r')}={matrix.rank} exceeds min(d_in, d_out)={smallest} for {matrix.name} "
+            f"({matrix.d_in}->{matrix.d_out}); "
+            f"choose a smaller {setting('r')}, set it for this module in {setting('rank_pattern')}, or exclude it with "
+            f"{setting('exclude_modules')}"
         )
     if config.frame is None:
         return None
