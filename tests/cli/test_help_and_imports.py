@@ -192,3 +192,11 @@ app()
     os.close(writing)
     assert done.stderr == ""
     assert done.returncode == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_help_that_cannot_be_written_is_an_error_without_a_traceback():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-m", "qpeft", "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "Error: The disk is full. Free some space and run the same command again.\n"

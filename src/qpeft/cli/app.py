@@ -28,4 +28,10 @@ def main() -> None:
     sys.stderr = lasting_stderr()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # of symbols in tables and drawings, on a terminal without them
-    build()(prog_name="qpeft")
+    try:
+        build()(prog_name="qpeft")
+    except OSError as error:  # the help cannot be written; commands report their errors themselves
+        from qpeft.cli import console, failures
+
+        console.say("Error:", failures.explain(error), style="bold red")
+        sys.exit(failures.WORK_FAILED)
