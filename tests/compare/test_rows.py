@@ -54,7 +54,7 @@ def test_damaged_line_is_named(tmp_path):
         ({"train": 5}, "train: "),
         ({"quality": {"test_loss": "low"}}, "quality.test_loss"),
         ({"train": {"curve": [[1, None, 0.5]]}}, "train.curve.0: Value error, a point is"),
-        ({"train": {"curve": [[1, None, "low", 0.1]]}}, "train.curve.0.2"),
+        ({"train": {"curve": [[1, None, "low", 0.1]]}}, "train.curve.0: Value error, a point is"),
         ({"cell_id": "study/qpa/hash/seed0"}, "is not that of its study, method and hash"),
         ({"method": "qpa"}, "is not that of its study, method and hash"),
     ],

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from qpeft import methods
 from qpeft.compare.resolved import ResolvedBlock, ResolvedMember
-from qpeft.compare.study import Block, Candidate, MethodSpec, Study, is_ranked
+from qpeft.compare.study import Block, Candidate, MethodSpec, Role, Study, is_ranked
 from qpeft.errors import ConfigError
 from qpeft.methods import Trains
 from qpeft.methods.planning import plan
@@ -22,7 +22,7 @@ class Counted(NamedTuple):
     """A method of the study with its parameter counts."""
 
     spec: MethodSpec
-    role: str  # main, control or equal_budget
+    role: Role
     trainable: int
     deployed: int
 

@@ -11,7 +11,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from qpeft import methods
 from qpeft.compare.rows import SCHEMA, Base, MethodConfig, Row, cell_id
-from qpeft.compare.study import MethodKey, MetricName, Seed, TaskName, Training, Tuning, check_keys, described
+from qpeft.compare.study import MethodKey, MetricName, Role, Seed, TaskName, Training, Tuning, check_keys, described
 from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json, write_json
 from qpeft.training.task_types import TASKS
@@ -30,7 +30,7 @@ class ResolvedMethod(_Resolved):
 
     key: MethodKey
     label: str
-    role: Literal["main", "control", "equal_budget"]
+    role: Role
     against: str | None = None  # of a control: the key of the method that it is a control of
     method: str
     kind: Literal["quantum", "classical"] = "classical"

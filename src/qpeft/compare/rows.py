@@ -34,15 +34,17 @@ ROWS = "rows.jsonl"
 _LARGEST = 1e100  # of a number, so that its square is finite
 
 Number = int | float
+_POINT: tuple[Any, ...] = (int, Number | None, Number | None, Number)
 
 
-def _point(values: list[Number | None]) -> list[Number | None]:
-    if len(values) != 4 or not isinstance(values[0], int) or values[3] is None:
+def _point(values: list[Any]) -> list[Any]:
+    is_valid = [isinstance(value, kind) for value, kind in zip(values, _POINT, strict=False)]
+    if len(values) != 4 or not all(is_valid):
         raise ValueError("a point is [step, training loss or null, validation loss or null, seconds]")
     return values
 
 
-Curve = list[Annotated[list[Number | None], AfterValidator(_point)]]
+Curve = list[Annotated[list[Any], AfterValidator(_point)]]
 
 
 class Part(BaseModel):

@@ -29,6 +29,7 @@ LEAST_RANKED = 0.8  # of a block's budget
 
 Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
 MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
+Role = Literal["main", "control", "equal_budget"]
 MetricName = Literal["test_loss", "test_accuracy", "bleu"]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # a spreadsheet must not read it as a formula
@@ -209,7 +210,7 @@ class Study(_Strict):
         return TASKS[self.task].is_language_model
 
     @property
-    def chosen_metric(self) -> str:
+    def chosen_metric(self) -> MetricName:
         """`metric`, or the default of the task."""
         return self.metric or ("test_loss" if self.is_language_model else "test_accuracy")
 
