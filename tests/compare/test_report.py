@@ -212,6 +212,7 @@ def test_charts_of_layers_and_of_pruned_ranks(study_folder):
             row["capacity"]["modules"] = [*modules, {"weight_numerical_rank": None, "update_ratio": None}]
 
     edit_rows(study_folder, measure)
+    edit_rows(study_folder, lambda row: row["method_config"].update(method="sora"), "twin")
     study = json.loads((study_folder / "study.json").read_text(encoding="utf-8"))
     for method in study["methods"]:
         method["method"] = "sora" if method["key"] == "twin" else method["method"]
