@@ -190,3 +190,17 @@ def test_other_dtypes_and_devices_are_refused(read):
         read(x, angles.to("meta"))
     with pytest.raises(ConfigError, match="got a scalar"):
         read(x[0, 0], angles)
+
+
+@every_readout
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_nonfinite_inputs_reach_only_their_row_and_angles_are_refused(read, value):
+    x, angles = torch.ones(2, 4), torch.ones(1, 3, 2)
+    expected = read(x, angles)[1]
+    x[0, 1] = value
+    found = read(x, angles)
+    assert found[0].isnan().all()
+    torch.testing.assert_close(found[1], expected)
+    angles[0, 2, 0] = value
+    with pytest.raises(ConfigError, match="^circuit angles contain NaN or Inf$"):
+        read(x, angles)

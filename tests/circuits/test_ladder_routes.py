@@ -184,6 +184,38 @@ def test_invalid_slice_is_refused(start, stop):
     assert str(caught.value) == f"a slice must have 0 <= start < stop <= 16, got start={start}, stop={stop}"
 
 
+@pytest.mark.parametrize(
+    ("n_layers", "n_qubits", "needed"),
+    [
+        (2, 33, "the probabilities of 33 qubits need a tensor of about 2^33 elements"),
+        (60, 100, "the probabilities of 100 qubits need a tensor of about 2^100 elements"),
+        (1, 20000, "the probabilities of 20000 qubits need a tensor of about 2^20000 elements"),
+    ],
+)
+def test_more_probabilities_than_fit_in_memory_are_refused(n_layers, n_qubits, needed):
+    with pytest.raises(ConfigError) as caught:
+        probabilities(torch.zeros(n_layers, n_qubits))
+    assert str(caught.value) == (
+        f"{needed}, more than the simulator's limit of 2^32; use fewer qubits, or probabilities_slice with at most "
+        f"{n_qubits // 2 + 1} layers"
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "n_qubits", "stop", "exponent"),
+    [(2, 64, 1, 34), (16, 36, 1, 33), (2, 40, 2**33, 33), (1, 20000, 1, 10002), (60, 100, 1, 100)],
+)
+def test_slice_that_needs_too_much_memory_is_refused(n_layers, n_qubits, stop, exponent):
+    with pytest.raises(ConfigError, match=f"need a tensor of about 2\\^{exponent} elements, more than"):
+        probabilities_slice(torch.zeros(n_layers, n_qubits), 0, stop)
+
+
+def test_slice_of_more_qubits_than_probabilities_can_compute():
+    start = 2**40 - 4
+    assert probabilities_slice(torch.zeros(2, 40), 0, 3).tolist() == [1, 0, 0]
+    assert probabilities_slice(torch.zeros(2, 40), start, 2**40).tolist() == [0] * 4
+
+
 @pytest.mark.parametrize("tile", [(1, 1), (3, 5), (64, 64)])
 def test_size_of_the_tiles_does_not_change_results(tile, monkeypatch):
     monkeypatch.setattr(ladder_cut, "TILE", tile)

@@ -96,6 +96,11 @@ ANGLES = torch.zeros(7)  # 3 qubits, 1 layer
         ((ANGLES, 3, 1, torch.tensor([-1])), "columns must be one or more indices from 0 to 7, got [-1]"),
         ((ANGLES, 3, 1, []), "columns must be one or more indices from 0 to 7, got []"),
         ((ANGLES, 3, 1, [0], torch.ones(2, 4)), "signs must have shape (2, 8), got (2, 4)"),
+        (
+            (torch.zeros(190), 64, 1, [0]),
+            "1 columns of 64 qubits need a tensor of about 2^64 elements, more than the simulator's limit of 2^32; use "
+            "fewer qubits or fewer columns",
+        ),
         ((ANGLES.log(), 3, 1, [0]), "circuit angles contain NaN or Inf"),
     ],
 )
@@ -103,6 +108,13 @@ def test_invalid_input_is_refused(arguments, message):
     with pytest.raises(ConfigError) as caught:
         two_design_columns(*arguments)
     assert str(caught.value) == message
+
+
+def test_basis_indices_beyond_int64_are_refused():
+    with pytest.raises(ConfigError, match="^indices of basis states are computed for at most 62 qubits, got 64$"):
+        basis_columns("spread", 64, 4)
+    with pytest.raises(ConfigError, match=r"columns need a tensor of about 2\^61 elements"):
+        basis_columns("first", 62, 2**61)
 
 
 def test_other_dtypes_are_refused():

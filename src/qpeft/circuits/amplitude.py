@@ -33,7 +33,7 @@ from qpeft.circuits.amplitude_readout import (
 )
 from qpeft.circuits.amplitude_run import StagedCircuit, run
 from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE, Ansatz
-from qpeft.circuits.numerics import full_precision
+from qpeft.circuits.numerics import full_precision, has_nonfinite
 from qpeft.errors import ConfigError, UnsupportedTypeError
 
 MOST_QUBITS = 16
@@ -63,8 +63,11 @@ def amplitude_expectations(x: Tensor, angles: Tensor, ansatz: str = "square") ->
     x and angles are float32 or float64, both the same, and so is the result. Its gradients in x and angles are exact;
     there is no second derivative.
 
-    Raises ConfigError for an unknown ansatz, for angles of another shape or device and for more than 16 qubits,
-    UnsupportedTypeError for another dtype.
+    A NaN or infinite value in x makes the results of its row NaN. Norms above 1.8e19 overflow in float32 and give 0, as
+    in RMSNorm.
+
+    Raises ConfigError for an unknown ansatz, for angles of another shape or device, for more than 16 qubits, and on the
+    CPU for angles that are not finite, UnsupportedTypeError for another dtype.
     """
     _check(x, angles, ansatz)
     return _run(angles, x, ansatz, expectation_circuit)
@@ -104,6 +107,8 @@ def _check(x: Tensor, angles: Tensor, ansatz: str) -> None:
     if (x.dtype, x.device) != (angles.dtype, angles.device):
         kinds = " and ".join(f"{tensor.dtype} on {tensor.device}" for tensor in (x, angles))
         raise ConfigError(f"x and angles must have the same dtype and device, got {kinds}")
+    if has_nonfinite(angles):
+        raise ConfigError("circuit angles contain NaN or Inf")
 
 
 GROUP = 5  # at most so many wires: larger matrices do more work, smaller ones as much in more products (measured)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qpeft.circuits.numerics import check_elements
 from qpeft.errors import ConfigError
 
+_MOST_QUBITS = 62  # indices are int64
 COLUMN_KINDS = ("first", "spread")
 
 
@@ -18,10 +20,13 @@ def basis_columns(kind: str, n_qubits: int, k: int) -> Tensor:
 
         index(j) = sum_i bit(j, i mod b) * 2**i
 
-    Raises ConfigError for an unknown kind and for k outside 1 .. 2**n_qubits.
+    Raises ConfigError for an unknown kind, for more than 62 qubits, and for k outside 1 .. 2**n_qubits.
     """
     if kind not in COLUMN_KINDS:
         raise ConfigError(f"unknown columns '{kind}'; choose one of {', '.join(COLUMN_KINDS)}")
+    if n_qubits > _MOST_QUBITS:
+        raise ConfigError(f"indices of basis states are computed for at most {_MOST_QUBITS} qubits, got {n_qubits}")
+    check_elements(k, f"{k} columns", "use fewer")
     if not 1 <= k <= 2**n_qubits:
         raise ConfigError(
             f"a circuit on {n_qubits} qubits has {2**n_qubits} columns; choose 1 to {2**n_qubits} of them, got {k}"

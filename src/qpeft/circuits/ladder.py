@@ -9,7 +9,7 @@ from qpeft.circuits.kron import Block, KronTables, kron_matrices, kron_tables, l
 from qpeft.circuits.ladder_cut import cut_probabilities, cut_slice
 from qpeft.circuits.ladder_fold import fold_probabilities
 from qpeft.circuits.ladder_groups import group_probabilities
-from qpeft.circuits.numerics import cached_tables, full_precision, has_nonfinite
+from qpeft.circuits.numerics import cached_tables, check_elements, full_precision, has_nonfinite
 from qpeft.errors import ConfigError
 
 # measured with benchmarks/bench.py --only circuits large_circuits
@@ -23,9 +23,11 @@ def probabilities(angles: Tensor) -> Tensor:
     Wire 0 is the most significant bit of the basis index. The result has the angles' dtype (float32 or
     float64) and device. Its gradient is exact (adjoint method); there is no second derivative.
 
-    Raises ConfigError for another shape or dtype, and on the CPU for angles that are not finite.
+    Raises ConfigError for another shape or dtype, for more than 32 qubits, and on the CPU for angles that are not
+    finite.
     """
     _check(angles)
+    _check_state(angles.shape[1])
     if angles.shape[1] in FOLD_QUBITS:
         return fold_probabilities(angles)
     return cut_probabilities(angles) if _cut_is_faster(angles) else group_probabilities(angles)
@@ -38,10 +40,19 @@ def probabilities_slice(angles: Tensor, start: int, stop: int) -> Tensor:
     probabilities, plus terms of size 2**(N/2 + L): a circuit whose 2**N probabilities exceed the memory can be
     evaluated and trained in parts. For other sizes all probabilities are computed.
 
-    Raises ConfigError as `probabilities`, and for a slice that is empty or not within 0 .. 2**N.
+    Raises ConfigError as `probabilities`, for a slice that is empty or not within 0 .. 2**N, and for a slice or terms of
+    more than 2**32 elements.
     """
     _check(angles)
-    total = 2 ** angles.shape[1]
+    n_layers, n_qubits = angles.shape
+    if _cut_is_faster(angles):
+        half = n_qubits - n_qubits // 2
+        needed = max(stop - start, 2 ** (half + 2), 2 ** (half + n_layers - 1))
+        what = f"slices of the probabilities of {n_qubits} qubits and {n_layers} layers"
+        check_elements(needed, what, "use smaller slices, fewer qubits or fewer layers")
+    else:
+        _check_state(n_qubits)
+    total = 2**n_qubits
     if not 0 <= start < stop <= total:
         raise ConfigError(f"a slice must have 0 <= start < stop <= {total}, got start={start}, stop={stop}")
     return cut_slice(angles, start, stop) if _cut_is_faster(angles) else probabilities(angles)[start:stop]
@@ -51,6 +62,11 @@ def _cut_is_faster(angles: Tensor) -> bool:
     """Whether the 2**(L-2) terms of the cut are few enough."""
     n_layers, n_qubits = angles.shape
     return n_qubits >= CUT_FROM and n_layers <= n_qubits // 2 + 1
+
+
+def _check_state(n_qubits: int) -> None:
+    advice = f"use fewer qubits, or probabilities_slice with at most {n_qubits // 2 + 1} layers"
+    check_elements(2**n_qubits, f"the probabilities of {n_qubits} qubits", advice)
 
 
 def _check(angles: Tensor) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from qpeft.circuits.numerics import full_precision
+from qpeft.circuits.numerics import full_precision, has_nonfinite
 from qpeft.errors import CircuitError, ConfigError, UnsupportedTypeError, setting
 
 LIE_MAPS = ("exp", "cayley", "taylor")
@@ -25,15 +25,17 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18)
 
     These are `lie_map` "exp", "cayley" and "taylor"; P is `taylor_order`.
     `b` (N, K') or (M, N, K'), float32 or float64; entries on and above the diagonal are ignored. Returns (N, k) or
-    (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64. `exp` and `cayley` are orthogonal for
-    every b; `taylor` only for a small norm of A.
+    (M, N, k) in b's dtype; the 2K' x 2K' core is always computed in float64. `cayley` is orthogonal for every b,
+    `exp` up to norms of A of about 1e5 (with errors of 2e-6), `taylor` only for a small norm of A.
 
-    Raises ConfigError for invalid sizes, UnsupportedTypeError for another dtype, CircuitError for a series
-    that is not orthogonal.
+    Raises ConfigError for invalid sizes and, on the CPU, for entries that are not finite, UnsupportedTypeError for
+    another dtype, CircuitError for a series that is not orthogonal.
     """
     _check(b, k, lie_map)
-    batch = b if b.ndim == 3 else b[None]
-    columns, core = _columns(batch.tril(-1), k, lie_map, taylor_order)
+    batch = (b if b.ndim == 3 else b[None]).tril(-1)
+    if has_nonfinite(batch):
+        raise ConfigError("b contains NaN or Inf")
+    columns, core = _columns(batch, k, lie_map, taylor_order)
     if lie_map == "taylor":
         _check_orthogonal(columns.detach(), core.detach(), taylor_order)
     return columns if b.ndim == 3 else columns[0]

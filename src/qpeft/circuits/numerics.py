@@ -1,4 +1,4 @@
-"""Precision, shape and finiteness of the tensors of the simulators."""
+"""Precision, shape, size and finiteness of the tensors of the simulators."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from qpeft.errors import ConfigError, TrainingError, UnsupportedTypeError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+MOST_ELEMENTS = 2**32  # 16 GiB in float32; the system ends a process that needs far more memory than there is
 
 
 def full_precision(function: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
@@ -75,6 +77,15 @@ def has_nonfinite(angles: Tensor) -> bool:
     if angles.device.type != "cpu" or math.isfinite(angles.detach().sum().item()):  # one cheap pass
         return False
     return not torch.isfinite(angles).all()  # otherwise only the sum overflowed
+
+
+def check_elements(n: int, what: str, advice: str) -> None:
+    """Raise ConfigError if a tensor of n elements is too large to simulate `what`, before any of it is computed."""
+    if n > MOST_ELEMENTS:
+        raise ConfigError(
+            f"{what} need a tensor of about 2^{(n - 1).bit_length()} elements, more than the simulator's limit of "
+            f"2^{MOST_ELEMENTS.bit_length() - 1}; {advice}"
+        )
 
 
 def check_angles(angles: Tensor, n_angles: int, size: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qpeft.circuits.cosine_sine import Signs, cosine_sine_columns
 from qpeft.circuits.counting import check_rank, count_orthogonal, resolve_construction
-from qpeft.circuits.numerics import check_angles, full_precision
+from qpeft.circuits.numerics import check_angles, check_elements, full_precision
 from qpeft.circuits.two_design import two_design_columns
 from qpeft.errors import CircuitError
 
@@ -46,6 +46,7 @@ def orthogonal_columns(
     """
     check_angles(angles, count_orthogonal(width, n_layers, construction), f"width {width} and {n_layers} layers")
     check_rank(len(columns), width, construction)
+    check_elements(len(columns) * width, f"{len(columns)} columns of {width} rows", "use fewer rows or columns")
     batch = angles if angles.ndim == 2 else angles[None]
     result = _columns(batch, width, n_layers, columns, resolve_construction(width, construction), signs)
     return result if angles.ndim == 2 else result[0]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.counting import count_angles
-from qpeft.circuits.numerics import check_angles
+from qpeft.circuits.numerics import check_angles, check_elements
 from qpeft.circuits.two_design_apply import two_design_apply
 from qpeft.circuits.two_design_cut import cut_columns
 from qpeft.errors import ConfigError
@@ -28,7 +28,7 @@ def two_design_columns(
     by these diagonals: random signs, or ones, are classical controls of the circuit.
 
     Raises UnsupportedTypeError for another dtype and ConfigError for a wrong number of angles, qubits, layers or
-    signs, for columns outside 0 .. 2**N - 1, and on the CPU for angles that are not finite.
+    signs, for columns outside 0 .. 2**N - 1 or of more than 2**32 elements, and on the CPU for angles that are not finite.
     """
     indices = tuple(columns.tolist() if isinstance(columns, Tensor) else columns)
     _check(angles, n_qubits, n_layers, indices, signs)
@@ -49,6 +49,8 @@ def _columns(angles: Tensor, n_qubits: int, n_layers: int, columns: tuple[int, .
 
 def _check(angles: Tensor, n_qubits: int, n_layers: int, columns: tuple[int, ...], signs: Tensor | None) -> None:
     check_angles(angles, count_angles("two_design", n_qubits, n_layers), f"{n_qubits} qubits and {n_layers} layers")
+    what = f"{len(columns)} columns of {n_qubits} qubits"
+    check_elements(len(columns) * 2**n_qubits, what, "use fewer qubits or fewer columns")
     if not columns or not 0 <= min(columns) <= max(columns) < 2**n_qubits:
         raise ConfigError(f"columns must be one or more indices from 0 to {2**n_qubits - 1}, got {list(columns)}")
     if signs is not None and signs.shape != (2 * n_layers, 2**n_qubits):
