@@ -202,5 +202,5 @@ def test_nonfinite_inputs_reach_only_their_row_and_angles_are_refused(read, valu
     assert found[0].isnan().all()
     torch.testing.assert_close(found[1], expected)
     angles[0, 2, 0] = value
-    with pytest.raises(ConfigError, match="^circuit angles contain NaN or Inf$"):
+    with pytest.raises(ConfigError, match=r"^circuit angles contain NaN or Inf$"):
         read(x, angles)

@@ -144,7 +144,11 @@ def test_inaccurate_series_is_refused():
             "b must be float32 or float64, got torch.float16",
         ),
         *(
-            (lambda kind=kind: lie_columns(torch.full((4, 1), torch.nan), 1, kind), ConfigError, "b contains NaN or Inf")
+            (
+                lambda kind=kind: lie_columns(torch.full((4, 1), torch.nan), 1, kind),
+                ConfigError,
+                "b contains NaN or Inf",
+            )
             for kind in ("exp", "cayley", "taylor")
         ),
         (lambda: lie_matrix(torch.zeros(6), 5, 2), ConfigError, "width 5 and lie_rank 2 need 7 entries, got 6"),

@@ -147,8 +147,8 @@ ANGLES = torch.zeros(11)
         (
             (torch.zeros(count_orthogonal(2**33 + 1, 1)), 2**33 + 1, 1, [0]),
             ConfigError,
-            "1 columns of 8589934593 rows need a tensor of about 2^34 elements, more than the simulator's limit of 2^32; "
-            "use fewer rows or columns",
+            "1 columns of 8589934593 rows need a tensor of about 2^34 elements, more than the simulator's limit of "
+            "2^32; use fewer rows or columns",
         ),
         ((ANGLES.half(), 6, 1, [0]), UnsupportedTypeError, "angles must be float32 or float64, got torch.float16"),
         ((ANGLES + math.nan, 6, 1, [0]), ConfigError, "circuit angles contain NaN or Inf"),

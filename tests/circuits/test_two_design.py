@@ -111,7 +111,7 @@ def test_invalid_input_is_refused(arguments, message):
 
 
 def test_basis_indices_beyond_int64_are_refused():
-    with pytest.raises(ConfigError, match="^indices of basis states are computed for at most 62 qubits, got 64$"):
+    with pytest.raises(ConfigError, match=r"^indices of basis states are computed for at most 62 qubits, got 64$"):
         basis_columns("spread", 64, 4)
     with pytest.raises(ConfigError, match=r"columns need a tensor of about 2\^61 elements"):
         basis_columns("first", 62, 2**61)

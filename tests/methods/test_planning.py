@@ -1,7 +1,7 @@
 """Plans compared with PEFT's counts and saved files."""
 
 import pytest
-from peft import IA3Config, LoraConfig
+from peft import IA3Config, LoHaConfig, LoraConfig, PrefixTuningConfig, UniLoraConfig
 
 import qpeft
 from qpeft.errors import ConfigError
@@ -40,3 +40,22 @@ def test_plan_of_stock_adapters(llama):
 def test_missing_base_raises(tmp_path):
     with pytest.raises(ConfigError, match=r"give a hub id that can be reached, or a local folder with config\.json"):
         qpeft.plan(tmp_path / "nothing", qpeft.QPAConfig(target_modules=["q"]))
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        (lambda: LoraConfig(r=2**62, target_modules=["q_proj"]), "r=4611686018427387904"),
+        (
+            lambda: LoraConfig(rank_pattern={"q_proj": 2**31}, target_modules=["q_proj"]),
+            "rank_pattern 'q_proj'=2147483648",
+        ),
+        (lambda: LoHaConfig(r=2**31, target_modules=["q_proj"]), "r=2147483648"),
+        (lambda: qpeft.QPAConfig(r=2**31, target_modules=["q_proj"]), "r=2147483648"),
+        (lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2**31), "num_virtual_tokens=2147483648"),
+        (lambda: UniLoraConfig(theta_d_length=2**31, target_modules=["q_proj"]), "theta_d_length=2147483648"),
+    ],
+)
+def test_size_larger_than_the_model_is_refused_before_peft_allocates_it(llama, config, found):
+    with pytest.raises(ConfigError, match=f"^{found} is larger than the model; use at most 1024$"):
+        qpeft.plan(llama, config())

@@ -69,6 +69,8 @@ def test_qpa_trains_half_the_parameters_of_lora(tiny_model):
     [
         ("lora", {"r": "eight"}, "r must be a number, got 'eight'"),
         ("lora", {"task_type": "SEQ_CLS"}, "unknown field of method lora: 'task_type'"),
+        ("lora", {"r": 2**31}, "r=2147483648 is larger than the model; use at most 1024"),
+        ("lora", {"trainable_token_indices": [2**31]}, "index 2147483648 is out of bounds"),
         ("lora", {"r": 0}, "`r` should be a positive integer"),
         ("lora", {"target_modules": ["c_atn"]}, "'c_atn' matches no module; nearest names: c_attn"),
         ("qpa", {"buget": 0.5}, "did you mean 'budget'?"),

@@ -40,8 +40,8 @@ def probabilities_slice(angles: Tensor, start: int, stop: int) -> Tensor:
     probabilities, plus terms of size 2**(N/2 + L): a circuit whose 2**N probabilities exceed the memory can be
     evaluated and trained in parts. For other sizes all probabilities are computed.
 
-    Raises ConfigError as `probabilities`, for a slice that is empty or not within 0 .. 2**N, and for a slice or terms of
-    more than 2**32 elements.
+    Raises ConfigError as `probabilities`, for a slice that is empty or not within 0 .. 2**N, and for a slice or terms
+    of more than 2**32 elements.
     """
     _check(angles)
     n_layers, n_qubits = angles.shape

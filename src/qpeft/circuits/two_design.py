@@ -28,7 +28,8 @@ def two_design_columns(
     by these diagonals: random signs, or ones, are classical controls of the circuit.
 
     Raises UnsupportedTypeError for another dtype and ConfigError for a wrong number of angles, qubits, layers or
-    signs, for columns outside 0 .. 2**N - 1 or of more than 2**32 elements, and on the CPU for angles that are not finite.
+    signs, for columns outside 0 .. 2**N - 1 or of more than 2**32 elements, and on the CPU for angles that are not
+    finite.
     """
     indices = tuple(columns.tolist() if isinstance(columns, Tensor) else columns)
     _check(angles, n_qubits, n_layers, indices, signs)

@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from torch import nn
 
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 SECONDS = 5.0  # for the patterns of a config, on all modules of a model
 UNCHECKED = 1024  # sizes up to this need no tensor of that size
-_SIZES = ("r", "init_r", "target_r", "num_virtual_tokens", "encoder_hidden_size", "n_frequency")
+_SIZES = (
+    *("r", "init_r", "target_r", "u", "num_virtual_tokens", "token_dim", "num_layers", "num_transformer_submodules"),
+    "encoder_hidden_size",
+)
+_COUNTS = ("n_frequency", "theta_d_length")  # of entries of a matrix
 _CHOICES = "*+?{|"  # two of them can take exponential time
 
 # the forms in which PEFT matches patterns with names
@@ -49,12 +54,19 @@ def check_sizes(config: Mapping[str, Any], weights: Path, matrices: Sequence[tup
     if "generated" in config:
         largest = max([largest, *map(min, matrices)])
         entries = max(map(math.prod, matrices), default=0)
-    for name, value in _sizes(config):
-        limit = max(largest, entries) if name == "n_frequency" else largest  # it counts entries of a matrix
-        if isinstance(value, int) and value > max(UNCHECKED, limit):
-            raise ConfigError(
-                f"{name}={value} is larger than the tensors of the adapter, whose largest dimension is {limit}"
-            )
+    for name, value, limit in _too_large(config, largest, entries):
+        raise ConfigError(
+            f"{name}={value} is larger than the tensors of the adapter, whose largest dimension is {limit}"
+        )
+
+
+def check_sizes_fit(config: Any, model: nn.Module) -> None:
+    """Raise ConfigError if a rank, or another size of a PEFT config, is above 1024 and larger than all of `model`."""
+    shapes = [tuple(p.shape) for p in model.parameters()]
+    largest = max((size for shape in shapes for size in shape), default=0)
+    for name, value, limit in _too_large(vars(config), largest, max(map(math.prod, shapes), default=0)):
+        shown = setting(name) if name.isidentifier() else name
+        raise ConfigError(f"{shown}={value} is larger than the model; use at most {max(UNCHECKED, limit)}")
 
 
 def check_patterns(values: Any, names: Iterable[str]) -> None:
@@ -83,8 +95,16 @@ def check_patterns(values: Any, names: Iterable[str]) -> None:
         ) from error
 
 
+def _too_large(config: Mapping[str, Any], largest: int, entries: int) -> Iterator[tuple[str, int, int]]:
+    """Name, value and limit of each size above 1024 and above the `largest` dimension, or the number of `entries`."""
+    for name, value in _sizes(config):
+        limit = max(largest, entries) if name in _COUNTS else largest
+        if isinstance(value, int) and value > max(UNCHECKED, limit):
+            yield name, value, limit
+
+
 def _sizes(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    yield from ((name, config[name]) for name in _SIZES if name in config)
+    yield from ((name, config[name]) for name in (*_SIZES, *_COUNTS) if name in config)
     pattern, host = config.get("rank_pattern"), config.get("host")
     yield from (
         (f"rank_pattern {name!r}", value) for name, value in (pattern if isinstance(pattern, dict) else {}).items()

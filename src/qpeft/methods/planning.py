@@ -17,6 +17,7 @@ from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.core.config import GeneratedLoraConfig
+from qpeft.core.config_limits import check_sizes_fit
 from qpeft.core.meta_model import on_meta
 from qpeft.core.targets import check_target_modules, exclude_classifier_head
 from qpeft.errors import ConfigError, QpeftError
@@ -64,6 +65,7 @@ def plan(
     if method is not None:
         exclude_classifier_head(model, config)
     check_target_modules(model, config)
+    check_sizes_fit(config, model)
     count = (method and imported(method.count)) or count_live
     # a method with its own count needs only the stock adapter, not the generator
     is_generated = isinstance(config, GeneratedLoraConfig) and count is not count_live
@@ -112,5 +114,5 @@ def _adapt(model: nn.Module, config: Any) -> Any:
         raise ConfigError(
             f"{type(config).__name__} needs the weights of the base to build its adapter, so it cannot be planned"
         ) from error
-    except (ValueError, TypeError) as error:  # raised by PEFT
+    except (ValueError, TypeError, IndexError, OverflowError) as error:  # raised by PEFT
         raise error if isinstance(error, QpeftError) else ConfigError(str(error).partition("\n")[0]) from error

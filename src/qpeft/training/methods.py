@@ -91,11 +91,13 @@ def build_adapter(settings: TrainSettings, base: PreTrainedModel, head: Sequence
     from peft import get_peft_model
 
     import qpeft
+    from qpeft.core.config_limits import check_sizes_fit
     from qpeft.core.targets import check_target_modules
 
     config = build_config(settings)
     train_in_full(config, head)
     check_target_modules(base, config)
+    check_sizes_fit(config, base)
     model = _with_config_errors(get_peft_model, base, config)
     for built in model.peft_config.values():
         for name, value in vars(built).items():
@@ -112,10 +114,10 @@ def train_in_full(config: Any, modules: Sequence[str]) -> None:
 
 
 def _with_config_errors(make: Any, *arguments: Any, **values: Any) -> Any:
-    """PEFT refuses values with plain ValueErrors and TypeErrors."""
+    """PEFT refuses values with plain exceptions, the last two for a token and a number out of range."""
     try:
         return make(*arguments, **values)
     except QpeftError:
         raise
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise ConfigError(str(error)) from error
