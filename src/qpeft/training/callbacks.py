@@ -95,5 +95,5 @@ class RunCallback(TrainerCallback):
 def _not_finite(what: str, value: float, step: int, lr: float) -> str:
     return (
         f"the {what} is {value} at step {step}. This step was not saved. Start again in another run folder with a "
-        f"lower lr (it is {lr:g}), a longer warmup, or dtype float32"
+        f"lower lr (it is {lr:g}), a longer warmup, or dtype float32 instead of bfloat16"
     )
