@@ -73,7 +73,7 @@ def test_loaded_compact_checkpoint_is_saved_unchanged(logits, tmp_path, name):
         assert torch.equal(new[key], tensor), key
     old, new = (json.loads((folder / CONFIG).read_text()) for folder in (DATA / "adapters" / name, tmp_path / "again"))
     for field in sorted(old.keys() - {*OF_THE_SAVING}):
-        if field == "host":  # of which later releases may have more fields
+        if field in ("host", "generator"):  # of which later releases may have more fields
             new[field] = {key: new[field][key] for key in old[field]}
         assert _sorted(new[field]) == _sorted(old[field]), field
 

@@ -118,7 +118,6 @@ def test_dtype_is_that_of_the_angles():
         ({"shots": 100, "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities; use gradient='para"),
         ({"smoothing": 0.5}, "smoothing applies to counts, but shots is not set"),
         ({"shots": 10**7, "ansatz": Ansatz("ry_ladder", 15, 1)}, "15 qubits are too many for exact"),
-        ({"ansatz": Ansatz("two_design", 3, 1)}, "the exact backend runs ry_ladder, not two_design"),
         ({"backend": Sampler(), "gradient": "adjoint"}, "gradient='adjoint' needs exact probabilities"),
     ],
 )

@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qpeft import circuits
-from qpeft.circuits import Ansatz
-from qpeft.errors import ConfigError
+from qpeft.circuits import Ansatz, exact_probabilities
 
 Numbers = NDArray[np.float64]
 
@@ -54,7 +52,7 @@ class Backend:
 
 
 class ExactBackend(Backend):
-    """QPA's circuit on qpeft's own simulator, float64.
+    """Any circuit on qpeft's own simulator, float64.
 
     With shots the counts are Multinomial(shots, p), drawn from `seed`: the same angles and seed give the same counts.
     """
@@ -66,7 +64,7 @@ class ExactBackend(Backend):
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
         with torch.no_grad():
-            exact = np.stack([circuits.probabilities(each).numpy() for each in torch.from_numpy(angles)])
+            exact = np.stack([exact_probabilities(ansatz, each).numpy() for each in torch.from_numpy(angles)])
         if shots is None:
             return exact
         random = np.random.Generator(np.random.Philox(seed))
@@ -75,9 +73,5 @@ class ExactBackend(Backend):
     def adjoint(self, ansatz: Ansatz, angles: Numbers, weights: Numbers) -> Numbers:
         leaf = torch.from_numpy(angles).requires_grad_()
         with torch.enable_grad():
-            value = circuits.probabilities(leaf) @ torch.from_numpy(weights)
+            value = exact_probabilities(ansatz, leaf) @ torch.from_numpy(weights)
         return torch.autograd.grad(value, leaf)[0].numpy()
-
-    def check(self, ansatz: Ansatz) -> None:
-        if ansatz.name != "ry_ladder":
-            raise ConfigError(f"the exact backend runs ry_ladder, not {ansatz.name}")

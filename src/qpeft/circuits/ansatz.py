@@ -12,15 +12,17 @@ from qpeft.circuits import exports
 from qpeft.circuits.circuit import Circuit, Gate
 from qpeft.circuits.drawing import draw
 from qpeft.errors import ConfigError, setting
-from qpeft.names import check_name, redefines
+from qpeft.names import check_name, redefines, unknown
 
 if TYPE_CHECKING:
     from qiskit.circuit import QuantumCircuit
+    from torch import Tensor
 
 
 class _Family(NamedTuple):
     angle_shape: Callable[[int, int], tuple[int, ...]]
     layers: Callable[[int, int], Iterable[Iterable[Gate]]]
+    probabilities: Callable[[Tensor, int, int], Tensor] | None = None
 
 
 _families: dict[str, _Family] = {}
@@ -30,8 +32,9 @@ def register_ansatz(
     name: str,
     angle_shape: Callable[[int, int], tuple[int, ...]],
     layers: Callable[[int, int], Iterable[Iterable[Gate]]],
+    probabilities: Callable[[Tensor, int, int], Tensor] | None = None,
 ) -> None:
-    """Register a circuit of your own as `Ansatz(name, n_qubits, n_layers)`: it is drawn, counted and exported.
+    """Register a circuit of your own as `Ansatz(name, n_qubits, n_layers)`: QPA can train with it.
 
     `qpeft.testing.ansatz_contract` tests it. Functions with the same module and qualified names replace the earlier
     ones, so a notebook cell can be run again.
@@ -41,13 +44,16 @@ def register_ansatz(
         angle_shape: Maps `(n_qubits, n_layers)` to the shape of the angle tensor.
         layers: Maps `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act. Each angle
             belongs to exactly one gate.
+        probabilities: A fast simulation, if there is one: maps `(angles, n_qubits, n_layers)` to the probabilities
+            (2**N,) from `|0...0>`, differentiable, with the dtype and device of `angles`. Without it the circuit is
+            simulated gate by gate.
 
     Raises:
         ConfigError: The name is empty, contains ":", or belongs to another ansatz.
     """
     check_name(name)
-    family = _Family(angle_shape, layers)
-    if not all(map(redefines, family, _families.get(name, family))):
+    family = _Family(angle_shape, layers, probabilities)
+    if not all(map(redefines, family[:2], _families.get(name, family)[:2])):
         raise ConfigError(f"the name '{name}' is already registered; choose a name other than {', '.join(_families)}")
     _families[name] = family
 
@@ -113,8 +119,22 @@ def _amplitude_shape(name: str, n_qubits: int, n_layers: int) -> tuple[int, ...]
     return (n_layers, _n_blocks(name), n_qubits)
 
 
+def _efficient_su2(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
+    ring = [Gate("cx", pair) for pair in ring_pairs(n_qubits)]
+    if n_qubits == 2:
+        ring = ring[:1]  # both pairs would be the same two wires
+    for layer in range(n_layers + 1):
+        turns = [
+            Gate(name, (wire,), (layer, block, wire))
+            for block, name in enumerate(("ry", "rz"))
+            for wire in range(n_qubits)
+        ]
+        yield turns + (ring if layer < n_layers else [])
+
+
 register_ansatz("ry_ladder", lambda n_qubits, n_layers: (n_layers, n_qubits), _ry_ladder)
 register_ansatz("two_design", _two_design_shape, _two_design)
+register_ansatz("efficient_su2", lambda n_qubits, n_layers: (n_layers + 1, 2, n_qubits), _efficient_su2)
 for _name in AMPLITUDE_ANSATZE:
     register_ansatz(_name, partial(_amplitude_shape, _name), partial(_amplitude, _name))
 
@@ -132,6 +152,9 @@ class Ansatz(Circuit):
     step a on the pairs (0, 1), (2, 3), ... and step b on (1, 2), (3, 4), ...: CZ on every pair, then RY on both
     its wires. Its angles have shape ((2L+1) N - 2L,) in the order in which they act.
 
+    `efficient_su2` is the hardware-efficient circuit of Qiskit's library: RY and RZ on every wire; then in each layer
+    a ring of CNOTs, and RY and RZ on every wire again. Its angles have shape (L+1, 2, N).
+
     QAA's circuits start in the state whose amplitudes are the normalized input. Each layer consists of blocks, which
     rotate every wire, and a ring of CNOTs 0->1, ..., N-2 -> N-1, N-1 -> 0 (none for N = 1). The angles have
     shape (L, blocks, N), with the blocks in the order in which they act:
@@ -147,7 +170,7 @@ class Ansatz(Circuit):
 
     def __post_init__(self) -> None:
         if self.name not in _families:
-            raise ConfigError(f"unknown ansatz '{self.name}'; choose one of {', '.join(_families)}")
+            raise ConfigError(f"{unknown('ansatz', self.name, _families)}; `register_ansatz` adds circuits of your own")
         for field in ("n_qubits", "n_layers"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{setting(field)} must be at least 1, got {getattr(self, field)}")
@@ -158,7 +181,10 @@ class Ansatz(Circuit):
         return _families[self.name].angle_shape(self.n_qubits, self.n_layers)
 
     def layers(self) -> Iterator[tuple[Gate, ...]]:
-        """The gates of each layer, in the order in which they act; layer 0 of `two_design` is its first rotations."""
+        """The gates of each layer, in the order in which they act.
+
+        `two_design` and `efficient_su2` have one layer of rotations more, which is the first or the last one here.
+        """
         yield from map(tuple, _families[self.name].layers(self.n_qubits, self.n_layers))
 
     def draw(self, width: int = 100) -> str:
@@ -204,7 +230,12 @@ class Ansatz(Circuit):
 def dead_angles(ansatz: str, n_qubits: int, n_layers: int = 1) -> int:
     """Number of angles of `ansatz` with `n_qubits` and `n_layers` without effect on expectations and probabilities.
 
-    N for `rxyz`, whose last RZ block changes only phases, which the ring does not turn into probabilities; 0 for all
-    others. Raises ConfigError as `Ansatz`.
+    N for `rxyz` and `efficient_su2`, whose last RZ block changes only phases, which no later gate turns into
+    probabilities; 0 for qpeft's others. Raises ConfigError as `Ansatz`.
     """
-    return Ansatz(ansatz, n_qubits, n_layers).n_qubits if ansatz == "rxyz" else 0
+    return Ansatz(ansatz, n_qubits, n_layers).n_qubits if ansatz in ("rxyz", "efficient_su2") else 0
+
+
+def fast_probabilities(ansatz: Ansatz) -> Callable[[Tensor, int, int], Tensor] | None:
+    """The fast simulation with which the ansatz was registered."""
+    return _families[ansatz.name].probabilities

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from qpeft.circuits.circuit import Circuit
@@ -169,6 +168,8 @@ def _input(slot: tuple[int, ...]) -> str:
 
 def _checked(circuit: Circuit, angles: Any) -> NDArray[np.float64]:
     """`angles` (a tensor, an array, nested lists) as float64 of shape `circuit.angle_shape`, radians."""
+    import torch
+
     found = torch.as_tensor(angles, dtype=torch.float64).detach().cpu().numpy()
     if found.shape != circuit.angle_shape:
         raise ConfigError(f"{_needed(circuit)}, got {found.shape}")

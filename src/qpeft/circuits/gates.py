@@ -72,7 +72,7 @@ def gate_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
     """Probabilities (2**N,) of the basis states of any ansatz started in `|0...0>`; wire 0 is the most significant bit.
 
     `angles` have shape `ansatz.angle_shape`, float32 or float64; the result has their dtype and device, and derivatives
-    of every order. Each gate is a step of plain autograd: for `ry_ladder` use `probabilities`, which is far faster.
+    of every order. Each gate is a step of plain autograd: `exact_probabilities` is far faster for most circuits.
 
     Raises IndexError if `angles` has no element for a gate.
     """

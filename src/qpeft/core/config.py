@@ -166,6 +166,11 @@ class GeneratedConfig(SealedConfig):
 class GeneratedLoraConfig(GeneratedConfig, LoraConfig):
     """A generated LoRA adapter, with LoRA's own fields."""
 
+    @property
+    def drawn_init(self) -> bool | str:
+        """The initial values w0: `init_lora_weights`, or "zero" for A = B = 0, where the generator's are not zero."""
+        return self.init_lora_weights  # type: ignore[return-value]
+
     def refuse_lora_options(self, method: str, allowed: Sequence[str] = (), more: Sequence[str] = ()) -> None:
         """Raise ConfigError for LoRA's variants, apart from those `allowed`, and `more` options, if they are set."""
         refuse_lora_options(self, method, allowed, more)

@@ -21,11 +21,13 @@ def draw_initial(slot: Slot, layer: Any, adapter_name: str, init_lora_weights: b
     """w0 of one slot, shape `slot.shape`, float32, with the distribution of PEFT's initialization.
 
     lora_A is uniform on +-1/sqrt(fan_in) (or normal with deviation 1/r), lora_B and biases are 0; for embeddings A is 0
-    and B normal. DoRA's magnitude is the norm of the base weight.
+    and B normal. With "zero" all of them are 0. DoRA's magnitude is the norm of the base weight.
     """
     part = slot.label.rsplit(".lora_", 1)[-1]  # "A.weight", "B.weight", "B.bias", "embedding_A", ...
     if part.startswith("magnitude_vector"):
         return _magnitude(layer, adapter_name, slot)
+    if init_lora_weights == "zero":
+        return torch.zeros(slot.shape)
     if part == "embedding_B":
         return init.normal(slot.label, slot.shape)
     random = part == "A.weight" or (part == "B.weight" and init_lora_weights is False)

@@ -32,7 +32,7 @@ def lora_slots(
         found = in_vector_order(found, getattr(config, "vector_order", "peft"))
     else:
         found = in_saved_order(found, config.generated)
-    drawn = [draw_initial(slot, layer, adapter_name, config.init_lora_weights, init) for slot, layer in found]
+    drawn = [draw_initial(slot, layer, adapter_name, config.drawn_init, init) for slot, layer in found]
     return [slot for slot, _ in found], torch.cat([value.flatten().cpu() for value in drawn])
 
 

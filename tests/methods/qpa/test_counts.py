@@ -1,7 +1,7 @@
 """Counts, budgets and settings against the published tables and brute force."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from qpeft.errors import ConfigError
@@ -26,13 +26,13 @@ from qpeft.methods.qpa.generator import QPAGeneratorConfig
     ],
 )
 def test_published_counts(m, chunk_size, n_chunks, n_qubits, total):
-    count = QPAGeneratorConfig(chunk_size=chunk_size).count(m)
+    count = QPAGeneratorConfig.paper(chunk_size=chunk_size).count(m)
     assert (count.n_chunks, count.n_qubits, count.total) == (n_chunks, n_qubits, total)
 
 
 @pytest.mark.parametrize(("n_layers", "total"), [(1, 106_215), (8, 106_264), (64, 106_656)])
 def test_depth_adds_one_angle_per_qubit_and_layer(n_layers, total):
-    assert QPAGeneratorConfig(chunk_size=2048, n_layers=n_layers).count(204_100).total == total
+    assert QPAGeneratorConfig.paper(chunk_size=2048, n_layers=n_layers).count(204_100).total == total
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_depth_adds_one_angle_per_qubit_and_layer(n_layers, total):
     [("qnn", 106_264), ("qnn_frozen", 106_208), ("free", 106_308), ("random", 106_208), ("none", 106_176)],
 )
 def test_counts_of_controls(source, total):
-    assert QPAGeneratorConfig(chunk_size=2048, feature_source=source).count(204_100).total == total
+    assert QPAGeneratorConfig.paper(chunk_size=2048, feature_source=source).count(204_100).total == total
 
 
 @pytest.mark.parametrize(
@@ -72,24 +72,38 @@ def test_budget_below_the_minimum_raises(m, smallest):
     ("m", "chunk_size", "n_qubits", "total", "last"), [(204_100, 1920, 7, 102_040, 32), (32_768, 1534, 5, 16_382, 8)]
 )
 def test_hidden_widths_follow_the_budget(m, chunk_size, n_qubits, total, last):
-    count = QPAGeneratorConfig(budget=0.5).count(m)
+    count = QPAGeneratorConfig.paper(budget=0.5).count(m)
     assert (count.chunk_size, count.n_qubits, count.total, count.hidden[-1]) == (chunk_size, n_qubits, total, last)
-    assert QPAGeneratorConfig().count(m) == count  # half the adapter's parameters is the default
+    assert QPAGeneratorConfig.paper().count(m) == count  # half the adapter's parameters is the default
 
 
 def test_chunk_size_uses_the_published_widths():
-    assert QPAGeneratorConfig(chunk_size=8).count(100).hidden == budget.PAPER_HIDDEN
+    assert QPAGeneratorConfig.paper(chunk_size=8).count(100).hidden == budget.PAPER_HIDDEN
 
 
-@given(m=st.integers(1, 3000), spend=st.integers(100, 4000), n_layers=st.integers(1, 9), max_qubits=st.integers(1, 12))
-def test_largest_chunk_equals_brute_force(m, spend, n_layers, max_qubits):
-    hidden = (3, 5, 2)
+@given(
+    m=st.integers(1, 3000),
+    spend=st.integers(100, 4000),
+    n_layers=st.integers(1, 9),
+    max_qubits=st.integers(4, 12),
+    features=st.sampled_from([1, 2, 8]),
+    hidden=st.sampled_from([(), (3, 5, 2)]),
+    n_generators=st.sampled_from([1, 2, 3]),
+)
+def test_largest_chunk_equals_brute_force(m, spend, n_layers, max_qubits, features, hidden, n_generators):
+    size = budget.QPASize(m, n_layers, features=features, n_generators=n_generators)
+    assume((n_generators - 1) * size.share < m)
     affordable = [
-        n
-        for n in range(1, m + 1)
-        if (c := budget.count(m, n, n_layers, hidden, "qnn")).total <= spend and c.n_qubits <= max_qubits
+        n for n in range(1, size.share + 1) if (c := size.count(n, hidden)).total <= spend and c.n_qubits <= max_qubits
     ]
-    config = QPAGeneratorConfig(budget=spend, n_layers=n_layers, hidden=hidden, max_qubits=max_qubits)
+    config = QPAGeneratorConfig(
+        budget=spend,
+        n_layers=n_layers,
+        hidden=hidden,
+        max_qubits=max_qubits,
+        features=features,
+        n_generators=n_generators,
+    )
     if affordable:
         assert config.count(m).chunk_size == affordable[-1]
     else:
@@ -101,9 +115,12 @@ def test_largest_chunk_equals_brute_force(m, spend, n_layers, max_qubits):
     ("settings", "message"),
     [
         ({"chunk_size": 4, "budget": 0.5}, "set at most one of chunk_size and budget"),
-        ({"hidden": ()}, r"hidden must be a non-empty sequence of positive integers, got \[\]"),
-        ({"hidden": (4, -1)}, r"hidden must be a non-empty sequence of positive integers, got \[4, -1\]"),
+        ({"hidden": (4, -1)}, r"hidden must be a sequence of positive integers, got \[4, -1\]"),
         ({"budget": 1.5}, "budget must be a positive whole number"),
+        ({"features": 12}, "features must be a power of two, got 12; use 8 or 16"),
+        ({"features": 0}, "features must be at least 1, got 0"),
+        ({"ansatz": "ry_lader"}, "unknown ansatz 'ry_lader'; did you mean 'ry_ladder'"),
+        ({"n_generators": 0}, "n_generators must be at least 1, got 0"),
         ({"activation": "relu"}, "unknown activation 'relu'; did you mean 'gelu'"),
     ],
 )
@@ -114,8 +131,22 @@ def test_invalid_options_raise(settings, message):
 
 def test_too_many_qubits_raise():
     with pytest.raises(ConfigError, match=r"9 chunks need 4 qubits, more than max_qubits=3; use chunk_size >= 3"):
-        QPAGeneratorConfig(chunk_size=2, max_qubits=3).count(17)
-    assert QPAGeneratorConfig(chunk_size=3, max_qubits=3).count(17).n_qubits == 3
+        QPAGeneratorConfig.paper(chunk_size=2, max_qubits=3).count(17)
+    assert QPAGeneratorConfig.paper(chunk_size=3, max_qubits=3).count(17).n_qubits == 3
+    with pytest.raises(ConfigError, match=r"features=16 needs 5 qubits or more, more than max_qubits=4"):
+        QPAGeneratorConfig(max_qubits=4).count(17)
+    with pytest.raises(ConfigError, match=r"n_generators=4 is too many for 5 adapter parameters"):
+        QPAGeneratorConfig(n_generators=4).count(5)
+
+
+@pytest.mark.parametrize("ansatz", ["ry_ladder", "two_design", "efficient_su2"])
+def test_count_of_register_features(ansatz):
+    """L (N + k) angles for the ladder, and n K weights."""
+    count = QPAGeneratorConfig(features=16, budget=23_120, ansatz=ansatz).count(46_240)
+    n_angles = {"ry_ladder": 80, "two_design": 154, "efficient_su2": 180}[ansatz]
+    assert (count.n_qubits, count.angles) == (10, n_angles)
+    assert count.total == n_angles + 16 * count.chunk_size
+    assert count.n_chunks == -(-46_240 // count.chunk_size)
 
 
 def test_count_of_zero_parameters_raises():

@@ -49,7 +49,7 @@ def test_input_rows_are_bits_and_feature():
     generator = make(m=16 * 8, chunk_size=8)  # 16 chunks, 4 qubits
     assert generator.bits[5].tolist() == [-1, 1, -1, 1]
     assert generator.bits[8].tolist() == [1, -1, -1, -1]
-    assert torch.equal(generator.feature(), scaled(probabilities(generator.feature.angles()))[:16])
+    assert torch.equal(generator.feature().flatten(), scaled(probabilities(generator.feature.angles()))[:16])
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_centering_excludes_unused_entries():
 @pytest.mark.parametrize(("n_qubits", "chunk_size", "n_chunks"), [(7, 2048, 100), (8, 512, 252)])
 def test_rank_of_the_chunk_matrix(n_qubits, chunk_size, n_chunks):
     def rank(activation):
-        config = QPAGeneratorConfig(chunk_size=chunk_size, activation=activation, init_mode="raw")
+        config = QPAGeneratorConfig.paper(chunk_size=chunk_size, activation=activation, init_mode="raw")
         m = chunk_size * n_chunks
         generator = QPAGenerator(config, torch.zeros(m), SeededInit(0)).double()
         assert generator.count.n_qubits == n_qubits

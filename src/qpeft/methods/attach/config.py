@@ -78,9 +78,13 @@ class AttachedConfig(GeneratedConfig):
 
     def differences(self, other: AttachedConfig) -> list[str]:
         """Names of the fields, of host and generator, that differ."""
-        mine, its = ([c.host, c.generator, {"generator": c.generator_name}] for c in (self, other))
+        mine, its = ([c.host, c._all_settings(), {"generator": c.generator_name}] for c in (self, other))
         pairs = [(a, b, name) for a, b in zip(mine, its, strict=True) for name in a.keys() | b.keys()]
         return sorted({name for a, b, name in pairs if name not in _OF_THIS_RUN and a.get(name) != b.get(name)})
+
+    def _all_settings(self) -> dict[str, Any]:
+        """The generator's settings with the fields that its release did not have."""
+        return _as_json(self.to_generator().settings())
 
     def description(self) -> dict[str, Any]:
         return {**self.to_generator().description(), "host": self.host_name.lower().replace("_", " ")}

@@ -31,6 +31,8 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
         ConfigError: a field is out of range, or a LoRA option that QPA cannot generate.
     """
 
+    _linear_init = "small"
+
     def __post_init__(self) -> None:
         GeneratedLoraConfig.__post_init__(self)
         QPAGeneratorConfig.__post_init__(self)
@@ -53,7 +55,11 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
     def without_base(self, slots: Sequence[Slot], init: SeededInit, stored: Mapping[str, Tensor]) -> QPAGenerator:
         """The untrained generator; DoRA's magnitudes, the norms of the base's weights, are 0."""
         magnitudes = {slot.label: torch.zeros(slot.shape) for slot in slots if "lora_magnitude_vector" in slot.label}
-        return QPAGenerator(self, draw_without_base(slots, self.init_lora_weights, init, magnitudes), init)
+        return QPAGenerator(self, draw_without_base(slots, self.drawn_init, init, magnitudes), init)
+
+    @property
+    def drawn_init(self) -> bool | str:
+        return "zero" if self.init_mode == "small" else self.init_lora_weights  # type: ignore[return-value]
 
     def description(self) -> dict[str, Any]:
         return {**super().description(), "r": self.r}

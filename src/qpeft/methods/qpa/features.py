@@ -1,14 +1,14 @@
-"""One feature per chunk: from the circuit's probabilities, or from a classical control."""
+"""The features of every chunk: from the circuit's probabilities, or from a classical control."""
 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from qpeft import circuits
-from qpeft.circuits import Ansatz
+from qpeft.circuits import Ansatz, exact_probabilities
 from qpeft.core.generator import CircuitModule
 from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
@@ -16,6 +16,7 @@ from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.settings import QPASettings
 
 _SQUASH_FLOOR = 1e-6  # of 2^N p; without it the slope at p = 0 is infinite and the gradient of the angles NaN
+_NULL = 1e-6  # of the largest eigenvalue: smaller ones would raise float32's rounding errors above 1e-4
 
 
 def scaled(probabilities: Tensor) -> Tensor:
@@ -30,42 +31,73 @@ def squash(probabilities: Tensor) -> Tensor:
     return q - q.mean()
 
 
-FEATURE_MAPS = {"scaled": scaled, "squash": squash}
+def whitening(features: Tensor) -> Tensor:
+    """The symmetric S (..., K, K) that makes features F (..., C, K) uncorrelated: (F S)^T F S = C / K identity.
+
+    The rows of F S have norm 1 on average. If the rank of F is below K, the identity is that of its row space.
+    """
+    values, vectors = torch.linalg.eigh(features.double().mT @ features.double())
+    is_kept = values > _NULL * values[..., -1:]
+    scale = (features.shape[-2] / is_kept.sum(-1, keepdim=True)).sqrt()
+    roots = torch.where(is_kept, scale * values.clamp(min=1e-300).rsqrt(), 0.0)
+    return (vectors * roots[..., None, :] @ vectors.mT).float()
+
+
+FEATURE_MAPS = {"whitened": scaled, "scaled": scaled, "squash": squash}  # before the whitening
 
 
 class CircuitFeature(CircuitModule):
-    """Feature of chunk c from the probability of basis state c; angles (L, N), trained or frozen."""
+    """Features of each chunk from the probabilities of a circuit, with trained or frozen angles.
 
-    def __init__(self, angles: Folded, n_chunks: int, feature_map: str) -> None:
+    The K features of chunk c are made from the probabilities of the basis states K c, ..., K c + K - 1.
+
+    Args:
+        ansatz: The circuit.
+        angles: Of shape `ansatz.angle_shape`, or `(G, *ansatz.angle_shape)` for the circuits of G generators.
+        chunks: Number of chunks C of one circuit, and features K of a chunk.
+        feature_map: A key of `FEATURE_MAPS`.
+    """
+
+    def __init__(self, ansatz: Ansatz, angles: Folded, chunks: tuple[int, int], feature_map: str) -> None:
         super().__init__()
+        self._ansatz = ansatz
         self.angles = angles
-        self.n_chunks = n_chunks
+        self.chunks = chunks
         self.feature_map = FEATURE_MAPS[feature_map]
 
     @property
     def ansatz(self) -> Ansatz:
-        n_layers, n_qubits = self.angles.start.shape
-        return Ansatz("ry_ladder", n_qubits, n_layers)
+        return self._ansatz
 
     @property
     def is_trained(self) -> bool:
         return self.angles.tau is not None
 
     def forward(self, *, initial: bool = False) -> Tensor:
-        """Features of the C chunks, shape (C,); initial features are exact, whatever the backend."""
-        run = circuits.probabilities if initial or self.backend is None else self.backend
-        probabilities = run(self.angles(initial=initial))  # (D,)
-        return self.feature_map(probabilities)[: self.n_chunks]
+        """Features (C, K), or (G, C, K); initial features are exact, whatever the backend."""
+        run = partial(exact_probabilities, self.ansatz) if initial or self.backend is None else self.backend
+        angles = self.angles(initial=initial)
+        if angles.ndim == len(self.ansatz.angle_shape):
+            return self._of_chunks(run(angles))
+        return torch.stack([self._of_chunks(run(each)) for each in angles])
+
+    def _of_chunks(self, probabilities: Tensor) -> Tensor:
+        """(D,) -> (C, K)"""
+        n_chunks, k = self.chunks
+        return self.feature_map(probabilities)[: n_chunks * k].view(n_chunks, k)
 
 
 def make_feature(config: QPASettings, count: QPACount, init: SeededInit) -> nn.Module | None:
-    """The module that computes the (C,) features of `config.feature_source`; None for "none"."""
-    source = config.feature_source
+    """The module that computes the features of `config.feature_source`, (C, K) or (G, C, K); None for "none"."""
+    source, several = config.feature_source, (config.n_generators,) if config.n_generators > 1 else ()
     if source == "none":
         return None
+    chunks = count.n_chunks // config.n_generators, config.n_features
     if source in ("free", "random"):
-        values = init.normal("feature", (count.n_chunks,))
+        shape = chunks if config.n_features > 1 else chunks[:1]  # release 0.1 stores one value per chunk
+        values = init.normal("feature", (*several, *shape))
         return Folded(values, config.angle_scale, trained=source == "free")
-    angles = init.uniform("angles", (config.n_layers, count.n_qubits), math.pi)
+    ansatz = Ansatz(config.ansatz, count.n_qubits, config.n_layers)
+    angles = init.uniform("angles", (*several, *ansatz.angle_shape), math.pi)
     folded = Folded(angles, config.angle_scale, trained=source == "qnn")
-    return CircuitFeature(folded, count.n_chunks, config.feature_map)
+    return CircuitFeature(ansatz, folded, chunks, config.feature_map)

@@ -1,9 +1,10 @@
-"""QPA's generator: circuit angles and a small MLP generate all m parameters of an adapter, chunk by chunk.
+"""QPA's generator: a circuit's angles and a map generate all m parameters of an adapter, chunk by chunk.
 
-    angles (L, N) -> probabilities (D,) -> features (C,) and the bits of the chunk's index (C, N + 1)
-                  -> MLP -> (C, n) -> flat (m,)
+    angles -> probabilities (D,) -> K features of each chunk (C, K) -> linear map -> (C, n) -> flat (m,)
 
-(arXiv 2410.09846.) Only the angles and the MLP are trained. With `init_mode="residual"` the result is
+(arXiv 2410.09846, which has one feature per chunk, K = 1, and an MLP on the feature and the bits of the chunk's index.)
+G generators have a leading axis G everywhere, and each generates its share of the flat vector: (G, C, n) -> (m,).
+Only the angles and the map are trained. With `init_mode="residual"` the result is
 
     w = w0 + output_scale * (G - G_ref),
 
@@ -17,6 +18,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
@@ -29,7 +31,8 @@ from qpeft.core.generator import ANGLES, Generator, ParameterGroup, check_size, 
 from qpeft.core.lora_init import draw_without_base
 from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
-from qpeft.methods.qpa.features import make_feature
+from qpeft.errors import ConfigError, setting
+from qpeft.methods.qpa.features import make_feature, whitening
 from qpeft.methods.qpa.settings import QPASettings
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -39,18 +42,27 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class FoldedLinear(nn.Module):
-    """y = x W^T + b with folded W (out, in) and b (out,), initialized like torch.nn.Linear."""
+_SMALL = 0.01  # r.m.s. of the generated parameters at the start, with features of norm 1 (measured)
 
-    def __init__(self, n_in: int, n_out: int, scale: float, name: str, init: SeededInit) -> None:
+
+class FoldedLinear(nn.Module):
+    """y = x W^T + b with folded W (*several, out, in) and b (*several, out), uniform on +-bound at first."""
+
+    bias: Folded | None
+
+    def __init__(
+        self, shape: tuple[int, ...], scale: float, bound: float, name: str, init: SeededInit, *, has_bias: bool
+    ) -> None:
         super().__init__()
-        bound = 1.0 / math.sqrt(n_in)
-        self.weight = Folded(init.uniform(f"{name}.weight", (n_out, n_in), bound), scale)
-        self.bias = Folded(init.uniform(f"{name}.bias", (n_out,), bound), scale)
+        self.weight = Folded(init.uniform(f"{name}.weight", shape, bound), scale)
+        self.bias = None
+        if has_bias:
+            self.bias = Folded(init.uniform(f"{name}.bias", shape[:-1], bound), scale)
 
     def forward(self, x: Tensor, *, initial: bool = False) -> Tensor:
-        """(C, in) -> (C, out)."""
-        return F.linear(x, self.weight(initial=initial), self.bias(initial=initial))
+        """(..., C, in) -> (..., C, out)"""
+        product = x @ self.weight(initial=initial).mT
+        return product if self.bias is None else product + self.bias(initial=initial).unsqueeze(-2)
 
 
 class QPAGenerator(Generator):
@@ -58,13 +70,14 @@ class QPAGenerator(Generator):
 
     Args:
         config: The configuration; `config.count(m)` returns the sizes.
-        initial: w0, the adapter's own initialization, shape (m,); used by `init_mode="residual"`.
+        initial: w0, the adapter's own initialization, shape (m,); not used by `init_mode="raw"`.
         init: Draws the initial angles and weights; the caller may have drawn w0 from it.
         keep_initial: Whether w0 is part of the state dict, because it cannot be drawn again.
     """
 
     groups: ClassVar[Mapping[str, ParameterGroup]] = {"feature": ANGLES, "mlp": ParameterGroup("mlp", decays=True)}
-    bits: Tensor
+    bits: Tensor | None
+    whitening: Tensor | None
     initial: Tensor
 
     def __init__(self, config: QPASettings, initial: Tensor, init: SeededInit, *, keep_initial: bool = False) -> None:
@@ -81,12 +94,26 @@ class QPAGenerator(Generator):
         self.chunk_shape = count.n_chunks, count.chunk_size
         self.activation = ACTIVATIONS[config.activation]
         self.feature = make_feature(config, count, init)
-        widths = (count.n_qubits + (self.feature is not None), *count.hidden, count.chunk_size)
+        size = config.size(count.m)
+        n_chunks = count.n_chunks // config.n_generators  # of one generator
+        several = (config.n_generators,) if config.n_generators > 1 else ()
+        n_bits = count.n_qubits - size.feature_qubits
+        widths = (size.inputs(n_bits, count.hidden), *count.hidden, count.chunk_size)
+        bounds = [1.0 / math.sqrt(n_in) for n_in in widths[:-1]]  # as torch.nn.Linear
+        if config.init_mode == "small":
+            bounds[-1] = _SMALL * math.sqrt(3 if config.feature_map == "whitened" else 3 / widths[-2])
         self.mlp = nn.ModuleList(
-            FoldedLinear(n_in, n_out, config.mlp_scale, f"mlp.{i}", init)
-            for i, (n_in, n_out) in enumerate(itertools.pairwise(widths))
+            FoldedLinear(
+                (*several, n_out, n_in), config.mlp_scale, bound, f"mlp.{i}", init, has_bias=bool(count.hidden)
+            )
+            for i, ((n_in, n_out), bound) in enumerate(zip(itertools.pairwise(widths), bounds, strict=True))
         )
-        self.register_buffer("bits", _bits(count.n_chunks, count.n_qubits), persistent=False)
+        reads_bits = widths[0] != config.n_features or self.feature is None
+        bits = _bits(n_chunks, n_bits).expand(*several, -1, -1) if reads_bits else None
+        self.register_buffer("bits", bits, persistent=False)
+        self._share = size.share
+        self._feature_shape = (*several, n_chunks, config.n_features)
+        self.register_buffer("whitening", self._whitening(), persistent=False)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
         self.register_buffer("fingerprint", fingerprint(init.hexdigest(), asdict(count), _settings(config)))
         self._reference: Tensor | None = None  # G_ref, computed on the device of the first evaluation
@@ -105,6 +132,8 @@ class QPAGenerator(Generator):
         output = self._output()
         if self.config.init_mode == "raw":
             return output * self.config.output_scale
+        if self.config.init_mode == "small":
+            return torch.add(self.initial, output, alpha=self.config.output_scale)
         if self._reference is None:
             with torch.no_grad():
                 self._reference = self._output(initial=True)
@@ -114,23 +143,41 @@ class QPAGenerator(Generator):
         present = self.initial.cpu().split([slot.shape.numel() for slot in slots])
         labelled = zip((slot.label for slot in slots), present, strict=True)
         magnitudes = {label: part for label, part in labelled if "lora_magnitude_vector" in label}
-        initial = draw_without_base(slots, config.init_lora_weights, init, magnitudes)
+        initial = draw_without_base(slots, config.drawn_init, init, magnitudes)
         with warnings.catch_warnings():  # about its size, which appeared when it was trained
             warnings.simplefilter("ignore")
             return QPAGenerator(config, initial, init)
 
     def chunks(self, *, initial: bool = False) -> Tensor:
-        """The MLP's output before flattening, shape (C, n)."""
-        hidden = self.bits
-        if self.feature is not None:
-            hidden = torch.cat([self.bits, self.feature(initial=initial)[:, None]], dim=1)  # (C, N + 1)
+        """The output before flattening, of one generator after the other: shape (G C, n)."""
+        return self._chunks(initial=initial).flatten(0, -2)
+
+    def _chunks(self, *, initial: bool) -> Tensor:
+        """(C, n), or (G, C, n)"""
+        features = [] if self.feature is None else [self._features(initial=initial)]
+        inputs = features if self.bits is None else [self.bits, *features]
+        hidden = inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=-1)
         for layer in self.mlp[:-1]:
             hidden = self.activation(layer(hidden, initial=initial))
         return self.mlp[-1](hidden, initial=initial)
 
+    def _features(self, *, initial: bool) -> Tensor:
+        """(C, K), or (G, C, K)"""
+        assert self.feature is not None
+        found = self.feature(initial=initial).view(self._feature_shape)
+        return found if self.whitening is None else found @ self.whitening
+
+    def _whitening(self) -> Tensor | None:
+        if self.config.feature_map != "whitened" or self.feature is None:
+            return None
+        with torch.no_grad(), torch.device("cpu"):
+            return whitening(deepcopy(self.feature).double()(initial=True).view(self._feature_shape))
+
     def _output(self, *, initial: bool = False) -> Tensor:
-        flat = self.chunks(initial=initial).flatten()[: self.count.m]
-        return flat - flat.mean() if self.config.center_output else flat
+        shares = self._chunks(initial=initial).flatten(-2)[..., : self._share]  # (share,) or (G, share)
+        if self.config.center_output:
+            shares = shares - shares.mean(-1, keepdim=True)
+        return shares.flatten()[: self.count.m]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QPAGenerator:
         self._reference = None
@@ -138,9 +185,13 @@ class QPAGenerator(Generator):
         return self
 
 
+_BEFORE = {"ansatz": "ry_ladder", "features": 1, "n_generators": 1}  # what release 0.1 had, without these fields
+
+
 def _settings(config: QPASettings) -> dict[str, Any]:
     names = {f.name for f in fields(QPASettings)} - {"budget", "chunk_size", "hidden", "max_qubits"}
-    return {name: getattr(config, name) for name in sorted(names)}
+    found = {name: getattr(config, name) for name in sorted(names)}
+    return {name: value for name, value in found.items() if name not in _BEFORE or value != _BEFORE[name]}
 
 
 def _bits(n_chunks: int, n_qubits: int) -> Tensor:
@@ -152,8 +203,10 @@ def _bits(n_chunks: int, n_qubits: int) -> Tensor:
 
 @dataclass(kw_only=True)
 class QPAGeneratorConfig(QPASettings):
-    """QPA's generator of an adapter's parameters: circuit angles and a small MLP (arXiv 2410.09846)."""
+    """QPA's generator of an adapter's parameters: circuit angles and a map of features (arXiv 2410.09846)."""
 
     def make(self, initial: Tensor, init: SeededInit) -> QPAGenerator:
         """The generator of an adapter with PEFT's initialization `initial` (m,), which raw does not use."""
+        if self.init_mode == "small":
+            raise ConfigError(f"{setting('init_mode')} small is for LoRA and DoRA; use residual for another host")
         return QPAGenerator(self, initial, init, keep_initial=self.init_mode == "residual")

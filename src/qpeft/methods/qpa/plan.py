@@ -49,7 +49,7 @@ def untrained(config: QPAGeneratorConfig, plan: Plan) -> QPAGenerator:
     """The generator of `config` with its initial values, and with initial values 0 of the adapter."""
     settings = {f.name: getattr(config, f.name) for f in fields(QPAGeneratorConfig)}
     counted = {"budget": None, "chunk_size": plan.chunk_size, "hidden": plan.hidden}
-    m = (plan.n_chunks or 0) * (plan.chunk_size or 0)  # whole chunks
+    m = (plan.n_chunks or 0) * (plan.chunk_size or 0)  # whole chunks, as many for each generator
     with warnings.catch_warnings():  # about its size, which is a note of the plan
         warnings.simplefilter("ignore")
         return QPAGenerator(QPAGeneratorConfig(**{**settings, **counted}), torch.zeros(m), SeededInit(config.seed))
@@ -59,7 +59,7 @@ def circuit(config: QPASettings, n_qubits: int) -> tuple[Ansatz, bool] | None:
     """The circuit of `config.feature_source`, and whether its angles are trained; None for the other sources."""
     if config.feature_source not in ("qnn", "qnn_frozen"):
         return None
-    return Ansatz("ry_ladder", n_qubits, config.n_layers), config.feature_source == "qnn"
+    return Ansatz(config.ansatz, n_qubits, config.n_layers), config.feature_source == "qnn"
 
 
 def _count_others(adapted: Any, found: Sequence[tuple[Slot, Any]]) -> int:
@@ -93,17 +93,20 @@ def _count(config: QPAGeneratorConfig, adapted: Any, found: Sequence[tuple[Slot,
 
 
 def _rank_bound(config: QPAGeneratorConfig, count: QPACount) -> int:
-    """Largest rank of the (C, n) chunk matrix: N + 2 for an affine MLP, last inner width + 1 otherwise."""
-    inputs = count.n_qubits + (config.feature_source != "none") + 1
-    if config.activation == "identity":
-        return min(inputs, *(width + 1 for width in count.hidden), count.n_chunks, count.chunk_size)
-    return min(count.hidden[-1] + 1, count.n_chunks, count.chunk_size)
+    """Largest rank of the (C, n) chunk matrix: inputs + 1 for an affine map, last inner width + 1 otherwise.
+
+    Each of several generators adds as much.
+    """
+    size = config.size(count.m)
+    inputs = size.inputs(count.n_qubits - size.feature_qubits, count.hidden)
+    widths = (inputs, *count.hidden) if config.activation == "identity" or not count.hidden else count.hidden[-1:]
+    return min(config.n_generators * min(width + 1 for width in widths), count.n_chunks, count.chunk_size)
 
 
 def _notes(config: QPAGeneratorConfig, count: QPACount, layers: Sequence[LoraLayer]) -> list[str]:
     notes: list[str] = []
     free = 2**count.n_qubits - 1
-    n_angles = config.n_layers * count.n_qubits
+    n_angles = Ansatz(config.ansatz, count.n_qubits, config.n_layers).n_angles
     if config.feature_source in ("qnn", "qnn_frozen") and n_angles > free:
         notes.append(f"{n_angles} angles for {free} independent probabilities: the circuit is over-parametrized")
     if count.total >= count.m:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from qpeft.checks import check_fields, is_count, option
+from qpeft.circuits import Ansatz
 from qpeft.errors import ConfigError, setting
 from qpeft.generator_config import GeneratorConfig
-from qpeft.methods.qpa import budget as counting
-from qpeft.methods.qpa.budget import QPACount
+from qpeft.methods.qpa.budget import PAPER_HIDDEN, QPACount, QPASize, n_chunks
 
 FEATURE_SOURCES = ("qnn", "qnn_frozen", "free", "random", "none")
-FEATURE_MAPS = ("scaled", "squash")
+FEATURE_MAPS = ("whitened", "scaled", "squash")
 ACTIVATIONS = ("silu", "gelu", "identity")
-INIT_MODES = ("residual", "raw")
+INIT_MODES = ("small", "residual", "raw")
 VECTOR_ORDERS = ("peft", "official")
 
 _MOST_WIDTHS, _WIDEST = 64, 4096
+_PAPER: Mapping[str, Any] = {"features": 1, "hidden": None, "feature_map": "scaled", "init_mode": "residual"}
+_FEATURES = 16  # of a linear map
 
 
 @dataclass(kw_only=True)
@@ -27,7 +29,7 @@ class QPASettings(GeneratorConfig):
 
     chunk_size: int | None = option(
         None,
-        "Parameters that the MLP generates per chunk (the paper's n_mlp). Set this or budget, not both.",
+        "Parameters that are generated per chunk (the paper's n_mlp). Set this or budget, not both.",
         at_least=1,
         at_most=2**20,
     )
@@ -37,27 +39,43 @@ class QPASettings(GeneratorConfig):
         "adapter's parameters. Without chunk_size and budget: 0.5.",
         above=0,
     )
-    n_layers: int = option(8, "Circuit layers L; the circuit has L angles per qubit.", at_least=1, at_most=10_000)
-    hidden: tuple[int, ...] | None = option(
+    n_layers: int = option(8, "Circuit layers L.", at_least=1, at_most=10_000)
+    ansatz: str = option("ry_ladder", "The circuit: any registered ansatz.")
+    features: int | None = option(
         None,
-        "Hidden widths of the MLP. Default: 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 "
-        "for small budgets.",
+        "Probabilities of the circuit per chunk, K, a power of two. Default: 16, or the paper's 1 with hidden layers.",
+        at_least=1,
+        at_most=1024,
+    )
+    hidden: tuple[int, ...] | None = option(
+        (),
+        "Hidden widths of the network from the features to a chunk. Default: none, one linear map. None in Python and "
+        "study files: the paper's 32, 64, 128, 128, 64, 32, 32, or these divided by 2, 4 or 8 for small budgets.",
+    )
+    n_generators: int = option(
+        1, "Number of generators, each for an equal share of the parameters.", at_least=1, at_most=1024
     )
     activation: str = option(
-        "silu", "Between the MLP's layers; identity makes the MLP one affine map.", choices=ACTIVATIONS
+        "silu", "Between the network's layers; identity makes it one affine map.", choices=ACTIVATIONS
     )
-    feature_map: str = option(
-        "scaled", "From probability p to MLP input: scaled, (2^N p - 1) / sqrt(2), or squash.", choices=FEATURE_MAPS
+    feature_map: str | None = option(
+        None,
+        "From probability p to feature: scaled, (2^N p - 1) / sqrt(2); whitened, the scaled features times a matrix "
+        "that makes those of the initial angles uncorrelated; or squash. Default: whitened, or scaled with hidden "
+        "layers.",
+        choices=FEATURE_MAPS,
     )
     feature_source: str = option(
         "qnn",
-        "Source of the feature: the trained circuit (qnn) or a control: the circuit with frozen angles, a free "
-        "trained vector, fixed noise, or no feature.",
+        "Source of the features: the trained circuit (qnn) or a control: the circuit with frozen angles, free trained "
+        "values, fixed noise, or none (the bits of the chunk's index instead).",
         choices=FEATURE_SOURCES,
     )
-    init_mode: str = option(
-        "residual",
-        "residual starts from the stock adapter's initial values; raw uses the generator's output unchanged.",
+    init_mode: str | None = option(
+        None,
+        "small: the generated A and B of a LoRA are small at the start; residual: they are the stock adapter's, and "
+        "the model is exactly the base model; raw: the generator's output unchanged. Default: small for LoRA and "
+        "DoRA, residual for other hosts and with hidden layers.",
         choices=INIT_MODES,
     )
     center_output: bool = option(False, "Subtract the mean of the generated parameters (the published code does).")
@@ -76,15 +94,30 @@ class QPASettings(GeneratorConfig):
     )
     seed: int = option(0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0)
 
+    _linear_init = "residual"  # default of `init_mode` without hidden layers
+
     def __post_init__(self) -> None:
         if self.hidden is not None:
             self.hidden = tuple(self.hidden) if isinstance(self.hidden, Iterable) else (self.hidden,)
+        is_linear = self.hidden == ()  # in files of release 0.1 it is not
+        if self.features is None:
+            self.features = _FEATURES if is_linear else 1
+        if self.feature_map is None:
+            self.feature_map = "whitened" if is_linear else "scaled"
+        if self.init_mode is None:
+            self.init_mode = self._linear_init if is_linear else "residual"
         self.check()
+
+    @classmethod
+    def paper(cls, **settings: Any) -> Self:
+        """The paper's generator: one feature per chunk, and an MLP with seven hidden layers."""
+        return cls(**{**_PAPER, **settings})
 
     @classmethod
     def official(cls, **settings: Any) -> Self:
         """The published code's choices, without its NaN at p = 0: affine MLP, squash, raw, centered."""
         preset: dict[str, Any] = {
+            **_PAPER,
             "activation": "identity",
             "feature_map": "squash",
             "init_mode": "raw",
@@ -109,7 +142,7 @@ class QPASettings(GeneratorConfig):
         return ".angles.tau", self.angle_scale
 
     def description(self) -> dict[str, Any]:
-        named = ("n_layers", "feature_source", "activation", "seed")
+        named = ("ansatz", "n_layers", "features", "feature_source", "seed")
         return {"method": "QPA (arXiv 2410.09846)", **{name: getattr(self, name) for name in named}}
 
     def check(self) -> None:
@@ -117,17 +150,27 @@ class QPASettings(GeneratorConfig):
         check_fields(self, QPASettings)
         if self.chunk_size is not None and self.budget is not None:
             raise ConfigError(f"set at most one of {setting('chunk_size')} and {setting('budget')}")
-        if self.hidden is not None and not (self.hidden and all(map(is_count, self.hidden))):
-            raise ConfigError(
-                f"{setting('hidden')} must be a non-empty sequence of positive integers, got {list(self.hidden)}"
-            )
-        if self.hidden is not None and (len(self.hidden) > _MOST_WIDTHS or max(self.hidden) > _WIDEST):
+        if self.hidden is not None and not all(map(is_count, self.hidden)):
+            raise ConfigError(f"{setting('hidden')} must be a sequence of positive integers, got {list(self.hidden)}")
+        if self.hidden is not None and (len(self.hidden) > _MOST_WIDTHS or max(self.hidden, default=0) > _WIDEST):
             raise ConfigError(f"{setting('hidden')} must have at most {_MOST_WIDTHS} widths of at most {_WIDEST:,}")
+        if self.n_features & (self.n_features - 1):
+            below = 1 << (self.n_features.bit_length() - 1)
+            raise ConfigError(
+                f"{setting('features')} must be a power of two, got {self.features}; use {below} or {2 * below}"
+            )
+        Ansatz(self.ansatz, 1, self.n_layers)  # raises for an unregistered name
         if self.budget is not None and self.budget >= 1 and self.budget != int(self.budget):
             raise ConfigError(
                 f"{setting('budget')} must be a positive whole number (a count) or a fraction between "
                 f"0 and 1, got {self.budget}"
             )
+
+    @property
+    def n_features(self) -> int:
+        """`features`, which is a number after the initialization."""
+        assert self.features is not None
+        return self.features
 
     def count(self, m: int) -> QPACount:
         """The generator's counts for m adapter parameters: total, n_qubits, n_chunks, chunk_size, ...
@@ -137,19 +180,32 @@ class QPASettings(GeneratorConfig):
         """
         if m < 1:
             raise ConfigError("no trainable adapter parameters found; attach a PEFT adapter before wrapping with QPA")
+        size = self.size(m)
+        if (self.n_generators - 1) * size.share >= m:
+            raise ConfigError(f"{setting('n_generators')}={self.n_generators} is too many for {m} adapter parameters")
+        most_bits = self.max_qubits - size.feature_qubits
+        if most_bits < 1:
+            raise ConfigError(
+                f"{setting('features')}={self.features} needs {size.feature_qubits + 1} qubits or more, "
+                f"more than {setting('max_qubits')}={self.max_qubits}; use fewer features"
+            )
         if self.chunk_size is not None:
-            chunk_size, hidden = self.chunk_size, self.hidden or counting.PAPER_HIDDEN
+            chunk_size, hidden = self.chunk_size, PAPER_HIDDEN if self.hidden is None else self.hidden
         else:
-            chunk_size, hidden = counting.fit(m, self._budget_count(m), self.n_layers, self.hidden, self.max_qubits)
-        counted = counting.count(m, chunk_size, self.n_layers, hidden, self.feature_source)
+            chunk_size, hidden = size.fit(self._budget_count(m), self.hidden, self.max_qubits)
+        counted = size.count(chunk_size, hidden)
         if counted.n_qubits > self.max_qubits:
-            fewest = counting.n_chunks(m, 2**self.max_qubits)
+            fewest = n_chunks(size.share, 2**most_bits)
             raise ConfigError(
                 f"{counted.n_chunks} chunks need {counted.n_qubits} qubits, more than "
                 f"{setting('max_qubits')}={self.max_qubits}; "
                 f"use {setting('chunk_size')} >= {fewest}"
             )
         return counted
+
+    def size(self, m: int) -> QPASize:
+        """What determines the counts for m adapter parameters, apart from chunk size and hidden widths."""
+        return QPASize(m, self.n_layers, self.ansatz, self.n_features, self.feature_source, self.n_generators)
 
     def _budget_count(self, m: int) -> int:
         share = 0.5 if self.budget is None else self.budget

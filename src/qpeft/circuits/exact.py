@@ -1,0 +1,44 @@
+"""Exact probabilities of any ansatz, by its own fast simulation or in stages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qpeft.circuits.ansatz import Ansatz, fast_probabilities
+from qpeft.circuits.ladder import probabilities
+from qpeft.circuits.numerics import full_precision, has_nonfinite
+from qpeft.circuits.staged import staged_probabilities
+from qpeft.circuits.two_design import two_design_columns
+from qpeft.errors import ConfigError
+
+
+def exact_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
+    """Probabilities (2**N,) of the basis states of any ansatz started in `|0...0>`; wire 0 is the most significant bit.
+
+    `angles` have shape `ansatz.angle_shape`, float32 or float64, radians; the result has their dtype and device. The
+    simulation is the ansatz' own fast one, if it has one; otherwise all rotations between two-qubit gates are one step.
+    Differentiable once.
+
+    Raises ConfigError for angles of another shape or dtype, and on the CPU for angles that are not finite.
+    """
+    if angles.shape != ansatz.angle_shape or angles.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(
+            f"{ansatz.name} with {ansatz.n_qubits} qubits and {ansatz.n_layers} layers needs float32 or float64 angles "
+            f"of shape {ansatz.angle_shape}, got {angles.dtype} of shape {tuple(angles.shape)}"
+        )
+    if ansatz.name == "ry_ladder":
+        return probabilities(angles)
+    if has_nonfinite(angles):
+        raise ConfigError(f"circuit angles of {ansatz.name} contain NaN or Inf")
+    return _run(angles, ansatz)
+
+
+@full_precision
+def _run(angles: Tensor, ansatz: Ansatz) -> Tensor:
+    n_qubits, n_layers = ansatz.n_qubits, ansatz.n_layers
+    if (fast := fast_probabilities(ansatz)) is not None:
+        return fast(angles, n_qubits, n_layers)
+    if ansatz.name == "two_design":
+        return two_design_columns(angles, n_qubits, n_layers, [0]).squeeze(1).square()
+    return staged_probabilities(angles, ansatz)

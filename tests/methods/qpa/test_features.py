@@ -1,0 +1,118 @@
+"""Register features, any ansatz and several generators, against independent computations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from qpeft.circuits import Ansatz
+from qpeft.core.seeded_init import SeededInit
+from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
+
+pytestmark = pytest.mark.filterwarnings("ignore:QPA trains")  # of small adapters
+
+
+def make(m, **settings):
+    config = QPAGeneratorConfig(**{"n_layers": 3, "init_mode": "raw", **settings})
+    return QPAGenerator(config, torch.zeros(m), SeededInit(0)).double()
+
+
+def by_pennylane(ansatz):
+    qml = pytest.importorskip("pennylane")
+    queue = ansatz.to_pennylane()
+
+    @qml.qnode(qml.device("default.qubit", wires=ansatz.n_qubits), interface="torch", diff_method="backprop")
+    def run(angles):
+        queue(angles)
+        return qml.probs(wires=range(ansatz.n_qubits))
+
+    return run
+
+
+@pytest.mark.parametrize("ansatz", ["ry_ladder", "two_design", "efficient_su2", "square"])
+@pytest.mark.parametrize("feature_map", ["scaled", "whitened"])
+@pytest.mark.parametrize(("features", "chunk_size", "m"), [(16, 40, 1000), (4, 13, 777), (1, 5, 200), (8, 300, 300)])
+def test_values_and_gradients_of_register_features_equal_pennylane(ansatz, feature_map, features, chunk_size, m):
+    """flat = concat_c W S f_c with f_c = (2^(N+k) p[c, :] - 1) / sqrt 2, and S of the initial angles."""
+    generator = make(m, ansatz=ansatz, features=features, chunk_size=chunk_size, feature_map=feature_map)
+    with torch.no_grad():
+        generator.feature.angles.tau.normal_(generator=torch.Generator().manual_seed(1), std=0.02)
+    n_chunks = -(-m // chunk_size)
+    circuit = Ansatz(ansatz, max(1, math.ceil(math.log2(n_chunks))) + int(math.log2(features)), 3)
+    run = by_pennylane(circuit)
+
+    def scaled(angles):
+        p = run(angles).view(-1, features)
+        return ((p.numel() * p - 1) / math.sqrt(2))[:n_chunks]
+
+    mixed = torch.eye(features, dtype=torch.float64)
+    if feature_map == "whitened":
+        mixed = by_svd(scaled(generator.feature.angles(initial=True)).numpy())
+        torch.testing.assert_close(generator.whitening, mixed, atol=1e-5, rtol=1e-5)  # of float32 features
+        mixed = generator.whitening
+    weights = torch.linspace(-1, 1, m, dtype=torch.float64)
+    flat = generator()
+    found = torch.autograd.grad(flat @ weights, list(generator.parameters()))
+    angles, weight = (
+        value().detach().requires_grad_() for value in (generator.feature.angles, generator.mlp[0].weight)
+    )
+    expected = (scaled(angles) @ mixed @ weight.T).flatten()[:m]
+    torch.testing.assert_close(flat, expected, atol=1e-10, rtol=0)
+    for one, other in zip(found, torch.autograd.grad(expected @ weights, (angles, weight)), strict=True):
+        torch.testing.assert_close(one, 10 * other, atol=1e-9, rtol=1e-10)  # of tau, whose factor is 10
+
+
+def by_svd(features):
+    """The symmetric matrix that makes the rows of F uncorrelated and of norm 1 on average."""
+    _, values, vectors = np.linalg.svd(features, full_matrices=False)
+    kept = values > 1e-5 * values[0]
+    roots = np.where(kept, np.sqrt(len(features) / kept.sum()) / np.maximum(values, 1e-30), 0)
+    return torch.from_numpy(vectors.T @ np.diag(roots) @ vectors)
+
+
+def test_several_generators_are_the_published_layout():
+    """k generators of ceil(m / k) parameters each, centered one by one, concatenated and cut; in NumPy."""
+    k, m, n = 3, 1000, 16
+    generator = make(
+        m, n_generators=k, chunk_size=n, features=1, hidden=(6, 5), activation="identity", center_output=True
+    )
+    share = math.ceil(m / k)
+    n_chunks = math.ceil(share / n)
+    n_qubits = math.ceil(math.log2(n_chunks))
+    run = by_pennylane(Ansatz("ry_ladder", n_qubits, 3))
+    parts = []
+    for g in range(k):
+        p = run(generator.feature.angles()[g].detach()).numpy()
+        feature = (2**n_qubits * p - 1) / np.sqrt(2)
+        bits = [[2 * int(bit) - 1 for bit in np.binary_repr(c, n_qubits)] for c in range(n_chunks)]
+        x = np.concatenate([np.array(bits), feature[:n_chunks, None]], axis=1)
+        for layer in generator.mlp:
+            x = x @ layer.weight()[g].detach().numpy().T + layer.bias()[g].detach().numpy()
+        part = x.reshape(-1)[:share]
+        parts.append(part - part.mean())
+    expected = np.concatenate(parts)[:m]
+    np.testing.assert_allclose(generator().detach().numpy(), expected, atol=1e-12)
+    assert generator.count.total == sum(p.numel() for p in generator.parameters())
+
+
+@pytest.mark.parametrize("source", ["qnn", "qnn_frozen", "free", "random", "none"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"hidden": (7,), "features": 4}, {"n_generators": 3}, {"hidden": None}, {"features": 1}]
+)
+def test_count_is_the_number_of_trained_parameters(source, settings):
+    generator = make(5000, feature_source=source, chunk_size=50, **settings)
+    assert generator.count.total == sum(p.numel() for p in generator.parameters())
+    assert tuple(generator.chunks().shape) == generator.chunk_shape
+    generator().square().sum().backward()
+    assert all(p.grad is not None and p.grad.norm() > 0 for p in generator.parameters())
+
+
+def test_features_distinguish_chunks():
+    """With the default generator the chunks differ from the start, which the paper's network does not achieve."""
+    spread = {}
+    for name, settings in {"default": {}, "paper": {"hidden": None, "budget": None}}.items():
+        chunks = make(40_000, **settings).chunks().detach()
+        spread[name] = (chunks.std(0).mean() / chunks.std()).item()
+    assert spread["default"] > 0.5
+    assert spread["paper"] < 0.05
