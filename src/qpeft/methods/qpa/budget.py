@@ -110,7 +110,7 @@ class QPASize:
         if best is None:
             small = trained._smallest(widths, all_bits)
             raise ConfigError(
-                f"{setting('budget')} {budget} is too small: the smallest generator for {self.m} adapter parameters has "
+                f"{setting('budget')} {budget} is too small: the smallest generator for {self.m} parameters has "
                 f"{small.total} trainable parameters (chunk_size={small.chunk_size}, {small.n_qubits} qubits); "
                 f"reduce {setting('hidden' if widths else 'features')} or raise {setting('budget')}"
             )
