@@ -8,7 +8,7 @@ from torch import Tensor
 from qpeft.circuits.ansatz import Ansatz, fast_probabilities
 from qpeft.circuits.ladder import probabilities
 from qpeft.circuits.numerics import full_precision, has_nonfinite
-from qpeft.circuits.staged import staged_probabilities
+from qpeft.circuits.staged import staged_states
 from qpeft.circuits.two_design import two_design_columns
 from qpeft.errors import ConfigError
 
@@ -41,4 +41,5 @@ def _run(angles: Tensor, ansatz: Ansatz) -> Tensor:
         return fast(angles, n_qubits, n_layers)
     if ansatz.name == "two_design":
         return two_design_columns(angles, n_qubits, n_layers, [0]).squeeze(1).square()
-    return staged_probabilities(angles, ansatz)
+    psi = staged_states(angles[None], ansatz)[0]
+    return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()

@@ -1,4 +1,4 @@
-"""Exact probabilities of any circuit, in stages: rotations of all wires, then a permutation with signs.
+"""Exact states of any circuit, in stages: rotations of all wires, then a permutation with signs.
 
 Consecutive rotations become one 2 x 2 matrix per wire, and groups of neighbouring wires one Kronecker product. The CNOT
 and CZ gates between them permute the amplitudes and change signs, which is one gather.
@@ -37,36 +37,41 @@ class _Tables(NamedTuple):
 
 
 @full_precision
-def staged_probabilities(angles: Tensor, ansatz: Ansatz) -> Tensor:
-    """Probabilities (2**N,) from `|0...0>` at angles of shape `ansatz.angle_shape`, differentiable by autograd."""
+def staged_states(angles: Tensor, ansatz: Ansatz) -> Tensor:
+    """Final states (B, 2**N) from `|0...0>` at angles `(B, *ansatz.angle_shape)`, differentiable by autograd.
+
+    The amplitudes are real for circuits without RX and RZ.
+    """
     tables = _tables(ansatz, angles.dtype, angles.device)
-    flat = torch.cat([angles.flatten(), angles.new_zeros(1)])
-    half = flat[tables.slots][..., None, None] / 2  # (R, S, N, 1, 1)
+    flat = torch.cat([angles.flatten(1), angles.new_zeros(len(angles), 1)], dim=1)
+    half = flat[:, tables.slots][..., None, None] / 2  # (B, R, S, N, 1, 1)
     identity = torch.eye(2, dtype=angles.dtype, device=angles.device)
-    gates = half.cos() * identity + half.sin() * tables.turns  # (R, S, N, 2, 2)
-    gates = reduce(lambda before, after: after @ before, gates.unbind())
-    groups = [_kron(group) for group in gates.tensor_split(ceil(ansatz.n_qubits / _GROUP), dim=1)]
-    psi = torch.zeros(2**ansatz.n_qubits, dtype=gates.dtype, device=angles.device)
-    psi[0] = 1
+    gates = half.cos() * identity + half.sin() * tables.turns  # (B, R, S, N, 2, 2)
+    gates = reduce(lambda before, after: after @ before, gates.unbind(1))
+    groups = [_kron(group) for group in gates.tensor_split(ceil(ansatz.n_qubits / _GROUP), dim=2)]
+    psi = torch.zeros(len(angles), 2**ansatz.n_qubits, dtype=gates.dtype, device=angles.device)
+    psi[:, 0] = 1
     for stage in range(len(tables.sources)):
-        psi = _turn(psi, [group[stage] for group in groups])[tables.sources[stage]]
+        psi = _turn(psi, [group[:, stage] for group in groups])[:, tables.sources[stage]]
         if tables.signs is not None:
             psi = psi * tables.signs[stage]
-    return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()
+    return psi
 
 
 def _turn(psi: Tensor, matrices: list[Tensor]) -> Tensor:
-    """The matrices on consecutive groups of wires, applied to the state (2**N,)."""
+    """The matrices (B, 2**k, 2**k) on consecutive groups of wires, applied to the states (B, 2**N)."""
     for matrix in matrices:  # the group's axis is first, and goes last
-        psi = (matrix @ psi.view(len(matrix), -1)).mT.reshape(-1)
+        psi = (matrix @ psi.view(len(psi), matrix.shape[1], -1)).mT.reshape(len(psi), -1)
     return psi
 
 
 def _kron(gates: Tensor) -> Tensor:
-    """Kronecker products over the wires: (S, k, 2, 2) -> (S, 2**k, 2**k)"""
+    """Kronecker products over the wires: (B, S, k, 2, 2) -> (B, S, 2**k, 2**k)"""
     return reduce(
-        lambda product, gate: (product[:, :, None, :, None] * gate[:, None, :, None, :]).flatten(3).flatten(1, 2),
-        gates.unbind(1),
+        lambda product, gate: (
+            (product[..., :, None, :, None] * gate[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
+        ),
+        gates.unbind(2),
     )
 
 

@@ -56,13 +56,15 @@ def _histogram(where: str, measured: PorterThomas) -> Chart:
     states = f"{measured.n_states:,} circuits" if measured.n_states > 1 else "one circuit"
     with drawing(_HEIGHT) as (chart, axes):
         axes.bar(left, bins.density, width=0.86 * width, align="edge", label="circuit", **_BARS)
-        axes.plot([x + width / 2 for x in left], bins.expected_density, color=INK, label="random real states")
+        axes.plot(
+            [x + width / 2 for x in left], bins.expected_density, color=INK, label=f"random {measured.field} states"
+        )
         use_log_scale(axes)
         axes.set_ylim(max(_FEW, lowest), 2 * max(*bins.density, *bins.expected_density))
         axes.set_xlim(0, bins.edges[-1])
         label_axes(axes, "D p, probability times number of outcomes", f"Density of D p, {where}")
         axes.legend()
-        title = f"Histogram of D p, {where}, with the density of random real states"
+        title = f"Histogram of D p, {where}, with the density of random {measured.field} states"
         caption = f"{measured.n_outcomes:,} probabilities of {states}{beyond}."
         return save(chart, f"law-{where.replace(' ', '-')}", title, caption)
 
@@ -109,12 +111,12 @@ def _fidelities(found: Mapping[str, Any]) -> list[Chart]:
     relative = [measured.n_bins * share for share in measured.shares]
     with drawing(_HEIGHT) as (chart, axes):
         axes.bar(at, relative, width=0.86 / measured.n_bins, label="circuit", **_BARS)
-        axes.axhline(1, color=INK, label="random real states")
+        axes.axhline(1, color=INK, label=f"random {measured.field} states")
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.15 * max(2.0, *relative))
         label_axes(axes, "Fidelity, as its rank among random states", "Pairs of states, random states = 1")
         axes.legend()
-        caption = f"{measured.n_pairs:,} pairs at random angles; random real states fill every bin equally."
+        caption = f"{measured.n_pairs:,} pairs at random angles; random {measured.field} states fill every bin equally."
         return [save(chart, "fidelities", "Fidelities of pairs of states, compared with random states", caption)]
 
 

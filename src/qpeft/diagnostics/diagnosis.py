@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from qpeft import circuits
+from qpeft.circuits import exact_probabilities
 from qpeft.compare.report.format import interval
 from qpeft.diagnostics.effective_rank import EffectiveRank, effective_rank
 from qpeft.diagnostics.entanglement import meyer_wallach
@@ -18,7 +18,7 @@ from qpeft.diagnostics.movement import angle_movement
 from qpeft.diagnostics.porter_thomas import PorterThomas, porter_thomas
 from qpeft.diagnostics.redundancy import redundancy
 from qpeft.diagnostics.retraining import CircuitMatters
-from qpeft.diagnostics.states import random_probabilities, random_states
+from qpeft.diagnostics.states import field_of, random_probabilities, random_states
 from qpeft.diagnostics.target import Circuit, Target
 from qpeft.errors import ConfigError
 
@@ -77,8 +77,8 @@ def _facts(target: Target) -> tuple[tuple[str, str], ...]:
     facts = [("Method", target.method), ("State", "trained" if target.saved else "untrained, initial angles")]
     circuit = target.circuit
     if circuit is not None:
-        facts += [("Qubits", str(circuit.ansatz.n_qubits)), ("Layers", str(circuit.ansatz.n_layers))]
-        facts += [("Angles", f"{circuit.ansatz.n_angles:,}")]
+        facts += [("Ansatz", circuit.ansatz.name), ("Qubits", str(circuit.ansatz.n_qubits))]
+        facts += [("Layers", str(circuit.ansatz.n_layers)), ("Angles", f"{circuit.ansatz.n_angles:,}")]
     if target.generator is not None:
         if (shape := target.generator.chunk_shape) is not None:
             facts.append(("Chunks", f"{shape[0]:,} of {shape[1]:,} parameters"))
@@ -89,12 +89,12 @@ def _facts(target: Target) -> tuple[tuple[str, str], ...]:
 def _random(circuit: Circuit, samples: int, seed: int) -> Finding:
     """Whether the probabilities are those of a random state: at random, initial and trained angles."""
     found: dict[str, PorterThomas] = {}
-    is_wide = circuit.ansatz.n_qubits > _WIDEST
+    field, is_wide = field_of(circuit.ansatz), circuit.ansatz.n_qubits > _WIDEST
     if not is_wide:
-        found["random angles"] = porter_thomas(random_probabilities(circuit.ansatz, samples, seed))
-    found["start"] = porter_thomas(circuits.probabilities(circuit.start))
+        found["random angles"] = porter_thomas(random_probabilities(circuit.ansatz, samples, seed), field)
+    found["start"] = porter_thomas(exact_probabilities(circuit.ansatz, circuit.start), field)
     if circuit.is_moved:
-        found["trained"] = porter_thomas(circuits.probabilities(circuit.angles))
+        found["trained"] = porter_thomas(exact_probabilities(circuit.ansatz, circuit.angles), field)
     values: list[Value] = []
     for name, law in found.items():
         expected = f"{law.expected_ipr:.3g} ± {law.ipr_error:.2g} expected"
@@ -122,11 +122,11 @@ def _redundant(circuit: Circuit, samples: int, seed: int) -> Finding:
 
 def _gradients(circuit: Circuit, samples: int, seed: int) -> Finding:
     """Whether gradients vanish, at sizes around the circuit's own width and depth."""
-    n_qubits, n_layers = circuit.ansatz.n_qubits, circuit.ansatz.n_layers
+    name, n_qubits, n_layers = circuit.ansatz.name, circuit.ansatz.n_qubits, circuit.ansatz.n_layers
     widths = range(max(1, min(n_qubits, _WIDEST - 2) - 3), min(n_qubits, _WIDEST - 2) + 3)
     depths = sorted({max(1, n_layers // 2), n_layers, 2 * n_layers})
-    found = {layers(depth): gradient_variance(widths, [depth], "scaled", samples, seed) for depth in depths}
-    found[BARE] = gradient_variance(widths, [n_layers], "p_0", samples, seed)
+    found = {layers(depth): gradient_variance(widths, [depth], "scaled", samples, seed, name) for depth in depths}
+    found[BARE] = gradient_variance(widths, [n_layers], "p_0", samples, seed, name)
     return Finding(
         measurements=found,
         values=tuple(value for name, variance in found.items() for value in _slope(name, variance)),
@@ -139,7 +139,7 @@ def _gradients(circuit: Circuit, samples: int, seed: int) -> Finding:
 
 
 def _expressive(circuit: Circuit, samples: int, seed: int) -> Finding:
-    """Whether random angles reach all real states, and how entangled the states are."""
+    """Whether random angles reach all states of the field, and how entangled the states are."""
     if circuit.ansatz.n_qubits > _WIDEST:
         return Finding(left_out=(_too_wide(circuit, "expressibility and entanglement"),))
     spread = expressibility(circuit.ansatz, _PAIRS * samples, seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as of_dataclass
 
 import numpy as np
 from scipy.special import chdtri, gammaln, xlogy
@@ -11,7 +12,7 @@ from torch import Tensor
 from qpeft.circuits import Ansatz
 from qpeft.diagnostics.finding import Measurement, floats
 from qpeft.diagnostics.haar import Floats, HaarLaw
-from qpeft.diagnostics.states import check_positive, circuit_states, random_angles
+from qpeft.diagnostics.states import check_positive, circuit_states, field_of, random_angles
 from qpeft.errors import ConfigError
 
 _AT_ONCE = 2**21  # amplitudes
@@ -19,12 +20,12 @@ _AT_ONCE = 2**21  # amplitudes
 
 @dataclass(frozen=True)
 class Expressibility(Measurement):
-    """Fidelities F = <a|b>^2 of pairs of states compared with those of random states.
+    """Fidelities F = |<a|b>|^2 of pairs of states compared with those of random states.
 
-    `divergence` is the Kullback-Leibler divergence, in nats, from the law of real random states and
+    `divergence` is the Kullback-Leibler divergence, in nats, from the law of random states of the same `field`, and
     `complex_divergence` that from the law of complex ones. The estimate is positive even for random states: `floor`
     is its mean for them with the same numbers of pairs and bins, and 95 of 100 such estimates lie below
-    `floor_limit`. `shares` are the fractions of pairs in bins that random real states fill equally.
+    `floor_limit`. `shares` are the fractions of pairs in bins that random states fill equally.
     """
 
     n_qubits: int
@@ -32,9 +33,10 @@ class Expressibility(Measurement):
     n_bins: int
     divergence: float
     complex_divergence: float
+    field: str  # "real" or "complex"
     floor: float
     floor_limit: float
-    shares: tuple[float, ...] = field(repr=False)
+    shares: tuple[float, ...] = of_dataclass(repr=False)
 
     @property
     def sentence(self) -> str:
@@ -45,35 +47,38 @@ class Expressibility(Measurement):
             return f"States at random angles overlap almost like random states ({found})."
         alike = self.shares[-1] > 1 / self.n_bins
         reason = "too many pairs are alike" if alike else "the overlaps differ from those of random states"
-        return f"States at random angles do not cover all real states evenly: {reason} ({found})."
+        return f"States at random angles do not cover all {self.field} states evenly: {reason} ({found})."
 
 
 def expressibility(ansatz: Ansatz, samples: int = 2000, seed: int = 0, n_bins: int = 50) -> Expressibility:
     """Kullback-Leibler divergence of the fidelities of `samples` independent pairs of states of the `ansatz`.
 
-    Their angles are random, drawn from `seed`. The fidelity of two random real states follows Beta(1/2, (D-1)/2). Its
+    Their angles are random, drawn from `seed`. The fidelity of two random real states follows Beta(1/2, (D-1)/2), that
+    of complex ones, to which circuits with RX or RZ are compared, Beta(1, D-1). Its
     distribution function maps it to the uniform law, where the `n_bins` bins have equal widths; equal bins of F on
     [0, 1] would put all fidelities of a wide circuit into the first bin and could not distinguish circuits.
 
     Raises:
-        ConfigError: One of QAA's circuits, samples or n_bins below 1 or 2, or fewer samples than bins.
+        ConfigError: samples or n_bins below 1 or 2, or fewer samples than bins.
     """
     check_positive(samples=samples, n_bins=n_bins)
     if n_bins < 2 or samples < n_bins:
         raise ConfigError(f"n_bins must be at least 2 and at most samples, got {n_bins} bins and {samples} samples")
-    return of_fidelities(_fidelities(ansatz, samples, seed), ansatz.n_qubits, n_bins)
+    return of_fidelities(_fidelities(ansatz, samples, seed), ansatz.n_qubits, n_bins, field_of(ansatz))
 
 
-def of_fidelities(fidelities: Floats, n_qubits: int, n_bins: int = 50) -> Expressibility:
+def of_fidelities(fidelities: Floats, n_qubits: int, n_bins: int = 50, field: str = "real") -> Expressibility:
     """The measurement from fidelities (pairs,) of independent pairs of states of N qubits, from any source."""
-    law, n_pairs = HaarLaw("real", 2**n_qubits), len(fidelities)
+    law, n_pairs = HaarLaw(field, 2**n_qubits), len(fidelities)
+    of_complex = HaarLaw("complex", 2**n_qubits)
     shares = _shares(fidelities, law, n_bins)
     return Expressibility(
         n_qubits=n_qubits,
         n_pairs=n_pairs,
         n_bins=n_bins,
         divergence=_divergence(shares),
-        complex_divergence=_divergence(_shares(fidelities, law.other, n_bins)),
+        complex_divergence=_divergence(_shares(fidelities, of_complex, n_bins)),
+        field=field,
         floor=_floor(n_pairs, n_bins),
         floor_limit=float(chdtri(n_bins - 1, 0.05) / (2 * n_pairs)),
         shares=floats(shares),
@@ -89,7 +94,7 @@ def _fidelities(ansatz: Ansatz, n_pairs: int, seed: int) -> Floats:
 def _of_pairs(ansatz: Ansatz, angles: Tensor) -> Floats:
     """(pairs, 2, *angle_shape) -> (pairs,)."""
     pairs = circuit_states(ansatz, angles.flatten(0, 1)).unflatten(0, (-1, 2))
-    return pairs.prod(1).sum(1).square().clamp(max=1).numpy()
+    return (pairs[:, 0].conj() * pairs[:, 1]).sum(1).abs().square().clamp(max=1).numpy()
 
 
 def _shares(fidelities: Floats, law: HaarLaw, n_bins: int) -> Floats:

@@ -1,4 +1,4 @@
-"""Whether the gradients of `ry_ladder` vanish as it grows: their variance over random angles."""
+"""Whether the gradients of a circuit vanish as it grows: their variance over random angles."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
-from qpeft.circuits.ladder import ladder_states
 from qpeft.diagnostics.finding import Measurement
 from qpeft.diagnostics.haar import Floats
-from qpeft.diagnostics.states import check_positive, generator, random_angles
+from qpeft.diagnostics.states import check_positive, circuit_states, generator, random_angles
 from qpeft.errors import ConfigError
 
 _VANISHING = -0.5  # slope of log2 variance per qubit; steeper slopes count as exponential (1/N would be flatter)
@@ -83,12 +82,17 @@ class GradientVariance(Measurement):
 
 
 def gradient_variance(
-    n_qubits: Sequence[int], n_layers: Sequence[int], observable: str = "scaled", samples: int = 200, seed: int = 0
+    n_qubits: Sequence[int],
+    n_layers: Sequence[int],
+    observable: str = "scaled",
+    samples: int = 200,
+    seed: int = 0,
+    ansatz: str = "ry_ladder",
 ) -> GradientVariance:
-    """Variance of d(observable)/d(angle) of `ry_ladder`, angles uniform on [-pi, pi), in the middle layer.
+    """Variance of d(observable)/d(angle) of a circuit, angles uniform on [-pi, pi), in the middle layer.
 
-    The mean over the angles is 0, so the variance is the mean of squares: over the samples and over the wires of layer
-    L // 2, counted from 0. Every observable is a weighted sum of the D = 2^N probabilities:
+    The mean over the angles is 0, so the variance is the mean of squares: over the samples and over the angles of
+    the middle layer, L // 2 of `ry_ladder`, counted from 0. Every observable is a weighted sum of the D = 2^N probabilities:
 
     - `z_first`, `z_last`: <Z> of the first or last wire
     - `p_0`: the probability of `|0...0>`
@@ -105,12 +109,15 @@ def gradient_variance(
         observable: One of the names above.
         samples: Circuits for each width and depth, at least 2.
         seed: Seed of angles and weights.
+        ansatz: Name of the circuit.
 
     Raises:
-        ConfigError: An unknown observable, missing or non-positive sizes, unordered widths, or fewer than 2 samples.
+        ConfigError: An unknown observable or ansatz, missing or non-positive sizes, unordered widths, or fewer than 2 samples.
     """
     _check(n_qubits, n_layers, observable, samples)
-    found = [[_squares(width, depth, observable, samples, seed) for width in n_qubits] for depth in n_layers]
+    found = [
+        [_squares(Ansatz(ansatz, width, depth), observable, samples, seed) for width in n_qubits] for depth in n_layers
+    ]
     variances = [[float(squares.mean()) for squares in row] for row in found]
     errors = [[float(squares.std(ddof=1) / math.sqrt(samples)) for squares in row] for row in found]
     lines = [_line(n_qubits, *row) for row in zip(variances, errors, strict=True)]
@@ -141,23 +148,28 @@ def _check(n_qubits: Sequence[int], n_layers: Sequence[int], observable: str, sa
         raise ConfigError(f"a variance needs at least 2 samples, got {samples}")
 
 
-def _squares(n_qubits: int, n_layers: int, observable: str, samples: int, seed: int) -> Floats:
-    """Squared slope, averaged over the wires of the middle layer: one value per sample, (samples,)."""
-    random = generator(seed, n_qubits, n_layers)
-    ansatz = Ansatz("ry_ladder", n_qubits, n_layers)
+def _squares(ansatz: Ansatz, observable: str, samples: int, seed: int) -> Floats:
+    """Squared slope, averaged over the angles of the middle layer: one value per sample, (samples,)."""
+    n_qubits = ansatz.n_qubits
+    random = generator(seed, n_qubits, ansatz.n_layers)
+    layers = list(ansatz.layers())
+    slots = [gate.slot for gate in layers[len(layers) // 2] if gate.slot is not None]
     angles = random_angles(ansatz, samples, int(random.integers(2**63)))
     weights = torch.from_numpy(np.stack([_WEIGHTS[observable](n_qubits, random) for _ in range(samples)]))
     at_once = max(1, _AT_ONCE >> n_qubits)
-    slopes = [_slopes(*part, n_layers // 2) for part in zip(angles.split(at_once), weights.split(at_once), strict=True)]
-    return torch.cat(slopes).square().mean(1).numpy()
+    parts = zip(angles.split(at_once), weights.split(at_once), strict=True)
+    gradients = torch.cat([_gradients(ansatz, *part) for part in parts])
+    return torch.stack([gradients[:, *slot] for slot in slots], dim=1).square().mean(1).numpy()
 
 
-def _slopes(angles: Tensor, weights: Tensor, layer: int) -> Tensor:
-    """Gradients (S, N) of weights @ p with respect to the angles of one layer; angles (S, L, N), weights (S, D)."""
+def _gradients(ansatz: Ansatz, angles: Tensor, weights: Tensor) -> Tensor:
+    """Gradients `(S, *ansatz.angle_shape)` of weights @ p; angles have the same shape, weights (S, D)."""
     leaf = angles.clone().requires_grad_()
     with torch.enable_grad():
-        (found,) = torch.autograd.grad(ladder_states(leaf).square(), leaf, weights)
-    return found[:, layer]
+        psi = circuit_states(ansatz, leaf)
+        p = psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()
+        (found,) = torch.autograd.grad(p, leaf, weights)
+    return found
 
 
 def _line(n_qubits: Sequence[int], variances: list[float], errors: list[float]) -> tuple[float | None, float | None]:

@@ -9,25 +9,29 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz, two_design_columns
-from qpeft.circuits.ansatz import AMPLITUDE_ANSATZE
 from qpeft.circuits.ladder import ladder_states
+from qpeft.circuits.staged import staged_states
 from qpeft.errors import ConfigError
-
-REAL_ANSATZE = ("ry_ladder", "two_design")
 
 
 def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Final states (S, 2**N), real amplitudes, at the angles `(S, *ansatz.angle_shape)`, in their dtype.
+    """Final states (S, 2**N) from `|0...0>` at the angles `(S, *ansatz.angle_shape)`, in their dtype.
 
-    Raises ConfigError for QAA's circuits, which start in the input's state and not in `|0...0>`, and for another shape.
+    The amplitudes are complex for circuits with RX or RZ. Raises ConfigError for angles of another shape.
     """
-    check_ansatz(ansatz)
     if angles.ndim == 0 or angles.shape[1:] != ansatz.angle_shape:
         wanted = ", ".join(map(str, ansatz.angle_shape))
         raise ConfigError(f"angles must have shape (samples, {wanted}), got {tuple(angles.shape)}")
     if ansatz.name == "ry_ladder":
         return ladder_states(angles)
-    return two_design_columns(angles, ansatz.n_qubits, ansatz.n_layers, [0]).squeeze(2)
+    if ansatz.name == "two_design":
+        return two_design_columns(angles, ansatz.n_qubits, ansatz.n_layers, [0]).squeeze(2)
+    return staged_states(angles, ansatz)
+
+
+def field_of(ansatz: Ansatz) -> str:
+    """ "real" or "complex": the amplitudes of the states of the `ansatz`."""
+    return "complex" if any(gate.name in ("rx", "rz") for gate in ansatz.gates()) else "real"
 
 
 def random_states(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
@@ -43,7 +47,7 @@ def random_probabilities(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
 
     Of `two_design` they are the squares of the first column. Raises ConfigError as `circuit_states`.
     """
-    return random_states(ansatz, samples, seed).square()
+    return random_states(ansatz, samples, seed).abs().square()
 
 
 def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
@@ -53,19 +57,8 @@ def random_angles(ansatz: Ansatz, samples: int, seed: int = 0) -> Tensor:
 
     Raises ConfigError as `circuit_states`.
     """
-    check_ansatz(ansatz)
     check_positive(samples=samples)
     return torch.from_numpy(generator(seed).uniform(-math.pi, math.pi, (samples, *ansatz.angle_shape)))
-
-
-def check_ansatz(ansatz: Ansatz) -> None:
-    """Raises ConfigError for a circuit that does not start in |0...0> or has complex amplitudes."""
-    if ansatz.name not in REAL_ANSATZE:
-        reason = "starts in the state of an input, so it has no probabilities of its own"
-        raise ConfigError(
-            f"this measurement is for circuits that start in |0...0>: {', '.join(REAL_ANSATZE)}; "
-            f"{ansatz.name} {reason if ansatz.name in AMPLITUDE_ANSATZE else 'is none of these'}"
-        )
 
 
 def generator(*seed: int) -> np.random.Generator:

@@ -19,7 +19,7 @@ from qpeft.methods.registry import get, records
 
 @dataclass(frozen=True)
 class Circuit:
-    """A circuit that starts in |0...0>: its initial and present angles (L, N), float64, radians."""
+    """A circuit that starts in |0...0>: its initial and present angles of `ansatz.angle_shape`, float64, radians."""
 
     ansatz: Ansatz
     start: Tensor
@@ -48,7 +48,8 @@ class Target:
         if module is None:
             return None
         start, angles = (module.angles(initial=initial).detach().double() for initial in (True, False))
-        return Circuit(module.ansatz, start, angles)
+        shape = (-1, *module.ansatz.angle_shape)  # of several generators, the first
+        return Circuit(module.ansatz, start.view(shape)[0], angles.view(shape)[0])
 
     @property
     def no_circuit(self) -> str:
