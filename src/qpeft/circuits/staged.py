@@ -67,12 +67,12 @@ def _turn(psi: Tensor, matrices: list[Tensor]) -> Tensor:
 
 def _kron(gates: Tensor) -> Tensor:
     """Kronecker products over the wires: (B, S, k, 2, 2) -> (B, S, 2**k, 2**k)"""
-    return reduce(
-        lambda product, gate: (
-            (product[..., :, None, :, None] * gate[..., None, :, None, :]).flatten(-2).flatten(-3, -2)
-        ),
-        gates.unbind(2),
-    )
+
+    def times(product: Tensor, gate: Tensor) -> Tensor:
+        entries = product[..., :, None, :, None] * gate[..., None, :, None, :]  # (B, S, rows, 2, columns, 2)
+        return entries.flatten(-2).flatten(-3, -2)
+
+    return reduce(times, gates.unbind(2))
 
 
 @cached_tables(maxsize=16)
