@@ -86,7 +86,6 @@ def test_result_depends_on_the_seed_and_not_on_the_batch_size(monkeypatch):
 @pytest.mark.parametrize(
     ("ansatz", "samples", "n_bins", "message"),
     [
-        ("rxyz", 100, 50, "rxyz starts in the state of an input"),
         ("ry_ladder", 0, 50, "samples must be an integer of at least 1, got 0"),
         ("ry_ladder", 100, 1, "at least 2 and at most samples, got 1 bins and 100 samples"),
         ("ry_ladder", 20, 50, "got 50 bins and 20 samples"),

@@ -66,7 +66,6 @@ def test_tolerance_is_relative_to_the_largest_value():
 @pytest.mark.parametrize(
     ("ansatz", "angles", "tolerance", "message"),
     [
-        (Ansatz("qaa", 3, 1), torch.zeros(1, 1, 3), 1e-8, "qaa starts in the state of an input"),
         (Ansatz("ry_ladder", 3, 2), torch.zeros(3, 2), 1e-8, r"shape \(2, 3\), got \(3, 2\)"),
         (Ansatz("ry_ladder", 2, 1), torch.tensor([[0.1, torch.nan]]), 1e-8, "NaN or Inf"),
         (Ansatz("ry_ladder", 2, 1), torch.zeros(1, 2), 0.0, "tolerance must lie between 0 and 1, got 0"),

@@ -92,7 +92,8 @@ def gradient_variance(
     """Variance of d(observable)/d(angle) of a circuit, angles uniform on [-pi, pi), in the middle layer.
 
     The mean over the angles is 0, so the variance is the mean of squares: over the samples and over the angles of
-    the middle layer, L // 2 of `ry_ladder`, counted from 0. Every observable is a weighted sum of the D = 2^N probabilities:
+    the middle layer, L // 2 of `ry_ladder`, counted from 0. Every observable is a weighted sum of the D = 2^N
+    probabilities:
 
     - `z_first`, `z_last`: <Z> of the first or last wire
     - `p_0`: the probability of `|0...0>`
@@ -112,12 +113,12 @@ def gradient_variance(
         ansatz: Name of the circuit.
 
     Raises:
-        ConfigError: An unknown observable or ansatz, missing or non-positive sizes, unordered widths, or fewer than 2 samples.
+        ConfigError: An unknown observable or ansatz, missing or non-positive sizes, unordered widths, or fewer than 2
+            samples.
     """
     _check(n_qubits, n_layers, observable, samples)
-    found = [
-        [_squares(Ansatz(ansatz, width, depth), observable, samples, seed) for width in n_qubits] for depth in n_layers
-    ]
+    circuits = [[Ansatz(ansatz, width, depth) for width in n_qubits] for depth in n_layers]
+    found = [[_squares(circuit, observable, samples, seed) for circuit in row] for row in circuits]
     variances = [[float(squares.mean()) for squares in row] for row in found]
     errors = [[float(squares.std(ddof=1) / math.sqrt(samples)) for squares in row] for row in found]
     lines = [_line(n_qubits, *row) for row in zip(variances, errors, strict=True)]
