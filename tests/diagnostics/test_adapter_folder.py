@@ -112,7 +112,7 @@ def test_wide_circuit_is_not_sampled(n_qubits, n_left_out):
     counts = {"trainable": 0, "trainable_parts": {}, "deployed": 0, "stored_bytes": 0, "exported_bytes": 0}
     size = {"n_chunks": 2**n_qubits, "chunk_size": 1, "hidden": (2,)}
     plan = qpeft.Plan(method="qpa", needs_qpeft=True, base_parameters=0, target_modules=[], **counts, **size)
-    target = of_config(qpeft.QPAGeneratorConfig(n_layers=2), plan, "wide")
+    target = of_config(qpeft.QPAGeneratorConfig.paper(n_layers=2), plan, "wide")
     found = diagnose(target, samples=10)
     assert dict(found.facts)["Qubits"] == str(n_qubits)
     reasons = [
