@@ -220,7 +220,7 @@ def test_adapters_without_a_circuit_of_qpa_are_refused(qpeft_cli, make_adapter, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["draw", "--ansatz", "ry_lader"], "unknown ansatz 'ry_lader'; choose one of ry_ladder, two_design"),
+        (["draw", "--ansatz", "ry_lader"], "unknown ansatz 'ry_lader'; did you mean 'ry_ladder'"),
         (["draw", "--n-qubits", "0"], "--n-qubits must be at least 1, got 0"),
         (["count", "--n-layers", "-1"], "--n-layers must be at least 1, got -1"),
         (["draw", "--width", "3"], "--width"),

@@ -62,7 +62,7 @@ def test_export_is_refused_before_any_work(run, qpeft_cli, tmp_path):
     ("options", "message"),
     [
         (("--method", "qpa", "--readout", "probs"), "not of method qpa; use --method qaa"),
-        (("--method", "qaa", "--readout", "probs"), "Use readout='z'."),
+        (("--method", "qaa", "--readout", "probs"), "Use --readout='z'."),
         (("--method", "qpa", "--feature-source", "givens"), "unknown --feature-source 'givens'; choose one of qnn"),
         (("--method", "qaa", "--preset", "official"), "unknown preset 'official' of method qaa"),
     ],

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from qpeft.circuits.circuit import Circuit
 from qpeft.errors import ConfigError, missing_extra
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from qiskit.circuit import QuantumCircuit
 
 _PENNYLANE_GATES = {"rx": "RX", "ry": "RY", "rz": "RZ", "cx": "CNOT", "cz": "CZ"}
@@ -21,7 +21,7 @@ _PENNYLANE_GATES = {"rx": "RX", "ry": "RY", "rz": "RZ", "cx": "CNOT", "cz": "CZ"
 def to_openqasm(circuit: Circuit, angles: Any = None) -> str:
     """OpenQASM 3 text without measurement; see `Ansatz.to_openqasm`."""
     values = None if angles is None else _checked(circuit, angles)
-    free = np.ndindex(circuit.angle_shape) if values is None else ()
+    free = _slots(circuit) if values is None else ()
     lines = [
         "OPENQASM 3.0;",
         'include "stdgates.inc";',
@@ -66,9 +66,9 @@ def to_qiskit(circuit: Circuit, angles: Any = None) -> QuantumCircuit:
         raise missing_extra("to_qiskit", "Qiskit") from error
     n_angles = circuit.n_angles
     values = ParameterVector("theta", n_angles) if angles is None else _checked(circuit, angles).ravel().tolist()
-    made = QuantumCircuit(circuit.n_qubits, name=circuit.name)
+    made, index = QuantumCircuit(circuit.n_qubits, name=circuit.name), {k: i for i, k in enumerate(_slots(circuit))}
     for name, wires, slot in circuit.gates():
-        angle = () if slot is None else (values[int(np.ravel_multi_index(slot, circuit.angle_shape))],)
+        angle = () if slot is None else (values[index[slot]],)
         getattr(made, name)(*angle, *wires)
     return made
 
@@ -161,6 +161,11 @@ def _title(circuit: Circuit) -> str:
     return f"{circuit.name}, n_qubits={circuit.n_qubits}, n_layers={circuit.n_layers}"
 
 
+def _slots(circuit: Circuit) -> Iterator[tuple[int, ...]]:
+    """Index of every angle, in row-major order."""
+    return itertools.product(*map(range, circuit.angle_shape))
+
+
 def _input(slot: tuple[int, ...]) -> str:
     """`theta_0_3` for the angle at [0, 3]."""
     return "_".join(["theta", *map(str, slot)])
@@ -168,6 +173,7 @@ def _input(slot: tuple[int, ...]) -> str:
 
 def _checked(circuit: Circuit, angles: Any) -> NDArray[np.float64]:
     """`angles` (a tensor, an array, nested lists) as float64 of shape `circuit.angle_shape`, radians."""
+    import numpy as np
     import torch
 
     found = torch.as_tensor(angles, dtype=torch.float64).detach().cpu().numpy()
