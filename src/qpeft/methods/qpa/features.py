@@ -100,4 +100,4 @@ def make_feature(config: QPASettings, count: QPACount, init: SeededInit) -> nn.M
     ansatz = Ansatz(config.ansatz, count.n_qubits, config.n_layers)
     angles = init.uniform("angles", (*several, *ansatz.angle_shape), math.pi)
     folded = Folded(angles, config.angle_scale, trained=source == "qnn")
-    return CircuitFeature(ansatz, folded, chunks, config.feature_map)
+    return CircuitFeature(ansatz, folded, chunks, str(config.feature_map))
