@@ -82,6 +82,7 @@ def test_each_method_learns_and_reloads_in_stock_libraries(settings, task, metho
     assert again.n_correct == result.after.n_correct
 
 
+@pytest.mark.filterwarnings("ignore:.*evaluation examples are also training data")
 @pytest.mark.long
 def test_decoder_learns_a_separable_task(settings, tiny_decoder, tmp_path):
     rows = [f"{'the king ' * (i % 5)}sings {('well', 'night')[i % 2]}\t{i % 2}\n" for i in range(64)]
@@ -301,6 +302,7 @@ def test_real_images(shared, settings, tmp_path, method):
     assert read_record(result.adapter).labels[0] == "airplane"
 
 
+@pytest.mark.filterwarnings("ignore:.*evaluation examples are also training data")
 @pytest.mark.parametrize("method", ["head", "quantum_peft"])
 def test_real_texts(shared, settings, method):
     data = shared / "data" / "sst2"
