@@ -1,6 +1,8 @@
 """The ansatz of examples/own_ansatz.py: its contract, counts, exports and registration."""
 
 import importlib
+import re
+import runpy
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from qpeft.circuits import Ansatz, count_angles, gate_probabilities, register_ansatz
+from qpeft.circuits import Ansatz, ansatz, count_angles, gate_probabilities, register_ansatz
 from qpeft.errors import ConfigError
 from qpeft.testing import ansatz_contract
 
@@ -86,3 +88,14 @@ def test_taken_name_raises(name):
     with pytest.raises(ConfigError, match=f"the name '{name}' is already registered"):
         register_ansatz(name, lambda n_qubits, n_layers: (n_layers,), lambda n_qubits, n_layers: [])
     assert list(Ansatz(name, 3, 2).gates()) == before
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+def test_example_trains_and_exports_an_adapter(example, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ansatz, "_families", {k: v for k, v in ansatz._families.items() if k != "cz_ring"})
+    runpy.run_path(example("own_ansatz").__file__, run_name="__main__")
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", capsys.readouterr().out)]
+    assert len(losses) == 10
+    assert losses[-1] < losses[0] - 0.5
+    assert '"ansatz": "cz_ring"' in (tmp_path / "cz-ring-exported/qpeft.json").read_text()

@@ -39,6 +39,7 @@ NOT_RUN = {
     "full_state_dict=True": "several processes; tests/trainers/test_fsdp2.py runs it",
     "accelerate launch": "several processes; tests/trainers/test_distributed.py runs them",
     "--method own_method.py:METHOD": "tests/cli/test_own_method_command.py runs the file through every command",
+    "--ansatz own_ansatz.py:cz_ring": "tests/cli/test_own_ansatz_command.py runs the file through every command",
     "python examples/": "tests/examples runs them with few steps",
     "diagnose with --trainings": "docs/diagnostics.md runs the same with another folder",
     "--trainings --seeds 0,1,2 --steps 60": "docs/diagnostics.md runs the same",

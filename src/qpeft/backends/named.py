@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 from qpeft.backends.backend import Backend, ExactBackend
 from qpeft.errors import ConfigError
+from qpeft.user_files import execute, is_file, without_folder
 
 _NAMES = "exact, pennylane:DEVICE, qiskit:aer, qiskit:statevector, or FILE.py:NAME"
 
@@ -59,10 +58,10 @@ def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
         raise ConfigError(f"backend {name} does not simulate noise; use pennylane:default.mixed or qiskit:aer")
     if name == "exact":
         return ExactBackend()
-    file, _, attribute = name.rpartition(":")
-    if file.endswith(".py"):
-        backend = as_backend(_from_file(Path(file).expanduser(), attribute, n_qubits), n_qubits)
-        backend.name = f"{backend.name} ({Path(file).name}:{attribute})"
+    if is_file(name):
+        backend = as_backend(_from_file(name, n_qubits), n_qubits)
+        label = f" ({without_folder(name)})"
+        backend.name = f"{backend.name.removesuffix(label)}{label}"  # the same object may be given again
         return backend
     if name.partition(".")[0] in ("default", "lightning"):
         raise ConfigError(f"unknown backend '{name}'; did you mean 'pennylane:{name}'?")
@@ -70,21 +69,15 @@ def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
     raise ConfigError(f"unknown backend '{name}'{hint or f'; choose one of {_NAMES}'}")
 
 
-def _from_file(path: Path, attribute: str, n_qubits: int) -> Any:
+def _from_file(name: str, n_qubits: int) -> Any:
     """The user's own object. Credentials, if any, stay in it; qpeft does not read them."""
-    if not path.is_file():
-        raise ConfigError(f"backend: the file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module, attribute = execute(name, "backend"), name.rpartition(":")[2]
     try:
-        spec.loader.exec_module(module)
         found = getattr(module, attribute)
         if callable(found) and not hasattr(found, "run"):  # a function or class that returns the backend
             found = found(n_qubits)
     except Exception as error:  # the user's file may raise any error
-        raise ConfigError(f"backend {path}:{attribute}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"backend {name}: {type(error).__name__}: {error}") from error
     if isinstance(found, str):
-        raise ConfigError(f"backend {path}:{attribute} is a string; it must be a device or sampler, or return one")
+        raise ConfigError(f"backend {name} is a string; it must be a device or sampler, or return one")
     return found

@@ -13,6 +13,7 @@ from qpeft.circuits.circuit import Circuit, Gate
 from qpeft.circuits.drawing import draw
 from qpeft.errors import ConfigError, setting
 from qpeft.names import check_name, redefines, unknown
+from qpeft.user_files import execute, is_file
 
 if TYPE_CHECKING:
     from qiskit.circuit import QuantumCircuit
@@ -56,6 +57,25 @@ def register_ansatz(
     if not all(map(redefines, family[:2], _families.get(name, family)[:2])):
         raise ConfigError(f"the name '{name}' is already registered; choose a name other than {', '.join(_families)}")
     _families[name] = family
+
+
+def named_ansatz(name: str) -> str:
+    """`name`; of FILE.py:NAME the NAME, after the execution of the file, which registers it.
+
+    For names given by a user in a call, a command or a study file; never for names in a checkpoint.
+
+    Raises:
+        ConfigError: the file does not exist, raises an error, or does not register NAME.
+    """
+    if not is_file(name):
+        return name
+    execute(name, "ansatz")
+    found = name.rpartition(":")[2]
+    if found in _OWN or found not in _families:
+        others = ", ".join(other for other in _families if other not in _OWN)
+        reason = "which is an ansatz of qpeft" if found in _OWN else f"registered are {others or 'none of your own'}"
+        raise ConfigError(f"ansatz {name}: the file does not register {found!r}, {reason}; name one that it registers")
+    return found
 
 
 def _ry_ladder(n_qubits: int, n_layers: int) -> Iterator[list[Gate]]:
@@ -137,6 +157,7 @@ register_ansatz("two_design", _two_design_shape, _two_design)
 register_ansatz("efficient_su2", lambda n_qubits, n_layers: (n_layers + 1, 2, n_qubits), _efficient_su2)
 for _name in AMPLITUDE_ANSATZE:
     register_ansatz(_name, partial(_amplitude_shape, _name), partial(_amplitude, _name))
+_OWN = tuple(_families)
 
 
 @dataclass(frozen=True)
@@ -170,7 +191,10 @@ class Ansatz(Circuit):
 
     def __post_init__(self) -> None:
         if self.name not in _families:
-            raise ConfigError(f"{unknown('ansatz', self.name, _families)}; `register_ansatz` adds circuits of your own")
+            raise ConfigError(
+                f"{unknown('ansatz', self.name, _families)}. For one of your own, first import the module that "
+                "registers it, or give its file on the command line with --ansatz FILE.py:NAME"
+            )
         for field in ("n_qubits", "n_layers"):
             if getattr(self, field) < 1:
                 raise ConfigError(f"{setting(field)} must be at least 1, got {getattr(self, field)}")
@@ -234,6 +258,11 @@ def dead_angles(ansatz: str, n_qubits: int, n_layers: int = 1) -> int:
     probabilities; 0 for qpeft's others. Raises ConfigError as `Ansatz`.
     """
     return Ansatz(ansatz, n_qubits, n_layers).n_qubits if ansatz in ("rxyz", "efficient_su2") else 0
+
+
+def definition(ansatz: Ansatz) -> Callable[..., Any]:
+    """The function of the ansatz' gates, which is another one after its name is registered again."""
+    return _families[ansatz.name].layers
 
 
 def fast_probabilities(ansatz: Ansatz) -> Callable[[Tensor, int, int], Tensor] | None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from functools import reduce
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from qpeft.circuits.ansatz import Ansatz
+from qpeft.circuits.ansatz import Ansatz, definition
 from qpeft.circuits.circuit import Gate
 from qpeft.circuits.numerics import cached_tables, full_precision
 
@@ -42,7 +42,7 @@ def staged_states(angles: Tensor, ansatz: Ansatz) -> Tensor:
 
     The amplitudes are real for circuits without RX and RZ.
     """
-    tables = _tables(ansatz, angles.dtype, angles.device)
+    tables = _tables(ansatz, definition(ansatz), angles.dtype, angles.device)
     flat = torch.cat([angles.flatten(1), angles.new_zeros(len(angles), 1)], dim=1)
     half = flat[:, tables.slots][..., None, None] / 2  # (B, R, S, N, 1, 1)
     identity = torch.eye(2, dtype=angles.dtype, device=angles.device)
@@ -56,6 +56,11 @@ def staged_states(angles: Tensor, ansatz: Ansatz) -> Tensor:
         if tables.signs is not None:
             psi = psi * tables.signs[stage]
     return psi
+
+
+def count_stages(ansatz: Ansatz) -> int:
+    """Number of stages of the circuit."""
+    return len(_stages(ansatz))
 
 
 def _turn(psi: Tensor, matrices: list[Tensor]) -> Tensor:
@@ -76,7 +81,7 @@ def _kron(gates: Tensor) -> Tensor:
 
 
 @cached_tables(maxsize=16)
-def _tables(ansatz: Ansatz, dtype: torch.dtype, device: torch.device) -> _Tables:
+def _tables(ansatz: Ansatz, _: Any, dtype: torch.dtype, device: torch.device) -> _Tables:
     stages = _stages(ansatz)
     shape, n_qubits = ansatz.angle_shape, ansatz.n_qubits
     index = torch.arange(ansatz.n_angles).view(shape)

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from qpeft import methods
+from qpeft.circuits.ansatz import named_ansatz
 from qpeft.demo import base_model
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json
+from qpeft.user_files import is_file
 
 CONFIG = "adapter_config.json"
 
@@ -36,7 +38,14 @@ MethodFile = Annotated[
         help="For an adapter of your own method: the file that registers it. Loading an adapter never imports code.",
     ),
 ]
-
+AnsatzFile = Annotated[
+    str | None,
+    typer.Option(
+        "--ansatz",
+        metavar="FILE.py:NAME",
+        help="For an adapter with an ansatz of your own: the file that registers it.",
+    ),
+]
 
 TrustRemoteCode = Annotated[
     bool,
@@ -48,13 +57,18 @@ TrustRemoteCode = Annotated[
 ]
 
 
-def use_method(method: str | None) -> None:
-    """Register the method of FILE.py:NAME, so that its adapters can be loaded. Raises ConfigError for other names."""
-    if method is None:
-        return
-    if not methods.is_file(method):
-        raise ConfigError(f"--method names a file here, such as own_method.py:METHOD, got {method!r}; leave it out")
-    methods.named(method)
+def use_files(method: str | None, ansatz: str | None = None) -> None:
+    """Register the method and the ansatz of FILE.py:NAME, so that their adapters can be loaded.
+
+    Raises ConfigError for other names.
+    """
+    for option, name, example in (("method", method, "own_method.py:METHOD"), ("ansatz", ansatz, "own_ansatz.py:NAME")):
+        if name is not None and not is_file(name):
+            raise ConfigError(f"--{option} names a file here, such as {example}, got {name!r}; leave it out")
+    if method is not None:
+        methods.named(method)
+    if ansatz is not None:
+        named_ansatz(ansatz)
 
 
 def find_adapter(path: Path) -> Path:

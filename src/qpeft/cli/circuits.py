@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.checks import check_fields
-from qpeft.cli.adapters import find_adapter
+from qpeft.circuits.ansatz import named_ansatz
+from qpeft.cli.adapters import find_adapter, use_files
 from qpeft.cli.command import application, command
 from qpeft.cli.console import Answer, facts, table, working
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
+from qpeft.user_files import is_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,6 +164,9 @@ def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]
     """The ansatz and, for an adapter, its angles, float64 (L, N)."""
     from qpeft.circuits import Ansatz
 
+    if adapter is not None and is_file(chosen.get("ansatz")):
+        use_files(None, chosen["ansatz"])
+        chosen = {name: value for name, value in chosen.items() if name != "ansatz"}
     if adapter is None:
         size = CircuitOptions(**chosen)
         check_fields(size)
@@ -171,23 +175,14 @@ def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]
                 f"{size.n_qubits} qubits with {size.n_layers} layers are too many: their product must be at most "
                 f"{_MOST_ROTATIONS:,}; give fewer --n-layers"
             )
-        return Ansatz(_name(size.ansatz), size.n_qubits, size.n_layers), None
+        return Ansatz(named_ansatz(size.ansatz), size.n_qubits, size.n_layers), None
     if chosen:
-        raise ConfigError("--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers")
+        raise ConfigError(
+            "--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers, apart from --ansatz "
+            "FILE.py:NAME for an adapter with an ansatz of your own"
+        )
     with working("Reading the adapter"):
         return _trained_circuit(find_adapter(adapter))
-
-
-def _name(given: str) -> str:
-    """The name of the ansatz; for FILE.py:NAME, the file is executed and registers it."""
-    file, _, name = given.rpartition(":")
-    if not file.endswith(".py"):
-        return given
-    try:
-        runpy.run_path(file)
-    except Exception as error:  # the user's file may raise any error
-        raise ConfigError(f"--ansatz {given}: {type(error).__name__}: {error}") from error
-    return name
 
 
 def _trained_circuit(folder: Path) -> tuple[Ansatz, Any]:

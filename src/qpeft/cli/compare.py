@@ -171,8 +171,8 @@ def _plan(
     from qpeft.compare.study import code_of, load_study
 
     code = code_of(study)
-    for name in (*code["method"], *code["backend"]):
-        when = "" if runs or name in code["method"] else "in `compare run`, not in this plan, "
+    for part, name in ((part, name) for part, names in code.items() for name in names):
+        when = "" if runs or part != "backend" else "in `compare run`, not in this plan, "
         say("Note:", f"the study {when}executes the code in {name.rpartition(':')[0]}", "bold yellow")
     values = {key: list(value) if isinstance(value, tuple) else value for key, value in overrides.items()}
     found = load_study(study, {_DOTTED.get(key, key): value for key, value in values.items()})

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft import methods
-from qpeft.cli.adapters import find_adapter, use_method
+from qpeft.cli.adapters import find_adapter, use_files
 from qpeft.cli.command import command
 from qpeft.cli.compare_bar import CompareBar, say_failures
 from qpeft.cli.console import Answer, facts, table, working
@@ -20,6 +19,7 @@ from qpeft.cli.plan import plan_of
 from qpeft.errors import ConfigError
 from qpeft.files import output_file
 from qpeft.training.settings import HIGHEST_SEED, TrainSettings
+from qpeft.user_files import is_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,7 +84,7 @@ def diagnose(
         dict[str, Any],
         Fields(
             TrainSettings,
-            panel="With --model; --method FILE.py:NAME and --trust-remote-code also with a folder",
+            panel="With --model; --trust-remote-code, and FILE.py:NAME in --method and --ansatz, also with a folder",
             only=("method", "host", "task", "trust_remote_code"),
         ),
     ],
@@ -105,8 +105,12 @@ def diagnose(
       qpeft diagnose my-adapter --html my-adapter.html
       qpeft diagnose --model gpt2 --r 4 --budget 0.5 --n-layers 16
     """
-    if target is not None and methods.is_file(run.get("method", "")):
-        use_method(run.pop("method"))
+    if target is not None:
+        given = {"method": run, "ansatz": generator}
+        files = {name: place.pop(name) for name, place in given.items() if is_file(place.get(name))}
+        use_files(files.get("method"), files.get("ansatz"))
+        if trainings:
+            members |= {name: value for name, value in files.items() if name == "ansatz"}
     if trainings and "trust_remote_code" in run:
         members = {**members, "trust_remote_code": run.pop("trust_remote_code")}
     asked = {

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.cli.adapters import (
+    AnsatzFile,
     MethodFile,
     OptionalAdapter,
     OptionalModel,
     base_of,
     find_adapter,
-    use_method,
+    use_files,
     virtual_tokens,
 )
 from qpeft.cli.command import command
@@ -47,6 +48,7 @@ def evaluate(
     model: OptionalModel = None,
     adapter: OptionalAdapter = None,
     method: MethodFile = None,
+    ansatz: AnsatzFile = None,
     padded: Annotated[
         bool,
         typer.Option(
@@ -73,7 +75,7 @@ def evaluate(
     """
     from qpeft.training.tasks import task_class
 
-    use_method(method)
+    use_files(method, ansatz)
     folder = None if adapter is None else find_adapter(adapter)
     base_name = base_of(model, folder)
     record = _record(folder, run.get("task"))

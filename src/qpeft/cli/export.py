@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.cli.adapters import (
+    AnsatzFile,
     MethodFile,
     OptionalModel,
     TrustRemoteCode,
     adapter_config,
     base_of,
     find_adapter,
-    use_method,
+    use_files,
 )
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, print_code, size, working
@@ -35,6 +36,7 @@ def export(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write.")],
     model: OptionalModel = None,
     method: MethodFile = None,
+    ansatz: AnsatzFile = None,
     merge: Annotated[
         bool,
         typer.Option("--merge", metavar="", help="Write the whole model with the adapter merged into its weights."),
@@ -64,7 +66,7 @@ def export(
     if untie and not merge:
         raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
     target = refuse_others(out, ()) if merge else check_free(out)
-    use_method(method)
+    use_files(method, ansatz)
     folder = find_adapter(source)
     base_name = base_of(model, folder)
     with working("Exporting and verifying in a process without qpeft"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.cli.adapters import (
+    AnsatzFile,
     MethodFile,
     OptionalAdapter,
     OptionalModel,
@@ -16,7 +17,7 @@ from qpeft.cli.adapters import (
     adapter_config,
     base_of,
     find_adapter,
-    use_method,
+    use_files,
 )
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, say, working
@@ -35,6 +36,7 @@ def generate(
     model: OptionalModel = None,
     adapter: OptionalAdapter = None,
     method: MethodFile = None,
+    ansatz: AnsatzFile = None,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Text to continue. Default: read from standard input.")
     ] = None,
@@ -56,7 +58,7 @@ def generate(
     """
     if temperature and not _LOWEST <= temperature <= _HIGHEST:
         raise ConfigError(f"--temperature must be 0, or from {_LOWEST:g} to {_HIGHEST:g}, got {temperature:g}")
-    use_method(method)
+    use_files(method, ansatz)
     folder = None if adapter is None else find_adapter(adapter)
     if folder is not None:
         _refuse_classifier(folder)

@@ -12,7 +12,7 @@ from qpeft.checks import check_fields, option
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
 from qpeft.methods import Trains, records
-from qpeft.training.methods import check_setting
+from qpeft.training.methods import check_setting, registered
 from qpeft.training.settings import TrainSettings
 
 
@@ -99,7 +99,7 @@ def method_settings(
             raise ConfigError(f"the seed of a run is not a field of its method; replace --set {text} by --seed")
         check_setting(run, name)
         given[name] = value
-    return given if preset is None else given | _preset(run, preset, given)
+    return given if preset is None else _preset(run, preset, registered(given)) | given
 
 
 def _name_and_value(text: str) -> tuple[str, Any]:

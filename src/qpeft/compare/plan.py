@@ -22,7 +22,6 @@ from qpeft.compare.resolved import (
     ResolvedMethod,
     ResolvedStudy,
     read_study,
-    without_folder,
 )
 from qpeft.compare.rows import SCHEMA, Base, Row, read_rows
 from qpeft.compare.study import MethodSpec, Study
@@ -35,6 +34,7 @@ from qpeft.training.base_model import block_length, fingerprint, load_config, to
 from qpeft.training.methods import virtual_tokens
 from qpeft.training.sources import content_hash
 from qpeft.training.task_types import TASKS
+from qpeft.user_files import file_sha256, names_in, without_folder, without_folders
 
 Rows = Mapping[str, Row]  # by cell_id
 
@@ -299,19 +299,19 @@ def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]
     shared = recipe.model_dump(include={"task", "training", "test_blocks", "generation", "capacity"})
     if recipe.generation and (encoder := recipe.generation.bertscore_model):
         shared["generation"]["bertscore_model"] = content_hash(encoder)
+    files = names_in(spec.method, spec.settings, spec.backend)
     content = {
         "schema": SCHEMA,
         "base": recipe.base.sha256,
         "data": recipe.data.sha256,
         **shared,
         "tuning_seed": study.tuning.seed,
-        "method": methods.without_folder(spec.method),
+        "method": without_folder(spec.method),
         "host": spec.host,
-        "settings": spec.settings,
+        "settings": without_folders(spec.settings),
         "rates": list(rates),
-        **({"backend": without_folder(spec.backend)} if spec.backend else {}),
-        **({"method_sha256": sha} if (sha := methods.file_sha256(spec.method)) else {}),
-        **({"backend_sha256": sha} if (sha := methods.file_sha256(spec.backend.get("backend", ""))) else {}),
+        **({"backend": without_folders(spec.backend)} if spec.backend else {}),
+        **{f"{part}_sha256": file_sha256(name) for part, name in files.items()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -15,6 +15,7 @@ from qpeft.compare.study import MethodKey, MetricName, Role, Seed, TaskName, Tra
 from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json, write_json
 from qpeft.training.task_types import TASKS
+from qpeft.user_files import without_folder, without_folders
 
 STUDY = "study.json"
 
@@ -62,7 +63,7 @@ class ResolvedMethod(_Resolved):
         return bool(self.rates)
 
     def owns(self, row: Row, base: Base, data_sha256: str) -> bool:
-        """Whether `row` is of this method, base, tokenizer and data. Files of methods and backends may be moved."""
+        """Whether `row` is of this method, base, tokenizer and data. Files of a user may be moved."""
         if row.base.tokenizer_sha256 not in (None, base.tokenizer_sha256):
             return False
         found = (_content(row.method_config), row.base.sha256, row.data.sha256)
@@ -163,14 +164,10 @@ class ResolvedStudy(_Resolved):
         write_json(folder / STUDY, self.model_dump())
 
 
-def without_folder(backend: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `qpeft.set_backend` without the folder of FILE.py:NAME, which may be moved."""
-    return {name: methods.without_folder(str(value)) if name == "backend" else value for name, value in backend.items()}
-
-
 def _content(part: ResolvedMethod | MethodConfig) -> str:
-    """What the method is, as comparable text."""
-    parts = [methods.without_folder(part.method), part.host, part.settings, without_folder(part.backend), part.hash]
+    """What the method is, as comparable text, without the folders of files."""
+    settings, backend = without_folders(part.settings), without_folders(part.backend)
+    parts = [without_folder(part.method), part.host, settings, backend, part.hash]
     return json.dumps(parts, sort_keys=True)
 
 

@@ -23,8 +23,10 @@ from qpeft.errors import ConfigError
 from qpeft.names import unknown
 from qpeft.training.settings import HIGHEST_SEED
 from qpeft.training.task_types import TASKS
+from qpeft.user_files import names_in
 
 _MAX_VALUES = 100_000  # of a file
+_WITH_FILES = ("settings", "backend")  # fields of a method in which FILE.py:NAME may appear
 LEAST_RANKED = 0.8  # of a block's budget
 
 Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
@@ -245,13 +247,18 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
 
 
 def code_of(name_or_path: str) -> dict[str, list[str]]:
-    """The names FILE.py:NAME of a study, under `method` and `backend`; loading it executes the files of methods."""
+    """The names FILE.py:NAME of a study, under `method`, `ansatz` and `backend`.
+
+    Loading the study executes the files of methods, and a plan of it those of ansaetze.
+    """
     found = _read(name_or_path)
     blocks = [block.get("methods") for block in _dicts(found.get("blocks"))]
     specs = [spec for part in (found.get("methods"), *blocks) for spec in _dicts(part)]
-    backends = [backend.get("backend") for backend in _dicts([spec.get("backend") for spec in specs])]
-    named = {"method": [spec.get("method") for spec in specs], "backend": backends}
-    return {kind: sorted({str(name) for name in names if methods.is_file(str(name))}) for kind, names in named.items()}
+    named = [
+        names_in(spec.get("method"), *(part if isinstance(part := spec.get(key), dict) else {} for key in _WITH_FILES))
+        for spec in specs
+    ]
+    return {part: sorted({one[part] for one in named if part in one}) for part in ("method", "ansatz", "backend")}
 
 
 def _dicts(values: Any) -> list[dict[str, Any]]:

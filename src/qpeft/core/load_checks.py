@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qpeft.core.adapter_form import form_of
 from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedConfig
+from qpeft.core.generator import CircuitModule
 from qpeft.core.generator_holder import GeneratorHolder, holder_of
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError, ConfigError, InputError
@@ -63,6 +64,7 @@ def check_generator(content: Mapping[str, Any], folder: Path) -> None:
             prefix = config.tensor_prefix
             own = {k.removeprefix(prefix): torch.empty(v) for k, v in shapes.items() if k.startswith(prefix)}
             generator = config.without_base(slots, _Undrawn(0), own)
+            _check_angles(generator, own)
             wanted = sum(p.numel() for p in generator.parameters()) if generator else config.count_without_base(slots)
         except InputError:
             raise
@@ -71,6 +73,20 @@ def check_generator(content: Mapping[str, Any], folder: Path) -> None:
     stored = sum(map(math.prod, shapes.values()))
     if (wanted or 0) > max(_UNCHECKED, _BITS * stored):
         raise ConfigError(f"its generator would have {wanted:,} parameters, the weights contain {stored:,} values")
+
+
+def _check_angles(generator: nn.Module | None, stored: Mapping[str, Tensor]) -> None:
+    """Raise ConfigError if a circuit has other angles than the checkpoint: another ansatz may have its name here."""
+    for name, circuit in () if generator is None else generator.named_modules():
+        if not isinstance(circuit, CircuitModule):
+            continue
+        for key, angles in circuit.named_parameters(name):
+            if key in stored and stored[key].shape != angles.shape:
+                raise ConfigError(
+                    f"ansatz {circuit.ansatz.name} needs angles of shape {list(angles.shape)}, the checkpoint has "
+                    f"{list(stored[key].shape)}; import the module that registered this ansatz when the adapter was "
+                    "trained"
+                )
 
 
 def check_whole(model: Any, folder: Path, name: str) -> None:
@@ -134,8 +150,9 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
             raise CheckpointError(f"the checkpoint's {name} has type {found[name].dtype}, expected {value.dtype}")
         if name.endswith("fingerprint") and not torch.equal(found[name].cpu(), value.cpu()):
             raise CheckpointError(
-                "the checkpoint has other initial values or settings (seed, scales, activation, ...); "
-                "build the adapter with the settings in its adapter_config.json, or load it with qpeft.load"
+                "the checkpoint has other initial values or settings (seed, scales, activation, gates of an ansatz of "
+                "your own, ...); build the adapter with the settings in its adapter_config.json, or load it with "
+                "qpeft.load"
             )
     # as they are loaded: a float64 value may be infinite in float32
     if broken := _first_nonfinite({name: found[name].to(value.dtype) for name, value in expected.items()}):

@@ -7,7 +7,7 @@ run's base, data, settings, learning rate and seeds; only `feature_source` diffe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from qpeft.errors import ConfigError
 from qpeft.methods import Trains, get, records
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.settings import TrainSettings
+from qpeft.user_files import is_file
 
 FOLDER = "circuit-matters"  # in the run folder: the comparison
 _CIRCUIT = "qnn"
@@ -89,6 +90,7 @@ def circuit_matters(
     steps: int | None = None,
     progress: CompareProgress | None = None,
     trust_remote_code: bool = False,
+    ansatz: str | None = None,
 ) -> CircuitMatters:
     """Repeat the run with every feature source and seed, and compare; call it again to resume.
 
@@ -100,13 +102,14 @@ def circuit_matters(
         steps: Optimizer steps of each training run. None: as many as the run's.
         progress: Receives the progress events of `qpeft compare`.
         trust_remote_code: Execute Python code of the base model.
+        ansatz: FILE.py:NAME of the run's ansatz. The file that the run folder names is not executed.
 
     Raises:
         ConfigError, DataError, CheckpointError: The folder is not such a run, or its data or base cannot be found.
         KeyboardInterrupt: Stopped; finished work is kept.
     """
     folder = Path(run_folder)
-    study = study_of(RunFolder(folder).settings(), seeds, steps)
+    study = study_of(RunFolder(folder).settings(), seeds, steps, ansatz)
     plan = make_plan(study, folder / FOLDER, f"qpeft diagnose {folder} --trainings", trust_remote_code)
     outcome = run(plan, progress=progress)
     return CircuitMatters(folder / FOLDER, outcome.summary, outcome.failures)
@@ -120,11 +123,14 @@ def found_before(run_folder: str | Path) -> CircuitMatters | None:
     return CircuitMatters(folder, summarise(read_study(folder), read_rows(folder)))
 
 
-def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = None) -> Study:
+def study_of(
+    settings: TrainSettings, seeds: Sequence[int], steps: int | None = None, ansatz: str | None = None
+) -> Study:
     """The study: the run's training with every feature source, at the run's own learning rate.
 
     Raises ConfigError for a run whose method has no controls of its circuit, and for invalid seeds.
     """
+    settings = _with_ansatz(settings, ansatz)
     source = settings.method_settings.get("feature_source", _CIRCUIT)
     if not get(settings.method).controls or source != _CIRCUIT:
         trained = settings.method if source == _CIRCUIT else f"{settings.method} with feature_source {source}"
@@ -157,13 +163,24 @@ def study_of(settings: TrainSettings, seeds: Sequence[int], steps: int | None = 
         raise ConfigError(f"the run cannot be repeated as a study: {described(error)}") from error
 
 
+def _with_ansatz(settings: TrainSettings, given: str | None) -> TrainSettings:
+    """The settings with the ansatz as `given` now: a file that a folder names is not executed."""
+    recorded = settings.method_settings.get("ansatz")
+    if not is_file(recorded):
+        return settings
+    name = str(recorded).rpartition(":")[2]
+    if given is None or given.rpartition(":")[2] != name:
+        raise ConfigError(f"the run trained {name}, an ansatz of your own; give its file with --ansatz FILE.py:{name}")
+    return replace(settings, method_settings={**settings.method_settings, "ansatz": given})
+
+
 def _own_backend(settings: TrainSettings) -> dict[str, Any]:
     """The run's backend, if that was a simulator given by name.
 
     A user's device is not used again, because its jobs may cost money: the exact simulator samples as many shots.
     """
     given = {name: value for name, value in settings.backend_settings.items() if name != "shot_budget"}
-    is_own = ".py:" in settings.backend.backend
+    is_own = is_file(settings.backend.backend)
     return {name: value for name, value in given.items() if not is_own or name in ("shots", "smoothing", "gradient")}
 
 

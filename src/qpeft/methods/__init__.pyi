@@ -26,13 +26,10 @@ from .parts import draw_initial as draw_initial
 from .parts import find_slots as find_slots
 from .parts import fingerprint as fingerprint
 from .parts import lora_slots as lora_slots
-from .registry import file_sha256 as file_sha256
 from .registry import find as find
 from .registry import get as get
 from .registry import hosts as hosts
-from .registry import is_file as is_file
 from .registry import keys as keys
 from .registry import named as named
 from .registry import records as records
 from .registry import register as register
-from .registry import without_folder as without_folder

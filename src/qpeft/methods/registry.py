@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import pkgutil
-import sys
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
@@ -13,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from qpeft.errors import ConfigError
-from qpeft.files import file_hash
 from qpeft.methods.method import Method, Trains
 from qpeft.methods.stock import METHODS as STOCK
 from qpeft.names import check_name, redefines, unknown
+from qpeft.user_files import execute, is_file
 
 _registered: dict[str, Method] = {}
 _from_files: dict[str, Method] = {}  # by FILE.py:NAME
@@ -87,26 +84,6 @@ def find_by_config(config: Any) -> Method | None:
     return next((method for method in own if method.config_class is type(config)), None)
 
 
-def is_file(name: str) -> bool:
-    """Whether `name` has the form FILE.py:NAME."""
-    return name.rpartition(":")[0].endswith(".py")
-
-
-def without_folder(name: str) -> str:
-    """FILE.py:NAME without the folder of the file, which may be moved; other names unchanged."""
-    return Path(name).name if is_file(name) else name
-
-
-def file_sha256(name: str) -> str | None:
-    """SHA-256 of the file of FILE.py:NAME; None for other names. Raises ConfigError if there is no such file."""
-    if not is_file(name):
-        return None
-    path = _path(name)
-    if not path.is_file():
-        raise ConfigError(f"{name}: the file {path} does not exist")
-    return file_hash(path)
-
-
 def register(method: Method) -> None:
     """Make a method known to PEFT and to `train`, `plan`, `compare`, `evaluate`, `generate`, `export`, `diagnose`.
 
@@ -134,38 +111,11 @@ def on_register(listener: Callable[[Method], None]) -> None:
         _listeners.append(listener)
 
 
-def _path(name: str) -> Path:
-    return Path(name.rpartition(":")[0]).expanduser()
-
-
 def _read(name: str) -> Method:
-    path, attribute = _path(name), name.rpartition(":")[2]
-    if not path.is_file():
-        raise ConfigError(f"method {name}: there is no file {path}")
-    try:
-        module = _module(path.resolve())
-    except Exception as error:  # raised by the user's file
-        raise ConfigError(f"method {name}: {type(error).__name__}: {error}") from error
-    records = {key: value for key, value in vars(module).items() if isinstance(value, Method)}
+    attribute = name.rpartition(":")[2]
+    found = vars(execute(name, "method"))
+    records = {key: value for key, value in found.items() if isinstance(value, Method)}
     if attribute not in records:
         there = ", ".join(records) or "none; define METHOD = qpeft.methods.Method(...)"
-        raise ConfigError(f"method {name}: {path} has no qpeft.methods.Method called {attribute!r}; it has {there}")
+        raise ConfigError(f"method {name}: the file has no qpeft.methods.Method called {attribute!r}; it has {there}")
     return records[attribute]
-
-
-def _module(path: Path) -> Any:
-    """The module in the file, with the name that `import` would use, unless another module has it."""
-    there = sys.modules.get(path.stem)
-    if there is not None and getattr(there, "__file__", None) == str(path):
-        return there
-    name = path.stem if there is None else f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    sys.modules[name] = module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from qpeft import methods
+from qpeft.circuits.ansatz import named_ansatz
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.names import unknown
 from qpeft.training.settings import TrainSettings
@@ -48,7 +49,7 @@ def build_config(settings: TrainSettings) -> PeftConfig:
         check_setting(settings, name)
     record = settings.adapter if settings.attaches else settings.record
     made, ours = record.config_class, _generator_fields(settings)
-    given = {name: value for name, value in settings.method_settings.items() if name not in ours}
+    given = {name: value for name, value in registered(settings.method_settings).items() if name not in ours}
     for f in fields(made):  # PEFT does not check types
         is_number = isinstance(f.default, int | float) and not isinstance(f.default, bool)
         if is_number and isinstance(given.get(f.name), str):
@@ -56,6 +57,11 @@ def build_config(settings: TrainSettings) -> PeftConfig:
     seed = {"seed": settings.seed} if "seed" in {f.name for f in fields(made)} else {}
     values = {**record.defaults, **record.own_hosts.get(settings.host, {}), **seed, **given}
     return _with_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
+
+
+def registered(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a method with the name of an ansatz instead of FILE.py:NAME, whose file is executed."""
+    return {name: named_ansatz(value) if name == "ansatz" else value for name, value in given.items()}
 
 
 def virtual_tokens(method: str, host: str, given: Mapping[str, Any]) -> int:
@@ -70,7 +76,7 @@ def build_generator(settings: TrainSettings) -> GeneratorConfig | None:
     if not settings.attaches:
         return None
     ours = _generator_fields(settings)
-    given = {name: value for name, value in settings.method_settings.items() if name in ours}
+    given = {name: value for name, value in registered(settings.method_settings).items() if name in ours}
     return _with_config_errors(settings.record.generator_class, **{"seed": settings.seed, **given})
 
 

@@ -20,11 +20,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from qpeft import methods
 from qpeft.checks import check_fields
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import output_folder, read_json, remove_unfinished, write_json
 from qpeft.training.settings import TrainSettings
+from qpeft.user_files import file_sha256, names_in, without_folder, without_folders
 
 _FORMAT = 1
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -33,7 +33,7 @@ _FREE_TO_CHANGE = ("out", "report_to", _NOT_STORED)  # the result does not depen
 _SOURCES = ("model", "data", "eval_data")  # compared by content, which the identity hashes, not by name
 _HASHED_SOURCES = {"data": "data", "base": "model", "tokenizer": "model"}  # part of the identity: its field
 _LOCAL_SOURCES = {"data_files": "data", "eval_data_files": "eval_data", "base": "model"}
-_HASHED_FILES = {"method": "method", "backend": "backend_settings"}
+_HASHED_FILES = {"method": "method", "ansatz": "method_settings", "backend": "backend_settings"}
 
 
 class RunFolder:
@@ -173,17 +173,20 @@ class RunFolder:
 
 
 def own_files(settings: TrainSettings) -> dict[str, str]:
-    """SHA-256 of the user's files that a run executes: of its method and its backend, if they are FILE.py:NAME."""
-    names = {"method": settings.method, "backend": settings.backend.backend}
-    return {part: sha for part, name in names.items() if (sha := methods.file_sha256(name))}
+    """SHA-256 of the user's files that a run executes: of its method, ansatz and backend, if they are FILE.py:NAME."""
+    names = names_in(settings.method, settings.method_settings, settings.backend_settings)
+    return {part: file_sha256(name) for part, name in names.items()}
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without the shot budget, which may be raised to resume, and without the folders of files."""
     backend = {name: value for name, value in settings["backend_settings"].items() if name != "shot_budget"}
-    if "backend" in backend:
-        backend["backend"] = methods.without_folder(backend["backend"])
-    return {**settings, "method": methods.without_folder(settings["method"]), "backend_settings": backend}
+    return {
+        **settings,
+        "method": without_folder(settings["method"]),
+        "method_settings": without_folders(settings["method_settings"]),
+        "backend_settings": without_folders(backend),
+    }
 
 
 def _short(sha: Any) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from qpeft.compare.report.format import count, decimal, interval, kind_of, mean_sd, reached, settings, verdict
 from qpeft.compare.report.table import Table
 from qpeft.compare.study import LEAST_RANKED
-from qpeft.methods.registry import is_file
+from qpeft.user_files import is_file
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qpeft.circuits import Ansatz, exact_probabilities
+from qpeft.circuits.exact import seconds_in_stages
 from qpeft.core.generator import CircuitModule
 from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
@@ -16,6 +17,7 @@ from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.settings import QPASettings
 
 _SQUASH_FLOOR = 1e-6  # of 2^N p; without it the slope at p = 0 is infinite and the gradient of the angles NaN
+_SLOW = 0.016  # s; 2^17 amplitudes times stages
 _NULL = 1e-6  # of the largest eigenvalue: smaller ones would raise float32's rounding errors above 1e-4
 
 
@@ -85,6 +87,21 @@ class CircuitFeature(CircuitModule):
         """(D,) -> (C, K)"""
         n_chunks, k = self.chunks
         return self.feature_map(probabilities)[: n_chunks * k].view(n_chunks, k)
+
+
+def slow_circuit(config: QPASettings, count: QPACount) -> str | None:
+    """A warning with the time of a circuit that is slow to simulate; None for other circuits."""
+    if config.feature_source not in ("qnn", "qnn_frozen"):
+        return None
+    ansatz = Ansatz(config.ansatz, count.n_qubits, config.n_layers)
+    seconds = seconds_in_stages(ansatz)
+    if seconds < _SLOW:
+        return None
+    return (
+        f"one evaluation of ansatz {ansatz.name} with {ansatz.n_qubits} qubits takes about {seconds:.2g} s on one CPU "
+        f"core, and a step needs {config.n_generators}: the ansatz has no fast simulation; for fewer qubits use a "
+        f"larger chunk_size, or register your own ansatz with `probabilities`"
+    )
 
 
 def make_feature(config: QPASettings, count: QPACount, init: SeededInit) -> nn.Module | None:

@@ -26,13 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qpeft.circuits import Gate
 from qpeft.core.binding import Slot
 from qpeft.core.generator import ANGLES, Generator, ParameterGroup, check_size, fingerprint
 from qpeft.core.lora_init import draw_without_base
 from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError, setting
-from qpeft.methods.qpa.features import make_feature, whitening
+from qpeft.methods.qpa.features import make_feature, slow_circuit, whitening
 from qpeft.methods.qpa.settings import QPASettings
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -91,6 +92,8 @@ class QPAGenerator(Generator):
                 "use a larger adapter, smaller hidden widths, or plain PEFT",
                 stacklevel=2,
             )
+        if slow := slow_circuit(config, count):
+            warnings.warn(slow, stacklevel=2)
         self.chunk_shape = count.n_chunks, count.chunk_size
         self.activation = ACTIVATIONS[config.activation]
         self.feature = make_feature(config, count, init)
@@ -113,9 +116,11 @@ class QPAGenerator(Generator):
         self.register_buffer("bits", bits, persistent=False)
         self._share = size.share
         self._feature_shape = (*several, n_chunks, config.n_features)
-        self.register_buffer("whitening", self._whitening(), persistent=False)
         self.register_buffer("initial", initial.detach().float().flatten(), persistent=keep_initial)
-        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), asdict(count), _settings(config)))
+        self.register_buffer("whitening", self._whitening(), persistent=False)
+        self.register_buffer(
+            "fingerprint", fingerprint(init.hexdigest(), asdict(count), _settings(config), *self._own_gates())
+        )
         self._reference: Tensor | None = None  # G_ref, computed on the device of the first evaluation
 
     @property
@@ -168,10 +173,15 @@ class QPAGenerator(Generator):
         return found if self.whitening is None else found @ self.whitening
 
     def _whitening(self) -> Tensor | None:
-        if self.config.feature_map != "whitened" or self.feature is None:
+        if self.config.feature_map != "whitened" or self.feature is None or self.initial.is_meta:
             return None
         with torch.no_grad(), torch.device("cpu"):
             return whitening(deepcopy(self.feature).double()(initial=True).view(self._feature_shape))
+
+    def _own_gates(self) -> list[list[Gate]]:
+        """The gates of a circuit that release 0.1 did not have: its name may be registered for another one later."""
+        ansatz = getattr(self.feature, "ansatz", None)
+        return [] if ansatz is None or ansatz.name == _BEFORE["ansatz"] else [list(ansatz.gates())]
 
     def _output(self, *, initial: bool = False) -> Tensor:
         shares = self._chunks(initial=initial).flatten(-2)[..., : self._share]  # (share,) or (G, share)

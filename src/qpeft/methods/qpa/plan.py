@@ -20,6 +20,7 @@ from qpeft.methods.attach.tensors import generated_slots, other_keys
 from qpeft.methods.counting import BYTES, Plan, count_stored
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.config import QPAConfig
+from qpeft.methods.qpa.features import slow_circuit
 from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
 from qpeft.methods.qpa.settings import QPASettings
 
@@ -109,6 +110,8 @@ def _notes(config: QPAGeneratorConfig, count: QPACount, layers: Sequence[LoraLay
     n_angles = Ansatz(config.ansatz, count.n_qubits, config.n_layers).n_angles
     if config.feature_source in ("qnn", "qnn_frozen") and n_angles > free:
         notes.append(f"{n_angles} angles for {free} independent probabilities: the circuit is over-parametrized")
+    if slow := slow_circuit(config, count):
+        notes.append(slow)
     if count.total >= count.m:
         notes.append(f"{count.total:,} trained parameters for {count.m:,} generated: not a compression")
     per_rank = sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)

@@ -40,7 +40,9 @@ class QPASettings(GeneratorConfig):
         above=0,
     )
     n_layers: int = option(8, "Circuit layers L.", at_least=1, at_most=10_000)
-    ansatz: str = option("ry_ladder", "The circuit: any registered ansatz.")
+    ansatz: str = option(
+        "ry_ladder", "The circuit: a registered ansatz, or FILE.py:NAME for your own, which the file registers."
+    )
     features: int | None = option(
         None,
         "Probabilities of the circuit per chunk, K, a power of two. Default: 16, or the paper's 1 with hidden layers.",

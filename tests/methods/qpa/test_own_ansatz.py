@@ -1,0 +1,150 @@
+"""QPA with an ansatz of a user: its checkpoints, its gradients on every backend, the warning of a slow simulation."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import qpeft
+from qpeft.backends import Backend
+from qpeft.circuits import Ansatz, Gate, ansatz, exact_probabilities, register_ansatz
+from qpeft.errors import CheckpointError
+from qpeft.methods.qpa.features import slow_circuit
+
+SIZES = {"features": 2, "chunk_size": 64, "n_layers": 2}
+
+
+def _gates(pair):
+    def layers(n_qubits, n_layers):
+        for layer in range(n_layers):
+            turns = [Gate("rx", (wire,), (layer, wire)) for wire in range(n_qubits)]
+            yield turns + [Gate(pair, (wire, wire + 1)) for wire in range(n_qubits - 1)]
+
+    return layers
+
+
+def _two_blocks(n_qubits, n_layers):
+    for layer in range(n_layers):
+        yield [Gate(name, (w,), (layer, i, w)) for i, name in enumerate(("ry", "rx")) for w in range(n_qubits)]
+
+
+def _register(layers, angle_shape=lambda n_qubits, n_layers: (n_layers, n_qubits), **fast):
+    ansatz._families.pop("mine", None)
+    register_ansatz("mine", angle_shape, layers, **fast)
+
+
+@pytest.fixture(autouse=True)
+def _mine():
+    _register(_gates("cx"))
+    yield
+    ansatz._families.pop("mine", None)
+
+
+def adapted(base, **settings):
+    given = {**SIZES, "ansatz": "mine", "r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
+    return get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**given))
+
+
+def attached(base):
+    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    return qpeft.attach(get_peft_model(copy.deepcopy(base), lora), qpeft.QPAGeneratorConfig(ansatz="mine", **SIZES))
+
+
+@pytest.mark.parametrize("make", [adapted, attached])
+def test_checkpoint_of_a_changed_ansatz_is_refused(make, llama, tmp_path):
+    qpeft.save(make(llama), tmp_path / "adapter")
+    qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
+    _register(_two_blocks, lambda n_qubits, n_layers: (n_layers, 2, n_qubits))
+    with pytest.raises(CheckpointError, match=r"mine needs angles of shape \[2, 2, \d\], the checkpoint has \[2"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
+    _register(_gates("cz"))  # other gates with angles of the same shape
+    with pytest.raises(CheckpointError, match="gates of an ansatz of your own"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
+    ansatz._families.pop("mine")
+    with pytest.raises(CheckpointError, match=r"unknown ansatz 'mine'.*import the module that registers it"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
+
+
+def test_ansatz_that_is_registered_again_is_simulated_anew():
+    angles = torch.linspace(-2, 2, 6, dtype=torch.float64).view(2, 3)
+    before = exact_probabilities(Ansatz("mine", 3, 2), angles)
+    _register(_gates("cz"))
+    assert not torch.allclose(exact_probabilities(Ansatz("mine", 3, 2), angles), before)
+
+
+class QiskitStates(Backend):
+    """Exact probabilities from Qiskit's state vector, so that gradients come from the parameter-shift rule."""
+
+    name = "qiskit states"
+    has_exact = True
+    is_simulator = True
+
+    def run(self, ansatz, angles, shots, seed):
+        from qiskit.quantum_info import Statevector
+
+        circuits = [ansatz.to_qiskit(each).reverse_bits() for each in angles]
+        return np.stack([Statevector(circuit).probabilities() for circuit in circuits])
+
+
+def gradients(model, ids):
+    model.zero_grad()
+    model(input_ids=ids, labels=ids).loss.backward()
+    return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("name", ["mine", "efficient_su2"])
+@pytest.mark.parametrize(
+    ("library", "backend", "gradient"),
+    [
+        ("torch", "exact", "parameter-shift"),
+        ("pennylane", "pennylane:default.qubit", "adjoint"),
+        ("pennylane", "pennylane:default.qubit", "parameter-shift"),
+        ("qiskit", QiskitStates(), "parameter-shift"),
+    ],
+    ids=["shift", "pennylane-adjoint", "pennylane-shift", "qiskit-shift"],
+)
+def test_gradients_of_every_backend_are_equal(llama, ids, name, library, backend, gradient):
+    pytest.importorskip(library)
+    model = adapted(llama, ansatz=name)
+    expected = gradients(model, ids)
+    qpeft.set_backend(model, backend, gradient=gradient)
+    for found, exact in zip(gradients(model, ids), expected, strict=True):
+        torch.testing.assert_close(found, exact, atol=1e-6, rtol=1e-5)
+    assert max(each.abs().max() for each in expected) > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:QPA trains")
+@pytest.mark.parametrize("name", ["mine", "efficient_su2"])
+@pytest.mark.parametrize("backend", ["pennylane:default.qubit", "qiskit:statevector"])
+def test_steps_on_a_device_reduce_the_loss(llama, ids, adapters, name, backend):
+    pytest.importorskip(backend.partition(":")[0])
+    model = adapted(llama, ansatz=name)
+    with torch.no_grad():
+        before = model(input_ids=ids, labels=ids).loss.item()
+    qpeft.set_backend(model, backend, shots=4096, gradient="spsa")
+    adapters.train(model, ids, steps=4)
+    qpeft.set_backend(model)
+    with torch.no_grad():
+        assert model(input_ids=ids, labels=ids).loss.item() < before
+
+
+def test_seconds_of_a_slow_simulation():
+    slow = qpeft.QPAGeneratorConfig(ansatz="mine", features=1024, chunk_size=1, n_layers=16)
+    count = slow.count(100)
+    assert count.n_qubits == 17
+    text = f"one evaluation of ansatz mine with 17 qubits takes about {1.2e-7 * 16 * 2**17:.2g} s on one CPU core"
+    assert slow_circuit(slow, count).startswith(text)
+    for fast in ({"ansatz": "ry_ladder"}, {"feature_source": "free"}, {"n_layers": 1, "features": 16}):
+        other = dataclasses.replace(slow, **fast)
+        assert slow_circuit(other, other.count(100)) is None
+    _register(_gates("cx"), probabilities=lambda angles, n_qubits, n_layers: angles.flatten())
+    assert slow_circuit(slow, count) is None
+
+
+@pytest.mark.filterwarnings("ignore:QPA trains")
+def test_slow_simulation_warns_when_the_generator_is_built(llama):
+    with pytest.warns(UserWarning, match=r"ansatz mine with 15 qubits takes about 0\.031 s .* a step needs 1"):
+        adapted(llama, features=1024, n_layers=8, chunk_size=64)
