@@ -71,9 +71,11 @@ def named_ansatz(name: str) -> str:
         return name
     execute(name, "ansatz")
     found = name.rpartition(":")[2]
-    if found in _OWN or found not in _families:
-        others = ", ".join(other for other in _families if other not in _OWN)
-        reason = "which is an ansatz of qpeft" if found in _OWN else f"registered are {others or 'none of your own'}"
+    if found in OWN_ANSATZE or found not in _families:
+        others = ", ".join(other for other in _families if other not in OWN_ANSATZE)
+        reason = (
+            "which is an ansatz of qpeft" if found in OWN_ANSATZE else f"registered are {others or 'none of your own'}"
+        )
         raise ConfigError(f"ansatz {name}: the file does not register {found!r}, {reason}; name one that it registers")
     return found
 
@@ -157,7 +159,7 @@ register_ansatz("two_design", _two_design_shape, _two_design)
 register_ansatz("efficient_su2", lambda n_qubits, n_layers: (n_layers + 1, 2, n_qubits), _efficient_su2)
 for _name in AMPLITUDE_ANSATZE:
     register_ansatz(_name, partial(_amplitude_shape, _name), partial(_amplitude, _name))
-_OWN = tuple(_families)
+OWN_ANSATZE = tuple(_families)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from qpeft import methods
-from qpeft.circuits.ansatz import named_ansatz
 from qpeft.demo import base_model
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json
@@ -68,6 +67,8 @@ def use_files(method: str | None, ansatz: str | None = None) -> None:
     if method is not None:
         methods.named(method)
     if ansatz is not None:
+        from qpeft.circuits.ansatz import named_ansatz
+
         named_ansatz(ansatz)
 
 

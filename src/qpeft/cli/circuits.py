@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from qpeft.checks import check_fields
-from qpeft.circuits.ansatz import named_ansatz
 from qpeft.cli.adapters import find_adapter, use_files
 from qpeft.cli.command import application, command
 from qpeft.cli.console import Answer, facts, table, working
@@ -163,6 +162,7 @@ def group() -> typer.Typer:
 def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]:
     """The ansatz and, for an adapter, its angles, float64 (L, N)."""
     from qpeft.circuits import Ansatz
+    from qpeft.circuits.ansatz import named_ansatz
 
     if adapter is not None and is_file(chosen.get("ansatz")):
         use_files(None, chosen["ansatz"])

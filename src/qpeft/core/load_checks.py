@@ -16,6 +16,7 @@ from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from qpeft.circuits.ansatz import OWN_ANSATZE
 from qpeft.core.adapter_form import form_of
 from qpeft.core.binding import Slot
 from qpeft.core.config import GeneratedConfig
@@ -76,9 +77,9 @@ def check_generator(content: Mapping[str, Any], folder: Path) -> None:
 
 
 def _check_angles(generator: nn.Module | None, stored: Mapping[str, Tensor]) -> None:
-    """Raise ConfigError if a circuit has other angles than the checkpoint: another ansatz may have its name here."""
+    """Raise ConfigError if a circuit of a user has other angles than the checkpoint: another one has its name."""
     for name, circuit in () if generator is None else generator.named_modules():
-        if not isinstance(circuit, CircuitModule):
+        if not isinstance(circuit, CircuitModule) or circuit.ansatz.name in OWN_ANSATZE:
             continue
         for key, angles in circuit.named_parameters(name):
             if key in stored and stored[key].shape != angles.shape:

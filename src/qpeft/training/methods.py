@@ -7,7 +7,6 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from qpeft import methods
-from qpeft.circuits.ansatz import named_ansatz
 from qpeft.errors import ConfigError, QpeftError
 from qpeft.names import unknown
 from qpeft.training.settings import TrainSettings
@@ -61,6 +60,8 @@ def build_config(settings: TrainSettings) -> PeftConfig:
 
 def registered(given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a method with the name of an ansatz instead of FILE.py:NAME, whose file is executed."""
+    from qpeft.circuits.ansatz import named_ansatz
+
     return {name: named_ansatz(value) if name == "ansatz" else value for name, value in given.items()}
 
 
