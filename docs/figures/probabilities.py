@@ -10,7 +10,7 @@ from qpeft.diagnostics import random_probabilities
 
 def draw() -> Figure:
     scaled = 32 * random_probabilities(Ansatz("ry_ladder", n_qubits=5, n_layers=8), samples=1, seed=3)[0].numpy()
-    plot = style.axes(190, "basis state c, one for each chunk", "scaled probability, 2^N p")
+    plot = style.axes(190, "basis state j", "scaled probability, 2^N p")
     plot.bar(np.arange(32), scaled, color=style.QUANTUM, width=0.75)
     plot.axhline(1, color=style.INK, linewidth=1, linestyle=(0, (4, 3)))
     plot.set_xticks([0, 8, 16, 24, 31])

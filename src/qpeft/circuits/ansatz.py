@@ -168,7 +168,7 @@ class Ansatz(Circuit):
 
     `ry_ladder` and `two_design` start in `|0...0>`, or in other basis states for further columns.
 
-    `ry_ladder` is QPA's circuit: in each layer RY on every wire, then CNOTs 0->1, 1->2, ..., N-2 -> N-1
+    `ry_ladder` is QPA's default circuit: in each layer RY on every wire, then CNOTs 0->1, 1->2, ..., N-2 -> N-1
     (an open ladder); its angles have shape (L, N).
 
     `two_design` is Quantum-PEFT's circuit, PennyLane's SimplifiedTwoDesign: RY on every wire; then in each layer

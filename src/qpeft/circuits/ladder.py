@@ -1,4 +1,4 @@
-"""Exact probabilities of QPA's circuit (the `ry_ladder` ansatz), by the fastest of three routes."""
+"""Exact probabilities of QPA's default circuit (the `ry_ladder` ansatz), by the fastest of three routes."""
 
 from __future__ import annotations
 

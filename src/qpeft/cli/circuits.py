@@ -34,7 +34,7 @@ class CircuitOptions:
     ansatz: str = field(
         default="ry_ladder",
         metadata={
-            "help": "ry_ladder is QPA's ansatz, two_design Quantum-PEFT's; square, qaa and rxyz are QAA's. FILE.py:NAME"
+            "help": "ry_ladder is QPA's default, two_design Quantum-PEFT's; square, qaa and rxyz are QAA's. FILE.py:NAME"
             " is an ansatz of your own, which the file registers."
         },
     )

@@ -43,7 +43,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-_SMALL = 0.01  # r.m.s. of the generated parameters at the start, with features of norm 1 (measured)
+_SMALL = 0.01  # initial r.m.s. of the generated parameters, with features of norm 1 (measured)
 
 
 class FoldedLinear(nn.Module):
@@ -89,7 +89,7 @@ class QPAGenerator(Generator):
         if count.total >= count.m:
             warnings.warn(
                 f"QPA trains {count.total} parameters to generate {count.m}: this is not a compression; "
-                "use a larger adapter, smaller hidden widths, or plain PEFT",
+                "use a larger adapter, a smaller budget, or plain PEFT",
                 stacklevel=2,
             )
         if slow := slow_circuit(config, count):

@@ -1,4 +1,4 @@
-"""QPA: a circuit and a small MLP generate every parameter of a stock LoRA adapter."""
+"""QPA: a circuit and a map of its probabilities generate every parameter of a stock LoRA adapter."""
 
 from __future__ import annotations
 

@@ -94,14 +94,16 @@ def _count(config: QPAGeneratorConfig, adapted: Any, found: Sequence[tuple[Slot,
 
 
 def _rank_bound(config: QPAGeneratorConfig, count: QPACount) -> int:
-    """Largest rank of the (C, n) chunk matrix: inputs + 1 for an affine map, last inner width + 1 otherwise.
+    """Largest rank of the (C, n) chunk matrix: inputs of a linear map, + 1 for the biases of an affine one, otherwise
+    last inner width + 1.
 
     Each of several generators adds as much.
     """
     size = config.size(count.m)
     inputs = size.inputs(count.n_qubits - size.feature_qubits, count.hidden)
-    widths = (inputs, *count.hidden) if config.activation == "identity" or not count.hidden else count.hidden[-1:]
-    return min(config.n_generators * min(width + 1 for width in widths), count.n_chunks, count.chunk_size)
+    widths = count.hidden[-1:] if count.hidden and config.activation != "identity" else (inputs, *count.hidden)
+    rank = min(widths) + bool(count.hidden)
+    return min(config.n_generators * rank, count.n_chunks, count.chunk_size)
 
 
 def _notes(config: QPAGeneratorConfig, count: QPACount, layers: Sequence[LoraLayer]) -> list[str]:

@@ -25,7 +25,7 @@ _FEATURES = 16  # of a linear map
 
 @dataclass(kw_only=True)
 class QPASettings(GeneratorConfig):
-    """QPA's generator of an adapter's parameters: circuit angles and a small MLP (arXiv 2410.09846)."""
+    """QPA's generator of an adapter's parameters: circuit angles and a map of features (arXiv 2410.09846)."""
 
     chunk_size: int | None = option(
         None,
@@ -58,7 +58,7 @@ class QPASettings(GeneratorConfig):
         1, "Number of generators, each for an equal share of the parameters.", at_least=1, at_most=1024
     )
     activation: str = option(
-        "silu", "Between the network's layers; identity makes it one affine map.", choices=ACTIVATIONS
+        "silu", "Between hidden layers; identity makes the network one affine map.", choices=ACTIVATIONS
     )
     feature_map: str | None = option(
         None,
@@ -75,7 +75,7 @@ class QPASettings(GeneratorConfig):
     )
     init_mode: str | None = option(
         None,
-        "small: the generated A and B of a LoRA are small at the start; residual: they are the stock adapter's, and "
+        "small: the generated A and B of a LoRA have small initial values; residual: they are the stock adapter's, and "
         "the model is exactly the base model; raw: the generator's output unchanged. Default: small for LoRA and "
         "DoRA, residual for other hosts and with hidden layers.",
         choices=INIT_MODES,
@@ -92,7 +92,7 @@ class QPASettings(GeneratorConfig):
         10.0, "Factor folded into the angles' learning rate: angle = initial + factor * trained.", above=0
     )
     mlp_scale: float = option(
-        10.0, "Factor folded into the MLP's learning rate: weight = initial + factor * trained.", above=0
+        10.0, "Factor folded into the map's learning rate: weight = initial + factor * trained.", above=0
     )
     seed: int = option(0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0)
 
