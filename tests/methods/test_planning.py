@@ -15,6 +15,13 @@ def test_official_preset_on_gpt2():
     assert plan.notes == ["LoRA of rank 2 on the same modules trains 102,050 parameters, within this budget"]
 
 
+def test_rank_bound_of_linear_maps_is_the_number_of_features():
+    from transformers import GPT2Config
+
+    config = qpeft.QPAConfig(features=8, n_generators=2, budget=0.5, target_modules=["lm_head"])
+    assert qpeft.plan(GPT2Config(), config).rank_bound == 16
+
+
 def test_notes_on_small_models(llama):
     config = qpeft.QPAConfig(r=4, target_modules=["q_proj"], chunk_size=64, hidden=(6, 5))
     notes = qpeft.plan(llama, config).notes
