@@ -34,8 +34,8 @@ class CircuitOptions:
     ansatz: str = field(
         default="ry_ladder",
         metadata={
-            "help": "ry_ladder is QPA's default, two_design Quantum-PEFT's; square, qaa and rxyz are QAA's. FILE.py:NAME"
-            " is an ansatz of your own, which the file registers."
+            "help": "ry_ladder is QPA's default, two_design Quantum-PEFT's; square, qaa and rxyz are QAA's. "
+            "FILE.py:NAME is an ansatz of your own, which the file registers."
         },
     )
     n_qubits: int = field(default=7, metadata={"help": "Number of qubits.", "at_most": 1000})

@@ -20,7 +20,7 @@ _AT_ONCE = 2**21  # amplitudes
 
 @dataclass(frozen=True)
 class Expressibility(Measurement):
-    """Fidelities F = |<a|b>|^2 of pairs of states compared with those of random states.
+    """Fidelities F = `|<a|b>|^2` of pairs of states compared with those of random states.
 
     `divergence` is the Kullback-Leibler divergence, in nats, from the law of random states of the same `field`, and
     `complex_divergence` that from the law of complex ones. The estimate is positive even for random states: `floor`
