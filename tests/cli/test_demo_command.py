@@ -50,7 +50,7 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, tmp_path, monke
         "base model",
         f"Exported adapter: {out}/quantum_peft/exported\n",
         "from peft import PeftModel",
-        "qpa-none",
+        "qpa-frozen",
     ):
         assert word in again.stdout
     assert json.loads((out / "demo.json").read_text())["load"] == found["load"]
@@ -65,7 +65,7 @@ def test_unknown_method_exits_with_code_2(qpeft_cli, tmp_path, methods, named):
     result = qpeft_cli("demo", "--methods", methods, "--out", tmp_path / "demo")
     assert result.exit_code == 2
     assert named in result.stderr
-    assert "lora, qpa, qpa-none, quantum_peft" in result.stderr
+    assert "lora, qpa, qpa-frozen, quantum_peft" in result.stderr
     assert not (tmp_path / "demo").exists()
 
 
@@ -79,7 +79,7 @@ def test_folder_with_other_content_is_refused_and_unchanged(qpeft_cli, tmp_path,
 
 
 def test_control_differs_from_qpa_only_in_its_circuit(tmp_path):
-    settings = [qpeft.demo.run.settings_of(name, tmp_path, 5) for name in ("lora", "qpa-none")]
+    settings = [qpeft.demo.run.settings_of(name, tmp_path, 5) for name in ("lora", "qpa-frozen")]
     lora, control = settings
     assert control.method_settings == {**lora.method_settings, "budget": 0.5, "feature_source": "none"}
     for name in ("model", "data", "steps", "lr", "batch_size", "seq_len", "seed", "eval_blocks"):

@@ -26,7 +26,9 @@ def demo(
     ),
     methods: Annotated[
         str,
-        typer.Option(metavar="NAME,...", help="Any of lora, qpa, qpa-none (QPA without its circuit), quantum_peft."),
+        typer.Option(
+            metavar="NAME,...", help="Any of lora, qpa, qpa-frozen (QPA with a frozen circuit), quantum_peft."
+        ),
     ] = "lora,qpa,quantum_peft",
 ) -> Answer:
     """Adapt a small language model to NumPy's documentation with stock LoRA, QPA and Quantum-PEFT.
@@ -37,7 +39,7 @@ def demo(
     Examples:
 
       qpeft demo
-      qpeft demo --methods lora,qpa,qpa-none --steps 150 --out longer
+      qpeft demo --methods lora,qpa,qpa-frozen --steps 150 --out longer
     """
     from qpeft.demo import run
 
@@ -61,7 +63,7 @@ def _show(console: Console, results: dict[str, TrainResult], load: str) -> None:
     console.print("Load it with plain PEFT, without qpeft:\n")
     print_code(console, load)
     console.print("\nOne seed cannot rank the methods. To test whether the circuit contributes, add the control:\n")
-    print_code(console, "qpeft demo --methods lora,qpa,qpa-none")
+    print_code(console, "qpeft demo --methods lora,qpa,qpa-frozen")
 
 
 def _table(results: dict[str, TrainResult]) -> Table:

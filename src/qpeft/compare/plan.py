@@ -307,6 +307,7 @@ def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]
         **shared,
         "tuning_seed": study.tuning.seed,
         "method": without_folder(spec.method),
+        **({"revision": revision} if (revision := methods.named(spec.method).revision) > 1 else {}),
         "host": spec.host,
         "settings": without_folders(spec.settings),
         "rates": list(rates),

@@ -21,7 +21,7 @@ _LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", _LORA),
     "qpa": ("qpa", {**_LORA, "budget": 0.5}),
-    "qpa-none": ("qpa", {**_LORA, "budget": 0.5, "feature_source": "none"}),
+    "qpa-frozen": ("qpa", {**_LORA, "budget": 0.5, "feature_source": "qnn_frozen"}),
     "quantum_peft": ("quantum_peft", {"r": 8, "target_modules": "all-linear"}),
 }
 

@@ -53,6 +53,8 @@ class Method:
     #: (config, qubits) the circuit that a backend can run, an Ansatz, and whether its angles are trained; or None. The
     #: generator then evaluates it in a `CircuitModule`.
     circuit: Callable[[Any, int], tuple[Any, bool] | None] | str | None = None
+    #: raised when defaults of the config change: rows of studies with other defaults are not taken over
+    revision: int = 1
     controls: Mapping[str, str] = field(default_factory=dict)  #: `feature_source` of each control, and its label
 
     # -- training

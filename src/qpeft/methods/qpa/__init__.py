@@ -8,6 +8,7 @@ METHOD = Method(
     config="qpeft.methods.qpa.config:QPAConfig",
     tuner="qpeft.methods.qpa.model:QPAModel",
     kind="quantum",
+    revision=2,
     learning_rate=1e-3,
     defaults={"target_modules": "all-linear"},
     options="qpeft.methods.qpa.settings:QPASettings",
