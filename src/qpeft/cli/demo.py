@@ -26,9 +26,7 @@ def demo(
     ),
     methods: Annotated[
         str,
-        typer.Option(
-            metavar="NAME,...", help="Any of lora, qpa, qpa-frozen (QPA with a frozen circuit), quantum_peft."
-        ),
+        typer.Option(metavar="NAME,...", help="Any of lora, qpa, qpa-frozen (its circuit is frozen), quantum_peft."),
     ] = "lora,qpa,quantum_peft",
 ) -> Answer:
     """Adapt a small language model to NumPy's documentation with stock LoRA, QPA and Quantum-PEFT.
