@@ -9,7 +9,7 @@ import numpy as np
 
 from qpeft.backends.backend import Backend, Numbers
 from qpeft.circuits import Ansatz
-from qpeft.errors import ConfigError, missing_extra
+from qpeft.errors import ConfigError, missing_extra, setting
 
 if TYPE_CHECKING:
     from qiskit.circuit import QuantumCircuit
@@ -64,7 +64,7 @@ class QiskitBackend(Backend):
         if there is not None and there < ansatz.n_qubits:
             raise ConfigError(
                 f"{self.name} has {there} qubits and the circuit needs {ansatz.n_qubits}; use another device, or a "
-                "larger chunk_size (fewer qubits)"
+                f"larger {setting('chunk_size')} (fewer qubits)"
             )
         from qiskit.exceptions import QiskitError
 

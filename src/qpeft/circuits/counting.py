@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from qpeft.circuits.ansatz import Ansatz, two_design_pairs
 from qpeft.circuits.columns import basis_columns
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 
 CONSTRUCTIONS = ("auto", "qsd", "qsd_full", "pad")
 
@@ -46,7 +46,9 @@ def resolve_construction(width: int, construction: str) -> str:
     Raises ConfigError for an unknown name and a width below 1.
     """
     if construction not in CONSTRUCTIONS:
-        raise ConfigError(f"unknown construction '{construction}'; choose one of {', '.join(CONSTRUCTIONS)}")
+        raise ConfigError(
+            f"unknown {setting('construction')} '{construction}'; choose one of {', '.join(CONSTRUCTIONS)}"
+        )
     if width < 1:
         raise ConfigError(f"width must be at least 1, got {width}")
     if width.bit_count() == 1:
@@ -103,7 +105,8 @@ def check_rank(k: int, width: int, construction: str) -> None:
     name = resolve_construction(width, construction)
     if name.startswith("qsd") and k > leading_block(width):
         raise ConfigError(
-            f"r={k} exceeds the leading block {leading_block(width)} of width {width}; use construction='pad'"
+            f"{setting('r')}={k} exceeds the leading block {leading_block(width)} of width {width}; "
+            f"use {setting('construction')}='pad'"
         )
     if k > width:
         raise ConfigError(f"{width} rows hold at most {width} orthonormal columns, got {k}")

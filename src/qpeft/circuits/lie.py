@@ -100,7 +100,7 @@ _PHI = {"exp": _exp, "cayley": _cayley, "taylor": _taylor}
 
 def _check(b: Tensor, k: int, lie_map: str) -> None:
     if lie_map not in LIE_MAPS:
-        raise ConfigError(f"unknown lie_map '{lie_map}'; choose one of {', '.join(LIE_MAPS)}")
+        raise ConfigError(f"unknown {setting('lie_map')} '{lie_map}'; choose one of {', '.join(LIE_MAPS)}")
     if b.dtype not in (torch.float32, torch.float64):
         raise UnsupportedTypeError(f"b must be float32 or float64, got {b.dtype}")
     if b.ndim not in (2, 3):
@@ -109,7 +109,9 @@ def _check(b: Tensor, k: int, lie_map: str) -> None:
     n = count_lie(width, rank)
     if rank > k:
         dead = n - (width * k - k * (k + 1) // 2)
-        raise ConfigError(f"{setting('lie_rank')}={rank} exceeds r={k}: {dead} of {n} parameters would have no effect")
+        raise ConfigError(
+            f"{setting('lie_rank')}={rank} exceeds {setting('r')}={k}: {dead} of {n} parameters would have no effect"
+        )
     if k > width:
         raise ConfigError(f"{width} rows hold at most {width} orthonormal columns, got {k}")
 

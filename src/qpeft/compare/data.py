@@ -15,7 +15,7 @@ import numpy as np
 
 from qpeft.compare.cell import SplitData
 from qpeft.compare.study import Study
-from qpeft.errors import ConfigError, DataError
+from qpeft.errors import ConfigError, DataError, setting
 from qpeft.files import read_json, replace_file, replace_folder, write_json, write_text
 from qpeft.training.lock import waiting_for
 from qpeft.training.sources import (
@@ -155,8 +155,8 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
     what, (n_shared, n) = "rows", count_shared(map(_content(study), rows), map(_content(study), others))
     if n_shared == n or (study.is_language_model and _is_part_of_text(rows, others)):
         raise DataError(
-            f"the {other} data are a copy or a part of the {one} data: a comparison needs separate data; set eval_data "
-            "and test_data to other data, or leave them out"
+            f"the {other} data are a copy or a part of the {one} data: a comparison needs separate data; set "
+            f"{setting('eval_data')} and {setting('test_data')} to other data, or leave them out"
         )
     if not n_shared and study.is_language_model:
         what, (n_shared, n) = "long lines", count_shared(long_lines(rows), long_lines(others))

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from qpeft.core.replication import local, sharded_by
-from qpeft.errors import ConfigError, TrainingError
+from qpeft.errors import ConfigError, QpeftWarning, TrainingError, setting
 from qpeft.methods.sora.config import SoRAConfig
 from qpeft.methods.sora.layer import GatedTuner, sora_tuner
 
@@ -160,15 +160,19 @@ def _set_lambda(config: Any, optimizer: Optimizer, group: int, steps: int | None
     config.planned_steps = steps
     if (config.sparse_lambda or 0) > 1 and "adam" in type(optimizer).__name__.lower():
         warnings.warn(
-            f"SoRA: sparse_lambda={config.sparse_lambda:.4g} exceeds 1; with Adam-type optimizers the threshold can "
-            "outweigh any gradient and remove every rank.",
+            f"SoRA: {setting('sparse_lambda')}={config.sparse_lambda:.4g} exceeds 1; with Adam-type optimizers the "
+            "threshold can outweigh any gradient and remove every rank.",
+            QpeftWarning,
             stacklevel=1,
         )
 
 
 def _spread(shrink_budget: float, optimizer: Optimizer, group: int, steps: int | None, schedule: Any) -> float:
     if steps is None:
-        raise ConfigError("shrink_budget is distributed over the planned steps: give steps=..., or set sparse_lambda")
+        raise ConfigError(
+            f"{setting('shrink_budget')} is distributed over the planned steps: give steps=..., or set "
+            f"{setting('sparse_lambda')}"
+        )
     total = math.fsum(planned_learning_rates(optimizer, group, steps, schedule))
     if not total > 0:
         raise ConfigError("The gate learning rate is zero over the whole schedule; lambda is undefined.")
