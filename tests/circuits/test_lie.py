@@ -147,7 +147,7 @@ def test_inaccurate_series_is_refused():
             (
                 lambda kind=kind: lie_columns(torch.full((4, 1), torch.nan), 1, kind),
                 ConfigError,
-                "b contains NaN or Inf",
+                "the Lie parameters b contain NaN or Inf",
             )
             for kind in ("exp", "cayley", "taylor")
         ),

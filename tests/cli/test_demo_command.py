@@ -81,7 +81,7 @@ def test_folder_with_other_content_is_refused_and_unchanged(qpeft_cli, tmp_path,
 def test_control_differs_from_qpa_only_in_its_circuit(tmp_path):
     settings = [qpeft.demo.run.settings_of(name, tmp_path, 5) for name in ("lora", "qpa-frozen")]
     lora, control = settings
-    assert control.method_settings == {**lora.method_settings, "budget": 0.5, "feature_source": "none"}
+    assert control.method_settings == {**lora.method_settings, "budget": 0.5, "feature_source": "qnn_frozen"}
     for name in ("model", "data", "steps", "lr", "batch_size", "seq_len", "seed", "eval_blocks"):
         assert getattr(lora, name) == getattr(control, name)
 

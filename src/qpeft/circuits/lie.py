@@ -34,7 +34,7 @@ def lie_columns(b: Tensor, k: int, lie_map: str = "exp", taylor_order: int = 18)
     _check(b, k, lie_map)
     batch = (b if b.ndim == 3 else b[None]).tril(-1)
     if has_nonfinite(batch):
-        raise ConfigError("b contains NaN or Inf")
+        raise ConfigError("the Lie parameters b contain NaN or Inf")
     columns, core = _columns(batch, k, lie_map, taylor_order)
     if lie_map == "taylor":
         _check_orthogonal(columns.detach(), core.detach(), taylor_order)

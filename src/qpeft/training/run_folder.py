@@ -179,7 +179,12 @@ def own_files(settings: TrainSettings) -> dict[str, str]:
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings without the shot budget, which may be raised to resume, and without the folders of files."""
+    """Settings without the shot budget, which may be raised to resume, and without the folders of files.
+
+    Raises TypeError or AttributeError for settings of a wrong type.
+    """
+    if not isinstance(settings["method"], str):
+        raise TypeError(f"the method is {settings['method']!r}")
     backend = {name: value for name, value in settings["backend_settings"].items() if name != "shot_budget"}
     return {
         **settings,
