@@ -46,8 +46,8 @@ def register_ansatz(
         layers: Maps `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act. Each angle
             belongs to exactly one gate.
         probabilities: A fast simulation, if there is one: maps `(angles, n_qubits, n_layers)` to the probabilities
-            (2**N,) from `|0...0>`, differentiable, with the dtype and device of `angles`. Without it the circuit is
-            simulated gate by gate.
+            (2**N,) from `|0...0>`, differentiable, with the dtype and device of `angles`. Without it the rotations
+            between two-qubit gates are simulated as one step.
 
     Raises:
         ConfigError: The name is empty, contains ":", or belongs to another ansatz.
