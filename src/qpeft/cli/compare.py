@@ -225,7 +225,12 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
     from qpeft.compare.report import tables
 
     console.print(f"{summary.study.title}\n", style="bold")
-    found = [tables.results(summary), tables.controls(summary), *(tables.block(b, summary) for b in summary.blocks)]
+    found = [
+        tables.results(summary),
+        tables.published(summary),
+        tables.controls(summary),
+        *(tables.block(b, summary) for b in summary.blocks),
+    ]
     for shown in (shown for shown in found if shown.rows):
         console.print(table(*tables.brief(shown), title=shown.caption))
     for method in summary.methods:

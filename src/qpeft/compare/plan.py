@@ -38,6 +38,7 @@ from qpeft.user_files import file_sha256, names_in, without_folder, without_fold
 
 Rows = Mapping[str, Row]  # by cell_id
 
+_OF_SPEC = ("key", "against", "method", "host", "settings", "backend", "note", "published")
 _WRITTEN_BEFORE_STUDY = ("data", "estimate.json")
 
 
@@ -280,7 +281,7 @@ def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedM
             "which are rounded to three digits; give factors that differ"
         )
     return ResolvedMethod(
-        **{name: getattr(spec, name) for name in ("key", "against", "method", "host", "settings", "backend", "note")},
+        **{name: getattr(spec, name) for name in _OF_SPEC},
         label=spec.label or spec.key,
         role=counted.role,
         kind=record.kind,

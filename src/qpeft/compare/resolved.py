@@ -11,7 +11,18 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from qpeft import methods
 from qpeft.compare.rows import SCHEMA, Base, MethodConfig, Row, cell_id
-from qpeft.compare.study import MethodKey, MetricName, Role, Seed, TaskName, Training, Tuning, check_keys, described
+from qpeft.compare.study import (
+    MethodKey,
+    MetricName,
+    Published,
+    Role,
+    Seed,
+    TaskName,
+    Training,
+    Tuning,
+    check_keys,
+    described,
+)
 from qpeft.errors import CheckpointError, InputError
 from qpeft.files import read_json, write_json
 from qpeft.training.task_types import TASKS
@@ -46,6 +57,7 @@ class ResolvedMethod(_Resolved):
     trainable: _Count
     deployed: _Count
     note: str | None = None
+    published: list[Published] = []
 
     @model_validator(mode="before")
     @classmethod

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from qpeft import methods
 from qpeft.backends.settings import backend_settings
 from qpeft.checks import MOST
 from qpeft.compare import BUILT_IN
+from qpeft.compare.metrics import METRICS
 from qpeft.errors import ConfigError
 from qpeft.names import unknown
 from qpeft.training.settings import HIGHEST_SEED
@@ -43,11 +44,26 @@ def _known_task(name: str) -> str:
     return name
 
 
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(unknown("metric", name, METRICS))
+    return name
+
+
 TaskName = Annotated[str, AfterValidator(_known_task)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Published(_Strict):
+    """A result that others published for a method. The report shows it next to the measured value."""
+
+    value: float  # in the unit in which the report shows the metric: an accuracy in %
+    metric: Annotated[str, AfterValidator(_known_metric)] | None = None  # of METRICS; default: that of the study
+    source: _Label
+    note: _Label | None = None
 
 
 class _MethodFields(_Strict):
@@ -66,6 +82,9 @@ class MethodSpec(_MethodFields):
     role: Literal["main", "control"] = "main"
     against: str | None = None  # of a control: the key of the method that it is a control of
     note: str | None = None
+    published: Annotated[
+        list[Published], BeforeValidator(lambda found: [found] if isinstance(found, dict) else found)
+    ] = []
 
     @model_validator(mode="after")
     def _is_known(self) -> MethodSpec:
@@ -327,7 +346,7 @@ def _known_fields(place: tuple[int | str, ...]) -> list[str]:
     """The fields of the part of a study in which an unknown field was found."""
     parents = [part for part in place[:-1] if isinstance(part, str)]
     models: dict[str, type[BaseModel]] = {"training": Training, "tuning": Tuning, "generation": Generation}
-    models |= {"blocks": Block, "methods": Candidate if "blocks" in parents else MethodSpec}
+    models |= {"published": Published, "blocks": Block, "methods": Candidate if "blocks" in parents else MethodSpec}
     return list((models[parents[-1]] if parents else Study).model_fields)
 
 

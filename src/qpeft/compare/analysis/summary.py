@@ -8,9 +8,10 @@ from dataclasses import replace
 from qpeft.compare.analysis.limits import limits_of
 from qpeft.compare.analysis.records import MethodRows, describe_measurements, hardware, measurements, read_method
 from qpeft.compare.analysis.sentences import flags_of, headlines_of, sentence
-from qpeft.compare.analysis.statistics import MIN_SEEDS, Difference, Pair, compare
+from qpeft.compare.analysis.statistics import MIN_SEEDS, Difference, Pair, Stats, compare, describe
 from qpeft.compare.analysis.targets import steps_and_seconds, target_losses
-from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, Summary
+from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, PublishedResult, Summary
+from qpeft.compare.metrics import METRICS, TRAINABLE
 from qpeft.compare.resolved import ResolvedBlock, ResolvedMethod, ResolvedStudy
 from qpeft.compare.rows import Cost, Row, Train
 from qpeft.compare.study import is_ranked
@@ -89,7 +90,22 @@ def _method(study: ResolvedStudy, method: ResolvedMethod, rows: MethodRows, diff
         difference=differences.get((method.key, study.reference)) if method.role != "equal_budget" else None,
         difference_to_target=differences.get((method.key, method.against or "")),
         null_reasons=_reasons(rows, method, study.costs),
+        published=_published(study, method, found),
     )
+
+
+def _published(study: ResolvedStudy, method: ResolvedMethod, measured: Mapping[str, Stats]) -> list[PublishedResult]:
+    """The published values of the method with those measured, in the units of the report."""
+    found = []
+    for one in method.published:
+        metric = one.metric or study.metric
+        factor = METRICS[metric].factor
+        stats = measured.get(f"quality.{metric}")
+        values = {seed: factor * value for seed, value in stats.values.items()} if stats else {}
+        if metric == TRAINABLE:
+            values = dict.fromkeys(study.seeds_of(method)[:1], float(method.trainable))  # the plan has counted it
+        found.append(PublishedResult(metric, one.value, describe(values), one.source, one.note))
+    return found
 
 
 def _block(

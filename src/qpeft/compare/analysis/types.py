@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from qpeft.compare.analysis.records import FAILURES, MethodRows
 from qpeft.compare.analysis.statistics import Difference, Stats
+from qpeft.compare.metrics import METRICS, Metric
 from qpeft.compare.resolved import ResolvedStudy
 from qpeft.compare.rows import Cost, Row
 
 
-class Metric(NamedTuple):
-    """How the study's metric is shown."""
+@dataclass(frozen=True)
+class PublishedResult:
+    """A published value of a method, and the measured one in the same unit, if there is one."""
 
-    title: str
-    unit: str
-    difference_unit: str
-    factor: float  # from the stored value to the unit
-    decimals: int  # in sentences
+    metric: str  # of METRICS
+    value: float
+    measured: Stats | None
+    source: str
+    note: str | None
+
+    @property
+    def difference(self) -> float | None:
+        """The measured mean minus the published value."""
+        return None if self.measured is None else self.measured.mean - self.value
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,7 @@ class MethodSummary:
     seconds_to: dict[str, Reached] = field(default_factory=dict)
     null_reasons: dict[str, str]  # by dotted name: why a measurement is missing
     flags: list[str] = field(default_factory=list)
+    published: list[PublishedResult] = field(default_factory=list)
     rank: int | None = None  # among main methods; needs three seeds, and that all planned ones succeeded
 
     @property
@@ -142,11 +150,13 @@ class Summary:
 
     @property
     def metric(self) -> Metric:
-        return {
-            "test_loss": Metric("Test loss", self.loss_unit, self.loss_unit, 1.0, 3),
-            "test_accuracy": Metric("Test accuracy", "%", "percentage points", 100.0, 1),
-            "bleu": Metric("BLEU", "points", "points", 1.0, 1),
-        }[self.study.metric]
+        """How the study's metric is shown."""
+        return self.shown(self.study.metric)
+
+    def shown(self, metric: str) -> Metric:
+        """How a metric of METRICS is shown."""
+        found, unit = METRICS[metric], self.loss_unit
+        return found._replace(unit=unit, difference_unit=unit) if metric == "test_loss" else found
 
     @property
     def ordered(self) -> list[MethodSummary]:

@@ -3,6 +3,7 @@
     results.jsonl   every row                  summary.csv   a line per method: means, intervals, verdicts
     results.csv     a line per row             blocks.csv    a line per member of an equal-budget block
     summary.md      the results to read        report.html   the report, and its charts in plots/
+    published.csv   a line per published value, if the study has any
 
 CSV files hold values at full precision under dotted names. An empty field is a value that is missing; the reason is in
 the column `null_reasons`.
@@ -58,6 +59,10 @@ def write_tables(folder: Path, summary: Summary) -> None:
     write_text(folder / "summary.csv", to_csv(map(_method, summary.methods), ("key",)))
     write_text(folder / "blocks.csv", to_csv(_members(summary), ("of", "budget", "key")))
     write_text(folder / "summary.md", markdown(summary))
+    if published := list(_published(summary)):
+        write_text(folder / "published.csv", to_csv(published, ("key", "metric")))
+    else:
+        (folder / "published.csv").unlink(missing_ok=True)
 
 
 def markdown(summary: Summary) -> str:
@@ -65,7 +70,7 @@ def markdown(summary: Summary) -> str:
     study = summary.study
     direction = "lower" if summary.lower_is_better else "higher"
     found = tables.every(summary)
-    shown = [found[name] for name in ("methods", "results", "other_metrics", "controls")]
+    shown = [found[name] for name in ("methods", "results", "published", "other_metrics", "controls")]
     shown += [*(tables.block(block, summary) for block in summary.blocks), found["costs"], found["capacity"]]
     parts = [
         f"# {markdown_text(study.title)}",
@@ -123,6 +128,14 @@ def _members(summary: Summary) -> Iterator[dict[str, Any]]:
             line = {name: getattr(member, name) for name in ("key", "trainable", "ratio", "over_budget", "rank")}
             metric = _stats("metric", summary[member.key].metric)
             yield {"of": block.of, "budget": block.budget} | line | metric | _difference("delta", member.difference)
+
+
+def _published(summary: Summary) -> Iterator[dict[str, Any]]:
+    for method in summary.methods:
+        for one in method.published:
+            line = {"key": method.key, "metric": one.metric, "unit": summary.shown(one.metric).unit}
+            line |= {"published": one.value} | _stats("measured", one.measured) | {"difference": one.difference}
+            yield line | {"source": one.source, "note": one.note}
 
 
 def _stats(name: str, stats: Stats | None) -> dict[str, Any]:

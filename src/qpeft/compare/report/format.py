@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference, Stats
     from qpeft.compare.analysis.types import MethodSummary, Reached, Summary
+    from qpeft.compare.metrics import Metric
 
 MISSING = "\u2013"
 VERDICTS = {"better": "▲", "worse": "▼", "no difference shown": "≈", "preliminary": "…"}
@@ -52,9 +53,14 @@ def count(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
 
 
-def decimal(value: float | None, decimals: int = _DECIMALS, unit: float = 1.0) -> str:
+def decimal(value: float | None, decimals: int = _DECIMALS, unit: float = 1.0, sign: str = "") -> str:
     """`3.0512`: the value divided by `unit`."""
-    return MISSING if value is None else f"{value / unit:,.{decimals}f}"
+    return MISSING if value is None else f"{value / unit:{sign},.{decimals}f}"
+
+
+def metric_title(metric: Metric) -> str:
+    """`Test loss (nats per token)`."""
+    return f"{metric.title} ({metric.unit})" if metric.unit else metric.title
 
 
 def mean_sd(stats: Stats | None, decimals: int = _DECIMALS, factor: float = 1.0) -> str:

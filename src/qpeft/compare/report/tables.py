@@ -5,30 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from qpeft.compare.report.format import count, decimal, interval, kind_of, mean_sd, reached, settings, verdict
+from qpeft.compare.metrics import METRICS, TRAINABLE
+from qpeft.compare.report.format import (
+    count,
+    decimal,
+    interval,
+    kind_of,
+    mean_sd,
+    metric_title,
+    reached,
+    settings,
+    verdict,
+)
 from qpeft.compare.report.table import Table
 from qpeft.compare.study import LEAST_RANKED
 from qpeft.user_files import is_file
 
 if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference
-    from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, Summary
+    from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, PublishedResult, Summary
     from qpeft.compare.rows import StepTimes
 
 Column = Callable[["MethodSummary"], str]
 
-_QUALITY = {
-    "test_loss": "Test loss",
-    "test_ppl": "Perplexity",
-    "bits_per_byte": "Bits per byte",
-    "test_accuracy": "Accuracy",
-    "bleu": "BLEU",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "rougeL": "ROUGE-L",
-    "bertscore_f1": "BERTScore F1",
-    "forgetting_shifted": "Forgetting (nats)",
-}
 _CAPACITY = {
     "block_effective_rank": "Effective rank of Δy",
     "block_linear_share": "Linear share",
@@ -60,7 +59,19 @@ _VERDICT_HINT = {"Verdict": "better or worse only if the interval excludes 0 aft
 
 def every(summary: Summary) -> dict[str, Table]:
     """All tables except those of the equal-budget blocks, by name."""
-    makers = (methods, results, other_metrics, controls, speed, tuning, capacity, costs, missing, environment)
+    makers = (
+        methods,
+        results,
+        published,
+        other_metrics,
+        controls,
+        speed,
+        tuning,
+        capacity,
+        costs,
+        missing,
+        environment,
+    )
     return {make.__name__: make(summary) for make in makers}
 
 
@@ -109,11 +120,28 @@ def results(summary: Summary) -> Table:
     return Table.of("results", caption, summary.ordered, columns, hints | _VERDICT_HINT)
 
 
+def published(summary: Summary) -> Table:
+    """Published values next to those measured."""
+    name = _name(summary)
+    columns: dict[str, Callable[[tuple[MethodSummary, PublishedResult]], str]] = {
+        "Method": lambda line: name(line[0]),
+        "Metric": lambda line: metric_title(summary.shown(line[1].metric)),
+        "Published": lambda line: f"{line[1].value:,.12g}",
+        "Measured": lambda line: mean_sd(line[1].measured, _decimals(line[1])),
+        "Measured - published": lambda line: decimal(line[1].difference, _decimals(line[1]), sign="+"),
+        "Source": lambda line: f"{line[1].source} ({line[1].note})" if line[1].note else line[1].source,
+    }
+    found = [(method, one) for method in _all(summary) for one in method.published]
+    return Table.of("published", f"Published values, and those measured here, {_OVER_SEEDS}", found, columns)
+
+
 def other_metrics(summary: Summary) -> Table:
     """Everything else that was measured on the test data."""
     columns = {"Method": _name(summary)}
-    columns |= {title: _mean(f"quality.{key}") for key, title in _QUALITY.items() if key != summary.study.metric}
-    columns["Perplexity"] = _perplexity
+    for name in (name for name in METRICS if name not in (summary.study.metric, TRAINABLE)):
+        shown = summary.shown(name)
+        mean = _mean(f"quality.{name}", factor=shown.factor)
+        columns[metric_title(shown)] = _perplexity if name == "test_ppl" else mean
     return Table.of("further", f"Other metrics on the test data, {_OVER_SEEDS}", _all(summary), columns)
 
 
@@ -286,6 +314,10 @@ def _metric_title(summary: Summary, of: str = "") -> str:
     return f"{summary.metric.title}{of} ({summary.metric.unit})"
 
 
+def _decimals(found: PublishedResult) -> int:
+    return 0 if found.metric == TRAINABLE else 4
+
+
 def _metric(summary: Summary) -> Column:
     factor = summary.metric.factor
 
@@ -297,8 +329,8 @@ def _metric(summary: Summary) -> Column:
     return shown
 
 
-def _mean(name: str, decimals: int = 4) -> Column:
-    return lambda m: mean_sd(m.measurements.get(name), decimals)
+def _mean(name: str, decimals: int = 4, factor: float = 1.0) -> Column:
+    return lambda m: mean_sd(m.measurements.get(name), decimals, factor)
 
 
 def _differences(title: str, summary: Summary, of: Callable[[MethodSummary], Difference | None]) -> dict[str, Column]:

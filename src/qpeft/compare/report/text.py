@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from qpeft.compare.rows import Row
 
 
+PUBLISHED = (
+    "Published values are those of other runs, with other software, hardware and seeds, and perhaps other settings. "
+    "The difference is the measured mean minus the published value; it has no interval."
+)
+
+
 def facts(summary: Summary) -> list[tuple[str, str]]:
     """Base, data, metric, reference, training, number of methods."""
     study = summary.study
