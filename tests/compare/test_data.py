@@ -83,6 +83,22 @@ def test_given_validation_and_test_data_are_not_split(tmp_path):
     assert [len(rows(path)) for path in (splits.train, splits.validation, splits.test)] == [60, 5, 7]
 
 
+def test_named_splits_of_a_data_set_are_the_parts(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (folder := tmp_path / "tales").mkdir()
+    for split, n in (("train", 60), ("validation", 5), ("test", 7)):
+        texts = (json.dumps({"text": f"{split} {i}"}) + "\n" for i in range(n))
+        (folder / f"{split}.jsonl").write_text("".join(texts))
+    named = {"data": f"{folder}::train", "eval_data": f"{folder}::validation", "test_data": f"{folder}::test"}
+    splits = split_data(study(**named), tmp_path / "study")
+    assert [len(rows(path)) for path in (splits.train, splits.validation, splits.test)] == [60, 5, 7]
+    assert rows(splits.test)[0] == {"text": "test 0"}
+    with pytest.raises(ConfigError, match=r"test_data .*tales::test.* has changed since"):
+        split_data(study(**{**named, "test_data": f"{folder}::test[:3]"}), tmp_path / "study")
+
+
 @pytest.mark.parametrize("part", ["eval_data", "test_data"])
 def test_copy_of_the_training_data_is_refused_as_held_out_data(tmp_path, part):
     texts = [{"text": f"document {n}\n"} for n in range(60)]

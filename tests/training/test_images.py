@@ -322,6 +322,15 @@ def test_photograph_is_rotated_upright(tmp_path):
     assert open_image(tmp_path / "a.jpg", "RGB").size == (20, 40)
 
 
+def test_named_split_of_a_folder_is_its_sub_folder(tmp_path):
+    for number, part in enumerate(("train", "validation", "test"), start=1):
+        folder_of(tmp_path / "data" / part, each=number)
+    assert len(load_images(f"{tmp_path}/data::test", "train", "label")) == 6
+    assert not has_validation_images(f"{tmp_path}/data::train")
+    with pytest.raises(DataError, match="has no sub-folder 'dev' for this split; its sub-folders: test, train, valid"):
+        load_images(f"{tmp_path}/data::dev", "train", "label")
+
+
 @pytest.mark.parametrize(("train", "evaluation"), [("Training", "Testing"), ("TRAIN", "Valid")])
 def test_other_names_of_split_folders_are_accepted(tmp_path, train, evaluation):
     folder_of(tmp_path / "data" / train)

@@ -7,6 +7,7 @@ from pyarrow import parquet
 
 from qpeft.errors import DataError
 from qpeft.training import sources
+from qpeft.training.source_names import parse_source
 from qpeft.training.sources import Columns, load_examples
 
 
@@ -179,6 +180,90 @@ def test_hub_data_set_is_read_with_its_configuration(monkeypatch):
     assert load("wikitext:wikitext-2-raw-v1") == [{"text": "train"}]
     assert load_examples("wikitext", "validation", Columns()) == [{"text": "test"}]
     assert hub.asked == [("wikitext", "wikitext-2-raw-v1", "train"), ("wikitext", None, "test")]
+
+
+def test_named_split_is_read_for_training_and_evaluation(monkeypatch):
+    hub = Hub(monkeypatch, "train", "validation", "test")
+    for split in ("train", "validation"):
+        assert load_examples("wikitext:wikitext-2-raw-v1:test", split, Columns()) == [{"text": "test"}]
+    assert hub.asked == [("wikitext", "wikitext-2-raw-v1", "test")] * 2
+    assert load("wikitext::train[:10%]+validation") == [{"text": "train[:10%]+validation"}]
+    assert hub.asked[-1] == ("wikitext", None, "train[:10%]+validation")
+    assert sources.has_validation_split("wikitext")
+    assert not sources.has_validation_split("wikitext::train")
+
+
+def write_splits(folder: Path) -> Path:
+    """A folder as the hub has it: files of splits, and two configurations in its card."""
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train.csv\n"
+        f"  - split: test\n    path: {name}/test.csv\n"
+        for name in ("long", "short")
+    )
+    write(folder / "README.md", f"---\nconfigs:\n{configs}---\n")
+    for name in ("long", "short"):
+        (folder / name).mkdir()
+        for split in ("train", "test"):
+            write(folder / name / f"{split}.csv", f"text\n{name} {split}\n")
+    return folder
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.mark.usefixtures("cache")
+def test_split_of_a_local_folder_is_read_by_datasets(tmp_path):
+    (tmp_path / "plain").mkdir()
+    for split in ("train", "test"):
+        write(tmp_path / "plain" / f"{split}.jsonl", json.dumps({"text": split}))
+    assert load(f"{tmp_path}/plain::test") == [{"text": "test"}]
+    assert load(tmp_path / "plain") == [{"text": "test"}, {"text": "train"}]  # without a split, every file
+    (tmp_path / "a:b").mkdir()
+    folder = write_splits(tmp_path / "a:b")
+    assert load(f"{folder}:short:test") == [{"text": "short test"}]
+    assert load(f"{folder}:long") == [{"text": "long train"}]
+    with pytest.raises(DataError, match=r"has no split dev; it has train, test"):
+        load(f"{folder}:long:dev")
+    with pytest.raises(DataError, match=r"cannot read the splits of folder .*A split follows a second colon"):
+        load(f"{folder}:test")
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "config", "split"),
+    [
+        ("org/name", "org/name", None, None),
+        ("org/name:config", "org/name", "config", None),
+        ("org/name:config:train[:5%]", "org/name", "config", "train[:5%]"),
+        ("name::test", "name", None, "test"),
+        ("C:\\data\\tales:1.txt", "C:\\data\\tales:1.txt", None, None),
+        ("C:\\data::test", "C:\\data", None, "test"),
+        ("c::test", "c", None, "test"),
+        ("missing:1.txt", "missing:1.txt", None, None),
+    ],
+)
+def test_source_is_a_name_a_configuration_and_a_split(source, name, config, split):
+    assert parse_source(source) == (name, config, split)
+    assert parse_source(source).is_local == ("data" in name or "missing" in name)
+
+
+def test_path_may_contain_colons(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "tales: one.txt", "one")
+    assert load("tales: one.txt") == [{"text": "one"}]
+    (tmp_path / "a:b:c").mkdir()
+    assert parse_source("a:b:c:config:split") == ("a:b:c", "config", "split")
+    assert parse_source("a:b:c") == ("a:b:c", None, None)
+
+
+def test_sources_without_splits_refuse_one(tmp_path):
+    file = write(tmp_path / "a.txt", "one")
+    for source in (f"{file}::train", "numpy-docs::train"):
+        with pytest.raises(DataError, match="has no configurations and no splits; name it without ::train"):
+            load(source)
 
 
 def test_only_a_hub_data_set_has_a_validation_split(monkeypatch, tmp_path):

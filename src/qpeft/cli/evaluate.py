@@ -106,12 +106,14 @@ def _run_of(folder: Path | None) -> RunFolder | None:
 
 def _warn_of_training_data(run: RunFolder, settings: TrainSettings) -> None:
     """Warn if the data are those that the run was trained on, or a copy."""
-    from qpeft.training.sources import content_hash, has_validation_split, is_local
+    from qpeft.training.source_names import parse_source
+    from qpeft.training.sources import content_hash, has_validation_split
     from qpeft.training.task_types import TASKS
     from qpeft.training.tasks.images import has_validation_images
 
     data, trained = settings.data, run.settings().data
-    is_copy = is_local(data) and Path(trained).expanduser().exists() and content_hash(trained) == content_hash(data)
+    are_local = parse_source(data).is_local and Path(trained).expanduser().exists()
+    is_copy = are_local and parse_source(data).is_whole and content_hash(trained) == content_hash(data)
     has_validation = has_validation_images if TASKS[settings.task].has_images else has_validation_split
     if (is_copy or trained == data) and not has_validation(data):
         warnings.warn(

@@ -18,6 +18,7 @@ from qpeft.compare.study import Study
 from qpeft.errors import ConfigError, DataError, setting
 from qpeft.files import read_json, replace_file, replace_folder, write_json, write_text
 from qpeft.training.lock import waiting_for
+from qpeft.training.source_names import parse_source
 from qpeft.training.sources import (
     Columns,
     content_hash,
@@ -116,8 +117,14 @@ def _origin(study: Study) -> dict[str, Any]:
     return {
         **{name: getattr(study, name) for name in ("task", *_SOURCES)},
         **{name: getattr(study.training, name) for name in columns},
-        "contents": [content_hash(source) for source in sources if source is not None],
+        "contents": [_content_of(source) for source in sources if source is not None],
     }
+
+
+def _content_of(source: str) -> str | None:
+    """The hash of a local source, with the split that is read; None for a data set of the hub, or a built-in text."""
+    name, sha = parse_source(source), content_hash(source)
+    return sha if sha is None or name.is_whole else f"{sha}:{name.config or ''}:{name.split or ''}"
 
 
 def _has_images(study: Study) -> bool:

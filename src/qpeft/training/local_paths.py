@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
+
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")  # of Windows
 
 
 def looks_like_path(name: str) -> bool:
     """True if a name can only be a path: it starts like one, or has more slashes than a hub id."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1
+    return name.startswith((".", "/", "~")) or has_drive(name) or name.count("/") > 1
+
+
+def has_drive(name: str) -> bool:
+    """True if `name` starts with a drive of Windows: `C:\\data`."""
+    return _DRIVE.match(name) is not None
 
 
 def explain_missing(name: str) -> str:

@@ -22,6 +22,7 @@ from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress
 from qpeft.training.run_folder import own_files
 from qpeft.training.settings import TrainSettings
+from qpeft.training.source_names import parse_source
 from qpeft.training.sources import content_hash
 from qpeft.training.task_types import TASKS
 from qpeft.training.tasks import Task, task_class
@@ -95,7 +96,7 @@ def _data_files(settings: TrainSettings) -> dict[str, str]:
     found: dict[str, str] = {}
     for part, name in sources.items():
         with suppress(OSError):  # a file that is not data, or is being replaced
-            if name and Path(name).expanduser().exists() and (sha := content_hash(name, pattern)):
+            if name and Path(parse_source(name).name).expanduser().exists() and (sha := content_hash(name, pattern)):
                 found[part] = sha
     return found
 

@@ -44,9 +44,10 @@ class TrainSettings:
     data: str = field(
         metadata={
             "help": "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a "
-            "built-in corpus (numpy-docs, stdlib-docs), or a hub id, followed by a colon and its configuration if it "
-            "has one. Images: a folder with one sub-folder for each class, an .npz file with the arrays images and "
-            "labels, or a hub id."
+            "built-in corpus (numpy-docs, stdlib-docs), or a hub id. NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT "
+            "selects the configuration and the split of a hub id, or of a folder that the datasets library reads. "
+            "Images: a folder with one sub-folder for each class, an .npz file with the arrays images and labels, or a "
+            "hub id."
         }
     )
     out: str = field(metadata={"help": "Run folder. Run the same command again to resume."})

@@ -1,4 +1,4 @@
-"""Data sources: local files and folders, built-in texts, and data sets of the hub; checked when read.
+"""Data sources: local files and folders, built-in texts, and data sets with splits; checked when read.
 
 A row is a dict in one of three formats, which its columns determine:
 
@@ -22,12 +22,9 @@ from typing import Any
 
 from qpeft.errors import DataError, DataWarning, setting
 from qpeft.files import file_hash, parse_json
-from qpeft.training.local_paths import explain_missing, looks_like_path
+from qpeft.training.source_names import BUILT_IN, SourceName, parse_source
 
 Row = dict[str, Any]
-
-# in a package above this one, therefore imported only when used
-BUILT_IN = {"numpy-docs": "qpeft.demo.corpus:numpy_docs", "stdlib-docs": "qpeft.demo.corpus:stdlib_docs"}
 
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".txt": ("text", {"sample_by": "document"}),
@@ -38,8 +35,8 @@ _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".tsv": ("tsv", {}),
 }
 _LONG_LINE = 8  # words
-_LOCAL_SUFFIXES = {*_READERS, ".npz"}
 _EVALUATION_SPLITS = ("validation", "test")
+_SPLITS = "A split follows a second colon: NAME:CONFIG:SPLIT, or NAME::SPLIT without a configuration"
 
 
 @dataclass(frozen=True)
@@ -54,8 +51,8 @@ class Columns:
 def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
     """Rows of `source` in one of the three formats above, which the first row determines.
 
-    `split` ("train" or "validation") selects a split of a hub data set; other sources have only one. Rows with nothing
-    to score, an empty text or no answer, are left out with a warning.
+    `split` ("train" or "validation") selects a split of a hub data set if the source names none; other sources have
+    only one. Rows with nothing to score, an empty text or no answer, are left out with a warning.
 
     Raises:
         DataError: the source is missing, unreadable or empty, or lacks the columns.
@@ -80,36 +77,32 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
 
 
 def load_rows(source: str, split: str, headerless: Sequence[str] = ()) -> list[Row]:
-    """Rows of a file, of the files in a folder, or of a split of a hub data set, unchanged.
+    """Rows of a file, of the files in a folder, or of a split of a data set, unchanged.
 
     The first line of a .tsv is its header, unless it has none of the column names `headerless`.
 
     Raises:
         DataError: the source is missing or unreadable.
     """
-    if is_local(source):
-        return [row for file in _files(local_path(source)) for row in _read(file, headerless)]
-    return _hub(source, split)
+    if (path := plain_path(source)) is not None:
+        return [row for file in _files(path) for row in _read(file, headerless)]
+    return _read_split(source, split)
 
 
-def is_local(source: str) -> bool:
-    """True if `source` is a local path, whether or not it exists."""
-    return (
-        Path(source).expanduser().exists() or looks_like_path(source) or Path(source).suffix.lower() in _LOCAL_SUFFIXES
-    )
+def plain_path(source: str) -> Path | None:
+    """The path of a local file or folder that is read as a whole; None for a data set with splits.
 
-
-def local_path(source: str) -> Path:
-    """The path of a local source. Raises DataError if it does not exist."""
-    path = Path(source).expanduser()
-    if not path.exists():
-        raise DataError(f"no file or folder {source}: {explain_missing(source)}")
-    return path
+    Raises DataError if it does not exist.
+    """
+    name = parse_source(source)
+    return name.path if name.is_local and name.is_whole else None
 
 
 def has_validation_split(source: str) -> bool:
-    """True if `source` is a hub data set with a validation split."""
-    return source not in BUILT_IN and not is_local(source) and "validation" in hub_splits(source)
+    """True if `source` is a data set with a validation split, and names no split itself."""
+    name = parse_source(source)
+    is_data_set = name.name not in BUILT_IN and not (name.is_local and name.is_whole)
+    return is_data_set and name.split is None and "validation" in split_names(source)
 
 
 def warn_of_shared(what: str, training: Iterable[Any], others: Iterable[Any]) -> bool:
@@ -141,9 +134,10 @@ def long_lines(rows: Sequence[Row]) -> list[str]:
 
 def content_hash(source: str, pattern: str = "**/*") -> str | None:
     """Hash of a local source, or of its files that match; None for a data set of the hub, or a built-in text."""
-    if source in BUILT_IN or not is_local(source):
+    name = parse_source(source)
+    if name.name in BUILT_IN or not name.is_local:
         return None
-    path = local_path(source)
+    path = name.path
     files = [path] if path.is_file() else sorted(file for file in path.glob(pattern) if file.is_file())
     return hashlib.sha256(b"".join(bytes.fromhex(file_hash(file)) for file in files)).hexdigest()
 
@@ -241,8 +235,8 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _hub(source: str, split: str) -> list[Row]:
-    data_set = hub_data_set(source, split)
+def _read_split(source: str, split: str) -> list[Row]:
+    data_set = load_split(source, split)
     rows = [dict(row) for row in data_set]
     for column, names in class_columns(data_set).items():
         for row in rows:
@@ -251,46 +245,60 @@ def _hub(source: str, split: str) -> list[Row]:
 
 
 def class_columns(data_set: Any) -> dict[str, list[str]]:
-    """The names of the classes for each column of a hub data set that has class indices."""
+    """The names of the classes for each column of a data set that has class indices."""
     features = getattr(data_set, "features", None) or {}
     return {column: feature.names for column, feature in features.items() if hasattr(feature, "names")}
 
 
-def hub_data_set(source: str, split: str) -> Any:
-    """The split of a hub data set for "train", or for "validation" its validation or else its test split.
+def load_split(source: str, split: str) -> Any:
+    """The split that `source` names, or its split for "train", or for "validation" its validation or else test split.
 
     Raises DataError if it has no such split.
     """
     from datasets import load_dataset
 
-    name, config = _name_and_config(source)
-    splits = hub_splits(source)
-    wanted = ("train",) if split == "train" else _EVALUATION_SPLITS
-    part = next((candidate for candidate in wanted if candidate in splits), None)
+    name, found = parse_source(source), split_names(source)
+    if name.split is None:
+        wanted = ("train",) if split == "train" else _EVALUATION_SPLITS
+        part = next((candidate for candidate in wanted if candidate in found), None)
+    else:
+        wanted = [one.partition("[")[0] for one in name.split.split("+")]  # train[:10%]+test
+        part = name.split if set(wanted) <= set(found) else None
     if part is None:
-        raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(splits)}")
-    return load_dataset(name, config, split=part)
+        raise DataError(f"{source} has no split {' or '.join(wanted)}; it has {', '.join(found)}")
+    try:
+        return load_dataset(_id_of(name), name.config, split=part)
+    except Exception as error:  # each reader raises its own types
+        raise DataError(f"cannot read {source}: {_root_cause(error)}") from error
 
 
-def hub_splits(source: str) -> Sequence[str]:
-    """Names of the splits of a hub data set. Raises DataError if there is no such data set."""
+def split_names(source: str) -> Sequence[str]:
+    """Names of the splits of a hub data set, or of a local folder that `datasets` reads.
+
+    Raises DataError if there is no such data set.
+    """
     from datasets import get_dataset_split_names
 
-    name, config = _name_and_config(source)
+    name = parse_source(source)
+    if name.name in BUILT_IN or (name.is_local and name.path.is_file()):
+        raise DataError(f"{name.name} has no configurations and no splits; name it without {source[len(name.name) :]}")
     try:
-        return get_dataset_split_names(name, config)
+        return get_dataset_split_names(_id_of(name), name.config)
     except Exception as error:  # offline, unknown, gated, or without configuration
+        cause = _root_cause(error)
+        if name.is_local:
+            raise DataError(f"cannot read the splits of folder {name.name}: {cause}. {_SPLITS}") from error
         near = get_close_matches(source, BUILT_IN, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = f" Did you mean {near[0]!r}?" if near else ("" if name.config is None else f" {_SPLITS}")
         raise DataError(
             f"{source!r} is not a local file or folder, not a built-in text ({', '.join(BUILT_IN)}), and could not be "
-            f"loaded from the hub: {_root_cause(error)}.{hint}"
+            f"loaded from the hub: {cause}.{hint}"
         ) from error
 
 
-def _name_and_config(source: str) -> tuple[str, str | None]:
-    name, _, config = source.partition(":")
-    return name, config or None
+def _id_of(name: SourceName) -> str:
+    """As `datasets` takes it: a hub id, or the path of a folder."""
+    return str(name.path) if name.is_local else name.name
 
 
 def _names(source: str, row: Row, columns: Columns) -> dict[str, str]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qpeft.errors import DataError, setting
-from qpeft.training.sources import class_columns, first_line, hub_data_set, hub_splits, is_local, local_path
+from qpeft.training.source_names import parse_source
+from qpeft.training.sources import class_columns, first_line, load_split, split_names
 from qpeft.training.tasks.labelled_data import Labelled, label_name
 
 if TYPE_CHECKING:
@@ -31,24 +32,28 @@ def load_images(source: str, split: str, label_column: str) -> list[Labelled]:
 
     Raises DataError for a source that is missing, empty, damaged, or in another format.
     """
-    if not is_local(source):
+    name = parse_source(source)
+    if not name.is_local:
         return _read_hub(source, split, label_column)
-    path = local_path(source)
-    if path.is_dir():
-        return _read_folder(path, split)
-    if path.is_file() and path.suffix.lower() == ".npz":
+    path = name.path
+    if path.is_dir() and name.config is None:
+        return _read_folder(path if name.split is None else _named_folder(path, name.split), split)
+    if path.is_file() and path.suffix.lower() == ".npz" and name.is_whole:
         return _read_npz(path)
     raise DataError(
-        f"cannot read images from {path}; give a folder with one sub-folder for each class, or an .npz with the arrays "
-        "images and labels"
+        f"cannot read images from {source}; give a folder with one sub-folder for each class, FOLDER::SPLIT with such "
+        "sub-folders in FOLDER/SPLIT, or an .npz with the arrays images and labels"
     )
 
 
 def has_validation_images(source: str) -> bool:
-    """Whether a folder or hub data set has a validation split."""
-    if not is_local(source):
-        return "validation" in hub_splits(source)
-    path = local_path(source)
+    """Whether a folder or hub data set has a validation split, and the source names no split itself."""
+    name = parse_source(source)
+    if name.split is not None:
+        return False
+    if not name.is_local:
+        return "validation" in split_names(source)
+    path = name.path
     return path.is_dir() and _split_folder(path, "train") is not None and _split_folder(path, "validation") is not None
 
 
@@ -93,6 +98,14 @@ def image_bytes(content: np.ndarray | Path | bytes) -> bytes:
 def _split_folder(folder: Path, split: str) -> Path | None:
     folders = {entry.name.lower(): entry for entry in folder.iterdir() if entry.is_dir()}
     return next((folders[name] for name in _SPLIT_NAMES[split] if name in folders), None)
+
+
+def _named_folder(path: Path, split: str) -> Path:
+    """The sub-folder of a split. Raises DataError if there is none."""
+    if not (path / split).is_dir():
+        found = ", ".join(sorted(entry.name for entry in path.iterdir() if entry.is_dir())) or "none"
+        raise DataError(f"{path} has no sub-folder {split!r} for this split; its sub-folders: {found}")
+    return path / split
 
 
 def _read_folder(path: Path, split: str) -> list[Labelled]:
@@ -170,7 +183,7 @@ def _names(path: Path, names: np.ndarray | None, labels: np.ndarray) -> list[str
 def _read_hub(source: str, split: str, label_column: str) -> list[Labelled]:
     from datasets import Image
 
-    data_set = hub_data_set(source, split)
+    data_set = load_split(source, split)
     columns = list(data_set.features)
     image_column = next((name for name in _COLUMNS if name in columns), None)
     if image_column is None or label_column not in columns:
