@@ -116,7 +116,7 @@ def settings_of(cell: Cell, out: Path, part: str = "validation") -> TrainSetting
         lr=cell.lr or 1.0,
         seed=cell.seed,
         trust_remote_code=recipe.trust_remote_code,
-        eval_every=training.eval_every or max(1, training.steps // 8),
+        eval_every=training.eval_every or max(1, training.steps // 20),
         save_every=training.save_every or save_every,
         **{name: getattr(training, name) for name in _OF_TRAINING},
     )

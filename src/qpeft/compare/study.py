@@ -149,7 +149,7 @@ class Training(_Strict):
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
-    eval_every: int | None = Field(default=None, ge=1, le=MOST)  # default: eight times per run
+    eval_every: int | None = Field(default=None, ge=1, le=MOST)  # default: 20 times per run
     eval_blocks: int = Field(default=24, ge=0, le=MOST)
     save_every: int | None = Field(default=None, ge=1, le=MOST)
     text_column: str = "text"

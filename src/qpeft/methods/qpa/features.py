@@ -13,6 +13,7 @@ from qpeft.circuits.exact import seconds_in_stages
 from qpeft.core.generator import CircuitModule
 from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
+from qpeft.errors import setting
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.settings import QPASettings
 
@@ -100,7 +101,7 @@ def slow_circuit(config: QPASettings, count: QPACount) -> str | None:
     return (
         f"one evaluation of ansatz {ansatz.name} with {ansatz.n_qubits} qubits takes about {seconds:.2g} s on one CPU "
         f"core, and a step needs {config.n_generators}: the ansatz has no fast simulation; for fewer qubits use a "
-        f"larger chunk_size, or register your own ansatz with `probabilities`"
+        f"larger {setting('chunk_size')}, or register your own ansatz with `probabilities`"
     )
 
 
