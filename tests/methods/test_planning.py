@@ -64,5 +64,11 @@ def test_missing_base_raises(tmp_path):
     ],
 )
 def test_size_larger_than_the_model_is_refused_before_peft_allocates_it(llama, config, found):
-    with pytest.raises(ConfigError, match=f"^{found} is larger than the model; use at most 1024$"):
+    with pytest.raises(ConfigError, match=rf"^{found} is larger than the model; use at most \d+$"):
         qpeft.plan(llama, config())
+
+
+def test_uni_lora_may_train_more_values_than_any_matrix_has(llama):
+    largest = max(parameter.numel() for parameter in llama.parameters())
+    planned = qpeft.plan(llama, UniLoraConfig(r=64, theta_d_length=largest + 1, target_modules=["q_proj"]))
+    assert planned.trainable == largest + 1

@@ -24,7 +24,7 @@ _SIZES = (
     *("r", "init_r", "target_r", "u", "num_virtual_tokens", "token_dim", "num_layers", "num_transformer_submodules"),
     "encoder_hidden_size",
 )
-_COUNTS = ("n_frequency", "theta_d_length")  # of entries of a matrix
+_COUNTS = ("n_frequency", "theta_d_length")  # of trained values, not the size of a dimension
 _CHOICES = "*+?{|"  # two of them can take exponential time
 
 # the forms in which PEFT matches patterns with names
@@ -64,7 +64,7 @@ def check_sizes_fit(config: Any, model: nn.Module) -> None:
     """Raise ConfigError if a rank, or another size of a PEFT config, is above 1024 and larger than all of `model`."""
     shapes = [tuple(p.shape) for p in model.parameters()]
     largest = max((size for shape in shapes for size in shape), default=0)
-    for name, value, limit in _too_large(vars(config), largest, max(map(math.prod, shapes), default=0)):
+    for name, value, limit in _too_large(vars(config), largest, sum(map(math.prod, shapes))):
         shown = setting(name) if name.isidentifier() else name
         raise ConfigError(f"{shown}={value} is larger than the model; use at most {max(UNCHECKED, limit)}")
 
