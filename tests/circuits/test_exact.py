@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qpeft.circuits import Ansatz, Gate, exact_probabilities, gate_probabilities, register_ansatz
+from qpeft.circuits import Ansatz, Gate, exact, exact_probabilities, gate_probabilities, register_ansatz
 from qpeft.errors import ConfigError
 from qpeft.testing import ansatz_contract
 
@@ -77,6 +77,15 @@ def test_any_order_of_gates(n_qubits, drawn):
     torch.testing.assert_close(
         exact_probabilities(ansatz, angles), gate_probabilities(ansatz, angles), atol=1e-13, rtol=0
     )
+
+
+@pytest.mark.parametrize("name", ["ry_ladder", "two_design", "efficient_su2"])
+def test_batch_equals_single_evaluations(name, monkeypatch):
+    ansatz = Ansatz(name, 4, 3)
+    angles = torch.rand(7, *ansatz.angle_shape, dtype=torch.float64)
+    monkeypatch.setattr(exact, "_AT_ONCE", 3 * 2**4)  # three circuits at once
+    expected = torch.stack([exact_probabilities(ansatz, each) for each in angles])
+    torch.testing.assert_close(exact.batch_probabilities(ansatz, angles), expected, rtol=0, atol=1e-14)
 
 
 def test_registered_simulation_is_used():

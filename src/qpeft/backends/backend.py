@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from qpeft.circuits import Ansatz, exact_probabilities
+from qpeft.circuits.exact import batch_probabilities
 
 Numbers = NDArray[np.float64]
 
@@ -64,7 +65,7 @@ class ExactBackend(Backend):
 
     def run(self, ansatz: Ansatz, angles: Numbers, shots: int | None, seed: int) -> Numbers:
         with torch.no_grad():
-            exact = np.stack([exact_probabilities(ansatz, each).numpy() for each in torch.from_numpy(angles)])
+            exact = batch_probabilities(ansatz, torch.from_numpy(angles)).numpy()
         if shots is None:
             return exact
         random = np.random.Generator(np.random.Philox(seed))

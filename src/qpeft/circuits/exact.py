@@ -1,4 +1,4 @@
-"""Exact probabilities of any ansatz, by its own fast simulation or in stages."""
+"""Exact probabilities and states of any ansatz, by its own fast simulation or in stages."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.ansatz import Ansatz, fast_probabilities
-from qpeft.circuits.ladder import probabilities
+from qpeft.circuits.ladder import ladder_states, probabilities
 from qpeft.circuits.numerics import full_precision, has_nonfinite
 from qpeft.circuits.staged import count_stages, staged_states
 from qpeft.circuits.two_design import two_design_columns
 from qpeft.errors import ConfigError
 
+_AT_ONCE = 2**20  # amplitudes of a batch
 _SECONDS = 1.2e-7  # per amplitude and stage, forward and backward on one core (measured at 14 to 18 qubits)
 
 
@@ -39,6 +40,32 @@ def exact_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
     if has_nonfinite(angles):
         raise ConfigError(f"circuit angles of {ansatz.name} contain NaN or Inf")
     return _run(angles, ansatz)
+
+
+def batch_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
+    """`exact_probabilities` (S, 2**N) at each of the angles `(S, *ansatz.angle_shape)`, far faster than one by one.
+
+    Raises ConfigError as `exact_probabilities`.
+    """
+    if fast_probabilities(ansatz) is not None or len(angles) == 1:
+        return torch.stack([exact_probabilities(ansatz, each) for each in angles])
+    parts = angles.split(max(1, _AT_ONCE >> ansatz.n_qubits))
+    return torch.cat([(psi * psi.conj()).real for psi in (circuit_states(ansatz, part) for part in parts)])
+
+
+def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
+    """Final states (S, 2**N) from `|0...0>` at the angles `(S, *ansatz.angle_shape)`, in their dtype.
+
+    The amplitudes are complex for circuits with RX or RZ. Raises ConfigError for angles of another shape.
+    """
+    if angles.ndim == 0 or angles.shape[1:] != ansatz.angle_shape:
+        wanted = ", ".join(map(str, ansatz.angle_shape))
+        raise ConfigError(f"angles must have shape (samples, {wanted}), got {tuple(angles.shape)}")
+    if ansatz.name == "ry_ladder":
+        return ladder_states(angles)
+    if ansatz.name == "two_design":
+        return two_design_columns(angles, ansatz.n_qubits, ansatz.n_layers, [0]).squeeze(2)
+    return staged_states(angles, ansatz)
 
 
 def _is_fast(ansatz: Ansatz) -> bool:

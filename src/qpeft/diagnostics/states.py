@@ -8,25 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qpeft.circuits import Ansatz, two_design_columns
-from qpeft.circuits.ladder import ladder_states
-from qpeft.circuits.staged import staged_states
+from qpeft.circuits import Ansatz
+from qpeft.circuits.exact import circuit_states
 from qpeft.errors import ConfigError
-
-
-def circuit_states(ansatz: Ansatz, angles: Tensor) -> Tensor:
-    """Final states (S, 2**N) from `|0...0>` at the angles `(S, *ansatz.angle_shape)`, in their dtype.
-
-    The amplitudes are complex for circuits with RX or RZ. Raises ConfigError for angles of another shape.
-    """
-    if angles.ndim == 0 or angles.shape[1:] != ansatz.angle_shape:
-        wanted = ", ".join(map(str, ansatz.angle_shape))
-        raise ConfigError(f"angles must have shape (samples, {wanted}), got {tuple(angles.shape)}")
-    if ansatz.name == "ry_ladder":
-        return ladder_states(angles)
-    if ansatz.name == "two_design":
-        return two_design_columns(angles, ansatz.n_qubits, ansatz.n_layers, [0]).squeeze(2)
-    return staged_states(angles, ansatz)
 
 
 def field_of(ansatz: Ansatz) -> str:
