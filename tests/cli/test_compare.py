@@ -117,6 +117,7 @@ def test_invalid_study_exits_with_code_2_before_any_cell(qpeft_cli, tmp_path, ar
     [
         (["--retry", "failed,broken"], "cannot retry 'broken'"),
         (["--executor", "slurm"], "unknown executor 'slurm'"),
+        (["--task", "translation"], "unknown task 'translation'"),
         (["--max-hours", 1e-9], "exceeds --max-hours=1e-09. Reduce steps, seeds or methods, or raise --max-hours."),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from geometries import write_geometry
 
 import qpeft
 from qpeft.cli.method import method_settings
@@ -18,10 +19,8 @@ def planned(qpeft_cli, *arguments):
 @pytest.fixture(scope="module")
 def gpt2_config(tmp_path_factory):
     """GPT-2's geometry as a config.json, without weights."""
-    from transformers import GPT2Config
-
     folder = tmp_path_factory.mktemp("gpt2")
-    GPT2Config().save_pretrained(folder)
+    write_geometry("gpt2-small", folder)
     return folder
 
 
@@ -32,6 +31,32 @@ def test_preset_official_is_the_published_experiment(qpeft_cli, gpt2_config):
     assert found["deployed"] == 204_100
     assert (found["n_qubits"], found["n_chunks"], found["chunk_size"]) == (7, 100, 2048)
     assert found["target_modules"] == ["lm_head"]
+
+
+@pytest.mark.parametrize(
+    ("base", "arguments", "counts"),
+    [  # the published log has 106,264; the papers print 52.06 %, 16.84 % (truncated) and 0.098M
+        ("gpt2-small", "--preset official", ["106,264", "204,100", "52.065%"]),
+        ("gemma-2b", "--preset official --chunk-size 4096", ["173,888", "1,032,192", "16.846%"]),
+        ("gemma-2-2b", "--preset official --chunk-size 4096", ["173,888", "1,033,216", "16.830%"]),
+        (
+            "gpt2-medium",
+            "--method quantum_peft --family lie --r 1 --target-modules c_attn",
+            ["98,280", "98,304", "99.976%"],
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_published_counts_are_printed(qpeft_cli, tmp_path, base, arguments, counts):
+    write_geometry(base, tmp_path)
+    result = qpeft_cli("plan", "--model", tmp_path, *arguments.split())
+    assert result.exit_code == 0, result.output
+    assert not [count for count in counts if count not in result.stdout]
+
+
+def test_adapter_that_is_not_generated_has_no_share_of_trainable_parameters(qpeft_cli, base_folder):
+    result = qpeft_cli("plan", "--model", base_folder, "--method", "lora")
+    assert "of these" not in result.stdout
 
 
 def test_option_overrides_the_preset(qpeft_cli, gpt2_config):

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from geometries import write_geometry
 from snippets import snippets
 
 STUDY = """
@@ -59,6 +60,8 @@ def stand_ins(tmp_path_factory, qpeft_cli):
         folder / "vit"
     )
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "vit")
+    for name in ("gpt2-small", "gpt2-medium", "gemma-2b", "gemma-2-2b"):
+        write_geometry(name, folder / name)
     draw = np.random.default_rng(0)
     for kind in ("cats", "dogs"):
         (folder / "photos" / kind).mkdir(parents=True)

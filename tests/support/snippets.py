@@ -17,6 +17,10 @@ STAND_INS = {
     "gpt2": "base",
     "path/or/hub-id": "base",
     "google/vit-base-patch16-224-in21k": "vit",
+    "openai-community/gpt2": "gpt2-small",
+    "openai-community/gpt2-medium": "gpt2-medium",
+    "google/gemma-2b": "gemma-2b",
+    "google/gemma-2-2b": "gemma-2-2b",
     "stories260K": "base",
     "numpy-docs": "docs.jsonl",
     "GrimmsFairyTales.txt": "docs.jsonl",
@@ -24,6 +28,7 @@ STAND_INS = {
     "controls": "tiny.yaml",
     "shots": "tiny.yaml",
     "noise": "tiny.yaml",
+    "bits": "tiny.yaml",
 }
 HUB_NAMES = ("gpt2", "path/or/hub-id")  # replaced in Python as well
 CHEAP = {"--steps": "2", "--seeds": "0", "--samples": "20", "--max-new-tokens": "4"}

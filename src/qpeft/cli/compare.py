@@ -38,6 +38,7 @@ def _option(text: str, **metadata: Any) -> Any:
 class StudyOptions:
     """Options that replace a field of the study; None: the study's own."""
 
+    task: str | None = _option("As for train; the built-in studies have task causal-lm.", metavar="NAME")
     base: str | None = _option("Base model: a Hub id, a folder, or `embedded`, the model inside qpeft.")
     data: str | None = _option("Training data, as for train. Without the next two options, parts of it are held out.")
     eval_data: str | None = _option("Validation data, for choosing learning rates and checkpoints.")

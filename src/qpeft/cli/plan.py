@@ -106,6 +106,8 @@ def _sizes(found: Plan) -> list[tuple[str, str, str]]:
     if found.lora_rank_1 is not None:
         rows.append(("LoRA, rank 1", count(found.lora_rank_1), "on the same modules"))
     rows.append(("deployed", count(found.deployed), "adapter parameters at inference"))
+    if found.trainable < found.deployed:
+        rows.append(("  trainable", f"{found.trainable / found.deployed:.3%}", "of these"))
     loads = "needs qpeft" if found.needs_qpeft else "loads with plain PEFT"
     rows.append(("saved weights", size(found.stored_bytes), loads))
     if found.needs_qpeft and found.exported_bytes:
