@@ -91,6 +91,7 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
     assert found["study"]["training"]["steps"] == 5
     assert found["study"]["command"] == f"qpeft compare run {study} --steps 5 --seeds 0,1,2 --out small"
     assert sorted(tmp_path.iterdir()) == before
+    assert "epochs of the training data" in qpeft_cli("compare", "plan", study, "--epochs", 1).stdout
     shown = qpeft_cli("compare", "plan", study)
     for word in ("lora", "0.01", "final runs", "max_hours is 8"):
         assert word in shown.stdout

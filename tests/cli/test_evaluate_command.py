@@ -3,6 +3,7 @@ import math
 import shutil
 
 import pytest
+from published_qpa import published_perplexity
 
 
 @pytest.fixture
@@ -59,6 +60,36 @@ def test_padded_perplexity_is_printed_only_with_its_option(qpeft_cli, base_folde
     shown = qpeft_cli("evaluate", "--model", base_folder, "--data", text, "--padded-perplexity")
     assert "padded perplexity" in shown.stdout
     assert "scores the padding too" in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "txt"])
+def test_padded_perplexity_of_a_file_with_empty_rows_is_the_published_one(qpeft_cli, base_folder, tmp_path, suffix):
+    rows = ["", "The king went into the wood.", "", "", "The bird sings.", "", "He said: well, well."]
+    path = tmp_path / f"rows.{suffix}"
+    content = {
+        "jsonl": "".join(json.dumps({"text": row}) + "\n" for row in rows),
+        "csv": "text\n" + "".join(f'"{row}"\n' for row in rows),
+        "txt": "".join(f"{row}\n" for row in rows),
+    }
+    path.write_text(content[suffix])
+    options = ("--model", base_folder, "--data", path, "--seq-len", 40)
+    found = json.loads(qpeft_cli("evaluate", *options, "--padded-perplexity", "--json").stdout)["base"]
+    assert found["padded_perplexity"] == pytest.approx(published_perplexity(base_folder, rows, 40), rel=1e-5)
+    usual = json.loads(qpeft_cli("evaluate", *options, "--json").stdout)["base"]
+    assert (found["perplexity"], found["n_padding"]) == (usual["perplexity"], 0)
+
+
+def test_separator_joins_texts_without_an_end_of_text(qpeft_cli, base_folder, tmp_path):
+    texts = ["The king went", "", " into the wood.\n"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "text.txt").write_text("".join(texts))
+
+    def score(name, *options):
+        given = ("--model", base_folder, "--data", tmp_path / name, "--seq-len", 160, "--json")
+        return json.loads(qpeft_cli("evaluate", *given, *options).stdout)["base"]
+
+    assert score("rows.jsonl", "--separator", "") == score("text.txt")
+    assert score("rows.jsonl")["n_tokens"] == score("text.txt")["n_tokens"] + 1  # an end of text between two texts
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Plans and cells on a tiny model: equal data and order, budgets, the best parameters, one row each."""
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from qpeft import methods
 from qpeft.backends import ExactBackend
@@ -89,6 +91,17 @@ def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
     sizes = [cell.spec.trainable for cell in cells if cell.seed == 0]
     assert sizes == sorted(sizes)
+
+
+def test_plan_of_epochs_has_their_steps(tiny_model, text_file, tmp_path):
+    asked = {"base": str(tiny_model), "data": str(text_file), "methods": METHODS[:2], "training.epochs": 2.5}
+    asked |= {name: value for name, value in SMALL.items() if name not in ("methods", "training.steps")}
+    plan = make_plan(load_study("survey", asked | {"training.lr_schedule": "cosine"}), tmp_path / "out")
+    [row] = map(json.loads, (tmp_path / "out" / "data" / "train.jsonl").read_text().splitlines())
+    n_blocks = len(AutoTokenizer.from_pretrained(tiny_model)(row["text"])["input_ids"]) // 32
+    [cell] = cells_of(plan, "lora")
+    assert cell.steps == plan.study.training.steps == math.ceil(2.5 * math.ceil(n_blocks / 2))
+    assert started_row(cell).train.schedule == "cosine decay after 6% warm-up"
 
 
 def test_study_file_stores_what_a_report_needs_of_a_method_in_a_file(study, tmp_path, monkeypatch):

@@ -31,6 +31,27 @@ def test_parts_share_no_document_and_lose_none(tmp_path):
     assert sorted(parts[0] + parts[1] + parts[2]) == sorted(texts)
 
 
+def test_empty_rows_are_kept_where_rows_are_padded(tmp_path):
+    data = tmp_path / "texts.jsonl"
+    texts = [f"document number {n}" if n % 3 else "" for n in range(100)]
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    splits = split_data(study(data=str(data), **{"training.pad_rows": True}), tmp_path / "study")
+    parts = [[row["text"] for row in rows(path)] for path in (splits.train, splits.validation, splits.test)]
+    assert [len(part) for part in parts] == [90, 5, 5]
+    assert parts[1] == texts[19::20]
+    with pytest.raises(ConfigError, match="pad_rows True has changed since"):
+        split_data(study(data=str(data)), tmp_path / "study")
+
+
+def test_empty_rows_are_no_copies_of_each_other(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in (f"{name} 1", "", "")))
+    named = {
+        part: str(tmp_path / f"{name}.jsonl") for part, name in (("data", "a"), ("eval_data", "b"), ("test_data", "c"))
+    }
+    assert split_data(study(**named, **{"training.separator": ""}), tmp_path / "study").notes == []
+
+
 def test_single_text_is_split_between_words(tmp_path):
     data = tmp_path / "tale.txt"
     text = " ".join(f"word{n}" for n in range(4000))

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from qpeft.compare import BUILT_IN
-from qpeft.compare.study import Study, load_study
+from qpeft.compare.cell import Recipe, SplitData
+from qpeft.compare.plan import _hash
+from qpeft.compare.rows import Base
+from qpeft.compare.study import Study, Training, load_study
 from qpeft.errors import ConfigError
 
 SMALL = """
@@ -67,6 +70,10 @@ def test_overrides_set_nested_fields(tmp_path):
         ({"seeds": [-1, 0]}, "seeds.0"),
         ({"tuning.grid": [-1.0]}, "tuning.grid.0"),
         ({"metric": "test_accuracy"}, "for classifications"),
+        ({"training.steps": 3, "training.epochs": 1}, "training.steps and training.epochs both limit a run; give one"),
+        ({"training.lr_schedule": "sine"}, "training.lr_schedule"),
+        ({"training.separator": "", "training.pad_rows": True}, "separator joins the texts, training.pad_rows keeps"),
+        ({"training.pad_rows": True, "task": "text-classification"}, "training.pad_rows is for task causal-lm"),
         ({"eval_data": "a.txt", "test_data": "a.txt"}, "would be chosen on the test"),
         ({"methods": [{"key": "lora", "method": "lora", "label": "=1+1"}]}, "methods.0.label"),
         ({"seeds": []}, "seeds"),
@@ -119,6 +126,28 @@ def test_unknown_name_lists_built_in_studies():
 def test_yaml_cannot_make_python_objects(tmp_path):
     with pytest.raises(ConfigError, match="is not YAML"):
         load_study(written(tmp_path, SMALL + "base: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_new_options_at_their_defaults_keep_the_hash_of_earlier_rows():
+    none, base = Path("x"), Base(id="b", sha256="0", params_total=1, dtype="float32")
+    data = SplitData(id="d", sha256="1", train=none, validation=none, test=none)
+    study = load_study("survey")
+    full = next(spec for spec in study.methods if spec.key == "full")
+
+    def hash_of(training):
+        return _hash(study, Recipe(model="m", base=base, data=data, task="causal-lm", training=training), full, [1e-3])
+
+    assert hash_of(Training()) == "bfe4f281effd"  # as in commit 06b399f
+    changes = {"pad_rows": True, "separator": "", "epochs": 1, "lr_schedule": "cosine", "label_smoothing": 0.1}
+    changed = {hash_of(Training(**{name: value})) for name, value in changes.items()}
+    assert len(changed - {hash_of(Training())}) == len(changes)
+
+
+def test_steps_of_the_command_replace_the_epochs_of_the_file(tmp_path):
+    file = written(tmp_path, f"{SMALL}training: {{epochs: 2}}\n")
+    assert load_study(file).training.epochs == 2
+    assert load_study(file, {"training.steps": 5}).training.epochs is None
+    assert load_study("survey", {"training.epochs": 0.5}).training.epochs == 0.5
 
 
 def test_study_is_frozen():

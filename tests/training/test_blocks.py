@@ -48,6 +48,24 @@ def test_blocks_join_texts_with_one_end_of_text_token(tokenizer, values, seq_len
     assert all(len(block.ids) == seq_len for block in blocks[:-1])
 
 
+@given(values=TEXTS, separator=st.sampled_from(["", "\n\n"]))
+@settings(max_examples=30)
+def test_blocks_join_texts_with_a_separator(tokenizer, values, separator):
+    values = ["", *values, ""]
+    blocks = cut(texts(*values), 8, tokenizer, separator=separator)
+    chain = tokenizer(separator.join(values))["input_ids"]
+    whole = len(chain) - (len(chain) % 8 == 1)  # a lone last token is predicted from nothing
+    assert [i for block in blocks for i in block.ids] == chain[:whole]
+
+
+def test_prompts_have_no_separator_and_no_padded_rows(tokenizer):
+    rows = [{"prompt": "the", "completion": " fox"}]
+    with pytest.raises(DataError, match="separator is for rows of text; the data has prompts or messages"):
+        cut(rows, 8, tokenizer, separator="")
+    with pytest.raises(DataError, match="pad_rows is for rows of text"):
+        cut(rows, 8, tokenizer, pad_rows=True)
+
+
 def test_spaces_missing_in_offsets_count_for_the_next_token(tokenizer):
     from tokenizers import processors
     from transformers import PreTrainedTokenizerFast
@@ -253,6 +271,17 @@ def test_too_little_text_is_refused(tmp_path, tokenizer, rows, message):
     with pytest.raises(DataError) as refused:
         load_blocks(data(tmp_path, rows), 16, tokenizer)
     assert message in str(refused.value)
+
+
+def test_one_padded_row_is_too_little(tmp_path, tokenizer):
+    with pytest.raises(DataError, match="has 1 row, too few for training and evaluation; set eval_data"):
+        load_blocks(data(tmp_path, texts("the king"), pad_rows=True), 16, tokenizer)
+
+
+def test_empty_rows_of_both_parts_are_not_reported_as_shared(tmp_path, tokenizer):
+    rows = texts(*(f"{n} the king" if n % 2 else "" for n in range(60)))
+    blocks = load_blocks(data(tmp_path, rows, pad_rows=True), 16, tokenizer)  # a warning is an error
+    assert (len(blocks.train), len(blocks.evaluation)) == (57, 3)
 
 
 def test_validation_data_without_tokens_to_score_is_refused(tmp_path, tokenizer):

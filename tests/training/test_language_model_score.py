@@ -1,3 +1,4 @@
+import json
 import math
 import shutil
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published_qpa import published_perplexity
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
@@ -18,10 +20,18 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.trainer_pt_utils import LabelSmoother
 
-from qpeft.training.blocks import cut
+from qpeft.training.blocks import collate, cut
 from qpeft.training.encoding import Tokens, encode
-from qpeft.training.metrics import LanguageModelScore, evaluate_language_model, padded_perplexity
+from qpeft.training.metrics import (
+    LanguageModelScore,
+    classification_loss,
+    evaluate_language_model,
+    language_model_loss,
+    padded_perplexity,
+)
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Columns, load_examples
 from qpeft.training.tasks.causal_lm import CausalLM
@@ -117,8 +127,6 @@ def test_score_is_the_sum_over_marked_tokens():
 
 
 def test_training_loss_of_an_answer_is_the_same_sum(tokenizer, tiny_model):
-    from qpeft.training.blocks import collate
-
     model = AutoModelForCausalLM.from_pretrained(tiny_model).double().eval()
     rows = [
         {"prompt": "the king", "completion": " went into the wood"},
@@ -150,26 +158,51 @@ def test_half_precision_is_scored_in_float32():
     assert evaluate_language_model(model.bfloat16(), blocks).loss == pytest.approx(exact, rel=1e-2)
 
 
-def test_padded_perplexity_scores_the_padding(tokenizer, tiny_model):
+@pytest.mark.parametrize("rows", [["the king sings", "a fox"], ["", "the king\n", "", "", "a fox sings", "", "x"]])
+def test_padded_perplexity_is_the_published_one(tokenizer, tiny_model, rows):
     model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-    lines, length = ["the king sings", "a fox"], 12
-    nats = 0.0
-    for line in lines:
-        ids = tokenizer(line)["input_ids"]
-        row = torch.tensor([ids + [0] * (length - len(ids))])
-        mask = (torch.arange(length) < len(ids)).long()[None]
-        nats += (length - 1) * model(row, attention_mask=mask, labels=row).loss.item()
-    padded = padded_perplexity(model, lines, tokenizer, length)
-    assert padded == pytest.approx(math.exp(nats / (2 * (length - 1))), rel=1e-5)
-    text_only = evaluate_language_model(model, encode([{"text": line} for line in lines], tokenizer)).perplexity
-    assert padded != pytest.approx(text_only, rel=1e-3)
+    published = published_perplexity(tiny_model, rows, length=12)
+    for batch_size in (1, 3):
+        assert padded_perplexity(model, rows, tokenizer, 12, batch_size) == pytest.approx(published, rel=1e-5)
+    text_only = evaluate_language_model(model, encode([{"text": row} for row in rows if row], tokenizer)).perplexity
+    assert text_only != pytest.approx(published, rel=1e-3)
 
 
-def test_padded_perplexity_scores_empty_lines(tokenizer, tiny_model):
-    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-    with_empty = padded_perplexity(model, ["a fox", ""], tokenizer, 12)
-    assert math.isfinite(with_empty)
-    assert with_empty != padded_perplexity(model, ["a fox"], tokenizer, 12)
+@pytest.mark.parametrize("virtual_tokens", [0, 3])
+def test_smoothed_loss_is_that_of_the_trainer(tokenizer, tiny_model, virtual_tokens):
+    rows = [{"prompt": "the king", "completion": " sings"}, {"prompt": "a", "completion": " fox"}]
+    batch = collate(cut(rows, 16, tokenizer))
+    labels = batch.pop("labels")
+    outputs = AutoModelForCausalLM.from_pretrained(tiny_model).eval()(**batch)
+    theirs = LabelSmoother(0.1)(outputs, labels, shift_labels=True)
+    outputs.logits = torch.cat([torch.randn(2, virtual_tokens, 300), outputs.logits], dim=1)
+    assert language_model_loss(outputs, labels, label_smoothing=0.1).item() == pytest.approx(theirs.item(), rel=1e-5)
+    halves = language_model_loss(outputs, labels, num_items_in_batch=2 * (labels >= 0).sum(), label_smoothing=0.1)
+    assert 2 * halves.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_smoothed_loss_of_classes_is_that_of_the_trainer():
+    outputs, labels = SequenceClassifierOutput(logits=torch.randn(5, 3)), torch.tensor([0, 2, 1, 1, 0])
+    theirs = LabelSmoother(0.2)(outputs, labels)
+    assert classification_loss(outputs, labels, label_smoothing=0.2).item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.* are also training data")
+def test_rows_are_padded_and_scored_in_training_as_published(tiny_model, tmp_path):
+    texts = ["", "the king went into the wood and said how well it sings", "", "a fox"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 5))
+    asked = TrainSettings(model=str(tiny_model), data=str(tmp_path / "rows.jsonl"), out="", seq_len=8, pad_rows=True)
+    task = CausalLM(asked)
+    assert (len(task.train), len(task.evaluation)) == (19, 1)
+    model = task.load_base().eval()
+    loss = model(**task.collate(task.train[:4])).loss.item()
+    assert math.exp(loss) == pytest.approx(published_perplexity(tiny_model, texts, 8), rel=1e-5)
+    score = task.score(model, task.train[:4])
+    assert math.exp(loss) == pytest.approx(score.perplexity, rel=1e-5)
+    n_text = 7 + len(task.train[3].ids) - 1
+    assert (score.n_tokens, score.n_padding) == (4 * 7, 4 * 7 - n_text)
+    assert score.headline[0] == "padded perplexity"
+    assert "bits per byte" not in score.described()
 
 
 def test_real_model_on_a_real_text(shared):

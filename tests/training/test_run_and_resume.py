@@ -8,12 +8,14 @@ import pytest
 import torch
 from runs import Killed, Recorder, assert_same_result, kill_at, losses, weights
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, get_scheduler
 
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError, TrainingError
 from qpeft.training import callbacks, outputs, train
 from qpeft.training.checkpoints import last_complete, step_of
 from qpeft.training.metrics_log import read_rows
 from qpeft.training.run_folder import RunFolder
+from qpeft.training.tasks import task_class
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
 
@@ -69,6 +71,65 @@ def test_warning_if_angles_hardly_move(settings):
     ):
         train(settings(method="quantum_peft", method_settings={"r": 2}, steps=1, lr=1e-3))
     train(settings("frozen", method="quantum_peft", method_settings={"r": 2, "freeze_angles": True}, steps=1, lr=1e-3))
+
+
+@pytest.mark.parametrize("epochs", [1, 2.3])
+def test_run_of_epochs_has_the_steps_of_the_trainer_and_resumes(settings, tiny_model, epochs):
+    def length(**changes):
+        return settings(steps=None, epochs=epochs, batch_size=3, save_every=1, **changes)
+
+    progress = Recorder()
+    unbroken = train(length(out="unbroken"), progress)
+    n_blocks = len(task_class("causal-lm")(length()).train)
+    same = {"num_train_epochs": epochs, "per_device_train_batch_size": 3, "gradient_accumulation_steps": 2}
+    quiet = {"report_to": "none", "disable_tqdm": True, "dataloader_pin_memory": False}
+    arguments = TrainingArguments(str(unbroken.out / "trainer"), **same, **quiet)
+    block = {name: torch.zeros(4, dtype=torch.long) for name in ("input_ids", "labels")}
+    trainer = Trainer(AutoModelForCausalLM.from_pretrained(tiny_model), arguments, train_dataset=[block] * n_blocks)
+    trainer.train()
+    assert unbroken.steps == trainer.state.max_steps
+    assert f"epochs: {epochs:g} of {n_blocks} examples, {unbroken.steps} steps" in progress.events
+    with pytest.raises(Killed):
+        train(length(), kill_at(unbroken.steps - 1))
+    resumed = train(length())
+    assert_same_result(resumed.out, unbroken.out)
+    assert train(length()).already_finished
+    with pytest.raises(CheckpointError, match=f"epochs was {epochs}, now None; steps was None, now {unbroken.steps}"):
+        train(settings(steps=unbroken.steps, batch_size=3, save_every=1))
+
+
+def test_run_of_a_version_with_fewer_settings_resumes(settings):
+    unbroken = train(settings("unbroken"))
+    with pytest.raises(Killed):
+        train(settings(), kill_at(5))
+    config = Path(settings().out) / "config.json"
+    record = json.loads(config.read_text())
+    for name in ("epochs", "lr_schedule", "label_smoothing", "separator", "pad_rows"):
+        del record["settings"][name]
+    config.write_text(json.dumps(record))
+    assert_same_result(train(settings()).out, unbroken.out)
+
+
+@pytest.mark.parametrize(("name", "of_transformers"), [("cosine", "cosine"), ("constant", "constant_with_warmup")])
+def test_learning_rate_follows_the_schedule_of_transformers(settings, name, of_transformers):
+    result = train(settings(lr_schedule=name, warmup=0.3, lr=0.01))
+    found = [row["learning_rate"] for row in read_rows(result.out / "metrics.jsonl") if "loss" in row]
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    schedule = get_scheduler(of_transformers, optimizer, num_warmup_steps=3, num_training_steps=STEPS)
+    expected = []
+    for _ in range(STEPS):
+        expected += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    assert found == pytest.approx(expected)
+
+
+def test_label_smoothing_changes_the_training_loss_and_no_score(settings):
+    plain, smooth = (train(settings(f"{share}", steps=1, label_smoothing=share)) for share in (0.0, 0.5))
+    rows = [read_rows(run.out / "metrics.jsonl") for run in (plain, smooth)]
+    one, other = (next(row["loss"] for row in found if "loss" in row) for found in rows)
+    assert one != pytest.approx(other, rel=1e-4)
+    assert plain.before == smooth.before
 
 
 def test_run_resumes_after_several_kills(settings):

@@ -80,6 +80,16 @@ def test_empty_rows_are_skipped_with_a_warning(tmp_path):
         assert load(path) == [{"prompt": "", "completion": "A"}]
 
 
+def test_empty_rows_and_lines_can_be_kept(tmp_path):
+    columns = Columns(keep_empty=True, by_line=True)
+    path = write(tmp_path / "a.jsonl", '{"text": ""}\n{"text": " one\\n"}\n{"text": null}\n')
+    assert load_examples(str(path), "train", columns) == [{"text": ""}, {"text": " one\n"}, {"text": ""}]
+    path = write(tmp_path / "a.txt", "one\n\n two\x0b\n")
+    assert load_examples(str(path), "train", columns) == [{"text": "one"}, {"text": ""}, {"text": " two\x0b"}]
+    with pytest.raises(DataError, match=r"2 of 2 rows .*; give rows with a text to learn"):
+        load_examples(str(write(tmp_path / "b.csv", 'text,n\n"",1\n,2\n')), "train", columns)
+
+
 @pytest.mark.parametrize("names", [("a.jsonl", "a.jsonl"), ("a.jsonl", "b.jsonl")], ids=["one file", "two files"])
 def test_rows_in_another_format_are_left_out_and_counted(tmp_path, names):
     for name, row in zip(names, ({"text": "T"}, {"prompt": "Q", "completion": "A"}), strict=True):

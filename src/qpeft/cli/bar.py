@@ -19,6 +19,8 @@ _QUIET_SECONDS = 30.0  # without a terminal, the longest time between two lines 
 class TrainingBar:
     """Shows the runs `names`, of `steps` steps each, as one bar with the time left.
 
+    `steps` may be None for one run, which then gives its number of steps when it starts.
+
     Without a terminal there is no bar: scores are printed, and a line of progress every 30 seconds.
 
     Example:
@@ -26,7 +28,7 @@ class TrainingBar:
             train(settings, bar.run("lora"))
     """
 
-    def __init__(self, names: Sequence[str], steps: int) -> None:
+    def __init__(self, names: Sequence[str], steps: int | None) -> None:
         from rich import progress
 
         self._names = list(names)
@@ -42,7 +44,7 @@ class TrainingBar:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("Starting", total=steps * len(names), loss="")
+        self._task = self._bar.add_task("Starting", total=steps and steps * len(names), loss="")
         self._last_line = monotonic()
 
     def __enter__(self) -> Self:
@@ -54,7 +56,7 @@ class TrainingBar:
 
     def run(self, name: str) -> Progress:
         """The receiver of the events of the run `name`."""
-        return _Run(self, name, self._names.index(name) * self.steps)
+        return _Run(self, name, self._names.index(name) * (self.steps or 0))
 
     def update(self, what: str, **state: Any) -> None:
         """Show what is being done; `completed` counts the steps of all runs."""
@@ -81,6 +83,9 @@ class _Run(Progress):
         self._bar.print(f"{self._name}: {line}")
 
     def on_start(self, total: int, done: int) -> None:
+        if self._bar.steps is None:
+            self._bar.steps = total
+            self._bar.update(self._name, total=total)
         self._bar.update(self._name, completed=self._before + done, loss="")
         if done:
             self._bar.print(f"{self._name}: resuming from step {done}")

@@ -71,6 +71,9 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
     return run
 
 
+_MAY_BE_EMPTY = "separator"  # of texts
+
+
 class _Command(TyperCommand):
     """A command that refuses empty arguments; as a path, an empty text would be the current folder."""
 
@@ -78,7 +81,7 @@ class _Command(TyperCommand):
         options, values, _ = self.make_parser(ctx).parse_args([*args])
         names = {parameter.name: parameter.opts[0] for parameter in self.params}
         for name, value in (("an argument", values), *options.items()):
-            if "" in (value if isinstance(value, list) else [value]):
+            if name != _MAY_BE_EMPTY and "" in (value if isinstance(value, list) else [value]):
                 raise typer.BadParameter(f"{names.get(name, name)} is empty; give a value, or leave it out", ctx=ctx)
         return super().parse_args(ctx, args)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from qpeft.compare.resolved import ResolvedMember, ResolvedMethod, ResolvedStudy
     from qpeft.compare.rows import Row
 
-_DOTTED = {name: f"training.{name}" for name in ("steps", "batch_size", "seq_len")}
+_DOTTED = {name: f"training.{name}" for name in ("steps", "epochs", "batch_size", "seq_len")}
 
 
 def _option(text: str, **metadata: Any) -> Any:
@@ -44,6 +44,7 @@ class StudyOptions:
     eval_data: str | None = _option("Validation data, for choosing learning rates and checkpoints.")
     test_data: str | None = _option("Test data, read once per run, at its end.")
     steps: int | None = _option("Optimizer steps of every run.")
+    epochs: float | None = _option("Passes over the training data in every run, instead of a number of steps.")
     batch_size: int | None = _option("Examples or blocks of text per step.")
     seq_len: int | None = _option("Tokens per block of text.")
     seeds: tuple[int, ...] | None = _option("Seeds of the final runs, such as 0,1,2,3,4.")
@@ -260,8 +261,11 @@ def _show_plan(console: Console, study: ResolvedStudy, n_cells: dict[str, int], 
         for method in study.methods
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates", "Role"), rows))
+    training = study.training
+    epochs = [("epochs of the training data", f"{training.epochs:g}", f"{count(training.steps)} steps")]
     what = {"tuning": "trials of learning rates", "final": "final runs", "cost": "measurements of time and memory"}
-    console.print(facts([(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items() if n]))
+    phases = [(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items() if n]
+    console.print(facts([*(epochs if training.epochs is not None else []), *phases]))
     total, most = sum(hours.values()), study.max_hours
     console.print(f"\nIn total about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
     print_code(console, study.command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     Scores = dict[str, tuple[Score, float | None] | None]  # with the padded perplexity
 
 _SETTINGS = (
-    *("task", "seq_len", "batch_size", "dtype", "trust_remote_code"),
+    *("task", "seq_len", "separator", "batch_size", "dtype", "trust_remote_code"),
     *("text_column", "label_column", "prompt_column", "completion_column"),
 )
 
@@ -54,15 +55,15 @@ def evaluate(
         typer.Option(
             "--padded-perplexity",
             metavar="",
-            help="Also give the perplexity of the QPA paper, which pads every line to --seq-len and scores the "
-            "padding. Use it only to compare with the paper.",
+            help="Also give the perplexity of the QPA paper, which pads every row, also an empty one, to --seq-len and "
+            "scores the padding. The rows of a .txt are its lines. Use it only to compare with the paper.",
         ),
     ] = False,
 ) -> Answer:
     """Score a base model, and an adapter on it: perplexity on texts, or accuracy on a classification.
 
     Texts are scored as a whole, in blocks of --seq-len tokens, by default those of the adapter's run; prompts are not
-    scored. The score does not depend on the batch size.
+    scored. The score does not depend on the batch size. Between two texts is an end-of-text token, or --separator.
 
     The accuracy is given with its 95 % confidence interval. The base alone is scored if it has a head for the same
     classes.
@@ -71,6 +72,8 @@ def evaluate(
 
       qpeft evaluate --model gpt2 --data text.txt
       qpeft evaluate --adapter run --data text.txt
+      qpeft evaluate --model gpt2 --seq-len 1024 --separator "" \\
+          --data Salesforce/wikitext:wikitext-2-raw-v1:test
       qpeft evaluate --adapter run --data dev.tsv --task text-classification
     """
     from qpeft.training.tasks import task_class
@@ -80,16 +83,16 @@ def evaluate(
     base_name = base_of(model, folder)
     record = _record(folder, run.get("task"))
     trained = _run_of(folder)
-    length = {"seq_len": trained.settings().seq_len} if trained else {}
-    known = {**length, **run, **({"task": record.task} if record else {})}
+    same = {name: getattr(trained.settings(), name) for name in ("seq_len", "separator")} if trained else {}
+    known = {**same, **run, **({"task": record.task} if record else {})}
     settings = TrainSettings(model=base_name, data=data, out="", **known)
     settings.check()
     if trained:
         _warn_of_training_data(trained, settings)
-    lines = _lines(settings) if padded else []
+    rows = _rows(settings) if padded else []
     labels = _classes(settings, folder, record)
     task = task_class(settings.task)(settings, 0 if folder is None else virtual_tokens(folder), labels)
-    scores = _score(task, settings.batch_size, folder, lines)
+    scores = _score(task, settings.batch_size, folder, rows)
     found = {"model": base_name, "adapter": folder, "data": data, "task": settings.task}
     return Answer({**found, **_metrics(scores)}, lambda console: _show(console, scores))
 
@@ -150,20 +153,20 @@ def _classes(settings: TrainSettings, folder: Path | None, record: TaskRecord | 
     return class_names(config)
 
 
-def _lines(settings: TrainSettings) -> list[str]:
-    """The lines of the text, for the padded perplexity."""
+def _rows(settings: TrainSettings) -> list[str]:
+    """Every row of text, also an empty one, for the padded perplexity."""
     from qpeft.training.blocks import columns_of
     from qpeft.training.sources import load_examples
 
     if not settings.is_language_model:
         raise InputError("--padded-perplexity is for task causal-lm, not for a classification; leave it out")
-    rows = load_examples(settings.data, "validation", columns_of(settings))
+    rows = load_examples(settings.data, "validation", columns_of(replace(settings, separator=None, pad_rows=True)))
     if "text" not in rows[0]:
-        raise InputError("--padded-perplexity is for lines of text; this data has prompts or messages")
-    return [line for row in rows for line in row["text"].splitlines()]
+        raise InputError("--padded-perplexity is for rows of text; this data has prompts or messages")
+    return [row["text"] for row in rows]
 
 
-def _score(task: Any, batch_size: int, folder: Path | None, lines: list[str]) -> Scores:
+def _score(task: Any, batch_size: int, folder: Path | None, rows: list[str]) -> Scores:
     """The scores of `base` (None if it has no head for the classes), and of `adapted` if there is an adapter."""
     import torch
 
@@ -173,7 +176,7 @@ def _score(task: Any, batch_size: int, folder: Path | None, lines: list[str]) ->
     def score(model: Any, who: str) -> tuple[Score, float | None]:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         parts = (task.score(model, batch) for batch in scored(task.evaluation, batch_size, who))
-        padded = padded_perplexity(model, lines, task.tokenizer, task.seq_len, batch_size) if lines else None
+        padded = padded_perplexity(model, rows, task.tokenizer, task.seq_len, batch_size) if rows else None
         return reduce(add, parts), padded
 
     model = task.load_base()

@@ -71,7 +71,7 @@ def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
     from qpeft.training.methods import build_config, build_generator, train_in_full
 
     config, name = build_config(settings), base_model(settings.model)
-    circuits = {**settings.backend_settings, "steps": settings.steps}
+    circuits = {**settings.backend_settings, "steps": settings.n_steps}
     trusted = settings.trust_remote_code
     if settings.is_language_model:
         return qpeft.plan(name, config, build_generator(settings), **circuits, trust_remote_code=trusted)

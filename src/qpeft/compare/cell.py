@@ -134,7 +134,7 @@ def started_row(cell: Cell) -> Row:
             lr_grid=spec.rates,
             lr_at_grid_edge=cell.lr_at_edge,
             optimizer="AdamW, betas 0.9 and 0.999",
-            schedule=f"linear decay after {training.warmup:.0%} warm-up",
+            schedule=training.schedule,
             steps=training.steps,
             batch_size=training.batch_size,
             seq_len=training.seq_len,

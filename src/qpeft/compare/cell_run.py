@@ -35,8 +35,9 @@ from qpeft.training.tasks import Score, Task, task_class
 _CAPACITY_TOKENS = 2048
 _NOT_GENERATED = {"params_generator": "nothing is generated"}
 _OF_TRAINING = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay")
-_OF_TRAINING += ("max_grad_norm", "dtype", "eval_blocks")
+_OF_TRAINING += ("max_grad_norm", "dtype", "eval_blocks", "separator", "pad_rows", "lr_schedule", "label_smoothing")
 _OF_DATA = ("trust_remote_code", "model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
+_OF_DATA += ("separator", "pad_rows")
 
 
 def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
@@ -186,7 +187,7 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
     log = read_rows(run.folder.metrics)
     curve, norms = _curve(log), [entry["grad_norm"] for entry in log if "grad_norm" in entry]
     step, loss = best_of(best)
-    tokens_per_step = facts.tokens_seen / settings.steps
+    tokens_per_step = facts.tokens_seen / settings.n_steps
     row.data.order_sha256, row.data.tokens_seen = facts.order_sha256, facts.tokens_seen
     row.data.tokens_per_step = tokens_per_step
     row.train.seconds, row.train.curve = run.seconds, curve

@@ -117,6 +117,8 @@ def _origin(study: Study) -> dict[str, Any]:
     return {
         **{name: getattr(study, name) for name in ("task", *_SOURCES)},
         **{name: getattr(study.training, name) for name in columns},
+        "pad_rows": study.training.pad_rows or None,  # as in the record of a version that lacks it
+        "separator": study.training.separator,
         "contents": [_content_of(source) for source in sources if source is not None],
     }
 
@@ -159,7 +161,8 @@ def _refuse_copy(study: Study, one: str, rows: Sequence[Any], other: str, others
 
     White space does not count.
     """
-    what, (n_shared, n) = "rows", count_shared(map(_content(study), rows), map(_content(study), others))
+    contents = (filter(None, map(_content(study), part)) for part in (rows, others))  # without empty texts
+    what, (n_shared, n) = "rows", count_shared(*contents)
     if n_shared == n or (study.is_language_model and _is_part_of_text(rows, others)):
         raise DataError(
             f"the {other} data are a copy or a part of the {one} data: a comparison needs separate data; set "
@@ -207,9 +210,9 @@ def _split(study: Study, notes: list[str]) -> tuple[list[Any], list[Any], list[A
 def _read(study: Study, source: str, split: str) -> list[Any]:
     training = study.training
     if study.is_language_model:
-        return load_examples(
-            source, split, Columns(training.text_column, training.prompt_column, training.completion_column)
-        )
+        names = (training.text_column, training.prompt_column, training.completion_column)
+        keep_empty = training.pad_rows or training.separator is not None
+        return load_examples(source, split, Columns(*names, keep_empty=keep_empty, by_line=training.pad_rows))
     if _has_images(study):
         return load_images(source, split, training.label_column)
     names = (training.text_column, training.label_column)
@@ -245,6 +248,8 @@ def _content(study: Study) -> Callable[[Any], Any]:
 def _document(row: Any) -> Any:
     if "prompt" in row:
         return row["prompt"]
+    if row.get("text") == "":
+        return object()  # empty texts need not stay together
     return row["text"] if "text" in row else json.dumps(row["messages"], sort_keys=True)
 
 
@@ -264,9 +269,10 @@ def _split_groups(groups: Sequence[list[Any]]) -> tuple[list[Any], list[Any], li
 
 
 def _split_text(study: Study, rows: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    if not study.is_language_model or "text" not in rows[0]:
+    if not study.is_language_model or "text" not in rows[0] or study.training.pad_rows:
         return list(rows), [], []
-    text = "\n\n".join(row["text"] for row in rows)
+    separator = study.training.separator
+    text = ("\n\n" if separator is None else separator).join(row["text"] for row in rows)
     first, second = (_next_blank(text, len(text) * share // _EVERY) for share in (_EVERY - 2, _EVERY - 1))
     train, validation, test = (
         [{"text": part}] if part.strip() else [] for part in (text[:first], text[first:second], text[second:])

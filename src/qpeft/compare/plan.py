@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from typing import Any, Literal
 
 from qpeft import methods
 from qpeft.compare.budget import Counted, Host, count, fill_block
-from qpeft.compare.cell import Cell, Recipe
+from qpeft.compare.cell import Cell, Recipe, SplitData
 from qpeft.compare.data import split_data
 from qpeft.compare.measurements.generation import encoder_layers
 from qpeft.compare.resolved import (
@@ -24,21 +25,27 @@ from qpeft.compare.resolved import (
     read_study,
 )
 from qpeft.compare.rows import SCHEMA, Base, Row, read_rows
-from qpeft.compare.study import MethodSpec, Study
+from qpeft.compare.study import MethodSpec, Study, Training
 from qpeft.core.meta_model import on_meta
 from qpeft.demo import base_model
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, DataWarning
 from qpeft.files import output_folder
 from qpeft.methods import Trains
 from qpeft.training.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
 from qpeft.training.methods import virtual_tokens
+from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import content_hash
 from qpeft.training.task_types import TASKS
+from qpeft.training.tasks import task_class
 from qpeft.user_files import file_sha256, names_in, without_folder, without_folders
 
 Rows = Mapping[str, Row]  # by cell_id
 
 _OF_SPEC = ("key", "against", "method", "host", "settings", "backend", "note", "published")
+# in every hash; fields that were added later only where they are not the default, so that earlier rows stay valid
+_TRAINING_OF_0_1 = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay")
+_TRAINING_OF_0_1 += ("max_grad_norm", "dtype", "eval_every", "eval_blocks", "save_every")
+_TRAINING_OF_0_1 += ("text_column", "label_column", "prompt_column", "completion_column")
 _WRITTEN_BEFORE_STUDY = ("data", "estimate.json")
 
 
@@ -132,6 +139,8 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     base = _on_meta(study, model, trust_remote_code)
     counted, blocks = _count_methods(study, base)
     study = _with_common_length(study, config, [one.spec for one in counted])
+    data = split_data(study, folder)
+    study = _with_steps(study, model, data, trust_remote_code)
     recipe = Recipe(
         model=model,
         base=Base(
@@ -141,7 +150,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
             dtype=study.training.dtype,
             tokenizer_sha256=tokenizer_fingerprint(model, config),
         ),
-        data=split_data(study, folder),
+        data=data,
         task=study.task,
         training=study.training,
         test_blocks=study.test_blocks,
@@ -251,6 +260,28 @@ def _with_common_length(study: Study, config: Any, specs: Sequence[MethodSpec]) 
     return study.model_copy(update={"training": study.training.model_copy(update={"seq_len": length})})
 
 
+def _with_steps(study: Study, model: str, data: SplitData, trust_remote_code: bool) -> Study:
+    """The study with the steps of its epochs, for which its training data are read."""
+    training = study.training
+    if training.epochs is None:
+        return study
+    of_data = ("batch_size", "gradient_accumulation_steps", "seq_len", "separator", "pad_rows")
+    run = TrainSettings(
+        model=model,
+        data=str(data.train),
+        eval_data=str(data.validation),
+        out="",
+        task=study.task,
+        epochs=training.epochs,
+        trust_remote_code=trust_remote_code,
+        **{name: getattr(training, name) for name in of_data},
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # each row reports what is left out
+        steps = run.with_steps(len(task_class(study.task)(run).train)).n_steps
+    return study.model_copy(update={"training": training.model_copy(update={"steps": steps})})
+
+
 def _resolve(
     study: Study, recipe: Recipe, counted: Sequence[Counted], blocks: list[ResolvedBlock], command: str
 ) -> ResolvedStudy:
@@ -298,6 +329,8 @@ def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedM
 def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]) -> str:
     """Hash of everything that determines a row, except for the seed. It covers contents of files, not their paths."""
     shared = recipe.model_dump(include={"task", "training", "test_blocks", "generation", "capacity"})
+    usual = Training().model_dump(exclude={*_TRAINING_OF_0_1})
+    shared["training"] = {k: v for k, v in shared["training"].items() if k not in usual or v != usual[k]}
     if recipe.generation and (encoder := recipe.generation.bertscore_model):
         shared["generation"]["bertscore_model"] = content_hash(encoder)
     files = names_in(spec.method, spec.settings, spec.backend)

@@ -32,6 +32,7 @@ LEAST_RANKED = 0.8  # of a block's budget
 
 Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
 MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
+Schedule = Literal["linear", "cosine", "constant"]
 Role = Literal["main", "control", "equal_budget"]
 MetricName = Literal["test_loss", "test_accuracy", "bleu"]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -142,20 +143,31 @@ class Training(_Strict):
     """Options of `qpeft train` that all methods share."""
 
     steps: int = Field(default=80, ge=1, le=MOST)
+    epochs: float | None = Field(default=None, gt=0, le=MOST)  # instead of steps, which the plan sets
     batch_size: int = Field(default=4, ge=1, le=MOST)
     gradient_accumulation_steps: int = Field(default=1, ge=1, le=MOST)
     seq_len: int | None = Field(default=128, ge=2, le=MOST)
     warmup: float = Field(default=0.06, ge=0, lt=1)
+    lr_schedule: Schedule = "linear"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     eval_every: int | None = Field(default=None, ge=1, le=MOST)  # default: 20 times per run
     eval_blocks: int = Field(default=24, ge=0, le=MOST)
     save_every: int | None = Field(default=None, ge=1, le=MOST)
+    separator: str | None = None
+    pad_rows: bool = False
     text_column: str = "text"
     label_column: str = "label"
     prompt_column: str = "prompt"
     completion_column: str = "completion"
+
+    @property
+    def schedule(self) -> str:
+        """The schedule of the learning rate, in words."""
+        shape = "constant" if self.lr_schedule == "constant" else f"{self.lr_schedule} decay"
+        return f"{shape} after {self.warmup:.0%} warm-up"
 
 
 class Tuning(_Strict):
@@ -216,6 +228,13 @@ class Study(_Strict):
         return self
 
     def _check_data_and_metric(self) -> None:
+        if self.training.epochs is not None and "steps" in self.training.model_fields_set:
+            raise ValueError("training.steps and training.epochs both limit a run; give one of them")
+        given = [name for name in ("separator", "pad_rows") if getattr(self.training, name) not in (None, False)]
+        if given and not self.is_language_model:
+            raise ValueError(f"training.{given[0]} is for task causal-lm, not for {self.task}")
+        if len(given) > 1:
+            raise ValueError("training.separator joins the texts, training.pad_rows keeps rows apart; give one of them")
         if self.eval_data is not None and self.eval_data == self.test_data:
             raise ValueError("eval_data and test_data are the same: learning rates would be chosen on the test data")
         if self.data in (self.eval_data, self.test_data):
@@ -256,8 +275,11 @@ def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) ->
 
     Example: `load_study("survey", {"training.steps": 50})`
     """
-    found = _read(name_or_path)
-    for name, value in (overrides or {}).items():
+    found, overrides = _read(name_or_path), dict(overrides or {})
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        if f"training.{one}" in overrides and isinstance(training := found.get("training"), dict):
+            training.pop(other, None)
+    for name, value in overrides.items():
         _set(found, name, value)
     try:
         return Study.model_validate(found)

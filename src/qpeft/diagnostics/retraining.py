@@ -32,8 +32,9 @@ from qpeft.user_files import is_file
 
 FOLDER = "circuit-matters"  # in the run folder: the comparison
 _CIRCUIT = "qnn"
-_SAME = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay", "max_grad_norm",
-         "dtype", "text_column", "label_column", "prompt_column", "completion_column")  # fmt: skip
+_SAME = ("batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "lr_schedule", "weight_decay",
+         "max_grad_norm", "label_smoothing", "dtype", "separator", "pad_rows", "text_column", "label_column",
+         "prompt_column", "completion_column")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def study_of(
         "reference": _CIRCUIT,
         "seeds": list(seeds),
         "tuning": {"grid": [1.0]},
-        "training": {name: getattr(settings, name) for name in _SAME} | ({} if steps is None else {"steps": steps}),
+        "training": {name: getattr(settings, name) for name in _SAME} | _length(settings, steps),
         "capacity": False,
         "costs": False,
         "methods": [{"key": "base", "label": "the base as it is", "method": untrained.key}, *_members(settings)],
@@ -200,3 +201,10 @@ def _members(settings: TrainSettings) -> list[dict[str, Any]]:
         for source, label in get(settings.method).controls.items()
     ]
     return [{**member, **shared} for member in ({**circuit, "backend": backend}, *controls)]
+
+
+def _length(settings: TrainSettings, steps: int | None) -> dict[str, Any]:
+    """The length of the runs, by default that of the run."""
+    if steps is None and settings.epochs is not None:
+        return {"epochs": settings.epochs}
+    return {"steps": steps or settings.n_steps}

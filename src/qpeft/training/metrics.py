@@ -9,8 +9,8 @@ from dataclasses import asdict, astuple, dataclass
 from operator import add
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qpeft.training.blocks import IGNORED, collate
-from qpeft.training.encoding import Tokens
+from qpeft.training.blocks import IGNORED, Padding, collate, padding_token
+from qpeft.training.encoding import Tokens, encode
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,8 @@ HOPELESS_LOSS = 20.0  # nats per token; beyond it the digits of a perplexity are
 class LanguageModelScore:
     """Negative log-likelihood `nats` of `n_tokens` scored tokens, which encode `n_bytes` UTF-8 bytes.
 
-    `n_unknown` of the tokens stand for text that the tokenizer cannot represent; predicting them is easy.
+    `n_unknown` of the tokens stand for text that the tokenizer cannot represent, and `n_padding` of them are padding.
+    Predicting both is easy.
     """
 
     unit: ClassVar[str] = "nats per token"
@@ -33,6 +34,7 @@ class LanguageModelScore:
     n_tokens: int
     n_bytes: int
     n_unknown: int = 0
+    n_padding: int = 0
 
     def __add__(self, other: LanguageModelScore) -> LanguageModelScore:
         """The score of both texts together."""
@@ -50,8 +52,8 @@ class LanguageModelScore:
 
     @property
     def bits_per_byte(self) -> float:
-        """nats / (ln 2 * n_bytes): comparable across tokenizers."""
-        return self.nats / (math.log(2) * self.n_bytes) if self.n_bytes else math.nan
+        """nats / (ln 2 * n_bytes): comparable across tokenizers. NaN with padding, which has no bytes."""
+        return self.nats / (math.log(2) * self.n_bytes) if self.n_bytes and not self.n_padding else math.nan
 
     def to_dict(self) -> dict[str, float]:
         """All metrics."""
@@ -60,13 +62,14 @@ class LanguageModelScore:
 
     @property
     def headline(self) -> tuple[str, str]:
-        """`perplexity` and its text; `inf-like` beyond a loss of 20."""
-        return "perplexity", f"{self.perplexity:,.2f}" if self.loss <= HOPELESS_LOSS else "inf-like"
+        """`perplexity`, or `padded perplexity`, and its text; `inf-like` beyond a loss of 20."""
+        name = "padded perplexity" if self.n_padding else "perplexity"
+        return name, f"{self.perplexity:,.2f}" if self.loss <= HOPELESS_LOSS else "inf-like"
 
     def described(self) -> dict[str, str]:
         """The metrics as text for a table, by name."""
-        loss = {self.unit: f"{self.loss:.4f}", "bits per byte": f"{self.bits_per_byte:.4f}"}
-        return dict([self.headline]) | loss
+        bits = {} if self.n_padding else {"bits per byte": f"{self.bits_per_byte:.4f}"}
+        return dict([self.headline]) | {self.unit: f"{self.loss:.4f}"} | bits
 
     @property
     def size(self) -> str:
@@ -74,7 +77,8 @@ class LanguageModelScore:
         unknown = (
             f", {self.n_unknown:,} unknown tokens ({self.n_unknown / self.n_tokens:.1%})" if self.n_unknown else ""
         )
-        return f"{self.n_tokens:,} tokens, {self.n_bytes:,} bytes{unknown}"
+        padding = f", {self.n_padding:,} of them padding" if self.n_padding else ""
+        return f"{self.n_tokens:,} tokens{padding}, {self.n_bytes:,} bytes{unknown}"
 
 
 @dataclass(frozen=True)
@@ -133,20 +137,21 @@ class ClassificationScore:
 
 
 def evaluate_language_model(
-    model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8
+    model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8, padding: Padding | None = None
 ) -> LanguageModelScore:
-    """Score the marked tokens of `blocks`, except the first of each block, which has no predecessor.
+    """Score the marked tokens of `blocks` and the `padding`, except the first of each block: it has no predecessor.
 
     The sum runs in float64. `batch_size` changes the time taken, not the score.
     """
-    nats = 0.0
+    nats, n_scored = 0.0, 0
     with evaluation_mode(model):
         for start in range(0, len(blocks), batch_size):
-            batch = collate(blocks[start : start + batch_size])
+            batch = collate(blocks[start : start + batch_size], padding)
             nats += _nats(model, batch, batch["labels"])
-    scored = [block.scored[1:] for block in blocks]
-    n_bytes = sum(int(block.n_bytes[1:][marks].sum()) for block, marks in zip(blocks, scored, strict=True))
-    return LanguageModelScore(nats, sum(int(marks.sum()) for marks in scored), n_bytes)
+            n_scored += int((batch["labels"] != IGNORED).sum())
+    n_bytes = sum(int(block.n_bytes[1:][block.scored[1:]].sum()) for block in blocks)
+    n_padding = n_scored - sum(block.n_targets for block in blocks)
+    return LanguageModelScore(nats, n_scored, n_bytes, n_padding=n_padding)
 
 
 def evaluate_classifier(
@@ -173,39 +178,50 @@ def evaluate_classifier(
     return ClassificationScore(nats, n_correct, len(examples))
 
 
-def classification_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+def language_model_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None, label_smoothing: float = 0.0
+) -> torch.Tensor:
+    """Mean over the scored tokens of an optimizer step, which may have several forward passes; scalar.
+
+    The Trainer's own label smoothing recognizes language models by the names of transformers' classes, so it would
+    not shift the labels of other models, and not skip virtual tokens.
+    """
+    from torch.nn.functional import cross_entropy
+
+    logits = outputs.logits[:, -labels.shape[1] : -1].float().flatten(0, 1)
+    targets = labels[:, 1:].flatten().to(logits.device)
+    total = cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum", label_smoothing=label_smoothing)
+    return total / ((targets != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+
+
+def classification_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Mean over the examples of an optimizer step, which may have several forward passes; scalar.
 
     The models' own losses are means over one forward pass, and the Trainer would add them instead of averaging.
     """
     from torch.nn.functional import cross_entropy
 
-    total = cross_entropy(outputs.logits.float(), labels.to(outputs.logits.device), reduction="sum")
+    labels = labels.to(outputs.logits.device)
+    total = cross_entropy(outputs.logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
     return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 
 def padded_perplexity(
     model: torch.nn.Module,
-    lines: Sequence[str],
+    rows: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     length: int = 512,
     batch_size: int = 8,
 ) -> float:
     """The perplexity of the QPA paper (arXiv 2410.09846); use it only to compare with the paper.
 
-    Every line, even an empty one, is cut or padded to `length` with the end-of-text token, and the padding is scored.
-    Padding is easy to predict, so this perplexity is far below that of the text.
+    Every row of `rows`, even an empty one, is cut or padded to `length` with the end-of-text token, and the padding is
+    scored. A trained model predicts padding easily, so that this perplexity is far below that of the text.
     """
-    import torch
-
-    end, nats = tokenizer.eos_token_id, 0.0
-    with evaluation_mode(model):
-        for start in range(0, len(lines), batch_size):
-            rows = tokenizer(list(lines[start : start + batch_size]), truncation=True, max_length=length)["input_ids"]
-            ids = torch.tensor([row + [end] * (length - len(row)) for row in rows])
-            mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
-            nats += _nats(model, {"input_ids": ids, "attention_mask": mask}, ids)
-    return math.exp(nats / (len(lines) * (length - 1)))
+    blocks = [tokens.cut(0, length) for tokens in encode([{"text": row} for row in rows], tokenizer)]
+    return evaluate_language_model(model, blocks, batch_size, Padding(length, padding_token(tokenizer))).perplexity
 
 
 def _nats(model: torch.nn.Module, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> float:

@@ -53,11 +53,12 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
         raise ConfigError("a run folder belongs to one process; start it without torchrun or accelerate launch")
     _check_reporters(settings.report_to)
     config = _config(settings)
-    if advice := settings.record.ask("advice", settings, config):
-        warnings.warn(advice, stacklevel=2)
     if task is None:
         progress.on_stage("Reading the data")
         task = _read(settings, config)
+    settings = settings.with_steps(len(task.train))
+    if advice := settings.record.ask("advice", settings, config):
+        warnings.warn(advice, stacklevel=2)
     progress.on_stage("Loading the base model")
     identity = identity_of(settings, task)
     set_seed(settings.seed)
@@ -121,7 +122,7 @@ def _set_backend(settings: TrainSettings, model: Any) -> CircuitRun | None:
         return None
     circuits = qpeft.set_backend(model, **asdict(settings.backend), seed=settings.seed)
     if circuits is not None:
-        circuits.check_budget(settings.steps)
+        circuits.check_budget(settings.n_steps)
     return circuits
 
 

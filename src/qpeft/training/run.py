@@ -101,7 +101,7 @@ def publish(run: FittedRun, progress: Progress) -> TrainResult:
             out=folder.path,
             model=run.settings.model,
             method=run.settings.record.key,
-            steps=run.settings.steps,
+            steps=run.settings.n_steps,
             before=run.before,
             after=run.after,
             trainable=outputs.count_trainable(ready.model),
@@ -154,11 +154,14 @@ def _fit(
 ) -> FittedRun:
     ready = prepare(settings, progress, task)
     folder.claim(settings, ready.identity)
+    if settings.epochs is not None:
+        epochs, settings = settings.epochs, settings.with_steps(len(ready.task.train))
+        progress.on_note(f"epochs: {epochs:g} of {len(ready.task.train):,} examples, {settings.n_steps:,} steps")
     if ready.circuits is not None:
         os.close(open_own(folder.jobs))  # no link to another file
         ready.circuits.jobs.log_to(folder.jobs)
         ready.circuits.jobs.on_failure = progress.on_note
-        ready.circuits.check_budget(settings.steps - _steps_done(folder))
+        ready.circuits.check_budget(settings.n_steps - _steps_done(folder))
         progress.on_note(f"circuits on {ready.circuits}")
     stop = StopRequest(partial(progress.on_note, "stopping after this step; Ctrl-C again stops at once"))
     every = settings.intervals()
@@ -209,8 +212,10 @@ def _run_trainer(
             if checkpoint is not None and not callback.has_begun:
                 raise CheckpointError(_damaged(checkpoint, str(error).strip() or type(error).__name__)) from error
             raise
-    if (done := trainer.state.global_step) < settings.steps:
-        raise KeyboardInterrupt(f"Stopped after step {done} of {settings.steps}. Run the same command again to resume.")
+    if (done := trainer.state.global_step) < settings.n_steps:
+        raise KeyboardInterrupt(
+            f"Stopped after step {done} of {settings.n_steps}. Run the same command again to resume."
+        )
 
 
 def _steps_done(folder: RunFolder) -> int:
@@ -234,12 +239,14 @@ def _trainer(settings: TrainSettings, ready: Prepared, folder: RunFolder) -> Tra
         args=arguments,
         train_dataset=ready.task.train,  # type: ignore[arg-type]
         data_collator=ready.task.collate,
-        compute_loss_func=ready.task.compute_loss,
+        compute_loss_func=ready.task.loss(settings.label_smoothing),
         optimizer_cls_and_kwargs=optimizer,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
+
+_WITH_WARMUP = {"constant": "constant_with_warmup"}  # transformers' names of schedules; its "constant" has none
 
 # renamed in transformers 5.23, which warns about the old name
 _RENAMED = hasattr(TrainingArguments, "activation_checkpointing")
@@ -251,11 +258,11 @@ def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
     try:
         return TrainingArguments(
             output_dir=str(checkpoints),
-            max_steps=settings.steps,
+            max_steps=settings.n_steps,
             per_device_train_batch_size=settings.batch_size,
             gradient_accumulation_steps=settings.gradient_accumulation_steps,
             learning_rate=settings.lr,
-            lr_scheduler_type="linear",
+            lr_scheduler_type=_WITH_WARMUP.get(settings.lr_schedule, settings.lr_schedule),
             warmup_steps=settings.warmup,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from math import isfinite
+from dataclasses import dataclass, field, replace
+from math import ceil, isfinite
 from typing import Any, NamedTuple
 
 from qpeft import methods
@@ -15,12 +15,15 @@ from qpeft.names import unknown
 from qpeft.training.task_types import TASKS
 
 DTYPES = ("float32", "bfloat16")
+SCHEDULES = ("linear", "cosine", "constant")
 
 # panels of the command line's help
 _OPTIMIZATION = "Optimization"
 _EVALUATION = "Evaluation and checkpoints"
+_TEXTS = "Texts"
 _COLUMNS = "Columns of the data"
 
+_STEPS = 500
 _EVALUATED_BLOCKS = 512
 _BEYOND_TENSORS = 2**63  # torch's limit
 HIGHEST_SEED = 2**32 - 1  # NumPy's limit
@@ -70,8 +73,17 @@ class TrainSettings:
         "head in full.",
         choices=tuple(TASKS),
     )
-    steps: int = option(500, "Optimizer steps.", at_least=1, at_most=MOST)
-    lr: float = option(1e-3, "Peak learning rate; after the warmup it decreases linearly to 0.", above=0)
+    steps: int | None = option(None, f"Optimizer steps. Default: {_STEPS}.", at_least=1, at_most=MOST)
+    epochs: float | None = option(
+        None, "Passes over the training data, instead of a number of steps.", above=0, at_most=MOST
+    )
+    lr: float = option(1e-3, "Peak learning rate.", above=0)
+    lr_schedule: str = option(
+        "linear",
+        "Learning rate after the warmup: it decreases to 0, linearly or as a cosine, or stays constant.",
+        choices=SCHEDULES,
+        panel=_OPTIMIZATION,
+    )
     warmup: float = option(
         0.06,
         "Fraction of the steps in which the learning rate increases from 0.",
@@ -95,6 +107,14 @@ class TrainSettings:
     weight_decay: float = option(0.0, "Weight decay of AdamW.", panel=_OPTIMIZATION, at_least=0)
     max_grad_norm: float = option(
         1.0, "Clip gradients to this norm; 0 turns clipping off.", panel=_OPTIMIZATION, at_least=0
+    )
+    label_smoothing: float = option(
+        0.0,
+        "Train towards this probability spread over all tokens or classes, and the rest on the true one. Scores are "
+        "not smoothed.",
+        panel=_OPTIMIZATION,
+        at_least=0,
+        below=1,
     )
     seed: int = option(
         0,
@@ -141,6 +161,18 @@ class TrainSettings:
         at_least=1,
         at_most=MOST,
     )
+    separator: str | None = option(
+        None,
+        "Join texts with this text, such as an empty one, instead of an end-of-text token, and keep empty texts: "
+        "published perplexities are usually measured so.",
+        panel=_TEXTS,
+    )
+    pad_rows: bool = option(
+        False,
+        "Make every row of text, also an empty one, an example of its own, cut or padded to --seq-len with the "
+        "end-of-text token, and score the padding: the protocol of the QPA paper. The rows of a .txt are its lines.",
+        panel=_TEXTS,
+    )
     text_column: str = option("text", "Column that holds the text.", panel=_COLUMNS)
     label_column: str = option("label", "Column that holds the class.", panel=_COLUMNS)
     prompt_column: str = option("prompt", "Column that holds the prompt, which is not scored.", panel=_COLUMNS)
@@ -150,6 +182,8 @@ class TrainSettings:
     )
 
     def __post_init__(self) -> None:
+        if self.steps is None and self.epochs is None:
+            self.steps = _STEPS
         if self.eval_blocks is None:
             self.eval_blocks = _EVALUATED_BLOCKS if self.is_language_model else 0
 
@@ -159,6 +193,9 @@ class TrainSettings:
         check_fields(self, skip=("method", "host"))
         if self.host not in methods.hosts():
             raise ConfigError(unknown("host", self.host, methods.hosts()))
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError(f"{setting('steps')} and {setting('epochs')} both limit the run; give one of them")
+        self._check_texts()
         if self.eval_data == "":  # a shell variable that is not set
             raise ConfigError(f"{setting('eval_data')} is empty; name the validation data, or leave it out")
         for name, value in self.method_settings.items():
@@ -196,13 +233,37 @@ class TrainSettings:
         """`backend_settings` with their defaults."""
         return backend_settings(self.backend_settings)
 
+    @property
+    def n_steps(self) -> int:
+        """Optimizer steps. A run with `epochs` has them once its data are read: `with_steps`."""
+        if self.steps is None:
+            raise ConfigError("the steps of a run with epochs depend on its data; they are not read yet")
+        return self.steps
+
+    def with_steps(self, n_examples: int) -> TrainSettings:
+        """The settings with steps for `epochs` passes over `n_examples` blocks or examples, as the Trainer counts."""
+        if self.epochs is None:
+            return self
+        n_batches = ceil(n_examples / self.batch_size)
+        steps = ceil(self.epochs * ceil(n_batches / self.gradient_accumulation_steps))
+        return replace(self, steps=steps, epochs=None)
+
     def intervals(self) -> Intervals:
-        """The given intervals, or defaults that depend on `steps`."""
+        """The given intervals, or defaults that depend on the number of steps."""
         return Intervals(
-            evaluate=self.eval_every or max(1, self.steps // 10),
-            save=self.save_every or max(1, min(500, self.steps // 10)),
-            log=self.log_every or -(-self.steps // 1000),
+            evaluate=self.eval_every or max(1, self.n_steps // 10),
+            save=self.save_every or max(1, min(500, self.n_steps // 10)),
+            log=self.log_every or -(-self.n_steps // 1000),
         )
+
+    def _check_texts(self) -> None:
+        given = [name for name in ("separator", "pad_rows") if getattr(self, name) not in (None, False)]
+        if given and not self.is_language_model:
+            raise ConfigError(f"{setting(given[0])} is for task causal-lm, not for {self.task}; leave it out")
+        if len(given) > 1:
+            raise ConfigError(
+                f"{setting('separator')} joins the texts, {setting('pad_rows')} keeps every row apart; give one of them"
+            )
 
     def _check_host(self) -> None:
         if self.host != TrainSettings.host and self.record.generator is None:

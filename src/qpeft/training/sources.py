@@ -41,18 +41,20 @@ _SPLITS = "A split follows a second colon: NAME:CONFIG:SPLIT, or NAME::SPLIT wit
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns to read."""
+    """Names of the columns to read, and whether rows stay as they are."""
 
     text: str = "text"
     prompt: str = "prompt"
     completion: str = "completion"
+    keep_empty: bool = False  # rows with nothing to score
+    by_line: bool = False  # a .txt is one row per line, not one document
 
 
 def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
     """Rows of `source` in one of the three formats above, which the first row determines.
 
     `split` ("train" or "validation") selects a split of a hub data set if the source names none; other sources have
-    only one. Rows with nothing to score, an empty text or no answer, are left out with a warning.
+    only one. Rows with nothing to score, an empty text or no answer, are left out with a warning, or kept.
 
     Raises:
         DataError: the source is missing, unreadable or empty, or lacks the columns.
@@ -61,7 +63,7 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
         module, function = BUILT_IN[source].split(":")
         rows: list[Row] = [{columns.text: text} for text in getattr(import_module(module), function)()]
     else:
-        rows = load_rows(source, split)
+        rows = load_rows(source, split, by_line=columns.by_line)
     if not rows:
         raise DataError(f"{source} is empty")
     names = _names(source, rows[0], columns)
@@ -72,20 +74,23 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
         lacking = f"{len(left_out)} of {len(rows)} rows of {source} have {why} (the first is row {left_out[0]})"
         if len(left_out) == len(rows):
             raise DataError(f"{lacking}; give rows with a text to learn")
+        if columns.keep_empty:
+            return renamed
         warnings.warn(DataWarning(f"{lacking}; they are left out"), stacklevel=1)
     return [row for row in renamed if _has_something_to_score(row)]
 
 
-def load_rows(source: str, split: str, headerless: Sequence[str] = ()) -> list[Row]:
+def load_rows(source: str, split: str, headerless: Sequence[str] = (), by_line: bool = False) -> list[Row]:
     """Rows of a file, of the files in a folder, or of a split of a data set, unchanged.
 
-    The first line of a .tsv is its header, unless it has none of the column names `headerless`.
+    The first line of a .tsv is its header, unless it has none of the column names `headerless`. A .txt is one row, or
+    one per line, without its line break.
 
     Raises:
         DataError: the source is missing or unreadable.
     """
     if (path := plain_path(source)) is not None:
-        return [row for file in _files(path) for row in _read(file, headerless)]
+        return [row for file in _files(path) for row in _read(file, headerless, by_line)]
     return _read_split(source, split)
 
 
@@ -158,7 +163,7 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read(file: Path, headerless: Sequence[str]) -> list[Row]:
+def _read(file: Path, headerless: Sequence[str], by_line: bool) -> list[Row]:
     """The rows of a file, streamed: otherwise `datasets` would copy the file to its cache."""
     from datasets import load_dataset
 
@@ -169,6 +174,8 @@ def _read(file: Path, headerless: Sequence[str]) -> list[Row]:
         return _read_tsv(file, headerless)
     if kind == "json":
         return _read_json(file)
+    if kind == "text" and by_line:
+        options = {**options, "sample_by": "line"}
     try:
         path = glob.escape(str(file))  # `datasets` reads it as a pattern
         return list(load_dataset(kind, data_files=path, split="train", streaming=True, **options))

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qpeft.compare.analysis.statistics import Difference
     from qpeft.compare.analysis.types import MethodSummary, Summary
     from qpeft.compare.rows import Row
+    from qpeft.compare.study import Training
 
 
 PUBLISHED = (
@@ -29,9 +30,15 @@ def facts(summary: Summary) -> list[tuple[str, str]]:
         ("Data", study.data.id),
         ("Metric", f"{summary.metric.title} ({summary.metric.unit}), {direction} is better"),
         ("Reference", study.reference),
-        ("Training", f"{count(study.training.steps)} steps, {plural(len(study.seeds), 'seed')}"),
+        ("Training", f"{length(study.training)}, {plural(len(study.seeds), 'seed')}"),
         ("Methods", str(len(summary.methods))),
     ]
+
+
+def length(training: Training) -> str:
+    """The steps of a run, and its epochs if the study specifies them."""
+    steps = f"{count(training.steps)} steps"
+    return steps if training.epochs is None else f"{steps} (epochs: {training.epochs:g})"
 
 
 def rules(summary: Summary) -> list[str]:
@@ -41,6 +48,7 @@ def rules(summary: Summary) -> list[str]:
     batch = f"{training.batch_size * training.gradient_accumulation_steps} examples"
     if study.is_language_model and training.seq_len:
         batch += f" of {training.seq_len} tokens"
+    smoothing = f", label smoothing of {training.label_smoothing:g}" if training.label_smoothing else ""
     tried = "No learning rate is tuned: each method uses the learning rate that the study specifies."
     if len(grid) > 1:
         tried = (
@@ -51,8 +59,8 @@ def rules(summary: Summary) -> list[str]:
     return [
         "Every method starts from the same base and sees the same examples in the same order. The seed determines that "
         "order, dropout, and the adapter's initial values.",
-        f"Every method trains for {count(training.steps)} steps of {batch}, with AdamW, the same schedule and the "
-        "same gradient clipping.",
+        f"Every method trains for {length(training)} of {batch}, with AdamW, the same schedule of the learning rate "
+        f"({training.schedule}){smoothing} and the same gradient clipping.",
         tried,
         "The test data are read once per run, after training, with the parameters that performed best on validation "
         "data.",

@@ -159,14 +159,15 @@ class QuantumPeftGeneratorConfig:
 def angles_hardly_move(settings: Any, config: Any) -> str | None:
     """A warning if learning rate and steps are too small for the angles to move.
 
-    Adam moves an angle by at most about angle_scale * lr per step, and lr decreases linearly to 0.
+    Adam moves an angle by at most about angle_scale * lr per step, and lr is half of its peak in the mean unless it
+    stays constant.
     """
     if config.family != "pauli" or config.freeze_angles or config.frame == "gradient":
         return None  # in the directions of the gradient a short distance is sufficient
-    distance = settings.steps * settings.lr * config.angle_scale / 2
+    distance = settings.n_steps * settings.lr * config.angle_scale / (1 if settings.lr_schedule == "constant" else 2)
     if distance >= 2:
         return None
     return (
-        f"angles move at most {distance:.2g} radians in {settings.steps} steps, and may need several; if the loss is "
+        f"angles move at most {distance:.2g} radians in {settings.n_steps} steps, and may need several; if the loss is "
         "still too high after training, raise the learning rate, the steps or angle_scale"
     )

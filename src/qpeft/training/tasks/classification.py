@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -30,7 +31,6 @@ class Classification(Task):
     """Examples with their classes. A subclass defines what an example is, and how a batch is made."""
 
     score_class = ClassificationScore
-    compute_loss = staticmethod(classification_loss)
     name: ClassVar[str]
     pad: int | None = None  # the padding token of texts
     labels: tuple[str, ...]  # names of the classes; the index of a class is its position
@@ -76,6 +76,9 @@ class Classification(Task):
         """The content of task.json."""
         is_other = is_classifier(self.config) and len(class_names(self.config)) != len(self.labels)
         return TaskRecord(self.name, self.labels, self.pad, ignore_mismatched_sizes=is_other)
+
+    def loss(self, label_smoothing: float) -> Callable[..., Tensor]:
+        return partial(classification_loss, label_smoothing=label_smoothing)
 
     def sha256(self) -> str:
         sha = hashlib.sha256("\0".join(self.labels).encode())

@@ -24,8 +24,6 @@ class Task(ABC):
     """
 
     score_class: ClassVar[type[Score]]
-    compute_loss: ClassVar[Callable[..., Tensor] | None] = None  # for the Trainer; None: the loss of the model
-
     train: Sequence[Any]  # arguments of `collate`
     evaluation: Sequence[Any]
     config: PretrainedConfig  # of the base
@@ -42,6 +40,10 @@ class Task(ABC):
             labels: The classes of a trained adapter (none for texts). All of the data is then evaluated and none
                 trained on.
         """
+
+    @abstractmethod
+    def loss(self, label_smoothing: float) -> Callable[..., Tensor] | None:
+        """The loss function for the Trainer; None: the loss of the model."""
 
     @abstractmethod
     def sha256(self) -> str:
