@@ -12,7 +12,7 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-PACKAGES = ("qpeft.backends", "qpeft.circuits", "qpeft.diagnostics", "qpeft.methods", "qpeft.testing")
+PACKAGES = ("qpeft.backends", "qpeft.circuits", "qpeft.diagnostics", "qpeft.methods", "qpeft.metrics", "qpeft.testing")
 
 
 def has_settings(found: Any) -> bool:

@@ -5,6 +5,8 @@ import shutil
 import pytest
 from published_qpa import published_perplexity
 
+from qpeft import metrics
+
 
 @pytest.fixture
 def text(tmp_path):
@@ -122,3 +124,59 @@ def test_training_data_of_the_run_are_reported(qpeft_cli, base_folder, tmp_path)
         shown = qpeft_cli("evaluate", "--adapter", run, "--data", data, "--seq-len", 16)
         assert shown.exit_code == 0, shown.output
         assert (f"{data} are the training data of" in " ".join(shown.stderr.split())) == is_reported
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    rows = [("the king ", "sings at night"), ("the bird ", "sings"), ("the king ", "went into the wood")]
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,completion\n" + "".join(f"{prompt},{answer}\n" for prompt, answer in rows))
+    return path
+
+
+def test_generated_answers_are_scored_against_all_references(qpeft_cli, base_folder, adapter_folder, pairs):
+    options = ("--data", pairs, "--generate", "--max-new-tokens", 6, "--num-beams", 2)
+    shown = qpeft_cli("evaluate", "--adapter", adapter_folder, "--model", base_folder, *options, "--json")
+    assert shown.exit_code == 0, shown.output
+    found = json.loads(shown.stdout)
+    references = [["sings at night", "went into the wood"], ["sings"]]
+    assert (found["prompts"], found["references"]) == (["the king ", "the bird "], references)
+    assert found["decoding"] == {
+        "max_new_tokens": 6, "num_beams": 2, "length_penalty": 1.0, "no_repeat_ngram_size": 0
+    }  # fmt: skip
+    assert found["base"]["texts"] != found["adapted"]["texts"]
+    for who, adapter in (("base", ()), ("adapted", ("--adapter", adapter_folder))):
+        one = qpeft_cli("generate", "--model", base_folder, *adapter, "--prompt", "the king ", "--json", *options[3:])
+        assert found[who]["texts"][0] == json.loads(one.stdout)["text"]
+        expected = metrics.score_texts(found[who]["texts"], references)
+        assert {name: found[who][name] for name in expected} == expected
+
+
+def test_scores_of_answers_are_printed_as_a_table(qpeft_cli, base_folder, pairs):
+    shown = qpeft_cli("evaluate", "--model", base_folder, "--data", pairs, "--generate", "--max-new-tokens", 4)
+    lines = shown.stdout.splitlines()
+    assert [line.split()[0] for line in lines if line.startswith((" BLEU", " NIST", " CIDEr", " METEOR"))] == [
+        "BLEU", "BLEU,", "NIST", "CIDEr"
+    ]  # fmt: skip
+    assert "2 prompts, 3 references, the most likely token each time" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--num-beams", 4), "--num-beams is for generated answers; add --generate"),
+        (("--meteor",), "--meteor is for generated answers; add --generate"),
+        (("--generate", "--length-penalty", 2), "--length-penalty is for beam search"),
+        (("--generate", "--padded-perplexity"), "cannot be combined"),
+        (("--generate", "--task", "text-classification"), "--generate is for task causal-lm"),
+        (("--generate", "--bertscore-model", "nowhere"), "bertscore_model=nowhere is no folder of an encoder"),
+        (("--generate", "--max-new-tokens", 500), "reduce --max-new-tokens"),
+        (("--generate", "--prompt-column", "question", "--text-column", "prompt"), "has no prompts with answers"),
+    ],
+)
+def test_options_of_answers_that_contradict_each_other_exit_with_code_2(
+    qpeft_cli, base_folder, pairs, options, message
+):
+    refused = qpeft_cli("evaluate", "--model", base_folder, "--data", pairs, *options)
+    assert refused.exit_code == 2
+    assert message in " ".join(refused.stderr.split())

@@ -56,9 +56,22 @@ def test_json_answer(qpeft_cli, base_folder):
     assert found["adapter"] is None
 
 
+def test_beam_search_equals_that_of_transformers(qpeft_cli, base_folder):
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32).eval()
+    options = {"num_beams": 3, "length_penalty": 0.8, "max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    text = tokenizer.decode(model.generate(**tokenizer(PROMPT, return_tensors="pt"), **options)[0])
+    beams = ("--num-beams", 3, "--length-penalty", 0.8)
+    found = written(qpeft_cli, "--model", base_folder, "--prompt", PROMPT, *beams)
+    assert found == text + "\n"
+    assert found != expected(base_folder) + "\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--model", "{base}", "--prompt", "x", "--length-penalty", "2"], "--length-penalty is for beam search"),
+        (["--model", "{base}", "--prompt", "x", "--num-beams", "2", "--temperature", "1"], "set one of them"),
         (["--model", "{base}", "--prompt", ""], "--prompt is empty"),
         (["--prompt", "x"], "--model, --adapter, or both"),
         (["--model", "{base}", "--prompt", "word " * 40], "exceed the model's context of 160"),

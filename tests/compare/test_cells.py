@@ -14,12 +14,12 @@ from transformers import AutoTokenizer
 from qpeft import methods
 from qpeft.backends import ExactBackend
 from qpeft.compare.analysis.summary import summarise
-from qpeft.compare.cell import failed_row, started_row, tidy, work_folder
+from qpeft.compare.cell import Recipe, SplitData, failed_row, started_row, tidy, work_folder
 from qpeft.compare.cell_run import run_cell, settings_of, untrained_model
-from qpeft.compare.plan import make_plan
+from qpeft.compare.plan import config_hash, make_plan
 from qpeft.compare.resolved import read_study
-from qpeft.compare.rows import Quality, RowFile, read_rows
-from qpeft.compare.study import load_study
+from qpeft.compare.rows import Base, Quality, RowFile, read_rows
+from qpeft.compare.study import Generation, MethodSpec, Training, load_study
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError
 from qpeft.methods import registry
 from qpeft.training.outputs import count_deployed, count_trainable
@@ -415,8 +415,40 @@ def test_answers_to_test_prompts_are_scored(study, tmp_path):
     assert row.quality.bleu_signature.startswith("nrefs:2|")
     assert 0 <= row.quality.bleu <= 100
     assert 0 <= row.quality.rougeL <= 1
+    assert 0 <= row.quality.chrf <= 100
+    assert min(row.quality.nist, row.quality.cider, row.quality.rougeL_coco) >= 0
     assert row.quality.bertscore_f1 is None
     assert "no local encoder given" in row.null_reasons["quality.bertscore_f1"]
+
+
+def test_answers_found_by_beam_search_are_those_of_another_cell(study, tmp_path):
+    data = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"the {n} bird", "completion": "sings in the wood"} for n in range(60)]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    usual = {"max_new_tokens": 8, "n_prompts": 2}
+    asked = {"data": str(data), "training.seq_len": 61, "methods": METHODS[:1], "reference": "none"}
+    greedy, spelled, beams = (
+        cells_of(make_plan(study(**asked, generation=own, metric="nist"), tmp_path / str(i)), "none")[0]
+        for i, own in enumerate((usual, {**usual, "num_beams": 1}, {**usual, "num_beams": 3, "length_penalty": 0.8}))
+    )
+    assert greedy.hash == spelled.hash != beams.hash
+    texts = [run_cell(cell, tmp_path / str(i)).quality.texts for i, cell in ((0, greedy), (2, beams))]
+    assert texts[0] != texts[1]
+
+
+def test_hashes_are_those_of_earlier_versions():
+    """Rows of a study that was interrupted before an option existed are found again."""
+    files = {"train": Path("a"), "validation": Path("b"), "test": Path("c")}
+    recipe = Recipe(
+        model="base",
+        base=Base(sha256="base"),
+        data=SplitData(id="data", sha256="data", **files),
+        task="causal-lm",
+        training=Training(),
+        generation=Generation(max_new_tokens=5, n_prompts=2),
+    )
+    spec = MethodSpec(key="lora", method="lora", settings={"r": 2})
+    assert config_hash(load_study("survey"), recipe, spec, [0.1, 0.2]) == "01f508b97b27"
 
 
 def test_forgetting_is_the_increase_of_the_loss_on_a_general_text(study, tmp_path):

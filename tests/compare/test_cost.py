@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 
 import qpeft
 from qpeft.compare.measurements.cost import measure_cost
-from qpeft.compare.measurements.generation import has_room
 from qpeft.compare.measurements.speed import TrainingSteps, flops_per_token, tokens_per_second
 from qpeft.errors import ConfigError
+from qpeft.training.generation import has_room
 from qpeft.training.settings import TrainSettings
 
 LM = {"task_type": "CAUSAL_LM"}

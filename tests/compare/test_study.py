@@ -6,7 +6,7 @@ import pytest
 
 from qpeft.compare import BUILT_IN
 from qpeft.compare.cell import Recipe, SplitData
-from qpeft.compare.plan import _hash
+from qpeft.compare.plan import config_hash
 from qpeft.compare.rows import Base
 from qpeft.compare.study import Study, Training, load_study
 from qpeft.errors import ConfigError
@@ -82,6 +82,10 @@ def test_overrides_set_nested_fields(tmp_path):
         ({"reference": "loar"}, "no method has the key 'loar'; there are lora, qpa"),
         ({"task": "translation"}, "unknown task 'translation'"),
         ({"metric": "bleu"}, "needs task causal-lm and `generation`"),
+        ({"metric": "nist"}, "needs task causal-lm and `generation`"),
+        ({"metric": "meteor", "generation": {}}, r"needs generation\.meteor"),
+        ({"metric": "test_ppl"}, "unknown metric 'test_ppl'"),
+        ({"generation": {"length_penalty": 0.5}}, "length_penalty is for beam search"),
         ({"methods": [{"key": "lora", "method": "lroa"}]}, "unknown method 'lroa'; did you mean 'lora'"),
         ({"methods": [{"key": "lora", "method": "lora"}] * 2}, "duplicate key 'lora'"),
         ({"methods": [{"key": "lora", "method": "lora", "role": "control"}]}, "against"),
@@ -135,7 +139,9 @@ def test_new_options_at_their_defaults_keep_the_hash_of_earlier_rows():
     full = next(spec for spec in study.methods if spec.key == "full")
 
     def hash_of(training):
-        return _hash(study, Recipe(model="m", base=base, data=data, task="causal-lm", training=training), full, [1e-3])
+        return config_hash(
+            study, Recipe(model="m", base=base, data=data, task="causal-lm", training=training), full, [1e-3]
+        )
 
     assert hash_of(Training()) == "bfe4f281effd"  # as in commit 06b399f
     changes = {"pad_rows": True, "separator": "", "epochs": 1, "lr_schedule": "cosine", "label_smoothing": 0.1}

@@ -378,7 +378,7 @@ def test_damaged_study_raises_checkpoint_error(tmp_path, text, message):
         (lambda study: study["blocks"][0]["members"][1].update(key="zzz"), "not one method with the key 'zzz'"),
         (lambda study: study["methods"].append(study["methods"][2]), "not one method with the key 'lora'"),
         (lambda study: study["methods"][1].update(key="x/../../y"), r"methods.1.key: String should match pattern"),
-        (lambda study: study.update(metric="zzz"), "metric: Input should be 'test_loss'"),
+        (lambda study: study.update(metric="zzz"), "metric: unknown metric 'zzz'; choose one of test_loss"),
         (lambda study: study.update(seeds=[]), "seeds: List should have at least 1 item"),
         (lambda study: study["blocks"][0].update(budget=0), "blocks.0.budget: Input should be greater than 0"),
         (lambda study: study.update(methods=["lora"]), "methods.0: Input should be"),

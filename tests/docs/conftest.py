@@ -53,6 +53,9 @@ def stand_ins(tmp_path_factory, qpeft_cli):
         (folder / name).write_text(rows, encoding="utf-8")
     (folder / "text.txt").write_text("\n\n".join(docs), encoding="utf-8")
     (folder / "train.tsv").write_text("what a joy\tgood\nhow very dull\tbad\n" * 20, encoding="utf-8")
+    pairs = [f"name {n // 2}, area {n % 7},It is the {'king' if n % 2 else 'bird'} of area {n % 7}." for n in range(60)]
+    for name, some in (("pairs.csv", pairs), ("few-pairs.csv", pairs[:4])):
+        (folder / name).write_text("prompt,completion\n" + "\n".join(line.replace(", ", "; ") for line in some))
     (folder / "tiny.yaml").write_text(STUDY, encoding="utf-8")
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -16,6 +16,7 @@ MODULES = (
     "qpeft.circuits",
     "qpeft.diagnostics",
     "qpeft.methods",
+    "qpeft.metrics",
     "qpeft.testing",
     "qpeft.training",
 )

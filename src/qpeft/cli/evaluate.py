@@ -21,10 +21,12 @@ from qpeft.cli.adapters import (
     use_files,
     virtual_tokens,
 )
+from qpeft.cli.answers import BertscoreModel, Generate, Meteor, refuse_without_generate, score_answers
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, scored, table
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError, InputError
+from qpeft.training.decoding import Decoding
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -59,11 +61,18 @@ def evaluate(
             "scores the padding. The rows of a .txt are its lines. Use it only to compare with the paper.",
         ),
     ] = False,
+    generate: Generate = False,
+    meteor: Meteor = False,
+    bertscore_model: BertscoreModel = None,
+    *,
+    search: Annotated[dict[str, Any], Fields(Decoding, panel="Generated answers")],
 ) -> Answer:
     """Score a base model, and an adapter on it: perplexity on texts, or accuracy on a classification.
 
     Texts are scored as a whole, in blocks of --seq-len tokens, by default those of the adapter's run; prompts are not
     scored. The score does not depend on the batch size. Between two texts is an end-of-text token, or --separator.
+
+    With --generate, answers to the prompts are generated and scored instead.
 
     The accuracy is given with its 95 % confidence interval. The base alone is scored if it has a head for the same
     classes.
@@ -75,6 +84,7 @@ def evaluate(
       qpeft evaluate --model gpt2 --seq-len 1024 --separator "" \\
           --data Salesforce/wikitext:wikitext-2-raw-v1:test
       qpeft evaluate --adapter run --data dev.tsv --task text-classification
+      qpeft evaluate --adapter run --data e2e.csv --generate --num-beams 10
     """
     from qpeft.training.tasks import task_class
 
@@ -89,6 +99,11 @@ def evaluate(
     settings.check()
     if trained:
         _warn_of_training_data(trained, settings)
+    if generate and padded:
+        raise InputError("--generate and --padded-perplexity cannot be combined; set one of them")
+    if generate:
+        return score_answers(settings, folder, Decoding(**search), meteor, bertscore_model)
+    refuse_without_generate({**search, "meteor": meteor, "bertscore_model": bertscore_model})
     rows = _rows(settings) if padded else []
     labels = _classes(settings, folder, record)
     task = task_class(settings.task)(settings, 0 if folder is None else virtual_tokens(folder), labels)

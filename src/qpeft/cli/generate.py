@@ -21,12 +21,13 @@ from qpeft.cli.adapters import (
 )
 from qpeft.cli.command import command
 from qpeft.cli.console import Answer, say, working
+from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError, InputError
+from qpeft.training.decoding import Decoding
 from qpeft.training.settings import HIGHEST_SEED
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from torch import Tensor
 
 _LOWEST, _HIGHEST = 1e-6, 1e6  # temperatures whose quotients with logits are finite
 
@@ -47,6 +48,8 @@ def generate(
     ] = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=HIGHEST_SEED, help="Seed of the sampling.")] = 0,
     trust_remote_code: TrustRemoteCode = False,
+    *,
+    search: Annotated[dict[str, Any], Fields(Decoding, panel="Options", leave_out=("max_new_tokens",))],
 ) -> Answer:
     """Continue a prompt with a base model, or with an adapter on it.
 
@@ -54,10 +57,15 @@ def generate(
 
       qpeft generate --model gpt2 --prompt "Once upon a time"
       qpeft generate --adapter run --prompt "Once upon a time" --temperature 0.8
+      qpeft generate --adapter run --prompt "Once upon a time" --num-beams 5
       echo "Once upon a time" | qpeft generate --adapter run
     """
     if temperature and not _LOWEST <= temperature <= _HIGHEST:
         raise ConfigError(f"--temperature must be 0, or from {_LOWEST:g} to {_HIGHEST:g}, got {temperature:g}")
+    decoding = Decoding(max_new_tokens=max_new_tokens, **search)
+    decoding.check()
+    if temperature and decoding.num_beams > 1:
+        raise ConfigError("--num-beams searches the most likely text, and --temperature samples; set one of them")
     use_files(method, ansatz)
     folder = None if adapter is None else find_adapter(adapter)
     if folder is not None:
@@ -65,9 +73,9 @@ def generate(
     base_name = base_of(model, folder)
     text = _prompt(prompt)
     with working("Generating"):
-        new, n_new = _generate(base_name, folder, text, max_new_tokens, temperature, seed, trust_remote_code)
+        new, n_new = _generate(base_name, folder, text, decoding, temperature, seed, trust_remote_code)
     data = {"model": base_name, "adapter": folder, "prompt": text, "text": new, "n_new_tokens": n_new}
-    data |= {"temperature": temperature, "seed": seed}
+    data |= {"temperature": temperature, "seed": seed, "num_beams": decoding.num_beams}
     return Answer(data, lambda console: _print(text + new, console))
 
 
@@ -98,34 +106,26 @@ def _prompt(given: str | None) -> str:
 
 
 def _generate(
-    base_name: str, folder: Path | None, prompt: str, max_new_tokens: int, temperature: float, seed: int, trusted: bool
+    base_name: str, folder: Path | None, prompt: str, decoding: Decoding, temperature: float, seed: int, trusted: bool
 ) -> tuple[str, int]:
     """The text that the model generates after `prompt`, and its number of tokens."""
     import torch
 
     import qpeft
     from qpeft.training.base_model import load_model, load_tokenizer
+    from qpeft.training.generation import decode, has_room, new_text
 
     tokenizer = load_tokenizer(base_name, trusted)
-    base = load_model(base_name, trust_remote_code=trusted).eval()
+    base = load_model(base_name, trust_remote_code=trusted)
     inputs = tokenizer(prompt, return_tensors="pt")
-    n_prompt = inputs["input_ids"].shape[1]
-    context = getattr(base.config, "max_position_embeddings", None)
-    if context is not None and n_prompt + max_new_tokens > context:
+    ids, n_new = inputs["input_ids"], decoding.max_new_tokens
+    model: Any = base if folder is None else qpeft.load(base, folder)
+    if not has_room(model, ids.shape[1] + n_new):
         raise InputError(
-            f"{n_prompt} tokens of the prompt and {max_new_tokens} new ones exceed the model's context of {context}; "
-            "shorten the prompt or lower --max-new-tokens"
+            f"{ids.shape[1]} tokens of the prompt and {n_new} new ones exceed the model's context of "
+            f"{base.config.max_position_embeddings}; shorten the prompt or lower --max-new-tokens"
         )
-    model: Any = base if folder is None else qpeft.load(base, folder).eval()
-    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    pad = tokenizer.eos_token_id or 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     torch.manual_seed(seed)
-    generated: Tensor = model.generate(**inputs, max_new_tokens=max_new_tokens, **sampling, pad_token_id=pad)
-    new = generated[0, n_prompt:]
-    return _continuation(tokenizer, inputs["input_ids"][0], new), len(new)
-
-
-def _continuation(tokenizer: Any, prompt: Tensor, new: Tensor) -> str:
-    """The new text alone, decoded together with the prompt: tokens may share a character or a space."""
-    before, whole = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *new]))
-    return whole[len(before) :]
+    new = decode(model, ids, inputs["attention_mask"], decoding, **sampling)[0]
+    return new_text(tokenizer, ids[0].tolist(), new), len(new)

@@ -17,11 +17,12 @@ from qpeft.compare.cell import Cell, Steps, failed_row, started_row, work_folder
 from qpeft.compare.data import test_references
 from qpeft.compare.measurements.capacity import measure_capacity
 from qpeft.compare.measurements.convergence import derive
-from qpeft.compare.measurements.generation import generate_texts, score_texts
 from qpeft.compare.rows import Convergence, Row
 from qpeft.compare.study import Generation
 from qpeft.errors import DataWarning, QpeftError, TrainingError
+from qpeft.metrics.texts import score_texts
 from qpeft.training import outputs
+from qpeft.training.generation import generate_texts
 from qpeft.training.methods import virtual_tokens
 from qpeft.training.metrics import HOPELESS_LOSS, ClassificationScore
 from qpeft.training.metrics_log import read_rows
@@ -278,15 +279,15 @@ def _count_targets(examples: Any) -> int:
 
 def _generate(test_file: Path, asked: Generation, row: Row, model: Any, test: Any) -> None:
     """Answers to the test prompts, and their scores."""
-    references = list(test_references(test_file).items())[: asked.n_prompts]
+    references = list(test_references(test_file).items())[: asked.n_prompts or None]
     if not references:
         reasons = {"bleu": "the data has no prompts with answers"}
         _record(row, "quality", {"bleu": None, "null_reasons": reasons})
         return
     prompts, answers = zip(*references, strict=True)
-    texts = generate_texts(model, test.tokenizer, list(prompts), asked.max_new_tokens)
+    texts = generate_texts(model, test.tokenizer, list(prompts), asked.decoding)
     encoder = Path(asked.bertscore_model) if asked.bertscore_model else None
-    _record(row, "quality", {**score_texts(texts, list(answers), encoder), "texts": texts})
+    _record(row, "quality", {**score_texts(texts, list(answers), encoder, asked.meteor), "texts": texts})
 
 
 def _measure_forgetting(cell: Cell, row: Row, model: Any, base: Any) -> None:

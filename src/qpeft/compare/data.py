@@ -27,6 +27,7 @@ from qpeft.training.sources import (
     load_examples,
     load_rows,
     long_lines,
+    references_by_prompt,
 )
 from qpeft.training.task_types import TASKS
 from qpeft.training.tasks.images import has_validation_images, image_bytes, load_images, open_image
@@ -80,12 +81,8 @@ def _only_one(lock: Path) -> Iterator[None]:
 
 def test_references(path: Path) -> dict[str, list[str]]:
     """The prompts of a split, in order, each with all its answers; empty for texts without prompts."""
-    found: dict[str, list[str]] = {}
-    for line in path.read_bytes().splitlines():  # only at newlines: texts may contain other separators
-        row = json.loads(line)
-        if "prompt" in row:
-            found.setdefault(row["prompt"], []).append(row["completion"].strip())
-    return found
+    # only at newlines: texts may contain other separators
+    return references_by_prompt(map(json.loads, path.read_bytes().splitlines()))
 
 
 def _check_origin(place: Path, origin: dict[str, Any]) -> dict[str, Any]:

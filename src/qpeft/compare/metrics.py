@@ -1,4 +1,4 @@
-"""How metrics are shown: titles, units, decimals. Each is a field of `rows.Quality`, except `trainable`."""
+"""The metrics, and how they are shown. Each is a field of `rows.Quality`, except `trainable`."""
 
 from __future__ import annotations
 
@@ -17,16 +17,26 @@ class Metric(NamedTuple):
 
 TRAINABLE = "trainable"
 
+OF_CLASSES = {"test_accuracy": Metric("Test accuracy", "%", "percentage points", 100.0, 1)}
+OF_TEXTS = {  # generated ones
+    "bleu": Metric("BLEU", "points", "points", decimals=1),
+    "bleu_lowercase": Metric("BLEU, lower case", "points", "points", decimals=1),
+    "nist": Metric("NIST", "points", "points", decimals=2),
+    "chrf": Metric("chrF", "points", "points", decimals=1),
+    "rouge1": Metric("ROUGE-1", "%", "percentage points", 100.0, 1),
+    "rouge2": Metric("ROUGE-2", "%", "percentage points", 100.0, 1),
+    "rougeL": Metric("ROUGE-L", "%", "percentage points", 100.0, 1),
+    "rougeL_coco": Metric("ROUGE-L, COCO", "%", "percentage points", 100.0, 1),
+    "cider": Metric("CIDEr", "points", "points", decimals=2),
+    "meteor": Metric("METEOR", "%", "percentage points", 100.0, 1),
+    "bertscore_f1": Metric("BERTScore F1", "%", "percentage points", 100.0, 1),
+}
 METRICS = {
     "test_loss": Metric("Test loss", "nats per token", "nats per token", decimals=3),
     "test_ppl": Metric("Perplexity"),
     "bits_per_byte": Metric("Bits per byte"),
-    "test_accuracy": Metric("Test accuracy", "%", "percentage points", 100.0, 1),
-    "bleu": Metric("BLEU", "points", "points", decimals=1),
-    "rouge1": Metric("ROUGE-1"),
-    "rouge2": Metric("ROUGE-2"),
-    "rougeL": Metric("ROUGE-L"),
-    "bertscore_f1": Metric("BERTScore F1"),
+    **OF_CLASSES,
+    **OF_TEXTS,
     "forgetting_shifted": Metric("Forgetting", "nats"),
     TRAINABLE: Metric("Trainable parameters", decimals=0),
 }

@@ -15,7 +15,6 @@ from qpeft import methods
 from qpeft.compare.budget import Counted, Host, count, fill_block
 from qpeft.compare.cell import Cell, Recipe, SplitData
 from qpeft.compare.data import split_data
-from qpeft.compare.measurements.generation import encoder_layers
 from qpeft.compare.resolved import (
     STUDY,
     ResolvedBlock,
@@ -25,12 +24,14 @@ from qpeft.compare.resolved import (
     read_study,
 )
 from qpeft.compare.rows import SCHEMA, Base, Row, read_rows
-from qpeft.compare.study import MethodSpec, Study, Training
+from qpeft.compare.study import MethodSpec, Study
 from qpeft.core.meta_model import on_meta
 from qpeft.demo import base_model
 from qpeft.errors import ConfigError, DataWarning
 from qpeft.files import output_folder
 from qpeft.methods import Trains
+from qpeft.metrics.encoders import encoder_layers
+from qpeft.metrics.overlap import meteor_program
 from qpeft.training.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
 from qpeft.training.methods import virtual_tokens
 from qpeft.training.settings import TrainSettings
@@ -46,6 +47,7 @@ _OF_SPEC = ("key", "against", "method", "host", "settings", "backend", "note", "
 _TRAINING_OF_0_1 = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay")
 _TRAINING_OF_0_1 += ("max_grad_norm", "dtype", "eval_every", "eval_blocks", "save_every")
 _TRAINING_OF_0_1 += ("text_column", "label_column", "prompt_column", "completion_column")
+_GENERATION_OF_0_1 = ("max_new_tokens", "n_prompts", "bertscore_model")
 _WRITTEN_BEFORE_STUDY = ("data", "estimate.json")
 
 
@@ -132,7 +134,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     Raises InputError, ConfigError or DataError for a study that cannot run.
     """
     _check_folder(study, folder)
-    _check_encoder(study)
+    _check_scores(study)
     model = base_model(study.base)
     config = load_config(model, trust_remote_code)
     base_sha = fingerprint(model, config)
@@ -223,7 +225,9 @@ def _check_tokenizer(base: Base, folder: Path) -> None:
         )
 
 
-def _check_encoder(study: Study) -> None:
+def _check_scores(study: Study) -> None:
+    if study.generation and study.generation.meteor:
+        meteor_program()
     encoder = study.generation and study.generation.bertscore_model
     if not encoder:
         return
@@ -320,17 +324,19 @@ def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedM
         report_note=record.report_note,
         lr_base=middle,
         rates=rates,
-        hash=_hash(study, recipe, spec, rates),
+        hash=config_hash(study, recipe, spec, rates),
         trainable=counted.trainable,
         deployed=counted.deployed,
     )
 
 
-def _hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]) -> str:
+def config_hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]) -> str:
     """Hash of everything that determines a row, except for the seed. It covers contents of files, not their paths."""
     shared = recipe.model_dump(include={"task", "training", "test_blocks", "generation", "capacity"})
-    usual = Training().model_dump(exclude={*_TRAINING_OF_0_1})
-    shared["training"] = {k: v for k, v in shared["training"].items() if k not in usual or v != usual[k]}
+    for name, of_0_1 in (("training", _TRAINING_OF_0_1), ("generation", _GENERATION_OF_0_1)):
+        if part := getattr(recipe, name):
+            usual = type(part)().model_dump(exclude={*of_0_1})
+            shared[name] = {k: v for k, v in shared[name].items() if k not in usual or v != usual[k]}
     if recipe.generation and (encoder := recipe.generation.bertscore_model):
         shared["generation"]["bertscore_model"] = content_hash(encoder)
     files = names_in(spec.method, spec.settings, spec.backend)

@@ -122,9 +122,15 @@ class Quality(Part):
     test_accuracy_interval: list[Number] | None = None
     bleu: Number | None = None
     bleu_signature: str | None = None
+    bleu_lowercase: Number | None = None
+    nist: Number | None = None
+    chrf: Number | None = None
     rouge1: Number | None = None
     rouge2: Number | None = None
     rougeL: Number | None = None  # noqa: N815  (the metric's name)
+    rougeL_coco: Number | None = None  # noqa: N815
+    cider: Number | None = None
+    meteor: Number | None = None
     bertscore_f1: Number | None = None
     texts: list[str] | None = None
     forgetting_shifted: Number | None = None

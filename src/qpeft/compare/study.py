@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,9 +20,10 @@ from qpeft import methods
 from qpeft.backends.settings import backend_settings
 from qpeft.checks import MOST
 from qpeft.compare import BUILT_IN
-from qpeft.compare.metrics import METRICS
+from qpeft.compare.metrics import METRICS, OF_CLASSES, OF_TEXTS
 from qpeft.errors import ConfigError
 from qpeft.names import unknown
+from qpeft.training.decoding import Decoding
 from qpeft.training.settings import HIGHEST_SEED
 from qpeft.training.task_types import TASKS
 from qpeft.user_files import names_in
@@ -34,7 +36,6 @@ Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
 MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
 Schedule = Literal["linear", "cosine", "constant"]
 Role = Literal["main", "control", "equal_budget"]
-MetricName = Literal["test_loss", "test_accuracy", "bleu"]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # a spreadsheet must not read it as a formula
 
@@ -51,7 +52,15 @@ def _known_metric(name: str) -> str:
     return name
 
 
+def _compares_methods(name: str) -> str:
+    choices = ("test_loss", *OF_CLASSES, *OF_TEXTS)
+    if name not in choices:
+        raise ValueError(unknown("metric", name, choices))
+    return name
+
+
 TaskName = Annotated[str, AfterValidator(_known_task)]
+MetricName = Annotated[str, AfterValidator(_compares_methods)]
 
 
 class _Strict(BaseModel):
@@ -178,11 +187,28 @@ class Tuning(_Strict):
 
 
 class Generation(_Strict):
-    """Greedy answers to the test prompts: BLEU, ROUGE, and BERTScore where a local encoder is given."""
+    """Answers to the test prompts, which are scored by all metrics `OF_TEXTS`; two of them only where they are set."""
 
     max_new_tokens: int = Field(default=64, ge=1, le=MOST)
-    n_prompts: int = Field(default=64, ge=1, le=MOST)
+    n_prompts: int = Field(default=64, ge=0, le=MOST)  # 0: all
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    meteor: bool = False  # needs Java
     bertscore_model: str | None = None
+
+    @model_validator(mode="after")
+    def _can_decode(self) -> Generation:
+        try:
+            self.decoding.check()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the answers are generated."""
+        return Decoding(**{known.name: getattr(self, known.name) for known in fields(Decoding)})
 
 
 class Study(_Strict):
@@ -239,10 +265,15 @@ class Study(_Strict):
             raise ValueError("eval_data and test_data are the same: learning rates would be chosen on the test data")
         if self.data in (self.eval_data, self.test_data):
             raise ValueError("eval_data or test_data is the training data itself")
-        if self.metric == "test_accuracy" and self.is_language_model:
-            raise ValueError(f"metric test_accuracy is for classifications; for {self.task} use test_loss or bleu")
-        if self.metric == "bleu" and (self.generation is None or not self.is_language_model):
-            raise ValueError("metric bleu needs task causal-lm and `generation`, whose texts it scores")
+        if self.metric in OF_CLASSES and self.is_language_model:
+            raise ValueError(f"metric {self.metric} is for classifications; for {self.task} use test_loss or bleu")
+        if self.metric not in OF_TEXTS:
+            return
+        if self.generation is None or not self.is_language_model:
+            raise ValueError(f"metric {self.metric} needs task causal-lm and `generation`, whose texts it scores")
+        for metric, name in (("meteor", "meteor"), ("bertscore_f1", "bertscore_model")):
+            if self.metric == metric and not getattr(self.generation, name):
+                raise ValueError(f"metric {metric} needs generation.{name}")
 
     @property
     def is_language_model(self) -> bool:

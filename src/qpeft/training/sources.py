@@ -80,6 +80,15 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
     return [row for row in renamed if _has_something_to_score(row)]
 
 
+def references_by_prompt(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """The prompts of rows in the second format, in order, each with all its answers; none for other rows."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if "prompt" in row:
+            found.setdefault(row["prompt"], []).append(row["completion"].strip())
+    return found
+
+
 def load_rows(source: str, split: str, headerless: Sequence[str] = (), by_line: bool = False) -> list[Row]:
     """Rows of a file, of the files in a folder, or of a split of a data set, unchanged.
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qpeft.compare.measurements.generation import has_room
 from qpeft.compare.measurements.speed import Batch, TrainingSteps, compare_steps, flops_per_token, tokens_per_second
 from qpeft.errors import ConfigError, QpeftError
+from qpeft.training.generation import has_room
 from qpeft.training.settings import TrainSettings
 
 Make = Callable[[], Any]

@@ -16,8 +16,8 @@ from torch.nn.utils import clip_grad_norm_
 from torch.utils.flop_counter import FlopCounterMode
 
 import qpeft
-from qpeft.compare.measurements.generation import generate
 from qpeft.core.adapter_form import form_of
+from qpeft.training.generation import generate
 from qpeft.training.settings import TrainSettings
 
 _LEARNING_RATE = 1e-4  # not 0: a generator runs again only after its parameters changed

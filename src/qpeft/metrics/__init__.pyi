@@ -1,0 +1,9 @@
+from .encoders import bertscore as bertscore
+from .overlap import cider as cider
+from .overlap import coco_rouge_l as coco_rouge_l
+from .overlap import meteor as meteor
+from .overlap import nist as nist
+from .texts import bleu as bleu
+from .texts import chrf as chrf
+from .texts import rouge as rouge
+from .texts import score_texts as score_texts

@@ -1,0 +1,1 @@
+from tiny_models import tiny_encoder  # noqa: F401
