@@ -261,11 +261,11 @@ def _show_plan(console: Console, study: ResolvedStudy, n_cells: dict[str, int], 
         for method in study.methods
     ]
     console.print(table(("Method", "Trainable", "Deployed", "Learning rates", "Role"), rows))
-    training = study.training
-    epochs = [("epochs of the training data", f"{training.epochs:g}", f"{count(training.steps)} steps")]
+    length, steps = study.training.epochs, count(study.training.steps)
+    epochs = [] if length is None else [("epochs of the training data", f"{length:g}", f"{steps} steps")]
     what = {"tuning": "trials of learning rates", "final": "final runs", "cost": "measurements of time and memory"}
     phases = [(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items() if n]
-    console.print(facts([*(epochs if training.epochs is not None else []), *phases]))
+    console.print(facts([*epochs, *phases]))
     total, most = sum(hours.values()), study.max_hours
     console.print(f"\nIn total about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
     print_code(console, study.command)
