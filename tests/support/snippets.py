@@ -24,6 +24,8 @@ STAND_INS = {
     "stories260K": "base",
     "numpy-docs": "docs.jsonl",
     "GrimmsFairyTales.txt": "docs.jsonl",
+    "Salesforce/wikitext:wikitext-2-raw-v1:train": "docs.jsonl",
+    "Salesforce/wikitext:wikitext-2-raw-v1:test": "docs.jsonl",
     "e2e-train.csv": "pairs.csv",
     "e2e-test.csv": "few-pairs.csv",
     "survey": "tiny.yaml",
