@@ -3,15 +3,16 @@
     python benchmarks/recompute_summary.py DIR
 
 Reads DIR/study.json and DIR/rows.jsonl; means, standard deviations, paired differences, t intervals, p values, verdicts
-before and after Holm's correction, and ranks must agree with DIR/summary.csv and DIR/blocks.csv. The script does not
-use qpeft: Student's distribution is integrated numerically, and Holm's correction is applied step by step. Exit code 1:
-there are disagreements, one per line.
+before and after Holm's correction, ranks, steps to shares of the reference's gain and areas under the loss curves must
+agree with DIR/summary.csv and DIR/blocks.csv. The script does not use qpeft: Student's distribution is integrated
+numerically, and Holm's correction is applied step by step. Exit code 1: there are disagreements, one per line.
 """
 
 from __future__ import annotations
 
 import csv
 import functools
+import itertools
 import json
 import math
 import statistics
@@ -26,10 +27,11 @@ FAILED = {"failed", "diverged", "oom", "timeout", "skipped"}
 
 @dataclass
 class Result:
-    """The metric of a method by seed, and the statuses of its rows."""
+    """The metric of a method by seed, the statuses of its rows, and its loss curves."""
 
     values: dict[int, float]
     statuses: list[str]
+    curves: list[list[list[Any]]]  # of seeds with a row; empty for one that failed
 
     @property
     def lost(self) -> bool:
@@ -50,7 +52,8 @@ def read_result(all_rows: dict[str, dict], study: dict[str, Any], method: dict[s
         rows = dict.fromkeys(cells, next(iter(rows.values())))
     metric = {seed: row["quality"].get(study["metric"]) for seed, row in rows.items() if row["status"] == "success"}
     statuses = [rows[seed]["status"] if seed in rows else "missing" for seed in cells]
-    return Result({seed: value for seed, value in metric.items() if value is not None}, statuses)
+    curves = [row["train"].get("curve", []) if row["status"] == "success" else [] for row in rows.values()]
+    return Result({seed: value for seed, value in metric.items() if value is not None}, statuses, curves)
 
 
 def tail(t: float, df: int) -> float:
@@ -145,7 +148,34 @@ def expected_summary(study: dict[str, Any], results: dict[str, Result]) -> dict[
         control = found.get((key, method["against"]))
         lines[key] = metric(results[key]) | columns("delta", compared) | columns("control", control)
         lines[key] |= {"rank": ranks.get(key), "seeds_ok": results[key].statuses.count("success")}
+        lines[key] |= convergence(results[key].curves, results[study["reference"]].curves, bool(method["rates"]))
     return lines
+
+
+def convergence(curves: list[list[list[Any]]], reference: list[list[list[Any]]], is_trained: bool) -> dict[str, Any]:
+    """Median steps to 50, 80 and 95 % of the reference's gain, how many seeds reached them, and the mean area."""
+    points = [[(step, loss) for step, _, loss, _ in curve if loss is not None] for curve in curves]
+    losses = [[loss for _, _, loss, _ in curve if loss is not None] for curve in reference if curve]
+    start = statistics.mean(loss[0] for loss in losses) if losses else 0.0
+    gain = start - statistics.mean(loss[-1] for loss in losses) if losses else 0.0
+    found: dict[str, Any] = {}
+    for share in (50, 80, 95):
+        middle = reached = None
+        if is_trained and gain > 0 and any(points):
+            target = start - share / 100 * gain
+            steps = [min((step for step, loss in curve if loss <= target), default=math.inf) for curve in points]
+            middle, reached = statistics.median(steps), sum(map(math.isfinite, steps))
+            if math.isinf(middle):
+                middle = f"> {max(curve[-1][0] for curve in curves if curve):g}"
+        found |= {f"steps_to.{share}.median": middle, f"steps_to.{share}.reached": reached}
+    areas = [area(curve) for curve in points if len(curve) > 1]
+    return found | {"convergence.auc_per_token.mean": statistics.mean(areas) if areas else None}
+
+
+def area(curve: list[tuple[int, float]]) -> float:
+    """Trapezoids under the loss, divided by the steps."""
+    pairs = itertools.pairwise(curve)
+    return math.fsum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairs) / (curve[-1][0] - curve[0][0])
 
 
 def expected_blocks(study: dict[str, Any], results: dict[str, Result]) -> dict[str, dict[str, Any]]:

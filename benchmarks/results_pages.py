@@ -1,8 +1,9 @@
-"""Generates the pages of docs/results except its index: one table per study over all setups, from their summaries.
+"""Generates the pages of docs/results: one page per study over all setups, and the list of studies in the index.
 
-    python benchmarks/results_pages.py          # docs/results/survey.md, controls.md, ...
+    python benchmarks/results_pages.py          # docs/results/survey.md, controls.md, ..., a table of index.md
 
-Every value on these pages comes from a summary.csv or blocks.csv; a test generates the pages again and compares them.
+Every value on these pages comes from a study.json with its rows, or from the summary.csv and blocks.csv that `qpeft
+compare report` writes from them; a test generates the pages again and compares them.
 """
 
 from __future__ import annotations
@@ -11,37 +12,68 @@ import csv
 import json
 from pathlib import Path
 
+from qpeft.compare.analysis.summary import summarise
+from qpeft.compare.analysis.targets import SHARES
+from qpeft.compare.analysis.types import Summary
+from qpeft.compare.report.format import reached
+from qpeft.compare.resolved import read_study
+from qpeft.compare.rows import read_rows
 from qpeft.files import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETUPS = {
     "embedded": "embedded base, NumPy's docstrings",
     "grimm": "stories260K, Grimm's tales",
-    "wikitext": "stories260K, WikiText-2",
+    "wikitext": "stories260K, WikiText-2's validation file",
 }
 STUDIES = ("survey", "controls", "feature-source", "rank-perplexity", "shots", "noise")
 LINK = {"summary.md": "tables", "report.html": "report"}
+LIST = "% table: studies\n"  # before the table of index.md
 
 
 def main() -> None:
     for study in STUDIES:
         write_text(RESULTS / f"{study}.md", page(study))
+    write_text(RESULTS / "index.md", index((RESULTS / "index.md").read_text(encoding="utf-8")))
+
+
+def index(text: str) -> str:
+    """The index with its table of studies: every folder with a study.json, those with a page first."""
+    runs: dict[str, list[str]] = {name: [] for name in STUDIES}
+    titles = {}
+    for path in sorted(RESULTS.glob("*/*/study.json")):
+        study, place = json.loads(path.read_text(encoding="utf-8")), path.parent.relative_to(RESULTS)
+        titles[place.name] = study["title"]
+        link = f"[{place.parent}]({place.as_posix()}/summary.md)"
+        runs.setdefault(place.name, []).append(f"{link}, {len(study['seeds'])} seeds")
+    lines = ["| study | results |", "| --- | --- |"]
+    for name, found in runs.items():
+        title = f"[{titles[name]}]({name}.md)" if name in STUDIES else titles[name]
+        lines.append(f"| {title} | {'; '.join(found)} |")
+    before, _, after = text.partition(LIST)
+    return before + LIST + "\n" + "\n".join(lines) + "\n\n" + after.lstrip("\n").partition("\n\n")[2]
 
 
 def page(study: str) -> str:
-    """The page of a study: question, table of differences, equal-budget blocks, links."""
+    """The page of a study: question, answers, table of differences, convergence, equal-budget blocks, links."""
     found = {name: _read(RESULTS / name / study) for name in SETUPS if (RESULTS / name / study).is_dir()}
+    summaries = {
+        name: summarise(read_study(RESULTS / name / study), read_rows(RESULTS / name / study)) for name in found
+    }
     described = next(iter(found.values()))[0]
     parts = [
         f"# {described['title']}",
         described["question"],
         _where(study, found),
+        *_answers(summaries),
+        "## Test loss",
         f"Test loss in nats per token, mean ± standard deviation over {len(described['seeds'])} seeds; below it the "
         f"difference from {_label(described, described['reference'])}, paired by seed, with its 95 % interval. "
         "In bold: better or worse, after Holm's correction.",
         _methods(found),
         *_controls(found),
         *_blocks(found),
+        *_convergence(summaries),
         "## The commands",
         "\n".join(["```sh", *(study_json["command"] for study_json, _, _ in found.values()), "```"]),
         "\n".join(["```{toctree}", ":hidden:", "", *(f"{name}/{study}/summary" for name in found), "```"]),
@@ -60,6 +92,33 @@ def _read(folder: Path) -> tuple[dict, dict[str, dict[str, str]], list[dict[str,
 def _where(study: str, found: dict) -> str:
     links = {name: ", ".join(f"[{word}]({name}/{study}/{file})" for file, word in LINK.items()) for name in found}
     return "\n".join(f"- {SETUPS[name]}: {links[name]}" for name in found)
+
+
+def _answers(summaries: dict[str, Summary]) -> list[str]:
+    """The sentences at the top of each report."""
+    lines = [f"- **{SETUPS[name]}.** {' '.join(summary.headlines)}" for name, summary in summaries.items()]
+    return ["## Answers", "Values in parentheses are test losses in nats per token.", "\n".join(lines)]
+
+
+def _convergence(summaries: dict[str, Summary]) -> list[str]:
+    """Steps to shares of the reference's gain."""
+    described = next(iter(summaries.values()))
+    head = ["method", *(SETUPS[name] for name in summaries)]
+    lines = [head, ["---"] * len(head)]
+    for method in (method for method in described.methods if method.is_trained):
+        label = method.label.partition(",")[0] if method.role == "equal_budget" else method.label
+        found = [summary[method.key].steps_to for summary in summaries.values()]
+        lines.append([label, *(" / ".join(reached(steps.get(share)) for share in SHARES) for steps in found)])
+    reference = described[described.study.reference]
+    steps = [
+        point[0] for point in described.rows[reference.key].curves[described.study.seeds[0]] if point[2] is not None
+    ]
+    about = (
+        f"Median steps to 50, 80 and 95 % of the gain of {reference.label}: its mean initial validation loss minus its "
+        "mean final one ([definition](../comparison.md#what-is-equal-and-what-is-measured)). The loss was evaluated "
+        f"every {steps[1]} steps. 40 (4/5): four of five seeds reached it; > 80 (2/5): too few seeds for a median."
+    )
+    return ["## Convergence", about, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def _methods(found: dict) -> str:

@@ -115,6 +115,15 @@ def test_charts_are_valid_svg_and_in_the_page_with_descriptions(written):
         assert b"<dc:date>" not in svg
 
 
+def test_page_begins_with_the_answer_quality_by_parameters_and_loss_curves(written):
+    page = Page((written / "report.html").read_text(encoding="utf-8"))
+    first = page.text.index(summary_of(written).headlines[0])
+    assert page.text.index("Answers", page.text.index("Environment")) < first < page.text.index("Each method compared")
+    alts = [attrs["alt"] for tag, attrs in page.tags if tag == "img"]
+    assert alts[:2] == ["Test loss against trainable parameters", "Validation loss against steps"]
+    assert {"50 %", "80 %", "95 %"} <= set(chart_texts(written / "plots" / "convergence-steps.svg"))
+
+
 def chart_texts(path: Path) -> list[str]:
     """The texts of a chart in their order."""
     return [element.text or "" for element in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")]

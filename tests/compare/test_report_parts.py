@@ -5,14 +5,16 @@ from __future__ import annotations
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t
 from synthetic_study import summary_of
 
 from qpeft.compare.analysis.statistics import describe, paired_difference
 from qpeft.compare.report import format as texts
-from qpeft.compare.report.charts import pareto_front
+from qpeft.compare.report.charts import half_width, pareto_front
 from qpeft.compare.report.format import KINDS, kind_of
 from qpeft.compare.report.plotting import drawing, label_axes, save
 from qpeft.compare.report.table import Table, to_csv
@@ -55,6 +57,13 @@ def test_pareto_front_is_what_no_other_point_dominates(points, lower_is_better):
 
     expected = {point for point in points if not any(dominates(other, point) for other in points)}
     assert pareto_front(points, lower_is_better) == sorted(expected)
+
+
+def test_band_of_a_loss_curve_is_the_interval_of_the_mean():
+    frame = pd.DataFrame({0: [4.0, 3.0], 1: [4.0, 3.2], 2: [4.0, 3.1]})
+    low, high = t.interval(0.95, 2, loc=3.1, scale=0.1 / 3**0.5)
+    assert half_width(frame).to_list() == pytest.approx([0.0, (high - low) / 2])
+    assert half_width(frame[[0]]).to_list() == [0.0, 0.0]
 
 
 def test_kinds_differ_in_sign_and_marker(whole_study):

@@ -210,12 +210,42 @@ def test_limits_name_controls_that_perform_as_well(study_folder):
     assert limits[0].startswith("All quantum circuits are simulated")
     assert limits[1].startswith("A prefix changes")
     assert limits[2].startswith("The defaults of QAA")
-    assert headlines[0].startswith("QPA is not shown to be better than 1 of its 1 control: QPA with noise for its ci")
-    assert headlines[1] == "QAA is better than all of its 1 control."
+    assert headlines[-2].startswith("QPA is not shown to be better than its control: QPA with noise for its circuit (")
+    assert headlines[-1] == "QAA is better than its control, QAA with a random linear map."
     assert any(
         limit.startswith("QPA with noise for its circuit performs as well as QPA here (diff") for limit in limits
     )
     assert not any(limit.startswith("QAA with a random linear map performs") for limit in limits)
+
+
+def test_headlines_answer_first_what_most_methods_are_for(study_folder):
+    lora = [4.0, 4.1, 4.2, 4.3, 4.4]
+    plant(study_folder, "lora", lora)
+    plant(study_folder, "full", [loss - 0.5 + 0.001 * i for i, loss in enumerate(lora)])
+    plant(study_folder, "twin", lora)
+    plant(study_folder, "qpa", [4.042, 4.132, 4.242, 4.352, 4.442])
+    drop_rows(study_folder, "prefix", "seed[1-4]")
+    edit_rows(study_folder, lambda row: row["quality"].update(test_loss=4.5), "prefix", "seed0")
+    for key in ("quantum_peft", "vera", "ia3"):
+        drop_rows(study_folder, key, "seed*")
+    edit_rows(study_folder, lambda row: row["quality"].update(test_loss=4.8 + row["seed"] / 9), "qaa", "seed*")
+    compared, in_block, controls, *_ = summary_of(study_folder).headlines
+    assert compared == (
+        "Full fine-tuning (3.702) is better than LoRA (4.200 nats per token); "
+        "LoRA again (4.200) is not shown to differ; QPA (4.242) and QAA (5.022) are worse; "
+        "prefix tuning (4.500) is without a verdict with fewer than 3 seeds."
+    )
+    assert in_block.startswith("With 80 to 100 % of the 16,900 trainable parameters of QAA: LoRA at QAA's count (4.0")
+    assert in_block.endswith(") is better than QAA (5.022 nats per token).")
+    assert controls == "Of 2 controls, 0 are worse than their methods, 1 better, and for 1 no difference is shown."
+
+    def become_controls(study):
+        for method in study["methods"]:
+            if method["key"] in ("full", "twin", "prefix", "quantum_peft", "vera", "ia3"):
+                method.update(role="control", against="qpa")
+
+    edit_json(study_folder / "study.json", become_controls)
+    assert summary_of(study_folder).headlines[0].startswith("Of 7 controls, ")
 
 
 def test_limits_report_unequal_batches(study_folder):
@@ -278,36 +308,58 @@ def test_rows_of_an_older_config_are_ignored(study_folder):
     assert summary_of(study_folder) == before
 
 
-def test_speed_is_the_first_evaluation_at_or_below_the_target(study_folder):
-    curves = {"lora": [4.6, 4.3, 4.1, 4.0], "full": [4.6, 4.1, 3.8, 3.6], "qpa": [4.6, 4.5, 4.05, 4.0]}
-    for key, losses in curves.items():
-        curve = [[50 * i, None, loss, 2.5 * i] for i, loss in enumerate(losses)]
-        edit_rows(study_folder, lambda row, curve=curve: row["train"].update({"curve": curve}), key, "seed*")
-    edit_rows(
-        study_folder,
-        lambda row: row["train"].update({"curve": [[0, None, 4.6, 0.0], [150, None, 4.4, 7.5]]}),
-        "qpa",
-        "seed4",
-    )
+def plant_curve(folder, key, losses, seed="*"):
+    """Validation losses at step 0, 50, 100 and 150."""
+    curve = [[50 * i, None, loss, 2.5 * i] for i, loss in enumerate(losses)]
+    edit_rows(folder, lambda row: row["train"].update({"curve": curve}), key, f"seed{seed}")
+
+
+def test_steps_to_shares_of_the_references_gain(study_folder):
+    plant_curve(study_folder, "lora", [4.6, 4.3, 4.1, 4.0])  # a gain of 0.6
+    plant_curve(study_folder, "full", [4.6, 4.1, 3.8, 3.6])
+    plant_curve(study_folder, "qpa", [4.6, 4.5, 4.29, 4.1])
+    plant_curve(study_folder, "qpa", [4.6, 4.5, 4.4, 4.4], seed=4)
+    plant_curve(study_folder, "qaa", [4.6, 4.5, 4.4, 4.1])
+    plant_curve(study_folder, "qaa", [4.6, 4.5, 4.4, 4.4], seed="[0-2]")
     summary = summary_of(study_folder)
-    assert summary.targets == pytest.approx({"reference": 4.0, "half_of_full": 4.1, "ninety_of_full": 3.7})
-    assert summary["full"].steps_to["half_of_full"].mean == 50
-    assert summary["full"].seconds_to["ninety_of_full"].mean == 7.5
-    assert summary["lora"].steps_to["reference"].mean == 150
-    assert summary["lora"].steps_to["half_of_full"].values == dict.fromkeys(SEEDS, 100)
-    qpa = summary["qpa"].steps_to["reference"]
-    assert (qpa.mean, qpa.limit) == (None, 150)  # one seed never gets there
-    assert qpa.values == {**dict.fromkeys(SEEDS[:4], 150), 4: None}
+    assert summary.targets == pytest.approx({50: 4.3, 80: 4.12, 95: 4.03})
+    assert [summary["lora"].steps_to[share].median for share in (50, 80, 95)] == [50, 100, 150]
+    assert [summary["full"].steps_to[share].median for share in (50, 80, 95)] == [50, 50, 100]
+    assert summary["full"].seconds_to[95].median == 5.0
+    qpa = summary["qpa"].steps_to
+    assert qpa[50].values == {**dict.fromkeys(SEEDS[:4], 100.0), 4: None}
+    assert (qpa[50].median, qpa[50].n_reached, qpa[50].limit) == (100, 4, 150)
+    assert (qpa[95].median, qpa[95].n_reached) == (None, 0)
+    qaa = summary["qaa"].steps_to[50]  # reached by two of five seeds: the median is later than the end
+    assert (qaa.median, qaa.n_reached) == (None, 2)
+    shown = {row[0]: row for row in tables.speed(summary).rows}
+    assert shown["● qpa"][1:4] == ["100 (4/5)", "150 (4/5)", "> 150 (0/5)"]
+    assert shown["● qaa"][1] == "> 150 (2/5)"
 
 
-def test_targets_without_full_fine_tuning(study_folder):
-    def leave_out(study):
-        study["methods"] = [method for method in study["methods"] if method["key"] != "full"]
+def test_median_of_an_even_number_of_seeds(study_folder):
+    plant_curve(study_folder, "lora", [4.6, 4.3, 4.1, 4.0])
+    drop_rows(study_folder, "qpa", "seed4")
+    plant_curve(study_folder, "qpa", [4.6, 4.3, 4.3, 4.3], seed="[01]")
+    plant_curve(study_folder, "qpa", [4.6, 4.5, 4.3, 4.3], seed=2)
+    plant_curve(study_folder, "qpa", [4.6, 4.5, 4.5, 4.5], seed=3)
+    assert summary_of(study_folder)["qpa"].steps_to[50].median == 75  # of 50, 50, 100 and never
+    plant_curve(study_folder, "qpa", [4.6, 4.5, 4.5, 4.5], seed=2)
+    assert summary_of(study_folder)["qpa"].steps_to[50].median is None
 
-    edit_json(study_folder / "study.json", leave_out)
+
+def test_failed_seed_counts_as_one_that_did_not_reach_a_target(study_folder):
+    found = summary_of(study_folder)["vera"].steps_to[50]
+    assert (found.values[4], found.n_reached) == (None, 4)
+
+
+def test_reference_without_a_gain_gives_no_targets(study_folder):
+    plant_curve(study_folder, "lora", [4.6, 4.3, 4.5, 4.6])
     summary = summary_of(study_folder)
-    assert summary.targets["half_of_full"] is summary.targets["ninety_of_full"] is None
-    assert set(summary["qpa"].steps_to) == {"reference"}
+    assert summary.targets == summary["qpa"].steps_to == {}
+    assert not any(title.startswith(("Steps", "Seconds")) for title in tables.speed(summary).columns)
+    drop_rows(study_folder, "lora", "seed*")
+    assert summary_of(study_folder).targets == {}
 
 
 def test_times_on_different_hardware_have_no_mean(study_folder):

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,12 @@ def _row(method: dict[str, Any], seed: int) -> StoredRow:
         "params_generator": method["trainable"] if "q" in key else None, "bytes_stored": 4 * method["trainable"] + 512,
         "optimizer_bytes": 8 * method["trainable"],
     }  # fmt: skip
-    row["convergence"] = {"auc_per_token": loss + 0.2, "best_step": STEPS, "spikes": seed % 2, "diverged": False}
+    points = [(point[0], point[2]) for point in curve if point[2] is not None]
+    areas = [(b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in pairwise(points)]
+    row["convergence"] = {
+        "auc_per_token": sum(areas) / STEPS if areas else None, "best_step": STEPS, "spikes": seed % 2,
+        "diverged": False,
+    }  # fmt: skip
     row["null_reasons"] = {"quality.bleu": "the task has no references"}
     if "q" not in key:
         row["null_reasons"]["cost.params_generator"] = "nothing is generated"

@@ -13,9 +13,16 @@ from qpeft.compare.analysis.statistics import (
     WORSE,
     Difference,
 )
-from qpeft.compare.analysis.types import MethodSummary, Summary
+from qpeft.compare.analysis.types import Block, MethodSummary, Summary
 from qpeft.compare.rows import Row
+from qpeft.compare.study import is_ranked
 
+_RELATIONS = {
+    BETTER: ("better", "than"),
+    NO_DIFFERENCE: ("not shown to differ", "from"),
+    WORSE: ("worse", "than"),
+    PRELIMINARY: (f"without a verdict with fewer than {MIN_SEEDS} seeds", "compared with"),
+}
 NOT_IMPROVED = "not improve on the base: the best step is 0 with every seed"
 
 
@@ -37,22 +44,87 @@ def sentence(method: MethodSummary, summary: Summary) -> str:
 
 
 def headlines_of(summary: Summary) -> list[str]:
-    """For each method with controls: how many of them are not shown to be worse."""
-    found = []
-    for method in summary.methods:
-        controls = [(m, m.difference_to_target) for m in summary.methods if m.against == method.key]
-        judged = [(m, d) for m, d in controls if d is not None and d.verdict != PRELIMINARY]
-        if not judged:
+    """The answer to the study's question: first what most of its methods are for, comparisons or controls."""
+    compared = [_compared_with_reference(summary), *(_compared_in(block, summary) for block in summary.blocks)]
+    controls = [_all_controls(summary), *(_controls_of(method, summary) for method in summary.methods)]
+    n_controls = sum(method.role == "control" for method in summary.methods)
+    is_about_controls = n_controls > len(_rivals(summary))
+    return [text for text in ([*controls, *compared] if is_about_controls else [*compared, *controls]) if text]
+
+
+def _rivals(summary: Summary) -> list[MethodSummary]:
+    """The trained main methods except for the reference, best first."""
+    return [m for m in summary.ordered if m.role == "main" and m.is_trained and m.key != summary.study.reference]
+
+
+def _compared_with_reference(summary: Summary) -> str:
+    return _verdicts([(m, m.difference) for m in _rivals(summary)], summary.study.reference, summary)
+
+
+def _compared_in(block: Block, summary: Summary) -> str:
+    """The ranked members of an equal-budget block."""
+    members = {member.key: member for member in block.members if is_ranked(member.ratio)}
+    rivals = [(m, members[m.key].difference) for m in summary.by_quality if m.key in members]
+    found = _verdicts(rivals, block.of, summary)
+    start = f"With 80 to 100 % of the {block.budget:,} trainable parameters of {summary[block.of].label}"
+    return found and f"{start}: {found}"
+
+
+def _verdicts(found: Sequence[tuple[MethodSummary, Difference | None]], to: str, summary: Summary) -> str:
+    """One sentence: which methods are better than the method `to`, not shown to differ, worse; the best first."""
+    factor, decimals = summary.metric.factor, summary.metric.decimals
+
+    def value(method: MethodSummary) -> str:
+        return f"{method.metric.mean * factor:.{decimals}f}" if method.metric else ""
+
+    clauses = []
+    for verdict, (relation, preposition) in _RELATIONS.items():
+        labels = [f"{m.label} ({value(m)})" for m, difference in found if difference and difference.verdict == verdict]
+        if not labels:
             continue
-        n = f"its {plural(len(judged), 'control')}"
-        as_good = [
-            f"{m.label} ({_distance(d, summary).removesuffix(' to')}{', better' if d.verdict == BETTER else ''})"
-            for m, d in judged
-            if d.verdict != WORSE
-        ]
-        ends = f"not shown to be better than {len(as_good)} of {n}: {'; '.join(as_good)}" if as_good else ""
-        found.append(f"{capital(method.label)} is {ends or f'better than all of {n}'}.")
-    return found
+        names = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
+        clause = f"{names} {'is' if len(labels) == 1 else 'are'} {relation}"
+        if not clauses:  # the other is named once
+            clause += f" {preposition} {summary[to].label} ({value(summary[to])} {summary.metric.unit})"
+        clauses.append(clause)
+    return f"{capital('; '.join(clauses))}." if clauses else ""
+
+
+def _judged(method: MethodSummary, summary: Summary) -> list[tuple[MethodSummary, Difference]]:
+    """The controls of the method that have a verdict."""
+    controls = [(m, m.difference_to_target) for m in summary.methods if m.against == method.key]
+    return [(m, d) for m, d in controls if d is not None and d.verdict != PRELIMINARY]
+
+
+def _all_controls(summary: Summary) -> str:
+    """The verdicts of all controls, if several methods have some."""
+    found = [judged for method in summary.methods if (judged := _judged(method, summary))]
+    verdicts = Counter(difference.verdict for judged in found for _, difference in judged)
+    if len(found) < 2:
+        return ""
+    n_worse = verdicts[WORSE]
+    worse = f"{n_worse} {'is worse than its method' if n_worse == 1 else 'are worse than their methods'}"
+    n_equal = f"for {verdicts[NO_DIFFERENCE]} no difference is shown"
+    return f"Of {verdicts.total()} controls, {worse}, {verdicts[BETTER]} better, and {n_equal}."
+
+
+def _controls_of(method: MethodSummary, summary: Summary) -> str:
+    """How many controls of the method are not shown to be worse."""
+    judged = _judged(method, summary)
+    if not judged:
+        return ""
+    as_good = [
+        f"{m.label} ({_distance(d, summary).removesuffix(' to')}{', better' if d.verdict == BETTER else ''})"
+        for m, d in judged
+        if d.verdict != WORSE
+    ]
+    start, n = capital(method.label), len(judged)
+    if not as_good:
+        return (
+            f"{start} is better than {f'all of its {n} controls' if n > 1 else f'its control, {judged[0][0].label}'}."
+        )
+    few = f"{len(as_good)} of its {n} controls" if n > 1 else "its control"
+    return f"{start} is not shown to be better than {few}: {'; '.join(as_good)}."
 
 
 def flags_of(

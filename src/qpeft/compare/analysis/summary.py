@@ -9,7 +9,7 @@ from qpeft.compare.analysis.limits import limits_of
 from qpeft.compare.analysis.records import MethodRows, describe_measurements, hardware, measurements, read_method
 from qpeft.compare.analysis.sentences import flags_of, headlines_of, sentence
 from qpeft.compare.analysis.statistics import MIN_SEEDS, Difference, Pair, Stats, compare, describe
-from qpeft.compare.analysis.targets import steps_and_seconds, target_losses
+from qpeft.compare.analysis.targets import seconds_to, steps_to, target_losses
 from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, PublishedResult, Summary
 from qpeft.compare.metrics import METRICS, TRAINABLE
 from qpeft.compare.resolved import ResolvedBlock, ResolvedMethod, ResolvedStudy
@@ -24,22 +24,22 @@ _SAME = ("key", "label", "role", "against", "method", "kind", "is_trained", "set
 def summarise(study: ResolvedStudy, all_rows: Mapping[str, Row]) -> Summary:
     """The results of the study; `all_rows` by cell_id."""
     rows = {method.key: read_method(study, method, all_rows) for method in study.methods}
-    curves = {key: {s: c for s, c in found.curves.items() if s in found.successes} for key, found in rows.items()}
-    targets = target_losses(study, curves)
+    targets = target_losses(rows[study.reference])
     lower = study.lower_is_better
     differences = compare(_pairs(study), *_values(study, rows), lower)
     methods = [_method(study, method, rows[method.key], differences) for method in study.methods]
     untrained = next((method.metric.mean for method in methods if not method.is_trained and method.metric), None)
     ranks = _ranks([m for m in methods if m.role == "main"], lower)
-    for index, method in enumerate(methods):
-        steps, seconds = steps_and_seconds(curves[method.key] if study.methods[index].rates else {}, targets)
-        methods[index] = replace(
+    methods = [
+        replace(
             method,
             flags=flags_of(method, rows[method.key].trials, untrained, lower),
             rank=ranks.get(method.key),
-            steps_to=steps,
-            seconds_to={} if rows[method.key].on_mixed_hardware else seconds,
+            steps_to=steps_to(rows[method.key], targets) if method.is_trained else {},
+            seconds_to=seconds_to(rows[method.key], targets) if method.is_trained else {},
         )
+        for method in methods
+    ]
     summary = Summary(
         study=study,
         lower_is_better=lower,

@@ -1,64 +1,64 @@
-"""Speed of convergence: the evaluation at which a target loss is first reached.
+"""Speed of convergence: the evaluations at which a method first reaches 50, 80 and 95 % of the reference's gain.
 
-Three validation losses are targets: the reference's mean at its end; the base's minus 50 % and minus 90 % of what full
-fine-tuning gained. Nothing is interpolated between evaluations.
+The gain is the reference's initial validation loss minus its final one, each a mean over its seeds that succeeded. The
+target for p % of it is the initial loss minus p % of the gain, equal for all methods and seeds. A seed reaches a target
+at its first evaluation with a loss of at most the target; nothing is interpolated between evaluations.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from statistics import median
 
-from qpeft import methods
+from qpeft.compare.analysis.records import MethodRows
 from qpeft.compare.analysis.statistics import describe
 from qpeft.compare.analysis.types import Reached
 from qpeft.compare.measurements.convergence import first_at_or_below
-from qpeft.compare.resolved import ResolvedStudy
 from qpeft.compare.rows import Curve
-from qpeft.methods import Trains
 
-REFERENCE, HALF, NINETY = "reference", "half_of_full", "ninety_of_full"
+SHARES = (50, 80, 95)  # per cent of the reference's gain
+
+_STEP, _SECONDS = 0, 3  # places in a point of a curve
 
 
-def target_losses(study: ResolvedStudy, curves: Mapping[str, Mapping[int, Curve]]) -> dict[str, float | None]:
-    """The three target losses; None where the study has no such method, or full fine-tuning gained nothing.
+def target_losses(reference: MethodRows) -> dict[int, float]:
+    """The target validation losses by share; empty if no seed of the reference succeeded, or if it gained nothing."""
+    curves = [reference.curves[seed] for seed in reference.successes if seed in reference.curves]
+    losses = [[point[2] for point in curve if point[2] is not None] for curve in curves]
+    start, end = (describe(dict(enumerate(found[place] for found in losses if found))) for place in (0, -1))
+    if start is None or end is None or not start.mean > end.mean:
+        return {}
+    return {share: start.mean - share / 100 * (start.mean - end.mean) for share in SHARES}
 
-    `curves`: by method, those of the seeds that succeeded.
-    """
-    full = next((m.key for m in study.methods if _trains_model(m.method)), "")
-    start, end = _mean_loss(curves.get(full, {}), 0), _mean_loss(curves.get(full, {}), -1)
-    found = {REFERENCE: _mean_loss(curves.get(study.reference, {}), -1), HALF: None, NINETY: None}
-    if start is not None and end is not None and start > end:
-        found |= {HALF: start - 0.5 * (start - end), NINETY: start - 0.9 * (start - end)}
+
+def steps_to(rows: MethodRows, targets: Mapping[int, float]) -> dict[int, Reached]:
+    """By share: the steps after which the seeds first reached the target."""
+    return _reached(rows, targets, _STEP)
+
+
+def seconds_to(rows: MethodRows, targets: Mapping[int, float]) -> dict[int, Reached]:
+    """By share: the seconds after which the seeds first reached the target; empty for seeds on different hardware."""
+    return {} if rows.on_mixed_hardware else _reached(rows, targets, _SECONDS)
+
+
+def _reached(rows: MethodRows, targets: Mapping[int, float], place: int) -> dict[int, Reached]:
+    """A seed that did not succeed has not reached the target; a seed without a row is left out."""
+    curves: dict[int, Curve] = {
+        seed: rows.curves.get(seed, []) if row.succeeded else [] for seed, row in rows.seeds.items() if row is not None
+    }
+    limit = max((curve[-1][place] for curve in curves.values() if curve), default=None)
+    if limit is None:
+        return {}
+    found = {}
+    for share, loss in targets.items():
+        hits = {seed: first_at_or_below(curve, loss) for seed, curve in curves.items()}
+        values = {seed: None if hit is None else float(hit[place == _SECONDS]) for seed, hit in hits.items()}
+        found[share] = Reached(_median(values), values, limit)
     return found
 
 
-def steps_and_seconds(
-    curves: Mapping[int, Curve], targets: Mapping[str, float | None]
-) -> tuple[dict[str, Reached], dict[str, Reached]]:
-    """By target: when the seeds first evaluated at or below it."""
-    known = {name: loss for name, loss in targets.items() if loss is not None and curves}
-    hits = {
-        name: {seed: first_at_or_below(curve, loss) for seed, curve in curves.items()} for name, loss in known.items()
-    }
-    ends = [curve[-1] for curve in curves.values()]
-    steps = {name: _reached(found, 0, max(end[0] for end in ends)) for name, found in hits.items()}
-    return steps, {name: _reached(found, 1, max(end[3] for end in ends)) for name, found in hits.items()}
-
-
-def _trains_model(method: str) -> bool:
-    found = methods.find(method)
-    return found is not None and found.trains is Trains.MODEL
-
-
-def _reached(hits: Mapping[int, tuple[int, float] | None], place: int, limit: float) -> Reached:
-    values = {seed: None if hit is None else float(hit[place]) for seed, hit in hits.items()}
-    reached = {seed: value for seed, value in values.items() if value is not None}
-    stats = describe(reached) if len(reached) == len(values) else None
-    return Reached(None if stats is None else stats.mean, values, limit)
-
-
-def _mean_loss(curves: Mapping[int, Curve], place: int) -> float | None:
-    """The mean over seeds of the first (0) or last (-1) validation loss."""
-    losses = {seed: [entry[2] for entry in curve if entry[2] is not None] for seed, curve in curves.items()}
-    stats = describe({seed: found[place] for seed, found in losses.items() if found})
-    return None if stats is None else stats.mean
+def _median(values: Mapping[int, float | None]) -> float | None:
+    """The median, where a seed that never reached the target is later than all others; None if the median is too."""
+    middle = median(math.inf if value is None else value for value in values.values())
+    return middle if math.isfinite(middle) else None

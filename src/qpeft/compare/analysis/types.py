@@ -33,13 +33,18 @@ class PublishedResult:
 class Reached:
     """When a target loss was reached: steps, or seconds, by seed; None for a seed that never did.
 
-    `mean` is None unless every seed reached it: a mean over the fast seeds would be too good. `limit`: where
-    training ended.
+    `median` counts such a seed as later than all others, and is None if half of the seeds or more are such. `limit`:
+    where training ended.
     """
 
-    mean: float | None
+    median: float | None
     values: dict[int, float | None]
     limit: float
+
+    @property
+    def n_reached(self) -> int:
+        """Seeds that reached the target."""
+        return sum(value is not None for value in self.values.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +73,8 @@ class MethodSummary:
     statuses: dict[int, str]  # by seed; "missing" where there is no row
     difference: Difference | None  # to the study's reference; None for the reference and for members of blocks
     difference_to_target: Difference | None  # of a control: to its method
-    steps_to: dict[str, Reached] = field(default_factory=dict)  # by target; see Summary.targets
-    seconds_to: dict[str, Reached] = field(default_factory=dict)
+    steps_to: dict[int, Reached] = field(default_factory=dict)  # by share; see Summary.targets
+    seconds_to: dict[int, Reached] = field(default_factory=dict)
     null_reasons: dict[str, str]  # by dotted name: why a measurement is missing
     flags: list[str] = field(default_factory=list)
     published: list[PublishedResult] = field(default_factory=list)
@@ -128,12 +133,12 @@ class Summary:
     lower_is_better: bool
     methods: list[MethodSummary]
     blocks: list[Block]
-    targets: dict[str, float | None]  # validation losses: "reference", "half_of_full", "ninety_of_full"
+    targets: dict[int, float]  # validation loss by share of the reference's gain in %; see `analysis.targets`
     n_comparisons: int  # in the family of Holm's correction
     rows: dict[str, MethodRows]  # by method
     limits: list[str] = field(default_factory=list)
     sentences: dict[str, str] = field(default_factory=dict)  # by method: the answer with its interval
-    headlines: list[str] = field(default_factory=list)  # for each method with controls: how many perform as well
+    headlines: list[str] = field(default_factory=list)  # the answer to the study's question
 
     def __getitem__(self, key: str) -> MethodSummary:
         return next(method for method in self.methods if method.key == key)
@@ -159,17 +164,21 @@ class Summary:
         return found._replace(unit=unit, difference_unit=unit) if metric == "test_loss" else found
 
     @property
-    def ordered(self) -> list[MethodSummary]:
-        """Main methods, the best first, each followed by its controls; without members of equal-budget blocks."""
+    def by_quality(self) -> list[MethodSummary]:
+        """All methods, the best first; those without a result last."""
 
         def badness(method: MethodSummary) -> float:
             if method.metric is None:
                 return math.inf
             return method.metric.mean if self.lower_is_better else -method.metric.mean
 
-        by_quality = sorted(self.methods, key=badness)
-        controls = [method for method in by_quality if method.role == "control"]
-        main = [method for method in by_quality if method.role == "main"]
+        return sorted(self.methods, key=badness)
+
+    @property
+    def ordered(self) -> list[MethodSummary]:
+        """Main methods, the best first, each followed by its controls; without members of equal-budget blocks."""
+        controls = [method for method in self.by_quality if method.role == "control"]
+        main = [method for method in self.by_quality if method.role == "main"]
         found = [item for method in main for item in (method, *(c for c in controls if c.against == method.key))]
         return found + [control for control in controls if control not in found]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from qpeft.compare.analysis.statistics import LEVEL
 from qpeft.compare.report.format import decimal, kind_of
 from qpeft.compare.report.plotting import FAINT, INK, MUTED, Chart, drawing, label_axes, legend_below, save
 
@@ -31,16 +32,19 @@ def every(summary: Summary) -> dict[str, list[Chart]]:
     ratio = f"time of a training step, \u00d7 {reference}"
     return {
         "forest": _intervals("differences", differences, f"minus that of {reference}", summary),
-        "pareto": [
+        "answer": [
             *_quality_by("trainable", "trainable parameters", lambda method: method.trainable, summary),
-            *_quality_by("deployed", "deployed parameters", lambda method: method.deployed, summary),
+            *loss_curves(summary),
         ],
         "control_forest": control_differences(summary),
         "convergence": convergence(summary),
         "each_method": each_method(summary),
         "layers": layers(summary),
         "ranks": pruned_ranks(summary),
-        "step_time": _quality_by("step-time", ratio, lambda method: method.cost.step_ratio, summary),
+        "costs": [
+            *_quality_by("deployed", "deployed parameters", lambda method: method.deployed, summary),
+            *_quality_by("step-time", ratio, lambda method: method.cost.step_ratio, summary),
+        ],
     }
 
 
@@ -50,24 +54,25 @@ def control_differences(summary: Summary) -> list[Chart]:
     return _intervals("controls", found, "of the control minus that of its method", summary)
 
 
+def loss_curves(summary: Summary) -> list[Chart]:
+    """Validation loss against steps, with the losses at shares of the reference's gain."""
+    frames = _main_losses(summary)
+    return [_loss_curves("convergence-steps", "Steps", frames, summary, lines=summary.targets)] if frames else []
+
+
 def convergence(summary: Summary) -> list[Chart]:
-    """Validation loss of the main methods against steps and seconds, and the second half of the steps enlarged."""
-    steps = {m.key: frame for m in summary.ordered if m.role == "main" and len(frame := _losses(m, summary)) > 1}
-    if not steps:
+    """Validation loss against seconds, and the second half of the steps enlarged."""
+    frames = _main_losses(summary)
+    if not frames:
         return []
     seconds = {
         key: frame.set_axis(_evaluations(summary[key], summary, 3, True).loc[frame.index].mean(axis=1))
-        for key, frame in steps.items()
+        for key, frame in frames.items()
     }
-    half = max(frame.index[-1] for frame in steps.values()) / 2
-    late = {key: frame.loc[half:] for key, frame in steps.items() if len(frame.loc[half:]) > 1}
-    charts = [
-        _loss_curves("convergence-steps", "Steps", steps, summary),
-        _loss_curves("convergence-seconds", "Seconds", seconds, summary),
-    ]
-    return charts + (
-        [_loss_curves("convergence-end", "Second half of the steps", late, summary, math.inf)] * bool(late)
-    )
+    half = max(frame.index[-1] for frame in frames.values()) / 2
+    late = {key: frame.loc[half:] for key, frame in frames.items() if len(frame.loc[half:]) > 1}
+    ends = [_loss_curves("convergence-end", "Second half of the steps", late, summary, math.inf)] if late else []
+    return [*ends, _loss_curves("convergence-seconds", "Seconds", seconds, summary)]
 
 
 def each_method(summary: Summary) -> list[Chart]:
@@ -214,6 +219,13 @@ def _short_ticks(axes: Axes) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
+def _main_losses(summary: Summary) -> dict[str, pd.DataFrame]:
+    """The validation losses by key: of main methods, or of all where the main one is the reference of others only."""
+    frames = {m.key: frame for m in summary.by_quality if len(frame := _losses(m, summary)) > 1}
+    main = {key: frame for key, frame in frames.items() if summary[key].role == "main"}
+    return main if len(main) > 1 else frames
+
+
 def _losses(method: MethodSummary, summary: Summary, succeeded: bool = True) -> pd.DataFrame:
     """Validation losses: index step, a column per seed; only the steps that all these seeds evaluated."""
     return _evaluations(method, summary, 2, succeeded)
@@ -230,19 +242,36 @@ def _evaluations(method: MethodSummary, summary: Summary, column: int, succeeded
     return frame.dropna() if succeeded else frame
 
 
+def half_width(frame: pd.DataFrame) -> pd.Series:
+    """Half the width of the 95 % t interval of the mean over the columns; 0 for one column."""
+    from scipy.stats import t
+
+    n = frame.shape[1]
+    return frame.sem(axis=1).fillna(0.0) * t.ppf((1 + LEVEL) / 2, max(1, n - 1))
+
+
 def _usual_start(frames: Iterable[pd.DataFrame]) -> float:
     return 1.005 * median(frame.iloc[0].mean() for frame in frames)
 
 
 def _loss_curves(
-    name: str, x_title: str, frames: Mapping[str, pd.DataFrame], summary: Summary, top: float | None = None
+    name: str,
+    x_title: str,
+    frames: Mapping[str, pd.DataFrame],
+    summary: Summary,
+    top: float | None = None,
+    lines: Mapping[int, float] | None = None,
 ) -> Chart:
-    """A line for each method's mean, and a band from its lowest seed to its highest. `top`: where the axis ends."""
+    """A line for each method's mean with the 95 % interval of it. `top`: where the axis ends; `lines`: by share."""
     with drawing(240, legend=len(frames)) as (chart, axes):
         looks = _looks(summary)
         for key, frame in frames.items():
-            axes.fill_between(frame.index, frame.min(axis=1), frame.max(axis=1), color=looks[key]["color"], alpha=0.15)
-            axes.plot(frame.index, frame.mean(axis=1), label=key, markevery=[-1], **looks[key])
+            mean, reach = frame.mean(axis=1), half_width(frame)
+            axes.fill_between(frame.index, mean - reach, mean + reach, color=looks[key]["color"], alpha=0.15, lw=0)
+            axes.plot(frame.index, mean, label=key, markevery=[-1], **looks[key])
+        for share, loss in (lines or {}).items():
+            axes.axhline(loss, color=MUTED, lw=0.7, ls=":", zorder=1)
+            axes.text(0.01, loss, f"{share} %", transform=axes.get_yaxis_transform(), va="bottom", color=MUTED, size=8)
         outside = _end_at(axes, _usual_start(frames.values()) if top is None else top, lower_is_better=True)
         _short_ticks(axes)
         label_axes(axes, x_title, f"Validation loss ({summary.loss_unit})")

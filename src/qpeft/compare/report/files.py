@@ -18,6 +18,7 @@ from typing import Any
 from qpeft.compare.analysis.records import flatten
 from qpeft.compare.analysis.statistics import Difference, Stats
 from qpeft.compare.analysis.summary import summarise
+from qpeft.compare.analysis.targets import SHARES
 from qpeft.compare.analysis.types import MethodSummary, Reached, Summary
 from qpeft.compare.report import tables
 from qpeft.compare.report.page import write_report
@@ -70,13 +71,14 @@ def markdown(summary: Summary) -> str:
     study = summary.study
     direction = "lower" if summary.lower_is_better else "higher"
     found = tables.every(summary)
-    shown = [found[name] for name in ("methods", "results", "published", "other_metrics", "controls")]
+    shown = [found[name] for name in ("methods", "results", "published", "other_metrics", "controls", "speed")]
     shown += [*(tables.block(block, summary) for block in summary.blocks), found["costs"], found["capacity"]]
     parts = [
         f"# {markdown_text(study.title)}",
         markdown_text(study.question),
         "## Answers",
-        _list([*(f"**{text}**" for text in summary.headlines), *summary.sentences.values()]),
+        *(f"**{markdown_text(text)}**" for text in summary.headlines[:1]),
+        _list([*summary.headlines[1:], *summary.sentences.values()]),
         "## Tables",
         f"Metric: {study.metric}, {direction} is better. Differences are paired by seed: method minus "
         f"{study.reference}, or control minus method. A dash is a value that was not measured; reasons are in "
@@ -112,9 +114,9 @@ def _method(method: MethodSummary) -> dict[str, Any]:
         line |= _stats(name, method.measurements.get(name))
     line |= flatten(method.cost.to_json(), "cost.")
     line |= {"hardware": method.hardware}
-    for target in ("reference", "half_of_full", "ninety_of_full"):
-        line[f"steps_to.{target}"] = _reached(method.steps_to.get(target))
-        line[f"seconds_to.{target}"] = _reached(method.seconds_to.get(target))
+    for share in SHARES:
+        line |= _reached(f"steps_to.{share}", method.steps_to.get(share))
+        line |= _reached(f"seconds_to.{share}", method.seconds_to.get(share))
     return line | {
         "statuses": " ".join(f"{seed}:{status}" for seed, status in method.statuses.items()),
         "flags": "; ".join(method.flags),
@@ -147,9 +149,10 @@ def _difference(name: str, found: Difference | None) -> dict[str, Any]:
     return {f"{name}.{field}": None if found is None else getattr(found, field) for field in _DIFFERENCE}
 
 
-def _reached(found: Reached | None) -> str | float | None:
-    """The mean, or "> T" where a seed did not reach the target."""
-    return found and (f"> {found.limit:g}" if found.mean is None else found.mean)
+def _reached(name: str, found: Reached | None) -> dict[str, Any]:
+    """The median, or "> T" where too few seeds reached the target for one, and how many did."""
+    middle = found and (f"> {found.limit:g}" if found.median is None else found.median)
+    return {f"{name}.median": middle, f"{name}.reached": found and found.n_reached}
 
 
 def _reasons(reasons: Mapping[str, str]) -> str:

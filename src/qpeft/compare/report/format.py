@@ -90,11 +90,12 @@ def verdict(found: Difference | None) -> str:
 
 
 def reached(found: Reached | None, decimals: int = 0) -> str:
-    """`40`, or `> 150 (3/5)` where two of five seeds never reached the target."""
-    if found is None or found.mean is not None:
-        return decimal(found and found.mean, decimals)
-    hits = sum(value is not None for value in found.values.values())
-    return f"> {decimal(found.limit, decimals)}" + (f" ({hits}/{len(found.values)})" if hits else "")
+    """`40`; `40 (4/5)` where one of five seeds never reached the target; `> 150 (2/5)` where most did not."""
+    if found is None:
+        return MISSING
+    text = f"> {decimal(found.limit, decimals)}" if found.median is None else decimal(found.median, decimals)
+    n = len(found.values)
+    return text if found.n_reached == n else f"{text} ({found.n_reached}/{n})"
 
 
 def settings(values: Mapping[str, Any]) -> str:

@@ -24,7 +24,6 @@ _SECTIONS = {
     "answers": "Answers",
     "compared": "What is compared",
     "results": "Results",
-    "pareto": "Quality against parameters",
     "blocks": "Equal budgets",
     "controls": "Controls",
     "convergence": "Convergence",

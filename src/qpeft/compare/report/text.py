@@ -88,17 +88,16 @@ def answer(method: MethodSummary, found: Difference | None, summary: Summary) ->
 
 def targets(summary: Summary) -> str:
     """The target losses of the table of convergence."""
-    names = {
-        "reference": f"{summary.study.reference}'s mean at its end",
-        "half_of_full": "the base's minus 50 % of full fine-tuning's gain",
-        "ninety_of_full": "the base's minus 90 % of full fine-tuning's gain",
-    }
-    known = [f"{names[name]}: {loss:.4f}" for name, loss in summary.targets.items() if loss is not None]
-    if not known:
+    if not summary.targets:
         return ""
+    reference = summary.study.reference
+    known = ", ".join(f"{share} %: {loss:.4f}" for share, loss in summary.targets.items())
     return (
-        f"Target validation losses: {'; '.join(known)}. A target is reached at the first evaluation at or below it; "
-        "“>” means that not every seed reached it."
+        f"The gain of {reference} is its initial validation loss minus its final one, each a mean over seeds. "
+        f"Validation losses at these shares of it: {known}. A seed reaches a share at its first evaluation at or below "
+        "the loss; losses are not interpolated, so steps are known as finely as evaluations are frequent. Steps and "
+        "seconds are medians over seeds: (4/5) means that four of five seeds reached the share, and “>” that half of "
+        "the seeds or more did not. A failed or diverged seed counts as one that did not."
     )
 
 

@@ -14,5 +14,5 @@ METHOD = Method(
     hidden=("seed", "out_slices"),
     circuit_role="each reads the inputs of a module",
     count="qpeft.methods.qaa.plan:count_qaa",
-    report_note="The defaults of QAA are our own choice: the original paper's settings were not available.",
+    report_note="The defaults of QAA are our own choice: the paper's settings are not stated in what we could read.",
 )
