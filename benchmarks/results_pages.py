@@ -106,7 +106,9 @@ def _convergence(summaries: dict[str, Summary]) -> list[str]:
     head = ["method", *(SETUPS[name] for name in summaries)]
     lines = [head, ["---"] * len(head)]
     for method in (method for method in described.methods if method.is_trained):
-        label = method.label.partition(",")[0] if method.role == "equal_budget" else method.label
+        label, of = method.label, method.key.partition("@")[2]
+        if method.role == "equal_budget":  # sizes differ between setups
+            label = f"{label.partition(',')[0]}, at the size of {described[of].label}"
         found = [summary[method.key].steps_to for summary in summaries.values()]
         lines.append([label, *(" / ".join(reached(steps.get(share)) for share in SHARES) for steps in found)])
     reference = described[described.study.reference]
@@ -116,7 +118,7 @@ def _convergence(summaries: dict[str, Summary]) -> list[str]:
     about = (
         f"Median steps to 50, 80 and 95 % of the gain of {reference.label}: its mean initial validation loss minus its "
         "mean final one ([definition](../comparison.md#what-is-equal-and-what-is-measured)). The loss was evaluated "
-        f"every {steps[1]} steps. 40 (4/5): four of five seeds reached it; > 80 (2/5): too few seeds for a median."
+        f"every {steps[1]} steps. 40 (4/5): four of five seeds reached it; > 80 (2/5): two did; > 80: none."
     )
     return ["## Convergence", about, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
 

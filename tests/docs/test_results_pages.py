@@ -23,6 +23,11 @@ def test_pages_have_the_values_of_their_summaries(study):
     assert (RESULTS / f"{study}.md").read_text(encoding="utf-8") == script().page(study)
 
 
+def test_index_lists_all_studies():
+    text = (RESULTS / "index.md").read_text(encoding="utf-8")
+    assert text == script().index(text)
+
+
 @pytest.mark.parametrize(
     "study", sorted(path.parent.relative_to(RESULTS).as_posix() for path in RESULTS.glob("*/*/study.json"))
 )

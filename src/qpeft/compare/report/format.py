@@ -90,12 +90,12 @@ def verdict(found: Difference | None) -> str:
 
 
 def reached(found: Reached | None, decimals: int = 0) -> str:
-    """`40`; `40 (4/5)` where one of five seeds never reached the target; `> 150 (2/5)` where most did not."""
+    """`40`; `40 (4/5)` if one of five seeds did not reach the target, `> 150 (2/5)` if most, `> 150` if all."""
     if found is None:
         return MISSING
     text = f"> {decimal(found.limit, decimals)}" if found.median is None else decimal(found.median, decimals)
     n = len(found.values)
-    return text if found.n_reached == n else f"{text} ({found.n_reached}/{n})"
+    return f"{text} ({found.n_reached}/{n})" if 0 < found.n_reached < n else text
 
 
 def settings(values: Mapping[str, Any]) -> str:

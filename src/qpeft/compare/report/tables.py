@@ -55,7 +55,7 @@ _OF_LAYERS = ("block_effective_rank", "block_linear_share", "block_mean_share", 
 _SPEEDS = [(batch, how) for batch in (1, 8) for how in ("merged", "unmerged")]
 _OVER_SEEDS = "mean ± standard deviation over seeds"
 _SHOWN_SHARE = 80  # of the reference's gain
-_REACHED_HINT = "median; 40 (4/5): four of five seeds reached it; > 80 (2/5): too few seeds did for a median"
+_REACHED_HINT = "median; 40 (4/5): four of five seeds reached it; > 80 (2/5): two did; > 80: none"
 _VERDICT_HINT = {"Verdict": "better or worse only if the interval excludes 0 after Holm's correction"}
 
 

@@ -97,7 +97,7 @@ def targets(summary: Summary) -> str:
         f"Validation losses at these shares of it: {known}. A seed reaches a share at its first evaluation at or below "
         "the loss; losses are not interpolated, so steps are known as finely as evaluations are frequent. Steps and "
         "seconds are medians over seeds: (4/5) means that four of five seeds reached the share, and “>” that half of "
-        "the seeds or more did not. A failed or diverged seed counts as one that did not."
+        "the seeds or more, or without a fraction all, did not. A failed or diverged seed counts as one that did not."
     )
 
 
