@@ -164,6 +164,14 @@ def test_experts_have_the_width_of_the_config(ids, adapters):
     assert not torch.equal(adapters.logits(shake(model), ids), expected)
 
 
+def test_adapter_follows_the_final_norm(gpt2, ids, adapters):
+    expected = adapters.logits(gpt2, ids)
+    model = adapted(gpt2, target_modules=["ln_f"], bottleneck_size=3)
+    assert model.get_nb_trainable_parameters()[0] == 2 * 16 * 3 + 3 + 16
+    assert torch.equal(adapters.logits(model, ids), expected)
+    assert not torch.equal(adapters.logits(shake(model), ids), expected)
+
+
 def test_exclude_modules(gpt2):
     model = adapted(gpt2, target_modules="all-linear", exclude_modules=["c_attn"])
     assert {name.rpartition(".")[2] for name in model.base_model.targeted_module_names} == {"c_proj", "c_fc"}

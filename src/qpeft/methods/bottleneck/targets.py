@@ -55,10 +55,14 @@ def find_width(model: nn.Module, module: nn.Module, name: str) -> int:
     """d, the size of the last axis of the module's output; raises UnsupportedTypeError if it is unknown.
 
     The output of a block has the width of its input, which is the input width of its first linear map and the output
-    width of its last; if these differ (a router of experts), the config's `hidden_size`.
+    width of its last; if these differ (a router of experts), the config's `hidden_size`. That of a normalization has
+    the width of its gain.
     """
     if is_linear(module):
         return sizes(module)[1]
+    shapes = {tuple(parameter.shape) for parameter in module.parameters()}
+    if not any(True for _ in module.children()) and len(shapes) == 1 and len(gain := shapes.pop()) == 1:
+        return gain[0]
     linears = [sizes(m) for m in module.modules() if is_linear(m)]
     is_block = any(True for _ in module.children()) and not isinstance(module, _NO_BLOCKS)
     if is_block and linears and linears[0][0] == linears[-1][1]:
@@ -67,7 +71,7 @@ def find_width(model: nn.Module, module: nn.Module, name: str) -> int:
     if hidden is None or not is_block:
         raise UnsupportedTypeError(
             f"the output width of {name} ({type(module).__name__}) is unknown; a bottleneck adapter follows a Linear, "
-            "a Conv1D, or a block such as mlp whose output is one tensor of the model's width"
+            "a Conv1D, a normalization, or a block such as mlp whose output is one tensor of the model's width"
         )
     return hidden
 
