@@ -3,6 +3,7 @@
 The process ignores Ctrl-C, which the runner sends to its cells, and prints nothing.
 """
 
+import gc
 import io
 import os
 import signal
@@ -20,3 +21,5 @@ with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
     if FIRST_CELL in os.environ:
         with suppress(Exception):  # a cell that needs the data reads them again, and its row has the reason
             cell_run.warm(Cell.model_validate_json(os.environ[FIRST_CELL]))
+
+gc.freeze()  # a cell's garbage collections need not go through all packages, and leave the shared memory shared
