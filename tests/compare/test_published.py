@@ -35,8 +35,8 @@ def test_plan_stores_published_values_and_hashes_without_them(tmp_path, tiny_mod
         changes = SMALL | {"base": str(tiny_model), "data": str(text_file), "methods": [LORA | fields]}
         return make_plan(load_study("survey", changes), tmp_path / name)
 
-    one = {"value": 3.5, "metric": "test_ppl", "source": SOURCE, "note": "second hand"}
-    found = plan("a", published=one)
+    one = {"value": 3.5, "metric": "test_ppl", "data": str(text_file), "source": SOURCE, "note": "second hand"}
+    found = plan("a", published=[one, one | {"data": "other.txt"}])
     found.study.write(found.folder)
     (method,) = read_study(found.folder).methods
     assert [value.model_dump() for value in method.published] == [one]

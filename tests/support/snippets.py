@@ -24,8 +24,6 @@ STAND_INS = {
     "stories260K": "base",
     "numpy-docs": "docs.jsonl",
     "GrimmsFairyTales.txt": "docs.jsonl",
-    "Salesforce/wikitext:wikitext-2-raw-v1:train": "docs.jsonl",
-    "Salesforce/wikitext:wikitext-2-raw-v1:test": "docs.jsonl",
     "e2e-train.csv": "pairs.csv",
     "e2e-test.csv": "few-pairs.csv",
     "survey": "tiny.yaml",
@@ -33,6 +31,7 @@ STAND_INS = {
     "shots": "tiny.yaml",
     "noise": "tiny.yaml",
     "bits": "tiny.yaml",
+    "recipes/qpa-gpt2-wikitext2.yaml": "tiny.yaml",
 }
 HUB_NAMES = ("gpt2", "path/or/hub-id")  # replaced in Python as well
 CHEAP = {"--steps": "2", "--epochs": "0.02", "--seeds": "0", "--samples": "20", "--max-new-tokens": "4"}

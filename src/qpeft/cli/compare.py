@@ -13,10 +13,10 @@ import typer
 from qpeft.cli.adapters import TrustRemoteCode
 from qpeft.cli.command import application, command
 from qpeft.cli.compare_bar import CompareBar, say_failures
-from qpeft.cli.console import Answer, count, facts, print_code, say, table, working
+from qpeft.cli.console import Answer, count, facts, print_code, say, size, table, working
 from qpeft.cli.failures import SOME_FAILED
 from qpeft.cli.options import Fields
-from qpeft.compare import BUILT_IN
+from qpeft.compare import BUILT_IN, RECIPES
 from qpeft.errors import ConfigError, setting
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ StudyArgument = Annotated[
     str,
     typer.Argument(
         metavar="STUDY",
-        help=f"A study file (YAML), or {', '.join(BUILT_IN)}.",
+        help=f"A study file (YAML), {', '.join(RECIPES)}, or {', '.join(BUILT_IN)}.",
     ),
 ]
 Overrides = Annotated[dict[str, Any], Fields(StudyOptions, panel="Study")]
@@ -81,6 +81,15 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="Folder of another study: its identical cells are not run again.")
     ] = None,
     timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Stop a run that takes longer.")] = None,
+    smoke: Annotated[
+        bool,
+        typer.Option(
+            "--smoke",
+            metavar="",
+            help="Only test whether every method runs: two steps on a small random base of the same architecture and "
+            "invented data. Nothing is downloaded, and the values mean nothing.",
+        ),
+    ] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> Answer:
     """Train every method with every seed under equal conditions, measure, and write a report.
@@ -99,8 +108,10 @@ def run(
     """
     names = tuple(name.strip() for name in (retry or "").split(",") if name.strip())
     with working("Preparing the study"):
-        plan = _plan(study, overrides, out, _command(study, overrides, out), trust_remote_code, runs=True)
-        _refuse_long(plan, workers)
+        command = _command(study, overrides, out, *(["--smoke"] if smoke else []))
+        plan = _plan(study, overrides, out, command, trust_remote_code, runs=True, smoke=smoke)
+        if not smoke:
+            _refuse_long(plan, workers)
     from qpeft.compare.runner import run as run_plan
 
     with CompareBar() as bar:
@@ -114,22 +125,36 @@ def run(
 
 
 @command
-def plan(study: StudyArgument, overrides: Overrides, trust_remote_code: TrustRemoteCode = False) -> Answer:
-    """Show what a study would run: cells, parameters, learning rates, hours. Nothing is trained or written.
+def plan(
+    study: StudyArgument,
+    overrides: Overrides,
+    examples_per_second: Annotated[
+        float | None,
+        typer.Option(
+            metavar="NUMBER",
+            min=1e-9,
+            help="Compute the hours at this speed of training instead of timing steps: no weights are read. An example "
+            "is a block of text, a row or an image.",
+        ),
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> Answer:
+    """Show what a study would run: cells, parameters, learning rates, memory, hours. Nothing is trained or written.
 
     Examples:
 
       qpeft compare plan survey
       qpeft compare plan rank-perplexity --base gpt2 --data text.txt --json
+      qpeft compare plan recipes/qpa-gpt2-wikitext2.yaml --examples-per-second 50
     """
     with working("Preparing the study"), tempfile.TemporaryDirectory() as folder:
         command = _command(study, overrides, Path(Path(study).stem))
         found = _plan(study, overrides, Path(folder) / "study", command, trust_remote_code, runs=False)
         cells = {"tuning": found.tuning_cells(), "final": found.final_cells({}), "cost": found.cost_cells({})}
         n_cells = {name: len(phase) for name, phase in cells.items()}
-        hours = found.estimate()
-    data = {"study": found.study.model_dump(), "cells": n_cells, "hours": hours}
-    return Answer(data, lambda console: _show_plan(console, found.study, n_cells, hours))
+        hours, memory = found.estimate(examples_per_second), found.least_memory()
+    data = {"study": found.study.model_dump(), "cells": n_cells, "hours": hours, "least_memory": memory}
+    return Answer(data, lambda console: _show_plan(console, found.study, n_cells, hours, memory))
 
 
 @command
@@ -168,7 +193,14 @@ def group() -> typer.Typer:
 
 
 def _plan(
-    study: str, overrides: dict[str, Any], folder: Path, command: str, trust_remote_code: bool, *, runs: bool
+    study: str,
+    overrides: dict[str, Any],
+    folder: Path,
+    command: str,
+    trust_remote_code: bool,
+    *,
+    runs: bool,
+    smoke: bool = False,
 ) -> Plan:
     from qpeft.compare.study import code_of, load_study
 
@@ -180,16 +212,20 @@ def _plan(
     found = load_study(study, {_DOTTED.get(key, key): value for key, value in values.items()})
     from qpeft.compare.plan import make_plan  # imports that take seconds, not needed to report a misspelled field
 
+    if smoke:
+        from qpeft.compare.smoke import smoke_test
+
+        found = smoke_test(found, folder)
     return make_plan(found, folder, command, trust_remote_code)
 
 
-def _command(study: str, overrides: dict[str, Any], out: Path) -> str:
+def _command(study: str, overrides: dict[str, Any], out: Path, *flags: str) -> str:
     """The command that reproduces the rows; how many run in parallel, and where, is left out."""
     words = ["qpeft", "compare", "run", study]
     for key, value in overrides.items():
         text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         words += [f"--{key.replace('_', '-')}", text]
-    return shlex.join([*words, "--out", str(out)])
+    return shlex.join([*words, *flags, "--out", str(out)])
 
 
 def _refuse_long(plan: Plan, workers: int) -> None:
@@ -247,7 +283,9 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
     console.print(f"rows    {folder / 'results.jsonl'}", soft_wrap=True)
 
 
-def _show_plan(console: Console, study: ResolvedStudy, n_cells: dict[str, int], hours: dict[str, float]) -> None:
+def _show_plan(
+    console: Console, study: ResolvedStudy, n_cells: dict[str, int], hours: dict[str, float], memory: int
+) -> None:
     console.print(f"{study.title}\n{study.question}\n")
     members = {member.key: member for block in study.blocks for member in block.members}
     rows = [
@@ -265,7 +303,7 @@ def _show_plan(console: Console, study: ResolvedStudy, n_cells: dict[str, int], 
     epochs = [] if length is None else [("epochs of the training data", f"{length:g}", f"{steps} steps")]
     what = {"tuning": "trials of learning rates", "final": "final runs", "cost": "measurements of time and memory"}
     phases = [(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items() if n]
-    console.print(facts([*epochs, *phases]))
+    console.print(facts([*epochs, *phases, ("memory", size(memory), "or more: without activations")]))
     total, most = sum(hours.values()), study.max_hours
     console.print(f"\nIn total about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
     print_code(console, study.command)

@@ -1,4 +1,4 @@
-"""How long a study will take, estimated from a few timed steps of every method."""
+"""How long a study will take: from a few timed steps of every method, or at a given speed of training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from qpeft.files import write_json
 
 _STEPS = 5
 _STEPS_OF_A_COST_CELL = 80  # of the method and of the reference, with warm-up and generated tokens
+_FORWARD = 1 / 3  # of a training step's work
 
 
 class Timing(BaseModel):
@@ -33,10 +34,20 @@ _TIMINGS = TypeAdapter(dict[str, Timing])
 
 
 def estimate_hours(
-    tuning: Sequence[Cell], final: Sequence[Cell], cost: Sequence[Cell], folder: Path
+    tuning: Sequence[Cell],
+    final: Sequence[Cell],
+    cost: Sequence[Cell],
+    folder: Path,
+    examples_per_second: float | None = None,
 ) -> dict[str, float]:
-    """Hours of each phase with one worker. Measured times are stored in `folder`/estimate.json."""
-    timed = _timings(final, folder)
+    """Hours of each phase with one worker. Measured times are stored in `folder`/estimate.json.
+
+    With `examples_per_second`, the speed of training, nothing is measured: no weights are read.
+    """
+    if examples_per_second is None:
+        timed = _timings(final, folder)
+    else:
+        timed = {cell.hash: _at(examples_per_second, cell) for cell in final}
     seconds = {
         "tuning": sum(_training(cell, timed[cell.hash]) for cell in tuning),
         "final": sum(_training(cell, timed[cell.hash]) + _testing(timed[cell.hash]) for cell in final),
@@ -66,6 +77,23 @@ def _timings(cells: Sequence[Cell], folder: Path) -> dict[str, Timing]:
         known |= {name: _time(cell) for name, cell in missing.items()}
         write_json(path, _TIMINGS.dump_python(known))
     return known
+
+
+def _at(examples_per_second: float, cell: Cell) -> Timing:
+    """The timing at a speed of training that is the same for all methods. Scoring is a forward pass alone."""
+    from qpeft.compare.cell_run import no_warnings, read_test_data, settings_of, shared_task
+
+    settings = settings_of(cell, Path())
+    with no_warnings():
+        n_valid, n_test = len(shared_task(settings).evaluation), len(read_test_data(cell).evaluation)
+    return Timing(
+        start=0.0,
+        step=settings.batch_size * settings.gradient_accumulation_steps / examples_per_second,
+        block=_FORWARD / examples_per_second,
+        eval_every=settings.intervals().evaluate,
+        valid_blocks=n_valid,
+        test_blocks=n_test,
+    )
 
 
 def _time(cell: Cell) -> Timing:

@@ -24,6 +24,7 @@ from qpeft.compare.resolved import (
     read_study,
 )
 from qpeft.compare.rows import SCHEMA, Base, Row, read_rows
+from qpeft.compare.smoke import STAND_IN
 from qpeft.compare.study import MethodSpec, Study
 from qpeft.core.meta_model import on_meta
 from qpeft.demo import base_model
@@ -42,13 +43,15 @@ from qpeft.user_files import file_sha256, names_in, without_folder, without_fold
 
 Rows = Mapping[str, Row]  # by cell_id
 
-_OF_SPEC = ("key", "against", "method", "host", "settings", "backend", "note", "published")
+_BYTES_PER_TRAINED = 16  # a value, its gradient and the two moments of Adam in float32
+
+_OF_SPEC = ("key", "against", "method", "host", "settings", "backend", "note")
 # in every hash; fields that were added later only where they are not the default, so that earlier rows stay valid
 _TRAINING_OF_0_1 = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay")
 _TRAINING_OF_0_1 += ("max_grad_norm", "dtype", "eval_every", "eval_blocks", "save_every")
 _TRAINING_OF_0_1 += ("text_column", "label_column", "prompt_column", "completion_column")
 _GENERATION_OF_0_1 = ("max_new_tokens", "n_prompts", "bertscore_model")
-_WRITTEN_BEFORE_STUDY = ("data", "estimate.json")
+_WRITTEN_BEFORE_STUDY = ("data", "estimate.json", STAND_IN)
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,25 @@ class Plan:
         measured = [method for method in self._by_size() if self.study.costs and method.is_trained]
         return [self._cell(method, "cost", "cost", seed, *self._chosen(method, rows)) for method in measured]
 
-    def estimate(self) -> dict[str, float]:
-        """Hours of each phase (tuning, final, cost) with one worker, from a few timed steps of every method."""
+    def estimate(self, examples_per_second: float | None = None) -> dict[str, float]:
+        """Hours of each phase (tuning, final, cost) with one worker, from a few timed steps of every method.
+
+        With `examples_per_second`, the speed of training, nothing is timed.
+        """
         from qpeft.compare.estimate import estimate_hours
 
         rows = read_rows(self.folder)
-        return estimate_hours(self.tuning_cells(), self.final_cells(rows), self.cost_cells(rows), self.folder)
+        phases = self.tuning_cells(), self.final_cells(rows), self.cost_cells(rows)
+        return estimate_hours(*phases, self.folder, examples_per_second)
+
+    def least_memory(self) -> int:
+        """Bytes of the weights, and of gradients and Adam's states for the method with the most trainable parameters.
+
+        Activations need more memory in addition.
+        """
+        base = self.study.base
+        weights = base.params_total * (2 if base.dtype == "bfloat16" else 4)
+        return weights + _BYTES_PER_TRAINED * max(method.trainable for method in self.study.methods)
 
     def _by_size(self) -> list[ResolvedMethod]:
         return sorted(self.study.methods, key=lambda method: method.trainable)
@@ -318,6 +334,7 @@ def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedM
     return ResolvedMethod(
         **{name: getattr(spec, name) for name in _OF_SPEC},
         label=spec.label or spec.key,
+        published=[value for value in spec.published if value.data in (None, study.data)],
         role=counted.role,
         kind=record.kind,
         prunes_ranks=record.prunes_ranks,

@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from qpeft import methods
 from qpeft.backends.settings import backend_settings
 from qpeft.checks import MOST
-from qpeft.compare import BUILT_IN
+from qpeft.compare import BUILT_IN, RECIPES
 from qpeft.compare.metrics import METRICS, OF_CLASSES, OF_TEXTS
 from qpeft.errors import ConfigError
 from qpeft.names import unknown
@@ -72,6 +73,7 @@ class Published(_Strict):
 
     value: float  # in the unit in which the report shows the metric: an accuracy in %
     metric: Annotated[str, AfterValidator(_known_metric)] | None = None  # of METRICS; default: that of the study
+    data: str | None = None  # the `data` that it is for; default: any
     source: _Label
     note: _Label | None = None
 
@@ -234,6 +236,7 @@ class Study(_Strict):
     general_data: str | None = None  # a general text; forgetting is the loss on it after training minus before
     lr_scale: float = Field(default=1.0, gt=0)  # factor for all learning rates: another base may need other ones
     max_hours: float = Field(default=8.0, gt=0, allow_inf_nan=True)
+    smoke: dict[str, Any] = {}  # fields of the config of a smoke test's base, with its `model_type`
     methods: list[MethodSpec] = Field(min_length=1)
     blocks: list[Block] = []
 
@@ -244,6 +247,8 @@ class Study(_Strict):
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise ValueError(f"methods: duplicate key {min(twice)!r}")
         check_keys(self)
+        if self.smoke and not isinstance(self.smoke.get("model_type"), str):
+            raise ValueError("smoke: name the architecture of the base as model_type, as in its config.json")
         if self.tuning.seed in self.seeds:
             raise ValueError(
                 f"tuning.seed {self.tuning.seed} is one of seeds; learning rates are selected with a separate seed"
@@ -338,16 +343,20 @@ def _dicts(values: Any) -> list[dict[str, Any]]:
 
 
 def _read(name_or_path: str) -> dict[str, Any]:
+    path = Path(name_or_path).expanduser()
+    place: Traversable = path
     if name_or_path in BUILT_IN:
-        text = (files("qpeft.compare") / "builtin" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    else:
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"{unknown('study', name_or_path, BUILT_IN)}, or give the path of a YAML file")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"study {name_or_path} cannot be read as text in UTF-8: {error}") from error
+        place = files("qpeft.compare") / "builtin" / f"{name_or_path}.yaml"
+    elif not path.is_file():
+        if name_or_path not in RECIPES:
+            raise ConfigError(
+                f"{unknown('study', name_or_path, (*BUILT_IN, *RECIPES))}, or give the path of a YAML file"
+            )
+        place = files("qpeft.compare") / name_or_path
+    try:
+        text = place.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"study {name_or_path} cannot be read as text in UTF-8: {error}") from error
     try:
         found = yaml.load(text, _Loader)
         n_values = _count(found, {})

@@ -1,0 +1,140 @@
+"""Recipes of published tables: each runs as a smoke test, and its parameter counts are the published ones."""
+
+import gc
+import json
+
+import pytest
+from transformers import AutoConfig
+
+from qpeft.compare import RECIPES, runner
+from qpeft.compare.budget import Host, count
+from qpeft.compare.cell_run import run_cell
+from qpeft.compare.rows import read_rows
+from qpeft.compare.study import load_study
+from qpeft.core.meta_model import on_meta
+
+WITH_CHARTS = "quantum-peft-vit-cifar10"  # they take longer than the cells
+ALL = [name.removeprefix("recipes/").removesuffix(".yaml") for name in RECIPES]
+
+
+def recipe(name):
+    return f"recipes/{name}.yaml"
+
+
+class Inline:
+    """Runs cells in this process: forks and imports take longer than the cells."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def stop(self):
+        pass
+
+    def run(self, cells, is_exclusive=False):
+        for cell in cells:
+            yield cell, run_cell(cell, self.folder)
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    gc.freeze()  # as in a cell's process
+    monkeypatch.setattr(runner, "_executor", lambda name, threads, folder, *_: Inline(folder))
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.filterwarnings("ignore")  # those of a command
+@pytest.mark.parametrize("name", ALL)
+def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the recipe is found without the repository
+    if name != WITH_CHARTS:
+        monkeypatch.setattr("qpeft.compare.report.files.write_report", lambda folder, summary: None)
+    done = qpeft_cli("compare", "run", recipe(name), "--smoke", "--out", "out")
+    assert done.exit_code == 0, done.output
+    study = load_study(recipe(name))
+    rows = read_rows(tmp_path / "out").values()
+    assert {row.method.partition("@")[0] for row in rows} == {
+        *(method.key for method in study.methods),
+        *(candidate.key for block in study.blocks for candidate in block.methods),
+    }
+    assert {row.status for row in rows} == {"success"}
+    found = json.loads((tmp_path / "out" / "study.json").read_text())
+    assert found["title"] == f"Smoke test of: {study.title}"
+    assert "no value on this page is a result" in found["question"]
+    assert not any(method["published"] for method in found["methods"])
+    assert AutoConfig.from_pretrained(tmp_path / "out" / "stand-in" / "base").model_type == study.smoke["model_type"]
+
+
+# the geometry of each language model, as in its config.json
+GPT2 = {"model_type": "gpt2"}
+GPT2_MEDIUM = GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}
+GEMMA = {"model_type": "gemma", "vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384}
+GEMMA |= {"num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256}
+
+
+@pytest.mark.parametrize(
+    ("name", "geometry", "counts"),
+    [
+        # 0.5288, 0.2753, 4.3605, 1.0188 and 0.1880 % of the head, printed as 0.52, 0.27, 4.36, 1.01 and 0.18 %
+        (
+            "qpa-gpt2-wikitext2",
+            GPT2,
+            {"lora": 204_100, "qpa": 106_264, "dora": 1_683_057, "prefix": 393_216, "qpa_prefix": 72_552},
+        ),
+        # 0.1969, 0.0332, 0.2000, 0.0138, 0.4005 and 0.0139 %, printed as 0.19, 0.03, 0.20, 0.01, 0.40 and 0.01 %
+        (
+            "qpa-gemma-wikitext2",
+            GEMMA,
+            {
+                "lora": 1_032_192,
+                "qpa": 173_888,
+                "prefix": 1_048_576,
+                "qpa_prefix": 72_592,
+                "ffa": 2_099_712,
+                "qpa_ffa": 72_672,
+            },
+        ),
+        (
+            "quantum-peft-gpt2-e2e",
+            GPT2_MEDIUM,
+            {"lora": 393_216, "quantum_peft": 98_352, "prefix": 344_064, "adapter": 368_808},
+        ),
+    ],
+)
+def test_recipe_has_the_published_parameter_counts(name, geometry, counts, tmp_path):
+    study = load_study(recipe(name))
+    AutoConfig.for_model(**geometry).save_pretrained(tmp_path)
+    host = Host(on_meta(tmp_path, "CAUSAL_LM"))
+    found = {spec.key: count(study, host, spec, spec.settings)[0] for spec in study.methods if spec.key in counts}
+    assert found == counts
+
+
+def test_plan_at_a_given_speed_reads_no_weights(qpeft_cli, base_folder, tmp_path):
+    for path in base_folder.iterdir():
+        if path.suffix != ".safetensors":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    text = tmp_path / "text.txt"
+    text.write_text("The king went into the wood, and the golden bird sang. " * 60)
+    (tmp_path / "study.yaml").write_text(
+        f"{{name: two, title: Two, question: Which, base: {tmp_path}, data: {text}, seeds: [0, 1], test_blocks: 3, "
+        "tuning: {grid: [1.0]}, costs: false, "
+        "training: {steps: 10, batch_size: 4, seq_len: 32, eval_every: 5, eval_blocks: 2}, "
+        "methods: [{key: none, method: none}, {key: lora, method: lora, settings: {r: 2}}]}"
+    )
+    done = qpeft_cli("compare", "plan", tmp_path / "study.yaml", "--examples-per-second", 2, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    # lora with two seeds and the base: each lora trains on 40 examples; for a third of the work all three score 2
+    # after steps 0, 5 and 10, 3 of the test, and 64 more for generated texts
+    seconds = (2 * 40 + 3 * (3 * 2 + 3 + 64) / 3) / 2
+    assert sum(found["hours"].values()) == pytest.approx(seconds / 3600)
+    assert (
+        found["least_memory"]
+        == 4 * found["study"]["base"]["params_total"] + 16 * found["study"]["methods"][1]["trainable"]
+    )
