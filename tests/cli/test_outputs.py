@@ -26,6 +26,7 @@ COMMANDS = {
 FILES = ("diagnose --html", "circuits export --out")
 INPUTS = {
     ("evaluate", "adapter"),
+    ("evaluate", "bertscore_model"),
     ("generate", "adapter"),
     ("circuits draw", "adapter"),
     ("circuits count", "adapter"),

@@ -555,7 +555,7 @@ def test_result_of_a_language_model_keeps_its_format(settings):
         *("model", "method", "steps", "before", "after", "trainable", "deployed", "stored_bytes", "exported_bytes"),
         *("seconds", "seconds_per_step", "data_sha256"),
     ]
-    assert list(stored["after"]) == ["nats", "n_tokens", "n_bytes", "n_unknown"]
+    assert list(stored["after"]) == ["nats", "n_tokens", "n_bytes", "n_unknown", "n_padding"]
     assert (result.trainable_head, result.task) == (0, "causal-lm")
     assert not (result.adapter / "task.json").exists()
 
