@@ -86,6 +86,9 @@ def test_batch_equals_single_evaluations(name, monkeypatch):
     monkeypatch.setattr(exact, "_AT_ONCE", 3 * 2**4)  # three circuits at once
     expected = torch.stack([exact_probabilities(ansatz, each) for each in angles])
     torch.testing.assert_close(exact.batch_probabilities(ansatz, angles), expected, rtol=0, atol=1e-14)
+    angles[2] = math.nan
+    with pytest.raises(ConfigError, match="contain NaN or Inf"):
+        exact.batch_probabilities(ansatz, angles)
 
 
 def test_registered_simulation_is_used():

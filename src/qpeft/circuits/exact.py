@@ -49,6 +49,8 @@ def batch_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
     """
     if fast_probabilities(ansatz) is not None or len(angles) == 1:
         return torch.stack([exact_probabilities(ansatz, each) for each in angles])
+    if has_nonfinite(angles):
+        raise ConfigError(f"circuit angles of {ansatz.name} contain NaN or Inf")
     parts = angles.split(max(1, _AT_ONCE >> ansatz.n_qubits))
     return torch.cat([(psi * psi.conj()).real for psi in (circuit_states(ansatz, part) for part in parts)])
 
