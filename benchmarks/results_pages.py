@@ -22,11 +22,14 @@ from qpeft.files import write_text
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETUPS = {
+    "stories-grimm": "stories260K, Grimm's tales, one epoch",
+    "stories-wikitext103": "stories260K, WikiText-103, one epoch",
+    "embedded-wikitext103": "embedded base, WikiText-103, one epoch",
     "embedded": "embedded base, NumPy's docstrings",
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2's validation file",
 }
-STUDIES = ("survey", "controls", "feature-source", "rank-perplexity", "shots", "noise")
+STUDIES = ("sizes", "survey", "controls", "feature-source", "rank-perplexity", "shots", "noise")
 LINK = {"summary.md": "tables", "report.html": "report"}
 LIST = "% table: studies\n"  # before the table of index.md
 

@@ -20,29 +20,20 @@ PICTURE = ROOT / "docs" / "static" / "main_result.svg"
 # name in the legend -> marker and colour; a control has the marker of its method, hollow
 FAMILIES = {
     "LoRA": ("s", style.CLASSICAL),
+    "Uni-LoRA": ("x", style.CLASSICAL),
     "QPA": ("o", style.QUANTUM),
-    "QAA": ("D", "#7a3f9d"),
+    "QPA, the paper's network": ("D", "#7a3f9d"),
     "Quantum-PEFT": ("^", style.CONTROL),
     "Quantum-PEFT in gradient frames": ("v", "#1d7a4c"),
-    "Uni-LoRA": ("x", style.CLASSICAL),
-    "feed-forward adapter": ("P", style.CLASSICAL),
 }
-# keys of the studies docs/results/grimm/{survey,controls} -> family, whether it is a control
+# keys of the study docs/results/stories-grimm/sizes, without the size -> family, whether it is a control
 STUDY = {
-    "lora": ("LoRA", False),
-    "lora_r4": ("LoRA", False),
-    "lora@qaa": ("LoRA", False),
     "qpa": ("QPA", False),
-    "qpa@qaa": ("QPA", False),
-    "qpa_none": ("QPA", True),
-    "qaa": ("QAA", False),
-    "givens": ("QAA", True),
-    "quantum_peft": ("Quantum-PEFT", False),
-    "quantum_peft@qaa": ("Quantum-PEFT", False),
-    "signs": ("Quantum-PEFT", True),
-    "uni_lora@quantum_peft": ("Uni-LoRA", False),
-    "bottleneck": ("feed-forward adapter", False),
-    "bottleneck@qaa": ("feed-forward adapter", False),
+    "frozen": ("QPA", True),
+    "random": ("QPA", True),
+    "paper": ("QPA, the paper's network", False),
+    "lora@qpa": ("LoRA", False),
+    "uni_lora@qpa": ("Uni-LoRA", False),
 }
 # the same for benchmarks/results/small_budgets_grimm.json
 SMALL = {
@@ -74,11 +65,10 @@ def point(place: tuple[str, bool], trainable: int, loss: float, deviation: float
 
 
 def study() -> list[Point]:
-    rows: dict[str, dict[str, str]] = {}
-    for name in ("survey", "controls"):
-        with (ROOT / "docs" / "results" / "grimm" / name / "summary.csv").open(encoding="utf-8") as file:
-            rows |= {row["key"]: row for row in csv.DictReader(file)}
-    found = [(STUDY[key], rows[key]) for key in STUDY]
+    path = ROOT / "docs" / "results" / "stories-grimm" / "sizes" / "summary.csv"
+    with path.open(encoding="utf-8") as file:
+        rows = {row["key"]: row for row in csv.DictReader(file)}
+    found = [(STUDY[key.rpartition("_")[0]], row) for key, row in rows.items() if key != "none"]
     return [
         point(place, int(row["trainable"]), float(row["metric.mean"]), float(row["metric.sd"]), int(row["metric.n"]))
         for place, row in found
@@ -95,7 +85,7 @@ def small() -> list[Point]:
 def draw() -> Figure:
     chart = style.figure(height=350, width=680)
     left, right = chart.subplots(1, 2)
-    panel(left, study(), "80 steps of 256 tokens")
+    panel(left, study(), "one epoch, 244 steps of 1,024 tokens")
     panel(right, small(), "300 steps of 512 tokens, small budgets")
     handles = {
         label: line for plot in (left, right) for line, label in zip(*plot.get_legend_handles_labels(), strict=True)
@@ -113,8 +103,8 @@ def panel(plot: Axes, points: list[Point], title: str) -> None:
             markerfacecolor="none" if is_control else colour, capsize=2, linewidth=1, label=label,
         )  # fmt: skip
     plot.set(xscale="log", title=title, xlabel="trainable parameters", ylabel="test loss, nats per token")
-    ticks = [tick for tick in (300, 1_000, 3_000, 10_000, 30_000) if tick < 1.5 * max(p.trainable for p in points)]
-    plot.set_xticks([tick for tick in ticks if tick > 0.7 * min(p.trainable for p in points)])
+    smallest, largest = min(p.trainable for p in points), max(p.trainable for p in points)
+    plot.set_xticks([tick for tick in (300, 1_000, 3_000, 10_000, 30_000) if 0.7 * smallest < tick < 1.5 * largest])
     plot.xaxis.set_major_formatter("{x:,.0f}")
     plot.minorticks_off()
 
