@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from qpeft.compare.resolved import ResolvedMember, ResolvedMethod, ResolvedStudy
     from qpeft.compare.rows import Row
 
-_DOTTED = {name: f"training.{name}" for name in ("steps", "epochs", "batch_size", "seq_len")}
+_TRAINING = ("steps", "epochs", "batch_size", "seq_len", "prompt_column", "completion_column")
+_DOTTED = {name: f"training.{name}" for name in _TRAINING}
 
 
 def _option(text: str, **metadata: Any) -> Any:
@@ -47,6 +48,8 @@ class StudyOptions:
     epochs: float | None = _option("Passes over the training data in every run, instead of a number of steps.")
     batch_size: int | None = _option("Examples or blocks of text per step.")
     seq_len: int | None = _option("Tokens per block of text.")
+    prompt_column: str | None = _option("Column of the prompts, which are not scored.")
+    completion_column: str | None = _option("Column of the answers.")
     seeds: tuple[int, ...] | None = _option("Seeds of the final runs, such as 0,1,2,3,4.")
     lr_scale: float | None = _option("Factor for every learning rate: another base may need other ones.")
     max_hours: float | None = _option("Refuse to start a study that is estimated to take longer.")
