@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from qpeft import methods
 from qpeft.backends import ExactBackend
 from qpeft.compare.analysis.summary import summarise
-from qpeft.compare.cell import Recipe, SplitData, failed_row, started_row, tidy, work_folder
+from qpeft.compare.cell import Setup, SplitData, failed_row, started_row, tidy, work_folder
 from qpeft.compare.cell_run import run_cell, settings_of, untrained_model
 from qpeft.compare.plan import config_hash, make_plan
 from qpeft.compare.resolved import read_study
@@ -439,7 +439,7 @@ def test_answers_found_by_beam_search_are_those_of_another_cell(study, tmp_path)
 def test_hashes_are_those_of_earlier_versions():
     """Rows of a study that was interrupted before an option existed are found again."""
     files = {"train": Path("a"), "validation": Path("b"), "test": Path("c")}
-    recipe = Recipe(
+    setup = Setup(
         model="base",
         base=Base(sha256="base"),
         data=SplitData(id="data", sha256="data", **files),
@@ -448,7 +448,7 @@ def test_hashes_are_those_of_earlier_versions():
         generation=Generation(max_new_tokens=5, n_prompts=2),
     )
     spec = MethodSpec(key="lora", method="lora", settings={"r": 2})
-    assert config_hash(load_study("survey"), recipe, spec, [0.1, 0.2]) == "01f508b97b27"
+    assert config_hash(load_study("survey"), setup, spec, [0.1, 0.2]) == "01f508b97b27"
 
 
 def test_forgetting_is_the_increase_of_the_loss_on_a_general_text(study, tmp_path):
@@ -512,7 +512,7 @@ def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(study, tm
     shares = {"train": "18 of 54", "validation": "1 of 3", "test": "1 of 3"}
     why = "left out: no answer begins within seq_len=32 tokens; raise seq_len or shorten the prompts"
     assert row.data.left_out == [
-        f"{share} rows of {getattr(plan.recipe.data, part)} are {why}" for part, share in shares.items()
+        f"{share} rows of {getattr(plan.setup.data, part)} are {why}" for part, share in shares.items()
     ]
     RowFile(plan.folder).append(row)
     assert f"{row.data.left_out[0]}." in summarise(plan.study, read_rows(plan.folder)).limits

@@ -38,7 +38,7 @@ def test_smoke_test_has_the_given_architecture_without_the_base(tmp_path):
 
 def test_second_smoke_test_in_the_folder_uses_the_same_stand_in(tmp_path):
     first = smoke_test(study(), tmp_path)
-    assert make_plan(smoke_test(study(), tmp_path), tmp_path).recipe == make_plan(first, tmp_path).recipe
+    assert make_plan(smoke_test(study(), tmp_path), tmp_path).setup == make_plan(first, tmp_path).setup
 
 
 def test_folder_with_other_files_is_refused(tmp_path):

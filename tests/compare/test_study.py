@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qpeft.compare import BUILT_IN
-from qpeft.compare.cell import Recipe, SplitData
+from qpeft.compare.cell import Setup, SplitData
 from qpeft.compare.plan import config_hash
 from qpeft.compare.rows import Base
 from qpeft.compare.study import Study, Training, load_study
@@ -140,7 +140,7 @@ def test_new_options_at_their_defaults_keep_the_hash_of_earlier_rows():
 
     def hash_of(training):
         return config_hash(
-            study, Recipe(model="m", base=base, data=data, task="causal-lm", training=training), full, [1e-3]
+            study, Setup(model="m", base=base, data=data, task="causal-lm", training=training), full, [1e-3]
         )
 
     assert hash_of(Training()) == "bfe4f281effd"  # as in commit 06b399f

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpeft.compare.cell import Cell, Recipe, SplitData, work_folder
+from qpeft.compare.cell import Cell, Setup, SplitData, work_folder
 from qpeft.compare.resolved import ResolvedMethod
 from qpeft.compare.rows import Base, Data, MethodConfig, Quality, Row, Train, cell_id, read_rows
 from qpeft.compare.study import Training
@@ -73,7 +73,7 @@ class PlantedPlan:
             trainable=1, deployed=1,
         )  # fmt: skip
         return Cell(
-            study=self.name, spec=spec, role=role, name=name, seed=seed, lr=lr, recipe=RECIPE, impossible=impossible
+            study=self.name, spec=spec, role=role, name=name, seed=seed, lr=lr, setup=SETUP, impossible=impossible
         )
 
     def cell_id(self, method, name):
@@ -91,7 +91,7 @@ def hash_of(method):
     return f"{sum(method.encode()):012x}"
 
 
-RECIPE = Recipe(
+SETUP = Setup(
     model="none",
     base=Base(id="none", sha256="0", dtype="float32", params_total=1, tokenizer_sha256="0"),
     data=SplitData(id="none", sha256="0", train=Path(), validation=Path(), test=Path()),
@@ -121,7 +121,7 @@ def untimed_plan(folder, study):
             return []
 
     plan = make_plan(load_study(str(study)), Path(folder), "qpeft compare run")
-    return Untimed(plan.folder, plan.study, plan.recipe)
+    return Untimed(plan.folder, plan.study, plan.setup)
 
 
 def run_cell(cell, folder, on_step=lambda done, planned: None):
@@ -161,10 +161,10 @@ def run_with_semaphore(cell, folder, on_step):
 
 def planted_row(cell, **fields):
     """A row of `cell` with the fields that the runner reads."""
-    spec, recipe = cell.spec, cell.recipe
+    spec, setup = cell.spec, cell.setup
     same = {name: getattr(spec, name) for name in ("method", "host", "settings", "backend", "hash")}
     identity = {"cell_id": cell.cell_id, "study": cell.study, "method": cell.method, "label": spec.label}
-    identity |= {"base": recipe.base, "data": Data(sha256=recipe.data.sha256), "method_config": MethodConfig(**same)}
+    identity |= {"base": setup.base, "data": Data(sha256=setup.data.sha256), "method_config": MethodConfig(**same)}
     return Row(**identity, role=cell.role, seed=cell.seed, train=Train(lr=cell.lr), **fields)
 
 

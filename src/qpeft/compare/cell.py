@@ -46,7 +46,7 @@ class SplitData(_Frozen):
     notes: list[str] = []  # for readers of the report
 
 
-class Recipe(_Frozen):
+class Setup(_Frozen):
     """What all cells of a study share."""
 
     model: str  # path of the base model
@@ -72,7 +72,7 @@ class Cell(_Frozen):
     seed: int
     lr: float | None
     lr_at_edge: Literal["low", "high"] | None = None
-    recipe: Recipe
+    setup: Setup
     impossible: str | None = None  # why it cannot run
 
     @property
@@ -92,12 +92,12 @@ class Cell(_Frozen):
     def owns(self, row: Row) -> bool:
         """Whether `row` is of this method, learning rate, seed or trial, base, tokenizer and data."""
         is_ours = (row.name, row.seed, row.train.lr) == (self.name, self.seed, self.lr)
-        return is_ours and self.spec.owns(row, self.recipe.base, self.recipe.data.sha256)
+        return is_ours and self.spec.owns(row, self.setup.base, self.setup.data.sha256)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the cell."""
-        return self.recipe.training.steps if self.spec.is_trained and self.role != "cost" else 0
+        return self.setup.training.steps if self.spec.is_trained and self.role != "cost" else 0
 
 
 def work_folder(cell: Cell, folder: Path) -> Path:
@@ -114,8 +114,8 @@ def tidy(cell: Cell, folder: Path) -> None:
 
 def started_row(cell: Cell) -> Row:
     """The row of a cell before it runs."""
-    recipe, spec = cell.recipe, cell.spec
-    training = recipe.training
+    setup, spec = cell.setup, cell.spec
+    training = setup.training
     optional = {name: value for name in ("kind", "backend") if (value := getattr(spec, name))}
     return Row(
         cell_id=cell.cell_id,
@@ -127,8 +127,8 @@ def started_row(cell: Cell) -> Row:
         ),
         role=cell.role,
         seed=cell.seed,
-        base=recipe.base,
-        data=Data(id=recipe.data.id, sha256=recipe.data.sha256),
+        base=setup.base,
+        data=Data(id=setup.data.id, sha256=setup.data.sha256),
         train=Train(
             lr=cell.lr,
             lr_grid=spec.rates,

@@ -82,8 +82,8 @@ def _cost_row(cell: Cell) -> Row:
 
     row = started_row(cell)
     settings = settings_of(cell, Path())
-    assert cell.recipe.reference is not None
-    like = {name: getattr(cell.recipe.reference, name) for name in ("method", "host", "settings")}
+    assert cell.setup.reference is not None
+    like = {name: getattr(cell.setup.reference, name) for name in ("method", "host", "settings")}
     reference = cell.model_copy(update={"spec": cell.spec.model_copy(update={**like, "backend": {}})})
     task = shared_task(settings)
     size = settings.batch_size
@@ -101,23 +101,23 @@ def _cost_row(cell: Cell) -> Row:
 
 def settings_of(cell: Cell, out: Path, part: str = "validation") -> TrainSettings:
     """The training run of a cell, scored on `part` of the data."""
-    recipe, spec = cell.recipe, cell.spec
-    training = recipe.training
+    setup, spec = cell.setup, cell.spec
+    training = setup.training
     # with a backend the run chooses: on hardware it saves every step
     save_every = None if spec.backend else max(1, training.steps // 4)
     return TrainSettings(
-        model=recipe.model,
-        data=str(recipe.data.train),
-        eval_data=str(getattr(recipe.data, part)),
+        model=setup.model,
+        data=str(setup.data.train),
+        eval_data=str(getattr(setup.data, part)),
         out=str(out),
-        task=recipe.task,
+        task=setup.task,
         method=spec.method,
         host=spec.host,
         method_settings=dict(spec.settings),
         backend_settings=dict(spec.backend),
         lr=cell.lr or 1.0,
         seed=cell.seed,
-        trust_remote_code=recipe.trust_remote_code,
+        trust_remote_code=setup.trust_remote_code,
         eval_every=training.eval_every or max(1, training.steps // 20),
         save_every=training.save_every or save_every,
         **{name: getattr(training, name) for name in _OF_TRAINING},
@@ -151,7 +151,7 @@ def read_test_data(cell: Cell) -> Task:
 
 
 def _test_settings(cell: Cell) -> TrainSettings:
-    return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.recipe.test_blocks)
+    return replace(settings_of(cell, Path(), "test"), eval_blocks=cell.setup.test_blocks)
 
 
 def warm(cell: Cell) -> None:
@@ -233,7 +233,7 @@ def _score_base(cell: Cell, row: Row) -> Prepared:
 
 def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
     """The scores on the test data, forgetting, and the capacity of the adapter."""
-    model, recipe = ready.model.eval(), cell.recipe
+    model, setup = ready.model.eval(), cell.setup
     test = read_test_data(cell)
     score = test.score(model)
     _record(row, "quality", _quality(score))
@@ -243,18 +243,18 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
         row.data.splits["test_unknown_tokens"] = unknown
     if left_out := [text for used in (settings_of(cell, Path()), _test_settings(cell)) for text in _read(used)[1]]:
         row.data.left_out = list(dict.fromkeys(left_out))
-    if recipe.generation and TASKS[recipe.task].is_language_model:
+    if setup.generation and TASKS[setup.task].is_language_model:
         with _or_reason(row, "quality.bleu"):
-            _generate(recipe.data.test, recipe.generation, row, model, test)
-    has_capacity = recipe.capacity and cell.spec.is_trained
+            _generate(setup.data.test, setup.generation, row, model, test)
+    has_capacity = setup.capacity and cell.spec.is_trained
     base: Any = None
-    if has_capacity or recipe.data.general:
+    if has_capacity or setup.data.general:
         base = ready.task.load_base().eval().to(next(model.parameters()).device)
     _measure_forgetting(cell, row, model, base)
     if has_capacity:
         with _or_reason(row, "capacity"):
             found = measure_capacity(model, base, _batches(ready.task))
-            if cell.seed != recipe.first_seed:  # only one row of a method keeps the values of each module and block
+            if cell.seed != setup.first_seed:  # only one row of a method keeps the values of each module and block
                 found = {name: value for name, value in found.items() if name not in ("modules", "blocks")}
             _record(row, "capacity", found)
 
@@ -293,10 +293,10 @@ def _generate(test_file: Path, asked: Generation, row: Row, model: Any, test: An
 def _measure_forgetting(cell: Cell, row: Row, model: Any, base: Any) -> None:
     """Loss on a general text after training minus before."""
     row.quality.forgetting_shifted = None
-    if cell.recipe.data.general is None:
+    if cell.setup.data.general is None:
         row.null_reasons["quality.forgetting_shifted"] = "the study names no general_data"
         return
-    settings = replace(settings_of(cell, Path(), "general"), eval_blocks=cell.recipe.test_blocks)
+    settings = replace(settings_of(cell, Path(), "general"), eval_blocks=cell.setup.test_blocks)
     general = shared_task(replace(settings, data=str(settings.eval_data)))
     row.quality.forgetting_shifted = general.score(model).loss - general.score(base).loss
 

@@ -57,7 +57,7 @@ def estimate_hours(
 
 
 def _training(cell: Cell, timing: Timing) -> float:
-    n_scores = 1 + cell.recipe.training.steps / timing.eval_every
+    n_scores = 1 + cell.setup.training.steps / timing.eval_every
     return timing.start + cell.steps * timing.step + n_scores * timing.valid_blocks * timing.block
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from qpeft import methods
 from qpeft.compare.budget import Counted, Host, count, fill_block
-from qpeft.compare.cell import Cell, Recipe, SplitData
+from qpeft.compare.cell import Cell, Setup, SplitData
 from qpeft.compare.data import split_data
 from qpeft.compare.resolved import (
     STUDY,
@@ -60,7 +60,7 @@ class Plan:
 
     folder: Path
     study: ResolvedStudy
-    recipe: Recipe  # what all cells share
+    setup: Setup  # what all cells share
 
     def claim(self) -> None:
         """Write study.json. Raises ConfigError if another study has used the folder since the plan was made."""
@@ -139,7 +139,7 @@ class Plan:
             seed=seed,
             lr=lr,
             lr_at_edge=_edge(lr, method.rates) if role != "tuning" else None,
-            recipe=self.recipe,
+            setup=self.setup,
             impossible=impossible,
         )
 
@@ -159,7 +159,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     study = _with_common_length(study, config, [one.spec for one in counted])
     data = split_data(study, folder)
     study = _with_steps(study, model, data, trust_remote_code)
-    recipe = Recipe(
+    setup = Setup(
         model=model,
         base=Base(
             id=study.base,
@@ -178,8 +178,8 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
         trust_remote_code=trust_remote_code,
         reference=next(spec for spec in study.methods if spec.key == study.reference),
     )
-    _check_tokenizer(recipe.base, folder)
-    plan = Plan(folder, _resolve(study, recipe, counted, blocks, command), recipe)
+    _check_tokenizer(setup.base, folder)
+    plan = Plan(folder, _resolve(study, setup, counted, blocks, command), setup)
     _check_results(plan)
     return plan
 
@@ -250,7 +250,7 @@ def _check_scores(study: Study) -> None:
     if not Path(encoder).expanduser().is_dir():
         raise ConfigError(f"generation.bertscore_model: no folder {encoder}; name the folder of a local encoder")
     if find_spec("bert_score") is None:
-        raise ConfigError("generation.bertscore_model needs the package bert-score: pip install bert-score")
+        raise ConfigError("generation.bertscore_model needs the package bert-score: pip install 'qpeft[bertscore]'")
     encoder_layers(Path(encoder).expanduser())
 
 
@@ -303,24 +303,24 @@ def _with_steps(study: Study, model: str, data: SplitData, trust_remote_code: bo
 
 
 def _resolve(
-    study: Study, recipe: Recipe, counted: Sequence[Counted], blocks: list[ResolvedBlock], command: str
+    study: Study, setup: Setup, counted: Sequence[Counted], blocks: list[ResolvedBlock], command: str
 ) -> ResolvedStudy:
     names = {name: getattr(study, name) for name in ("eval_data", "test_data")}
-    data = ResolvedData(id=study.data, **names, sha256=recipe.data.sha256, notes=recipe.data.notes)
+    data = ResolvedData(id=study.data, **names, sha256=setup.data.sha256, notes=setup.data.notes)
     same = ("name", "title", "question", "reference", "task", "training", "test_blocks", "costs", "seeds", "tuning")
     return ResolvedStudy(
         **{name: getattr(study, name) for name in same},
         metric=study.chosen_metric,
-        base=recipe.base,
+        base=setup.base,
         data=data,
         max_hours=study.max_hours,
         command=command,
-        methods=[_resolve_method(study, recipe, one) for one in counted],
+        methods=[_resolve_method(study, setup, one) for one in counted],
         blocks=blocks,
     )
 
 
-def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedMethod:
+def _resolve_method(study: Study, setup: Setup, counted: Counted) -> ResolvedMethod:
     spec = counted.spec
     record, middle = methods.named(spec.method), spec.base_rate * study.lr_scale
     rates = sorted({float(f"{middle * factor:.3g}") for factor in study.tuning.grid})
@@ -341,26 +341,26 @@ def _resolve_method(study: Study, recipe: Recipe, counted: Counted) -> ResolvedM
         report_note=record.report_note,
         lr_base=middle,
         rates=rates,
-        hash=config_hash(study, recipe, spec, rates),
+        hash=config_hash(study, setup, spec, rates),
         trainable=counted.trainable,
         deployed=counted.deployed,
     )
 
 
-def config_hash(study: Study, recipe: Recipe, spec: MethodSpec, rates: Sequence[float]) -> str:
+def config_hash(study: Study, setup: Setup, spec: MethodSpec, rates: Sequence[float]) -> str:
     """Hash of everything that determines a row, except for the seed. It covers contents of files, not their paths."""
-    shared = recipe.model_dump(include={"task", "training", "test_blocks", "generation", "capacity"})
+    shared = setup.model_dump(include={"task", "training", "test_blocks", "generation", "capacity"})
     for name, of_0_1 in (("training", _TRAINING_OF_0_1), ("generation", _GENERATION_OF_0_1)):
-        if part := getattr(recipe, name):
+        if part := getattr(setup, name):
             usual = type(part)().model_dump(exclude={*of_0_1})
             shared[name] = {k: v for k, v in shared[name].items() if k not in usual or v != usual[k]}
-    if recipe.generation and (encoder := recipe.generation.bertscore_model):
+    if setup.generation and (encoder := setup.generation.bertscore_model):
         shared["generation"]["bertscore_model"] = content_hash(encoder)
     files = names_in(spec.method, spec.settings, spec.backend)
     content = {
         "schema": SCHEMA,
-        "base": recipe.base.sha256,
-        "data": recipe.data.sha256,
+        "base": setup.base.sha256,
+        "data": setup.data.sha256,
         **shared,
         "tuning_seed": study.tuning.seed,
         "method": without_folder(spec.method),
