@@ -2,7 +2,7 @@
 
     python benchmarks/claims_page.py
 
-The sources are benchmarks/results/orthogonal_maps.json, and the summaries of studies in docs/results. A test
+The sources are benchmarks/results/orthogonal_maps.json, and rows and summaries of studies in docs/results. A test
 generates the tables again and compares them.
 """
 
@@ -12,14 +12,28 @@ import csv
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import orthogonal_maps
 from orthogonal_maps import markdown
+from qpeft.compare.rows import Row, read_rows
 from qpeft.files import write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "quantum_peft_claims.md"
 BITS = {"embedded": "embedded base, test loss<br>difference from 32 bits"}
+SETUPS = {"embedded": "embedded base", "grimm": "Grimm", "wikitext": "WikiText"}  # of the survey
+RANKS = ("numerical", "effective", "stable")
+OF_RANK = {  # methods of the survey
+    "full": "full fine-tuning",
+    "lora": "LoRA r=8",
+    "lora@qaa": "LoRA r=1",
+    "quantum_peft": "Quantum-PEFT r=8",
+    "quantum_peft@qaa": "Quantum-PEFT r=32",
+    "qpa": "QPA over LoRA r=8",
+    "uni_lora@quantum_peft": "Uni-LoRA over LoRA r=4",
+    "fourierft@quantum_peft": "FourierFT",
+}
 Line = dict[str, str]
 
 
@@ -43,6 +57,7 @@ def tables() -> dict[str, str]:
     return {
         **orthogonal_maps.tables(json.loads(orthogonal_maps.RESULTS.read_text(encoding="utf-8"))),
         "bits": bits(),
+        "ranks": ranks(),
     }
 
 
@@ -58,6 +73,29 @@ def bits() -> str:
     )
 
 
+def ranks() -> str:
+    """Ranks of the trained weight changes: means over modules and seeds."""
+    found = {setup: read_rows(DOCS / "results" / setup / "survey") for setup in SETUPS}
+    head = [
+        "method",
+        "parameters<br>embedded; stories260K",
+        *(f"{title}:<br>{', '.join(RANKS)}" for title in SETUPS.values()),
+    ]
+    lines = []
+    for key, label in OF_RANK.items():
+        rows = [
+            [row for row in rows.values() if row.method == key and row.name.startswith("seed")]
+            for rows in found.values()
+        ]
+        sizes = dict.fromkeys(f"{trained[0].cost.params_trainable:,}" for trained in rows)
+        lines.append([label, "; ".join(sizes), *(measured_ranks(trained) for trained in rows)])
+    return markdown(head, lines)
+
+
+def measured_ranks(rows: list[Row]) -> str:
+    return ", ".join(f"{mean(getattr(row.capacity, f'weight_{name}_rank') for row in rows):.1f}" for name in RANKS)
+
+
 def summary(setup: str, study: str) -> dict[str, Line]:
     """The lines of a summary by method."""
     with (DOCS / "results" / setup / study / "summary.csv").open(encoding="utf-8", newline="") as file:
@@ -68,14 +106,19 @@ def sizes(line: Line) -> list[str]:
     return [f"{int(line['trainable']):,}", f"{round(float(line['bytes_stored'])):,}"]
 
 
-def scored(line: Line) -> str:
-    """Mean, standard deviation, and the difference with its interval."""
-    text = f"{float(line['metric.mean']):.3f} ± {float(line['metric.sd']):.3f}"
-    difference = "control" if line["control.mean"] else "delta"
+def scored(line: Line, difference: str = "") -> str:
+    """Mean, standard deviation, and the difference with its interval; accuracies in percent."""
+    factor, digits = (100, 1) if float(line["quality.test_accuracy.n"] or 0) else (1, 3)
+    difference = difference or ("control" if line["control.mean"] else "delta")
+
+    def number(name: str, sign: str = "") -> str:
+        return f"{factor * float(line[name]):{sign}.{digits}f}"
+
+    text = f"{number('metric.mean')} ± {number('metric.sd')}"
     if not line[f"{difference}.mean"]:
         return text
-    middle, low, high = (float(line[f"{difference}.{end}"]) for end in ("mean", "low", "high"))
-    return f"{text}<br>{middle:+.3f} [{low:+.3f}, {high:+.3f}]"
+    low, high = (number(f"{difference}.{end}", "+") for end in ("low", "high"))
+    return f"{text}<br>{number(f'{difference}.mean', '+')} [{low}, {high}]"
 
 
 if __name__ == "__main__":
