@@ -31,7 +31,7 @@ from bad_files_made import load_base, run_settings
 from bad_files_mutations import read
 from qpeft.cli.app import build
 from qpeft.compare import plan as plans
-from qpeft.compare.study import load_study
+from qpeft.compare.study_file import load_study
 from qpeft.diagnostics import of_folder
 from qpeft.errors import InputError, TrainingError
 from qpeft.training import train

@@ -10,7 +10,7 @@ from qpeft.compare import RECIPES, runner
 from qpeft.compare.budget import Host, count
 from qpeft.compare.cell_run import run_cell
 from qpeft.compare.rows import read_rows
-from qpeft.compare.study import load_study
+from qpeft.compare.study_file import load_study
 from qpeft.core.meta_model import on_meta
 
 WITH_CHARTS = "quantum-peft-vit-cifar10"  # they take longer than the cells

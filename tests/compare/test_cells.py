@@ -19,7 +19,8 @@ from qpeft.compare.cell_run import run_cell, settings_of, untrained_model
 from qpeft.compare.plan import config_hash, make_plan
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Base, Quality, RowFile, read_rows
-from qpeft.compare.study import Generation, MethodSpec, Training, load_study
+from qpeft.compare.study import Generation, MethodSpec, Training
+from qpeft.compare.study_file import load_study
 from qpeft.errors import CheckpointError, ConfigError, DataError, InputError
 from qpeft.methods import registry
 from qpeft.training.outputs import count_deployed, count_trainable

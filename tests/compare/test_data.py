@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qpeft.compare.data import split_data, test_references
-from qpeft.compare.study import load_study
+from qpeft.compare.study_file import load_study
 from qpeft.errors import ConfigError, DataError
 
 test_references.__test__ = False  # pytest takes it for a test

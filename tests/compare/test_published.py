@@ -10,7 +10,7 @@ from synthetic_study import edit_json, edit_rows, stored_rows, summary_of, write
 from qpeft.compare.plan import make_plan
 from qpeft.compare.report.format import MISSING
 from qpeft.compare.resolved import read_study
-from qpeft.compare.study import load_study
+from qpeft.compare.study_file import load_study
 from qpeft.errors import ConfigError
 
 SOURCE = "arXiv 0000.00000, table 2"

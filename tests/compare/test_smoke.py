@@ -8,7 +8,7 @@ from transformers import AutoConfig
 
 from qpeft.compare.plan import make_plan
 from qpeft.compare.smoke import smoke_test
-from qpeft.compare.study import load_study
+from qpeft.compare.study_file import load_study
 from qpeft.errors import ConfigError
 
 LORA = {"key": "lora", "method": "lora", "settings": {"r": 2}, "lr": 0.01}

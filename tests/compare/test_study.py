@@ -8,7 +8,8 @@ from qpeft.compare import BUILT_IN
 from qpeft.compare.cell import Setup, SplitData
 from qpeft.compare.plan import config_hash
 from qpeft.compare.rows import Base
-from qpeft.compare.study import Study, Training, load_study
+from qpeft.compare.study import Study, Training
+from qpeft.compare.study_file import load_study
 from qpeft.errors import ConfigError
 
 SMALL = """

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qpeft.compare.study import load_study
+from qpeft.compare.study_file import load_study
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "examples").glob("*.yaml"))
 

@@ -114,7 +114,7 @@ def timeless_rows(folder: Path) -> dict:
 def untimed_plan(folder, study):
     """A real plan of a study file, without cells that measure time."""
     from qpeft.compare.plan import Plan, make_plan
-    from qpeft.compare.study import load_study
+    from qpeft.compare.study_file import load_study
 
     class Untimed(Plan):
         def cost_cells(self, rows):

@@ -205,7 +205,7 @@ def _plan(
     runs: bool,
     smoke: bool = False,
 ) -> Plan:
-    from qpeft.compare.study import code_of, load_study
+    from qpeft.compare.study_file import code_of, load_study
 
     code = code_of(study)
     for part, name in ((part, name) for part, names in code.items() for name in names):

@@ -1,36 +1,23 @@
-"""Study files: which methods are compared, on which base and data, with which seeds.
-
-A study is a YAML file, or the name of one that is part of qpeft (`BUILT_IN`). All of it is validated before any work.
-"""
+"""A study: which methods are compared, on which base and data, with which seeds. All fields are validated."""
 
 from __future__ import annotations
 
-import math
 import reprlib
-from collections.abc import Mapping
 from dataclasses import fields
-from importlib.resources import files
-from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from qpeft import methods
 from qpeft.backends.settings import backend_settings
 from qpeft.checks import MOST
-from qpeft.compare import BUILT_IN, RECIPES
 from qpeft.compare.metrics import METRICS, OF_CLASSES, OF_TEXTS
 from qpeft.errors import ConfigError
 from qpeft.names import unknown
 from qpeft.training.decoding import Decoding
 from qpeft.training.settings import HIGHEST_SEED
 from qpeft.training.task_types import TASKS
-from qpeft.user_files import names_in
 
-_MAX_VALUES = 100_000  # of a file
-_WITH_FILES = ("settings", "backend")  # fields of a method in which FILE.py:NAME may appear
 LEAST_RANKED = 0.8  # of a block's budget
 
 Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
@@ -302,106 +289,6 @@ def check_keys(study: Any) -> None:
             raise ValueError(f"methods: {method.key} is a control against itself; name the controlled method")
         if method.against is not None and method.against not in own:
             raise ValueError(f"methods: {method.key} is a control against {method.against!r}: no method has this key")
-
-
-def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:
-    """The built-in study of that name, or the study in that file, with `overrides` by dotted name.
-
-    Raises ConfigError with the name of the study and of the invalid field.
-
-    Example: `load_study("survey", {"training.steps": 50})`
-    """
-    found, overrides = _read(name_or_path), dict(overrides or {})
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        if f"training.{one}" in overrides and isinstance(training := found.get("training"), dict):
-            training.pop(other, None)
-    for name, value in overrides.items():
-        _set(found, name, value)
-    try:
-        return Study.model_validate(found)
-    except ValidationError as error:
-        raise ConfigError(f"study {name_or_path}: {described(error)}") from error
-
-
-def code_of(name_or_path: str) -> dict[str, list[str]]:
-    """The names FILE.py:NAME of a study, under `method`, `ansatz` and `backend`.
-
-    Loading the study executes the files of methods, and a plan of it those of ansaetze.
-    """
-    found = _read(name_or_path)
-    blocks = [block.get("methods") for block in _dicts(found.get("blocks"))]
-    specs = [spec for part in (found.get("methods"), *blocks) for spec in _dicts(part)]
-    named = [
-        names_in(spec.get("method"), *(part if isinstance(part := spec.get(key), dict) else {} for key in _WITH_FILES))
-        for spec in specs
-    ]
-    return {part: sorted({one[part] for one in named if part in one}) for part in ("method", "ansatz", "backend")}
-
-
-def _dicts(values: Any) -> list[dict[str, Any]]:
-    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
-
-
-def _read(name_or_path: str) -> dict[str, Any]:
-    path = Path(name_or_path).expanduser()
-    place: Traversable = path
-    if name_or_path in BUILT_IN:
-        place = files("qpeft.compare") / "builtin" / f"{name_or_path}.yaml"
-    elif not path.is_file():
-        if name_or_path not in RECIPES:
-            raise ConfigError(
-                f"{unknown('study', name_or_path, (*BUILT_IN, *RECIPES))}, or give the path of a YAML file"
-            )
-        place = files("qpeft.compare") / name_or_path
-    try:
-        text = place.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"study {name_or_path} cannot be read as text in UTF-8: {error}") from error
-    try:
-        found = yaml.load(text, _Loader)
-        n_values = _count(found, {})
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"study {name_or_path} is not YAML: {' '.join(str(error).split())}") from error
-    if n_values > _MAX_VALUES:
-        raise ConfigError(
-            f"study {name_or_path} has {n_values:.3g} values after its aliases (*name) are expanded; at most "
-            f"{_MAX_VALUES} are allowed"
-        )
-    if not isinstance(found, dict):
-        raise ConfigError(f"study {name_or_path} has no fields; it needs `name`, `title`, `question` and `methods`")
-    return found
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, with a limit for merge keys (<<), which can multiply the values of a small file."""
-
-    n_merged = 0
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        super().flatten_mapping(node)
-        self.n_merged += len(node.value)
-        if self.n_merged > _MAX_VALUES:
-            raise yaml.YAMLError(f"more than {_MAX_VALUES} values after its merge keys (<<) are expanded")
-
-
-def _count(value: Any, counted: dict[int, float]) -> float:
-    """The number of values after aliases are expanded; infinity if one contains itself."""
-    if not isinstance(value, dict | list):
-        return 1
-    if id(value) not in counted:
-        counted[id(value)] = math.inf
-        items = value.values() if isinstance(value, dict) else value
-        counted[id(value)] = 1 + sum(_count(item, counted) for item in items)
-    return counted[id(value)]
-
-
-def _set(found: dict[str, Any], dotted: str, value: Any) -> None:
-    *parents, last = dotted.split(".")
-    for parent in parents:
-        if not isinstance(found.get(parent), dict):
-            found[parent] = {}
-        found = found[parent]
-    found[last] = value
 
 
 def _known_fields(place: tuple[int | str, ...]) -> list[str]:
