@@ -115,13 +115,14 @@ def _convergence(summaries: dict[str, Summary]) -> list[str]:
         found = [summary[method.key].steps_to for summary in summaries.values()]
         lines.append([label, *(" / ".join(reached(steps.get(share)) for share in SHARES) for steps in found)])
     reference = described[described.study.reference]
-    steps = [
-        point[0] for point in described.rows[reference.key].curves[described.study.seeds[0]] if point[2] is not None
-    ]
+    seed = described.study.seeds[0]
+    curves = [summary.rows[reference.key].curves[seed] for summary in summaries.values()]
+    evaluated = sorted({[point[0] for point in curve if point[2] is not None][1] for curve in curves})
     about = (
         f"Median steps to 50, 80 and 95 % of the gain of {reference.label}: its mean initial validation loss minus its "
         "mean final one ([definition](../comparison.md#what-is-equal-and-what-is-measured)). The loss was evaluated "
-        f"every {steps[1]} steps. 40 (4/5): four of five seeds reached it; > 80 (2/5): two did; > 80: none."
+        f"every {' or '.join(map(str, evaluated))} steps. 40 (4/5): four of five seeds reached it; > 80 (2/5): two "
+        "did; > 80: none."
     )
     return ["## Convergence", about, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
 
