@@ -21,7 +21,9 @@ from qpeft.files import write_text
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "quantum_peft_claims.md"
-BITS = {"embedded": "embedded base, test loss<br>difference from 32 bits"}
+STUDIES = {  # setup, study, and the titles of the first and the last column
+    "bits": ("embedded", "bits", "angles", "embedded base, test loss<br>difference from 32 bits"),
+}
 SETUPS = {"embedded": "embedded base", "grimm": "Grimm", "wikitext": "WikiText"}  # of the survey
 RANKS = ("numerical", "effective", "stable")
 OF_RANK = {  # methods of the survey
@@ -56,20 +58,17 @@ def tables() -> dict[str, str]:
     """All tables in Markdown, by name."""
     return {
         **orthogonal_maps.tables(json.loads(orthogonal_maps.RESULTS.read_text(encoding="utf-8"))),
-        "bits": bits(),
+        **{name: of_study(*study) for name, study in STUDIES.items()},
         "ranks": ranks(),
     }
 
 
-def bits() -> str:
-    """The quality of each number of bits on every setup, with its difference from 32 bits."""
-    found = {setup: summary(setup, "bits") for setup in BITS}
-    first = found["embedded"]
-    head = ["angles", "parameters", "bytes", *BITS.values()]
-    keys = [key for key in first if first[key]["method"] != "none"]
+def of_study(setup: str, study: str, item: str, metric: str) -> str:
+    """The methods of a study with parameters, bytes, and the difference from its reference."""
+    found = summary(setup, study)
     return markdown(
-        head,
-        ([first[key]["label"], *sizes(first[key]), *(scored(lines[key]) for lines in found.values())] for key in keys),
+        [item, "parameters", "bytes", metric],
+        ([line["label"], *sizes(line), scored(line)] for line in found.values() if line["method"] != "none"),
     )
 
 
@@ -106,10 +105,10 @@ def sizes(line: Line) -> list[str]:
     return [f"{int(line['trainable']):,}", f"{round(float(line['bytes_stored'])):,}"]
 
 
-def scored(line: Line, difference: str = "") -> str:
+def scored(line: Line) -> str:
     """Mean, standard deviation, and the difference with its interval; accuracies in percent."""
     factor, digits = (100, 1) if float(line["quality.test_accuracy.n"] or 0) else (1, 3)
-    difference = difference or ("control" if line["control.mean"] else "delta")
+    difference = "control" if line["control.mean"] else "delta"
 
     def number(name: str, sign: str = "") -> str:
         return f"{factor * float(line[name]):{sign}.{digits}f}"

@@ -3,6 +3,7 @@
     python benchmarks/classification.py --out runs/classes                          # all parts
     python benchmarks/classification.py --out runs/classes --parts digits           # scikit-learn's digits alone
     python benchmarks/classification.py --out runs/classes --json classes.json      # write the results as well
+    python benchmarks/classification.py --out runs/classes --bases-only             # bases and data, for other studies
 
 Three parts. digits: a ViT that was trained on 0 to 4 learns 5 to 9 (`examples/digits.py`). cifar10: a ViT that was
 trained here on the first five classes learns the last five, from 1,000 images. sst2: the lower two layers of the
@@ -149,6 +150,7 @@ def main() -> None:
     parser.add_argument("--cifar10", type=Path, default=SHARED / "cifar10_subset", metavar="FOLDER")
     parser.add_argument("--sst2", type=Path, default=SHARED / "sst2", metavar="FOLDER")
     parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument("--bases-only", action="store_true", help="make the bases and the data, and stop")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -161,6 +163,9 @@ def main() -> None:
             continue
         (options.out / name).mkdir(parents=True, exist_ok=True)
         part = PARTS[name](options.out / name, source)
+        if options.bases_only:
+            print(f"{name}: {part.base}")
+            continue
         found[name] = lines(part)
         show(name, part, found[name])
     if options.json:
