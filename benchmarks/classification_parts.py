@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessorPil
 
+from qpeft.core.base_model import load_model, load_tokenizer
 from qpeft.demo import base_path
 from qpeft.training import TrainSettings, train
-from qpeft.training.base_model import load_model, load_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import digits

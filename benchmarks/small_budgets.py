@@ -42,10 +42,10 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 
 import qpeft
+from qpeft.core.base_model import fingerprint, load_config, load_model, load_tokenizer
 from qpeft.demo import base_path
 from qpeft.demo.corpus import numpy_docs
 from qpeft.files import write_json
-from qpeft.training.base_model import fingerprint, load_config, load_model, load_tokenizer
 from qpeft.training.metrics_log import read_rows
 from small_budgets_rows import Row, build_rows
 

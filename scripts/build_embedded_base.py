@@ -27,9 +27,9 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from qpeft.core.base_model import load_model, load_tokenizer
 from qpeft.demo import corpus
 from qpeft.files import replace_folder, write_json
-from qpeft.training.base_model import load_model, load_tokenizer
 from qpeft.training.blocks import cut
 from qpeft.training.metrics import evaluate_language_model
 

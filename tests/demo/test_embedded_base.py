@@ -12,10 +12,10 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import qpeft.demo
+from qpeft.core.base_model import load_model, load_tokenizer
 from qpeft.demo import corpus
 from qpeft.errors import CheckpointError
 from qpeft.files import file_hash
-from qpeft.training.base_model import load_model, load_tokenizer
 from qpeft.training.blocks import cut
 from qpeft.training.metrics import evaluate_language_model
 

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import gpt2, llama
 
+from qpeft.core.base_model import fingerprint, load_config, load_model, load_tokenizer, tokenizer_fingerprint
 from qpeft.errors import InputError
-from qpeft.training.base_model import fingerprint, load_config, load_model, load_tokenizer, tokenizer_fingerprint
 from qpeft.training.tasks.classifier import load_classifier
 from qpeft.training.tasks.record import TaskRecord
 

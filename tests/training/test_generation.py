@@ -8,8 +8,8 @@ import tiny_models
 import torch
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
+from qpeft.core.base_model import load_model, load_tokenizer
 from qpeft.errors import ConfigError, DataError
-from qpeft.training.base_model import load_model, load_tokenizer
 from qpeft.training.decoding import Decoding
 from qpeft.training.generation import decode, generate_texts
 

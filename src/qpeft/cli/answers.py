@@ -67,10 +67,10 @@ def score_answers(
     import torch
 
     import qpeft
+    from qpeft.core.base_model import load_model, load_tokenizer
     from qpeft.metrics import score_texts
     from qpeft.metrics.encoders import encoder_layers
     from qpeft.metrics.overlap import meteor_program
-    from qpeft.training.base_model import load_model, load_tokenizer
     from qpeft.training.blocks import columns_of
     from qpeft.training.generation import generate_texts
     from qpeft.training.sources import load_examples, references_by_prompt

@@ -152,7 +152,7 @@ def _record(folder: Path | None, wanted: str | None) -> TaskRecord | None:
 
 def _classes(settings: TrainSettings, folder: Path | None, record: TaskRecord | None) -> tuple[str, ...]:
     """The classes of the adapter, or of the base alone; none for a language model."""
-    from qpeft.training import base_model as base
+    from qpeft.core import base_model as base
 
     if settings.is_language_model:
         return ()

@@ -112,7 +112,7 @@ def _generate(
     import torch
 
     import qpeft
-    from qpeft.training.base_model import load_model, load_tokenizer
+    from qpeft.core.base_model import load_model, load_tokenizer
     from qpeft.training.generation import decode, has_room, new_text
 
     tokenizer = load_tokenizer(base_name, trusted)

@@ -26,6 +26,7 @@ from qpeft.compare.resolved import (
 from qpeft.compare.rows import SCHEMA, Base, Row, read_rows
 from qpeft.compare.smoke import STAND_IN
 from qpeft.compare.study import MethodSpec, Study
+from qpeft.core.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
 from qpeft.core.meta_model import on_meta
 from qpeft.demo import base_model
 from qpeft.errors import ConfigError, DataWarning
@@ -33,7 +34,6 @@ from qpeft.files import output_folder
 from qpeft.methods import Trains
 from qpeft.metrics.encoders import encoder_layers
 from qpeft.metrics.overlap import meteor_program
-from qpeft.training.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
 from qpeft.training.methods import virtual_tokens
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import content_hash

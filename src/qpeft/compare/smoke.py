@@ -12,11 +12,11 @@ import numpy as np
 
 from qpeft.compare.data import PARTS
 from qpeft.compare.study import Study
+from qpeft.core.base_model import load_config
 from qpeft.demo import base_model, base_path
 from qpeft.errors import ConfigError
 from qpeft.files import output_folder, replace_folder, write_text
 from qpeft.names import unknown
-from qpeft.training.base_model import load_config
 from qpeft.training.task_types import TASKS
 
 if TYPE_CHECKING:

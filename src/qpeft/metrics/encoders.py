@@ -45,7 +45,7 @@ def encoder_layers(folder: Path) -> int:
     """
     from transformers import AutoModel
 
-    from qpeft.training.base_model import load_tokenizer, load_weights, refuse_lacking
+    from qpeft.core.base_model import load_tokenizer, load_weights, refuse_lacking
 
     if not (folder / "config.json").is_file():
         raise InputError(f"bertscore_model={folder} is no folder of an encoder; it needs config.json and the weights")

@@ -15,8 +15,8 @@ from transformers import set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 import qpeft
+from qpeft.core import base_model as base
 from qpeft.errors import ConfigError
-from qpeft.training import base_model as base
 from qpeft.training.blocks import spread
 from qpeft.training.methods import build_adapter, build_config
 from qpeft.training.progress import Progress

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qpeft.errors import DataError
-from qpeft.training.local_paths import explain_missing, has_drive, looks_like_path
+from qpeft.local_paths import explain_missing, has_drive, looks_like_path
 
 # in a package above this one, therefore imported only when used
 BUILT_IN = {"numpy-docs": "qpeft.demo.corpus:numpy_docs", "stdlib-docs": "qpeft.demo.corpus:stdlib_docs"}

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qpeft.training import base_model as base
+from qpeft.core import base_model as base
 from qpeft.training.blocks import Padding, collate, load_blocks, load_evaluation, padding_token
 from qpeft.training.encoding import Tokens, unknown_token, warn_of_unknown
 from qpeft.training.metrics import LanguageModelScore, evaluate_language_model, language_model_loss

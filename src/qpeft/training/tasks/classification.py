@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qpeft.core import base_model as base
 from qpeft.errors import DataError
-from qpeft.training import base_model as base
 from qpeft.training.blocks import spread
 from qpeft.training.metrics import ClassificationScore, classification_loss, evaluate_classifier
 from qpeft.training.settings import TrainSettings

@@ -10,9 +10,9 @@ import torch
 import transformers
 from torch import nn
 
+from qpeft.core import base_model as base
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import InputError
-from qpeft.training import base_model as base
 from qpeft.training.task_types import TASKS
 from qpeft.training.tasks.record import TaskRecord
 

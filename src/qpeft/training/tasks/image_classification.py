@@ -57,7 +57,7 @@ def load_image_processor(model: str, config: PretrainedConfig, trust_remote_code
     from transformers import AutoImageProcessor, ViTImageProcessorPil
 
     if _has_image_processor(model):
-        from qpeft.training.base_model import load
+        from qpeft.core.base_model import load
 
         try:
             return load(AutoImageProcessor.from_pretrained, model, trust_remote_code, backend="pil")

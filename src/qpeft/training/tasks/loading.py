@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qpeft.training import base_model as base
+from qpeft.core import base_model as base
 from qpeft.training.task_types import TASKS
 from qpeft.training.tasks.record import TaskRecord
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from qpeft.core import base_model as base
 from qpeft.errors import ConfigError, DataError, DataWarning, InputError, setting
-from qpeft.training import base_model as base
 from qpeft.training.encoding import warn_of_unknown
 from qpeft.training.interrupt import interruptible
 from qpeft.training.settings import TrainSettings

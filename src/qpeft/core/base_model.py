@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from qpeft.core.meta_model import refuse_code
 from qpeft.errors import ConfigError, InputError, setting
 from qpeft.files import read_json
-from qpeft.training.local_paths import explain_missing, looks_like_path
+from qpeft.local_paths import explain_missing, looks_like_path
 
 if TYPE_CHECKING:
     import numpy as np
