@@ -40,8 +40,9 @@ if TYPE_CHECKING:
 
 _SETTINGS = (
     *("task", "seq_len", "separator", "batch_size", "dtype", "trust_remote_code"),
-    *("text_column", "label_column", "prompt_column", "completion_column"),
+    *("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column"),
 )
+_OF_RUN = ("seq_len", "separator", "text_column", "text_pair_column", "label_column")  # defaults, with an adapter
 
 
 @command
@@ -93,7 +94,7 @@ def evaluate(
     base_name = base_of(model, folder)
     record = _record(folder, run.get("task"))
     trained = _run_of(folder)
-    same = {name: getattr(trained.settings(), name) for name in ("seq_len", "separator")} if trained else {}
+    same = {name: getattr(trained.settings(), name) for name in _OF_RUN} if trained else {}
     known = {**same, **run, **({"task": record.task} if record else {})}
     settings = TrainSettings(model=base_name, data=data, out="", **known)
     settings.check()

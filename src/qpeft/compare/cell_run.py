@@ -14,7 +14,7 @@ from typing import Any
 import qpeft
 from qpeft.compare.callbacks import KeepBest, RunFacts, best_of, restore
 from qpeft.compare.cell import Cell, Steps, failed_row, started_row, work_folder
-from qpeft.compare.data import test_references
+from qpeft.compare.data import TEXT_PAIR, test_references
 from qpeft.compare.measurements.capacity import measure_capacity
 from qpeft.compare.measurements.convergence import derive
 from qpeft.compare.rows import Convergence, Row
@@ -38,7 +38,7 @@ _NOT_GENERATED = {"params_generator": "nothing is generated"}
 _OF_TRAINING = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay")
 _OF_TRAINING += ("max_grad_norm", "dtype", "eval_blocks", "separator", "pad_rows", "lr_schedule", "label_smoothing")
 _OF_DATA = ("trust_remote_code", "model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
-_OF_DATA += ("separator", "pad_rows")
+_OF_DATA += ("separator", "pad_rows", "text_pair_column")
 
 
 def run_cell(cell: Cell, folder: Path, on_step: Steps = lambda done, planned: None) -> Row:
@@ -111,6 +111,7 @@ def settings_of(cell: Cell, out: Path, part: str = "validation") -> TrainSetting
         eval_data=str(getattr(setup.data, part)),
         out=str(out),
         task=setup.task,
+        text_pair_column=training.text_pair_column and TEXT_PAIR,
         method=spec.method,
         host=spec.host,
         method_settings=dict(spec.settings),

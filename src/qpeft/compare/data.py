@@ -21,6 +21,7 @@ from qpeft.training.lock import waiting_for
 from qpeft.training.source_names import parse_source
 from qpeft.training.sources import (
     Columns,
+    Row,
     content_hash,
     count_shared,
     has_validation_split,
@@ -33,6 +34,7 @@ from qpeft.training.task_types import TASKS
 from qpeft.training.tasks.images import has_validation_images, image_bytes, load_images, open_image
 
 PARTS = ("train", "validation", "test")
+TEXT_PAIR = "text_pair"  # column of the parts with the second text of a pair
 
 _RECORD = "split.json"
 _SOURCES = ("data", "eval_data", "test_data", "general_data")
@@ -110,7 +112,7 @@ def _identity(origin: dict[str, Any]) -> dict[str, Any]:
 def _origin(study: Study) -> dict[str, Any]:
     """What determines the split: names, columns, and the content of local files."""
     sources = [getattr(study, name) for name in _SOURCES]
-    columns = ("text_column", "label_column", "prompt_column", "completion_column")
+    columns = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
     return {
         **{name: getattr(study, name) for name in ("task", *_SOURCES)},
         **{name: getattr(study.training, name) for name in columns},
@@ -212,25 +214,23 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
         return load_examples(source, split, Columns(*names, keep_empty=keep_empty, by_line=training.pad_rows))
     if _has_images(study):
         return load_images(source, split, training.label_column)
-    names = (training.text_column, training.label_column)
-    rows = load_rows(source, split, names)
-    if rows and (missing := [name for name in names if name not in rows[0]]):
+    columns = {training.text_column: "text", training.text_pair_column: TEXT_PAIR, training.label_column: "label"}
+    names = {column: name for column, name in columns.items() if column is not None}
+    rows = load_rows(source, split, tuple(names))
+    if rows and (missing := [column for column in names if column not in rows[0]]):
         found = ", ".join(map(str, rows[0]))
-        raise DataError(
-            f"{source} has the columns {found}, and no {missing[0]!r}; set the study's training.text_column and "
-            "training.label_column"
-        )
-    return [{"text": row[names[0]], "label": row[names[1]]} for row in rows]
+        wanted = ", ".join(f"training.{name}_column" for name in names.values())
+        raise DataError(f"{source} has the columns {found}, and no {missing[0]!r}; set the study's {wanted}")
+    return [{name: row[column] for column, name in names.items()} for row in rows]
 
 
 def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:
     """Rows that must stay together: equal documents or examples, the answers to a prompt. Classes are sorted."""
     if study.is_language_model:
         return _group_by(rows, _document)
-    content, label = (0, 1) if _has_images(study) else ("text", "label")
-    key = image_bytes if _has_images(study) else str
-    found = _group_by(rows, lambda row: key(row[content]))
-    return sorted(found, key=lambda group: str(group[0][label]))
+    if _has_images(study):
+        return sorted(_group_by(rows, lambda row: image_bytes(row[0])), key=lambda group: str(group[0][1]))
+    return sorted(_group_by(rows, _texts), key=lambda group: str(group[0]["label"]))
 
 
 def _content(study: Study) -> Callable[[Any], Any]:
@@ -239,7 +239,12 @@ def _content(study: Study) -> Callable[[Any], Any]:
         return lambda row: " ".join(row["text"].split()) if "text" in row else json.dumps(row, sort_keys=True)
     if _has_images(study):
         return lambda row: hashlib.sha256(image_bytes(row[0])).digest()
-    return lambda row: " ".join(str(row["text"]).split())
+    return lambda row: "\n".join(" ".join(text.split()) for text in _texts(row)).strip()
+
+
+def _texts(row: Row) -> tuple[str, ...]:
+    """The text of a classification, or its pair of texts."""
+    return tuple(str(row[name]) for name in ("text", TEXT_PAIR) if name in row)
 
 
 def _document(row: Any) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from qpeft import methods
 from qpeft.compare.budget import Counted, Host, count, fill_block
 from qpeft.compare.cell import Cell, Setup, SplitData
-from qpeft.compare.data import split_data
+from qpeft.compare.data import TEXT_PAIR, split_data
 from qpeft.compare.resolved import (
     STUDY,
     ResolvedBlock,
@@ -292,6 +292,7 @@ def _with_steps(study: Study, model: str, data: SplitData, trust_remote_code: bo
         eval_data=str(data.validation),
         out="",
         task=study.task,
+        text_pair_column=training.text_pair_column and TEXT_PAIR,
         epochs=training.epochs,
         trust_remote_code=trust_remote_code,
         **{name: getattr(training, name) for name in of_data},

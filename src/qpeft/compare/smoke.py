@@ -142,7 +142,8 @@ def _rows(study: Study, part: str, n: int) -> Iterator[dict[str, Any]]:
     for number in range(n):
         text = f"{part} {number}: {' '.join(draw.choices(_WORDS, k=9))}."
         if not study.is_language_model:
-            yield {training.text_column: text, training.label_column: f"class {number % _CLASSES}"}
+            pair = {training.text_pair_column: text} if training.text_pair_column else {}
+            yield {training.text_column: text, **pair, training.label_column: f"class {number % _CLASSES}"}
         elif study.generation is not None:
             yield {training.prompt_column: f"{part}[{number // 2}]", training.completion_column: f" {text}"}
         else:

@@ -157,6 +157,7 @@ class Training(_Strict):
     separator: str | None = None
     pad_rows: bool = False
     text_column: str = "text"
+    text_pair_column: str | None = None
     label_column: str = "label"
     prompt_column: str = "prompt"
     completion_column: str = "completion"
@@ -251,6 +252,8 @@ class Study(_Strict):
         given = [name for name in ("separator", "pad_rows") if getattr(self.training, name) not in (None, False)]
         if given and not self.is_language_model:
             raise ValueError(f"training.{given[0]} is for task causal-lm, not for {self.task}")
+        if self.training.text_pair_column is not None and (self.is_language_model or TASKS[self.task].has_images):
+            raise ValueError(f"training.text_pair_column is for classifications of texts, not for {self.task}")
         if len(given) > 1:
             raise ValueError("training.separator joins the texts, training.pad_rows keeps rows apart; give one of them")
         if self.eval_data is not None and self.eval_data == self.test_data:

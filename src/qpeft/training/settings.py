@@ -174,6 +174,9 @@ class TrainSettings:
         panel=_TEXTS,
     )
     text_column: str = option("text", "Column that holds the text.", panel=_COLUMNS)
+    text_pair_column: str | None = option(
+        None, "Column that holds the second text of a pair, for a classification of pairs of texts.", panel=_COLUMNS
+    )
     label_column: str = option("label", "Column that holds the class.", panel=_COLUMNS)
     prompt_column: str = option("prompt", "Column that holds the prompt, which is not scored.", panel=_COLUMNS)
     completion_column: str = option("completion", "Column that holds the answer to the prompt.", panel=_COLUMNS)
@@ -257,6 +260,8 @@ class TrainSettings:
         )
 
     def _check_texts(self) -> None:
+        if self.text_pair_column is not None and (self.is_language_model or TASKS[self.task].has_images):
+            raise ConfigError(f"{setting('text_pair_column')} is for classifications of texts, not for {self.task}")
         given = [name for name in ("separator", "pad_rows") if getattr(self, name) not in (None, False)]
         if given and not self.is_language_model:
             raise ConfigError(f"{setting(given[0])} is for task causal-lm, not for {self.task}; leave it out")

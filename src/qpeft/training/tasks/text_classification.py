@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from transformers import AutoModelForSequenceClassification
 
 from qpeft.core import base_model as base
 from qpeft.errors import ConfigError, DataError, DataWarning, InputError, setting
@@ -22,14 +24,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class EncodedText(NamedTuple):
+    """A text, or a pair of texts, of T tokens."""
+
+    ids: np.ndarray  # (T,) int64
+    types: np.ndarray | None  # (T,) int64, 1 for tokens of the second text; None if the model distinguishes none
+
+
 class TextClassification(Classification):
-    """Texts, each truncated to `seq_len` tokens and padded to the longest of its batch."""
+    """Texts or pairs of texts, each truncated to `seq_len` tokens and padded to the longest of its batch."""
 
     name = "text-classification"
 
     def __init__(self, settings: TrainSettings, reserved: int = 0, labels: Sequence[str] | None = None):
         super().__init__(settings, reserved, labels)
-        texts = [ids for ids, _ in (*self.train, *self.evaluation)]
+        texts = [text.ids for text, _ in (*self.train, *self.evaluation)]
         base.check_vocabulary(texts, self.config)
         warn_of_unknown(texts, self.tokenizer, settings.data, are_scored=False)
 
@@ -39,35 +48,47 @@ class TextClassification(Classification):
         self._length = _longest(self.settings.seq_len, self.config, self.tokenizer, reserved)
 
     def read(self, source: str, split: str) -> list[Labelled]:
-        columns = (self.settings.text_column, self.settings.label_column)
-        rows = load_rows(source, split, columns)
-        labelled = list(_labelled(source, rows, *columns))
-        with_text = [row for row in labelled if row[0].strip()]
+        s = self.settings
+        columns = [column for column in (s.text_column, s.text_pair_column) if column is not None]
+        rows = load_rows(source, split, (*columns, s.label_column))
+        labelled = list(_labelled(source, rows, columns, s.label_column))
+        with_text = [(texts, name) for texts, name in labelled if any(text.strip() for text in texts)]
         if not with_text:
             raise DataError(f"{source} has no example with a text; give rows with a text in column {columns[0]!r}")
         if n_empty := len(labelled) - len(with_text):
             found = f"{n_empty} of {len(labelled)} rows of {source} have no text; they are left out"
             warnings.warn(DataWarning(found), stacklevel=1)
         texts, names = zip(*with_text, strict=True)
+        return list(zip(self._encode(texts), names, strict=True))
+
+    def _encode(self, texts: Sequence[Sequence[str]]) -> list[EncodedText]:
+        """Each text, or pair of texts, truncated: of a pair the longer text first, as transformers does."""
         options: dict[str, Any] = {"truncation": True, "max_length": self._length, "verbose": False}
-        encoded = interruptible(lambda: self.tokenizer(list(texts), **options)["input_ids"])
-        return [(np.array(ids, dtype=np.int64), name) for ids, name in zip(encoded, names, strict=True)]
+        parts = [list(part) for part in zip(*texts, strict=True)]
+        encoded = interruptible(lambda: self.tokenizer(*parts, **options))
+        ids = [np.array(one, dtype=np.int64) for one in encoded["input_ids"]]
+        if len(parts) == 1 or "token_type_ids" not in encoded or not _takes_token_types(self.config):
+            return [EncodedText(one, None) for one in ids]
+        types = [np.array(one, dtype=np.int64) for one in encoded["token_type_ids"]]
+        return [EncodedText(*both) for both in zip(ids, types, strict=True)]
 
     def has_validation(self, source: str) -> bool:
         return has_validation_split(source)
 
-    def content_bytes(self, content: np.ndarray) -> bytes:
-        return content.tobytes()
+    def content_bytes(self, content: EncodedText) -> bytes:
+        return b"".join(part.tobytes() for part in content if part is not None)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """input_ids and attention_mask (B, T), labels (B,); int64, padded on the right."""
+        """input_ids and attention_mask (B, T), of pairs perhaps token_type_ids, labels (B,); padded on the right."""
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        texts = [torch.from_numpy(ids) for ids, _ in examples]
+        texts = [torch.from_numpy(text.ids) for text, _ in examples]
+        types = [torch.from_numpy(text.types) for text, _ in examples if text.types is not None]
         return {
             "input_ids": pad_sequence(texts, batch_first=True, padding_value=self.pad or 0),
             "attention_mask": pad_sequence([torch.ones_like(ids) for ids in texts], batch_first=True),
+            **({"token_type_ids": pad_sequence(types, batch_first=True)} if types else {}),
             "labels": torch.tensor([index for _, index in examples]),
         }
 
@@ -75,18 +96,29 @@ class TextClassification(Classification):
         self.tokenizer.save_pretrained(str(folder))
 
 
-def _labelled(source: str, rows: Sequence[Row], text: str, label: str) -> Any:
+def _labelled(source: str, rows: Sequence[Row], columns: Sequence[str], label: str) -> Iterator[Labelled]:
+    """The texts of each row with the name of its class. Raises DataError."""
     if not rows:
         raise DataError(f"{source} is empty")
-    for column, name in ((text, "text_column"), (label, "label_column")):
+    options = ("text_column", "text_pair_column")[: len(columns)]
+    for column, name in zip((*columns, label), (*options, "label_column"), strict=True):
         if column not in rows[0]:
             found = ", ".join(map(str, rows[0]))
             raise DataError(f"{source} has the columns {found}, but no {column!r}; set {setting(name)}")
     for number, row in enumerate(rows, start=1):
         where = f"{source}, row {number}"
-        if not isinstance(row.get(text), str | None):
-            raise DataError(f"{where}: column {text!r} has a {type(row[text]).__name__}, not a str")
-        yield row.get(text) or "", label_name(row.get(label), where)
+        for column in columns:
+            if not isinstance(row.get(column), str | None):
+                raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a str")
+        yield [row.get(column) or "" for column in columns], label_name(row.get(label), where)
+
+
+def _takes_token_types(config: Any) -> bool:
+    """Whether the model distinguishes two texts by their token types, as BERT does."""
+    if getattr(config.get_text_config(), "type_vocab_size", 2) < 2:
+        return False
+    model = AutoModelForSequenceClassification._model_mapping[type(config)]
+    return "token_type_ids" in signature(model.forward).parameters
 
 
 def _pad_token(tokenizer: Any, config: Any) -> int:
