@@ -51,10 +51,10 @@ def on_meta(
     causal or sequence-to-sequence language model, sequence or image classifier, image-and-text model, headless model.
 
     Raises:
-        ConfigError: there is no model at `base`, or transformers has none for its config.
+        ConfigError: there is no model at `base`, transformers has none for its config, or the task does not fit.
     """
     if isinstance(base, nn.Module):
-        return _meta_copy(base)
+        return _checked(_meta_copy(base), task_type)
     if isinstance(base, (str, Path)):
         try:
             base = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
@@ -68,7 +68,17 @@ def on_meta(
     with torch.device("meta"):
         if trust_remote_code and auto in (getattr(base, "auto_map", None) or {}):
             return getattr(transformers, auto).from_config(base, trust_remote_code=True)
-        return _model_class(base, task_type)(base)
+        return _checked(_model_class(base, task_type)(base), task_type)
+
+
+def _checked(model: nn.Module, task_type: str | None) -> nn.Module:
+    """`model`; PEFT raises AttributeError for a model that generates no text, where its task is a language model's."""
+    if task_type == "CAUSAL_LM" and not hasattr(model, "prepare_inputs_for_generation"):
+        raise ConfigError(
+            f"the base is a {type(model).__name__}, which is no language model; set {setting('task')}, for example "
+            "text-classification or image-classification, or name another base model"
+        )
+    return model
 
 
 def refuse_code(model: str, error: Exception) -> None:
