@@ -6,6 +6,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, mean_squared_error
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # warnings of libraries about tiny models
 
@@ -96,6 +100,37 @@ def test_evaluate_reads_task_and_classes_from_the_run(qpeft_cli, runs, request, 
         assert f"{found['adapted']['accuracy']:.1%}" in result.stdout
 
 
+@pytest.mark.parametrize(("task", "n_outputs"), [("mrpc", 2), ("stsb", 1)])
+def test_reported_scores_are_those_of_scikit_learn_and_scipy(qpeft_cli, base_folder, tmp_path, task, n_outputs):
+    pairs = [("so " * (i % 4), ("dull", "fine")[i % 2] + " so" * (i % 3)) for i in range(48)]
+    labels = [i % 2 if task == "mrpc" else i % 2 * 2 + i % 3 / 4 for i in range(48)]
+    columns = ("sentence1", "sentence2", "label")
+    rows = [dict(zip(columns, (*pair, label), strict=True)) for pair, label in zip(pairs, labels, strict=True)]
+    data, out = f"glue/{task}:{tmp_path / 'rows.json'}", tmp_path / "run"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    few = ["--steps", 12, "--batch-size", 8, "--method", "lora", "--r", 2, "--lr", "1e-2"]
+    done = qpeft_cli("train", "--model", base_folder, "--data", data, *few, "--out", out)
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(qpeft_cli("evaluate", "--adapter", out, "--data", data, "--json").stdout)["adapted"]
+
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    base = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=n_outputs, pad_token_id=0)
+    model = PeftModel.from_pretrained(base, out / "exported").eval()
+    with torch.no_grad():
+        logits = [model(torch.tensor([tokenizer(*pair)["input_ids"]])).logits[0] for pair in pairs]
+    if task == "mrpc":
+        predicted = [int(one.argmax()) for one in logits]
+        assert 0 < found["f1"] < 1
+        assert found["accuracy"] == accuracy_score(labels, predicted)
+        assert found["f1"] == f1_score(labels, predicted)
+        assert found["mcc"] == matthews_corrcoef(labels, predicted)
+    else:
+        numbers = [one.item() for one in logits]
+        assert found["pearson"] == pytest.approx(pearsonr(labels, numbers).statistic, abs=1e-5)
+        assert found["spearman"] == pytest.approx(spearmanr(labels, numbers).statistic, abs=1e-3)
+        assert found["loss"] == pytest.approx(mean_squared_error(labels, numbers), rel=1e-4)
+
+
 def test_evaluate_refuses_another_task_and_unknown_classes(qpeft_cli, runs, images, tmp_path):
     folder = runs["text"][0]
     other = qpeft_cli("evaluate", "--task", "image-classification", "--adapter", folder, "--data", images)
@@ -147,7 +182,7 @@ def test_generate_refuses_the_adapter_of_a_classification(qpeft_cli, runs):
     for folder in (runs["text"][0], runs["image"][0] / "exported"):
         result = qpeft_cli("generate", "--adapter", folder, "--prompt", "so")
         assert result.exit_code == 2
-        assert "is the adapter of a classification, which generates no text" in result.stderr
+        assert "is an adapter for labelled data, which generates no text" in result.stderr
 
 
 def test_plan_equals_the_parameters_of_train(qpeft_cli, runs, base_folder, vit_folder):
@@ -166,6 +201,20 @@ def test_plan_counts_the_head_alone(qpeft_cli, vit_folder, base_folder):
     refused = qpeft_cli("plan", "--model", base_folder, "--num-labels", 3)
     assert refused.exit_code == 2
     assert "task causal-lm has no classes" in refused.stderr
+    number = qpeft_cli(*("plan", "--task", "text-regression", "--model", base_folder, "--method", "head", "--json"))
+    assert json.loads(number.stdout)["trainable"] == 16
+
+
+def test_plan_of_a_classifier_without_task_names_the_option(qpeft_cli, vit_folder, tmp_path):
+    (tmp_path / "study.yaml").write_text(
+        f"{{name: one, title: One, question: Which, base: {vit_folder}, methods: [{{key: lora, method: lora}}]}}"
+    )
+    for command in (["plan", "--model", vit_folder], ["compare", "plan", tmp_path / "study.yaml"]):
+        refused = qpeft_cli(*command)
+        assert refused.exit_code == 2, refused.stderr
+        assert "is a ViTForImageClassification, which is no language model; set --task" in " ".join(
+            refused.stderr.split()
+        )
 
 
 def test_base_of_another_kind_is_refused(qpeft_cli, base_folder, images, tmp_path):

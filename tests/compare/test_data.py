@@ -52,6 +52,36 @@ def test_empty_rows_are_no_copies_of_each_other(tmp_path):
     assert split_data(study(**named, **{"training.separator": ""}), tmp_path / "study").notes == []
 
 
+def glue_folder(folder, columns, n_classes):
+    """A task of GLUE in two files: 100 rows to train on, 9 to validate."""
+    folder.mkdir()
+    for split, n in (("train", 100), ("validation", 9)):
+        made = [{column: f"{split} {column} {i}" for column in columns} for i in range(n)]
+        labels = [i % n_classes if n_classes else i / 4 for i in range(n)]
+        lines = [json.dumps({**row, "label": label}) for row, label in zip(made, labels, strict=True)]
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize(("task", "metric", "n_classes"), [("mrpc", "test_f1", 2), ("stsb", "test_pearson", 0)])
+def test_validation_split_of_glue_is_test_data(tmp_path, task, metric, n_classes):
+    folder = glue_folder(tmp_path / "data", ("sentence1", "sentence2"), n_classes)
+    asked = study(data=f"glue/{task}:{folder}")
+    assert asked.chosen_metric == metric
+    splits = split_data(asked, tmp_path / "study")
+    train, validation, test = (rows(path) for path in (splits.train, splits.validation, splits.test))
+    assert [len(part) for part in (train, validation, test)] == [95, 5, 9]
+    assert [row["text"] for row in test] == [f"validation sentence1 {i}" for i in range(9)]
+    assert [row["text_pair"] for row in test] == [f"validation sentence2 {i}" for i in range(9)]
+    # classes by their index: a run sorts them, and their names would be in another order
+    assert [row["label"] for row in test] == [i % n_classes if n_classes else i / 4 for i in range(9)]
+    assert "its split validation is the test data here" in splits.notes[0]
+    with pytest.raises(ConfigError, match="unknown task of GLUE 'mrcp'; did you mean 'mrpc'"):
+        study(data="glue/mrcp")
+    with pytest.raises(ConfigError, match="text_column is 'a', but glue/mrpc has 'sentence1'; leave it out"):
+        study(data="glue/mrpc", **{"training.text_column": "a"})
+
+
 def test_single_text_is_split_between_words(tmp_path):
     data = tmp_path / "tale.txt"
     text = " ".join(f"word{n}" for n in range(4000))

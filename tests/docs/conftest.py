@@ -56,6 +56,13 @@ def stand_ins(tmp_path_factory, qpeft_cli):
     pairs = [f"name {n // 2}, area {n % 7},It is the {'king' if n % 2 else 'bird'} of area {n % 7}." for n in range(60)]
     for name, some in (("pairs.csv", pairs), ("few-pairs.csv", pairs[:4])):
         (folder / name).write_text("prompt,completion\n" + "\n".join(line.replace(", ", "; ") for line in some))
+    (folder / "mrpc-files").mkdir()
+    for name, (one, other) in (
+        *((split, ("sentence1", "sentence2")) for split in ("train", "validation")),
+        ("premises", ("premise", "hypothesis")),
+    ):
+        made = [{one: f"{name} {n}", other: f"{name} {n % 5}", "label": n % 2} for n in range(40)]
+        (folder / "mrpc-files" / f"{name}.jsonl").write_text("\n".join(map(json.dumps, made)))
     (folder / "tiny.yaml").write_text(STUDY, encoding="utf-8")
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

@@ -16,6 +16,9 @@ PAGES = [ROOT / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "d
 STAND_INS = {
     "gpt2": "base",
     "path/or/hub-id": "base",
+    "roberta-base": "base",
+    "glue/mrpc": "glue/mrpc:mrpc-files",
+    "premises.jsonl": "mrpc-files/premises.jsonl",
     "google/vit-base-patch16-224-in21k": "vit",
     "openai-community/gpt2": "gpt2-small",
     "openai-community/gpt2-medium": "gpt2-medium",
@@ -32,6 +35,8 @@ STAND_INS = {
     "noise": "tiny.yaml",
     "bits": "tiny.yaml",
     "recipes/qpa-gpt2-wikitext2.yaml": "tiny.yaml",
+    "recipes/quantum-peft-deberta-glue.yaml": "tiny.yaml",
+    "glue/rte": "docs.jsonl",
 }
 HUB_NAMES = ("gpt2", "path/or/hub-id")  # replaced in Python as well
 CHEAP = {"--steps": "2", "--epochs": "0.02", "--seeds": "0", "--samples": "20", "--max-new-tokens": "4"}

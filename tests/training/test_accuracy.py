@@ -2,6 +2,7 @@ import warnings
 
 import pytest
 import torch
+from sklearn.metrics import f1_score, matthews_corrcoef
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification
 
@@ -13,10 +14,10 @@ BASES = ["tiny_encoder", "tiny_model"]  # the second is a decoder, whose tokeniz
 
 
 def test_metrics_are_counted_over_examples():
-    total = ClassificationScore(2.0, 3, 4) + ClassificationScore(4.0, 1, 2)
-    assert (total.loss, total.accuracy) == (1.0, 4 / 6)
-    low, high = total.interval
-    assert total.to_dict() == {
+    score = ClassificationScore(6.0, 4, 6)
+    assert (score.loss, score.accuracy) == (1.0, 4 / 6)
+    low, high = score.interval
+    assert score.to_dict() == {
         "loss": 1.0,
         "accuracy": 4 / 6,
         "accuracy_low": low,
@@ -24,7 +25,10 @@ def test_metrics_are_counted_over_examples():
         "nats": 6.0,
         "n_correct": 4,
         "n_examples": 6,
+        "mcc": None,
+        "f1": None,
     }
+    assert "MCC" not in score.described()  # of an earlier version's result
 
 
 @pytest.fixture(params=BASES)
@@ -46,18 +50,24 @@ def test_score_does_not_depend_on_padding(task):
         many = evaluate_classifier(task.model, task.evaluation, task.collate, batch_size)
         assert many.nats == pytest.approx(one.nats, rel=1e-6)
         assert (many.n_correct, many.n_examples) == (one.n_correct, one.n_examples) == (one.n_correct, 40)
+        assert (many.mcc, many.f1) == (one.mcc, one.f1)
 
 
 def test_score_equals_stock_transformers_on_single_texts(task):
     nats, n_correct = 0.0, 0
-    for ids, label in task.evaluation:
+    labels, predictions = [], []
+    for text, label in task.evaluation:
         with torch.no_grad():
-            logits = task.model(input_ids=torch.tensor(ids)[None]).logits
+            logits = task.model(input_ids=torch.tensor(text.ids)[None]).logits
         nats += cross_entropy(logits, torch.tensor([label])).item()
         n_correct += int(logits.argmax() == label)
+        labels.append(label)
+        predictions.append(int(logits.argmax()))
     score = task.score(task.model)
     assert score.nats == pytest.approx(nats, rel=1e-5)
     assert score.n_correct == n_correct
+    assert score.mcc == matthews_corrcoef(labels, predictions)
+    assert score.f1 == f1_score(labels, predictions, zero_division=0)
 
 
 def test_logits_that_are_nan_predict_no_class(task):

@@ -29,7 +29,7 @@ def read(tiny_encoder, tmp_path):
 def words(task: TextClassification, examples) -> list[tuple[str, str]]:
     """The examples as texts and names of classes."""
     decode = task.tokenizer.decode
-    return [(decode(ids, skip_special_tokens=True), task.labels[index]) for ids, index in examples]
+    return [(decode(ids, skip_special_tokens=True), task.labels[index]) for (ids, _), index in examples]
 
 
 def test_tables_in_all_formats_give_the_same_examples(read, tmp_path):
@@ -134,7 +134,7 @@ def test_rows_without_a_text_are_left_out_and_counted(read, tmp_path):
 def test_texts_are_truncated_before_their_last_special_token(read, tmp_path):
     (tmp_path / "x.tsv").write_text("a fox went into the wood\t1\nthe king\t0\n" * 2)
     task = read(tmp_path / "x.tsv", seq_len=5)
-    long, short = task.train[0][0], task.train[1][0]
+    long, short = task.train[0][0].ids, task.train[1][0].ids
     assert (len(long), len(short)) == (5, 4)
     assert long[-1] == task.tokenizer.sep_token_id
 
@@ -147,7 +147,7 @@ def test_length_beyond_the_tokenizer_is_refused(read, tiny_encoder, opinion_file
     (short / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 8}))
     with pytest.raises(ConfigError, match="seq_len=9 is longer than the 8 tokens that the tokenizer allows"):
         read(opinion_files[0], model=str(short), seq_len=9)
-    assert max(len(ids) for ids, _ in read(opinion_files[0], model=str(short)).train) == 8
+    assert max(len(text.ids) for text, _ in read(opinion_files[0], model=str(short)).train) == 8
 
 
 def test_padding_token_that_the_model_lacks_is_not_used(read, tiny_model, opinion_files, tmp_path):

@@ -147,5 +147,5 @@ def test_missing_second_column_is_named(tiny_encoder, read, pairs):
 @pytest.mark.parametrize("task", ["causal-lm", "image-classification"])
 def test_pairs_of_another_task_are_refused(task):
     settings = TrainSettings(model="m", data="d", out="o", task=task, text_pair_column="b")
-    with pytest.raises(ConfigError, match=f"text_pair_column is for classifications of texts, not for {task}"):
+    with pytest.raises(ConfigError, match=f"text_pair_column is for labelled texts, not for {task}"):
         settings.check()

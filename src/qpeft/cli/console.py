@@ -77,13 +77,12 @@ def say(label: str, message: str, style: str) -> None:
     stderr().print(Text.assemble((label, style), " ", message), soft_wrap=True)
 
 
-def scored(examples: Sequence[Any], batch_size: int, who: str) -> Iterator[Sequence[Any]]:
-    """Batches of `examples`, with the time left shown on a terminal."""
+def scored(batches: Sequence[int], who: str) -> Iterable[int]:
+    """The same batches, with the time left shown on a terminal."""
     from rich.progress import track
 
     console = stderr()
-    batches = [examples[start : start + batch_size] for start in range(0, len(examples), batch_size)]
-    yield from track(batches, f"Scoring {who}", console=console, disable=not console.is_terminal, transient=True)
+    return track(batches, f"Scoring {who}", console=console, disable=not console.is_terminal, transient=True)
 
 
 def print_code(console: Console, lines: str) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
-from functools import reduce
-from operator import add
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +26,7 @@ from qpeft.cli.console import Answer, scored, table
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError, InputError
 from qpeft.training.decoding import Decoding
+from qpeft.training.glue import find_glue
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ _SETTINGS = (
     *("task", "seq_len", "separator", "batch_size", "dtype", "trust_remote_code"),
     *("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column"),
 )
-_OF_RUN = ("seq_len", "separator", "text_column", "text_pair_column", "label_column")  # defaults, with an adapter
+# of the adapter's run, where they are not given
+_LENGTHS = ("seq_len", "separator")
+_COLUMNS = ("text_column", "text_pair_column", "label_column")
 
 
 @command
@@ -68,15 +70,16 @@ def evaluate(
     *,
     search: Annotated[dict[str, Any], Fields(Decoding, panel="Generated answers")],
 ) -> Answer:
-    """Score a base model, and an adapter on it: perplexity on texts, or accuracy on a classification.
+    """Score a base model, and an adapter on it: perplexity on texts, accuracy of classes, correlation of numbers.
 
     Texts are scored as a whole, in blocks of --seq-len tokens, by default those of the adapter's run; prompts are not
     scored. The score does not depend on the batch size. Between two texts is an end-of-text token, or --separator.
 
     With --generate, answers to the prompts are generated and scored instead.
 
-    The accuracy is given with its 95 % confidence interval. The base alone is scored if it has a head for the same
-    classes.
+    The accuracy is given with its 95 % confidence interval, MCC and F1; a regression has Pearson's and Spearman's
+    correlation. The base alone is scored if it has a head for the same classes. Columns are by default those of the
+    adapter's run.
 
     Examples:
 
@@ -94,8 +97,9 @@ def evaluate(
     base_name = base_of(model, folder)
     record = _record(folder, run.get("task"))
     trained = _run_of(folder)
-    same = {name: getattr(trained.settings(), name) for name in _OF_RUN} if trained else {}
-    known = {**same, **run, **({"task": record.task} if record else {})}
+    names = _LENGTHS if find_glue(data) else (*_LENGTHS, *_COLUMNS)
+    of_run = {name: value for name, value in asdict(trained.settings()).items() if name in names} if trained else {}
+    known = {**of_run, **run, **({"task": record.task} if record else {})}
     settings = TrainSettings(model=base_name, data=data, out="", **known)
     settings.check()
     if trained:
@@ -161,12 +165,16 @@ def _classes(settings: TrainSettings, folder: Path | None, record: TaskRecord | 
         return record.labels
     if folder is not None:
         raise InputError(f"{folder} has no task.json with its classes; give the run folder of a classification")
+    from qpeft.training.task_types import TASKS
     from qpeft.training.tasks.classifier import class_names, is_classifier
 
     config = base.load_config(settings.model, settings.trust_remote_code)
     if not is_classifier(config):
         raise InputError(f"{settings.model} has no classification head to score; pass --adapter with a trained run")
-    return class_names(config)
+    names = class_names(config)
+    if TASKS[settings.task].is_regression and len(names) != 1:
+        raise InputError(f"the head of {settings.model} has {len(names)} outputs, not one number; pass --adapter")
+    return names
 
 
 def _rows(settings: TrainSettings) -> list[str]:
@@ -175,7 +183,7 @@ def _rows(settings: TrainSettings) -> list[str]:
     from qpeft.training.sources import load_examples
 
     if not settings.is_language_model:
-        raise InputError("--padded-perplexity is for task causal-lm, not for a classification; leave it out")
+        raise InputError("--padded-perplexity is for task causal-lm, not for labelled data; leave it out")
     rows = load_examples(settings.data, "validation", columns_of(replace(settings, separator=None, pad_rows=True)))
     if "text" not in rows[0]:
         raise InputError("--padded-perplexity is for rows of text; this data has prompts or messages")
@@ -191,9 +199,9 @@ def _score(task: Any, batch_size: int, folder: Path | None, rows: list[str]) -> 
 
     def score(model: Any, who: str) -> tuple[Score, float | None]:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        parts = (task.score(model, batch) for batch in scored(task.evaluation, batch_size, who))
+        found = task.score(model, watch=partial(scored, who=who))
         padded = padded_perplexity(model, rows, task.tokenizer, task.seq_len, batch_size) if rows else None
-        return reduce(add, parts), padded
+        return found, padded
 
     model = task.load_base()
     scores: Scores = {"base": None if task.has_new_head else score(model, "base")}
@@ -202,7 +210,7 @@ def _score(task: Any, batch_size: int, folder: Path | None, rows: list[str]) -> 
     return scores
 
 
-def _metrics(scores: Scores) -> dict[str, dict[str, float] | None]:
+def _metrics(scores: Scores) -> dict[str, dict[str, float | None] | None]:
     return {
         who: found and found[0].to_dict() | ({} if found[1] is None else {"padded_perplexity": found[1]})
         for who, found in scores.items()

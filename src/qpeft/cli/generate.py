@@ -91,7 +91,7 @@ def _refuse_classifier(folder: Path) -> None:
 
     if read_record(folder) is not None or adapter_config(folder).get("task_type") == "SEQ_CLS":
         raise InputError(
-            f"{folder} is the adapter of a classification, which generates no text; score it with qpeft evaluate"
+            f"{folder} is an adapter for labelled data, which generates no text; score it with qpeft evaluate"
         )
 
 

@@ -13,6 +13,7 @@ from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, P
 from qpeft.cli.options import Fields
 from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
+from qpeft.training.task_types import TASKS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,8 +59,8 @@ def plan(
     settings.check()
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")
-    if num_labels is not None and settings.is_language_model:
-        raise ConfigError("--num-labels is for a classification; task causal-lm has no classes. Pass --task as well")
+    if num_labels is not None and (settings.is_language_model or TASKS[settings.task].is_regression):
+        raise ConfigError(f"--num-labels is for a classification; task {settings.task} has no classes. Set --task")
     with working("Counting"):
         found = plan_of(settings, num_labels)
     return Answer({"model": model, **found.to_dict()}, lambda console: _show(console, settings, found))
@@ -77,7 +78,8 @@ def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
         return qpeft.plan(name, config, build_generator(settings), **circuits, trust_remote_code=trusted)
     from qpeft.training.tasks.classifier import classifier_on_meta
 
-    base = classifier_on_meta(name, settings.task, num_labels, trusted)
+    n_outputs = 1 if TASKS[settings.task].is_regression else num_labels
+    base = classifier_on_meta(name, settings.task, n_outputs, trusted)
     train_in_full(config, base.trained)
     return qpeft.plan(base.model, config, build_generator(settings), **circuits)
 

@@ -94,7 +94,7 @@ def _rows(result: TrainResult) -> list[tuple[str, str, str]]:
     scores = {"before": result.before, "after": result.after}
     head = f" ({count(result.trainable_head)} in the classification head)" if result.trainable_head else ""
     return [
-        *((f"{s.headline[0]} {when}", s.headline[1], f"{s.loss:.4f} {s.unit}") for when, s in scores.items()),
+        *((f"{s.headline[0]} {when}", s.headline[1], s.details) for when, s in scores.items()),
         ("trainable", count(result.trainable), f"parameters{head}"),
         ("deployed", count(result.deployed), "parameters at inference, in addition to the base"),
         ("stored", size(result.stored_bytes or result.exported_bytes), exported),

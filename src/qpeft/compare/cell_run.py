@@ -24,7 +24,7 @@ from qpeft.metrics.texts import score_texts
 from qpeft.training import outputs
 from qpeft.training.generation import generate_texts
 from qpeft.training.methods import virtual_tokens
-from qpeft.training.metrics import HOPELESS_LOSS, ClassificationScore
+from qpeft.training.metrics import HOPELESS_LOSS, ClassificationScore, RegressionScore
 from qpeft.training.metrics_log import read_rows
 from qpeft.training.prepare import Prepared, prepare
 from qpeft.training.progress import Progress
@@ -263,7 +263,12 @@ def _measure(cell: Cell, row: Row, ready: Prepared) -> None:
 def _quality(score: Score) -> dict[str, Any]:
     if isinstance(score, ClassificationScore):
         low, high = score.interval
-        return {"test_loss": score.loss, "test_accuracy": score.accuracy, "test_accuracy_interval": [low, high]}
+        classes = {"test_mcc": score.mcc, "test_f1": score.f1, "test_accuracy_interval": [low, high]}
+        return {"test_loss": score.loss, "test_accuracy": score.accuracy, **classes}
+    if isinstance(score, RegressionScore):
+        found = {"test_pearson": score.pearson, "test_spearman": score.spearman}
+        undefined = {name: "equal predictions, or equal labels" for name in found if found[name] is None}
+        return {"test_loss": score.loss, **found, "null_reasons": undefined}
     is_shown = score.loss <= HOPELESS_LOSS
     return {
         "test_loss": score.loss,

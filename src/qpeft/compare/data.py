@@ -189,9 +189,17 @@ def _split(study: Study, notes: list[str]) -> tuple[list[Any], list[Any], list[A
     """
     rows = _read(study, study.data, "train")
     has_validation = has_validation_images if _has_images(study) else has_validation_split
-    source = study.eval_data or (study.data if has_validation(study.data) else None)
+    own = study.data if has_validation(study.data) else None
+    source, test_source = study.eval_data or own, study.test_data
+    if (glue := study.glue) is not None and own is not None:
+        source, test_source = study.eval_data, study.test_data or own
+        if study.test_data is None:
+            notes.append(
+                f"GLUE's test labels are withheld: its split {glue.validation} is the test data here. A part of "
+                "its training data is validation data, for learning rates and checkpoints."
+            )
     given_validation = _read(study, source, "validation") if source else None
-    given_test = _read(study, study.test_data, "validation") if study.test_data else None
+    given_test = _read(study, test_source, "validation") if test_source else None
     given = {"training": rows, "validation": given_validation, "test": given_test}
     for one, other in combinations((part for part in given if given[part] is not None), 2):
         notes += _refuse_copy(study, one, given[one] or [], other, given[other] or [])
@@ -221,7 +229,12 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
         found = ", ".join(map(str, rows[0]))
         wanted = ", ".join(f"training.{name}_column" for name in names.values())
         raise DataError(f"{source} has the columns {found}, and no {missing[0]!r}; set the study's {wanted}")
-    return [{name: row[column] for column, name in names.items()} for row in rows]
+    found = [{name: row[column] for column, name in names.items()} for row in rows]
+    classes = () if (glue := study.glue) is None else glue.classes
+    for row in found:
+        if row["label"] in classes:
+            row["label"] = classes.index(row["label"])  # a run sorts classes: this is GLUE's order
+    return found
 
 
 def _groups(study: Study, rows: Sequence[Any]) -> list[list[Any]]:

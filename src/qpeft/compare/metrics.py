@@ -17,7 +17,15 @@ class Metric(NamedTuple):
 
 TRAINABLE = "trainable"
 
-OF_CLASSES = {"test_accuracy": Metric("Test accuracy", "%", "percentage points", 100.0, 1)}
+OF_CLASSES = {
+    "test_accuracy": Metric("Test accuracy", "%", "percentage points", 100.0, 1),
+    "test_mcc": Metric("Test MCC", "%", "percentage points", 100.0, 1),
+    "test_f1": Metric("Test F1", "%", "percentage points", 100.0, 1),
+}
+OF_NUMBERS = {
+    "test_pearson": Metric("Test Pearson correlation", "%", "percentage points", 100.0, 1),
+    "test_spearman": Metric("Test Spearman correlation", "%", "percentage points", 100.0, 1),
+}
 OF_TEXTS = {  # generated ones
     "bleu": Metric("BLEU", "points", "points", decimals=1),
     "bleu_lowercase": Metric("BLEU, lower case", "points", "points", decimals=1),
@@ -36,6 +44,7 @@ METRICS = {
     "test_ppl": Metric("Perplexity"),
     "bits_per_byte": Metric("Bits per byte"),
     **OF_CLASSES,
+    **OF_NUMBERS,
     **OF_TEXTS,
     "forgetting_shifted": Metric("Forgetting", "nats"),
     TRAINABLE: Metric("Trainable parameters", decimals=0),

@@ -25,7 +25,7 @@ from qpeft.compare.resolved import (
 )
 from qpeft.compare.rows import SCHEMA, Base, Row, read_rows
 from qpeft.compare.smoke import STAND_IN
-from qpeft.compare.study import MethodSpec, Study
+from qpeft.compare.study import MethodSpec, Published, Study
 from qpeft.core.base_model import block_length, fingerprint, load_config, tokenizer_fingerprint
 from qpeft.core.meta_model import on_meta
 from qpeft.demo import base_model
@@ -154,7 +154,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     model = base_model(study.base)
     config = load_config(model, trust_remote_code)
     base_sha = fingerprint(model, config)
-    base = _on_meta(study, model, trust_remote_code)
+    base = host_of(study, model, trust_remote_code)
     counted, blocks = _count_methods(study, base)
     study = _with_common_length(study, config, [one.spec for one in counted])
     data = split_data(study, folder)
@@ -254,12 +254,15 @@ def _check_scores(study: Study) -> None:
     encoder_layers(Path(encoder).expanduser())
 
 
-def _on_meta(study: Study, model: str, trust_remote_code: bool) -> Host:
+def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
+    """The study's base on the meta device."""
     if study.is_language_model:
         return Host(on_meta(model, TASKS[study.task].peft_type, trust_remote_code))
     from qpeft.training.tasks.classifier import classifier_on_meta
 
-    found = classifier_on_meta(model, study.task, None, trust_remote_code)
+    n_classes = None if (glue := study.glue) is None else len(glue.classes)
+    n_outputs = 1 if TASKS[study.task].is_regression else n_classes
+    found = classifier_on_meta(model, study.task, n_outputs, trust_remote_code)
     return Host(found.model, found.trained)
 
 
@@ -335,7 +338,7 @@ def _resolve_method(study: Study, setup: Setup, counted: Counted) -> ResolvedMet
     return ResolvedMethod(
         **{name: getattr(spec, name) for name in _OF_SPEC},
         label=spec.label or spec.key,
-        published=[value for value in spec.published if value.data in (None, study.data)],
+        published=[value for value in spec.published if _is_for(value, study)],
         role=counted.role,
         kind=record.kind,
         prunes_ranks=record.prunes_ranks,
@@ -346,6 +349,12 @@ def _resolve_method(study: Study, setup: Setup, counted: Counted) -> ResolvedMet
         trainable=counted.trainable,
         deployed=counted.deployed,
     )
+
+
+def _is_for(value: Published, study: Study) -> bool:
+    """Whether a published value is for the study's data; local files of a task of GLUE count as the task."""
+    name = study.data.partition(":")[0] if study.glue else study.data
+    return value.data in (None, study.data, name)
 
 
 def config_hash(study: Study, setup: Setup, spec: MethodSpec, rates: Sequence[float]) -> str:

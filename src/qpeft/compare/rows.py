@@ -109,7 +109,7 @@ class Train(Part):
 
 
 class Quality(Part):
-    """Losses in nats, and scores. Test values are those at the step with the lowest validation loss."""
+    """Losses in nats or squared errors, and scores. Test values are those at the step of the lowest validation loss."""
 
     valid_loss: Number | None = None  # the lowest
     valid_loss_last: Number | None = None
@@ -120,6 +120,10 @@ class Quality(Part):
     bits_per_byte: Number | None = None
     test_accuracy: Number | None = None
     test_accuracy_interval: list[Number] | None = None
+    test_mcc: Number | None = None
+    test_f1: Number | None = None
+    test_pearson: Number | None = None
+    test_spearman: Number | None = None
     bleu: Number | None = None
     bleu_signature: str | None = None
     bleu_lowercase: Number | None = None

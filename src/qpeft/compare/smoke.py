@@ -143,7 +143,9 @@ def _rows(study: Study, part: str, n: int) -> Iterator[dict[str, Any]]:
         text = f"{part} {number}: {' '.join(draw.choices(_WORDS, k=9))}."
         if not study.is_language_model:
             pair = {training.text_pair_column: text} if training.text_pair_column else {}
-            yield {training.text_column: text, **pair, training.label_column: f"class {number % _CLASSES}"}
+            kind = number % _CLASSES
+            label = kind / 2 if TASKS[study.task].is_regression else f"class {kind}"
+            yield {training.text_column: text, **pair, training.label_column: label}
         elif study.generation is not None:
             yield {training.prompt_column: f"{part}[{number // 2}]", training.completion_column: f" {text}"}
         else:

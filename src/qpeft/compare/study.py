@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from qpeft import methods
 from qpeft.backends.settings import backend_settings
 from qpeft.checks import MOST
-from qpeft.compare.metrics import METRICS, OF_CLASSES, OF_TEXTS
-from qpeft.errors import ConfigError
+from qpeft.compare.metrics import METRICS, OF_CLASSES, OF_NUMBERS, OF_TEXTS, Metric
+from qpeft.errors import ConfigError, DataError
 from qpeft.names import unknown
 from qpeft.training.decoding import Decoding
+from qpeft.training.glue import GlueTask, find_glue
 from qpeft.training.settings import HIGHEST_SEED
 from qpeft.training.task_types import TASKS
 
@@ -41,7 +42,7 @@ def _known_metric(name: str) -> str:
 
 
 def _compares_methods(name: str) -> str:
-    choices = ("test_loss", *OF_CLASSES, *OF_TEXTS)
+    choices = ("test_loss", *OF_CLASSES, *OF_NUMBERS, *OF_TEXTS)
     if name not in choices:
         raise ValueError(unknown("metric", name, choices))
     return name
@@ -58,7 +59,7 @@ class _Strict(BaseModel):
 class Published(_Strict):
     """A result that others published for a method. The report shows it next to the measured value."""
 
-    value: float  # in the unit in which the report shows the metric: an accuracy in %
+    value: float  # in the unit in which the report shows the metric: an accuracy, F1 or correlation in %
     metric: Annotated[str, AfterValidator(_known_metric)] | None = None  # of METRICS; default: that of the study
     data: str | None = None  # the `data` that it is for; default: any
     source: _Label
@@ -228,6 +229,28 @@ class Study(_Strict):
     methods: list[MethodSpec] = Field(min_length=1)
     blocks: list[Block] = []
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        """Add the task, columns and metric that the data, a task of GLUE, determine."""
+        if not isinstance(values, dict) or not isinstance(values.get("data"), str):
+            return values
+        try:
+            glue = find_glue(values["data"])
+        except DataError as error:
+            raise ValueError(f"data: {error}") from error
+        training = values.get("training", {})
+        if isinstance(training, Training):
+            training = training.model_dump(exclude_unset=True)
+        if glue is None or not isinstance(training, dict):
+            return values
+        task, *columns = glue.settings().items()
+        for given, name, value in [(values, *task), *((training, *column) for column in columns)]:
+            if given.get(name, value) != value:
+                raise ValueError(f"{name} is {given[name]!r}, but {values['data']} has {value!r}; leave it out")
+        metric = values.get("metric") or f"test_{glue.metrics[0]}"
+        return {**values, **dict([task]), "metric": metric, "training": {**training, **dict(columns)}}
+
     @model_validator(mode="after")
     def _is_consistent(self) -> Study:
         keys = [method.key for method in self.methods]
@@ -253,15 +276,19 @@ class Study(_Strict):
         if given and not self.is_language_model:
             raise ValueError(f"training.{given[0]} is for task causal-lm, not for {self.task}")
         if self.training.text_pair_column is not None and (self.is_language_model or TASKS[self.task].has_images):
-            raise ValueError(f"training.text_pair_column is for classifications of texts, not for {self.task}")
+            raise ValueError(f"training.text_pair_column is for labelled texts, not for {self.task}")
+        if self.training.label_smoothing and TASKS[self.task].is_regression:
+            raise ValueError(f"training.label_smoothing is for classes and tokens, not for {self.task}")
         if len(given) > 1:
             raise ValueError("training.separator joins the texts, training.pad_rows keeps rows apart; give one of them")
         if self.eval_data is not None and self.eval_data == self.test_data:
             raise ValueError("eval_data and test_data are the same: learning rates would be chosen on the test data")
         if self.data in (self.eval_data, self.test_data):
             raise ValueError("eval_data or test_data is the training data itself")
-        if self.metric in OF_CLASSES and self.is_language_model:
-            raise ValueError(f"metric {self.metric} is for classifications; for {self.task} use test_loss or bleu")
+        of_task = self._metrics_of_task
+        if self.metric in {**OF_CLASSES, **OF_NUMBERS} and self.metric not in of_task:
+            usable = " or ".join(["test_loss", *(of_task or ["bleu"])])
+            raise ValueError(f"metric {self.metric} is not one of task {self.task}; use {usable}")
         if self.metric not in OF_TEXTS:
             return
         if self.generation is None or not self.is_language_model:
@@ -271,6 +298,11 @@ class Study(_Strict):
                 raise ValueError(f"metric {metric} needs generation.{name}")
 
     @property
+    def glue(self) -> GlueTask | None:
+        """The task of GLUE that the data are, if they are one."""
+        return find_glue(self.data)
+
+    @property
     def is_language_model(self) -> bool:
         """Whether the task predicts the tokens of texts."""
         return TASKS[self.task].is_language_model
@@ -278,7 +310,12 @@ class Study(_Strict):
     @property
     def chosen_metric(self) -> MetricName:
         """`metric`, or the default of the task."""
-        return self.metric or ("test_loss" if self.is_language_model else "test_accuracy")
+        return self.metric or next(iter(self._metrics_of_task), "test_loss")
+
+    @property
+    def _metrics_of_task(self) -> Mapping[str, Metric]:
+        """The metrics of labelled data."""
+        return {} if self.is_language_model else OF_NUMBERS if TASKS[self.task].is_regression else OF_CLASSES
 
 
 def check_keys(study: Any) -> None:

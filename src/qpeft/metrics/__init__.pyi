@@ -3,6 +3,11 @@ from .overlap import cider as cider
 from .overlap import coco_rouge_l as coco_rouge_l
 from .overlap import meteor as meteor
 from .overlap import nist as nist
+from .predictions import accuracy as accuracy
+from .predictions import f1 as f1
+from .predictions import mcc as mcc
+from .predictions import pearson as pearson
+from .predictions import spearman as spearman
 from .texts import bleu as bleu
 from .texts import chrf as chrf
 from .texts import rouge as rouge

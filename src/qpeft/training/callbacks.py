@@ -88,7 +88,8 @@ class RunCallback(TrainerCallback):
 
     def _score(self, step: int) -> None:
         score = self._evaluate()
-        self._trainer.log({f"eval_{name}": value for name, value in score.to_dict().items()})
+        known = {name: value for name, value in score.to_dict().items() if value is not None}
+        self._trainer.log({f"eval_{name}": value for name, value in known.items()})
         self._progress.on_eval(step, score)
 
 

@@ -1,14 +1,14 @@
-"""Scores of language models and classifiers, summed over tokens or examples, so independent of the batch size."""
+"""Scores of language models, classifiers and regressions over all tokens or examples, whatever the batch size."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple, dataclass
-from operator import add
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qpeft.metrics import f1, mcc, pearson, spearman
 from qpeft.training.blocks import IGNORED, Padding, collate, padding_token
 from qpeft.training.encoding import Tokens, encode
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
+
+Watch = Callable[[Sequence[int]], Iterable[int]]  # gives what it is given, batch by batch, and may show progress
+Collate = Callable[[Sequence[Any]], Mapping[str, "torch.Tensor"]]
 
 HOPELESS_LOSS = 20.0  # nats per token; beyond it the digits of a perplexity are meaningless
 
@@ -35,10 +38,6 @@ class LanguageModelScore:
     n_bytes: int
     n_unknown: int = 0
     n_padding: int = 0
-
-    def __add__(self, other: LanguageModelScore) -> LanguageModelScore:
-        """The score of both texts together."""
-        return LanguageModelScore(*map(add, astuple(self), astuple(other)))
 
     @property
     def loss(self) -> float:
@@ -72,6 +71,11 @@ class LanguageModelScore:
         return dict([self.headline]) | {self.unit: f"{self.loss:.4f}"} | bits
 
     @property
+    def details(self) -> str:
+        """The metrics that accompany the headline, as text."""
+        return f"{self.loss:.4f} {self.unit}"
+
+    @property
     def size(self) -> str:
         """The amount of scored data."""
         unknown = (
@@ -83,17 +87,18 @@ class LanguageModelScore:
 
 @dataclass(frozen=True)
 class ClassificationScore:
-    """Negative log-likelihood `nats` of the true classes of `n_examples`, `n_correct` of them predicted."""
+    """Negative log-likelihood `nats` of the true classes of `n_examples`, `n_correct` of them predicted.
+
+    `mcc` and `f1` are those of `qpeft.metrics`; a result of an earlier version lacks them.
+    """
 
     unit: ClassVar[str] = "nats per example"
 
     nats: float
     n_correct: int
     n_examples: int
-
-    def __add__(self, other: ClassificationScore) -> ClassificationScore:
-        """The score of both sets of examples together."""
-        return ClassificationScore(*map(add, astuple(self), astuple(other)))
+    mcc: float | None = None
+    f1: float | None = None
 
     @property
     def loss(self) -> float:
@@ -128,7 +133,17 @@ class ClassificationScore:
     def described(self) -> dict[str, str]:
         """The metrics as text for a table, by name."""
         name, accuracy = self.headline
-        return {f"{name} (95 % interval)": accuracy, self.unit: f"{self.loss:.4f}"}
+        return {f"{name} (95 % interval)": accuracy, **self._others, self.unit: f"{self.loss:.4f}"}
+
+    @property
+    def details(self) -> str:
+        """The metrics that accompany the headline, as text."""
+        return ", ".join([f"{self.loss:.4f} {self.unit}", *map(" ".join, self._others.items())])
+
+    @property
+    def _others(self) -> dict[str, str]:
+        known = {"MCC": self.mcc, "F1": self.f1}
+        return {name: f"{value:.4f}" for name, value in known.items() if value is not None}
 
     @property
     def size(self) -> str:
@@ -136,8 +151,59 @@ class ClassificationScore:
         return f"{self.n_examples:,} examples"
 
 
+@dataclass(frozen=True)
+class RegressionScore:
+    """Sum of the squared errors of `n_examples` predicted numbers, and their correlations with the labels.
+
+    A correlation is None where it is undefined, for example if all predictions are equal.
+    """
+
+    unit: ClassVar[str] = "mean squared error"
+
+    squared_error: float
+    n_examples: int
+    pearson: float | None = None
+    spearman: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """squared_error / n_examples."""
+        return self.squared_error / self.n_examples
+
+    def to_dict(self) -> dict[str, float | None]:
+        """All metrics."""
+        return {"loss": self.loss} | asdict(self)
+
+    @property
+    def headline(self) -> tuple[str, str]:
+        """`Pearson` and its text."""
+        return "Pearson", _correlation(self.pearson)
+
+    def described(self) -> dict[str, str]:
+        """The metrics as text for a table, by name."""
+        return dict([self.headline]) | {"Spearman": _correlation(self.spearman), self.unit: f"{self.loss:.4f}"}
+
+    @property
+    def details(self) -> str:
+        """The metrics that accompany the headline, as text."""
+        return f"{self.loss:.4f} {self.unit}, Spearman {_correlation(self.spearman)}"
+
+    @property
+    def size(self) -> str:
+        """The amount of scored data."""
+        return f"{self.n_examples:,} examples"
+
+
+def _correlation(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
 def evaluate_language_model(
-    model: torch.nn.Module, blocks: Sequence[Tokens], batch_size: int = 8, padding: Padding | None = None
+    model: torch.nn.Module,
+    blocks: Sequence[Tokens],
+    batch_size: int = 8,
+    padding: Padding | None = None,
+    watch: Watch = iter,
 ) -> LanguageModelScore:
     """Score the marked tokens of `blocks` and the `padding`, except the first of each block: it has no predecessor.
 
@@ -145,7 +211,7 @@ def evaluate_language_model(
     """
     nats, n_scored = 0.0, 0
     with evaluation_mode(model):
-        for start in range(0, len(blocks), batch_size):
+        for start in watch(range(0, len(blocks), batch_size)):
             batch = collate(blocks[start : start + batch_size], padding)
             nats += _nats(model, batch, batch["labels"])
             n_scored += int((batch["labels"] != IGNORED).sum())
@@ -155,27 +221,50 @@ def evaluate_language_model(
 
 
 def evaluate_classifier(
-    model: torch.nn.Module,
-    examples: Sequence[Any],
-    collate: Callable[[Sequence[Any]], Mapping[str, torch.Tensor]],
-    batch_size: int = 8,
+    model: torch.nn.Module, examples: Sequence[Any], collate: Collate, batch_size: int = 8, watch: Watch = iter
 ) -> ClassificationScore:
     """Score every example, summed in float64; `batch_size` changes the time taken, not the score."""
-    import torch
     from torch.nn.functional import cross_entropy
 
+    nats, labels, predictions, n_classes = 0.0, [], [], 0
+    for logits, true in _predict(model, examples, collate, batch_size, watch):
+        nats += cross_entropy(logits, true, reduction="none").double().sum().item()
+        predicted = logits.argmax(-1).where(~logits.isnan().any(-1), -1)  # argmax takes NaN for the largest
+        labels += true.tolist()
+        predictions += predicted.tolist()
+        n_classes = logits.shape[-1]
+    n_correct = sum(one == other for one, other in zip(labels, predictions, strict=True))
+    return ClassificationScore(
+        nats, n_correct, len(examples), mcc(labels, predictions), f1(labels, predictions, n_classes)
+    )
+
+
+def evaluate_regression(
+    model: torch.nn.Module, examples: Sequence[Any], collate: Collate, batch_size: int = 8, watch: Watch = iter
+) -> RegressionScore:
+    """Score every example in float64; `batch_size` changes the time taken, not the score."""
+    squared, predictions = 0.0, []
+    for logits, true in _predict(model, examples, collate, batch_size, watch):
+        predicted = logits.squeeze(-1).double()
+        squared += (predicted - true).square().sum().item()
+        predictions += predicted.tolist()
+    labels = [number for _, number in examples]
+    return RegressionScore(squared, len(examples), pearson(labels, predictions), spearman(labels, predictions))
+
+
+def _predict(
+    model: torch.nn.Module, examples: Sequence[Any], collate: Collate, batch_size: int, watch: Watch
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Logits (B, classes), at least float32, and labels (B,) of each batch."""
+    import torch
+
     device = next(model.parameters()).device
-    nats, n_correct = 0.0, 0
     with evaluation_mode(model):
-        for start in range(0, len(examples), batch_size):
+        for start in watch(range(0, len(examples), batch_size)):
             batch = {name: part.to(device) for name, part in collate(examples[start : start + batch_size]).items()}
-            labels = batch.pop("labels")  # (B,)
-            logits = model(**batch).logits  # (B, classes)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            nats += cross_entropy(logits, labels, reduction="none").double().sum().item()
-            predicted = logits.argmax(-1).where(~logits.isnan().any(-1), -1)  # argmax takes NaN for the largest
-            n_correct += int((predicted == labels).sum())
-    return ClassificationScore(nats, n_correct, len(examples))
+            labels = batch.pop("labels")
+            logits = model(**batch).logits
+            yield logits.to(torch.promote_types(logits.dtype, torch.float32)), labels
 
 
 def language_model_loss(
@@ -205,6 +294,15 @@ def classification_loss(
 
     labels = labels.to(outputs.logits.device)
     total = cross_entropy(outputs.logits.float(), labels, reduction="sum", label_smoothing=label_smoothing)
+    return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+
+def regression_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Mean squared error over the examples of an optimizer step, as `classification_loss`; scalar."""
+    from torch.nn.functional import mse_loss
+
+    numbers = outputs.logits.float().squeeze(-1)
+    total = mse_loss(numbers, labels.to(numbers.device), reduction="sum")
     return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
 

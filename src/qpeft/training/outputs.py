@@ -124,7 +124,7 @@ def weight_bytes(folder: Path) -> int:
 def write_card(folder: RunFolder, result: TrainResult, *, needs_qpeft: bool) -> None:
     """Write the run's README.md; `needs_qpeft`: whether adapter/ loads only with qpeft."""
     before, after = result.before.described(), result.after.described()
-    rows = "\n".join(f"| {name} | {before[name]} | {after[name]} |" for name in after)
+    rows = "\n".join(f"| {name} | {before.get(name, '')} | {after[name]} |" for name in after)
     head = f" ({result.trainable_head:,} of them in the head)" if result.trainable_head else ""
     text = f"""---
 base_model: {result.model}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import ceil, isfinite
 from typing import Any, NamedTuple
@@ -9,9 +10,10 @@ from typing import Any, NamedTuple
 from qpeft import methods
 from qpeft.backends.settings import BackendSettings, backend_settings
 from qpeft.checks import MOST, check_fields, option
-from qpeft.errors import ConfigError, setting
+from qpeft.errors import ConfigError, DataError, setting
 from qpeft.methods import Method
 from qpeft.names import unknown
+from qpeft.training.glue import find_glue
 from qpeft.training.task_types import TASKS
 
 DTYPES = ("float32", "bfloat16")
@@ -49,6 +51,8 @@ class TrainSettings:
             "help": "Training data: a .txt, .jsonl, .json, .csv, .tsv or .parquet file, a folder of such files, a "
             "built-in corpus (numpy-docs, stdlib-docs), or a hub id. NAME:CONFIG, NAME:CONFIG:SPLIT or NAME::SPLIT "
             "selects the configuration and the split of a hub id, or of a folder that the datasets library reads. "
+            "glue/TASK, such as glue/mrpc, is a task of GLUE with its columns, splits and kind of task; glue/TASK:PATH "
+            "is the same in local files. "
             "Images: a folder with one sub-folder for each class, an .npz file with the arrays images and labels, or a "
             "hub id."
         }
@@ -69,8 +73,8 @@ class TrainSettings:
     )
     task: str = option(
         "causal-lm",
-        "Continue texts, or assign texts or images to classes. Classification also trains a new classification "
-        "head in full.",
+        "Continue texts, assign texts or images to classes, or predict a number for each text. Classification and "
+        "regression also train a new head in full.",
         choices=tuple(TASKS),
     )
     steps: int | None = option(None, f"Optimizer steps. Default: {_STEPS}.", at_least=1, at_most=MOST)
@@ -175,9 +179,9 @@ class TrainSettings:
     )
     text_column: str = option("text", "Column that holds the text.", panel=_COLUMNS)
     text_pair_column: str | None = option(
-        None, "Column that holds the second text of a pair, for a classification of pairs of texts.", panel=_COLUMNS
+        None, "Column that holds the second text of a pair, for labelled pairs of texts.", panel=_COLUMNS
     )
-    label_column: str = option("label", "Column that holds the class.", panel=_COLUMNS)
+    label_column: str = option("label", "Column that holds the class or the number.", panel=_COLUMNS)
     prompt_column: str = option("prompt", "Column that holds the prompt, which is not scored.", panel=_COLUMNS)
     completion_column: str = option("completion", "Column that holds the answer to the prompt.", panel=_COLUMNS)
     report_to: list[str] = option(
@@ -185,6 +189,9 @@ class TrainSettings:
     )
 
     def __post_init__(self) -> None:
+        for name, value in self._of_glue().items():
+            if getattr(self, name) == getattr(TrainSettings, name):
+                setattr(self, name, value)
         if self.steps is None and self.epochs is None:
             self.steps = _STEPS
         if self.eval_blocks is None:
@@ -192,6 +199,12 @@ class TrainSettings:
 
     def check(self) -> None:
         """Raise ConfigError for an unknown name, a value out of range, or options that contradict each other."""
+        find_glue(self.data)
+        for name, value in self._of_glue().items():
+            if getattr(self, name) != value:
+                raise ConfigError(
+                    f"{setting(name)} is {getattr(self, name)!r}, but {self.data} has {value!r}; leave it out"
+                )
         methods.named(self.method)
         check_fields(self, skip=("method", "host"))
         if self.host not in methods.hosts():
@@ -213,7 +226,7 @@ class TrainSettings:
 
     @property
     def is_language_model(self) -> bool:
-        """Whether the tokens of texts are predicted; the other tasks are classifications."""
+        """Whether the tokens of texts are predicted; the other tasks are classifications or regressions."""
         return self.task in TASKS and TASKS[self.task].is_language_model
 
     @property
@@ -259,9 +272,18 @@ class TrainSettings:
             log=self.log_every or -(-self.n_steps // 1000),
         )
 
+    def _of_glue(self) -> dict[str, Any]:
+        """The fields that a task of GLUE determines."""
+        with suppress(DataError):  # an unknown one, which `check` reports
+            if (glue := find_glue(self.data)) is not None:
+                return glue.settings()
+        return {}
+
     def _check_texts(self) -> None:
         if self.text_pair_column is not None and (self.is_language_model or TASKS[self.task].has_images):
-            raise ConfigError(f"{setting('text_pair_column')} is for classifications of texts, not for {self.task}")
+            raise ConfigError(f"{setting('text_pair_column')} is for labelled texts, not for {self.task}")
+        if self.label_smoothing and TASKS[self.task].is_regression:
+            raise ConfigError(f"{setting('label_smoothing')} is for classes and tokens, not for {self.task}")
         given = [name for name in ("separator", "pad_rows") if getattr(self, name) not in (None, False)]
         if given and not self.is_language_model:
             raise ConfigError(f"{setting(given[0])} is for task causal-lm, not for {self.task}; leave it out")

@@ -1,6 +1,6 @@
 """The name of a data source: a path, a hub id or a built-in text, with a configuration and a split where it has them.
 
-text.txt   photos   name   name:config   name:config:split   name::split   folder::split
+text.txt   photos   name   name:config   name:config:split   name::split   folder::split   glue/task   glue/task:folder
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from qpeft.errors import DataError
 from qpeft.local_paths import explain_missing, has_drive, looks_like_path
+from qpeft.training.glue import HUB, GlueTask, find_glue
 
 # in a package above this one, therefore imported only when used
 BUILT_IN = {"numpy-docs": "qpeft.demo.corpus:numpy_docs", "stdlib-docs": "qpeft.demo.corpus:stdlib_docs"}
@@ -24,6 +25,7 @@ class SourceName(NamedTuple):
     name: str  # path, hub id or built-in text
     config: str | None = None
     split: str | None = None
+    glue: GlueTask | None = None  # the task of GLUE, whose splits and classes the source has
 
     @property
     def is_local(self) -> bool:
@@ -46,7 +48,13 @@ class SourceName(NamedTuple):
 
 
 def parse_source(source: str) -> SourceName:
-    """The parts of `source`. A path may contain colons: the longest part that exists is the path."""
+    """The parts of `source`. A path may contain colons: the longest part that exists is the path.
+
+    Raises DataError for an unknown task of GLUE.
+    """
+    if (glue := find_glue(source)) is not None:
+        _, _, local = source.partition(":")
+        return (parse_source(local) if local else SourceName(HUB, glue.config))._replace(glue=glue)
     path = Path(source).expanduser()
     first = source.find(":", 2 if has_drive(source) else 0)
     if first < 0 or path.exists() or path.suffix.lower() in _LOCAL_SUFFIXES:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Any
 
 from qpeft.errors import DataError, DataWarning, setting
 from qpeft.files import file_hash, parse_json
+from qpeft.training.glue import LABEL
 from qpeft.training.source_names import BUILT_IN, SourceName, parse_source
 
 Row = dict[str, Any]
@@ -93,14 +95,23 @@ def load_rows(source: str, split: str, headerless: Sequence[str] = (), by_line: 
     """Rows of a file, of the files in a folder, or of a split of a data set, unchanged.
 
     The first line of a .tsv is its header, unless it has none of the column names `headerless`. A .txt is one row, or
-    one per line, without its line break.
+    one per line, without its line break. The classes of a task of GLUE are named.
 
     Raises:
-        DataError: the source is missing or unreadable.
+        DataError: the source is missing or unreadable, or a task of GLUE has no such class.
     """
+    glue = parse_source(source).glue
     if (path := plain_path(source)) is not None:
-        return [row for file in _files(path) for row in _read(file, headerless, by_line)]
-    return _read_split(source, split)
+        files = _files(path) if glue is None else _of_split(path, glue.split(split))
+        if not files and glue is not None:
+            raise DataError(f"{path} has no file of the split {glue.split(split)}, such as {glue.split(split)}.jsonl")
+        rows = [row for file in files for row in _read(file, headerless, by_line)]
+    else:
+        rows = _read_split(source, split)
+    if glue is not None:
+        for number, row in enumerate(rows, start=1):
+            row[LABEL] = glue.name_class(row.get(LABEL), f"{source}, row {number}")
+    return rows
 
 
 def plain_path(source: str) -> Path | None:
@@ -115,6 +126,9 @@ def plain_path(source: str) -> Path | None:
 def has_validation_split(source: str) -> bool:
     """True if `source` is a data set with a validation split, and names no split itself."""
     name = parse_source(source)
+    if name.glue is not None:
+        is_folder = name.is_local and name.is_whole and name.path.is_dir()
+        return not name.is_local or (is_folder and bool(_of_split(name.path, name.glue.split("validation"))))
     is_data_set = name.name not in BUILT_IN and not (name.is_local and name.is_whole)
     return is_data_set and name.split is None and "validation" in split_names(source)
 
@@ -170,6 +184,11 @@ def _files(path: Path) -> list[Path]:
         found = ", ".join(sorted(file.name for file in path.iterdir())[:5]) or "nothing"
         raise DataError(f"no data in folder {path}: it contains {found}; {allowed}")
     return files
+
+
+def _of_split(path: Path, split: str) -> list[Path]:
+    """The file itself, or the files of a folder with a split: `train.jsonl`, `train-00000-of-00001.parquet`."""
+    return [file for file in _files(path) if path.is_file() or re.fullmatch(rf"{split}(-\d.*)?", file.stem)]
 
 
 def _read(file: Path, headerless: Sequence[str], by_line: bool) -> list[Row]:
@@ -276,6 +295,7 @@ def load_split(source: str, split: str) -> Any:
     name, found = parse_source(source), split_names(source)
     if name.split is None:
         wanted = ("train",) if split == "train" else _EVALUATION_SPLITS
+        wanted = wanted if name.glue is None else (name.glue.split(split),)
         part = next((candidate for candidate in wanted if candidate in found), None)
     else:
         wanted = [one.partition("[")[0] for one in name.split.split("+")]  # train[:10%]+test

@@ -12,14 +12,18 @@ class TaskType:
     target: str  # module:Class in `qpeft.training.tasks`
     auto_class: str  # the class of transformers that loads its base
     peft_type: str | None  # PEFT's task type, which adds a head; PEFT has none for images
-    is_language_model: bool = False  # predicts the tokens of texts; the others are classifications
+    is_language_model: bool = False  # predicts the tokens of texts; the others are classifications or regressions
     has_images: bool = False
+    is_regression: bool = False  # predicts a number
 
 
 TASKS = {
     "causal-lm": TaskType("causal_lm:CausalLM", "AutoModelForCausalLM", "CAUSAL_LM", is_language_model=True),
     "text-classification": TaskType(
         "text_classification:TextClassification", "AutoModelForSequenceClassification", "SEQ_CLS"
+    ),
+    "text-regression": TaskType(
+        "text_regression:TextRegression", "AutoModelForSequenceClassification", "SEQ_CLS", is_regression=True
     ),
     "image-classification": TaskType(
         "image_classification:ImageClassification", "AutoModelForImageClassification", None, has_images=True

@@ -11,6 +11,7 @@ from qpeft.compare.analysis.statistics import Difference, Stats
 from qpeft.compare.metrics import METRICS, Metric
 from qpeft.compare.resolved import ResolvedStudy
 from qpeft.compare.rows import Cost, Row
+from qpeft.training.task_types import TASKS
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,8 @@ class Summary:
 
     @property
     def loss_unit(self) -> str:
+        if TASKS[self.study.task].is_regression:
+            return "squared error"
         return "nats per token" if self.study.is_language_model else "nats per example"
 
     @property

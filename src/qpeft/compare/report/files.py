@@ -42,6 +42,7 @@ _MEASURED = (
     "capacity.effective_rank",
     "capacity.linear_share",
 )
+_OF_LABELS = ("quality.test_mcc", "quality.test_f1", "quality.test_pearson", "quality.test_spearman")
 
 
 def write_outputs(folder: Path) -> Summary:
@@ -110,7 +111,7 @@ def _method(method: MethodSummary) -> dict[str, Any]:
     line |= {"seeds_ok": method.ok, "seeds_planned": len(method.statuses)}
     line |= _stats("metric", method.metric)
     line |= _difference("delta", method.difference) | _difference("control", method.difference_to_target)
-    for name in _MEASURED:
+    for name in (*_MEASURED, *(name for name in _OF_LABELS if name in method.measurements)):
         line |= _stats(name, method.measurements.get(name))
     line |= flatten(method.cost.to_json(), "cost.")
     line |= {"hardware": method.hardware}

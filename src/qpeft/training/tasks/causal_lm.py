@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qpeft.core import base_model as base
 from qpeft.training.blocks import Padding, collate, load_blocks, load_evaluation, padding_token
 from qpeft.training.encoding import Tokens, unknown_token, warn_of_unknown
-from qpeft.training.metrics import LanguageModelScore, evaluate_language_model, language_model_loss
+from qpeft.training.metrics import LanguageModelScore, Watch, evaluate_language_model, language_model_loss
 from qpeft.training.settings import TrainSettings
 from qpeft.training.tasks.task import Task
 
@@ -51,9 +51,9 @@ class CausalLM(Task):
     def collate(self, examples: Sequence[Tokens]) -> dict[str, Tensor]:
         return collate(examples, self._padding)
 
-    def score(self, model: Any, examples: Sequence[Tokens] | None = None) -> LanguageModelScore:
+    def score(self, model: Any, examples: Sequence[Tokens] | None = None, watch: Watch = iter) -> LanguageModelScore:
         blocks = self.evaluation if examples is None else examples
-        score = evaluate_language_model(model, blocks, self._settings.batch_size, self._padding)
+        score = evaluate_language_model(model, blocks, self._settings.batch_size, self._padding, watch)
         unknown = unknown_token(self.tokenizer)
         return replace(score, n_unknown=sum(int(block.scored[1:][block.ids[1:] == unknown].sum()) for block in blocks))
 

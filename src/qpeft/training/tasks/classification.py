@@ -1,4 +1,4 @@
-"""The common part of the classification of texts and images: classes, split, head, score."""
+"""The common part of labelled texts and images: labels, split, head, score."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qpeft.core import base_model as base
 from qpeft.errors import DataError
 from qpeft.training.blocks import spread
-from qpeft.training.metrics import ClassificationScore, classification_loss, evaluate_classifier
+from qpeft.training.glue import find_glue
+from qpeft.training.metrics import ClassificationScore, Watch, classification_loss, evaluate_classifier
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import warn_of_shared
 from qpeft.training.tasks.classifier import check_can_classify, class_names, is_classifier, load_classifier
-from qpeft.training.tasks.labelled_data import Labelled, collect_labels, hold_out
+from qpeft.training.tasks.labelled_data import Labelled, collect_labels, hold_out, label_name
 from qpeft.training.tasks.record import TaskRecord
 from qpeft.training.tasks.task import Task
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-Example = tuple[Any, int]  # content, index of its class
+Example = tuple[Any, Any]  # content, index of its class
 
 
 class Classification(Task):
@@ -49,8 +50,8 @@ class Classification(Task):
         if validation:
             evaluation = self.read(validation, "validation")
         else:
-            train, evaluation = hold_out(train, settings.data)
-        self.labels = collect_labels((name for _, name in train), settings.data, class_names(self.config))
+            train, evaluation = self._hold_out(train)
+        self.labels = self._labels_of(train)
         contents = ([self._digest(content) for content, _ in part] for part in (train, evaluation))
         warn_of_shared("evaluation examples", *contents)
         self.train = self._examples(train, settings.data)
@@ -72,6 +73,10 @@ class Classification(Task):
     def content_bytes(self, content: Any) -> bytes:
         """The bytes of an example that are hashed."""
 
+    def label(self, value: Any, where: str) -> Any:
+        """A label as the task uses it. Raises DataError, which names `where`, for an unusable one."""
+        return label_name(value, where)
+
     def record(self) -> TaskRecord:
         """The content of task.json."""
         is_other = is_classifier(self.config) and len(class_names(self.config)) != len(self.labels)
@@ -82,8 +87,8 @@ class Classification(Task):
 
     def sha256(self) -> str:
         sha = hashlib.sha256("\0".join(self.labels).encode())
-        for content, index in (*self.train, *self.evaluation):
-            sha.update(self._digest(content) + index.to_bytes(8, "little"))
+        for content, label in (*self.train, *self.evaluation):
+            sha.update(self._digest(content) + self._label_bytes(label))
         return sha.hexdigest()
 
     def load_base(self) -> PreTrainedModel:
@@ -92,9 +97,22 @@ class Classification(Task):
         self.head, self.has_new_head = loaded.trained, loaded.has_new_head
         return loaded.model
 
-    def score(self, model: Any, examples: Sequence[Example] | None = None) -> ClassificationScore:
+    def score(self, model: Any, examples: Sequence[Example] | None = None, watch: Watch = iter) -> Any:
         scored = self.evaluation if examples is None else examples
-        return evaluate_classifier(model, scored, self.collate, self.settings.batch_size)
+        return self._evaluate(model, scored, self.collate, self.settings.batch_size, watch)
+
+    _evaluate: ClassVar[Callable[..., Any]] = staticmethod(evaluate_classifier)
+
+    def _hold_out(self, rows: list[Labelled]) -> tuple[list[Labelled], list[Labelled]]:
+        return hold_out(rows, self.settings.data)
+
+    def _labels_of(self, train: Sequence[Labelled]) -> tuple[str, ...]:
+        if (glue := find_glue(self.settings.data)) is not None:
+            return glue.classes
+        return collect_labels((name for _, name in train), self.settings.data, class_names(self.config))
+
+    def _label_bytes(self, label: Any) -> bytes:
+        return label.to_bytes(8, "little")
 
     def probe(self) -> Mapping[str, Tensor]:
         return {name: part for name, part in self.collate(self.evaluation[:2]).items() if name != "labels"}

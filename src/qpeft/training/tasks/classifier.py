@@ -1,4 +1,4 @@
-"""The base model of a classification, with its own head or a new one for the given classes."""
+"""The base model of a classification or regression, with its own head or a new one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load_classifier(
         num_labels=len(record.labels),
         id2label=dict(enumerate(record.labels)),
         label2id={name: index for index, name in enumerate(record.labels)},
-        problem_type="single_label_classification",
+        problem_type="regression" if TASKS[record.task].is_regression else "single_label_classification",
     )
     if record.pad_token_id is not None:
         loaded.config.get_text_config().pad_token_id = record.pad_token_id  # by which a decoder finds the last token
@@ -67,12 +67,12 @@ def load_classifier(
     return Classifier(loaded, trained, bool(new))
 
 
-def classifier_on_meta(model: str, task: str, n_labels: int | None, trust_remote_code: bool = False) -> Classifier:
-    """As `load_classifier`, on the meta device; by default with the number of classes in the config of the base."""
+def classifier_on_meta(model: str, task: str, n_outputs: int | None, trust_remote_code: bool = False) -> Classifier:
+    """As `load_classifier`, on the meta device; by default with as many outputs as the config of the base has."""
     config = base.load_config(model, trust_remote_code)
     check_can_classify(config, task)
-    if n_labels is not None:
-        config.num_labels = n_labels
+    if n_outputs is not None:
+        config.num_labels = n_outputs
     with torch.device("meta"):
         made = _auto_class(task).from_config(config)
     return Classifier(made, find_head(made), has_new_head=True)

@@ -1,14 +1,16 @@
-"""Labelled examples: class names and their order, and the split into training and evaluation data."""
+"""Labelled examples: class names and their order, numbers, and the split into training and evaluation data."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from qpeft.errors import DataError, setting
 
-Labelled = tuple[Any, str]  # content, class name
+Labelled = tuple[Any, Any]  # content, class name or number
 
 _HELD_OUT_EVERY = 20
 
@@ -40,22 +42,35 @@ def label_name(value: Any, where: str) -> str:
     raise DataError(f"{where}: the label is {found}; give each example an integer or a class name")
 
 
+def label_number(value: Any, where: str) -> float:
+    """A label as a number. Raises DataError, which names `where`, for anything else, NaN and infinity."""
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            number = float(value)
+    if math.isfinite(number):
+        return number
+    found = "nothing" if value is None or value == "" else f"{value!r}"
+    raise DataError(f"{where}: the label is {found}; give each example a finite number")
+
+
 def _is_integer(name: str) -> bool:
     return name.removeprefix("-").isdecimal() and str(int(name)) == name
 
 
-def hold_out(rows: list[Labelled], source: str) -> tuple[list[Labelled], list[Labelled]]:
+def hold_out(rows: list[Labelled], source: str, has_classes: bool = True) -> tuple[list[Labelled], list[Labelled]]:
     """Hold out every 20th example of each class; of a smaller class the last one, if it has two.
 
-    Raises DataError if no class has two examples.
+    Without classes all examples count as one class. Raises DataError if no class has two examples.
     """
     by_class = defaultdict(list)
     for place, (_, name) in enumerate(rows):
-        by_class[name].append(place)
+        by_class[name if has_classes else None].append(place)
     chosen = {place for places in by_class.values() for place in _held_out(places)}
     if not chosen:
         raise DataError(
-            f"{source} has only one example of each class, and none for evaluation; set {setting('eval_data')}"
+            f"{source} has only one example{' of each class' * has_classes}, and none for evaluation; set "
+            f"{setting('eval_data')}"
         )
     train = [row for place, row in enumerate(rows) if place not in chosen]
     return train, [row for place, row in enumerate(rows) if place in chosen]

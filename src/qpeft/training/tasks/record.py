@@ -1,4 +1,4 @@
-"""task.json in the adapter folder of a classifier: its classes, and the arguments that load its base.
+"""task.json in the adapter folder of a classifier or regression: its outputs, and the arguments that load its base.
 
 PEFT saves neither the names nor the number of the classes, and needs the number to load the head.
 """
@@ -18,7 +18,7 @@ RECORD = "task.json"
 
 @dataclass(frozen=True)
 class TaskRecord:
-    """A classification task, and the arguments that load its base."""
+    """A classification or regression, and the arguments that load its base."""
 
     task: str
     labels: tuple[str, ...]  # in the order of their indices
@@ -43,7 +43,10 @@ class TaskRecord:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options().items())
         text = card.read_text("utf-8").replace(", dtype='float32')", f", dtype='float32', {options})")
         classes = ", ".join(f"{index}: `{name}`" for index, name in enumerate(self.labels))
-        write_text(card, f"{text}\n## Classes\n\n{self.task}, by index (also in `{RECORD}`): {classes}\n")
+        outputs = f"## Classes\n\n{self.task}, by index (also in `{RECORD}`): {classes}\n"
+        if TASKS[self.task].is_regression:
+            outputs = f"## Output\n\n{self.task}: the logit of a text is the predicted number.\n"
+        write_text(card, f"{text}\n{outputs}")
 
 
 def read_record(folder: Path) -> TaskRecord | None:

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from qpeft.training.metrics import ClassificationScore, LanguageModelScore
+from qpeft.training.metrics import ClassificationScore, LanguageModelScore, RegressionScore, Watch
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig, PreTrainedModel
 
-Score = LanguageModelScore | ClassificationScore
+Score = LanguageModelScore | ClassificationScore | RegressionScore
 
 
 class Task(ABC):
@@ -37,8 +37,8 @@ class Task(ABC):
         Args:
             settings: The run.
             reserved: Positions of the model's context that the adapter occupies.
-            labels: The classes of a trained adapter (none for texts). All of the data is then evaluated and none
-                trained on.
+            labels: The outputs of a trained adapter: its classes, one name for a regression, none for a language
+                model. All of the data is then evaluated and none trained on.
         """
 
     @abstractmethod
@@ -58,8 +58,8 @@ class Task(ABC):
         """The arguments of the model's forward, including `labels`."""
 
     @abstractmethod
-    def score(self, model: Any, examples: Sequence[Any] | None = None) -> Score:
-        """The score of `model` on `examples`, by default the evaluation data."""
+    def score(self, model: Any, examples: Sequence[Any] | None = None, watch: Watch = iter) -> Score:
+        """The score of `model` on `examples`, by default the evaluation data; `watch` may show progress."""
 
     @abstractmethod
     def save_processor(self, folder: Path) -> None:

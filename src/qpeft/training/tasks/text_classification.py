@@ -18,7 +18,7 @@ from qpeft.training.interrupt import interruptible
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Row, has_validation_split, load_rows
 from qpeft.training.tasks.classification import Classification, Example
-from qpeft.training.tasks.labelled_data import Labelled, label_name
+from qpeft.training.tasks.labelled_data import Labelled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,15 +51,32 @@ class TextClassification(Classification):
         s = self.settings
         columns = [column for column in (s.text_column, s.text_pair_column) if column is not None]
         rows = load_rows(source, split, (*columns, s.label_column))
-        labelled = list(_labelled(source, rows, columns, s.label_column))
-        with_text = [(texts, name) for texts, name in labelled if any(text.strip() for text in texts)]
+        labelled = list(self._labelled(source, rows, columns))
+        with_text = [(texts, label) for texts, label in labelled if any(text.strip() for text in texts)]
         if not with_text:
             raise DataError(f"{source} has no example with a text; give rows with a text in column {columns[0]!r}")
         if n_empty := len(labelled) - len(with_text):
             found = f"{n_empty} of {len(labelled)} rows of {source} have no text; they are left out"
             warnings.warn(DataWarning(found), stacklevel=1)
-        texts, names = zip(*with_text, strict=True)
-        return list(zip(self._encode(texts), names, strict=True))
+        texts, labels = zip(*with_text, strict=True)
+        return list(zip(self._encode(texts), labels, strict=True))
+
+    def _labelled(self, source: str, rows: Sequence[Row], columns: Sequence[str]) -> Iterator[Labelled]:
+        """The texts of each row with its label. Raises DataError."""
+        if not rows:
+            raise DataError(f"{source} is empty")
+        label = self.settings.label_column
+        names = (*("text_column", "text_pair_column")[: len(columns)], "label_column")
+        for column, name in zip((*columns, label), names, strict=True):
+            if column not in rows[0]:
+                found = ", ".join(map(str, rows[0]))
+                raise DataError(f"{source} has the columns {found}, but no {column!r}; set {setting(name)}")
+        for number, row in enumerate(rows, start=1):
+            where = f"{source}, row {number}"
+            for column in columns:
+                if not isinstance(row.get(column), str | None):
+                    raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a str")
+            yield [row.get(column) or "" for column in columns], self.label(row.get(label), where)
 
     def _encode(self, texts: Sequence[Sequence[str]]) -> list[EncodedText]:
         """Each text, or pair of texts, truncated: of a pair the longer text first, as transformers does."""
@@ -89,28 +106,11 @@ class TextClassification(Classification):
             "input_ids": pad_sequence(texts, batch_first=True, padding_value=self.pad or 0),
             "attention_mask": pad_sequence([torch.ones_like(ids) for ids in texts], batch_first=True),
             **({"token_type_ids": pad_sequence(types, batch_first=True)} if types else {}),
-            "labels": torch.tensor([index for _, index in examples]),
+            "labels": torch.tensor([label for _, label in examples]),
         }
 
     def save_processor(self, folder: Path) -> None:
         self.tokenizer.save_pretrained(str(folder))
-
-
-def _labelled(source: str, rows: Sequence[Row], columns: Sequence[str], label: str) -> Iterator[Labelled]:
-    """The texts of each row with the name of its class. Raises DataError."""
-    if not rows:
-        raise DataError(f"{source} is empty")
-    options = ("text_column", "text_pair_column")[: len(columns)]
-    for column, name in zip((*columns, label), (*options, "label_column"), strict=True):
-        if column not in rows[0]:
-            found = ", ".join(map(str, rows[0]))
-            raise DataError(f"{source} has the columns {found}, but no {column!r}; set {setting(name)}")
-    for number, row in enumerate(rows, start=1):
-        where = f"{source}, row {number}"
-        for column in columns:
-            if not isinstance(row.get(column), str | None):
-                raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a str")
-        yield [row.get(column) or "" for column in columns], label_name(row.get(label), where)
 
 
 def _takes_token_types(config: Any) -> bool:
