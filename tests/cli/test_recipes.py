@@ -7,11 +7,11 @@ import pytest
 from transformers import AutoConfig
 
 from qpeft.compare import RECIPES, runner
-from qpeft.compare.budget import Host, count
+from qpeft.compare.budget import count
 from qpeft.compare.cell_run import run_cell
+from qpeft.compare.plan import host_of
 from qpeft.compare.rows import read_rows
 from qpeft.compare.study_file import load_study
-from qpeft.core.meta_model import on_meta
 
 WITH_CHARTS = "quantum-peft-vit-cifar10"  # they take longer than the cells
 ALL = [name.removeprefix("recipes/").removesuffix(".yaml") for name in RECIPES]
@@ -71,11 +71,39 @@ def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypa
     assert AutoConfig.from_pretrained(tmp_path / "out" / "stand-in" / "base").model_type == study.smoke["model_type"]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_recipe_of_glue_runs_every_task(inline, qpeft_cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("qpeft.compare.report.files.write_report", lambda folder, summary: None)
+    one = load_study(recipe("quantum-peft-deberta-glue"), {"data": "glue/stsb"})  # pairs, with numbers
+    assert (one.task, one.chosen_metric, one.training.text_pair_column) == (
+        "text-regression",
+        "test_pearson",
+        "sentence2",
+    )
+    done = qpeft_cli(
+        *("compare", "run", recipe("quantum-peft-deberta-glue"), "--smoke", "--data", "glue/stsb", "--out", "out")
+    )
+    assert done.exit_code == 0, done.output
+    for row in read_rows(tmp_path / "out").values():
+        found = row.quality
+        assert found.test_loss is not None
+        assert (found.test_pearson is None) == ("quality.test_pearson" in row.null_reasons)
+    summary = (tmp_path / "out" / "summary.md").read_text()
+    assert "Pearson" in summary
+    assert "nats" not in summary
+
+
 # the geometry of each language model, as in its config.json
 GPT2 = {"model_type": "gpt2"}
 GPT2_MEDIUM = GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}
 GEMMA = {"model_type": "gemma", "vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384}
 GEMMA |= {"num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256}
+DEBERTA = {"model_type": "deberta-v2", "vocab_size": 128_100, "hidden_size": 768, "intermediate_size": 3072}
+DEBERTA |= {"num_hidden_layers": 12, "num_attention_heads": 12, "type_vocab_size": 0, "relative_attention": True}
+DEBERTA |= {"position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
+DEBERTA |= {"pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+MISTRAL = {"model_type": "mistral"}
 
 
 @pytest.mark.parametrize(
@@ -105,12 +133,20 @@ GEMMA |= {"num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_head
             GPT2_MEDIUM,
             {"lora": 393_216, "quantum_peft": 98_352, "prefix": 344_064, "adapter": 368_808},
         ),
+        # 0.33M and 0.013M
+        ("quantum-peft-deberta-glue", DEBERTA, {"lora": 331_776, "quantum_peft": 12_720}),
+        # 4.00 times fewer; 4.67 times is published
+        (
+            "quantum-peft-mistral-glue",
+            MISTRAL,
+            {"lora": 3_407_872, "quantum_peft": 852_096, "pauli": 7_360, "lora_r2": 851_968},
+        ),
     ],
 )
 def test_recipe_has_the_published_parameter_counts(name, geometry, counts, tmp_path):
     study = load_study(recipe(name))
     AutoConfig.for_model(**geometry).save_pretrained(tmp_path)
-    host = Host(on_meta(tmp_path, "CAUSAL_LM"))
+    host = host_of(study, str(tmp_path), False)
     found = {spec.key: count(study, host, spec, spec.settings)[0] for spec in study.methods if spec.key in counts}
     assert found == counts
 
