@@ -210,7 +210,7 @@ def _score(task: Any, batch_size: int, folder: Path | None, rows: list[str]) -> 
     return scores
 
 
-def _metrics(scores: Scores) -> dict[str, dict[str, float | None] | None]:
+def _metrics(scores: Scores) -> dict[str, dict[str, Any] | None]:
     return {
         who: found and found[0].to_dict() | ({} if found[1] is None else {"padded_perplexity": found[1]})
         for who, found in scores.items()

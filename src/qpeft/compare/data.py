@@ -229,7 +229,7 @@ def _read(study: Study, source: str, split: str) -> list[Any]:
         found = ", ".join(map(str, rows[0]))
         wanted = ", ".join(f"training.{name}_column" for name in names.values())
         raise DataError(f"{source} has the columns {found}, and no {missing[0]!r}; set the study's {wanted}")
-    found = [{name: row[column] for column, name in names.items()} for row in rows]
+    found = [{name: row.get(column) for column, name in names.items()} for row in rows]
     classes = () if (glue := study.glue) is None else glue.classes
     for row in found:
         if row["label"] in classes:

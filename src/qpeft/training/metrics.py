@@ -118,7 +118,7 @@ class ClassificationScore:
         low, high = binomtest(self.n_correct, self.n_examples).proportion_ci(method="wilson")
         return float(low), float(high)
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> dict[str, Any]:
         """All metrics; the interval as its two ends."""
         low, high = self.interval
         derived = {"loss": self.loss, "accuracy": self.accuracy, "accuracy_low": low, "accuracy_high": high}
@@ -170,7 +170,7 @@ class RegressionScore:
         """squared_error / n_examples."""
         return self.squared_error / self.n_examples
 
-    def to_dict(self) -> dict[str, float | None]:
+    def to_dict(self) -> dict[str, Any]:
         """All metrics."""
         return {"loss": self.loss} | asdict(self)
 

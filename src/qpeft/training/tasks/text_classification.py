@@ -80,11 +80,12 @@ class TextClassification(Classification):
 
     def _encode(self, texts: Sequence[Sequence[str]]) -> list[EncodedText]:
         """Each text, or pair of texts, truncated: of a pair the longer text first, as transformers does."""
+        first, *second = (list(part) for part in zip(*texts, strict=True))
         options: dict[str, Any] = {"truncation": True, "max_length": self._length, "verbose": False}
-        parts = [list(part) for part in zip(*texts, strict=True)]
-        encoded = interruptible(lambda: self.tokenizer(*parts, **options))
+        options["text_pair"] = second[0] if second else None
+        encoded = interruptible(lambda: self.tokenizer(first, **options))
         ids = [np.array(one, dtype=np.int64) for one in encoded["input_ids"]]
-        if len(parts) == 1 or "token_type_ids" not in encoded or not _takes_token_types(self.config):
+        if not second or "token_type_ids" not in encoded or not _takes_token_types(self.config):
             return [EncodedText(one, None) for one in ids]
         types = [np.array(one, dtype=np.int64) for one in encoded["token_type_ids"]]
         return [EncodedText(*both) for both in zip(ids, types, strict=True)]
@@ -117,7 +118,7 @@ def _takes_token_types(config: Any) -> bool:
     """Whether the model distinguishes two texts by their token types, as BERT does."""
     if getattr(config.get_text_config(), "type_vocab_size", 2) < 2:
         return False
-    model = AutoModelForSequenceClassification._model_mapping[type(config)]
+    model: Any = AutoModelForSequenceClassification._model_mapping[type(config)]
     return "token_type_ids" in signature(model.forward).parameters
 
 
