@@ -1,6 +1,6 @@
-"""Code of a user, named FILE.py:NAME: recognize such a name, hash its file, execute it.
+"""Files that the settings of a run name: code of a user, FILE.py:NAME, and a frame file. Recognize and hash them.
 
-For names given by a user in a call, a command or a study file; never for names in a checkpoint.
+Code is executed only for names given by a user in a call, a command or a study file, never for those in a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 from qpeft.errors import ConfigError
 from qpeft.files import file_hash
 
+FRAMES = "frames"  # the field of a method's settings that names a frame file
+
 
 def is_file(name: Any) -> bool:
     """Whether `name` is a text of the form FILE.py:NAME."""
@@ -29,7 +31,10 @@ def without_folder(name: str) -> str:
 
 def without_folders(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values`, without the folders of the files in them."""
-    return {name: without_folder(value) for name, value in values.items()}
+    return {
+        name: Path(value).name if name == FRAMES and isinstance(value, str) else without_folder(value)
+        for name, value in values.items()
+    }
 
 
 def names_in(method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, str]:
@@ -38,9 +43,18 @@ def names_in(method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any
     return {part: name for part, name in named.items() if is_file(name)}
 
 
-def file_sha256(name: str) -> str:
-    """SHA-256 of the file of FILE.py:NAME. Raises ConfigError if there is no such file."""
-    return file_hash(_path(name))
+def file_hashes(method: Any, settings: Mapping[str, Any], backend: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files of `names_in`, and of the frame file under `frames`.
+
+    Raises ConfigError if a file does not exist.
+    """
+    found = {part: file_hash(_path(name)) for part, name in names_in(method, settings, backend).items()}
+    if isinstance(frames := settings.get(FRAMES), str):
+        path = Path(frames).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"there is no frame file {path}; make one with qpeft frames, or restore it")
+        found[FRAMES] = file_hash(path)
+    return found
 
 
 def execute(name: str, what: str) -> ModuleType:

@@ -105,7 +105,7 @@ def test_full_disk_keeps_the_old_folder(saved, monkeypatch):
         (lambda f: (f / "adapter_config.json").write_text("{"), "is not the JSON of a PEFT config"),
         (lambda f: (f / "adapter_config.json").write_text("[]"), "is not the JSON of a PEFT config"),
         (lambda f: edit_config(f, peft_type="QPEFT_TOMORROW"), "unknown peft_type 'QPEFT_TOMORROW'"),
-        (lambda f: edit_config(f, format_version=99), "format version 99, newer than the 1"),
+        (lambda f: edit_config(f, format_version=99), "format version 99, newer than the 2"),
         (lambda f: edit_config(f, mlp_scale=3.0), "has other initial values or settings"),
         (lambda f: edit_config(f, activation="gelu"), "has other initial values or settings"),
         (lambda f: edit_config(f, seed=1, start_hash=None), "has other initial values or settings"),

@@ -27,6 +27,7 @@ STAND_INS = {
     "stories260K": "base",
     "numpy-docs": "docs.jsonl",
     "GrimmsFairyTales.txt": "docs.jsonl",
+    "domain.txt": "text.txt",
     "e2e-train.csv": "pairs.csv",
     "e2e-test.csv": "few-pairs.csv",
     "survey": "tiny.yaml",

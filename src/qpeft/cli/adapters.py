@@ -86,9 +86,14 @@ def adapter_config(folder: Path) -> dict[str, Any]:
     """The content of adapter_config.json. Raises CheckpointError if it is not the JSON of a PEFT config."""
     try:
         config = read_json(folder / CONFIG)
-        return {**config, "peft_type": str(config["peft_type"])}
+        config["peft_type"] = str(config["peft_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config; restore the file") from error
+    if config.get("frames_sha256") is None:
+        return config
+    from qpeft.core.frame_file import complete
+
+    return complete(config, folder)
 
 
 def virtual_tokens(folder: Path) -> int:

@@ -14,11 +14,12 @@ from qpeft.cli.demo import demo
 from qpeft.cli.diagnose import diagnose
 from qpeft.cli.evaluate import evaluate
 from qpeft.cli.export import export
+from qpeft.cli.frames import frames
 from qpeft.cli.generate import generate
 from qpeft.cli.plan import plan
 from qpeft.cli.train import train
 
-COMMANDS = (demo, plan, train, evaluate, generate, export, diagnose)
+COMMANDS = (demo, plan, frames, train, evaluate, generate, export, diagnose)
 
 
 class _Commands(TyperGroup):

@@ -182,5 +182,9 @@ def _show(console: Console, written: dict[str, Any]) -> None:
         f"logits differ by at most {written['max_logit_difference']:.1g}.\n",
         soft_wrap=True,
     )
+    for server, answer in written.get("servers", {}).items():
+        console.print(f"Loads in {server}: {answer}", soft_wrap=True)
+    if written.get("servers"):
+        console.print()
     console.print("Load it without qpeft:\n")
     print_code(console, written["load"])

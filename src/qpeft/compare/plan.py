@@ -39,7 +39,7 @@ from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import content_hash
 from qpeft.training.task_types import TASKS
 from qpeft.training.tasks import task_class
-from qpeft.user_files import file_sha256, names_in, without_folder, without_folders
+from qpeft.user_files import file_hashes, without_folder, without_folders
 
 Rows = Mapping[str, Row]  # by cell_id
 
@@ -366,7 +366,7 @@ def config_hash(study: Study, setup: Setup, spec: MethodSpec, rates: Sequence[fl
             shared[name] = {k: v for k, v in shared[name].items() if k not in usual or v != usual[k]}
     if setup.generation and (encoder := setup.generation.bertscore_model):
         shared["generation"]["bertscore_model"] = content_hash(encoder)
-    files = names_in(spec.method, spec.settings, spec.backend)
+    files = file_hashes(spec.method, spec.settings, spec.backend)
     content = {
         "schema": SCHEMA,
         "base": setup.base.sha256,
@@ -379,7 +379,7 @@ def config_hash(study: Study, setup: Setup, spec: MethodSpec, rates: Sequence[fl
         "settings": without_folders(spec.settings),
         "rates": list(rates),
         **({"backend": without_folders(spec.backend)} if spec.backend else {}),
-        **{f"{part}_sha256": file_sha256(name) for part, name in files.items()},
+        **{f"{part}_sha256": sha for part, sha in files.items()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from peft import PeftConfig
@@ -28,6 +28,7 @@ class ExportReport:
     n_trained: int  # trained parameters
     n_bytes: int  # size of adapter_model.safetensors
     max_logit_difference: float | None  # from the live model; None: the base model has no weights to compare with
+    servers: dict[str, str] = field(default_factory=dict)  # whether vLLM and TRL load it, "yes" or "no" and the reason
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name."""

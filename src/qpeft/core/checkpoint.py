@@ -13,6 +13,7 @@ from torch import nn
 
 from qpeft.core.config_limits import check_patterns, check_sizes
 from qpeft.core.exported_folder import RECORD, refuse_others
+from qpeft.core.frame_file import complete, read_frame_file
 from qpeft.core.load_checks import check_acts, check_generator, check_whole, find_not_finite
 from qpeft.core.model_card import is_users_own
 from qpeft.core.replication import refuse_sharded_adapter
@@ -47,21 +48,33 @@ def save(model: PeftModel, directory: str | Path) -> None:
             model.save_pretrained(str(folder), save_embedding_layers=False)
 
 
-def load(base: nn.Module, directory: str | Path, *, is_trainable: bool = False, **options: Any) -> PeftModel:
+def load(
+    base: nn.Module,
+    directory: str | Path,
+    *,
+    is_trainable: bool = False,
+    frames: str | Path | None = None,
+    **options: Any,
+) -> PeftModel:
     """Check an adapter folder, compact or stock, and load it on its base model.
 
     Args:
         base: The model the adapter was trained on; changed in place, as by PEFT.
         directory: A local folder with adapter_config.json and adapter_model.safetensors.
         is_trainable: Whether training continues.
+        frames: The frame file of an adapter that refers to one. Default: it is in the adapter's folder, or in one of
+            two folders above, under the name that the adapter has recorded.
         options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...).
 
     Raises:
         CheckpointError: a file is missing, damaged, foreign, or made for another model.
+        ConfigError: there is no file `frames`.
     """
     folder, name = Path(directory), options.get("adapter_name", "default")
     try:
-        config = check_folder(folder)
+        if frames is not None:
+            read_frame_file(frames)  # it is found by its hash from now on
+        config = complete(check_folder(folder), folder)
         try:
             check_sizes(config, folder / WEIGHTS, [sizes(module) for module in base.modules() if is_linear(module)])
             check_generator(config, folder)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qpeft.core.generator import Generator
     from qpeft.core.seeded_init import SeededInit
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: of qpeft 0.1; 2: a frame file, or 16 bits, bits of lambda
 Held = TypeVar("Held")
 
 
@@ -92,7 +92,7 @@ class OwnTunerConfig(SealedConfig):
 class GeneratedConfig(SealedConfig):
     """A PEFT config that records the initial values of its adapter and the tensors of its base model."""
 
-    format_version: int = option(FORMAT_VERSION, "Version of the compact format.")
+    format_version: int = option(1, "Version of the compact format.")
     start_hash: str | None = option(None, "SHA-256 of the integers drawn for the initial values; filled in when bound.")
     generated: list[Any] | None = option(
         None, "Name and shape of each generated tensor in order; filled in when bound."
@@ -117,6 +117,9 @@ class GeneratedConfig(SealedConfig):
     def count_without_base(self, slots: Sequence[Slot]) -> int | None:
         """The generator's trainable parameters, where `without_base` cannot make it; None if they are unknown."""
         return None
+
+    def read_files(self) -> None:
+        """Fill in what a file that the config names determines; called before the adapter is built or counted."""
 
     def check_format(self) -> None:
         """Raise CheckpointError if a newer qpeft wrote this config."""

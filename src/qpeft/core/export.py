@@ -20,6 +20,7 @@ from qpeft.core.checkpoint import WEIGHTS
 from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.probe import probe_inputs
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
+from qpeft.core.stock_servers import check_servers
 from qpeft.errors import ConfigError
 from qpeft.files import file_hash, replace_folder, write_json
 
@@ -71,6 +72,7 @@ def export(
                 path=str(Path(directory)),
                 **stock.counts,
                 n_bytes=(folder / WEIGHTS).stat().st_size,
+                servers={check.server: str(check) for check in check_servers(folder)},
                 **_verify(form, model, adapter_name, folder, probe, is_half=stock.is_half),
             )
             _describe(model, stock, folder, report)

@@ -32,6 +32,11 @@ class Folded(nn.Module):
             return self.start
         return torch.add(self.start, tau, alpha=self.scale)
 
+    def distance(self) -> Tensor:
+        """The value minus the initial value; only of a trained one."""
+        assert self.tau is not None
+        return self.scale * self.tau
+
     @torch.no_grad()
     def set_values(self, rows: list[int], values: Tensor) -> None:
         """Set tau so that the rows `rows` have these `values`."""

@@ -62,6 +62,8 @@ class Method:
     advice: Callable[[Any, Any], str | None] | str | None = None  #: (settings, config) a warning before the run
     #: (config) the function (model, batches) that computes initial values before the first step; None if none is needed
     fit: Callable[[Any], Callable[[Any, Any], None] | None] | str | None = None
+    #: (model, path) writes the frames of a fitted adapter to a file, to which the adapter then refers
+    save_frames: Callable[[Any, Any], str] | str | None = None
     callbacks: Callable[[], Sequence[Any]] | str | None = None  #: () trainer callbacks of a run
     uses_param_groups: bool = False  #: whether the optimizer needs `qpeft.param_groups`
 

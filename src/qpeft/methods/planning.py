@@ -16,7 +16,7 @@ from qpeft.backends.jobs import Jobs
 from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import BackendSettings, backend_settings
-from qpeft.core.config import GeneratedLoraConfig
+from qpeft.core.config import GeneratedConfig, GeneratedLoraConfig
 from qpeft.core.config_limits import check_sizes_fit
 from qpeft.core.meta_model import on_meta
 from qpeft.core.targets import check_target_modules, exclude_classifier_head
@@ -62,6 +62,8 @@ def plan(
     config = copy.deepcopy(config)
     config.inference_mode = False  # as in a config that was read from a folder
     method = find_by_config(config)
+    if isinstance(config, GeneratedConfig):
+        config.read_files()
     if method is not None:
         exclude_classifier_head(model, config)
     check_target_modules(model, config)

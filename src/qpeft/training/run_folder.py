@@ -24,7 +24,7 @@ from qpeft.checks import check_fields
 from qpeft.errors import CheckpointError, ConfigError
 from qpeft.files import output_folder, read_json, remove_unfinished, write_json
 from qpeft.training.settings import TrainSettings
-from qpeft.user_files import file_sha256, names_in, without_folder, without_folders
+from qpeft.user_files import file_hashes, without_folder, without_folders
 
 _FORMAT = 1
 _PACKAGES = ("qpeft", "torch", "transformers", "peft", "accelerate", "datasets")
@@ -33,7 +33,10 @@ _FREE_TO_CHANGE = ("out", "report_to", _NOT_STORED)  # the result does not depen
 _SOURCES = ("model", "data", "eval_data")  # compared by content, which the identity hashes, not by name
 _HASHED_SOURCES = {"data": "data", "base": "model", "tokenizer": "model"}  # part of the identity: its field
 _LOCAL_SOURCES = {"data_files": "data", "eval_data_files": "eval_data", "base": "model"}
-_HASHED_FILES = {"method": "method", "ansatz": "method_settings", "backend": "backend_settings"}
+_HASHED_FILES = {
+    **{"method": "method", "ansatz": "method_settings", "frames": "method_settings"},
+    "backend": "backend_settings",
+}
 
 
 class RunFolder:
@@ -173,9 +176,8 @@ class RunFolder:
 
 
 def own_files(settings: TrainSettings) -> dict[str, str]:
-    """SHA-256 of the user's files that a run executes: of its method, ansatz and backend, if they are FILE.py:NAME."""
-    names = names_in(settings.method, settings.method_settings, settings.backend_settings)
-    return {part: file_sha256(name) for part, name in names.items()}
+    """SHA-256 of the files that a run's settings name: its method, ansatz and backend, if FILE.py:NAME, and frames."""
+    return file_hashes(settings.method, settings.method_settings, settings.backend_settings)
 
 
 def _compared(settings: dict[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,8 @@ SETTINGS = [
     {"bits": 4, "group_size": 5},
     {"bits": 8, "freeze_angles": True},
     {"bits": 3, "share": "type"},
+    {"bits": 16, "lambda_bits": 16, "share": "type"},
+    {"bits": 8, "lambda_bits": 4, "group_size": 0, "modules_to_save": ["norm"]},
     {"frame": "random", "frame_rank": 8},
     {"frame": "random", "family": "core"},
     {"frame": "gradient", "frame_rank": 4},

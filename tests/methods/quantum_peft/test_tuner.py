@@ -130,7 +130,7 @@ def test_long_recursion_warns(llama):
 
 REFUSED = [
     ({"r": 17}, "exceeds min(d_in, d_out)=16 for "),
-    ({"bits": 5}, "bits must be one of 8, 4, 3, 2, 1 or None, got 5"),
+    ({"bits": 5}, "bits must be one of 16, 8, 4, 3, 2, 1 or None, got 5"),
     ({"family": "lie", "lie_rank": 4}, "lie_rank=4 exceeds r=3:"),
     ({"frame": "gradient", "frame_rank": 2}, "exceeds the frame of"),
     ({"use_dora": True}, "use_dora"),

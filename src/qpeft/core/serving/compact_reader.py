@@ -18,6 +18,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder
+from qpeft.core.frame_file import inherited
 from qpeft.core.load_checks import check_tensors
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.tuner import GeneratedMixin, stock_key
@@ -26,7 +27,7 @@ from qpeft.errors import CheckpointError, ConfigError
 # fields in which the adapters may differ: initial values, and fields that only training uses
 _FREE = (
     *("seed", "start_hash", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
-    *("lora_dropout", "store_frames", "weights_sha256"),
+    *("lora_dropout", "store_frames", "weights_sha256", "frames"),  # a frame file is compared by its hash
 )
 
 
@@ -46,7 +47,9 @@ class CompactReader:
         self._slots, self._sizes = binding.slots, binding.sizes
         self._keys = [stock_key(slot.label) for slot in binding.slots]
         self._first: Any = binding.generator
-        self._settings = _shared(check_folder(folder))
+        content = check_folder(folder)
+        self._settings = _shared(content)
+        self._inherited = inherited(content, folder)
         self._prefix = f"base_model.{tuner.container}."
         state = get_peft_model_state_dict(model, save_embedding_layers=False)
         self._others = {k: t.clone() for k, t in state.items() if not k.startswith(self._prefix)}
@@ -64,7 +67,7 @@ class CompactReader:
         """
         settings = check_folder(folder)
         self._check_same(settings)
-        generator, present = self._drawn(*_start(settings))
+        generator, present = self._drawn(*_start({**self._inherited, **settings}))
         tensors = load((folder / WEIGHTS).read_bytes())  # for small files three times as fast as load_file
         others = {k: t for k, t in tensors.items() if not k.startswith(self._prefix)}
         check_tensors(others, self._others)
@@ -98,7 +101,7 @@ class CompactReader:
     def _draw(self, seed: int, start_hash: str | None) -> tuple[Any, dict[str, Tensor]]:
         """The generator of a seed, and its state without copies."""
         generator, config = self._first, copy.copy(self._config)
-        if (seed, start_hash) != (config.seed, config.start_hash):
+        if seed != config.seed or start_hash not in (None, config.start_hash):
             config.seed, config.start_hash = seed, start_hash
             config.__post_init__()
             init = SeededInit(seed)

@@ -55,13 +55,16 @@ class AdapterPool:
         folder: Contains an adapter folder of `qpeft.save` for each name. The first complete one, in alphabetical
             order, determines the configuration.
         capacity: The number of adapters in memory, and in a batch.
+        frames: The frame file of adapters that refer to one; it is read once. Default: as for `qpeft.load`.
 
     Raises:
         CheckpointError: there is no adapter, or the first is for another base model.
         ConfigError: adapters of another kind, one named "__base__", a base under PEFT already, or a capacity below 1.
     """
 
-    def __init__(self, base: nn.Module, folder: str | Path, capacity: int = 8) -> None:
+    def __init__(
+        self, base: nn.Module, folder: str | Path, capacity: int = 8, *, frames: str | Path | None = None
+    ) -> None:
         if not isinstance(capacity, int) or capacity < 1:
             raise ConfigError(f"capacity must be a whole number from 1, got {capacity!r}")
         if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
@@ -70,7 +73,7 @@ class AdapterPool:
         if (self.folder / BASE / CONFIG).is_file():
             raise ConfigError(f"'{BASE}' means no adapter and cannot be a name; rename {self.folder / BASE}")
         first = self.folder / self._first_whole()
-        loaded: Any = load(base, first)
+        loaded: Any = load(base, first, frames=frames)
         self._reader = CompactReader(loaded, first, capacity)
         config = loaded.base_model.generated_config("default")
         activate(adapted_modules(loaded), [])  # otherwise a module from modules_to_save would stay in the base

@@ -16,6 +16,7 @@ METHOD = Method(
     option_notes={"r": "K in the paper", "lora_alpha": "s in the paper; the update is multiplied by it alone"},
     circuit_role="each makes the columns of one U or V",
     fit="qpeft.methods.quantum_peft.fit_frames:fit_for",
+    save_frames="qpeft.methods.quantum_peft.fit_frames:save_frames",
     advice="qpeft.methods.quantum_peft.settings:angles_hardly_move",
     count="qpeft.methods.quantum_peft.plan:count_quantum_peft",
 )

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
+from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import safe_open
 
 from qpeft.checks import option
 from qpeft.core.binding import Slot
-from qpeft.core.config import GeneratedLoraConfig, MethodName
-from qpeft.errors import ConfigError, setting
+from qpeft.core.config import FORMAT_VERSION, GeneratedLoraConfig, MethodName
+from qpeft.core.frame_file import complete, read_frame_file
+from qpeft.core.model_card import is_users_own
+from qpeft.errors import CheckpointError, ConfigError, setting
+from qpeft.files import write_text
 from qpeft.methods.quantum_peft.factors import count_drawn
 from qpeft.methods.quantum_peft.layout import Layout, Matrix
+from qpeft.methods.quantum_peft.quantize import HALF
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
 
 _A = ".lora_A.weight"
+_CHOOSE_MODULES = ("exclude_modules", "layers_to_transform", "layers_pattern")
+_OWN = {  # fields of one adapter, and those that are filled in
+    *("frames", "frames_sha256", "format_version", "weights_sha256", "generated", "start_hash", "peft_type"),
+    *("inference_mode", "peft_version", "auto_mapping", "runtime_config"),
+}
 QUANTUM_PEFT = MethodName("QPEFT_QUANTUM_PEFT")
 
 
@@ -43,6 +56,8 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         QuantumPeftGeneratorConfig.__post_init__(self)
         self.peft_type = QUANTUM_PEFT  # type: ignore[assignment]
         self.check_format()
+        if self.frames is not None or self.lambda_bits is not None or self.bits == HALF or self.group_size == 0:
+            self.format_version = FORMAT_VERSION
         if self.use_rslora:
             raise ConfigError(
                 f"{setting('use_rslora')} rescales by r, but Quantum-PEFT's scale is "
@@ -54,6 +69,56 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
                 "leave it unset"
             )
         self.refuse_lora_options("Quantum-PEFT", more=("lora_bias",))
+
+    def read_files(self) -> None:
+        """Take hash, number of directions and, unless they are set, the target modules from the frame file.
+
+        Raises:
+            CheckpointError: the file is damaged, or another one than that with `frames_sha256`.
+        """
+        if self.frames is None:
+            return
+        file = read_frame_file(self.frames)
+        if self.frames_sha256 not in (None, file.sha256):
+            raise CheckpointError(
+                f"{file} is not the one that is needed, with SHA-256 {self.frames_sha256}; name that file as "
+                f"{setting('frames')}"
+            )
+        self.frames_sha256 = file.sha256
+        self.frame_rank = min(self.frame_rank, file.settings.get("frame_rank", self.frame_rank))
+        if self.target_modules is None:
+            found = file.settings.get("target_modules")
+            self.target_modules = set(found) if isinstance(found, list) else found
+            for name in _CHOOSE_MODULES:
+                setattr(self, name, file.settings.get(name))
+
+    def shared_settings(self) -> dict[str, Any]:
+        """The fields for the header of a frame file: those that adapters share, where they are not the defaults."""
+        given, usual = _plain(self.to_dict()), _plain(type(self)().to_dict())
+        return {name: value for name, value in given.items() if name not in _OWN and value != usual.get(name)}
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        super().save_pretrained(save_directory, **kwargs)
+        if self.frames is not None:
+            self._shorten(Path(save_directory))
+
+    def _shorten(self, folder: Path) -> None:
+        """Leave only what differs from the settings in the frame file, and no model card but the user's."""
+        settings = read_frame_file(self.frames or "").settings
+        known = {**_plain(type(self)().to_dict()), **settings}
+        keep = {"peft_type": self.peft_type, "format_version": self.format_version}
+        keep |= {"frames": Path(self.frames or "").name, "frames_sha256": self.frames_sha256}
+        with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
+            if len(file.keys()) > 1:  # other tensors than the generator's, which contains a seal
+                keep["weights_sha256"] = self.weights_sha256
+        found = {k: v for k, v in _plain(self.to_dict()).items() if k not in _OWN and v != known.get(k)}
+        write_text(folder / CONFIG_NAME, json.dumps({**keep, **found}, separators=(",", ":"), sort_keys=True))
+        if not is_users_own(folder / "README.md"):
+            (folder / "README.md").unlink(missing_ok=True)
+
+    @classmethod
+    def from_json_file(cls, path_json_file: str, **kwargs: Any) -> Any:
+        return complete(super().from_json_file(path_json_file, **kwargs), Path(path_json_file).parent)
 
     def count_without_base(self, slots: Sequence[Slot]) -> int | None:
         if self.freeze_angles:  # a compact checkpoint does not contain them
@@ -76,3 +141,9 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
             "method": "Quantum-PEFT (ICLR 2025, arXiv 2503.05431)",
             **{name: getattr(self, name) for name in (["n_layers"] if self.family == "pauli" else []) + names},
         }
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as read back from JSON, with sets in order."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(values), default=sorted))
+    return found

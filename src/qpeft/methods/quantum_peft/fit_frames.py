@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from qpeft.core.config import FORMAT_VERSION
+from qpeft.core.frame_file import new_path, write_frame_file
 from qpeft.core.targets import check_is_matrix
 from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import ConfigError, DataError, TrainingError, setting
@@ -19,7 +22,7 @@ from qpeft.errors import ConfigError, DataError, TrainingError, setting
 _Call = tuple[str, Tensor, GradientEdge]  # of a layer: its name, input x, and the graph node of its output
 
 
-def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
+def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]], *, save_to: str | Path | None = None) -> None:
     """Fit gradient frames, or initial angles, of the model's Quantum-PEFT adapters; once, before training.
 
     64 blocks of the training text are sufficient. Nothing else in the model changes. This needs memory for one float32
@@ -35,9 +38,11 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
         model: A PeftModel with an adapter whose config has frame="gradient" or start="gradient".
         batches: Arguments of `model(**batch)`. Default `labels` of a language model are `input_ids`; with padding,
             give labels that are -100 there.
+        save_to: A new frame file, to which the adapter refers from now on instead of storing its frames; ".safetensors"
+            is added to the name. Other adapters use it with `QuantumPeftConfig(frames=...)`.
 
     Raises:
-        ConfigError: no adapter needs a fit, or the adapter is merged.
+        ConfigError: no adapter needs a fit, or the adapter is merged, or `save_to` exists.
         DataError: no batch, or one without a loss.
         TrainingError: a loss or gradient is not finite, or the loss does not depend on an adapted module.
         CheckpointError: a loaded adapter was trained in other frames.
@@ -50,16 +55,46 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]]) -> None:
             "no adapter of this model needs a fit; fit_frames is for a new QuantumPeftConfig with "
             "frame='gradient' or start='gradient', and is called once"
         )
+    path = None if save_to is None else _path_for_frames(save_to, tuner, list(unfitted))
     modules = {adapter: _adapted_modules(tuner, adapter) for adapter in unfitted}
     gradients = collect_gradients(model, {name for names in modules.values() for name in names}, batches)
     for adapter, generator in unfitted.items():
         generator.fit({name: gradients[name] for name in modules[adapter]})
     tuner.invalidate()
+    if path is not None:
+        _move_frames(tuner, next(iter(unfitted)), path)
+
+
+def save_frames(model: Any, path: str | Path) -> str:
+    """Write the frames of the model's one adapter to a new frame file, to which it then refers; returns its SHA-256.
+
+    Raises ConfigError if the file exists, or if the adapter has no gradient frames of its own.
+    """
+    tuner = model.base_model
+    return _move_frames(tuner, "default", _path_for_frames(path, tuner, ["default"]))
+
+
+def _path_for_frames(save_to: str | Path, tuner: Any, adapters: list[str]) -> Path:
+    configs = [tuner.peft_config[name] for name in adapters]
+    if len(configs) != 1 or getattr(configs[0], "frame", None) != "gradient" or configs[0].frames is not None:
+        raise ConfigError(
+            "a frame file is written for one adapter with frame='gradient' whose frames are not in a file yet; this "
+            f"model has {', '.join(adapters)}"
+        )
+    return new_path(save_to)
+
+
+def _move_frames(tuner: Any, adapter: str, path: Path) -> str:
+    config, generator = tuner.peft_config[adapter], tuner.generators[adapter]
+    file = write_frame_file(path, generator.matrix_frames(), config.shared_settings(), tuner.model)
+    config.frames, config.frames_sha256, config.format_version = str(file.path), file.sha256, FORMAT_VERSION
+    generator.set_frame_file(dict(generator.frames.named_buffers()))
+    return file.sha256
 
 
 def fit_for(config: Any) -> Callable[[Any, Any], None] | None:
-    """`fit_frames`, if frames or initial angles of `config` depend on the gradient."""
-    return fit_frames if "gradient" in (config.frame, config.start) else None
+    """`fit_frames`, if frames or initial angles of `config` depend on the gradient, and are in no frame file."""
+    return fit_frames if config.frames is None and "gradient" in (config.frame, config.start) else None
 
 
 def collect_gradients(model: Any, names: Collection[str], batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ dW = s P U diag(lambda) V^T Q^T. Factors of one width are computed in one batch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
@@ -23,8 +24,12 @@ from qpeft.errors import CheckpointError
 from qpeft.methods.quantum_peft.factors import BANKS, Bank, count_drawn
 from qpeft.methods.quantum_peft.frames import fit_initial, frame_hash, leading_frame, random_frame
 from qpeft.methods.quantum_peft.layout import Layout, Part
-from qpeft.methods.quantum_peft.quantize import pack, unpack
+from qpeft.methods.quantum_peft.quantize import pack, quantize, unpack
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
+
+STREAM = "values"  # the one tensor in the compact adapter that refers to a frame file
+
+_SEAL = 8  # bytes
 
 
 class QuantumPeftGenerator(Generator):
@@ -60,9 +65,11 @@ class QuantumPeftGenerator(Generator):
         for part in layout.parts:
             self._register_part(part, init)
         self.register_buffer("fitted", torch.tensor(not self._wants_fit, dtype=torch.uint8), persistent=self._wants_fit)
-        self.register_buffer("fingerprint", fingerprint(init.hexdigest(), _settings(config), layout.matrices))
+        self._drawn = init.hexdigest()
+        self.register_buffer("fingerprint", fingerprint(self._drawn, _settings(config), layout.matrices))
         self._ready = False
         self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
+        self._sizes: dict[str, tuple[torch.dtype, tuple[int, ...], int]] | None = None  # of the parts of a stream
         self._expected: Tensor | None = None  # digest of the frames of a loaded adapter
 
     def forward(self) -> Tensor:
@@ -75,7 +82,7 @@ class QuantumPeftGenerator(Generator):
         lam = iter(self._lambdas())
         pieces = [self._assemble(part, factors, lam) for part in self.layout.parts]
         if self.gains is not None:
-            pieces.append(self.gains())
+            pieces.append(self._rounded(self.gains))
         return torch.cat(pieces)
 
     def _lambdas(self) -> list[Tensor]:
@@ -84,8 +91,14 @@ class QuantumPeftGenerator(Generator):
         scales = [self.get_buffer(f"scale_{part.label}") for part in parts]
         if self.lam is None:
             return scales
-        split = self.lam().split([len(part.matrices) * part.rank for part in parts])
+        split = self._rounded(self.lam).split([len(part.matrices) * part.rank for part in parts])
         return [lam.view(-1, 1, part.rank) * s for lam, part, s in zip(split, parts, scales, strict=True)]
+
+    def _rounded(self, trained: Folded) -> Tensor:
+        """The values of lambda or gains, with a distance from the initial values of `lambda_bits` bits if it is set."""
+        if self.config.lambda_bits is None:
+            return trained()
+        return trained.start + quantize(trained.distance(), self.config.lambda_bits, self.config.group_size)
 
     def _assemble(self, part: Part, factors: Mapping[str, Tensor], lam: Any) -> Tensor:
         """The flat values of one part's tensors."""
@@ -115,13 +128,16 @@ class QuantumPeftGenerator(Generator):
 
     def redrawn(self, slots: Sequence[Slot], config: Any, init: SeededInit) -> QuantumPeftGenerator:
         gains = torch.empty(0) if self.gains is None else self.gains.start
-        return QuantumPeftGenerator(config, self.layout, init, gains.cpu())
+        drawn = QuantumPeftGenerator(config, self.layout, init, gains.cpu())
+        if self.config.frames is not None:
+            drawn.set_frame_file(dict(self.frames.named_buffers()))
+        return drawn
 
     # -- fitting to the initial gradient
 
     @property
     def _wants_fit(self) -> bool:
-        return "gradient" in (self.config.frame, self.config.start)
+        return self.config.frames is None and "gradient" in (self.config.frame, self.config.start)
 
     @property
     def needs_fit(self) -> bool:  # type: ignore[override]
@@ -133,6 +149,22 @@ class QuantumPeftGenerator(Generator):
     def was_fitted_elsewhere(self) -> bool:
         """Whether it was loaded from a file without its frames."""
         return self._expected is not None
+
+    def set_frame_file(self, frames: Mapping[str, Tensor]) -> None:
+        """Use the frames of the file that the config names, by the labels of the parts; they are no longer saved."""
+        for label, frame in frames.items():
+            self.frames.register_buffer(label, frame, persistent=False)
+        self.register_buffer("fitted", torch.ones_like(self.fitted), persistent=False)
+        found = fingerprint(self._drawn, _settings(self.config), self.layout.matrices)
+        self.fingerprint.copy_(found)
+
+    def matrix_frames(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The frame P (d_out, R) and Q (d_in, R) of each matrix, by its name."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for part in self.layout.parts:
+            for index, frame in zip(part.matrices, self.frames.get_buffer(part.label), strict=True):
+                found.setdefault(self.layout.matrices[index].name, {})[part.side] = frame
+        return {name: (sides["u"], sides["v"]) for name, sides in found.items()}
 
     @torch.no_grad()
     def fit(self, gradients: Mapping[str, Tensor]) -> None:
@@ -187,44 +219,102 @@ class QuantumPeftGenerator(Generator):
         return super().find_broken()
 
     def pack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Frames as float16 or as a hash; quantized parameters as packed codes."""
-        if self.config.frame == "gradient" and not (self.config.store_frames or self.latent):
+        """Frames as float16 or as a hash; quantized parameters as packed codes; with a frame file, one stream."""
+        if self.config.frames is None or self.latent:
+            return self._packed(state)
+        payload = torch.cat([_as_bytes(part) for _, part in self._stored_parts(state)])
+        return {STREAM: torch.cat([self._seal(payload), payload])}
+
+    def _packed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.config.frame == "gradient" and not (self.config.store_frames or self.latent or self.config.frames):
             digest = {} if self.needs_fit else {"frame_digest": self._frame_digest()}
             state = {k: v for k, v in state.items() if not k.startswith("frames.") and k != "fitted"} | digest
         else:
             state = {k: v.half() if k.startswith("frames.") else v for k, v in state.items()}
-        if self.config.bits is None or self.latent:
+        if self.latent:
             return state
-        for key in [k.removesuffix("tau") for k in state if k.startswith("banks.") and k.endswith(".tau")]:
-            values = state.pop(f"{key}start") + self._bank(key).scale() * state.pop(f"{key}tau")
-            codes, header = pack(values, self.config.bits, self.config.group_size)
+        for key, bits in self._quantized():
+            if f"{key}tau" not in state:  # frozen
+                continue
+            folded = self._folded(key)
+            values = folded.scale * state.pop(f"{key}tau")
+            if f"{key}start" in state:
+                values = state.pop(f"{key}start") + values
+            codes, header = pack(values, bits, self.config.group_size)
             state |= {f"{key}codes": codes, f"{key}header": header}
         return state
 
+    def _stored_parts(self, state: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
+        """What a stream contains, in its order: a file with one tensor has the smallest header."""
+        return sorted((name, part) for name, part in self._packed(state).items() if name != "fingerprint")
+
     def unpack(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = self._parts_of(state[STREAM]) if STREAM in state else dict(state)
         state = {k: v.float() if k.startswith("frames.") else v for k, v in state.items()}
         digest = state.pop("frame_digest", None)
         if digest is not None and not self.needs_fit:
             _check_frames(digest, self._frame_digest())
-        if self.config.frame == "gradient" and "fitted" not in state:  # saved without frames: keep the current ones
-            self._expected, own = digest, self.state_dict()
+        if self._wants_fit and self.config.frame == "gradient" and "fitted" not in state:
+            self._expected, own = digest, self.state_dict()  # saved without frames: keep the current ones
             state |= {k: v for k, v in own.items() if k.startswith("frames.") or k == "fitted"}
-        for key in [k.removesuffix("codes") for k in state if k.endswith(".codes")]:
-            assert self.config.bits is not None
-            shape = self._bank(key).numbers.start.shape
+        for key, bits in self._quantized():
+            if f"{key}codes" not in state:
+                continue
+            folded = self._folded(key)
             codes, header = state.pop(f"{key}codes"), state.pop(f"{key}header", torch.empty(0))
-            values = unpack(codes, header, tuple(shape), self.config.bits, self.config.group_size)
-            state |= {f"{key}start": values, f"{key}tau": torch.zeros_like(values)}
+            values = unpack(codes, header, tuple(folded.start.shape), bits, self.config.group_size)
+            if key in ("lam.", "gains."):  # their initial values are those of the base
+                state[f"{key}tau"] = values / folded.scale
+            else:
+                state |= {f"{key}start": values, f"{key}tau": torch.zeros_like(values)}
         return state
 
-    def _bank(self, key: str) -> Bank:
-        """The bank of a state key such as `banks.w768r8.numbers.`."""
-        bank = self.banks[key.split(".")[1]]
-        assert isinstance(bank, Bank)
-        return bank
+    def _quantized(self) -> list[tuple[str, int]]:
+        """The beginning of the keys, such as `banks.w768r8.numbers.`, of quantized parameters, and their bits."""
+        banks = [(f"banks.{name}.numbers.", self.config.bits) for name in self.banks]
+        others = [(f"{name}.", self.config.lambda_bits) for name in ("lam", "gains") if getattr(self, name) is not None]
+        return [(key, bits) for key, bits in (*banks, *others) if bits is not None]
+
+    def _folded(self, key: str) -> Folded:
+        folded = self.get_submodule(key.removesuffix("."))
+        assert isinstance(folded, Folded)
+        return folded
+
+    def _parts_of(self, stream: Tensor) -> dict[str, Tensor]:
+        """The tensors of a stream by their names. Raises CheckpointError if they are not of this adapter."""
+        if self._sizes is None:
+            parts = self._stored_parts(self.state_dict())
+            self._sizes = {name: (part.dtype, tuple(part.shape), _as_bytes(part).numel()) for name, part in parts}
+        stored = _SEAL + sum(size for *_, size in self._sizes.values())
+        if stream.dtype != torch.uint8 or stream.numel() != stored:
+            raise CheckpointError(
+                f"the checkpoint has {stream.numel()} bytes of {stream.dtype}, expected {stored} of torch.uint8; it is "
+                "damaged or was written with other settings"
+            )
+        seal, *pieces = stream.cpu().split([_SEAL, *(size for *_, size in self._sizes.values())])
+        if not torch.equal(seal, self._seal(torch.cat(pieces))):
+            raise CheckpointError(
+                "the checkpoint is damaged, or has other initial values or settings (seed, scales, frames, ...) than "
+                "when it was saved; restore its files"
+            )
+        found = {
+            name: piece.clone().view(dtype).view(shape)
+            for (name, (dtype, shape, _)), piece in zip(self._sizes.items(), pieces, strict=True)
+        }
+        return {**found, "fingerprint": self.fingerprint}
+
+    def _seal(self, payload: Tensor) -> Tensor:
+        """The beginning of a hash of settings, initial values and stored values, uint8 (8,)."""
+        parts = (self.fingerprint.cpu(), payload.cpu())
+        digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).digest()
+        return torch.tensor(list(digest[:_SEAL]), dtype=torch.uint8)
 
     def _frame_digest(self) -> Tensor:
         return _digest(dict(self.frames.named_buffers()))
+
+
+def _as_bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
 def _key(width: int, rank: int) -> str:
@@ -239,7 +329,8 @@ def _take(x: Tensor, rows: tuple[int, ...], index: Tensor) -> Tensor:
 
 
 def _settings(config: QuantumPeftGeneratorConfig) -> dict[str, Any]:
-    names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {"store_frames"}
+    names = {f.name for f in fields(QuantumPeftGeneratorConfig)} - {"store_frames", "frames"}
+    names -= {name for name in ("frames_sha256", "lambda_bits") if getattr(config, name) is None}  # not in 0.1
     return {name: getattr(config, name) for name in sorted(names)}
 
 

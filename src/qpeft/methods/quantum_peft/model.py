@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qpeft.core.binding import Slot
 from qpeft.core.config import in_saved_order
+from qpeft.core.frame_file import read_frame_file
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import find_slots
 from qpeft.core.targets import check_is_matrix
@@ -61,7 +62,10 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
         gains = gain_slots(self.model, adapter_name)
         ordered = [*(slots[index][side] for index, side in layout.order()), *gains]
         _check_saved(ordered, config)
-        return QuantumPeftGenerator(config, layout, init, _values(gains)), ordered
+        generator = QuantumPeftGenerator(config, layout, init, _values(gains))
+        if config.frames is not None:
+            _set_frames(generator, config, self.model)
+        return generator, ordered
 
 
 def _matrix(name: str, layer: Any, adapter_name: str) -> Matrix:
@@ -69,6 +73,17 @@ def _matrix(name: str, layer: Any, adapter_name: str) -> Matrix:
     rank, scale = layer.r[adapter_name], float(layer.lora_alpha[adapter_name])
     layer.lora_alpha[adapter_name], layer.scaling[adapter_name] = rank, 1.0
     return Matrix(name, layer.out_features, layer.in_features, rank, scale)
+
+
+def _set_frames(generator: QuantumPeftGenerator, config: QuantumPeftConfig, base: nn.Module) -> None:
+    """Read the frames of the matrices from the file that the config names."""
+    file = read_frame_file(config.frames or "")
+    file.check_base(base)
+    matrices, parts = generator.layout.matrices, generator.layout.parts
+    frames = {
+        part.label: file.frame([matrices[i].name for i in part.matrices], part.side, part.inner) for part in parts
+    }
+    generator.set_frame_file(frames)
 
 
 def gain_slots(model: nn.Module, adapter_name: str) -> list[Slot]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -111,15 +112,22 @@ def _acting_angles(config: QuantumPeftConfig, factor: _Factors) -> int:
 
 
 def _stored(config: QuantumPeftConfig, layout: Layout, factors: list[_Factors], parts: dict[str, int]) -> int:
-    stored = BYTES * (sum(parts.values()) - parts["angles"])
-    if config.bits is None or config.freeze_angles:
-        stored += BYTES * parts["angles"]
-    else:
-        sizes = (stored_sizes((f.n, f.p), config.bits, config.group_size) for f in factors)
-        stored += sum(codes + _HEADER_BYTES * groups for codes, groups in sizes)
-    if config.frame == "gradient" and config.store_frames:
+    stored = BYTES * parts["other"]
+    for name in ("lambda", "gains"):
+        stored += _quantized([(parts[name],)], config.lambda_bits, config.group_size)
+    if not config.freeze_angles:
+        stored += _quantized([(f.n, f.p) for f in factors], config.bits, config.group_size)
+    if config.frame == "gradient" and config.frames is None and config.store_frames:
         stored += _FRAME_BYTES * sum(len(part.matrices) * part.width * part.inner for part in layout.parts)
     return stored
+
+
+def _quantized(shapes: list[tuple[int, ...]], bits: int | None, group_size: int) -> int:
+    """Bytes of tensors of these shapes, as they are stored."""
+    if bits is None:
+        return BYTES * sum(map(math.prod, shapes))
+    sizes = (stored_sizes(shape, bits, group_size) for shape in shapes)
+    return sum(codes + _HEADER_BYTES * groups for codes, groups in sizes)
 
 
 def _circuits(config: QuantumPeftConfig, factors: list[_Factors]) -> dict[str, int]:

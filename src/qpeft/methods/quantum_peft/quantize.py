@@ -1,6 +1,7 @@
 """Quantized angles: rounded in training with a straight-through gradient, packed in the compact adapter.
 
-Each row of the last axis (the angles of one matrix) is divided into groups of `group_size`. With b bits and a group's
+Each row of the last axis (the angles of one matrix) is divided into groups of `group_size`; with 0 all values are one
+group. 16 bits are float16 values, without groups. With b < 16 bits and a group's
 range from lo to hi
 
     d = (hi - lo) / (2^b - 1),   q = round((x - lo) / d) in 0 .. 2^b - 1,   xq = lo + d q
@@ -21,6 +22,8 @@ from torch import Tensor
 
 from qpeft.errors import CheckpointError, TrainingError
 
+HALF = 16  # bits of float16
+
 _FLOAT16_STEP = 2.0**-11  # relative to the next larger power of two
 _SMALLEST_NORMAL = 2.0**-13  # below it float16 steps are constant
 
@@ -28,8 +31,12 @@ _SMALLEST_NORMAL = 2.0**-13  # below it float16 steps are constant
 def quantize(x: Tensor, bits: int, group_size: int) -> Tensor:
     """x (..., n) rounded to `bits` bits, same shape and dtype; the gradient is that of the identity."""
     with torch.no_grad():
-        lo, hi, codes = _encode(x, bits, group_size)
-        rounded = _decode(lo, hi, codes, bits, x.shape)
+        if bits == HALF:
+            rounded = x.half().float()
+        else:
+            shape, group_size = _rows(x.shape, group_size)
+            lo, hi, codes = _encode(x.reshape(shape), bits, group_size)
+            rounded = _decode(lo, hi, codes, bits, shape).view(x.shape)
     return rounded.to(x.dtype) + (x - x.detach())  # not x + (xq - x): that is xq only up to rounding
 
 
@@ -43,13 +50,12 @@ def pack(x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor]:
     Raises:
         TrainingError: an angle is not finite or too large for a float16 range.
     """
-    lo, hi, codes = _encode(x.detach(), bits, group_size)
-    header = torch.cat([lo, hi], dim=-1).reshape(-1, 2).half()
-    if not torch.isfinite(header).all():
-        raise TrainingError(
-            "angles to be stored are not finite or beyond float16's range (65504): training has diverged; "
-            "use a lower learning rate"
-        )
+    shape, group_size = _rows(x.shape, group_size)
+    x = x.detach().reshape(shape)
+    if bits == HALF:
+        return _finite(x.half()).flatten().view(torch.uint8), x.new_empty(0, 2, dtype=torch.float16)
+    lo, hi, codes = _encode(x, bits, group_size)
+    header = _finite(torch.cat([lo, hi], dim=-1).reshape(-1, 2).half())
     flat = codes.flatten(-2)[..., : x.shape[-1]].to(torch.uint8).reshape(-1, 1).cpu().numpy()
     stream = np.packbits(np.unpackbits(flat, axis=1, count=bits, bitorder="little"), bitorder="little")
     return torch.from_numpy(stream).to(x.device), header
@@ -73,19 +79,40 @@ def unpack(codes: Tensor, header: Tensor, shape: Sequence[int], bits: int, group
             f"the packed angles have codes and a header of shapes {shapes}, expected {wanted} and finite values; they "
             "are damaged or were written with other settings"
         )
+    if bits == HALF:
+        return codes.contiguous().view(torch.float16).float().view(*shape)
+    wanted_shape = shape
+    shape, group_size = _rows(shape, group_size)
     *rows, n = shape
     size = _group_length(n, group_size)
     count = math.prod(shape)
     stream = np.unpackbits(codes.cpu().numpy(), bitorder="little", count=count * bits).reshape(count, bits)
     values = torch.from_numpy(np.packbits(stream, axis=1, bitorder="little")).to(header.device)
     lo, hi = header.float().reshape(*rows, -(-n // size), 2).split(1, dim=-1)
-    return _decode(lo, hi, _grouped(values.reshape(*shape), group_size).float(), bits, shape)
+    decoded = _decode(lo, hi, _grouped(values.reshape(*shape), group_size).float(), bits, shape)
+    return decoded.view(*wanted_shape)
 
 
 def stored_sizes(shape: Sequence[int], bits: int, group_size: int) -> tuple[int, int]:
     """Bytes of codes and number of groups (4 bytes of header each) for angles of shape `shape`."""
-    *rows, n = shape
+    if bits == HALF:
+        return 2 * math.prod(shape), 0
+    (*rows, n), group_size = _rows(shape, group_size)
     return -(-math.prod(shape) * bits // 8), math.prod(rows) * -(-n // group_size)
+
+
+def _rows(shape: Sequence[int], group_size: int) -> tuple[tuple[int, ...], int]:
+    """The shape of rows that have groups of their own, and the size of these groups."""
+    return (tuple(shape), group_size) if group_size else ((n := math.prod(shape),), max(1, n))
+
+
+def _finite(stored: Tensor) -> Tensor:
+    if not torch.isfinite(stored).all():
+        raise TrainingError(
+            "angles to be stored are not finite or beyond float16's range (65504): training has diverged; "
+            "use a lower learning rate"
+        )
+    return stored
 
 
 def _encode(x: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from qpeft.checks import check_fields, option
@@ -16,7 +16,8 @@ LIE_MAPS = ("exp", "cayley", "taylor")
 SHARES = ("none", "type")
 FRAMES = ("gradient", "random")
 STARTS = ("random", "gradient")
-BITS = (8, 4, 3, 2, 1)
+BITS = (16, 8, 4, 3, 2, 1)
+LAMBDA_BITS = (16, 8, 4)
 
 
 @dataclass(kw_only=True)
@@ -71,6 +72,12 @@ class QuantumPeftGeneratorConfig:
         "Save gradient frames (float16) in the compact adapter; otherwise only their hash, and loading needs "
         "fit_frames with the same batches.",
     )
+    frames: str | None = option(
+        None,
+        "Frame file with gradient frames that many adapters share, written by fit_frames(save_to=...) or by qpeft "
+        "frames. The compact adapter then refers to it instead of storing frames.",
+    )
+    frames_sha256: str | None = field(default=None, metadata={"filled_in": True})  # of the frame file
     start: str = option(
         "random",
         "Initial angles: random, or fitted by fit_frames to the loss gradient (without further storage).",
@@ -78,10 +85,19 @@ class QuantumPeftGeneratorConfig:
     )
     bits: int | None = option(
         None,
-        "Bits per angle: 8, 4, 3, 2 or 1, in training and in the compact adapter; 3 and fewer are experimental. "
+        "Bits per angle: 16 (float16), 8, 4, 3, 2 or 1, in training and in the compact adapter; 3 and fewer are "
+        "experimental. Default: float32.",
+    )
+    lambda_bits: int | None = option(
+        None,
+        "Bits per lambda and per norm gain: 16 (float16), 8 or 4, in training and in the compact adapter. "
         "Default: float32.",
     )
-    group_size: int = option(128, "Angles that share a range when they are quantized.", at_least=1)
+    group_size: int = option(
+        128,
+        "Angles of a matrix that share a range when they are quantized; 0: all angles of one width share one.",
+        at_least=0,
+    )
     angle_scale: float | None = option(
         None,
         "Factor folded into the learning rate of the parameters of U and V. Default: 50; 15 for family lie "
@@ -93,6 +109,8 @@ class QuantumPeftGeneratorConfig:
     seed: int = option(0, "Seed of the initial values; a checkpoint stores only the seed.", at_least=0)
 
     def __post_init__(self) -> None:
+        if self.frames is not None and self.frame is None:
+            self.frame = "gradient"
         if self.columns is None:
             self.columns = "first" if self.frame is not None or self.family == "lie" else "spread"
         if self.angle_scale is None:
@@ -130,8 +148,9 @@ class QuantumPeftGeneratorConfig:
     def check(self) -> None:
         """Raise ConfigError, with the field and the allowed values, if a field is out of range."""
         check_fields(self, QuantumPeftGeneratorConfig)
-        if self.bits not in (None, *BITS):
-            raise ConfigError(f"{setting('bits')} must be one of 8, 4, 3, 2, 1 or None, got {self.bits}")
+        for name, allowed in (("bits", BITS), ("lambda_bits", LAMBDA_BITS)):
+            if (value := getattr(self, name)) not in (None, *allowed):
+                raise ConfigError(f"{setting(name)} must be one of {', '.join(map(str, allowed))} or None, got {value}")
         self._check_together()
 
     def _check_together(self) -> None:
@@ -145,6 +164,8 @@ class QuantumPeftGeneratorConfig:
                 "family core trains one matrix per module: "
                 f"{setting('share')}, {setting('freeze_angles')} and {setting('bits')} do not apply"
             )
+        if self.frames is not None and self.frame != "gradient":
+            raise ConfigError(f"{setting('frames')} names a file of gradient frames; leave out frame={self.frame!r}")
         if self.entangler != "cz" and self.family != "pauli":
             raise ConfigError(f"entangler is for family pauli; family {self.family} has no circuit")
         if self.start == "gradient" and (

@@ -1,0 +1,87 @@
+"""Which servers load an adapter, against their documented rules and against TRL's own check."""
+
+import pytest
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+
+import qpeft
+from qpeft.core.stock_servers import RANKS, check_servers
+
+TARGETS = ["q_proj", "up_proj"]
+HEAD = ["q_proj", "lm_head"]
+# config -> whether vLLM loads it, whether TRL sends it, and a part of the reason: docs/serving.md has the sources
+LORA = {
+    "plain": ({}, True, True, "yes"),
+    "rank 16": ({"r": 16}, True, True, "yes"),
+    "rank 20": ({"r": 20}, True, True, "--max-lora-rank 32"),
+    "rank 513": ({"r": 513}, False, False, "rank 513 is above 512"),
+    "rsLoRA": ({"use_rslora": True}, True, True, "yes"),
+    "trained norm": ({"modules_to_save": ["norm"]}, False, False, "modules_to_save (norm)"),
+    "DoRA": ({"use_dora": True}, False, False, "DoRA"),
+    "bias": ({"bias": "lora_only"}, False, False, "biases"),
+    "output head": ({"target_modules": HEAD}, True, False, "output head"),
+    "one rank": ({"rank_pattern": {"up_proj": 2}}, False, False, "different scales"),
+    "one rank of equal scale": ({"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 4}}, True, True, "yes"),
+    "a trained token": ({"trainable_token_indices": [3]}, False, False, "other than lora_A and lora_B"),
+}
+
+
+@pytest.fixture(params=LORA)
+def lora(request, llama):
+    settings, *expected = LORA[request.param]
+    config = LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": TARGETS, **settings}, task_type="CAUSAL_LM")
+    return get_peft_model(llama, config), *expected
+
+
+def test_lora_against_the_documented_rules(lora, tmp_path):
+    model, vllm, trl, part = lora
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    checks = {check.server: check for check in check_servers(tmp_path)}
+    assert {server: not check.reasons for server, check in checks.items()} == {"vLLM": vllm, "TRL": trl}
+    assert part in str(checks["TRL"])
+
+
+def test_trl_agrees(lora, tmp_path):
+    """As far as TRL looks: it leaves the rank to the server, and ignores scales and trained tokens."""
+    module = pytest.importorskip("trl.experimental.async_grpo.async_grpo_trainer", exc_type=ImportError)
+    assert module.VLLM_LORA_RANKS == RANKS
+    model, _, ours, part = lora
+    try:
+        module.validate_lora_for_vllm_sync(model)
+        module.round_lora_rank(model.peft_config["default"].r)
+        theirs = True
+    except ValueError:
+        theirs = False
+    assert theirs == (ours or "scales" in part or "other than" in part)
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        (IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "type IA3"),
+        (PrefixTuningConfig(num_virtual_tokens=2), "type PREFIX_TUNING"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_types_are_refused(llama, config, part, tmp_path):
+    config.task_type = "CAUSAL_LM"
+    get_peft_model(llama, config).save_pretrained(tmp_path)
+    assert all(part in str(check) for check in check_servers(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "answer"),
+    [
+        ({}, "yes"),
+        ({"rank_pattern": {"up_proj": 2}}, "yes"),  # every scale is 1
+        ({"modules_to_save": ["norm"]}, "no, it has modules_to_save (norm), such as a head or norm gains"),
+    ],
+    ids=str,
+)
+def test_export_reports_the_servers(llama, tmp_path, settings, answer):
+    import json
+
+    model = get_peft_model(
+        llama, qpeft.QuantumPeftConfig(r=3, target_modules=TARGETS, task_type="CAUSAL_LM", **settings)
+    )
+    assert qpeft.export(model, tmp_path / "out").servers == {"vLLM": answer, "TRL": answer}
+    assert json.loads((tmp_path / "out" / "qpeft.json").read_text())["servers"]["vLLM"] == answer
