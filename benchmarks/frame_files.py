@@ -1,12 +1,12 @@
-"""Adapters that refer to a frame file: bytes on the disk, milliseconds to load one of many, and the loss of rounded values.
+"""Adapters that refer to a frame file: bytes on the disk, milliseconds to load one of many, and loss of rounded values.
 
     python benchmarks/frame_files.py                                    # both parts: a few minutes
     python benchmarks/frame_files.py --out benchmarks/results/frame_files.json
     python benchmarks/frame_files.py --users 20 --seeds 0 --steps 2     # seconds, to see that it runs
 
-Load: GPT-2 small's shapes with random weights, `c_attn` in 12 layers, 298 trained parameters, one thread. Loss: the embedded
-base on NumPy's documentation, 284 trained parameters, trained in float32; then the trained values are rounded as they
-are stored. Rounding in training, as `bits` does it, can only adapt to it.
+Load: GPT-2 small's shapes with random weights, `c_attn` in 12 layers, 298 trained parameters, one thread. Loss: the
+embedded base on NumPy's documentation, 284 trained parameters, trained in float32; then the trained values are rounded
+as they are stored. Rounding in training, as `bits` does it, can adapt to it.
 """
 
 from __future__ import annotations
