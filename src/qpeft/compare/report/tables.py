@@ -79,7 +79,7 @@ def every(summary: Summary) -> dict[str, Table]:
 
 def brief(table: Table) -> tuple[list[str], list[list[str]]]:
     """Titles and rows of a table of results, with the columns that fit on a terminal."""
-    left_out = ("Rank", "Deployed", "Steps to", "Flags", "Note")
+    left_out = ("Rank", "Stored", "Deployed", "Steps to", "Flags", "Note")
     titles = [title for title in table.columns if not title.startswith(left_out) and " of its " not in title]
     return [title.removesuffix(" parameters") for title in titles], table.frame[titles].to_numpy().tolist()
 
@@ -105,6 +105,7 @@ def results(summary: Summary) -> Table:
         "Method": _name(summary),
         "Rank": lambda m: count(m.rank),
         "Trainable parameters": lambda m: count(m.trainable),
+        "Stored (kB)": lambda m: decimal(m.bytes_stored, 1, 1e3),
         "Deployed parameters": lambda m: count(m.deployed),
         _metric_title(summary): _metric(summary),
         **_differences(f"Δ to {reference}", summary, lambda m: m.difference),
@@ -113,6 +114,7 @@ def results(summary: Summary) -> Table:
         "Flags": lambda m: "; ".join(m.flags),
     }
     hints = {
+        "Stored (kB)": "weights of the compact adapter, without a frame file that adapters share; mean over seeds",
         "Rank": "among main methods with at least three seeds, none failed",
         "Deployed parameters": "needed at inference in addition to the base; mean over seeds",
         steps: _REACHED_HINT,
