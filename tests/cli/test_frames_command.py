@@ -9,7 +9,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 SHARED = ("--r", "2", "--n-layers", "1", "--share", "type")
 
 
-def test_frame_file_is_written_and_used(qpeft_cli, base_folder, text_file, tmp_path):
+def test_frame_file_is_written_and_used(qpeft_cli, base_folder, tmp_path):
+    text_file = tmp_path / "text.txt"
+    text_file.write_text("The king went into the wood, and the golden bird sang. " * 40)
     file, run = tmp_path / "frames.safetensors", tmp_path / "run"
     data = ("--model", base_folder, "--data", text_file, "--seq-len", "32")
     made = qpeft_cli("frames", *data, *SHARED, "--frame-rank", "4", "--out", tmp_path / "frames", "--json")
