@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peft import LoraConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
@@ -56,7 +57,7 @@ def _of_vllm(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         reasons.append(f"it has modules_to_save ({', '.join(saved)}), such as a head or norm gains")
     if config.get("use_dora"):
         reasons.append("it is DoRA")
-    if config.get("bias", "none") != "none" or config.get("lora_bias"):
+    if config.get("bias") not in (None, LoraConfig.bias) or config.get("lora_bias"):
         reasons.append("it has biases")
     if not reasons and (others := [key for key in shapes if not _OF_LORA.fullmatch(key)]):
         reasons.append(f"it has tensors other than lora_A and lora_B ({others[0]})")
