@@ -87,8 +87,9 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         self.frames_sha256 = file.sha256
         self.frame_rank = min(self.frame_rank, file.settings.get("frame_rank", self.frame_rank))
         if self.target_modules is None:
-            found = file.settings.get("target_modules")
-            self.target_modules = set(found) if isinstance(found, list) else found
+            found: Any = file.settings.get("target_modules")
+            modules: Any = set(found) if isinstance(found, list) else found
+            self.target_modules = modules
             for name in _CHOOSE_MODULES:
                 setattr(self, name, file.settings.get(name))
 
