@@ -23,6 +23,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE = DOCS / "quantum_peft_claims.md"
 STUDIES = {  # setup, study, and the titles of the first and the last column
     "bits": ("embedded", "bits", "angles", "embedded base, test loss<br>difference from 32 bits"),
+    "bits_vision": ("digits", "bits", "angles", "digits, accuracy in %<br>difference from 32 bits"),
 }
 SETUPS = {"embedded": "embedded base", "grimm": "Grimm", "wikitext": "WikiText"}  # of the survey
 RANKS = ("numerical", "effective", "stable")
