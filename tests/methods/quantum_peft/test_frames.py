@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError
-from qpeft.methods.quantum_peft.frames import fit_initial, frame_hash, frame_rank_for, leading_frame, random_frame
+from qpeft.methods.quantum_peft import frames
+from qpeft.methods.quantum_peft.frames import (
+    fit_initial,
+    frame_hash,
+    frame_rank_for,
+    leading_frame,
+    random_frame,
+    singular_frame,
+)
 
 
 def gradient(d_out, d_in, decay=0.7, seed=0):
@@ -41,6 +49,18 @@ def test_frame_of_a_flat_spectrum():
     left, right = leading_frame(G, 16)
     s = torch.linalg.svdvals(G)
     assert (left.mT @ G @ right).square().sum() > 0.8 * s[:16].square().sum()
+
+
+@pytest.mark.parametrize("exact", [1024, 16])
+def test_singular_frame_equals_the_full_svd(monkeypatch, exact):
+    monkeypatch.setattr(frames, "_EXACT", exact)
+    W = gradient(40, 30, decay=0.8)
+    left, right, values = singular_frame(W, 6)
+    u, s, vt = torch.linalg.svd(W.double())
+    assert torch.allclose((left * u[:, :6]).sum(0).abs(), torch.ones(6, dtype=torch.float64), atol=1e-4)
+    assert torch.allclose((left * values) @ right.mT, (u[:, :6] * s[:6]).float() @ vt[:6].float(), atol=1e-3)
+    assert (left.gather(0, left.abs().argmax(0, keepdim=True)) > 0).all()
+    assert all(torch.equal(x, x.half().float()) for x in (left, right))
 
 
 def test_sign_rule_and_float16():

@@ -112,6 +112,9 @@ SETTINGS = [
     {"bits": 8, "lambda_bits": 4, "group_size": 0, "modules_to_save": ["norm"]},
     {"frame": "random", "frame_rank": 8},
     {"frame": "random", "family": "core"},
+    {"frame": "weights", "frame_rank": 8, "share": "type"},
+    {"frame": "weights", "family": "core"},
+    {"frame": "sign", "family": "core"},
     {"frame": "gradient", "frame_rank": 4},
     {"frame": "gradient", "frame_rank": 4, "bits": 2, "store_frames": False},
     {"entangler": "none", "rank_pattern": {"q_proj": 2, "down_proj": 5}},
@@ -126,7 +129,7 @@ def test_plan_equals_the_built_saved_and_exported_adapter(llama, ids, adapters, 
     config = {"r": 3, "n_layers": 1, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
     plan = qpeft.plan(llama, qpeft.QuantumPeftConfig(**config))
     model = get_peft_model(copy.deepcopy(llama), qpeft.QuantumPeftConfig(**config))
-    if "gradient" in settings.values():
+    if {"gradient", "sign"} & {*settings.values()}:
         qpeft.fit_frames(model, [{"input_ids": ids}])
     assert plan.trainable == model.get_nb_trainable_parameters()[0] == sum(plan.trainable_parts.values())
     adapters.train(model, ids, steps=1)

@@ -36,6 +36,8 @@ FAMILIES = [
     {"frame": "random", "frame_rank": 8},
     {"frame": "random"},  # Llama's key and value maps take smaller frames than its others
     {"frame": "random", "family": "core"},
+    {"frame": "weights", "frame_rank": 8, "share": "type"},
+    {"frame": "weights", "family": "core"},
     {"frame": "random", "family": "lie", "frame_rank": 8, "share": "type"},
     {"freeze_angles": True},
     {"modules_to_save": ["ln_1", "ln_f", "norm", "input_layernorm"]},
@@ -123,6 +125,78 @@ def test_file_size_with_bits(llama, ids, adapters, tmp_path, bits):
     assert all(torch.equal(t, stored[n]) for n, t in load_file(tmp_path / "again/adapter_model.safetensors").items())
 
 
+@pytest.mark.parametrize("settings", [{"share": "type", "frame_rank": 8}, {"family": "core"}], ids=str)
+def test_weight_frames_are_not_stored_and_equal_after_loading(base, ids, adapters, tmp_path, settings):
+    untouched = copy.deepcopy(base)
+    model = adapters.train(quantum_peft(base, frame="weights", **settings), ids)
+    qpeft.save(model, tmp_path)
+    assert not any(".frames." in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    again = qpeft.load(untouched, tmp_path)
+    assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
+
+
+def test_weight_frames_need_the_weights(llama):
+    with torch.device("meta"):
+        on_meta = type(llama)(llama.config)
+    with pytest.raises(ConfigError, match=r"needs the weight of .*q_proj, which is on the meta device"):
+        quantum_peft(on_meta, frame="weights")
+    broken, quantized = copy.deepcopy(llama), copy.deepcopy(llama)
+    broken.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    with pytest.raises(ConfigError, match=r"layers\.1\.mlp\.up_proj, which contains NaN"):
+        quantum_peft(broken, frame="weights")
+    quantized.model.layers[0].mlp.up_proj.weight = nn.Parameter(torch.zeros(24, 16, dtype=torch.int8), False)
+    with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.up_proj, which is quantized"):
+        quantum_peft(quantized, frame="weights")
+
+
+def _trained_core(model, name):
+    generator = model.base_model.generators["default"]
+    index = [matrix.name for matrix in generator.layout.matrices].index(name)
+    part = next(part for part in generator.layout.parts if part.side == "u" and index in part.matrices)
+    bank = generator.banks[f"w{part.inner}r{part.rank}"]
+    return bank()[part.rows[part.matrices.index(index)]].detach()
+
+
+def test_core_in_weight_frames_is_lora_xs(base, ids, adapters):
+    """arXiv 2405.17604: W + U S R V^T with the truncated SVD of W; only R is trained."""
+    model = adapters.train(quantum_peft(base, frame="weights", family="core", lora_alpha=2), ids, steps=5)
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight.detach().double()
+            weight = weight.mT if layer.fan_in_fan_out else weight
+            u, s, vt = torch.linalg.svd(weight)
+            signs = u[:, :3].gather(0, u[:, :3].abs().argmax(0, keepdim=True)).sign()
+            core = _trained_core(model, name).double()
+            assert core.any()
+            expected = 2 * (u[:, :3] * signs * s[:3]) @ core @ (vt[:3] * signs.mT)
+            delta = layer.get_delta_weight("default").double()
+            delta = delta.mT if layer.fan_in_fan_out else delta
+            torch.testing.assert_close(delta, expected, atol=1e-2 * expected.abs().max().item(), rtol=0)
+    assert model.get_nb_trainable_parameters()[0] == 9 * len(model.base_model.generators["default"].layout.matrices)
+
+
+def test_core_in_sign_frames_is_lora_sb(base, ids, adapters):
+    """arXiv 2411.19557: W + B R A with B and A from the truncated SVD of Adam's first step, -sign(gradient)."""
+    base.requires_grad_(True)
+    base(input_ids=ids, labels=ids).loss.backward()
+    steps = {name: -p.grad.sign().double() for name, p in base.named_parameters() if p.ndim == 2}
+    base.zero_grad()
+    model = quantum_peft(base, frame="sign", family="core", lora_alpha=2)
+    qpeft.fit_frames(model, [{"input_ids": ids, "labels": ids}])
+    adapters.train(model, ids, steps=5)
+    for name, layer in model.get_base_model().named_modules():
+        if isinstance(layer, LoraLayer):
+            step = steps[f"{name}.weight"]
+            u, _, vt = torch.linalg.svd(step.mT if layer.fan_in_fan_out else step)
+            signs = u[:, :3].gather(0, u[:, :3].abs().argmax(0, keepdim=True)).sign()
+            core = _trained_core(model, name).double()
+            expected = 2 * (u[:, :3] * signs) @ core @ (vt[:3] * signs.mT)
+            delta = layer.get_delta_weight("default").double()
+            delta = delta.mT if layer.fan_in_fan_out else delta
+            assert core.any()
+            torch.testing.assert_close(delta, expected, atol=2e-2 * expected.abs().max().item(), rtol=0)
+
+
 def test_long_recursion_warns(llama):
     with pytest.warns(UserWarning, match=r"needs 31 parameters for 24 rows; construction='pad' needs 13"):
         quantum_peft(llama, target_modules=["gate_proj"], construction="qsd")
@@ -137,6 +211,7 @@ REFUSED = [
     ({"use_rslora": True}, "use_rslora"),
     ({"init_lora_weights": "gaussian"}, "init_lora_weights"),
     ({"family": "core"}, "set frame="),
+    ({"frame": "columns"}, "choose one of gradient, sign, weights, random"),
     ({"start": "gradient", "freeze_angles": True}, "no freeze_angles"),
     ({"modules_to_save": ["model.norm"], "r": 17}, "exceeds min(d_in, d_out)=16 for "),
     ({"target_modules": ["q_prj"]}, "nearest names: q_proj"),

@@ -35,7 +35,7 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]], *, save_to: str
         qpeft.fit_frames(model, [tokenizer(text, return_tensors="pt") for text in texts[:64]])
 
     Args:
-        model: A PeftModel with an adapter whose config has frame="gradient" or start="gradient".
+        model: A PeftModel with an adapter whose config has frame="gradient", frame="sign" or start="gradient".
         batches: Arguments of `model(**batch)`. Default `labels` of a language model are `input_ids`; with padding,
             give labels that are -100 there.
         save_to: A new frame file, to which the adapter refers from now on instead of storing its frames; ".safetensors"
@@ -53,7 +53,7 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]], *, save_to: str
     if not unfitted:
         raise ConfigError(
             "no adapter of this model needs a fit; fit_frames is for a new QuantumPeftConfig with "
-            "frame='gradient' or start='gradient', and is called once"
+            "frame='gradient', frame='sign' or start='gradient', and is called once"
         )
     path = None if save_to is None else _path_for_frames(save_to, tuner, list(unfitted))
     modules = {adapter: _adapted_modules(tuner, adapter) for adapter in unfitted}
@@ -94,7 +94,8 @@ def _move_frames(tuner: Any, adapter: str, path: Path) -> str:
 
 def fit_for(config: Any) -> Callable[[Any, Any], None] | None:
     """`fit_frames`, if frames or initial angles of `config` depend on the gradient, and are in no frame file."""
-    return fit_frames if config.frames is None and "gradient" in (config.frame, config.start) else None
+    wanted = config.follows_gradient or config.start == "gradient"
+    return fit_frames if wanted and config.frames is None else None
 
 
 def collect_gradients(model: Any, names: Collection[str], batches: Iterable[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -1,8 +1,9 @@
-"""Frozen directions of a weight matrix, and initial angles, from the initial loss gradient.
+"""Frozen directions of a weight matrix, from the initial loss gradient or the weight; initial angles.
 
 A frame (P, Q) restricts an update to P core Q^T, P (d_out, R) and Q (d_in, R): the R leading singular vectors of minus
 the gradient, so that a core diag(lambda) with equal lambda > 0 is steepest descent. Singular vectors of close singular
-values depend on the rounding of the gradient, so a frame is stored, or computed again and compared by `frame_hash`.
+values depend on the rounding of the gradient, so such a frame is stored, or computed again and compared by
+`frame_hash`. The frame of the base weight has R leading singular vectors of that weight, and is computed again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import ConfigError, setting
 
 _EXTRA_COLUMNS = 8
+_EXACT = 1024  # the smaller width up to which weights and signs are decomposed exactly
+_ITERATIONS = 8  # of larger ones, whose singular values decrease slowly
 
 Columns = Callable[[Tensor], Tensor]
 
@@ -26,13 +29,14 @@ def frame_rank_for(d_out: int, d_in: int, frame_rank: int) -> int:
     return 1 << (min(d_out, d_in, frame_rank).bit_length() - 1)
 
 
-def leading_frame(gradient: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """The `rank` leading singular vectors of -gradient, by a randomised SVD with one power iteration.
+def leading_frame(gradient: Tensor, rank: int, seed: int = 0, n_iterations: int = 1) -> tuple[Tensor, Tensor]:
+    """The `rank` leading singular vectors of -gradient, by a randomised SVD with `n_iterations` power iterations.
 
     Args:
         gradient: (d_out, d_in), any floating dtype, finite.
         rank: R, at most min(d_out, d_in).
         seed: Of the random sketch; equal seeds, gradients and libraries give bit-equal frames.
+        n_iterations: At least 1.
 
     Returns:
         left (d_out, R), right (d_in, R): float32 with float16 values, on the gradient's device. The entry of largest
@@ -51,13 +55,38 @@ def leading_frame(gradient: Tensor, rank: int, seed: int = 0) -> tuple[Tensor, T
     n_columns = min(rank + _EXTRA_COLUMNS, smaller)
     sketch = SeededInit(seed).normal("frame", (matrix.shape[1], n_columns)).to(matrix.device)
     basis = _orthonormal(matrix @ sketch)
-    basis = _orthonormal(matrix @ (matrix.mT @ basis))  # (d_out, C), after one power iteration
+    for _ in range(n_iterations):
+        basis = _orthonormal(matrix @ (matrix.mT @ basis))  # (d_out, C)
     projected = matrix.mT @ basis  # (d_in, C)
     # matrix ~ basis projected^T; the small factors in float64 on the CPU, equal on every device
     right, _, inner = torch.linalg.svd(projected.double().cpu(), full_matrices=False)
     left = basis.double().cpu() @ inner.mT
     sign = _signs(left)
     return _rounded(left * sign, rank, gradient), _rounded(right * sign, rank, gradient)
+
+
+def singular_frame(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The `rank` leading singular vectors and values of a matrix whose singular values may decrease slowly.
+
+    Float64 on the CPU; exact if a width is at most 1024, else by a randomised SVD. The rounding of the vectors to
+    float16 removes the differences between machines, except for entries on a rounding boundary and vectors of almost
+    equal singular values.
+
+    Args:
+        matrix: (d_out, d_in), any floating dtype, finite.
+        rank: R, at most min(d_out, d_in).
+
+    Returns:
+        left (d_out, R), right (d_in, R), both as in `leading_frame`, and the values (R,), float32.
+    """
+    if min(matrix.shape) > _EXACT:
+        left, right = leading_frame(-matrix, rank, n_iterations=_ITERATIONS)
+    else:
+        u, _, vt = torch.linalg.svd(matrix.detach().double().cpu(), full_matrices=False)
+        sign = _signs(u)
+        left, right = _rounded(u * sign, rank, matrix), _rounded(vt.mT * sign, rank, matrix)
+    values = torch.linalg.vector_norm(matrix.detach().float() @ right, dim=0)
+    return left, right, values
 
 
 def random_frame(name: str, width: int, rank: int, init: SeededInit) -> Tensor:

@@ -22,7 +22,7 @@ from qpeft.core.scaled_parameter import Folded
 from qpeft.core.seeded_init import SeededInit
 from qpeft.errors import CheckpointError
 from qpeft.methods.quantum_peft.factors import BANKS, Bank, count_drawn
-from qpeft.methods.quantum_peft.frames import fit_initial, frame_hash, leading_frame, random_frame
+from qpeft.methods.quantum_peft.frames import fit_initial, frame_hash, leading_frame, random_frame, singular_frame
 from qpeft.methods.quantum_peft.layout import Layout, Part
 from qpeft.methods.quantum_peft.quantize import pack, quantize, unpack
 from qpeft.methods.quantum_peft.settings import QuantumPeftGeneratorConfig
@@ -67,6 +67,7 @@ class QuantumPeftGenerator(Generator):
         self.register_buffer("fitted", torch.tensor(not self._wants_fit, dtype=torch.uint8), persistent=self._wants_fit)
         self._drawn = init.hexdigest()
         self.register_buffer("fingerprint", fingerprint(self._drawn, _settings(config), layout.matrices))
+        self._base: str | None = None  # fingerprint of the base model whose weights determine the frames
         self._ready = False
         self.latent = False  # whether `pack` keeps unquantized parameters and frames, for resuming
         self._sizes: dict[str, tuple[torch.dtype, tuple[int, ...], int]] | None = None  # of the parts of a stream
@@ -118,9 +119,9 @@ class QuantumPeftGenerator(Generator):
         constant("rows", torch.tensor(part.rows, dtype=torch.int64))
         if part.side == "u":
             constant("scale", torch.tensor([self.layout.matrices[i].scale for i in part.matrices]).view(-1, 1, 1))
-        if self.config.frame == "gradient":
+        if self.config.frame in ("gradient", "sign", "weights"):
             empty = torch.zeros(len(part.matrices), part.width, part.inner)
-            self.frames.register_buffer(part.label, empty)
+            self.frames.register_buffer(part.label, empty, persistent=self.config.follows_gradient)
         elif self.config.frame == "random":
             names = [f"{self.layout.matrices[i].name}.{part.side}.frame" for i in part.matrices]
             drawn = torch.stack([random_frame(name, part.width, part.inner, init) for name in names])
@@ -131,13 +132,16 @@ class QuantumPeftGenerator(Generator):
         drawn = QuantumPeftGenerator(config, self.layout, init, gains.cpu())
         if self.config.frames is not None:
             drawn.set_frame_file(dict(self.frames.named_buffers()))
+        elif self.config.frame == "weights":
+            drawn.frames = self.frames
+            drawn._seal_base(self._base)
         return drawn
 
     # -- fitting to the initial gradient
 
     @property
     def _wants_fit(self) -> bool:
-        return self.config.frames is None and "gradient" in (self.config.frame, self.config.start)
+        return self.config.frames is None and (self.config.follows_gradient or self.config.start == "gradient")
 
     @property
     def needs_fit(self) -> bool:  # type: ignore[override]
@@ -173,21 +177,53 @@ class QuantumPeftGenerator(Generator):
         Raises:
             CheckpointError: the loaded adapter was trained in other frames.
         """
-        if self.config.frame == "gradient":
+        if self.config.follows_gradient:
             self._fit_frames(gradients)
         else:
             self._fit_initial(gradients)
         self.fitted.fill_(1)
 
     def _fit_frames(self, gradients: Mapping[str, Tensor]) -> None:
-        rank = {i: part.inner for part in self.layout.parts for i in part.matrices}
-        found = [leading_frame(gradients[m.name], rank[i]) for i, m in enumerate(self.layout.matrices)]
-        new = {
-            part.label: torch.stack([found[i]["uv".index(part.side)] for i in part.matrices])
+        ranks, found = self._frame_ranks(), []
+        for i, matrix in enumerate(self.layout.matrices):
+            gradient = gradients[matrix.name]
+            is_sign = self.config.frame == "sign"
+            pair = singular_frame(-gradient.sign(), ranks[i])[:2] if is_sign else leading_frame(gradient, ranks[i])
+            found.append(pair)
+        new = self._by_part(found)
+        _check_frames(self._expected, _digest(new))
+        self._set_frames(new)
+
+    @torch.no_grad()
+    def set_weight_frames(self, weights: Sequence[Tensor], base: str | None) -> None:
+        """Set the frames to the singular vectors of the base weights (d_out, d_in), in the order of the layout.
+
+        The left frame of a core is also multiplied by the singular values: U S core V^T, which is LoRA-XS. `base` is
+        the fingerprint of the base model: the adapter does not load on another one.
+        """
+        ranks, found = self._frame_ranks(), []
+        for i, weight in enumerate(weights):
+            left, right, values = singular_frame(weight, ranks[i])
+            found.append((left * values if self.config.family == "core" else left, right))
+        self._set_frames(self._by_part(found))
+        self._seal_base(base)
+
+    def _seal_base(self, base: str | None) -> None:
+        self._base = base
+        self.fingerprint.copy_(fingerprint(self._drawn, _settings(self.config), self.layout.matrices, base))
+
+    def _frame_ranks(self) -> dict[int, int]:
+        return {i: part.inner for part in self.layout.parts for i in part.matrices}
+
+    def _by_part(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+        """The left and right frames of the matrices, stacked by the label of their part (M, d, R)."""
+        return {
+            part.label: torch.stack([pairs[i]["uv".index(part.side)] for i in part.matrices])
             for part in self.layout.parts
         }
-        _check_frames(self._expected, _digest(new))
-        for label, frame in new.items():
+
+    def _set_frames(self, frames: Mapping[str, Tensor]) -> None:
+        for label, frame in frames.items():
             self.frames.get_buffer(label).copy_(frame)
 
     def _fit_initial(self, gradients: Mapping[str, Tensor]) -> None:
@@ -226,7 +262,7 @@ class QuantumPeftGenerator(Generator):
         return {STREAM: torch.cat([self._seal(payload), payload])}
 
     def _packed(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.config.frame == "gradient" and not (self.config.store_frames or self.latent or self.config.frames):
+        if self.config.follows_gradient and not (self.config.store_frames or self.latent or self.config.frames):
             digest = {} if self.needs_fit else {"frame_digest": self._frame_digest()}
             state = {k: v for k, v in state.items() if not k.startswith("frames.") and k != "fitted"} | digest
         else:
@@ -254,7 +290,7 @@ class QuantumPeftGenerator(Generator):
         digest = state.pop("frame_digest", None)
         if digest is not None and not self.needs_fit:
             _check_frames(digest, self._frame_digest())
-        if self._wants_fit and self.config.frame == "gradient" and "fitted" not in state:
+        if self._wants_fit and self.config.follows_gradient and "fitted" not in state:
             self._expected, own = digest, self.state_dict()  # saved without frames: keep the current ones
             state |= {k: v for k, v in own.items() if k.startswith("frames.") or k == "fitted"}
         for key, bits in self._quantized():

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from qpeft.core.binding import Slot
 from qpeft.core.config import in_saved_order
-from qpeft.core.frame_file import read_frame_file
+from qpeft.core.frame_file import fingerprint, read_frame_file
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import find_slots
 from qpeft.core.targets import check_is_matrix
 from qpeft.core.tuner import GeneratedMixin
-from qpeft.errors import CheckpointError
+from qpeft.errors import CheckpointError, ConfigError
 from qpeft.methods.quantum_peft.config import QuantumPeftConfig
 from qpeft.methods.quantum_peft.generator import QuantumPeftGenerator
 from qpeft.methods.quantum_peft.layout import Layout, Matrix
@@ -51,11 +51,13 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
     def _build(self, adapter_name: str, config: Any, init: SeededInit) -> tuple[QuantumPeftGenerator, list[Slot]]:
         matrices: list[Matrix] = []
         slots: list[dict[str, Slot]] = []
+        layers: list[Any] = []
         for slot, layer in find_slots(self.model, adapter_name, LoraLayer):
             name, _, part = slot.label.rpartition(".lora_")
             if part == "A.weight":
                 matrices.append(_matrix(name, layer, adapter_name))
                 slots.append({"v": slot})
+                layers.append(layer)
             else:
                 slots[-1]["u"] = slot
         layout = Layout.of(config, matrices)
@@ -65,6 +67,8 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
         generator = QuantumPeftGenerator(config, layout, init, _values(gains))
         if config.frames is not None:
             _set_frames(generator, config, self.model)
+        elif config.frame == "weights":
+            _set_weight_frames(generator, layers, self.model)
         return generator, ordered
 
 
@@ -84,6 +88,29 @@ def _set_frames(generator: QuantumPeftGenerator, config: QuantumPeftConfig, base
         part.label: file.frame([matrices[i].name for i in part.matrices], part.side, part.inner) for part in parts
     }
     generator.set_frame_file(frames)
+
+
+def _set_weight_frames(generator: QuantumPeftGenerator, layers: list[Any], base: nn.Module) -> None:
+    """Compute the frames of the matrices from the weights of their layers."""
+    names = [matrix.name for matrix in generator.layout.matrices]
+    weights = [_weight(name, layer) for name, layer in zip(names, layers, strict=True)]
+    generator.set_weight_frames(weights, fingerprint(dict(base.named_modules()), names))
+
+
+def _weight(name: str, layer: Any) -> Tensor:
+    """The base weight of a layer, (d_out, d_in); raises ConfigError if its singular vectors cannot be computed."""
+    weight = layer.get_base_layer().weight
+    if weight.is_meta:
+        problem = "is on the meta device; load the base model's weights first"
+    elif not weight.is_floating_point():
+        problem = "is quantized; load the base model in float32 or bfloat16, or use frame='gradient'"
+    elif layer.merged:
+        problem = "contains a merged adapter; call model.unmerge_adapter() first"
+    elif not torch.isfinite(weight).all():
+        problem = "contains NaN or Inf; check the base model"
+    else:
+        return weight.mT if layer.fan_in_fan_out else weight
+    raise ConfigError(f"frame='weights' needs the weight of {name}, which {problem}")
 
 
 def gain_slots(model: nn.Module, adapter_name: str) -> list[Slot]:

@@ -117,7 +117,7 @@ def _stored(config: QuantumPeftConfig, layout: Layout, factors: list[_Factors], 
         stored += _quantized([(parts[name],)], config.lambda_bits, config.group_size)
     if not config.freeze_angles:
         stored += _quantized([(f.n, f.p) for f in factors], config.bits, config.group_size)
-    if config.frame == "gradient" and config.frames is None and config.store_frames:
+    if config.follows_gradient and config.frames is None and config.store_frames:
         stored += _FRAME_BYTES * sum(len(part.matrices) * part.width * part.inner for part in layout.parts)
     return stored
 

@@ -14,7 +14,7 @@ COLUMNS = ("spread", "first")
 ENTANGLERS = ("cz", "signs", "none")
 LIE_MAPS = ("exp", "cayley", "taylor")
 SHARES = ("none", "type")
-FRAMES = ("gradient", "random")
+FRAMES = ("gradient", "sign", "weights", "random")
 STARTS = ("random", "gradient")
 BITS = (16, 8, 4, 3, 2, 1)
 LAMBDA_BITS = (16, 8, 4)
@@ -61,7 +61,8 @@ class QuantumPeftGeneratorConfig:
     frame: str | None = option(
         None,
         "Apply U and V inside a frozen frame of each matrix: the leading singular vectors of the initial loss "
-        "gradient (gradient), or a control: random directions.",
+        "gradient (gradient), of its signs (sign, as in LoRA-SB), or of the base weight (weights, as in LoRA-XS; "
+        "nothing is stored), or a control: random directions.",
         choices=FRAMES,
     )
     frame_rank: int = option(
@@ -145,6 +146,11 @@ class QuantumPeftGeneratorConfig:
         assert self.angle_scale is not None
         return ".numbers.tau", self.angle_scale
 
+    @property
+    def follows_gradient(self) -> bool:
+        """Whether the frames are computed from the loss gradient, by fit_frames."""
+        return self.frame in ("gradient", "sign")
+
     def check(self) -> None:
         """Raise ConfigError, with the field and the allowed values, if a field is out of range."""
         check_fields(self, QuantumPeftGeneratorConfig)
@@ -158,7 +164,7 @@ class QuantumPeftGeneratorConfig:
             what = "family lie" if self.family == "lie" else "a frame"
             raise ConfigError(f"{what} uses the first columns; leave columns unset or set columns='first'")
         if self.family == "core" and self.frame is None:
-            raise ConfigError("family core is a matrix inside a frame; set frame='gradient' or frame='random'")
+            raise ConfigError(f"family core is a matrix inside a frame; set frame= to one of {', '.join(FRAMES)}")
         if self.family == "core" and (self.share != "none" or self.freeze_angles or self.bits is not None):
             raise ConfigError(
                 "family core trains one matrix per module: "
@@ -183,7 +189,7 @@ def angles_hardly_move(settings: Any, config: Any) -> str | None:
     Adam moves an angle by at most about angle_scale * lr per step, and lr is half of its peak in the mean unless it
     stays constant.
     """
-    if config.family != "pauli" or config.freeze_angles or config.frame == "gradient":
+    if config.family != "pauli" or config.freeze_angles or config.follows_gradient:
         return None  # in the directions of the gradient a short distance is sufficient
     distance = settings.n_steps * settings.lr * config.angle_scale / (1 if settings.lr_schedule == "constant" else 2)
     if distance >= 2:
