@@ -60,6 +60,9 @@ class Method:
     # -- training
     check: Callable[[Any], None] | str | None = None  #: (settings) raises ConfigError for an unsupported run
     advice: Callable[[Any, Any], str | None] | str | None = None  #: (settings, config) a warning before the run
+    #: (config) the function (base, config, batches) that completes `config` from training data, or prepares the base,
+    #: before the adapter is added; None if neither is needed
+    calibrate: Callable[[Any], Callable[[Any, Any, Any], None] | None] | str | None = None
     #: (config) the function (model, batches) that computes initial values before the first step; None if none is needed
     fit: Callable[[Any], Callable[[Any, Any], None] | None] | str | None = None
     #: (model, path) writes the frames of a fitted adapter to a file, to which the adapter then refers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -85,10 +85,16 @@ def _generator_fields(settings: TrainSettings) -> set[str]:
     return {f.name for f in fields(settings.record.generator_class)} if settings.attaches else set()
 
 
-def build_adapter(settings: TrainSettings, base: PreTrainedModel, head: Sequence[str] = ()) -> Any:
+def build_adapter(
+    settings: TrainSettings,
+    base: PreTrainedModel,
+    head: Sequence[str] = (),
+    batches: Callable[[], Sequence[Mapping[str, Any]]] | None = None,
+) -> Any:
     """The model to train: `base` with an adapter, or `base` itself if the method has none.
 
-    The modules named by `head` are trained in full, in addition to the adapter.
+    The modules named by `head` are trained in full, in addition to the adapter. `batches` returns training data, for
+    methods that choose what they adapt from it.
     Raises ConfigError for an unknown field, an invalid value, or target modules that do not exist.
     """
     if settings.record.config is None:
@@ -105,6 +111,8 @@ def build_adapter(settings: TrainSettings, base: PreTrainedModel, head: Sequence
     train_in_full(config, head)
     check_target_modules(base, config)
     check_sizes_fit(config, base)
+    if batches is not None and (calibrate := settings.record.ask("calibrate", config)):
+        calibrate(base, config, batches())
     model = _with_config_errors(get_peft_model, base, config)
     for built in model.peft_config.values():
         for name, value in vars(built).items():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,10 +63,10 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
     identity = identity_of(settings, task)
     set_seed(settings.seed)
     loaded = task.load_base()
-    model = build_adapter(settings, loaded, task.head)
+    model = build_adapter(settings, loaded, task.head, partial(_batches, task, settings.batch_size))
     if fit := settings.record.ask("fit", config):
         progress.on_stage("Computing the gradient's directions")
-        _fit(fit, model, task, settings.batch_size)
+        fit(model.to("cuda" if torch.cuda.is_available() else "cpu"), _batches(task, settings.batch_size))
     return Prepared(model, task, identity, _set_backend(settings, model))
 
 
@@ -110,11 +110,10 @@ def _read(settings: TrainSettings, config: Any) -> Task:
     return task_class(settings.task)(settings, getattr(config, "num_virtual_tokens", 0))
 
 
-def _fit(fit: Callable[[Any, Any], None], model: Any, task: Task, batch_size: int) -> None:
-    """Call the method's `fit` with examples spread over the training data."""
+def _batches(task: Task, batch_size: int) -> list[Any]:
+    """Batches of examples spread over the training data."""
     chosen = spread(_GRADIENT_EXAMPLES, list(task.train))
-    batches = [task.collate(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
-    fit(model.to("cuda" if torch.cuda.is_available() else "cpu"), batches)
+    return [task.collate(chosen[start : start + batch_size]) for start in range(0, len(chosen), batch_size)]
 
 
 def _set_backend(settings: TrainSettings, model: Any) -> CircuitRun | None:
