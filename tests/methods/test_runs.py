@@ -50,9 +50,13 @@ RUNS = {
     "quantum_peft in shared frames": run("quantum_peft", frame="gradient", frame_rank=8, share="type"),
     "quantum_peft, frames not stored": run("quantum_peft", frame="gradient", frame_rank=8, bits=3, store_frames=False),
     "quantum_peft, lie, norm gains": run("quantum_peft", modules_to_save=["ln_f"], family="lie"),
+    "quantum_peft in frames of the weights": run("quantum_peft", frame="weights", family="core"),
+    "lora from the gradient": run("lora", r=1, init_lora_weights="lora_ga"),
+    "lora from activations": run("lora", r=2, init_lora_weights="eva"),
     "qaa, shared rxyz": run("qaa", ansatz="rxyz", share_circuit=True),
 }
 FAST = {"qpa", "quantum_peft", "qaa", "sora", "bottleneck", "lora", "full", "qpa over prefix", "qpa over bottleneck"}
+FAST |= {"trainable_tokens", "lora from the gradient"}
 
 
 def marked(fast):
@@ -101,7 +105,9 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
         assert found.loss == pytest.approx(result.after.loss, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", marked({"qpa", "lora", "full", "sora", "quantum_peft, frames not stored"}))
+@pytest.mark.parametrize(
+    "name", marked({"qpa", "lora", "lora from the gradient", "full", "sora", "quantum_peft, frames not stored"})
+)
 @pytest.mark.parametrize("killed_at", [2, 5])
 def test_killed_run_resumes_to_the_same_bits(settings, name, killed_at):
     unbroken = train(settings(name, "unbroken"))

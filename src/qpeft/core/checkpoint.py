@@ -25,6 +25,21 @@ from qpeft.files import read_json, replace_folder
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 _CARD = "README.md"
+_INITIAL = "qpeft_initial_adapter"  # attribute of a model
+
+
+def keep_initial(model: PeftModel, folder: str) -> None:
+    """Keep in `folder` the initial adapter of a model whose base weights PEFT changed by it (LoRA-GA).
+
+    `save` subtracts it, so that the saved adapter is for the original base.
+    """
+    model.save_pretrained(folder, save_embedding_layers=False)
+    vars(model)[_INITIAL] = folder
+
+
+def changes_base(model: Any) -> bool:
+    """Whether `keep_initial` was called: the saved LoRA then has twice the trained parameters."""
+    return _INITIAL in vars(model)
 
 
 def save(model: PeftModel, directory: str | Path) -> None:
@@ -45,7 +60,11 @@ def save(model: PeftModel, directory: str | Path) -> None:
         if is_users_own(target / _CARD):
             shutil.copyfile(target / _CARD, folder / _CARD)
         with sets_in_order(*model.peft_config.values()):
-            model.save_pretrained(str(folder), save_embedding_layers=False)
+            model.save_pretrained(str(folder), save_embedding_layers=False, **_conversion(model))
+
+
+def _conversion(model: PeftModel) -> dict[str, Any]:
+    return {"path_initial_model_for_weight_conversion": vars(model)[_INITIAL]} if changes_base(model) else {}
 
 
 def load(

@@ -47,12 +47,14 @@ class Plan:
 def count_stock(config: PeftConfig, adapted: Any) -> dict[str, Any]:
     """The fields of a Plan for a stock adapter; `adapted` is the model on the meta device."""
     total, stored = count_trainable(adapted), count_stored(adapted)
+    initial = count_lora(adapted) if getattr(config, "init_lora_weights", None) == "lora_ga" else 0
+    stored += initial  # the saved adapter also contains the initial one, which PEFT subtracted from the base
     is_prompt = adapted.active_peft_config.is_prompt_learning  # its encoder's output is stored, not the encoder
     return {
         "method": str(getattr(config.peft_type, "value", config.peft_type)).lower(),
         "trainable": total,
         "trainable_parts": {"adapter": total},
-        "deployed": stored if is_prompt else total,
+        "deployed": stored if is_prompt else total + initial,
         "stored_bytes": stored * BYTES,
         "exported_bytes": stored * BYTES,
         "needs_qpeft": False,
@@ -86,6 +88,11 @@ def _packed(generator: Any) -> list[Tensor]:
     """The tensors of the generator in a compact checkpoint, without its fingerprint."""
     packed = generator.pack(generator.state_dict())
     return [tensor for name, tensor in packed.items() if not name.endswith("fingerprint")]
+
+
+def count_lora(adapted: Any) -> int:
+    """Trainable parameters of lora_A and lora_B."""
+    return sum(p.numel() for name, p in adapted.named_parameters() if p.requires_grad and ".lora_" in name)
 
 
 def count_stored(adapted: Any) -> int:

@@ -41,7 +41,7 @@ def _check_full(settings: Any) -> None:
 
 def _peft(key: str, title: str, config: str, learning_rate: float, *, is_host: bool = True, **more: Any) -> Method:
     """A method of PEFT with its config class; `more` are its defaults here, by default those of `all-linear`."""
-    fields = {name: more.pop(name) for name in ("check", "report_note") if name in more}
+    fields = {name: more.pop(name) for name in ("check", "report_note", "calibrate", "fit") if name in more}
     defaults = more.pop("defaults", {"target_modules": "all-linear", **more})
     return Method(
         key=key,
@@ -55,9 +55,13 @@ def _peft(key: str, title: str, config: str, learning_rate: float, *, is_host: b
 
 
 _TOKENS = {"num_virtual_tokens": 10}
+_FROM_DATA = {
+    "calibrate": "qpeft.methods.gradient_start:gradients_for",
+    "fit": "qpeft.methods.gradient_start:data_start_for",
+}
 METHODS = (
-    _peft("lora", "LoRA", "LoraConfig", 2e-4),
-    _peft("dora", "DoRA", "LoraConfig", 2e-4, use_dora=True),
+    _peft("lora", "LoRA", "LoraConfig", 2e-4, **_FROM_DATA),
+    _peft("dora", "DoRA", "LoraConfig", 2e-4, use_dora=True, **_FROM_DATA),
     _peft("pissa", "PiSSA", "LoraConfig", 2e-4, init_lora_weights="pissa"),
     _peft("ia3", "IA3", "IA3Config", 5e-3, defaults={}),  # PEFT knows its targets
     _peft("vera", "VeRA", "VeraConfig", 4e-3),

@@ -15,11 +15,12 @@ from peft import PeftModel
 import qpeft
 from qpeft import methods
 from qpeft.core.adapter_form import form_of, has_stock_form, own_kind
+from qpeft.core.checkpoint import changes_base
 from qpeft.core.generator_holder import holder_of
 from qpeft.core.model_card import load_lines
 from qpeft.files import replace_folder, write_text
 from qpeft.methods import Trains
-from qpeft.methods.counting import count_stored
+from qpeft.methods.counting import count_lora, count_stored
 from qpeft.training.result import TrainResult
 from qpeft.training.run_folder import RunFolder
 from qpeft.training.tasks import Task
@@ -60,7 +61,7 @@ def count_deployed(model: Any) -> int:
         return form.count_deployed(model)
     if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
         return count_stored(model)
-    return count_trainable(model)
+    return count_trainable(model) + (count_lora(model) if changes_base(model) else 0)
 
 
 def count_generator(model: Any) -> int | None:
