@@ -154,8 +154,8 @@ def check_tensors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
         if name.endswith("fingerprint") and not torch.equal(found[name].cpu(), value.cpu()):
             raise CheckpointError(
                 "the checkpoint has other initial values or settings (seed, scales, activation, gates of an ansatz of "
-                "your own, ...); build the adapter with the settings in its adapter_config.json, or load it with "
-                "qpeft.load"
+                "your own, ...), or another base model whose weights determine its frames; build the adapter with the "
+                "settings in its adapter_config.json, or load it with qpeft.load on its base model"
             )
     # as they are loaded: a float64 value may be infinite in float32
     if broken := _first_nonfinite({name: found[name].to(value.dtype) for name, value in expected.items()}):

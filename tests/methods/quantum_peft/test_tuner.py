@@ -131,8 +131,13 @@ def test_weight_frames_are_not_stored_and_equal_after_loading(base, ids, adapter
     model = adapters.train(quantum_peft(base, frame="weights", **settings), ids)
     qpeft.save(model, tmp_path)
     assert not any(".frames." in name for name in load_file(tmp_path / "adapter_model.safetensors"))
+    other = copy.deepcopy(untouched)
     again = qpeft.load(untouched, tmp_path)
     assert torch.equal(adapters.logits(again, ids), adapters.logits(model, ids))
+    for parameter in other.parameters():
+        parameter.data.neg_()
+    with pytest.raises(CheckpointError, match="another base model whose weights determine its frames"):
+        qpeft.load(other, tmp_path)
 
 
 def test_weight_frames_need_the_weights(llama):
