@@ -52,7 +52,7 @@ RUNS = {
     "quantum_peft, lie, norm gains": run("quantum_peft", modules_to_save=["ln_f"], family="lie"),
     "quantum_peft in frames of the weights": run("quantum_peft", frame="weights", family="core"),
     "lora from the gradient": run("lora", r=1, init_lora_weights="lora_ga"),
-    "lora from activations": run("lora", r=2, init_lora_weights="eva"),
+    "lora from activations": run("lora", r=2, init_lora_weights="eva", eva_config={"rho": 1.0}),
     "qaa, shared rxyz": run("qaa", ansatz="rxyz", share_circuit=True),
 }
 FAST = {"qpa", "quantum_peft", "qaa", "sora", "bottleneck", "lora", "full", "qpa over prefix", "qpa over bottleneck"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -42,7 +43,10 @@ def attach_gradients(base: Any, config: Any, batches: _Batches) -> None:
     if str(config.target_modules).lower() == "all-linear":  # which PEFT expands only when it adds the adapter
         targets = copy.copy(config)
         set_target_names(base, targets, lambda _: "all-linear", lambda model: model.named_modules())
-    preprocess_loraga(base, targets, lambda: _backward(base, batches))
+    with warnings.catch_warnings():
+        # from the hooks by which PEFT counts; the gradients of the weights are not affected
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+        preprocess_loraga(base, targets, lambda: _backward(base, batches))
 
 
 def data_start_for(config: Any) -> Callable[[Any, _Batches], None] | None:
