@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),  # PEFT's warning about LayerNorm
     pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning"),
     pytest.mark.filterwarnings("ignore:angles move at most:UserWarning"),
+    pytest.mark.filterwarnings("ignore:lora with eva initialization used:UserWarning"),
 ]
 STEPS = 7
 GENERATOR = {"chunk_size": 32, "hidden": (6,), "n_layers": 2}

@@ -55,7 +55,7 @@ def _peft(key: str, title: str, config: str, learning_rate: float, *, is_host: b
 
 
 _TOKENS = {"num_virtual_tokens": 10}
-_FROM_DATA = {
+_FROM_DATA: dict[str, Any] = {
     "calibrate": "qpeft.methods.gradient_start:gradients_for",
     "fit": "qpeft.methods.gradient_start:data_start_for",
 }
