@@ -28,8 +28,8 @@ import torch
 from peft import get_peft_model
 
 import qpeft
+from qpeft.core.base_model import fingerprint, load_config, load_model
 from qpeft.files import write_json
-from qpeft.training.base_model import fingerprint, load_config, load_model
 from qpeft.training.metrics_log import read_rows
 from small_budgets import CALIBRATION, CORPORA, MICRO_BATCH, SEEDS, Blocks, count, evaluate, load_blocks, spread, train
 from small_budgets_rows import CIRCUIT_RATES
