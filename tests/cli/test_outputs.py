@@ -22,8 +22,11 @@ COMMANDS = {
     "diagnose --html": ["diagnose", "ADAPTER", "--samples", "10"],
     "compare run --out": ["compare", "run", "survey"],
     "circuits export --out": ["circuits", "export", "--n-qubits", "3"],
+    "frames --out": ["frames", "--model", "embedded", "--data", "numpy-docs"],
 }
-FILES = ("diagnose --html", "circuits export --out")
+REPLACED = ("diagnose --html", "circuits export --out")
+FILES = (*REPLACED, "frames --out")  # which refuses a file that exists
+OUTPUT = {"frames --out": "output.safetensors"}  # the suffix is added to other names
 INPUTS = {
     ("evaluate", "adapter"),
     ("evaluate", "bertscore_model"),
@@ -93,7 +96,7 @@ EXPECTED = {"named pipe behind a link": "is a named pipe", "loop of links": "can
 @pytest.mark.parametrize("kind", SPECIAL)
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_refuses_an_output_that_is_not_a_file(name, kind, adapter_folder, tmp_path):
-    place = tmp_path / "output"
+    place = tmp_path / OUTPUT.get(name, "output")
     SPECIAL[kind](place)
     before, names = (place.lstat().st_ino, place.lstat().st_mtime_ns), sorted(tmp_path.iterdir())
     result = run(name, place, adapter_folder)
@@ -114,7 +117,7 @@ def test_command_refuses_an_output_below_a_file(name, adapter_folder, tmp_path):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_command_refuses_a_folder_for_a_file_and_a_file_for_a_folder(name, adapter_folder, tmp_path):
-    place = tmp_path / "output"
+    place = tmp_path / OUTPUT.get(name, "output")
     place.mkdir() if name in FILES else place.write_text("mine")
     result = run(name, place, adapter_folder)
     assert result.exit_code == 2
@@ -122,7 +125,7 @@ def test_command_refuses_a_folder_for_a_file_and_a_file_for_a_folder(name, adapt
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", REPLACED)
 def test_command_writes_through_a_link_to_a_file(name, is_there, adapter_folder, tmp_path):
     target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
     target.parent.mkdir()

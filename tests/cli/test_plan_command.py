@@ -121,7 +121,7 @@ def test_stock_method_has_no_circuit(qpeft_cli, base_folder):
         (["--method", "lora", "--n-layers", "2"], "QPA and QAA and Quantum-PEFT, not of"),
         (["--share", "type"], "--share: options of Quantum-PEFT, not of method qpa; use --method"),
         (["--method", "quantum_peft", "--preset", "official"], "paper_pauli, paper_taylor of method quantum_peft"),
-        (["--method", "quantum_peft", "--family", "core"], "set frame='gradient' or frame='random'"),
+        (["--method", "quantum_peft", "--family", "core"], "set frame= to one of gradient, sign, weights, random"),
         (["--method", "quantum_peft", "--r", "17"], "r=17 exceeds min(d_in, d_out)=16 for model.layers.0"),
         (["--method", "quantum_peft", "--use-rslora"], "--use-rslora rescales by r"),
         (["--method", "lora", "--preset", "official"], "unknown preset 'official' of method lora"),

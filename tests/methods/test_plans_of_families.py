@@ -85,7 +85,6 @@ def test_count_equals_that_of_a_published_adapter(roberta, shared):
         (BertConfig(architectures=["BertForMaskedLM"]), None, "BertForMaskedLM"),
         (BertConfig(architectures=["BertForMaskedLM"]), "TOKEN_CLS", "BertForTokenClassification"),
         (T5Config(), None, "T5ForConditionalGeneration"),
-        (ViTConfig(), "CAUSAL_LM", "ViTForImageClassification"),
         (CLIPConfig(), "FEATURE_EXTRACTION", "CLIPModel"),
         (GemmaConfig(), None, "GemmaForCausalLM"),
     ],

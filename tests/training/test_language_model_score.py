@@ -231,4 +231,3 @@ def test_unknown_tokens_are_counted_and_reported(tiny_model, tmp_path):
     score = task.score(task.load_base())
     assert (score.n_tokens, score.n_unknown) == (3 * 7, 3 * 2)
     assert "6 unknown tokens (28.6%)" in score.size
-    assert (score + score).n_unknown == 12

@@ -256,7 +256,7 @@ def test_split_of_a_local_folder_is_read_by_datasets(tmp_path):
     ],
 )
 def test_source_is_a_name_a_configuration_and_a_split(source, name, config, split):
-    assert parse_source(source) == (name, config, split)
+    assert parse_source(source) == (name, config, split, None)
     assert parse_source(source).is_local == ("data" in name or "missing" in name)
 
 
@@ -265,8 +265,8 @@ def test_path_may_contain_colons(tmp_path, monkeypatch):
     write(tmp_path / "tales: one.txt", "one")
     assert load("tales: one.txt") == [{"text": "one"}]
     (tmp_path / "a:b:c").mkdir()
-    assert parse_source("a:b:c:config:split") == ("a:b:c", "config", "split")
-    assert parse_source("a:b:c") == ("a:b:c", None, None)
+    assert parse_source("a:b:c:config:split") == ("a:b:c", "config", "split", None)
+    assert parse_source("a:b:c") == ("a:b:c", None, None, None)
 
 
 def test_sources_without_splits_refuse_one(tmp_path):

@@ -274,9 +274,10 @@ class TrainSettings:
 
     def _of_glue(self) -> dict[str, Any]:
         """The fields that a task of GLUE determines."""
-        with suppress(DataError):  # an unknown one, which `check` reports
-            if (glue := find_glue(self.data)) is not None:
-                return glue.settings()
+        if isinstance(self.data, str):  # in a damaged file it may be anything
+            with suppress(DataError):  # an unknown one, which `check` reports
+                if (glue := find_glue(self.data)) is not None:
+                    return glue.settings()
         return {}
 
     def _check_texts(self) -> None:

@@ -129,7 +129,7 @@ def test_plan_equals_the_built_saved_and_exported_adapter(llama, ids, adapters, 
     config = {"r": 3, "n_layers": 1, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
     plan = qpeft.plan(llama, qpeft.QuantumPeftConfig(**config))
     model = get_peft_model(copy.deepcopy(llama), qpeft.QuantumPeftConfig(**config))
-    if {"gradient", "sign"} & {*settings.values()}:
+    if any(value in ("gradient", "sign") for value in settings.values()):
         qpeft.fit_frames(model, [{"input_ids": ids}])
     assert plan.trainable == model.get_nb_trainable_parameters()[0] == sum(plan.trainable_parts.values())
     adapters.train(model, ids, steps=1)
