@@ -38,6 +38,7 @@ STAND_INS = {
     "recipes/qpa-gpt2-wikitext2.yaml": "tiny.yaml",
     "recipes/quantum-peft-deberta-glue.yaml": "tiny.yaml",
     "glue/rte": "docs.jsonl",
+    "320": "64",  # --seq-len: the stand-ins have a context of 256 tokens
 }
 HUB_NAMES = ("gpt2", "path/or/hub-id")  # replaced in Python as well
 CHEAP = {"--steps": "2", "--epochs": "0.02", "--seeds": "0", "--samples": "20", "--max-new-tokens": "4"}
