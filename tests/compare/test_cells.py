@@ -168,6 +168,19 @@ def test_block_uses_the_largest_size_within_the_budget(study, tmp_path):
     assert found["qpa@prefix"].ranked
 
 
+def test_names_of_norms_are_those_of_the_base(study, tmp_path):
+    gains = {"key": "gains", "method": "lora", "settings": {"r": 1, "modules_to_save": "@norms"}}
+    last = {"key": "last", "method": "lora", "settings": {"r": 1, "modules_to_save": "@last-norm"}}
+    plan = make_plan(
+        study(methods=[*METHODS[:2], gains], blocks=[{"of": "gains", "methods": [last]}]), tmp_path / "out"
+    )
+    found = {method.key: method for method in plan.study.methods}
+    assert found["gains"].settings["modules_to_save"] == ["ln_1", "ln_2", "ln_f"]
+    # rank 1 on two layers; weights and biases of two norms in each layer, and of the last
+    assert found["gains"].trainable == 2 * 256 + 5 * 2 * 16
+    assert found["last@gains"].trainable == 2 * 256 + 2 * 16
+
+
 @pytest.mark.long
 def test_data_order_and_initial_loss_are_equal_for_all_methods(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")

@@ -35,6 +35,7 @@ STAND_INS = {
     "shots": "tiny.yaml",
     "noise": "tiny.yaml",
     "bits": "tiny.yaml",
+    "budgets": "tiny.yaml",
     "recipes/qpa-gpt2-wikitext2.yaml": "tiny.yaml",
     "recipes/quantum-peft-deberta-glue.yaml": "tiny.yaml",
     "glue/rte": "docs.jsonl",

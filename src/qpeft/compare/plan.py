@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qpeft import methods
+from qpeft.compare.base_names import fill_names
 from qpeft.compare.budget import Counted, Host, count, fill_block
 from qpeft.compare.cell import Cell, Setup, SplitData
 from qpeft.compare.data import TEXT_PAIR, split_data
@@ -155,6 +156,7 @@ def make_plan(study: Study, folder: Path, command: str = "", trust_remote_code: 
     config = load_config(model, trust_remote_code)
     base_sha = fingerprint(model, config)
     base = host_of(study, model, trust_remote_code)
+    study = _with_names(study, base)
     counted, blocks = _count_methods(study, base)
     study = _with_common_length(study, config, [one.spec for one in counted])
     data = split_data(study, folder)
@@ -264,6 +266,16 @@ def host_of(study: Study, model: str, trust_remote_code: bool) -> Host:
     n_outputs = 1 if TASKS[study.task].is_regression else n_classes
     found = classifier_on_meta(model, study.task, n_outputs, trust_remote_code)
     return Host(found.model, found.trained)
+
+
+def _with_names(study: Study, base: Host) -> Study:
+    """The study with the names of the base's modules in the settings of all methods."""
+
+    def named(spec: Any) -> Any:
+        return spec.model_copy(update={"settings": fill_names(spec.settings, base.model)})
+
+    blocks = [block.model_copy(update={"methods": [*map(named, block.methods)]}) for block in study.blocks]
+    return study.model_copy(update={"methods": [*map(named, study.methods)], "blocks": blocks})
 
 
 def _count_methods(study: Study, base: Host) -> tuple[list[Counted], list[ResolvedBlock]]:

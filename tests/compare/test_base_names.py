@@ -1,0 +1,40 @@
+"""Names of modules in a study that depend on its base."""
+
+import pytest
+from torch import nn
+from transformers import AutoConfig
+
+from qpeft.compare.base_names import fill_names
+from qpeft.core.meta_model import on_meta
+from qpeft.errors import ConfigError
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+OF_GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2}
+OF_OPT = {**SMALL, "ffn_dim": 32, "word_embed_proj_dim": 16}
+
+
+def base(model_type, **sizes):
+    return on_meta(AutoConfig.for_model(model_type, vocab_size=8, **sizes))
+
+
+@pytest.mark.parametrize(
+    ("model", "norms", "last"),
+    [
+        (base("gpt2", **OF_GPT2), ["ln_1", "ln_2", "ln_f"], "transformer.ln_f"),
+        (base("llama", **SMALL), ["input_layernorm", "norm", "post_attention_layernorm"], "model.norm"),
+        # registered before the blocks
+        (base("opt", **OF_OPT), ["final_layer_norm", "self_attn_layer_norm"], "model.decoder.final_layer_norm"),
+        # only those of the embeddings and of the prediction head are outside of blocks
+        (base("bert", **SMALL), ["LayerNorm"], "cls.predictions.transform.LayerNorm"),
+    ],
+    ids=["gpt2", "llama", "opt", "bert"],
+)
+def test_norms_are_those_of_the_base(model, norms, last):
+    settings = {"r": 3, "modules_to_save": "@norms", "target_modules": "@last-norm"}
+    assert fill_names(settings, model) == {"r": 3, "modules_to_save": norms, "target_modules": [last]}
+
+
+def test_base_without_norms_is_refused():
+    assert fill_names({"r": 3}, nn.Linear(2, 2)) == {"r": 3}
+    with pytest.raises(ConfigError, match="@norms and @last-norm stand for normalization layers, which Linear lacks"):
+        fill_names({"modules_to_save": "@norms"}, nn.Linear(2, 2))
