@@ -31,7 +31,7 @@ from qpeft.methods.qpa.settings import FEATURE_SOURCES
 from qpeft.training import TrainSettings, train
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-SCALES = [(10.0, mlp) for mlp in (1.0, 5.0, 10.0, 20.0, 40.0)] + [(angle, 10.0) for angle in (1.0, 50.0)]
+SCALES = [(1.0, mlp) for mlp in (1.0, 5.0, 10.0, 20.0, 40.0)] + [(angle, 10.0) for angle in (0.1, 10.0, 50.0)]
 
 
 class Study(NamedTuple):

@@ -34,21 +34,25 @@ def by_pennylane(ansatz):
 @pytest.mark.parametrize("feature_map", ["scaled", "whitened"])
 @pytest.mark.parametrize(("features", "chunk_size", "m"), [(16, 40, 1000), (4, 13, 777), (1, 5, 200), (8, 300, 300)])
 def test_values_and_gradients_of_register_features_equal_pennylane(ansatz, feature_map, features, chunk_size, m):
-    """flat = concat_c W S f_c with f_c = (2^(N+k) p[c, :] - 1) / sqrt 2, and S of the initial angles."""
+    """flat = concat_c W S f_c with S of the initial angles, and with x = 2^(N+k) p[c, :] and a = sqrt(2 / pi)
+    f_c = (x - 1) / sqrt 2 or (sqrt x - a) / sqrt(1 - a^2)."""
     generator = make(m, ansatz=ansatz, features=features, chunk_size=chunk_size, feature_map=feature_map)
     with torch.no_grad():
-        generator.feature.angles.tau.normal_(generator=torch.Generator().manual_seed(1), std=0.02)
+        generator.feature.angles.tau.normal_(generator=torch.Generator().manual_seed(1), std=0.2)
     n_chunks = -(-m // chunk_size)
     circuit = Ansatz(ansatz, max(1, math.ceil(math.log2(n_chunks))) + int(math.log2(features)), 3)
     run = by_pennylane(circuit)
 
-    def scaled(angles):
-        p = run(angles).view(-1, features)
-        return ((p.numel() * p - 1) / math.sqrt(2))[:n_chunks]
+    def of_chunks(angles):
+        p = run(angles).view(-1, features)[:n_chunks]
+        x = 2**circuit.n_qubits * p
+        if feature_map == "scaled":
+            return (x - 1) / math.sqrt(2)
+        return (x.clamp(min=1e-6).sqrt() - math.sqrt(2 / math.pi)) / math.sqrt(1 - 2 / math.pi)
 
     mixed = torch.eye(features, dtype=torch.float64)
     if feature_map == "whitened":
-        mixed = by_svd(scaled(generator.feature.angles(initial=True)).numpy())
+        mixed = by_svd(of_chunks(generator.feature.angles(initial=True)).numpy())
         torch.testing.assert_close(generator.whitening, mixed, atol=1e-5, rtol=1e-5)  # float32
         mixed = generator.whitening
     weights = torch.linspace(-1, 1, m, dtype=torch.float64)
@@ -57,10 +61,11 @@ def test_values_and_gradients_of_register_features_equal_pennylane(ansatz, featu
     angles, weight = (
         value().detach().requires_grad_() for value in (generator.feature.angles, generator.mlp[0].weight)
     )
-    expected = (scaled(angles) @ mixed @ weight.T).flatten()[:m]
+    expected = (of_chunks(angles) @ mixed @ weight.T).flatten()[:m]
     torch.testing.assert_close(flat, expected, atol=1e-10, rtol=0)
-    for one, other in zip(found, torch.autograd.grad(expected @ weights, (angles, weight)), strict=True):
-        torch.testing.assert_close(one, 10 * other, atol=1e-9, rtol=1e-10)  # of tau, whose factor is 10
+    gradients = torch.autograd.grad(expected @ weights, (angles, weight))
+    for one, other, factor in zip(found, gradients, (1, 10), strict=True):  # angle_scale, mlp_scale
+        torch.testing.assert_close(one, factor * other, atol=1e-9, rtol=1e-10)
 
 
 def by_svd(features):

@@ -17,7 +17,7 @@ from qpeft.errors import setting
 from qpeft.methods.qpa.budget import QPACount
 from qpeft.methods.qpa.settings import QPASettings
 
-_SQUASH_FLOOR = 1e-6  # of 2^N p; without it the slope at p = 0 is infinite and the gradient of the angles NaN
+_FLOOR = 1e-6  # of 2^N p; without it the slope of a root at p = 0 is infinite and the gradient of the angles NaN
 _SLOW = 0.016  # s; 2^17 amplitudes times stages
 _NULL = 1e-6  # of the largest eigenvalue: smaller ones would raise float32's rounding errors above 1e-4
 
@@ -27,9 +27,19 @@ def scaled(probabilities: Tensor) -> Tensor:
     return (probabilities * probabilities.numel() - 1.0) * math.sqrt(0.5)
 
 
+def root(probabilities: Tensor) -> Tensor:
+    """(sqrt(2^N p) - a) / sqrt(1 - a^2) with a = sqrt(2 / pi), shape (D,): mean 0 and variance 1 for a random real
+    circuit, whose amplitudes are normal.
+
+    The distribution has lighter tails than that of p: the chunks have about equal norms.
+    """
+    mean = math.sqrt(2 / math.pi)
+    return ((probabilities * probabilities.numel()).clamp(min=_FLOOR).sqrt() - mean) / math.sqrt(1 - mean**2)
+
+
 def squash(probabilities: Tensor) -> Tensor:
     """q - mean(q) with q = (0.6 tanh(0.1 * 2^(N-1) p))^0.15 over all D basis states, shape (D,)."""
-    x = (probabilities * probabilities.numel()).clamp(min=_SQUASH_FLOOR)
+    x = (probabilities * probabilities.numel()).clamp(min=_FLOOR)
     q = (0.6 * torch.tanh(0.05 * x)) ** 0.15
     return q - q.mean()
 
@@ -46,7 +56,7 @@ def whitening(features: Tensor) -> Tensor:
     return (vectors * roots[..., None, :] @ vectors.mT).float()
 
 
-FEATURE_MAPS = {"whitened": scaled, "scaled": scaled, "squash": squash}  # before the whitening
+FEATURE_MAPS = {"whitened": root, "scaled": scaled, "squash": squash}  # before the whitening
 
 
 class CircuitFeature(CircuitModule):
@@ -107,6 +117,7 @@ def slow_circuit(config: QPASettings, count: QPACount) -> str | None:
 
 def make_feature(config: QPASettings, count: QPACount, init: SeededInit) -> nn.Module | None:
     """The module that computes the features of `config.feature_source`, (C, K) or (G, C, K); None for "none"."""
+    assert config.angle_scale is not None
     source, several = config.feature_source, (config.n_generators,) if config.n_generators > 1 else ()
     if source == "none":
         return None

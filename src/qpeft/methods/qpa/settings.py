@@ -62,9 +62,9 @@ class QPASettings(GeneratorConfig):
     )
     feature_map: str | None = option(
         None,
-        "From probability p to feature: scaled, (2^N p - 1) / sqrt(2); whitened, the scaled features times a matrix "
-        "that makes those of the initial angles uncorrelated; or squash. Default: whitened, or scaled with hidden "
-        "layers.",
+        "From probability p to feature: scaled, (2^N p - 1) / sqrt(2); whitened, sqrt(2^N p) with mean 0 and variance "
+        "1, times a matrix that makes the features of the initial angles uncorrelated; or squash. Default: whitened, "
+        "or scaled with hidden layers.",
         choices=FEATURE_MAPS,
     )
     feature_source: str = option(
@@ -88,8 +88,11 @@ class QPASettings(GeneratorConfig):
         choices=VECTOR_ORDERS,
     )
     max_qubits: int = option(20, "Refuse circuits with more qubits than this.", at_least=1)
-    angle_scale: float = option(
-        10.0, "Factor folded into the angles' learning rate: angle = initial + factor * trained.", above=0
+    angle_scale: float | None = option(
+        None,
+        "Factor folded into the angles' learning rate: angle = initial + factor * trained. Default: 1, or 10 with "
+        "hidden layers.",
+        above=0,
     )
     mlp_scale: float = option(
         10.0, "Factor folded into the map's learning rate: weight = initial + factor * trained.", above=0
@@ -106,6 +109,8 @@ class QPASettings(GeneratorConfig):
             self.features = _FEATURES if is_linear else 1
         if self.feature_map is None:
             self.feature_map = "whitened" if is_linear else "scaled"
+        if self.angle_scale is None:
+            self.angle_scale = 1.0 if is_linear else 10.0
         if self.init_mode is None:
             self.init_mode = self._linear_init if is_linear else "residual"
         self.check()
@@ -141,6 +146,7 @@ class QPASettings(GeneratorConfig):
             raise ConfigError(
                 f"{setting('feature_source')} {self.feature_source} has no circuit whose angles are trained"
             )
+        assert self.angle_scale is not None
         return ".angles.tau", self.angle_scale
 
     def description(self) -> dict[str, Any]:
