@@ -530,3 +530,27 @@ def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(study, tm
     ]
     RowFile(plan.folder).append(row)
     assert f"{row.data.left_out[0]}." in summarise(plan.study, read_rows(plan.folder)).limits
+
+
+def test_method_with_its_own_training_runs_and_records_it(study, tmp_path):
+    framed = {"r": 2, "frame": "random", "frame_rank": 4, "share": "type", "n_layers": 1}
+    method = {"key": "adam", "method": "quantum_peft", "settings": framed, "lr": 0.001}
+    own = {"optimizer": "es", "es_pairs": 2, "steps": 3}
+    both = [method, {**method, "key": "es", "training": own}]
+    plan = make_plan(study(methods=both, reference="adam", costs=False), tmp_path / "out")
+    [adam], [es] = cells_of(plan, "adam"), cells_of(plan, "es")
+    assert (adam.hash != es.hash, adam.steps, es.steps) == (True, 6, 3)
+    settings = settings_of(es, tmp_path)
+    assert (settings.optimizer, settings.es_pairs, settings.steps, settings.eval_every) == ("es", 2, 3, 3)
+    row = run_cell(es, tmp_path / "out")
+    assert (row.status, row.train.optimizer, row.train.steps) == ("success", "es, pairs 2", 3)
+    assert row.train.curve[-1][0] == 3
+    plan.study.write(plan.folder)
+    assert [found.own_training for found in read_study(plan.folder).methods] == [{}, own]
+
+
+def test_own_training_that_the_method_is_too_large_for_is_refused_by_the_plan(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("qpeft.training.settings._MOST_ESTIMATED", 100)
+    methods = [{**METHODS[1], "training": {"optimizer": "es"}}]
+    with pytest.raises(ConfigError, match=r"method lora: method lora trains [\d,]+ parameters, and optimizer es takes"):
+        make_plan(study(methods=methods, costs=False), tmp_path / "out")

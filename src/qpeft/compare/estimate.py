@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from qpeft.compare.cell import Cell
 from qpeft.files import write_json
+
+if TYPE_CHECKING:
+    from qpeft.training.settings import TrainSettings
 
 _STEPS = 5
 _STEPS_OF_A_COST_CELL = 80  # of the method and of the reference, with warm-up and generated tokens
@@ -57,7 +61,7 @@ def estimate_hours(
 
 
 def _training(cell: Cell, timing: Timing) -> float:
-    n_scores = 1 + cell.setup.training.steps / timing.eval_every
+    n_scores = 1 + cell.training.steps / timing.eval_every
     return timing.start + cell.steps * timing.step + n_scores * timing.valid_blocks * timing.block
 
 
@@ -84,11 +88,12 @@ def _at(examples_per_second: float, cell: Cell) -> Timing:
     from qpeft.compare.cell_run import no_warnings, read_test_data, settings_of, shared_task
 
     settings = settings_of(cell, Path())
+    work = 1.0 if settings.estimate is None else _FORWARD
     with no_warnings():
         n_valid, n_test = len(shared_task(settings).evaluation), len(read_test_data(cell).evaluation)
     return Timing(
         start=0.0,
-        step=settings.batch_size * settings.gradient_accumulation_steps / examples_per_second,
+        step=settings.batch_size * settings.forward_passes * work / examples_per_second,
         block=_FORWARD / examples_per_second,
         eval_every=settings.intervals().evaluate,
         valid_blocks=n_valid,
@@ -100,7 +105,6 @@ def _time(cell: Cell) -> Timing:
     import torch
 
     from qpeft.compare.cell_run import no_warnings, read_test_data, settings_of, untrained_model
-    from qpeft.compare.measurements.speed import TrainingSteps
 
     if ".py:" in str(cell.spec.backend.get("backend")):  # the user's file is executed by a run only
         cell = cell.model_copy(update={"spec": cell.spec.model_copy(update={"backend": {}})})
@@ -113,10 +117,7 @@ def _time(cell: Cell) -> Timing:
             model, task = untrained_model(cell)
             start = time.perf_counter() - began
             batch = task.collate(task.train[: settings.batch_size])
-            step = 0.0
-            if cell.steps:
-                run = TrainingSteps(model, settings)
-                step = median(run.step(batch) for _ in range(_STEPS)) / 1000
+            step = _seconds_per_step(model, settings, batch) if cell.steps else 0.0
             began = time.perf_counter()
             with torch.no_grad():
                 model(**batch)
@@ -132,3 +133,24 @@ def _time(cell: Cell) -> Timing:
         valid_blocks=len(task.evaluation),
         test_blocks=n_test_blocks,
     )
+
+
+def _seconds_per_step(model: Any, settings: TrainSettings, batch: Mapping[str, Any]) -> float:
+    """Median of a few steps; an estimate of the gradient is timed with one pair of forward passes."""
+    from qpeft.compare.measurements.speed import TrainingSteps
+    from qpeft.training.evolution import estimate_gradient
+    from qpeft.training.metrics import evaluation_mode
+
+    if settings.estimate is None:
+        run = TrainingSteps(model, settings)
+        return median(run.step(batch) for _ in range(_STEPS)) / 1000
+    trained = [p for p in model.parameters() if p.requires_grad]
+    seconds = []
+    with evaluation_mode(model):
+        for step in range(_STEPS):
+            began = time.perf_counter()
+            estimate_gradient(
+                lambda: model(**batch).loss, trained, pairs=1, sigma=settings.estimate.sigma, seed=0, step=step
+            )
+            seconds.append(time.perf_counter() - began)
+    return settings.estimate.pairs * median(seconds)
