@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from scipy.stats import t
 from synthetic_study import summary_of
 
+from qpeft.compare.analysis.front import front_of, pareto_front
 from qpeft.compare.analysis.statistics import describe, paired_difference
 from qpeft.compare.report import format as texts
-from qpeft.compare.report.charts import half_width, pareto_front
+from qpeft.compare.report.charts import half_width
 from qpeft.compare.report.format import KINDS, kind_of
 from qpeft.compare.report.plotting import drawing, label_axes, save
 from qpeft.compare.report.table import Table, to_csv
@@ -56,7 +57,30 @@ def test_pareto_front_is_what_no_other_point_dominates(points, lower_is_better):
         return one[0] <= other[0] and as_good and one != other
 
     expected = {point for point in points if not any(dominates(other, point) for other in points)}
-    assert pareto_front(points, lower_is_better) == sorted(expected)
+    found = pareto_front(dict(zip(map(str, range(len(points))), points, strict=True)), lower_is_better)
+    assert [points[int(key)] for key in found] == sorted(expected)
+
+
+def test_front_names_methods_that_are_not_shown_to_differ(whole_study):
+    summary = summary_of(whole_study)
+    found = {one.method.key: one for one in front_of(summary, lambda method: method.trainable)}
+    assert list(found) == ["none", "quantum_peft", "quantum_peft@qaa", "qpa_noise", "lora", "full"]
+    assert [one.size for one in found.values()] == [0, 1_240, 2_480, 16_382, 32_768, 1_400_000]
+    assert [other.key for other in found["qpa_noise"].rivals] == ["qpa"]
+    assert [other.key for other in found["lora"].rivals] == ["twin"]
+    assert found["full"].rivals == []
+
+
+def test_front_has_no_method_with_a_failed_seed_or_without_the_size(whole_study):
+    summary = summary_of(whole_study)
+    sizes = {"vera": 1, "ia3": 2, "qpa": 3}  # a seed of the first two failed
+    assert [one.method.key for one in front_of(summary, lambda method: sizes.get(method.key))] == ["qpa"]
+
+
+def test_half_width_is_that_of_the_t_interval():
+    low, high = t.interval(0.95, 2, loc=3.1, scale=0.1 / 3**0.5)
+    assert describe({0: 3.0, 1: 3.2, 2: 3.1}).half_width == pytest.approx((high - low) / 2)
+    assert describe({0: 3.0}).half_width is None
 
 
 def test_band_of_a_loss_curve_is_the_interval_of_the_mean():

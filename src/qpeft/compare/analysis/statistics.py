@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import numpy as np
-from scipy.stats import ttest_1samp
+from scipy.stats import t, ttest_1samp
 
 LEVEL = 0.95
 MIN_SEEDS = 3  # with fewer nothing is ranked and nothing is called better
@@ -33,6 +33,11 @@ class Stats:
     @property
     def n(self) -> int:
         return len(self.values)
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the 95 % t interval of the mean; None for one value."""
+        return None if self.sd is None else float(t.ppf((1 + LEVEL) / 2, self.n - 1)) * self.sd / self.n**0.5
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from qpeft.compare.analysis.front import front_of
 from qpeft.compare.analysis.statistics import LEVEL
 from qpeft.compare.report.format import decimal, kind_of
 from qpeft.compare.report.plotting import FAINT, INK, MUTED, Chart, drawing, label_axes, legend_below, save
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qpeft.compare.rows import Place, Row
 
 _FILLS = ("full", "none", "left")
+_MOST_NAMED = 24  # methods that a legend can tell apart
 _LAYERS = {"effective_rank": "Effective rank of Δy", "cka": "CKA to the base's hidden states"}
 
 
@@ -42,6 +44,7 @@ def every(summary: Summary) -> dict[str, list[Chart]]:
         "layers": layers(summary),
         "ranks": pruned_ranks(summary),
         "costs": [
+            *_quality_by("stored", "stored bytes", lambda method: method.bytes_stored, summary),
             *_quality_by("deployed", "deployed parameters", lambda method: method.deployed, summary),
             *_quality_by("step-time", ratio, lambda method: method.cost.step_ratio, summary),
         ],
@@ -110,15 +113,6 @@ def pruned_ranks(summary: Summary) -> list[Chart]:
     return charts
 
 
-def pareto_front(points: Sequence[tuple[float, float]], lower_is_better: bool) -> list[tuple[float, float]]:
-    """The points (cost, quality) that no other equals at a lower or equal cost, by rising cost."""
-    kept: list[tuple[float, float]] = []
-    for x, y in sorted(points, key=lambda point: (point[0], point[1] if lower_is_better else -point[1])):
-        if not kept or (y < kept[-1][1] if lower_is_better else y > kept[-1][1]):
-            kept.append((x, y))
-    return kept
-
-
 def _looks(summary: Summary) -> dict[str, dict[str, Any]]:
     """Color, marker and line style of every method; where colors repeat, markers are hollow. Inside `drawing`."""
     from matplotlib import rcParams
@@ -174,27 +168,38 @@ def _paired(method: MethodSummary, other: MethodSummary, factor: float) -> list[
 def _quality_by(
     name: str, x_title: str, cost: Callable[[MethodSummary], float | None], summary: Summary
 ) -> list[Chart]:
-    """A mark for each method's mean, a dot for each seed, a dashed line along the Pareto front."""
+    """A mark with its 95 % interval for each method's mean, a dot for each seed, a dashed line along the Pareto front.
+
+    Of many methods only those on the front are named.
+    """
     points = {m.key: (float(x), m.metric) for m in summary.methods if m.metric is not None and (x := cost(m))}
     if not points:
         return []
     factor, better = summary.metric.factor, "lower" if summary.lower_is_better else "higher"
     untrained = [m.metric.mean for m in summary.methods if m.trainable == 0 and m.lr is None and m.metric]
-    with drawing(260, legend=len(points)) as (chart, axes):
+    best = front_of(summary, lambda method: cost(method) or None)
+    front = {one.method.key: (one.size, factor * points[one.method.key][1].mean) for one in best}
+    named = front if len(points) > _MOST_NAMED else points
+    with drawing(260, legend=len(named)) as (chart, axes):
         looks = _looks(summary)
         axes.set_xscale("log")
         seeds = [(x, factor * value) for x, stats in points.values() for value in stats.values.values()]
         axes.plot(*zip(*seeds, strict=True), ".", ms=3, color=INK, alpha=0.5)
         for key, (x, stats) in points.items():
-            axes.plot(x, factor * stats.mean, label=key, **{**looks[key], "linestyle": "", "markersize": 7})
-        front = pareto_front([(x, factor * stats.mean) for x, stats in points.values()], summary.lower_is_better)
-        axes.step(*zip(*front, strict=True), where="post", color=MUTED, lw=1, ls="--", zorder=1)
+            mean, reach = factor * stats.mean, factor * (stats.half_width or 0.0)
+            look = looks[key] if key in named else {**looks[key], "color": FAINT}
+            label = key if key in named else None
+            axes.errorbar(x, mean, reach, label=label, capsize=2, **{**look, "linestyle": "", "markersize": 7})
+        if front:
+            axes.step(*zip(*front.values(), strict=True), where="post", color=MUTED, lw=1, ls="--", zorder=1)
         outside = _end_at(axes, factor * untrained[0] if untrained else None, summary.lower_is_better)
         _short_ticks(axes)
         label_axes(axes, x_title.capitalize(), f"{summary.metric.title} ({summary.metric.unit}), {better} is better")
         legend_below(chart, axes)
         worse = [f"{key} ({decimal(factor * s.mean)})" for key, (_, s) in points.items() if outside(factor * s.mean)]
         caption = f"Worse than the untrained base, outside the chart: {', '.join(worse)}." if worse else ""
+        if len(named) < len(points):
+            caption = f"Grey: the {len(points) - len(named)} methods that are not on the dashed line. {caption}".strip()
         return [save(chart, name, f"{summary.metric.title} against {x_title}", caption)]
 
 

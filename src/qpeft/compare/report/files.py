@@ -72,7 +72,10 @@ def markdown(summary: Summary) -> str:
     study = summary.study
     direction = "lower" if summary.lower_is_better else "higher"
     found = tables.every(summary)
-    shown = [found[name] for name in ("methods", "results", "published", "other_metrics", "controls", "speed")]
+    shown = [
+        found[name]
+        for name in ("methods", "results", "front", "front_stored", "published", "other_metrics", "controls", "speed")
+    ]
     shown += [*(tables.block(block, summary) for block in summary.blocks), found["costs"], found["capacity"]]
     parts = [
         f"# {markdown_text(study.title)}",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from qpeft.compare.analysis.front import front_of
 from qpeft.compare.metrics import METRICS, TRAINABLE
 from qpeft.compare.report.format import (
+    MISSING,
     count,
     decimal,
     interval,
@@ -22,6 +24,7 @@ from qpeft.compare.study import LEAST_RANKED
 from qpeft.user_files import is_file
 
 if TYPE_CHECKING:
+    from qpeft.compare.analysis.front import OnFront
     from qpeft.compare.analysis.statistics import Difference
     from qpeft.compare.analysis.types import Block, BlockMember, MethodSummary, PublishedResult, Summary
     from qpeft.compare.rows import StepTimes
@@ -64,6 +67,8 @@ def every(summary: Summary) -> dict[str, Table]:
     makers = (
         methods,
         results,
+        front,
+        front_stored,
         published,
         other_metrics,
         controls,
@@ -122,6 +127,16 @@ def results(summary: Summary) -> Table:
     }
     caption = f"{summary.metric.title} on test data, {_OVER_SEEDS}, best first, controls after their method"
     return Table.of("results", caption, summary.ordered, columns, hints | _VERDICT_HINT)
+
+
+def front(summary: Summary) -> Table:
+    """The best method of at most each number of trainable parameters."""
+    return _front("front", "Trainable parameters", summary, lambda m: m.trainable)
+
+
+def front_stored(summary: Summary) -> Table:
+    """The best method of at most each number of stored bytes."""
+    return _front("front-stored", "Stored bytes", summary, lambda m: m.bytes_stored)
 
 
 def published(summary: Summary) -> Table:
@@ -296,6 +311,28 @@ def environment(summary: Summary) -> Table:
     }
     columns: dict[str, Callable[[str], str]] = {"What": lambda key: key, "Value": lambda key: lines[key]}
     return Table.of("environment", "Base, data, versions and machines of the rows", list(lines), columns)
+
+
+def _front(name: str, title: str, summary: Summary, size: Callable[[MethodSummary], float | None]) -> Table:
+    method, metric = _name(summary), _metric(summary)
+
+    def mean_interval(one: OnFront) -> str:
+        stats = one.method.metric
+        if stats is None or stats.half_width is None:
+            return MISSING
+        factor = summary.metric.factor
+        return f"[{', '.join(decimal(factor * (stats.mean + side * stats.half_width)) for side in (-1, 1))}]"
+
+    columns: dict[str, Callable[[OnFront], str]] = {
+        "Method": lambda one: method(one.method),
+        title: lambda one: count(one.size),
+        _metric_title(summary): lambda one: metric(one.method),
+        "95 % interval": mean_interval,
+        "No difference shown from": lambda one: ", ".join(other.key for other in one.rivals),
+    }
+    caption = f"The best of at most so many {title.lower()}: every other method is larger or worse; {_OVER_SEEDS}"
+    hints = {"No difference shown from": "methods of at most this size; intervals paired by seed, without correction"}
+    return Table.of(name, caption, front_of(summary, size), columns, hints)
 
 
 def _all(summary: Summary) -> list[MethodSummary]:
