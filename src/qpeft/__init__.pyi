@@ -4,6 +4,8 @@ from . import circuits as circuits
 from . import diagnostics as diagnostics
 from . import methods as methods
 from . import metrics as metrics
+from .compare.suggest import Suggestion as Suggestion
+from .compare.suggest import suggest as suggest
 from .core.adapter_form import ExportReport as ExportReport
 from .core.checkpoint import load as load
 from .core.checkpoint import save as save

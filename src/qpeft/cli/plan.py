@@ -11,6 +11,7 @@ from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, duration, facts, remarks, size, working
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
+from qpeft.cli.suggestion import BytesOption, ParametersOption, show, suggested
 from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
 from qpeft.training.task_types import TASKS
@@ -18,6 +19,7 @@ from qpeft.training.task_types import TASKS
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qpeft.compare.suggest import Suggestion
     from qpeft.methods.planning import Plan
 
 
@@ -33,6 +35,8 @@ def plan(
     backend: BackendOptions,
     preset: PresetOption = None,
     others: SetOption = None,
+    parameters: ParametersOption = None,
+    bytes: BytesOption = None,
     num_labels: Annotated[
         int | None,
         typer.Option(metavar="N", min=2, help="Number of classes. Default: as many as the base has."),
@@ -44,9 +48,13 @@ def plan(
     head counts as trainable. With --backend or --shots, the plan also gives the circuits, shots and seconds of --steps
     steps; three small jobs are run to measure the time.
 
+    With --parameters or --bytes, the plan is that of the adapter which the published evidence suggests for this budget,
+    classical ones included, and shows this evidence.
+
     Examples:
 
       qpeft plan --model embedded --method qpa --r 4 --budget 0.5
+      qpeft plan --model gpt2 --parameters 5000
       qpeft plan --model gpt2 --preset official
       qpeft plan --model gpt2 --method quantum_peft --share type --frame gradient
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
@@ -54,8 +62,13 @@ def plan(
       qpeft plan --model gpt2 --backend qiskit:aer --shots 4096 --steps 200
       qpeft plan --model roberta-base --task text-classification --num-labels 3
     """
+    described = {**adapter, **generator, **backend, "preset": preset, "set": others}
+    suggestion = suggested(model, run, described, parameters, bytes)
+    if suggestion is not None:
+        run = {**run, "method": suggestion.method}
     settings = TrainSettings(model=model, data="", out="", backend_settings=backend, **run)
-    settings.method_settings = method_settings(settings, preset, adapter, generator, others)
+    chosen = suggestion and suggestion.settings
+    settings.method_settings = chosen or method_settings(settings, preset, adapter, generator, others)
     settings.check()
     if settings.record.config is None:
         raise ConfigError(f"method {settings.method} has no adapter to count; name another method")
@@ -63,7 +76,10 @@ def plan(
         raise ConfigError(f"--num-labels is for a classification; task {settings.task} has no classes. Set --task")
     with working("Counting"):
         found = plan_of(settings, num_labels)
-    return Answer({"model": model, **found.to_dict()}, lambda console: _show(console, settings, found))
+    data = {"model": model, **found.to_dict()}
+    if suggestion is not None:
+        data["suggestion"] = suggestion.to_dict()
+    return Answer(data, lambda console: _show(console, settings, found, suggestion))
 
 
 def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
@@ -84,7 +100,9 @@ def plan_of(settings: TrainSettings, num_labels: int | None) -> Plan:
     return qpeft.plan(base.model, config, build_generator(settings), **circuits)
 
 
-def _show(console: Console, settings: TrainSettings, found: Plan) -> None:
+def _show(console: Console, settings: TrainSettings, found: Plan, suggestion: Suggestion | None) -> None:
+    if suggestion is not None:
+        show(console, suggestion)
     over = f" over {settings.host}" if settings.attaches else ""
     base = f"{settings.model} ({count(found.base_parameters)} parameters)"
     console.print(f"{settings.method}{over} on {base}\n", style="bold")

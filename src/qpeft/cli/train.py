@@ -10,12 +10,14 @@ from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, facts, print_code, size
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
+from qpeft.cli.suggestion import BytesOption, ParametersOption, show, suggested
 from qpeft.methods import Trains
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from qpeft.compare.suggest import Suggestion
     from qpeft.training.result import TrainResult
 
 
@@ -29,6 +31,8 @@ def train(
     backend: BackendOptions,
     preset: PresetOption = None,
     others: SetOption = None,
+    parameters: ParametersOption = None,
+    bytes: BytesOption = None,
 ) -> Answer:
     """Fine-tune a model. Run the same command again to resume an interrupted run.
 
@@ -46,6 +50,7 @@ def train(
       qpeft train --model gpt2 --data text.txt --method lora --r 4 --out run
       qpeft train --model gpt2 --data text.txt --method quantum_peft --out run
       qpeft train --model gpt2 --data text.txt --host prefix --out run
+      qpeft train --model gpt2 --data text.txt --method auto --parameters 5000 --out run
       qpeft train --model gpt2 --data text.txt --shots 4096 --out run
       qpeft train --model gpt2 --data chats.jsonl --budget 0.25 --out run
       qpeft train --model roberta-base --data reviews.tsv --out run \\
@@ -53,20 +58,32 @@ def train(
       qpeft train --model google/vit-base-patch16-224 --data photos --out run \\
           --task image-classification
     """
+    described = {**adapter, **generator, **backend, "preset": preset, "set": others}
+    suggestion = suggested(run["model"], run, described, parameters, bytes)
+    if suggestion is not None:
+        run = {"lr": suggestion.learning_rate, **run, "method": suggestion.method}
     method = run.get("method", TrainSettings.method)
     run = {**run, "model": base_model(run["model"])}
     settings = TrainSettings(**run, backend_settings=backend)
-    settings.method_settings = method_settings(settings, preset, adapter, generator, others)
+    chosen = suggestion and suggestion.settings
+    settings.method_settings = chosen or method_settings(settings, preset, adapter, generator, others)
     settings.check()
     from qpeft.training import train as fine_tune
 
     with TrainingBar([method], settings.steps) as bar:
         result = fine_tune(settings, bar.run(method))
     trained = settings.record.trains
-    return Answer(result.to_dict(), lambda console: _show(console, result, trained))
+    data = result.to_dict()
+    if suggestion is not None:
+        data["suggestion"] = suggestion.to_dict()
+    return Answer(data, lambda console: _show(console, result, trained, suggestion))
 
 
-def _show(console: Console, result: TrainResult, trained: Trains = Trains.ADAPTER) -> None:
+def _show(
+    console: Console, result: TrainResult, trained: Trains = Trains.ADAPTER, suggestion: Suggestion | None = None
+) -> None:
+    if suggestion is not None:
+        show(console, suggestion)
     if result.already_finished:
         console.print(f"{result.out} is finished; nothing was trained. Its result:\n", style="bold", soft_wrap=True)
     console.print(facts(_rows(result)))

@@ -1,0 +1,108 @@
+"""The options --parameters and --bytes of `plan` and `train`, with which the evidence chooses the method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qpeft.cli.adapters import base_model
+from qpeft.cli.console import count, remarks, size, table, working
+from qpeft.errors import ConfigError
+from qpeft.training.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qpeft.compare.suggest import Suggestion
+
+AUTO = "auto"
+_PANEL = "Choice of the method"
+_MOST_SHOWN = 6
+
+ParametersOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        rich_help_panel=_PANEL,
+        help="Choose the method with --method auto: the best measured one with at most so many trainable parameters.",
+    ),
+]
+BytesOption = Annotated[
+    int | None,
+    typer.Option(metavar="N", rich_help_panel=_PANEL, help="The same with at most so many stored bytes."),
+]
+
+
+def suggested(
+    model: str, run: dict[str, Any], others: dict[str, Any], parameters: int | None, n_bytes: int | None
+) -> Suggestion | None:
+    """What the evidence suggests for the options of a command; None unless a budget is given.
+
+    `run` are the given fields of TrainSettings, `others` all options that describe an adapter. Raises ConfigError if
+    they do not fit --method auto, and as `qpeft.suggest`.
+    """
+    method = run.get("method")
+    if parameters is None and n_bytes is None:
+        if method == AUTO:
+            raise ConfigError("method auto needs a budget: --parameters N or --bytes N")
+        return None
+    if method not in (None, AUTO):
+        raise ConfigError(
+            f"--parameters and --bytes choose the method; use --method auto instead of --method {method}, or leave out "
+            "the budget"
+        )
+    own = [
+        *(name for name in ("host",) if name in run),
+        *(name for name, value in others.items() if value not in (None, [])),
+    ]
+    if own:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in own)
+        raise ConfigError(f"method auto chooses the adapter with all its settings; leave out {names}")
+    if run.get("task", TrainSettings.task) != TrainSettings.task:
+        raise ConfigError(
+            f"there is evidence for task {TrainSettings.task} only, not for {run['task']}; name a --method instead"
+        )
+    with working("Choosing the method"):
+        import qpeft
+
+        trusted = run.get("trust_remote_code", False)
+        return qpeft.suggest(base_model(model), parameters=parameters, bytes=n_bytes, trust_remote_code=trusted)
+
+
+def show(console: Console, found: Suggestion) -> None:
+    """The suggestion and its evidence."""
+    from qpeft.compare.report.format import settings
+
+    console.print(f"Suggested: {found.label}\n", style="bold")
+    chosen = [("method", found.method), ("settings", settings(found.settings) or "the defaults")]
+    console.print(remarks([*chosen, ("lr", f"{found.learning_rate:g}, the best of three in the evidence")]))
+    lines = [
+        (
+            one.base,
+            one.data,
+            count(one.trainable),
+            f"{one.loss:.3f}" + ("" if one.low is None else f" [{one.low:.3f}, {one.high:.3f}]"),
+            f"{one.share:.0%}",
+        )
+        for one in found.evidence
+    ]
+    columns = ("base", "text", "trainable", "test loss [95 %]", "share")
+    console.print()
+    console.print(table(columns, lines, f"Evidence: {found.study}. Share of the gain of {found.reference}"))
+    shown = [
+        (
+            "or",
+            f"{one.label} ({count(one.trainable)} parameters, {size(one.stored_bytes)}, {one.share:.0%} of the gain)",
+        )
+        for one in found.alternatives[:_MOST_SHOWN]
+    ]
+    if more := len(found.alternatives) - len(shown):
+        shown.append(("or", f"{more} others"))
+    if shown:
+        console.print("\nNot shown to be worse on every text:", soft_wrap=True)
+        console.print(remarks(shown))
+    if found.notes:
+        console.print()
+        console.print(remarks([("note", note) for note in found.notes]))
+    console.print()

@@ -1,0 +1,210 @@
+"""`qpeft.suggest`: the adapter that the evidence recommends for a base model and a budget."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median_low
+from typing import Any
+
+from peft import PeftConfig
+from torch import nn
+from transformers import PretrainedConfig
+
+from qpeft import methods
+from qpeft.checks import is_count
+from qpeft.compare.base_names import fill_names
+from qpeft.compare.evidence import Design, Evidence, is_better, read_evidence
+from qpeft.core.meta_model import on_meta
+from qpeft.errors import ConfigError, QpeftError, setting
+from qpeft.methods.counting import Plan
+from qpeft.methods.planning import plan
+from qpeft.training.methods import build_config
+from qpeft.training.settings import TrainSettings
+from qpeft.training.task_types import TASKS
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the adapter reached in one setup of the evidence, with the 95 % interval of its mean over the seeds."""
+
+    base: str
+    base_parameters: int
+    data: str
+    steps: int
+    trainable: int  #: there
+    loss: float  #: mean test loss, in nats per token
+    low: float | None  #: None for one seed
+    high: float | None
+    share: float  #: of the reference's gain in test loss
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """An adapter within the budget that is not shown to be worse in every setup."""
+
+    label: str
+    method: str
+    settings: dict[str, Any]
+    trainable: int
+    stored_bytes: int
+    share: float
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """An adapter with its counts on the base model, and the evidence for it."""
+
+    label: str
+    method: str  #: as in `qpeft train --method`
+    settings: dict[str, Any]  #: of the method
+    learning_rate: float  #: chosen in the evidence, whose bases are small and whose runs are short
+    share: float  #: mean over the setups; the reference's gain is 1
+    plan: Plan
+    study: str
+    reference: str
+    evidence: list[Measured]
+    alternatives: list[Alternative]  #: the best first
+    notes: list[str]
+
+    @property
+    def config(self) -> PeftConfig:
+        """A new PEFT config of the adapter."""
+        return _config(self.method, self.settings)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def suggest(
+    base: nn.Module | PretrainedConfig | str | Path,
+    *,
+    parameters: int | None = None,
+    bytes: int | None = None,
+    trust_remote_code: bool = False,
+) -> Suggestion:
+    """The best measured adapter of a causal language model with at most so many trainable parameters or stored bytes.
+
+    Every adapter of the evidence is counted on `base`. Of those within the budget, the one with the highest mean share
+    of the reference's gain is suggested, quantum or classical. Only adapters that were measured are suggested, with
+    the settings that were measured.
+
+    Args:
+        base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
+        parameters: Most trainable parameters. Give this or `bytes`.
+        bytes: Most bytes of the saved adapter, as in `Plan.stored_bytes`.
+        trust_remote_code: Execute Python code that the folder or repository of `base` contains.
+
+    Raises:
+        ConfigError: not one budget, no adapter is as small, or the base is not found or cannot be adapted.
+
+    Example::
+
+        found = qpeft.suggest("gpt2", parameters=5000)
+        model = get_peft_model(base, found.config)
+    """
+    if (parameters is None) == (bytes is None):
+        raise ConfigError(f"give one budget, {setting('parameters')} or {setting('bytes')}")
+    name, unit, budget = ("parameters", "trainable parameters", parameters)
+    if bytes is not None:
+        name, unit, budget = "bytes", "stored bytes", bytes
+    if not is_count(budget):
+        raise ConfigError(f"{setting(name)} must be an integer of at least 1, got {budget!r}")
+    evidence = read_evidence()
+    model = on_meta(base, TASKS[TrainSettings.task].peft_type, trust_remote_code)
+    best, within = None, []
+    too_large: dict[str, int] = {}
+    refused: list[str] = []
+    for design, settings, found in _counted(evidence, model, refused):
+        size = found.trainable if bytes is None else found.stored_bytes
+        if size > budget:
+            too_large[design.label] = size
+        elif best is None:
+            best = design, settings, found
+        elif not is_better(best[0], design):
+            within.append(_alternative(evidence, design, settings, found))
+    if best is None:
+        raise ConfigError(_none_fits(setting(name), unit, budget, too_large, refused))
+    return _suggestion(evidence, *best, within, budget if bytes is None else None)
+
+
+def _counted(evidence: Evidence, model: nn.Module, refused: list[str]) -> Iterator[tuple[Design, dict[str, Any], Plan]]:
+    """Each design, the best first, with its settings and counts on `model`; `refused` receives why others have none."""
+    for design in evidence.ranked():
+        try:
+            settings = fill_names(design.settings, model)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PEFT's on types of layers, for each design
+                found = plan(model, _config(design.method, settings))
+        except QpeftError as error:
+            refused.append(f"{design.label}: {error}")
+            continue
+        yield design, settings, found
+
+
+def _config(method: str, settings: dict[str, Any]) -> PeftConfig:
+    return build_config(TrainSettings(model="", data="", out="", method=method, method_settings=settings))
+
+
+def _none_fits(name: str, unit: str, budget: int, too_large: dict[str, int], refused: list[str]) -> str:
+    if not too_large:
+        return f"no measured adapter can be put on this base model; the first reason is: {refused[0]}"
+    label = min(too_large, key=too_large.__getitem__)
+    return (
+        f"{name} {budget:,} is too small: the smallest measured adapter on this base model is {label}, with "
+        f"{too_large[label]:,} {unit}; raise {name}"
+    )
+
+
+def _alternative(evidence: Evidence, design: Design, settings: dict[str, Any], found: Plan) -> Alternative:
+    share = fmean(evidence.shares(design))
+    return Alternative(design.label, design.method, settings, found.trainable, found.stored_bytes, share)
+
+
+def _suggestion(
+    evidence: Evidence,
+    design: Design,
+    settings: dict[str, Any],
+    found: Plan,
+    alternatives: list[Alternative],
+    parameters: int | None,
+) -> Suggestion:
+    shares = evidence.shares(design)
+    measured = []
+    for setup, result, share in zip(evidence.setups, design.results, shares, strict=True):
+        mean, reach = result.stats.mean, result.stats.half_width
+        low, high = (None, None) if reach is None else (mean - reach, mean + reach)
+        about = setup.model_dump(include={"base", "base_parameters", "data", "steps"})
+        measured.append(Measured(**about, trainable=result.trainable, loss=mean, low=low, high=high, share=share))
+    return Suggestion(
+        label=design.label,
+        method=design.method,
+        settings=settings,
+        learning_rate=median_low(result.lr for result in design.results),
+        share=fmean(shares),
+        plan=found,
+        study=evidence.study,
+        reference=evidence.reference,
+        evidence=measured,
+        alternatives=alternatives,
+        notes=_notes(evidence, design.method, settings, found, parameters),
+    )
+
+
+def _notes(evidence: Evidence, method: str, settings: dict[str, Any], found: Plan, parameters: int | None) -> list[str]:
+    notes = []
+    largest_base = max(setup.base_parameters for setup in evidence.setups)
+    if found.base_parameters > 2 * largest_base:
+        notes.append(
+            f"the largest base of the evidence has {largest_base:,} parameters, this one {found.base_parameters:,}; "
+            "the order of adapters may differ"
+        )
+    largest = max(result.trainable for design in evidence.designs for result in design.results)
+    if parameters is not None and parameters > largest:
+        notes.append(f"the evidence ends at {largest:,} trainable parameters")
+    record, config = methods.get(method), _config(method, settings)
+    if record.ask("calibrate", config) or record.ask("fit", config):
+        notes.append("a part of it is computed from training data before the first step; qpeft train does this")
+    return notes

@@ -1,0 +1,60 @@
+"""--parameters and --bytes of `plan` and `train`: the adapter that the evidence suggests."""
+
+import json
+
+import pytest
+
+import qpeft
+from qpeft.training.run_folder import RunFolder
+
+
+def test_plan_is_that_of_the_suggested_adapter(qpeft_cli, base_folder):
+    result = qpeft_cli("plan", "--model", base_folder, "--parameters", "300", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    expected = qpeft.suggest(base_folder, parameters=300)
+    assert found["suggestion"] == json.loads(json.dumps(expected.to_dict()))
+    assert {name: found[name] for name in ("trainable", "stored_bytes")} == {
+        "trainable": expected.plan.trainable,
+        "stored_bytes": expected.plan.stored_bytes,
+    }
+    shown = qpeft_cli("plan", "--model", base_folder, "--method", "auto", "--parameters", "300")
+    assert shown.exit_code == 0, shown.output
+    assert expected.label in shown.stdout
+    assert all(f"{one.loss:.3f} [{one.low:.3f}, {one.high:.3f}]" in shown.stdout for one in expected.evidence)
+
+
+def test_train_takes_the_suggested_adapter_and_its_learning_rate(qpeft_cli, base_folder, tmp_path):
+    text_file = tmp_path / "text.txt"
+    text_file.write_text("The king went into the wood, and the golden bird sang. " * 40)
+    common = ("train", "--model", base_folder, "--data", text_file, "--method", "auto", "--parameters", "40")
+    common += ("--steps", "2", "--seq-len", "16", "--batch-size", "2", "--json")
+    expected = qpeft.suggest(base_folder, parameters=40)
+    result = qpeft_cli(*common, "--out", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["trainable"] == expected.plan.trainable <= 40
+    settings = RunFolder(tmp_path / "run").settings()
+    assert (settings.method, settings.lr) == (expected.method, expected.learning_rate)
+    again = qpeft_cli(*common, "--out", tmp_path / "run")
+    assert json.loads(again.stdout)["already_finished"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("plan --method auto", "method auto needs a budget: --parameters N or --bytes N"),
+        ("plan --parameters 99 --bytes 99", "give one budget, --parameters or --bytes"),
+        ("plan --parameters 0", "--parameters must be an integer of at least 1, got 0"),
+        ("plan --parameters 99 --method lora", "use --method auto instead of --method lora"),
+        ("plan --parameters 99 --r 4 --share type", "leave out --r, --share"),
+        ("plan --parameters 99 --task text-classification", "evidence for task causal-lm only, not for"),
+        ("plan --bytes 8", "--bytes 8 is too small: the smallest measured adapter on this base model is"),
+        ("train --data none.txt --out run --method auto", "method auto needs a budget"),
+    ],
+)
+def test_invalid_budget_is_refused(qpeft_cli, base_folder, arguments, message):
+    command, *others = arguments.split()
+    result = qpeft_cli(command, "--model", base_folder, *others)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())

@@ -1,0 +1,161 @@
+"""`qpeft.suggest`: the best measured adapter within a budget, from rows of a study."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import make_text
+from transformers import GPT2Config
+
+import qpeft
+from qpeft.compare import suggest as suggest_module
+from qpeft.compare.cell import started_row
+from qpeft.compare.evidence import Design, Evidence, Result, Setup, is_better, read_evidence
+from qpeft.compare.plan import make_plan
+from qpeft.compare.rows import Quality, line_of
+from qpeft.compare.study_file import load_study
+from qpeft.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+BASE = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32)  # 512 parameters per rank of LoRA
+KEYS = ("none", "lora_r1", "lora_r8", "uni_64", "plain_L1", "core_R2")
+# by key: test loss in two setups; the base has 4.0 and 5.0
+LOSSES = {
+    "none": (4.0, 5.0),
+    "core_R2": (3.8, 4.9),
+    "uni_64": (3.5, 4.5),
+    "plain_L1": (3.2, 4.1),
+    "lora_r1": (3.2, 4.0),
+    "lora_r8": (3.0, 3.0),
+}
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The program that writes the evidence."""
+    spec = importlib.util.spec_from_file_location("evidence_script", ROOT / "benchmarks" / "evidence.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory, tiny_model):
+    """A repository with the rows of the study `budgets` in two setups, of which one has a diverged seed."""
+    root = tmp_path_factory.mktemp("repository")
+    text = root / "tale.txt"
+    text.write_text(make_text(800))
+    for number, setup in enumerate(("one", "two")):
+        folder = root / "docs" / "results" / setup / "budgets"
+        asked = {"base": str(tiny_model), "data": str(text), "training.steps": 10 + number, "training.seq_len": 32}
+        study = load_study("budgets", asked)
+        study = study.model_copy(update={"methods": [m for m in study.methods if m.key in KEYS]})
+        plan = make_plan(study, folder)
+        plan.study.write(folder)
+        rows = []
+        for cell in plan.final_cells({}):
+            loss = LOSSES[cell.method][number] + 0.01 * cell.seed
+            row = started_row(cell.model_copy(update={"lr": (cell.spec.rates or [None])[0], "impossible": None}))
+            is_lost = (cell.method, setup, cell.seed) == ("core_R2", "two", 3)
+            rows.append(row.updated(status="diverged" if is_lost else "success", quality=Quality(test_loss=loss)))
+        (folder / "rows.jsonl").write_text("".join(map(line_of, rows)))
+    return root
+
+
+@pytest.fixture
+def evidence(script, repository, monkeypatch):
+    found = script.evidence(repository)
+    monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
+    return found
+
+
+def test_evidence_has_the_losses_of_the_rows(evidence):
+    assert [setup.steps for setup in evidence.setups] == [10, 11]
+    assert [setup.untrained for setup in evidence.setups] == [4.0, 5.0]
+    assert [setup.reference for setup in evidence.setups] == pytest.approx([3.02, 3.02])
+    assert [design.key for design in evidence.designs] == ["lora_r1", "lora_r8", "uni_64", "plain_L1"]  # all seeds ran
+    uni = evidence.designs[2]
+    assert (uni.label, uni.method, uni.settings) == ("Uni-LoRA, 64", "uni_lora", {"r": 4, "theta_d_length": 64})
+    assert uni.results[1].losses == pytest.approx({seed: 4.5 + 0.01 * seed for seed in range(5)})
+    assert evidence.shares(uni) == pytest.approx([(4.0 - 3.52) / (4.0 - 3.02), (5.0 - 4.52) / (5.0 - 3.02)])
+
+
+@pytest.mark.parametrize(
+    ("budget", "label", "trainable"),
+    [
+        ({"parameters": 64}, "Uni-LoRA, 64", 64),
+        ({"parameters": 511}, "Quantum-PEFT, L=1, r=8", None),
+        ({"parameters": 512}, "LoRA r=1", 512),
+        ({"parameters": 10**6}, "LoRA r=8", 8 * 512),
+        ({"bytes": 4 * 512}, "LoRA r=1", 512),
+    ],
+)
+def test_best_measured_adapter_within_the_budget_is_suggested(evidence, budget, label, trainable):
+    found = qpeft.suggest(BASE, **budget)
+    assert found.label == label
+    assert found.plan == qpeft.plan(BASE, found.config)
+    assert found.plan.trainable == (trainable or found.plan.trainable)
+    assert (found.plan.trainable if "parameters" in budget else found.plan.stored_bytes) <= next(iter(budget.values()))
+
+
+def test_suggestion_shows_its_evidence(evidence):
+    found = qpeft.suggest(BASE, parameters=600)
+    first = found.evidence[0]
+    assert first.loss == pytest.approx(3.22)
+    assert first.low < first.loss < first.high
+    assert first.high - first.low == pytest.approx(2 * 2.776 * 0.0158114 / 5**0.5, rel=1e-3)
+    assert found.share == pytest.approx((0.78 / 0.98 + 0.98 / 1.98) / 2)
+    # as good in the first setup, worse in the second; Uni-LoRA is worse in both
+    assert [one.label for one in found.alternatives] == ["Quantum-PEFT, L=1, r=8"]
+    assert found.to_dict()["plan"]["trainable"] == 512
+
+
+def test_better_means_better_in_every_setup():
+    def design(*losses):
+        results = [Result(trainable=1, lr=1.0, losses=dict(enumerate(found))) for found in losses]
+        return Design(key="", label="", method="lora", settings={}, results=results)
+
+    worse = design([3.0, 3.1, 3.2], [2.0, 2.1, 2.2])
+    assert is_better(design([2.9, 3.0, 3.11], [1.9, 2.0, 2.11]), worse)
+    assert not is_better(design([2.9, 3.0, 3.11], [1.9, 2.2, 2.11]), worse)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "give one budget, parameters or bytes"),
+        ({"parameters": 10, "bytes": 10}, "give one budget"),
+        ({"parameters": 0}, "parameters must be an integer of at least 1, got 0"),
+        ({"bytes": 1.5}, "bytes must be an integer of at least 1, got 1.5"),
+        (
+            {"parameters": 63},
+            "parameters 63 is too small: the smallest .* is Uni-LoRA, 64, with 64 trainable parameters",
+        ),
+    ],
+)
+def test_invalid_budget_is_refused(evidence, asked, message):
+    with pytest.raises(ConfigError, match=message):
+        qpeft.suggest(BASE, **asked)
+
+
+def test_unknown_base_is_refused(evidence, tmp_path):
+    with pytest.raises(ConfigError, match="no model at"):
+        qpeft.suggest(tmp_path / "nowhere", parameters=100)
+
+
+def test_packaged_evidence_is_that_of_the_published_results(script):
+    assert read_evidence() == script.evidence()
+
+
+def test_note_on_a_larger_base_and_on_the_end_of_the_evidence(monkeypatch):
+    setup = Setup(base="b", base_parameters=10, data="d", steps=1, untrained=4.0, reference=3.0)
+    only = Design(
+        key="k", label="LoRA", method="lora", settings={"r": 1}, results=[Result(trainable=9, lr=0.1, losses={0: 3.5})]
+    )
+    found = Evidence(study="s", made_by="m", reference="r", setups=[setup], designs=[only])
+    monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
+    notes = qpeft.suggest(BASE, parameters=512).notes
+    assert notes[0].startswith("the largest base of the evidence has 10 parameters, this one ")
+    assert notes[1] == "the evidence ends at 9 trainable parameters"
