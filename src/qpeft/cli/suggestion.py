@@ -76,7 +76,7 @@ def show(console: Console, found: Suggestion) -> None:
 
     console.print(f"Suggested: {found.label}\n", style="bold")
     chosen = [("method", found.method), ("settings", settings(found.settings) or "the defaults")]
-    console.print(remarks([*chosen, ("lr", f"{found.learning_rate:g}, the best of three in the evidence")]))
+    console.print(remarks([*chosen, ("lr", f"{found.learning_rate:g}, from the evidence")]))
     lines = [
         (
             one.base,
