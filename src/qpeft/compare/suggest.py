@@ -105,13 +105,7 @@ def suggest(
         found = qpeft.suggest("gpt2", parameters=5000)
         model = get_peft_model(base, found.config)
     """
-    if (parameters is None) == (bytes is None):
-        raise ConfigError(f"give one budget, {setting('parameters')} or {setting('bytes')}")
-    name, unit, budget = ("parameters", "trainable parameters", parameters)
-    if bytes is not None:
-        name, unit, budget = "bytes", "stored bytes", bytes
-    if not is_count(budget):
-        raise ConfigError(f"{setting(name)} must be an integer of at least 1, got {budget!r}")
+    name, unit, budget = _budget(parameters, bytes)
     evidence = read_evidence()
     model = on_meta(base, TASKS[TrainSettings.task].peft_type, trust_remote_code)
     best, within = None, []
@@ -128,6 +122,18 @@ def suggest(
     if best is None:
         raise ConfigError(_none_fits(setting(name), unit, budget, too_large, refused))
     return _suggestion(evidence, *best, within, budget if bytes is None else None)
+
+
+def _budget(parameters: int | None, n_bytes: int | None) -> tuple[str, str, int]:
+    """The name of the given budget, its unit and value. Raises ConfigError unless exactly one is given."""
+    given = {"parameters": ("trainable parameters", parameters), "bytes": ("stored bytes", n_bytes)}
+    asked = [(name, unit, value) for name, (unit, value) in given.items() if value is not None]
+    if len(asked) != 1:
+        raise ConfigError(f"give one budget, {setting('parameters')} or {setting('bytes')}")
+    name, unit, value = asked[0]
+    if not is_count(value):
+        raise ConfigError(f"{setting(name)} must be an integer of at least 1, got {value!r}")
+    return name, unit, value
 
 
 def _counted(evidence: Evidence, model: nn.Module, refused: list[str]) -> Iterator[tuple[Design, dict[str, Any], Plan]]:
