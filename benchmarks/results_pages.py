@@ -29,7 +29,7 @@ SETUPS = {
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2's validation file",
 }
-STUDIES = ("sizes", "survey", "controls", "feature-source", "rank-perplexity", "shots", "noise")
+STUDIES = ("sizes", "survey", "controls", "feature-source", "rank-perplexity", "qubits", "shots", "noise")
 LINK = {"summary.md": "tables", "report.html": "report"}
 LIST = "% table: studies\n"  # before the table of index.md
 
