@@ -153,11 +153,13 @@ def _table(found: dict, keys: list[str], prefix: str) -> str:
 def _cell(row: dict[str, str], prefix: str, metric: str = "metric") -> str:
     mean, sd = (float(row[f"{metric}.{name}"] or 0) for name in ("mean", "sd"))
     trained = f"{int(row['trainable']):,} trained" if int(row["trainable"]) else "nothing trained"
-    return f"{mean:.3f} ± {sd:.3f}<br>{_difference(row, prefix)}{trained}"
+    missing = int(row.get("seeds_planned", 0)) - int(row.get("seeds_ok", 0))  # lines of blocks have no such numbers
+    failed = f"{missing} of {row['seeds_planned']} runs diverged or failed<br>" if missing else ""
+    return f"{mean:.3f} ± {sd:.3f}<br>{failed}{_difference(row, prefix)}{trained}"
 
 
 def _difference(row: dict[str, str], prefix: str) -> str:
-    if not row[f"{prefix}.mean"]:
+    if not row[f"{prefix}.low"]:  # fewer than two seeds
         return ""
     mean, low, high = (float(row[f"{prefix}.{name}"]) for name in ("mean", "low", "high"))
     digits = 3 if max(abs(low), abs(high)) >= 0.01 else 5
