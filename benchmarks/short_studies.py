@@ -49,7 +49,7 @@ STUDIES = {
             "LoRA, rank 1": ("lora", {"r": 1, "lora_alpha": 2}),
             **{f"QPA, {source}": ("qpa", {"budget": 0.5, "feature_source": source}) for source in FEATURE_SOURCES},
             **{
-                f"QPA, affine MLP, {s}": ("qpa", {"activation": "identity", "feature_source": s})
+                f"QPA, affine MLP, {s}": ("qpa", {"hidden": None, "activation": "identity", "feature_source": s})
                 for s in ("qnn", "none")
             },
         },

@@ -45,9 +45,9 @@ def squash(probabilities: Tensor) -> Tensor:
 
 
 def whitening(features: Tensor) -> Tensor:
-    """The symmetric S (..., K, K) that makes features F (..., C, K) uncorrelated: (F S)^T F S = C / K identity.
+    """The symmetric S (..., K, K) that makes features F (..., C, K) orthogonal: (F S)^T F S = C / K identity.
 
-    The rows of F S have norm 1 on average. If the rank of F is below K, the identity is that of its row space.
+    The rows of F S have norm 1 on average. If F has a rank R below K, it is C / R times the projection onto its rows.
     """
     values, vectors = torch.linalg.eigh(features.double().mT @ features.double())
     is_kept = values > _NULL * values[..., -1:]
