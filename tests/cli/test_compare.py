@@ -100,7 +100,7 @@ def test_plan_counts_cells_and_writes_nothing(qpeft_cli, study, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["surwey"], "unknown study 'surwey'; did you mean 'survey'? Choose one of bits, controls"),
+        (["surwey"], "unknown study 'surwey'; did you mean 'survey'? Choose one of bits, budgets, controls"),
         (["survey", "--steps", 0], "training.steps"),
         (["survey", "--seeds", "1,1"], "seeds: duplicate seed"),
         (["survey", "--base", "no/such/folder"], "no/such/folder"),
