@@ -59,7 +59,11 @@ def test_data_is_complete():
 @pytest.mark.parametrize("name", COMPACT)
 def test_compact_checkpoint_gives_equal_logits(logits, name):
     model = load(DATA / "adapters" / name, logits["input_ids"])
-    assert_same(compute(model, logits["input_ids"]), logits[f"adapters/{name}"], logits)
+    found, expected = compute(model, logits["input_ids"]), logits[f"adapters/{name}"]
+    if "frames" in name:  # multiplied in another order since 0.2, which rounds in another way
+        torch.testing.assert_close(found, expected, atol=2e-6, rtol=1e-6)
+    else:
+        assert_same(found, expected, logits)
 
 
 @pytest.mark.parametrize("name", COMPACT)

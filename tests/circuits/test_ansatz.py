@@ -51,8 +51,8 @@ def test_angles_are_used_once_in_row_major_order(name, size):
     ("arguments", "message"),
     [
         (
-            ("ring", 2, 2),
-            "unknown ansatz 'ring'; choose one of ry_ladder, two_design, efficient_su2, square, qaa",
+            ("mystery", 2, 2),
+            "unknown ansatz 'mystery'; choose one of ry_ladder, two_design, efficient_su2, square, qaa",
         ),
         (("ry_ladder", 0, 2), "n_qubits must be at least 1, got 0"),
         (("ry_ladder", 2, 0), "n_layers must be at least 1, got 0"),

@@ -56,6 +56,8 @@ def test_preset_is_combined_with_an_ansatz(qpeft_cli):
 
 def test_adapter_stores_the_name_and_the_run_the_hash_of_the_file(trained):
     assert json.loads((trained / "adapter/adapter_config.json").read_text())["ansatz"] == "cz_ring"
+    card = (trained / "adapter/README.md").read_text()
+    assert "# first import the module that registers the ansatz 'cz_ring'\nimport qpeft" in card
     record = json.loads((trained / "config.json").read_text())
     assert record["settings"]["method_settings"]["ansatz"] == ANSATZ
     assert len(record["identity"]["ansatz"]) == 64
@@ -108,6 +110,12 @@ OWN_NAME = """
 from qpeft.circuits import register_ansatz
 register_ansatz("ry_ladder", lambda n, layers: (layers, n), lambda n, layers: [])
 """
+
+
+def test_file_without_a_name_is_refused(qpeft_cli):
+    refused = qpeft_cli("circuits", "draw", "--ansatz", "mine.py")
+    assert refused.exit_code == 2
+    assert "name the ansatz that this file registers as well, mine.py:NAME" in " ".join(refused.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_contract(llama, ids, variant):
         lambda: copy.deepcopy(llama),
         lambda: variant.make_config(**modules),
         {"input_ids": ids, "labels": ids},
+        starts_at_base=variant.starts_at_base,
         exact_gradient=variant.exact_gradient,
     )
 
@@ -86,7 +87,10 @@ def test_initial_logits_equal_the_base_and_training_reduces_the_loss(request, ba
         stock = adapters.logits(get_peft_model(copy.deepcopy(base), variant.make_config()).eval(), ids)
         torch.manual_seed(0)
     model = variant.adapt(base)
-    assert torch.equal(adapters.logits(model, ids), stock)
+    if variant.starts_at_base:
+        assert torch.equal(adapters.logits(model, ids), stock)
+    else:
+        torch.testing.assert_close(adapters.logits(model, ids), stock, atol=5e-2, rtol=0)
     loss = model(input_ids=ids, labels=ids).loss.item()
     adapters.train(model, ids, steps=8, lr=variant.lr)
     assert model(input_ids=ids, labels=ids).loss.item() < loss

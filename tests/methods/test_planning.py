@@ -15,6 +15,15 @@ def test_official_preset_on_gpt2():
     assert plan.notes == ["LoRA of rank 2 on the same modules trains 102,050 parameters, within this budget"]
 
 
+def test_note_counts_lora_within_the_budget(llama):
+    """No chunk size of this circuit uses the whole budget, which is LoRA of rank 2."""
+    plan = qpeft.plan(llama, qpeft.QPAConfig(r=4, target_modules=["q_proj"], budget=0.5, n_layers=3))
+    assert plan.trainable < plan.deployed / 2
+    assert any(
+        note.startswith(f"LoRA of rank 2 on the same modules trains {plan.deployed // 2:,}") for note in plan.notes
+    )
+
+
 def test_rank_bound_of_linear_maps_is_the_number_of_features():
     from transformers import GPT2Config
 

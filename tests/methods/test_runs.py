@@ -24,7 +24,7 @@ pytestmark = [
 STEPS = 7
 GENERATOR = {"chunk_size": 32, "hidden": (6,), "n_layers": 2}
 SIZES = {
-    "qpa": {"r": 4, **GENERATOR},
+    "qpa": {"r": 4},
     "quantum_peft": {"r": 4},
     "sora": {"r": 4, "shrink_budget": 0.3},
     "bottleneck": {"bottleneck_size": 8},

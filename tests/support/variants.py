@@ -14,7 +14,8 @@ from torch import nn
 
 import qpeft
 
-QPA = {"r": 2, "hidden": (6, 5), "chunk_size": 16, "n_layers": 3, "target_modules": "all-linear"}
+QPA = {"r": 2, "n_layers": 3, "target_modules": "all-linear"}
+NETWORK = {**QPA, "hidden": (6, 5), "chunk_size": 16}
 QUANTUM_PEFT = {"r": 3, "n_layers": 1, "target_modules": "all-linear"}
 
 
@@ -29,6 +30,7 @@ class Variant:
     dropout: str | None = None  # the name of the config's field
     exports: bool = True
     merges: bool = True
+    starts_at_base: bool = True
     exact_gradient: bool = True
     stays_float32: bool = True  # also in a model that was cast to half precision
     lr: float = 2e-3  # at which five steps of AdamW lower the loss
@@ -61,9 +63,12 @@ def generator(**changes: Any) -> qpeft.QPAGeneratorConfig:
 
 
 VARIANTS = {
-    "qpa": Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout"),
-    "qpa with dora": Variant("qpa", qpeft.QPAConfig, {**QPA, "use_dora": True}, exact_gradient=False),
-    "qpa without a circuit": Variant("qpa", qpeft.QPAConfig, {**QPA, "feature_source": "none"}),
+    "qpa": Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4),
+    "qpa with dora": Variant(
+        "qpa", qpeft.QPAConfig, {**QPA, "use_dora": True}, starts_at_base=False, exact_gradient=False
+    ),
+    "qpa with a network": Variant("qpa", qpeft.QPAConfig, NETWORK, dropout="lora_dropout"),
+    "qpa without a circuit": Variant("qpa", qpeft.QPAConfig, {**NETWORK, "feature_source": "none"}),
     "quantum_peft": Variant("quantum_peft", qpeft.QuantumPeftConfig, QUANTUM_PEFT, dropout="lora_dropout"),
     "quantum_peft, lie, shared": Variant(
         "quantum_peft", qpeft.QuantumPeftConfig, {**QUANTUM_PEFT, "family": "lie", "share": "type"}

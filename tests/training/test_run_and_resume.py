@@ -302,7 +302,7 @@ def test_second_interrupt_stops_immediately(settings):
     ("changes", "message"),
     [
         ({"lr": 0.5}, "other settings: lr was 0.001, now 0.5"),
-        ({"method_settings": {"r": 2}}, "method_settings was {}, now {'r': 2}"),
+        ({"method_settings": {"r": 2}}, "other settings: r was None, now 2"),
         ({"seed": 1, "steps": 9}, "seed was 0, now 1; steps was 7, now 9"),
     ],
 )

@@ -52,6 +52,8 @@ def train(
       qpeft train --model gpt2 --data text.txt --host prefix --out run
       qpeft train --model gpt2 --data text.txt --method auto --parameters 5000 --out run
       qpeft train --model gpt2 --data text.txt --shots 4096 --out run
+      qpeft train --model gpt2 --data text.txt --ansatz mine.py:ring --out run
+      qpeft train --model gpt2 --data text.txt --feature-source qnn_frozen --out run
       qpeft train --model gpt2 --data chats.jsonl --budget 0.25 --out run
       qpeft train --model roberta-base --data reviews.tsv --out run \\
           --task text-classification

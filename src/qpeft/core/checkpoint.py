@@ -99,7 +99,7 @@ def load(
             check_generator(config, folder)
             check_patterns(config, (name for name, _ in base.named_modules()))
         except ConfigError as error:
-            raise CheckpointError(f"{folder / CONFIG}: {error}; restore the original file if it was edited") from error
+            raise CheckpointError(f"{folder / CONFIG}: {error}; if it was edited, restore the original") from error
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config["peft_type"])
         if hasattr(tuner, "load_folder"):  # PEFT alone cannot build it
             model = tuner.load_folder(base, folder, is_trainable=is_trainable, **options)

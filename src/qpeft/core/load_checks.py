@@ -88,7 +88,7 @@ def _check_angles(generator: nn.Module | None, stored: Mapping[str, Tensor]) -> 
                 raise ConfigError(
                     f"ansatz {circuit.ansatz.name} needs angles of shape {list(angles.shape)}, the checkpoint has "
                     f"{list(stored[key].shape)}; import the module that registered this ansatz when the adapter was "
-                    "trained"
+                    "trained, or give its file on the command line with --ansatz FILE.py:NAME"
                 )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from peft.utils import CONFIG_NAME
 
+from qpeft.circuits.ansatz import OWN_ANSATZE
 from qpeft.core.meta_model import base_class
 from qpeft.files import write_text
 
@@ -77,7 +78,7 @@ def write_card(folder: Path, card: Card, registered: type) -> None:
         f"{card.title}: {NEEDS_QPEFT}",
         card.tag,
         f"{card.what}\nWithout the imports below, PEFT raises `KeyError: '{config.get('peft_type')}'`.\n",
-        _load_lines(config, needs_qpeft=True, registered=registered),
+        _own_ansatz(card.settings) + _load_lines(config, needs_qpeft=True, registered=registered),
         f"{EXPORT if card.can_export else ''}\nSettings: {shown}.\n",
     )
 
@@ -106,6 +107,11 @@ def _base(config: Mapping[str, Any]) -> str:
 def _load_lines(config: Mapping[str, Any], *, needs_qpeft: bool, registered: type | None = None) -> str:
     kind = base_class(config)
     return load_lines(_base(config), ".", needs_qpeft=needs_qpeft, auto_class=kind, registered=registered)
+
+
+def _own_ansatz(settings: Mapping[str, Any]) -> str:
+    name = settings.get("ansatz")
+    return "" if name in (None, *OWN_ANSATZE) else f"# first import the module that registers the ansatz {name!r}\n"
 
 
 def _own_import(registered: type | None) -> str:

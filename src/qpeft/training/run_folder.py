@@ -129,9 +129,9 @@ class RunFolder:
         except (TypeError, AttributeError) as error:
             raise CheckpointError(self._damaged(str(error))) from error
         changed = [
-            f"{name} was {recorded.get(name)!r}, now {wanted.get(name)!r}"
+            difference
             for name in sorted({*recorded, *wanted} - {*_FREE_TO_CHANGE, *_SOURCES})
-            if recorded.get(name) != wanted.get(name)
+            for difference in _differences(name, recorded.get(name), wanted.get(name))
         ]
         if changed:
             self._refuse("settings", changed)
@@ -142,7 +142,8 @@ class RunFolder:
         not_in_0_1 = {part: hashes.get(part) for part in ("tokenizer", "backend")}
         recorded = {**not_in_0_1, **record["identity"]}
         changed = [
-            f"{part} was {_short(was)} ({record['settings'].get(name)}), now {_short(now)} ({getattr(settings, name)})"
+            f"{part} was {_short(was)} ({_named(record['settings'].get(name), part)}), "
+            f"now {_short(now)} ({_named(getattr(settings, name), part)})"
             for part, name in parts.items()
             if (was := recorded.get(part)) != (now := hashes.get(part))
         ]
@@ -194,6 +195,21 @@ def _compared(settings: dict[str, Any]) -> dict[str, Any]:
         "method_settings": without_folders(settings["method_settings"]),
         "backend_settings": without_folders(backend),
     }
+
+
+def _differences(name: str, was: Any, now: Any) -> list[str]:
+    """What differs, by the names within two dicts."""
+    if was == now:
+        return []
+    inner = []
+    if isinstance(was, dict) and isinstance(now, dict):
+        inner = [text for key in sorted({*was, *now}) for text in _differences(key, was.get(key), now.get(key))]
+    return inner or [f"{name} was {was!r}, now {now!r}"]
+
+
+def _named(value: Any, part: str) -> Any:
+    """The name of the file of `part` in a field of the settings."""
+    return value.get(part) if isinstance(value, dict) else value
 
 
 def _short(sha: Any) -> str:

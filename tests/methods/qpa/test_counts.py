@@ -61,6 +61,12 @@ def test_published_budgets(m, spend, chunk_size, n_qubits, total):
     assert (count.chunk_size, count.n_qubits, count.total) == (chunk_size, n_qubits, total)
 
 
+def test_budget_below_the_minimum_names_what_can_be_reduced():
+    for features, remedy in ((16, r"raise budget or reduce features$"), (1, r"raise budget$")):
+        with pytest.raises(ConfigError, match=remedy):
+            QPAGeneratorConfig(budget=10, features=features, hidden=()).count(40_960)
+
+
 @pytest.mark.parametrize(("m", "smallest"), [(204_100, 39_146), (1_032_192, 39_226), (147_456, 39_139)])
 def test_budget_below_the_minimum_raises(m, smallest):
     config = QPAGeneratorConfig(budget=smallest - 1, hidden=budget.PAPER_HIDDEN)
@@ -130,10 +136,14 @@ def test_invalid_options_raise(settings, message):
 
 
 def test_too_many_qubits_raise():
-    with pytest.raises(ConfigError, match=r"9 chunks need 4 qubits, more than max_qubits=3; use chunk_size >= 3"):
+    with pytest.raises(
+        ConfigError, match=r"features=1, 9 chunks need 4 qubits, more than max_qubits=3; use chunk_size >= 3"
+    ):
         QPAGeneratorConfig.paper(chunk_size=2, max_qubits=3).count(17)
     assert QPAGeneratorConfig.paper(chunk_size=3, max_qubits=3).count(17).n_qubits == 3
-    with pytest.raises(ConfigError, match=r"features=16 needs 5 qubits or more, more than max_qubits=4"):
+    with pytest.raises(ConfigError, match=r"features=4, each circuit's 9 chunks need 6 .*chunk_size >= 3, .*raise max"):
+        QPAGeneratorConfig(n_generators=2, features=4, chunk_size=2, max_qubits=5).count(34)
+    with pytest.raises(ConfigError, match=r"features=16 needs 5 qubits or more, more than max_qubits=4; .*raise max"):
         QPAGeneratorConfig(max_qubits=4).count(17)
     with pytest.raises(ConfigError, match=r"n_generators=4 is too many for 5 adapter parameters"):
         QPAGeneratorConfig(n_generators=4).count(5)

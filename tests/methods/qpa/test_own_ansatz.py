@@ -58,7 +58,7 @@ def test_checkpoint_of_a_changed_ansatz_is_refused(make, llama, tmp_path):
     qpeft.save(make(llama), tmp_path / "adapter")
     qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
     _register(_two_blocks, lambda n_qubits, n_layers: (n_layers, 2, n_qubits))
-    with pytest.raises(CheckpointError, match=r"mine needs angles of shape \[2, 2, \d\], the checkpoint has \[2"):
+    with pytest.raises(CheckpointError, match=r"mine needs angles of shape \[2, 2, \d\], .* has \[2.*--ansatz FILE"):
         qpeft.load(copy.deepcopy(llama), tmp_path / "adapter")
     _register(_gates("cz"))  # other gates with angles of the same shape
     with pytest.raises(CheckpointError, match="gates of an ansatz of your own"):

@@ -9,6 +9,8 @@ from transformers import Trainer
 from qpeft.core.binding import _Boundary
 from trainers import arguments
 
+DEFAULT = {"hidden": (), "chunk_size": None}  # the default generator
+
 
 @pytest.fixture
 def counts(monkeypatch):
@@ -38,7 +40,7 @@ def rows():
 
 
 def test_accumulation_evaluates_the_generator_once_per_step(llama, rows, adapters, counts, tmp_path):
-    model = adapters.qpa(llama)
+    model = adapters.qpa(llama, **DEFAULT)
     counts.update(evaluations=0, backwards=0)
     Trainer(model, arguments(tmp_path, gradient_accumulation_steps=4, max_steps=4), train_dataset=rows).train()
     assert counts == {"evaluations": 4, "backwards": 4}  # one after each of 4 steps; the first was made when binding
@@ -47,7 +49,7 @@ def test_accumulation_evaluates_the_generator_once_per_step(llama, rows, adapter
 def test_accumulation_equals_the_full_batch(llama, rows, adapters, tmp_path):
     finals = []
     for batch, steps in ((8, 1), (2, 4)):
-        model = adapters.qpa(copy.deepcopy(llama))
+        model = adapters.qpa(copy.deepcopy(llama), **DEFAULT)
         args = arguments(
             tmp_path, per_device_train_batch_size=batch, gradient_accumulation_steps=steps, max_steps=3, max_grad_norm=0
         )
@@ -61,7 +63,7 @@ def test_usual_learning_rates_of_lora_train_qpa(llama, rows, adapters, tmp_path,
     """At each learning rate the folded parametrisation must learn at least twice what the unfolded one does."""
 
     def gain(**scales):
-        model = adapters.qpa(copy.deepcopy(llama), **scales)
+        model = adapters.qpa(copy.deepcopy(llama), **DEFAULT, **scales)
         trainer = Trainer(model, arguments(tmp_path, learning_rate=lr, max_steps=30), train_dataset=rows)
         before = trainer.evaluate(rows)["eval_loss"]
         trainer.train()
@@ -73,7 +75,7 @@ def test_usual_learning_rates_of_lora_train_qpa(llama, rows, adapters, tmp_path,
 
 
 def test_generator_adds_one_autograd_node(llama, ids, adapters):
-    loss = adapters.qpa(llama)(input_ids=ids, labels=ids).loss
+    loss = adapters.qpa(llama, **DEFAULT)(input_ids=ids, labels=ids).loss
     seen, queue = set(), [loss.grad_fn]
     while queue:
         node = queue.pop()

@@ -28,11 +28,11 @@ def adapted(method, seed=0):
     model = base()
     torch.manual_seed(seed)
     common = {"target_modules": "all-linear", "r": 4, "task_type": "CAUSAL_LM"}
-    small = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3}
     if method == "attached":
+        small = {"hidden": (6, 5), "chunk_size": 16, "n_layers": 3}
         stock = get_peft_model(model, LoHaConfig(**{**common, "target_modules": ["q_proj", "up_proj"]}))
         return qpeft.attach(stock, qpeft.QPAGeneratorConfig(**small)).train()
-    config = qpeft.QPAConfig(**small, **common) if method == "qpa" else qpeft.QuantumPeftConfig(n_layers=2, **common)
+    config = qpeft.QPAConfig(n_layers=3, **common) if method == "qpa" else qpeft.QuantumPeftConfig(n_layers=2, **common)
     return get_peft_model(model, config).train()
 
 

@@ -35,7 +35,7 @@ def unfinished(summary: Summary) -> str:
 
 
 def _controls(summary: Summary) -> Iterator[str]:
-    """Controls that are as good as their methods. An interval around 0 does not prove equality, so it is shown."""
+    """Controls that are not shown to be worse than their methods; an interval around 0 does not prove equality."""
     lower = summary.lower_is_better
     for control in summary.methods:
         found = control.difference_to_target
@@ -43,9 +43,10 @@ def _controls(summary: Summary) -> Iterator[str]:
             continue
         if found.low > 0 if lower else found.high < 0:
             continue
-        word = "better than" if (found.high < 0 if lower else found.low > 0) else "as well as"
+        is_better = found.high < 0 if lower else found.low > 0
+        verdict = "performs better than" if is_better else "is not shown to differ from"
         interval = f"difference {found.mean:+.4f}, 95 % interval {found.low:+.4f} to {found.high:+.4f}"
-        yield f"{capital(control.label)} performs {word} {summary[found.to].label} here ({interval})."
+        yield f"{capital(control.label)} {verdict} {summary[found.to].label} here ({interval})."
 
 
 def _scope(summary: Summary) -> Iterator[str]:

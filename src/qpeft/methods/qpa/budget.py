@@ -109,10 +109,12 @@ class QPASize:
         best = max((size for size in sizes if size), default=None)
         if best is None:
             small = trained._smallest(widths, all_bits)
+            smaller = "hidden" if widths else "features" if self.features > 1 else None
+            remedy = f" or reduce {setting(smaller)}" if smaller else ""
             raise ConfigError(
                 f"{setting('budget')} {budget} is too small: the smallest generator for {self.m} parameters has "
                 f"{small.total} trainable parameters (chunk_size={small.chunk_size}, {small.n_qubits} qubits); "
-                f"reduce {setting('hidden' if widths else 'features')} or raise {setting('budget')}"
+                f"raise {setting('budget')}{remedy}"
             )
         return best, widths
 

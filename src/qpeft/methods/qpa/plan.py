@@ -118,7 +118,8 @@ def _notes(config: QPAGeneratorConfig, count: QPACount, layers: Sequence[LoraLay
         notes.append(f"{count.total:,} trained parameters for {count.m:,} generated: not a compression")
     per_rank = sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)
     highest = max((next(iter(layer.r.values())) for layer in layers), default=0)
-    if rank := min(count.total // per_rank, highest) if per_rank else 0:
+    allowed = count.total if config.chunk_size is not None else max(count.total, config.budget_count(count.m))
+    if rank := min(allowed // per_rank, highest) if per_rank else 0:
         size = rank * per_rank
         notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} parameters, within this budget")
     return notes

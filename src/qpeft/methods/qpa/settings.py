@@ -195,19 +195,21 @@ class QPASettings(GeneratorConfig):
         if most_bits < 1:
             raise ConfigError(
                 f"{setting('features')}={self.features} needs {size.feature_qubits + 1} qubits or more, "
-                f"more than {setting('max_qubits')}={self.max_qubits}; use fewer features"
+                f"more than {setting('max_qubits')}={self.max_qubits}; use fewer features, or raise "
+                f"{setting('max_qubits')}"
             )
         if self.chunk_size is not None:
             chunk_size, hidden = self.chunk_size, PAPER_HIDDEN if self.hidden is None else self.hidden
         else:
-            chunk_size, hidden = size.fit(self._budget_count(m), self.hidden, self.max_qubits)
+            chunk_size, hidden = size.fit(self.budget_count(m), self.hidden, self.max_qubits)
         counted = size.count(chunk_size, hidden)
         if counted.n_qubits > self.max_qubits:
             fewest = n_chunks(size.share, 2**most_bits)
+            circuit = "each circuit's " if self.n_generators > 1 else ""
             raise ConfigError(
-                f"{counted.n_chunks} chunks need {counted.n_qubits} qubits, more than "
-                f"{setting('max_qubits')}={self.max_qubits}; "
-                f"use {setting('chunk_size')} >= {fewest}"
+                f"with {setting('features')}={self.features}, {circuit}{n_chunks(size.share, chunk_size)} chunks need "
+                f"{counted.n_qubits} qubits, more than {setting('max_qubits')}={self.max_qubits}; "
+                f"use {setting('chunk_size')} >= {fewest}, fewer features, or raise {setting('max_qubits')}"
             )
         return counted
 
@@ -215,6 +217,6 @@ class QPASettings(GeneratorConfig):
         """What determines the counts for m adapter parameters, apart from chunk size and hidden widths."""
         return QPASize(m, self.n_layers, self.ansatz, self.n_features, self.feature_source, self.n_generators)
 
-    def _budget_count(self, m: int) -> int:
+    def budget_count(self, m: int) -> int:
         share = 0.5 if self.budget is None else self.budget
         return int(share * m) if share < 1 else int(share)

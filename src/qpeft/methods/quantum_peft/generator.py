@@ -106,11 +106,13 @@ class QuantumPeftGenerator(Generator):
         frame = getattr(self.frames, part.label, None)  # (M, d, R)
         if part.rows:
             x = _take(factors[_key(part.inner, part.rank)], part.rows, self.get_buffer(f"rows_{part.label}"))
-            x = x if frame is None else torch.bmm(frame, x)  # (M, d, K)
         else:
             assert frame is not None
-            x = frame
-        return (x.mT if part.side == "v" else x * next(lam)).flatten()
+            x, frame = frame, None
+        x = x.mT if part.side == "v" else (x * next(lam)).mT  # (M, K, R)
+        if frame is not None:
+            x = torch.bmm(x, frame.mT)  # (M, K, d); faster on a CPU than bmm(frame, x.mT)
+        return (x if part.side == "v" else x.mT).flatten()
 
     def _register_part(self, part: Part, init: SeededInit) -> None:
         def constant(name: str, value: Tensor) -> None:
