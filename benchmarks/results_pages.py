@@ -23,13 +23,26 @@ from qpeft.files import write_text
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 SETUPS = {
     "stories-grimm": "stories260K, Grimm's tales, one epoch",
+    "stories-grimm-long": "stories260K, Grimm's tales, four epochs",
     "stories-wikitext103": "stories260K, WikiText-103, one epoch",
     "embedded-wikitext103": "embedded base, WikiText-103, one epoch",
     "embedded": "embedded base, NumPy's docstrings",
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2's validation file",
 }
-STUDIES = ("sizes", "survey", "controls", "feature-source", "rank-perplexity", "qubits", "shots", "noise")
+STUDIES = (
+    "sizes",
+    "survey",
+    "controls",
+    "controls-80-steps",
+    "feature-source",
+    "four-epochs",
+    "rank-perplexity",
+    "qubits",
+    "depth",
+    "shots",
+    "noise",
+)
 LINK = {"summary.md": "tables", "report.html": "report"}
 LIST = "% table: studies\n"  # before the table of index.md
 
