@@ -67,7 +67,6 @@ def check_generator(content: Mapping[str, Any], folder: Path) -> None:
             prefix = config.tensor_prefix
             own = {k.removeprefix(prefix): torch.empty(v) for k, v in shapes.items() if k.startswith(prefix)}
             generator = config.without_base(slots, _Undrawn(0), own)
-            _check_angles(generator, own)
             wanted = sum(p.numel() for p in generator.parameters()) if generator else config.count_without_base(slots)
         except InputError:
             raise
@@ -76,19 +75,24 @@ def check_generator(content: Mapping[str, Any], folder: Path) -> None:
     stored = sum(map(math.prod, shapes.values()))
     if (wanted or 0) > max(_UNCHECKED, _BITS * stored):
         raise ConfigError(f"its generator would have {wanted:,} parameters, the weights contain {stored:,} values")
+    _check_angles(generator, own)
 
 
 def _check_angles(generator: nn.Module | None, stored: Mapping[str, Tensor]) -> None:
-    """Raise ConfigError if a circuit of a user has other angles than the checkpoint: another one has its name."""
+    """Raise ConfigError if a circuit has other angles than the checkpoint: other layers, or another ansatz."""
     for name, circuit in () if generator is None else generator.named_modules():
-        if not isinstance(circuit, CircuitModule) or circuit.ansatz.name in OWN_ANSATZE:
+        if not isinstance(circuit, CircuitModule):
             continue
         for key, angles in circuit.named_parameters(name):
             if key in stored and stored[key].shape != angles.shape:
+                ansatz = circuit.ansatz.name
+                remedy = (
+                    "; import the module that registered this ansatz when the adapter was trained, or give its file on "
+                    "the command line with --ansatz FILE.py:NAME"
+                )
                 raise ConfigError(
-                    f"ansatz {circuit.ansatz.name} needs angles of shape {list(angles.shape)}, the checkpoint has "
-                    f"{list(stored[key].shape)}; import the module that registered this ansatz when the adapter was "
-                    "trained, or give its file on the command line with --ansatz FILE.py:NAME"
+                    f"with these settings ansatz {ansatz} needs angles of shape {list(angles.shape)}, the checkpoint "
+                    f"has {list(stored[key].shape)}{'' if ansatz in OWN_ANSATZE else remedy}"
                 )
 
 

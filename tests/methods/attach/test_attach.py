@@ -478,7 +478,9 @@ class TestErrors:
         qpeft.save(model, tmp_path / "compact")
         config = tmp_path / "compact" / "adapter_config.json"
         config.write_text(config.read_text().replace('"n_layers": 3', '"n_layers": 0'))
-        with pytest.raises(CheckpointError, match="n_layers must be at least 1, got 0; if it was edited, restore the original"):
+        with pytest.raises(
+            CheckpointError, match="n_layers must be at least 1, got 0; if it was edited, restore the original"
+        ):
             qpeft.load(plain, tmp_path / "compact")
 
     def test_too_small_a_budget_keeps_the_stock_adapter(self, llama, ids, adapters):
