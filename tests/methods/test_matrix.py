@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from transformers import Trainer
-from variants import TUNERS, VARIANTS, generator
+from variants import TUNERS, VARIANTS
 
 import qpeft
 from qpeft.core.param_groups import param_groups
@@ -245,7 +245,7 @@ def test_card_of_a_compact_checkpoint_imports_qpeft(make, tmp_path, variant):
 
 def test_plan_equals_trained_and_stored_parameters(llama, make, tmp_path, variant):
     model = make()
-    plan = qpeft.plan(llama, variant.make_config(), *([generator()] if variant.attached else []))
+    plan = qpeft.plan(llama, variant.make_config(), *([variant.generator] if variant.attached else []))
     assert plan.trainable == model.get_nb_trainable_parameters()[0]
     qpeft.save(model, tmp_path / "compact")
     tensors = load_file(tmp_path / "compact" / WEIGHTS)
@@ -441,7 +441,8 @@ def test_conversion_to_lora_by_peft_is_exact_or_refused(make, llama, ids, adapte
         return
     save_as_lora(tmp_path, model, rank)  # without a forward pass after the loading
     stock = PeftModel.from_pretrained(llama, tmp_path).eval()
-    torch.testing.assert_close(adapters.logits(stock, ids), adapters.logits(trained, ids), atol=1e-5, rtol=1e-5)
+    # PEFT decomposes the update in float32
+    torch.testing.assert_close(adapters.logits(stock, ids), adapters.logits(trained, ids), atol=5e-5, rtol=1e-5)
 
 
 # -- precision and memory

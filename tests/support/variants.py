@@ -27,6 +27,7 @@ class Variant:
     config: Callable[..., peft.PeftConfig]
     settings: dict[str, Any] = field(default_factory=dict)
     attached: bool = False
+    generator: qpeft.QPAGeneratorConfig = field(default_factory=lambda: qpeft.QPAGeneratorConfig(n_layers=3))
     dropout: str | None = None  # the name of the config's field
     exports: bool = True
     merges: bool = True
@@ -42,7 +43,7 @@ class Variant:
         """`base` with the untrained adapter, in evaluation mode."""
         options = {"autocast_adapter_dtype": changes.pop("autocast_adapter_dtype", True)}
         model = get_peft_model(base, self.make_config(**changes), adapter_name, **options)  # type: ignore[arg-type]
-        return (qpeft.attach(model, generator()) if self.attached else model).eval()
+        return (qpeft.attach(model, copy.deepcopy(self.generator)) if self.attached else model).eval()
 
     def move(self, model: Any, seed: int = 1) -> Any:
         """Add seeded noise to all trainable parameters, as training does; the first SoRA gates become zero."""
@@ -55,11 +56,6 @@ class Variant:
                 if "sora_gate" in name:
                     parameter[0] = 0.0
         return model.eval()
-
-
-def generator(**changes: Any) -> qpeft.QPAGeneratorConfig:
-    """For `qpeft.attach`."""
-    return qpeft.QPAGeneratorConfig(**{"chunk_size": 16, "hidden": (6, 5), "n_layers": 3, **changes})
 
 
 VARIANTS = {
@@ -95,7 +91,12 @@ VARIANTS = {
     "attached to lora": Variant(
         "attach", LoraConfig, {"r": 2, "target_modules": "all-linear"}, attached=True, dropout="lora_dropout"
     ),
-    "attached to ia3": Variant("attach", IA3Config, attached=True),
+    "attached to ia3": Variant(  # too few parameters for 16 features
+        "attach",
+        IA3Config,
+        attached=True,
+        generator=qpeft.QPAGeneratorConfig(chunk_size=16, hidden=(6, 5), n_layers=3),
+    ),
     "attached to a bottleneck": Variant(
         "attach",
         qpeft.BottleneckConfig,
