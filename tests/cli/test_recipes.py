@@ -2,14 +2,18 @@
 
 import gc
 import json
+import re
+from pathlib import Path
 
 import pytest
 from transformers import AutoConfig
 
 from qpeft.compare import RECIPES, runner
+from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.budget import count
 from qpeft.compare.cell_run import run_cell
 from qpeft.compare.plan import host_of
+from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import read_rows
 from qpeft.compare.study_file import load_study
 
@@ -50,15 +54,22 @@ def inline(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # those of a command
-@pytest.mark.parametrize("name", ALL)
-def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "other_base"), [*((name, None) for name in ALL), ("qpa-gemma-wikitext2", "gemma2")])
+def test_recipe_runs_as_a_smoke_test(name, other_base, inline, qpeft_cli, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the recipe is found without the repository
     if name != WITH_CHARTS:
         monkeypatch.setattr("qpeft.compare.report.files.write_report", lambda folder, summary: None)
+    study = load_study(recipe(name))
+    if other_base is not None:
+        study = load_study(recipe(name), {"smoke.model_type": other_base})
+        monkeypatch.setattr("qpeft.compare.study_file.load_study", lambda *_: study)
     done = qpeft_cli("compare", "run", recipe(name), "--smoke", "--out", "out")
     assert done.exit_code == 0, done.output
-    study = load_study(recipe(name))
-    rows = read_rows(tmp_path / "out").values()
+    rows = read_rows(tmp_path / "out")
+    summary = summarise(read_study(tmp_path / "out"), rows)
+    compared = {m.key: m.difference_to_target.to for m in summary.methods if m.difference_to_target is not None}
+    assert compared == {method.key: method.against for method in study.methods if method.against is not None}
+    rows = rows.values()
     assert {row.method.partition("@")[0] for row in rows} == {
         *(method.key for method in study.methods),
         *(candidate.key for block in study.blocks for candidate in block.methods),
@@ -69,6 +80,26 @@ def test_recipe_runs_as_a_smoke_test(name, inline, qpeft_cli, tmp_path, monkeypa
     assert "no value on this page is a result" in found["question"]
     assert not any(method["published"] for method in found["methods"])
     assert AutoConfig.from_pretrained(tmp_path / "out" / "stand-in" / "base").model_type == study.smoke["model_type"]
+
+
+@pytest.mark.parametrize("name", ["qpa-gpt2-wikitext2", "qpa-gemma-wikitext2"])
+def test_qpa_over_an_adapter_is_compared_with_the_adapter_itself(name):
+    study = load_study(recipe(name))
+    against = {method.key: method.against for method in study.methods}
+    assert (study.reference, against["qpa"]) == ("lora", None)
+    for host in ("dora", "prefix", "ffa"):
+        assert against[host] == f"qpa_{host}"
+
+
+def test_recipe_has_the_published_results():
+    (table, log, _) = next(m for m in load_study(recipe("qpa-gpt2-wikitext2")).methods if m.key == "qpa").published
+    assert [(one.value, one.metric) for one in (table, log)] == [(1.583, "test_ppl"), (1.5848, "test_ppl")]
+    e2e = {method.key: method.published for method in load_study(recipe("quantum-peft-gpt2-e2e")).methods}
+    counts = {key: [one.value for one in found if one.metric == "trainable"] for key, found in e2e.items() if found}
+    assert counts == {
+        **{"full": [], "lora": [350_000, 390_000], "prefix": [350_000], "adapter": [370_000]},
+        "quantum_peft": [98_000],
+    }
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -94,11 +125,35 @@ def test_recipe_of_glue_runs_every_task(inline, qpeft_cli, tmp_path, monkeypatch
     assert "nats" not in summary
 
 
+@pytest.mark.parametrize(
+    ("data", "epochs", "seq_len"),
+    [("glue/cola", 25, 64), ("glue/rte", 50, 320), ("glue/qnli", 5, 512), ("glue/rte:folder", 50, 320)],
+)
+def test_recipe_of_glue_has_the_epochs_and_length_of_each_task(data, epochs, seq_len):
+    name = recipe("quantum-peft-deberta-glue")
+    found = load_study(name, {"data": data}).training
+    assert (found.epochs, found.seq_len) == (epochs, seq_len)
+    assert load_study(name, {"data": data, "training.epochs": 2}).training.epochs == 2
+    assert load_study(name, {"data": data, "training.steps": 7}).training.epochs is None
+
+
+def test_page_lists_the_epochs_and_lengths_of_the_recipe():
+    page = (Path(__file__).parents[2] / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", page, flags=re.MULTILINE)
+    by_data = load_study(recipe("quantum-peft-deberta-glue")).by_data
+    assert len(shown) == 8
+    for task, epochs, seq_len in shown:
+        found = by_data[f"glue/{task}"]
+        assert (found.epochs, found.seq_len) == (int(epochs), int(seq_len))
+
+
 # the geometry of each language model, as in its config.json
 GPT2 = {"model_type": "gpt2"}
 GPT2_MEDIUM = GPT2 | {"n_embd": 1024, "n_layer": 24, "n_head": 16}
 GEMMA = {"model_type": "gemma", "vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16_384}
 GEMMA |= {"num_hidden_layers": 18, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 256}
+GEMMA_2 = {"model_type": "gemma2", "vocab_size": 256_000, "hidden_size": 2304, "intermediate_size": 9216}
+GEMMA_2 |= {"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}
 DEBERTA = {"model_type": "deberta-v2", "vocab_size": 128_100, "hidden_size": 768, "intermediate_size": 3072}
 DEBERTA |= {"num_hidden_layers": 12, "num_attention_heads": 12, "type_vocab_size": 0, "relative_attention": True}
 DEBERTA |= {"position_buckets": 256, "norm_rel_ebd": "layer_norm", "share_att_key": True}
@@ -128,6 +183,8 @@ MISTRAL = {"model_type": "mistral"}
                 "qpa_ffa": 72_672,
             },
         ),
+        # the base that the paper names: 0.1752 and 0.0295 %, which are not the published ones
+        ("qpa-gemma-wikitext2", GEMMA_2, {"lora": 1_033_216, "qpa": 173_888}),
         (
             "quantum-peft-gpt2-e2e",
             GPT2_MEDIUM,

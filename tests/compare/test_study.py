@@ -56,6 +56,21 @@ def test_middle_learning_rate_is_the_given_or_the_default_one(tmp_path):
     assert [method.base_rate for method in study.methods] == [2e-4, 0.01]
 
 
+def test_training_for_the_data_replaces_that_of_the_study_but_not_overrides(tmp_path):
+    of_data = "data: a.txt\ntraining: {steps: 9, seq_len: 64}\nby_data: {b.txt: {epochs: 3, seq_len: 32}}\n"
+    path = written(tmp_path, SMALL + of_data)
+
+    def training(**overrides):
+        found = load_study(path, {name.replace("__", "."): value for name, value in overrides.items()}).training
+        return found.epochs, found.steps, found.seq_len
+
+    steps_of_default = Training().steps
+    assert training() == (None, 9, 64)
+    assert training(data="b.txt") == (3, steps_of_default, 32)
+    assert training(data="b.txt", training__seq_len=16) == (3, steps_of_default, 16)
+    assert training(data="b.txt", training__steps=5) == (None, 5, 32)
+
+
 def test_overrides_set_nested_fields(tmp_path):
     study = load_study(written(tmp_path, SMALL), {"training.steps": 7, "base": "gpt2", "generation.n_prompts": 3})
     assert (study.training.steps, study.base, study.generation.n_prompts) == (7, "gpt2", 3)
@@ -69,6 +84,9 @@ def test_overrides_set_nested_fields(tmp_path):
         ({"referense": "lora"}, "referense: .*did you mean 'reference'"),
         ({"generation": {"max_tokens": 8}}, "did you mean 'max_new_tokens'"),
         ({"seeds": [-1, 0]}, "seeds.0"),
+        ({"by_data": {"a.txt": {"epoch": 3}}}, "by_data.a.txt.epoch: unknown field 'epoch'; did you mean 'epochs'"),
+        ({"by_data": {"a.txt": 3}, "data": "a.txt"}, "by_data.a.txt"),
+        ({"by_data": [3]}, "by_data"),
         ({"tuning.grid": [-1.0]}, "tuning.grid.0"),
         ({"metric": "test_accuracy"}, "metric test_accuracy is not one of task causal-lm; use test_loss or bleu"),
         ({"metric": "test_mcc", "task": "text-regression"}, "use test_loss or test_pearson or test_spearman"),

@@ -39,7 +39,6 @@ STAND_INS = {
     "recipes/qpa-gpt2-wikitext2.yaml": "tiny.yaml",
     "recipes/quantum-peft-deberta-glue.yaml": "tiny.yaml",
     "glue/rte": "docs.jsonl",
-    "320": "64",  # --seq-len: the stand-ins have a context of 256 tokens
 }
 HUB_NAMES = ("gpt2", "path/or/hub-id")  # replaced in Python as well
 CHEAP = {"--steps": "2", "--epochs": "0.02", "--seeds": "0", "--samples": "20", "--max-new-tokens": "4"}
@@ -61,6 +60,7 @@ NOT_RUN = {
     "python examples/": "tests/examples runs them with few steps",
     "diagnose with --trainings": "docs/diagnostics.md runs the same with another folder",
     "--trainings --seeds 0,1,2 --steps 60": "docs/diagnostics.md runs the same",
+    "for task in ": "the same command for other data",
     "qpeft demo --methods": "docs/cli.md runs the demo, tests/cli/test_demo_command.py its methods",
     "braket.aws.qubit": "needs an account",
     "QiskitRuntimeService": "needs an account",

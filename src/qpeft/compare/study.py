@@ -248,6 +248,7 @@ class Study(_Strict):
     seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
     tuning: Tuning = Tuning()
     training: Training = Training()
+    by_data: dict[str, Training] = {}  # by `data`: fields of `training` that `load_study` replaces for these data
     test_blocks: int = Field(default=96, ge=0, le=MOST)
     generation: Generation | None = None
     capacity: bool = True
@@ -375,6 +376,8 @@ def _known_fields(place: tuple[int | str, ...]) -> list[str]:
     """The fields of the part of a study in which an unknown field was found."""
     parents = [part for part in place[:-1] if isinstance(part, str)]
     models: dict[str, type[BaseModel]] = {"training": Training, "tuning": Tuning, "generation": Generation}
+    if parents[:1] == ["by_data"]:
+        return list(Training.model_fields)
     if len(parents) > 1:
         models["training"] = OwnTraining
     models |= {"published": Published, "blocks": Block, "methods": Candidate if "blocks" in parents else MethodSpec}

@@ -19,6 +19,7 @@ from qpeft.compare import BUILT_IN, RECIPES
 from qpeft.compare.study import Study, described
 from qpeft.errors import ConfigError
 from qpeft.names import unknown
+from qpeft.training.glue import PREFIX as GLUE
 from qpeft.user_files import names_in
 
 _MAX_VALUES = 100_000  # of a file
@@ -28,20 +29,38 @@ _WITH_FILES = ("settings", "backend")  # fields of a method in which FILE.py:NAM
 def load_study(name_or_path: str, overrides: Mapping[str, Any] | None = None) -> Study:
     """The built-in study of that name, or the study in that file, with `overrides` by dotted name.
 
+    Fields of `training` are those in `overrides`, else those that `by_data` has for the data, else the study's own.
+
     Raises ConfigError with the name of the study and of the invalid field.
 
     Example: `load_study("survey", {"training.steps": 50})`
     """
     found, overrides = _read(name_or_path), dict(overrides or {})
-    for one, other in (("steps", "epochs"), ("epochs", "steps")):
-        if f"training.{one}" in overrides and isinstance(training := found.get("training"), dict):
-            training.pop(other, None)
-    for name, value in overrides.items():
-        _set(found, name, value)
+    of_data = _training_of(str(overrides.get("data", found.get("data"))), found.get("by_data"))
+    _replace(found, {f"training.{name}": value for name, value in of_data.items()})
+    _replace(found, overrides)
     try:
         return Study.model_validate(found)
     except ValidationError as error:
         raise ConfigError(f"study {name_or_path}: {described(error)}") from error
+
+
+def _training_of(data: str, by_data: Any) -> dict[str, Any]:
+    """The fields of `training` for these data; local files of a task of GLUE, glue/TASK:SOURCE, count as the task."""
+    if not isinstance(by_data, dict):
+        return {}
+    name = data.partition(":")[0] if data.startswith(GLUE) else data
+    of_data = by_data.get(data, by_data.get(name))
+    return of_data if isinstance(of_data, dict) else {}
+
+
+def _replace(found: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Set fields by dotted name. A number of steps replaces one of epochs and the reverse."""
+    for one, other in (("steps", "epochs"), ("epochs", "steps")):
+        if f"training.{one}" in changes and isinstance(training := found.get("training"), dict):
+            training.pop(other, None)
+    for name, value in changes.items():
+        _set(found, name, value)
 
 
 def code_of(name_or_path: str) -> dict[str, list[str]]:
