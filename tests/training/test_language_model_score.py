@@ -23,6 +23,8 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
+from qpeft.errors import DataError
+from qpeft.metrics import padded_perplexity, perplexity
 from qpeft.training.blocks import collate, cut
 from qpeft.training.encoding import Tokens, encode
 from qpeft.training.metrics import (
@@ -30,7 +32,6 @@ from qpeft.training.metrics import (
     classification_loss,
     evaluate_language_model,
     language_model_loss,
-    padded_perplexity,
 )
 from qpeft.training.settings import TrainSettings
 from qpeft.training.sources import Columns, load_examples
@@ -166,6 +167,28 @@ def test_padded_perplexity_is_the_published_one(tokenizer, tiny_model, rows):
         assert padded_perplexity(model, rows, tokenizer, 12, batch_size) == pytest.approx(published, rel=1e-5)
     text_only = evaluate_language_model(model, encode([{"text": row} for row in rows if row], tokenizer)).perplexity
     assert text_only != pytest.approx(published, rel=1e-3)
+
+
+def test_perplexity_of_texts_is_that_of_their_tokens_joined_by_end_of_text(tokenizer, tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    texts = ["the king went into the wood", "", "a fox sings"]
+    ids = [token for text in texts for token in (tokenizer.eos_token_id, *tokenizer(text)["input_ids"])][1:]
+    nats, n = 0.0, 0
+    for start in range(0, len(ids), 8):
+        block = torch.tensor([ids[start : start + 8]])
+        if block.shape[1] > 1:
+            nats, n = nats + model(block, labels=block).loss.item() * (block.shape[1] - 1), n + block.shape[1] - 1
+    for batch_size in (1, 3):
+        assert perplexity(model, texts, tokenizer, 8, batch_size) == pytest.approx(math.exp(nats / n), rel=1e-5)
+
+
+@pytest.mark.parametrize("texts", [[], [""]])
+def test_perplexity_of_nothing_is_refused(tokenizer, tiny_model, texts):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with pytest.raises(DataError, match="no token to score"):
+        perplexity(model, texts, tokenizer)
+    with pytest.raises(DataError, match="no rows to score"):
+        padded_perplexity(model, [], tokenizer)
 
 
 @pytest.mark.parametrize("virtual_tokens", [0, 3])

@@ -195,7 +195,7 @@ def _score(task: Any, batch_size: int, folder: Path | None, rows: list[str]) -> 
     import torch
 
     import qpeft
-    from qpeft.training.metrics import padded_perplexity
+    from qpeft.metrics import padded_perplexity
 
     def score(model: Any, who: str) -> tuple[Score, float | None]:
         model.to("cuda" if torch.cuda.is_available() else "cpu")

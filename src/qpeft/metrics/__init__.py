@@ -1,4 +1,4 @@
-"""Scores of predicted classes, predicted numbers and generated texts, as plain functions.
+"""Scores of predicted classes, predicted numbers, generated texts and language models, as plain functions.
 
 The names are in `__init__.pyi`; their modules, and the libraries that compute the scores, are imported on first use.
 """

@@ -1,4 +1,6 @@
 from .encoders import bertscore as bertscore
+from .language_models import padded_perplexity as padded_perplexity
+from .language_models import perplexity as perplexity
 from .overlap import cider as cider
 from .overlap import coco_rouge_l as coco_rouge_l
 from .overlap import meteor as meteor

@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qpeft.metrics import f1, mcc, pearson, spearman
-from qpeft.training.blocks import IGNORED, Padding, collate, padding_token
-from qpeft.training.encoding import Tokens, encode
+from qpeft.training.blocks import IGNORED, Padding, collate
+from qpeft.training.encoding import Tokens
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
 
 
 Watch = Callable[[Sequence[int]], Iterable[int]]  # gives what it is given, batch by batch, and may show progress
@@ -304,22 +303,6 @@ def regression_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: Any 
     numbers = outputs.logits.float().squeeze(-1)
     total = mse_loss(numbers, labels.to(numbers.device), reduction="sum")
     return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
-
-
-def padded_perplexity(
-    model: torch.nn.Module,
-    rows: Sequence[str],
-    tokenizer: PreTrainedTokenizerBase,
-    length: int = 512,
-    batch_size: int = 8,
-) -> float:
-    """The perplexity of the QPA paper (arXiv 2410.09846); use it only to compare with the paper.
-
-    Every row of `rows`, even an empty one, is cut or padded to `length` with the end-of-text token, and the padding is
-    scored. A trained model predicts padding easily, so that this perplexity is far below that of the text.
-    """
-    blocks = [tokens.cut(0, length) for tokens in encode([{"text": row} for row in rows], tokenizer)]
-    return evaluate_language_model(model, blocks, batch_size, Padding(length, padding_token(tokenizer))).perplexity
 
 
 def _nats(model: torch.nn.Module, batch: dict[str, torch.Tensor], labels: torch.Tensor) -> float:
