@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from qpeft.compare.plan import make_plan
 from qpeft.compare.smoke import smoke_test
 from qpeft.compare.study_file import load_study
+from qpeft.demo import base_path
 from qpeft.errors import ConfigError
 
 LORA = {"key": "lora", "method": "lora", "settings": {"r": 2}, "lr": 0.01}
@@ -34,6 +35,22 @@ def test_smoke_test_has_the_given_architecture_without_the_base(tmp_path):
     made = smoke_test(study(base="no/hub/id", smoke={"model_type": "gemma2", "sliding_window": 24}), tmp_path)
     config = AutoConfig.from_pretrained(made.base)
     assert (config.model_type, config.sliding_window, config.num_hidden_layers) == ("gemma2", 24, 2)
+
+
+def test_smoke_test_has_the_tokenizer_of_a_base_on_this_machine(tiny_encoder, tmp_path):
+    def tokenizer(folder, **fields):
+        made = smoke_test(study(smoke={"model_type": "gpt2"}, **fields), tmp_path / folder)
+        found = AutoTokenizer.from_pretrained(made.base)
+        assert AutoConfig.from_pretrained(made.base).vocab_size == len(found)
+        return found.get_vocab()
+
+    embedded = AutoTokenizer.from_pretrained(base_path()).get_vocab()
+    own = AutoTokenizer.from_pretrained(tiny_encoder).get_vocab()
+    assert tokenizer("own", base=str(tiny_encoder)) == own != embedded
+    assert tokenizer("absent", base="no/hub/id") == embedded
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "gpt2"}')
+    assert tokenizer("without", base=str(tmp_path / "base")) == embedded
 
 
 def test_second_smoke_test_in_the_folder_uses_the_same_stand_in(tmp_path):

@@ -45,6 +45,8 @@ CHEAP = {"--steps": "2", "--epochs": "0.02", "--seeds": "0", "--samples": "20", 
 
 # part of a command -> why it is not run
 NOT_RUN = {
+    "curl -LO ": "downloads",
+    "unzip ": "what was downloaded",
     "make ": "creates an environment; CI consists of these targets",
     "pip install": "changes the environment; CI installs the extras",
     "python benchmarks/": "takes minutes or hours; bench, many_adapters, kills and bad_files have tests",

@@ -82,7 +82,7 @@ def smoke_test(study: Study, folder: Path) -> Study:
 
 
 def _write_base(study: Study, config: PretrainedConfig, folder: Path) -> None:
-    """A model with random weights, and its tokenizer or image processor: that of the embedded base, or ViT's."""
+    """A model with random weights, and its tokenizer or an image processor of ViT."""
     import torch
     import transformers
 
@@ -97,7 +97,7 @@ def _write_base(study: Study, config: PretrainedConfig, folder: Path) -> None:
         size: dict[str, int] = dict.fromkeys(("height", "width"), _SIZES["image_size"])
         ViTImageProcessorPil(size=size).save_pretrained(folder)
     else:
-        _tokenizer().save_pretrained(folder)
+        _tokenizer(study).save_pretrained(folder)
 
 
 def _config(study: Study) -> PretrainedConfig:
@@ -111,16 +111,24 @@ def _config(study: Study) -> PretrainedConfig:
     default = AutoConfig.for_model(name)
     sizes = {name: size for name, size in _SIZES.items() if hasattr(default, name)}
     if hasattr(default, "vocab_size"):
-        end = (tokenizer := _tokenizer()).eos_token_id
+        end = (tokenizer := _tokenizer(study)).eos_token_id
         # without a padding token, whose random vector would be zero, also in a tied head
         sizes |= {"vocab_size": len(tokenizer), "bos_token_id": end, "eos_token_id": end, "pad_token_id": None}
     return AutoConfig.for_model(name, **sizes | own)
 
 
-def _tokenizer() -> PreTrainedTokenizerBase:
+def _tokenizer(study: Study) -> PreTrainedTokenizerBase:
+    """The tokenizer of the study's base if it is on this machine, else that of the embedded base."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base_path(), model_max_length=_SIZES["max_position_embeddings"])
+    options: dict[str, Any] = {"local_files_only": True, "model_max_length": _SIZES["max_position_embeddings"]}
+    try:
+        found = AutoTokenizer.from_pretrained(base_model(study.base), **options)
+    except (OSError, ValueError, ImportError):  # not on this machine; damaged; in need of another library
+        found = None
+    if found and found.vocab_size:  # 0 for a folder without the files of a tokenizer
+        return found
+    return AutoTokenizer.from_pretrained(base_path(), **options)
 
 
 def _file_name(study: Study, part: str) -> str:
