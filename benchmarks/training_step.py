@@ -4,9 +4,13 @@
     python benchmarks/training_step.py --methods quantum_peft --r 8 --case 'all linear maps'
     python benchmarks/training_step.py --device cuda --geometry llama-1b --dtype bfloat16 --batch-size 4 --tokens 1024
     python benchmarks/training_step.py --geometry tiny --rounds 2        # seconds, to see that it runs
+    python benchmarks/training_step.py --recipe qpa-gpt2-wikitext2       # every method of a recipe, at a small size
+    python benchmarks/training_step.py --recipe qpa-gpt2-wikitext2 --full
 
 Random weights from a model's configuration; on the CPU one thread and processor time. A step is forward, backward,
 AdamW and zero_grad. Each turn ends with a synchronization. Peak memory is that of a child process.
+
+With --recipe only --full and --rounds apply. The times are wall times on the GPU, if there is one, else on one thread.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ import qpeft
 from qpeft.demo import base_path
 from speed.machine import turns
 from speed.measure import Row
+from speed.recipes import NAMES, recipe_rows
 from speed.table import markdown
 
 _GPT2_CASES = {"attention": ["c_attn"], "all linear maps": ["c_attn", "c_proj", "c_fc"], "lm_head": ["lm_head"]}
@@ -199,12 +204,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps in a turn; 1 on the CPU and 10 elsewhere")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each model")
     parser.add_argument("--case", default="attention", help="attention, 'all linear maps', lm_head")
+    parser.add_argument("--recipe", choices=NAMES, help="time the methods of a recipe")
+    parser.add_argument("--full", action="store_true", help="the recipe's own base, batch, length and precision")
     parser.add_argument("--child", metavar="METHOD", help=argparse.SUPPRESS)
     options = parser.parse_args()
     options.steps = options.steps or (1 if options.device == "cpu" else 10)
     torch.set_num_threads(1)
     if options.child:
         child(options)
+        return
+    if options.recipe:
+        print(torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu")
+        print(markdown(recipe_rows(options.recipe, options.full, options.rounds)))
         return
     rows = step_rows(options.case, options.methods, options, options.rounds)
     print(torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device)
