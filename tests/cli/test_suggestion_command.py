@@ -5,6 +5,8 @@ import json
 import pytest
 
 import qpeft
+from qpeft.compare import suggest as suggest_module
+from qpeft.compare.evidence import Design, Evidence, Result, Setup
 from qpeft.training.run_folder import RunFolder
 
 
@@ -40,6 +42,30 @@ def test_train_takes_the_suggested_adapter_and_its_learning_rate(qpeft_cli, base
     assert json.loads(again.stdout)["already_finished"]
 
 
+def test_adapter_with_a_frame_file_is_trained_with_that_file(qpeft_cli, base_folder, tmp_path, monkeypatch):
+    settings = {"frame": "gradient", "share": "type", "n_layers": 1, "frame_rank": 4, "r": 2, "bits": 16}
+    settings |= {"lambda_bits": 16, "store_frames": False}
+    setup = Setup(base="b", base_parameters=10, data="d", steps=1, untrained=4.0, reference=3.0)
+    results = [Result(trainable=9, lr=0.01, losses={0: 3.5})]
+    only = Design(key="k", label="framed", method="quantum_peft", settings=settings, results=results)
+    evidence = Evidence(study="s", made_by="m", reference="r", setups=[setup], designs=[only])
+    monkeypatch.setattr(suggest_module, "read_evidence", lambda: evidence)
+    (tmp_path / "text.txt").write_text("The king went into the wood, and the golden bird sang. " * 40)
+    data = ("--model", base_folder, "--data", tmp_path / "text.txt", "--seq-len", "16", "--batch-size", "2")
+    budget = ("--method", "auto", "--bytes", "1000", "--steps", "2", "--out", tmp_path / "run")
+    planned = qpeft_cli("plan", "--model", base_folder, "--bytes", "1000", "--json")
+    stored = json.loads(planned.stdout)["stored_bytes"]
+    assert stored == 2 * json.loads(planned.stdout)["trainable"]
+    refused = qpeft_cli("train", *data, *budget)
+    assert refused.exit_code == 2
+    assert "write one with qpeft frames, and name it with --frames FILE" in " ".join(refused.stderr.split())
+    made = qpeft_cli("frames", *data, "--share", "type", "--n-layers", "1", "--out", tmp_path / "frames")
+    assert made.exit_code == 0, made.output
+    result = qpeft_cli("train", *data, *budget, "--frames", tmp_path / "frames.safetensors", "--json")
+    assert result.exit_code == 0, result.output
+    assert stored < json.loads(result.stdout)["stored_bytes"] < stored + 200
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -50,6 +76,8 @@ def test_train_takes_the_suggested_adapter_and_its_learning_rate(qpeft_cli, base
         ("plan --parameters 99 --r 4 --share type", "leave out --r, --share"),
         ("plan --parameters 99 --task text-classification", "evidence for task causal-lm only, not for"),
         ("plan --bytes 8", "--bytes 8 is too small: the smallest measured adapter on this base model is"),
+        ("plan --bytes 9999 --frames some.safetensors", "leave out --frames"),
+        ("train --data none.txt --out run --parameters 99 --frames some.safetensors", "takes no frame file"),
         ("train --data none.txt --out run --method auto", "method auto needs a budget"),
     ],
 )

@@ -218,6 +218,20 @@ def test_row_has_the_fields_of_the_specification(study, tmp_path):
     assert not folder.exists()
 
 
+def test_stored_bytes_of_an_adapter_without_its_frames_are_those_with_a_frame_file(study, tmp_path):
+    settings = {"r": 2, "frame": "gradient", "frame_rank": 4, "share": "type", "store_frames": False}
+    settings |= {"bits": 16, "lambda_bits": 16}
+    methods = [{"key": "inside", "method": "quantum_peft", "settings": {**settings, "store_frames": True}, "lr": 0.01}]
+    methods += [{"key": "file", "method": "quantum_peft", "settings": settings, "lr": 0.01}]
+    plan = make_plan(study(methods=methods, reference="inside"), tmp_path / "out")
+    rows = {cell.method: run_cell(cell, plan.folder) for cell in cells_of(plan, "inside", "file")}
+    assert rows["file"].quality.test_loss == rows["inside"].quality.test_loss
+    assert rows["file"].cost.params_trainable == rows["inside"].cost.params_trainable
+    values = 2 * rows["file"].cost.params_trainable
+    assert values < rows["file"].cost.bytes_stored < values + 200  # one tensor
+    assert rows["inside"].cost.bytes_stored > 2 * rows["file"].cost.bytes_stored
+
+
 def test_backend_is_used_in_training_and_not_in_scores(study, tmp_path):
     settings = {"r": 8, "chunk_size": 80, "hidden": [4, 8], "n_layers": 2, "activation": "identity", "angle_scale": 50}
     shots = {"key": "shots", "method": "qpa", "settings": settings, "lr": 0.001, "backend": {"shots": 400}}

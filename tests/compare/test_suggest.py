@@ -1,12 +1,16 @@
 """`qpeft.suggest`: the best measured adapter within a budget, from rows of a study."""
 
+import copy
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from peft import get_peft_model
+from safetensors.torch import load_file
 from tiny_models import make_text
-from transformers import GPT2Config
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import qpeft
 from qpeft.compare import suggest as suggest_module
@@ -120,6 +124,45 @@ def test_better_means_better_in_every_setup():
     worse = design([3.0, 3.1, 3.2], [2.0, 2.1, 2.2])
     assert is_better(design([2.9, 3.0, 3.11], [1.9, 2.0, 2.11]), worse)
     assert not is_better(design([2.9, 3.0, 3.11], [1.9, 2.2, 2.11]), worse)
+
+
+@pytest.fixture
+def with_frame_file(evidence, monkeypatch):
+    """Evidence in which the best adapter below 1,000 bytes leaves out its gradient frames."""
+    spec = next(one for one in load_study("budgets").methods if one.key == "type_R4_16")
+    results = [Result(trainable=1, lr=0.004, losses={seed: loss + 0.01 * seed for seed in range(5)}) for loss in (3, 4)]
+    design = Design(key=spec.key, label=spec.label, method=spec.method, settings=spec.settings, results=results)
+    found = evidence.model_copy(update={"designs": [*evidence.designs, design]})
+    monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
+    return design
+
+
+def test_frame_file_is_named_for_an_adapter_that_leaves_out_its_frames(with_frame_file, tmp_path):
+    found = qpeft.suggest(BASE, bytes=1000)
+    assert (found.label, found.needs_frame_file) == (with_frame_file.label, True)
+    assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
+    assert found.config.store_frames  # otherwise it could not be loaded
+    assert all(name in found.notes[-1] for name in ("qpeft frames", "--frames", "fit_frames", "save_to=FILE"))
+    base = GPT2LMHeadModel(BASE).eval()
+    model = get_peft_model(copy.deepcopy(base), found.config)
+    qpeft.fit_frames(model, [{"input_ids": torch.arange(20)[None]}], save_to=tmp_path / "frames")
+    qpeft.save(model, tmp_path / "adapter")
+    (tensor,) = load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()
+    assert tensor.nbytes == found.plan.stored_bytes + 8
+    qpeft.load(base, tmp_path / "adapter")
+
+
+def test_same_adapter_stores_its_frames_in_a_budget_of_parameters(with_frame_file):
+    found = qpeft.suggest(BASE, parameters=count_trainable(with_frame_file))
+    assert (found.label, found.needs_frame_file) == (with_frame_file.label, False)
+    assert found.config.store_frames
+    assert found.plan == qpeft.plan(BASE, found.config)
+    assert found.plan.stored_bytes > 4 * found.plan.trainable
+    assert not any("frame file" in note for note in found.notes)
+
+
+def count_trainable(design):
+    return qpeft.plan(BASE, qpeft.QuantumPeftConfig(**design.settings, target_modules="all-linear")).trainable
 
 
 @pytest.mark.parametrize(

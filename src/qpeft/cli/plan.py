@@ -75,7 +75,7 @@ def plan(
     if num_labels is not None and (settings.is_language_model or TASKS[settings.task].is_regression):
         raise ConfigError(f"--num-labels is for a classification; task {settings.task} has no classes. Set --task")
     with working("Counting"):
-        found = plan_of(settings, num_labels)
+        found = plan_of(settings, num_labels) if suggestion is None else suggestion.plan
     data = {"model": model, **found.to_dict()}
     if suggestion is not None:
         data["suggestion"] = suggestion.to_dict()

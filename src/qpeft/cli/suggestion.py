@@ -30,17 +30,28 @@ ParametersOption = Annotated[
 ]
 BytesOption = Annotated[
     int | None,
-    typer.Option(metavar="N", rich_help_panel=_PANEL, help="The same with at most so many stored bytes."),
+    typer.Option(
+        metavar="N",
+        rich_help_panel=_PANEL,
+        help="The same with at most so many bytes of stored tensors, without the header of their file, the adapter's "
+        "config and a frame file.",
+    ),
 ]
 
 
 def suggested(
-    model: str, run: dict[str, Any], others: dict[str, Any], parameters: int | None, n_bytes: int | None
+    model: str,
+    run: dict[str, Any],
+    others: dict[str, Any],
+    parameters: int | None,
+    n_bytes: int | None,
+    *,
+    takes_frames: bool = False,
 ) -> Suggestion | None:
     """What the evidence suggests for the options of a command; None unless a budget is given.
 
-    `run` are the given fields of TrainSettings, `others` all options that describe an adapter. Raises ConfigError if
-    they do not fit --method auto, and as `qpeft.suggest`.
+    `run` are the given fields of TrainSettings, `others` all options that describe an adapter; with `takes_frames`,
+    --frames is used by `settings_with`. Raises ConfigError if they do not fit --method auto, and as `qpeft.suggest`.
     """
     method = run.get("method")
     if parameters is None and n_bytes is None:
@@ -54,7 +65,7 @@ def suggested(
         )
     own = [
         *(name for name in ("host",) if name in run),
-        *(name for name, value in others.items() if value not in (None, [])),
+        *(n for n, value in others.items() if value not in (None, []) and not (takes_frames and n == "frames")),
     ]
     if own:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in own)
@@ -68,6 +79,18 @@ def suggested(
 
         trusted = run.get("trust_remote_code", False)
         return qpeft.suggest(base_model(model), parameters=parameters, bytes=n_bytes, trust_remote_code=trusted)
+
+
+def settings_with(found: Suggestion, frames: str | None) -> dict[str, Any]:
+    """The settings of the suggested adapter with the frame file that it needs. Raises ConfigError without it."""
+    if found.needs_frame_file and frames is None:
+        raise ConfigError(
+            f"{found.label} has so few bytes only with a frame file: write one with qpeft frames, and name it with "
+            "--frames FILE; or give a budget in --parameters"
+        )
+    if frames is not None and not found.needs_frame_file:
+        raise ConfigError(f"the suggested adapter, {found.label}, takes no frame file; leave out --frames")
+    return found.settings if frames is None else {**found.settings, "frames": frames}
 
 
 def show(console: Console, found: Suggestion) -> None:

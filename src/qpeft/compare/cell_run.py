@@ -20,6 +20,7 @@ from qpeft.compare.measurements.convergence import derive
 from qpeft.compare.rows import Convergence, Row
 from qpeft.compare.study import Generation
 from qpeft.errors import DataWarning, QpeftError, TrainingError
+from qpeft.methods.registry import find_by_config
 from qpeft.metrics.texts import score_texts
 from qpeft.training import outputs
 from qpeft.training.generation import generate_texts
@@ -205,13 +206,23 @@ def _train(cell: Cell, row: Row, work: Path, on_step: Steps) -> Prepared:
         "params_head": outputs.count_trainable(run.model, task.head),
         "params_deployed": outputs.count_deployed(run.model),
         "params_generator": generator,
-        "bytes_stored": outputs.count_stored_bytes(run.model),
+        "bytes_stored": _stored_bytes(run.model, work),
         "optimizer_bytes": facts.optimizer_bytes,
         "null_reasons": _NOT_GENERATED if generator is None else {},
     }
     _record(row, "cost", sizes)
     _record(row, "convergence", derive(curve, norms, tokens_per_step))
     return run.ready
+
+
+def _stored_bytes(model: Any, work: Path) -> int:
+    """Size of the weights file. An adapter that leaves out its frames refers to a frame file in `work` from now on."""
+    config = getattr(model, "active_peft_config", None)
+    record = None if config is None else find_by_config(config)
+    if record is not None and record.leaves_out_frames(vars(config)):
+        (file := work / "frames.safetensors").unlink(missing_ok=True)  # of a run that was killed
+        record.ask("save_frames", model, file)
+    return outputs.count_stored_bytes(model)
 
 
 def _score_on_backend(ready: Prepared) -> float:

@@ -25,6 +25,12 @@ from qpeft.training.methods import build_config
 from qpeft.training.settings import TrainSettings
 from qpeft.training.task_types import TASKS
 
+_FRAME_FILE = (
+    "its bytes are those with a frame file, which many adapters share: write one with qpeft frames, and give it to "
+    "qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, save_to=FILE), and set frames=FILE "
+    "in the config of every further adapter. Otherwise it stores its frames and is larger"
+)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -68,10 +74,11 @@ class Suggestion:
     evidence: list[Measured]
     alternatives: list[Alternative]  #: the best first
     notes: list[str]
+    needs_frame_file: bool = False  #: whether it has the counted bytes only with `frames=FILE`, see `notes`
 
     @property
     def config(self) -> PeftConfig:
-        """A new PEFT config of the adapter."""
+        """A new PEFT config of the adapter; without the frame file that it may need."""
         return _config(self.method, self.settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +101,8 @@ def suggest(
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
         parameters: Most trainable parameters. Give this or `bytes`.
-        bytes: Most bytes of the saved adapter, as in `Plan.stored_bytes`.
+        bytes: Most bytes of the saved adapter's tensors, as in `Plan.stored_bytes`: without the header of its file,
+            its config, and a frame file, which many adapters share.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
     Raises:
@@ -111,7 +119,7 @@ def suggest(
     best, within = None, []
     too_large: dict[str, int] = {}
     refused: list[str] = []
-    for design, settings, found in _counted(evidence, model, refused):
+    for design, settings, found in _counted(evidence, model, refused, in_bytes=bytes is not None):
         size = found.trainable if bytes is None else found.stored_bytes
         if size > budget:
             too_large[design.label] = size
@@ -136,11 +144,19 @@ def _budget(parameters: int | None, n_bytes: int | None) -> tuple[str, str, int]
     return name, unit, value
 
 
-def _counted(evidence: Evidence, model: nn.Module, refused: list[str]) -> Iterator[tuple[Design, dict[str, Any], Plan]]:
-    """Each design, the best first, with its settings and counts on `model`; `refused` receives why others have none."""
+def _counted(
+    evidence: Evidence, model: nn.Module, refused: list[str], *, in_bytes: bool
+) -> Iterator[tuple[Design, dict[str, Any], Plan]]:
+    """Each design, the best first, with its settings and counts on `model`; `refused` receives why others have none.
+
+    An adapter without its frames, which could not be loaded, has a frame file if the budget is in bytes, and otherwise
+    stores them.
+    """
     for design in evidence.ranked():
         try:
             settings = fill_names(design.settings, model)
+            if not in_bytes:
+                settings = _loadable(design.method, settings)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PEFT's on types of layers, for each design
                 found = plan(model, _config(design.method, settings))
@@ -152,6 +168,13 @@ def _counted(evidence: Evidence, model: nn.Module, refused: list[str]) -> Iterat
 
 def _config(method: str, settings: dict[str, Any]) -> PeftConfig:
     return build_config(TrainSettings(model="", data="", out="", method=method, method_settings=settings))
+
+
+def _loadable(method: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without `store_frames` if the adapter leaves out its frames."""
+    if not methods.get(method).leaves_out_frames(settings):
+        return settings
+    return {name: value for name, value in settings.items() if name != "store_frames"}
 
 
 def _none_fits(name: str, unit: str, budget: int, too_large: dict[str, int], refused: list[str]) -> str:
@@ -166,7 +189,8 @@ def _none_fits(name: str, unit: str, budget: int, too_large: dict[str, int], ref
 
 def _alternative(evidence: Evidence, design: Design, settings: dict[str, Any], found: Plan) -> Alternative:
     share = fmean(evidence.shares(design))
-    return Alternative(design.label, design.method, settings, found.trainable, found.stored_bytes, share)
+    loadable = _loadable(design.method, settings)
+    return Alternative(design.label, design.method, loadable, found.trainable, found.stored_bytes, share)
 
 
 def _suggestion(
@@ -178,6 +202,8 @@ def _suggestion(
     parameters: int | None,
 ) -> Suggestion:
     shares = evidence.shares(design)
+    loadable = _loadable(design.method, settings)
+    needs_frame_file = loadable != settings
     measured = []
     for setup, result, share in zip(evidence.setups, design.results, shares, strict=True):
         mean, reach = result.stats.mean, result.stats.half_width
@@ -187,7 +213,7 @@ def _suggestion(
     return Suggestion(
         label=design.label,
         method=design.method,
-        settings=settings,
+        settings=loadable,
         learning_rate=median_low(result.lr for result in design.results),
         share=fmean(shares),
         plan=found,
@@ -195,7 +221,8 @@ def _suggestion(
         reference=evidence.reference,
         evidence=measured,
         alternatives=alternatives,
-        notes=_notes(evidence, design.method, settings, found, parameters),
+        notes=[*_notes(evidence, design.method, settings, found, parameters), *([_FRAME_FILE] * needs_frame_file)],
+        needs_frame_file=needs_frame_file,
     )
 
 

@@ -24,7 +24,7 @@ class Plan:
     trainable_parts: dict[str, int]
     acting: int | None = None  #: Quantum-PEFT: trainable parameters with an effect, if known
     deployed: int  #: parameters of the adapter at inference
-    stored_bytes: int  #: compact checkpoint: parameters and frames, without the file's header and fingerprints
+    stored_bytes: int  #: tensors of the compact checkpoint: parameters and frames, without the file's header and hashes
     exported_bytes: int | None  #: exported adapter, tensors only; None: stock PEFT has no such adapter
     needs_qpeft: bool  #: to load the compact checkpoint
     base_parameters: int

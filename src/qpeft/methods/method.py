@@ -85,6 +85,11 @@ class Method:
         """Whether its circuit can run on a backend in training."""
         return self.circuit is not None
 
+    def leaves_out_frames(self, settings: Mapping[str, Any]) -> bool:
+        """Whether an adapter with these settings is saved without its gradient frames, which a frame file can hold."""
+        is_framed = settings.get("frame") == "gradient" and settings.get("frames") is None
+        return self.save_frames is not None and is_framed and settings.get("store_frames") is False
+
     @property
     def config_class(self) -> Any:
         """The PEFT config class."""
