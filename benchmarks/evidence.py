@@ -5,7 +5,8 @@
 The results are the study `budgets` in docs/results/*/budgets. While there is none, they are those of
 `small_budgets.py` on the two texts of stories260K, in benchmarks/results; the third setup lacks LoRA of rank 1, without
 which the order above 3,000 parameters would be wrong. Designs have the settings and labels of the study `budgets`.
-Left out are designs without an adapter, and those that are missing in a setup or failed with a seed.
+Left out are designs without an adapter, and those that are missing in a setup or failed with a seed; the program prints
+their keys.
 """
 
 from __future__ import annotations
@@ -106,6 +107,17 @@ def of_small_budgets(folder: Path) -> Evidence:
     return _combined("python benchmarks/small_budgets.py", "full fine-tuning", setups, results)
 
 
+def left_out(setups: list[Setup], results: list[dict[str, Result]]) -> str:
+    """The adapters of the study that are missing or failed in a setup, with this setup."""
+    lacking: dict[str, list[str]] = {}
+    for spec in filter(_has_adapter, load_study(STUDY).methods):
+        where = [number for number, found in enumerate(results) if spec.key not in found]
+        names = [f"{setups[i].base}, {setups[i].data}, {setups[i].steps} steps" for i in where]
+        if where:
+            lacking.setdefault("every setup" if len(where) == len(setups) else "; ".join(names), []).append(spec.key)
+    return "".join(f"left out, missing or failed in {where}: {', '.join(keys)}\n" for where, keys in lacking.items())
+
+
 def _combined(study: str, reference: str, setups: list[Setup], results: list[dict[str, Result]]) -> Evidence:
     designs = [
         Design(
@@ -118,6 +130,7 @@ def _combined(study: str, reference: str, setups: list[Setup], results: list[dic
         for spec in load_study(STUDY).methods
         if _has_adapter(spec) and all(spec.key in found for found in results)
     ]
+    print(left_out(setups, results), end="")
     return Evidence(study=study, made_by=MADE_BY, reference=reference, setups=setups, designs=designs)
 
 

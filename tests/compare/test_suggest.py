@@ -86,6 +86,15 @@ def test_evidence_has_the_losses_of_the_rows(evidence):
     assert evidence.shares(uni) == pytest.approx([(4.0 - 3.52) / (4.0 - 3.02), (5.0 - 4.52) / (5.0 - 3.02)])
 
 
+def test_designs_that_are_left_out_of_the_evidence_are_printed(script, repository, capsys):
+    script.evidence(repository)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[1] for line in lines if ", 11 steps" in line] == ["core_R2"]  # a seed diverged
+    everywhere = next(line for line in lines if "in every setup" in line)
+    assert "lora_r2" in everywhere
+    assert "lora_r1" not in everywhere
+
+
 @pytest.mark.parametrize(
     ("budget", "label", "trainable"),
     [

@@ -1,0 +1,83 @@
+"""The criterion of the study of forward passes: shares of AdamW's gain, seed by seed, from the rows of a study."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_models import make_text
+
+from qpeft.compare.cell import started_row
+from qpeft.compare.plan import make_plan
+from qpeft.compare.rows import Quality, line_of
+from qpeft.compare.study_file import load_study
+
+ROOT = Path(__file__).parents[2]
+# by key: test loss with seed 0, and its increase from seed to seed; the untrained base has 5.0
+LOSSES = {
+    "none": (5.0, 0.0),
+    "circuit_adam": (4.0, 0.0),
+    "circuit_es": (4.1, 0.01),
+    "ga_adam": (4.0, 0.0),
+    "ga_es": (4.5, 0.02),
+    "weights_adam": (4.5, 0.0),
+    "weights_es": (4.58, 0.01),
+    "lora_adam": (3.0, 0.0),
+    "lora_es": (4.2, 0.0),
+}
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("table_script", ROOT / "benchmarks" / "forward_passes_table.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_model):
+    """Rows of the study in examples/, of which one adapter has a diverged seed."""
+    (tmp_path / "tale.txt").write_text(make_text(800))
+    asked = {"base": str(tiny_model), "data": str(tmp_path / "tale.txt"), "training.seq_len": 32}
+    study = load_study(str(ROOT / "examples" / "forward_passes_study.yaml"), asked)
+    study = study.model_copy(update={"methods": [m for m in study.methods if m.key in LOSSES]})
+    plan = make_plan(study, tmp_path / "out")
+    plan.study.write(plan.folder)
+    rows = []
+    for cell in plan.final_cells({}):
+        first, more = LOSSES[cell.method]
+        row = started_row(cell.model_copy(update={"lr": (cell.spec.rates or [None])[0], "impossible": None}))
+        is_lost = (cell.method, cell.seed) == ("ga_es", 3)
+        quality = Quality(test_loss=first + more * cell.seed)
+        rows.append(row.updated(status="diverged" if is_lost else "success", quality=quality))
+    (plan.folder / "rows.jsonl").write_text("".join(map(line_of, rows)))
+    return plan.folder
+
+
+def test_share_is_computed_seed_by_seed(script, folder):
+    summary = script.summarise(script.read_study(folder), script.read_rows(folder))
+    lines = {line.label: line for line in script.lines_of(summary)}
+    assert list(lines) == ["framed circuit, ES", "circuit in the weights' frame, ES", "LoRA r=1, ES"]
+    circuit = lines["framed circuit, ES"]
+    assert circuit.share.values == pytest.approx({seed: 0.9 - 0.01 * seed for seed in range(5)})
+    assert circuit.share.half_width == pytest.approx(2.776 * 0.0158114 / 5**0.5, rel=1e-3)
+    assert (circuit.reaches_goal, circuit.is_fitted, circuit.to_circuit) == ("yes", True, None)
+    weights = lines["circuit in the weights' frame, ES"]
+    assert (weights.share.mean, weights.is_fitted) == (pytest.approx(0.8), False)
+    assert weights.reaches_goal == "not shown"
+    lora = lines["LoRA r=1, ES"]
+    assert lora.reaches_goal == "no"
+    assert lora.to_circuit.mean == pytest.approx(4.12 - 4.2)
+    assert lora.to_circuit.low == pytest.approx(-0.08 - circuit.share.half_width)
+
+
+def test_tables_keep_adapters_without_data_apart(script, folder, capsys):
+    script.main([str(folder)])
+    fitted, _, others = capsys.readouterr().out.partition("**Without data**")
+    assert "| framed circuit, ES |" in fitted
+    assert "| 88% [86%, 90%] | yes |  |" in fitted
+    assert "| LoRA r=1, ES |" in others
+    assert "-0.0800 [-0.0996, -0.0604]" in others
+    assert "Left out, because a run is missing or failed: ga_es." in others
