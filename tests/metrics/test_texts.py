@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from qpeft.errors import ConfigError, DataError, InputError
-from qpeft.metrics import bleu, chrf, cider, coco_rouge_l, meteor, nist, rouge, score_texts
+from qpeft.metrics import bertscore, bleu, chrf, cider, coco_rouge_l, meteor, nist, rouge, score_texts
 from qpeft.metrics.texts import NO_ENCODER, NO_METEOR
 from qpeft.metrics.words import caption_words
 
@@ -271,6 +271,17 @@ def test_missing_package_is_named(encoder: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "bert_score", None)
     with pytest.raises(InputError, match=r"pip install 'qpeft\[bertscore\]'"):
         score_texts(HYPOTHESES, SINGLE, encoder)
+
+
+def test_bertscore_equals_that_of_its_command(encoder: Path, tmp_path):
+    pytest.importorskip("bert_score", reason="BERTScore is an extra: pip install bert-score")
+    n_layers = json.loads((encoder / "config.json").read_text())["num_hidden_layers"]
+    texts, references = ["the king sings", "a bird"], [["a fox sings", "the king"], ["the bird", "night"]]
+    files = [lines(tmp_path / f"{i}.txt", [own[i] for own in references]) for i in range(2)]
+    candidates = lines(tmp_path / "texts.txt", texts)
+    shown = run("bert_score_cli.score", "-r", *files, "-c", candidates, "-m", encoder, "-l", n_layers, "--nthreads", 0)
+    f1 = float(shown.rpartition("F1:")[2].split()[0])
+    assert bertscore(texts, references, encoder) == pytest.approx(f1, abs=1e-6)
 
 
 def test_bertscore_with_a_local_encoder(encoder: Path):
