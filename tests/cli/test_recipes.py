@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import re
 from pathlib import Path
 
@@ -145,6 +146,40 @@ def test_page_lists_the_epochs_and_lengths_of_the_recipe():
     for task, epochs, seq_len in shown:
         found = by_data[f"glue/{task}"]
         assert (found.epochs, found.seq_len) == (int(epochs), int(seq_len))
+
+
+# rows of training, validation and test data; of GLUE and CIFAR-10 every 20th row of the training data is for validation
+ROWS = {
+    "qpa-gpt2-wikitext2": (36_718, 3_760, 4_358),
+    "qpa-gemma-wikitext2": (36_718, 3_760, 4_358),
+    "quantum-peft-gpt2-e2e": (42_061, 4_672, 4_693),
+    "quantum-peft-deberta-glue": (8_123, 428, 1_043),
+    "quantum-peft-mistral-glue": (2_366, 124, 277),
+    "quantum-peft-vit-cifar10": (47_500, 2_500, 10_000),
+    "survey-gpt2-e2e": (42_061, 4_672, 4_693),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_page_lists_the_runs_and_hours_that_follow_from_the_recipe(name):
+    """At 50 examples per second; scoring an example takes a third of the time of training on it."""
+    study = load_study(recipe(name))
+    n_train, n_valid, n_test = ROWS[name]
+    size, steps = study.training.batch_size, math.ceil(n_train / study.training.batch_size) * study.training.epochs
+    n_scores = 1 + steps / (study.training.eval_every or steps / 20)
+    specs = [*study.methods, *(candidate for block in study.blocks for candidate in block.methods)]
+    n_trained = sum(spec.method != "none" for spec in specs)
+    n_untrained, n_seeds, n_rates = len(specs) - n_trained, len(study.seeds), len(study.tuning.grid)
+    n_trials, n_final = (n_rates > 1) * n_rates * n_trained, n_seeds * n_trained
+    examples = (n_trials + n_final) * steps * size + study.costs * n_trained * 80 * size
+    examples += (n_trials + n_final + n_untrained) * n_scores * n_valid / 3
+    examples += (n_final + n_untrained) * (n_test + 64) / 3  # 64 stand for generated texts
+
+    page = (Path(__file__).parents[2] / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    found = re.search(rf"^\| `{name}`[^|]* \| (\d+)[^|]* \| (\d+) \| [\d.]+ GB \|", page, flags=re.MULTILINE)
+    assert found is not None
+    assert int(found[1]) == n_trials + n_final + n_untrained
+    assert int(found[2]) == pytest.approx(examples / 50 / 3600, abs=0.6)
 
 
 # the geometry of each language model, as in its config.json
