@@ -11,10 +11,12 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from statistics import fmean
 
+from qpeft.compare.analysis.statistics import compare
 from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.analysis.targets import SHARES
-from qpeft.compare.analysis.types import Summary
+from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.report.format import reached
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import read_rows
@@ -25,6 +27,7 @@ SETUPS = {
     "stories-grimm": "stories260K, Grimm's tales, one epoch",
     "stories-grimm-long": "stories260K, Grimm's tales, four epochs",
     "stories-wikitext103": "stories260K, WikiText-103, one epoch",
+    "embedded-grimm": "embedded base, Grimm's tales, one epoch",
     "embedded-wikitext103": "embedded base, WikiText-103, one epoch",
     "embedded": "embedded base, NumPy's docstrings",
     "grimm": "stories260K, Grimm's tales",
@@ -89,6 +92,7 @@ def page(study: str) -> str:
         _methods(found),
         *_controls(found),
         *_blocks(found),
+        *_over_all(summaries),
         *_convergence(summaries),
         "## The commands",
         "\n".join(["```sh", *(study_json["command"] for study_json, _, _ in found.values()), "```"]),
@@ -114,6 +118,40 @@ def _answers(summaries: dict[str, Summary]) -> list[str]:
     """The sentences at the top of each report."""
     lines = [f"- **{SETUPS[name]}.** {' '.join(summary.headlines)}" for name, summary in summaries.items()]
     return ["## Answers", "Values in parentheses are test losses in nats per token.", "\n".join(lines)]
+
+
+def _over_all(summaries: dict[str, Summary]) -> list[str]:
+    """The differences of controls and blocks with the mean over all setups in the place of one setup's loss."""
+    pairs = set.intersection(*(_pairs(summary) for summary in summaries.values()))
+    if len(summaries) < 2 or not pairs:
+        return []
+    described, *_ = summaries.values()
+    in_order = sorted(pairs, key=[(m.key, to.key) for m in described.methods for to in described.methods].index)
+    means = {key: _mean_by_seed([s[key] for s in summaries.values()]) for pair in in_order for key in pair}
+    failed = {m.key for summary in summaries.values() for m in summary.methods if m.has_failures}
+    lines = [["method", "compared with", "difference"], ["---"] * 3]
+    for (key, to), found in compare(in_order, means, failed, summaries[next(iter(summaries))].lower_is_better).items():
+        row = {f"all.{name}": str(getattr(found, name)) for name in ("mean", "low", "high", "verdict")}
+        label = described[key].label.partition(",")[0] if "@" in key else described[key].label
+        lines.append([label, described[to].label, _difference(row, "all").removesuffix("<br>")])
+    about = (
+        f"The same differences, averaged over the {len(summaries)} setups seed by seed, with the interval of that mean "
+        f"over the seeds. In bold: better or worse, after Holm's correction over the {len(lines) - 2} rows. The setups "
+        "are not a sample of all models and texts."
+    )
+    return ["## Over all setups", about, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _pairs(summary: Summary) -> set[tuple[str, str]]:
+    """Each control with its method, and each ranked method of a block with the one whose size it has."""
+    in_blocks = {(m.key, block.of) for block in summary.blocks for m in block.members if m.rank and m.key != block.of}
+    return in_blocks | {(method.key, method.against) for method in summary.methods if method.against}
+
+
+def _mean_by_seed(methods: list[MethodSummary]) -> dict[int, float]:
+    """The mean over setups of the metric, for the seeds that all setups have."""
+    values = [method.metric.values for method in methods if method.metric is not None]
+    return {seed: fmean(one[seed] for one in values) for seed in set.intersection(*map(set, values))}
 
 
 def _convergence(summaries: dict[str, Summary]) -> list[str]:
