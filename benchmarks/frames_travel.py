@@ -1,15 +1,24 @@
-"""Do frames travel? Test loss of framed, shared Quantum-PEFT with frames from several sources.
+r"""Do frames travel? Test loss of framed, shared Quantum-PEFT with frames from several sources.
 
-    python benchmarks/frames_travel.py run --model M --grimm F --wikitext F --shakespeare F --stories F --out O
+    python benchmarks/frames_travel.py run --model M --grimm F --wikitext F --wikitext103 F --shakespeare F \
+        --stories F --out O
     python benchmarks/frames_travel.py report --out O            # a table, and report.json
 
 For stories260K, trained on three texts: Grimm's tales, WikiText-2 and NumPy's documentation. Frames come from 64 blocks
-of the text itself, of Shakespeare, of TinyStories (the model's own training data), from the base weights, or are
-random. All rows are R=32, r=5, L=1, circuits shared by type: 357 trainable parameters.
+of one of these sources, from the base weights, or are random:
 
-The protocol is that of `small_budgets.py` with 120 steps of 4 blocks of 128 tokens: three learning rates with seed 0,
-the best on the validation split, then seeds 0 to 4 at that learning rate; test losses are reported. A run is appended
-to runs.jsonl when it is complete. Run the same command again to resume.
+    own text            the training split of the text itself
+    near text           another text of the domain: WikiText-103 for WikiText-2, SciPy's documentation for NumPy's;
+                        for Grimm's tales it is Shakespeare
+    another domain      Shakespeare, not for Grimm's tales
+    the model's domain  TinyStories, the model's own training data
+    half of each        32 blocks of TinyStories and 32 of Shakespeare
+
+All rows are R=32, r=5, L=1, circuits shared by type: 357 trainable parameters. The protocol is that of
+`small_budgets.py` with 120 steps of 4 blocks of 128 tokens: three learning rates with seed 0, the best on the
+validation split, then seeds 0 to 4 at that learning rate; test losses are reported, on at most 200 blocks of each
+split. Frames are fitted once for each source, and kept in a frame file. A run is appended to runs.jsonl when it is
+complete. Run the same command again to resume. Two processes with different --texts and --out use two cores.
 """
 
 from __future__ import annotations
@@ -29,6 +38,7 @@ from peft import get_peft_model
 
 import qpeft
 from qpeft.core.base_model import fingerprint, load_config, load_model
+from qpeft.demo.corpus import package_docs
 from qpeft.files import write_json
 from qpeft.training.metrics_log import read_rows
 from small_budgets import CALIBRATION, CORPORA, MICRO_BATCH, SEEDS, Blocks, count, evaluate, load_blocks, spread, train
@@ -36,10 +46,13 @@ from small_budgets_rows import CIRCUIT_RATES
 
 STEPS = 120
 TEXTS = ("grimm", "wikitext", "numpy-docs")
-OWN, BASE = "own text", "base model"
-FROM_TEXTS = {"another text": "shakespeare", "the model's domain": "stories"}
-SOURCES = (OWN, *FROM_TEXTS, "weights", "random")
-EVAL_BLOCKS = 200  # of each split of NumPy's documentation, which is long
+OWN, NEAR, FAR, DOMAIN, HALF = "own text", "near text", "another domain", "the model's domain", "half of each"
+BASE, WITHOUT_DATA = "base model", ("weights", "random")
+SOURCES = (OWN, NEAR, FAR, DOMAIN, HALF, *WITHOUT_DATA)
+NEAR_TEXT = {"grimm": "shakespeare", "wikitext": "wikitext103", "numpy-docs": "scipy-docs"}
+FILES = ("grimm", "wikitext", "wikitext103", "shakespeare", "stories")
+EVAL_BLOCKS = 200  # of each split
+SCIPY_DOCUMENTS = 600  # of thousands: 64 blocks are needed
 
 
 def scenes(file: Path) -> list[str]:
@@ -48,9 +61,20 @@ def scenes(file: Path) -> list[str]:
     return ["\n\n".join(speeches[start : start + 50]) for start in range(0, len(speeches), 50)]
 
 
+def strings(file: Path) -> list[str]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def scipy_docs() -> list[str]:
+    documents = package_docs("scipy", "SciPy")
+    return documents[:: max(1, len(documents) // SCIPY_DOCUMENTS)]
+
+
 READERS: dict[str, Callable[[Path], list[str]]] = {
     "shakespeare": scenes,
-    "stories": lambda file: json.loads(file.read_text(encoding="utf-8")),
+    "stories": strings,
+    "wikitext103": strings,
+    "scipy-docs": lambda _: scipy_docs(),
 }
 CORPORA.update(READERS)
 
@@ -63,35 +87,57 @@ class Cell(NamedTuple):
 
 
 def blocks_of(options: argparse.Namespace, text: str) -> Blocks:
-    limit = EVAL_BLOCKS if text == "numpy-docs" else 10**6
-    return load_blocks(
-        argparse.Namespace(corpus=text, data=getattr(options, text, None), model=options.model, eval_blocks=limit)
-    )
+    path = getattr(options, text, None)
+    if text in FILES and path is None:
+        raise SystemExit(f"give the file of the text {text} as --{text}")
+    return load_blocks(argparse.Namespace(corpus=text, data=path, model=options.model, eval_blocks=EVAL_BLOCKS))
 
 
-def adapter(frames: str, seed: int) -> qpeft.QuantumPeftConfig:
-    return qpeft.QuantumPeftConfig(
-        r=5,
-        n_layers=1,
-        share="type",
-        frame=frames if frames in ("weights", "random") else "gradient",
-        frame_rank=32,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-        seed=seed,
-    )
+def sources_of(text: str) -> list[str]:
+    """The rows of a text. Shakespeare is the near text of Grimm's tales, so another domain is missing there."""
+    return [name for name in SOURCES if (text, name) != ("grimm", FAR)]
 
 
-def run_cell(base: Any, blocks: Blocks, calibration: torch.Tensor | None, cell: Cell, steps: int) -> dict[str, Any]:
+def calibration(options: argparse.Namespace, text: str, frames: str, own: torch.Tensor) -> torch.Tensor:
+    """The blocks to which the frames are fitted, (64, T); fewer of a short text."""
+
+    def foreign(name: str, limit: int = CALIBRATION) -> torch.Tensor:
+        return spread(blocks_of(options, name).train, limit)
+
+    if frames == HALF:
+        return torch.cat([foreign(name, CALIBRATION // 2) for name in ("stories", "shakespeare")])
+    if frames == OWN:
+        return spread(own, CALIBRATION)
+    return foreign({NEAR: NEAR_TEXT[text], FAR: "shakespeare", DOMAIN: "stories"}[frames])
+
+
+def adapter(seed: int = 0, **frames: Any) -> qpeft.QuantumPeftConfig:
+    common: dict[str, Any] = {"n_layers": 1, "share": "type", "frame_rank": 32, "target_modules": "all-linear"}
+    return qpeft.QuantumPeftConfig(r=5, task_type="CAUSAL_LM", seed=seed, **common, **frames)
+
+
+def frames_of(options: argparse.Namespace, base: Any, text: str, frames: str, own: torch.Tensor) -> dict[str, Any]:
+    """The fields of the config: the frame file of a source, written if it is missing, or frames without data."""
+    if frames in WITHOUT_DATA:
+        return {"frame": frames}
+    file = options.out / "frames" / f"{text}-{SOURCES.index(frames)}.safetensors"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        model = get_peft_model(copy.deepcopy(base).requires_grad_(False), adapter(frame="gradient"))
+        batches = calibration(options, text, frames, own).split(MICRO_BATCH)
+        qpeft.fit_frames(model, [{"input_ids": ids, "labels": ids} for ids in batches], save_to=file)
+    return {"frames": str(file)}
+
+
+def run_cell(base: Any, blocks: Blocks, fields: dict[str, Any], cell: Cell, steps: int) -> dict[str, Any]:
     torch.manual_seed(cell.seed)
     model = copy.deepcopy(base).requires_grad_(False)
     if cell.frames != BASE:
-        model = get_peft_model(model, adapter(cell.frames, cell.seed))
-        if calibration is not None:
-            chosen = spread(calibration, CALIBRATION).split(MICRO_BATCH)
-            qpeft.fit_frames(model, [{"input_ids": ids, "labels": ids} for ids in chosen])
+        model = get_peft_model(model, adapter(cell.seed, **fields))
         train(model, blocks.train, cell.lr, cell.seed, steps)
-    return {"trainable": count(model), "loss": evaluate(model, blocks.validation), "test": evaluate(model, blocks.test)}
+    is_trial = cell.seed == SEEDS[0]  # only these choose a learning rate
+    loss = evaluate(model, blocks.validation) if is_trial else None
+    return {"trainable": count(model), "loss": loss, "test": evaluate(model, blocks.test)}
 
 
 def run_study(options: argparse.Namespace) -> None:
@@ -102,27 +148,33 @@ def run_study(options: argparse.Namespace) -> None:
         write_json(described, identity)
     elif json.loads(described.read_text()) != identity:
         raise SystemExit(f"{options.out} contains another study, see {described}; choose another --out")
-    foreign = {frames: blocks_of(options, text).train for frames, text in FROM_TEXTS.items()}
+    drop_unfinished_line(options.out / "runs.jsonl")
     for text in options.texts:
         blocks = blocks_of(options, text)
-        calibration = {OWN: blocks.train, **foreign}
-        run_missing(options, base, blocks, None, [Cell(text, BASE, 0.0, 0)])
-        for frames in SOURCES:
+        run_missing(options, base, blocks, {}, [Cell(text, BASE, 0.0, 0)])
+        for frames in sources_of(text):
+            fields = frames_of(options, base, text, frames, blocks.train)
             cells = [Cell(text, frames, lr, SEEDS[0]) for lr in CIRCUIT_RATES]
-            run_missing(options, base, blocks, calibration.get(frames), cells)
+            run_missing(options, base, blocks, fields, cells)
             lr = best_rate(text, frames, read_runs(options.out))
-            run_missing(options, base, blocks, calibration.get(frames), [Cell(text, frames, lr, s) for s in SEEDS])
+            run_missing(options, base, blocks, fields, [Cell(text, frames, lr, seed) for seed in SEEDS])
+
+
+def drop_unfinished_line(file: Path) -> None:
+    """Remove what a killed run has left after the last complete line."""
+    if file.exists() and not (found := file.read_bytes()).endswith(b"\n"):
+        file.write_bytes(found[: found.rfind(b"\n") + 1])
 
 
 def run_missing(
-    options: argparse.Namespace, base: Any, blocks: Blocks, calibration: torch.Tensor | None, cells: list[Cell]
+    options: argparse.Namespace, base: Any, blocks: Blocks, fields: dict[str, Any], cells: list[Cell]
 ) -> None:
     for cell in cells:
         if cell not in read_runs(options.out):
-            found = run_cell(base, blocks, calibration, cell, options.steps)
+            found = run_cell(base, blocks, fields, cell, options.steps)
             with (options.out / "runs.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(cell._asdict() | found) + "\n")
-            print(*cell, f"{found['loss']:.4f}", flush=True)
+            print(*cell, f"{found['test']:.4f}", flush=True)
 
 
 def read_runs(folder: Path) -> dict[Cell, dict[str, Any]]:
@@ -143,7 +195,7 @@ def report(options: argparse.Namespace) -> None:
         for text in options.texts:
             base = runs[Cell(text, BASE, 0.0, 0)]["test"]
             lines.append({"text": text, "frames": BASE, "trainable": 0, "test": [base]})
-            for frames in SOURCES:
+            for frames in sources_of(text):
                 lr = best_rate(text, frames, runs)
                 found = [runs[Cell(text, frames, lr, seed)] for seed in SEEDS]
                 edge = "low" if lr == min(CIRCUIT_RATES) else "high" if lr == max(CIRCUIT_RATES) else ""
@@ -158,16 +210,16 @@ def report(options: argparse.Namespace) -> None:
         print(f"{line['text']:12} {line['frames']:20} {line['trainable']:>5} {shown} {line.get('edge', '')}")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["run", "report"])
     parser.add_argument("--out", type=Path, default=Path("runs/frames_travel"), help="the study's folder")
     parser.add_argument("--model", help="the folder of stories260K")
-    for text in ("grimm", "wikitext", "shakespeare", "stories"):
+    for text in FILES:
         parser.add_argument(f"--{text}", type=Path, metavar="FILE")
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=list(TEXTS))
     parser.add_argument("--steps", type=int, default=STEPS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")  # short runs
     {"run": run_study, "report": report}[options.command](options)

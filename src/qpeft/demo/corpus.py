@@ -34,11 +34,16 @@ def numpy_docs() -> list[str]:
 
     Raises DataError if NumPy is not installed, or has no source files.
     """
-    spec = importlib.util.find_spec("numpy")
+    return package_docs("numpy", "NumPy")
+
+
+def package_docs(name: str, title: str) -> list[str]:
+    """The docstrings of an installed package. Raises DataError if it is not installed, or has no source files."""
+    spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise DataError("NumPy is not installed; run: pip install numpy")
+        raise DataError(f"{title} is not installed; run: pip install {name}")
     root = Path(spec.origin).parent
-    return _distinct(_docstrings(root, _NUMPY_SKIPPED), f"NumPy at {root}")
+    return _distinct(_docstrings(root, _NUMPY_SKIPPED), f"{title} at {root}")
 
 
 def _docstrings(root: Path, skipped: frozenset[str]) -> Iterator[str]:
