@@ -210,8 +210,9 @@ def test_limits_name_controls_that_are_not_shown_to_differ(study_folder):
     assert limits[0].startswith("All quantum circuits are simulated")
     assert limits[1].startswith("A prefix changes")
     assert limits[2].startswith("The defaults of QAA")
-    assert headlines[-2].startswith("QPA is not shown to be better than its control: QPA with noise for its circuit (")
-    assert headlines[-1] == "QAA is better than its control, QAA with a random linear map."
+    assert headlines[-3].startswith("QPA is not shown to be better than its control: QPA with noise for its circuit (")
+    assert headlines[-2] == "QAA is better than its control, QAA with a random linear map."
+    assert headlines[-1].startswith("Of 2 controls, ")
     assert any(
         limit.startswith("QPA with noise for its circuit is not shown to differ from QPA here (diff")
         for limit in limits
@@ -230,7 +231,7 @@ def test_headlines_answer_first_what_most_methods_are_for(study_folder):
     for key in ("quantum_peft", "vera", "ia3"):
         drop_rows(study_folder, key, "seed*")
     edit_rows(study_folder, lambda row: row["quality"].update(test_loss=4.8 + row["seed"] / 9), "qaa", "seed*")
-    compared, in_block, controls, *_ = summary_of(study_folder).headlines
+    compared, in_block, *_, controls = summary_of(study_folder).headlines
     assert compared == (
         "Full fine-tuning (3.702) is better than LoRA (4.200 nats per token); "
         "LoRA again (4.200) is not shown to differ; QPA (4.242) and QAA (5.022) are worse; "
@@ -246,7 +247,19 @@ def test_headlines_answer_first_what_most_methods_are_for(study_folder):
                 method.update(role="control", against="qpa")
 
     edit_json(study_folder / "study.json", become_controls)
-    assert summary_of(study_folder).headlines[0].startswith("Of 4 controls, ")
+    *of_qpa, _, number, compared, in_block = summary_of(study_folder).headlines
+    assert of_qpa[0].startswith("QPA is not shown to be better than ")
+    assert number.startswith("Of 4 controls, ")
+    assert compared.startswith("QPA (4.242) and QAA (5.022) are worse than LoRA")
+    assert in_block.startswith("With 80 to 100 % of the 16,900 trainable parameters of QAA: ")
+
+    def become_reference(study):
+        others = [method for method in study["methods"] if method["against"] != "qaa"]
+        study.update(reference="qaa", methods=others)
+
+    edit_json(study_folder / "study.json", become_reference)
+    in_block, *_ = summary_of(study_folder).headlines
+    assert in_block.startswith("With 80 to 100 % of the 16,900 trainable parameters of QAA: ")
 
 
 def test_limits_report_unequal_batches(study_folder):

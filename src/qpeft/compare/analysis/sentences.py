@@ -44,11 +44,19 @@ def sentence(method: MethodSummary, summary: Summary) -> str:
 
 
 def headlines_of(summary: Summary) -> list[str]:
-    """The answer to the study's question: first what most of its methods are for, comparisons or controls."""
-    compared = [_compared_with_reference(summary), *(_compared_in(block, summary) for block in summary.blocks)]
-    controls = [_all_controls(summary), *(_controls_of(method, summary) for method in summary.methods)]
-    n_controls = sum(method.role == "control" for method in summary.methods)
-    is_about_controls = n_controls > len(_rivals(summary))
+    """The answer to the study's question: first what the study is about, comparisons or controls.
+
+    It is about controls if most of its trained methods have some. Equal-budget blocks come before the comparison with
+    the reference if the reference has a block.
+    """
+    blocks = [_compared_in(block, summary) for block in summary.blocks]
+    with_reference = _compared_with_reference(summary)
+    is_about_sizes = any(block.of == summary.study.reference for block in summary.blocks)
+    compared = [*blocks, with_reference] if is_about_sizes else [with_reference, *blocks]
+    controls = [*(_controls_of(method, summary) for method in summary.methods), _all_controls(summary)]
+    n_trained = sum(method.role == "main" and method.is_trained for method in summary.methods)
+    n_controlled = len({method.against for method in summary.methods if method.role == "control"})
+    is_about_controls = 2 * n_controlled > n_trained
     return [text for text in ([*controls, *compared] if is_about_controls else [*compared, *controls]) if text]
 
 
