@@ -9,6 +9,7 @@ from peft import PeftModel
 
 import qpeft
 from qpeft.backends import Backend, CircuitRun, ExactBackend, Jobs
+from qpeft.backends.forecast import forecast
 from qpeft.circuits import Ansatz, probabilities
 from qpeft.errors import ConfigError
 from qpeft.methods.qpa.features import CircuitFeature
@@ -213,6 +214,66 @@ def test_training_sends_one_job_per_value_and_gradient(llama, ids, adapters):
     adapters.train(model, ids, steps=3)
     assert run.jobs.used.circuits == 3 * run.circuits_per_step
     assert repr(run) == str(run)
+
+
+class Counting(ExactBackend):
+    """Counts what a device would receive."""
+
+    def __init__(self):
+        self.jobs = self.circuits = 0
+
+    def run(self, ansatz, angles, shots, seed):
+        self.jobs, self.circuits = self.jobs + 1, self.circuits + len(angles)
+        return super().run(ansatz, angles, shots, seed)
+
+
+SEVERAL = {"n_generators": 3, "chunk_size": 64, "hidden": (), "features": 4}
+
+
+@pytest.mark.parametrize(
+    "settings", [SEVERAL, {**SEVERAL, "feature_source": "qnn_frozen"}, {**SEVERAL, "n_generators": 1}]
+)
+def test_circuits_of_a_step_are_those_that_the_device_receives(llama, ids, adapters, settings):
+    device = Counting()
+    model = adapters.qpa(llama, **settings)
+    run = qpeft.set_backend(model, device, shots=5000)
+    planned = qpeft.plan(llama.config, model.peft_config["default"], backend=Counting(), shots=5000, steps=4)
+    adapters.train(model, ids, steps=4)
+    assert (device.circuits, device.jobs) == (4 * run.circuits_per_step, 4 * run.jobs_per_step)
+    assert run.jobs.used.circuits == device.circuits
+    found = planned.circuits
+    assert (found["circuits"], found["circuits_per_step"]) == (device.circuits, run.circuits_per_step)
+    assert (found["shots"], found["jobs_per_step"]) == (5000 * device.circuits, run.jobs_per_step)
+    assert planned.n_circuits == settings["n_generators"]
+
+
+def test_shot_budget_counts_the_circuits_of_all_generators(llama, ids, adapters):
+    model = adapters.qpa(llama, **SEVERAL)
+    each = 1 + 2 * next(m for m in model.modules() if isinstance(m, CircuitFeature)).ansatz.n_angles
+    config = model.peft_config["default"]
+    for budget, message in [
+        (2 * each * 5000, f"2 steps of {3 * each} circuits with 5,000 shots need {6 * each * 5000:,} shots"),
+        (6 * each * 5000 - 1, r"more than the shot budget"),
+    ]:
+        run = qpeft.set_backend(model, shots=5000, shot_budget=budget)
+        with pytest.raises(ConfigError, match=message):
+            run.check_budget(2)
+        with pytest.raises(ConfigError, match=message):
+            qpeft.plan(llama.config, config, shots=5000, shot_budget=budget, steps=2)
+    run = qpeft.set_backend(model, shots=5000, shot_budget=6 * each * 5000)
+    run.check_budget(2)
+    adapters.train(model, ids, steps=2)
+    assert run.jobs.used.shots == 6 * each * 5000
+    assert f"exact: 3 circuits of {run.ansatz.n_qubits} qubits" in str(run)
+    assert str(run).endswith(f"{3 * each} circuits per step")
+
+
+def test_seconds_of_a_forecast_are_those_of_all_circuits(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr("qpeft.backends.forecast.time.perf_counter", lambda: next(ticks))
+    one, three = (forecast(make(1000, n_circuits=n), 10) for n in (1, 3))
+    assert three.seconds_per_step == 3 * one.seconds_per_step
+    assert three.seconds == 3 * one.seconds
 
 
 def test_unknown_backend_is_refused(llama, adapters):

@@ -48,7 +48,7 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
     angles = random.uniform(-np.pi, np.pi, (_SAMPLE, *run.ansatz.angle_shape))
     run.jobs.run(run.ansatz, angles[:1], "forecast")
     one = _seconds(run, angles[:1] + 0.1)
-    per_step = one + (_gradient_seconds(run, angles, one) if run.trained else 0.0)
+    per_step = run.n_circuits * (one + (_gradient_seconds(run, angles, one) if run.trained else 0.0))
     circuits = steps * run.circuits_per_step
     shots = run.jobs.shots or 0
     return Forecast(
@@ -57,7 +57,7 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
         n_qubits=run.ansatz.n_qubits,
         shots_per_circuit=run.jobs.shots,
         circuits_per_step=run.circuits_per_step,
-        jobs_per_step=1 + run.trained,  # the value, and the gradient
+        jobs_per_step=run.jobs_per_step,
         steps=steps,
         circuits=circuits,
         shots=circuits * shots,
@@ -68,7 +68,7 @@ def forecast(run: CircuitRun, steps: int) -> Forecast:
 
 
 def _gradient_seconds(run: CircuitRun, angles: Numbers, one: float) -> float:
-    """Seconds of the job of one gradient; `one`: seconds of a job of one circuit."""
+    """Seconds of the job of one circuit's gradient; `one`: seconds of a job of one circuit."""
     if run.gradient == "adjoint":
         weights = np.linspace(-1.0, 1.0, 2**run.ansatz.n_qubits)
         run.gradient_at(angles[0], weights)
@@ -76,7 +76,7 @@ def _gradient_seconds(run: CircuitRun, angles: Numbers, one: float) -> float:
         run.gradient_at(angles[1], weights)
         return time.perf_counter() - began
     each = max(0.0, (_seconds(run, angles) - one) / (_SAMPLE - 1))
-    return max(0.0, one - each) + (run.circuits_per_step - 1) * each
+    return max(0.0, one - each) + run.gradient_circuits * each
 
 
 def _seconds(run: CircuitRun, angles: Numbers) -> float:

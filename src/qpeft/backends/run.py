@@ -32,8 +32,9 @@ class CircuitRun:
         gradient: "adjoint", "parameter-shift", "spsa", or "auto": adjoint where the backend has it and there are no
             shots, parameter shift otherwise. The attribute `gradient` is the resolved rule.
         smoothing: Counts s added to every outcome, p = (counts + s) / (shots + s D), so that none is 0.
-        trained: Whether the angles are trained; frozen angles need no gradient.
         allow_wide: Allow circuits of more than 14 qubits, whose outcomes no affordable number of shots resolves.
+        trained: Whether the angles are trained; frozen angles need no gradient.
+        n_circuits: How many circuits, each with its own angles, an optimizer step evaluates, for the counts.
 
     Raises:
         ConfigError: Incompatible or infeasible arguments.
@@ -47,11 +48,13 @@ class CircuitRun:
         smoothing: float = 0.0,
         allow_wide: bool = False,
         trained: bool = True,
+        n_circuits: int = 1,
     ) -> None:
         self.ansatz = ansatz
         self.jobs = jobs
         self.smoothing = smoothing
         self.trained = trained
+        self.n_circuits = n_circuits
         _check_shots(jobs)
         self.gradient = _choose(gradient, jobs)
         _check_sense(ansatz, jobs, smoothing, allow_wide)
@@ -66,14 +69,25 @@ class CircuitRun:
         shots = "exact probabilities" if self.jobs.shots is None else f"{self.jobs.shots:,} shots per circuit"
         gradients = f"gradients by {self.gradient}, " if self.trained else "frozen angles, "
         per_step = f"{self.circuits_per_step:,} circuit{'s' if self.circuits_per_step > 1 else ''} per step"
-        return f"{self.jobs.backend.name}: {self.ansatz.n_qubits} qubits, {shots}, {gradients}{per_step}"
+        several = f"{self.n_circuits:,} circuits of " if self.n_circuits > 1 else ""
+        return f"{self.jobs.backend.name}: {several}{self.ansatz.n_qubits} qubits, {shots}, {gradients}{per_step}"
 
     __repr__ = __str__
 
     @property
     def circuits_per_step(self) -> int:
-        """Circuits of one optimizer step: the value and its gradient."""
-        return 1 + (count_circuits(self.gradient, self.ansatz.n_angles) if self.trained else 0)
+        """Executions in one optimizer step: the value of every circuit, and its gradient."""
+        return self.n_circuits * (1 + self.gradient_circuits)
+
+    @property
+    def gradient_circuits(self) -> int:
+        """Executions for the gradient of one circuit."""
+        return count_circuits(self.gradient, self.ansatz.n_angles) if self.trained else 0
+
+    @property
+    def jobs_per_step(self) -> int:
+        """Jobs in one optimizer step: one for the value of every circuit, and one for its gradient."""
+        return self.n_circuits * (1 + self.trained)
 
     def check_budget(self, steps: int) -> None:
         """Raise ConfigError if `steps` optimizer steps need more shots than the budget allows."""

@@ -137,9 +137,10 @@ def _sizes(found: Plan) -> list[tuple[str, str, str]]:
 
 def _circuit(found: Plan, role: str) -> list[tuple[str, str, str]]:
     """Lines for those that the method has."""
+    n_circuits = found.n_circuits if role or found.n_circuits != 1 else None
     rows = [
-        ("circuits", found.n_circuits, role),
-        ("qubits", found.n_qubits, "in the largest circuit" if found.n_circuits else ""),
+        ("circuits", n_circuits, role),
+        ("qubits", found.n_qubits, f"in {'the largest' if role else 'each'} circuit" if n_circuits else ""),
         ("chunks", found.n_chunks, f"of {count(found.chunk_size or 0)} parameters each"),
         ("rank bound", found.rank_bound, f"of {'each update' if found.n_chunks is None else 'the matrix of chunks'}"),
     ]

@@ -59,7 +59,10 @@ class FullPrecision(nn.Module):
 
 
 class CircuitModule(nn.Module):
-    """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if `qpeft.set_backend` has set one."""
+    """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if `qpeft.set_backend` has set one.
+
+    Or of several circuits of one ansatz; `angles` then have a leading axis.
+    """
 
     backend: Callable[[Tensor], Tensor] | None = None  # instead of the exact simulator
     angles: Any  # called with `initial=True` for the angles before training
@@ -73,6 +76,11 @@ class CircuitModule(nn.Module):
     def is_trained(self) -> bool:
         """Whether its angles are trained."""
         raise NotImplementedError
+
+    @property
+    def n_circuits(self) -> int:
+        """How many circuits of `ansatz` an evaluation runs."""
+        return 1
 
 
 class Generator(FullPrecision):

@@ -80,8 +80,8 @@ def set_backend(
     if log is not None:
         jobs.log_to(Path(log))
     runs = []
-    for feature in features:
-        runs.append(CircuitRun(feature.ansatz, jobs, gradient, smoothing, allow_wide, feature.is_trained))
+    for each in features:
+        runs.append(CircuitRun(each.ansatz, jobs, gradient, smoothing, allow_wide, each.is_trained, each.n_circuits))
     is_own = jobs.is_exact and runs[0].gradient == "adjoint"
     for feature, run in zip(features, runs, strict=True):
         feature.backend = None if is_own else run

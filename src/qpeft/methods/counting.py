@@ -31,7 +31,7 @@ class Plan:
     target_modules: list[str]
     lora_rank_1: int | None = None  #: Quantum-PEFT: parameters of a LoRA of rank 1 on the same modules
     n_qubits: int | None = None  #: of the largest circuit
-    n_circuits: int | None = None
+    n_circuits: int | None = None  #: each with its own angles
     dead_angles: int | None = None  #: QAA: angles without effect, in all circuits
     n_chunks: int | None = None
     chunk_size: int | None = None

@@ -102,7 +102,8 @@ def _circuits(
     ansatz, trained = circuit
     backend = as_backend(chosen.backend, ansatz.n_qubits, chosen.noise)
     jobs = Jobs(backend, chosen.shots, shot_budget=chosen.shot_budget)
-    run = CircuitRun(ansatz, jobs, chosen.gradient, chosen.smoothing, trained=trained)
+    n_circuits = counts.get("n_circuits") or 1
+    run = CircuitRun(ansatz, jobs, chosen.gradient, chosen.smoothing, trained=trained, n_circuits=n_circuits)
     run.check_budget(steps)
     return forecast(run, steps).to_dict()
 

@@ -86,6 +86,10 @@ class CircuitFeature(CircuitModule):
     def is_trained(self) -> bool:
         return self.angles.tau is not None
 
+    @property
+    def n_circuits(self) -> int:
+        return self.angles.start.numel() // self.ansatz.n_angles
+
     def forward(self, *, initial: bool = False) -> Tensor:
         """Features (C, K), or (G, C, K); initial features are exact, whatever the backend."""
         run = partial(exact_probabilities, self.ansatz) if initial or self.backend is None else self.backend
