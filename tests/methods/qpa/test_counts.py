@@ -67,6 +67,23 @@ def test_budget_below_the_minimum_names_what_can_be_reduced():
             QPAGeneratorConfig(budget=10, features=features, hidden=()).count(40_960)
 
 
+def test_budget_below_the_minimum_names_the_qubits_that_limit_it():
+    few = QPAGeneratorConfig(budget=100, max_qubits=8)
+    message = (
+        "budget 100 is too small: the smallest generator for 100000 parameters with max_qubits=8 has 100064 trainable "
+        "parameters (chunk_size=6250, 8 qubits); raise budget or max_qubits (21 qubits need only 184 "
+        "parameters) or reduce features"
+    )
+    with pytest.raises(ConfigError) as found:
+        few.count(100_000)
+    assert str(found.value) == message
+    with pytest.raises(
+        ConfigError, match=r"has 50072 .* raise budget or max_qubits \(14 qubits need only 1680 parameters\)$"
+    ):
+        QPAGeneratorConfig(budget=3000, max_qubits=9).count(100_000)
+    assert QPAGeneratorConfig(budget=3000, max_qubits=14).count(100_000).n_qubits <= 14
+
+
 @pytest.mark.parametrize(("m", "smallest"), [(204_100, 39_146), (1_032_192, 39_226), (147_456, 39_139)])
 def test_budget_below_the_minimum_raises(m, smallest):
     config = QPAGeneratorConfig(budget=smallest - 1, hidden=budget.PAPER_HIDDEN)

@@ -108,14 +108,7 @@ class QPASize:
         sizes = (trained._largest_chunk(budget // self.n_generators, bits, widths) for bits in all_bits)
         best = max((size for size in sizes if size), default=None)
         if best is None:
-            small = trained._smallest(widths, all_bits)
-            smaller = "hidden" if widths else "features" if self.features > 1 else None
-            remedy = f" or reduce {setting(smaller)}" if smaller else ""
-            raise ConfigError(
-                f"{setting('budget')} {budget} is too small: the smallest generator for {self.m} parameters has "
-                f"{small.total} trainable parameters (chunk_size={small.chunk_size}, {small.n_qubits} qubits); "
-                f"raise {setting('budget')}{remedy}"
-            )
+            raise ConfigError(trained._too_small(budget, widths, all_bits))
         return best, widths
 
     def _hidden_for(self, budget: int) -> tuple[int, ...]:
@@ -123,6 +116,28 @@ class QPASize:
         choices = [tuple(width // divisor for width in PAPER_HIDDEN) for divisor in _SHRINK]
         fixed = (self.n_generators * mlp_size((self.features, *widths)) for widths in choices)
         return next((widths for widths, n in zip(choices, fixed, strict=True) if n <= budget / 2), choices[-1])
+
+    def _too_small(self, budget: int, hidden: Sequence[int], all_bits: range) -> str:
+        """The message for a budget below the smallest generator whose chunk indices have a number of `all_bits`."""
+        small, wide = self._smallest(hidden, all_bits), self._with_more_qubits(budget, hidden)
+        is_limited = wide.total <= budget or 2 * wide.total <= small.total
+        limit = f" with {setting('max_qubits')}={all_bits[-1] + self.feature_qubits}" if is_limited else ""
+        remedies = [setting("budget")]
+        if is_limited:
+            remedies.append(f"{setting('max_qubits')} ({wide.n_qubits} qubits need only {wide.total} parameters)")
+        smaller = "hidden" if hidden else "features" if self.features > 1 else None
+        reduced = f" or reduce {setting(smaller)}" if smaller and wide.total > budget else ""
+        return (
+            f"{setting('budget')} {budget} is too small: the smallest generator for {self.m} parameters{limit} has "
+            f"{small.total} trainable parameters (chunk_size={small.chunk_size}, {small.n_qubits} qubits); "
+            f"raise {' or '.join(remedies)}{reduced}"
+        )
+
+    def _with_more_qubits(self, budget: int, hidden: Sequence[int]) -> QPACount:
+        """Without a limit of qubits: the counts with the fewest qubits within the budget, otherwise the smallest."""
+        all_bits = range(1, 1 + self.share.bit_length())
+        counts = (self.count(n_chunks(self.share, 2**bits), hidden) for bits in all_bits)
+        return next((count for count in counts if count.total <= budget), self._smallest(hidden, all_bits))
 
     def _smallest(self, hidden: Sequence[int], all_bits: range) -> QPACount:
         """The counts with the fewest trainable parameters."""
