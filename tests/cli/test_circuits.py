@@ -194,6 +194,75 @@ def test_frozen_and_attached_circuits_have_their_initial_angles(qpeft_cli, make_
     assert np.abs(first).max() <= np.pi
 
 
+@pytest.fixture(scope="module")
+def three_circuits(make_adapter):
+    """An adapter with three generators, and another one attached to a LoRA: the same angles."""
+    from peft import LoraConfig
+
+    several = {**GENERATOR, "hidden": (), "features": 4, "n_generators": 3}
+    own = make_adapter(qpeft.QPAConfig(**SMALL, **several))
+    return own, make_adapter(LoraConfig(**SMALL), qpeft.QPAGeneratorConfig(**several))
+
+
+def test_every_circuit_of_an_adapter_can_be_chosen(qpeft_cli, three_circuits):
+    from qpeft.core.seeded_init import SeededInit
+
+    for folder in three_circuits:
+        drawn = [answered(qpeft_cli, "draw", "--adapter", folder, "--circuit", n) for n in (1, 2, 3)]
+        assert [(found["circuit"], found["n_circuits"]) for found in drawn] == [(1, 3), (2, 3), (3, 3)]
+        angles = np.array([found["angles"] for found in drawn])
+        np.testing.assert_array_equal(angles, SeededInit(3).uniform("angles", angles.shape, np.pi).double().numpy())
+        assert answered(qpeft_cli, "draw", "--adapter", folder)["angles"] == drawn[0]["angles"]
+        for number in (1, 2, 3):
+            arguments = ("export", "--adapter", folder, "--circuit", number)
+            text = qpeft_cli("circuits", *arguments).stdout
+            assert text.startswith(f"// circuit {number} of 3 of the adapter\n")
+            found = Statevector(qasm3.loads(text).reverse_bits()).probabilities()
+            np.testing.assert_allclose(found, probabilities(torch.from_numpy(angles[number - 1])).numpy(), atol=1e-12)
+            compile(answered(qpeft_cli, *arguments, "--format", "qiskit")["text"], "circuit.py", "exec")
+        assert answered(qpeft_cli, "count", "--adapter", folder)["n_circuits"] == 3
+
+
+def test_circuit_of_several_is_named(qpeft_cli, three_circuits, adapter_folder, tmp_path):
+    folder = three_circuits[0]
+    assert re.search(r"n_generators\W+3\b", (folder / "README.md").read_text(encoding="utf-8"))
+    assert "circuit 1 of 3" in qpeft_cli("circuits", "draw", "--adapter", folder).stdout
+    assert "each of 3 circuits" in qpeft_cli("circuits", "count", "--adapter", folder).stdout
+    written = qpeft_cli("circuits", "export", "--adapter", folder, "--circuit", 2, "--out", tmp_path / "two.qasm")
+    assert "Circuit 2 of 3 is written" in written.stdout
+    diagnosed = answered_diagnosis(qpeft_cli, folder, "--circuit", 3)
+    assert diagnosed["facts"]["Circuit"] == "3 of 3; each has angles of its own"
+    law = [
+        answered_diagnosis(qpeft_cli, folder, "--circuit", n)["findings"][0]["figures"]["start"]["ipr"] for n in (1, 2)
+    ]
+    assert law[0] != law[1]
+    for arguments, message in [
+        (("circuits", "draw", "--adapter", folder, "--circuit", 4), "has 3 circuits; choose one from 1 to 3"),
+        (("diagnose", folder, "--samples", 10, "--circuit", 4), "has 3 circuits; choose one from 1 to 3"),
+        (("circuits", "export", "--adapter", adapter_folder, "--circuit", 2), "has 1 circuit; leave it out"),
+        (("circuits", "draw", "--circuit", 2), "--circuit chooses one of the circuits of an adapter"),
+    ]:
+        result = qpeft_cli(*arguments)
+        assert result.exit_code == 2, result.output
+        assert message in " ".join(result.stderr.split())
+
+
+def answered_diagnosis(qpeft_cli, folder, *arguments):
+    result = qpeft_cli("diagnose", folder, "--samples", 10, "--json", *arguments)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("ansatz", ["efficient_su2", "two_design"])
+def test_angles_of_other_shapes_are_listed(qpeft_cli, make_adapter, ansatz):
+    folder = make_adapter(qpeft.QPAConfig(ansatz=ansatz, **SMALL, **GENERATOR))
+    result = qpeft_cli("circuits", "draw", "--adapter", folder)
+    assert result.exit_code == 0, result.output
+    shown = result.stdout.partition("angles in radians, of shape (")[2].split("\n", 2)[2]
+    expected = answered(qpeft_cli, "draw", "--adapter", folder)["angles"]
+    np.testing.assert_allclose(np.array(shown.split(), dtype=float), np.ravel(expected), atol=5e-5)
+
+
 def test_run_folder_is_accepted_for_its_adapter(qpeft_cli, adapter_folder, tmp_path):
     (tmp_path / "adapter").symlink_to(adapter_folder)
     found, expected = (answered(qpeft_cli, "draw", "--adapter", folder) for folder in (tmp_path, adapter_folder))

@@ -46,6 +46,16 @@ AnsatzFile = Annotated[
     ),
 ]
 
+CircuitOption = Annotated[
+    int,
+    typer.Option(
+        "--circuit",
+        metavar="N",
+        min=1,
+        help="Which circuit of an adapter with several (n_generators), counted from 1. They differ in their angles.",
+    ),
+]
+
 TrustRemoteCode = Annotated[
     bool,
     typer.Option(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qpeft.checks import check_fields
-from qpeft.cli.adapters import find_adapter, use_files
+from qpeft.cli.adapters import CircuitOption, find_adapter, use_files
 from qpeft.cli.command import application, command
 from qpeft.cli.console import Answer, facts, table, working
 from qpeft.cli.options import Fields
@@ -57,6 +57,7 @@ AdapterOption = Annotated[
 def draw(
     chosen: Chosen,
     adapter: AdapterOption = None,
+    circuit: CircuitOption = 1,
     width: Annotated[
         int | None,
         typer.Option(
@@ -73,10 +74,10 @@ def draw(
       qpeft circuits draw --ansatz own_ansatz.py:cz_ring --n-qubits 4 --n-layers 2
       qpeft circuits draw --adapter run
     """
-    ansatz, angles = _circuit(chosen, adapter)
+    shown = _circuit(chosen, adapter, circuit)
     return Answer(
-        {**_described(ansatz, angles), "drawing": ansatz.draw(width or 100)},
-        lambda console: _show_drawing(console, ansatz.draw(width or console.width), angles),
+        {**_described(shown), "drawing": shown.ansatz.draw(width or 100)},
+        lambda console: _show_drawing(console, shown.ansatz.draw(width or console.width), shown),
     )
 
 
@@ -92,13 +93,14 @@ def count(chosen: Chosen, adapter: AdapterOption = None) -> Answer:
       qpeft circuits count
       qpeft circuits count --ansatz square --n-qubits 10 --n-layers 1 --json
     """
-    ansatz, _ = _circuit(chosen, adapter)
+    shown = _circuit(chosen, adapter)
+    ansatz = shown.ansatz
     with working("Transpiling"):
         sizes, missing = _transpiled(ansatz)
     gates = dict(Counter(gate.name for gate in ansatz.gates()))
     two_qubit_gates = sum(len(gate.wires) == 2 for gate in ansatz.gates())
     data = {
-        **_described(ansatz),
+        **_described(replace(shown, angles=None, number=None)),
         "n_angles": ansatz.n_angles,
         "gates": gates,
         "two_qubit_gates": two_qubit_gates,
@@ -112,6 +114,7 @@ def count(chosen: Chosen, adapter: AdapterOption = None) -> Answer:
 def export(
     chosen: Chosen,
     adapter: AdapterOption = None,
+    circuit: CircuitOption = 1,
     form: Annotated[
         str,
         typer.Option("--format", metavar="NAME", help=f"OpenQASM 3 or a Python file. One of {', '.join(_FORMATS)}."),
@@ -120,13 +123,15 @@ def export(
 ) -> Answer:
     """Export a circuit to OpenQASM 3, PennyLane or Qiskit, with the angles of an adapter or with free angles.
 
-    The exported file does not need qpeft. A Python file defines probabilities(angles) in qpeft's order of basis states:
-    wire 0 is the most significant bit. Circuits of QAA start in the state |0...0> here, without their input.
+    The exported file does not need qpeft. It contains one circuit: of several, the one that --circuit chooses. A Python
+    file defines probabilities(angles) in qpeft's order of basis states: wire 0 is the most significant bit. Circuits of
+    QAA start in the state |0...0> here, without their input.
 
     Examples:
 
       qpeft circuits export --n-qubits 4 --n-layers 2
       qpeft circuits export --adapter run --format qiskit --out circuit.py
+      qpeft circuits export --adapter run --circuit 2
     """
     if form not in _FORMATS:
         raise ConfigError(f"unknown format '{form}'; choose one of {', '.join(_FORMATS)}")
@@ -135,12 +140,15 @@ def export(
 
     target = None if out is None else output_file(out)
 
-    ansatz, angles = _circuit(chosen, adapter)
+    shown = _circuit(chosen, adapter, circuit)
+    ansatz, angles = shown.ansatz, shown.angles
     text = to_openqasm(ansatz, angles) if form == "openqasm" else to_python(ansatz, form, angles)
+    if shown.which:
+        text = f"{'//' if form == 'openqasm' else '#'} circuit {shown.which} of the adapter\n{text}"
     if target is not None:
         write_text(target, text)
-    data = {**_described(ansatz, angles), "format": form, "out": out, "text": text if out is None else None}
-    return Answer(data, lambda console: _show_export(console, text, out))
+    data = {**_described(shown), "format": form, "out": out, "text": text if out is None else None}
+    return Answer(data, lambda console: _show_export(console, text, out, shown))
 
 
 def circuits() -> None:
@@ -159,8 +167,19 @@ def group() -> typer.Typer:
     return application(circuits, (draw, count, export), no_args_is_help=True)
 
 
-def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]:
-    """The ansatz and, for an adapter, its angles, float64 (L, N)."""
+@dataclass(frozen=True)
+class _Shown:
+    """An ansatz and, for an adapter, the angles of its circuit `number`, float64 (L, N)."""
+
+    ansatz: Ansatz
+    angles: Any = None
+    number: int | None = None
+    n_circuits: int | None = None  # of the adapter
+    which: str = ""  # of several circuits: "1 of 3"
+
+
+def _circuit(chosen: dict[str, Any], adapter: Path | None, number: int = 1) -> _Shown:
+    """The circuit of the options, or circuit `number` of an adapter."""
     from qpeft.circuits import Ansatz
     from qpeft.circuits.ansatz import named_ansatz
 
@@ -175,28 +194,34 @@ def _circuit(chosen: dict[str, Any], adapter: Path | None) -> tuple[Ansatz, Any]
                 f"{size.n_qubits} qubits with {size.n_layers} layers are too many: their product must be at most "
                 f"{_MOST_ROTATIONS:,}; give fewer --n-layers"
             )
-        return Ansatz(named_ansatz(size.ansatz), size.n_qubits, size.n_layers), None
+        if number != 1:
+            raise ConfigError("--circuit chooses one of the circuits of an adapter; give --adapter, or leave it out")
+        return _Shown(Ansatz(named_ansatz(size.ansatz), size.n_qubits, size.n_layers))
     if chosen:
         raise ConfigError(
             "--adapter determines the circuit; leave out --ansatz, --n-qubits and --n-layers, apart from --ansatz "
             "FILE.py:NAME for an adapter with an ansatz of your own"
         )
     with working("Reading the adapter"):
-        return _trained_circuit(find_adapter(adapter))
+        return _trained_circuit(find_adapter(adapter), number)
 
 
-def _trained_circuit(folder: Path) -> tuple[Ansatz, Any]:
+def _trained_circuit(folder: Path, number: int) -> _Shown:
     from qpeft.diagnostics.target import of_folder
 
     target = of_folder(folder)
+    if target.n_circuits:
+        target = target.with_circuit(number)
     if (circuit := target.circuit) is None:
         raise ConfigError(f"{folder}: {target.no_circuit}; give another adapter, or pass --ansatz")
-    return circuit.ansatz, circuit.angles.numpy()
+    return _Shown(circuit.ansatz, circuit.angles.numpy(), number, target.n_circuits, target.which)
 
 
-def _described(ansatz: Ansatz, angles: Any = None) -> dict[str, Any]:
+def _described(shown: _Shown) -> dict[str, Any]:
+    ansatz = shown.ansatz
     size = {"ansatz": ansatz.name, "n_qubits": ansatz.n_qubits, "n_layers": ansatz.n_layers}
-    return {**size, "angles": None if angles is None else angles.tolist()}
+    angles = None if shown.angles is None else shown.angles.tolist()
+    return {**size, "circuit": shown.number, "n_circuits": shown.n_circuits, "angles": angles}
 
 
 def _transpiled(ansatz: Ansatz) -> tuple[dict[str, dict[str, int]] | None, str]:
@@ -211,16 +236,22 @@ def _transpiled(ansatz: Ansatz) -> tuple[dict[str, dict[str, int]] | None, str]:
         return None, str(error)
 
 
-def _show_drawing(console: Console, drawing: str, angles: Any) -> None:
+def _show_drawing(console: Console, drawing: str, shown: _Shown) -> None:
+    if shown.which:
+        console.print(f"circuit {shown.which}, which differ in their angles; --circuit chooses another\n")
     console.print(drawing, soft_wrap=True)
-    if angles is not None:
-        console.print("\nangles in radians, one line for each layer, one column for each wire\n")
-        for row in angles:
+    if shown.angles is not None:
+        shape = shown.angles.shape
+        what = "one line for each layer, one column for each wire" if len(shape) == 2 else f"of shape {shape}"
+        console.print(f"\nangles in radians, {what}\n")
+        for row in shown.angles.reshape(-1, shape[-1]):
             console.print("".join(f"{angle:9.4f}" for angle in row), soft_wrap=True)
 
 
 def _show_counts(console: Console, data: dict[str, Any], missing: str) -> None:
-    console.print(f"{data['ansatz']}, n_qubits={data['n_qubits']}, n_layers={data['n_layers']}\n", style="bold")
+    several = f", each of {data['n_circuits']:,} circuits" if (data["n_circuits"] or 1) > 1 else ""
+    size = f"{data['ansatz']}, n_qubits={data['n_qubits']}, n_layers={data['n_layers']}{several}"
+    console.print(f"{size}\n", style="bold")
     kinds = ", ".join(f"{name} {n:,}" for name, n in data["gates"].items())
     rows = [
         ("angles", f"{data['n_angles']:,}", ""),
@@ -237,8 +268,9 @@ def _show_counts(console: Console, data: dict[str, Any], missing: str) -> None:
     console.print(table(("transpiled to rz, sx, x, cx", "depth", "two-qubit gates"), lines))
 
 
-def _show_export(console: Console, text: str, out: Path | None) -> None:
+def _show_export(console: Console, text: str, out: Path | None, shown: _Shown) -> None:
     if out is None:
         console.out(text, end="", highlight=False)
     else:
-        console.print(f"Written to {out}.", soft_wrap=True)
+        which = f"Circuit {shown.which} is written" if shown.which else "Written"
+        console.print(f"{which} to {out}.", soft_wrap=True)

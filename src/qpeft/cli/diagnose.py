@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qpeft.cli.adapters import find_adapter, use_files
+from qpeft.cli.adapters import CircuitOption, find_adapter, use_files
 from qpeft.cli.command import command
 from qpeft.cli.compare_bar import CompareBar, say_failures
 from qpeft.cli.console import Answer, facts, table, working
@@ -62,6 +62,7 @@ def diagnose(
         ),
     ] = 200,
     seed: Annotated[int, typer.Option(metavar="N", min=0, max=HIGHEST_SEED, help="Seed of the random circuits.")] = 0,
+    circuit: CircuitOption = 1,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -124,6 +125,7 @@ def diagnose(
     if html is not None:
         output_file(html)
     found = _config(str(model), run, adapter, generator, preset, others) if target is None else _folder(target)
+    found = found.with_circuit(circuit)
     trained = _training_runs(found, trainings, members)
     with working("Measuring") as tell:
         import torch

@@ -79,6 +79,8 @@ def _facts(target: Target) -> tuple[tuple[str, str], ...]:
     if circuit is not None:
         facts += [("Ansatz", circuit.ansatz.name), ("Qubits", str(circuit.ansatz.n_qubits))]
         facts += [("Layers", str(circuit.ansatz.n_layers)), ("Angles", f"{circuit.ansatz.n_angles:,}")]
+        if target.which:
+            facts.append(("Circuit", f"{target.which}; each has angles of its own"))
     if target.generator is not None:
         if (shape := target.generator.chunk_shape) is not None:
             facts.append(("Chunks", f"{shape[0]:,} of {shape[1]:,} parameters"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from qpeft.circuits import Ansatz
 from qpeft.core.generator import CircuitModule, Generator
 from qpeft.diagnostics.adapter import SavedAdapter, read_adapter
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, setting
 from qpeft.methods.planning import Plan
 from qpeft.methods.registry import get, records
 
@@ -32,24 +32,53 @@ class Circuit:
 
 @dataclass(frozen=True)
 class Target:
-    """`saved` is the trained adapter, `run` the run folder that contains it; each may be None, as the generator."""
+    """`saved` is the trained adapter, `run` the run folder that contains it; each may be None, as the generator.
+
+    `number` counts from 1; it chooses one of several circuits, and `with_circuit` changes it.
+    """
 
     name: str
     method: str  # key of `qpeft train`
     generator: Generator | None = field(repr=False)
     saved: SavedAdapter | None = field(default=None, repr=False)
     run: Path | None = None
+    number: int = 1
 
     @property
     def circuit(self) -> Circuit | None:
-        """The generator's circuit; None if it reads no probabilities of a circuit."""
-        modules = () if self.generator is None else self.generator.modules()
-        module = next((module for module in modules if isinstance(module, CircuitModule)), None)
-        if module is None:
+        """The generator's circuit, of several the one that `number` chooses; None if it has none."""
+        if (module := self._module) is None:
             return None
         start, angles = (module.angles(initial=initial).detach().double() for initial in (True, False))
-        shape = (-1, *module.ansatz.angle_shape)  # of several generators, the first
-        return Circuit(module.ansatz, start.view(shape)[0], angles.view(shape)[0])
+        shape, chosen = (module.n_circuits, *module.ansatz.angle_shape), self.number - 1
+        return Circuit(module.ansatz, start.view(shape)[chosen], angles.view(shape)[chosen])
+
+    @property
+    def n_circuits(self) -> int:
+        """How many circuits of the same ansatz the generator has, each with its own angles."""
+        return 0 if self._module is None else self._module.n_circuits
+
+    @property
+    def which(self) -> str:
+        """Which of several circuits `circuit` is: "2 of 3"; empty for one."""
+        return f"{self.number} of {self.n_circuits}" if self.n_circuits > 1 else ""
+
+    def with_circuit(self, number: int) -> Target:
+        """This target with its circuit `number`, counted from 1.
+
+        Raises ConfigError if there are fewer circuits.
+        """
+        if not 1 <= number <= max(1, self.n_circuits):
+            most = self.n_circuits
+            found = f"{self.name} has {most} circuit{'' if most == 1 else 's'}" if most else self.no_circuit
+            allowed = f"; choose one from 1 to {most}" if most > 1 else "; leave it out"
+            raise ConfigError(f"{setting('circuit')}={number}: {found}{allowed}")
+        return replace(self, number=number)
+
+    @property
+    def _module(self) -> CircuitModule | None:
+        modules = () if self.generator is None else self.generator.modules()
+        return next((module for module in modules if isinstance(module, CircuitModule)), None)
 
     @property
     def no_circuit(self) -> str:

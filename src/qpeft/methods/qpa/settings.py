@@ -150,7 +150,7 @@ class QPASettings(GeneratorConfig):
         return ".angles.tau", self.angle_scale
 
     def description(self) -> dict[str, Any]:
-        named = ("ansatz", "n_layers", "features", "feature_source", "seed")
+        named = ("ansatz", "n_layers", "features", "n_generators", "feature_source", "seed")
         return {"method": "QPA (arXiv 2410.09846)", **{name: getattr(self, name) for name in named}}
 
     def check(self) -> None:
