@@ -106,6 +106,39 @@ def test_several_generators_are_the_published_layout(feature_map):
     assert generator.count.total == sum(p.numel() for p in generator.parameters())
 
 
+def test_several_generators_with_several_features_equal_their_formula():
+    """Generator g has angles, a whitening S and a map W of its own: its share is concat_c W S f_c, cut; in NumPy."""
+    k, m, n, n_features = 2, 1499, 16, 16
+    config = QPAConfig(n_generators=k, features=n_features, chunk_size=n, n_layers=3)
+    initial = torch.linspace(-1, 1, m)
+    generator = QPAGenerator(config, initial, SeededInit(0)).double()
+    draw = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.normal_(generator=draw, std=0.2)
+    share = math.ceil(m / k)
+    n_chunks = math.ceil(share / n)
+    n_qubits = math.ceil(math.log2(n_chunks)) + 4
+    assert (generator.count.n_chunks, generator.count.n_qubits) == (k * n_chunks, n_qubits)
+    run = by_pennylane(Ansatz("ry_ladder", n_qubits, 3))
+    mean = math.sqrt(2 / math.pi)
+
+    def features(angles):
+        p = run(angles.detach()).numpy()
+        root = (np.sqrt(np.maximum(2**n_qubits * p, 1e-6)) - mean) / math.sqrt(1 - mean**2)
+        return root[: n_chunks * n_features].reshape(n_chunks, n_features)
+
+    parts = []
+    for g in range(k):
+        mixed = by_svd(features(generator.feature.angles(initial=True)[g])).numpy()
+        np.testing.assert_allclose(generator.whitening[g].numpy(), mixed, atol=1e-5, rtol=1e-5)  # float32
+        weight = generator.mlp[0].weight()[g].detach().numpy()
+        chunks = features(generator.feature.angles()[g]) @ generator.whitening[g].numpy() @ weight.T
+        parts.append(chunks.reshape(-1)[:share])
+    expected = initial.double().numpy() + np.concatenate(parts)[:m]
+    np.testing.assert_allclose(generator().detach().numpy(), expected, atol=1e-10)
+
+
 @pytest.mark.parametrize("source", ["qnn", "qnn_frozen", "free", "random", "none"])
 @pytest.mark.parametrize(
     "settings", [{}, {"hidden": (7,), "features": 4}, {"n_generators": 3}, {"hidden": None}, {"features": 1}]
