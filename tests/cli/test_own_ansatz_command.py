@@ -178,3 +178,61 @@ def test_study_trains_the_ansatz_and_hashes_its_file(qpeft_cli, base_folder, tex
     after = hashes()
     assert after["lora"] == before["lora"]
     assert after["ring"] != before["ring"]
+
+
+@pytest.fixture
+def bad_gates(tmp_path):
+    """FILE.py:NAME of an ansatz with RZZ, which is not an allowed gate."""
+    text = FILE.read_text().replace('"cz_ring"', '"bad_gates"').replace('Gate("cz", ', 'Gate("rzz", ')
+    (tmp_path / "bad_gates.py").write_text(text)
+    yield f"{tmp_path / 'bad_gates.py'}:bad_gates"
+    ansatz._families.pop("bad_gates", None)
+
+
+@pytest.mark.parametrize(
+    "command", [("plan", "--model", "BASE"), ("circuits", "draw"), ("circuits", "count")], ids=lambda words: words[-1]
+)
+def test_unknown_gate_is_refused_with_exit_code_2(qpeft_cli, base_folder, bad_gates, command):
+    words = [base_folder if word == "BASE" else word for word in command]
+    refused = qpeft_cli(*words, "--ansatz", bad_gates)
+    assert refused.exit_code == 2
+    message = " ".join(refused.stderr.split())
+    assert re.search(r"ansatz bad_gates with .* Gate\('rzz', \(0, 1\)\) is unknown; allowed are rx, ry, rz", message)
+
+
+def test_training_with_an_unknown_gate_is_refused_before_the_run_folder_exists(
+    qpeft_cli, base_folder, text, tmp_path, bad_gates
+):
+    options = ("--model", base_folder, "--data", text, "--out", tmp_path / "run", *OPTIONS)
+    refused = qpeft_cli("train", *options, "--ansatz", bad_gates)
+    assert refused.exit_code == 2, refused.output
+    assert "'rzz', (0, 1)) is unknown" in " ".join(refused.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ansatz": "BAD"}, r"ansatz bad_gates with .* Gate\('rzz', \(0, 1\)\) is unknown; allowed are rx"),
+        ({"features": 12}, "features must be a power of two, got 12; use 8 or 16"),
+        ({"ansatz": "efficient_su"}, "unknown ansatz 'efficient_su'; did you mean 'efficient_su2'[?]"),
+    ],
+    ids=["gate", "features", "name"],
+)
+def test_study_with_an_invalid_circuit_is_refused(qpeft_cli, base_folder, text, tmp_path, bad_gates, settings, message):
+    settings = {name: bad_gates if value == "BAD" else value for name, value in settings.items()}
+    study = {
+        "name": "bad",
+        "title": "A circuit that is not valid",
+        "question": "Is it refused?",
+        "reference": "ring",
+        "methods": [{"key": "ring", "method": "qpa", "settings": {"r": 2, **settings}}],
+        "training": {"steps": 2, "batch_size": 2, "seq_len": 32, "eval_blocks": 4},
+        "seeds": [0],
+    }
+    (tmp_path / "bad.yaml").write_text(json.dumps(study))
+    options = ("--base", base_folder, "--data", text, "--out", tmp_path / "out")
+    refused = qpeft_cli("compare", "run", tmp_path / "bad.yaml", *options)
+    assert refused.exit_code == 2, refused.output
+    assert re.search(message, " ".join(refused.stderr.split()))
+    assert not (tmp_path / "out").exists()

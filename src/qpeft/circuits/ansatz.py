@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, count
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qpeft.circuits import exports
 from qpeft.circuits.circuit import Circuit, Gate
+from qpeft.circuits.circuit_checks import check_angle_shape, check_gates
 from qpeft.circuits.drawing import draw
-from qpeft.errors import ConfigError, setting
+from qpeft.errors import ConfigError, QpeftError, setting
 from qpeft.names import check_name, redefines, unknown
 from qpeft.user_files import execute, is_file
 
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
 class _Family(NamedTuple):
     angle_shape: Callable[[int, int], tuple[int, ...]]
     layers: Callable[[int, int], Iterable[Iterable[Gate]]]
-    probabilities: Callable[[Tensor, int, int], Tensor] | None = None
+    probabilities: Callable[[Tensor, int, int], Tensor] | None
+    checked: set[tuple[int, int]]  # numbers of qubits and layers whose gates are valid
 
 
 _families: dict[str, _Family] = {}
@@ -40,11 +43,14 @@ def register_ansatz(
     `qpeft.testing.ansatz_contract` tests it. Functions with the same module and qualified names replace the earlier
     ones, so a notebook cell can be run again.
 
+    The gates are `rx`, `ry` and `rz` with an angle, `cx` and `cz` without. Each angle belongs to exactly one gate. The
+    first use of a circuit checks this, once for each number of qubits and layers, and raises ConfigError for a gate
+    that is not valid.
+
     Args:
         name: The name in this process. It must not contain ":", the separator in `--ansatz FILE.py:NAME`.
-        angle_shape: Maps `(n_qubits, n_layers)` to the shape of the angle tensor.
-        layers: Maps `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act. Each angle
-            belongs to exactly one gate.
+        angle_shape: Maps `(n_qubits, n_layers)` to the shape of the angle tensor, a tuple.
+        layers: Maps `(n_qubits, n_layers)` to the gates of each layer, in the order in which they act.
         probabilities: A fast simulation, if there is one: maps `(angles, n_qubits, n_layers)` to the probabilities
             (2**N,) from `|0...0>`, differentiable, with the dtype and device of `angles`. Without it the rotations
             between two-qubit gates are simulated as one step.
@@ -53,7 +59,7 @@ def register_ansatz(
         ConfigError: The name is empty, contains ":", or belongs to another ansatz.
     """
     check_name(name)
-    family = _Family(angle_shape, layers, probabilities)
+    family = _Family(angle_shape, layers, probabilities, set())
     if not all(map(redefines, family[:2], _families.get(name, family)[:2])):
         raise ConfigError(f"the name '{name}' is already registered; choose a name other than {', '.join(_families)}")
     _families[name] = family
@@ -206,13 +212,20 @@ class Ansatz(Circuit):
     @property
     def angle_shape(self) -> tuple[int, ...]:
         """Shape of the angle tensor, for example (L, N) for `ry_ladder`, (L, 3, N) for `square`."""
-        return _families[self.name].angle_shape(self.n_qubits, self.n_layers)
+        family = _families[self.name]
+        if self.name in OWN_ANSATZE:
+            return family.angle_shape(self.n_qubits, self.n_layers)
+        with _errors_of(self, "angle_shape"):
+            shape = family.angle_shape(self.n_qubits, self.n_layers)
+        check_angle_shape(_title(self), shape)
+        return shape
 
     def layers(self) -> Iterator[tuple[Gate, ...]]:
         """The gates of each layer, in the order in which they act.
 
         `two_design` and `efficient_su2` have one layer of rotations more, which is the first or the last one here.
         """
+        check_circuit(self)
         yield from map(tuple, _families[self.name].layers(self.n_qubits, self.n_layers))
 
     def draw(self, width: int = 100) -> str:
@@ -262,6 +275,37 @@ def dead_angles(ansatz: str, n_qubits: int, n_layers: int = 1) -> int:
     probabilities; 0 for qpeft's others. Raises ConfigError as `Ansatz`.
     """
     return Ansatz(ansatz, n_qubits, n_layers).n_qubits if ansatz in ("rxyz", "efficient_su2") else 0
+
+
+def check_circuit(ansatz: Ansatz) -> None:
+    """Raise ConfigError unless angles and gates of an ansatz of a user are valid; nothing for one of qpeft.
+
+    The gates of each number of qubits and layers are checked once.
+    """
+    size = ansatz.n_qubits, ansatz.n_layers
+    if ansatz.name in OWN_ANSATZE or size in _families[ansatz.name].checked:
+        return
+    family, shape = _families[ansatz.name], ansatz.angle_shape
+    with _errors_of(ansatz, "layers"):
+        check_gates(_title(ansatz), ansatz.n_qubits, shape, family.layers(*size))
+    family.checked.add(size)
+
+
+@contextmanager
+def _errors_of(ansatz: Ansatz, function: str) -> Iterator[None]:
+    """An exception in the `function` of a user becomes a ConfigError, which names the ansatz."""
+    try:
+        yield
+    except QpeftError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{_title(ansatz)}: {function}({ansatz.n_qubits}, {ansatz.n_layers}) raised {type(error).__name__}: {error}"
+        ) from error
+
+
+def _title(ansatz: Ansatz) -> str:
+    return f"ansatz {ansatz.name} with {ansatz.n_qubits} qubits and {ansatz.n_layers} layers"
 
 
 def definition(ansatz: Ansatz) -> Callable[..., Any]:

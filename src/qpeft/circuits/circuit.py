@@ -12,11 +12,15 @@ from itertools import chain
 from math import prod
 from typing import NamedTuple
 
+ROTATIONS = ("rx", "ry", "rz")  # the gates with an angle, on one wire
+PAIRS = ("cx", "cz")  # the gates on two wires, without an angle
+
 
 class Gate(NamedTuple):
     """One gate `name`: `rx`, `ry` or `rz` on one of `wires`, `cx` on (control, target), or `cz` on two wires.
 
-    `slot` is the index of the gate's angle in the angle tensor (`angles[gate.slot]`), or None.
+    `slot` is the index of the gate's angle in the angle tensor (`angles[gate.slot]`), or None for `cx` and `cz`. Each
+    angle belongs to exactly one gate.
     """
 
     name: str

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from qpeft.circuits.ansatz import Ansatz, fast_probabilities
+from qpeft.circuits.ansatz import Ansatz, check_circuit, fast_probabilities
 from qpeft.circuits.ladder import ladder_states, probabilities
 from qpeft.circuits.numerics import full_precision, has_nonfinite
 from qpeft.circuits.staged import count_stages, staged_states
@@ -17,7 +19,11 @@ _SECONDS = 1.2e-7  # per amplitude and stage, forward and backward on one core (
 
 
 def seconds_in_stages(ansatz: Ansatz) -> float:
-    """Estimated seconds of one evaluation with its gradient on one CPU core; 0 for an ansatz with a fast simulation."""
+    """Estimated seconds of one evaluation with its gradient on one CPU core; 0 for an ansatz with a fast simulation.
+
+    Raises ConfigError for a gate that is not valid.
+    """
+    check_circuit(ansatz)
     return 0.0 if _is_fast(ansatz) else _SECONDS * count_stages(ansatz) * 2**ansatz.n_qubits
 
 
@@ -28,7 +34,8 @@ def exact_probabilities(ansatz: Ansatz, angles: Tensor) -> Tensor:
     simulation is the ansatz' own fast one, if it has one; otherwise all rotations between two-qubit gates are one step.
     Differentiable once.
 
-    Raises ConfigError for angles of another shape or dtype, and on the CPU for angles that are not finite.
+    Raises ConfigError for angles of another shape or dtype, on the CPU for angles that are not finite, and for an
+    ansatz of a user whose gates or fast simulation are not valid.
     """
     if angles.shape != ansatz.angle_shape or angles.dtype not in (torch.float32, torch.float64):
         raise ConfigError(
@@ -78,8 +85,29 @@ def _is_fast(ansatz: Ansatz) -> bool:
 def _run(angles: Tensor, ansatz: Ansatz) -> Tensor:
     n_qubits, n_layers = ansatz.n_qubits, ansatz.n_layers
     if (fast := fast_probabilities(ansatz)) is not None:
-        return fast(angles, n_qubits, n_layers)
+        check_circuit(ansatz)
+        found = fast(angles, n_qubits, n_layers)
+        _check_fast(ansatz, angles, found)
+        return found
     if ansatz.name == "two_design":
         return two_design_columns(angles, n_qubits, n_layers, [0]).squeeze(1).square()
     psi = staged_states(angles[None], ansatz)[0]
     return psi.real.square() + psi.imag.square() if psi.is_complex() else psi.square()
+
+
+def _check_fast(ansatz: Ansatz, angles: Tensor, found: Any) -> None:
+    """Raise ConfigError unless `found` is what the fast simulation of a user has to return."""
+    what = f"ansatz {ansatz.name}: the function `probabilities` returned"
+    if not isinstance(found, Tensor):
+        raise ConfigError(f"{what} {type(found).__name__}; return a torch.Tensor, computed by torch from the angles")
+    wanted = (2**ansatz.n_qubits,), angles.dtype, angles.device
+    if (tuple(found.shape), found.dtype, found.device) != wanted:
+        raise ConfigError(
+            f"{what} shape {tuple(found.shape)}, {found.dtype}, on {found.device} for {ansatz.n_qubits} qubits; "
+            f"return shape {wanted[0]}, {wanted[1]}, on {wanted[2]}: the dtype and device of the angles"
+        )
+    if angles.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
+        raise ConfigError(
+            f"{what} a tensor without gradient, so the angles would not be trained; compute it by torch from the "
+            "angles, without detach(), numpy or torch.no_grad()"
+        )

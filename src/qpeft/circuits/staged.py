@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits.ansatz import Ansatz, definition
-from qpeft.circuits.circuit import Gate
+from qpeft.circuits.circuit import PAIRS, Gate
 from qpeft.circuits.numerics import cached_tables, full_precision
+from qpeft.errors import ConfigError
 
 _GROUP = 5  # at most so many wires: larger matrices do more work, smaller ones as much in more products (measured)
 
@@ -124,7 +125,9 @@ def _permuted(gates: list[Gate], n_qubits: int) -> tuple[Tensor, Tensor]:
         first, second = (index >> (n_qubits - 1 - wire) & 1 for wire in gate.wires)
         if gate.name == "cz":
             signs = signs * (1 - 2 * (first & second))
-        else:  # cx: basis state j behind it was j with the target flipped where the control is 1
+        elif gate.name == "cx":  # basis state j behind it was j with the target flipped where the control is 1
             before = index ^ (first << (n_qubits - 1 - gate.wires[1]))
             source, signs = source[before], signs[before]
+        else:
+            raise ConfigError(f"cannot simulate {gate}; gates on two wires are {', '.join(PAIRS)}")
     return source, signs

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from qpeft.circuits import Ansatz
+from qpeft.circuits.circuit_checks import check_angle_shape, check_gates
 from qpeft.circuits.gates import gate_probabilities
+from qpeft.errors import ConfigError
 
 Probabilities = Callable[[Tensor], Tensor]
-_ROTATIONS, _TWO_QUBIT = ("rx", "ry", "rz"), ("cx", "cz")
 
 
 def ansatz_contract(
@@ -37,33 +38,24 @@ def ansatz_contract(
         seed: Of the random angles.
     """
     ansatz = make()
+    _check_data(ansatz)
     draw = torch.Generator().manual_seed(seed)
     angles = (torch.rand(ansatz.angle_shape, generator=draw, dtype=torch.float64) * 2 - 1) * pi
     weights = torch.randn(2**ansatz.n_qubits, generator=draw, dtype=torch.float64).to(device)
     angles = angles.to(device)
-    _check_data(ansatz)
     _check_values(ansatz, fast, dense_reference, angles)
     _check_gradient(ansatz, fast, angles, weights)
 
 
 def _check_data(ansatz: Ansatz) -> None:
-    gates = list(ansatz.gates())
-    used = [gate.slot for gate in gates if gate.slot is not None]
-    slots = set(used)
-    assert len(used) == len(slots), (
-        "an angle is used by two gates; parameter shift on hardware needs each angle in one gate"
-    )
-    inside = {tuple(index) for index in torch.ones(ansatz.angle_shape).nonzero().tolist()}
-    assert slots == inside, "the gates must use every angle, and only existing angles"
-    assert len(inside) == ansatz.n_angles, "angle_shape differs between two calls"
-    for gate in gates:
-        assert gate.name in (*_ROTATIONS, *_TWO_QUBIT), f"{gate}: gates are {', '.join((*_ROTATIONS, *_TWO_QUBIT))}"
-        assert (gate.slot is None) == (gate.name in _TWO_QUBIT), (
-            f"{gate}: rotations need an angle, other gates must not have one"
-        )
-        assert len(gate.wires) == 1 + (gate.name in _TWO_QUBIT), f"{gate} acts on {len(gate.wires)} wires"
-        assert len(set(gate.wires)) == len(gate.wires), f"{gate} uses a wire twice"
-        assert set(gate.wires) <= set(range(ansatz.n_qubits)), f"{gate} acts outside the circuit"
+    title = f"ansatz {ansatz.name}"
+    try:
+        gates, shape = list(ansatz.gates()), ansatz.angle_shape
+        check_angle_shape(title, shape)
+        check_gates(title, ansatz.n_qubits, shape, ansatz.layers())
+    except ConfigError as error:
+        raise AssertionError(str(error)) from error
+    assert ansatz.angle_shape == shape, "angle_shape differs between two calls"
     assert [gate for layer in ansatz.layers() for gate in layer] == gates, "the gates differ between two calls"
     assert ansatz.draw().count("q") == ansatz.n_qubits, "the drawing must label every wire once"
 
