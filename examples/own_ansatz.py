@@ -3,7 +3,7 @@
 python examples/own_ansatz.py
 qpeft circuits draw --ansatz examples/own_ansatz.py:cz_ring --n-qubits 4 --n-layers 2
 qpeft train --model embedded --data numpy-docs --ansatz examples/own_ansatz.py:cz_ring --r 4 --steps 70 --out run
-qpeft evaluate --adapter run --data text.txt --ansatz examples/own_ansatz.py:cz_ring
+qpeft evaluate --adapter run --data numpy-docs --ansatz examples/own_ansatz.py:cz_ring
 """
 
 from collections.abc import Iterator

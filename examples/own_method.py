@@ -8,7 +8,7 @@ drawn from the seed, and need k times the adapter's memory during training.
     python examples/own_method.py
     qpeft plan --model embedded --method examples/own_method.py:METHOD --r 4
     qpeft train --model embedded --data numpy-docs --method examples/own_method.py:METHOD --set n_bases=32 --out run
-    qpeft evaluate --adapter run --data text.txt --method examples/own_method.py:METHOD
+    qpeft evaluate --adapter run --data numpy-docs --method examples/own_method.py:METHOD
 """
 
 from dataclasses import dataclass, field

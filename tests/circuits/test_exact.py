@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qpeft.circuits import Ansatz, Gate, exact, exact_probabilities, gate_probabilities, register_ansatz
+from qpeft.circuits.gates import gate_columns
 from qpeft.errors import ConfigError
 from qpeft.testing import ansatz_contract
 
@@ -77,6 +78,34 @@ def test_any_order_of_gates(n_qubits, drawn):
     torch.testing.assert_close(
         exact_probabilities(ansatz, angles), gate_probabilities(ansatz, angles), atol=1e-13, rtol=0
     )
+
+
+# docs/extending.md: each gate of two wires as gates of an ansatz, where gate i has angles[i]
+COMPOSED = {
+    "IsingZZ": ([("cx",), ("rz", 1), ("cx",)], lambda t: [t]),
+    "CRZ": ([("rz", 1), ("cx",), ("rz", 1), ("cx",)], lambda t: [t / 2, -t / 2]),
+    "CRX": ([("rx", 1), ("cz",), ("rx", 1), ("cz",)], lambda t: [t / 2, -t / 2]),
+}
+
+
+@pytest.mark.parametrize("kind", COMPOSED)
+def test_gates_composed_of_allowed_gates_are_pennylanes(kind):
+    """The unitary, by its columns from all basis states, up to a phase."""
+    qml = pytest.importorskip("pennylane")
+    parts, angles_of = COMPOSED[kind]
+
+    def layers(n_qubits, n_layers):
+        slot = 0
+        for name, *wires in parts:
+            yield [Gate(name, tuple(wires), (slot,)) if wires else Gate(name, (0, 1))]
+            slot += bool(wires)
+
+    n_angles = sum(len(part) == 2 for part in parts)
+    register_ansatz(f"composed {kind}", lambda n_qubits, n_layers: (n_angles,), layers)
+    angles = torch.tensor(angles_of(0.7), dtype=torch.float64)
+    found = gate_columns(Ansatz(f"composed {kind}", 2, 1), angles, range(4)).to(torch.complex128)
+    expected = torch.as_tensor(qml.matrix(getattr(qml, kind)(0.7, wires=[0, 1]))).to(torch.complex128)
+    assert abs((found.conj() * expected).sum().item()) == pytest.approx(4, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["ry_ladder", "two_design", "efficient_su2"])

@@ -36,6 +36,7 @@ STAND_INS = {
     "noise": "tiny.yaml",
     "bits": "tiny.yaml",
     "budgets": "tiny.yaml",
+    "own-circuit.yaml": "tiny.yaml",
     "recipes/qpa-gpt2-wikitext2.yaml": "tiny.yaml",
     "recipes/quantum-peft-deberta-glue.yaml": "tiny.yaml",
     "glue/rte": "docs.jsonl",

@@ -41,7 +41,9 @@ class QPASettings(GeneratorConfig):
     )
     n_layers: int = option(8, "Circuit layers L.", at_least=1, at_most=10_000)
     ansatz: str = option(
-        "ry_ladder", "The circuit: a registered ansatz, or FILE.py:NAME for your own, which the file registers."
+        "ry_ladder",
+        "The circuit. One of your own: FILE.py:NAME on the command line and in study files; in Python the name that "
+        "register_ansatz registered.",
     )
     features: int | None = option(
         None,
