@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from qpeft.circuits import Ansatz
+from qpeft.circuits import Ansatz, ladder
 from qpeft.core.seeded_init import SeededInit
 from qpeft.methods.qpa.config import QPAConfig
 from qpeft.methods.qpa.generator import QPAGenerator, QPAGeneratorConfig
@@ -35,6 +35,20 @@ def by_pennylane(ansatz):
 @pytest.mark.parametrize("feature_map", ["scaled", "whitened"])
 @pytest.mark.parametrize(("features", "chunk_size", "m"), [(16, 40, 1000), (4, 13, 777), (1, 5, 200), (8, 300, 300)])
 def test_values_and_gradients_of_register_features_equal_pennylane(ansatz, feature_map, features, chunk_size, m):
+    assert_equals_pennylane(ansatz, feature_map, features, chunk_size, m)
+
+
+@pytest.mark.parametrize("feature_map", ["scaled", "whitened"])
+def test_values_and_gradients_of_15_qubits_equal_pennylane(feature_map, monkeypatch):
+    """Circuits of this size take the route that cuts the wires in two."""
+    calls = []
+    cut = ladder.cut_probabilities
+    monkeypatch.setattr(ladder, "cut_probabilities", lambda angles: calls.append(angles.shape[1]) or cut(angles))
+    assert_equals_pennylane("ry_ladder", feature_map, features=16, chunk_size=2, m=2501)
+    assert set(calls) == {15}
+
+
+def assert_equals_pennylane(ansatz, feature_map, features, chunk_size, m):
     """flat = concat_c W S f_c with S of the initial angles, and with x = 2^(N+k) p[c, :] and a = sqrt(2 / pi)
     f_c = (x - 1) / sqrt 2 or (sqrt x - a) / sqrt(1 - a^2)."""
     generator = make(m, ansatz=ansatz, features=features, chunk_size=chunk_size, feature_map=feature_map)

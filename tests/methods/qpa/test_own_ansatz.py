@@ -119,16 +119,20 @@ def test_gradients_of_every_backend_are_equal(llama, ids, name, library, backend
 @pytest.mark.filterwarnings("ignore:QPA trains")
 @pytest.mark.parametrize("name", ["mine", "efficient_su2"])
 @pytest.mark.parametrize("backend", ["pennylane:default.qubit", "qiskit:statevector"])
-def test_steps_on_a_device_reduce_the_loss(llama, ids, adapters, name, backend):
+def test_steps_of_the_angles_on_a_device_reduce_the_loss(llama, ids, adapters, name, backend):
+    """The angles alone are trained: the map would reduce the loss with a wrong gradient of the angles as well."""
     pytest.importorskip(backend.partition(":")[0])
     model = adapted(llama, ansatz=name)
+    for parameter, value in model.named_parameters():
+        value.requires_grad_("angles" in parameter)
+    assert sum(value.requires_grad for value in model.parameters()) == 1
     with torch.no_grad():
         before = model(input_ids=ids, labels=ids).loss.item()
     qpeft.set_backend(model, backend, shots=4096, gradient="spsa")
-    adapters.train(model, ids, steps=4)
+    adapters.train(model, ids, steps=4, lr=5e-2)
     qpeft.set_backend(model)
     with torch.no_grad():
-        assert model(input_ids=ids, labels=ids).loss.item() < before
+        assert model(input_ids=ids, labels=ids).loss.item() < before - 2e-5
 
 
 def test_seconds_of_a_slow_simulation():
