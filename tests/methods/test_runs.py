@@ -47,6 +47,7 @@ def over(host):
 RUNS = {
     **{key: run(key) for key in keys() if key not in NOT_ON_GPT2},
     **{f"qpa over {host}": over(host) for host in sorted({*hosts()} - NOT_ON_GPT2)},
+    "qpa, 2 generators": run("qpa", n_generators=2),
     "quantum_peft, 4 bits": run("quantum_peft", bits=4),
     "quantum_peft in shared frames": run("quantum_peft", frame="gradient", frame_rank=8, share="type"),
     "quantum_peft, frames not stored": run("quantum_peft", frame="gradient", frame_rank=8, bits=3, store_frames=False),
