@@ -35,6 +35,7 @@ SETUPS = {
 }
 STUDIES = (
     "sizes",
+    "default-rate",
     "survey",
     "controls",
     "controls-80-steps",

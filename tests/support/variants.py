@@ -60,6 +60,22 @@ class Variant:
 
 VARIANTS = {
     "qpa": Variant("qpa", qpeft.QPAConfig, QPA, dropout="lora_dropout", starts_at_base=False, lr=5e-4),
+    "qpa, 2 generators": Variant(
+        "qpa",
+        qpeft.QPAConfig,
+        {**QPA, "n_generators": 2, "features": 4},
+        dropout="lora_dropout",
+        starts_at_base=False,
+        lr=5e-4,
+    ),
+    "qpa, efficient_su2": Variant(
+        "qpa",
+        qpeft.QPAConfig,
+        {**QPA, "ansatz": "efficient_su2", "features": 4, "n_layers": 2},
+        dropout="lora_dropout",
+        starts_at_base=False,
+        lr=5e-4,
+    ),
     "qpa with dora": Variant(
         "qpa", qpeft.QPAConfig, {**QPA, "use_dora": True}, starts_at_base=False, exact_gradient=False
     ),
