@@ -238,7 +238,7 @@ def _transpiled(ansatz: Ansatz) -> tuple[dict[str, dict[str, int]] | None, str]:
 
 def _show_drawing(console: Console, drawing: str, shown: _Shown) -> None:
     if shown.which:
-        console.print(f"circuit {shown.which}, which differ in their angles; --circuit chooses another\n")
+        console.print(f"circuit {shown.which}; they differ in their angles, and --circuit chooses another\n")
     console.print(drawing, soft_wrap=True)
     if shown.angles is not None:
         shape = shown.angles.shape

@@ -116,7 +116,8 @@ def show(console: Console, found: Suggestion) -> None:
     shown = [
         (
             "or",
-            f"{one.label} ({count(one.trainable)} parameters, {size(one.stored_bytes)}, {one.share:.0%} of the gain)",
+            f"{one.label} ({count(one.trainable)} parameters, {size(one.stored_bytes)}"
+            f"{' and a frame file' * one.needs_frame_file}, {one.share:.0%} of the gain)",
         )
         for one in found.alternatives[:_MOST_SHOWN]
     ]

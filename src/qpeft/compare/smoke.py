@@ -123,8 +123,8 @@ def _tokenizer(study: Study) -> PreTrainedTokenizerBase:
 
     options: dict[str, Any] = {"local_files_only": True, "model_max_length": _SIZES["max_position_embeddings"]}
     try:
-        found = AutoTokenizer.from_pretrained(base_model(study.base), **options)
-    except (OSError, ValueError, ImportError):  # not on this machine; damaged; in need of another library
+        found = AutoTokenizer.from_pretrained(base_model(study.base), trust_remote_code=False, **options)
+    except Exception:  # not on this machine, damaged (tokenizers raises Exception), in need of code or a library
         found = None
     if found and found.vocab_size:  # 0 for a folder without the files of a tokenizer
         return found

@@ -57,6 +57,7 @@ class Alternative:
     trainable: int
     stored_bytes: int
     share: float
+    needs_frame_file: bool  #: whether it has these bytes only with `frames=FILE`
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,8 @@ def _none_fits(name: str, unit: str, budget: int, too_large: dict[str, int], ref
 def _alternative(evidence: Evidence, design: Design, settings: dict[str, Any], found: Plan) -> Alternative:
     share = fmean(evidence.shares(design))
     loadable = _loadable(design.method, settings)
-    return Alternative(design.label, design.method, loadable, found.trainable, found.stored_bytes, share)
+    counts = found.trainable, found.stored_bytes
+    return Alternative(design.label, design.method, loadable, *counts, share, needs_frame_file=loadable != settings)
 
 
 def _suggestion(

@@ -61,7 +61,7 @@ class FullPrecision(nn.Module):
 class CircuitModule(nn.Module):
     """Evaluates the probabilities (2^N,) of a circuit, in training on a backend if `qpeft.set_backend` has set one.
 
-    Or of several circuits of one ansatz; `angles` then have a leading axis.
+    Or of several circuits of one ansatz; `angles` then have a leading axis, and `n_circuits` is overridden.
     """
 
     backend: Callable[[Tensor], Tensor] | None = None  # instead of the exact simulator

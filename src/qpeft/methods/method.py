@@ -51,8 +51,8 @@ class Method:
     generator: type | str | None = None  #: GeneratorConfig for `qpeft.attach` to a host adapter
     own_hosts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  #: hosts that `config` itself generates
     #: (config, qubits) the circuit that a backend can run, an Ansatz, and whether its angles are trained; or None. The
-    #: generator then evaluates it in a `CircuitModule`. If it evaluates several such circuits, `count` returns their
-    #: number as `n_circuits`.
+    #: generator then evaluates it in a `CircuitModule`. If it evaluates several such circuits, their number is
+    #: `CircuitModule.n_circuits` and the `n_circuits` of `count`.
     circuit: Callable[[Any, int], tuple[Any, bool] | None] | str | None = None
     #: raised when defaults of the config change: rows of studies with other defaults are not taken over
     revision: int = 1

@@ -71,8 +71,8 @@ def test_budget_below_the_minimum_names_the_qubits_that_limit_it():
     few = QPAGeneratorConfig(budget=100, max_qubits=8)
     message = (
         "budget 100 is too small: the smallest generator for 100000 parameters with max_qubits=8 has 100064 trainable "
-        "parameters (chunk_size=6250, 8 qubits); raise budget or max_qubits (21 qubits need only 184 "
-        "parameters) or reduce features"
+        "parameters (chunk_size=6250, 8 qubits); raise budget (184 parameters are enough with "
+        "max_qubits=21) or reduce features"
     )
     with pytest.raises(ConfigError) as found:
         few.count(100_000)

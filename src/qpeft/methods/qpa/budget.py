@@ -122,15 +122,17 @@ class QPASize:
         small, wide = self._smallest(hidden, all_bits), self._with_more_qubits(budget, hidden)
         is_limited = wide.total <= budget or 2 * wide.total <= small.total
         limit = f" with {setting('max_qubits')}={all_bits[-1] + self.feature_qubits}" if is_limited else ""
-        remedies = [setting("budget")]
-        if is_limited:
-            remedies.append(f"{setting('max_qubits')} ({wide.n_qubits} qubits need only {wide.total} parameters)")
+        remedy = setting("budget")
+        if wide.total <= budget:
+            remedy += f" or {setting('max_qubits')} ({wide.n_qubits} qubits need only {wide.total} parameters)"
+        elif is_limited:
+            remedy += f" ({wide.total} parameters are enough with {setting('max_qubits')}={wide.n_qubits})"
         smaller = "hidden" if hidden else "features" if self.features > 1 else None
         reduced = f" or reduce {setting(smaller)}" if smaller and wide.total > budget else ""
         return (
             f"{setting('budget')} {budget} is too small: the smallest generator for {self.m} parameters{limit} has "
             f"{small.total} trainable parameters (chunk_size={small.chunk_size}, {small.n_qubits} qubits); "
-            f"raise {' or '.join(remedies)}{reduced}"
+            f"raise {remedy}{reduced}"
         )
 
     def _with_more_qubits(self, budget: int, hidden: Sequence[int]) -> QPACount:

@@ -88,7 +88,8 @@ class CircuitFeature(CircuitModule):
 
     @property
     def n_circuits(self) -> int:
-        return self.angles.start.numel() // self.ansatz.n_angles
+        start = self.angles.start
+        return len(start) if start.ndim > len(self.ansatz.angle_shape) else 1
 
     def forward(self, *, initial: bool = False) -> Tensor:
         """Features (C, K), or (G, C, K); initial features are exact, whatever the backend."""
