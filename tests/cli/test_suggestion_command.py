@@ -45,13 +45,8 @@ def test_train_takes_the_suggested_adapter_and_its_learning_rate(qpeft_cli, base
 def test_adapter_with_a_frame_file_is_trained_with_that_file(qpeft_cli, base_folder, tmp_path, monkeypatch):
     settings = {"frame": "gradient", "share": "type", "n_layers": 1, "frame_rank": 4, "r": 2, "bits": 16}
     settings |= {"lambda_bits": 16, "store_frames": False}
-    setup = Setup(base="b", base_parameters=10, data="d", steps=1, untrained=4.0, reference=3.0)
-    results = [Result(trainable=9, lr=0.01, losses={0: 3.5})]
-    only = Design(key="k", label="framed", method="quantum_peft", settings=settings, results=results)
-    evidence = Evidence(study="s", made_by="m", reference="r", setups=[setup], designs=[only])
-    monkeypatch.setattr(suggest_module, "read_evidence", lambda: evidence)
-    (tmp_path / "text.txt").write_text("The king went into the wood, and the golden bird sang. " * 40)
-    data = ("--model", base_folder, "--data", tmp_path / "text.txt", "--seq-len", "16", "--batch-size", "2")
+    use_only(monkeypatch, "quantum_peft", settings)
+    data = text_options(base_folder, tmp_path)
     budget = ("--method", "auto", "--bytes", "1000", "--steps", "2", "--out", tmp_path / "run")
     planned = qpeft_cli("plan", "--model", base_folder, "--bytes", "1000", "--json")
     stored = json.loads(planned.stdout)["stored_bytes"]
@@ -66,6 +61,75 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(qpeft_cli, base_fol
     assert stored < json.loads(result.stdout)["stored_bytes"] < stored + 200
 
 
+def use_only(monkeypatch, method, settings):
+    """Evidence with one adapter."""
+    setup = Setup(base="b", base_parameters=10, data="d", steps=1, untrained=4.0, reference=3.0)
+    results = [Result(trainable=9, lr=0.01, losses={0: 3.5})]
+    only = Design(key="k", label="the best", method=method, settings=settings, results=results)
+    evidence = Evidence(study="s", made_by="m", reference="r", setups=[setup], designs=[only])
+    monkeypatch.setattr(suggest_module, "read_evidence", lambda: evidence)
+
+
+def text_options(base_folder, folder):
+    (folder / "text.txt").write_text("The king went into the wood, and the golden bird sang. " * 40)
+    return ("--model", base_folder, "--data", folder / "text.txt", "--seq-len", "16", "--batch-size", "2")
+
+
+def test_suggested_adapter_in_gradient_frames_takes_a_frame_file(qpeft_cli, base_folder, tmp_path, monkeypatch):
+    use_only(monkeypatch, "quantum_peft", {"frame": "gradient", "share": "type", "n_layers": 1, "r": 2})
+    data, file = text_options(base_folder, tmp_path), tmp_path / "frames.safetensors"
+    made = qpeft_cli("frames", *data, "--share", "type", "--n-layers", "1", "--out", file, "--json")
+    assert made.exit_code == 0, made.output
+    chosen = ("--method", "auto", "--parameters", "300", "--frames", file, "--json")
+    planned = qpeft_cli("plan", "--model", base_folder, *chosen)
+    assert planned.exit_code == 0, planned.output
+    plan = json.loads(planned.stdout)
+    assert plan["stored_bytes"] == 4 * plan["trainable"]  # without frames
+    trained = qpeft_cli("train", *data, *chosen, "--steps", "2", "--out", tmp_path / "run")
+    assert trained.exit_code == 0, trained.output
+    found = json.loads(trained.stdout)
+    assert found["trainable"] == plan["trainable"]
+    assert plan["stored_bytes"] < found["stored_bytes"] < plan["stored_bytes"] + 200
+    config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
+    assert config["frames_sha256"] == json.loads(made.stdout)["sha256"]
+
+
+@pytest.mark.parametrize("command", ["plan", "train"])
+def test_frame_file_for_an_adapter_without_gradient_frames_is_refused(
+    command, qpeft_cli, base_folder, tmp_path, monkeypatch
+):
+    use_only(monkeypatch, "quantum_peft", {"frame": "weights", "r": 2})
+    data, file = text_options(base_folder, tmp_path), tmp_path / "frames.safetensors"
+    assert qpeft_cli("frames", *data, "--out", file).exit_code == 0
+    given = ("--model", base_folder) if command == "plan" else (*data, "--out", tmp_path / "run")
+    refused = qpeft_cli(command, *given, "--parameters", "3000", "--frames", file)
+    assert refused.exit_code == 2, refused.output
+    message = " ".join(refused.stderr.split())
+    assert "the best, has no gradient frames and takes no frame file; leave out --frames" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        ("es", "a learning rate for AdamW with backward passes, 0.01; begin with a third of it, --lr 0.003"),
+        ("mezo", "optimizer mezo needs --lr: the evidence has a learning rate for AdamW with backward passes, 0.01"),
+    ],
+)
+def test_estimated_gradients_need_a_learning_rate(optimizer, message, qpeft_cli, base_folder, tmp_path, monkeypatch):
+    use_only(monkeypatch, "quantum_peft", {"frame": "weights", "share": "type", "n_layers": 1, "r": 2})
+    chosen = ("--parameters", "300", "--optimizer", optimizer, "--steps", "2", "--out", tmp_path / "run")
+    run = ("train", *text_options(base_folder, tmp_path), *chosen)
+    refused = qpeft_cli(*run)
+    assert refused.exit_code == 2, refused.output
+    assert message in " ".join(refused.stderr.split())
+    assert not (tmp_path / "run").exists()
+    done = qpeft_cli(*run, "--lr", "0.003", "--json")
+    assert done.exit_code == 0, done.output
+    settings = RunFolder(tmp_path / "run").settings()
+    assert (settings.optimizer, settings.lr) == (optimizer, 0.003)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -76,8 +140,8 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(qpeft_cli, base_fol
         ("plan --parameters 99 --r 4 --share type", "leave out --r, --share"),
         ("plan --parameters 99 --task text-classification", "evidence for task causal-lm only, not for"),
         ("plan --bytes 8", "--bytes 8 is too small: the smallest measured adapter on this base model is"),
-        ("plan --bytes 9999 --frames some.safetensors", "leave out --frames"),
-        ("train --data none.txt --out run --parameters 99 --frames some.safetensors", "takes no frame file"),
+        ("plan --bytes 9999 --frames some.safetensors", "there is no frame file"),
+        ("train --data none.txt --out run --parameters 99 --frames some.safetensors", "there is no frame file"),
         ("train --data none.txt --out run --method auto", "method auto needs a budget"),
     ],
 )

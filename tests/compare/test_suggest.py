@@ -170,6 +170,75 @@ def test_same_adapter_stores_its_frames_in_a_budget_of_parameters(with_frame_fil
     assert not any("frame file" in note for note in found.notes)
 
 
+@pytest.fixture
+def frame_file(tmp_path):
+    """A frame file of BASE with a given number of directions, and the base."""
+    torch.manual_seed(0)
+    base = GPT2LMHeadModel(BASE).eval()
+
+    def make(frame_rank=4):
+        config = qpeft.QuantumPeftConfig(
+            r=2, n_layers=1, share="type", frame="gradient", frame_rank=frame_rank, target_modules="all-linear"
+        )
+        qpeft.fit_frames(
+            get_peft_model(copy.deepcopy(base), config),
+            [{"input_ids": torch.arange(20)[None]}],
+            save_to=tmp_path / f"{frame_rank}",
+        )
+        return tmp_path / f"{frame_rank}.safetensors", base
+
+    return make
+
+
+@pytest.mark.parametrize("stores", [True, False])
+def test_frames_in_a_given_file_are_not_counted(with_frame_file, monkeypatch, frame_file, stores, tmp_path):
+    """Also of an adapter that was measured with its frames inside: its logits are the same."""
+    left = {name: value for name, value in with_frame_file.settings.items() if not stores or name != "store_frames"}
+    use_only(monkeypatch, with_frame_file.model_copy(update={"settings": left}))
+    file, base = frame_file()
+    if stores:
+        with pytest.raises(ConfigError, match="bytes 1,000 is too small"):
+            qpeft.suggest(BASE, bytes=1000)
+    found = qpeft.suggest(BASE, bytes=1000, frames=file)
+    assert (found.settings["frames"], found.needs_frame_file) == (str(file), True)
+    assert found.plan.stored_bytes == 2 * found.plan.trainable <= 1000
+    assert found.plan == qpeft.plan(BASE, found.config)
+    assert found.config == qpeft.suggest(BASE, parameters=found.plan.trainable, frames=file).config
+    assert "in the evidence they were computed from the training text" in found.notes[-1]
+    assert not any("save_to=FILE" in note or "before the first step" in note for note in found.notes)
+    model = get_peft_model(copy.deepcopy(base), found.config)
+    qpeft.save(model, tmp_path / "adapter")
+    (tensor,) = load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()
+    assert tensor.nbytes == found.plan.stored_bytes + 8
+
+
+def use_only(monkeypatch, *designs):
+    found = suggest_module.read_evidence()
+    only = found.model_copy(update={"designs": list(designs)})
+    monkeypatch.setattr(suggest_module, "read_evidence", lambda: only)
+
+
+def test_alternatives_refer_to_the_given_frame_file(with_frame_file, monkeypatch, frame_file):
+    as_good = with_frame_file.model_copy(update={"key": "~other"})
+    use_only(monkeypatch, with_frame_file, as_good)
+    file, _ = frame_file()
+    (other,) = qpeft.suggest(BASE, bytes=1000, frames=file).alternatives
+    assert (other.settings["frames"], other.needs_frame_file) == (str(file), True)
+
+
+def test_frame_file_that_the_suggested_adapter_does_not_take_is_refused(with_frame_file, monkeypatch, frame_file):
+    budget = {"parameters": count_trainable(with_frame_file)}
+    few, _ = frame_file(frame_rank=2)
+    with pytest.raises(ConfigError, match=r"needs more directions than .*2\.safetensors has.* with frame_rank 4"):
+        qpeft.suggest(BASE, **budget, frames=few)
+    file, _ = frame_file()
+    assert qpeft.suggest(BASE, **budget, frames=file).label == with_frame_file.label
+    with pytest.raises(ConfigError, match=r"LoRA r=8, has no gradient frames and takes no frame file; leave out fram"):
+        qpeft.suggest(BASE, parameters=10**6, frames=file)
+    with pytest.raises(ConfigError, match="there is no frame file"):
+        qpeft.suggest(BASE, **budget, frames=file.with_name("none.safetensors"))
+
+
 def count_trainable(design):
     return qpeft.plan(BASE, qpeft.QuantumPeftConfig(**design.settings, target_modules="all-linear")).trainable
 

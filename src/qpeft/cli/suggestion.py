@@ -9,7 +9,7 @@ import typer
 from qpeft.cli.adapters import base_model
 from qpeft.cli.console import count, remarks, size, table, working
 from qpeft.errors import ConfigError
-from qpeft.training.settings import TrainSettings
+from qpeft.training.settings import OPTIMIZERS, TrainSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,13 +45,11 @@ def suggested(
     others: dict[str, Any],
     parameters: int | None,
     n_bytes: int | None,
-    *,
-    takes_frames: bool = False,
 ) -> Suggestion | None:
     """What the evidence suggests for the options of a command; None unless a budget is given.
 
-    `run` are the given fields of TrainSettings, `others` all options that describe an adapter; with `takes_frames`,
-    --frames is used by `settings_with`. Raises ConfigError if they do not fit --method auto, and as `qpeft.suggest`.
+    `run` are the given fields of TrainSettings, `others` all options that describe an adapter, of which --frames is the
+    only one that a suggestion takes. Raises ConfigError if they do not fit --method auto, and as `qpeft.suggest`.
     """
     method = run.get("method")
     if parameters is None and n_bytes is None:
@@ -65,7 +63,7 @@ def suggested(
         )
     own = [
         *(name for name in ("host",) if name in run),
-        *(n for n, value in others.items() if value not in (None, []) and not (takes_frames and n == "frames")),
+        *(name for name, value in others.items() if value not in (None, []) and name != "frames"),
     ]
     if own:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in own)
@@ -77,20 +75,32 @@ def suggested(
     with working("Choosing the method"):
         import qpeft
 
-        trusted = run.get("trust_remote_code", False)
-        return qpeft.suggest(base_model(model), parameters=parameters, bytes=n_bytes, trust_remote_code=trusted)
+        budget = {"parameters": parameters, "bytes": n_bytes, "frames": others.get("frames")}
+        return qpeft.suggest(base_model(model), **budget, trust_remote_code=run.get("trust_remote_code", False))
 
 
-def settings_with(found: Suggestion, frames: str | None) -> dict[str, Any]:
-    """The settings of the suggested adapter with the frame file that it needs. Raises ConfigError without it."""
-    if found.needs_frame_file and frames is None:
+def trained_settings(found: Suggestion) -> dict[str, Any]:
+    """The settings of the suggested adapter. Raises ConfigError if it needs a frame file and none is given."""
+    if found.needs_frame_file and "frames" not in found.settings:
         raise ConfigError(
             f"{found.label} has so few bytes only with a frame file: write one with qpeft frames, and name it with "
             "--frames FILE; or give a budget in --parameters"
         )
-    if frames is not None and not found.needs_frame_file:
-        raise ConfigError(f"the suggested adapter, {found.label}, takes no frame file; leave out --frames")
-    return found.settings if frames is None else {**found.settings, "frames": frames}
+    return found.settings
+
+
+def learning_rate(found: Suggestion, run: dict[str, Any]) -> float:
+    """The given learning rate, or that of the evidence, which is for AdamW. Raises ConfigError for other optimizers."""
+    if "lr" in run:
+        return run["lr"]
+    rate, optimizer = found.learning_rate, run.get("optimizer", TrainSettings.optimizer)
+    if optimizer in OPTIMIZERS and optimizer != TrainSettings.optimizer:
+        start = f"; begin with a third of it, --lr {rate / 3:.1g}" if optimizer == "es" else ""
+        raise ConfigError(
+            f"optimizer {optimizer} needs --lr: the evidence has a learning rate for AdamW with backward passes, "
+            f"{rate:g}{start}"
+        )
+    return rate
 
 
 def show(console: Console, found: Suggestion) -> None:

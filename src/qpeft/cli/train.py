@@ -10,7 +10,7 @@ from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, facts, print_code, size
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
-from qpeft.cli.suggestion import BytesOption, ParametersOption, settings_with, show, suggested
+from qpeft.cli.suggestion import BytesOption, ParametersOption, learning_rate, show, suggested, trained_settings
 from qpeft.methods import Trains
 from qpeft.training.settings import TrainSettings
 
@@ -61,13 +61,13 @@ def train(
           --task image-classification
     """
     described = {**adapter, **generator, **backend, "preset": preset, "set": others}
-    suggestion = suggested(run["model"], run, described, parameters, bytes, takes_frames=True)
+    suggestion = suggested(run["model"], run, described, parameters, bytes)
     if suggestion is not None:
-        run = {"lr": suggestion.learning_rate, **run, "method": suggestion.method}
+        run = {**run, "lr": learning_rate(suggestion, run), "method": suggestion.method}
     method = run.get("method", TrainSettings.method)
     run = {**run, "model": base_model(run["model"])}
     settings = TrainSettings(**run, backend_settings=backend)
-    chosen = suggestion and settings_with(suggestion, generator.get("frames"))
+    chosen = suggestion and trained_settings(suggestion)
     settings.method_settings = chosen or method_settings(settings, preset, adapter, generator, others)
     settings.check()
     from qpeft.training import train as fine_tune

@@ -17,6 +17,7 @@ from qpeft import methods
 from qpeft.checks import is_count
 from qpeft.compare.base_names import fill_names
 from qpeft.compare.evidence import Design, Evidence, is_better, read_evidence
+from qpeft.core.frame_file import read_frame_file
 from qpeft.core.meta_model import on_meta
 from qpeft.errors import ConfigError, QpeftError, setting
 from qpeft.methods.counting import Plan
@@ -30,6 +31,8 @@ _FRAME_FILE = (
     "qpeft train as --frames FILE; in Python call qpeft.fit_frames(model, batches, save_to=FILE), and set frames=FILE "
     "in the config of every further adapter. Otherwise it stores its frames and is larger"
 )
+
+_OTHER_FRAMES = "its frames are those of the given file; in the evidence they were computed from the training text"
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Alternative:
     trainable: int
     stored_bytes: int
     share: float
-    needs_frame_file: bool  #: whether it has these bytes only with `frames=FILE`
+    needs_frame_file: bool  #: whether it has these bytes only with a frame file
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,11 @@ class Suggestion:
     evidence: list[Measured]
     alternatives: list[Alternative]  #: the best first
     notes: list[str]
-    needs_frame_file: bool = False  #: whether it has the counted bytes only with `frames=FILE`, see `notes`
+    needs_frame_file: bool = False  #: whether it has the counted bytes only with a frame file
 
     @property
     def config(self) -> PeftConfig:
-        """A new PEFT config of the adapter; without the frame file that it may need."""
+        """A new PEFT config of the adapter. It refers to a frame file only if `suggest` was given one."""
         return _config(self.method, self.settings)
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +94,7 @@ def suggest(
     *,
     parameters: int | None = None,
     bytes: int | None = None,
+    frames: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> Suggestion:
     """The best measured adapter of a causal language model with at most so many trainable parameters or stored bytes.
@@ -104,10 +108,13 @@ def suggest(
         parameters: Most trainable parameters. Give this or `bytes`.
         bytes: Most bytes of the saved adapter's tensors, as in `Plan.stored_bytes`: without the header of its file,
             its config, and a frame file, which many adapters share.
+        frames: A frame file of `base`. Adapters in gradient frames refer to it, and their frames are not counted.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
     Raises:
-        ConfigError: not one budget, no adapter is as small, or the base is not found or cannot be adapted.
+        ConfigError: not one budget, no adapter is as small, the base is not found or cannot be adapted, or there is no
+            frame file at `frames`, or the suggested adapter takes none, or needs one with more directions.
+        CheckpointError: `frames` is damaged or not a frame file.
 
     Example::
 
@@ -115,22 +122,27 @@ def suggest(
         model = get_peft_model(base, found.config)
     """
     name, unit, budget = _budget(parameters, bytes)
+    if frames is not None:
+        read_frame_file(frames)
     evidence = read_evidence()
     model = on_meta(base, TASKS[TrainSettings.task].peft_type, trust_remote_code)
     best, within = None, []
     too_large: dict[str, int] = {}
     refused: list[str] = []
-    for design, settings, found in _counted(evidence, model, refused, in_bytes=bytes is not None):
+    counted = _counted(evidence, model, refused, in_bytes=bytes is not None, has_file=frames is not None)
+    for design, settings, found in counted:
         size = found.trainable if bytes is None else found.stored_bytes
         if size > budget:
             too_large[design.label] = size
         elif best is None:
             best = design, settings, found
         elif not is_better(best[0], design):
-            within.append(_alternative(evidence, design, settings, found))
+            within.append(_alternative(evidence, design, settings, found, frames))
     if best is None:
         raise ConfigError(_none_fits(setting(name), unit, budget, too_large, refused))
-    return _suggestion(evidence, *best, within, budget if bytes is None else None)
+    if frames is not None:
+        _check_takes(frames, model, *best)
+    return _suggestion(evidence, *best, within, budget if bytes is None else None, frames)
 
 
 def _budget(parameters: int | None, n_bytes: int | None) -> tuple[str, str, int]:
@@ -146,17 +158,19 @@ def _budget(parameters: int | None, n_bytes: int | None) -> tuple[str, str, int]
 
 
 def _counted(
-    evidence: Evidence, model: nn.Module, refused: list[str], *, in_bytes: bool
+    evidence: Evidence, model: nn.Module, refused: list[str], *, in_bytes: bool, has_file: bool
 ) -> Iterator[tuple[Design, dict[str, Any], Plan]]:
     """Each design, the best first, with its settings and counts on `model`; `refused` receives why others have none.
 
     An adapter without its frames, which could not be loaded, has a frame file if the budget is in bytes, and otherwise
-    stores them.
+    stores them. If there is a frame file, every adapter that takes it leaves out its frames.
     """
     for design in evidence.ranked():
         try:
             settings = fill_names(design.settings, model)
-            if not in_bytes:
+            if has_file and methods.get(design.method).takes_frame_file(settings):
+                settings = {**settings, "store_frames": False}
+            elif not in_bytes:
                 settings = _loadable(design.method, settings)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PEFT's on types of layers, for each design
@@ -171,11 +185,29 @@ def _config(method: str, settings: dict[str, Any]) -> PeftConfig:
     return build_config(TrainSettings(model="", data="", out="", method=method, method_settings=settings))
 
 
-def _loadable(method: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without `store_frames` if the adapter leaves out its frames."""
+def _loadable(method: str, settings: dict[str, Any], frames: str | Path | None = None) -> dict[str, Any]:
+    """The settings, with `frames` or none instead of `store_frames` if the adapter leaves out its frames."""
     if not methods.get(method).leaves_out_frames(settings):
         return settings
-    return {name: value for name, value in settings.items() if name != "store_frames"}
+    others = {name: value for name, value in settings.items() if name != "store_frames"}
+    return others if frames is None else {**others, "frames": str(frames)}
+
+
+def _check_takes(frames: str | Path, model: nn.Module, design: Design, settings: dict[str, Any], found: Plan) -> None:
+    """Raise ConfigError unless the adapter can have the frames of this file, and is then the one that was measured."""
+    chosen = f"the best measured adapter within this budget, {design.label},"
+    if not methods.get(design.method).leaves_out_frames(settings):
+        takers = " or ".join(record.key for record in methods.records() if record.save_frames is not None)
+        raise ConfigError(
+            f"{chosen} has no gradient frames and takes no frame file; leave out {setting('frames')}, or choose an "
+            f"adapter with gradient frames yourself, instead of a budget (method {takers})"
+        )
+    config: Any = _config(design.method, _loadable(design.method, settings, frames))
+    if plan(model, config).trainable != found.trainable:
+        raise ConfigError(
+            f"{chosen} needs more directions than the frame file {frames} has; write another file with "
+            f"{setting('frame_rank')} {config.frame_rank}, or leave out {setting('frames')}"
+        )
 
 
 def _none_fits(name: str, unit: str, budget: int, too_large: dict[str, int], refused: list[str]) -> str:
@@ -188,9 +220,11 @@ def _none_fits(name: str, unit: str, budget: int, too_large: dict[str, int], ref
     )
 
 
-def _alternative(evidence: Evidence, design: Design, settings: dict[str, Any], found: Plan) -> Alternative:
+def _alternative(
+    evidence: Evidence, design: Design, settings: dict[str, Any], found: Plan, frames: str | Path | None
+) -> Alternative:
     share = fmean(evidence.shares(design))
-    loadable = _loadable(design.method, settings)
+    loadable = _loadable(design.method, settings, frames)
     counts = found.trainable, found.stored_bytes
     return Alternative(design.label, design.method, loadable, *counts, share, needs_frame_file=loadable != settings)
 
@@ -202,9 +236,10 @@ def _suggestion(
     found: Plan,
     alternatives: list[Alternative],
     parameters: int | None,
+    frames: str | Path | None,
 ) -> Suggestion:
     shares = evidence.shares(design)
-    loadable = _loadable(design.method, settings)
+    loadable = _loadable(design.method, settings, frames)
     needs_frame_file = loadable != settings
     measured = []
     for setup, result, share in zip(evidence.setups, design.results, shares, strict=True):
@@ -223,7 +258,10 @@ def _suggestion(
         reference=evidence.reference,
         evidence=measured,
         alternatives=alternatives,
-        notes=[*_notes(evidence, design.method, settings, found, parameters), *([_FRAME_FILE] * needs_frame_file)],
+        notes=[
+            *_notes(evidence, design.method, loadable, found, parameters),
+            *([_FRAME_FILE if frames is None else _OTHER_FRAMES] * needs_frame_file),
+        ],
         needs_frame_file=needs_frame_file,
     )
 

@@ -86,10 +86,14 @@ class Method:
         """Whether its circuit can run on a backend in training."""
         return self.circuit is not None
 
+    def takes_frame_file(self, settings: Mapping[str, Any]) -> bool:
+        """Whether an adapter with these settings has gradient frames of its own, which a frame file can hold."""
+        is_framed = settings.get("frame") == "gradient" and settings.get("frames") is None
+        return self.save_frames is not None and is_framed
+
     def leaves_out_frames(self, settings: Mapping[str, Any]) -> bool:
         """Whether an adapter with these settings is saved without its gradient frames, which a frame file can hold."""
-        is_framed = settings.get("frame") == "gradient" and settings.get("frames") is None
-        return self.save_frames is not None and is_framed and settings.get("store_frames") is False
+        return self.takes_frame_file(settings) and settings.get("store_frames") is False
 
     @property
     def config_class(self) -> Any:
