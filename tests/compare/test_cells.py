@@ -475,8 +475,27 @@ def test_hashes_are_those_of_earlier_versions():
         training=Training(),
         generation=Generation(max_new_tokens=5, n_prompts=2),
     )
-    spec = MethodSpec(key="lora", method="lora", settings={"r": 2})
-    assert config_hash(load_study("survey"), setup, spec, [0.1, 0.2]) == "01f508b97b27"
+    for key, known in {"lora": "01f508b97b27", "vera": "3365d9d198b9", "fourierft": "2925feec7d43"}.items():
+        spec = MethodSpec(key=key, method=key, settings={"r": 2})
+        assert config_hash(load_study("survey"), setup, spec, [0.1, 0.2]) == known
+
+
+def test_each_seed_and_the_trials_have_their_own_random_projections(study, tmp_path):
+    names = {"uni_lora": "proj_seed", "tiny_lora": "projection_seed", "vera": "projection_prng_key"}
+    names |= {"fourierft": "random_loc_seed"}
+    own = {"uni_lora": {"r": 2, "theta_d_length": 64}, "fourierft": {"n_frequency": 50}}
+    used = [{"key": key, "method": key, "settings": own.get(key, {}), "lr": 0.01} for key in names]
+    fixed = {"key": "fixed", "method": "vera", "settings": {"projection_prng_key": 7}, "lr": 0.01}
+    plan = make_plan(study(methods=[*METHODS[:2], *used, fixed], reference="lora"), tmp_path / "out")
+    names["fixed"] = "projection_prng_key"
+    found = {key: set() for key in names}
+    for cell in (*plan.tuning_cells(), *plan.final_cells({})):
+        if cell.method in names:
+            config = untrained_model(changed(cell, impossible=None))[0].peft_config["default"]
+            found[cell.method].add((cell.seed, getattr(config, names[cell.method])))
+    for key in names:
+        step = methods.get("vera" if key == "fixed" else key).seed_step
+        assert found[key] == {(seed, 7 if key == "fixed" else seed * step) for seed in (0, 1, 2, 1000)}, key
 
 
 def test_forgetting_is_the_increase_of_the_loss_on_a_general_text(study, tmp_path):

@@ -37,6 +37,9 @@ class Method:
     trains: Trains = Trains.ADAPTER
     learning_rate: float = DEFAULT_LEARNING_RATE  #: the middle of its grid in studies
     defaults: Mapping[str, Any] = field(default_factory=dict)  #: config fields with other defaults than in the config
+    seed_field: str = "seed"  #: config field that gets the seed of the run, if the config has it
+    #: the seed is multiplied by this for `seed_field`, for configs that also use the numbers after it as seeds
+    seed_step: int = 1
 
     # -- command line
     options: type | str | None = None  #: dataclass of the method's own fields, free of torch

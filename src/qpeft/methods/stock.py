@@ -39,9 +39,12 @@ def _check_full(settings: Any) -> None:
         )
 
 
+_OF_RECORDS = ("check", "report_note", "calibrate", "fit", "seed_field", "seed_step")
+
+
 def _peft(key: str, title: str, config: str, learning_rate: float, *, is_host: bool = True, **more: Any) -> Method:
     """A method of PEFT with its config class; `more` are its defaults here, by default those of `all-linear`."""
-    fields = {name: more.pop(name) for name in ("check", "report_note", "calibrate", "fit") if name in more}
+    fields = {name: more.pop(name) for name in _OF_RECORDS if name in more}
     defaults = more.pop("defaults", {"target_modules": "all-linear", **more})
     return Method(
         key=key,
@@ -64,7 +67,7 @@ METHODS = (
     _peft("dora", "DoRA", "LoraConfig", 2e-4, use_dora=True, **_FROM_DATA),
     _peft("pissa", "PiSSA", "LoraConfig", 2e-4, init_lora_weights="pissa"),
     _peft("ia3", "IA3", "IA3Config", 5e-3, defaults={}),  # PEFT knows its targets
-    _peft("vera", "VeRA", "VeraConfig", 4e-3),
+    _peft("vera", "VeRA", "VeraConfig", 4e-3, seed_field="projection_prng_key"),
     _peft("loha", "LoHa", "LoHaConfig", 2e-4),
     _peft("ln_tuning", "layer norm tuning", "LNTuningConfig", 5e-3, defaults={}),
     _peft(
@@ -78,9 +81,17 @@ METHODS = (
         "than the other methods.",
     ),
     _peft("prompt", "prompt tuning", "PromptTuningConfig", 5e-3, defaults=_TOKENS, check=_refuse_images),
-    _peft("uni_lora", "Uni-LoRA", "UniLoraConfig", 4e-3, is_host=False),
-    _peft("tiny_lora", "TinyLoRA", "TinyLoraConfig", 4e-3, is_host=False),
-    _peft("fourierft", "FourierFT", "FourierFTConfig", 4e-3, is_host=False),
+    _peft("uni_lora", "Uni-LoRA", "UniLoraConfig", 4e-3, is_host=False, seed_field="proj_seed"),
+    _peft(
+        "tiny_lora",
+        "TinyLoRA",
+        "TinyLoraConfig",
+        4e-3,
+        is_host=False,
+        seed_field="projection_seed",
+        seed_step=100_000,  # PEFT adds the index of the module: with 1, seeds would share all but a few projections
+    ),
+    _peft("fourierft", "FourierFT", "FourierFTConfig", 4e-3, is_host=False, seed_field="random_loc_seed"),
     Method(
         key="head",
         title="classification head alone",

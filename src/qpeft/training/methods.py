@@ -53,9 +53,18 @@ def build_config(settings: TrainSettings) -> PeftConfig:
         is_number = isinstance(f.default, int | float) and not isinstance(f.default, bool)
         if is_number and isinstance(given.get(f.name), str):
             raise ConfigError(f"{f.name} must be a number, got {given[f.name]!r}")
-    seed = {"seed": settings.seed} if "seed" in {f.name for f in fields(made)} else {}
-    values = {**record.defaults, **record.own_hosts.get(settings.host, {}), **seed, **given}
+    values = {**record.defaults, **record.own_hosts.get(settings.host, {}), **seed_value(settings), **given}
     return _with_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
+
+
+def seed_value(settings: TrainSettings) -> dict[str, int]:
+    """The field of the PEFT config that gets the seed of the run, unless it is given; empty if there is none.
+
+    Random projections of PEFT's methods have such a field: they do not depend on torch's random stream.
+    """
+    record = settings.adapter if settings.attaches else settings.record
+    has_field = record.seed_field in {f.name for f in fields(record.config_class)}
+    return {record.seed_field: settings.seed * record.seed_step} if has_field else {}
 
 
 def registered(given: Mapping[str, Any]) -> dict[str, Any]:

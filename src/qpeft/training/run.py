@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,16 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import qpeft
+from qpeft.core.checkpoint import CONFIG
 from qpeft.errors import RUN_AGAIN, BackendError, CheckpointError, ConfigError, InputError, TrainingError, setting
-from qpeft.files import is_disk_full, open_own
+from qpeft.files import is_disk_full, open_own, read_json
 from qpeft.training import outputs
 from qpeft.training.callbacks import RunCallback
 from qpeft.training.checkpoints import find_damaged, last_complete, prune, step_of
 from qpeft.training.evolution import EvolutionTrainer
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.lock import locked
+from qpeft.training.methods import seed_value
 from qpeft.training.metrics_log import MetricsLog, read_scores, read_seconds
 from qpeft.training.prepare import Prepared, identity_of, local_identity, prepare
 from qpeft.training.progress import Progress
@@ -153,7 +155,7 @@ def _fit(
     callbacks: Sequence[TrainerCallback],
     task: Task | None,
 ) -> FittedRun:
-    ready = prepare(settings, progress, task)
+    ready = prepare(_as_begun(settings, folder), progress, task)
     folder.claim(settings, ready.identity)
     if settings.epochs is not None:
         epochs, settings = settings.epochs, settings.with_steps(len(ready.task.train))
@@ -220,6 +222,21 @@ def _run_trainer(
         raise KeyboardInterrupt(
             f"Stopped after step {done} of {settings.n_steps}. Run the same command again to resume."
         )
+
+
+def _as_begun(settings: TrainSettings, folder: RunFolder) -> TrainSettings:
+    """The settings with the seed of random projections that the last checkpoint has.
+
+    A run of an earlier version has PEFT's default there instead of the seed of the run.
+    """
+    checkpoint = last_complete(folder.checkpoints)
+    names = {} if settings.record.config is None else seed_value(settings)
+    if checkpoint is None or not names or find_damaged(checkpoint):  # the latter is reported before training
+        return settings
+    saved = read_json(checkpoint / CONFIG)
+    config = saved["host"] if settings.attaches else saved
+    begun = {name: config[name] for name in names if name in config}
+    return replace(settings, method_settings={**begun, **settings.method_settings})
 
 
 def _steps_done(folder: RunFolder) -> int:
