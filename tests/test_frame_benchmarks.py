@@ -24,6 +24,7 @@ def test_frames_of_each_source_are_compared(shared, tmp_path, monkeypatch, capsy
         "grimm": data / "grimm" / "GrimmsFairyTales.txt",
         "shakespeare": data / "tinyshakespeare" / "input.txt",
         "stories": data / "tinystories_1000" / "tinystories_1000.json",
+        "wikitext103": data / "wikitext" / "wikitext103_raw_train_first1000.json",
     }
     given = [text for name, file in files.items() for text in (f"--{name}", str(file))]
     run = ["--model", str(shared / "models" / "stories260K"), "--out", str(tmp_path), "--texts", "grimm", *given]
@@ -36,12 +37,33 @@ def test_frames_of_each_source_are_compared(shared, tmp_path, monkeypatch, capsy
     assert runs.read_text() == expected
     frames_travel.main(["report", "--out", str(tmp_path), "--texts", "grimm"])
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
-    assert [row["frames"] for row in rows] == [frames_travel.BASE, *frames_travel.sources_of("grimm")]
-    assert frames_travel.FAR not in frames_travel.sources_of("grimm")
+    assert [row["frames"] for row in rows] == [frames_travel.BASE, *frames_travel.SOURCES]
     assert len({tuple(row["test"]) for row in rows}) == len(rows)
+    assert {len(row["test"]) for row in rows[1:]} == {len(frames_travel.SEEDS)}
     assert {row["trainable"] for row in rows[1:]} == {357}
     with pytest.raises(SystemExit, match="give the file of the text wikitext as --wikitext"):
         frames_travel.main(["run", "--model", run[1], "--out", str(tmp_path), "--texts", "wikitext", "--steps", "1"])
+
+
+def test_texts_of_other_domains_are_not_the_near_ones():
+    import frames_travel
+
+    for text in frames_travel.TEXTS:
+        assert len({text, frames_travel.NEAR_TEXT[text], frames_travel.FAR_TEXT[text]}) == 3
+        assert frames_travel.FAR_TEXT[text] in frames_travel.READERS
+
+
+def test_learning_rate_is_that_of_a_seed_that_is_not_reported():
+    import frames_travel
+
+    low, high = min(frames_travel.CIRCUIT_RATES), max(frames_travel.CIRCUIT_RATES)
+    assert frames_travel.TUNING_SEED not in frames_travel.SEEDS
+    runs = {}
+    for lr in frames_travel.CIRCUIT_RATES:
+        cell = frames_travel.Cell("grimm", "random", lr, frames_travel.TUNING_SEED)
+        runs[cell] = {"validation": 3.0 if lr == high else 4.0}
+        runs[cell._replace(seed=0)] = {"validation": 3.0 if lr == low else 4.0}
+    assert frames_travel.best_rate("grimm", "random", runs) == high
 
 
 def test_near_text_of_numpy_is_the_documentation_of_scipy():
