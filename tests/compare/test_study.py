@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from studies import count_methods
 
 from qpeft.compare import BUILT_IN
 from qpeft.compare.cell import Setup, SplitData
@@ -29,10 +30,11 @@ def written(tmp_path: Path, text: str) -> str:
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-def test_built_in_study_is_valid(name):
+def test_built_in_study_is_valid(name, tmp_path):
     study = load_study(name)
     assert study.name == name
     assert study.question.endswith("?")
+    assert count_methods(study, tmp_path).keys() == {method.key for method in study.methods}  # with their settings
 
 
 def test_backend_of_a_method_is_validated(tmp_path):

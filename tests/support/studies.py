@@ -1,0 +1,37 @@
+"""Validates a study beyond its fields: the settings of each method, on a tiny base without weights."""
+
+import warnings
+from pathlib import Path
+
+from transformers import GPT2Config, ViTConfig
+
+from qpeft.compare.base_names import fill_names
+from qpeft.compare.budget import Host, count, fill_block
+from qpeft.compare.study import Study
+from qpeft.core.meta_model import on_meta
+from qpeft.training.task_types import TASKS
+from qpeft.training.tasks.classifier import classifier_on_meta
+
+_TEXT = GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=512, bos_token_id=0, eos_token_id=0)
+_IMAGES = {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 8, "patch_size": 4, "num_labels": 10}
+
+
+def count_methods(study: Study, folder: Path) -> dict[str, int]:
+    """Trainable parameters of each method, as in a plan. `folder` is for the base of a classifier.
+
+    Raises ConfigError for a setting that its method lacks, or a value out of range.
+    """
+    if study.is_language_model:
+        host = Host(on_meta(_TEXT, TASKS[study.task].peft_type, trust_remote_code=False))
+    else:
+        ViTConfig(hidden_size=16, intermediate_size=32, **_IMAGES).save_pretrained(folder)
+        base = classifier_on_meta(str(folder), study.task, None, trust_remote_code=False)
+        host = Host(base.model, base.trained)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on sizes that a tiny base does not have
+        counts = {
+            spec.key: count(study, host, spec, fill_names(spec.settings, host.model))[0] for spec in study.methods
+        }
+        for block in study.blocks:
+            fill_block(study, host, block, counts[block.of])
+    return counts
