@@ -29,6 +29,10 @@ SETUPS = {
     "stories-wikitext103": "stories260K, WikiText-103, one epoch",
     "embedded-grimm": "embedded base, Grimm's tales, one epoch",
     "embedded-wikitext103": "embedded base, WikiText-103, one epoch",
+    "stories-e2e": "stories260K, E2E",
+    "stories-gsm8k": "stories260K, GSM8K",
+    "embedded-e2e": "embedded base, E2E",
+    "embedded-gsm8k": "embedded base, GSM8K",
     "embedded": "embedded base, NumPy's docstrings",
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2's validation file",
@@ -37,6 +41,7 @@ STUDIES = (
     "sizes",
     "default-rate",
     "survey",
+    "survey-answers",
     "controls",
     "controls-80-steps",
     "feature-source",
@@ -46,7 +51,9 @@ STUDIES = (
     "depth",
     "shots",
     "noise",
+    "orthogonal-maps",
 )
+SCORES = {"bleu": "BLEU", "nist": "NIST", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 LINK = {"summary.md": "tables", "report.html": "report"}
 LIST = "% table: studies\n"  # before the table of index.md
 
@@ -94,6 +101,7 @@ def page(study: str) -> str:
         *_controls(found),
         *_blocks(found),
         *_over_all(summaries),
+        *_scores(summaries),
         *_convergence(summaries),
         "## The commands",
         "\n".join(["```sh", *(study_json["command"] for study_json, _, _ in found.values()), "```"]),
@@ -153,6 +161,32 @@ def _mean_by_seed(methods: list[MethodSummary]) -> dict[int, float]:
     """The mean over setups of the metric, for the seeds that all setups have."""
     values = [method.metric.values for method in methods if method.metric is not None]
     return {seed: fmean(one[seed] for one in values) for seed in set.intersection(*map(set, values))}
+
+
+def _scores(summaries: dict[str, Summary]) -> list[str]:
+    """Scores of the generated texts, a table per setup."""
+    parts: list[str] = []
+    for setup, summary in summaries.items():
+        if not any(f"quality.{name}" in method.measurements for method in summary.methods for name in SCORES):
+            continue
+        lines = [["method", *SCORES.values()], ["---", *["---:"] * len(SCORES)]]
+        lines += [[method.label, *(_score(method, name) for name in SCORES)] for method in summary.methods]
+        parts += [f"### {SETUPS[setup]}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    about = (
+        "Texts generated for prompts of the test data, the most likely token each time, scored against all answers "
+        "that the data has for the prompt ([scores](../generated_texts.md#scores)): mean ± standard deviation over "
+        "seeds. BLEU, chrF and ROUGE from 0 to 100."
+    )
+    return ["## Generated texts", about, *parts] if parts else []
+
+
+def _score(method: MethodSummary, name: str) -> str:
+    found = method.measurements.get(f"quality.{name}")
+    if found is None:
+        return ""
+    factor = 100 if name.startswith("rouge") else 1
+    sd = f" ± {factor * found.sd:.1f}" if found.sd is not None else ""
+    return f"{factor * found.mean:.1f}{sd}"
 
 
 def _convergence(summaries: dict[str, Summary]) -> list[str]:

@@ -152,6 +152,19 @@ def test_generated_answers_are_scored_against_all_references(qpeft_cli, base_fol
         assert {name: found[who][name] for name in expected} == expected
 
 
+def test_answers_are_read_from_the_columns_of_the_run(qpeft_cli, base_folder, pairs, tmp_path):
+    pairs.write_text(pairs.read_text().replace("prompt,completion", "mr,ref"))
+    columns = ("--prompt-column", "mr", "--completion-column", "ref")
+    options = ("--model", base_folder, "--data", pairs, "--eval-data", pairs, "--method", "lora", "--steps", 1)
+    trained = qpeft_cli("train", *options, *columns, "--seq-len", 32, "--out", tmp_path / "run")
+    assert trained.exit_code == 0, trained.output
+    shown = qpeft_cli(
+        "evaluate", "--adapter", tmp_path / "run", "--data", pairs, "--generate", "--max-new-tokens", 4, "--json"
+    )
+    assert shown.exit_code == 0, shown.output
+    assert json.loads(shown.stdout)["prompts"] == ["the king ", "the bird "]
+
+
 def test_scores_of_answers_are_printed_as_a_table(qpeft_cli, base_folder, pairs):
     shown = qpeft_cli("evaluate", "--model", base_folder, "--data", pairs, "--generate", "--max-new-tokens", 4)
     lines = shown.stdout.splitlines()

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from qpeft import methods
 from qpeft.backends import ExactBackend
+from qpeft.compare import estimate
 from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.cell import Setup, SplitData, failed_row, started_row, tidy, work_folder
 from qpeft.compare.cell_run import run_cell, settings_of, untrained_model
@@ -268,6 +269,21 @@ def test_hardware_jobs_are_counted_and_not_sent_for_times(study, tmp_path, monke
     assert row.train.circuits["jobs"] + 1 == len(sent)  # the last one is the score on the backend
     assert row.quality.valid_loss_on_backend is not None
     assert settings_of(cell, tmp_path).save_every is None
+
+
+def test_hours_are_estimated_on_the_device_on_which_cells_train(study, tmp_path, monkeypatch):
+    plan = make_plan(study(methods=METHODS[1:2]), tmp_path / "out")
+
+    def stop(model, settings, batch):
+        raise InterruptedError({tensor.device.type for tensor in (*model.parameters(), *batch.values())})
+
+    monkeypatch.setattr(estimate, "_device", lambda: torch.device("meta"))
+    monkeypatch.setattr(estimate, "_seconds_per_step", stop)
+    with pytest.raises(InterruptedError, match=r"^\{'meta'\}$"):
+        plan.estimate()
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert estimate._device() == torch.device("cuda")
 
 
 @pytest.mark.parametrize("content", ["{", '{"HASH": {"start": 1.0}}'])

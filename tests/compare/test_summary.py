@@ -1,11 +1,13 @@
 """The summary of a study: verdicts, ranks, speeds, sentences, limits, and missing results."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from synthetic_study import drop_rows, edit_json, edit_rows, stored_rows, summary_of
 
+from qpeft.compare.analysis.sentences import headlines_of
 from qpeft.compare.analysis.statistics import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
 from qpeft.compare.report import tables, text
 from qpeft.errors import CheckpointError, InputError
@@ -210,9 +212,9 @@ def test_limits_name_controls_that_are_not_shown_to_differ(study_folder):
     assert limits[0].startswith("All quantum circuits are simulated")
     assert limits[1].startswith("A prefix changes")
     assert limits[2].startswith("The defaults of QAA")
-    assert headlines[-3].startswith("QPA is not shown to be better than its control: QPA with noise for its circuit (")
-    assert headlines[-2] == "QAA is better than its control, QAA with a random linear map."
-    assert headlines[-1].startswith("Of 2 controls, ")
+    assert headlines[-3].startswith("Of 2 controls, ")
+    assert headlines[-2].startswith("QPA is not shown to be better than its control: QPA with noise for its circuit (")
+    assert headlines[-1] == "QAA is better than its control, QAA with a random linear map."
     assert any(
         limit.startswith("QPA with noise for its circuit is not shown to differ from QPA here (diff")
         for limit in limits
@@ -231,7 +233,7 @@ def test_headlines_answer_first_what_most_methods_are_for(study_folder):
     for key in ("quantum_peft", "vera", "ia3"):
         drop_rows(study_folder, key, "seed*")
     edit_rows(study_folder, lambda row: row["quality"].update(test_loss=4.8 + row["seed"] / 9), "qaa", "seed*")
-    compared, in_block, *_, controls = summary_of(study_folder).headlines
+    compared, in_block, controls, *_ = summary_of(study_folder).headlines
     assert compared == (
         "Full fine-tuning (3.702) is better than LoRA (4.200 nats per token); "
         "LoRA again (4.200) is not shown to differ; QPA (4.242) and QAA (5.022) are worse; "
@@ -247,9 +249,9 @@ def test_headlines_answer_first_what_most_methods_are_for(study_folder):
                 method.update(role="control", against="qpa")
 
     edit_json(study_folder / "study.json", become_controls)
-    *of_qpa, _, number, compared, in_block = summary_of(study_folder).headlines
-    assert of_qpa[0].startswith("QPA is not shown to be better than ")
+    number, of_qpa, _, compared, in_block = summary_of(study_folder).headlines
     assert number.startswith("Of 4 controls, ")
+    assert of_qpa.startswith("QPA is not shown to be better than ")
     assert compared.startswith("QPA (4.242) and QAA (5.022) are worse than LoRA")
     assert in_block.startswith("With 80 to 100 % of the 16,900 trainable parameters of QAA: ")
 
@@ -260,6 +262,26 @@ def test_headlines_answer_first_what_most_methods_are_for(study_folder):
     edit_json(study_folder / "study.json", become_reference)
     in_block, *_ = summary_of(study_folder).headlines
     assert in_block.startswith("With 80 to 100 % of the 16,900 trainable parameters of QAA: ")
+
+
+def test_sizes_of_the_reference_are_compared_in_the_first_headline(study_folder):
+    edit_json(study_folder / "study.json", lambda study: study.update(reference="qaa"))
+    summary = summary_of(study_folder)
+    (block,) = summary.blocks
+    second = replace(block, budget=17_000)
+    first, *_ = headlines_of(replace(summary, blocks=[block, second]))
+    assert first.count("With 80 to 100 % of the ") == 2
+    assert first.index("of the 16,900 trainable") < first.index("of the 17,000 trainable")
+
+
+def test_scores_of_generated_texts_have_a_headline(study_folder):
+    assert not any("BLEU" in headline for headline in summary_of(study_folder).headlines)
+    for key, bleu in {"lora": 30.0, "qpa": 20.0, "qaa": 25.04}.items():
+        edit_rows(study_folder, lambda row, bleu=bleu: row["quality"].update(bleu=bleu + row["seed"] - 2), key, "seed*")
+    expected = "BLEU of the generated texts: LoRA 30.0, QAA 25.0, QPA 20.0."
+    assert summary_of(study_folder).headlines[1] == expected
+    edit_json(study_folder / "study.json", lambda study: study.update(metric="bleu"))
+    assert expected not in summary_of(study_folder).headlines  # the first headline has them
 
 
 def test_limits_report_unequal_batches(study_folder):

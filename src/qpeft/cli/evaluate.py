@@ -44,7 +44,7 @@ _SETTINGS = (
 )
 # of the adapter's run, where they are not given
 _LENGTHS = ("seq_len", "separator")
-_COLUMNS = ("text_column", "text_pair_column", "label_column")
+_COLUMNS = ("text_column", "text_pair_column", "label_column", "prompt_column", "completion_column")
 
 
 @command

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -14,6 +13,8 @@ from qpeft.compare.cell import Cell
 from qpeft.files import write_json
 
 if TYPE_CHECKING:
+    import torch
+
     from qpeft.training.settings import TrainSettings
 
 _STEPS = 5
@@ -104,27 +105,36 @@ def _at(examples_per_second: float, cell: Cell) -> Timing:
 def _time(cell: Cell) -> Timing:
     import torch
 
-    from qpeft.compare.cell_run import no_warnings, read_test_data, settings_of, untrained_model
-
     if ".py:" in str(cell.spec.backend.get("backend")):  # the user's file is executed by a run only
         cell = cell.model_copy(update={"spec": cell.spec.model_copy(update={"backend": {}})})
-    settings = settings_of(cell, Path())
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a cell
     try:
-        with no_warnings():
-            began = time.perf_counter()
-            model, task = untrained_model(cell)
-            start = time.perf_counter() - began
-            batch = task.collate(task.train[: settings.batch_size])
-            step = _seconds_per_step(model, settings, batch) if cell.steps else 0.0
-            began = time.perf_counter()
-            with torch.no_grad():
-                model(**batch)
-            block = (time.perf_counter() - began) / len(batch["labels"])
-            n_test_blocks = len(read_test_data(cell).evaluation)
+        return _timed(cell)
     finally:
         torch.set_num_threads(threads)
+        torch.cuda.empty_cache()  # the cells run in other processes, on the same GPU
+
+
+def _timed(cell: Cell) -> Timing:
+    import torch
+
+    from qpeft.compare.cell_run import no_warnings, read_test_data, settings_of, untrained_model
+    from qpeft.compare.measurements.speed import now
+
+    settings = settings_of(cell, Path())
+    with no_warnings():
+        began, device = now(), _device()
+        model, task = untrained_model(cell)
+        model = model.to(device)
+        start = now() - began
+        batch = {name: part.to(device) for name, part in task.collate(task.train[: settings.batch_size]).items()}
+        step = _seconds_per_step(model, settings, batch) if cell.steps else 0.0
+        began = now()
+        with torch.no_grad():
+            model(**batch)
+        block = (now() - began) / len(batch["labels"])
+        n_test_blocks = len(read_test_data(cell).evaluation)
     return Timing(
         start=start,
         step=step,
@@ -135,9 +145,16 @@ def _time(cell: Cell) -> Timing:
     )
 
 
+def _device() -> torch.device:
+    """The device on which a cell trains."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _seconds_per_step(model: Any, settings: TrainSettings, batch: Mapping[str, Any]) -> float:
     """Median of a few steps; an estimate of the gradient is timed with one pair of forward passes."""
-    from qpeft.compare.measurements.speed import TrainingSteps
+    from qpeft.compare.measurements.speed import TrainingSteps, now
     from qpeft.training.evolution import estimate_gradient
     from qpeft.training.metrics import evaluation_mode
 
@@ -148,9 +165,9 @@ def _seconds_per_step(model: Any, settings: TrainSettings, batch: Mapping[str, A
     seconds = []
     with evaluation_mode(model):
         for step in range(_STEPS):
-            began = time.perf_counter()
+            began = now()
             estimate_gradient(
                 lambda: model(**batch).loss, trained, pairs=1, sigma=settings.estimate.sigma, seed=0, step=step
             )
-            seconds.append(time.perf_counter() - began)
+            seconds.append(now() - began)
     return settings.estimate.pairs * median(seconds)

@@ -14,6 +14,7 @@ from qpeft.compare.analysis.statistics import (
     Difference,
 )
 from qpeft.compare.analysis.types import Block, MethodSummary, Summary
+from qpeft.compare.metrics import METRICS
 from qpeft.compare.rows import Row
 from qpeft.compare.study import is_ranked
 
@@ -46,14 +47,15 @@ def sentence(method: MethodSummary, summary: Summary) -> str:
 def headlines_of(summary: Summary) -> list[str]:
     """The answer to the study's question: first what the study is about, comparisons or controls.
 
-    It is about controls if most of its trained methods have some. Equal-budget blocks come before the comparison with
-    the reference if the reference has a block.
+    It is about controls if most of its trained methods have some, and about sizes if the reference has an equal-budget
+    block: then the comparisons at all sizes are the first text.
     """
     blocks = [_compared_in(block, summary) for block in summary.blocks]
-    with_reference = _compared_with_reference(summary)
+    with_reference = [_compared_with_reference(summary), _scores(summary)]
     is_about_sizes = any(block.of == summary.study.reference for block in summary.blocks)
-    compared = [*blocks, with_reference] if is_about_sizes else [with_reference, *blocks]
-    controls = [*(_controls_of(method, summary) for method in summary.methods), _all_controls(summary)]
+    at_all_sizes = " ".join(filter(None, blocks))
+    compared = [at_all_sizes, *with_reference] if is_about_sizes else [*with_reference, *blocks]
+    controls = [_all_controls(summary), *(_controls_of(method, summary) for method in summary.methods)]
     n_trained = sum(method.role == "main" and method.is_trained for method in summary.methods)
     n_controlled = len({method.against for method in summary.methods if method.role == "control"})
     is_about_controls = 2 * n_controlled > n_trained
@@ -67,6 +69,16 @@ def _rivals(summary: Summary) -> list[MethodSummary]:
 
 def _compared_with_reference(summary: Summary) -> str:
     return _verdicts([(m, m.difference) for m in _rivals(summary)], summary.study.reference, summary)
+
+
+def _scores(summary: Summary) -> str:
+    """BLEU of the generated texts, if there are some and the study's metric is another one."""
+    bleu = METRICS["bleu"]
+    found = {m.label: m.measurements.get("quality.bleu") for m in summary.methods if m.role == "main"}
+    known = sorted(((label, stats.mean) for label, stats in found.items() if stats), key=lambda one: -one[1])
+    if not known or summary.metric is bleu:
+        return ""
+    return f"BLEU of the generated texts: {', '.join(f'{label} {mean:.1f}' for label, mean in known)}."
 
 
 def _compared_in(block: Block, summary: Summary) -> str:

@@ -41,12 +41,12 @@ class TrainingSteps:
 
     def step(self, batch: Batch) -> float:
         """Milliseconds of forward, backward, clipping and AdamW."""
-        began = _now()
+        began = now()
         self.backward(batch)
         if self._max_norm:
             clip_grad_norm_(self._parameters, self._max_norm)
         self._optimizer.step()
-        return 1000 * (_now() - began)
+        return 1000 * (now() - began)
 
     def backward(self, batch: Batch) -> None:
         """Compute the gradients of a batch."""
@@ -104,12 +104,12 @@ def tokens_per_second(
 
 
 def _seconds(model: Any, ids: Tensor, new_tokens: int) -> float:
-    began = _now()
+    began = now()
     generate(model, ids, torch.ones_like(ids), max_new_tokens=new_tokens, min_new_tokens=new_tokens)
-    return _now() - began
+    return now() - began
 
 
-def _now() -> float:
+def now() -> float:
     """The time in seconds, after all queued work of a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
