@@ -51,6 +51,7 @@ STUDIES = (
     "depth",
     "shots",
     "noise",
+    "orthogonal-maps",
 )
 SCORES = {"bleu": "BLEU", "nist": "NIST", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 LINK = {"summary.md": "tables", "report.html": "report"}
