@@ -25,7 +25,12 @@ STUDIES = {  # setup, study, and the titles of the first and the last column
     "bits": ("embedded", "bits", "angles", "embedded base, test loss<br>difference from 32 bits"),
     "bits_vision": ("digits", "bits", "angles", "digits, accuracy in %<br>difference from 32 bits"),
     "bits_cifar10": ("cifar10", "bits", "angles", "CIFAR-10, accuracy in %<br>difference from 32 bits"),
-    "maps": ("grimm", "orthogonal-maps", "map", "Grimm's tales, test loss<br>difference from 7 layers (frozen: from 2 layers)"),
+    "maps": (
+        "grimm",
+        "orthogonal-maps",
+        "map",
+        "Grimm's tales, test loss<br>difference from 7 layers (frozen: from 2 layers)",
+    ),
 }
 SETUPS = {"embedded": "embedded base", "grimm": "Grimm", "wikitext": "WikiText"}  # of the survey
 RANKS = ("numerical", "effective", "stable")
