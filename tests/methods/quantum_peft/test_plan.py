@@ -113,7 +113,7 @@ SETTINGS = [
     {"frame": "random", "frame_rank": 8},
     {"frame": "random", "family": "core"},
     {"frame": "weights", "frame_rank": 8, "share": "type"},
-    {"frame": "weights", "family": "core"},
+    {"frame": "weights", "family": "core", "bits": 16},
     {"frame": "sign", "family": "core"},
     {"frame": "gradient", "frame_rank": 4},
     {"frame": "gradient", "frame_rank": 4, "bits": 2, "store_frames": False},

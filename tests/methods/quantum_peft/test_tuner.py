@@ -37,7 +37,7 @@ FAMILIES = [
     {"frame": "random"},  # Llama's key and value maps take smaller frames than its others
     {"frame": "random", "family": "core"},
     {"frame": "weights", "frame_rank": 8, "share": "type"},
-    {"frame": "weights", "family": "core"},
+    {"frame": "weights", "family": "core", "bits": 16},
     {"frame": "random", "family": "lie", "frame_rank": 8, "share": "type"},
     {"freeze_angles": True},
     {"modules_to_save": ["ln_1", "ln_f", "norm", "input_layernorm"]},
@@ -216,6 +216,7 @@ REFUSED = [
     ({"use_rslora": True}, "use_rslora"),
     ({"init_lora_weights": "gaussian"}, "init_lora_weights"),
     ({"family": "core"}, "set frame="),
+    ({"family": "core", "frame": "random", "bits": 8}, "bits is 16 or None"),
     ({"frame": "columns"}, "choose one of gradient, sign, weights, random"),
     ({"start": "gradient", "freeze_angles": True}, "no freeze_angles"),
     ({"modules_to_save": ["model.norm"], "r": 17}, "exceeds min(d_in, d_out)=16 for "),

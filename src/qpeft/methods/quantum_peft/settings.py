@@ -86,8 +86,8 @@ class QuantumPeftGeneratorConfig:
     )
     bits: int | None = option(
         None,
-        "Bits per angle: 16 (float16), 8, 4, 3, 2 or 1, in training and in the compact adapter; 3 and fewer are "
-        "experimental. Default: float32.",
+        "Bits per angle: 16 (float16; also for family core), 8, 4, 3, 2 or 1, in training and in the compact adapter; "
+        "3 and fewer are experimental. Default: float32.",
     )
     lambda_bits: int | None = option(
         None,
@@ -165,10 +165,10 @@ class QuantumPeftGeneratorConfig:
             raise ConfigError(f"{what} uses the first columns; leave columns unset or set columns='first'")
         if self.family == "core" and self.frame is None:
             raise ConfigError(f"family core is a matrix inside a frame; set frame= to one of {', '.join(FRAMES)}")
-        if self.family == "core" and (self.share != "none" or self.freeze_angles or self.bits is not None):
+        if self.family == "core" and (self.share != "none" or self.freeze_angles or self.bits not in (None, 16)):
             raise ConfigError(
-                "family core trains one matrix per module: "
-                f"{setting('share')}, {setting('freeze_angles')} and {setting('bits')} do not apply"
+                f"family core trains one matrix per module: {setting('share')} and {setting('freeze_angles')} do not "
+                f"apply, and {setting('bits')} is 16 or None"
             )
         if self.frames is not None and self.frame != "gradient":
             raise ConfigError(f"{setting('frames')} names a file of gradient frames; leave out frame={self.frame!r}")
