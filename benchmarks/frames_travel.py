@@ -2,7 +2,7 @@ r"""Do frames travel? Test loss of framed, shared Quantum-PEFT with frames from 
 
     python benchmarks/frames_travel.py run --model M --grimm F --wikitext F --wikitext103 F --shakespeare F \
         --stories F --out O
-    python benchmarks/frames_travel.py report --out O            # a table, and report.json
+    python benchmarks/frames_travel.py report --out O            # a table in Markdown, and report.json
 
 For stories260K, trained on three texts: Grimm's tales, WikiText-2 and NumPy's documentation. Frames come from 64 blocks
 of one of these sources, from the base weights, or are random:
@@ -16,12 +16,12 @@ of one of these sources, from the base weights, or are random:
 
 All rows are R=32, r=5, L=1, circuits shared by type: 357 trainable parameters. The protocol is that of
 `small_budgets.py` with 120 steps of 4 blocks of 128 tokens, except that the learning rate is chosen with another seed:
-three learning rates with seed 1000, the best on the validation split, then seeds 0 to 4 at that learning rate. Their
+five learning rates with seed 1000, the best on the validation split, then seeds 0 to 4 at that learning rate. Their
 test losses are reported. Losses are those on at most 200 blocks of a split. Frames are fitted once for each source, and
 kept in a frame file.
 
-There are 168 training runs: eight for each of seven sources and three texts. A run takes 6 seconds on one core of a
-CPU, and the study about 20 minutes. A run is appended to runs.jsonl when it is complete. Run the same command again to
+There are 210 training runs: ten for each of seven sources and three texts. A run takes 6 seconds on one core of a
+CPU, and the study about 25 minutes. A run is appended to runs.jsonl when it is complete. Run the same command again to
 resume. Two processes with different --texts and --out use two cores.
 """
 
@@ -52,6 +52,7 @@ STEPS = 120
 TUNING_SEED = 1000  # chooses the learning rate, and is not reported
 TEXTS = ("grimm", "wikitext", "numpy-docs")
 OWN, NEAR, FAR, DOMAIN, HALF = "own text", "near text", "another domain", "the model's domain", "half of each"
+RATES = (2e-4, *CIRCUIT_RATES, 2e-2)
 BASE, WITHOUT_DATA = "base model", ("weights", "random")
 SOURCES = (OWN, NEAR, FAR, DOMAIN, HALF, *WITHOUT_DATA)
 NEAR_TEXT = {"grimm": "shakespeare", "wikitext": "wikitext103", "numpy-docs": "scipy-docs"}
@@ -160,7 +161,7 @@ def run_study(options: argparse.Namespace) -> None:
         run_missing(options, base, blocks, {}, [Cell(text, BASE, 0.0, 0)])
         for frames in SOURCES:
             fields = frames_of(options, base, text, frames, blocks.train)
-            cells = [Cell(text, frames, lr, TUNING_SEED) for lr in CIRCUIT_RATES]
+            cells = [Cell(text, frames, lr, TUNING_SEED) for lr in RATES]
             run_missing(options, base, blocks, fields, cells)
             lr = best_rate(text, frames, read_runs(options.out))
             run_missing(options, base, blocks, fields, [Cell(text, frames, lr, seed) for seed in SEEDS])
@@ -192,7 +193,7 @@ def read_runs(folder: Path) -> dict[Cell, dict[str, Any]]:
 
 def best_rate(text: str, frames: str, runs: dict[Cell, dict[str, Any]]) -> float:
     """The learning rate with the lowest validation loss of the tuning seed; KeyError while a run is missing."""
-    return min(CIRCUIT_RATES, key=lambda lr: runs[Cell(text, frames, lr, TUNING_SEED)]["validation"])
+    return min(RATES, key=lambda lr: runs[Cell(text, frames, lr, TUNING_SEED)]["validation"])
 
 
 def report(options: argparse.Namespace) -> None:
@@ -205,16 +206,27 @@ def report(options: argparse.Namespace) -> None:
             for frames in SOURCES:
                 lr = best_rate(text, frames, runs)
                 found = [runs[Cell(text, frames, lr, seed)] for seed in SEEDS]
-                edge = "low" if lr == min(CIRCUIT_RATES) else "high" if lr == max(CIRCUIT_RATES) else ""
+                edge = "low" if lr == min(RATES) else "high" if lr == max(RATES) else ""
                 row = {"text": text, "frames": frames, "trainable": found[0]["trainable"], "lr": lr, "edge": edge}
                 lines.append(row | {"test": [run["test"] for run in found]})
     except KeyError as missing:
         raise SystemExit(f"the run {missing} is not complete; continue with `run`") from None
     write_json(options.out / "report.json", {**json.loads((options.out / "study.json").read_text()), "rows": lines})
+    print(table(lines))
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """Markdown: losses, and gains over the base as a share of the gain with frames of the text itself."""
+    shown = ["| text | frames | learning rate | test loss | share of the gain |", "| --- | --- | ---: | ---: | ---: |"]
+    losses = {(line["text"], line["frames"]): mean(line["test"]) for line in lines}
     for line in lines:
-        losses = line["test"]
-        shown = f"{mean(losses):.4f} ± {stdev(losses) if len(losses) > 1 else 0:.4f}"
-        print(f"{line['text']:12} {line['frames']:20} {line['trainable']:>5} {shown} {line.get('edge', '')}")
+        text, found = line["text"], line["test"]
+        spread = f" ± {stdev(found):.4f}" if len(found) > 1 else ""
+        base = losses[text, BASE]
+        share = (base - mean(found)) / (base - losses[text, OWN])
+        rate = " ".join(filter(None, (f"{line['lr']:g}", line["edge"]))) if "lr" in line else ""
+        shown.append(f"| {text} | {line['frames']} | {rate} | {mean(found):.4f}{spread} | {share:.0%} |")
+    return "\n".join(shown)
 
 
 def main(arguments: list[str] | None = None) -> None:

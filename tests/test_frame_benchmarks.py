@@ -17,7 +17,7 @@ def _scripts(monkeypatch):
 def test_frames_of_each_source_are_compared(shared, tmp_path, monkeypatch, capsys):
     import frames_travel
 
-    for name, value in {"SEEDS": (0, 1), "CIRCUIT_RATES": (2e-3,), "EVAL_BLOCKS": 4}.items():
+    for name, value in {"SEEDS": (0, 1), "RATES": (2e-3,), "EVAL_BLOCKS": 4}.items():
         monkeypatch.setattr(frames_travel, name, value)
     data = shared / "data"
     files = {
@@ -56,10 +56,10 @@ def test_texts_of_other_domains_are_not_the_near_ones():
 def test_learning_rate_is_that_of_a_seed_that_is_not_reported():
     import frames_travel
 
-    low, high = min(frames_travel.CIRCUIT_RATES), max(frames_travel.CIRCUIT_RATES)
+    low, high = min(frames_travel.RATES), max(frames_travel.RATES)
     assert frames_travel.TUNING_SEED not in frames_travel.SEEDS
     runs = {}
-    for lr in frames_travel.CIRCUIT_RATES:
+    for lr in frames_travel.RATES:
         cell = frames_travel.Cell("grimm", "random", lr, frames_travel.TUNING_SEED)
         runs[cell] = {"validation": 3.0 if lr == high else 4.0}
         runs[cell._replace(seed=0)] = {"validation": 3.0 if lr == low else 4.0}
