@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from synthetic_study import drop_rows, edit_json, edit_rows, stored_rows, summary_of
 
+from qpeft.compare.analysis import sentences
 from qpeft.compare.analysis.sentences import headlines_of
 from qpeft.compare.analysis.statistics import BETTER, NO_DIFFERENCE, PRELIMINARY, WORSE
 from qpeft.compare.report import tables, text
@@ -262,6 +263,19 @@ def test_headlines_answer_first_what_most_methods_are_for(study_folder):
     edit_json(study_folder / "study.json", become_reference)
     in_block, *_ = summary_of(study_folder).headlines
     assert in_block.startswith("With 80 to 100 % of the 16,900 trainable parameters of QAA: ")
+
+
+def test_of_many_methods_with_one_verdict_the_first_are_named(study_folder, monkeypatch):
+    plant(study_folder, "lora", [4.0, 4.1, 4.2, 4.3, 4.4])
+    for number, key in enumerate(("full", "qpa", "qaa", "ia3")):
+        plant(study_folder, key, [4.5 + 0.1 * number + 0.101 * seed for seed in range(5)])
+    for key in ("prefix", "quantum_peft", "vera", "twin"):
+        drop_rows(study_folder, key, "seed*")
+    monkeypatch.setattr(sentences, "_MOST_NAMED", 3)
+    monkeypatch.setattr(sentences, "_FIRST_NAMED", 2)
+    compared, *_ = summary_of(study_folder).headlines
+    first = '"full fine-tuning" (4.702), "QPA" (4.802) and 2 others are worse than LoRA (4.200 nats per token).'
+    assert compared == first
 
 
 def test_sizes_of_the_reference_are_compared_in_the_first_headline(study_folder):

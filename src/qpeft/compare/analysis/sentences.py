@@ -24,6 +24,7 @@ _RELATIONS = {
     WORSE: ("worse", "than"),
     PRELIMINARY: (f"without a verdict with fewer than {MIN_SEEDS} seeds", "compared with"),
 }
+_MOST_NAMED, _FIRST_NAMED = 20, 8  # of more methods with one verdict only the first ones are named
 NOT_IMPROVED = "not improve on the base: the best step is 0 with every seed"
 
 
@@ -99,11 +100,16 @@ def _verdicts(found: Sequence[tuple[MethodSummary, Difference | None]], to: str,
 
     clauses = []
     for verdict, (relation, preposition) in _RELATIONS.items():
-        labels = [f"{m.label} ({value(m)})" for m, difference in found if difference and difference.verdict == verdict]
-        if not labels:
+        chosen = [m for m, difference in found if difference and difference.verdict == verdict]
+        if not chosen:
             continue
+        labels = [f"{m.label} ({value(m)})" for m in chosen]
+        verb = "is" if len(labels) == 1 else "are"
+        if len(labels) > _MOST_NAMED:
+            first = [f'"{m.label}" ({value(m)})' for m in chosen[:_FIRST_NAMED]]  # some labels have commas
+            labels = [*first, f"{len(labels) - _FIRST_NAMED} others"]
         names = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
-        clause = f"{names} {'is' if len(labels) == 1 else 'are'} {relation}"
+        clause = f"{names} {verb} {relation}"
         if not clauses:  # the other is named once
             clause += f" {preposition} {summary[to].label} ({value(summary[to])} {summary.metric.unit})"
         clauses.append(clause)
