@@ -216,16 +216,22 @@ def report(options: argparse.Namespace) -> None:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    """Markdown: losses, and gains over the base as a share of the gain with frames of the text itself."""
-    shown = ["| text | frames | learning rate | test loss | share of the gain |", "| --- | --- | ---: | ---: | ---: |"]
+    """Markdown: losses, and gains over the base and over random frames as shares of those of the text's own frames."""
+    shown = [
+        "| text | frames | learning rate | test loss | share of the gain | of the gain over random frames |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
     losses = {(line["text"], line["frames"]): mean(line["test"]) for line in lines}
     for line in lines:
         text, found = line["text"], line["test"]
         spread = f" ± {stdev(found):.4f}" if len(found) > 1 else ""
-        base = losses[text, BASE]
-        share = (base - mean(found)) / (base - losses[text, OWN])
+        share, over_random = (
+            f"{(losses[text, start] - mean(found)) / (losses[text, start] - losses[text, OWN]):.0%}"
+            for start in (BASE, "random")
+        )
+        over_random = "" if line["frames"] == BASE else over_random
         rate = " ".join(filter(None, (f"{line['lr']:g}", line["edge"]))) if "lr" in line else ""
-        shown.append(f"| {text} | {line['frames']} | {rate} | {mean(found):.4f}{spread} | {share:.0%} |")
+        shown.append(f"| {text} | {line['frames']} | {rate} | {mean(found):.4f}{spread} | {share} | {over_random} |")
     return "\n".join(shown)
 
 

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from statistics import fmean
 
-from qpeft.compare.analysis.statistics import compare
+from qpeft.compare.analysis.statistics import compare, paired_difference
 from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.analysis.targets import SHARES
 from qpeft.compare.analysis.types import MethodSummary, Summary
@@ -22,7 +22,8 @@ from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import read_rows
 from qpeft.files import write_text
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
 SETUPS = {
     "stories-grimm": "stories260K, Grimm's tales, one epoch",
     "stories-grimm-long": "stories260K, Grimm's tales, four epochs",
@@ -36,6 +37,7 @@ SETUPS = {
     "embedded": "embedded base, NumPy's docstrings",
     "grimm": "stories260K, Grimm's tales",
     "wikitext": "stories260K, WikiText-2's validation file",
+    "embedded-wikitext": "embedded base, WikiText-2's validation file",
 }
 STUDIES = (
     "sizes",
@@ -52,16 +54,95 @@ STUDIES = (
     "shots",
     "noise",
     "orthogonal-maps",
+    "budgets",
 )
+BYTES = (512, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 128_000)
+# adapters with norm gains -> adapters of about the same size without, for the page of `budgets`
+WITHOUT_GAINS = {
+    "type_R32_final": ("type_R32", "core_R3", "type_R32_head", "core_R3_head"),
+    "type_R32_gains": ("own_R16", "core_R6", "uni_1300", "own_R16_head", "core_R6_head", "uni_1300_head"),
+    "own_R32_gains": ("own_R32", "own_R32_head"),
+    "own_R32_gains_head": ("own_R32_head",),
+}
+HALVED = "stored bytes, if all were in 16 bits"
+# most trainable parameters and most bytes of the weights file, for the page of `budgets`
+BUDGETS = {
+    "trainable parameters": (64, 128, 250, 400, 750, 1300, 2600, 5000, 10_000, 20_000, 50_000),
+    "stored bytes": BYTES,
+    HALVED: BYTES,
+}
+ABOUT_BUDGETS = """\
+For each budget the adapter with the lowest mean test loss, and the one with the lowest among those with a circuit
+(QPA and Quantum-PEFT, without controls); their difference, paired by seed, with its 95 % interval. The intervals are
+not corrected for the choice of the best of many. In bold: the interval excludes 0. *With a circuit* is a design, and
+no evidence for the circuit: compare the controls with fixed signs in the place of its gates. Designs with circuits
+were chosen in earlier experiments on these texts; of VeRA and IA3 there is one configuration, of TinyLoRA and
+FourierFT there are two.
+
+*framed*: inside the leading directions of the loss gradient, which are computed from 64 blocks of the training text
+before training; *shared*: one pair of circuits for all matrices of a type; *core*: a trained matrix in such
+directions, classical; *signs*: fixed signs instead of CZ gates; *Lie*: rotations of a Lie algebra instead of
+circuits; R: `frame_rank`, L: `n_layers`. Cores, LoRA-XS, LoRA-SB and Lie rotations are listed with a design of about
+their size, from which they differ in more than one part.
+
+Stored bytes are those of the weights file, without a frame file. Quantum-PEFT was trained and stored in 16 bits; QPA
+and PEFT's adapters are stored in float32. The last tables count half the bytes for these, with the same loss: they
+were not trained in 16 bits. Headers with the names of tensors are included, 0.1 KB for Quantum-PEFT and Uni-LoRA and
+up to 9 KB for LoRA. TinyLoRA stores singular vectors of the base weights, which could be computed again. A frame file
+with R=32 takes 370 KB for stories260K, and 407 KB with the output head."""
+ABOUT_GAINS = """\
+Stock servers take no norm gains. Each adapter with trained norm gains, and some of about its size without them: the
+difference, paired by seed, with its 95 % interval, in nats and as a share of the gain of the adapter with gains. In
+bold: the interval excludes 0. Adapters on the output head are refused by TRL's vLLM sync, and by vLLM for some
+models; Uni-LoRA has to be converted to LoRA."""
 SCORES = {"bleu": "BLEU", "nist": "NIST", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
 LINK = {"summary.md": "tables", "report.html": "report"}
 LIST = "% table: studies\n"  # before the table of index.md
+BEST = "<!-- table: budgets -->\n"  # before the table of README.md
+IN_README = {"limits": (130, 400, 1300, 5000, 50_000), "setups": ("grimm", "wikitext")}
 
 
 def main() -> None:
     for study in STUDIES:
         write_text(RESULTS / f"{study}.md", page(study))
-    write_text(RESULTS / "index.md", index((RESULTS / "index.md").read_text(encoding="utf-8")))
+    for file, change in ((RESULTS / "index.md", index), (ROOT / "README.md", readme)):
+        write_text(file, change(file.read_text(encoding="utf-8")))
+
+
+def readme(text: str) -> str:
+    """README.md with its table: the best adapters of `budgets` within some numbers of parameters."""
+    folders = [RESULTS / name / "budgets" for name in IN_README["setups"] if (RESULTS / name / "budgets").exists()]
+    summaries = [summarise(read_study(folder), read_rows(folder)) for folder in folders]
+    first = summaries[0]
+    places = [SETUPS[folder.parent.name].partition(", ")[2] for folder in folders]
+    head = ["parameters, at most", "best adapter", "parameters", "stored bytes", *places]
+    lines = [head, ["---:", "---", *["---:"] * (len(head) - 2)]]
+
+    def losses(key: str) -> list[str]:
+        return [f"{stats.mean:.3f}" for summary in summaries if (stats := summary[key].metric)]
+
+    def share(method: MethodSummary) -> float:
+        """The mean share of the gain of the reference."""
+        ends = [[s[key].metric for key in ("none", method.key, s.study.reference)] for s in summaries]
+        return fmean((a.mean - b.mean) / (a.mean - c.mean) for a, b, c in ends if a and b and c)
+
+    usable = [
+        method
+        for method in first.methods
+        if method.is_trained and all(s[method.key].metric and not s[method.key].has_failures for s in summaries)
+    ]
+    lines.append(["", "base model", "0", "0", *losses("none")])
+    on_the_maps = [m for m in usable if "lm_head" not in str(m.settings.get("target_modules"))]
+    for limit in IN_README["limits"]:
+        found = [max((m for m in some if m.trainable <= limit), key=share) for some in (usable, on_the_maps)]
+        for place, best in enumerate(dict.fromkeys(m.key for m in found)):
+            method = first[best]
+            size = [f"{method.trainable:,}", f"{method.bytes_stored or 0:,.0f}"]
+            asked = f"{limit:,}{', without the output head' * place}"
+            lines.append([asked, method.label, *size, *losses(best)])
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    before, _, after = text.partition(BEST)
+    return before + BEST + "\n" + table + "\n\n" + after.lstrip("\n").partition("\n\n")[2]
 
 
 def index(text: str) -> str:
@@ -93,6 +174,7 @@ def page(study: str) -> str:
         described["question"],
         _where(study, found),
         *_answers(summaries),
+        *([*_best_within(summaries), *_without_gains(summaries)] if study == "budgets" else []),
         "## Test loss",
         f"Test loss in nats per token, mean ± standard deviation over {len(described['seeds'])} seeds; below it the "
         f"difference from {_label(described, described['reference'])}, paired by seed, with its 95 % interval. "
@@ -149,6 +231,83 @@ def _over_all(summaries: dict[str, Summary]) -> list[str]:
         "are not a sample of all models and texts."
     )
     return ["## Over all setups", about, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _best_within(summaries: dict[str, Summary]) -> list[str]:
+    """The best adapter of all, and the best with a circuit, for each of `BUDGETS` and each setup."""
+    parts = ["## Best within a budget", ABOUT_BUDGETS]
+    for unit, limits in BUDGETS.items():
+        for name, summary in summaries.items():
+            head = [f"{unit}, at most", "best of all", "best with a circuit", "circuit minus best"]
+            lines = [head, ["---:", "---", "---", "---"]]
+            lines += [found for limit in limits if (found := _best_of(summary, limit, unit))]
+            table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+            parts += [f"### {unit.capitalize()}: {SETUPS[name]}", table]
+    return parts
+
+
+def _best_of(summary: Summary, limit: int, unit: str) -> list[str] | None:
+    """A line of `_best_within`; None if no adapter is as small."""
+
+    def size(method: MethodSummary) -> float | None:
+        if unit == "trainable parameters":
+            return method.trainable
+        if method.bytes_stored is None:
+            return None
+        return method.bytes_stored / (2 if unit == HALVED and method.method != "quantum_peft" else 1)
+
+    def loss(method: MethodSummary) -> float:
+        assert method.metric is not None
+        return method.metric.mean
+
+    def about(method: MethodSummary) -> str:
+        return f"{method.label}<br>{loss(method):.3f}, {size(method):,.0f}"
+
+    ok = [m for m in summary.methods if m.metric and m.is_trained and not m.has_failures]
+    within = [m for m in ok if (found := size(m)) is not None and found <= limit]
+    circuits = [m for m in within if m.kind == "quantum" and m.role == "main"]
+    if not within:
+        return None
+    best = min(within, key=loss)
+    if not circuits:
+        return [f"{limit:,}", about(best), "none", ""]
+    own = min(circuits, key=loss)
+    if own is best:
+        return [f"{limit:,}", about(best), "the same", ""]
+    assert own.metric is not None
+    assert best.metric is not None
+    found = paired_difference(own.metric.values, best.metric.values, best.key, lower_is_better=True)
+    assert found is not None
+    row = {f"all.{name}": str(getattr(found, name)) for name in ("mean", "low", "high", "verdict")}
+    return [f"{limit:,}", about(best), about(own), _difference(row, "all").removesuffix("<br>")]
+
+
+def _without_gains(summaries: dict[str, Summary]) -> list[str]:
+    """Adapters that a LoRA file can hold, compared with those that train norm gains as well."""
+    head = ["with gains", "without", *(SETUPS[name] for name in summaries)]
+    lines = [head, ["---"] * len(head)]
+    described = next(iter(summaries.values()))
+    for key, others in WITHOUT_GAINS.items():
+        for other in others:
+            cells = [_substitute(summary, key, other) for summary in summaries.values()]
+            lines.append([described[key].label, described[other].label, *cells])
+    return ["## Without norm gains", ABOUT_GAINS, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _substitute(summary: Summary, key: str, other: str) -> str:
+    with_gains, without, base = summary[key].metric, summary[other].metric, summary["none"].metric
+    if with_gains is None or without is None or base is None or summary[other].has_failures:
+        return "failed"
+    found = paired_difference(without.values, with_gains.values, key, lower_is_better=True)
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    gain = base.mean - with_gains.mean
+    mean, low, high = (f"{100 * value / gain:+.1f}" for value in (found.mean, found.low, found.high))
+    shares = f"{mean} % [{low}, {high}]"
+    row = {f"all.{name}": str(getattr(found, name)) for name in ("mean", "low", "high", "verdict")}
+    size = f"{summary[other].trainable:,} instead of {summary[key].trainable:,}"
+    return f"{_difference(row, 'all')}{shares}<br>{size}"
 
 
 def _pairs(summary: Summary) -> set[tuple[str, str]]:

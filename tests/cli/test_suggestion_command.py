@@ -105,7 +105,7 @@ def test_frame_file_for_an_adapter_without_gradient_frames_is_refused(
     refused = qpeft_cli(command, *given, "--parameters", "3000", "--frames", file)
     assert refused.exit_code == 2, refused.output
     message = " ".join(refused.stderr.split())
-    assert "the best, has no gradient frames and takes no frame file; leave out --frames" in message
+    assert "the first reason is: the best: it has no gradient frames and takes no frame file" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -134,12 +134,13 @@ def test_estimated_gradients_need_a_learning_rate(optimizer, message, qpeft_cli,
     ("arguments", "message"),
     [
         ("plan --method auto", "method auto needs a budget: --parameters N or --bytes N"),
+        ("plan --stock-servers", "--stock-servers is for the choice of a method: add --parameters N or --bytes N"),
         ("plan --parameters 99 --bytes 99", "give one budget, --parameters or --bytes"),
         ("plan --parameters 0", "--parameters must be an integer of at least 1, got 0"),
         ("plan --parameters 99 --method lora", "use --method auto instead of --method lora"),
         ("plan --parameters 99 --r 4 --share type", "leave out --r, --share"),
         ("plan --parameters 99 --task text-classification", "evidence for task causal-lm only, not for"),
-        ("plan --bytes 8", "--bytes 8 is too small: the smallest measured adapter on this base model is"),
+        ("plan --bytes 8", "--bytes 8 is too small: the smallest measured adapter that fits is"),
         ("plan --bytes 9999 --frames some.safetensors", "there is no frame file"),
         ("train --data none.txt --out run --parameters 99 --frames some.safetensors", "there is no frame file"),
         ("train --data none.txt --out run --method auto", "method auto needs a budget"),

@@ -55,7 +55,9 @@ def repository(tmp_path_factory, tiny_model):
         folder = root / "docs" / "results" / setup / "budgets"
         asked = {"base": str(tiny_model), "data": str(text), "training.steps": 10 + number, "training.seq_len": 32}
         study = load_study("budgets", asked)
-        study = study.model_copy(update={"methods": [m for m in study.methods if m.key in KEYS]})
+        alone = {"role": "main", "against": None}  # without the method that it is a control of
+        kept = [method.model_copy(update=alone) for method in study.methods if method.key in KEYS]
+        study = study.model_copy(update={"methods": kept})
         plan = make_plan(study, folder)
         plan.study.write(folder)
         rows = []
@@ -90,7 +92,7 @@ def test_designs_that_are_left_out_of_the_evidence_are_printed(script, repositor
     script.evidence(repository)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ")[1] for line in lines if ", 11 steps" in line] == ["core_R2"]  # a seed diverged
-    everywhere = next(line for line in lines if "in every setup" in line)
+    everywhere = next(line for line in lines if "in every setup" in line).split(": ")[1].split(", ")
     assert "lora_r2" in everywhere
     assert "lora_r1" not in everywhere
 
@@ -138,7 +140,7 @@ def test_better_means_better_in_every_setup():
 @pytest.fixture
 def with_frame_file(evidence, monkeypatch):
     """Evidence in which the best adapter below 1,000 bytes leaves out its gradient frames."""
-    spec = next(one for one in load_study("budgets").methods if one.key == "type_R4_16")
+    spec = next(one for one in load_study("budgets").methods if one.key == "type_R4")
     results = [Result(trainable=1, lr=0.004, losses={seed: loss + 0.01 * seed for seed in range(5)}) for loss in (3, 4)]
     design = Design(key=spec.key, label=spec.label, method=spec.method, settings=spec.settings, results=results)
     found = evidence.model_copy(update={"designs": [*evidence.designs, design]})
@@ -226,17 +228,21 @@ def test_alternatives_refer_to_the_given_frame_file(with_frame_file, monkeypatch
     assert (other.settings["frames"], other.needs_frame_file) == (str(file), True)
 
 
-def test_frame_file_that_the_suggested_adapter_does_not_take_is_refused(with_frame_file, monkeypatch, frame_file):
-    budget = {"parameters": count_trainable(with_frame_file)}
-    few, _ = frame_file(frame_rank=2)
-    with pytest.raises(ConfigError, match=r"needs more directions than .*2\.safetensors has.* with frame_rank 4"):
-        qpeft.suggest(BASE, **budget, frames=few)
+def test_with_a_frame_file_only_adapters_that_it_has_frames_for_are_suggested(with_frame_file, monkeypatch, frame_file):
     file, _ = frame_file()
-    assert qpeft.suggest(BASE, **budget, frames=file).label == with_frame_file.label
-    with pytest.raises(ConfigError, match=r"LoRA r=8, has no gradient frames and takes no frame file; leave out fram"):
-        qpeft.suggest(BASE, parameters=10**6, frames=file)
+    assert qpeft.suggest(BASE, parameters=10**6).label == "LoRA r=8"
+    assert qpeft.suggest(BASE, parameters=10**6, frames=file).label == with_frame_file.label
+    few, _ = frame_file(frame_rank=2)
+    use_only(monkeypatch, with_frame_file)
+    with pytest.raises(ConfigError, match=r"R=4, r=2: it needs more directions than the frame file has, frame_rank 4"):
+        qpeft.suggest(BASE, parameters=10**6, frames=few)
     with pytest.raises(ConfigError, match="there is no frame file"):
-        qpeft.suggest(BASE, **budget, frames=file.with_name("none.safetensors"))
+        qpeft.suggest(BASE, parameters=10**6, frames=file.with_name("none.safetensors"))
+    head = {**with_frame_file.settings, "target_modules": "@linear-and-head"}
+    use_only(monkeypatch, with_frame_file.model_copy(update={"settings": head}))
+    assert "lm_head" in qpeft.suggest(BASE, parameters=10**6).settings["target_modules"]
+    with pytest.raises(ConfigError, match="R=4, r=2: the frame file has no frames for lm_head"):
+        qpeft.suggest(BASE, parameters=10**6, frames=file)
 
 
 def count_trainable(design):
@@ -268,6 +274,26 @@ def test_unknown_base_is_refused(evidence, tmp_path):
 
 def test_packaged_evidence_is_that_of_the_published_results(script):
     assert read_evidence() == script.evidence()
+
+
+@pytest.mark.parametrize(
+    ("settings", "servers"),
+    [({}, []), ({"modules_to_save": "@norms"}, ["vLLM", "TRL"]), ({"target_modules": "@linear-and-head"}, ["TRL"])],
+    ids=str,
+)
+def test_note_names_the_servers_that_do_not_load_the_export(monkeypatch, settings, servers):
+    setup = Setup(base="b", base_parameters=10**6, data="d", steps=1, untrained=4.0, reference=3.0)
+    result = Result(trainable=9, lr=0.1, losses={0: 3.5})
+    only = Design(key="k", label="ours", method="quantum_peft", settings={"r": 1, **settings}, results=[result])
+    found = Evidence(study="s", made_by="m", reference="r", setups=[setup], designs=[only])
+    monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
+    notes = qpeft.suggest(BASE, parameters=5000).notes
+    assert [note.partition(" ")[0] for note in notes if "does not load its export" in note] == servers
+    if servers:
+        with pytest.raises(ConfigError, match=f"the first reason is: ours: {servers[0]} does not load its export"):
+            qpeft.suggest(BASE, parameters=5000, stock_servers=True)
+    else:
+        assert qpeft.suggest(BASE, parameters=5000, stock_servers=True).label == "ours"
 
 
 def test_note_on_a_larger_base_and_on_the_end_of_the_evidence(monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 
 import qpeft
-from qpeft.core.stock_servers import RANKS, check_servers
+from qpeft.core.stock_servers import RANKS, check_config, check_servers
 
 TARGETS = ["q_proj", "up_proj"]
 HEAD = ["q_proj", "lm_head"]
@@ -38,6 +38,22 @@ def test_lora_against_the_documented_rules(lora, tmp_path):
     checks = {check.server: check for check in check_servers(tmp_path)}
     assert {server: not check.reasons for server, check in checks.items()} == {"vLLM": vllm, "TRL": trl}
     assert part in str(checks["TRL"])
+
+
+def test_config_alone_decides_what_needs_no_tensors(lora, tmp_path):
+    model, vllm, trl, part = lora
+    by_tensors = any(word in part for word in ("scales", "other than"))  # seen in the tensors only
+    found = {check.server: not check.reasons for check in check_config(model.peft_config["default"])}
+    assert found == ({"vLLM": True, "TRL": True} if by_tensors else {"vLLM": vllm, "TRL": trl})
+
+
+def test_config_of_a_generated_adapter_is_that_of_its_export():
+    common = {"r": 4, "target_modules": TARGETS, "modules_to_save": ["norm"], "task_type": "CAUSAL_LM"}
+    for config in (qpeft.QuantumPeftConfig(**common), LoraConfig(**common)):
+        assert [str(check) for check in check_config(config)] == [
+            "no, it has modules_to_save (norm), such as a head or norm gains"
+        ] * 2
+    assert "it is an adapter of type IA3" in str(check_config(IA3Config(target_modules=TARGETS))[0])
 
 
 def test_trl_agrees(lora, tmp_path):

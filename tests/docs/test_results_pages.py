@@ -28,6 +28,11 @@ def test_index_lists_all_studies():
     assert text == script().index(text)
 
 
+def test_readme_has_the_best_adapters_of_its_rows():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == script().readme(text)
+
+
 @pytest.mark.parametrize(
     "study", sorted(path.parent.relative_to(RESULTS).as_posix() for path in RESULTS.glob("*/*/study.json"))
 )

@@ -11,7 +11,7 @@ from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, duration, facts, remarks, size, working
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
-from qpeft.cli.suggestion import BytesOption, ParametersOption, show, suggested
+from qpeft.cli.suggestion import BytesOption, ParametersOption, StockServersOption, show, suggested
 from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
 from qpeft.training.task_types import TASKS
@@ -37,6 +37,7 @@ def plan(
     others: SetOption = None,
     parameters: ParametersOption = None,
     bytes: BytesOption = None,
+    stock_servers: StockServersOption = None,
     num_labels: Annotated[
         int | None,
         typer.Option(metavar="N", min=2, help="Number of classes. Default: as many as the base has."),
@@ -54,7 +55,7 @@ def plan(
     Examples:
 
       qpeft plan --model embedded --method qpa --r 4 --budget 0.5
-      qpeft plan --model gpt2 --parameters 5000
+      qpeft plan --model gpt2 --parameters 5000 --stock-servers
       qpeft plan --model gpt2 --preset official
       qpeft plan --model gpt2 --method quantum_peft --share type --frame gradient
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
@@ -63,7 +64,7 @@ def plan(
       qpeft plan --model roberta-base --task text-classification --num-labels 3
     """
     described = {**adapter, **generator, **backend, "preset": preset, "set": others}
-    suggestion = suggested(model, run, described, parameters, bytes)
+    suggestion = suggested(model, run, described, parameters, bytes, stock_servers)
     if suggestion is not None:
         run = {**run, "method": suggestion.method}
     settings = TrainSettings(model=model, data="", out="", backend_settings=backend, **run)

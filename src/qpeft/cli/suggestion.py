@@ -37,6 +37,14 @@ BytesOption = Annotated[
         "config and a frame file.",
     ),
 ]
+StockServersOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--stock-servers",
+        rich_help_panel=_PANEL,
+        help="With a budget: only adapters whose export vLLM and TRL load.",
+    ),
+]
 
 
 def suggested(
@@ -45,6 +53,7 @@ def suggested(
     others: dict[str, Any],
     parameters: int | None,
     n_bytes: int | None,
+    stock_servers: bool | None,
 ) -> Suggestion | None:
     """What the evidence suggests for the options of a command; None unless a budget is given.
 
@@ -55,6 +64,8 @@ def suggested(
     if parameters is None and n_bytes is None:
         if method == AUTO:
             raise ConfigError("method auto needs a budget: --parameters N or --bytes N")
+        if stock_servers:
+            raise ConfigError("--stock-servers is for the choice of a method: add --parameters N or --bytes N")
         return None
     if method not in (None, AUTO):
         raise ConfigError(
@@ -75,8 +86,14 @@ def suggested(
     with working("Choosing the method"):
         import qpeft
 
-        budget = {"parameters": parameters, "bytes": n_bytes, "frames": others.get("frames")}
-        return qpeft.suggest(base_model(model), **budget, trust_remote_code=run.get("trust_remote_code", False))
+        return qpeft.suggest(
+            base_model(model),
+            parameters=parameters,
+            bytes=n_bytes,
+            frames=others.get("frames"),
+            stock_servers=bool(stock_servers),
+            trust_remote_code=run.get("trust_remote_code", False),
+        )
 
 
 def trained_settings(found: Suggestion) -> dict[str, Any]:

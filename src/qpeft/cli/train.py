@@ -10,7 +10,15 @@ from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, facts, print_code, size
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
-from qpeft.cli.suggestion import BytesOption, ParametersOption, learning_rate, show, suggested, trained_settings
+from qpeft.cli.suggestion import (
+    BytesOption,
+    ParametersOption,
+    StockServersOption,
+    learning_rate,
+    show,
+    suggested,
+    trained_settings,
+)
 from qpeft.methods import Trains
 from qpeft.training.settings import TrainSettings
 
@@ -33,6 +41,7 @@ def train(
     others: SetOption = None,
     parameters: ParametersOption = None,
     bytes: BytesOption = None,
+    stock_servers: StockServersOption = None,
 ) -> Answer:
     """Fine-tune a model. Run the same command again to resume an interrupted run.
 
@@ -61,7 +70,7 @@ def train(
           --task image-classification
     """
     described = {**adapter, **generator, **backend, "preset": preset, "set": others}
-    suggestion = suggested(run["model"], run, described, parameters, bytes)
+    suggestion = suggested(run["model"], run, described, parameters, bytes, stock_servers)
     if suggestion is not None:
         run = {**run, "lr": learning_rate(suggestion, run), "method": suggestion.method}
     method = run.get("method", TrainSettings.method)

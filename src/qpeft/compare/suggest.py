@@ -17,8 +17,9 @@ from qpeft import methods
 from qpeft.checks import is_count
 from qpeft.compare.base_names import fill_names
 from qpeft.compare.evidence import Design, Evidence, is_better, read_evidence
-from qpeft.core.frame_file import read_frame_file
+from qpeft.core.frame_file import FrameFile, read_frame_file
 from qpeft.core.meta_model import on_meta
+from qpeft.core.stock_servers import check_config
 from qpeft.errors import ConfigError, QpeftError, setting
 from qpeft.methods.counting import Plan
 from qpeft.methods.planning import plan
@@ -95,6 +96,7 @@ def suggest(
     parameters: int | None = None,
     bytes: int | None = None,
     frames: str | Path | None = None,
+    stock_servers: bool = False,
     trust_remote_code: bool = False,
 ) -> Suggestion:
     """The best measured adapter of a causal language model with at most so many trainable parameters or stored bytes.
@@ -108,12 +110,14 @@ def suggest(
         parameters: Most trainable parameters. Give this or `bytes`.
         bytes: Most bytes of the saved adapter's tensors, as in `Plan.stored_bytes`: without the header of its file,
             its config, and a frame file, which many adapters share.
-        frames: A frame file of `base`. Adapters in gradient frames refer to it, and their frames are not counted.
+        frames: A frame file of `base`. Only adapters that it has frames for take part; they refer to it, and their
+            frames are not counted.
+        stock_servers: Only adapters whose export vLLM and TRL load: LoRA without norm gains, not on the output head.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
     Raises:
-        ConfigError: not one budget, no adapter is as small, the base is not found or cannot be adapted, or there is no
-            frame file at `frames`, or the suggested adapter takes none, or needs one with more directions.
+        ConfigError: not one budget, no adapter is as small or fits, the base is not found or cannot be adapted, or
+            there is no frame file at `frames`.
         CheckpointError: `frames` is damaged or not a frame file.
 
     Example::
@@ -122,14 +126,14 @@ def suggest(
         model = get_peft_model(base, found.config)
     """
     name, unit, budget = _budget(parameters, bytes)
-    if frames is not None:
-        read_frame_file(frames)
+    file = None if frames is None else read_frame_file(frames)
     evidence = read_evidence()
     model = on_meta(base, TASKS[TrainSettings.task].peft_type, trust_remote_code)
     best, within = None, []
     too_large: dict[str, int] = {}
     refused: list[str] = []
-    counted = _counted(evidence, model, refused, in_bytes=bytes is not None, has_file=frames is not None)
+    given = {"in_bytes": bytes is not None, "file": file, "stock_servers": stock_servers}
+    counted = _counted(evidence, model, refused, **given)
     for design, settings, found in counted:
         size = found.trainable if bytes is None else found.stored_bytes
         if size > budget:
@@ -140,8 +144,6 @@ def suggest(
             within.append(_alternative(evidence, design, settings, found, frames))
     if best is None:
         raise ConfigError(_none_fits(setting(name), unit, budget, too_large, refused))
-    if frames is not None:
-        _check_takes(frames, model, *best)
     return _suggestion(evidence, *best, within, budget if bytes is None else None, frames)
 
 
@@ -158,23 +160,38 @@ def _budget(parameters: int | None, n_bytes: int | None) -> tuple[str, str, int]
 
 
 def _counted(
-    evidence: Evidence, model: nn.Module, refused: list[str], *, in_bytes: bool, has_file: bool
+    evidence: Evidence,
+    model: nn.Module,
+    refused: list[str],
+    *,
+    in_bytes: bool,
+    file: FrameFile | None,
+    stock_servers: bool,
 ) -> Iterator[tuple[Design, dict[str, Any], Plan]]:
     """Each design, the best first, with its settings and counts on `model`; `refused` receives why others have none.
 
     An adapter without its frames, which could not be loaded, has a frame file if the budget is in bytes, and otherwise
-    stores them. If there is a frame file, every adapter that takes it leaves out its frames.
+    stores them. If there is a frame file, only adapters that it has frames for are counted. With `stock_servers`, only
+    those whose export all servers load.
     """
     for design in evidence.ranked():
         try:
             settings = fill_names(design.settings, model)
-            if has_file and methods.get(design.method).takes_frame_file(settings):
+            if file is not None:
+                if not methods.get(design.method).takes_frame_file(settings):
+                    refused.append(f"{design.label}: it has no gradient frames and takes no frame file")
+                    continue
                 settings = {**settings, "store_frames": False}
             elif not in_bytes:
                 settings = _loadable(design.method, settings)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PEFT's on types of layers, for each design
-                found = plan(model, _config(design.method, settings))
+                warnings.simplefilter("ignore")  # PEFT's on types of layers and on projections, for each design
+                config = _config(design.method, settings)
+                found = plan(model, config)
+                misfit = None if file is None else _misfit(file, model, design, settings, found)
+            if misfit := misfit or (stock_servers and next(iter(_refusals(config)), None)):
+                refused.append(f"{design.label}: {misfit}")
+                continue
         except QpeftError as error:
             refused.append(f"{design.label}: {error}")
             continue
@@ -193,29 +210,22 @@ def _loadable(method: str, settings: dict[str, Any], frames: str | Path | None =
     return others if frames is None else {**others, "frames": str(frames)}
 
 
-def _check_takes(frames: str | Path, model: nn.Module, design: Design, settings: dict[str, Any], found: Plan) -> None:
-    """Raise ConfigError unless the adapter can have the frames of this file, and is then the one that was measured."""
-    chosen = f"the best measured adapter within this budget, {design.label},"
-    if not methods.get(design.method).leaves_out_frames(settings):
-        takers = " or ".join(record.key for record in methods.records() if record.save_frames is not None)
-        raise ConfigError(
-            f"{chosen} has no gradient frames and takes no frame file; leave out {setting('frames')}, or choose an "
-            f"adapter with gradient frames yourself, instead of a budget (method {takers})"
-        )
-    config: Any = _config(design.method, _loadable(design.method, settings, frames))
+def _misfit(file: FrameFile, model: nn.Module, design: Design, settings: dict[str, Any], found: Plan) -> str | None:
+    """Why the adapter that was measured cannot have the frames of this file."""
+    if "target_modules" in settings and (missing := sorted({*found.target_modules} - {*file.modules})):
+        return f"the frame file has no frames for {missing[0]}"
+    config: Any = _config(design.method, _loadable(design.method, settings, file.path))
     if plan(model, config).trainable != found.trainable:
-        raise ConfigError(
-            f"{chosen} needs more directions than the frame file {frames} has; write another file with "
-            f"{setting('frame_rank')} {config.frame_rank}, or leave out {setting('frames')}"
-        )
+        return f"it needs more directions than the frame file has, {setting('frame_rank')} {config.frame_rank}"
+    return None
 
 
 def _none_fits(name: str, unit: str, budget: int, too_large: dict[str, int], refused: list[str]) -> str:
     if not too_large:
-        return f"no measured adapter can be put on this base model; the first reason is: {refused[0]}"
+        return f"no measured adapter fits what was asked; the first reason is: {refused[0]}"
     label = min(too_large, key=too_large.__getitem__)
     return (
-        f"{name} {budget:,} is too small: the smallest measured adapter on this base model is {label}, with "
+        f"{name} {budget:,} is too small: the smallest measured adapter that fits is {label}, with "
         f"{too_large[label]:,} {unit}; raise {name}"
     )
 
@@ -280,4 +290,18 @@ def _notes(evidence: Evidence, method: str, settings: dict[str, Any], found: Pla
     record, config = methods.get(method), _config(method, settings)
     if record.ask("calibrate", config) or record.ask("fit", config):
         notes.append("a part of it is computed from training data before the first step; qpeft train does this")
-    return notes
+    options = {
+        f"a server needs {check.option} for its export"
+        for check in check_config(config)
+        if check.option and not check.reasons
+    }
+    return [*notes, *_refusals(config), *sorted(options)]
+
+
+def _refusals(config: PeftConfig) -> list[str]:
+    """Why stock servers do not load the exported adapter."""
+    return [
+        f"{check.server} does not load its export: {'; '.join(check.reasons)}"
+        for check in check_config(config)
+        if check.reasons
+    ]

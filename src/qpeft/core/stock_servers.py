@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft import LoraConfig
+from peft import LoraConfig, PeftConfig, PeftType
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 
+from qpeft.core.config import GeneratedLoraConfig
 from qpeft.files import read_json
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of vLLM's --max-lora-rank
@@ -44,12 +45,23 @@ def check_servers(folder: Path) -> list[ServerCheck]:
     config = read_json(folder / CONFIG_NAME)
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 it is no dict
-    reasons, rank = _of_vllm(config, shapes), _rank(shapes)
+    return _checks(config, shapes, _rank(shapes))
+
+
+def check_config(config: PeftConfig) -> list[ServerCheck]:
+    """The checks of what an adapter with this config is exported to, as far as they need no tensors."""
+    stock = config.to_stock() if isinstance(config, GeneratedLoraConfig) else config
+    found = {**stock.to_dict(), "peft_type": str(PeftType(stock.peft_type).value)}
+    return _checks(found, {}, max([found.get("r") or 0, *(found.get("rank_pattern") or {}).values()]))
+
+
+def _checks(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[ServerCheck]:
+    reasons = _of_vllm(config, shapes, rank)
     option = f"--max-lora-rank {next(r for r in RANKS if r >= rank)}" if _DEFAULT_RANK < rank <= RANKS[-1] else ""
     return [ServerCheck("vLLM", reasons, option), ServerCheck("TRL", [*reasons, *_of_trl(config)], option)]
 
 
-def _of_vllm(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+def _of_vllm(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str]:
     if (kind := config["peft_type"]) != "LORA":
         return [f"it is an adapter of type {kind}, and only LoRA is supported"]
     reasons = []
@@ -61,7 +73,7 @@ def _of_vllm(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         reasons.append("it has biases")
     if not reasons and (others := [key for key in shapes if not _OF_LORA.fullmatch(key)]):
         reasons.append(f"it has tensors other than lora_A and lora_B ({others[0]})")
-    if (rank := _rank(shapes)) > RANKS[-1]:
+    if rank > RANKS[-1]:
         reasons.append(f"its rank {rank} is above {RANKS[-1]}")
     if not _has_one_scale(config, shapes):
         reasons.append("its modules have different scales (rank_pattern, alpha_pattern), and only one is read")
