@@ -59,7 +59,7 @@ STUDIES = (
 BYTES = (512, 1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 128_000)
 # adapters with norm gains -> adapters of about the same size without, for the page of `budgets`
 WITHOUT_GAINS = {
-    "type_R32_final": ("type_R32", "core_R3", "type_R32_head", "core_R3_head"),
+    "type_R32_final": ("type_R32", "type_lie", "core_R3", "type_R32_head", "core_R3_head"),
     "type_R32_gains": ("own_R16", "core_R6", "uni_1300", "own_R16_head", "core_R6_head", "uni_1300_head"),
     "own_R32_gains": ("own_R32", "own_R32_head"),
     "own_R32_gains_head": ("own_R32_head",),
@@ -75,7 +75,7 @@ ABOUT_BUDGETS = """\
 For each budget the adapter with the lowest mean test loss, and the one with the lowest among those with a circuit
 (QPA and Quantum-PEFT, without controls); their difference, paired by seed, with its 95 % interval. The intervals are
 not corrected for the choice of the best of many. In bold: the interval excludes 0. *With a circuit* is a design, and
-no evidence for the circuit: compare the controls with fixed signs in the place of its gates. Designs with circuits
+no evidence for the circuit: compare the controls with fixed signs in the place of its CZ gates. Designs with circuits
 were chosen in earlier experiments on these texts; of VeRA and IA3 there is one configuration, of TinyLoRA and
 FourierFT there are two.
 
