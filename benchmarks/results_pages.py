@@ -111,10 +111,10 @@ def main() -> None:
 
 def readme(text: str) -> str:
     """README.md with its table: the best adapters of `budgets` within some numbers of parameters."""
-    folders = [RESULTS / name / "budgets" for name in IN_README["setups"] if (RESULTS / name / "budgets").exists()]
+    folders = [RESULTS / name / "budgets" for name in IN_README["setups"]]
     summaries = [summarise(read_study(folder), read_rows(folder)) for folder in folders]
     first = summaries[0]
-    places = [SETUPS[folder.parent.name].partition(", ")[2] for folder in folders]
+    places = [SETUPS[name].partition(", ")[2] for name in IN_README["setups"]]
     head = ["parameters, at most", "best adapter", "parameters", "stored bytes", *places]
     lines = [head, ["---:", "---", *["---:"] * (len(head) - 2)]]
 

@@ -132,8 +132,7 @@ def suggest(
     best, within = None, []
     too_large: dict[str, int] = {}
     refused: list[str] = []
-    given = {"in_bytes": bytes is not None, "file": file, "stock_servers": stock_servers}
-    counted = _counted(evidence, model, refused, **given)
+    counted = _counted(evidence, model, refused, in_bytes=bytes is not None, file=file, stock_servers=stock_servers)
     for design, settings, found in counted:
         size = found.trainable if bytes is None else found.stored_bytes
         if size > budget:
