@@ -2,10 +2,11 @@
 
     python benchmarks/forward_passes_table.py FOLDER [FOLDER ...]
 
-For each folder of the study, two Markdown tables: adapters whose frames or initial values are fitted on data, and those
-without data. The share of an adapter X is, seed by seed, (none - X_es) / (none - X_adam) in test loss; all weights have
-MeZO instead of the evolution strategy. The last column is the test loss of the framed circuit minus that of the row,
-both trained with forward passes and paired by seed: below 0 the circuit is better. In brackets are 95 % t intervals.
+For each folder of the study, two Markdown tables, which docs/results/forward-passes.md has as well: adapters whose
+frames or initial values are fitted on data, and those without data. The share of an adapter X is, seed by seed,
+(none - X_es) / (none - X_adam) in test loss; all weights have MeZO instead of the evolution strategy. The last column
+is the test loss of the framed circuit minus that of the row, both trained with forward passes and paired by seed: below
+0 the circuit is better. In brackets are 95 % t intervals.
 """
 
 from __future__ import annotations
@@ -100,13 +101,13 @@ def tables(summary: Summary) -> Iterator[str]:
     """Lines of Markdown."""
     lines = lines_of(summary)
     parts = {"Frames or initial values fitted on data": True, "Without data": False}
-    yield f"## {Path(summary.study.base.id).name}, {Path(summary.study.data.id).name}"
     for title, wanted in parts.items():
-        yield from ("", f"**{title}**", "", f"| {' | '.join(HEADINGS)} |", RULER)
+        yield from (f"**{title}**", "", f"| {' | '.join(HEADINGS)} |", RULER)
         yield from (f"| {' | '.join(cells(line))} |" for line in lines if line.is_fitted is wanted)
+        yield ""
     shown = {line.label for line in lines}
     if left_out := [m.key for m in summary.methods if m.key.endswith(WITHOUT_BACKWARD) and m.label not in shown]:
-        yield from ("", f"Left out, because a run is missing or failed: {', '.join(left_out)}.")
+        yield f"Left out, because a run is missing or failed: {', '.join(left_out)}."
 
 
 def cells(line: Line) -> tuple[str, ...]:
@@ -134,7 +135,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="the --out of qpeft compare run")
     for folder in parser.parse_args(arguments).folders:
-        print("\n".join(tables(summarise(read_study(folder), read_rows(folder)))), end="\n\n")
+        summary = summarise(read_study(folder), read_rows(folder))
+        title = f"## {Path(summary.study.base.id).name}, {Path(summary.study.data.id).name}"
+        print("\n".join([title, "", *tables(summary)]), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,10 @@
 """The benchmarks of frames run at small sizes, and resume."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
 
 
 def test_frames_of_each_source_are_compared(shared, tmp_path, monkeypatch, capsys):

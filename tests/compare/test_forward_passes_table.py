@@ -1,15 +1,17 @@
 """The criterion of the study of forward passes: shares of AdamW's gain, seed by seed, from the rows of a study."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 from tiny_models import make_text
 
+import forward_passes_table
+from forward_passes_table import lines_of
+from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.cell import started_row
 from qpeft.compare.plan import make_plan
-from qpeft.compare.rows import Quality, line_of
+from qpeft.compare.resolved import read_study
+from qpeft.compare.rows import Quality, line_of, read_rows
 from qpeft.compare.study_file import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -25,15 +27,6 @@ LOSSES = {
     "lora_adam": (3.0, 0.0),
     "lora_es": (4.2, 0.0),
 }
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("table_script", ROOT / "benchmarks" / "forward_passes_table.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -56,11 +49,10 @@ def folder(tmp_path, tiny_model):
     return plan.folder
 
 
-def test_share_is_computed_seed_by_seed(script, folder):
-    summary = script.summarise(script.read_study(folder), script.read_rows(folder))
-    lines = {line.label: line for line in script.lines_of(summary)}
-    assert list(lines) == ["framed circuit, ES", "circuit in the weights' frame, ES", "LoRA r=1, ES"]
-    circuit = lines["framed circuit, ES"]
+def test_share_is_computed_seed_by_seed(folder):
+    lines = {line.label: line for line in lines_of(summarise(read_study(folder), read_rows(folder)))}
+    assert list(lines) == ["framed circuit, R=32, ES", "circuit in the weights' frame, ES", "LoRA r=1, ES"]
+    circuit = lines["framed circuit, R=32, ES"]
     assert circuit.share.values == pytest.approx({seed: 0.9 - 0.01 * seed for seed in range(5)})
     assert circuit.share.half_width == pytest.approx(2.776 * 0.0158114 / 5**0.5, rel=1e-3)
     assert (circuit.reaches_goal, circuit.is_fitted, circuit.to_circuit) == ("yes", True, None)
@@ -73,10 +65,10 @@ def test_share_is_computed_seed_by_seed(script, folder):
     assert lora.to_circuit.low == pytest.approx(-0.08 - circuit.share.half_width)
 
 
-def test_tables_keep_adapters_without_data_apart(script, folder, capsys):
-    script.main([str(folder)])
+def test_tables_keep_adapters_without_data_apart(folder, capsys):
+    forward_passes_table.main([str(folder)])
     fitted, _, others = capsys.readouterr().out.partition("**Without data**")
-    assert "| framed circuit, ES |" in fitted
+    assert "| framed circuit, R=32, ES |" in fitted
     assert "| 88% [86%, 90%] | yes |  |" in fitted
     assert "| LoRA r=1, ES |" in others
     assert "-0.0800 [-0.0996, -0.0604]" in others

@@ -1,36 +1,30 @@
 """The result pages have the values of their summaries, and the summaries those of their rows."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import results_pages
+
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
 
 
-def script():
-    spec = importlib.util.spec_from_file_location("results_pages", ROOT / "benchmarks" / "results_pages.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("study", script().STUDIES)
+@pytest.mark.parametrize("study", results_pages.STUDIES)
 def test_pages_have_the_values_of_their_summaries(study):
-    assert (RESULTS / f"{study}.md").read_text(encoding="utf-8") == script().page(study)
+    assert (RESULTS / f"{study}.md").read_text(encoding="utf-8") == results_pages.page(study)
 
 
 def test_index_lists_all_studies():
     text = (RESULTS / "index.md").read_text(encoding="utf-8")
-    assert text == script().index(text)
+    assert text == results_pages.index(text)
 
 
 def test_readme_has_the_best_adapters_of_its_rows():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert text == script().readme(text)
+    assert text == results_pages.readme(text)
 
 
 @pytest.mark.parametrize(

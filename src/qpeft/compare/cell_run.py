@@ -348,11 +348,15 @@ def _or_reason(row: Row, name: str) -> Iterator[None]:
 
 
 def _curve(log: list[dict[str, Any]]) -> list[list[Any]]:
-    """[step, training loss, validation loss, seconds] for each step that has a loss."""
+    """[step, training loss, validation loss, seconds] for each step that has a loss.
+
+    The training loss has six decimals, the precision of float32, which keeps the files of large studies small.
+    """
     found: dict[int, list[Any]] = {}
     for entry in log:
         line = found.setdefault(entry["step"], [entry["step"], None, None, entry["seconds"]])
-        line[1] = entry.get("loss", line[1])
+        if "loss" in entry:
+            line[1] = round(entry["loss"], 6)
         line[2] = entry.get("eval_loss", line[2])
     return [found[step] for step in sorted(found)]
 
