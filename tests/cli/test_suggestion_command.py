@@ -110,27 +110,6 @@ def test_frame_file_for_an_adapter_without_gradient_frames_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "message"),
-    [
-        ("es", "a learning rate for AdamW with backward passes, 0.01; begin with a third of it, --lr 0.003"),
-        ("mezo", "optimizer mezo needs --lr: the evidence has a learning rate for AdamW with backward passes, 0.01"),
-    ],
-)
-def test_estimated_gradients_need_a_learning_rate(optimizer, message, qpeft_cli, base_folder, tmp_path, monkeypatch):
-    use_only(monkeypatch, "quantum_peft", {"frame": "weights", "share": "type", "n_layers": 1, "r": 2})
-    chosen = ("--parameters", "300", "--optimizer", optimizer, "--steps", "2", "--out", tmp_path / "run")
-    run = ("train", *text_options(base_folder, tmp_path), *chosen)
-    refused = qpeft_cli(*run)
-    assert refused.exit_code == 2, refused.output
-    assert message in " ".join(refused.stderr.split())
-    assert not (tmp_path / "run").exists()
-    done = qpeft_cli(*run, "--lr", "0.003", "--json")
-    assert done.exit_code == 0, done.output
-    settings = RunFolder(tmp_path / "run").settings()
-    assert (settings.optimizer, settings.lr) == (optimizer, 0.003)
-
-
-@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("plan --method auto", "method auto needs a budget: --parameters N or --bytes N"),

@@ -17,6 +17,7 @@ from qpeft.compare import estimate
 from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.cell import Setup, SplitData, failed_row, started_row, tidy, work_folder
 from qpeft.compare.cell_run import run_cell, settings_of, untrained_model
+from qpeft.compare.measurements import speed
 from qpeft.compare.plan import config_hash, make_plan
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Base, Quality, RowFile, read_rows
@@ -274,11 +275,15 @@ def test_hardware_jobs_are_counted_and_not_sent_for_times(study, tmp_path, monke
 def test_hours_are_estimated_on_the_device_on_which_cells_train(study, tmp_path, monkeypatch):
     plan = make_plan(study(methods=METHODS[1:2]), tmp_path / "out")
 
-    def stop(model, settings, batch):
-        raise InterruptedError({tensor.device.type for tensor in (*model.parameters(), *batch.values())})
+    class Stop:
+        def __init__(self, model, settings):
+            self.model = model
+
+        def step(self, batch):
+            raise InterruptedError({tensor.device.type for tensor in (*self.model.parameters(), *batch.values())})
 
     monkeypatch.setattr(estimate, "_device", lambda: torch.device("meta"))
-    monkeypatch.setattr(estimate, "_seconds_per_step", stop)
+    monkeypatch.setattr(speed, "TrainingSteps", Stop)
     with pytest.raises(InterruptedError, match=r"^\{'meta'\}$"):
         plan.estimate()
     monkeypatch.undo()
@@ -579,27 +584,3 @@ def test_prompts_that_are_too_long_are_named_in_the_row_and_the_report(study, tm
     ]
     RowFile(plan.folder).append(row)
     assert f"{row.data.left_out[0]}." in summarise(plan.study, read_rows(plan.folder)).limits
-
-
-def test_method_with_its_own_training_runs_and_records_it(study, tmp_path):
-    framed = {"r": 2, "frame": "random", "frame_rank": 4, "share": "type", "n_layers": 1}
-    method = {"key": "adam", "method": "quantum_peft", "settings": framed, "lr": 0.001}
-    own = {"optimizer": "es", "es_pairs": 2, "steps": 3}
-    both = [method, {**method, "key": "es", "training": own}]
-    plan = make_plan(study(methods=both, reference="adam", costs=False), tmp_path / "out")
-    [adam], [es] = cells_of(plan, "adam"), cells_of(plan, "es")
-    assert (adam.hash != es.hash, adam.steps, es.steps) == (True, 6, 3)
-    settings = settings_of(es, tmp_path)
-    assert (settings.optimizer, settings.es_pairs, settings.steps, settings.eval_every) == ("es", 2, 3, 3)
-    row = run_cell(es, tmp_path / "out")
-    assert (row.status, row.train.optimizer, row.train.steps) == ("success", "es, pairs 2", 3)
-    assert row.train.curve[-1][0] == 3
-    plan.study.write(plan.folder)
-    assert [found.own_training for found in read_study(plan.folder).methods] == [{}, own]
-
-
-def test_own_training_that_the_method_is_too_large_for_is_refused_by_the_plan(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("qpeft.training.settings._MOST_ESTIMATED", 100)
-    methods = [{**METHODS[1], "training": {"optimizer": "es"}}]
-    with pytest.raises(ConfigError, match=r"method lora: method lora trains [\d,]+ parameters, and optimizer es takes"):
-        make_plan(study(methods=methods, costs=False), tmp_path / "out")

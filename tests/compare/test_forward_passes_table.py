@@ -1,6 +1,6 @@
 """The criterion of the study of forward passes: shares of AdamW's gain, seed by seed, from the rows of a study."""
 
-from pathlib import Path
+import json
 
 import pytest
 from tiny_models import make_text
@@ -14,7 +14,12 @@ from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import Quality, line_of, read_rows
 from qpeft.compare.study_file import load_study
 
-ROOT = Path(__file__).parents[2]
+ADAPTERS = {
+    "circuit": ("framed circuit, R=32", "quantum_peft", {"r": 2, "frame": "gradient"}),
+    "ga": ("LoRA-GA r=1", "lora", {"r": 1, "init_lora_weights": "lora_ga"}),
+    "weights": ("circuit in the weights' frame", "quantum_peft", {"r": 2, "frame": "weights"}),
+    "lora": ("LoRA r=1", "lora", {"r": 1}),
+}
 # by key: test loss with seed 0, and its increase from seed to seed; the untrained base has 5.0
 LOSSES = {
     "none": (5.0, 0.0),
@@ -31,12 +36,21 @@ LOSSES = {
 
 @pytest.fixture
 def folder(tmp_path, tiny_model):
-    """Rows of the study in examples/, of which one adapter has a diverged seed."""
+    """Rows of a study with such methods, of which one adapter has a diverged seed."""
     (tmp_path / "tale.txt").write_text(make_text(800))
-    asked = {"base": str(tiny_model), "data": str(tmp_path / "tale.txt"), "training.seq_len": 32}
-    study = load_study(str(ROOT / "examples" / "forward_passes_study.yaml"), asked)
-    study = study.model_copy(update={"methods": [m for m in study.methods if m.key in LOSSES]})
-    plan = make_plan(study, tmp_path / "out")
+    methods = [
+        {"key": f"{key}_{ending}", "label": f"{label}, {optimizer}", "method": method, "settings": settings, "lr": 1e-3}
+        for key, (label, method, settings) in ADAPTERS.items()
+        for ending, optimizer in (("adam", "Adam"), ("es", "ES"))
+    ]
+    study = {
+        **{"name": "forward-passes", "title": "Forward passes only", "question": "Which?", "reference": "circuit_es"},
+        **{"base": str(tiny_model), "data": str(tmp_path / "tale.txt"), "seeds": [0, 1, 2, 3, 4]},
+        **{"training": {"steps": 2, "seq_len": 32}, "tuning": {"grid": [1.0]}, "costs": False},
+        "methods": [{"key": "none", "method": "none"}, *methods],
+    }
+    (tmp_path / "study.yaml").write_text(json.dumps(study))
+    plan = make_plan(load_study(str(tmp_path / "study.yaml"), {}), tmp_path / "out")
     plan.study.write(plan.folder)
     rows = []
     for cell in plan.final_cells({}):

@@ -119,16 +119,6 @@ def test_overrides_set_nested_fields(tmp_path):
         ),
         ({"methods": [{"key": "../lora", "method": "lora"}]}, "methods.0.key"),
         ({"methods": []}, "methods"),
-        ({"training.optimizer": "es"}, "set costs: false in a study with another one"),
-        ({"methods": [{"key": "a", "method": "lora", "training": {"lr": 1}}]}, "unknown field 'lr'; .*es_pairs"),
-        (
-            {
-                "costs": False,
-                "reference": "a",
-                "methods": [{"key": "a", "method": "qpa", "backend": {"shots": 9}, "training": {"optimizer": "es"}}],
-            },
-            "a has a backend, which only optimizer adamw takes",
-        ),
         ({"blocks": [{"of": "nobody", "methods": [{"key": "a", "method": "lora"}]}]}, "no method has the key 'nobody'"),
         ({"blocks": [{"of": "qpa", "methods": [{"key": "a", "method": "lora", "vary": "r"}]}]}, "`values` together"),
         (
@@ -179,7 +169,6 @@ def test_new_options_at_their_defaults_keep_the_hash_of_earlier_rows():
 
     assert hash_of(Training()) == "bfe4f281effd"  # as in commit 06b399f
     changes = {"pad_rows": True, "separator": "", "epochs": 1, "lr_schedule": "cosine", "label_smoothing": 0.1}
-    changes |= {"optimizer": "es", "es_pairs": 4, "es_sigma": 0.1}
     changed = {hash_of(Training(**{name: value})) for name, value in changes.items()}
     assert len(changed - {hash_of(Training())}) == len(changes)
 

@@ -9,7 +9,7 @@ import typer
 from qpeft.cli.adapters import base_model
 from qpeft.cli.console import count, remarks, size, table, working
 from qpeft.errors import ConfigError
-from qpeft.training.settings import OPTIMIZERS, TrainSettings
+from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,20 +104,6 @@ def trained_settings(found: Suggestion) -> dict[str, Any]:
             "--frames FILE; or give a budget in --parameters"
         )
     return found.settings
-
-
-def learning_rate(found: Suggestion, run: dict[str, Any]) -> float:
-    """The given learning rate, or that of the evidence, which is for AdamW. Raises ConfigError for other optimizers."""
-    if "lr" in run:
-        return run["lr"]
-    rate, optimizer = found.learning_rate, run.get("optimizer", TrainSettings.optimizer)
-    if optimizer in OPTIMIZERS and optimizer != TrainSettings.optimizer:
-        start = f"; begin with a third of it, --lr {rate / 3:.1g}" if optimizer == "es" else ""
-        raise ConfigError(
-            f"optimizer {optimizer} needs --lr: the evidence has a learning rate for AdamW with backward passes, "
-            f"{rate:g}{start}"
-        )
-    return rate
 
 
 def show(console: Console, found: Suggestion) -> None:

@@ -14,7 +14,6 @@ from qpeft.cli.suggestion import (
     BytesOption,
     ParametersOption,
     StockServersOption,
-    learning_rate,
     show,
     suggested,
     trained_settings,
@@ -72,7 +71,7 @@ def train(
     described = {**adapter, **generator, **backend, "preset": preset, "set": others}
     suggestion = suggested(run["model"], run, described, parameters, bytes, stock_servers)
     if suggestion is not None:
-        run = {**run, "lr": learning_rate(suggestion, run), "method": suggestion.method}
+        run = {"lr": suggestion.learning_rate, **run, "method": suggestion.method}
     method = run.get("method", TrainSettings.method)
     run = {**run, "model": base_model(run["model"])}
     settings = TrainSettings(**run, backend_settings=backend)

@@ -39,13 +39,12 @@ def count(study: Study, base: Host, spec: MethodSpec | Candidate, settings: dict
     trains = methods.named(spec.method).trains
     if trains is Trains.NOTHING:
         return 0, 0
-    training = study.training.model_copy(update=spec.own_training)
     run = TrainSettings(
         model="",
         data="",
         out="",
         task=study.task,
-        **{name: getattr(training, name) for name in ("dtype", "optimizer", "es_pairs", "es_sigma")},
+        dtype=study.training.dtype,
         method=spec.method,
         host=spec.host,
         method_settings=settings,
@@ -55,12 +54,10 @@ def count(study: Study, base: Host, spec: MethodSpec | Candidate, settings: dict
         run.check()
         if trains is not Trains.ADAPTER:
             total = count_trainable(base.model) - in_head if trains is Trains.MODEL else 0
-            run.check_size(total + in_head)
             return total, total
         config = build_config(run)
         train_in_full(config, base.head)
         planned = plan(base.model, config, build_generator(run))
-        run.check_size(planned.trainable)
     except ConfigError as error:
         raise ConfigError(f"method {spec.key}: {error}") from error
     return planned.trainable - in_head, planned.deployed - in_head
@@ -105,6 +102,5 @@ def _fit(study: Study, base: Host, block: Block, candidate: Candidate, budget: i
         host=candidate.host,
         settings=settings,
         lr=candidate.lr,
-        training=candidate.training,
     )
     return Counted(spec, "equal_budget", *counts)

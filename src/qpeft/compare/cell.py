@@ -97,12 +97,7 @@ class Cell(_Frozen):
     @property
     def steps(self) -> int:
         """Optimizer steps of the cell."""
-        return self.training.steps if self.spec.is_trained and self.role != "cost" else 0
-
-    @property
-    def training(self) -> Training:
-        """The study's training, with the method's own fields."""
-        return self.setup.training.model_copy(update=self.spec.own_training)
+        return self.setup.training.steps if self.spec.is_trained and self.role != "cost" else 0
 
 
 def work_folder(cell: Cell, folder: Path) -> Path:
@@ -120,7 +115,7 @@ def tidy(cell: Cell, folder: Path) -> None:
 def started_row(cell: Cell) -> Row:
     """The row of a cell before it runs."""
     setup, spec = cell.setup, cell.spec
-    training = cell.training
+    training = setup.training
     optional = {name: value for name in ("kind", "backend") if (value := getattr(spec, name))}
     return Row(
         cell_id=cell.cell_id,
@@ -138,7 +133,7 @@ def started_row(cell: Cell) -> Row:
             lr=cell.lr,
             lr_grid=spec.rates,
             lr_at_grid_edge=cell.lr_at_edge,
-            optimizer=training.optimizer_name,
+            optimizer="AdamW, betas 0.9 and 0.999",
             schedule=training.schedule,
             steps=training.steps,
             batch_size=training.batch_size,

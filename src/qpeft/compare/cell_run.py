@@ -38,7 +38,6 @@ _CAPACITY_TOKENS = 2048
 _NOT_GENERATED = {"params_generator": "nothing is generated"}
 _OF_TRAINING = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay")
 _OF_TRAINING += ("max_grad_norm", "dtype", "eval_blocks", "separator", "pad_rows", "lr_schedule", "label_smoothing")
-_OF_TRAINING += ("optimizer", "es_pairs", "es_sigma")
 _OF_DATA = ("trust_remote_code", "model", "data", "eval_data", "task", "seq_len", "eval_blocks", "batch_size", "dtype")
 _OF_DATA += ("separator", "pad_rows", "text_pair_column")
 
@@ -104,7 +103,7 @@ def _cost_row(cell: Cell) -> Row:
 def settings_of(cell: Cell, out: Path, part: str = "validation") -> TrainSettings:
     """The training run of a cell, scored on `part` of the data."""
     setup, spec = cell.setup, cell.spec
-    training = cell.training
+    training = setup.training
     # with a backend the run chooses: on hardware it saves every step
     save_every = None if spec.backend else max(1, training.steps // 4)
     return TrainSettings(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -14,8 +14,6 @@ from qpeft.files import write_json
 
 if TYPE_CHECKING:
     import torch
-
-    from qpeft.training.settings import TrainSettings
 
 _STEPS = 5
 _STEPS_OF_A_COST_CELL = 80  # of the method and of the reference, with warm-up and generated tokens
@@ -62,7 +60,7 @@ def estimate_hours(
 
 
 def _training(cell: Cell, timing: Timing) -> float:
-    n_scores = 1 + cell.training.steps / timing.eval_every
+    n_scores = 1 + cell.setup.training.steps / timing.eval_every
     return timing.start + cell.steps * timing.step + n_scores * timing.valid_blocks * timing.block
 
 
@@ -89,12 +87,11 @@ def _at(examples_per_second: float, cell: Cell) -> Timing:
     from qpeft.compare.cell_run import no_warnings, read_test_data, settings_of, shared_task
 
     settings = settings_of(cell, Path())
-    work = 1.0 if settings.estimate is None else _FORWARD
     with no_warnings():
         n_valid, n_test = len(shared_task(settings).evaluation), len(read_test_data(cell).evaluation)
     return Timing(
         start=0.0,
-        step=settings.batch_size * settings.forward_passes * work / examples_per_second,
+        step=settings.batch_size * settings.gradient_accumulation_steps / examples_per_second,
         block=_FORWARD / examples_per_second,
         eval_every=settings.intervals().evaluate,
         valid_blocks=n_valid,
@@ -120,7 +117,7 @@ def _timed(cell: Cell) -> Timing:
     import torch
 
     from qpeft.compare.cell_run import no_warnings, read_test_data, settings_of, untrained_model
-    from qpeft.compare.measurements.speed import now
+    from qpeft.compare.measurements.speed import TrainingSteps, now
 
     settings = settings_of(cell, Path())
     with no_warnings():
@@ -129,7 +126,10 @@ def _timed(cell: Cell) -> Timing:
         model = model.to(device)
         start = now() - began
         batch = {name: part.to(device) for name, part in task.collate(task.train[: settings.batch_size]).items()}
-        step = _seconds_per_step(model, settings, batch) if cell.steps else 0.0
+        step = 0.0
+        if cell.steps:
+            run = TrainingSteps(model, settings)
+            step = median(run.step(batch) for _ in range(_STEPS)) / 1000
         began = now()
         with torch.no_grad():
             model(**batch)
@@ -150,24 +150,3 @@ def _device() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _seconds_per_step(model: Any, settings: TrainSettings, batch: Mapping[str, Any]) -> float:
-    """Median of a few steps; an estimate of the gradient is timed with one pair of forward passes."""
-    from qpeft.compare.measurements.speed import TrainingSteps, now
-    from qpeft.training.evolution import estimate_gradient
-    from qpeft.training.metrics import evaluation_mode
-
-    if settings.estimate is None:
-        run = TrainingSteps(model, settings)
-        return median(run.step(batch) for _ in range(_STEPS)) / 1000
-    trained = [p for p in model.parameters() if p.requires_grad]
-    seconds = []
-    with evaluation_mode(model):
-        for step in range(_STEPS):
-            began = now()
-            estimate_gradient(
-                lambda: model(**batch).loss, trained, pairs=1, sigma=settings.estimate.sigma, seed=0, step=step
-            )
-            seconds.append(now() - began)
-    return settings.estimate.pairs * median(seconds)

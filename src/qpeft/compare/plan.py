@@ -46,7 +46,7 @@ Rows = Mapping[str, Row]  # by cell_id
 
 _BYTES_PER_TRAINED = 16  # a value, its gradient and the two moments of Adam in float32
 
-_OF_SPEC = ("key", "against", "method", "host", "settings", "backend", "own_training", "note")
+_OF_SPEC = ("key", "against", "method", "host", "settings", "backend", "note")
 # in every hash; fields that were added later only where they are not the default, so that earlier rows stay valid
 _TRAINING_OF_0_1 = ("steps", "batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "weight_decay")
 _TRAINING_OF_0_1 += ("max_grad_norm", "dtype", "eval_every", "eval_blocks", "save_every")
@@ -391,7 +391,6 @@ def config_hash(study: Study, setup: Setup, spec: MethodSpec, rates: Sequence[fl
         "settings": without_folders(spec.settings),
         "rates": list(rates),
         **({"backend": without_folders(spec.backend)} if spec.backend else {}),
-        **({"own_training": own} if (own := spec.own_training) else {}),
         **{f"{part}_sha256": sha for part, sha in files.items()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]

@@ -51,7 +51,6 @@ class ResolvedMethod(_Resolved):
     host: str = "lora"
     settings: dict[str, Any] = {}
     backend: dict[str, Any] = {}
-    own_training: dict[str, Any] = {}  # fields of the study's training that the method has otherwise
     lr_base: float | None = None
     rates: list[float] = []  # learning rates to try; none where nothing is trained
     hash: str

@@ -58,7 +58,6 @@ def smoke_test(study: Study, folder: Path) -> Study:
     values = study.model_dump()
     for method in values["methods"]:
         method["published"] = []
-        method["training"]["steps"] = None
     length = min(study.training.seq_len or _SEQ_LEN, _SEQ_LEN)
     changes: dict[str, Any] = {
         "name": f"smoke-{study.name}",

@@ -25,7 +25,6 @@ LEAST_RANKED = 0.8  # of a block's budget
 Seed = Annotated[int, Field(ge=0, le=HIGHEST_SEED)]
 MethodKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+@-]*$")]  # in names of files
 Schedule = Literal["linear", "cosine", "constant"]
-Optimizer = Literal["adamw", "es", "mezo"]
 Role = Literal["main", "control", "equal_budget"]
 _Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Label = Annotated[str, Field(pattern=r"^[^=+@\t\r\n-][^\t\r\n]*$")]  # a spreadsheet must not read it as a formula
@@ -68,28 +67,12 @@ class Published(_Strict):
     note: _Label | None = None
 
 
-class OwnTraining(_Strict):
-    """Fields of `training` that one method has otherwise; None: as the study."""
-
-    steps: int | None = Field(default=None, ge=1, le=MOST)
-    max_grad_norm: float | None = Field(default=None, ge=0)
-    optimizer: Optimizer | None = None
-    es_pairs: int | None = Field(default=None, ge=1, le=MOST)
-    es_sigma: float | None = Field(default=None, gt=0)
-
-
 class _MethodFields(_Strict):
     label: _Label | None = None
     method: str
     host: str = "lora"
     settings: dict[str, Any] = {}
     lr: float | None = Field(default=None, gt=0)  # the middle of its grid of learning rates
-    training: OwnTraining = OwnTraining()
-
-    @property
-    def own_training(self) -> dict[str, Any]:
-        """The fields of `training` that are not those of the study."""
-        return self.training.model_dump(exclude_none=True)
 
 
 class MethodSpec(_MethodFields):
@@ -169,9 +152,6 @@ class Training(_Strict):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)
-    optimizer: Optimizer = "adamw"
-    es_pairs: int | None = Field(default=None, ge=1, le=MOST)
-    es_sigma: float | None = Field(default=None, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
     eval_every: int | None = Field(default=None, ge=1, le=MOST)  # default: 20 times per run
     eval_blocks: int = Field(default=24, ge=0, le=MOST)
@@ -183,15 +163,6 @@ class Training(_Strict):
     label_column: str = "label"
     prompt_column: str = "prompt"
     completion_column: str = "completion"
-
-    @property
-    def optimizer_name(self) -> str:
-        """The optimizer, in words."""
-        if self.optimizer == "adamw":
-            return "AdamW, betas 0.9 and 0.999"
-        given = {"pairs": self.es_pairs, "sigma": self.es_sigma}
-        parts = [self.optimizer, *(f"{name} {value:g}" for name, value in given.items() if value is not None)]
-        return ", ".join(parts)
 
     @property
     def schedule(self) -> str:
@@ -297,18 +268,8 @@ class Study(_Strict):
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: duplicate seed")
-        self._check_optimizers()
         self._check_data_and_metric()
         return self
-
-    def _check_optimizers(self) -> None:
-        trained = [*self.methods, *(candidate for block in self.blocks for candidate in block.methods)]
-        optimizers = [self.training.model_copy(update=one.own_training).optimizer for one in trained]
-        others = [one for one, optimizer in zip(trained, optimizers, strict=True) if optimizer != "adamw"]
-        if others and self.costs:
-            raise ValueError("costs are measured with optimizer adamw; set costs: false in a study with another one")
-        if on_backend := [one.key for one in others if isinstance(one, MethodSpec) and one.backend]:
-            raise ValueError(f"methods: {on_backend[0]} has a backend, which only optimizer adamw takes")
 
     def _check_data_and_metric(self) -> None:
         if self.training.epochs is not None and "steps" in self.training.model_fields_set:
@@ -378,8 +339,6 @@ def _known_fields(place: tuple[int | str, ...]) -> list[str]:
     models: dict[str, type[BaseModel]] = {"training": Training, "tuning": Tuning, "generation": Generation}
     if parents[:1] == ["by_data"]:
         return list(Training.model_fields)
-    if len(parents) > 1:
-        models["training"] = OwnTraining
     models |= {"published": Published, "blocks": Block, "methods": Candidate if "blocks" in parents else MethodSpec}
     return list((models[parents[-1]] if parents else Study).model_fields)
 

@@ -33,8 +33,8 @@ from qpeft.user_files import is_file
 FOLDER = "circuit-matters"  # in the run folder: the comparison
 _CIRCUIT = "qnn"
 _SAME = ("batch_size", "gradient_accumulation_steps", "seq_len", "warmup", "lr_schedule", "weight_decay",
-         "max_grad_norm", "optimizer", "es_pairs", "es_sigma", "label_smoothing", "dtype", "separator", "pad_rows",
-         "text_column", "label_column", "prompt_column", "completion_column")  # fmt: skip
+         "max_grad_norm", "label_smoothing", "dtype", "separator", "pad_rows", "text_column", "label_column",
+         "prompt_column", "completion_column")  # fmt: skip
 
 
 @dataclass(frozen=True)

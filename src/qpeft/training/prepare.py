@@ -19,7 +19,6 @@ from qpeft.core import base_model as base
 from qpeft.errors import ConfigError
 from qpeft.training.blocks import spread
 from qpeft.training.methods import build_adapter, build_config
-from qpeft.training.outputs import count_trainable
 from qpeft.training.progress import Progress
 from qpeft.training.run_folder import own_files
 from qpeft.training.settings import TrainSettings
@@ -65,7 +64,6 @@ def prepare(settings: TrainSettings, progress: Progress, task: Task | None = Non
     set_seed(settings.seed)
     loaded = task.load_base()
     model = build_adapter(settings, loaded, task.head, partial(_batches, task, settings.batch_size))
-    settings.check_size(count_trainable(model))
     if fit := settings.record.ask("fit", config):
         progress.on_stage("Computing the gradient's directions")
         fit(model.to("cuda" if torch.cuda.is_available() else "cpu"), _batches(task, settings.batch_size))

@@ -1,4 +1,4 @@
-"""Fine-tune with `transformers.Trainer`, in a folder from which a killed run resumes."""
+"""Fine-tune with an unchanged `transformers.Trainer`, in a folder from which a killed run resumes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from qpeft.files import is_disk_full, open_own, read_json
 from qpeft.training import outputs
 from qpeft.training.callbacks import RunCallback
 from qpeft.training.checkpoints import find_damaged, last_complete, prune, step_of
-from qpeft.training.evolution import EvolutionTrainer
 from qpeft.training.interrupt import StopRequest
 from qpeft.training.lock import locked
 from qpeft.training.methods import seed_value
@@ -160,9 +159,6 @@ def _fit(
     if settings.epochs is not None:
         epochs, settings = settings.epochs, settings.with_steps(len(ready.task.train))
         progress.on_note(f"epochs: {epochs:g} of {len(ready.task.train):,} examples, {settings.n_steps:,} steps")
-    if settings.estimate is not None:
-        per_step = settings.forward_passes
-        progress.on_note(f"forward passes: {per_step * settings.n_steps:,}, {per_step:,} in each of the steps")
     if ready.circuits is not None:
         os.close(open_own(folder.jobs))  # no link to another file
         ready.circuits.jobs.log_to(folder.jobs)
@@ -255,10 +251,7 @@ def _trainer(settings: TrainSettings, ready: Prepared, folder: RunFolder) -> Tra
     if settings.record.uses_param_groups:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, ready.model)
         optimizer = kind, {**options, "params": qpeft.param_groups(ready.model, settings.lr, settings.weight_decay)}
-    make = Trainer
-    if settings.estimate is not None:
-        make = partial(EvolutionTrainer, **settings.estimate._asdict())
-    trainer = make(
+    trainer = Trainer(
         model=ready.model,
         args=arguments,
         train_dataset=ready.task.train,  # type: ignore[arg-type]
@@ -290,7 +283,6 @@ def _arguments(settings: TrainSettings, checkpoints: Path) -> TrainingArguments:
             warmup_steps=settings.warmup,
             weight_decay=settings.weight_decay,
             max_grad_norm=settings.max_grad_norm,
-            **({"optim": "sgd"} if settings.optimizer == "mezo" else {}),
             seed=settings.seed,
             **checkpointing,
             logging_steps=1,

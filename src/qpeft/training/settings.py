@@ -18,7 +18,6 @@ from qpeft.training.task_types import TASKS
 
 DTYPES = ("float32", "bfloat16")
 SCHEDULES = ("linear", "cosine", "constant")
-OPTIMIZERS = ("adamw", "es", "mezo")
 
 # panels of the command line's help
 _OPTIMIZATION = "Optimization"
@@ -30,8 +29,6 @@ _STEPS = 500
 _EVALUATED_BLOCKS = 512
 _BEYOND_TENSORS = 2**63  # torch's limit
 HIGHEST_SEED = 2**32 - 1  # NumPy's limit
-# with the default pairs, an estimate with more parameters has a cosine below 1/45 with the gradient
-_MOST_ESTIMATED = 2**14
 
 
 class Intervals(NamedTuple):
@@ -40,13 +37,6 @@ class Intervals(NamedTuple):
     evaluate: int
     save: int
     log: int
-
-
-class Estimate(NamedTuple):
-    """An estimate of the gradient from forward passes alone."""
-
-    pairs: int
-    sigma: float
 
 
 @dataclass(kw_only=True)
@@ -121,27 +111,6 @@ class TrainSettings:
     weight_decay: float = option(0.0, "Weight decay of AdamW.", panel=_OPTIMIZATION, at_least=0)
     max_grad_norm: float = option(
         1.0, "Clip gradients to this norm; 0 turns clipping off.", panel=_OPTIMIZATION, at_least=0
-    )
-    optimizer: str = option(
-        "adamw",
-        "es: AdamW with a gradient that an evolution strategy estimates from forward passes alone, for adapters of few "
-        "parameters. mezo: SGD with such an estimate, a control for any number of parameters.",
-        choices=OPTIMIZERS,
-        panel=_OPTIMIZATION,
-    )
-    es_pairs: int | None = option(
-        None,
-        "Pairs of forward passes in an estimate of the gradient. Default: 8; 1 for mezo.",
-        panel=_OPTIMIZATION,
-        at_least=1,
-        at_most=MOST,
-    )
-    es_sigma: float | None = option(
-        None,
-        "Standard deviation by which an estimate perturbs the parameters. Default: the peak learning rate; 1e-3 for "
-        "mezo.",
-        panel=_OPTIMIZATION,
-        above=0,
     )
     label_smoothing: float = option(
         0.0,
@@ -251,7 +220,6 @@ class TrainSettings:
             if isinstance(value, int) and abs(value) >= _BEYOND_TENSORS:
                 raise ConfigError(f"{setting(name)} must be smaller than 2^63")
         self._check_backend()
-        self._check_optimizer()
         self._check_host()
         for record in dict.fromkeys((self.record, self.adapter)):
             record.ask("check", self)
@@ -296,29 +264,6 @@ class TrainSettings:
         steps = ceil(self.epochs * ceil(n_batches / self.gradient_accumulation_steps))
         return replace(self, steps=steps, epochs=None)
 
-    @property
-    def estimate(self) -> Estimate | None:
-        """How the gradient is estimated; None if it is computed by backward passes."""
-        if self.optimizer == "adamw":
-            return None
-        pairs, sigma = (8, self.lr) if self.optimizer == "es" else (1, 1e-3)
-        return Estimate(self.es_pairs or pairs, self.es_sigma or sigma)
-
-    @property
-    def forward_passes(self) -> int:
-        """Forward passes of an optimizer step."""
-        pairs = 1 if self.estimate is None else 2 * self.estimate.pairs
-        return pairs * self.gradient_accumulation_steps
-
-    def check_size(self, n_trainable: int) -> None:
-        """Raise ConfigError if the optimizer is not for as many trainable parameters as the method has."""
-        if self.optimizer == "es" and n_trainable > _MOST_ESTIMATED:
-            raise ConfigError(
-                f"method {self.method} trains {n_trainable:,} parameters, and {setting('optimizer')} es takes at most "
-                f"{_MOST_ESTIMATED:,}: an estimate from few forward passes hardly has the direction of the gradient. "
-                f"Use an adapter of a few hundred parameters, or optimizer adamw"
-            )
-
     def intervals(self) -> Intervals:
         """The given intervals, or defaults that depend on the number of steps."""
         return Intervals(
@@ -352,23 +297,6 @@ class TrainSettings:
         if self.host != TrainSettings.host and self.record.generator is None:
             owners = " or ".join(record.key for record in methods.records() if record.generator is not None)
             raise ConfigError(f"host {self.host} is for method {owners}; method {self.method} has no host")
-
-    def _check_optimizer(self) -> None:
-        name = f"{setting('optimizer')} {self.optimizer}"
-        if self.estimate is None:
-            given = [part for part in ("es_pairs", "es_sigma") if getattr(self, part) is not None]
-            if given:
-                raise ConfigError(f"{setting(given[0])} is not for {name}; leave it out, or choose es or mezo")
-            return
-        if self.gradient_checkpointing:
-            raise ConfigError(f"{name} has no backward pass; leave out {setting('gradient_checkpointing')}")
-        if not self.backend.is_usual:
-            raise ConfigError(f"{name} is for exact circuits; leave out {', '.join(self.backend_settings)}")
-        if dropout := [part for part, value in self.method_settings.items() if "dropout" in part and value]:
-            raise ConfigError(
-                f"{name} compares losses without dropout, and {setting(dropout[0])} is "
-                f"{self.method_settings[dropout[0]]}; leave it out"
-            )
 
     def _check_backend(self) -> None:
         if not self.backend.is_usual and not self.record.takes_backend:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qpeft.compare.analysis.limits import noisy_costs
 from qpeft.compare.analysis.sentences import plural
@@ -42,10 +41,6 @@ def length(training: Training) -> str:
     return steps if training.epochs is None else f"{steps} (epochs: {training.epochs:g})"
 
 
-def _fields(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
-
-
 def rules(summary: Summary) -> list[str]:
     """What is equal for all methods."""
     study = summary.study
@@ -54,9 +49,6 @@ def rules(summary: Summary) -> list[str]:
     if study.is_language_model and training.seq_len:
         batch += f" of {training.seq_len} tokens"
     smoothing = f", label smoothing of {training.label_smoothing:g}" if training.label_smoothing else ""
-    optimizer = "AdamW" if training.optimizer == "adamw" else training.optimizer_name
-    own = [f"{method.label} ({_fields(method.own_training)})" for method in study.methods if method.own_training]
-    exceptions = f" Some train otherwise: {'; '.join(own)}." if own else ""
     tried = "No learning rate is tuned: each method uses the learning rate that the study specifies."
     if len(grid) > 1:
         tried = (
@@ -67,8 +59,8 @@ def rules(summary: Summary) -> list[str]:
     return [
         "Every method starts from the same base and sees the same examples in the same order. The seed determines that "
         "order, dropout, and the adapter's initial values.",
-        f"Every method trains for {length(training)} of {batch}, with {optimizer}, the same schedule of the learning "
-        f"rate ({training.schedule}){smoothing} and the same gradient clipping.{exceptions}",
+        f"Every method trains for {length(training)} of {batch}, with AdamW, the same schedule of the learning rate "
+        f"({training.schedule}){smoothing} and the same gradient clipping.",
         tried,
         "The test data are read once per run, after training, with the parameters that performed best on validation "
         "data.",
