@@ -1,4 +1,4 @@
-"""Which share of the gain of AdamW training with forward passes reaches: examples/forward_passes_study.yaml.
+"""Which share of the gain of AdamW training with forward passes reaches: the study forward-passes.
 
     python benchmarks/forward_passes_table.py FOLDER [FOLDER ...]
 
