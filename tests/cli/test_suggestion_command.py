@@ -1,6 +1,7 @@
 """--parameters and --bytes of `plan` and `train`: the adapter that the evidence suggests."""
 
 import json
+import shlex
 
 import pytest
 
@@ -53,12 +54,47 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(qpeft_cli, base_fol
     assert stored == 2 * json.loads(planned.stdout)["trainable"]
     refused = qpeft_cli("train", *data, *budget)
     assert refused.exit_code == 2
-    assert "write one with qpeft frames, and name it with --frames FILE" in " ".join(refused.stderr.split())
+    message = " ".join(refused.stderr.split())
+    assert f"write one, qpeft frames --model {base_folder} --data {tmp_path / 'text.txt'} --out" in message
     made = qpeft_cli("frames", *data, "--share", "type", "--n-layers", "1", "--out", tmp_path / "frames")
     assert made.exit_code == 0, made.output
     result = qpeft_cli("train", *data, *budget, "--frames", tmp_path / "frames.safetensors", "--json")
     assert result.exit_code == 0, result.output
     assert stored < json.loads(result.stdout)["stored_bytes"] < stored + 200
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("quantum_peft", {"frame": "gradient", "share": "type", "r": 2, "target_modules": "@linear-and-head"}),
+        ("quantum_peft", {"frame": "random", "freeze_angles": True, "r": 2, "modules_to_save": "@norms"}),
+        ("uni_lora", {"r": 4, "theta_d_length": 64}),
+        ("lora", {"r": 1, "lora_alpha": 1, "target_modules": None}),
+        ("tiny_lora", {"r": 2, "u": 2, "save_projection": False}),
+    ],
+    ids=str,
+)
+def test_shown_options_are_those_of_the_suggested_adapter(qpeft_cli, base_folder, monkeypatch, method, settings):
+    use_only(monkeypatch, method, settings)
+    budget = ("plan", "--model", base_folder, "--parameters", "100000")
+    suggested = json.loads(qpeft_cli(*budget, "--json").stdout)
+    shown = qpeft_cli(*budget).stdout.splitlines()
+    (line,) = [line for line in shown if line.startswith("--method")]
+    words = shlex.split(line)
+    assert words[-2:] == ["--lr", "0.01"]
+    again = qpeft_cli("plan", "--model", base_folder, *words[:-2], "--json")
+    assert again.exit_code == 0, again.output
+    del suggested["suggestion"]
+    assert json.loads(again.stdout) == suggested
+
+
+def test_choice_is_shown_before_the_first_step(qpeft_cli, base_folder, tmp_path, monkeypatch):
+    use_only(monkeypatch, "lora", {"r": 1, "target_modules": ["lm_head"]})
+    monkeypatch.setattr("qpeft.training.train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    result = qpeft_cli("train", *text_options(base_folder, tmp_path), "--parameters", "9999", "--out", tmp_path / "run")
+    assert result.exit_code == 130
+    assert "Suggested: the best: --method lora --r 1 --target-modules lm_head --lr 0.01" in result.stderr
+    assert "Note: TRL does not load its export" in result.stderr
 
 
 def use_only(monkeypatch, method, settings):
@@ -119,7 +155,7 @@ def test_frame_file_for_an_adapter_without_gradient_frames_is_refused(
         ("plan --parameters 99 --method lora", "use --method auto instead of --method lora"),
         ("plan --parameters 99 --r 4 --share type", "leave out --r, --share"),
         ("plan --parameters 99 --task text-classification", "evidence for task causal-lm only, not for"),
-        ("plan --bytes 8", "--bytes 8 is too small: the smallest measured adapter that fits is"),
+        ("plan --bytes 8", "--bytes 8 is too small: the smallest measured adapter for this model, "),
         ("plan --bytes 9999 --frames some.safetensors", "there is no frame file"),
         ("train --data none.txt --out run --parameters 99 --frames some.safetensors", "there is no frame file"),
         ("train --data none.txt --out run --method auto", "method auto needs a budget"),

@@ -10,7 +10,7 @@ import torch
 from peft import get_peft_model
 from safetensors.torch import load_file
 from tiny_models import make_text
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 import qpeft
 from qpeft.compare import suggest as suggest_module
@@ -19,10 +19,11 @@ from qpeft.compare.evidence import Design, Evidence, Result, Setup, is_better, r
 from qpeft.compare.plan import make_plan
 from qpeft.compare.rows import Quality, line_of
 from qpeft.compare.study_file import load_study
-from qpeft.errors import ConfigError
+from qpeft.errors import CheckpointError, ConfigError
 
 ROOT = Path(__file__).parents[2]
 BASE = GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=32)  # 512 parameters per rank of LoRA
+LLAMA = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
 KEYS = ("none", "lora_r1", "lora_r8", "uni_64", "plain_L1", "core_R2")
 # by key: test loss in two setups; the base has 4.0 and 5.0
 LOSSES = {
@@ -169,7 +170,9 @@ def test_same_adapter_stores_its_frames_in_a_budget_of_parameters(with_frame_fil
     assert found.config.store_frames
     assert found.plan == qpeft.plan(BASE, found.config)
     assert found.plan.stored_bytes > 4 * found.plan.trainable
-    assert not any("frame file" in note for note in found.notes)
+    with_file = qpeft.suggest(BASE, bytes=1000).plan.stored_bytes
+    note = f"it stores its frames: {found.plan.stored_bytes:,} bytes, {with_file:,} with a frame file"
+    assert found.notes[0].startswith(note)
 
 
 @pytest.fixture
@@ -178,9 +181,9 @@ def frame_file(tmp_path):
     torch.manual_seed(0)
     base = GPT2LMHeadModel(BASE).eval()
 
-    def make(frame_rank=4):
+    def make(frame_rank=4, target_modules="all-linear"):
         config = qpeft.QuantumPeftConfig(
-            r=2, n_layers=1, share="type", frame="gradient", frame_rank=frame_rank, target_modules="all-linear"
+            r=2, n_layers=1, share="type", frame="gradient", frame_rank=frame_rank, target_modules=target_modules
         )
         qpeft.fit_frames(
             get_peft_model(copy.deepcopy(base), config),
@@ -212,6 +215,49 @@ def test_frames_in_a_given_file_are_not_counted(with_frame_file, monkeypatch, fr
     qpeft.save(model, tmp_path / "adapter")
     (tensor,) = load_file(tmp_path / "adapter" / "adapter_model.safetensors").values()
     assert tensor.nbytes == found.plan.stored_bytes + 8
+
+
+def test_frame_file_of_another_base_is_refused(with_frame_file, frame_file):
+    file, base = frame_file()
+    wider = GPT2LMHeadModel(GPT2Config(**{**BASE.to_dict(), "n_embd": 2 * BASE.n_embd}))
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        other.transformer.h[0].mlp.c_fc.weight.mul_(-1)
+    for model, problem in ((LLAMA, "it has no module"), (wider.config, "has another shape"), (other, "weights differ")):
+        with pytest.raises(CheckpointError, match=f"frames of another base model than this one: .*{problem}"):
+            qpeft.suggest(model, parameters=10**6, frames=file)
+    for model in (LLAMA, wider.config):  # a plan reads no weights
+        with pytest.raises(CheckpointError, match="frames of another base model"):
+            qpeft.plan(model, qpeft.QuantumPeftConfig(r=2, frames=str(file)))
+
+
+def test_frame_file_of_fewer_modules_suits_no_adapter_on_more(with_frame_file, monkeypatch, frame_file):
+    few, base = frame_file(target_modules=["c_fc"])
+    use_only(monkeypatch, with_frame_file)
+    with pytest.raises(ConfigError, match=r"no frames for .*c_attn; write one .* --target-modules c_attn,c_fc,c_proj"):
+        qpeft.suggest(BASE, parameters=10**6, frames=few)
+    more, _ = frame_file(frame_rank=5, target_modules=["c_attn", "c_fc", "c_proj", "lm_head"])
+    found = qpeft.suggest(BASE, parameters=10**6, frames=more)
+    assert found.plan == qpeft.plan(BASE, found.config)
+    assert not any("lm_head" in name for name in found.plan.target_modules)  # as it was measured
+    model = get_peft_model(copy.deepcopy(base), found.config)
+    assert model.get_nb_trainable_parameters()[0] == found.plan.trainable
+
+
+def test_note_names_a_better_adapter_that_the_frame_file_does_not_suit(with_frame_file, monkeypatch, frame_file):
+    file, _ = frame_file()
+    head = {**with_frame_file.settings, "target_modules": "@linear-and-head"}
+    losses = [{seed: loss - 0.5 for seed, loss in result.losses.items()} for result in with_frame_file.results]
+    results = [
+        result.model_copy(update={"losses": some}) for result, some in zip(with_frame_file.results, losses, strict=True)
+    ]
+    better = with_frame_file.model_copy(update={"settings": head, "label": "on the head", "results": results})
+    use_only(monkeypatch, with_frame_file, better)
+    assert qpeft.suggest(BASE, parameters=10**6).label == "on the head"
+    found = qpeft.suggest(BASE, parameters=10**6, frames=file)
+    assert found.label == with_frame_file.label
+    assert found.notes[0].startswith("better in the evidence and within the budget is on the head: the frame file has")
+    assert "--target-modules c_attn,c_fc,c_proj,lm_head" in found.notes[0]
 
 
 def use_only(monkeypatch, *designs):
@@ -258,7 +304,7 @@ def count_trainable(design):
         ({"bytes": 1.5}, "bytes must be an integer of at least 1, got 1.5"),
         (
             {"parameters": 63},
-            "parameters 63 is too small: the smallest .* is Uni-LoRA, 64, with 64 trainable parameters",
+            "parameters 63 is too small: the smallest .*, Uni-LoRA, 64, has 64 trainable parameters",
         ),
     ],
 )
@@ -289,6 +335,8 @@ def test_note_names_the_servers_that_do_not_load_the_export(monkeypatch, setting
     monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
     notes = qpeft.suggest(BASE, parameters=5000).notes
     assert [note.partition(" ")[0] for note in notes if "does not load its export" in note] == servers
+    some = "vLLM loads its export for some models only: it adapts the output head or the embedding"
+    assert (some in notes) == (servers == ["TRL"])
     if servers:
         with pytest.raises(ConfigError, match=f"the first reason is: ours: {servers[0]} does not load its export"):
             qpeft.suggest(BASE, parameters=5000, stock_servers=True)

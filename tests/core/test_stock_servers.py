@@ -1,5 +1,7 @@
 """Which servers load an adapter, against their documented rules and against TRL's own check."""
 
+import copy
+
 import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
 
@@ -19,6 +21,7 @@ LORA = {
     "DoRA": ({"use_dora": True}, False, False, "DoRA"),
     "bias": ({"bias": "lora_only"}, False, False, "biases"),
     "output head": ({"target_modules": HEAD}, True, False, "output head"),
+    "embedding": ({"target_modules": ["q_proj", "embed_tokens"]}, True, False, "embedding"),
     "one rank": ({"rank_pattern": {"up_proj": 2}}, False, False, "different scales"),
     "one rank of equal scale": ({"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"up_proj": 4}}, True, True, "yes"),
     "a trained token": ({"trainable_token_indices": [3]}, False, False, "other than lora_A and lora_B"),
@@ -45,6 +48,15 @@ def test_config_alone_decides_what_needs_no_tensors(lora, tmp_path):
     by_tensors = any(word in part for word in ("scales", "other than"))  # seen in the tensors only
     found = {check.server: not check.reasons for check in check_config(model.peft_config["default"])}
     assert found == ({"vLLM": True, "TRL": True} if by_tensors else {"vLLM": vllm, "TRL": trl})
+
+
+def test_output_head_and_embedding_depend_on_the_model(llama, tmp_path):
+    for name in ("lm_head", "embed_tokens"):
+        config = LoraConfig(r=20, target_modules=["q_proj", name], task_type="CAUSAL_LM")
+        model = get_peft_model(copy.deepcopy(llama), config)
+        model.save_pretrained(tmp_path / name, save_embedding_layers=False)
+        found = [str(check_servers(tmp_path / name)[0]), str(check_config(config)[0])]
+        assert found == ["for some models, with --max-lora-rank 32: it adapts the output head or the embedding"] * 2
 
 
 def test_config_of_a_generated_adapter_is_that_of_its_export():

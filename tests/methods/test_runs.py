@@ -12,6 +12,7 @@ import qpeft
 from qpeft.methods import Trains, get, hosts, keys
 from qpeft.training import TrainSettings, train
 from qpeft.training.blocks import load_blocks
+from qpeft.training.methods import build_config, build_generator
 from qpeft.training.metrics import evaluate_language_model
 
 pytestmark = [
@@ -22,6 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:lora with eva initialization used:UserWarning"),
 ]
 STEPS = 7
+HASHES = 80  # bytes of fingerprints in a saved adapter, which a plan does not count
 GENERATOR = {"chunk_size": 32, "hidden": (6,), "n_layers": 2}
 SIZES = {
     "qpa": {"r": 4},
@@ -102,6 +104,10 @@ def test_saved_and_exported_adapters_have_the_score_of_the_run(settings, tokeniz
         assert "stock PEFT has no such adapter" in card
         assert result.exported_bytes == 0
         assert not result.exported.exists()
+    if get(asked.method).trains is Trains.ADAPTER:
+        saved = weights(result.adapter if result.adapter.exists() else result.exported)
+        planned = qpeft.plan(asked.model, build_config(asked), build_generator(asked)).stored_bytes
+        assert 0 <= sum(tensor.nbytes for tensor in saved.values()) - planned <= HASHES
     for model in models.values():
         found = evaluate_language_model(model.eval(), blocks, asked.batch_size)
         assert found.loss == pytest.approx(result.after.loss, abs=1e-5)

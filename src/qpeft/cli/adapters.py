@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from qpeft.demo import base_model
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json
 from qpeft.user_files import is_file
+
+if TYPE_CHECKING:
+    from qpeft.training.run_folder import RunFolder
 
 CONFIG = "adapter_config.json"
 
@@ -43,6 +46,16 @@ AnsatzFile = Annotated[
         "--ansatz",
         metavar="FILE.py:NAME",
         help="For an adapter with an ansatz of your own: the file that registers it.",
+    ),
+]
+
+FramesFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--frames",
+        metavar="FILE",
+        help="Frame file of an adapter that refers to one. Default: the one that its run was given, or one in the "
+        "adapter's folder or in two folders above.",
     ),
 ]
 
@@ -82,23 +95,59 @@ def use_files(method: str | None, ansatz: str | None = None) -> None:
         named_ansatz(ansatz)
 
 
-def find_adapter(path: Path) -> Path:
-    """`path` or its sub-folder `adapter`: the one with adapter_config.json. Raises CheckpointError if neither has."""
+def find_adapter(path: Path, frames: Path | None = None) -> Path:
+    """`path` or its sub-folder `adapter`: the one with adapter_config.json.
+
+    If the adapter refers to a frame file, `frames` or the one that its run was given is read, and found by its hash
+    from then on.
+
+    Raises:
+        CheckpointError: neither has a config, or `frames` is another file.
+        ConfigError: there is no file `frames`, or the adapter refers to none.
+    """
     for folder in (path, path / "adapter"):
         if (folder / CONFIG).is_file():
+            _read_frames(folder, frames)
             return folder
     raise CheckpointError(
         f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder whose adapter/ has one"
     )
 
 
-def adapter_config(folder: Path) -> dict[str, Any]:
-    """The content of adapter_config.json. Raises CheckpointError if it is not the JSON of a PEFT config."""
+def _read_frames(folder: Path, given: Path | None) -> None:
+    config = _content(folder)
+    if given is None and config.get("frames_sha256") is None:
+        return
+    from qpeft.core.frame_file import check_given, read_frame_file
+
+    if given is not None:
+        check_given(given, config, folder)
+    elif run := run_of(folder):
+        named = run.settings().method_settings.get("frames")
+        if named and Path(named).expanduser().is_file():
+            read_frame_file(named)
+
+
+def run_of(folder: Path) -> RunFolder | None:
+    """The run folder of an adapter folder, if it is in one."""
+    from qpeft.training.run_folder import RunFolder
+
+    run = RunFolder(folder.resolve().parent)
+    return run if run.config.is_file() and folder.resolve() in (run.adapter, run.exported) else None
+
+
+def _content(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(folder / CONFIG)
         config["peft_type"] = str(config["peft_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} is not the JSON of a PEFT config; restore the file") from error
+    return config
+
+
+def adapter_config(folder: Path) -> dict[str, Any]:
+    """The content of adapter_config.json. Raises CheckpointError if it is not the JSON of a PEFT config."""
+    config = _content(folder)
     if config.get("frames_sha256") is None:
         return config
     from qpeft.core.frame_file import complete

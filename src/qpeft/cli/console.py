@@ -126,7 +126,7 @@ def facts(rows: Iterable[Sequence[str]]) -> Table:
 
 def remarks(rows: Iterable[tuple[str, str]]) -> Table:
     """Lines of a label and a text, which is wrapped."""
-    return _grid(rows, {"no_wrap": True, "style": "bold"}, {})
+    return _grid(rows, {"no_wrap": True, "style": "bold"}, {"overflow": "fold"})
 
 
 def _grid(rows: Iterable[Sequence[str]], *columns: dict[str, Any]) -> Table:

@@ -12,11 +12,13 @@ import typer
 
 from qpeft.cli.adapters import (
     AnsatzFile,
+    FramesFile,
     MethodFile,
     OptionalAdapter,
     OptionalModel,
     base_of,
     find_adapter,
+    run_of,
     use_files,
     virtual_tokens,
 )
@@ -55,6 +57,7 @@ def evaluate(
     adapter: OptionalAdapter = None,
     method: MethodFile = None,
     ansatz: AnsatzFile = None,
+    frames: FramesFile = None,
     padded: Annotated[
         bool,
         typer.Option(
@@ -93,10 +96,10 @@ def evaluate(
     from qpeft.training.tasks import task_class
 
     use_files(method, ansatz)
-    folder = None if adapter is None else find_adapter(adapter)
+    folder = None if adapter is None else find_adapter(adapter, frames)
     base_name = base_of(model, folder)
     record = _record(folder, run.get("task"))
-    trained = _run_of(folder)
+    trained = None if folder is None else run_of(folder)
     names = _LENGTHS if find_glue(data) else (*_LENGTHS, *_COLUMNS)
     of_run = {name: value for name, value in asdict(trained.settings()).items() if name in names} if trained else {}
     known = {**of_run, **run, **({"task": record.task} if record else {})}
@@ -115,16 +118,6 @@ def evaluate(
     scores = _score(task, settings.batch_size, folder, rows)
     found = {"model": base_name, "adapter": folder, "data": data, "task": settings.task}
     return Answer({**found, **_metrics(scores)}, lambda console: _show(console, scores))
-
-
-def _run_of(folder: Path | None) -> RunFolder | None:
-    """The run folder of an adapter folder, if it is in one."""
-    from qpeft.training.run_folder import RunFolder
-
-    if folder is None:
-        return None
-    run = RunFolder(folder.resolve().parent)
-    return run if run.config.is_file() and folder.resolve() in (run.adapter, run.exported) else None
 
 
 def _warn_of_training_data(run: RunFolder, settings: TrainSettings) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from qpeft.cli.adapters import (
     AnsatzFile,
+    FramesFile,
     MethodFile,
     OptionalModel,
     TrustRemoteCode,
@@ -37,6 +38,7 @@ def export(
     model: OptionalModel = None,
     method: MethodFile = None,
     ansatz: AnsatzFile = None,
+    frames: FramesFile = None,
     merge: Annotated[
         bool,
         typer.Option("--merge", metavar="", help="Write the whole model with the adapter merged into its weights."),
@@ -67,7 +69,7 @@ def export(
         raise ConfigError("--untie changes the base model and needs --merge; add --merge or leave out --untie")
     target = refuse_others(out, ()) if merge else check_free(out)
     use_files(method, ansatz)
-    folder = find_adapter(source)
+    folder = find_adapter(source, frames)
     base_name = base_of(model, folder)
     with working("Exporting and verifying in a process without qpeft"):
         trusted = trust_remote_code
@@ -87,14 +89,17 @@ def _adapter(base_name: str, folder: Path, out: Path, trusted: bool) -> dict[str
     from qpeft.core.adapter_form import form_of
     from qpeft.core.exported_folder import tolerance
     from qpeft.core.model_card import load_lines
+    from qpeft.core.stock_servers import check_servers
     from qpeft.files import replace_folder
     from qpeft.training.tasks.loading import load_base, probe
     from qpeft.training.tasks.record import how_to_load, read_record
 
     kind = adapter_config(folder)["peft_type"]
     if kind in PeftType.__members__.values():
+        servers = "; ".join(f"in {check.server}: {check}" for check in check_servers(folder))
         raise ConfigError(
-            f"{folder} is a stock {kind} adapter, which plain PEFT loads already; pass --merge to merge it"
+            f"{folder} is a stock {kind} adapter, which plain PEFT loads already; pass --merge to merge it. Loads "
+            f"{servers}"
         )
     record, how = read_record(folder), how_to_load(folder)
     live: Any = qpeft.load(load_base(base_name, record, trusted), folder).eval()

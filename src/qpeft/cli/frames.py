@@ -10,14 +10,16 @@ import typer
 from qpeft import methods
 from qpeft.cli.adapters import base_model
 from qpeft.cli.command import command
-from qpeft.cli.console import Answer, count, facts, size, working
+from qpeft.cli.console import Answer, count, size, working
 from qpeft.cli.method import AdapterOptions, GeneratorOptions, method_settings
 from qpeft.cli.options import Fields
+from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_FRAME = "gradient"
 _SETTINGS = (
     *("model", "data", "task", "seq_len", "separator", "batch_size", "dtype", "seed", "trust_remote_code"),
     *("text_column", "label_column", "prompt_column", "completion_column"),
@@ -52,7 +54,9 @@ def frames(
     run = {**run, "model": base_model(run["model"]), "method": record.key}
     settings = TrainSettings(**run, out="")
     given = method_settings(settings, None, adapter, generator)
-    settings.method_settings = {**given, "frame": given.get("frame", "gradient")}
+    if given.get("frames") is not None or given.get("frame", _FRAME) != _FRAME:
+        raise ConfigError("a frame file holds new frames of the loss gradient; leave out --frames and --frame")
+    settings.method_settings = {**given, "frame": _FRAME}
     settings.check()
     with working("Computing the gradient's directions"):
         model = prepare(settings, Progress()).model
@@ -63,12 +67,6 @@ def frames(
 
 
 def _show(console: Console, written: dict[str, Any]) -> None:
-    console.print(
-        facts(
-            [
-                ("written", written["path"], size(written["bytes"])),
-                ("SHA-256", written["sha256"], ""),
-                ("frames", count(len(written["modules"])), "modules"),
-            ]
-        )
-    )
+    modules = f"frames of {count(len(written['modules']))} modules, {size(written['bytes'])}"
+    console.print(f"Written: {written['path']}, {modules}", soft_wrap=True)
+    console.print(f"SHA-256: {written['sha256']}", soft_wrap=True)

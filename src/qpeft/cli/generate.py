@@ -10,6 +10,7 @@ import typer
 
 from qpeft.cli.adapters import (
     AnsatzFile,
+    FramesFile,
     MethodFile,
     OptionalAdapter,
     OptionalModel,
@@ -38,6 +39,7 @@ def generate(
     adapter: OptionalAdapter = None,
     method: MethodFile = None,
     ansatz: AnsatzFile = None,
+    frames: FramesFile = None,
     prompt: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Text to continue. Default: read from standard input.")
     ] = None,
@@ -67,7 +69,7 @@ def generate(
     if temperature and decoding.num_beams > 1:
         raise ConfigError("--num-beams searches the most likely text, and --temperature samples; set one of them")
     use_files(method, ansatz)
-    folder = None if adapter is None else find_adapter(adapter)
+    folder = None if adapter is None else find_adapter(adapter, frames)
     if folder is not None:
         _refuse_classifier(folder)
     base_name = base_of(model, folder)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
@@ -100,6 +103,22 @@ def method_settings(
         check_setting(run, name)
         given[name] = value
     return given if preset is None else _preset(run, preset, registered(given)) | given
+
+
+def as_options(method: str, settings: Mapping[str, Any]) -> str:
+    """The options with which `method_settings` gives these settings of a method, to copy into a shell."""
+    own = _GENERATORS.get(method, ())
+    names = {f.name for f in fields(AdapterFields)} | {f.name for f in own}
+    words = ["--method", method]
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if name not in names or value is None:
+            words += ["--set", f"{name}={json.dumps(value)}"]
+        elif isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", ",".join(value) if isinstance(value, list) else str(value)]
+    return shlex.join(words)
 
 
 def _name_and_value(text: str) -> tuple[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from qpeft.cli.adapters import base_model
-from qpeft.cli.console import count, remarks, size, table, working
+from qpeft.cli.console import count, print_code, remarks, say, size, table, working
+from qpeft.cli.method import as_options
 from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
 
@@ -96,23 +98,33 @@ def suggested(
         )
 
 
-def trained_settings(found: Suggestion) -> dict[str, Any]:
+def trained_settings(found: Suggestion, model: str, data: str) -> dict[str, Any]:
     """The settings of the suggested adapter. Raises ConfigError if it needs a frame file and none is given."""
     if found.needs_frame_file and "frames" not in found.settings:
+        made = shlex.join(["qpeft", "frames", "--model", model, "--data", data, "--out", "frames.safetensors"])
         raise ConfigError(
-            f"{found.label} has so few bytes only with a frame file: write one with qpeft frames, and name it with "
-            "--frames FILE; or give a budget in --parameters"
+            f"{found.label} has so few bytes only with a frame file: write one, {made}, and add --frames "
+            "frames.safetensors; or give a budget in --parameters"
         )
     return found.settings
 
 
+def announce(found: Suggestion) -> None:
+    """The suggestion on standard error, before a training run."""
+    say("Suggested:", f"{found.label}: {_options(found)}", style="bold")
+    for note in found.notes:
+        say("Note:", note, style="bold")
+
+
+def _options(found: Suggestion) -> str:
+    """Options for `train`; --lr is the learning rate of the evidence."""
+    return f"{as_options(found.method, found.settings)} --lr {found.learning_rate:g}"
+
+
 def show(console: Console, found: Suggestion) -> None:
     """The suggestion and its evidence."""
-    from qpeft.compare.report.format import settings
-
-    console.print(f"Suggested: {found.label}\n", style="bold")
-    chosen = [("method", found.method), ("settings", settings(found.settings) or "the defaults")]
-    console.print(remarks([*chosen, ("lr", f"{found.learning_rate:g}, from the evidence")]))
+    console.print(f"Suggested: {found.label}\n", style="bold", soft_wrap=True)
+    print_code(console, _options(found))
     lines = [
         (
             one.base,

@@ -129,13 +129,19 @@ def suggest(
     file = None if frames is None else read_frame_file(frames)
     evidence = read_evidence()
     model = on_meta(base, TASKS[TrainSettings.task].peft_type, trust_remote_code)
-    best, within = None, []
+    if file is not None:
+        file.check_base(base if isinstance(base, nn.Module) else model)
+    best, within, notes = None, [], []
     too_large: dict[str, int] = {}
     refused: list[str] = []
     counted = _counted(evidence, model, refused, in_bytes=bytes is not None, file=file, stock_servers=stock_servers)
-    for design, settings, found in counted:
+    for design, settings, found, misfit in counted:
         size = found.trainable if bytes is None else found.stored_bytes
-        if size > budget:
+        if misfit is not None:
+            refused.append(f"{design.label}: {misfit}")
+            if best is None and size <= budget and not notes:
+                notes.append(f"better in the evidence and within the budget is {refused[-1]}")
+        elif size > budget:
             too_large[design.label] = size
         elif best is None:
             best = design, settings, found
@@ -143,7 +149,9 @@ def suggest(
             within.append(_alternative(evidence, design, settings, found, frames))
     if best is None:
         raise ConfigError(_none_fits(setting(name), unit, budget, too_large, refused))
-    return _suggestion(evidence, *best, within, budget if bytes is None else None, frames)
+    if bytes is None and frames is None:
+        notes += _with_a_frame_file(model, best[0], best[2])
+    return _suggestion(evidence, *best, within, budget if bytes is None else None, frames, notes)
 
 
 def _budget(parameters: int | None, n_bytes: int | None) -> tuple[str, str, int]:
@@ -166,12 +174,12 @@ def _counted(
     in_bytes: bool,
     file: FrameFile | None,
     stock_servers: bool,
-) -> Iterator[tuple[Design, dict[str, Any], Plan]]:
-    """Each design, the best first, with its settings and counts on `model`; `refused` receives why others have none.
+) -> Iterator[tuple[Design, dict[str, Any], Plan, str | None]]:
+    """Each design, the best first, with its settings and counts on `model`, and why the frame file does not suit it.
 
     An adapter without its frames, which could not be loaded, has a frame file if the budget is in bytes, and otherwise
-    stores them. If there is a frame file, only adapters that it has frames for are counted. With `stock_servers`, only
-    those whose export all servers load.
+    stores them. If there is a frame file, only adapters in gradient frames are counted; with `stock_servers`, only
+    those whose export all servers load. `refused` receives why others are not counted.
     """
     for design in evidence.ranked():
         try:
@@ -188,13 +196,13 @@ def _counted(
                 config = _config(design.method, settings)
                 found = plan(model, config)
                 misfit = None if file is None else _misfit(file, model, design, settings, found)
-            if misfit := misfit or (stock_servers and next(iter(_refusals(config)), None)):
-                refused.append(f"{design.label}: {misfit}")
+            if stock_servers and (reason := next(iter(_refusals(config)), None)):
+                refused.append(f"{design.label}: {reason}")
                 continue
         except QpeftError as error:
             refused.append(f"{design.label}: {error}")
             continue
-        yield design, settings, found
+        yield design, settings, found, misfit
 
 
 def _config(method: str, settings: dict[str, Any]) -> PeftConfig:
@@ -206,17 +214,35 @@ def _loadable(method: str, settings: dict[str, Any], frames: str | Path | None =
     if not methods.get(method).leaves_out_frames(settings):
         return settings
     others = {name: value for name, value in settings.items() if name != "store_frames"}
-    return others if frames is None else {**others, "frames": str(frames)}
+    if frames is None:
+        return others
+    # without target_modules an adapter has those of its frame file
+    return {"target_modules": methods.get(method).defaults["target_modules"], **others, "frames": str(frames)}
 
 
 def _misfit(file: FrameFile, model: nn.Module, design: Design, settings: dict[str, Any], found: Plan) -> str | None:
     """Why the adapter that was measured cannot have the frames of this file."""
-    if "target_modules" in settings and (missing := sorted({*found.target_modules} - {*file.modules})):
-        return f"the frame file has no frames for {missing[0]}"
+    if missing := sorted({*found.target_modules} - {*file.modules}):
+        names = sorted({name.rpartition(".")[2] for name in found.target_modules})
+        return (
+            f"the frame file has no frames for {missing[0]}; write one for all of its modules, qpeft frames "
+            f"--target-modules {','.join(names)}"
+        )
     config: Any = _config(design.method, _loadable(design.method, settings, file.path))
     if plan(model, config).trainable != found.trainable:
         return f"it needs more directions than the frame file has, {setting('frame_rank')} {config.frame_rank}"
     return None
+
+
+def _with_a_frame_file(model: nn.Module, design: Design, found: Plan) -> list[str]:
+    """A note on the bytes of an adapter that stores its frames, and was measured without them."""
+    if not methods.get(design.method).leaves_out_frames(design.settings):
+        return []
+    with_file = plan(model, _config(design.method, fill_names(design.settings, model)))
+    return [
+        f"it stores its frames: {found.stored_bytes:,} bytes, {with_file.stored_bytes:,} with a frame file that many "
+        "adapters share (qpeft frames, then --frames FILE)"
+    ]
 
 
 def _none_fits(name: str, unit: str, budget: int, too_large: dict[str, int], refused: list[str]) -> str:
@@ -224,7 +250,7 @@ def _none_fits(name: str, unit: str, budget: int, too_large: dict[str, int], ref
         return f"no measured adapter fits what was asked; the first reason is: {refused[0]}"
     label = min(too_large, key=too_large.__getitem__)
     return (
-        f"{name} {budget:,} is too small: the smallest measured adapter that fits is {label}, with "
+        f"{name} {budget:,} is too small: the smallest measured adapter for this model, {label}, has "
         f"{too_large[label]:,} {unit}; raise {name}"
     )
 
@@ -246,6 +272,7 @@ def _suggestion(
     alternatives: list[Alternative],
     parameters: int | None,
     frames: str | Path | None,
+    notes: list[str],
 ) -> Suggestion:
     shares = evidence.shares(design)
     loadable = _loadable(design.method, settings, frames)
@@ -268,6 +295,7 @@ def _suggestion(
         evidence=measured,
         alternatives=alternatives,
         notes=[
+            *notes,
             *_notes(evidence, design.method, loadable, found, parameters),
             *([_FRAME_FILE if frames is None else _OTHER_FRAMES] * needs_frame_file),
         ],
@@ -289,12 +317,14 @@ def _notes(evidence: Evidence, method: str, settings: dict[str, Any], found: Pla
     record, config = methods.get(method), _config(method, settings)
     if record.ask("calibrate", config) or record.ask("fit", config):
         notes.append("a part of it is computed from training data before the first step; qpeft train does this")
-    options = {
-        f"a server needs {check.option} for its export"
-        for check in check_config(config)
-        if check.option and not check.reasons
-    }
-    return [*notes, *_refusals(config), *sorted(options)]
+    loading = [check for check in check_config(config) if not check.reasons]
+    options = {f"a server needs {check.option} for its export" for check in loading if check.option}
+    conditions = [
+        f"{check.server} loads its export for some models only: {check.condition}"
+        for check in loading
+        if check.condition
+    ]
+    return [*notes, *_refusals(config), *conditions, *sorted(options)]
 
 
 def _refusals(config: PeftConfig) -> list[str]:

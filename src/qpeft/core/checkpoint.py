@@ -13,7 +13,7 @@ from torch import nn
 
 from qpeft.core.config_limits import check_patterns, check_sizes
 from qpeft.core.exported_folder import RECORD, refuse_others
-from qpeft.core.frame_file import complete, read_frame_file
+from qpeft.core.frame_file import check_given, complete
 from qpeft.core.load_checks import check_acts, check_generator, check_whole, find_not_finite
 from qpeft.core.model_card import is_users_own
 from qpeft.core.replication import refuse_sharded_adapter
@@ -87,13 +87,14 @@ def load(
 
     Raises:
         CheckpointError: a file is missing, damaged, foreign, or made for another model.
-        ConfigError: there is no file `frames`.
+        ConfigError: there is no file `frames`, or the adapter refers to none.
     """
     folder, name = Path(directory), options.get("adapter_name", "default")
     try:
+        content = check_folder(folder)
         if frames is not None:
-            read_frame_file(frames)  # it is found by its hash from now on
-        config = complete(check_folder(folder), folder)
+            check_given(frames, content, folder)  # it is found by its hash from now on
+        config = complete(content, folder)
         try:
             check_sizes(config, folder / WEIGHTS, [sizes(module) for module in base.modules() if is_linear(module)])
             check_generator(config, folder)

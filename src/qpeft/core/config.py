@@ -18,7 +18,7 @@ from qpeft.core.weights_hash import SealedConfig
 from qpeft.errors import CheckpointError, ConfigError, setting
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from qpeft.core.generator import Generator
     from qpeft.core.seeded_init import SeededInit
@@ -118,8 +118,11 @@ class GeneratedConfig(SealedConfig):
         """The generator's trainable parameters, where `without_base` cannot make it; None if they are unknown."""
         return None
 
-    def read_files(self) -> None:
-        """Fill in what a file that the config names determines; called before the adapter is built or counted."""
+    def read_files(self, base: nn.Module) -> None:
+        """Fill in what a file that the config names determines; called before the adapter is built or counted.
+
+        Raises CheckpointError if the file is for another model than `base`.
+        """
 
     def check_format(self) -> None:
         """Raise CheckpointError if a newer qpeft wrote this config."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qpeft.errors import CheckpointError, ConfigError
+from qpeft.errors import CheckpointError, ConfigError, setting
 from qpeft.files import file_hash, output_file, parse_json, replace_file
 
 SUFFIX = ".safetensors"
@@ -29,7 +29,7 @@ FOUND_ABOVE = 2  # folders above an adapter's that are searched for its frame fi
 _FORMAT = 1
 _KEY = "qpeft"  # one key of metadata: safetensors writes several in any order
 _SAMPLE = 4096  # entries of each matrix in the fingerprint of the base model
-_MAKE = "make one for this base with qpeft.fit_frames(model, batches, save_to=...)"
+_MAKE = "make one for this base with qpeft.fit_frames(model, batches, save_to=...) or the command qpeft frames"
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,13 @@ class FrameFile:
     sha256: str
     settings: dict[str, Any]  # fields of the PEFT config
     base: str | None  # `fingerprint` of the base model; None: its weights could not be compared
-    modules: list[str]
+    shapes: dict[str, tuple[int, int, int]]  # d_out, d_in, R of each matrix by the name of its module
     stamp: tuple[int, ...]
+
+    @property
+    def modules(self) -> list[str]:
+        """Names of the modules that it has frames for, in order."""
+        return list(self.shapes)
 
     def is_unchanged(self) -> bool:
         """Whether the file is still the one that was read."""
@@ -50,36 +55,52 @@ class FrameFile:
     def check_base(self, model: nn.Module) -> None:
         """Raise CheckpointError unless `model` is the base model of the frames.
 
-        Weights are compared as far as they can be: not on the meta device, and not those of a quantized base.
+        Weights are compared as far as they can be: on the meta device only their shapes, and not those of a quantized
+        base.
         """
         modules = dict(model.named_modules())
         missing = [name for name in self.modules if name not in modules]
-        found = None if missing or self.base is None else fingerprint(modules, self.modules)
-        if missing or found not in (None, self.base):
-            what = f"it has no module {missing[0]}" if missing else "its weights differ"
-            raise CheckpointError(
-                f"{self} contains the frames of another base model than this one: {what}; load the base model of the "
-                f"frames, or {_MAKE}"
-            )
+        if missing:
+            problem = f"it has no module {missing[0]}"
+        elif others := [name for name, shape in self.shapes.items() if not _fits(modules[name], shape)]:
+            problem = f"its {others[0]} has another shape"
+        elif self.base is not None and fingerprint(modules, self.modules) not in (None, self.base):
+            problem = "its weights differ"
+        else:
+            return
+        raise CheckpointError(
+            f"{self} contains the frames of another base model than this one: {problem}; load the base model of the "
+            f"frames, or {_MAKE}"
+        )
 
-    def frame(self, names: Iterable[str], side: str, rank: int) -> Tensor:
-        """The first `rank` directions of these matrices, (M, width, rank) float32; side "u" or "v"."""
-        with safe_open(self.path, framework="pt") as file:
-            found = [self._tensor(file, name, side, rank) for name in names]
-        return torch.stack(found)
-
-    def _tensor(self, file: Any, name: str, side: str, rank: int) -> Tensor:
-        if name not in self.modules:
+    def check_has(self, names: Iterable[str]) -> None:
+        """Raise ConfigError unless it has frames for all of these modules."""
+        missing = [name for name in names if name not in self.shapes]
+        if missing:
             raise ConfigError(
-                f"{self} has no frame for {name}; adapt only modules that it has (target_modules="
+                f"{self} has no frame for {missing[0]}; adapt only modules that it has ({setting('target_modules')} "
                 f"{self.settings.get('target_modules')!r}), or {_MAKE}"
             )
-        frame = file.get_tensor(f"{name}.{side}").float()
-        if frame.shape[1] < rank:
-            raise ConfigError(
-                f"{self} has {frame.shape[1]} directions for {name}, {rank} are needed; use a smaller rank, or {_MAKE}"
-            )
-        return frame[:, :rank]
+
+    def frame(self, names: Sequence[str], side: str, rank: int) -> Tensor:
+        """The first `rank` directions of these matrices, (M, width, rank) float32; side "u" or "v".
+
+        Raises:
+            ConfigError: it has no frame for a matrix, or fewer directions.
+            CheckpointError: a frame is not finite.
+        """
+        self.check_has(names)
+        for name in names:
+            if (found := self.shapes[name][2]) < rank:
+                raise ConfigError(
+                    f"{self} has {found} directions for {name}, {rank} are needed; use a smaller "
+                    f"{setting('frame_rank')} or r, or {_MAKE}"
+                )
+        with safe_open(self.path, framework="pt") as file:
+            frames = torch.stack([file.get_tensor(f"{name}.{side}")[:, :rank] for name in names]).float()
+        if not torch.isfinite(frames).all():
+            raise CheckpointError(f"{self} contains NaN or Inf; copy it again, or {_MAKE}")
+        return frames
 
     def __str__(self) -> str:
         return f"the frame file {self.path} (SHA-256 {self.sha256})"
@@ -127,6 +148,8 @@ def read_frame_file(path: str | Path) -> FrameFile:
         ConfigError: there is no such file.
         CheckpointError: it is damaged, or not a frame file.
     """
+    if not str(path):
+        raise ConfigError(f"{setting('frames')} is empty; give the path of a frame file")
     path = Path(path).expanduser().absolute()
     if not path.is_file():
         raise ConfigError(f"there is no frame file {path}; {_MAKE}")
@@ -137,16 +160,44 @@ def read_frame_file(path: str | Path) -> FrameFile:
     try:
         with safe_open(path, framework="pt") as file:
             header = parse_json((file.metadata() or {})[_KEY])
-            names = list(file.keys())
+            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 it is no dict
         version, settings, base = header["format"], dict(header["settings"]), header["base"]
+        shapes = _shapes(found)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again") from error
     if version != _FORMAT:
         raise CheckpointError(f"{path} has format {version}, this qpeft reads {_FORMAT}; install a newer qpeft")
-    modules = sorted({name.rpartition(".")[0] for name in names})
-    found = FrameFile(path, file_hash(path), settings, base, modules, stamp)
-    _KNOWN[found.sha256] = found
-    return found
+    frames = FrameFile(path, file_hash(path), settings, base, shapes, stamp)
+    _KNOWN[frames.sha256] = frames
+    return frames
+
+
+def _shapes(found: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int, int]]:
+    """d_out, d_in and R by module, from the shapes of the tensors. Raises ValueError if they are not those of pairs."""
+    shapes = {}
+    for name in sorted({key.rpartition(".")[0] for key in found}):
+        (d_out, n_left), (d_in, n_right) = found[f"{name}.u"], found[f"{name}.v"]
+        if n_left != n_right:
+            raise ValueError(f"{name} has {n_left} and {n_right} directions")
+        shapes[name] = d_out, d_in, n_left
+    return shapes
+
+
+def check_given(frames: str | Path, content: Mapping[str, Any], folder: Path) -> None:
+    """Read the frame file that a user gives for the adapter in `folder`, whose adapter_config.json has this content.
+
+    Raises:
+        ConfigError: there is no such file, or the adapter refers to none.
+        CheckpointError: it is another one than that in whose frames the adapter was trained.
+    """
+    file, wanted = read_frame_file(frames), content.get("frames_sha256")
+    if wanted is None:
+        raise ConfigError(f"{folder} refers to no frame file; leave out {setting('frames')}")
+    if file.sha256 != wanted:
+        raise CheckpointError(
+            f"{folder} was trained in the frames of {content.get('frames')} with SHA-256 {wanted}, and {file} is "
+            f"another one; give that file as {setting('frames')}"
+        )
 
 
 def find_frame_file(name: Any, sha256: Any, folder: Path) -> FrameFile:
@@ -168,8 +219,7 @@ def find_frame_file(name: Any, sha256: Any, folder: Path) -> FrameFile:
     others = f"{found[0].path} is another file, with SHA-256 {found[0].sha256}" if found else "it is missing"
     raise CheckpointError(
         f"{folder} was trained in the frames of {name} with SHA-256 {sha256}: {others}. Put that file next to the "
-        "adapter's folder, or name it: qpeft.load(base, folder, frames=PATH), qpeft.AdapterPool(base, folder, "
-        "frames=PATH)"
+        f"adapter's folder, or name it: {setting('frames')} of qpeft.load, of qpeft.AdapterPool or of the command"
     )
 
 
@@ -195,14 +245,23 @@ def fingerprint(modules: Mapping[str, nn.Module], names: Iterable[str]) -> str |
     """
     digest = hashlib.sha256()
     for name in names:
-        module: Any = modules[name]
-        weight = (module.get_base_layer() if hasattr(module, "get_base_layer") else module).weight
+        weight = _base_layer(modules[name]).weight
         if weight.is_meta or not weight.is_floating_point():
             return None
         flat = weight.detach().flatten()
         signs = torch.signbit(flat[:: max(1, flat.numel() // _SAMPLE)]).cpu().numpy()
         digest.update(json.dumps([name, list(weight.shape)]).encode() + np.packbits(signs).tobytes())
     return digest.hexdigest()
+
+
+def _fits(module: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether the module's weight has these sizes, in either order; True for a quantized weight."""
+    weight = getattr(_base_layer(module), "weight", None)
+    return weight is not None and (not weight.is_floating_point() or {*weight.shape} == {*shape[:2]})
+
+
+def _base_layer(module: Any) -> Any:
+    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 
 def _stamp(path: Path) -> tuple[int, ...]:

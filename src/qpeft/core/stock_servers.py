@@ -22,9 +22,10 @@ from qpeft.files import read_json
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of vLLM's --max-lora-rank
 _DEFAULT_RANK = 16
 
-_OF_LORA = re.compile(r".*\.lora_[AB]\.weight")
-_A = ".lora_A.weight"
+_OF_LORA = re.compile(r".*\.(lora_[AB]\.weight|lora_embedding_[AB])")
+_A = (".lora_A.weight", ".lora_embedding_A")
 _HEADS = ("lm_head", "embed_tokens")
+_ON_HEADS = "it adapts the output head or the embedding"
 
 
 class ServerCheck(NamedTuple):
@@ -33,11 +34,13 @@ class ServerCheck(NamedTuple):
     server: str
     reasons: list[str]  # why it does not; empty if it does
     option: str = ""  # what the server must be started with
+    condition: str = ""  # why it loads it for some models only
 
     def __str__(self) -> str:
         if self.reasons:
             return f"no, {'; '.join(self.reasons)}"
-        return f"yes{f', with {self.option}' if self.option else ''}"
+        option = f", with {self.option}" if self.option else ""
+        return f"yes{option}" if not self.condition else f"for some models{option}: {self.condition}"
 
 
 def check_servers(folder: Path) -> list[ServerCheck]:
@@ -58,7 +61,11 @@ def check_config(config: PeftConfig) -> list[ServerCheck]:
 def _checks(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[ServerCheck]:
     reasons = _of_vllm(config, shapes, rank)
     option = f"--max-lora-rank {next(r for r in RANKS if r >= rank)}" if _DEFAULT_RANK < rank <= RANKS[-1] else ""
-    return [ServerCheck("vLLM", reasons, option), ServerCheck("TRL", [*reasons, *_of_trl(config)], option)]
+    condition = _ON_HEADS if _adapts_heads(config) else ""
+    return [
+        ServerCheck("vLLM", reasons, option, condition),
+        ServerCheck("TRL", [*reasons, *_of_trl(config)], option),
+    ]
 
 
 def _of_vllm(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str]:
@@ -84,10 +91,12 @@ def _of_trl(config: Mapping[str, Any]) -> list[str]:
     reasons = []
     if config.get("target_parameters"):
         reasons.append("it has target_parameters")
+    return [*reasons, _ON_HEADS] if _adapts_heads(config) else reasons
+
+
+def _adapts_heads(config: Mapping[str, Any]) -> bool:
     targets = config.get("target_modules") or []
-    if any(head in name for name in ([targets] if isinstance(targets, str) else targets) for head in _HEADS):
-        reasons.append("it adapts the output head or the embedding")
-    return reasons
+    return any(head in name for name in ([targets] if isinstance(targets, str) else targets) for head in _HEADS)
 
 
 def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -102,7 +111,7 @@ def _has_one_scale(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ..
     usual = config["lora_alpha"] / config["r"] ** power
     for key, shape in shapes.items():
         if key.endswith(_A):
-            name = key.removeprefix("base_model.model.").removesuffix(_A)
+            name = key.removeprefix("base_model.model.").partition(".lora_")[0]
             alpha = alphas.get(get_pattern_key(list(alphas), name), config["lora_alpha"])
             if alpha / shape[0] ** power != usual:
                 return False

@@ -47,7 +47,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # a copy, because the binding records this adapter's tensors in it
         self.peft_config[adapter_name] = own_copy(self.peft_config[adapter_name])
-        self.generated_config(adapter_name).read_files()
+        self.generated_config(adapter_name).read_files(model)
         exclude_classifier_head(model, self.peft_config[adapter_name])
         self._check_targets(model, self.peft_config[adapter_name])
         if self.container not in self._modules:

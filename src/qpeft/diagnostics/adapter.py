@@ -69,13 +69,27 @@ class SavedAdapter:
             return _paired(self.tensors if self.exported is None else self.exported)
         raise ConfigError(f"method {self.method} generates no update of a weight: there is no matrix to take a rank of")
 
+    def trained(self) -> Mapping[str, Tensor]:
+        """The trained values by name.
+
+        They are the saved tensors, but of an adapter that refers to a frame file: it has one tensor for all of them, in
+        an order that depends on the base model.
+        """
+        if _refers_to_frames(self.config):
+            return dict(self._on_meta(None).named_parameters())
+        return self.tensors
+
+    def _on_meta(self, base: nn.Module | str | None) -> Any:
+        """The adapter on the shapes of its base model."""
+        return load(on_meta(base or self.config.base_model_name_or_path or "", self.config.task_type), self.folder)
+
     @torch.no_grad()
     def _generated(self, base: nn.Module | str | None) -> dict[str, Tensor]:
         if self.generator is not None:
             slots = _slots(self.folder, self.config)
             parts = self.generator().split([slot.shape.numel() for slot in slots])
             return {slot.label: part.view(slot.shape) for slot, part in zip(slots, parts, strict=True)}
-        model = load(on_meta(base or self.config.base_model_name_or_path or "", self.config.task_type), self.folder)
+        model = self._on_meta(base)
         holder = holder_of(model)
         assert holder is not None
         if getattr(holder.generators["default"], "needs_fit", False):
@@ -116,6 +130,8 @@ def _exported_lora(folder: Path, kind: str) -> dict[str, Tensor]:
 
 def _generator(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> Generator | None:
     """The trained generator; None if only the base can make it."""
+    if _refers_to_frames(config):  # its short config has no table of tensors
+        return None
     prefix = config.tensor_prefix
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     init = SeededInit(getattr(config.to_generator(), "seed", 0))
@@ -129,6 +145,10 @@ def _generator(folder: Path, config: Any, tensors: Mapping[str, Tensor]) -> Gene
     check_tensors(state, generator.state_dict())
     generator.load_state_dict(state)
     return generator
+
+
+def _refers_to_frames(config: Any) -> bool:
+    return getattr(config, "frames_sha256", None) is not None
 
 
 def _slots(folder: Path, config: Any) -> list[Slot]:

@@ -47,8 +47,8 @@ class AngleMovement(Measurement):
 def angle_movement(adapter: nn.Module | str | Path) -> AngleMovement:
     """How far the trained angles of QPA, Quantum-PEFT (family pauli) or QAA are from their initial values.
 
-    An angle is initial value + scale * tau and a compact checkpoint stores tau, so a folder is enough: no base model is
-    read.
+    An angle is initial value + scale * tau and a compact checkpoint stores tau, so a folder is enough: no weights of a
+    base model are read.
 
     Args:
         adapter: A PeftModel, or a compact checkpoint's folder.
@@ -61,7 +61,7 @@ def angle_movement(adapter: nn.Module | str | Path) -> AngleMovement:
         moves = _moves(_configs_of(adapter), dict(adapter.named_parameters()))
     else:
         saved = read_adapter(adapter)
-        moves = _moves([saved.config], saved.tensors)
+        moves = _moves([saved.config], saved.trained())
     values = torch.cat([move.detach().double().flatten().abs().cpu() for move in moves])
     if not torch.isfinite(values).all():
         raise CheckpointError("an angle is NaN or Inf; use an earlier checkpoint")

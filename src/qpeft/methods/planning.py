@@ -63,7 +63,7 @@ def plan(
     config.inference_mode = False  # as in a config that was read from a folder
     method = find_by_config(config)
     if isinstance(config, GeneratedConfig):
-        config.read_files()
+        config.read_files(model)
     if method is not None:
         exclude_classifier_head(model, config)
     check_target_modules(model, config)
@@ -110,6 +110,7 @@ def _circuits(
 
 def _adapt(model: nn.Module, config: Any) -> Any:
     if isinstance(getattr(config, "init_lora_weights", None), str):
+        config = copy.copy(config)  # `count_stock` asks for the initialization
         config.init_lora_weights = True  # PiSSA and others need weights; the sizes are the same
     try:
         return get_peft_model(model, config)  # type: ignore[arg-type]

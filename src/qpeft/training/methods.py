@@ -53,7 +53,10 @@ def build_config(settings: TrainSettings) -> PeftConfig:
         is_number = isinstance(f.default, int | float) and not isinstance(f.default, bool)
         if is_number and isinstance(given.get(f.name), str):
             raise ConfigError(f"{f.name} must be a number, got {given[f.name]!r}")
-    values = {**record.defaults, **record.own_hosts.get(settings.host, {}), **seed_value(settings), **given}
+    defaults = dict(record.defaults)
+    if given.get("frames") is not None:
+        defaults.pop("target_modules", None)  # those of the frame file
+    values = {**defaults, **record.own_hosts.get(settings.host, {}), **seed_value(settings), **given}
     return _with_config_errors(made, task_type=TASKS[settings.task].peft_type, **values)
 
 

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import qpeft
@@ -218,6 +219,55 @@ def test_file_that_is_no_frame_file_is_refused(llama, tmp_path):
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="is not a frame file, or damaged"):
         referring(llama, tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("damage", ["one side", "directions", "nan"])
+def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
+    with safe_open(frames, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(frames)
+    name = next(key for key in tensors if key.endswith(".v"))
+    if damage == "one side":
+        del tensors[name]
+    elif damage == "directions":
+        tensors[name] = tensors[name][:, :2].clone()
+    else:
+        tensors[name][0, 0] = torch.nan
+    save_file(tensors, tmp_path / "damaged.safetensors", metadata=metadata)
+    message = "contains NaN or Inf" if damage == "nan" else "is not a frame file, or damaged"
+    with pytest.raises(CheckpointError, match=message):
+        referring(llama, tmp_path / "damaged.safetensors")
+
+
+def test_given_frame_file_must_be_that_of_the_adapter(llama, batches, frames, ids, tmp_path):
+    qpeft.save(referring(llama, frames), tmp_path / "users" / "a")
+    other = get_peft_model(copy.deepcopy(llama), qpeft.QuantumPeftConfig(**SHARED, frame="gradient",
+                                                                       target_modules=TARGETS))  # fmt: skip
+    qpeft.fit_frames(other, [{"input_ids": (ids + 1) % 50}], save_to=tmp_path / "other")
+    sha, given = (hashlib.sha256(f.read_bytes()).hexdigest() for f in (frames, tmp_path / "other.safetensors"))
+    for loads in (qpeft.load, qpeft.AdapterPool):
+        folder = tmp_path / "users" / ("a" if loads is qpeft.load else "")
+        with pytest.raises(CheckpointError, match=f"{sha}, and the frame file .*{given}.* is another one"):
+            loads(copy.deepcopy(llama), folder, frames=tmp_path / "other.safetensors")
+    plain = get_peft_model(copy.deepcopy(llama), qpeft.QuantumPeftConfig(**SHARED, target_modules=TARGETS))
+    qpeft.save(plain, tmp_path / "plain")
+    with pytest.raises(ConfigError, match="plain refers to no frame file; leave out frames"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "plain", frames=frames)
+    with pytest.raises(ConfigError, match="frames is empty"):
+        qpeft.load(copy.deepcopy(llama), tmp_path / "users" / "a", frames="")
+
+
+def test_adapter_is_saved_after_its_frame_file_was_moved(llama, frames, adapters, ids, tmp_path):
+    qpeft.save(referring(llama, frames), tmp_path / "a")
+    model = qpeft.load(copy.deepcopy(llama), tmp_path / "a", is_trainable=True)
+    moved = frames.rename(tmp_path / "moved.safetensors")
+    qpeft.save(model, tmp_path / "b")
+    model.save_pretrained(tmp_path / "c")
+    for name in ("b", "c"):
+        assert (tmp_path / name / CONFIG).read_bytes() == (tmp_path / "a" / CONFIG).read_bytes()
+        forget()
+        loaded = qpeft.load(copy.deepcopy(llama), tmp_path / name, frames=moved)
+        assert torch.equal(adapters.logits(loaded.eval(), ids), adapters.logits(model.eval(), ids))
 
 
 def test_pool_reads_the_frame_file_once(llama, frames, adapters, ids, tmp_path):

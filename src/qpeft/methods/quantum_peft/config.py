@@ -11,6 +11,7 @@ from typing import Any
 from peft import LoraConfig
 from peft.utils import CONFIG_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import safe_open
+from torch import nn
 
 from qpeft.checks import option
 from qpeft.core.binding import Slot
@@ -52,6 +53,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
     lora_alpha: int = option(16, "The factor s of the update; it is not divided by r.")
 
     def __post_init__(self) -> None:
+        self._of_file: dict[str, Any] | None = None  # settings in the frame file, which may be moved before saving
         GeneratedLoraConfig.__post_init__(self)
         QuantumPeftGeneratorConfig.__post_init__(self)
         self.peft_type = QUANTUM_PEFT  # type: ignore[assignment]
@@ -70,11 +72,11 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
             )
         self.refuse_lora_options("Quantum-PEFT", more=("lora_bias",))
 
-    def read_files(self) -> None:
-        """Take hash, number of directions and, unless they are set, the target modules from the frame file.
+    def read_files(self, base: nn.Module) -> None:
+        """Take hash, largest number of directions and, unless they are set, target modules from the frame file.
 
         Raises:
-            CheckpointError: the file is damaged, or another one than that with `frames_sha256`.
+            CheckpointError: the file is damaged, for another base model, or another one than that with `frames_sha256`.
         """
         if self.frames is None:
             return
@@ -84,8 +86,10 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
                 f"{file} is not the one that is needed, with SHA-256 {self.frames_sha256}; name that file as "
                 f"{setting('frames')}"
             )
+        file.check_base(base)
         self.frames_sha256 = file.sha256
-        self.frame_rank = min(self.frame_rank, file.settings.get("frame_rank", self.frame_rank))
+        self.frame_rank = min(self.frame_rank, max(n_directions for _, _, n_directions in file.shapes.values()))
+        self._of_file = file.settings
         if self.target_modules is None:
             found: Any = file.settings.get("target_modules")
             modules: Any = set(found) if isinstance(found, list) else found
@@ -99,14 +103,16 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         return {name: value for name, value in given.items() if name not in _OWN and value != usual.get(name)}
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        if self.frames is None:
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        of_file = self._of_file if self._of_file is not None else read_frame_file(self.frames).settings
         super().save_pretrained(save_directory, **kwargs)
-        if self.frames is not None:
-            self._shorten(Path(save_directory))
+        self._shorten(Path(save_directory), of_file)
 
-    def _shorten(self, folder: Path) -> None:
+    def _shorten(self, folder: Path, of_file: Mapping[str, Any]) -> None:
         """Leave only what differs from the settings in the frame file, and no model card but the user's."""
-        settings = read_frame_file(self.frames or "").settings
-        known = {**_plain(type(self)().to_dict()), **settings}
+        known = {**_plain(type(self)().to_dict()), **of_file}
         keep = {"peft_type": self.peft_type, "format_version": self.format_version}
         keep |= {"frames": Path(self.frames or "").name, "frames_sha256": self.frames_sha256}
         with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:

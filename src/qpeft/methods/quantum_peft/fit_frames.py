@@ -87,7 +87,8 @@ def _path_for_frames(save_to: str | Path, tuner: Any, adapters: list[str]) -> Pa
 def _move_frames(tuner: Any, adapter: str, path: Path) -> str:
     config, generator = tuner.peft_config[adapter], tuner.generators[adapter]
     file = write_frame_file(path, generator.matrix_frames(), config.shared_settings(), tuner.model)
-    config.frames, config.frames_sha256, config.format_version = str(file.path), file.sha256, FORMAT_VERSION
+    config.frames, config.format_version = str(file.path), FORMAT_VERSION
+    config.read_files(tuner.model)
     generator.set_frame_file(dict(generator.frames.named_buffers()))
     return file.sha256
 

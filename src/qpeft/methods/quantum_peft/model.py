@@ -66,7 +66,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
         _check_saved(ordered, config)
         generator = QuantumPeftGenerator(config, layout, init, _values(gains))
         if config.frames is not None:
-            _set_frames(generator, config, self.model)
+            _set_frames(generator, config.frames)
         elif config.frame == "weights":
             _set_weight_frames(generator, layers, self.model)
         return generator, ordered
@@ -79,10 +79,9 @@ def _matrix(name: str, layer: Any, adapter_name: str) -> Matrix:
     return Matrix(name, layer.out_features, layer.in_features, rank, scale)
 
 
-def _set_frames(generator: QuantumPeftGenerator, config: QuantumPeftConfig, base: nn.Module) -> None:
-    """Read the frames of the matrices from the file that the config names."""
-    file = read_frame_file(config.frames or "")
-    file.check_base(base)
+def _set_frames(generator: QuantumPeftGenerator, path: str) -> None:
+    """Read the frames of the matrices from the frame file at `path`."""
+    file = read_frame_file(path)
     matrices, parts = generator.layout.matrices, generator.layout.parts
     frames = {
         part.label: file.frame([matrices[i].name for i in part.matrices], part.side, part.inner) for part in parts

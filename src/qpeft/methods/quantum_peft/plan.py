@@ -11,6 +11,7 @@ from torch import nn
 
 from qpeft.circuits.counting import column_qubits, count_acting
 from qpeft.core.adapter_form import count_trainable
+from qpeft.core.frame_file import read_frame_file
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_is_matrix
 from qpeft.methods.counting import BYTES
@@ -36,6 +37,8 @@ def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any
     """Quantum-PEFT's fields of a Plan; `adapted` is the stock LoRA on the meta device."""
     inner = adapted.get_base_model()
     matrices, notes = _matrices(inner)
+    if config.frames is not None:
+        read_frame_file(config.frames).check_has([matrix.name for matrix in matrices])
     layout = Layout.of(config, matrices)
     notes += _remarks(config, layout)
     factors = _factors(config, layout)
