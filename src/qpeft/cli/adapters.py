@@ -124,7 +124,7 @@ def _read_frames(folder: Path, given: Path | None) -> None:
         check_given(given, config, folder)
     elif run := run_of(folder):
         named = run.settings().method_settings.get("frames")
-        if named and Path(named).expanduser().is_file():
+        if isinstance(named, str) and Path(named).expanduser().is_file():
             read_frame_file(named)
 
 
