@@ -76,8 +76,15 @@ def test_run_with_a_frame_file_in_another_folder_is_used_by_its_commands(qpeft_c
         monkeypatch.setattr(frame_file, "_KNOWN", {})
         refused = qpeft_cli(name, *given)
         assert refused.exit_code == 2
-        assert "or name it: --frames of qpeft.load" in refused.stderr
+        assert "--frames PATH of qpeft evaluate, generate and export" in refused.stderr
         assert qpeft_cli(name, *given, "--frames", moved).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [("evaluate", "--data", "none.txt"), ("generate", "--prompt", "a")], ids=str)
+def test_frame_file_without_an_adapter_is_refused(qpeft_cli, base_folder, command):
+    result = qpeft_cli(*command, "--model", base_folder, "--frames", "some.safetensors")
+    assert result.exit_code == 2
+    assert "--frames is for an adapter; add --adapter" in result.stderr
 
 
 @pytest.mark.parametrize("given", [("--frame", "weights"), ("--frames", "some.safetensors")], ids=str)

@@ -55,8 +55,9 @@ def test_adapter_with_a_frame_file_is_trained_with_that_file(qpeft_cli, base_fol
     refused = qpeft_cli("train", *data, *budget)
     assert refused.exit_code == 2
     message = " ".join(refused.stderr.split())
-    assert f"write one, qpeft frames --model {base_folder} --data {tmp_path / 'text.txt'} --out" in message
-    made = qpeft_cli("frames", *data, "--share", "type", "--n-layers", "1", "--out", tmp_path / "frames")
+    command = shlex.split(message.partition("write one, qpeft ")[2].partition(", and add")[0])
+    monkeypatch.chdir(tmp_path)
+    made = qpeft_cli(*command)
     assert made.exit_code == 0, made.output
     result = qpeft_cli("train", *data, *budget, "--frames", tmp_path / "frames.safetensors", "--json")
     assert result.exit_code == 0, result.output
@@ -91,9 +92,11 @@ def test_shown_options_are_those_of_the_suggested_adapter(qpeft_cli, base_folder
 def test_choice_is_shown_before_the_first_step(qpeft_cli, base_folder, tmp_path, monkeypatch):
     use_only(monkeypatch, "lora", {"r": 1, "target_modules": ["lm_head"]})
     monkeypatch.setattr("qpeft.training.train", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    result = qpeft_cli("train", *text_options(base_folder, tmp_path), "--parameters", "9999", "--out", tmp_path / "run")
+    asked = ("train", *text_options(base_folder, tmp_path), "--parameters", "9999", "--out", tmp_path / "run")
+    result = qpeft_cli(*asked)
     assert result.exit_code == 130
-    assert "Suggested: the best: --method lora --r 1 --target-modules lm_head --lr 0.01" in result.stderr
+    assert "Suggested: the best: --method lora --r 1 --target-modules lm_head --lr 0.01\n" in result.stderr
+    assert "--target-modules lm_head --lr 0.5\n" in qpeft_cli(*asked, "--lr", "0.5").stderr
     assert "Note: TRL does not load its export" in result.stderr
 
 

@@ -244,6 +244,17 @@ def test_frame_file_of_fewer_modules_suits_no_adapter_on_more(with_frame_file, m
     assert model.get_nb_trainable_parameters()[0] == found.plan.trainable
 
 
+def test_core_needs_as_many_directions_as_its_rank(with_frame_file, monkeypatch, frame_file):
+    file, _ = frame_file()
+    settings = {"frame": "gradient", "family": "core", "frame_rank": 6, "r": 6, "store_frames": False}
+    use_only(monkeypatch, with_frame_file.model_copy(update={"settings": settings}))
+    with pytest.raises(ConfigError, match="it needs more directions than the frame file has, frame_rank 6"):
+        qpeft.suggest(BASE, parameters=10**6, frames=file)
+    core = qpeft.QuantumPeftConfig(family="core", frame_rank=6, r=6, frames=str(file))
+    with pytest.raises(ConfigError, match=r"has 4 directions for .*, 6 are needed; use a smaller frame_rank or r"):
+        qpeft.plan(BASE, core)
+
+
 def test_note_names_a_better_adapter_that_the_frame_file_does_not_suit(with_frame_file, monkeypatch, frame_file):
     file, _ = frame_file()
     head = {**with_frame_file.settings, "target_modules": "@linear-and-head"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,6 +115,13 @@ def find_adapter(path: Path, frames: Path | None = None) -> Path:
     )
 
 
+def find_optional(path: Path | None, frames: Path | None) -> Path | None:
+    """As `find_adapter`; None without an adapter. Raises ConfigError for a frame file alone."""
+    if path is None and frames is not None:
+        raise ConfigError("--frames is for an adapter; add --adapter, or leave it out")
+    return None if path is None else find_adapter(path, frames)
+
+
 def _read_frames(folder: Path, given: Path | None) -> None:
     config = _content(folder)
     if given is None and config.get("frames_sha256") is None:
@@ -123,9 +131,8 @@ def _read_frames(folder: Path, given: Path | None) -> None:
     if given is not None:
         check_given(given, config, folder)
     elif run := run_of(folder):
-        named = run.settings().method_settings.get("frames")
-        if isinstance(named, str) and Path(named).expanduser().is_file():
-            read_frame_file(named)
+        with suppress(InputError):  # it is looked for next to the adapter then
+            read_frame_file(str(run.settings().method_settings.get("frames", "")))
 
 
 def run_of(folder: Path) -> RunFolder | None:

@@ -17,7 +17,7 @@ from qpeft.cli.adapters import (
     OptionalAdapter,
     OptionalModel,
     base_of,
-    find_adapter,
+    find_optional,
     run_of,
     use_files,
     virtual_tokens,
@@ -96,7 +96,7 @@ def evaluate(
     from qpeft.training.tasks import task_class
 
     use_files(method, ansatz)
-    folder = None if adapter is None else find_adapter(adapter, frames)
+    folder = find_optional(adapter, frames)
     base_name = base_of(model, folder)
     record = _record(folder, run.get("task"))
     trained = None if folder is None else run_of(folder)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _FRAME = "gradient"
-_SETTINGS = (
+SETTINGS = (
     *("model", "data", "task", "seq_len", "separator", "batch_size", "dtype", "seed", "trust_remote_code"),
     *("text_column", "label_column", "prompt_column", "completion_column"),
 )
@@ -28,7 +28,7 @@ _SETTINGS = (
 
 @command
 def frames(
-    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", only=_SETTINGS)],
+    run: Annotated[dict[str, Any], Fields(TrainSettings, panel="Options", only=SETTINGS)],
     out: Annotated[Path, typer.Option(metavar="FILE", help="New file to write; .safetensors is added to the name.")],
     adapter: AdapterOptions,
     generator: GeneratorOptions,

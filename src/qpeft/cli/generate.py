@@ -17,7 +17,7 @@ from qpeft.cli.adapters import (
     TrustRemoteCode,
     adapter_config,
     base_of,
-    find_adapter,
+    find_optional,
     use_files,
 )
 from qpeft.cli.command import command
@@ -69,7 +69,7 @@ def generate(
     if temperature and decoding.num_beams > 1:
         raise ConfigError("--num-beams searches the most likely text, and --temperature samples; set one of them")
     use_files(method, ansatz)
-    folder = None if adapter is None else find_adapter(adapter, frames)
+    folder = find_optional(adapter, frames)
     if folder is not None:
         _refuse_classifier(folder)
     base_name = base_of(model, folder)

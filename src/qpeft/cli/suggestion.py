@@ -9,6 +9,7 @@ import typer
 
 from qpeft.cli.adapters import base_model
 from qpeft.cli.console import count, print_code, remarks, say, size, table, working
+from qpeft.cli.frames import SETTINGS
 from qpeft.cli.method import as_options
 from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
@@ -98,10 +99,17 @@ def suggested(
         )
 
 
-def trained_settings(found: Suggestion, model: str, data: str) -> dict[str, Any]:
-    """The settings of the suggested adapter. Raises ConfigError if it needs a frame file and none is given."""
+def trained_settings(found: Suggestion, run: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the suggested adapter for the run with these options.
+
+    Raises ConfigError if it needs a frame file and none is given.
+    """
     if found.needs_frame_file and "frames" not in found.settings:
-        made = shlex.join(["qpeft", "frames", "--model", model, "--data", data, "--out", "frames.safetensors"])
+        modules = sorted({name.rpartition(".")[2] for name in found.plan.target_modules})
+        given = {name: value for name, value in run.items() if name in SETTINGS and value is not True}
+        options = {**given, "target_modules": ",".join(modules), "out": "frames.safetensors"}
+        words = (word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value)))
+        made = shlex.join(["qpeft", "frames", *words])
         raise ConfigError(
             f"{found.label} has so few bytes only with a frame file: write one, {made}, and add --frames "
             "frames.safetensors; or give a budget in --parameters"
@@ -109,22 +117,17 @@ def trained_settings(found: Suggestion, model: str, data: str) -> dict[str, Any]
     return found.settings
 
 
-def announce(found: Suggestion) -> None:
-    """The suggestion on standard error, before a training run."""
-    say("Suggested:", f"{found.label}: {_options(found)}", style="bold")
+def announce(found: Suggestion, lr: float) -> None:
+    """The suggestion on standard error, before a training run with this learning rate."""
+    say("Suggested:", f"{found.label}: {as_options(found.method, found.settings)} --lr {lr:g}", style="bold")
     for note in found.notes:
         say("Note:", note, style="bold")
-
-
-def _options(found: Suggestion) -> str:
-    """Options for `train`; --lr is the learning rate of the evidence."""
-    return f"{as_options(found.method, found.settings)} --lr {found.learning_rate:g}"
 
 
 def show(console: Console, found: Suggestion) -> None:
     """The suggestion and its evidence."""
     console.print(f"Suggested: {found.label}\n", style="bold", soft_wrap=True)
-    print_code(console, _options(found))
+    print_code(console, f"{as_options(found.method, found.settings)} --lr {found.learning_rate:g}")
     lines = [
         (
             one.base,

@@ -73,14 +73,14 @@ def train(
     suggestion = suggested(run["model"], run, described, parameters, bytes, stock_servers)
     if suggestion is not None:
         run = {"lr": suggestion.learning_rate, **run, "method": suggestion.method}
-    method, given = run.get("method", TrainSettings.method), run["model"]
-    run = {**run, "model": base_model(given)}
+    chosen = suggestion and trained_settings(suggestion, run)
+    method = run.get("method", TrainSettings.method)
+    run = {**run, "model": base_model(run["model"])}
     settings = TrainSettings(**run, backend_settings=backend)
-    chosen = suggestion and trained_settings(suggestion, given, settings.data)
     settings.method_settings = chosen or method_settings(settings, preset, adapter, generator, others)
     settings.check()
     if suggestion is not None:
-        announce(suggestion)
+        announce(suggestion, settings.lr)
     from qpeft.training import train as fine_tune
 
     with TrainingBar([method], settings.steps) as bar:

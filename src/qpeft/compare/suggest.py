@@ -134,13 +134,14 @@ def suggest(
     best, within, notes = None, [], []
     too_large: dict[str, int] = {}
     refused: list[str] = []
+    misfits: list[str] = []
     counted = _counted(evidence, model, refused, in_bytes=bytes is not None, file=file, stock_servers=stock_servers)
     for design, settings, found, misfit in counted:
         size = found.trainable if bytes is None else found.stored_bytes
         if misfit is not None:
-            refused.append(f"{design.label}: {misfit}")
+            misfits.append(f"{design.label}: {misfit}")
             if best is None and size <= budget and not notes:
-                notes.append(f"better in the evidence and within the budget is {refused[-1]}")
+                notes.append(f"better in the evidence and within the budget is {misfits[-1]}")
         elif size > budget:
             too_large[design.label] = size
         elif best is None:
@@ -148,7 +149,7 @@ def suggest(
         elif not is_better(best[0], design):
             within.append(_alternative(evidence, design, settings, found, frames))
     if best is None:
-        raise ConfigError(_none_fits(setting(name), unit, budget, too_large, refused))
+        raise ConfigError(_none_fits(setting(name), unit, budget, too_large, [*misfits, *refused]))
     if bytes is None and frames is None:
         notes += _with_a_frame_file(model, best[0], best[2])
     return _suggestion(evidence, *best, within, budget if bytes is None else None, frames, notes)
@@ -229,7 +230,11 @@ def _misfit(file: FrameFile, model: nn.Module, design: Design, settings: dict[st
             f"--target-modules {','.join(names)}"
         )
     config: Any = _config(design.method, _loadable(design.method, settings, file.path))
-    if plan(model, config).trainable != found.trainable:
+    try:
+        has_all = plan(model, config).trainable == found.trainable
+    except ConfigError:
+        has_all = False
+    if not has_all:
         return f"it needs more directions than the frame file has, {setting('frame_rank')} {config.frame_rank}"
     return None
 

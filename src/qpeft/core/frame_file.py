@@ -73,14 +73,19 @@ class FrameFile:
             f"frames, or {_MAKE}"
         )
 
-    def check_has(self, names: Iterable[str]) -> None:
-        """Raise ConfigError unless it has frames for all of these modules."""
-        missing = [name for name in names if name not in self.shapes]
-        if missing:
-            raise ConfigError(
-                f"{self} has no frame for {missing[0]}; adapt only modules that it has ({setting('target_modules')} "
-                f"{self.settings.get('target_modules')!r}), or {_MAKE}"
-            )
+    def check_has(self, needed: Mapping[str, int]) -> None:
+        """Raise ConfigError unless it has so many directions for each of these modules."""
+        for name, n_directions in needed.items():
+            if name not in self.shapes:
+                raise ConfigError(
+                    f"{self} has no frame for {name}; adapt only modules that it has ({setting('target_modules')} "
+                    f"{self.settings.get('target_modules')!r}), or {_MAKE}"
+                )
+            if (found := self.shapes[name][2]) < n_directions:
+                raise ConfigError(
+                    f"{self} has {found} directions for {name}, {n_directions} are needed; use a smaller "
+                    f"{setting('frame_rank')} or {setting('r')}, or {_MAKE}"
+                )
 
     def frame(self, names: Sequence[str], side: str, rank: int) -> Tensor:
         """The first `rank` directions of these matrices, (M, width, rank) float32; side "u" or "v".
@@ -89,13 +94,7 @@ class FrameFile:
             ConfigError: it has no frame for a matrix, or fewer directions.
             CheckpointError: a frame is not finite.
         """
-        self.check_has(names)
-        for name in names:
-            if (found := self.shapes[name][2]) < rank:
-                raise ConfigError(
-                    f"{self} has {found} directions for {name}, {rank} are needed; use a smaller "
-                    f"{setting('frame_rank')} or r, or {_MAKE}"
-                )
+        self.check_has(dict.fromkeys(names, rank))
         with safe_open(self.path, framework="pt") as file:
             frames = torch.stack([file.get_tensor(f"{name}.{side}")[:, :rank] for name in names]).float()
         if not torch.isfinite(frames).all():
@@ -162,7 +161,7 @@ def read_frame_file(path: str | Path) -> FrameFile:
             header = parse_json((file.metadata() or {})[_KEY])
             found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 it is no dict
         version, settings, base = header["format"], dict(header["settings"]), header["base"]
-        shapes = _shapes(found)
+        shapes = _shapes(found) if version == _FORMAT else {}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again") from error
     if version != _FORMAT:
@@ -174,6 +173,8 @@ def read_frame_file(path: str | Path) -> FrameFile:
 
 def _shapes(found: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int, int]]:
     """d_out, d_in and R by module, from the shapes of the tensors. Raises ValueError if they are not those of pairs."""
+    if not found:
+        raise ValueError("it has no tensors")
     shapes = {}
     for name in sorted({key.rpartition(".")[0] for key in found}):
         (d_out, n_left), (d_in, n_right) = found[f"{name}.u"], found[f"{name}.v"]
@@ -219,7 +220,8 @@ def find_frame_file(name: Any, sha256: Any, folder: Path) -> FrameFile:
     others = f"{found[0].path} is another file, with SHA-256 {found[0].sha256}" if found else "it is missing"
     raise CheckpointError(
         f"{folder} was trained in the frames of {name} with SHA-256 {sha256}: {others}. Put that file next to the "
-        f"adapter's folder, or name it: {setting('frames')} of qpeft.load, of qpeft.AdapterPool or of the command"
+        "adapter's folder, or name it: frames=PATH of qpeft.load and qpeft.AdapterPool, or --frames PATH of qpeft "
+        "evaluate, generate and export"
     )
 
 

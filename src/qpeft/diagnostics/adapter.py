@@ -80,8 +80,11 @@ class SavedAdapter:
         return self.tensors
 
     def _on_meta(self, base: nn.Module | str | None) -> Any:
-        """The adapter on the shapes of its base model."""
-        return load(on_meta(base or self.config.base_model_name_or_path or "", self.config.task_type), self.folder)
+        """The adapter on the shapes of its base model. Raises ConfigError if the folder names none."""
+        base = base or self.config.base_model_name_or_path
+        if not base:
+            raise ConfigError(f"{self.folder / CONFIG} has no base_model_name_or_path, whose shapes are needed; add it")
+        return load(on_meta(base, self.config.task_type), self.folder)
 
     @torch.no_grad()
     def _generated(self, base: nn.Module | str | None) -> dict[str, Tensor]:

@@ -221,7 +221,7 @@ def test_file_that_is_no_frame_file_is_refused(llama, tmp_path):
         referring(llama, tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("damage", ["one side", "directions", "nan"])
+@pytest.mark.parametrize("damage", ["one side", "directions", "nan", "no frames", "newer format"])
 def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
     with safe_open(frames, framework="pt") as file:
         metadata = file.metadata()
@@ -229,12 +229,18 @@ def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
     name = next(key for key in tensors if key.endswith(".v"))
     if damage == "one side":
         del tensors[name]
+    elif damage == "no frames":
+        tensors.clear()
+    elif damage == "newer format":
+        metadata = {"qpeft": json.dumps({**json.loads(metadata["qpeft"]), "format": 2})}
+        tensors = {"other": torch.zeros(1)}
     elif damage == "directions":
         tensors[name] = tensors[name][:, :2].clone()
     else:
         tensors[name][0, 0] = torch.nan
     save_file(tensors, tmp_path / "damaged.safetensors", metadata=metadata)
-    message = "contains NaN or Inf" if damage == "nan" else "is not a frame file, or damaged"
+    messages = {"nan": "contains NaN or Inf", "newer format": "has format 2, .* install a newer qpeft"}
+    message = messages.get(damage, "is not a frame file, or damaged")
     with pytest.raises(CheckpointError, match=message):
         referring(llama, tmp_path / "damaged.safetensors")
 

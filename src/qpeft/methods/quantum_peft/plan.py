@@ -37,9 +37,10 @@ def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any
     """Quantum-PEFT's fields of a Plan; `adapted` is the stock LoRA on the meta device."""
     inner = adapted.get_base_model()
     matrices, notes = _matrices(inner)
-    if config.frames is not None:
-        read_frame_file(config.frames).check_has([matrix.name for matrix in matrices])
     layout = Layout.of(config, matrices)
+    if config.frames is not None:
+        needed = {matrices[i].name: part.inner for part in layout.parts for i in part.matrices}
+        read_frame_file(config.frames).check_has(needed)
     notes += _remarks(config, layout)
     factors = _factors(config, layout)
     parts = {
