@@ -274,8 +274,16 @@ def test_of_many_methods_with_one_verdict_the_first_are_named(study_folder, monk
     monkeypatch.setattr(sentences, "_MOST_NAMED", 3)
     monkeypatch.setattr(sentences, "_FIRST_NAMED", 2)
     compared, *_ = summary_of(study_folder).headlines
-    first = '"full fine-tuning" (4.702), "QPA" (4.802) and 2 others are worse than LoRA (4.200 nats per token).'
-    assert compared == first
+    first = "(4.702), QPA (4.802) and 2 others are worse than LoRA (4.200 nats per token)."
+    assert compared == f"Full fine-tuning {first}"
+
+    def add_comma(study):
+        [full] = [method for method in study["methods"] if method["key"] == "full"]
+        full.update(label="fine-tuning, all weights")
+
+    edit_json(study_folder / "study.json", add_comma)
+    compared, *_ = summary_of(study_folder).headlines
+    assert compared == f'"fine-tuning, all weights" {first}'
 
 
 def test_sizes_of_the_reference_are_compared_in_the_first_headline(study_folder):

@@ -79,7 +79,7 @@ def _scores(summary: Summary) -> str:
     known = sorted(((label, stats.mean) for label, stats in found.items() if stats), key=lambda one: -one[1])
     if not known or summary.metric is bleu:
         return ""
-    return f"BLEU of the generated texts: {', '.join(f'{label} {mean:.1f}' for label, mean in known)}."
+    return f"BLEU of the generated texts: {', '.join(f'{_in_list(label)} {mean:.1f}' for label, mean in known)}."
 
 
 def _compared_in(block: Block, summary: Summary) -> str:
@@ -103,17 +103,21 @@ def _verdicts(found: Sequence[tuple[MethodSummary, Difference | None]], to: str,
         chosen = [m for m, difference in found if difference and difference.verdict == verdict]
         if not chosen:
             continue
-        labels = [f"{m.label} ({value(m)})" for m in chosen]
+        labels = [f"{_in_list(m.label)} ({value(m)})" for m in chosen]
         verb = "is" if len(labels) == 1 else "are"
         if len(labels) > _MOST_NAMED:
-            first = [f'"{m.label}" ({value(m)})' for m in chosen[:_FIRST_NAMED]]  # some labels have commas
-            labels = [*first, f"{len(labels) - _FIRST_NAMED} others"]
+            labels = [*labels[:_FIRST_NAMED], f"{len(labels) - _FIRST_NAMED} others"]
         names = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
         clause = f"{names} {verb} {relation}"
         if not clauses:  # the other is named once
             clause += f" {preposition} {summary[to].label} ({value(summary[to])} {summary.metric.unit})"
         clauses.append(clause)
     return f"{capital('; '.join(clauses))}." if clauses else ""
+
+
+def _in_list(label: str) -> str:
+    """In quotation marks if the label itself has a comma."""
+    return f'"{label}"' if "," in label else label
 
 
 def _judged(method: MethodSummary, summary: Summary) -> list[tuple[MethodSummary, Difference]]:
