@@ -81,9 +81,14 @@ For each budget the adapter with the lowest mean test loss, and the one with the
 not corrected for the choice of the best of many. In bold: the interval excludes 0. *With a circuit* is a design, and
 no evidence for the circuit: compare the controls with fixed signs in the place of its CZ gates. Designs with circuits
 were chosen in earlier experiments on these texts; of VeRA and IA3 there is one configuration, of TinyLoRA and
-FourierFT there are two. The middle of the learning rates of IA3, LoRA-GA and the framed adapter with R=4 and r=1 was
-raised by a factor of 3 after a first run on the embedded base, where the highest was the best; these rows were run
-again in every setup.
+FourierFT there are two.
+
+The middle of nine rows' learning rates was raised by a factor of 3 after the first run on the embedded base, where the
+highest was the best, and these rows were run again in every setup: IA3, LoRA-GA, both FourierFT, the framed adapter
+with R=4 and r=1, the one framed by the weights, and without the output head the cores 3 x 3 and 6 x 6 and LoRA-SB r=6.
+FourierFT needs a wider grid than the other methods. With 8 frequencies the highest rate is the best on WikiText-2 with
+the embedded base (validation loss 6.19 at 3 and 6.25 at 0.9). On Grimm's tales both, and on WikiText-2 with stories260K
+60 frequencies, are best with the lowest rate; in the first run a third of it was worse.
 
 *framed*: inside the leading directions of the loss gradient, which are computed from 64 blocks of the training text
 before training; *shared*: one pair of circuits for all matrices of a type; *core*: a trained matrix in such
