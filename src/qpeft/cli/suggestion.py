@@ -140,7 +140,8 @@ def show(console: Console, found: Suggestion) -> None:
     ]
     columns = ("base", "text", "trainable", "test loss [95 %]", "share")
     console.print()
-    console.print(table(columns, lines, f"Evidence: {found.study}. Share of the gain of {found.reference}"))
+    share = f"Share of the gain of {found.reference}, mean {found.share:.0%}"
+    console.print(table(columns, lines, f"Evidence: {found.study}. {share}"))
     shown = [
         (
             "or",
@@ -152,7 +153,7 @@ def show(console: Console, found: Suggestion) -> None:
     if more := len(found.alternatives) - len(shown):
         shown.append(("or", f"{more} others"))
     if shown:
-        console.print("\nNot shown to be worse on every text:", soft_wrap=True)
+        console.print("\nNot shown to be worse on at least one text:", soft_wrap=True)
         console.print(remarks(shown))
     if found.notes:
         console.print()
