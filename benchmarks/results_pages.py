@@ -103,7 +103,7 @@ and PEFT's adapters are stored in float32. The last tables count half the bytes 
 not trained in 16 bits. Headers with the names of tensors are included: 0.1 KB for Uni-LoRA and for Quantum-PEFT with a
 frame file, 0.4 to 1 KB for QPA and for Quantum-PEFT without a file, up to 9 KB for LoRA and 12 KB for TinyLoRA.
 TinyLoRA stores singular vectors of the base weights, which could be computed again. A frame file with R=32 takes 370 KB
-for stories260K, and 407 KB with the output head; 655 and 926 KB for the embedded base. The reports show all adapters as
+for stories260K, and 407 KB with the output head; 660 and 930 KB for the embedded base. The reports show all adapters as
 charts, in parameters and in stored bytes."""
 ABOUT_GOAL = """\
 Our goal was that in every case, at every budget below 5,000 parameters, an adapter with a circuit is the best, or no
