@@ -79,7 +79,7 @@ def test_adapters_with_a_frame_file_are_measured(tmp_path, monkeypatch):
     found = json.loads(out.read_text())
     for row in found["load"]:
         assert row["tensor_bytes"] < row["bytes_of_an_adapter"] < row["bytes_of_the_frame_file"]
-        assert row["bytes_of_all"] >= 12 * row["tensor_bytes"]
+        assert 12 * row["tensor_bytes"] <= row["bytes_of_all"] < 12 * 1000
     losses = found["loss"]["0"]
     assert list(losses) == ["base", *frame_files.STORAGE]
     assert losses["float16"] == pytest.approx(losses["float32"], abs=1e-3)

@@ -267,7 +267,7 @@ def test_note_names_a_better_adapter_that_the_frame_file_does_not_suit(with_fram
     assert qpeft.suggest(BASE, parameters=10**6).label == "on the head"
     found = qpeft.suggest(BASE, parameters=10**6, frames=file)
     assert found.label == with_frame_file.label
-    assert found.notes[0].startswith("better in the evidence and within the budget is on the head: the frame file has")
+    assert found.notes[0].startswith("on the head is better in the evidence and within the budget, but the frame file")
     assert "--target-modules c_attn,c_fc,c_proj,lm_head" in found.notes[0]
 
 

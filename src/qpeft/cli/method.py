@@ -143,8 +143,9 @@ def _check_generator(run: TrainSettings, generator: dict[str, Any]) -> None:
     if foreign := generator.keys() - own:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in generator if name in foreign)
         owners = {key: group.owner for key, group in _GENERATORS.items() if foreign & {f.name for f in group}}
+        are = "options" if len(foreign) > 1 else "an option"
         raise ConfigError(
-            f"{names}: options of {' and '.join(owners.values())}, not of method {run.method}; "
+            f"{names}: {are} of {' and '.join(owners.values())}, not of method {run.method}; "
             f"use --method {' or '.join(owners)}"
         )
 

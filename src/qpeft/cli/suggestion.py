@@ -151,9 +151,10 @@ def show(console: Console, found: Suggestion) -> None:
         for one in found.alternatives[:_MOST_SHOWN]
     ]
     if more := len(found.alternatives) - len(shown):
-        shown.append(("or", f"{more} others"))
+        shown.append(("or", f"{more} {'others' if more > 1 else 'other'}"))
     if shown:
-        console.print("\nNot shown to be worse on at least one text:", soft_wrap=True)
+        cases = f"at least one of {len(found.evidence)} cases"
+        console.print(f"\nOthers within the budget, each not shown to be worse in {cases}:", soft_wrap=True)
         console.print(remarks(shown))
     if found.notes:
         console.print()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median_low
@@ -61,6 +61,7 @@ class Alternative:
     trainable: int
     stored_bytes: int
     share: float
+    learning_rate: float
     needs_frame_file: bool  #: whether it has these bytes only with a frame file
 
 
@@ -135,18 +136,19 @@ def suggest(
     too_large: dict[str, int] = {}
     refused: list[str] = []
     misfits: list[str] = []
-    counted = _counted(evidence, model, refused, in_bytes=bytes is not None, file=file, stock_servers=stock_servers)
+    designs = (design for design in evidence.ranked() if best is None or not is_better(best[0], design))
+    counted = _counted(designs, model, refused, in_bytes=bytes is not None, file=file, stock_servers=stock_servers)
     for design, settings, found, misfit in counted:
         size = found.trainable if bytes is None else found.stored_bytes
         if misfit is not None:
             misfits.append(f"{design.label}: {misfit}")
             if best is None and size <= budget and not notes:
-                notes.append(f"better in the evidence and within the budget is {misfits[-1]}")
+                notes.append(f"{design.label} is better in the evidence and within the budget, but {misfit}")
         elif size > budget:
             too_large[design.label] = size
         elif best is None:
             best = design, settings, found
-        elif not is_better(best[0], design):
+        else:
             within.append(_alternative(evidence, design, settings, found, frames))
     if best is None:
         raise ConfigError(_none_fits(setting(name), unit, budget, too_large, [*misfits, *refused]))
@@ -168,7 +170,7 @@ def _budget(parameters: int | None, n_bytes: int | None) -> tuple[str, str, int]
 
 
 def _counted(
-    evidence: Evidence,
+    designs: Iterable[Design],
     model: nn.Module,
     refused: list[str],
     *,
@@ -176,13 +178,13 @@ def _counted(
     file: FrameFile | None,
     stock_servers: bool,
 ) -> Iterator[tuple[Design, dict[str, Any], Plan, str | None]]:
-    """Each design, the best first, with its settings and counts on `model`, and why the frame file does not suit it.
+    """Each design, in this order, with its settings and counts on `model`, and why the frame file does not suit it.
 
     An adapter without its frames, which could not be loaded, has a frame file if the budget is in bytes, and otherwise
     stores them. If there is a frame file, only adapters in gradient frames are counted; with `stock_servers`, only
     those whose export all servers load. `refused` receives why others are not counted.
     """
-    for design in evidence.ranked():
+    for design in designs:
         try:
             settings = fill_names(design.settings, model)
             if file is not None:
@@ -226,8 +228,8 @@ def _misfit(file: FrameFile, model: nn.Module, design: Design, settings: dict[st
     if missing := sorted({*found.target_modules} - {*file.modules}):
         names = sorted({name.rpartition(".")[2] for name in found.target_modules})
         return (
-            f"the frame file has no frames for {missing[0]}; write one for all of its modules, qpeft frames "
-            f"--target-modules {','.join(names)}"
+            f"the frame file has no frames for {missing[0]}; write one for all of its modules: qpeft frames "
+            f"with --target-modules {','.join(names)}"
         )
     config: Any = _config(design.method, _loadable(design.method, settings, file.path))
     try:
@@ -266,7 +268,12 @@ def _alternative(
     share = fmean(evidence.shares(design))
     loadable = _loadable(design.method, settings, frames)
     counts = found.trainable, found.stored_bytes
-    return Alternative(design.label, design.method, loadable, *counts, share, needs_frame_file=loadable != settings)
+    needs_frame_file = loadable != settings
+    return Alternative(design.label, design.method, loadable, *counts, share, _learning_rate(design), needs_frame_file)
+
+
+def _learning_rate(design: Design) -> float:
+    return median_low(result.lr for result in design.results)
 
 
 def _suggestion(
@@ -292,7 +299,7 @@ def _suggestion(
         label=design.label,
         method=design.method,
         settings=loadable,
-        learning_rate=median_low(result.lr for result in design.results),
+        learning_rate=_learning_rate(design),
         share=fmean(shares),
         plan=found,
         study=evidence.study,

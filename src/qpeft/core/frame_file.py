@@ -115,8 +115,8 @@ def new_path(save_to: str | Path) -> Path:
     output_file(path)
     if path.exists():
         raise ConfigError(
-            f"{path} exists, and adapters may refer to it; use its frames with frames={str(path)!r}, or give another "
-            "name"
+            f"{path} exists, and adapters may refer to it; to use its frames name it in {setting('frames')}, or give "
+            "another name"
         )
     return path
 
