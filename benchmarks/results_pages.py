@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
+import budget_fronts
 import forward_passes_table
 from qpeft.compare.analysis.statistics import Difference, compare, paired_difference
 from qpeft.compare.analysis.summary import summarise
@@ -75,6 +76,11 @@ BUDGETS = {
     "bytes of the weights file": BYTES,
     HALVED: BYTES,
 }
+FRONTS = "budgets.svg"
+ABOUT_FRONTS = """\
+Each mark is an adapter: its mean test loss over five seeds and the 95 % interval. No adapter of at most its size has a
+lower mean than one on the dashed line. Adapters that are worse than the untrained base are left out. The reports have
+the same charts with names."""
 ABOUT_BUDGETS = """\
 For each budget the adapter with the lowest mean test loss, and the one with the lowest among those with a circuit
 (QPA and Quantum-PEFT, without controls); their difference, paired by seed, with its 95 % interval. The intervals are
@@ -104,8 +110,7 @@ and PEFT's adapters are stored in float32. The last tables count half the bytes 
 not trained in 16 bits. Headers with the names of tensors are included: 0.1 KB for Uni-LoRA and for Quantum-PEFT with a
 frame file, 0.4 to 1 KB for QPA and for Quantum-PEFT without a file, up to 9 KB for LoRA and 12 KB for TinyLoRA.
 TinyLoRA stores singular vectors of the base weights, which could be computed again. A frame file with R=32 takes 377 KB
-for stories260K, and 414 KB with the output head; 660 and 930 KB for the embedded base. The reports show all adapters as
-charts, in parameters and in bytes."""
+for stories260K, and 414 KB with the output head; 660 and 930 KB for the embedded base."""
 ABOUT_GOAL = """\
 Our goal was that in every case, at every budget below 5,000 parameters, an adapter with a circuit is the best, or no
 difference from the best is shown (the 95 % interval includes 0). Lie rotations are a family of Quantum-PEFT too, but no
@@ -156,8 +161,16 @@ IN_README = {"limits": (130, 400, 1300, 5000, 50_000), "setups": ("grimm", "wiki
 def main() -> None:
     for study in STUDIES:
         write_text(RESULTS / f"{study}.md", page(study))
+    write_text(RESULTS / FRONTS, fronts())
     for file, change in ((RESULTS / "index.md", index), (ROOT / "README.md", readme)):
         write_text(file, change(file.read_text(encoding="utf-8")))
+
+
+def fronts() -> str:
+    """The picture of the page of `budgets`."""
+    folders = {name: RESULTS / name / "budgets" for name in SETUPS}
+    found = {name: folder for name, folder in folders.items() if folder.is_dir()}
+    return budget_fronts.draw({SETUPS[name]: summarise(read_study(f), read_rows(f)) for name, f in found.items()})
 
 
 def readme(text: str) -> str:
@@ -287,7 +300,8 @@ def _over_all(summaries: dict[str, Summary]) -> list[str]:
 
 def _best_within(summaries: dict[str, Summary]) -> list[str]:
     """The best adapter of all, and the best with a circuit, for each of `BUDGETS` and each setup."""
-    parts = ["## Best within a budget", ABOUT_BUDGETS, ABOUT_GOAL, _goal(summaries)]
+    parts = ["## Best within a budget", f"![Test loss against size]({FRONTS})", ABOUT_FRONTS]
+    parts += [ABOUT_BUDGETS, ABOUT_GOAL, _goal(summaries)]
     for unit, limits in BUDGETS.items():
         for name, summary in summaries.items():
             head = [f"{unit}, at most", "best of all", "best with a circuit", "circuit minus best"]

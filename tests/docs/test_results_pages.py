@@ -17,6 +17,11 @@ def test_pages_have_the_values_of_their_summaries(study):
     assert (RESULTS / f"{study}.md").read_text(encoding="utf-8") == results_pages.page(study)
 
 
+def test_picture_has_the_values_of_the_rows():
+    drawn = (RESULTS / results_pages.FRONTS).read_text(encoding="utf-8")
+    assert drawn == results_pages.fronts()
+
+
 def test_index_lists_all_studies():
     text = (RESULTS / "index.md").read_text(encoding="utf-8")
     assert text == results_pages.index(text)
