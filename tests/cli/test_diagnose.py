@@ -147,7 +147,7 @@ def test_training_runs_are_a_comparison_that_resumes(diagnosed, qpeft_cli, run_f
         (["{adapter}", "--trainings"], "is not a run folder"),
         (["--model", "{base}", "--trainings"], "--trainings needs data"),
         (["--model", "{base}", "--method", "lora"], "nothing to diagnose before it is trained"),
-        (["--model", "{base}", "--method", "lora", "--budget", "0.5"], "options of QPA, not of method lora"),
+        (["--model", "{base}", "--method", "lora", "--budget", "0.5"], "an option of QPA, not of method lora"),
         (["{run}", "--html", "{run}"], "is a folder"),
         (["{run}", "--trainings", "--seeds", "1,1"], "duplicate seed"),
     ],
