@@ -58,7 +58,11 @@ class TrainSettings:
         }
     )
     out: str = field(metadata={"help": "Run folder. Run the same command again to resume."})
-    method: str = option("qpa", "Fine-tuning method, or FILE.py:NAME for your own.", choices=methods.keys())
+    method: str = option(
+        "qpa",
+        "Fine-tuning method, or FILE.py:NAME for your own; on the command line also auto, with a number of parameters.",
+        choices=methods.keys(),
+    )
     method_settings: dict[str, Any] = option(dict, "Fields of the method's config, such as r or budget.")
     backend_settings: dict[str, Any] = option(
         dict, "Where the circuits run: fields of `qpeft.backends.BackendSettings`, such as shots."

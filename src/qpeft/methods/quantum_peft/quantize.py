@@ -37,6 +37,8 @@ def quantize(x: Tensor, bits: int, group_size: int) -> Tensor:
             shape, group_size = _rows(x.shape, group_size)
             lo, hi, codes = _encode(x.reshape(shape), bits, group_size)
             rounded = _decode(lo, hi, codes, bits, shape).view(x.shape)
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return rounded.to(x.dtype)
     return rounded.to(x.dtype) + (x - x.detach())  # not x + (xq - x): that is xq only up to rounding
 
 
@@ -156,6 +158,8 @@ def _grouped(x: Tensor, group_size: int) -> Tensor:
     n = x.shape[-1]
     size = _group_length(n, group_size)
     n_groups = -(-n // size)
+    if n_groups * size == n:
+        return x.unflatten(-1, (n_groups, size))
     positions = torch.arange(n_groups * size, device=x.device).clamp(max=n - 1)
     return x[..., positions].unflatten(-1, (n_groups, size))
 
