@@ -4,26 +4,29 @@
     python benchmarks/frame_files.py --out benchmarks/results/frame_files.json
     python benchmarks/frame_files.py --users 20 --seeds 0 --steps 2     # seconds, to see that it runs
 
-Load: GPT-2 small's shapes with random weights, `c_attn` in 12 layers, 298 trained parameters, one thread. Loss: the
-embedded base on NumPy's documentation, 284 trained parameters, trained in float32; then the trained values are rounded
-as they are stored. Rounding in training, as `bits` does it, can adapt to it.
+Load: GPT-2 small's shapes with random weights, `c_attn` in 12 layers, 298 trained parameters, one thread: all adapters
+one after the other, then some after a request of 16 tokens each, which leaves the processor's caches cold; and PEFT's
+`hotswap_adapter` of the exported LoRA in both situations. Loss: the embedded base on NumPy's documentation, 284 trained
+parameters, trained in float32; then the trained values are rounded as they are stored. Rounding in training, as `bits`
+does it, can adapt to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
+from peft.utils.hotswap import hotswap_adapter
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, logging
 
@@ -41,7 +44,8 @@ STORAGE: dict[str, dict[str, int]] = {
 SHARED: dict[str, Any] = {"share": "type", "task_type": "CAUSAL_LM"}
 LOADED = {**SHARED, "r": 8, "n_layers": 12, "target_modules": ["c_attn"]}
 TRAINED = {**SHARED, "r": 9, "n_layers": 1, "target_modules": "all-linear"}
-CAPACITY, BLOCK, BATCH = 8, 128, 4
+LOADS = ("in a row", "PEFT, in a row", "after a request", "PEFT, after a request")
+CAPACITY, REQUEST, BLOCK, BATCH = 8, 16, 128, 4
 
 
 def size(folder: Path) -> int:
@@ -49,7 +53,7 @@ def size(folder: Path) -> int:
 
 
 def load_times(name: str, users: int, repetitions: int) -> dict[str, Any]:
-    """`users` adapters with random trained values and one frame file; times of loading one that is not in memory."""
+    """Times of loading `users` adapters with random trained values and one frame file, none of them in memory."""
     base: Any = GEOMETRIES["gpt2"].model(torch.device("cpu"), torch.float32)
     with tempfile.TemporaryDirectory() as place:
         frames, folder = Path(place) / "frames.safetensors", Path(place) / "users"
@@ -61,13 +65,30 @@ def load_times(name: str, users: int, repetitions: int) -> dict[str, Any]:
                     parameter.normal_(0, 0.02)
             qpeft.save(model, folder / f"user-{index}")
         trained = model.get_nb_trainable_parameters()[0]
+        qpeft.export(model, Path(place) / "stock")
+        stock: Any = PeftModel.from_pretrained(
+            GEOMETRIES["gpt2"].model(torch.device("cpu"), torch.float32), Path(place) / "stock"
+        )
         pool = qpeft.AdapterPool(model.unload(), folder, CAPACITY)
-        draw, times = random.Random(0), []
+        times: dict[str, list[float]] = {kind: [] for kind in LOADS}
+
+        def load(kind: str, user: str) -> None:
+            times[kind].append(milliseconds(pool.place, [user]))
+
+        def swap(kind: str) -> None:
+            file = str(Path(place) / "stock")
+            times[kind].append(milliseconds(hotswap_adapter, stock, file, "default", torch_device="cpu"))
+
+        names = pool.names
+        for user in names:
+            load("in a row", user)
         for _ in range(repetitions):
-            user = draw.choice([one for one in pool.names if one not in pool.resident])
-            begin = perf_counter()
-            pool.place([user])
-            times.append(1e3 * (perf_counter() - begin))
+            swap("PEFT, in a row")
+        for user in (names * repetitions)[:repetitions]:
+            request(pool.model)
+            load("after a request", user)
+            request(stock)
+            swap("PEFT, after a request")
         (stored,) = load_file(folder / "user-0" / "adapter_model.safetensors").values()
         return {
             "storage": name,
@@ -77,8 +98,19 @@ def load_times(name: str, users: int, repetitions: int) -> dict[str, Any]:
             "bytes_of_an_adapter": size(folder / "user-0"),
             "bytes_of_all": size(folder),
             "bytes_of_the_frame_file": frames.stat().st_size,
-            "ms": {"median": median(times), "99th": quantiles(times, n=100)[98] if len(times) > 1 else times[0]},
+            "ms": {kind: {"median": median(ms), "99th": quantiles(ms, n=100)[98]} for kind, ms in times.items()},
         }
+
+
+@torch.no_grad()
+def request(model: Any) -> None:
+    model(input_ids=torch.randint(1000, (1, REQUEST)))
+
+
+def milliseconds(call: Callable[..., object], *arguments: Any, **options: Any) -> float:
+    begin = perf_counter()
+    call(*arguments, **options)
+    return 1e3 * (perf_counter() - begin)
 
 
 def losses(seed: int, steps: int) -> dict[str, float]:
@@ -131,7 +163,7 @@ def score(model: Any, blocks: torch.Tensor) -> float:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=1000, help="adapters in the folder")
-    parser.add_argument("--repetitions", type=int, default=100, help="adapters loaded")
+    parser.add_argument("--repetitions", type=int, default=100, help="requests, each with a load")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each seed")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file as well")

@@ -80,6 +80,7 @@ def test_adapters_with_a_frame_file_are_measured(tmp_path, monkeypatch):
     for row in found["load"]:
         assert row["tensor_bytes"] < row["bytes_of_an_adapter"] < row["bytes_of_the_frame_file"]
         assert 12 * row["tensor_bytes"] <= row["bytes_of_all"] < 12 * 1000
+        assert all(0 < row["ms"][kind]["median"] <= row["ms"][kind]["99th"] for kind in frame_files.LOADS)
     losses = found["loss"]["0"]
     assert list(losses) == ["base", *frame_files.STORAGE]
     assert losses["float16"] == pytest.approx(losses["float32"], abs=1e-3)

@@ -109,10 +109,10 @@ class QuantumPeftGenerator(Generator):
         else:
             assert frame is not None
             x, frame = frame, None
-        x = x.mT if part.side == "v" else (x * next(lam)).mT  # (M, K, R)
-        if frame is not None:
-            x = torch.bmm(x, frame.mT)  # (M, K, d); faster on a CPU than bmm(frame, x.mT)
-        return (x if part.side == "v" else x.mT).flatten()
+        if part.side == "u":
+            x = x * next(lam)  # (M, R, K)
+            return (x if frame is None else torch.bmm(frame, x)).flatten()  # (M, d, K)
+        return (x.mT if frame is None else torch.bmm(x.mT, frame.mT)).flatten()  # (M, K, d)
 
     def _register_part(self, part: Part, init: SeededInit) -> None:
         def constant(name: str, value: Tensor) -> None:
