@@ -29,7 +29,8 @@ from qpeft.training.settings import TrainSettings
 CIRCUIT = "circuit_es"
 WITHOUT_BACKWARD, ADAM = ("_es", "_mezo"), "_adam"
 GOAL = 0.8
-HEADINGS = ("adapter", "parameters", "gain of AdamW", "gain", "share", f"at least {GOAL:.0%}", "circuit minus this")
+GAINS = ("gain of Adam", "gain of ES or MeZO", "share", f"at least {GOAL:.0%}")
+HEADINGS = ("adapter", "parameters", *GAINS, "circuit minus this")
 RULER = "| --- | ---: | ---: | ---: | ---: | --- | ---: |"
 
 
@@ -117,7 +118,7 @@ def cells(line: Line) -> tuple[str, ...]:
         f"{line.trainable:,}",
         f"{line.adam.mean:.3f}",
         f"{line.gain.mean:.3f}",
-        interval(line.share.mean, line.share.half_width, ".0%"),
+        interval(line.share.mean, line.share.half_width, ".1%"),
         line.reaches_goal,
         "" if difference is None else bounds(difference.mean, difference.low, difference.high, "+.4f"),
     )

@@ -83,7 +83,7 @@ def test_tables_keep_adapters_without_data_apart(folder, capsys):
     forward_passes_table.main([str(folder)])
     fitted, _, others = capsys.readouterr().out.partition("**Without data**")
     assert "| framed circuit, R=32, ES |" in fitted
-    assert "| 88% [86%, 90%] | yes |  |" in fitted
+    assert "| 88.0% [86.0%, 90.0%] | yes |  |" in fitted
     assert "| LoRA r=1, ES |" in others
     assert "-0.0800 [-0.0996, -0.0604]" in others
     assert "Left out, because a run is missing or failed: ga_es." in others
