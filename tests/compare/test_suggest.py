@@ -2,8 +2,11 @@
 
 import copy
 import importlib.util
+import json
 import sys
+from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -13,6 +16,7 @@ from tiny_models import make_text
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
 
 import qpeft
+import qpeft.demo
 from qpeft.compare import suggest as suggest_module
 from qpeft.compare.cell import started_row
 from qpeft.compare.evidence import Design, Evidence, Result, Setup, is_better, read_evidence
@@ -331,6 +335,40 @@ def test_unknown_base_is_refused(evidence, tmp_path):
 
 def test_packaged_evidence_is_that_of_the_published_results(script):
     assert read_evidence() == script.evidence()
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Test losses by seed, and trainable parameters, of each trained method in each published folder of `budgets`."""
+    found = {}
+    for path in sorted((ROOT / "docs" / "results").glob("*/budgets/rows.jsonl")):
+        losses, trainable = found[path.parent.parent.name] = defaultdict(dict), {}
+        for row in map(json.loads, path.read_text().splitlines()):
+            if row["status"] == "success" and row["seed"] in range(5) and "test_loss" in row["quality"]:
+                losses[row["label"]][row["seed"]] = row["quality"]["test_loss"]
+                trainable[row["label"]] = row["cost"]["params_trainable"]
+    return found
+
+
+@pytest.mark.parametrize("parameters", [40, 250, 1300, 5000, 50000])
+def test_published_rows_have_no_better_adapter_within_the_budget(published, parameters):
+    """Computed from the rows alone: the highest mean share of LoRA r=8's gain in four cases, embedded base."""
+    shares = defaultdict(list)
+    for losses, _ in published.values():
+        mean = {label: fmean(by_seed.values()) for label, by_seed in losses.items() if len(by_seed) == 5}
+        untrained = fmean(losses["untrained base"].values())
+        for label, loss in mean.items():
+            shares[label].append((untrained - loss) / (untrained - mean["LoRA r=8"]))
+    _, trainable = published["embedded"]
+    within = {label: fmean(all_) for label, all_ in shares.items() if len(all_) == 4 and trainable[label] <= parameters}
+    within.pop("untrained base", None)
+    found = qpeft.suggest(qpeft.demo.base_path(), parameters=parameters)
+    assert found.label == max(within, key=within.__getitem__)
+    assert found.share == pytest.approx(within[found.label], abs=1e-5)
+    assert found.plan.trainable == trainable[found.label]
+    assert any("which is more than the budget" in note for note in found.notes) == any(
+        there[found.label] > parameters for _, there in published.values()
+    )
 
 
 @pytest.mark.parametrize(

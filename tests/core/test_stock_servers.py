@@ -4,12 +4,14 @@ import copy
 
 import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, get_peft_model
+from torch import nn
 
 import qpeft
 from qpeft.core.stock_servers import RANKS, check_config, check_servers
 
 TARGETS = ["q_proj", "up_proj"]
 HEAD = ["q_proj", "lm_head"]
+YES = "yes, if vLLM supports LoRA for the architecture"
 # config -> whether vLLM loads it, whether TRL sends it, and a part of the reason: docs/serving.md has the sources
 LORA = {
     "plain": ({}, True, True, "yes"),
@@ -59,6 +61,21 @@ def test_output_head_and_embedding_depend_on_the_model(llama, tmp_path):
         assert found == ["for some models, with --max-lora-rank 32: it adapts the output head or the embedding"] * 2
 
 
+@pytest.mark.parametrize("name", ["wte", "gpt_neox.embed_in", "embed_out"])
+def test_embeddings_and_heads_of_other_names_depend_on_the_model_in_vllm(name):
+    """TRL looks at the names lm_head and embed_tokens only."""
+    vllm, trl = check_config(LoraConfig(target_modules=["c_attn", name], task_type="CAUSAL_LM"))
+    assert str(vllm) == "for some models: it adapts the output head or the embedding"
+    assert str(trl) == YES
+
+
+def test_embedding_of_any_name_is_seen_in_the_tensors(tmp_path):
+    base = nn.ModuleDict({"anything": nn.Embedding(8, 4)})
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["anything"]))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    assert str(check_servers(tmp_path)[0]) == "for some models: it adapts the output head or the embedding"
+
+
 def test_config_of_a_generated_adapter_is_that_of_its_export():
     common = {"r": 4, "target_modules": TARGETS, "modules_to_save": ["norm"], "task_type": "CAUSAL_LM"}
     for config in (qpeft.QuantumPeftConfig(**common), LoraConfig(**common)):
@@ -99,8 +116,8 @@ def test_other_types_are_refused(llama, config, part, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "answer"),
     [
-        ({}, "yes"),
-        ({"rank_pattern": {"up_proj": 2}}, "yes"),  # every scale is 1
+        ({}, YES),
+        ({"rank_pattern": {"up_proj": 2}}, YES),  # every scale is 1
         ({"modules_to_save": ["norm"]}, "no, it has modules_to_save (norm), such as a head or norm gains"),
     ],
     ids=str,

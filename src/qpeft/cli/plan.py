@@ -55,7 +55,7 @@ def plan(
     Examples:
 
       qpeft plan --model embedded --method qpa --r 4 --budget 0.5
-      qpeft plan --model gpt2 --parameters 5000 --stock-servers
+      qpeft plan --model meta-llama/Llama-3.2-1B --parameters 5000 --stock-servers
       qpeft plan --model gpt2 --preset official
       qpeft plan --model gpt2 --method quantum_peft --share type --frame gradient
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn
@@ -130,7 +130,7 @@ def _sizes(found: Plan) -> list[tuple[str, str, str]]:
     if found.trainable < found.deployed:
         rows.append(("  trainable", f"{found.trainable / found.deployed:.3%}", "of these"))
     loads = "needs qpeft" if found.needs_qpeft else "loads with plain PEFT"
-    rows.append(("saved weights", size(found.stored_bytes), loads))
+    rows.append(("stored bytes", size(found.stored_bytes), loads))
     if found.needs_qpeft and found.exported_bytes:
         rows.append(("exported weights", size(found.exported_bytes), "loads with plain PEFT"))
     return rows

@@ -45,7 +45,7 @@ StockServersOption = Annotated[
     typer.Option(
         "--stock-servers",
         rich_help_panel=_PANEL,
-        help="With a budget: only adapters whose export vLLM and TRL load.",
+        help="With a budget: only adapters whose export vLLM and TRL load, if vLLM supports LoRA for the architecture.",
     ),
 ]
 

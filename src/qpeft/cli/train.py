@@ -127,7 +127,7 @@ def _rows(result: TrainResult) -> list[tuple[str, str, str]]:
         *((f"{s.headline[0]} {when}", s.headline[1], s.details) for when, s in scores.items()),
         ("trainable", count(result.trainable), f"parameters{head}"),
         ("deployed", count(result.deployed), "parameters at inference, in addition to the base"),
-        ("stored", size(result.stored_bytes or result.exported_bytes), exported),
+        ("weights file", size(result.stored_bytes or result.exported_bytes), exported),
         *_circuits(result),
         ("time", f"{result.seconds:.1f} s", a_step),
     ]

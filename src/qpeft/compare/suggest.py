@@ -111,9 +111,10 @@ def suggest(
         parameters: Most trainable parameters. Give this or `bytes`.
         bytes: Most bytes of the saved adapter's tensors, as in `Plan.stored_bytes`: without the header of its file,
             its config, and a frame file, which many adapters share.
-        frames: A frame file of `base`. Only adapters that it has frames for take part; they refer to it, and their
-            frames are not counted.
-        stock_servers: Only adapters whose export vLLM and TRL load: LoRA without norm gains, not on the output head.
+        frames: A frame file of `base`. Only adapters that it has frames for are considered; they refer to it, and
+            their frames are not counted.
+        stock_servers: Only adapters whose export vLLM and TRL load, if vLLM supports LoRA for the architecture: LoRA
+            without norm gains, not on the output head.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
     Raises:
@@ -152,9 +153,13 @@ def suggest(
             within.append(_alternative(evidence, design, settings, found, frames))
     if best is None:
         raise ConfigError(_none_fits(setting(name), unit, budget, too_large, [*misfits, *refused]))
-    if bytes is None and frames is None:
-        notes += _with_a_frame_file(model, best[0], best[2])
-    return _suggestion(evidence, *best, within, budget if bytes is None else None, frames, notes)
+    if stock_servers:
+        notes.append("vLLM must support LoRA for the architecture of the base, which depends on its release")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, as above
+        if bytes is None and frames is None:
+            notes += _with_a_frame_file(model, best[0], best[2])
+        return _suggestion(evidence, *best, within, budget if bytes is None else None, frames, notes)
 
 
 def _budget(parameters: int | None, n_bytes: int | None) -> tuple[str, str, int]:
@@ -308,11 +313,18 @@ def _suggestion(
         alternatives=alternatives,
         notes=[
             *notes,
+            *_measured_with_more(measured, parameters),
             *_notes(evidence, design.method, loadable, found, parameters),
             *([_FRAME_FILE if frames is None else _OTHER_FRAMES] * needs_frame_file),
         ],
         needs_frame_file=needs_frame_file,
     )
+
+
+def _measured_with_more(measured: list[Measured], parameters: int | None) -> list[str]:
+    if parameters is None or (most := max(measured, key=lambda one: one.trainable)).trainable <= parameters:
+        return []
+    return [f"it was measured with up to {most.trainable:,} parameters, on {most.base}, which is more than the budget"]
 
 
 def _notes(evidence: Evidence, method: str, settings: dict[str, Any], found: Plan, parameters: int | None) -> list[str]:

@@ -2,12 +2,13 @@
 
 vLLM's rules are in its `vllm/lora/peft_helper.py`, `vllm/lora/utils.py` and `vllm/config/lora.py`; TRL's, for trainers
 that send an adapter to a vLLM server, in its `validate_lora_for_vllm_sync`. docs/serving.md lists them with sources.
+For which architectures vLLM supports LoRA is in its list of supported models, which changes with its releases.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ _DEFAULT_RANK = 16
 
 _OF_LORA = re.compile(r".*\.(lora_[AB]\.weight|lora_embedding_[AB])")
 _A = (".lora_A.weight", ".lora_embedding_A")
-_HEADS = ("lm_head", "embed_tokens")
+_HEADS = ("lm_head", "embed_tokens")  # TRL refuses these names
+_OTHER_HEADS = ("wte", "embed_in", "embed_out", "word_embeddings")
 _ON_HEADS = "it adapts the output head or the embedding"
 
 
@@ -40,7 +42,9 @@ class ServerCheck(NamedTuple):
         if self.reasons:
             return f"no, {'; '.join(self.reasons)}"
         option = f", with {self.option}" if self.option else ""
-        return f"yes{option}" if not self.condition else f"for some models{option}: {self.condition}"
+        if self.condition:
+            return f"for some models{option}: {self.condition}"
+        return f"yes{option}, if vLLM supports LoRA for the architecture"
 
 
 def check_servers(folder: Path) -> list[ServerCheck]:
@@ -61,9 +65,9 @@ def check_config(config: PeftConfig) -> list[ServerCheck]:
 def _checks(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[ServerCheck]:
     reasons = _of_vllm(config, shapes, rank)
     option = f"--max-lora-rank {next(r for r in RANKS if r >= rank)}" if _DEFAULT_RANK < rank <= RANKS[-1] else ""
-    condition = _ON_HEADS if _adapts_heads(config) else ""
+    on_heads = _adapts(config, (*_HEADS, *_OTHER_HEADS)) or any(".lora_embedding_A" in key for key in shapes)
     return [
-        ServerCheck("vLLM", reasons, option, condition),
+        ServerCheck("vLLM", reasons, option, _ON_HEADS if on_heads else ""),
         ServerCheck("TRL", [*reasons, *_of_trl(config)], option),
     ]
 
@@ -91,12 +95,12 @@ def _of_trl(config: Mapping[str, Any]) -> list[str]:
     reasons = []
     if config.get("target_parameters"):
         reasons.append("it has target_parameters")
-    return [*reasons, _ON_HEADS] if _adapts_heads(config) else reasons
+    return [*reasons, _ON_HEADS] if _adapts(config, _HEADS) else reasons
 
 
-def _adapts_heads(config: Mapping[str, Any]) -> bool:
+def _adapts(config: Mapping[str, Any], heads: Sequence[str]) -> bool:
     targets = config.get("target_modules") or []
-    return any(head in name for name in ([targets] if isinstance(targets, str) else targets) for head in _HEADS)
+    return any(head in name for name in ([targets] if isinstance(targets, str) else targets) for head in heads)
 
 
 def _rank(shapes: Mapping[str, tuple[int, ...]]) -> int:
