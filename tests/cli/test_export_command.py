@@ -123,7 +123,7 @@ def test_stock_adapter_is_refused(qpeft_cli, base_folder, tmp_path):
     result = qpeft_cli("export", tmp_path / "lora", "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert "is a stock LORA adapter, which plain PEFT loads already" in result.stderr
-    assert "Loads in vLLM: yes, if vLLM supports LoRA for the architecture; in TRL: yes" in result.stderr
+    assert "Loads in vLLM: yes, if vLLM supports LoRA for the architecture; in TRL's vLLM sync: yes" in result.stderr
     weights = tmp_path / "lora" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     damaged = qpeft_cli("export", tmp_path / "lora", "--out", tmp_path / "out")

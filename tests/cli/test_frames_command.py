@@ -70,6 +70,7 @@ def test_run_with_a_frame_file_in_another_folder_is_used_by_its_commands(qpeft_c
         monkeypatch.setattr(frame_file, "_KNOWN", {})  # as in a new process
         result = qpeft_cli(name, *given)
         assert result.exit_code == 0, f"{name}: {result.output}"
+    assert "entropy rank, updates" in result.stdout  # of diagnose: from the base's shapes and the frame file
     moved = file.rename(tmp_path / "moved.safetensors")
     for name in ("generate", "evaluate", "export"):
         given = [tmp_path / "again" if part == tmp_path / "exported" else part for part in commands[name]]

@@ -97,7 +97,7 @@ def test_choice_is_shown_before_the_first_step(qpeft_cli, base_folder, tmp_path,
     assert result.exit_code == 130
     assert "Suggested: the best: --method lora --r 1 --target-modules lm_head --lr 0.01\n" in result.stderr
     assert "--target-modules lm_head --lr 0.5\n" in qpeft_cli(*asked, "--lr", "0.5").stderr
-    assert "Note: TRL does not load its export" in result.stderr
+    assert "Note: TRL's vLLM sync does not load its export" in result.stderr
 
 
 def use_only(monkeypatch, method, settings):

@@ -227,8 +227,12 @@ def test_frame_file_of_another_base_is_refused(with_frame_file, frame_file):
     other = copy.deepcopy(base)
     with torch.no_grad():
         other.transformer.h[0].mlp.c_fc.weight.mul_(-1)
-    for model, problem in ((LLAMA, "it has no module"), (wider.config, "has another shape"), (other, "weights differ")):
-        with pytest.raises(CheckpointError, match=f"frames of another base model than this one: .*{problem}"):
+    for model, problem in (
+        (LLAMA, "this one has no module"),
+        (wider.config, "has another shape"),
+        (other, "weights differ"),
+    ):
+        with pytest.raises(CheckpointError, match=f"frames of another base model: .*{problem}"):
             qpeft.suggest(model, parameters=10**6, frames=file)
     for model in (LLAMA, wider.config):  # a plan reads no weights
         with pytest.raises(CheckpointError, match="frames of another base model"):
@@ -366,14 +370,14 @@ def test_published_rows_have_no_better_adapter_within_the_budget(published, para
     assert found.label == max(within, key=within.__getitem__)
     assert found.share == pytest.approx(within[found.label], abs=1e-5)
     assert found.plan.trainable == trainable[found.label]
-    assert any("which is more than the budget" in note for note in found.notes) == any(
+    assert any("more than the budget" in note for note in found.notes) == any(
         there[found.label] > parameters for _, there in published.values()
     )
 
 
 @pytest.mark.parametrize(
     ("settings", "servers"),
-    [({}, []), ({"modules_to_save": "@norms"}, ["vLLM", "TRL"]), ({"target_modules": "@linear-and-head"}, ["TRL"])],
+    [({}, []), ({"modules_to_save": "@norms"}, ["vLLM", "TRL's"]), ({"target_modules": "@linear-and-head"}, ["TRL's"])],
     ids=str,
 )
 def test_note_names_the_servers_that_do_not_load_the_export(monkeypatch, settings, servers):
@@ -385,9 +389,9 @@ def test_note_names_the_servers_that_do_not_load_the_export(monkeypatch, setting
     notes = qpeft.suggest(BASE, parameters=5000).notes
     assert [note.partition(" ")[0] for note in notes if "does not load its export" in note] == servers
     some = "vLLM loads its export for some models only: it adapts the output head or the embedding"
-    assert (some in notes) == (servers == ["TRL"])
+    assert (some in notes) == (servers == ["TRL's"])
     if servers:
-        with pytest.raises(ConfigError, match=f"the first reason is: ours: {servers[0]} does not load its export"):
+        with pytest.raises(ConfigError, match=f"the first reason is: ours: {servers[0]}.* does not load its export"):
             qpeft.suggest(BASE, parameters=5000, stock_servers=True)
     else:
         assert qpeft.suggest(BASE, parameters=5000, stock_servers=True).label == "ours"

@@ -379,8 +379,12 @@ def test_pool_of_each_kind_of_adapter(gpt2, ids, adapters, tmp_path, kind, optio
         torch.testing.assert_close(mixed[0], expected[2][0], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(mixed[1], expected[0][1], atol=1e-6, rtol=1e-5)
     else:  # PEFT does not support mixing them
+        with pytest.raises(ConfigError, match=r"does not mix adapters with (DoRA|norm gains)"):
+            pool.place(["2", "0", "__base__"])
+        with pool.using("2"):
+            assert torch.equal(adapters.logits(pool.model, ids), expected[2])
         with pytest.raises((ValueError, TypeError)), torch.no_grad():
-            pool.model(input_ids=ids, adapter_names=pool.place(["2", "0", "__base__"]))
+            pool.model(input_ids=ids, adapter_names=["slot0", "slot1", "__base__"])
 
 
 def test_classifiers_with_different_heads(tmp_path, adapters):
@@ -438,6 +442,13 @@ def test_deleted_adapter_raises(pool, users):
     shutil.rmtree(users / "user-1")
     with pytest.raises(ConfigError, match="has no adapter 'user-1'"):
         pool.activate("user-1")
+
+
+def test_run_folder_is_refused_with_what_to_do(pool, users):
+    (users / "run").mkdir()
+    shutil.copytree(users / "user-1", users / "run" / "adapter")
+    with pytest.raises(ConfigError, match="'run' is a run folder; copy its folder adapter"):
+        pool.activate("run")
 
 
 def _edit(folder, **changes):

@@ -11,6 +11,7 @@ from qpeft.core.stock_servers import RANKS, check_config, check_servers
 
 TARGETS = ["q_proj", "up_proj"]
 HEAD = ["q_proj", "lm_head"]
+TRL = "TRL's vLLM sync"
 YES = "yes, if vLLM supports LoRA for the architecture"
 # config -> whether vLLM loads it, whether TRL sends it, and a part of the reason: docs/serving.md has the sources
 LORA = {
@@ -41,15 +42,15 @@ def test_lora_against_the_documented_rules(lora, tmp_path):
     model, vllm, trl, part = lora
     model.save_pretrained(tmp_path, save_embedding_layers=False)
     checks = {check.server: check for check in check_servers(tmp_path)}
-    assert {server: not check.reasons for server, check in checks.items()} == {"vLLM": vllm, "TRL": trl}
-    assert part in str(checks["TRL"])
+    assert {server: not check.reasons for server, check in checks.items()} == {"vLLM": vllm, TRL: trl}
+    assert part in str(checks[TRL])
 
 
 def test_config_alone_decides_what_needs_no_tensors(lora, tmp_path):
     model, vllm, trl, part = lora
     by_tensors = any(word in part for word in ("scales", "other than"))  # seen in the tensors only
     found = {check.server: not check.reasons for check in check_config(model.peft_config["default"])}
-    assert found == ({"vLLM": True, "TRL": True} if by_tensors else {"vLLM": vllm, "TRL": trl})
+    assert found == ({"vLLM": True, TRL: True} if by_tensors else {"vLLM": vllm, TRL: trl})
 
 
 def test_output_head_and_embedding_depend_on_the_model(llama, tmp_path):
@@ -128,5 +129,5 @@ def test_export_reports_the_servers(llama, tmp_path, settings, answer):
     model = get_peft_model(
         llama, qpeft.QuantumPeftConfig(r=3, target_modules=TARGETS, task_type="CAUSAL_LM", **settings)
     )
-    assert qpeft.export(model, tmp_path / "out").servers == {"vLLM": answer, "TRL": answer}
+    assert qpeft.export(model, tmp_path / "out").servers == {"vLLM": answer, TRL: answer}
     assert json.loads((tmp_path / "out" / "qpeft.json").read_text())["servers"]["vLLM"] == answer

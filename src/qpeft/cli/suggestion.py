@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 AUTO = "auto"
 _PANEL = "Choice of the method"
 _MOST_SHOWN = 6
+# words of the labels in the evidence
+_LEGEND = {
+    "framed": "inside the leading directions of the loss gradient",
+    "shared": "one pair of circuits for all matrices of a type",
+    "signs": "fixed random signs instead of the circuits' CZ gates",
+    "Lie": "rotations of a Lie algebra instead of circuits",
+    "core": "a trained matrix between fixed directions, classical",
+    "R=": "frame_rank",
+    "L=": "n_layers",
+}
 
 ParametersOption = Annotated[
     int | None,
@@ -44,6 +54,7 @@ StockServersOption = Annotated[
     bool | None,
     typer.Option(
         "--stock-servers",
+        metavar="",
         rich_help_panel=_PANEL,
         help="With a budget: only adapters whose export vLLM and TRL load, if vLLM supports LoRA for the architecture.",
     ),
@@ -120,6 +131,8 @@ def trained_settings(found: Suggestion, run: dict[str, Any]) -> dict[str, Any]:
 def announce(found: Suggestion, lr: float) -> None:
     """The suggestion on standard error, before a training run with this learning rate."""
     say("Suggested:", f"{found.label}: {as_options(found.method, found.settings)} --lr {lr:g}", style="bold")
+    reached = f"{found.share:.0%} of the gain of {found.reference} in {found.study}"
+    say("Evidence:", f"{reached}; qpeft plan with the same budget shows all of it", style="bold")
     for note in found.notes:
         say("Note:", note, style="bold")
 
@@ -141,7 +154,8 @@ def show(console: Console, found: Suggestion) -> None:
     columns = ("base", "text", "trainable", "test loss [95 %]", "share")
     console.print()
     share = f"Share of the gain of {found.reference}, mean {found.share:.0%}"
-    console.print(table(columns, lines, f"Evidence: {found.study}. {share}"))
+    seeds = {one.seeds: f"{one.seeds} seeds" for one in found.evidence}
+    console.print(table(columns, lines, f"Evidence: {found.study}, {', '.join(seeds.values())}. {share}"))
     shown = [
         (
             "or",
@@ -156,6 +170,11 @@ def show(console: Console, found: Suggestion) -> None:
         cases = f"at least one of {len(found.evidence)} cases"
         console.print(f"\nOthers within the budget, each not shown to be worse in {cases}:", soft_wrap=True)
         console.print(remarks(shown))
+    labels = [found.label, *(one.label for one in found.alternatives[:_MOST_SHOWN])]
+    if legend := [
+        f"{word.rstrip('=')}: {meaning}" for word, meaning in _LEGEND.items() if any(word in label for label in labels)
+    ]:
+        console.print(f"\n{'; '.join(legend)}", style="dim", soft_wrap=True)
     if found.notes:
         console.print()
         console.print(remarks([("note", note) for note in found.notes]))

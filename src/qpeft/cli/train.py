@@ -15,7 +15,6 @@ from qpeft.cli.suggestion import (
     ParametersOption,
     StockServersOption,
     announce,
-    show,
     suggested,
     trained_settings,
 )
@@ -25,7 +24,6 @@ from qpeft.training.settings import TrainSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from qpeft.compare.suggest import Suggestion
     from qpeft.training.result import TrainResult
 
 
@@ -89,14 +87,10 @@ def train(
     data = result.to_dict()
     if suggestion is not None:
         data["suggestion"] = suggestion.to_dict()
-    return Answer(data, lambda console: _show(console, result, trained, suggestion))
+    return Answer(data, lambda console: _show(console, result, trained))
 
 
-def _show(
-    console: Console, result: TrainResult, trained: Trains = Trains.ADAPTER, suggestion: Suggestion | None = None
-) -> None:
-    if suggestion is not None:
-        show(console, suggestion)
+def _show(console: Console, result: TrainResult, trained: Trains = Trains.ADAPTER) -> None:
     if result.already_finished:
         console.print(f"{result.out} is finished; nothing was trained. Its result:\n", style="bold", soft_wrap=True)
     console.print(facts(_rows(result)))

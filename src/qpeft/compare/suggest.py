@@ -44,6 +44,7 @@ class Measured:
     base_parameters: int
     data: str
     steps: int
+    seeds: int
     trainable: int  #: there
     loss: float  #: mean test loss, in nats per token
     low: float | None  #: None for one seed
@@ -299,6 +300,7 @@ def _suggestion(
         mean, reach = result.stats.mean, result.stats.half_width
         low, high = (None, None) if reach is None else (mean - reach, mean + reach)
         about = setup.model_dump(include={"base", "base_parameters", "data", "steps"})
+        about["seeds"] = len(result.losses)
         measured.append(Measured(**about, trainable=result.trainable, loss=mean, low=low, high=high, share=share))
     return Suggestion(
         label=design.label,
@@ -324,7 +326,7 @@ def _suggestion(
 def _measured_with_more(measured: list[Measured], parameters: int | None) -> list[str]:
     if parameters is None or (most := max(measured, key=lambda one: one.trainable)).trainable <= parameters:
         return []
-    return [f"it was measured with up to {most.trainable:,} parameters, on {most.base}, which is more than the budget"]
+    return [f"the evidence has it with up to {most.trainable:,} parameters, on {most.base}: more than the budget"]
 
 
 def _notes(evidence: Evidence, method: str, settings: dict[str, Any], found: Plan, parameters: int | None) -> list[str]:

@@ -61,15 +61,15 @@ class FrameFile:
         modules = dict(model.named_modules())
         missing = [name for name in self.modules if name not in modules]
         if missing:
-            problem = f"it has no module {missing[0]}"
+            problem = f"this one has no module {missing[0]}"
         elif others := [name for name, shape in self.shapes.items() if not _fits(modules[name], shape)]:
-            problem = f"its {others[0]} has another shape"
+            problem = f"{others[0]} has another shape"
         elif self.base is not None and fingerprint(modules, self.modules) not in (None, self.base):
-            problem = "its weights differ"
+            problem = "the weights differ"
         else:
             return
         raise CheckpointError(
-            f"{self} contains the frames of another base model than this one: {problem}; load the base model of the "
+            f"{self} contains the frames of another base model: {problem}; load the base model of the "
             f"frames, or {_MAKE}"
         )
 
@@ -151,14 +151,16 @@ def read_frame_file(path: str | Path) -> FrameFile:
         raise ConfigError(f"{setting('frames')} is empty; give the path of a frame file")
     path = Path(path).expanduser().absolute()
     if not path.is_file():
-        raise ConfigError(f"there is no frame file {path}; {_MAKE}")
+        raise ConfigError(f"{path} is a folder" if path.is_dir() else f"there is no frame file {path}; {_MAKE}")
     stamp = _stamp(path)
     for known in _KNOWN.values():
         if (known.path, known.stamp) == (path, stamp):
             return known
     try:
         with safe_open(path, framework="pt") as file:
-            header = parse_json((file.metadata() or {})[_KEY])
+            if _KEY not in (metadata := file.metadata() or {}):
+                raise ValueError("it has no settings of frames")
+            header = parse_json(metadata[_KEY])
             found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 it is no dict
         version, settings, base = header["format"], dict(header["settings"]), header["base"]
         shapes = _shapes(found) if version == _FORMAT else {}
@@ -196,8 +198,8 @@ def check_given(frames: str | Path, content: Mapping[str, Any], folder: Path) ->
         raise ConfigError(f"{folder} refers to no frame file; leave out {setting('frames')}")
     if file.sha256 != wanted:
         raise CheckpointError(
-            f"{folder} was trained in the frames of {content.get('frames')} with SHA-256 {wanted}, and {file} is "
-            f"another one; give that file as {setting('frames')}"
+            f"{file} is not the one in whose frames {folder} was trained; give, as {setting('frames')}, "
+            f"{content.get('frames')} with SHA-256 {wanted}"
         )
 
 
@@ -217,11 +219,11 @@ def find_frame_file(name: Any, sha256: Any, folder: Path) -> FrameFile:
     for file in found:
         if file.sha256 == sha256:
             return file
-    others = f"{found[0].path} is another file, with SHA-256 {found[0].sha256}" if found else "it is missing"
+    others = f"{found[0].path} has SHA-256 {found[0].sha256}" if found else "it is missing"
     raise CheckpointError(
-        f"{folder} was trained in the frames of {name} with SHA-256 {sha256}: {others}. Put that file next to the "
-        "adapter's folder, or name it: frames=PATH of qpeft.load and qpeft.AdapterPool, or --frames PATH of qpeft "
-        "evaluate, generate and export"
+        f"{folder} was trained in the frames of {name} with SHA-256 {sha256}: {others}. Restore "
+        "this file next to the adapter's folder, or name it: frames=PATH of qpeft.load and qpeft.AdapterPool, or "
+        "--frames PATH of qpeft evaluate, generate and export"
     )
 
 

@@ -68,7 +68,7 @@ def _checks(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ra
     on_heads = _adapts(config, (*_HEADS, *_OTHER_HEADS)) or any(".lora_embedding_A" in key for key in shapes)
     return [
         ServerCheck("vLLM", reasons, option, _ON_HEADS if on_heads else ""),
-        ServerCheck("TRL", [*reasons, *_of_trl(config)], option),
+        ServerCheck("TRL's vLLM sync", [*reasons, *_of_trl(config)], option),
     ]
 
 

@@ -170,6 +170,8 @@ def _slots(folder: Path, config: Any) -> list[Slot]:
 def _config(folder: Path) -> PeftConfig:
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
+        if _refers_to_frames(config):
+            config = type(config).from_pretrained(str(folder))  # with the settings in its frame file
         if isinstance(config, GeneratedConfig):
             config.to_generator()
         return config

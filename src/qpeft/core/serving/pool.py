@@ -116,10 +116,15 @@ class AdapterPool:
         The active adapter keeps its slot.
 
         Raises:
-            ConfigError: no such adapter, more different ones than slots, or `names` is not a list.
+            ConfigError: no such adapter, more different ones than slots, `names` is not a list, or PEFT does not mix
+                these adapters in a batch: DoRA, or with norm gains (`modules_to_save`).
             CheckpointError: a folder is damaged, or its settings differ from the pool's.
         """
         rows = self._rows(names)
+        self._slots.check_mixes()
+        return self._place(rows)
+
+    def _place(self, rows: list[str]) -> list[str]:
         with self._lock:
             self._slots.check_not_merged()
             wanted = {name for name in rows if name != BASE}
@@ -152,7 +157,7 @@ class AdapterPool:
             if not isinstance(names, str):
                 yield {"adapter_names": self.place(names)}
                 return
-            (slot,) = self.place([names])
+            (slot,) = self._place([names])
             self._slots.switch(None if slot == BASE else slot)
             try:
                 yield {}
@@ -203,6 +208,10 @@ class AdapterPool:
         except (OSError, ValueError) as error:  # ValueError: an invalid file name
             if not isdir(self.folder / name):  # noqa: PTH112 Path.is_dir raises on names that are too long
                 raise self._unknown(name) from error
+            if (self.folder / name / "adapter" / CONFIG).is_file():
+                raise ConfigError(
+                    f"'{name}' is a run folder; copy its folder adapter to the pool's folder, under the name {name}"
+                ) from error
             check_folder(self.folder / name)
             raise
         numbers = [(file.st_ctime_ns, file.st_mtime_ns, file.st_size, file.st_ino) for file in found]

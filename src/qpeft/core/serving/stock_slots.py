@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from qpeft.core.config import GeneratedConfig
 from qpeft.errors import ConfigError
+
+_MIXED = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # copies that PEFT mixes, from modules_to_save
 
 
 class StockSlots:
@@ -44,6 +46,16 @@ class StockSlots:
             base_model: Any = self.model.base_model
             activate(self._modules, names)
             base_model.active_adapter = names
+
+    def check_mixes(self) -> None:
+        """Raise ConfigError if PEFT does not mix such adapters in a batch."""
+        is_dora = any(getattr(config, "use_dora", False) for config in self.model.peft_config.values())
+        saved = [module.original_module for module in self._modules if isinstance(module, ModulesToSaveWrapper)]
+        if is_dora or not all(isinstance(module, _MIXED) for module in saved):
+            raise ConfigError(
+                f"PEFT does not mix adapters with {'DoRA' if is_dora else 'norm gains (modules_to_save)'} in a batch; "
+                "use one adapter for all rows, with activate(name) or using(name)"
+            )
 
     def check_not_merged(self) -> None:
         """Raise ConfigError if an adapter is merged into the base weights."""
