@@ -354,25 +354,48 @@ def published():
     return found
 
 
-@pytest.mark.parametrize("parameters", [40, 250, 1300, 5000, 50000])
-def test_published_rows_have_no_better_adapter_within_the_budget(published, parameters):
-    """Computed from the rows alone: the highest mean share of LoRA r=8's gain in four cases, embedded base."""
+STORIES = LlamaConfig(
+    hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4,
+    vocab_size=512, tie_word_embeddings=True,
+)  # fmt: skip
+
+
+def _shares(cases):
+    """By label: the mean share of LoRA r=8's gain."""
     shares = defaultdict(list)
-    for losses, _ in published.values():
+    for losses, _ in cases:
         mean = {label: fmean(by_seed.values()) for label, by_seed in losses.items() if len(by_seed) == 5}
         untrained = fmean(losses["untrained base"].values())
-        for label, loss in mean.items():
-            shares[label].append((untrained - loss) / (untrained - mean["LoRA r=8"]))
-    _, trainable = published["embedded"]
-    within = {label: fmean(all_) for label, all_ in shares.items() if len(all_) == 4 and trainable[label] <= parameters}
-    within.pop("untrained base", None)
-    found = qpeft.suggest(qpeft.demo.base_path(), parameters=parameters)
-    assert found.label == max(within, key=within.__getitem__)
-    assert found.share == pytest.approx(within[found.label], abs=1e-5)
-    assert found.plan.trainable == trainable[found.label]
-    assert any("more than the budget" in note for note in found.notes) == any(
-        there[found.label] > parameters for _, there in published.values()
-    )
+        for label in mean.keys() - {"untrained base"}:
+            shares[label].append((untrained - mean[label]) / (untrained - mean["LoRA r=8"]))
+    return {label: fmean(found) for label, found in shares.items() if len(found) == len(cases)}
+
+
+@pytest.mark.parametrize("parameters", [40, 64, 250, 400, 1300, 5000, 50000])
+@pytest.mark.parametrize(
+    ("base", "cases"),
+    [(None, ("embedded", "embedded-wikitext")), (STORIES, ("grimm", "wikitext"))],
+    ids=["gpt2", "llama"],
+)
+def test_published_rows_have_no_better_adapter_within_the_budget(published, base, cases, parameters):
+    """Computed from the rows alone."""
+    shares, trainable = _shares([published[case] for case in cases]), published[cases[0]][1]
+    best = max((label for label in shares if trainable[label] <= parameters), key=shares.__getitem__)
+    found = qpeft.suggest(base or qpeft.demo.base_path(), parameters=parameters)
+    assert found.label == best
+    assert found.share == pytest.approx(shares[best], abs=1e-5)
+    assert found.plan.trainable == trainable[best]
+    assert not any("more than the budget" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("parameters", [64, 300, 5000])
+def test_all_published_rows_count_for_another_base(published, parameters):
+    shares = _shares(published.values())
+    found = qpeft.suggest(BASE, parameters=parameters)
+    assert found.share == pytest.approx(shares[found.label], abs=1e-5)
+    assert all(shares[other.label] <= found.share for other in found.alternatives)
+    measured = max(trainable[found.label] for _, trainable in published.values())
+    assert any("more than the budget" in note for note in found.notes) == (measured > parameters)
 
 
 @pytest.mark.parametrize(

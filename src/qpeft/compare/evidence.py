@@ -67,6 +67,14 @@ class Evidence(_Part):
     setups: list[Setup]
     designs: list[Design]
 
+    def of_base(self, parameters: int) -> Evidence:
+        """The results on the base with so many parameters; all results if it is not among them."""
+        kept = [index for index, setup in enumerate(self.setups) if setup.base_parameters == parameters]
+        if not kept:
+            return self
+        designs = [d.model_copy(update={"results": [d.results[index] for index in kept]}) for d in self.designs]
+        return self.model_copy(update={"setups": [self.setups[index] for index in kept], "designs": designs})
+
     def shares(self, design: Design) -> list[float]:
         """By setup: the gain in test loss over the untrained base, as a share of the reference's gain."""
         return [

@@ -104,8 +104,9 @@ def suggest(
     """The best measured adapter of a causal language model with at most so many trainable parameters or stored bytes.
 
     Every adapter of the evidence is counted on `base`. Of those within the budget, the one with the highest mean share
-    of the reference's gain is suggested, quantum or classical. Only adapters that were measured are suggested, with
-    the settings that were measured.
+    of the reference's gain is suggested, quantum or classical. If the evidence has results on `base`, recognized by its
+    number of parameters, only these count. Only adapters that were measured are suggested, with the settings that
+    were measured.
 
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
@@ -130,8 +131,8 @@ def suggest(
     """
     name, unit, budget = _budget(parameters, bytes)
     file = None if frames is None else read_frame_file(frames)
-    evidence = read_evidence()
     model = on_meta(base, TASKS[TrainSettings.task].peft_type, trust_remote_code)
+    evidence = read_evidence().of_base(sum(p.numel() for p in model.parameters()))
     if file is not None:
         file.check_base(base if isinstance(base, nn.Module) else model)
     best, within, notes = None, [], []
