@@ -19,9 +19,10 @@ SIZES: dict[str, Callable[[MethodSummary], float | None]] = {
     "trainable parameters": lambda method: method.trainable or None,
     "bytes of the weights file": lambda method: method.bytes_stored or None,
 }
+ONE_QUBIT = ("type_R2",)  # its circuits are rotations of a plane
 KINDS = {
     "circuit": {"color": QUANTUM, "marker": "o"},
-    "control of a circuit: signs, core, Lie, LoRA-XS, LoRA-SB": {"color": CONTROL, "marker": "D"},
+    "control of a circuit: signs, core, Lie, one qubit, LoRA-XS, LoRA-SB": {"color": CONTROL, "marker": "D"},
     "classical": {"color": CLASSICAL, "marker": "s"},
 }
 
@@ -60,7 +61,12 @@ def _panel(axes: Any, summary: Summary, size: Callable[[MethodSummary], float | 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
+def has_circuit(method: MethodSummary) -> bool:
+    """Whether it is a design with gates between qubits."""
+    return method.kind == "quantum" and method.role == "main" and method.key not in ONE_QUBIT
+
+
 def _kind(method: MethodSummary) -> str:
     if method.kind != "quantum":
         return "classical"
-    return next(kind for kind in KINDS if kind.startswith("circuit" if method.role == "main" else "control"))
+    return next(kind for kind in KINDS if kind.startswith("circuit" if has_circuit(method) else "control"))

@@ -10,7 +10,7 @@ from statistics import fmean
 
 import pytest
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from tiny_models import make_text
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig
@@ -330,6 +330,12 @@ def count_trainable(design):
 def test_invalid_budget_is_refused(evidence, asked, message):
     with pytest.raises(ConfigError, match=message):
         qpeft.suggest(BASE, **asked)
+
+
+def test_model_with_an_adapter_is_refused(evidence):
+    model = get_peft_model(GPT2LMHeadModel(BASE), LoraConfig(r=1, target_modules=["c_attn"], task_type="CAUSAL_LM"))
+    with pytest.raises(ConfigError, match="has an adapter already; give the base model without it"):
+        qpeft.suggest(model, parameters=1000)
 
 
 def test_unknown_base_is_refused(evidence, tmp_path):

@@ -61,6 +61,13 @@ def test_training_on_a_quantised_base(quantised, method, wrap, adapters, ids, tm
     torch.testing.assert_close(adapters.logits(stock, ids), live, atol=1e-5, rtol=1e-5)
 
 
+def test_quantised_model_is_counted_as_its_config(quantised, saved):
+    model, config = quantised(), LoraConfig(target_modules="all-linear", r=4, task_type="CAUSAL_LM")
+    assert qpeft.plan(model, config) == qpeft.plan(saved, config)
+    found, expected = qpeft.suggest(model, parameters=300), qpeft.suggest(saved, parameters=300)
+    assert (found.label, found.plan) == (expected.label, expected.plan)
+
+
 @pytest.mark.parametrize("quantised", [nf4, int8], indirect=True)
 @pytest.mark.filterwarnings("ignore:.*inputs will be cast from torch.float32 to float16")
 def test_dora_reads_the_dequantised_weights(quantised, wrap, adapters, ids):

@@ -192,8 +192,6 @@ def _show(console: Console, written: dict[str, Any]) -> None:
     for server, answer in written.get("servers", {}).items():
         console.print(f"Loads in {server}: {answer}", soft_wrap=True)
     if written.get("servers"):
-        if any(answer.startswith("no") for answer in written["servers"].values()):
-            console.print("Every server loads a merged model: qpeft export --merge", soft_wrap=True)
-        console.print()
+        console.print("A server that loads the base model loads a merged one: add --merge\n", soft_wrap=True)
     console.print("Load it without qpeft:\n")
     print_code(console, written["load"])

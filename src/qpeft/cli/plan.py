@@ -55,7 +55,7 @@ def plan(
     Examples:
 
       qpeft plan --model embedded --method qpa --r 4 --budget 0.5
-      qpeft plan --model meta-llama/Llama-3.2-1B --parameters 5000 --stock-servers
+      qpeft plan --model TinyLlama/TinyLlama-1.1B-Chat-v1.0 --parameters 5000 --stock-servers
       qpeft plan --model gpt2 --preset official
       qpeft plan --model gpt2 --method quantum_peft --share type --frame gradient
       qpeft plan --model gpt2 --method lora --r 4 --target-modules c_attn

@@ -10,6 +10,7 @@ from statistics import fmean, median_low
 from typing import Any
 
 from peft import PeftConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -120,8 +121,8 @@ def suggest(
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
     Raises:
-        ConfigError: not one budget, no adapter is as small or fits, the base is not found or cannot be adapted, or
-            there is no frame file at `frames`.
+        ConfigError: not one budget, no adapter is as small or fits, the base is not found, has an adapter already or
+            cannot be adapted, or there is no frame file at `frames`.
         CheckpointError: `frames` is damaged or not a frame file.
 
     Example::
@@ -131,6 +132,8 @@ def suggest(
     """
     name, unit, budget = _budget(parameters, bytes)
     file = None if frames is None else read_frame_file(frames)
+    if any(isinstance(module, BaseTunerLayer) for module in getattr(base, "modules", list)()):
+        raise ConfigError("the model has an adapter already; give the base model without it")
     model = on_meta(base, TASKS[TrainSettings.task].peft_type, trust_remote_code)
     evidence = read_evidence().of_base(sum(p.numel() for p in model.parameters()))
     if file is not None:
@@ -156,7 +159,7 @@ def suggest(
     if best is None:
         raise ConfigError(_none_fits(setting(name), unit, budget, too_large, [*misfits, *refused]))
     if stock_servers:
-        notes.append("vLLM must support LoRA for the architecture of the base, which depends on its release")
+        notes.append("whether vLLM supports LoRA for the architecture of this base depends on the release of vLLM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's, as above
         if bytes is None and frames is None:
@@ -206,7 +209,7 @@ def _counted(
                 config = _config(design.method, settings)
                 found = plan(model, config)
                 misfit = None if file is None else _misfit(file, model, design, settings, found)
-            if stock_servers and (reason := next(iter(_refusals(config)), None)):
+            if stock_servers and (reason := next(iter([*_refusals(config), *_conditions(config)]), None)):
                 refused.append(f"{design.label}: {reason}")
                 continue
         except QpeftError as error:
@@ -346,12 +349,16 @@ def _notes(evidence: Evidence, method: str, settings: dict[str, Any], found: Pla
         notes.append("a part of it is computed from training data before the first step; qpeft train does this")
     loading = [check for check in check_config(config) if not check.reasons]
     options = {f"a server needs {check.option} for its export" for check in loading if check.option}
-    conditions = [
+    return [*notes, *_refusals(config), *_conditions(config), *sorted(options)]
+
+
+def _conditions(config: PeftConfig) -> list[str]:
+    """Why stock servers load the exported adapter for some models only."""
+    return [
         f"{check.server} loads its export for some models only: {check.condition}"
-        for check in loading
-        if check.condition
+        for check in check_config(config)
+        if check.condition and not check.reasons
     ]
-    return [*notes, *_refusals(config), *conditions, *sorted(options)]
 
 
 def _refusals(config: PeftConfig) -> list[str]:

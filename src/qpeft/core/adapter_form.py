@@ -28,7 +28,7 @@ class ExportReport:
     n_trained: int  # trained parameters
     n_bytes: int  # size of adapter_model.safetensors
     max_logit_difference: float | None  # from the live model; None: the base model has no weights to compare with
-    servers: dict[str, str] = field(default_factory=dict)  # whether vLLM and TRL load it, "yes" or "no" and the reason
+    servers: dict[str, str] = field(default_factory=dict)  # whether vLLM and TRL load it, and why not or when
 
     def to_dict(self) -> dict[str, Any]:
         """Every field by its name."""

@@ -151,7 +151,9 @@ def read_frame_file(path: str | Path) -> FrameFile:
         raise ConfigError(f"{setting('frames')} is empty; give the path of a frame file")
     path = Path(path).expanduser().absolute()
     if not path.is_file():
-        raise ConfigError(f"{path} is a folder" if path.is_dir() else f"there is no frame file {path}; {_MAKE}")
+        raise ConfigError(
+            f"{path} is a folder; give a file" if path.is_dir() else f"there is no frame file {path}; {_MAKE}"
+        )
     stamp = _stamp(path)
     for known in _KNOWN.values():
         if (known.path, known.stamp) == (path, stamp):

@@ -54,6 +54,9 @@ def on_meta(
         ConfigError: there is no model at `base`, transformers has none for its config, or the task does not fit.
     """
     if isinstance(base, nn.Module):
+        if getattr(base, "is_quantized", False):  # packed parameters cannot be copied, and have other shapes
+            with torch.device("meta"):
+                return _checked(type(base)(base.config), task_type)
         return _checked(_meta_copy(base), task_type)
     if isinstance(base, (str, Path)):
         try:

@@ -66,9 +66,10 @@ def _checks(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], ra
     reasons = _of_vllm(config, shapes, rank)
     option = f"--max-lora-rank {next(r for r in RANKS if r >= rank)}" if _DEFAULT_RANK < rank <= RANKS[-1] else ""
     on_heads = _adapts(config, (*_HEADS, *_OTHER_HEADS)) or any(".lora_embedding_A" in key for key in shapes)
+    condition = _ON_HEADS if on_heads else ""
     return [
-        ServerCheck("vLLM", reasons, option, _ON_HEADS if on_heads else ""),
-        ServerCheck("TRL's vLLM sync", [*reasons, *_of_trl(config)], option),
+        ServerCheck("vLLM", reasons, option, condition),
+        ServerCheck("TRL's vLLM sync", [*reasons, *_of_trl(config)], option, condition),
     ]
 
 

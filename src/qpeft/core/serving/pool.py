@@ -117,11 +117,13 @@ class AdapterPool:
 
         Raises:
             ConfigError: no such adapter, more different ones than slots, `names` is not a list, or PEFT does not mix
-                these adapters in a batch: DoRA, or with norm gains (`modules_to_save`).
+                these adapters in a batch: DoRA, or with a trained copy of another module than a linear map, an
+                embedding or a convolution (`modules_to_save`), such as norm gains.
             CheckpointError: a folder is damaged, or its settings differ from the pool's.
         """
         rows = self._rows(names)
-        self._slots.check_mixes()
+        if set(rows) != {BASE}:
+            self._slots.check_mixes()
         return self._place(rows)
 
     def _place(self, rows: list[str]) -> list[str]:
@@ -210,7 +212,7 @@ class AdapterPool:
                 raise self._unknown(name) from error
             if (self.folder / name / "adapter" / CONFIG).is_file():
                 raise ConfigError(
-                    f"'{name}' is a run folder; copy its folder adapter to the pool's folder, under the name {name}"
+                    f"'{name}' is a run folder; move it out of the pool's folder, and copy its folder adapter there"
                 ) from error
             check_folder(self.folder / name)
             raise

@@ -50,11 +50,13 @@ class StockSlots:
     def check_mixes(self) -> None:
         """Raise ConfigError if PEFT does not mix such adapters in a batch."""
         is_dora = any(getattr(config, "use_dora", False) for config in self.model.peft_config.values())
-        saved = [module.original_module for module in self._modules if isinstance(module, ModulesToSaveWrapper)]
-        if is_dora or not all(isinstance(module, _MIXED) for module in saved):
+        copies = [module.original_module for module in self._modules if isinstance(module, ModulesToSaveWrapper)]
+        others = sorted({type(module).__name__ for module in copies if not isinstance(module, _MIXED)})
+        if is_dora or others:
+            what = "DoRA" if is_dora else f"a trained copy of {others[0]} (modules_to_save)"
             raise ConfigError(
-                f"PEFT does not mix adapters with {'DoRA' if is_dora else 'norm gains (modules_to_save)'} in a batch; "
-                "use one adapter for all rows, with activate(name) or using(name)"
+                f"PEFT does not mix adapters with {what} in a batch; use one adapter for all rows, with activate(name) "
+                "or using(name)"
             )
 
     def check_not_merged(self) -> None:
