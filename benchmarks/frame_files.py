@@ -168,6 +168,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of each seed")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file as well")
     options = parser.parse_args(arguments)
+    if min(options.users, options.repetitions) < 2:
+        parser.error("--users and --repetitions must be at least 2, for a percentile")
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.set_verbosity_error()

@@ -334,8 +334,10 @@ def test_invalid_budget_is_refused(evidence, asked, message):
 
 def test_model_with_an_adapter_is_refused(evidence):
     model = get_peft_model(GPT2LMHeadModel(BASE), LoraConfig(r=1, target_modules=["c_attn"], task_type="CAUSAL_LM"))
-    with pytest.raises(ConfigError, match="has an adapter already; give the base model without it"):
+    with pytest.raises(ConfigError, match="has an adapter already; give the model without it"):
         qpeft.suggest(model, parameters=1000)
+    with pytest.raises(ConfigError, match="has an adapter already; give the model without it"):
+        qpeft.plan(model, LoraConfig(r=1, target_modules=["c_attn"], task_type="CAUSAL_LM"))
 
 
 def test_unknown_base_is_refused(evidence, tmp_path):

@@ -154,8 +154,7 @@ def show(console: Console, found: Suggestion) -> None:
     columns = ("base", "text", "trainable", "test loss [95 %]", "share")
     console.print()
     share = f"Share of the gain of {found.reference}, mean {found.share:.0%}"
-    seeds = {one.seeds: f"{one.seeds} seeds" for one in found.evidence}
-    console.print(table(columns, lines, f"Evidence: {found.study}, {', '.join(seeds.values())}. {share}"))
+    console.print(table(columns, lines, f"Evidence: {found.study}, {found.evidence[0].seeds} seeds. {share}"))
     shown = [
         (
             "or",
@@ -170,10 +169,8 @@ def show(console: Console, found: Suggestion) -> None:
         cases = f"at least one of {len(found.evidence)} cases"
         console.print(f"\nOthers within the budget, each not shown to be worse in {cases}:", soft_wrap=True)
         console.print(remarks(shown))
-    labels = [found.label, *(one.label for one in found.alternatives[:_MOST_SHOWN])]
-    if legend := [
-        f"{word.rstrip('=')}: {meaning}" for word, meaning in _LEGEND.items() if any(word in label for label in labels)
-    ]:
+    labels = " ".join([found.label, *(one.label for one in found.alternatives[:_MOST_SHOWN])])
+    if legend := [f"{word.rstrip('=')}: {meaning}" for word, meaning in _LEGEND.items() if word in labels]:
         console.print(f"\n{'; '.join(legend)}", style="dim", soft_wrap=True)
     if found.notes:
         console.print()

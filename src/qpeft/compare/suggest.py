@@ -10,7 +10,6 @@ from statistics import fmean, median_low
 from typing import Any
 
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -45,7 +44,7 @@ class Measured:
     base_parameters: int
     data: str
     steps: int
-    seeds: int
+    seeds: int  #: how many
     trainable: int  #: there
     loss: float  #: mean test loss, in nats per token
     low: float | None  #: None for one seed
@@ -132,8 +131,6 @@ def suggest(
     """
     name, unit, budget = _budget(parameters, bytes)
     file = None if frames is None else read_frame_file(frames)
-    if any(isinstance(module, BaseTunerLayer) for module in getattr(base, "modules", list)()):
-        raise ConfigError("the model has an adapter already; give the base model without it")
     model = on_meta(base, TASKS[TrainSettings.task].peft_type, trust_remote_code)
     evidence = read_evidence().of_base(sum(p.numel() for p in model.parameters()))
     if file is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
@@ -51,9 +52,11 @@ def on_meta(
     causal or sequence-to-sequence language model, sequence or image classifier, image-and-text model, headless model.
 
     Raises:
-        ConfigError: there is no model at `base`, transformers has none for its config, or the task does not fit.
+        ConfigError: there is no model at `base`, transformers has none for its config, it has an adapter already, or
+            the task does not fit.
     """
     if isinstance(base, nn.Module):
+        refuse_adapted(base)
         if getattr(base, "is_quantized", False):  # packed parameters cannot be copied, and have other shapes
             with torch.device("meta"):
                 return _checked(type(base)(base.config), task_type)
@@ -72,6 +75,12 @@ def on_meta(
         if trust_remote_code and auto in (getattr(base, "auto_map", None) or {}):
             return getattr(transformers, auto).from_config(base, trust_remote_code=True)
         return _checked(_model_class(base, task_type)(base), task_type)
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Raise ConfigError if PEFT has adapted the model."""
+    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+        raise ConfigError("the base model has an adapter already; give the model without it")
 
 
 def _checked(model: nn.Module, task_type: str | None) -> nn.Module:

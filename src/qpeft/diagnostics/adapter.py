@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -111,7 +112,6 @@ def read_adapter(folder: str | Path) -> SavedAdapter:
         ConfigError: No measurement applies to this kind of adapter.
     """
     folder = Path(folder)
-    check_folder(folder)
     config, exported = _config(folder), None
     if not (isinstance(config, GeneratedConfig) or hasattr(config, "trained_angles") or _kind(config) == _LORA):
         exported = _exported_lora(folder, _kind(config))
@@ -169,9 +169,8 @@ def _slots(folder: Path, config: Any) -> list[Slot]:
 
 def _config(folder: Path) -> PeftConfig:
     try:
-        config: Any = PeftConfig.from_pretrained(str(folder))
-        if _refers_to_frames(config):
-            config = type(config).from_pretrained(str(folder))  # with the settings in its frame file
+        # by its own class, which takes the settings of a frame file into account
+        config: Any = PEFT_TYPE_TO_CONFIG_MAPPING[check_folder(folder)["peft_type"]].from_pretrained(str(folder))
         if isinstance(config, GeneratedConfig):
             config.to_generator()
         return config

@@ -54,7 +54,8 @@ def plan(
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
     Raises:
-        ConfigError: the base is not found, a target matches no module, or the options do not fit.
+        ConfigError: the base is not found or has an adapter already, a target matches no module, or the options do not
+            fit.
         UnsupportedTypeError: the method cannot adapt a target of this type.
     """
     model = on_meta(base, config.task_type, trust_remote_code)

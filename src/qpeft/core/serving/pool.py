@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, load
+from qpeft.core.meta_model import refuse_adapted
 from qpeft.core.serving.compact_reader import CompactReader
 from qpeft.core.serving.stock_slots import StockSlots, activate, adapted_modules
 from qpeft.core.tuner import GeneratedMixin
@@ -67,8 +67,7 @@ class AdapterPool:
     ) -> None:
         if not isinstance(capacity, int) or capacity < 1:
             raise ConfigError(f"capacity must be a whole number from 1, got {capacity!r}")
-        if any(isinstance(module, BaseTunerLayer) for module in base.modules()):
-            raise ConfigError("the base model has an adapter already; give the model without it")
+        refuse_adapted(base)
         self.folder, self.capacity, self.active = Path(folder), capacity, BASE
         if (self.folder / BASE / CONFIG).is_file():
             raise ConfigError(f"'{BASE}' means no adapter and cannot be a name; rename {self.folder / BASE}")
@@ -122,8 +121,7 @@ class AdapterPool:
             CheckpointError: a folder is damaged, or its settings differ from the pool's.
         """
         rows = self._rows(names)
-        if set(rows) != {BASE}:
-            self._slots.check_mixes()
+        self._slots.check_mixes(set(rows) - {BASE})
         return self._place(rows)
 
     def _place(self, rows: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ class StockSlots:
         self.model = _with_adapters(base, config, self.names)
         self._modules = adapted_modules(self.model)
         self._tensors = {name: _tensors(self.model, name) for name in self.names}
+        self._is_dora = bool(getattr(config, "use_dora", False))
+        copies = [module.original_module for module in self._modules if isinstance(module, ModulesToSaveWrapper)]
+        self._not_mixed = sorted({type(module).__name__ for module in copies if not isinstance(module, _MIXED)})
         self.switch(None)
 
     @torch.no_grad()
@@ -47,13 +50,10 @@ class StockSlots:
             activate(self._modules, names)
             base_model.active_adapter = names
 
-    def check_mixes(self) -> None:
-        """Raise ConfigError if PEFT does not mix such adapters in a batch."""
-        is_dora = any(getattr(config, "use_dora", False) for config in self.model.peft_config.values())
-        copies = [module.original_module for module in self._modules if isinstance(module, ModulesToSaveWrapper)]
-        others = sorted({type(module).__name__ for module in copies if not isinstance(module, _MIXED)})
-        if is_dora or others:
-            what = "DoRA" if is_dora else f"a trained copy of {others[0]} (modules_to_save)"
+    def check_mixes(self, adapters: Collection[str]) -> None:
+        """Raise ConfigError if PEFT cannot compute a batch of rows with these adapters, and of rows without one."""
+        if self._not_mixed or (self._is_dora and adapters):
+            what = f"a trained copy of {self._not_mixed[0]} (modules_to_save)" if self._not_mixed else "DoRA"
             raise ConfigError(
                 f"PEFT does not mix adapters with {what} in a batch; use one adapter for all rows, with activate(name) "
                 "or using(name)"
