@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from studies import count_methods
 
+from qpeft import methods
 from qpeft.compare import BUILT_IN
 from qpeft.compare.cell import Setup, SplitData
 from qpeft.compare.plan import config_hash
@@ -55,7 +56,7 @@ def test_defaults_equal_the_specification():
 
 def test_middle_learning_rate_is_the_given_or_the_default_one(tmp_path):
     study = load_study(written(tmp_path, SMALL))
-    assert [method.base_rate for method in study.methods] == [2e-4, 0.01]
+    assert [method.base_rate for method in study.methods] == [methods.named("lora").learning_rate, 0.01]
 
 
 def test_training_for_the_data_replaces_that_of_the_study_but_not_overrides(tmp_path):

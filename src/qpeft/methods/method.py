@@ -8,7 +8,7 @@ from enum import Enum
 from importlib import import_module
 from typing import Any, Literal
 
-DEFAULT_LEARNING_RATE = 2e-4  # LoRA and methods like it
+DEFAULT_LEARNING_RATE = 2e-4  # usual for LoRA; for methods that no study has tuned
 
 
 class Trains(Enum):
@@ -35,7 +35,7 @@ class Method:
     tuner: type | str | None = None  #: PEFT tuner class; None: one of PEFT's own methods
     kind: Literal["quantum", "classical"] = "classical"
     trains: Trains = Trains.ADAPTER
-    learning_rate: float = DEFAULT_LEARNING_RATE  #: the middle of its grid in studies
+    learning_rate: float = DEFAULT_LEARNING_RATE  #: what our studies chose; the factor 1 of its grid in a study
     defaults: Mapping[str, Any] = field(default_factory=dict)  #: config fields with other defaults than in the config
     seed_field: str = "seed"  #: config field that gets the seed of the run, if the config has it
     #: the seed is multiplied by this for `seed_field`, for configs that also use the numbers after it as seeds

@@ -7,6 +7,7 @@ METHOD = Method(
     title="SoRA (arXiv 2311.11696)",
     config="qpeft.methods.sora.config:SoRAConfig",
     tuner="qpeft.methods.sora.model:SoRAModel",
+    learning_rate=0.02,
     defaults={"target_modules": "all-linear"},
     options="qpeft.methods.sora.settings:SoRASettings",
     panel="SoRA: gates on LoRA's ranks",

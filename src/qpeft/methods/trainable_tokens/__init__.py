@@ -6,7 +6,7 @@ METHOD = Method(
     key="trainable_tokens",
     title="trainable tokens",
     config="qpeft.methods.trainable_tokens.config:TokensConfig",
-    learning_rate=2e-2,
+    learning_rate=0.04,
     check="qpeft.methods.trainable_tokens.config:check_has_tokens",
     calibrate="qpeft.methods.trainable_tokens.config:choose_for",
 )
