@@ -1,5 +1,6 @@
 """AdapterPool: logits equal those of each adapter alone, in `qpeft.load` and in stock PEFT."""
 
+import asyncio
 import copy
 import json
 import os
@@ -7,6 +8,7 @@ import shutil
 import sys
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -340,9 +342,189 @@ def test_using_restores_the_active_adapter(pool, ids, adapters):
     with pytest.raises(ValueError, match="stop"), pool.using("user-2"):
         raise ValueError("stop")
     assert torch.equal(adapters.logits(pool.model, ids), before)
+
+
+# -- a block of `using` keeps its adapters
+
+
+SELECTIONS = {
+    "using": lambda pool, names: pool.using(names).__enter__(),
+    "activate": lambda pool, names: pool.activate(names if isinstance(names, str) else names[0]),
+    "place": lambda pool, names: pool.place([names] if isinstance(names, str) else names),
+}
+
+
+def logits_of(pool, ids, arguments):
+    with torch.no_grad():
+        return pool.model(input_ids=ids, **arguments).logits
+
+
+def expected_of(names, stock):
+    """The rows of `stock`, the logits of each exported adapter alone in stock PEFT."""
+    return torch.stack([stock[name][row] for row, name in enumerate([names] * 4 if isinstance(names, str) else names)])
+
+
+def assert_equal_to_stock(pool, ids, arguments, names, stock):
+    torch.testing.assert_close(logits_of(pool, ids, arguments), expected_of(names, stock), atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def stock():
+    """Logits of each exported adapter in stock PEFT, and of the base model, by name."""
+    base, folder, answers, ids, adapters = _world()
+    found = {"__base__": adapters.logits(base, ids)}
+    for name in answers.keys() - found.keys():
+        exported = folder.parent / "exported" / name
+        qpeft.export(qpeft.load(copy.deepcopy(base), folder / name), exported)
+        found[name] = adapters.logits(PeftModel.from_pretrained(copy.deepcopy(base), exported).eval(), ids)
+    assert len({tuple(logits[0, 0, :3].tolist()) for logits in found.values()}) == 6  # they are different
+    return found
+
+
+def new_pool(capacity):
+    base, folder, _, ids, _ = _world()
+    return qpeft.AdapterPool(copy.deepcopy(base), folder, capacity), ids
+
+
+@pytest.mark.parametrize("inner", ["user-3", ["user-3", "user-4", "__base__", "user-3"]], ids=str)
+@pytest.mark.parametrize("outer", ["user-1", ["user-1", "user-2", "__base__", "user-1"], "__base__"], ids=str)
+@pytest.mark.parametrize("select", SELECTIONS.values(), ids=SELECTIONS)
+def test_selection_in_a_block_is_refused_and_the_block_keeps_its_adapters(stock, select, outer, inner):
+    pool, ids = new_pool(capacity=3)
+    pool.activate("user-0")
+    with pool.using(outer) as arguments:
+        with pytest.raises(ConfigError, match="leave the block first"):
+            select(pool, inner)
+        assert_equal_to_stock(pool, ids, arguments, outer, stock)
+    assert_equal_to_stock(pool, ids, {}, "user-0", stock)
+    with pool.using("user-3") as arguments:
+        assert_equal_to_stock(pool, ids, arguments, "user-3", stock)
+
+
+def test_block_can_be_entered_after_an_error_in_one(stock):
+    pool, ids = new_pool(capacity=2)
+    for names in ("user-1", ["user-1", "user-2", "user-1", "user-2"]):
+        with pytest.raises(ValueError, match="stop"), pool.using(names):
+            raise ValueError("stop")
+        with pytest.raises(ConfigError, match="no adapter"), pool.using("user-17"):
+            pass
+        with pool.using("user-3") as arguments:
+            assert_equal_to_stock(pool, ids, arguments, "user-3", stock)
+
+
+def test_coroutine_that_meets_the_block_of_another_is_refused(stock):
+    pool, ids = new_pool(capacity=2)
+
+    async def answer(name):
+        with pool.using(name) as arguments:
+            await asyncio.sleep(0)  # the other begins
+            assert_equal_to_stock(pool, ids, arguments, name, stock)
+        return name
+
+    async def both():
+        return await asyncio.gather(answer("user-1"), answer("user-2"), return_exceptions=True)
+
+    first, second = asyncio.run(both())
+    assert (first, type(second)) == ("user-1", ConfigError)
+
+
+def test_coroutines_with_threads_are_all_served(stock):
+    pool, ids = new_pool(capacity=2)
+
+    def answer(name):
+        with pool.using(name) as arguments:
+            assert_equal_to_stock(pool, ids, arguments, name, stock)
+
+    async def all_of_them():
+        await asyncio.gather(*(asyncio.to_thread(answer, f"user-{i % 5}") for i in range(12)))
+
+    asyncio.run(all_of_them())
+
+
+def stream(pool, ids, name, stock):
+    with pool.using(name) as arguments:
+        for _ in range(3):
+            yield assert_equal_to_stock(pool, ids, arguments, name, stock)
+
+
+def test_generator_suspended_in_a_block_keeps_its_adapter(stock):
+    pool, ids = new_pool(capacity=2)
+    first, second = (stream(pool, ids, name, stock) for name in ("user-1", "user-2"))
+    next(first)
+    with pytest.raises(ConfigError, match="leave the block first"):
+        next(second)
+    list(first)  # the rest
+    list(stream(pool, ids, "user-2", stock))
+    closed = stream(pool, ids, "user-3", stock)
+    next(closed)
+    closed.close()
+    assert_equal_to_stock(pool, ids, {}, "__base__", stock)
+    list(stream(pool, ids, "user-4", stock))
+
+
+def test_block_may_end_in_another_thread(stock):
+    """As with a server that runs each step of a generator in any thread of a pool of threads."""
+    pool, ids = new_pool(capacity=2)
+    streamed = stream(pool, ids, "user-1", stock)
+    next(streamed)
+    thread = threading.Thread(target=list, args=(streamed,))
+    thread.start()
+    thread.join()
+    assert next(streamed, "ended") == "ended"
+    with pool.using("user-2") as arguments:
+        assert_equal_to_stock(pool, ids, arguments, "user-2", stock)
+
+
+def test_files_replaced_during_a_block_are_used_from_the_next_on(gpt2, users, ids, adapters):
+    plain, pool = copy.deepcopy(gpt2), qpeft.AdapterPool(gpt2, users, capacity=2)
     with pool.using("user-1"):
-        pool.activate("user-1")
-    assert not torch.equal(adapters.logits(pool.model, ids), before)
+        before = adapters.logits(pool.model, ids)
+        again = adapter(plain, users / "user-1", seed=0)
+        assert torch.equal(adapters.logits(pool.model, ids), before)
+    with pool.using("user-1"):
+        assert torch.equal(adapters.logits(pool.model, ids), adapters.logits(again, ids))
+
+
+NAMES = st.sampled_from(["__base__", *(f"user-{i}" for i in range(5))])
+CHOICES = st.one_of(NAMES, st.lists(NAMES, min_size=4, max_size=4))
+SELECTION = st.tuples(st.sampled_from([*SELECTIONS]), CHOICES)
+REQUESTS = st.tuples(st.sampled_from(["error", *SELECTIONS]), CHOICES, st.lists(SELECTION, max_size=2))
+
+
+@settings(max_examples=40)
+@given(capacity=st.integers(1, 3), scripts=st.lists(st.lists(REQUESTS, max_size=6), min_size=1, max_size=3))
+def test_any_requests_of_any_threads_are_answered_by_the_right_adapters(stock, capacity, scripts):
+    pool, ids = new_pool(capacity)
+
+    def serve(what, names, inner):
+        with pool.using(names) as arguments:
+            for kind, others in inner:
+                with pytest.raises(ConfigError, match="leave the block first"):
+                    SELECTIONS[kind](pool, others)
+            assert_equal_to_stock(pool, ids, arguments, names, stock)
+            if what == "error":
+                raise ZeroDivisionError
+
+    def run(script):
+        for what, names, inner in script:
+            wanted = {names} if isinstance(names, str) else {*names}
+            try:
+                with suppress(ZeroDivisionError):
+                    if what in ("using", "error"):
+                        serve(what, names, inner)
+                    else:
+                        SELECTIONS[what](pool, names)
+            except ConfigError:  # with the active adapter, which another thread may have chosen, too many
+                assert len(wanted - {"__base__"}) >= capacity
+
+    run_threads(*(partial(run, script) for script in scripts))
+    assert_equal_to_stock(pool, ids, {}, pool.active, stock)
+    for name in [*pool.resident, *stock]:
+        pool.activate(name)
+        assert_equal_to_stock(pool, ids, {}, name, stock)
+
+
+# -- kinds of adapters
 
 
 @pytest.mark.parametrize(

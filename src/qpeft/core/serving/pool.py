@@ -48,7 +48,8 @@ class AdapterPool:
 
     The adapters are QPA's or Quantum-PEFT's, with one configuration and any seeds. Files are checked at every request,
     so a changed adapter is read again. Any threads may call a pool. The results of `activate` and `place` are valid
-    until the next call of either in any thread; with several threads, run the model inside `using`.
+    until the next call of either in any thread; with several threads, run the model inside `using`. Select adapters
+    with the pool only: PEFT's `set_adapter`, `disable_adapter`, ... of `pool.model` change what a block computes.
 
     Args:
         base: The model that the adapters were trained on; changed in place, as by PEFT.
@@ -79,7 +80,8 @@ class AdapterPool:
         self._slots = StockSlots(loaded.unload(), config, capacity)
         self._free = self._slots.names[::-1]
         self._resident: dict[str, _Resident] = {}  # the least recently used first
-        self._lock = threading.RLock()
+        self._lock = threading.Lock()  # not re-entrant: a generator's block may end in another thread
+        self._owner: int | None = None  # the thread that holds it
 
     @property
     def model(self) -> PeftModel:
@@ -101,10 +103,11 @@ class AdapterPool:
         """Use this adapter from now on; "__base__": none.
 
         Raises:
-            ConfigError: no such adapter. The message contains no names, because it may reach a user.
+            ConfigError: no such adapter, or this thread is in a block of `using`. The message contains no names,
+                because it may reach a user.
             CheckpointError: its folder is damaged, or its settings differ from the pool's. The active adapter remains.
         """
-        with self._lock:
+        with self._exclusive():
             self._slots.check_not_merged()
             self._slots.switch(None if name == BASE else self._slot_with(name, keep=set()))
             self.active = name
@@ -115,34 +118,38 @@ class AdapterPool:
         The active adapter keeps its slot.
 
         Raises:
-            ConfigError: no such adapter, more different ones than slots, `names` is not a list, or PEFT does not mix
-                these adapters in a batch: DoRA, or with a trained copy of another module than a linear map, an
-                embedding or a convolution (`modules_to_save`), such as norm gains.
+            ConfigError: no such adapter, more different ones than slots, `names` is not a list, this thread is in a
+                block of `using`, or PEFT does not mix these adapters in a batch: DoRA, or with a trained copy of
+                another module than a linear map, an embedding or a convolution (`modules_to_save`), such as norm gains.
             CheckpointError: a folder is damaged, or its settings differ from the pool's.
         """
         rows = self._rows(names)
+        with self._exclusive():
+            return self._place_mixed(rows)
+
+    def _place_mixed(self, rows: list[str]) -> list[str]:
         self._slots.check_mixes(set(rows) - {BASE})
         return self._place(rows)
 
     def _place(self, rows: list[str]) -> list[str]:
-        with self._lock:
-            self._slots.check_not_merged()
-            wanted = {name for name in rows if name != BASE}
-            keep = wanted | {self.active} - {BASE}
-            if len(keep) > self.capacity:
-                held = " in addition to the active one" if self.active in keep - wanted else ""
-                raise ConfigError(
-                    f"the batch has {len(wanted)} different adapters{held}, but the pool has {self.capacity} slots; "
-                    'use a smaller batch or a larger capacity, or call activate("__base__") first'
-                )
-            slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(rows) if name != BASE}
-            return [slots.get(name, BASE) for name in rows]
+        self._slots.check_not_merged()
+        wanted = {name for name in rows if name != BASE}
+        keep = wanted | {self.active} - {BASE}
+        if len(keep) > self.capacity:
+            held = " in addition to the active one" if self.active in keep - wanted else ""
+            raise ConfigError(
+                f"the batch has {len(wanted)} different adapters{held}, but the pool has {self.capacity} slots; "
+                'use a smaller batch or a larger capacity, or call activate("__base__") first'
+            )
+        slots = {name: self._slot_with(name, keep) for name in dict.fromkeys(rows) if name != BASE}
+        return [slots.get(name, BASE) for name in rows]
 
     @contextmanager
     def using(self, names: str | Iterable[str]) -> Iterator[dict[str, Any]]:
         """Within: the model has these adapters, and requests of other threads wait.
 
-        Afterwards the active adapter is the same as before.
+        Afterwards the active adapter is the same as before. One block serves one request: the thread that entered it
+        cannot call `using`, `activate` or `place` before its end.
 
         Args:
             names: One name, for all rows of a batch, or one name for each row; "__base__": no adapter.
@@ -151,18 +158,36 @@ class AdapterPool:
             The arguments of the model for this request: none for one name, `adapter_names` for a list.
 
         Raises:
-            ConfigError, CheckpointError: as `place`; the active adapter keeps its slot.
+            ConfigError, CheckpointError: as `place`; the active adapter keeps its slot, and the enclosing block its
+                adapters.
         """
-        with self._lock:
+        rows = [names] if isinstance(names, str) else self._rows(names)
+        with self._exclusive():
             if not isinstance(names, str):
-                yield {"adapter_names": self.place(names)}
+                yield {"adapter_names": self._place_mixed(rows)}
                 return
-            (slot,) = self._place([names])
+            (slot,) = self._place(rows)
             self._slots.switch(None if slot == BASE else slot)
             try:
                 yield {}
             finally:
                 self._slots.switch(None if self.active == BASE else self._resident[self.active].slot)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Within: no other thread changes the slots or what is active. Raises ConfigError in a block of this thread."""
+        if self._owner == threading.get_ident():
+            raise ConfigError(
+                "this thread is in a block of using already, and another request would change the adapters of the "
+                "block; leave the block first, with one block for each request, and run concurrent requests in threads "
+                "(asyncio.to_thread)"
+            )
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = None
 
     def _rows(self, names: Iterable[str]) -> list[str]:
         if isinstance(names, str) or not isinstance(names, Iterable):
