@@ -22,7 +22,7 @@ SIZES: dict[str, Callable[[MethodSummary], float | None]] = {
 ONE_QUBIT = ("type_R2",)  # its circuits are rotations of a plane
 KINDS = {
     "circuit": {"color": QUANTUM, "marker": "o"},
-    "control of a circuit: signs, core, Lie, one qubit, LoRA-XS, LoRA-SB": {"color": CONTROL, "marker": "D"},
+    "control of a circuit: signs, core, Lie, one qubit": {"color": CONTROL, "marker": "D"},
     "classical": {"color": CLASSICAL, "marker": "s"},
 }
 
@@ -67,6 +67,7 @@ def has_circuit(method: MethodSummary) -> bool:
 
 
 def _kind(method: MethodSummary) -> str:
-    if method.kind != "quantum":
-        return "classical"
-    return next(kind for kind in KINDS if kind.startswith("circuit" if has_circuit(method) else "control"))
+    if has_circuit(method):
+        return "circuit"
+    is_control = method.role == "control" or method.key in ONE_QUBIT
+    return next(kind for kind in KINDS if kind.startswith("control" if is_control else "classical"))

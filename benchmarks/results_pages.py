@@ -109,9 +109,8 @@ without frames were not.
 *framed*: inside the leading directions of the loss gradient, which are computed from 64 blocks of the training text
 before training; *shared*: one pair of circuits for all matrices of a type; *core*: a trained matrix in such
 directions, classical; *signs*: fixed signs instead of CZ gates; *Lie*: rotations of a Lie algebra instead of
-circuits; R: `frame_rank`, L: `n_layers`. With R=2 a circuit has one qubit: it is a rotation of a plane. Cores,
-LoRA-XS, LoRA-SB and Lie rotations are listed with a design of about their size, from which they differ in more than
-one part.
+circuits; R: `frame_rank`, L: `n_layers`. With R=2 a circuit has one qubit: it is a rotation of a plane. Cores
+and Lie rotations are listed with a design of about their size, from which they differ in more than one part.
 
 The bytes are those of the weights file, without a frame file; `--bytes` counts [only its
 tensors](../budget.md#stored-bytes). Quantum-PEFT was trained and stored in 16 bits; QPA

@@ -120,6 +120,13 @@ def test_study_file_stores_what_a_report_needs_of_a_method_in_a_file(study, tmp_
     assert (mine.kind, mine.prunes_ranks, mine.report_note) == ("quantum", True, "A note.")
 
 
+def test_quantum_method_without_a_circuit_is_classical(study, tmp_path):
+    circuit = {"key": "circuit", "method": "quantum_peft", "settings": {"frame": "gradient"}}
+    core = {"key": "core", "method": "quantum_peft", "settings": {"frame": "gradient", "family": "core"}}
+    found = make_plan(study(methods=[METHODS[1], circuit, core]), tmp_path / "out").study.methods
+    assert [method.kind for method in found[1:]] == ["quantum", "classical"]
+
+
 def test_study_file_of_release_0_1_is_completed_from_the_table_of_methods(study, tmp_path):
     values = make_plan(study(), tmp_path / "out").study.model_dump()
     for method in values["methods"]:

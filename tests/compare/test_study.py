@@ -38,6 +38,13 @@ def test_built_in_study_is_valid(name, tmp_path):
     assert count_methods(study, tmp_path).keys() == {method.key for method in study.methods}  # with their settings
 
 
+def test_controls_of_budgets_are_of_the_method_that_they_control():
+    of = {spec.key: spec for spec in load_study("budgets").methods}
+    controls = [spec for spec in of.values() if spec.against]
+    assert controls
+    assert not [spec.key for spec in controls if spec.method != of[spec.against].method]
+
+
 def test_backend_of_a_method_is_validated(tmp_path):
     study = load_study(written(tmp_path, SMALL.replace("lr: 0.01}", "lr: 0.01, backend: {shots: 100}}")))
     assert study.methods[-1].backend == {"shots": 100}

@@ -352,7 +352,7 @@ def _resolve_method(study: Study, setup: Setup, counted: Counted) -> ResolvedMet
         label=spec.label or spec.key,
         published=[value for value in spec.published if _is_for(value, study)],
         role=counted.role,
-        kind=record.kind,
+        kind=record.kind_with(spec.settings),
         prunes_ranks=record.prunes_ranks,
         report_note=record.report_note,
         lr_base=middle,

@@ -94,6 +94,10 @@ class Method:
         is_framed = settings.get("frame") == "gradient" and settings.get("frames") is None
         return self.save_frames is not None and is_framed
 
+    def kind_with(self, settings: Mapping[str, Any]) -> Literal["quantum", "classical"]:
+        """`kind`; classical for settings without a circuit, which the families of Quantum-PEFT other than pauli are."""
+        return self.kind if settings.get("family", "pauli") == "pauli" else "classical"
+
     def leaves_out_frames(self, settings: Mapping[str, Any]) -> bool:
         """Whether an adapter with these settings is saved without its gradient frames, which a frame file can hold."""
         return self.takes_frame_file(settings) and settings.get("store_frames") is False
