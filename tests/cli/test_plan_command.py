@@ -6,6 +6,7 @@ import pytest
 from geometries import write_geometry
 
 import qpeft
+from qpeft.cli.console import percent
 from qpeft.cli.method import method_settings
 from qpeft.training.settings import TrainSettings
 
@@ -144,3 +145,19 @@ def test_bad_input_exits_with_code_2(qpeft_cli, base_folder, arguments, message)
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0.52065, "52.065%"), (0.00028, "0.028%"), (0.0000029, "0.00029%"), (1.0, "100.000%"), (0.0, "0.000%")],
+)
+def test_small_share_has_two_significant_digits(share, shown):
+    assert percent(share) == shown
+
+
+def test_map_and_network_of_qpa_are_named(qpeft_cli, base_folder):
+    linear, paper = (
+        planned(qpeft_cli, "--model", base_folder, *preset)["trainable_parts"] for preset in ((), ("--preset", "paper"))
+    )
+    assert "map" in linear
+    assert "network" in paper

@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraModel
 from tiny_models import seeded_llama
+from transformers import GPT2LMHeadModel
 
 import qpeft
 from qpeft.core.adapter_form import AdapterForm, has_stock_form, own_kind
@@ -64,3 +65,37 @@ def test_tuner_of_peft_loads_with_plain_peft():
     model = get_peft_model(seeded_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
     assert own_kind(model) is None
     assert not needs_qpeft(model)
+
+
+USES_OF_AN_ADAPTER = {
+    "export": lambda model, folder: qpeft.export(model, folder),
+    "save": lambda model, folder: qpeft.save(model, folder),
+    "attach": lambda model, _: qpeft.attach(model, qpeft.QPAGeneratorConfig()),
+    "set_backend": lambda model, _: qpeft.set_backend(model, shots=100),
+    "fit_frames": lambda model, _: qpeft.fit_frames(model, []),
+    "feature_report": lambda model, _: qpeft.feature_report(model, []),
+}
+USES_OF_A_MODEL = {
+    "load": lambda model, folder: qpeft.load(model, folder),
+    "pool": lambda model, folder: qpeft.AdapterPool(model, folder),
+    "param_groups": lambda model, _: qpeft.param_groups(model, 1e-3),
+}
+
+
+@pytest.mark.parametrize("use", USES_OF_AN_ADAPTER.values(), ids=USES_OF_AN_ADAPTER)
+def test_model_without_an_adapter_is_refused(use, gpt2, tmp_path):
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel has no adapter; give the PeftModel"):
+        use(gpt2, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("use", [*USES_OF_AN_ADAPTER.values(), *USES_OF_A_MODEL.values()])
+@pytest.mark.parametrize("model", [None, "gpt2", GPT2LMHeadModel])
+def test_what_is_no_model_is_refused(use, model, tmp_path):
+    with pytest.raises(ConfigError, match=f"a torch model is needed, got {type(model).__name__}"):
+        use(model, tmp_path / "new")
+
+
+def test_plan_without_a_config_is_refused(gpt2):
+    with pytest.raises(ConfigError, match="plan takes the config of an adapter, such as QPAConfig"):
+        qpeft.plan(gpt2, "qpa")

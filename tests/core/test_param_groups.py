@@ -15,7 +15,7 @@ def quantum_peft(base, **settings):
 GROUPS = {
     "qpa": (
         qpeft.QPAConfig(r=4, target_modules=["q_proj"], chunk_size=16, hidden=(6, 5), n_layers=3),
-        {"angles": 0.0, "mlp": 0.1, "other": 0.1},
+        {"angles": 0.0, "map": 0.1, "other": 0.1},
     ),
     "quantum_peft": (
         qpeft.QuantumPeftConfig(r=3, n_layers=1, target_modules=["q_proj"]),

@@ -130,3 +130,11 @@ def test_export_reports_the_servers(llama, tmp_path, settings, answer):
     )
     assert qpeft.export(model, tmp_path / "out").servers == {"vLLM": answer, TRL: answer}
     assert json.loads((tmp_path / "out" / "qpeft.json").read_text())["servers"]["vLLM"] == answer
+
+
+def test_export_for_an_architecture_without_lora_in_vllm(gpt2, tmp_path):
+    """GPT-2, GPT-J and GPT-NeoX have no mark for LoRA in vLLM's list of supported models."""
+    model = get_peft_model(gpt2, qpeft.QuantumPeftConfig(r=2, target_modules=["c_attn"], task_type="CAUSAL_LM"))
+    servers = qpeft.export(model, tmp_path / "out").servers
+    assert {server: answer.partition(",")[0] for server, answer in servers.items()} == {"vLLM": "no", TRL: "no"}
+    assert str(check_servers(tmp_path / "out", "llama")[0]) == YES

@@ -60,9 +60,11 @@ def test_page_contains_every_finding_and_chart(diagnosis, page_file):
     assert again.read_bytes() == page_file.read_bytes()
 
 
-def test_too_few_samples_raise_config_error(diagnosis):
+def test_too_few_samples_and_other_targets_raise_config_error():
     with pytest.raises(ConfigError, match="at least 10"):
-        diagnose(None, samples=9)  # type: ignore[arg-type]  refused before the target is read
+        diagnose(None, samples=9)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="diagnose takes a Target, got str"):
+        diagnose("run")  # type: ignore[arg-type]
 
 
 class TestInTheBrowser:

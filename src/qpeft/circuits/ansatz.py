@@ -65,6 +65,11 @@ def register_ansatz(
     _families[name] = family
 
 
+def is_registered(name: str) -> bool:
+    """Whether there is an ansatz of this name."""
+    return name in _families
+
+
 def named_ansatz(name: str) -> str:
     """`name`; of FILE.py:NAME the NAME, after the execution of the file, which registers it.
 
@@ -200,7 +205,7 @@ class Ansatz(Circuit):
     """
 
     def __post_init__(self) -> None:
-        if self.name not in _families:
+        if not is_registered(self.name):
             raise ConfigError(
                 f"{unknown('ansatz', self.name, _families)}. For one of your own, first import the module that "
                 "registers it, or give its file on the command line with --ansatz FILE.py:NAME"

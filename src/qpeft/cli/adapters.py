@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from qpeft import methods
 from qpeft.demo import base_model
 from qpeft.errors import CheckpointError, ConfigError, InputError
 from qpeft.files import read_json
-from qpeft.user_files import is_file
+from qpeft.user_files import is_file, names_in
 
 if TYPE_CHECKING:
     from qpeft.training.run_folder import RunFolder
@@ -103,12 +104,14 @@ def find_adapter(path: Path, frames: Path | None = None) -> Path:
     from then on.
 
     Raises:
-        CheckpointError: neither has a config, or `frames` is another file.
+        CheckpointError: neither has a config, `frames` is another file, or the adapter is of a method or ansatz that is
+            not registered, and the run folder names its file.
         ConfigError: there is no file `frames`, or the adapter refers to none.
     """
     for folder in (path, path / "adapter"):
         if (folder / CONFIG).is_file():
             _read_frames(folder, frames)
+            _name_files(folder)
             return folder
     raise CheckpointError(
         f"no adapter at {path}: expected a folder with {CONFIG}, or a run folder whose adapter/ has one"
@@ -133,6 +136,32 @@ def _read_frames(folder: Path, given: Path | None) -> None:
     elif run := run_of(folder):
         with suppress(InputError):  # it is looked for next to the adapter then
             read_frame_file(str(run.settings().method_settings.get("frames", "")))
+
+
+def _name_files(folder: Path) -> None:
+    """Name the option for the user's file that the adapter needs. It is not executed: the folder may be of others."""
+    run = run_of(folder)
+    if run is None or folder.resolve() == run.exported:
+        return
+    names: dict[str, str] = {}
+    with suppress(CheckpointError):  # a damaged record is not needed to load the adapter
+        settings = run.settings()
+        names = names_in(settings.method, settings.method_settings, {})
+    if options := [f"--{part} {quote(name)}" for part, name in names.items() if _is_missing(part, name, folder)]:
+        raise CheckpointError(
+            f"the run {run.path} was made with code of a file, which is executed only if you name it; add "
+            f"{' '.join(options)}"
+        )
+
+
+def _is_missing(part: str, name: str, folder: Path) -> bool:
+    if part == "ansatz":
+        from qpeft.circuits.ansatz import is_registered
+
+        return not is_registered(name.rpartition(":")[2])
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    return _content(folder)["peft_type"] not in PEFT_TYPE_TO_CONFIG_MAPPING
 
 
 def run_of(folder: Path) -> RunFolder | None:

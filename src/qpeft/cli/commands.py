@@ -51,7 +51,7 @@ def qpeft(
 ) -> None:
     """Fine-tune Hugging Face models with adapters that small quantum circuits generate.
 
-    The circuits are simulated on your machine. With method qpa, a circuit and a small network generate a LoRA adapter;
+    The circuits are simulated on your machine. With method qpa, a circuit and a linear map generate a LoRA adapter;
     with quantum_peft, circuits generate its orthogonal factors. The simulation is exact unless --shots or --backend is
     given. The result is an ordinary PEFT adapter, which loads without qpeft.
 

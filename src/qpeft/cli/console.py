@@ -96,6 +96,12 @@ def count(n: int) -> str:
     return f"{n:,}"
 
 
+def percent(share: float) -> str:
+    """`0.01322` as `1.322%`; a small share has two significant digits: `0.0000029` is `0.00029%`."""
+    decimals = max(3, 1 - math.floor(math.log10(100 * share))) if share > 0 else 3
+    return f"{share:.{decimals}%}"
+
+
 def size(n_bytes: int) -> str:
     """`1234567` bytes as `1.2 MB`; below 1,000 bytes as `999 B`."""
     value = float(n_bytes)

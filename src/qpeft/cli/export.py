@@ -87,6 +87,7 @@ def _adapter(base_name: str, folder: Path, out: Path, trusted: bool) -> dict[str
 
     import qpeft
     from qpeft.core.adapter_form import form_of
+    from qpeft.core.base_model import load_config
     from qpeft.core.checkpoint import check_folder
     from qpeft.core.exported_folder import tolerance
     from qpeft.core.model_card import load_lines
@@ -98,7 +99,8 @@ def _adapter(base_name: str, folder: Path, out: Path, trusted: bool) -> dict[str
     kind = adapter_config(folder)["peft_type"]
     if kind in PeftType.__members__.values():
         check_folder(folder)
-        servers = "; ".join(f"in {check.server}: {check}" for check in check_servers(folder))
+        model_type = load_config(base_name, trusted).model_type
+        servers = "; ".join(f"in {check.server}: {check}" for check in check_servers(folder, model_type))
         raise ConfigError(
             f"{folder} is a stock {kind} adapter, which plain PEFT loads already; pass --merge to merge it. Loads "
             f"{servers}"

@@ -8,7 +8,7 @@ import typer
 
 from qpeft.cli.adapters import ModelOption, base_model
 from qpeft.cli.command import command
-from qpeft.cli.console import Answer, count, duration, facts, remarks, size, working
+from qpeft.cli.console import Answer, count, duration, facts, percent, remarks, size, working
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
 from qpeft.cli.suggestion import BytesOption, ParametersOption, StockServersOption, show, suggested
@@ -118,7 +118,7 @@ def _show(console: Console, settings: TrainSettings, found: Plan, suggestion: Su
 
 
 def _sizes(found: Plan) -> list[tuple[str, str, str]]:
-    rows = [("trainable", count(found.trainable), f"{found.trainable / found.base_parameters:.3%} of the base")]
+    rows = [("trainable", count(found.trainable), f"{percent(found.trainable / found.base_parameters)} of the base")]
     parts = [(f"  {name}", count(n), "") for name, n in found.trainable_parts.items() if n]
     if len(parts) > 1:
         rows += parts
@@ -128,7 +128,7 @@ def _sizes(found: Plan) -> list[tuple[str, str, str]]:
         rows.append(("LoRA, rank 1", count(found.lora_rank_1), "on the same modules"))
     rows.append(("deployed", count(found.deployed), "adapter parameters at inference"))
     if found.trainable < found.deployed:
-        rows.append(("  trainable", f"{found.trainable / found.deployed:.3%}", "of these"))
+        rows.append(("  trainable", percent(found.trainable / found.deployed), "of these"))
     loads = "needs qpeft" if found.needs_qpeft else "loads with plain PEFT"
     rows.append(("stored bytes", size(found.stored_bytes), loads))
     if found.needs_qpeft and found.exported_bytes:

@@ -14,6 +14,8 @@ from peft.tuners.tuners_utils import (
 )
 from torch import Tensor, nn
 
+from qpeft.errors import ConfigError
+
 if TYPE_CHECKING:
     _Module = nn.Module
 else:
@@ -100,6 +102,22 @@ def complete_state(model: Any, adapter_name: str, state: dict[str, Tensor]) -> d
     if _filter_state_dict_by_key_prefixes(dict(model.named_parameters()), prefixes).keys() <= state.keys():
         return state  # a state dict of a sharded model would need all processes
     return _filter_state_dict_by_key_prefixes(model.state_dict(), prefixes) | state
+
+
+def check_adapted(model: Any) -> None:
+    """Raise ConfigError for anything but a PeftModel, which may be compiled."""
+    check_model(model)
+    if not hasattr(model, "get_base_model"):
+        raise ConfigError(
+            f"{type(model).__name__} has no adapter; give the PeftModel that peft.get_peft_model(base, config) or "
+            "qpeft.load(base, folder) returns"
+        )
+
+
+def check_model(model: Any) -> None:
+    """Raise ConfigError for anything but a torch model, such as its name."""
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"a torch model is needed, got {type(model).__name__}; load it first")
 
 
 def form_of(model: Any) -> AdapterForm | None:

@@ -11,6 +11,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from qpeft.core.adapter_form import check_adapted, check_model
 from qpeft.core.config_limits import check_patterns, check_sizes
 from qpeft.core.exported_folder import RECORD, refuse_others
 from qpeft.core.frame_file import check_given, complete
@@ -48,9 +49,10 @@ def save(model: PeftModel, directory: str | Path) -> None:
     An earlier adapter there is replaced; a model card written by the user is kept.
 
     Raises:
-        ConfigError: the folder contains other files, which would be lost, or is none; or a parameter of the adapter
-            is NaN or Inf.
+        ConfigError: the model has no adapter; the folder contains other files, which would be lost, or is none; or a
+            parameter of the adapter is NaN or Inf.
     """
+    check_adapted(model)
     target = refuse_others(Path(directory), [CONFIG, WEIGHTS, _CARD, *model.peft_config])
     refuse_sharded_adapter(model)
     for name in model.peft_config:
@@ -87,8 +89,9 @@ def load(
 
     Raises:
         CheckpointError: a file is missing, damaged, foreign, or made for another model.
-        ConfigError: there is no file `frames`, or the adapter refers to none.
+        ConfigError: `base` is no model, there is no file `frames`, or the adapter refers to none.
     """
+    check_model(base)
     folder, name = Path(directory), options.get("adapter_name", "default")
     try:
         content = check_folder(folder)

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from qpeft.core import exported_folder as stock_folder
 from qpeft.core import model_card
-from qpeft.core.adapter_form import AdapterForm, ExportReport, StockAdapter, form_of, own_kind
+from qpeft.core.adapter_form import AdapterForm, ExportReport, StockAdapter, check_adapted, form_of, own_kind
 from qpeft.core.checkpoint import WEIGHTS
 from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.probe import probe_inputs
 from qpeft.core.replication import is_sharded, refuse_sharded_adapter
 from qpeft.core.stock_servers import check_servers
-from qpeft.errors import ConfigError
+from qpeft.errors import ConfigError, InputError
 from qpeft.files import file_hash, replace_folder, write_json
 
 
@@ -44,11 +44,12 @@ def export(
         A GeneratedExportReport, a SoRAExportReport, or the ExportReport of a method of your own.
 
     Raises:
-        ConfigError: nothing to export, every SoRA gate zero, a merged adapter, non-finite parameters, or a folder
-            with other content.
+        ConfigError: no adapter or none that is generated, frames that are not fitted, every SoRA gate zero, a merged
+            adapter, non-finite parameters, or a folder with other content.
         VerificationError: the exported adapter gives other logits. Allowed are 1e-6 in float32; for SoRA, whose
             exported tensors have other shapes, 64 roundings of the largest logit.
     """
+    check_adapted(model)
     form = form_of(model)
     if kind := own_kind(model):
         raise ConfigError(
@@ -72,11 +73,15 @@ def export(
                 path=str(Path(directory)),
                 **stock.counts,
                 n_bytes=(folder / WEIGHTS).stat().st_size,
-                servers={check.server: str(check) for check in check_servers(folder)},
+                servers={check.server: str(check) for check in check_servers(folder, _type_of(model))},
                 **_verify(form, model, adapter_name, folder, probe, is_half=stock.is_half),
             )
             _describe(model, stock, folder, report)
     return report
+
+
+def _type_of(model: Any) -> str | None:
+    return getattr(getattr(model.get_base_model(), "config", None), "model_type", None)
 
 
 def _describe(model: Any, stock: StockAdapter, folder: Path, report: ExportReport) -> None:
@@ -109,7 +114,7 @@ def _verify(
         try:
             live = exported = stock_folder.scores(model.eval(), inputs)
         except (TypeError, ValueError) as error:
-            if probe is not None:
+            if probe is not None or isinstance(error, InputError):
                 raise
             raise ConfigError(
                 f"the model does not accept the built-in probe ({error}); give its inputs: qpeft.export(model, folder, "

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
+from qpeft.core.adapter_form import check_model
 from qpeft.errors import ConfigError, setting
 
 AUTO_CLASSES = {
@@ -78,7 +79,8 @@ def on_meta(
 
 
 def refuse_adapted(model: nn.Module) -> None:
-    """Raise ConfigError if PEFT has adapted the model."""
+    """Raise ConfigError if PEFT has adapted the model, or if it is none."""
+    check_model(model)
     if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
         raise ConfigError("the base model has an adapter already; give the model without it")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from qpeft.core.adapter_form import AdapterForm
+from qpeft.core.adapter_form import AdapterForm, check_model
 from qpeft.core.generator import OTHER, FullPrecision, ParameterGroup
 from qpeft.errors import ConfigError
 
@@ -15,14 +15,15 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float = 0.0) -> list
     """Groups for a torch optimizer that contain every trainable tensor exactly once.
 
     "angles": the angles of circuits, or their replacements, with Adam's eps 1e-12; "lambda" and "gains": Quantum-PEFT's
-    singular values and norm gains; "mlp": QPA's map; "V" and "offset": QAA's V and c; "gates": SoRA's, one group per
-    adapter; "other": all other trainable tensors, for example `modules_to_save` or a registered generator's.
-    `weight_decay` applies to "mlp", "V" and "other" only. The parametrization contains the factors between learning
+    singular values and norm gains; "map": QPA's map or network; "V" and "offset": QAA's V and c; "gates": SoRA's, one
+    group per adapter; "other": all other trainable tensors, for example `modules_to_save` or a registered generator's.
+    `weight_decay` applies to "map", "V" and "other" only. The parametrization contains the factors between learning
     rates already, so all groups have the same `lr`, except gates with a `gate_lr_mult`.
 
     Raises:
         ConfigError: the model has no trainable parameter.
     """
+    check_model(model)
     order: list[ParameterGroup] = []
     group_of: dict[int, ParameterGroup] = {}
     own: list[dict[str, Any]] = []

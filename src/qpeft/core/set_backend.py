@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from qpeft.backends.jobs import RETRIES, Jobs
 from qpeft.backends.named import as_backend
 from qpeft.backends.run import CircuitRun
 from qpeft.backends.settings import backend_settings
+from qpeft.core.adapter_form import check_adapted
 from qpeft.core.generator import CircuitModule
 from qpeft.core.generator_holder import holder_of
 from qpeft.errors import ConfigError
@@ -56,14 +55,13 @@ def set_backend(
     remain exact.
 
     Raises:
-        ConfigError: the model has no circuit, or options contradict each other.
+        ConfigError: the model has no adapter or no circuit, or options contradict each other.
         BackendError: later, during training: a job failed more than `retries` times, or the shot budget is used up.
     """
     backend_settings(
         {"shots": shots, "gradient": gradient, "noise": noise, "shot_budget": shot_budget, "smoothing": smoothing}
     )
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"a PeftModel is needed, as get_peft_model returns it, got {model!r}")
+    check_adapted(model)
     holder = holder_of(model)
     features = [m for m in model.modules() if isinstance(m, CircuitModule)]
     if holder is None or not features:

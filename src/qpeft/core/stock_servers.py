@@ -2,7 +2,8 @@
 
 vLLM's rules are in its `vllm/lora/peft_helper.py`, `vllm/lora/utils.py` and `vllm/config/lora.py`; TRL's, for trainers
 that send an adapter to a vLLM server, in its `validate_lora_for_vllm_sync`. docs/serving.md lists them with sources.
-For which architectures vLLM supports LoRA is in its list of supported models, which changes with its releases.
+For which architectures vLLM supports LoRA is in its list of supported models, which changes with its releases: only
+those of `_WITHOUT_LORA` are known here.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from qpeft.files import read_json
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # allowed values of vLLM's --max-lora-rank
 _DEFAULT_RANK = 16
+
+_WITHOUT_LORA = ("gpt2", "gptj", "gpt_neox")  # model types, in every list of supported models that we found
 
 _OF_LORA = re.compile(r".*\.(lora_[AB]\.weight|lora_embedding_[AB])")
 _A = (".lora_A.weight", ".lora_embedding_A")
@@ -47,12 +50,12 @@ class ServerCheck(NamedTuple):
         return f"yes{option}, if vLLM supports LoRA for the architecture"
 
 
-def check_servers(folder: Path) -> list[ServerCheck]:
-    """The checks of vLLM and of TRL's vLLM sync for the stock adapter in `folder`."""
+def check_servers(folder: Path, model_type: str | None = None) -> list[ServerCheck]:
+    """The checks of vLLM and of TRL's vLLM sync for the stock adapter in `folder`, on a base of this type."""
     config = read_json(folder / CONFIG_NAME)
     with safe_open(folder / SAFETENSORS_WEIGHTS_NAME, framework="pt") as file:
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 it is no dict
-    return _checks(config, shapes, _rank(shapes))
+    return _checks(config, shapes, _rank(shapes), model_type)
 
 
 def check_config(config: PeftConfig) -> list[ServerCheck]:
@@ -62,8 +65,12 @@ def check_config(config: PeftConfig) -> list[ServerCheck]:
     return _checks(found, {}, max([found.get("r") or 0, *(found.get("rank_pattern") or {}).values()]))
 
 
-def _checks(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[ServerCheck]:
+def _checks(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rank: int, model_type: str | None = None
+) -> list[ServerCheck]:
     reasons = _of_vllm(config, shapes, rank)
+    if model_type in _WITHOUT_LORA:
+        reasons.append(f"we know of no release of vLLM that supports LoRA for {model_type}")
     option = f"--max-lora-rank {next(r for r in RANKS if r >= rank)}" if _DEFAULT_RANK < rank <= RANKS[-1] else ""
     on_heads = _adapts(config, (*_HEADS, *_OTHER_HEADS)) or any(".lora_embedding_A" in key for key in shapes)
     condition = _ON_HEADS if on_heads else ""

@@ -10,7 +10,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from qpeft.core.adapter_form import complete_state
+from qpeft.core.adapter_form import StockAdapter, complete_state
 from qpeft.core.binding import Binding, Slot
 from qpeft.core.config import GeneratedConfig, own_copy
 from qpeft.core.generator import Generator
@@ -114,12 +114,14 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         self._train_active_only()
 
     def _check_ready(self) -> None:
-        for name, binding in self._bindings.items():
-            if getattr(binding.generator, "needs_fit", False) and name in self.active_adapters:
-                self._refuse_unfitted(binding.generator)
-
-    def _refuse_unfitted(self, generator: Any) -> None:
         if any(m.disable_adapters for m in self.model.modules() if isinstance(m, BaseTunerLayer)):
+            return
+        for name in self._bindings.keys() & set(self.active_adapters):
+            self._refuse_unfitted(name)
+
+    def _refuse_unfitted(self, adapter_name: str) -> None:
+        generator: Any = self.generators[adapter_name]
+        if not getattr(generator, "needs_fit", False):
             return
         if generator.was_fitted_elsewhere:
             raise ConfigError(
@@ -170,9 +172,8 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         if merge:
             self._check_merge_allowed()
             self._refuse_tied_merge()
-            for binding in self._bindings.values():
-                if getattr(binding.generator, "needs_fit", False):
-                    self._refuse_unfitted(binding.generator)
+            for name in self._bindings:
+                self._refuse_unfitted(name)
         with self.exact():
             for binding in self._bindings.values():
                 binding.release()
@@ -189,6 +190,10 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
     def generated_config(self, adapter_name: str) -> GeneratedConfig:
         config: Any = self.peft_config[adapter_name]
         return config
+
+    def stock_adapter(self, model: Any, adapter_name: str) -> StockAdapter:
+        self._refuse_unfitted(adapter_name)
+        return super().stock_adapter(model, adapter_name)
 
     def stock_state(self, model: Any, adapter_name: str) -> dict[str, Tensor]:
         binding = self.binding(adapter_name)

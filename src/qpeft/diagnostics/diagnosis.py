@@ -52,10 +52,12 @@ def diagnose(
         on_question: Called with each question before it is answered.
 
     Raises:
-        ConfigError: Fewer than 10 samples.
+        ConfigError: Fewer than 10 samples, or no Target.
     """
     if samples < _FEWEST:
         raise ConfigError(f"samples must be at least {_FEWEST}, got {samples}")
+    if not isinstance(target, Target):
+        raise ConfigError(f"diagnose takes a Target, got {type(target).__name__}; make one with of_folder(adapter)")
     circuit, findings = target.circuit, []
 
     def answer(key: str, question: str, find: Callable[[], Finding]) -> None:

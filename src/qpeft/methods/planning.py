@@ -58,6 +58,8 @@ def plan(
             fit.
         UnsupportedTypeError: the method cannot adapt a target of this type.
     """
+    if not isinstance(config, PeftConfig):
+        raise ConfigError(f"plan takes the config of an adapter, such as QPAConfig(), got {type(config).__name__}")
     model = on_meta(base, config.task_type, trust_remote_code)
     base_parameters = sum(p.numel() for p in model.parameters())
     config = copy.deepcopy(config)

@@ -181,8 +181,6 @@ def test_merged_and_unsupported_modules_raise(llama):
 def test_adapters_that_need_no_fit_raise(llama, batches):
     with pytest.raises(ConfigError, match="fit_frames is for"):
         fit_frames(wrapped(llama, ["q_proj"]), batches)
-    with pytest.raises(ConfigError, match="fit_frames is for"):
-        fit_frames(torch.nn.Linear(2, 2), batches)
 
 
 def test_adapter_is_fitted_once(base, targets, batches):
@@ -236,6 +234,15 @@ def test_batches_of_another_form_raise(llama, batches, wrong):
     given = {"a dict": batches[0], "tensors": [ids], "rows without a batch axis": [{"input_ids": ids[0]}]}[wrong]
     with pytest.raises(DataError, match=r"fit_frames.*(list of dicts|batch axis)"):
         fit_frames(model, given)
+
+
+@pytest.mark.parametrize("settings", [{"frame": "gradient"}, {"start": "gradient"}, {"frame": "sign"}])
+def test_export_before_the_fit_names_the_fit(llama, settings, tmp_path):
+    model = get_peft_model(llama, qpeft.QuantumPeftConfig(target_modules=TARGETS["llama"], **settings))
+    with pytest.raises(ConfigError, match=r"call qpeft\.fit_frames\(model, batches\)") as refused:
+        qpeft.export(model, tmp_path / "exported")
+    assert "probe" not in str(refused.value)
+    assert not (tmp_path / "exported").exists()
 
 
 def test_adapter_saved_before_its_fit(llama, batches, adapters, tmp_path):

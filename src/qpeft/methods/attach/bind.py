@@ -8,6 +8,7 @@ import torch
 from peft import AdaLoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 
+from qpeft.core.adapter_form import check_adapted
 from qpeft.core.binding import Binding
 from qpeft.core.generator_holder import GeneratorHolder, holder_of
 from qpeft.core.generator_registry import generator_name
@@ -64,8 +65,7 @@ def check_keeps_base(host: PeftConfig) -> None:
 
 def _checked_name(model: Any, config: Any, adapter_name: str | None) -> str:
     generator_name(config)  # raises ConfigError if it is not registered
-    if not isinstance(model, PeftModel):
-        raise ConfigError(f"attach takes a PeftModel, got {type(model).__name__}; call get_peft_model(base, config)")
+    check_adapted(model)
     name = adapter_name or model.active_adapters[0]
     if name not in model.peft_config:
         raise ConfigError(f"the model has no adapter '{name}'; it has {', '.join(model.peft_config)}")

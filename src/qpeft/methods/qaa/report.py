@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qpeft.core.adapter_form import check_adapted
 from qpeft.errors import ConfigError, DataError
 from qpeft.methods.qaa.layer import QAALayer
 
@@ -43,6 +44,7 @@ def feature_report(
         ConfigError: the model has no such QAA adapter, or one without features.
         DataError: there are no batches.
     """
+    check_adapted(model)
     found = _collect(model, batches, adapter_name)
     if not all(sum(map(len, parts)) for parts in found.values()):
         raise DataError("no tokens to report on; give at least one batch that reaches every adapted module")

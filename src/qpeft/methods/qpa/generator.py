@@ -76,7 +76,7 @@ class QPAGenerator(Generator):
         keep_initial: Whether w0 is part of the state dict, because it cannot be drawn again.
     """
 
-    groups: ClassVar[Mapping[str, ParameterGroup]] = {"feature": ANGLES, "mlp": ParameterGroup("mlp", decays=True)}
+    groups: ClassVar[Mapping[str, ParameterGroup]] = {"feature": ANGLES, "mlp": ParameterGroup("map", decays=True)}
     bits: Tensor | None
     whitening: Tensor | None
     initial: Tensor

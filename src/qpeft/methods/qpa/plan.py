@@ -76,10 +76,11 @@ def _count(config: QPAGeneratorConfig, adapted: Any, found: Sequence[tuple[Slot,
     m = sum(slot.shape.numel() for slot, _ in found)
     count = config.count(m)
     other = count_trainable(adapted) - m
+    parts = {"angles": count.angles, "feature": count.feature, "network" if count.hidden else "map": count.mlp}
     return {
         "method": "qpa",
         "trainable": count.total + other,
-        "trainable_parts": {"angles": count.angles, "feature": count.feature, "mlp": count.mlp, "other": other},
+        "trainable_parts": {**parts, "other": other},
         "deployed": m + other,
         "stored_bytes": (count.total + other) * BYTES,
         "exported_bytes": (m + other) * BYTES,

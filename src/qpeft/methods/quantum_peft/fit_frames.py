@@ -13,6 +13,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from qpeft.core.adapter_form import check_adapted
 from qpeft.core.config import FORMAT_VERSION
 from qpeft.core.frame_file import new_path, write_frame_file
 from qpeft.core.targets import check_is_matrix
@@ -47,7 +48,8 @@ def fit_frames(model: Any, batches: Iterable[Mapping[str, Any]], *, save_to: str
         TrainingError: a loss or gradient is not finite, or the loss does not depend on an adapted module.
         CheckpointError: a loaded adapter was trained in other frames.
     """
-    tuner: Any = getattr(model, "base_model", None)
+    check_adapted(model)
+    tuner: Any = model.base_model
     generators: Any = tuner.generators.items() if isinstance(tuner, GeneratedMixin) else ()
     unfitted = {name: generator for name, generator in generators if getattr(generator, "needs_fit", False)}
     if not unfitted:
