@@ -83,6 +83,8 @@ def _checks(
 def _of_vllm(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], rank: int) -> list[str]:
     if (kind := config["peft_type"]) != "LORA":
         return [f"it is an adapter of type {kind}, and only LoRA is supported"]
+    if config.get("target_parameters"):
+        return ["it adapts parameters, such as experts (target_parameters)"]
     reasons = []
     if saved := config.get("modules_to_save"):
         reasons.append(f"it has modules_to_save ({', '.join(saved)}), such as a head or norm gains")
@@ -100,10 +102,7 @@ def _of_vllm(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], r
 
 
 def _of_trl(config: Mapping[str, Any]) -> list[str]:
-    reasons = []
-    if config.get("target_parameters"):
-        reasons.append("it has target_parameters")
-    return [*reasons, _ON_HEADS] if _adapts(config, _HEADS) else reasons
+    return [_ON_HEADS] if _adapts(config, _HEADS) else []
 
 
 def _adapts(config: Mapping[str, Any], heads: Sequence[str]) -> bool:

@@ -1,37 +1,89 @@
-"""Checks of `target_modules`: a name that matches no module is an error, not a smaller adapter."""
+"""Targets of an adapter: a name that matches nothing is an error, not a smaller adapter."""
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig, PeftType
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from peft.utils.other import get_pattern_key
+from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qpeft.core.config_limits import UNCHECKED, check_patterns
+from qpeft.core.weights_hash import SealedConfig
 from qpeft.errors import ConfigError, UnsupportedTypeError, setting
 
 _PATTERNS = ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "rank_pattern", "alpha_pattern")
+_CONVERTED = ("target_modules", "target_parameters", "rank_pattern", "alpha_pattern")
+_READ = (*_CONVERTED, "exclude_modules", "modules_to_save", "r", "lora_alpha", "task_type")
 
 
 def check_target_modules(model: nn.Module, config: PeftConfig) -> None:
     """Check `target_modules`, `modules_to_save` and the keys of `rank_pattern` and `alpha_pattern`.
 
+    Before that, the targets of a LoRA or of qpeft's methods become what PEFT makes of LoRA's: its default for the
+    type of model if there are none, and `target_parameters` instead of the names of experts, whose weights
+    transformers keeps in one parameter for all experts.
+
     Raises:
-        ConfigError: a name matches no module of `model`; the message shows the nearest names.
+        ConfigError: a name matches nothing in `model`; the message shows the nearest names.
+        UnsupportedTypeError: the targets contain experts, and the method adapts modules alone.
     """
     names = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    check_patterns([getattr(config, field, None) for field in _PATTERNS], names)
+    parameters = [name.replace(".base_layer", "") for name, _ in model.named_parameters(remove_duplicate=False)]
+    check_patterns([getattr(config, field, None) for field in _PATTERNS], [*names, *parameters])
     try:
-        _check(config, names)
+        _convert_targets(model, config)
+        _check(config, names, parameters)
     except re.error as error:
         raise ConfigError(f"'{error.pattern}' is no regular expression: {error.msg}") from error
+
+
+def _convert_targets(model: nn.Module, config: Any) -> None:
+    is_own = isinstance(config, SealedConfig)
+    if not is_own and config.peft_type != PeftType.LORA:
+        return  # PEFT converts LoRA's targets alone
+    if is_own and isinstance(config, LoraConfig) and config.target_modules is None and not config.target_parameters:
+        config.target_modules = _default_targets(model)
+    given = {name: copy.copy(value) for name in _READ if (value := getattr(config, name, None)) is not None}
+    try:
+        convert_peft_config_for_transformers(stock := LoraConfig(**given), model, None)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(str(error)) from error
+    experts = sorted(stock.target_parameters or ())
+    if not experts or experts == sorted(getattr(config, "target_parameters", None) or ()):
+        return
+    if is_own and not getattr(config, "adapts_parameters", False):
+        linear = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)})
+        attention = [name for name in linear if name in (stock.target_modules or ())] or linear
+        raise UnsupportedTypeError(
+            f"{setting('target_modules')} contain experts or their router, whose weights are the parameters "
+            f"{', '.join(experts)} instead of modules, and {type(config).__name__} adapts modules alone; give "
+            f"{setting('target_modules')} without them, such as {', '.join(attention)}, or use LoRA or QPA"
+        )
+    stock.target_parameters = experts  # in order: it is saved
+    for name in _CONVERTED:
+        setattr(config, name, getattr(stock, name))
+
+
+def _default_targets(model: nn.Module) -> Any:
+    """LoRA's `target_modules` for this type of model, as in PEFT. Raises ConfigError if there are none."""
+    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    found = known.get(getattr(getattr(model, "config", None), "model_type", ""))
+    if found is None:
+        names = [name for name, module in model.named_modules() if is_linear(module)]
+        raise ConfigError(
+            f"set {setting('target_modules')}, such as all-linear, or names of modules; {_available(names)}"
+        )
+    return found if isinstance(found, str) else set(found)
 
 
 def exclude_classifier_head(model: nn.Module, config: Any) -> None:
@@ -76,7 +128,7 @@ def check_width(field: str, value: Any, module: nn.Module, name: str) -> None:
         raise ConfigError(f"{field}={value} is larger than {name}; use at most {limit}")
 
 
-def _check(config: PeftConfig, names: list[str]) -> None:
+def _check(config: PeftConfig, names: list[str], parameters: list[str]) -> None:
     targets = getattr(config, "target_modules", None)
     if isinstance(targets, str):
         if targets not in ("all-linear", DUMMY_TARGET_MODULES) and not any(
@@ -85,7 +137,10 @@ def _check(config: PeftConfig, names: list[str]) -> None:
             raise ConfigError(f"{setting('target_modules')} pattern '{targets}' matches no module; {_available(names)}")
     else:
         _check_names("target_modules", targets or (), names)
+    _check_names("target_parameters", getattr(config, "target_parameters", None) or (), parameters, "parameter")
     _check_names("modules_to_save", _wanted_to_save(config), names)
+    if getattr(config, "target_parameters", None):
+        names = [*names, *parameters]
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field, None) or {}:
             if not any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
@@ -98,10 +153,10 @@ def _wanted_to_save(config: PeftConfig) -> set[str]:
     return wanted - {"classifier", "score"} if config.task_type in ("SEQ_CLS", "TOKEN_CLS") else wanted
 
 
-def _check_names(field: str, wanted: Iterable[str], names: list[str]) -> None:
+def _check_names(field: str, wanted: Iterable[str], names: list[str], kind: str = "module") -> None:
     for target in sorted(wanted):
         if not any(name == target or name.endswith(f".{target}") for name in names):
-            raise ConfigError(f"{setting(field)} '{target}' matches no module; {_nearest(target, names)}")
+            raise ConfigError(f"{setting(field)} '{target}' matches no {kind}; {_nearest(target, names)}")
 
 
 def _nearest(wanted: str, names: list[str]) -> str:
@@ -131,6 +186,7 @@ def set_target_names(
         ConfigError: a name matches no module.
     """
     config.target_modules = config.target_modules or default(model)
+    _convert_targets(model, config)
     if str(config.target_modules).lower() == "all-linear":
         exclude_classifier_head(model, config)
         # like PEFT, without the output head; PEFT's own search skips modules that have an adapter

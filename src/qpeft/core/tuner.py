@@ -20,7 +20,7 @@ from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import device_of
 from qpeft.core.targets import check_rank, check_target_modules, exclude_classifier_head
 from qpeft.core.tied_weights import check_not_tied
-from qpeft.errors import CheckpointError, ConfigError
+from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
 if TYPE_CHECKING:
     _Tuner = BaseTuner
@@ -57,10 +57,12 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
             binding = self._make_binding(adapter_name)
-        except BaseException:
+        except BaseException as error:
             self._undo_injection(adapter_name)
             for parameter in trained:
                 parameter.requires_grad_(True)
+            if isinstance(error, ValueError) and not isinstance(error, QpeftError):  # of PEFT, such as on a target
+                raise ConfigError(str(error)) from error
             raise
         self._hold(adapter_name, binding)
         self._train_active_only()

@@ -64,6 +64,9 @@ class SavedAdapter:
         Raises:
             ConfigError: The base is not found, or the adapter has no such factors.
         """
+        stock = self.config.to_stock() if isinstance(self.config, GeneratedConfig) else self.config
+        if getattr(stock, "target_parameters", None):
+            raise ConfigError("the ranks of updates of experts (target_parameters) are not measured")
         if isinstance(self.config, GeneratedConfig):
             return _paired(self._generated(base))
         if _kind(self.config) == _LORA or self.exported is not None:

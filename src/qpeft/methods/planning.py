@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import PeftConfig, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTuner
 from torch import nn
 from transformers import PretrainedConfig
 
@@ -75,7 +75,8 @@ def plan(
     # a method with its own count needs only the stock adapter, not the generator
     is_generated = isinstance(config, GeneratedLoraConfig) and count is not count_live
     adapted = _adapt(model, cast(GeneratedLoraConfig, config).to_stock() if is_generated else config)
-    targets = [name for name, module in adapted.get_base_model().named_modules() if isinstance(module, BaseTunerLayer)]
+    tuner = adapted.base_model
+    targets = [*tuner.targeted_module_names, *tuner.targeted_parameter_names] if isinstance(tuner, BaseTuner) else []
     if generator is None:
         counts = count(config, adapted)
     else:

@@ -33,7 +33,9 @@ class StockSlots:
         self._tensors = {name: _tensors(self.model, name) for name in self.names}
         self._is_dora = bool(getattr(config, "use_dora", False))
         copies = [module.original_module for module in self._modules if isinstance(module, ModulesToSaveWrapper)]
-        self._not_mixed = sorted({type(module).__name__ for module in copies if not isinstance(module, _MIXED)})
+        not_mixed = sorted({type(module).__name__ for module in copies if not isinstance(module, _MIXED)})
+        self._not_mixed = [f"a trained copy of {name} (modules_to_save)" for name in not_mixed]
+        self._not_mixed += ["experts (target_parameters)"] * bool(getattr(config, "target_parameters", None))
         self.switch(None)
 
     @torch.no_grad()
@@ -53,7 +55,7 @@ class StockSlots:
     def check_mixes(self, adapters: Collection[str]) -> None:
         """Raise ConfigError if PEFT cannot compute a batch of rows with these adapters, and of rows without one."""
         if self._not_mixed or (self._is_dora and adapters):
-            what = f"a trained copy of {self._not_mixed[0]} (modules_to_save)" if self._not_mixed else "DoRA"
+            what = self._not_mixed[0] if self._not_mixed else "DoRA"
             raise ConfigError(
                 f"PEFT does not mix adapters with {what} in a batch; use one adapter for all rows, with activate(name) "
                 "or using(name)"

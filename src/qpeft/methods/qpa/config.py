@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
     """
 
     _linear_init = "small"
+    adapts_parameters: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         GeneratedLoraConfig.__post_init__(self)
@@ -44,7 +45,7 @@ class QPAConfig(QPAGeneratorConfig, GeneratedLoraConfig):
                 f"init_lora_weights='{self.init_lora_weights}' depends on data or weights, so its initial values "
                 f"cannot be drawn again from a seed; choose one of {allowed}, or use qpeft.attach with that LoRA"
             )
-        self.refuse_lora_options("QPA", allowed=("use_dora",))
+        self.refuse_lora_options("QPA", allowed=("use_dora", "target_parameters"))
 
     @classmethod
     def official(cls, **settings: Any) -> Self:

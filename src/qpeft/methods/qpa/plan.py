@@ -118,10 +118,16 @@ def _notes(config: QPAGeneratorConfig, count: QPACount, layers: Sequence[LoraLay
         notes.append(slow)
     if count.total >= count.m:
         notes.append(f"{count.total:,} trained parameters for {count.m:,} generated: not a compression")
-    per_rank = sum((layer.in_features or 0) + (layer.out_features or 0) for layer in layers)
-    highest = max((next(iter(layer.r.values())) for layer in layers), default=0)
+    ranks = [next(iter(layer.r.values())) for layer in layers]
+    of_lora = min(ranks, default=1)  # experts and the keys of rank_pattern have multiples of it
+    per_rank = sum(_entries(layer) * (rank // of_lora) for layer, rank in zip(layers, ranks, strict=True))
     allowed = count.total if config.chunk_size is not None else max(count.total, config.budget_count(count.m))
-    if rank := min(allowed // per_rank, highest) if per_rank else 0:
+    if rank := min(allowed // per_rank, of_lora) if per_rank else 0:
         size = rank * per_rank
         notes.append(f"LoRA of rank {rank} on the same modules trains {size:,} parameters, within this budget")
     return notes
+
+
+def _entries(layer: Any) -> int:
+    """Entries of lora_A and lora_B for each rank, of all experts."""
+    return getattr(layer, "num_experts", 1) * ((layer.in_features or 0) + (layer.out_features or 0))

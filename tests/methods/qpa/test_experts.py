@@ -1,0 +1,101 @@
+"""QPA on the experts of mixtures of experts, which PEFT adapts by `target_parameters`."""
+
+import copy
+
+import moe
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch.nn.utils import parameters_to_vector
+
+import qpeft
+from qpeft.diagnostics.adapter import read_adapter
+from qpeft.errors import ConfigError
+
+EXPERTS = ["experts.gate_up_proj", "experts.down_proj"]
+pytestmark = pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
+
+
+def _config(name="mixtral", **settings):
+    targets = {"target_parameters": EXPERTS} if name == "gpt_oss" else {"target_modules": "all-linear"}
+    return qpeft.QPAConfig(
+        **{"r": 2, "chunk_size": 32, "init_mode": "raw", "task_type": "CAUSAL_LM", **targets, **settings}
+    )
+
+
+def _logits(model, ids):
+    with torch.no_grad():
+        return model(ids).logits
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss"])
+def test_saved_exported_and_merged_models_are_the_live_one(name, ids, tmp_path):
+    model = get_peft_model(moe.make(name), _config(name)).eval()
+    live, base = _logits(model, ids), _logits(moe.make(name), ids)
+    assert not torch.equal(live, base)
+    qpeft.save(model, tmp_path / "compact")
+    assert torch.equal(_logits(qpeft.load(moe.make(name), tmp_path / "compact"), ids), live)
+    qpeft.export(model, tmp_path / "stock")
+    assert torch.equal(_logits(PeftModel.from_pretrained(moe.make(name), tmp_path / "stock").eval(), ids), live)
+    model.add_adapter("second", _config(name, seed=1))
+    model.set_adapter("second")
+    assert not torch.equal(_logits(model, ids), live)
+    model.set_adapter("default")
+    assert torch.equal(_logits(model, ids), live)
+    with model.disable_adapter():
+        assert torch.equal(_logits(model, ids), base)
+    torch.testing.assert_close(_logits(model.merge_and_unload(), ids), live, rtol=0, atol=1e-5)
+
+
+def test_gradient_is_that_of_stock_lora_through_the_generator(ids, tmp_path):
+    model = get_peft_model(moe.make("mixtral"), _config()).eval()
+    model(input_ids=ids, labels=ids).loss.backward()
+    qpeft.export(model, tmp_path / "stock")
+    stock = PeftModel.from_pretrained(moe.make("mixtral"), tmp_path / "stock", is_trainable=True).eval()
+    stock(input_ids=ids, labels=ids).loss.backward()
+    by_name = {name.replace(".default", ""): p.grad for name, p in stock.named_parameters() if p.requires_grad}
+    binding = model.base_model.binding("default")
+    of_flat = torch.cat([by_name[f"base_model.model.{slot.label}"].flatten() for slot in binding.slots])
+    generator = copy.deepcopy(binding.generator)
+    generator.zero_grad()
+    generator().backward(of_flat)
+    expected = parameters_to_vector([p.grad for p in generator.parameters()])
+    found = parameters_to_vector([p.grad for p in binding.generator.parameters()])
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_attached_generator_counts_and_loads_experts(ids, tmp_path):
+    lora = {"r": 2, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    generator = qpeft.QPAGeneratorConfig(chunk_size=32)
+    plan = qpeft.plan(moe.make("mixtral"), LoraConfig(**lora), generator)
+    model = qpeft.attach(get_peft_model(moe.make("mixtral"), LoraConfig(**lora)), generator).eval()
+    assert plan.trainable == model.get_nb_trainable_parameters()[0]
+    qpeft.save(model, tmp_path)
+    assert torch.equal(_logits(qpeft.load(moe.make("mixtral"), tmp_path), ids), _logits(model, ids))
+
+
+def test_note_compares_with_lora_of_the_experts():
+    base = moe.make("mixtral")
+    notes = qpeft.plan(base, _config(r=4, chunk_size=None, budget=0.6)).notes
+    of_rank_2 = qpeft.plan(base, LoraConfig(r=2, target_modules="all-linear")).trainable
+    assert f"LoRA of rank 2 on the same modules trains {of_rank_2:,} parameters, within this budget" in notes
+
+
+@pytest.mark.parametrize("option", [{"lora_dropout": 0.1}, {"use_dora": True}, {"target_modules": ["w1"]}])
+def test_option_that_peft_lacks_for_experts_is_refused_by_plan_and_training(option):
+    base = moe.make("mixtral")
+    names = [name for name, _ in base.named_parameters()]
+    for function in (qpeft.plan, get_peft_model):
+        with pytest.raises(ConfigError):
+            function(base, _config(**option))
+    assert [name for name, _ in base.named_parameters()] == names
+
+
+def test_what_does_not_apply_to_experts_is_refused_or_left_out(ids, tmp_path):
+    qpeft.save(get_peft_model(moe.make("mixtral"), _config()), tmp_path / "a")
+    pool = qpeft.AdapterPool(moe.make("mixtral"), tmp_path, capacity=1)
+    with pytest.raises(ConfigError, match="does not mix adapters with experts"), pool.using(["a", "__base__", "a"]):
+        pass
+    with pytest.raises(ConfigError, match="experts"):
+        read_adapter(tmp_path / "a").factors()

@@ -1,0 +1,114 @@
+"""`qpeft.plan` counts what training adapts, and that is what stock LoRA with the same targets adapts."""
+
+import pytest
+import transformers
+from families import FAMILIES, N_LABELS, N_TOKENS, SIZES
+from moe import MOE, make
+from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+
+import qpeft
+from qpeft.errors import InputError, UnsupportedTypeError
+
+
+def _classifier(name, **settings):
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=N_TOKENS, num_labels=N_LABELS, pad_token_id=0, **settings
+    )
+    return getattr(transformers, f"{name}ForSequenceClassification")(config)
+
+
+BASES = {name: (family.make, family.task_type, family.head and [family.head]) for name, family in FAMILIES.items()}
+BASES |= {name: (lambda name=name: make(name), "CAUSAL_LM", None) for name in MOE}
+BASES["deberta"] = (
+    lambda: _classifier("DebertaV2", **SIZES, max_position_embeddings=32),
+    "SEQ_CLS",
+    ["pooler", "classifier"],
+)
+BASES["opt"] = (
+    lambda: transformers.OPTForCausalLM(
+        transformers.OPTConfig(vocab_size=N_TOKENS, ffn_dim=24, word_embed_proj_dim=16, **SIZES)
+    ),
+    "CAUSAL_LM",
+    None,
+)
+METHODS = {
+    "lora": lambda **options: LoraConfig(r=2, **options),
+    "qpa": lambda **options: qpeft.QPAConfig(r=2, chunk_size=32, **options),
+    "quantum_peft": lambda **options: qpeft.QuantumPeftConfig(r=2, n_layers=1, **options),
+    "sora": lambda **options: qpeft.SoRAConfig(r=2, **options),
+    "qaa": lambda **options: qpeft.QAAConfig(**options),
+    "bottleneck": lambda **options: qpeft.BottleneckConfig(bottleneck_size=2, **options),
+}
+CONVERTED = ("mixtral", "qwen3_moe", "olmoe", "deepseek_v3")
+
+
+def _adapted(model):
+    """Names in the base of the adapted modules, and of the parameters that PEFT adapts without a module."""
+    layers = [(n, m) for n, m in model.get_base_model().named_modules() if isinstance(m, BaseTunerLayer)]
+    names = [".".join([n, *filter(None, [getattr(m, "parameter_name", None)])]) for n, m in layers]
+    return sorted(name.replace(".base_layer", "") for name in names)
+
+
+def _trainable(model):
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def _saved_bytes(model, folder):
+    """Of the tensors in the adapter's file, without the hashes of generators and features."""
+    model.save_pretrained(folder, save_embedding_layers=False)
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        tensors = [file.get_tensor(key) for key in file.keys() if not key.endswith("fingerprint")]  # noqa: SIM118
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _built(base, config, folder):
+    model = get_peft_model(base, config)
+    return _adapted(model), _trainable(model), _saved_bytes(model, folder)
+
+
+def _planned(base, config):
+    plan = qpeft.plan(base, config)
+    return sorted(plan.target_modules), plan.trainable, plan.stored_bytes
+
+
+def _outcome(function, *arguments):
+    try:
+        return function(*arguments)
+    except InputError as error:
+        return type(error)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "name", [*MOE, *(pytest.param(name, marks=pytest.mark.long) for name in BASES if name not in MOE)]
+)
+def test_plan_equals_training_and_stock_lora(name, method, tmp_path):
+    new, task_type, head = BASES[name]
+    options = {"task_type": task_type, "target_modules": "all-linear", "modules_to_save": head}
+    base = new()
+    planned = _outcome(_planned, base, METHODS[method](**options))
+    built = _outcome(_built, base, METHODS[method](**options), tmp_path)
+    assert planned == built
+    assert isinstance(built, tuple) or (name in MOE and method != "lora")
+    if isinstance(built, tuple):
+        stock = get_peft_model(new(), LoraConfig(r=2, **options))
+        assert built[0] == _adapted(stock)
+        if method in ("qpa", "quantum_peft"):
+            assert qpeft.plan(new(), METHODS[method](**options)).deployed == _trainable(stock)
+    else:
+        assert _adapted(get_peft_model(base, METHODS["lora"](**options)))  # the base was not changed
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CONVERTED)
+@pytest.mark.parametrize("method", METHODS)
+def test_experts_are_adapted_or_refused(name, method):
+    config = METHODS[method](target_modules="all-linear")
+    if method in ("lora", "qpa"):
+        assert any(".experts." in target for target in qpeft.plan(make(name), config).target_modules)
+        return
+    with pytest.raises(UnsupportedTypeError, match=r"without them, such as .*o_proj"):
+        get_peft_model(make(name), config)
