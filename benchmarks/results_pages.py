@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from qpeft.compare.analysis.types import MethodSummary, Summary
 from qpeft.compare.report.format import reached
 from qpeft.compare.resolved import read_study
 from qpeft.compare.rows import read_rows
+from qpeft.compare.study import is_ranked
 from qpeft.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,6 +126,9 @@ Our goal was that in every case, at every budget below 5,000 parameters, an adap
 difference from the best is shown (the 95 % interval includes 0). Rotations without gates between qubits are not
 counted as circuits: Lie rotations, Quantum-PEFT's other family, and R=2, whose circuits of one qubit are the same as
 Lie rotations. If they are counted, the goal is also reached at 64, 400 and 750 on stories260K."""
+ABOUT_QPA_AND_LORA = """\
+QPA and LoRA with 80 to 100 % of its parameters: the difference, paired by seed, with its 95 % interval, not corrected.
+In bold: the interval excludes 0."""
 ABOUT_GAINS = """\
 Stock servers take no norm gains. Each adapter with trained norm gains, and some without them: the difference, paired by
 seed, with its 95 % interval, in nats and as a share of the gain of the adapter with gains. In bold: the interval
@@ -261,7 +266,7 @@ def page(study: str) -> str:
         described["question"],
         _where(study, found),
         *_answers(summaries),
-        *([*_best_within(summaries), *_without_gains(summaries)] if study == "budgets" else []),
+        *(_of_budgets(summaries) if study == "budgets" else []),
         *(_forward_passes(summaries) if study == "forward-passes" else []),
         "## Test loss",
         f"Test loss in nats per token, mean ± standard deviation over {len(described['seeds'])} seeds; below it the "
@@ -320,6 +325,11 @@ def _over_all(summaries: dict[str, Summary]) -> list[str]:
         "are not a sample of all models and texts."
     )
     return ["## Over all setups", about, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+
+
+def _of_budgets(summaries: dict[str, Summary]) -> list[str]:
+    """What only the page of `budgets` has."""
+    return [*_best_within(summaries), *_qpa_and_lora(summaries), *_without_gains(summaries)]
 
 
 def _best_within(summaries: dict[str, Summary]) -> list[str]:
@@ -407,6 +417,24 @@ def _best_of(summary: Summary, limit: int, unit: str) -> list[str] | None:
         return [f"{limit:,}", about(found.best), "the same", ""]
     row = {f"all.{name}": str(getattr(found.difference, name)) for name in ("mean", "low", "high", "verdict")}
     return [f"{limit:,}", about(found.best), about(found.own), _difference(row, "all").removesuffix("<br>")]
+
+
+def _qpa_and_lora(summaries: dict[str, Summary]) -> list[str]:
+    """QPA and LoRA with 80 to 100 % of its parameters on the same modules."""
+    lines = [["", "QPA", "LoRA", "QPA minus LoRA"], ["---"] * 4]
+    for name, summary in summaries.items():
+        of = {key: [m for m in summary.methods if m.method == key] for key in ("qpa", "lora")}
+        for ours, lora in product(of["qpa"], of["lora"]):
+            same = [one.key.endswith("_head") for one in (ours, lora)]
+            if not is_ranked(lora.trainable / ours.trainable) or len(set(same)) == 2:
+                continue
+            assert ours.metric is not None
+            assert lora.metric is not None
+            found = paired_difference(ours.metric.values, lora.metric.values, lora.key, lower_is_better=True)
+            row = {f"all.{field}": str(getattr(found, field)) for field in ("mean", "low", "high", "verdict")}
+            cells = [f"{m.label}<br>{_loss(m):.3f}, {m.trainable:,}" for m in (ours, lora)]
+            lines.append([SETUPS[name], *cells, _difference(row, "all").removesuffix("<br>")])
+    return ["## QPA and LoRA of its size", ABOUT_QPA_AND_LORA, "\n".join(f"| {' | '.join(line)} |" for line in lines)]
 
 
 def _without_gains(summaries: dict[str, Summary]) -> list[str]:
