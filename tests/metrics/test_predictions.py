@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import kendalltau, pearsonr, rankdata
 from sklearn.metrics import confusion_matrix, f1_score, matthews_corrcoef
 
@@ -59,3 +60,42 @@ def test_predictions_without_their_labels_are_refused(score):
         score([], [])
     with pytest.raises(DataError, match="2 predictions and 3 labels"):
         score([0, 1, 1], [0, 1])
+
+
+@pytest.mark.parametrize("score", [accuracy, f1, mcc, pearson, spearman])
+@pytest.mark.parametrize(
+    "values",
+    [
+        "01",
+        {0, 1},
+        {0: 0, 1: 1},
+        (value for value in (0, 1)),
+        ["0", "1"],
+        [None, 1],
+        [[0, 1], [1, 0]],
+        [[0], [0, 1]],
+        1,
+    ],
+    ids=["str", "set", "dict", "generator", "texts", "none", "logits", "ragged", "number"],
+)
+def test_values_of_other_types_are_refused(score, values):
+    with pytest.raises(DataError, match="predictions must be a list or array with a number for each example"):
+        score([0, 1], values)
+    with pytest.raises(DataError, match="labels must be a list or array with a number for each example"):
+        score(values, [0, 1])
+
+
+@pytest.mark.parametrize("score", [accuracy, f1, mcc])
+@pytest.mark.parametrize("value", [0.5, math.nan])
+def test_classes_that_are_no_whole_numbers_are_refused(score, value):
+    with pytest.raises(DataError, match="a class is not a whole number"):
+        score([0, 1], [0, value])
+
+
+@pytest.mark.parametrize("score", [accuracy, f1, mcc, pearson, spearman])
+def test_arrays_and_tensors_are_scored_as_lists(score):
+    labels, predictions = [0, 1, 1, 0, 1], [0, 1, 0, 1, 1]
+    expected = score(labels, predictions)
+    for make in (tuple, np.array, torch.tensor, lambda values: np.array(values, dtype=np.float32)):
+        assert score(make(labels), make(predictions)) == expected
+    assert score(torch.tensor(labels), torch.tensor([float(p) for p in predictions], requires_grad=True)) == expected

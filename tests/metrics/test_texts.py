@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from sacrebleu import BLEU, CHRF
 from safetensors.torch import load_file, save_file
 
 from qpeft.errors import ConfigError, DataError, InputError
@@ -225,11 +226,31 @@ def test_empty_text_scores_zero():
         (["a"], [["a"], ["b"]], "1 texts and references for 2"),
         (["a", "b"], [["a"], []], "text 2 has no list of references"),
         (["a"], ["a"], "text 1 has no list of references"),
+        ("ab", [["a"], ["b"]], "hypotheses must be a list of texts, got str"),
+        ({"a"}, [["a"]], "hypotheses must be a list of texts, got set"),
+        (["a", None], [["a"], ["b"]], "hypotheses must be a list of texts, got one with NoneType"),
+        (["a"], "a", "references must be a list of lists of texts, got str"),
+        (["a"], {0: ["a"]}, "references must be a list of lists of texts, got dict"),
+        (["a"], [{"a"}], "the references of text 1 must be a list of texts, got set"),
+        (["a"], [[1]], "the references of text 1 must be a list of texts, got one with int"),
     ],
 )
 def test_invalid_input_raises(texts, references, told):
     with pytest.raises(DataError, match=told):
         score_texts(texts, references)
+
+
+@pytest.mark.parametrize("score", [bleu, chrf, nist, rouge, coco_rouge_l, cider, meteor])
+def test_every_score_refuses_a_single_text(score):
+    with pytest.raises(DataError, match="hypotheses must be a list of texts, got str"):
+        score("ab", [["a"], ["b"]])
+
+
+def test_empty_reference_scores_zero():
+    found = score_texts(["a"], [[""]])
+    assert found["bleu"] == BLEU(force=True).corpus_score(["a"], [[""]]).score == 0.0
+    assert found["chrf"] == CHRF().corpus_score(["a"], [[""]]).score
+    assert (found["nist"], found["rouge1"], found["rougeL_coco"]) == (0.0, 0.0, 0.0)
 
 
 def test_missing_encoder_raises(tmp_path: Path):

@@ -86,6 +86,14 @@ def test_label_that_is_no_number_is_named_with_its_row(settings, tmp_path, label
         TextRegression(settings(data=str(tmp_path / "bad.jsonl")))
 
 
+@pytest.mark.parametrize("label", [1e308, "-1e30", 1.1e15, 10**400])
+def test_label_whose_square_overflows_is_refused_with_its_row(settings, tmp_path, label):
+    rows = [{"text": "the king", "label": 1e15}, {"text": "a fox", "label": label}]
+    (tmp_path / "large.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"large.jsonl, row 2: the label is"):
+        TextRegression(settings(data=str(tmp_path / "large.jsonl")))
+
+
 def test_every_twentieth_example_is_held_out(settings, tmp_path):
     task = TextRegression(settings(eval_data=None))
     assert [label for _, label in task.evaluation] == [row[1] for row in write(tmp_path / "x.jsonl", 96)[1][19::20]]

@@ -19,7 +19,7 @@ def bertscore(hypotheses: Texts, references: References, encoder: str | Path) ->
         encoder: Folder of the encoder; it is never downloaded.
 
     Raises:
-        DataError: no texts, another number of lists of references, or a text without any.
+        DataError: no list of texts, another number of lists of references, or a text without any.
         InputError: the folder has no usable encoder, or the package bert-score is missing.
     """
     check_texts(hypotheses, references)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qpeft.errors import DataError
+from qpeft.metrics.words import check_strings
 
 if TYPE_CHECKING:
     import torch
@@ -32,8 +33,9 @@ def perplexity(
         batch_size: Blocks per forward pass; the perplexity does not depend on it.
 
     Raises:
-        DataError: the texts have no token to score.
+        DataError: no list of texts, or the texts have no token to score.
     """
+    check_strings(texts, "texts")
     from qpeft.training.blocks import cut
     from qpeft.training.metrics import evaluate_language_model
 
@@ -63,8 +65,9 @@ def padded_perplexity(
         batch_size: Rows per forward pass; the perplexity does not depend on it.
 
     Raises:
-        DataError: no rows.
+        DataError: no list of texts, or an empty one.
     """
+    check_strings(rows, "rows")
     from qpeft.training.blocks import Padding, padding_token
     from qpeft.training.encoding import encode
     from qpeft.training.metrics import evaluate_language_model

@@ -32,7 +32,7 @@ def nist(hypotheses: Texts, references: References) -> float:
         references: One or more references of each text.
 
     Raises:
-        DataError: no texts, another number of lists of references, or a text without any.
+        DataError: no list of texts, another number of lists of references, or a text without any.
     """
     check_texts(hypotheses, references)
     texts = [translation_words(text) for text in hypotheses]
@@ -49,6 +49,8 @@ def nist(hypotheses: Texts, references: References) -> float:
             times * math.log2(counts[ngram[:-1]] / counts[ngram]) for some in matches for ngram, times in some.items()
         )
         score += information / max(sum(map(Counter.total, found)), 1)
+    if not score:  # all references may be empty
+        return 0.0
     ratio = sum(map(len, texts)) / sum(fmean(map(len, own)) for own in known)
     return score * math.exp(_NIST_BETA * math.log(ratio) ** 2) if 0 < ratio < 1 else score
 
@@ -72,7 +74,7 @@ def coco_rouge_l(hypotheses: Texts, references: References) -> float:
         references: One or more references of each text.
 
     Raises:
-        DataError: no texts, another number of lists of references, or a text without any.
+        DataError: no list of texts, another number of lists of references, or a text without any.
     """
     check_texts(hypotheses, references)
     scores = []
@@ -109,7 +111,7 @@ def cider(hypotheses: Texts, references: References) -> float:
         references: One or more references of each text.
 
     Raises:
-        DataError: fewer than two texts, another number of lists of references, or a text without any.
+        DataError: no list of two or more texts, another number of lists of references, or a text without any.
     """
     check_texts(hypotheses, references)
     if len(hypotheses) < 2:
@@ -145,7 +147,7 @@ def meteor(hypotheses: Texts, references: References) -> float:
         references: One or more references of each text.
 
     Raises:
-        DataError: no texts, another number of lists of references, or a text without any.
+        DataError: no list of texts, another number of lists of references, or a text without any.
         ConfigError: the package pycocoevalcap, which contains the program, or Java is missing.
     """
     check_texts(hypotheses, references)

@@ -19,10 +19,10 @@ def accuracy(labels: Sequence[int], predictions: Sequence[int]) -> float:
         predictions: The predicted classes.
 
     Raises:
-        DataError: no predictions, or another number of labels.
+        DataError: no predictions, another number of labels, or values of another type.
     """
-    _check(labels, predictions)
-    return float(np.mean(np.asarray(labels) == np.asarray(predictions)))
+    true, predicted = _classes(labels, predictions)
+    return float(np.mean(true == predicted))
 
 
 def mcc(labels: Sequence[int], predictions: Sequence[int]) -> float:
@@ -35,14 +35,14 @@ def mcc(labels: Sequence[int], predictions: Sequence[int]) -> float:
         predictions: The predicted classes.
 
     Raises:
-        DataError: no predictions, or another number of labels.
+        DataError: no predictions, another number of labels, or values of another type.
     """
     from sklearn.metrics import matthews_corrcoef
 
-    _check(labels, predictions)
+    pair = _classes(labels, predictions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a single class
-        return float(matthews_corrcoef(labels, predictions))
+        return float(matthews_corrcoef(*pair))
 
 
 def f1(labels: Sequence[int], predictions: Sequence[int], n_classes: int | None = None) -> float:
@@ -56,15 +56,15 @@ def f1(labels: Sequence[int], predictions: Sequence[int], n_classes: int | None 
         n_classes: The number of classes. Default: two if there is no class above 1.
 
     Raises:
-        DataError: no predictions, or another number of labels.
+        DataError: no predictions, another number of labels, or values of another type.
     """
     from sklearn.metrics import f1_score
 
-    _check(labels, predictions)
-    is_binary = (n_classes or 1 + max(*labels, *predictions)) <= 2
+    pair = _classes(labels, predictions)
+    is_binary = (n_classes or 1 + max(values.max() for values in pair)) <= 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a class that is never predicted
-        return float(f1_score(labels, predictions, labels=[1] if is_binary else None, average="macro"))
+        return float(f1_score(*pair, labels=[1] if is_binary else None, average="macro"))
 
 
 def pearson(labels: Sequence[float], predictions: Sequence[float]) -> float | None:
@@ -78,7 +78,7 @@ def pearson(labels: Sequence[float], predictions: Sequence[float]) -> float | No
         predictions: The predicted numbers.
 
     Raises:
-        DataError: no predictions, or another number of labels.
+        DataError: no predictions, another number of labels, or values of another type.
     """
     from scipy.stats import pearsonr
 
@@ -93,7 +93,7 @@ def spearman(labels: Sequence[float], predictions: Sequence[float]) -> float | N
         predictions: The predicted numbers.
 
     Raises:
-        DataError: no predictions, or another number of labels.
+        DataError: no predictions, another number of labels, or values of another type.
     """
     from scipy.stats import spearmanr
 
@@ -101,16 +101,37 @@ def spearman(labels: Sequence[float], predictions: Sequence[float]) -> float | N
 
 
 def _correlation(correlate: Callable[..., Any], labels: Sequence[float], predictions: Sequence[float]) -> float | None:
-    _check(labels, predictions)
-    pair = [np.asarray(values, dtype=np.float64) for values in (labels, predictions)]
+    pair = [values.astype(np.float64) for values in _pair(labels, predictions)]
     if not all(np.isfinite(values).all() and np.ptp(values) > 0 for values in pair):
         return None
     found = float(correlate(*pair).statistic)
     return found if np.isfinite(found) else None
 
 
-def _check(labels: Sequence[Any], predictions: Sequence[Any]) -> None:
-    if not len(predictions):
+def _classes(labels: Sequence[int], predictions: Sequence[int]) -> list[np.ndarray]:
+    """The two as arrays (N,) of whole numbers."""
+    pair = _pair(labels, predictions)
+    if not all((values == np.floor(values)).all() for values in pair):
+        raise DataError("a class is not a whole number; give the indices of the classes")
+    return [values.astype(np.int64) for values in pair]
+
+
+def _pair(labels: Sequence[float], predictions: Sequence[float]) -> list[np.ndarray]:
+    """The two as arrays (N,) of numbers."""
+    pair = [_numbers(values, what) for what, values in (("labels", labels), ("predictions", predictions))]
+    n_labels, n_predictions = map(len, pair)
+    if not n_predictions:
         raise DataError("no predictions to score; give at least one with its label")
-    if len(labels) != len(predictions):
-        raise DataError(f"{len(predictions)} predictions and {len(labels)} labels; give a label for each prediction")
+    if n_labels != n_predictions:
+        raise DataError(f"{n_predictions} predictions and {n_labels} labels; give a label for each prediction")
+    return pair
+
+
+def _numbers(values: Any, what: str) -> np.ndarray:
+    try:
+        found = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    except ValueError:  # lists of different lengths
+        found = np.asarray(None)
+    if found.ndim != 1 or found.dtype.kind not in "biuf":  # sets, dicts and generators have no dimension
+        raise DataError(f"{what} must be a list or array with a number for each example, got {type(values).__name__}")
+    return found

@@ -26,7 +26,7 @@ def bleu(hypotheses: Texts, references: References, lowercase: bool = False) -> 
         lowercase: Ignore case, as the script of the E2E NLG Challenge does.
 
     Raises:
-        DataError: no texts, another number of lists of references, or a text without any.
+        DataError: no list of texts, another number of lists of references, or a text without any.
     """
     return _bleu(hypotheses, references, lowercase)[0]
 
@@ -49,7 +49,7 @@ def chrf(hypotheses: Texts, references: References) -> float:
         references: One or more references of each text.
 
     Raises:
-        DataError: no texts, another number of lists of references, or a text without any.
+        DataError: no list of texts, another number of lists of references, or a text without any.
     """
     from sacrebleu import CHRF
 
@@ -73,7 +73,7 @@ def rouge(hypotheses: Texts, references: References) -> dict[str, float]:
         references: One or more references of each text.
 
     Raises:
-        DataError: no texts, another number of lists of references, or a text without any.
+        DataError: no list of texts, another number of lists of references, or a text without any.
     """
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -102,7 +102,7 @@ def score_texts(
         with_meteor: Compute METEOR, which needs Java and the package pycocoevalcap.
 
     Raises:
-        DataError: no texts, another number of lists of references, or a text without any.
+        DataError: no list of texts, another number of lists of references, or a text without any.
         InputError: METEOR or BERTScore cannot be computed.
     """
     score, signature = _bleu(hypotheses, references)

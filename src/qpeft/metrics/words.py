@@ -17,8 +17,19 @@ _WORD = re.compile(r"\w+(?=n't\b)|n't\b|'(?:s|re|ve|ll|d|m)\b|\w+(?:[-./]\w+|(?<
 _PUNCTUATION = frozenset("'\"`.,:;?!-()[]{}") | {"--", "..."}
 
 
+def check_strings(values: Sequence[str], what: str) -> None:
+    """Raise DataError unless `values` is a list or tuple of texts; a single text would be scored letter by letter."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise DataError(f"{what} must be a list of texts, got {type(values).__name__}")
+    if other := next((type(value).__name__ for value in values if not isinstance(value, str)), None):
+        raise DataError(f"{what} must be a list of texts, got one with {other}")
+
+
 def check_texts(hypotheses: Texts, references: References) -> None:
-    """Raise DataError for no texts, another number of lists of references, or a text without any."""
+    """Raise DataError unless there are texts, each with a list of references."""
+    check_strings(hypotheses, "hypotheses")
+    if not isinstance(references, Sequence) or isinstance(references, str):
+        raise DataError(f"references must be a list of lists of texts, got {type(references).__name__}")
     if not hypotheses:
         raise DataError("no texts to score; give at least one prompt with its references")
     if len(hypotheses) != len(references):
@@ -26,6 +37,7 @@ def check_texts(hypotheses: Texts, references: References) -> None:
     for number, own in enumerate(references, start=1):
         if isinstance(own, str) or not own:
             raise DataError(f"text {number} has no list of references; give at least one for each text")
+        check_strings(own, f"the references of text {number}")
 
 
 def translation_words(text: str) -> list[str]:

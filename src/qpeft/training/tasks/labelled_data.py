@@ -13,6 +13,7 @@ from qpeft.errors import DataError, setting
 Labelled = tuple[Any, Any]  # content, class name or number
 
 _HELD_OUT_EVERY = 20
+_LARGEST = 1e15  # its square, times the number of a model's parameters in a gradient's norm, is finite in float32
 
 
 def collect_labels(found: Iterable[str], source: str, known: Sequence[str]) -> tuple[str, ...]:
@@ -43,13 +44,18 @@ def label_name(value: Any, where: str) -> str:
 
 
 def label_number(value: Any, where: str) -> float:
-    """A label as a number. Raises DataError, which names `where`, for anything else, NaN and infinity."""
+    """A label as a number. Raises DataError, which names `where`, for anything else and more than 1e15."""
     number = math.nan
     if isinstance(value, int | float | str) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
             number = float(value)
-    if math.isfinite(number):
+    if abs(number) <= _LARGEST:
         return number
+    if math.isfinite(number):
+        raise DataError(
+            f"{where}: the label is {value!r}, and the largest allowed is {_LARGEST:g}: squared errors are float32; "
+            "scale the labels, for example by their standard deviation"
+        )
     found = "nothing" if value is None or value == "" else f"{value!r}"
     raise DataError(f"{where}: the label is {found}; give each example a finite number")
 
