@@ -67,6 +67,14 @@ def _output(path: Path, wanted: int) -> Path:
         raise ConfigError(f"{path} cannot be written: {place} is a file; {give} elsewhere")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(f"{path} cannot be written: no permission to write in {place}; {give} elsewhere")
+    try:
+        _hidden_folder(place / real.name, "").rmdir()
+    except OSError as error:  # a read-only or virtual file system, also for root
+        if is_disk_full(error):
+            raise
+        raise ConfigError(
+            f"{path} cannot be written: nothing can be created in {place} ({error.strerror}); {give} elsewhere"
+        ) from error
     return real
 
 

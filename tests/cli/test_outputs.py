@@ -13,7 +13,7 @@ import qpeft
 from qpeft.cli.app import build
 from qpeft.demo.run import run_demo
 from qpeft.errors import ConfigError
-from qpeft.files import output_file, replace_file, replace_folder, write_text
+from qpeft.files import output_file, output_folder, replace_file, replace_folder, write_text
 
 COMMANDS = {
     "demo --out": ["demo"],
@@ -229,6 +229,28 @@ def test_name_that_is_too_long_is_refused(adapter_folder, tmp_path):
         result = run(name, tmp_path / ("n" * 256), adapter_folder)
         assert result.exit_code == 2
         assert "cannot be written: File name too long" in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize("make", [output_file, output_folder])
+@pytest.mark.parametrize("name", ["new", "folder/new"])
+def test_file_system_that_takes_nothing_is_refused_by_the_name_that_was_given(make, name):
+    if not Path("/proc").is_dir():
+        pytest.skip("no virtual file system here")
+    with pytest.raises(ConfigError, match=f"^/proc/{name} cannot be written: "):
+        make(Path("/proc") / name)
+
+
+def test_check_of_an_output_leaves_nothing(tmp_path):
+    output_folder(tmp_path / "folder" / "new")
+    output_file(tmp_path / "file")
+    assert not any(tmp_path.iterdir())
+
+
+def test_output_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    for make in (output_file, output_folder):
+        with pytest.raises(ConfigError, match=f"^{tmp_path}/file/a/b cannot be written: {tmp_path}/file is a file"):
+            make(tmp_path / "file/a/b")
 
 
 def test_file_in_a_folder_without_permission_is_refused(monkeypatch, tmp_path):

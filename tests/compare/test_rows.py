@@ -51,6 +51,7 @@ def test_damaged_line_is_named(tmp_path):
     ("change", "message"),
     [
         ({"schema": 2}, "has schema 2, this qpeft reads 1"),
+        ({"schema": "1"}, "has schema '1', this qpeft reads 1"),
         ({"train": 5}, "train: "),
         ({"quality": {"test_loss": "low"}}, "quality.test_loss"),
         ({"train": {"curve": [[1, None, 0.5]]}}, "train.curve.0: Value error, a point is"),

@@ -1,6 +1,8 @@
 """The base model of a run: complete weights, and a fingerprint of every file that determines the results."""
 
 import json
+import os
+import pickle
 import shutil
 
 import pytest
@@ -67,6 +69,25 @@ def test_weights_of_torch_that_are_cut_off_are_named(tmp_path, is_zip, cut):
     file.write_bytes(file.read_bytes()[:-cut] if cut else b"")
     with pytest.raises(InputError, match=r"its pytorch_model\.bin is damaged or cut off"):
         load_model(str(tmp_path))
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("content", [pickle.dumps(Code(), 2), pickle.dumps({"a": 1}, 2), b"no pickle", None])
+def test_pickle_of_more_than_tensors_is_refused_without_torchs_advice(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    gpt2().config.save_pretrained(tmp_path)
+    if content is None:
+        torch.save({"a": Code()}, "pytorch_model.bin")
+    else:
+        (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(InputError, match="use weights in safetensors") as refused:
+        load_model(str(tmp_path))
+    assert "weights_only" not in str(refused.value)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_whole_files_are_not_blamed_for_another_failure(tmp_path):

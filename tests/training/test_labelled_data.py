@@ -108,6 +108,7 @@ def test_labels_are_integers_or_names():
         ('{"text": "", "label": 1}\n{"text": " ", "label": 0}\n', "has no example with a text"),
         ('{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n', "has only one example of each class"),
         ("", "is empty"),
+        ("\n \n", "is empty"),
     ],
 )
 def test_unusable_rows_are_refused(read, tmp_path, content, message):

@@ -119,6 +119,13 @@ def test_built_in_texts_are_found_by_name(monkeypatch):
     ("name", "content", "message"),
     [
         ("a.txt", "", "a.txt is empty"),
+        ("a.txt", "\n \n\t\n", "a.txt has nothing but white space; give rows with a text to learn"),
+        ("a.tsv", "\n \n\t\n", "a.tsv is empty"),
+        ("a.tsv", "\ufeff", "a.tsv is empty"),
+        ("a.tsv", "text\tn\n", "a.tsv is empty"),
+        ("a.csv", "\n \n", "a.csv as csv: No columns"),
+        ("a.csv", "text,n\n", "a.csv is empty"),
+        ("a.jsonl", "\n \n", "a.jsonl is empty"),
         (
             "a.csv",
             "body,n\none,1\n",

@@ -197,5 +197,5 @@ def read_study(folder: Path) -> ResolvedStudy:
         again = "delete it and run `qpeft compare run` again with its command"
         raise CheckpointError(f"{path} is damaged ({what}); {again}") from error
     if study is None:
-        raise CheckpointError(f"{path} has schema {found}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
+        raise CheckpointError(f"{path} has schema {found!r}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
     return study

@@ -303,7 +303,7 @@ def row_from_json(values: Any) -> Row:
     if not isinstance(values, dict) or "schema" not in values:
         raise ValueError("it is no row: it has no schema")
     if values["schema"] != SCHEMA:
-        raise ValueError(f"it has schema {values['schema']}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
+        raise ValueError(f"it has schema {values['schema']!r}, this qpeft reads {SCHEMA}; use the qpeft that wrote it")
     if missing := _KEYS - values.keys():
         raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     try:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from fnmatch import fnmatch
 from json import JSONDecodeError
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, TypeVar
 from zipfile import is_zipfile
 
@@ -109,6 +110,11 @@ def load(loader: Callable[..., Loaded], model: str, trust_remote_code: bool, **o
                 f"cannot load the base model {model!r}: its {name} is damaged or cut off ({reason}); copy or download "
                 "it again"
             ) from error
+        if isinstance(error, UnpicklingError) or (_is_pickled(path) and _is_of_pickle(error)):
+            raise InputError(
+                f"cannot load the base model {model!r}: its weights are a pickle that is not of tensors alone and "
+                "could execute code; use weights in safetensors, as from save_pretrained"
+            ) from error
         if not isinstance(error, OSError | ValueError | SafetensorError):
             raise
         raise InputError(f"cannot load the base model {model!r}: {reason}") from error
@@ -132,6 +138,16 @@ def _find_damaged(folder: Path, error: Exception) -> str | None:
         except (OSError, ValueError, SafetensorError):
             return file.name
     return None
+
+
+def _is_pickled(folder: Path) -> bool:
+    """Whether transformers reads a pickle in this folder."""
+    return any(folder.glob("*.bin")) and not any((folder / name).is_file() for name in _SAFETENSORS)
+
+
+def _is_of_pickle(error: Exception) -> bool:
+    """Whether torch may raise it for a pickle that contains no state dict."""
+    return isinstance(error, KeyError | TypeError) or "magic number" in str(error)
 
 
 def _begins_as_zip(file: Path) -> bool:
@@ -178,9 +194,7 @@ def fingerprint(model: str, config: PretrainedConfig | None = None) -> str:
     folder = Path(model).expanduser()
     if not folder.is_dir():
         return f"commit:{getattr(config, '_commit_hash', None)}"
-    weights = [*folder.glob("*.safetensors")]
-    if not any((folder / name).is_file() for name in _SAFETENSORS):  # which transformers reads if it is there
-        weights += folder.glob("*.bin")
+    weights = [*folder.glob("*.safetensors"), *(folder.glob("*.bin") if _is_pickled(folder) else ())]
     return _hash_of([folder / "config.json", *weights, *_shards_elsewhere(folder)])
 
 

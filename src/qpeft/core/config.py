@@ -128,8 +128,8 @@ class GeneratedConfig(SealedConfig):
         """Raise CheckpointError if a newer qpeft wrote this config."""
         if not isinstance(self.format_version, int) or self.format_version > FORMAT_VERSION:
             raise CheckpointError(
-                f"this adapter has format version {self.format_version}, newer than the {FORMAT_VERSION} that this "
-                "qpeft reads; install a newer qpeft"
+                f"this adapter has format version {self.format_version!r}, this qpeft reads up to {FORMAT_VERSION}; "
+                "install a newer qpeft"
             )
 
     def to_stock(self) -> PeftConfig:

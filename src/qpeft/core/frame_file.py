@@ -169,7 +169,7 @@ def read_frame_file(path: str | Path) -> FrameFile:
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again") from error
     if version != _FORMAT:
-        raise CheckpointError(f"{path} has format {version}, this qpeft reads {_FORMAT}; install a newer qpeft")
+        raise CheckpointError(f"{path} has format {version!r}, this qpeft reads {_FORMAT}; install a newer qpeft")
     frames = FrameFile(path, file_hash(path), settings, base, shapes, stamp)
     _KNOWN[frames.sha256] = frames
     return frames

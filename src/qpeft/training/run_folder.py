@@ -164,7 +164,7 @@ class RunFolder:
             raise CheckpointError(self._damaged(str(error))) from error
         if found != _FORMAT:
             raise CheckpointError(
-                f"{self.config} has format {found}, this version of qpeft reads {_FORMAT}; choose another folder, or "
+                f"{self.config} has format {found!r}, this version of qpeft reads {_FORMAT}; choose another folder, or "
                 "use the version that started the run"
             )
         for part in ("settings", "identity"):

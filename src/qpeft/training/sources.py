@@ -79,6 +79,8 @@ def load_examples(source: str, split: str, columns: Columns) -> list[Row]:
         if columns.keep_empty:
             return renamed
         warnings.warn(DataWarning(f"{lacking}; they are left out"), stacklevel=1)
+    if all("text" in row and not row["text"].strip() for row in renamed):
+        raise DataError(f"{source} has nothing but white space; give rows with a text to learn")
     return [row for row in renamed if _has_something_to_score(row)]
 
 
@@ -241,6 +243,8 @@ def _read_tsv(file: Path, headerless: Sequence[str]) -> list[Row]:
         lines = [line.split("\t") for line in file.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except UnicodeDecodeError as error:
         raise DataError(f"cannot read {file} as tsv: it is not UTF-8 ({error})") from error
+    if not lines:
+        return []
     has_header = not headerless or any(name in lines[0] for name in headerless)
     names, body = (lines[0], lines[1:]) if has_header else (headerless, lines)
     for number, fields in enumerate(body, start=1 + has_header):
