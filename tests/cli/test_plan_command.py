@@ -36,15 +36,10 @@ def test_preset_official_is_the_published_experiment(qpeft_cli, gpt2_config):
 
 @pytest.mark.parametrize(
     ("base", "arguments", "counts"),
-    [  # the published log has 106,264; the papers print 52.06 %, 16.84 % (truncated) and 0.098M
+    [  # the published log has 106,264; the paper prints 52.06 % and 16.84 % (truncated)
         ("gpt2-small", "--preset official", ["106,264", "204,100", "52.065%"]),
         ("gemma-2b", "--preset official --chunk-size 4096", ["173,888", "1,032,192", "16.846%"]),
         ("gemma-2-2b", "--preset official --chunk-size 4096", ["173,888", "1,033,216", "16.830%"]),
-        (
-            "gpt2-medium",
-            "--method quantum_peft --family lie --r 1 --target-modules c_attn",
-            ["98,280", "98,304", "99.976%"],
-        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
