@@ -14,7 +14,7 @@ from qpeft import methods
 from qpeft.compare.analysis.summary import summarise
 from qpeft.compare.evidence import FILE, Design, Evidence, Result, Setup
 from qpeft.compare.resolved import read_study
-from qpeft.compare.rows import read_rows
+from qpeft.compare.rows import Row, read_rows
 from qpeft.compare.study import MethodSpec
 from qpeft.compare.study_file import load_study
 from qpeft.files import write_json
@@ -41,12 +41,18 @@ def evidence(root: Path = ROOT) -> Evidence:
                 data=Path(study.data.id).name,
                 steps=study.training.steps,
                 untrained=loss[untrained].mean,
+                untrained_valid=found[untrained].measurements["quality.valid_loss"].mean,
                 reference=loss[study.reference].mean,
             )
         )
         results.append(
             {
-                m.key: Result(trainable=m.trainable, lr=m.lr, losses=_rounded(loss[m.key].values))
+                m.key: Result(
+                    trainable=m.trainable,
+                    lr=m.lr,
+                    losses=_rounded(loss[m.key].values),
+                    tuning=_tuning(found.rows[m.key].trials),
+                )
                 for m in found.methods
                 if m.key in loss and m.lr is not None and m.ok == len(study.seeds)
             }
@@ -81,6 +87,12 @@ def left_out(setups: list[Setup], results: list[dict[str, Result]]) -> str:
 
 def _rounded(losses: dict[int, float]) -> dict[int, float]:
     return {seed: round(loss, 6) for seed, loss in losses.items()}
+
+
+def _tuning(trials: list[tuple[float, Row | None]]) -> dict[float, float | None]:
+    """Validation losses by learning rate; None for a run that failed."""
+    losses = {rate: row.quality.valid_loss if row is not None and row.succeeded else None for rate, row in trials}
+    return {rate: None if loss is None else round(loss, 6) for rate, loss in losses.items()}
 
 
 def _has_adapter(spec: MethodSpec) -> bool:

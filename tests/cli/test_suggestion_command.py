@@ -102,8 +102,8 @@ def test_choice_is_shown_before_the_first_step(qpeft_cli, base_folder, tmp_path,
 
 def use_only(monkeypatch, method, settings):
     """Evidence with one adapter."""
-    setup = Setup(base="b", base_parameters=10, data="d", steps=1, untrained=4.0, reference=3.0)
-    results = [Result(trainable=9, lr=0.01, losses={0: 3.5})]
+    setup = Setup(base="b", base_parameters=10, data="d", steps=1, untrained=4.0, untrained_valid=4.0, reference=3.0)
+    results = [Result(trainable=9, lr=0.01, losses={0: 3.5}, tuning={0.01: 3.5, 0.03: 3.5})]
     only = Design(key="k", label="the best", method=method, settings=settings, results=results)
     evidence = Evidence(study="s", made_by="m", reference="r", setups=[setup], designs=[only])
     monkeypatch.setattr(suggest_module, "read_evidence", lambda: evidence)
@@ -152,6 +152,7 @@ def test_frame_file_for_an_adapter_without_gradient_frames_is_refused(
     ("arguments", "message"),
     [
         ("plan --method auto", "method auto needs a budget: --parameters N or --bytes N"),
+        ("plan --mixed-batches", "--mixed-batches is for the choice of a method: add --parameters N or --bytes N"),
         ("plan --stock-servers", "--stock-servers is for the choice of a method: add --parameters N or --bytes N"),
         ("plan --parameters 99 --bytes 99", "give one budget, --parameters or --bytes"),
         ("plan --parameters 0", "--parameters must be an integer of at least 1, got 0"),

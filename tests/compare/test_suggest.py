@@ -38,6 +38,7 @@ LOSSES = {
     "lora_r1": (3.2, 4.0),
     "lora_r8": (3.0, 3.0),
 }
+TUNING = {0.03: 3.6, 0.1: 3.5, 0.3: 3.55}  # validation losses by learning rate; the base has 4.0
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +67,17 @@ def repository(tmp_path_factory, tiny_model):
         plan = make_plan(study, folder)
         plan.study.write(folder)
         rows = []
+        for cell in plan.tuning_cells():
+            is_lost = cell.lr == cell.spec.rates[-1]
+            loss = LOSSES[cell.method][number] + 0.1 * cell.spec.rates.index(cell.lr)
+            row = started_row(cell)
+            rows.append(row.updated(status="diverged" if is_lost else "success", quality=Quality(valid_loss=loss)))
         for cell in plan.final_cells({}):
             loss = LOSSES[cell.method][number] + 0.01 * cell.seed
             row = started_row(cell.model_copy(update={"lr": (cell.spec.rates or [None])[0], "impossible": None}))
+            quality = Quality(test_loss=loss, valid_loss=loss + 0.5)
             is_lost = (cell.method, setup, cell.seed) == ("core_R2", "two", 3)
-            rows.append(row.updated(status="diverged" if is_lost else "success", quality=Quality(test_loss=loss)))
+            rows.append(row.updated(status="diverged" if is_lost else "success", quality=quality))
         (folder / "rows.jsonl").write_text("".join(map(line_of, rows)))
     return root
 
@@ -90,6 +97,8 @@ def test_evidence_has_the_losses_of_the_rows(evidence):
     uni = evidence.designs[2]
     assert (uni.label, uni.method, uni.settings) == ("Uni-LoRA, 64", "uni_lora", {"r": 4, "theta_d_length": 64})
     assert uni.results[1].losses == pytest.approx({seed: 4.5 + 0.01 * seed for seed in range(5)})
+    assert [setup.untrained_valid for setup in evidence.setups] == [4.5, 5.5]
+    assert uni.results[1].tuning == pytest.approx({0.02: 4.5, 0.06: 4.6, 0.2: 4.7, 0.6: 4.8, 2.0: None})
     assert evidence.shares(uni) == pytest.approx([(4.0 - 3.52) / (4.0 - 3.02), (5.0 - 4.52) / (5.0 - 3.02)])
 
 
@@ -134,7 +143,7 @@ def test_suggestion_shows_its_evidence(evidence):
 
 def test_better_means_better_in_every_setup():
     def design(*losses):
-        results = [Result(trainable=1, lr=1.0, losses=dict(enumerate(found))) for found in losses]
+        results = [Result(trainable=1, lr=1.0, losses=dict(enumerate(found)), tuning={}) for found in losses]
         return Design(key="", label="", method="lora", settings={}, results=results)
 
     worse = design([3.0, 3.1, 3.2], [2.0, 2.1, 2.2])
@@ -142,11 +151,56 @@ def test_better_means_better_in_every_setup():
     assert not is_better(design([2.9, 3.0, 3.11], [1.9, 2.2, 2.11]), worse)
 
 
+def one_setup(base_parameters):
+    return Setup(
+        base="b", base_parameters=base_parameters, data="d", steps=1, untrained=4.0, untrained_valid=4.0, reference=3.0
+    )
+
+
+ENDS_WELL = {1.0: 3.1, 3.0: 3.0, 10.0: 3.02, 30.0: 3.2}  # the base has 4.0
+
+
+@pytest.mark.parametrize(
+    ("tunings", "expected"),
+    [
+        ([ENDS_WELL], 3.0),  # 10 is as good, but 30 loses 20 % of the gain
+        ([{1.0: 3.1, 3.0: 3.08, 10.0: 3.0, 30.0: None}], 3.0),  # the best is next to one that failed
+        ([{1.0: 3.1, 3.0: 3.08, 10.0: 3.0, 30.0: 4.0}], 3.0),
+        ([{1.0: 3.1, 3.0: 3.08, 10.0: 3.0, 30.0: 3.9}, ENDS_WELL], 3.0),
+        (
+            [{1.0: 3.0, 3.0: 3.1, 10.0: 3.6, 30.0: None}, ENDS_WELL],
+            1.0,
+        ),  # 3 is best in one setup, next to a loss in one
+        ([{1.0: 3.0, 3.0: 3.03, 10.0: 3.02, 30.0: 3.07}], 10.0),  # the largest, within the margin
+        ([{1.0: 3.0, 3.0: 3.03, 10.0: 3.02}], 3.0),  # nothing is known above 10
+        ([{1.0: 3.1, 3.0: 3.0, 10.0: 3.0}, {1.0: 3.1, 3.0: 3.0, 5.0: 4.0, 10.0: 4.0}], 1.0),  # other grids
+    ],
+)
+def test_learning_rate_is_the_largest_that_is_safe_in_all_setups(tunings, expected):
+    assert learning_rate(tunings, {0: 3.0, 1: 3.1, 2: 3.2}) == expected
+
+
+def test_learning_rate_keeps_away_from_one_with_a_failed_seed():
+    tuning = {1.0: 3.1, 3.0: 3.0, 10.0: 3.0, 30.0: 3.0}
+    assert learning_rate([tuning], {0: 3.0, 1: 3.1, 2: 3.2}, lr=10.0) == 10.0
+    assert learning_rate([tuning], {0: 3.0, 1: 3.1, 2: 3.9}, lr=10.0) == 1.0
+
+
+def learning_rate(tunings, losses, lr=3.0):
+    results = [Result(trainable=1, lr=lr, losses=losses, tuning=tuning) for tuning in tunings]
+    design = Design(key="k", label="l", method="lora", settings={}, results=results)
+    setups = [one_setup(10)] * len(tunings)
+    return Evidence(study="s", made_by="m", reference="r", setups=setups, designs=[design]).learning_rate(design)
+
+
 @pytest.fixture
 def with_frame_file(evidence, monkeypatch):
     """Evidence in which the best adapter below 1,000 bytes leaves out its gradient frames."""
     spec = next(one for one in load_study("budgets").methods if one.key == "type_R4")
-    results = [Result(trainable=1, lr=0.004, losses={seed: loss + 0.01 * seed for seed in range(5)}) for loss in (3, 4)]
+    results = [
+        Result(trainable=1, lr=0.004, losses={seed: loss + 0.01 * seed for seed in range(5)}, tuning=TUNING)
+        for loss in (3, 4)
+    ]
     design = Design(key=spec.key, label=spec.label, method=spec.method, settings=spec.settings, results=results)
     found = evidence.model_copy(update={"designs": [*evidence.designs, design]})
     monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
@@ -362,6 +416,30 @@ def published():
     return found
 
 
+def test_suggested_learning_rates_lie_below_those_that_failed_in_the_published_rows():
+    """Computed from the rows: no trial with the suggested or the next learning rate lost two fifths of the gain."""
+    found = {}
+    for path in sorted((ROOT / "docs" / "results").glob("*/budgets/rows.jsonl")):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        untrained = next(row["quality"]["valid_loss"] for row in rows if row["method"] == "none")
+        for row in rows:
+            if row["role"] == "tuning":
+                loss = row["quality"].get("valid_loss") if row["status"] == "success" else None
+                trials = found.setdefault(row["method"], {}).setdefault(path, {})
+                trials[row["train"]["lr"]] = untrained if loss is None else loss
+        for trials in (of_path[path] for of_path in found.values()):
+            best = min(trials.values())
+            trials.update({lr: (loss - best) / (untrained - best) for lr, loss in trials.items()})
+    evidence = read_evidence()
+    for design in evidence.designs:
+        if "FourierFT" in design.label:  # no two neighbors of its grid are good in all setups
+            continue
+        lr = evidence.learning_rate(design)
+        for trials in found[design.key].values():
+            following = min(other for other in trials if other > lr)
+            assert max(trials[lr], trials[following]) < 0.4, design.label
+
+
 STORIES = LlamaConfig(
     hidden_size=64, intermediate_size=172, num_hidden_layers=5, num_attention_heads=8, num_key_value_heads=4,
     vocab_size=512, tie_word_embeddings=True,
@@ -412,8 +490,8 @@ def test_all_published_rows_count_for_another_base(published, parameters):
     ids=str,
 )
 def test_note_names_the_servers_that_do_not_load_the_export(monkeypatch, settings, servers):
-    setup = Setup(base="b", base_parameters=10**6, data="d", steps=1, untrained=4.0, reference=3.0)
-    result = Result(trainable=9, lr=0.1, losses={0: 3.5})
+    setup = one_setup(10**6)
+    result = Result(trainable=9, lr=0.1, losses={0: 3.5}, tuning=TUNING)
     only = Design(key="k", label="ours", method="quantum_peft", settings={"r": 1, **settings}, results=[result])
     found = Evidence(study="s", made_by="m", reference="r", setups=[setup], designs=[only])
     monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
@@ -428,12 +506,51 @@ def test_note_names_the_servers_that_do_not_load_the_export(monkeypatch, setting
         assert qpeft.suggest(BASE, parameters=5000, stock_servers=True).label == "ours"
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "word"),
+    [
+        ("quantum_peft", {"r": 1, "target_modules": "@linear-and-head"}, None),
+        ("quantum_peft", {"r": 1, "modules_to_save": "@norms"}, "LayerNorm"),
+        ("qpa", {"r": 1, "use_dora": True}, "DoRA"),
+        ("lora", {"r": 1}, "LORA"),
+        ("uni_lora", {"r": 4, "theta_d_length": 64}, "UNILORA"),
+    ],
+    ids=str,
+)
+def test_note_says_if_a_pool_does_not_mix_the_adapter(monkeypatch, method, settings, word):
+    result = Result(trainable=9, lr=0.1, losses={0: 3.5}, tuning=TUNING)
+    only = Design(key="k", label="ours", method=method, settings=settings, results=[result])
+    found = Evidence(study="s", made_by="m", reference="r", setups=[one_setup(10**6)], designs=[only])
+    monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
+    notes = [note for note in qpeft.suggest(BASE, parameters=10**5).notes if "AdapterPool" in note]
+    if word is None:
+        assert not notes
+        assert qpeft.suggest(BASE, parameters=10**5, mixed_batches=True).label == "ours"
+    else:
+        assert word in notes[0]
+        with pytest.raises(ConfigError, match=f"the first reason is: ours: .*{word}"):
+            qpeft.suggest(BASE, parameters=10**5, mixed_batches=True)
+
+
+def test_a_pool_serves_what_is_suggested_for_mixed_batches(tmp_path):
+    """With the published evidence, whose best adapter of this size is a LoRA."""
+    base = GPT2LMHeadModel(BASE).eval()
+    best = qpeft.suggest(base, parameters=800)
+    found = qpeft.suggest(base, parameters=800, mixed_batches=True)
+    assert any("AdapterPool" in note for note in best.notes)
+    assert found.share < best.share
+    for name in "ab":
+        model = get_peft_model(copy.deepcopy(base), found.config)
+        qpeft.fit_frames(model, [{"input_ids": torch.arange(20)[None]}])
+        qpeft.save(model, tmp_path / name)
+    pool = qpeft.AdapterPool(base, tmp_path)
+    pool.model(input_ids=torch.arange(20).view(2, 10), adapter_names=pool.place(["a", "b"]))
+
+
 def test_note_on_a_larger_base_and_on_the_end_of_the_evidence(monkeypatch):
-    setup = Setup(base="b", base_parameters=10, data="d", steps=1, untrained=4.0, reference=3.0)
-    only = Design(
-        key="k", label="LoRA", method="lora", settings={"r": 1}, results=[Result(trainable=9, lr=0.1, losses={0: 3.5})]
-    )
-    found = Evidence(study="s", made_by="m", reference="r", setups=[setup], designs=[only])
+    result = Result(trainable=9, lr=0.1, losses={0: 3.5}, tuning=TUNING)
+    only = Design(key="k", label="LoRA", method="lora", settings={"r": 1}, results=[result])
+    found = Evidence(study="s", made_by="m", reference="r", setups=[one_setup(10)], designs=[only])
     monkeypatch.setattr(suggest_module, "read_evidence", lambda: found)
     notes = qpeft.suggest(BASE, parameters=512).notes
     assert notes[0].startswith("the largest base of the evidence has 10 parameters, this one ")

@@ -21,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2Fo
 from watched_lock import Watched
 
 import qpeft
+from qpeft.core.serving.pool import why_not_mixed
 from qpeft.demo import base_path
 from qpeft.errors import CheckpointError, ConfigError
 
@@ -548,6 +549,7 @@ def test_pool_of_each_kind_of_adapter(gpt2, ids, adapters, tmp_path, kind, optio
         else:
             adapter(plain, tmp_path / f"{index}", index, kind, **options)
     expected = [adapters.logits(qpeft.load(copy.deepcopy(plain), tmp_path / f"{i}"), ids) for i in range(3)]
+    assert (why_not_mixed(plain, kind(**LM, **options)) is None) == mixes
     pool = qpeft.AdapterPool(gpt2, tmp_path, capacity=2)
     for index in (0, 1, 2, 1, 0):
         pool.activate(str(index))

@@ -11,7 +11,7 @@ from qpeft.cli.command import command
 from qpeft.cli.console import Answer, count, duration, facts, percent, remarks, size, working
 from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, PresetOption, SetOption, method_settings
 from qpeft.cli.options import Fields
-from qpeft.cli.suggestion import BytesOption, ParametersOption, StockServersOption, show, suggested
+from qpeft.cli.suggestion import BytesOption, MixedBatchesOption, ParametersOption, StockServersOption, show, suggested
 from qpeft.errors import ConfigError
 from qpeft.training.settings import TrainSettings
 from qpeft.training.task_types import TASKS
@@ -38,6 +38,7 @@ def plan(
     parameters: ParametersOption = None,
     bytes: BytesOption = None,
     stock_servers: StockServersOption = None,
+    mixed_batches: MixedBatchesOption = None,
     num_labels: Annotated[
         int | None,
         typer.Option(metavar="N", min=2, help="Number of classes. Default: as many as the base has."),
@@ -64,7 +65,7 @@ def plan(
       qpeft plan --model roberta-base --task text-classification --num-labels 3
     """
     described = {**adapter, **generator, **backend, "preset": preset, "set": others}
-    suggestion = suggested(model, run, described, parameters, bytes, stock_servers)
+    suggestion = suggested(model, run, described, parameters, bytes, stock_servers, mixed_batches)
     if suggestion is not None:
         run = {**run, "method": suggestion.method}
     settings = TrainSettings(model=model, data="", out="", backend_settings=backend, **run)

@@ -60,6 +60,16 @@ StockServersOption = Annotated[
     ),
 ]
 
+MixedBatchesOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--mixed-batches",
+        metavar="",
+        rich_help_panel=_PANEL,
+        help="With a budget: only adapters of which qpeft.AdapterPool serves several in one batch.",
+    ),
+]
+
 
 def suggested(
     model: str,
@@ -68,6 +78,7 @@ def suggested(
     parameters: int | None,
     n_bytes: int | None,
     stock_servers: bool | None,
+    mixed_batches: bool | None,
 ) -> Suggestion | None:
     """What the evidence suggests for the options of a command; None unless a budget is given.
 
@@ -78,8 +89,9 @@ def suggested(
     if parameters is None and n_bytes is None:
         if method == AUTO:
             raise ConfigError("method auto needs a budget: --parameters N or --bytes N")
-        if stock_servers:
-            raise ConfigError("--stock-servers is for the choice of a method: add --parameters N or --bytes N")
+        if stock_servers or mixed_batches:
+            option = "--stock-servers" if stock_servers else "--mixed-batches"
+            raise ConfigError(f"{option} is for the choice of a method: add --parameters N or --bytes N")
         return None
     if method not in (None, AUTO):
         raise ConfigError(
@@ -106,6 +118,7 @@ def suggested(
             bytes=n_bytes,
             frames=others.get("frames"),
             stock_servers=bool(stock_servers),
+            mixed_batches=bool(mixed_batches),
             trust_remote_code=run.get("trust_remote_code", False),
         )
 

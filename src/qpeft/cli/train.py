@@ -12,6 +12,7 @@ from qpeft.cli.method import AdapterOptions, BackendOptions, GeneratorOptions, P
 from qpeft.cli.options import Fields
 from qpeft.cli.suggestion import (
     BytesOption,
+    MixedBatchesOption,
     ParametersOption,
     StockServersOption,
     announce,
@@ -40,6 +41,7 @@ def train(
     parameters: ParametersOption = None,
     bytes: BytesOption = None,
     stock_servers: StockServersOption = None,
+    mixed_batches: MixedBatchesOption = None,
 ) -> Answer:
     """Fine-tune a model. Run the same command again to resume an interrupted run.
 
@@ -68,7 +70,7 @@ def train(
           --task image-classification
     """
     described = {**adapter, **generator, **backend, "preset": preset, "set": others}
-    suggestion = suggested(run["model"], run, described, parameters, bytes, stock_servers)
+    suggestion = suggested(run["model"], run, described, parameters, bytes, stock_servers, mixed_batches)
     if suggestion is not None:
         run = {"lr": suggestion.learning_rate, **run, "method": suggestion.method}
     chosen = suggestion and trained_settings(suggestion, run)

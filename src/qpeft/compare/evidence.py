@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from statistics import fmean
+from itertools import pairwise
+from statistics import fmean, median
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,7 @@ from qpeft.compare.analysis.statistics import BETTER, Stats, describe, paired_di
 from qpeft.files import parse_json
 
 FILE = "evidence.json"
+LR_MARGIN = 0.05  # of the gain
 
 
 class _Part(BaseModel):
@@ -23,22 +25,27 @@ class _Part(BaseModel):
 
 
 class Setup(_Part):
-    """A base and a text, with the mean test loss of the base as it is, and of the reference."""
+    """A base and a text, with the mean losses of the base as it is, and the mean test loss of the reference."""
 
     base: str
     base_parameters: int
     data: str
     steps: int
     untrained: float
+    untrained_valid: float  # validation loss
     reference: float
 
 
 class Result(_Part):
-    """What a design reached in a setup: test losses in nats per token by seed, at the learning rate chosen there."""
+    """What a design reached in a setup: test losses in nats per token by seed, at the learning rate chosen there.
+
+    `tuning` has the validation losses of one other seed by learning rate, None where it failed.
+    """
 
     trainable: int
     lr: float
     losses: dict[int, float]
+    tuning: dict[float, float | None]
 
     @property
     def stats(self) -> Stats:
@@ -82,9 +89,39 @@ class Evidence(_Part):
             for setup, result in zip(self.setups, design.results, strict=True)
         ]
 
+    def learning_rate(self, design: Design) -> float:
+        """The largest learning rate that is safe in all setups.
+
+        In a setup, a learning rate costs the share of the gain in validation loss that the tuning run with it, or with
+        the next higher one that was tried, loses to the best one. A learning rate is safe if its highest cost over the
+        setups is within LR_MARGIN of the lowest possible.
+        """
+        by_setup = [_costs(*both) for both in zip(self.setups, design.results, strict=True)]
+        tried = set.intersection(*({*costs} for costs in by_setup))
+        highest = {rate: max(costs[rate] for costs in by_setup) for rate in tried}
+        return max(rate for rate, cost in highest.items() if cost <= min(highest.values()) + LR_MARGIN)
+
     def ranked(self) -> list[Design]:
         """The designs by their mean share over the setups, the best first."""
         return sorted(self.designs, key=lambda design: (-fmean(self.shares(design)), design.key))
+
+
+def _costs(setup: Setup, result: Result) -> dict[float, float]:
+    """By learning rate, without the highest: the share of the gain that it, or the next higher one, loses."""
+    best = min(loss for loss in result.tuning.values() if loss is not None)
+    lost = {
+        rate: 1.0 if loss is None else (loss - best) / (setup.untrained_valid - best)
+        for rate, loss in sorted(result.tuning.items())
+    }
+    if _has_failed_seed(setup, result):
+        lost |= {rate: 1.0 for rate in lost if rate >= result.lr}
+    return {rate: max(lost[rate], lost[higher]) for rate, higher in pairwise(lost)}
+
+
+def _has_failed_seed(setup: Setup, result: Result) -> bool:
+    """Whether a seed gained less than half as much as the median seed."""
+    gains = [setup.untrained - loss for loss in result.losses.values()]
+    return min(gains) < median(gains) / 2
 
 
 def is_better(one: Design, other: Design) -> bool:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median_low
+from statistics import fmean
 from typing import Any
 
 from peft import PeftConfig
@@ -19,6 +19,7 @@ from qpeft.compare.base_names import fill_names
 from qpeft.compare.evidence import Design, Evidence, is_better, read_evidence
 from qpeft.core.frame_file import FrameFile, read_frame_file
 from qpeft.core.meta_model import on_meta
+from qpeft.core.serving.pool import why_not_mixed
 from qpeft.core.stock_servers import check_config
 from qpeft.errors import ConfigError, QpeftError, setting
 from qpeft.methods.counting import Plan
@@ -73,7 +74,7 @@ class Suggestion:
     label: str
     method: str  #: as in `qpeft train --method`
     settings: dict[str, Any]  #: of the method
-    learning_rate: float  #: chosen in the evidence, whose bases are small and whose runs are short
+    learning_rate: float  #: safe in the evidence, whose bases are small and whose runs are short
     share: float  #: mean over the setups; the reference's gain is 1
     plan: Plan
     study: str
@@ -99,6 +100,7 @@ def suggest(
     bytes: int | None = None,
     frames: str | Path | None = None,
     stock_servers: bool = False,
+    mixed_batches: bool = False,
     trust_remote_code: bool = False,
 ) -> Suggestion:
     """The best measured adapter of a causal language model with at most so many trainable parameters or stored bytes.
@@ -107,6 +109,12 @@ def suggest(
     of the reference's gain is suggested, quantum or classical. If the evidence has results on `base`, recognized by its
     number of parameters, only these count. Only adapters that were measured are suggested, with the settings that
     were measured.
+
+    The learning rate is the largest that is safe in all setups of the evidence (a base and a text). There, a learning
+    rate costs the share of the adapter's gain in validation loss that it, or the next higher one that was tried, loses
+    to the best one; from one on that failed it costs the whole gain. Safe is a learning rate whose highest cost is
+    within 5 % of the gain of the lowest possible. It can be below the best one of each setup, because a learning rate
+    next to one that fails can fail on another base.
 
     Args:
         base: A model (not changed), a hub id, a local folder, or a transformers config; no weights are read.
@@ -117,6 +125,8 @@ def suggest(
             their frames are not counted.
         stock_servers: Only adapters whose export vLLM and TRL load, if vLLM supports LoRA for the architecture: LoRA
             without norm gains, not on the output head.
+        mixed_batches: Only adapters that `AdapterPool` can serve in one batch with others of their kind: QPA and
+            Quantum-PEFT without norm gains.
         trust_remote_code: Execute Python code that the folder or repository of `base` contains.
 
     Raises:
@@ -140,7 +150,8 @@ def suggest(
     refused: list[str] = []
     misfits: list[str] = []
     designs = (design for design in evidence.ranked() if best is None or not is_better(best[0], design))
-    counted = _counted(designs, model, refused, in_bytes=bytes is not None, file=file, stock_servers=stock_servers)
+    asked = {"in_bytes": bytes is not None, "stock_servers": stock_servers, "mixed_batches": mixed_batches}
+    counted = _counted(designs, model, refused, file=file, **asked)
     for design, settings, found, misfit in counted:
         size = found.trainable if bytes is None else found.stored_bytes
         if misfit is not None:
@@ -161,7 +172,7 @@ def suggest(
         warnings.simplefilter("ignore")  # PEFT's, as above
         if bytes is None and frames is None:
             notes += _with_a_frame_file(model, best[0], best[2])
-        return _suggestion(evidence, *best, within, budget if bytes is None else None, frames, notes)
+        return _suggestion(model, evidence, *best, within, budget if bytes is None else None, frames, notes)
 
 
 def _budget(parameters: int | None, n_bytes: int | None) -> tuple[str, str, int]:
@@ -184,12 +195,14 @@ def _counted(
     in_bytes: bool,
     file: FrameFile | None,
     stock_servers: bool,
+    mixed_batches: bool,
 ) -> Iterator[tuple[Design, dict[str, Any], Plan, str | None]]:
     """Each design, in this order, with its settings and counts on `model`, and why the frame file does not suit it.
 
     An adapter without its frames, which could not be loaded, has a frame file if the budget is in bytes, and otherwise
     stores them. If there is a frame file, only adapters in gradient frames are counted; with `stock_servers`, only
-    those whose export all servers load. `refused` receives why others are not counted.
+    those whose export all servers load, and with `mixed_batches` only those that a pool mixes. `refused` receives why
+    others are not counted.
     """
     for design in designs:
         try:
@@ -206,8 +219,10 @@ def _counted(
                 config = _config(design.method, settings)
                 found = plan(model, config)
                 misfit = None if file is None else _misfit(file, model, design, settings, found)
-            if stock_servers and (reason := next(iter([*_refusals(config), *_conditions(config)]), None)):
-                refused.append(f"{design.label}: {reason}")
+            reasons = [*_refusals(config), *_conditions(config)] if stock_servers else []
+            reasons += _mixing(model, config) if mixed_batches else []
+            if reasons:
+                refused.append(f"{design.label}: {reasons[0]}")
                 continue
         except QpeftError as error:
             refused.append(f"{design.label}: {error}")
@@ -276,14 +291,13 @@ def _alternative(
     loadable = _loadable(design.method, settings, frames)
     counts = found.trainable, found.stored_bytes
     needs_frame_file = loadable != settings
-    return Alternative(design.label, design.method, loadable, *counts, share, _learning_rate(design), needs_frame_file)
-
-
-def _learning_rate(design: Design) -> float:
-    return median_low(result.lr for result in design.results)
+    return Alternative(
+        design.label, design.method, loadable, *counts, share, evidence.learning_rate(design), needs_frame_file
+    )
 
 
 def _suggestion(
+    model: nn.Module,
     evidence: Evidence,
     design: Design,
     settings: dict[str, Any],
@@ -307,7 +321,7 @@ def _suggestion(
         label=design.label,
         method=design.method,
         settings=loadable,
-        learning_rate=_learning_rate(design),
+        learning_rate=evidence.learning_rate(design),
         share=fmean(shares),
         plan=found,
         study=evidence.study,
@@ -318,6 +332,7 @@ def _suggestion(
             *notes,
             *_measured_with_more(measured, parameters),
             *_notes(evidence, design.method, loadable, found, parameters),
+            *_mixing(model, _config(design.method, loadable)),
             *([_FRAME_FILE if frames is None else _OTHER_FRAMES] * needs_frame_file),
         ],
         needs_frame_file=needs_frame_file,
@@ -347,6 +362,12 @@ def _notes(evidence: Evidence, method: str, settings: dict[str, Any], found: Pla
     loading = [check for check in check_config(config) if not check.reasons]
     options = {f"a server needs {check.option} for its export" for check in loading if check.option}
     return [*notes, *_refusals(config), *_conditions(config), *sorted(options)]
+
+
+def _mixing(model: nn.Module, config: PeftConfig) -> list[str]:
+    """Why a pool does not serve several such adapters in one batch."""
+    reason = why_not_mixed(model, config)
+    return [] if reason is None else [reason]
 
 
 def _conditions(config: PeftConfig) -> list[str]:

@@ -7,6 +7,7 @@ A slot is injected once. Another adapter is put into it by copying its tensors.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,14 +15,15 @@ from os.path import isdir
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from torch import nn
 
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, load
 from qpeft.core.meta_model import refuse_adapted
 from qpeft.core.serving.compact_reader import CompactReader
-from qpeft.core.serving.stock_slots import StockSlots, activate, adapted_modules
+from qpeft.core.serving.stock_slots import StockSlots, activate, adapted_modules, not_mixed
+from qpeft.core.targets import check_target_modules
 from qpeft.core.tuner import GeneratedMixin
 from qpeft.errors import CheckpointError, ConfigError, QpeftError
 
@@ -254,10 +256,24 @@ class AdapterPool:
             except CheckpointError as damaged:
                 error = damaged
                 continue
-            if not issubclass(PEFT_TYPE_TO_TUNER_MAPPING.get(kind, object), GeneratedMixin):
+            if not _is_served(kind):
                 raise ConfigError(f"a pool serves compact adapters of QPA and Quantum-PEFT, but '{name}' is {kind}")
             return name
         raise error
+
+
+def why_not_mixed(base: nn.Module, config: PeftConfig) -> str | None:
+    """Why a pool cannot serve adapters with this config in one batch; `base` has no adapter. None: it can."""
+    if not _is_served(config.peft_type):
+        return f"AdapterPool serves QPA and Quantum-PEFT, and this is {PeftType(config.peft_type).value}"
+    config = copy.copy(config)
+    check_target_modules(base, config)  # which names experts as PEFT does
+    part = not_mixed(base, config)
+    return None if part is None else f"AdapterPool serves one of these in a batch: PEFT does not mix {part}"
+
+
+def _is_served(kind: Any) -> bool:
+    return issubclass(PEFT_TYPE_TO_TUNER_MAPPING.get(kind, object), GeneratedMixin)
 
 
 def _is_name(name: Any) -> bool:

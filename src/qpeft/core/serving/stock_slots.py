@@ -6,14 +6,15 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from qpeft.core.config import GeneratedConfig
 from qpeft.errors import ConfigError
 
+_DORA = "DoRA"
 _MIXED = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)  # copies that PEFT mixes, from modules_to_save
 
 
@@ -28,14 +29,10 @@ class StockSlots:
 
     def __init__(self, base: nn.Module, config: GeneratedConfig, count: int) -> None:
         self.names = [f"slot{index}" for index in range(count)]
+        self._not_mixed = not_mixed(base, config)
         self.model = _with_adapters(base, config, self.names)
         self._modules = adapted_modules(self.model)
         self._tensors = {name: _tensors(self.model, name) for name in self.names}
-        self._is_dora = bool(getattr(config, "use_dora", False))
-        copies = [module.original_module for module in self._modules if isinstance(module, ModulesToSaveWrapper)]
-        not_mixed = sorted({type(module).__name__ for module in copies if not isinstance(module, _MIXED)})
-        self._not_mixed = [f"a trained copy of {name} (modules_to_save)" for name in not_mixed]
-        self._not_mixed += ["experts (target_parameters)"] * bool(getattr(config, "target_parameters", None))
         self.switch(None)
 
     @torch.no_grad()
@@ -54,17 +51,27 @@ class StockSlots:
 
     def check_mixes(self, adapters: Collection[str]) -> None:
         """Raise ConfigError if PEFT cannot compute a batch of rows with these adapters, and of rows without one."""
-        if self._not_mixed or (self._is_dora and adapters):
-            what = self._not_mixed[0] if self._not_mixed else "DoRA"
+        if self._not_mixed and (adapters or self._not_mixed != _DORA):
             raise ConfigError(
-                f"PEFT does not mix adapters with {what} in a batch; use one adapter for all rows, with activate(name) "
-                "or using(name)"
+                f"PEFT does not mix adapters with {self._not_mixed} in a batch; use one adapter for all rows, with "
+                "activate(name) or using(name)"
             )
 
     def check_not_merged(self) -> None:
         """Raise ConfigError if an adapter is merged into the base weights."""
         if any(getattr(module, "merged", False) for module in self._modules):
             raise ConfigError("an adapter is merged into the base model; call model.unmerge_adapter() first")
+
+
+def not_mixed(base: nn.Module, config: PeftConfig) -> str | None:
+    """The part of adapters with this config that PEFT does not mix in a batch, on a `base` without adapters."""
+    names = tuple(getattr(config, "modules_to_save", None) or ())
+    copies = (module for name, module in base.named_modules() if name.endswith(names))
+    if kinds := sorted({type(module).__name__ for module in copies if not isinstance(module, _MIXED)}):
+        return f"a trained copy of {kinds[0]} (modules_to_save)"
+    if getattr(config, "target_parameters", None):
+        return "experts (target_parameters)"
+    return _DORA if getattr(config, "use_dora", False) else None
 
 
 def adapted_modules(model: nn.Module) -> list[Any]:
