@@ -70,7 +70,7 @@ def stand_ins(tmp_path_factory, qpeft_cli):
         folder / "vit"
     )
     ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(folder / "vit")
-    for name in ("gpt2-small", "gpt2-medium", "gemma-2b", "gemma-2-2b"):
+    for name in ("gpt2-small", "gemma-2b", "gemma-2-2b"):
         write_geometry(name, folder / name)
     draw = np.random.default_rng(0)
     for kind in ("cats", "dogs"):

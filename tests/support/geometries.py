@@ -9,7 +9,6 @@ def write_geometry(name: str, folder: Path) -> None:
 
     configs = {
         "gpt2-small": GPT2Config(),
-        "gpt2-medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
         "gemma-2b": GemmaConfig(
             vocab_size=256_000,
             hidden_size=2048,

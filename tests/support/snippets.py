@@ -21,7 +21,6 @@ STAND_INS = {
     "premises.jsonl": "mrpc-files/premises.jsonl",
     "google/vit-base-patch16-224-in21k": "vit",
     "openai-community/gpt2": "gpt2-small",
-    "openai-community/gpt2-medium": "gpt2-medium",
     "google/gemma-2b": "gemma-2b",
     "google/gemma-2-2b": "gemma-2-2b",
     "stories260K": "base",
