@@ -5,9 +5,13 @@ import json
 import pytest
 
 import qpeft.demo.run
+from qpeft import methods
 from qpeft.cli.bar import TrainingBar
 from qpeft.cli.console import stderr
 from qpeft.training.metrics import LanguageModelScore
+from qpeft.training.run_folder import RunFolder
+
+METHODS = dict(qpeft.demo.run.METHODS)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +31,10 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, tmp_path, monke
     first = qpeft_cli(*arguments, "--json")
     assert first.exit_code == 0, first.output
     found = json.loads(first.stdout)
-    assert list(found["runs"]) == ["lora", "qpa", "quantum_peft"]
+    names = ["lora", "qpa", "quantum_peft"]
+    assert list(found["runs"]) == names
+    assert found["request"]["learning_rates"] == {name: methods.named(name).learning_rate for name in names}
+    assert all(RunFolder(out / name).settings().lr == methods.named(name).learning_rate for name in names)
     lora, qpa, quantum_peft = found["runs"].values()
     for generated in (qpa, quantum_peft):
         assert lora["before"] == generated["before"] != generated["after"]  # the same base, the same text
@@ -46,6 +53,7 @@ def test_demo_trains_reports_and_is_not_trained_twice(qpeft_cli, tmp_path, monke
     assert again.exit_code == 0, again.output
     assert "holds the results of this demo" in again.stderr
     for word in (
+        *(f"{name} {methods.named(name).learning_rate:g}" for name in found["runs"]),
         "perplexity",
         "base model",
         f"Exported adapter: {out}/quantum_peft/exported\n",
@@ -79,11 +87,11 @@ def test_folder_with_other_content_is_refused_and_unchanged(qpeft_cli, tmp_path,
 
 
 def test_control_differs_from_qpa_only_in_its_circuit(tmp_path):
-    settings = [qpeft.demo.run.settings_of(name, tmp_path, 5) for name in ("lora", "qpa-frozen")]
-    lora, control = settings
-    assert control.method_settings == {**lora.method_settings, "budget": 0.5, "feature_source": "qnn_frozen"}
+    settings = [qpeft.demo.run.settings_of(name, tmp_path, 5) for name in ("qpa", "qpa-frozen")]
+    qpa, control = settings
+    assert control.method_settings == {**METHODS["qpa"][1], "feature_source": "qnn_frozen"}
     for name in ("model", "data", "steps", "lr", "batch_size", "seq_len", "seed", "eval_blocks"):
-        assert getattr(lora, name) == getattr(control, name)
+        assert getattr(qpa, name) == getattr(control, name)
 
 
 def test_bar_without_a_terminal_prints_only_the_scores(capsys):

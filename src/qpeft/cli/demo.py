@@ -31,8 +31,9 @@ def demo(
 ) -> Answer:
     """Adapt a small language model to NumPy's documentation with stock LoRA, QPA and Quantum-PEFT.
 
-    Nothing is downloaded: the base model comes with qpeft and the text with NumPy. The demo takes about two minutes on
-    two cores. Run the same command again to resume it, or to print its results again.
+    Nothing is downloaded: the base model comes with qpeft and the text with NumPy. Each method has the learning rate
+    that our studies chose for it. The demo takes about two minutes on two cores. Run the same command again to resume
+    it, or to print its results again.
 
     Examples:
 
@@ -51,16 +52,23 @@ def demo(
 
 
 def _show(console: Console, results: dict[str, TrainResult], load: str) -> None:
+    from qpeft.demo.run import learning_rate
+
     first, last = next(iter(results.values())), list(results.values())[-1]
+    rates = ", ".join(f"{name} {learning_rate(name):g}" for name in results)
     console.print(
         f"NumPy's documentation, {first.steps} steps for each method on the same data in the same order, scored on "
-        f"{count(int(first.after.to_dict()['n_tokens']))} held-out tokens\n"
+        f"{count(int(first.after.to_dict()['n_tokens']))} held-out tokens. Learning rates, as chosen in our studies: "
+        f"{rates}\n"
     )
     console.print(_table(results))
     console.print(f"Exported adapter: {last.exported}", style="bold", soft_wrap=True)
     console.print("Load it with plain PEFT, without qpeft:\n")
     print_code(console, load)
-    console.print("\nOne seed cannot rank the methods. To test whether the circuit contributes, add the control:\n")
+    console.print(
+        "\nOne seed and one learning rate cannot rank the methods; qpeft compare tunes each method. To test whether "
+        "the circuit contributes, add the control:\n"
+    )
     print_code(console, "qpeft demo --methods lora,qpa,qpa-frozen")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qpeft import methods
 from qpeft.demo import base_path
 from qpeft.errors import ConfigError
 from qpeft.files import output_folder, read_json, write_json
@@ -35,8 +36,13 @@ def check_methods(names: Sequence[str]) -> None:
             raise ConfigError(unknown("demo method", name, METHODS))
 
 
+def learning_rate(name: str) -> float:
+    """The one that our studies chose for the method."""
+    return methods.named(METHODS[name][0]).learning_rate
+
+
 def settings_of(name: str, out: Path, steps: int) -> TrainSettings:
-    """The run of one method; data, order, learning rate and steps are the same for all methods."""
+    """The run of one method; data, order and steps are the same for all methods."""
     method, method_settings = METHODS[name]
     return TrainSettings(
         model=str(base_path()),
@@ -45,7 +51,7 @@ def settings_of(name: str, out: Path, steps: int) -> TrainSettings:
         method=method,
         method_settings=dict(method_settings),
         steps=steps,
-        lr=2e-3,
+        lr=learning_rate(name),
         batch_size=16,
         seq_len=128,
         eval_every=steps,
@@ -89,7 +95,7 @@ def to_dict(results: dict[str, TrainResult]) -> dict[str, Any]:
     """The content of demo.json."""
     first = next(iter(results.values()))
     return {
-        "request": {"methods": list(results), "steps": first.steps},
+        "request": {"learning_rates": {name: learning_rate(name) for name in results}, "steps": first.steps},
         "base": first.model,
         "runs": {name: result.to_dict() for name, result in results.items()},
         "load": load_lines(results),
