@@ -156,3 +156,17 @@ def test_map_and_network_of_qpa_are_named(qpeft_cli, base_folder):
     )
     assert "map" in linear
     assert "network" in paper
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "lora", "--set", "rank_pattern=3"], "rank_pattern must be a mapping"),
+        (["--set", "rank_pattern=3"], "rank_pattern must be a mapping"),
+        (["--task", "text-classification", "--num-labels", "99999999999"], "--num-labels"),  # a name for each class
+    ],
+)
+def test_values_that_peft_and_transformers_do_not_check_are_refused(qpeft_cli, base_folder, options, message):
+    result = qpeft_cli("plan", "--model", base_folder, *options)
+    assert result.exit_code == 2
+    assert message in result.stderr

@@ -41,7 +41,7 @@ def plan(
     mixed_batches: MixedBatchesOption = None,
     num_labels: Annotated[
         int | None,
-        typer.Option(metavar="N", min=2, help="Number of classes. Default: as many as the base has."),
+        typer.Option(metavar="N", min=2, max=10**6, help="Number of classes. Default: as many as the base has."),
     ] = None,
 ) -> Answer:
     """Count the parameters that a method trains, deploys and stores, before any work.

@@ -53,6 +53,8 @@ def build_config(settings: TrainSettings) -> PeftConfig:
         is_number = isinstance(f.default, int | float) and not isinstance(f.default, bool)
         if is_number and isinstance(given.get(f.name), str):
             raise ConfigError(f"{f.name} must be a number, got {given[f.name]!r}")
+        if f.default_factory is dict and not isinstance(given.get(f.name, {}), Mapping):
+            raise ConfigError(f"{f.name} must be a mapping, such as {{q_proj: 2}}, got {given[f.name]!r}")
     defaults = dict(record.defaults)
     if given.get("frames") is not None:
         defaults.pop("target_modules", None)  # those of the frame file
