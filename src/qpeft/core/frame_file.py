@@ -1,8 +1,11 @@
 """A frame file: frozen directions of a base model's matrices that many adapters share, and refer to by SHA-256.
 
-A safetensors file with `NAME.u` (d_out, R) and `NAME.v` (d_in, R) of each matrix in float16. Its metadata contain a
-fingerprint of the base model and the settings of the adapter for which the frames were made, as JSON. An adapter that
-refers to the file stores only the settings that differ from these.
+A safetensors file with `NAME.u` (d_out, R) and `NAME.v` (d_in, R) of each matrix in float16, with orthonormal columns.
+Its metadata contain a fingerprint of the base model, the settings of the adapter for which the frames were made, and a
+checksum of the file's content, as JSON. An adapter that refers to the file stores only the settings that differ from
+these.
+
+A file is read once for each use: its hash is that of the bytes from which the frames are taken.
 """
 
 from __future__ import annotations
@@ -10,18 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from qpeft.core.targets import is_linear, sizes
 from qpeft.errors import CheckpointError, ConfigError, setting
-from qpeft.files import file_hash, output_file, parse_json, replace_file
+from qpeft.files import output_file, parse_json, replace_file
 
 SUFFIX = ".safetensors"
 FOUND_ABOVE = 2  # folders above an adapter's that are searched for its frame file
@@ -29,28 +33,26 @@ FOUND_ABOVE = 2  # folders above an adapter's that are searched for its frame fi
 _FORMAT = 1
 _KEY = "qpeft"  # one key of metadata: safetensors writes several in any order
 _SAMPLE = 4096  # entries of each matrix in the fingerprint of the base model
+_NOT_COMPARED = "not compared"  # instead of a fingerprint: the weights of the base are quantized
+_ROUNDING = 2**-9  # of U^T U for columns in float16; twice the bound
 _MAKE = "make one for this base with qpeft.fit_frames(model, batches, save_to=...) or the command qpeft frames"
 
 
 @dataclass(frozen=True)
 class FrameFile:
-    """The header of a frame file."""
+    """The content of a frame file."""
 
     path: Path
     sha256: str
     settings: dict[str, Any]  # fields of the PEFT config
-    base: str | None  # `fingerprint` of the base model; None: its weights could not be compared
+    base: str  # `fingerprint` of the base model, or that its weights could not be compared
     shapes: dict[str, tuple[int, int, int]]  # d_out, d_in, R of each matrix by the name of its module
-    stamp: tuple[int, ...]
+    tensors: dict[str, Tensor] = field(repr=False)  # float16
 
     @property
     def modules(self) -> list[str]:
         """Names of the modules that it has frames for, in order."""
         return list(self.shapes)
-
-    def is_unchanged(self) -> bool:
-        """Whether the file is still the one that was read."""
-        return self.path.is_file() and _stamp(self.path) == self.stamp
 
     def check_base(self, model: nn.Module) -> None:
         """Raise CheckpointError unless `model` is the base model of the frames.
@@ -64,7 +66,7 @@ class FrameFile:
             problem = f"this one has no module {missing[0]}"
         elif others := [name for name, shape in self.shapes.items() if not _fits(modules[name], shape)]:
             problem = f"{others[0]} has another shape"
-        elif self.base is not None and fingerprint(modules, self.modules) not in (None, self.base):
+        elif self.base != _NOT_COMPARED and fingerprint(modules, self.modules) not in (None, self.base):
             problem = "the weights differ"
         else:
             return
@@ -92,20 +94,15 @@ class FrameFile:
 
         Raises:
             ConfigError: it has no frame for a matrix, or fewer directions.
-            CheckpointError: a frame is not finite.
         """
         self.check_has(dict.fromkeys(names, rank))
-        with safe_open(self.path, framework="pt") as file:
-            frames = torch.stack([file.get_tensor(f"{name}.{side}")[:, :rank] for name in names]).float()
-        if not torch.isfinite(frames).all():
-            raise CheckpointError(f"{self} contains NaN or Inf; copy it again, or {_MAKE}")
-        return frames
+        return torch.stack([self.tensors[f"{name}.{side}"][:, :rank] for name in names]).float()
 
     def __str__(self) -> str:
         return f"the frame file {self.path} (SHA-256 {self.sha256})"
 
 
-_KNOWN: dict[str, FrameFile] = {}  # files that this process has read, by their SHA-256
+_KNOWN: dict[str, Path] = {}  # SHA-256 of files that this process has checked, and where to look for them
 
 
 def new_path(save_to: str | Path) -> Path:
@@ -132,16 +129,17 @@ def write_frame_file(
         model: The base model.
     """
     tensors = {f"{name}.{side}": t for name, pair in frames.items() for side, t in zip("uv", pair, strict=True)}
-    base = fingerprint(dict(model.named_modules()), sorted(frames))
-    header = json.dumps({"format": _FORMAT, "base": base, "settings": dict(settings)}, sort_keys=True)
+    base = fingerprint(dict(model.named_modules()), sorted(frames)) or _NOT_COMPARED
+    halves = {key: tensor.detach().half().cpu().contiguous() for key, tensor in sorted(tensors.items())}
+    data = _encoded(halves, {"format": _FORMAT, "base": base, "settings": dict(settings)})
+    file = _decoded(path, data)
     with replace_file(path) as temporary:
-        halves = {key: tensor.detach().half().cpu().contiguous() for key, tensor in sorted(tensors.items())}
-        save_file(halves, temporary, metadata={_KEY: header})
-    return read_frame_file(path)
+        temporary.write_bytes(data)
+    return file
 
 
 def read_frame_file(path: str | Path) -> FrameFile:
-    """The header and the hash of a frame file.
+    """Read a frame file into memory, and check it.
 
     Raises:
         ConfigError: there is no such file.
@@ -154,35 +152,81 @@ def read_frame_file(path: str | Path) -> FrameFile:
         raise ConfigError(
             f"{path} is a folder; give a file" if path.is_dir() else f"there is no frame file {path}; {_MAKE}"
         )
-    stamp = _stamp(path)
-    for known in _KNOWN.values():
-        if (known.path, known.stamp) == (path, stamp):
-            return known
     try:
-        with safe_open(path, framework="pt") as file:
-            if _KEY not in (metadata := file.metadata() or {}):
-                raise ValueError("it has no settings of frames")
-            header = parse_json(metadata[_KEY])
-            found = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 it is no dict
-        version, settings, base = header["format"], dict(header["settings"]), header["base"]
-        shapes = _shapes(found) if version == _FORMAT else {}
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        return _decoded(path, path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}); copy it again") from error
+
+
+def _encoded(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
+    text = json.dumps({**header, "checksum": _checksum(tensors, header)}, sort_keys=True)
+    return save(tensors, metadata={_KEY: text})
+
+
+def _decoded(path: Path, data: bytes) -> FrameFile:
+    """The frame file at `path` with these bytes. Raises CheckpointError if they are not those of a frame file."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    try:
+        tensors, header = load(data), _header(data)
+        if (version := header["format"]) != _FORMAT:
+            raise CheckpointError(
+                f"{path} has format {version!r}, this qpeft reads {_FORMAT}; install a newer qpeft, or {_MAKE}"
+            )
+        shapes = _shapes(tensors)
+        if sha256 not in _KNOWN:
+            _check_content(tensors, header)
+        file = FrameFile(path, sha256, dict(header["settings"]), header["base"], shapes, tensors)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again") from error
-    if version != _FORMAT:
-        raise CheckpointError(f"{path} has format {version!r}, this qpeft reads {_FORMAT}; install a newer qpeft")
-    frames = FrameFile(path, file_hash(path), settings, base, shapes, stamp)
-    _KNOWN[frames.sha256] = frames
-    return frames
+    _KNOWN[sha256] = path
+    return file
 
 
-def _shapes(found: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, int, int]]:
+def _header(data: bytes) -> dict[str, Any]:
+    """The qpeft metadata of a safetensors file."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    metadata = parse_json(data[8:end]).get("__metadata__", {})
+    if _KEY not in metadata:
+        raise ValueError("it has no settings of frames")
+    return dict(parse_json(metadata[_KEY]))
+
+
+def _check_content(tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
+    """Raise ValueError unless these are frames of a base model, as they were written."""
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float16:
+            raise ValueError(f"{name} is {tensor.dtype}, not torch.float16")
+        gram = tensor.float().mT @ tensor.float()  # (R, R)
+        if not gram.isfinite().all():
+            raise ValueError(f"{name} contains NaN or Inf")
+        gram.diagonal().sub_(1)
+        if (error := gram.abs().max().item()) > _ROUNDING:
+            raise ValueError(
+                f"the columns of {name} are not orthonormal: their products differ from the identity by {error:.2g}"
+            )
+    if not isinstance(header["base"], str):
+        raise ValueError(f"it belongs to no base model: base is {header['base']!r}")
+    if header.pop("checksum") != _checksum(tensors, header):
+        raise ValueError("its content does not have its checksum: it was changed after it was written")
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """SHA-256 of the header, and of names, shapes and values of the tensors."""
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, list(tensor.shape)]).encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _shapes(found: Mapping[str, Tensor]) -> dict[str, tuple[int, int, int]]:
     """d_out, d_in and R by module, from the shapes of the tensors. Raises ValueError if they are not those of pairs."""
     if not found:
         raise ValueError("it has no tensors")
     shapes = {}
     for name in sorted({key.rpartition(".")[0] for key in found}):
-        (d_out, n_left), (d_in, n_right) = found[f"{name}.u"], found[f"{name}.v"]
-        if n_left != n_right:
+        (d_out, n_left), (d_in, n_right) = found[f"{name}.u"].shape, found[f"{name}.v"].shape
+        if n_left != n_right or not n_left:
             raise ValueError(f"{name} has {n_left} and {n_right} directions")
         shapes[name] = d_out, d_in, n_left
     return shapes
@@ -206,22 +250,19 @@ def check_given(frames: str | Path, content: Mapping[str, Any], folder: Path) ->
 
 
 def find_frame_file(name: Any, sha256: Any, folder: Path) -> FrameFile:
-    """The frame file of the adapter in `folder`: known to this process, or in the folder, or in one of two above it.
+    """The frame file of the adapter in `folder`: where this process read it, in the folder, or in one of two above it.
 
     Raises CheckpointError, with the name and hash of the file, if it is missing or another one.
     """
     if not (isinstance(name, str) and isinstance(sha256, str) and Path(name).name == name):
         raise CheckpointError(f"{folder} refers to the frame file {name!r} with hash {sha256!r}; restore its config")
-    known = _KNOWN.get(sha256)
-    if known is not None and known.is_unchanged():
-        return known
     here = folder.absolute()
-    paths = [place / name for place in (here, *here.parents[:FOUND_ABOVE])]
-    found = [read_frame_file(path) for path in paths if path.is_file()]
-    for file in found:
-        if file.sha256 == sha256:
+    paths = [*filter(None, [_KNOWN.get(sha256)]), *(place / name for place in (here, *here.parents[:FOUND_ABOVE]))]
+    others = "it is missing"
+    for path in filter(Path.is_file, paths):
+        if (file := read_frame_file(path)).sha256 == sha256:
             return file
-    others = f"{found[0].path} has SHA-256 {found[0].sha256}" if found else "it is missing"
+        others = f"{path} has SHA-256 {file.sha256}"
     raise CheckpointError(
         f"{folder} was trained in the frames of {name} with SHA-256 {sha256}: {others}. Restore "
         "this file next to the adapter's folder, or name it: frames=PATH of qpeft.load and qpeft.AdapterPool, or "
@@ -262,15 +303,10 @@ def fingerprint(modules: Mapping[str, nn.Module], names: Iterable[str]) -> str |
 
 
 def _fits(module: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether the module's weight has these sizes, in either order; True for a quantized weight."""
-    weight = getattr(_base_layer(module), "weight", None)
-    return weight is not None and (not weight.is_floating_point() or {*weight.shape} == {*shape[:2]})
+    """Whether the module is a linear map with outputs and inputs of these widths."""
+    layer = _base_layer(module)
+    return is_linear(layer) and sizes(layer) == (shape[1], shape[0])
 
 
 def _base_layer(module: Any) -> Any:
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    found = path.stat()
-    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -3,10 +3,13 @@
 import copy
 import hashlib
 import json
+import os
 from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -229,7 +232,7 @@ def test_file_that_is_no_frame_file_is_refused(llama, tmp_path):
         referring(llama, tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("damage", ["one side", "directions", "nan", "no frames", "newer format"])
+@pytest.mark.parametrize("damage", ["one side", "directions", "no frames", "newer format", "values", "settings"])
 def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
     with safe_open(frames, framework="pt") as file:
         metadata = file.metadata()
@@ -244,13 +247,234 @@ def test_damaged_frame_file_is_refused(llama, frames, tmp_path, damage):
         tensors = {"other": torch.zeros(1)}
     elif damage == "directions":
         tensors[name] = tensors[name][:, :2].clone()
+    elif damage == "values":
+        tensors[name] = tensors[name].flip(1)
     else:
-        tensors[name][0, 0] = torch.nan
+        header = json.loads(metadata["qpeft"])
+        metadata = {"qpeft": json.dumps({**header, "settings": {**header["settings"], "lora_alpha": 3}})}
     save_file(tensors, tmp_path / "damaged.safetensors", metadata=metadata)
-    messages = {"nan": "contains NaN or Inf", "newer format": "has format 2, .* install a newer qpeft"}
+    messages = {
+        **dict.fromkeys(["values", "settings"], "it was changed after it was written"),
+        "newer format": "has format 2, .* install a newer qpeft",
+    }
     message = messages.get(damage, "is not a frame file, or damaged")
     with pytest.raises(CheckpointError, match=message):
         referring(llama, tmp_path / "damaged.safetensors")
+
+
+def write(path, tensors, header):
+    """A frame file with a checksum that suits its content."""
+    path.write_bytes(frame_file._encoded({name: t.contiguous() for name, t in tensors.items()}, header))
+
+
+def read(path):
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["qpeft"])
+    del header["checksum"]
+    return load_file(path), header
+
+
+def second_is_first(frame):
+    return frame.index_copy(1, torch.tensor([1]), frame[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (torch.zeros_like, "are not orthonormal"),
+        (second_is_first, "are not orthonormal"),
+        (lambda frame: 1.01 * frame, "are not orthonormal"),
+        (lambda frame: frame.index_fill(0, torch.tensor([0]), torch.nan), "contains NaN or Inf"),
+        (lambda frame: frame.index_fill(0, torch.tensor([0]), torch.inf), "contains NaN or Inf"),
+        (lambda frame: torch.eye(*frame.shape, dtype=torch.int16), "is torch.int16, not torch.float16"),
+        (lambda frame: frame.to(torch.complex64), "is torch.complex64, not torch.float16"),
+        (torch.Tensor.float, "is torch.float32, not torch.float16"),
+        (lambda frame: frame[:, :0], "0 and 0 directions"),
+        (lambda frame: frame[0], "expected 2"),
+    ],
+)
+def test_frames_that_are_no_orthonormal_float16_columns_are_refused(llama, frames, tmp_path, change, found):
+    tensors, header = read(frames)
+    chosen = [key for key in tensors if "q_proj" in key]
+    write(tmp_path / "bad.safetensors", {**tensors, **{key: change(tensors[key]) for key in chosen}}, header)
+    for refused in (referring, lambda base, path: qpeft.plan(base, qpeft.QuantumPeftConfig(frames=str(path)))):
+        with pytest.raises(CheckpointError, match=found):
+            refused(llama, tmp_path / "bad.safetensors")
+
+
+@pytest.mark.parametrize("change", [lambda header: header.pop("base"), lambda header: header.update(base=None)])
+def test_frame_file_of_no_base_is_refused(llama, frames, tmp_path, change):
+    tensors, header = read(frames)
+    change(header)
+    write(tmp_path / "bad.safetensors", tensors, header)
+    with pytest.raises(CheckpointError, match="base"):
+        referring(llama, tmp_path / "bad.safetensors")
+
+
+def swapped(tensors, names):
+    pairs = [(f"{name}.u", f"{name}.v") for name in names]
+    return tensors | {one: tensors[other] for u, v in pairs for one, other in ((u, v), (v, u))}
+
+
+@pytest.mark.parametrize(("base", "target"), [("gpt2", "c_attn"), ("llama", "up_proj")])
+def test_swapped_sides_are_refused(request, batches, ids, tmp_path, base, target):
+    base = request.getfixturevalue(base)
+    model = get_peft_model(copy.deepcopy(base), qpeft.QuantumPeftConfig(**SHARED, frame="gradient",
+                                                                       target_modules=[target]))  # fmt: skip
+    qpeft.fit_frames(model, batches, save_to=tmp_path / "frames")
+    tensors, header = read(tmp_path / "frames.safetensors")
+    referring(base, tmp_path / "frames.safetensors")
+    write(tmp_path / "bad.safetensors", swapped(tensors, {key.rpartition(".")[0] for key in tensors}), header)
+    with pytest.raises(CheckpointError, match="has another shape"):
+        referring(base, tmp_path / "bad.safetensors")
+
+
+def test_swapped_sides_of_a_square_matrix_do_not_have_the_checksum(llama, frames, tmp_path):
+    with safe_open(frames, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(frames)
+    name = next(key for key in tensors if "q_proj.u" in key).removesuffix(".u")
+    assert tensors[f"{name}.u"].shape == tensors[f"{name}.v"].shape
+    save_file(swapped(tensors, [name]), tmp_path / "bad.safetensors", metadata=metadata)
+    with pytest.raises(CheckpointError, match="it was changed after it was written"):
+        referring(llama, tmp_path / "bad.safetensors")
+
+
+def content(path):
+    file = frame_file.read_frame_file(path)
+    return (
+        file.settings,
+        file.base,
+        file.shapes,
+        {name: t.view(torch.int16).tolist() for name, t in file.tensors.items()},
+    )
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_byte_changed_anywhere_is_refused_or_without_effect(frames, data):
+    original = frames.read_bytes()
+    end = 8 + int.from_bytes(original[:8], "little")
+    place = data.draw(st.one_of(st.integers(0, 7), st.integers(0, end - 1), st.integers(end, len(original) - 1)))
+    damaged = bytearray(original)
+    damaged[place] ^= data.draw(st.integers(1, 255))
+    path = frames.with_name("damaged.safetensors")
+    path.write_bytes(damaged)
+    try:
+        found = content(path)
+    except CheckpointError:
+        return
+    assert found == content(frames)
+
+
+@pytest.mark.parametrize("size", [0, 7, 8, 100, -1, -8])
+def test_truncated_file_is_refused(frames, size):
+    frames.write_bytes(frames.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="is not a frame file, or damaged"):
+        frame_file.read_frame_file(frames)
+
+
+def replace_in_place(path, data):
+    """Other bytes, with the same size, inode and time of modification."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_ino, after.st_mtime_ns) == (before.st_size, before.st_ino, before.st_mtime_ns)
+
+
+@pytest.fixture
+def replaced(llama, ids, frames, tmp_path):
+    """An adapter, and its frame file after it was read, with the bytes of other frames of the same base."""
+    qpeft.save(referring(llama, frames), tmp_path / "users" / "a")
+    qpeft.load(copy.deepcopy(llama), tmp_path / "users" / "a", frames=frames)
+    other = get_peft_model(copy.deepcopy(llama), qpeft.QuantumPeftConfig(**SHARED, frame="gradient",
+                                                                       target_modules=TARGETS))  # fmt: skip
+    qpeft.fit_frames(other, [{"input_ids": (ids + 1) % 50}], save_to=tmp_path / "other")
+    replace_in_place(frames, (tmp_path / "other.safetensors").read_bytes())
+    return tmp_path / "users" / "a", frames
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_replaced_file_of_equal_time_size_and_inode_is_refused(llama, replaced, given):
+    folder, file = replaced
+    options = {"frames": file} if given else {}
+    for loads, place in ((qpeft.load, folder), (qpeft.AdapterPool, folder.parent)):
+        with pytest.raises(CheckpointError, match="SHA-256"):
+            loads(copy.deepcopy(llama), place, **options)
+    if not given:
+        with pytest.raises(CheckpointError, match="SHA-256"):
+            PeftModel.from_pretrained(copy.deepcopy(llama), folder)
+
+
+def test_new_adapter_has_the_frames_and_the_hash_of_the_replaced_file(llama, replaced):
+    _, file = replaced
+    model = referring(llama, file)
+    assert model.peft_config["default"].frames_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    stored = load_file(file)
+    for name, (u, v) in model.base_model.generators["default"].matrix_frames().items():
+        assert torch.equal(u, stored[f"{name}.u"].float())
+        assert torch.equal(v, stored[f"{name}.v"].float())
+
+
+def test_plan_notices_a_damage_that_keeps_time_size_and_inode(llama, frames):
+    config = qpeft.QuantumPeftConfig(**SHARED, frames=str(frames))
+    qpeft.plan(llama, config)
+    data = frames.read_bytes()
+    replace_in_place(frames, data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="damaged"):
+        qpeft.plan(llama, config)
+
+
+def test_frames_are_those_of_the_bytes_that_were_hashed(llama, frames, monkeypatch):
+    """A file that is replaced between two reads of one `get_peft_model` is not used."""
+    read_files = qpeft.QuantumPeftConfig.read_files
+
+    def then_replace(config, base):
+        read_files(config, base)
+        tensors, header = read(frames)
+        write(frames, {key: -tensor for key, tensor in tensors.items()}, header)
+
+    monkeypatch.setattr(qpeft.QuantumPeftConfig, "read_files", then_replace)
+    with pytest.raises(CheckpointError, match="is not the one that is needed"):
+        referring(llama, frames)
+
+
+def test_frames_are_read_under_another_default_device(frames):
+    with torch.device("meta"):
+        found = frame_file.read_frame_file(frames).tensors
+    assert all(torch.equal(found[key], tensor) for key, tensor in load_file(frames).items())
+
+
+def test_bad_frames_are_not_written(llama, tmp_path):
+    name = "model.layers.0.self_attn.q_proj"
+    width = llama.config.hidden_size
+    with pytest.raises(CheckpointError, match="are not orthonormal"):
+        frame_file.write_frame_file(tmp_path / "bad", {name: (torch.zeros(width, 2),) * 2}, {}, llama)
+    assert not list(tmp_path.iterdir())
+
+
+class Packed(torch.nn.Module):
+    """As a linear map of a quantized base: the weight has another shape and no signs."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        packed = torch.zeros(linear.weight.numel() // 2, 1, dtype=torch.uint8)
+        self.weight = torch.nn.Parameter(packed, requires_grad=False)
+
+
+def test_frames_fit_a_quantized_base_and_are_made_on_one(llama, frames, tmp_path):
+    file = frame_file.read_frame_file(frames)
+    packed = copy.deepcopy(llama)
+    for name in file.modules:
+        packed.set_submodule(name, Packed(packed.get_submodule(name)))
+    file.check_base(packed)
+    pairs = {name: (file.tensors[f"{name}.u"], file.tensors[f"{name}.v"]) for name in file.modules}
+    made = frame_file.write_frame_file(tmp_path / "made.safetensors", pairs, file.settings, packed)
+    made.check_base(packed)
+    made.check_base(llama)
 
 
 def test_given_frame_file_must_be_that_of_the_adapter(llama, batches, frames, ids, tmp_path):

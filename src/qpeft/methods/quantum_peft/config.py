@@ -16,7 +16,7 @@ from torch import nn
 from qpeft.checks import option
 from qpeft.core.binding import Slot
 from qpeft.core.config import FORMAT_VERSION, GeneratedLoraConfig, MethodName
-from qpeft.core.frame_file import complete, read_frame_file
+from qpeft.core.frame_file import FrameFile, complete, read_frame_file
 from qpeft.core.model_card import is_users_own
 from qpeft.errors import CheckpointError, ConfigError, setting
 from qpeft.files import write_text
@@ -80,12 +80,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         """
         if self.frames is None:
             return
-        file = read_frame_file(self.frames)
-        if self.frames_sha256 not in (None, file.sha256):
-            raise CheckpointError(
-                f"{file} is not the one that is needed, with SHA-256 {self.frames_sha256}; name that file as "
-                f"{setting('frames')}"
-            )
+        file = self.frame_file()
         file.check_base(base)
         self.frames_sha256 = file.sha256
         self.frame_rank = min(self.frame_rank, max(n_directions for _, _, n_directions in file.shapes.values()))
@@ -97,6 +92,16 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
             for name in _CHOOSE_MODULES:
                 setattr(self, name, file.settings.get(name))
 
+    def frame_file(self) -> FrameFile:
+        """Read the frame file. Raises CheckpointError if it is damaged, or not that with `frames_sha256`."""
+        file = read_frame_file(self.frames or "")
+        if self.frames_sha256 not in (None, file.sha256):
+            raise CheckpointError(
+                f"{file} is not the one that is needed, with SHA-256 {self.frames_sha256}; name that file as "
+                f"{setting('frames')}"
+            )
+        return file
+
     def shared_settings(self) -> dict[str, Any]:
         """The fields for the header of a frame file: those that adapters share, where they are not the defaults."""
         given, usual = _plain(self.to_dict()), _plain(type(self)().to_dict())
@@ -106,7 +111,7 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
         if self.frames is None:
             super().save_pretrained(save_directory, **kwargs)
             return
-        of_file = self._of_file if self._of_file is not None else read_frame_file(self.frames).settings
+        of_file = self._of_file if self._of_file is not None else self.frame_file().settings
         super().save_pretrained(save_directory, **kwargs)
         self._shorten(Path(save_directory), of_file)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from qpeft.core.binding import Slot
 from qpeft.core.config import in_saved_order
-from qpeft.core.frame_file import fingerprint, read_frame_file
+from qpeft.core.frame_file import FrameFile, fingerprint
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import find_slots
 from qpeft.core.targets import check_is_matrix
@@ -66,7 +66,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
         _check_saved(ordered, config)
         generator = QuantumPeftGenerator(config, layout, init, _values(gains))
         if config.frames is not None:
-            _set_frames(generator, config.frames)
+            _set_frames(generator, config.frame_file())
         elif config.frame == "weights":
             _set_weight_frames(generator, layers, self.model)
         return generator, ordered
@@ -79,9 +79,8 @@ def _matrix(name: str, layer: Any, adapter_name: str) -> Matrix:
     return Matrix(name, layer.out_features, layer.in_features, rank, scale)
 
 
-def _set_frames(generator: QuantumPeftGenerator, path: str) -> None:
-    """Read the frames of the matrices from the frame file at `path`."""
-    file = read_frame_file(path)
+def _set_frames(generator: QuantumPeftGenerator, file: FrameFile) -> None:
+    """Take the frames of the matrices from the frame file."""
     matrices, parts = generator.layout.matrices, generator.layout.parts
     frames = {
         part.label: file.frame([matrices[i].name for i in part.matrices], part.side, part.inner) for part in parts

@@ -11,7 +11,6 @@ from torch import nn
 
 from qpeft.circuits.counting import column_qubits, count_acting
 from qpeft.core.adapter_form import count_trainable
-from qpeft.core.frame_file import read_frame_file
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.targets import check_is_matrix
 from qpeft.methods.counting import BYTES
@@ -40,7 +39,7 @@ def count_quantum_peft(config: QuantumPeftConfig, adapted: Any) -> dict[str, Any
     layout = Layout.of(config, matrices)
     if config.frames is not None:
         needed = {matrices[i].name: part.inner for part in layout.parts for i in part.matrices}
-        read_frame_file(config.frames).check_has(needed)
+        config.frame_file().check_has(needed)
     notes += _remarks(config, layout)
     factors = _factors(config, layout)
     parts = {
