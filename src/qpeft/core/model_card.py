@@ -96,7 +96,7 @@ def write_stock_card(folder: Path, host: str, origin: str, record: Mapping[str, 
 
 
 def _write(folder: Path, title: str, tag: str, what: str, code: str, after: str) -> None:
-    front = front_matter(_base(read_config(folder)), tag)
+    front = front_matter(read_config(folder).get("base_model_name_or_path") or "", tag)
     write_text(folder / "README.md", f"{front}# {title}\n\n{what}\n```python\n{code}\n```\n{after}")
 
 

@@ -36,6 +36,22 @@ class SealedConfig(PeftConfig):
 
     weights_sha256: str | None = option(None, "SHA-256 of adapter_model.safetensors; filled in when saved.")
 
+    def __new__(cls, *args: Any, **settings: Any) -> Any:
+        if args:  # the first field of PEFT's configs is the task
+            example = f"r={args[0]!r}" if hasattr(cls, "r") else 'target_modules="all-linear"'
+            raise ConfigError(f"{cls.__name__} takes keyword arguments only; name the field, such as {example}")
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        for name, value in list(vars(self).items()):
+            if isinstance(value, tuple):
+                setattr(self, name, list(value))  # as it is read back from JSON
+        super().__post_init__()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as in adapter_config.json, apart from sets."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in super().to_dict().items()}
+
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         weights = Path(save_directory) / SAFETENSORS_WEIGHTS_NAME
         self.weights_sha256 = file_hash(weights) if weights.is_file() else None

@@ -403,7 +403,7 @@ def peft_model(base, host):
 
 PROMPTS_IN_LAYERS = AdaptionPromptConfig(adapter_len=2, adapter_layers=1, **LM)
 ERRORS = {
-    "takes a PeftModel, got LlamaForCausalLM": lambda base: base,
+    "LlamaForCausalLM has no adapter; give the PeftModel": lambda base: base,
     "generated already": attached,
     "no tensor of adapter 'default' is trainable": lambda base: peft_model(base, "lora").requires_grad_(False),
     "no trainable adapter parameters found; attach": lambda base: peft_model(base, PROMPTS_IN_LAYERS),

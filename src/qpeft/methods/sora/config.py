@@ -38,7 +38,7 @@ class SoRAConfig(SoRASettings, SealedConfig, LoraConfig):
     )
 
     def __post_init__(self) -> None:
-        LoraConfig.__post_init__(self)
+        SealedConfig.__post_init__(self)
         SoRASettings.__post_init__(self)
         self.peft_type = SORA  # type: ignore[assignment]
         refuse_lora_options(self, "SoRA", more=("lora_bias",))

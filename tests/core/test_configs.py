@@ -1,0 +1,76 @@
+"""What all PEFT configs of qpeft have in common."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+from peft import PeftConfig, PeftModel, get_peft_model, inject_adapter_in_model
+
+import qpeft
+from qpeft.errors import ConfigError
+from qpeft.methods.attach.config import AttachedConfig
+
+# every field that may be given as a tuple
+TARGETS = {"target_modules": ("q_proj", "v_proj"), "exclude_modules": ("x",), "modules_to_save": ("y",)}
+LAYERS = {"layers_to_transform": (0, 1), "layers_pattern": ("h",)}
+CONFIGS = [
+    (qpeft.QPAConfig, {**TARGETS, **LAYERS, "hidden": (4, 5), "target_parameters": ("a", "b")}),
+    (qpeft.QPAConfig, {"hidden": ()}),
+    (qpeft.QuantumPeftConfig, TARGETS | LAYERS),
+    (qpeft.SoRAConfig, TARGETS | LAYERS),
+    (qpeft.QAAConfig, {**TARGETS, **LAYERS, "out_slices": ((0, 4), (4, 8))}),
+    (qpeft.BottleneckConfig, TARGETS | LAYERS),
+    (AttachedConfig, {"host": {"peft_type": "LORA"}, "generated": (["a", [2]],)}),
+]
+
+
+@pytest.mark.parametrize(("config", "settings"), CONFIGS)
+def test_loaded_config_equals_the_saved_one(config, settings, tmp_path):
+    saved = config(**settings)
+    saved.save_pretrained(str(tmp_path))
+    loaded = PeftConfig.from_pretrained(str(tmp_path))
+    assert type(loaded) is config
+    assert loaded == saved
+    assert loaded.to_dict() == saved.to_dict()
+    found = config.from_json_file(str(tmp_path / "adapter_config.json"))
+    assert {k: sorted(v) if isinstance(v, set) else v for k, v in saved.to_dict().items()} == found
+
+
+@pytest.mark.parametrize(("config", "settings"), CONFIGS)
+def test_copies_of_a_config_are_equal(config, settings):
+    made = config(**settings)
+    unpickled = pickle.loads(pickle.dumps(made))  # noqa: S301 it was made here
+    for same in (copy.copy(made), copy.deepcopy(made), unpickled, dataclasses.replace(made)):
+        assert type(same) is config
+        assert same == made
+        assert dataclasses.asdict(same) == dataclasses.asdict(made)
+
+
+@pytest.mark.parametrize("config", dict.fromkeys(config for config, _ in CONFIGS))
+def test_config_takes_keyword_arguments_only(config):
+    example = "r=8" if "r" in {field.name for field in dataclasses.fields(config)} else "target_modules="
+    with pytest.raises(ConfigError, match=f"keyword arguments only.*such as {example}"):
+        config(8)
+
+
+@pytest.mark.filterwarnings("ignore:QPA trains")
+@pytest.mark.parametrize("config", [qpeft.QPAConfig, qpeft.QuantumPeftConfig])
+def test_refused_functions_of_peft_and_what_to_do_instead(config, llama, ids, tmp_path):
+    """As docs/trainers.md has it."""
+    settings = {"target_modules": ["q_proj"], "lora_alpha": 4, "r": 2}
+    given = config(**settings, **({"chunk_size": 8, "init_mode": "raw"} if config is qpeft.QPAConfig else {}))
+    with pytest.raises(ValueError, match="use `get_peft_model` instead"):
+        inject_adapter_in_model(given, copy.deepcopy(llama))
+    base, before = copy.deepcopy(llama), copy.deepcopy(given)
+    model = get_peft_model(llama, given)
+    model.add_adapter("other", given)
+    assert given == before
+    with pytest.raises(ConfigError):
+        model.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mean")
+    qpeft.export(model, tmp_path)
+    stock = PeftModel.from_pretrained(base, tmp_path)
+    stock.load_adapter(tmp_path, "other")
+    stock.add_weighted_adapter(["default", "other"], [0.5, 0.5], "mean", combination_type="linear")
+    stock.set_adapter("mean")
+    assert stock(ids).logits.isfinite().all()
