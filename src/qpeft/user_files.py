@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -63,10 +64,20 @@ def execute(name: str, what: str) -> ModuleType:
     Raises ConfigError, which begins with `what` and the name, if there is no such file or its code raises an error.
     """
     path = _path(name, what).resolve()
-    try:
+    with errors_as(f"{what} {name}:"):
         return _module(path)
-    except Exception as error:  # raised by the user's file
-        raise ConfigError(f"{what} {name}: {type(error).__name__}: {error}") from error
+
+
+@contextmanager
+def errors_as(title: str, *others: type[Exception]) -> Iterator[None]:
+    """Whatever a user's code raises here, but Ctrl-C and `others`, becomes a ConfigError that begins with `title`."""
+    try:
+        yield
+    except (KeyboardInterrupt, *others):
+        raise
+    except BaseException as error:  # SystemExit would end the command with the exit code of a success
+        remedy = "; remove the call of sys.exit" if isinstance(error, SystemExit) else ""
+        raise ConfigError(f"{title} {type(error).__name__}: {error}{remedy}") from error
 
 
 def _path(name: str, what: str = "") -> Path:

@@ -1,5 +1,7 @@
 """An ansatz of a user with invalid gates, angles or fast simulation is refused before it is used."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -104,6 +106,28 @@ def test_exceptions_of_a_users_functions_name_the_ansatz():
     register_ansatz("mine", lambda n_qubits, n_layers: (3,), broken)
     with pytest.raises(ConfigError, match=r"layers\(3, 1\) raised KeyError: 'pairs'"):
         list(mine.gates())
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+def test_every_use_refuses_gates_that_change(use):
+    kinds = itertools.cycle(["rx", "ry"])
+    register_ansatz(
+        "mine",
+        lambda n_qubits, n_layers: (n_qubits,),
+        lambda n_qubits, n_layers: [[Gate(next(kinds), (wire,), (wire,)) for wire in range(n_qubits)]],
+    )
+    with pytest.raises(ConfigError, match="when it is called again"):
+        use(Ansatz("mine", N_QUBITS, 1))
+
+
+@pytest.mark.parametrize("raised", [SystemExit, GeneratorExit])
+def test_users_function_that_ends_the_process_is_refused(raised):
+    def ends(n_qubits, n_layers):
+        raise raised
+
+    register_ansatz("mine", lambda n_qubits, n_layers: (n_qubits,), ends)
+    with pytest.raises(ConfigError, match=raised.__name__):
+        exact_probabilities(Ansatz("mine", N_QUBITS, 1), torch.zeros(N_QUBITS))
 
 
 def test_gates_of_each_size_are_checked_once(monkeypatch):

@@ -6,7 +6,7 @@ from typing import Any
 
 from qpeft.backends.backend import Backend, ExactBackend
 from qpeft.errors import ConfigError
-from qpeft.user_files import execute, is_file, without_folder
+from qpeft.user_files import errors_as, execute, is_file, without_folder
 
 _NAMES = "exact, pennylane:DEVICE, qiskit:aer, qiskit:statevector, or FILE.py:NAME"
 
@@ -72,12 +72,10 @@ def _by_name(name: str, n_qubits: int, noise: float) -> Backend:
 def _from_file(name: str, n_qubits: int) -> Any:
     """The user's own object. Credentials, if any, stay in it; qpeft does not read them."""
     module, attribute = execute(name, "backend"), name.rpartition(":")[2]
-    try:
+    with errors_as(f"backend {name}:"):
         found = getattr(module, attribute)
         if callable(found) and not hasattr(found, "run"):  # a function or class that returns the backend
             found = found(n_qubits)
-    except Exception as error:  # the user's file may raise any error
-        raise ConfigError(f"backend {name}: {type(error).__name__}: {error}") from error
     if isinstance(found, str):
         raise ConfigError(f"backend {name} is a string; it must be a device or sampler, or return one")
     return found

@@ -58,7 +58,7 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
                 raise typer.Exit(answer.exit_code)
         except (typer.Exit, BrokenPipeError):  # Typer handles a closed pipe
             raise
-        except (Exception, KeyboardInterrupt) as error:
+        except BaseException as error:  # code of a user may call sys.exit, which would end as a success
             _report(error, failures.explain(error, options), as_json, debug)
             raise typer.Exit(failures.exit_code(error)) from None
 

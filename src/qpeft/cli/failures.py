@@ -31,6 +31,8 @@ def explain(error: BaseException, options: Collection[str] = ()) -> str:
         return str(error) or MESSAGE
     if isinstance(error, QpeftError):
         return error.message(options)
+    if isinstance(error, SystemExit):
+        return f"Code of a method, ansatz or backend of your own called sys.exit({error.code!r}). Remove the call."
     if is_out_of_memory(error):
         return "Out of memory. Use a smaller --batch-size or --seq-len, or a smaller model."
     if is_disk_full(error):
