@@ -50,6 +50,10 @@ class DataWarning(QpeftWarning):
     """Rows of a data source are left out."""
 
 
+class BaseModelWarning(QpeftWarning):
+    """An adapter is loaded on another base model than the one that it was trained on."""
+
+
 class InputError(QpeftError, ValueError):
     """An invalid argument or file; raised before any work is done."""
 

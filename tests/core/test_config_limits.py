@@ -4,7 +4,7 @@ import json
 
 import pytest
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import llama
+from tiny_models import seeded_llama as llama
 
 import qpeft
 from qpeft.core import config_limits, generator

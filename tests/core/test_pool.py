@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 
 import pytest
+import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,13 +128,23 @@ def adapter(base, folder, seed=0, kind=qpeft.QPAConfig, spread=0.05, **options):
     return model.eval()
 
 
+def same_gpt2():
+    torch.manual_seed(0)
+    return tiny_models.gpt2()
+
+
+@pytest.fixture(name="gpt2")
+def same_gpt2_in_every_test():
+    """The base model of the adapters in `saved`."""
+    return same_gpt2()
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """Three adapters of the tiny model, of two seeds."""
-    config = GPT2Config(vocab_size=50, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
     folder = tmp_path_factory.mktemp("saved")
     for index in range(3):
-        adapter(AutoModelForCausalLM.from_config(config), folder / f"user-{index}", seed=index % 2)
+        adapter(same_gpt2(), folder / f"user-{index}", seed=index % 2)
     return folder
 
 

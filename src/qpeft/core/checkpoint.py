@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from qpeft.core.model_card import is_users_own
 from qpeft.core.replication import refuse_sharded_adapter
 from qpeft.core.targets import is_linear, sizes
 from qpeft.core.weights_hash import check_seal, sets_in_order
-from qpeft.errors import CheckpointError, ConfigError, InputError
+from qpeft.errors import BaseModelWarning, CheckpointError, ConfigError, InputError
 from qpeft.files import read_json, replace_folder
 
 CONFIG = "adapter_config.json"
@@ -75,6 +77,7 @@ def load(
     *,
     is_trainable: bool = False,
     frames: str | Path | None = None,
+    allow_other_base: bool = False,
     **options: Any,
 ) -> PeftModel:
     """Check an adapter folder, compact or stock, and load it on its base model.
@@ -85,10 +88,14 @@ def load(
         is_trainable: Whether training continues.
         frames: The frame file of an adapter that refers to one. Default: it is in the adapter's folder, or in one of
             two folders above, under the name that the adapter has recorded.
+        allow_other_base: Do not warn if `base` has other weights than the base model of the adapter.
         options: Passed to `PeftModel.from_pretrained` (`adapter_name`, `low_cpu_mem_usage`, ...).
 
+    Warns with BaseModelWarning if `base` has the right shapes but other weights.
+
     Raises:
-        CheckpointError: a file is missing, damaged, foreign, or made for another model.
+        CheckpointError: a file is missing, damaged, foreign, or made for another model; or `base` has other weights
+            and the adapter acts in frames of its base model.
         ConfigError: `base` is no model, there is no file `frames`, or the adapter refers to none.
     """
     check_model(base)
@@ -105,13 +112,14 @@ def load(
         except ConfigError as error:
             raise CheckpointError(f"{folder / CONFIG}: {error}; if it was edited, restore the original") from error
         tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(config["peft_type"])
-        if hasattr(tuner, "load_folder"):  # PEFT alone cannot build it
-            model = tuner.load_folder(base, folder, is_trainable=is_trainable, **options)
-        else:
-            model = PeftModel.from_pretrained(base, str(folder), is_trainable=is_trainable, **options)
-            if not options.get("key_mapping"):
-                check_whole(model, folder, name)
-    except (InputError, MemoryError):
+        # only `load_folder` builds those that PEFT alone cannot build
+        build = getattr(tuner, "load_folder", PeftModel.from_pretrained)
+        ignored = warnings.catch_warnings(action="ignore", category=BaseModelWarning)
+        with ignored if allow_other_base else nullcontext():
+            model = build(base, folder, is_trainable=is_trainable, **options)
+        if not hasattr(tuner, "load_folder") and not options.get("key_mapping"):
+            check_whole(model, folder, name)
+    except (InputError, MemoryError, BaseModelWarning):
         raise
     except Exception as error:  # from torch for tensors of other shapes, from PEFT for fields of other types
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

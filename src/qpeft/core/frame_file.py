@@ -1,7 +1,7 @@
 """A frame file: frozen directions of a base model's matrices that many adapters share, and refer to by SHA-256.
 
 A safetensors file with `NAME.u` (d_out, R) and `NAME.v` (d_in, R) of each matrix in float16, with orthonormal columns.
-Its metadata contain a fingerprint of the base model, the settings of the adapter for which the frames were made, and a
+Its metadata contain a digest of the base model, the settings of the adapter for which the frames were made, and a
 checksum of the file's content, as JSON. An adapter that refers to the file stores only the settings that differ from
 these.
 
@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from qpeft.core.base_digest import digest, is_quantized, is_same, matrices
 from qpeft.core.targets import is_linear, sizes
 from qpeft.errors import CheckpointError, ConfigError, setting
 from qpeft.files import output_file, parse_json, replace_file
@@ -32,8 +32,7 @@ FOUND_ABOVE = 2  # folders above an adapter's that are searched for its frame fi
 
 _FORMAT = 1
 _KEY = "qpeft"  # one key of metadata: safetensors writes several in any order
-_SAMPLE = 4096  # entries of each matrix in the fingerprint of the base model
-_NOT_COMPARED = "not compared"  # instead of a fingerprint: the weights of the base are quantized
+_NOT_COMPARED = "not compared"  # instead of a digest: the weights of the base are not in memory
 _ROUNDING = 2**-9  # of U^T U for columns in float16; twice the bound
 _MAKE = "make one for this base with qpeft.fit_frames(model, batches, save_to=...) or the command qpeft frames"
 
@@ -45,7 +44,7 @@ class FrameFile:
     path: Path
     sha256: str
     settings: dict[str, Any]  # fields of the PEFT config
-    base: str  # `fingerprint` of the base model, or that its weights could not be compared
+    base: str  # digest of the base model, or that its weights could not be compared
     shapes: dict[str, tuple[int, int, int]]  # d_out, d_in, R of each matrix by the name of its module
     tensors: dict[str, Tensor] = field(repr=False)  # float16
 
@@ -66,7 +65,7 @@ class FrameFile:
             problem = f"this one has no module {missing[0]}"
         elif others := [name for name, shape in self.shapes.items() if not _fits(modules[name], shape)]:
             problem = f"{others[0]} has another shape"
-        elif self.base != _NOT_COMPARED and fingerprint(modules, self.modules) not in (None, self.base):
+        elif self.base != _NOT_COMPARED and (found := _digest(modules, self.modules)) and _differ(self.base, found):
             problem = "the weights differ"
         else:
             return
@@ -129,7 +128,7 @@ def write_frame_file(
         model: The base model.
     """
     tensors = {f"{name}.{side}": t for name, pair in frames.items() for side, t in zip("uv", pair, strict=True)}
-    base = fingerprint(dict(model.named_modules()), sorted(frames)) or _NOT_COMPARED
+    base = _digest(dict(model.named_modules()), sorted(frames)) or _NOT_COMPARED
     halves = {key: tensor.detach().half().cpu().contiguous() for key, tensor in sorted(tensors.items())}
     data = _encoded(halves, {"format": _FORMAT, "base": base, "settings": dict(settings)})
     file = _decoded(path, data)
@@ -285,21 +284,12 @@ def inherited(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return find_frame_file(content.get("frames"), content["frames_sha256"], folder).settings
 
 
-def fingerprint(modules: Mapping[str, nn.Module], names: Iterable[str]) -> str | None:
-    """SHA-256 over names, shapes and the signs of some weights of these modules; None if weights have no signs.
+def _digest(modules: Mapping[str, nn.Module], names: Iterable[str]) -> str | None:
+    return digest({key: w for name in names for key, w in matrices(modules[name], name).items()})
 
-    Signs are equal in every floating-point precision of a base model.
-    """
-    digest = hashlib.sha256()
-    for name in names:
-        weight = _base_layer(modules[name]).weight
-        if weight.is_meta or not weight.is_floating_point():
-            return None
-        flat = weight.detach().flatten()
-        step = flat.numel() // _SAMPLE | 1  # odd: an even one can stay in one column
-        signs = torch.signbit(flat[::step]).cpu().numpy()
-        digest.update(json.dumps([name, list(weight.shape)]).encode() + np.packbits(signs).tobytes())
-    return digest.hexdigest()
+
+def _differ(base: str, found: str) -> bool:
+    return not is_same(base, found) and not is_quantized(base, found)
 
 
 def _fits(module: nn.Module, shape: tuple[int, int, int]) -> bool:

@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from qpeft.core.adapter_form import AdapterForm, complete_state
+from qpeft.core.base_digest import bind_base
 from qpeft.core.config import own_copy
 from qpeft.core.load_checks import check_adapter
 from qpeft.errors import ConfigError
@@ -39,6 +40,7 @@ class OwnTuner(AdapterForm, BaseTuner):
         self._set_targets(model, config)
         self.peft_config[adapter_name] = config
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        bind_base(config, model, adapter_name)
 
     def _create_and_replace(
         self,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from qpeft.core.adapter_form import StockAdapter, complete_state
+from qpeft.core.base_digest import bind_base
 from qpeft.core.binding import Binding, Slot
 from qpeft.core.config import GeneratedConfig, own_copy
 from qpeft.core.generator import Generator
@@ -95,6 +96,7 @@ class GeneratedMixin(GeneratorHolder, _Tuner):
         init = SeededInit(config.seed)
         generator, slots = self._build(adapter_name, config, init)
         config.check_start(init.hexdigest())
+        bind_base(config, self.model, adapter_name)
         config.start_hash = init.hexdigest()
         config.generated = [[slot.label, list(slot.shape)] for slot in slots]
         return Binding(generator.to(device_of(slots)), slots)

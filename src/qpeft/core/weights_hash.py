@@ -1,4 +1,4 @@
-"""PEFT configs that record the SHA-256 of the adapter's weights, refuse other weights, and write a model card."""
+"""PEFT configs that record what the adapter's weights and base are, refuse other weights, and write a model card."""
 
 from __future__ import annotations
 
@@ -34,7 +34,17 @@ def sets_in_order(*configs: PeftConfig) -> Iterator[None]:
 class SealedConfig(PeftConfig):
     """Mixed in first. PEFT saves the weights before the config, and loads the config before the weights."""
 
-    weights_sha256: str | None = option(None, "SHA-256 of adapter_model.safetensors; filled in when saved.")
+    weights_sha256: str | None = option(
+        None, "SHA-256 of adapter_model.safetensors; filled in when saved.", filled_in=True
+    )
+    base_digest: str | None = option(
+        None, "Digest of the base model's adapted weights; filled in when bound.", filled_in=True
+    )
+
+    @property
+    def depends_on_base(self) -> bool:
+        """Whether the adapter's values have a meaning on its own base model only."""
+        return False
 
     def __new__(cls, *args: Any, **settings: Any) -> Any:
         if args:  # the first field of PEFT's configs is the task

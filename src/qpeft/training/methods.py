@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _RESERVED = {
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
     *("inference_mode", "runtime_config", "format_version", "start_hash", "generated"),
-    "weights_sha256",
 }
 
 

@@ -17,6 +17,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load
 from torch import Tensor
 
+from qpeft.core.base_digest import check_base, digest, name_of, own_weights
 from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder
 from qpeft.core.frame_file import inherited
 from qpeft.core.load_checks import check_tensors
@@ -27,7 +28,8 @@ from qpeft.errors import CheckpointError, ConfigError
 # fields in which the adapters may differ: initial values, and fields that only training uses
 _FREE = (
     *("seed", "start_hash", "base_model_name_or_path", "revision", "inference_mode", "auto_mapping", "peft_version"),
-    *("lora_dropout", "store_frames", "weights_sha256", "frames"),  # a frame file is compared by its hash
+    *("lora_dropout", "store_frames", "weights_sha256"),
+    *("base_digest", "frames"),  # not compared as texts: precisions differ, and a frame file has a hash
 )
 
 
@@ -38,15 +40,19 @@ class CompactReader:
         model: The PeftModel with the first of these adapters, from `qpeft.load`; its generator is used for all.
         folder: The folder of the first adapter.
         n_seeds: For how many seeds generators are kept in memory.
+        allow_other_base: Do not warn of adapters of another base model.
     """
 
-    def __init__(self, model: Any, folder: Path, n_seeds: int) -> None:
+    def __init__(self, model: Any, folder: Path, n_seeds: int, allow_other_base: bool) -> None:
         tuner: GeneratedMixin = model.base_model
         binding = tuner.binding("default")
         self._config: Any = tuner.generated_config("default")
         self._slots, self._sizes = binding.slots, binding.sizes
         self._keys = [stock_key(slot.label) for slot in binding.slots]
         self._first: Any = binding.generator
+        self._base = digest(own_weights(tuner.model, "default")), name_of(tuner.model)
+        self._allow_other_base = allow_other_base
+        self._heard = {folder}  # a warning is given once
         content = check_folder(folder)
         self._settings = _shared(content)
         self._inherited = inherited(content, folder)
@@ -67,6 +73,7 @@ class CompactReader:
         """
         settings = check_folder(folder)
         self._check_same(settings)
+        self._check_base(settings, folder)
         generator, present = self._drawn(*_start({**self._inherited, **settings}))
         tensors = load((folder / WEIGHTS).read_bytes())  # for small files three times as fast as load_file
         others = {k: t for k, t in tensors.items() if not k.startswith(self._prefix)}
@@ -97,6 +104,13 @@ class CompactReader:
             raise CheckpointError(
                 f"it has other settings than this pool was made with: {', '.join(shown)}; serve it from another pool"
             )
+
+    def _check_base(self, settings: dict[str, Any], folder: Path) -> None:
+        own = copy.copy(self._config)
+        own.base_digest, own.base_model_name_or_path = map(settings.get, ("base_digest", "base_model_name_or_path"))
+        quiet = self._allow_other_base or folder in self._heard
+        check_base(own, *self._base, adapter="" if quiet else f"adapter '{folder.name}'")
+        self._heard.add(folder)
 
     def _draw(self, seed: int, start_hash: str | None) -> tuple[Any, dict[str, Tensor]]:
         """The generator of a seed, and its state without copies."""

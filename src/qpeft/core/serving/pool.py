@@ -59,6 +59,8 @@ class AdapterPool:
             order, determines the configuration.
         capacity: The number of adapters in memory, and in a batch.
         frames: The frame file of adapters that refer to one; it is read once. Default: as for `qpeft.load`.
+        allow_other_base: Do not warn of adapters of a base model with other weights. Otherwise BaseModelWarning is
+            given once for each.
 
     Raises:
         CheckpointError: there is no adapter, or the first is for another base model.
@@ -66,7 +68,13 @@ class AdapterPool:
     """
 
     def __init__(
-        self, base: nn.Module, folder: str | Path, capacity: int = 8, *, frames: str | Path | None = None
+        self,
+        base: nn.Module,
+        folder: str | Path,
+        capacity: int = 8,
+        *,
+        frames: str | Path | None = None,
+        allow_other_base: bool = False,
     ) -> None:
         if not isinstance(capacity, int) or capacity < 1:
             raise ConfigError(f"capacity must be a whole number from 1, got {capacity!r}")
@@ -75,8 +83,8 @@ class AdapterPool:
         if (self.folder / BASE / CONFIG).is_file():
             raise ConfigError(f"'{BASE}' means no adapter and cannot be a name; rename {self.folder / BASE}")
         first = self.folder / self._first_whole()
-        loaded: Any = load(base, first, frames=frames)
-        self._reader = CompactReader(loaded, first, capacity)
+        loaded: Any = load(base, first, frames=frames, allow_other_base=allow_other_base)
+        self._reader = CompactReader(loaded, first, capacity, allow_other_base)
         config = loaded.base_model.generated_config("default")
         activate(adapted_modules(loaded), [])  # otherwise a module from modules_to_save would stay in the base
         self._slots = StockSlots(loaded.unload(), config, capacity)

@@ -69,7 +69,7 @@ def load_attached(
         raise ConfigError(f"an attached adapter cannot be loaded with {', '.join(sorted(options))}; leave it out")
     saved = read_config(folder)
     host = saved.to_stock()
-    host.inference_mode = False
+    host.inference_mode, host.base_model_name_or_path = False, None  # PEFT would warn of another name, not of weights
     _check_prompt_fits(host, base)
     try:
         model = get_peft_model(base, host, adapter_name, autocast_adapter_dtype=autocast_adapter_dtype)

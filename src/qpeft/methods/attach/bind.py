@@ -9,6 +9,7 @@ from peft import AdaLoraConfig, PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTuner
 
 from qpeft.core.adapter_form import check_adapted
+from qpeft.core.base_digest import bind_base
 from qpeft.core.binding import Binding
 from qpeft.core.generator_holder import GeneratorHolder, holder_of
 from qpeft.core.generator_registry import generator_name
@@ -40,6 +41,7 @@ def bind(
     with torch.no_grad():
         check_not_stationary(slots, generator().split([value.numel() for value in initial]))
     attached = AttachedConfig.of(model.peft_config[name], config)
+    bind_base(attached, model.get_base_model(), name, changes_base=_changes_base(model.peft_config[name]))
     attached.start_hash = init.hexdigest()
     attached.generated = [[slot.label, list(slot.shape)] for slot in slots]
     binding = Binding(
@@ -50,17 +52,21 @@ def bind(
 
 def check_keeps_base(host: PeftConfig) -> None:
     """Raise ConfigError if another adapter of this config would change the base that its neighbours were trained on."""
-    init = getattr(host, "init_lora_weights", None)
-    if isinstance(init, str) and init.startswith(_CHANGE_BASE):
+    if _changes_base(host):
         raise ConfigError(
-            f"init_lora_weights='{init}' changes the base model, and with it the outputs of the adapter that is on it; "
-            "use a model of its own for each such adapter"
+            f"init_lora_weights='{getattr(host, 'init_lora_weights', '')}' changes the base model, and with it the "
+            "outputs of the adapter that is on it; use a model of its own for each such adapter"
         )
     if getattr(host, "layer_replication", None):
         raise ConfigError(
             "layer_replication replaces the layers of the base model, and with them the adapters that are on it; use a "
             "model of its own for such an adapter"
         )
+
+
+def _changes_base(host: PeftConfig) -> bool:
+    init = getattr(host, "init_lora_weights", None)
+    return isinstance(init, str) and init.startswith(_CHANGE_BASE)
 
 
 def _checked_name(model: Any, config: Any, adapter_name: str | None) -> str:

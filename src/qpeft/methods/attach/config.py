@@ -43,10 +43,11 @@ class AttachedConfig(GeneratedConfig):
     @classmethod
     def of(cls, host: PeftConfig, generator: GeneratorConfig) -> AttachedConfig:
         """The config of a `host` adapter with this generator."""
+        settings = {name: value for name, value in host.to_dict().items() if name != "base_digest"}
         return cls(
             task_type=host.task_type,
             base_model_name_or_path=host.base_model_name_or_path,
-            host=_as_json({**host.to_dict(), "peft_type": host.peft_type}) | _modules_to_save(host),
+            host=_as_json({**settings, "peft_type": host.peft_type}) | _modules_to_save(host),
             generator=_as_json(generator.settings()),
             generator_name=generator_name(generator),
         )

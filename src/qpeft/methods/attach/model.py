@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.modules.module import _IncompatibleKeys
 from torch.utils.hooks import RemovableHandle
 
+from qpeft.core.base_digest import check_base, name_of
 from qpeft.core.binding import Binding
 from qpeft.core.generator_holder import GeneratorHolder
 from qpeft.core.load_checks import check_tensors
@@ -164,7 +165,9 @@ class AttachedModel(GeneratorHolder, _PeftModel):
     def _load_state(self, folder: Path, saved: AttachedConfig, adapter_name: str) -> None:
         if adapter_name not in self.generators:
             raise CheckpointError(f"'{adapter_name}' has no generator attached; load {folder} under another name")
-        self._check_same(folder, saved, self._configs[adapter_name])
+        live = self._configs[adapter_name]
+        self._check_same(folder, saved, live)
+        check_base(saved, live.base_digest, name_of(self.get_base_model()))
         state, others = attached_folder.read_tensors(folder)
         generator: Any = self.generators[adapter_name]
         state = generator.unpack(state)

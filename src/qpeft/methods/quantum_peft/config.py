@@ -29,7 +29,7 @@ _A = ".lora_A.weight"
 _CHOOSE_MODULES = ("exclude_modules", "layers_to_transform", "layers_pattern")
 _OWN = {  # fields of one adapter, and those that are filled in
     *("frames", "frames_sha256", "format_version", "weights_sha256", "generated", "start_hash", "peft_type"),
-    *("inference_mode", "peft_version", "auto_mapping", "runtime_config"),
+    *("base_digest", "inference_mode", "peft_version", "auto_mapping", "runtime_config"),
 }
 QUANTUM_PEFT = MethodName("QPEFT_QUANTUM_PEFT")
 
@@ -71,6 +71,10 @@ class QuantumPeftConfig(QuantumPeftGeneratorConfig, GeneratedLoraConfig):
                 "leave it unset"
             )
         self.refuse_lora_options("Quantum-PEFT", more=("lora_bias",))
+
+    @property
+    def depends_on_base(self) -> bool:
+        return self.frame in ("gradient", "sign", "weights")
 
     def read_files(self, base: nn.Module) -> None:
         """Take hash, largest number of directions and, unless they are set, target modules from the frame file.

@@ -10,9 +10,10 @@ from peft.tuners.lora import LoraLayer, LoraModel
 from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
+from qpeft.core.base_digest import digest, own_weights, signs
 from qpeft.core.binding import Slot
 from qpeft.core.config import in_saved_order
-from qpeft.core.frame_file import FrameFile, fingerprint
+from qpeft.core.frame_file import FrameFile
 from qpeft.core.seeded_init import SeededInit
 from qpeft.core.slots import find_slots
 from qpeft.core.targets import check_is_matrix
@@ -68,7 +69,7 @@ class QuantumPeftModel(GeneratedMixin, LoraModel):
         if config.frames is not None:
             _set_frames(generator, config.frame_file())
         elif config.frame == "weights":
-            _set_weight_frames(generator, layers, self.model)
+            _set_weight_frames(generator, layers, signs(digest(own_weights(self.model, adapter_name))))
         return generator, ordered
 
 
@@ -88,11 +89,11 @@ def _set_frames(generator: QuantumPeftGenerator, file: FrameFile) -> None:
     generator.set_frame_file(frames)
 
 
-def _set_weight_frames(generator: QuantumPeftGenerator, layers: list[Any], base: nn.Module) -> None:
+def _set_weight_frames(generator: QuantumPeftGenerator, layers: list[Any], base: str | None) -> None:
     """Compute the frames of the matrices from the weights of their layers."""
     names = [matrix.name for matrix in generator.layout.matrices]
     weights = [_weight(name, layer) for name, layer in zip(names, layers, strict=True)]
-    generator.set_weight_frames(weights, fingerprint(dict(base.named_modules()), names))
+    generator.set_weight_frames(weights, base)
 
 
 def _weight(name: str, layer: Any) -> Tensor:

@@ -18,6 +18,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import Tensor, nn
 
 from qpeft.core.adapter_form import StockAdapter, complete_state, count_trainable
+from qpeft.core.base_digest import bind_base
 from qpeft.core.config import own_copy
 from qpeft.core.load_checks import check_adapter
 from qpeft.core.targets import check_is_matrix, check_rank, check_target_modules, exclude_classifier_head
@@ -53,6 +54,7 @@ class SoRAModel(GatedTuner, LoraModel):
                 check_is_matrix(layer, name)
                 check_rank(config, layer, name)
         super().inject_adapter(model, adapter_name, *args, **kwargs)
+        bind_base(config, model, adapter_name)
 
     def _create_and_replace(
         self,

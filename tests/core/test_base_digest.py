@@ -1,0 +1,321 @@
+"""The base model of an adapter: recognized in every precision, and another one with equal shapes is noticed."""
+
+import copy
+import json
+import warnings
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from variants import VARIANTS
+
+import qpeft
+from qpeft.core.base_digest import digest, is_same
+from qpeft.errors import BaseModelWarning, CheckpointError
+
+CHOSEN = ["qpa", "qpa with dora", "quantum_peft", "quantum_peft in frames", "qaa", "sora", "bottleneck",
+          "attached to lora", "attached to ia3", "attached to a bottleneck", "attached to a prefix"]  # fmt: skip
+LOADS = {"qpeft.load": qpeft.load, "PeftModel.from_pretrained": PeftModel.from_pretrained}
+pytestmark = pytest.mark.filterwarnings("ignore:QPA trains")  # the models are tiny
+PRECISIONS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
+SEEDS, SIZES = st.integers(0, 10_000), st.sampled_from([2, 20, 2000])
+
+
+def tuned(base, relative=1e-3):
+    """`base` after a relative change of all its weights."""
+    draw = torch.Generator().manual_seed(5)
+    other = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1 + relative * torch.randn(parameter.shape, generator=draw))
+    return other
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The base of a variant's adapter, the folder, and the ways to load it."""
+    import tiny_models
+
+    base = tiny_models.llama()
+    folders = {}
+
+    def save(variant):
+        if variant not in folders:
+            folders[variant] = tmp_path_factory.mktemp("saved")
+            kind = VARIANTS[variant]
+            qpeft.save(kind.move(kind.adapt(copy.deepcopy(base))), folders[variant])
+        loads = ["qpeft.load"] if VARIANTS[variant].attached else list(LOADS)
+        return base, folders[variant], [LOADS[name] for name in loads]
+
+    return save
+
+
+@pytest.mark.parametrize("variant", CHOSEN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_own_base_is_recognized_in_every_precision(saved, variant, dtype):
+    base, folder, loads = saved(variant)
+    for load in loads:
+        load(copy.deepcopy(base).to(dtype), folder)  # a warning would be an error
+
+
+@pytest.mark.parametrize("variant", CHOSEN)
+@pytest.mark.parametrize("change", [lambda base: tuned(base), lambda base: type(base)(base.config)],
+                         ids=["changed by 1e-3", "another seed"])  # fmt: skip
+def test_another_base_of_equal_shapes_is_heard_once(saved, variant, change):
+    base, folder, loads = saved(variant)
+    for load in loads:
+        with pytest.warns(BaseModelWarning, match="other weights") as caught:
+            load(change(base), folder)
+        assert [one.category for one in caught].count(BaseModelWarning) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BaseModelWarning)
+            load(change(base), folder)
+    qpeft.load(change(base), folder, allow_other_base=True)
+
+
+def test_warning_names_both_bases(llama, tmp_path):
+    llama.name_or_path = "someone/base"
+    qpeft.save(get_peft_model(copy.deepcopy(llama), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path)
+    other = tuned(llama)
+    other.name_or_path = "someone/base-instruct"
+    with pytest.warns(BaseModelWarning, match=r"'someone/base'.*'someone/base-instruct'.*allow_other_base"):
+        qpeft.load(other, tmp_path)
+
+
+@pytest.mark.parametrize("frame", ["gradient", "sign", "weights"])
+def test_frames_of_another_base_are_refused(llama, ids, tmp_path, frame):
+    config = qpeft.QuantumPeftConfig(r=3, frame=frame, frame_rank=8, target_modules=["q_proj", "up_proj"])
+    model = get_peft_model(copy.deepcopy(llama), config)
+    if frame != "weights":
+        qpeft.fit_frames(model, [{"input_ids": ids, "labels": ids}])
+    qpeft.save(model, tmp_path)
+    for load in LOADS.values():
+        load(copy.deepcopy(llama), tmp_path)
+        other, untouched = tuned(llama), tuned(llama)
+        with pytest.raises(CheckpointError, match=r"other weights.*qpeft\.export"):
+            load(other, tmp_path)
+        assert other.state_dict().keys() == untouched.state_dict().keys()
+    with pytest.raises(CheckpointError):
+        qpeft.load(tuned(llama), tmp_path, allow_other_base=True)
+
+
+def test_training_on_another_base_makes_it_the_adapters_own(llama, tmp_path):
+    qpeft.save(get_peft_model(copy.deepcopy(llama), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "a")
+    other = tuned(llama)
+    for trains in (False, True):
+        loaded = qpeft.load(copy.deepcopy(other), tmp_path / "a", is_trainable=trains, allow_other_base=True)
+        qpeft.save(loaded, tmp_path / str(trains))
+    qpeft.load(copy.deepcopy(other), tmp_path / "True")
+    with pytest.warns(BaseModelWarning):
+        qpeft.load(other, tmp_path / "False")
+    qpeft.load(llama, tmp_path / "False")
+
+
+def test_a_saved_adapter_is_the_same_after_loading_in_another_precision(llama, tmp_path):
+    qpeft.save(get_peft_model(copy.deepcopy(llama), qpeft.SoRAConfig(r=2, target_modules=["q_proj"])), tmp_path / "a")
+    qpeft.save(qpeft.load(llama.bfloat16(), tmp_path / "a"), tmp_path / "b")
+    contents = [json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in "ab"]
+    assert contents[0]["base_digest"] == contents[1]["base_digest"]
+
+
+def test_config_can_be_used_again_on_another_base(llama):
+    config = qpeft.QPAConfig(r=2, n_layers=2, target_modules=["q_proj", "up_proj"])
+    for base in (llama, tuned(llama)):
+        model = get_peft_model(copy.deepcopy(base), config)
+        assert model.peft_config["default"].base_digest != config.base_digest is None
+
+
+@pytest.mark.parametrize("variant", ["qpa", "sora", "bottleneck"])
+def test_weights_that_are_not_in_memory_are_not_compared(saved, variant):
+    base, folder, _ = saved(variant)
+    offloaded = tuned(base)
+    for layer in (offloaded.model.layers[1].mlp, offloaded.model.layers[1].self_attn):
+        layer.to("meta")
+    config = PeftConfig.from_pretrained(folder)
+    recorded = config.base_digest
+    assert recorded is not None
+    assert get_peft_model(offloaded, config).peft_config["default"].base_digest == recorded
+    assert VARIANTS[variant].adapt(copy.deepcopy(base).to("meta")).peft_config["default"].base_digest is None
+
+
+def test_new_head_of_a_classifier_is_not_compared(tmp_path):
+    import tiny_models
+    from transformers import GPT2ForSequenceClassification
+
+    tiny_models.gpt2().save_pretrained(tmp_path / "base")
+    config = qpeft.BottleneckConfig(bottleneck_size=2, target_modules=["ln_2"], task_type="SEQ_CLS")
+
+    def base():
+        return GPT2ForSequenceClassification.from_pretrained(tmp_path / "base", pad_token_id=0)
+
+    qpeft.save(get_peft_model(base(), config), tmp_path / "a")
+    qpeft.load(base(), tmp_path / "a")
+    other = base()
+    with torch.no_grad():
+        other.transformer.wte.weight.mul_(1.01)
+    with pytest.warns(BaseModelWarning):
+        qpeft.load(other, tmp_path / "a")
+
+
+def test_host_that_changes_the_adapted_weights(llama, tmp_path):
+    host = LoraConfig(r=2, target_modules=["q_proj", "up_proj"], init_lora_weights="pissa")
+    model = qpeft.attach(get_peft_model(copy.deepcopy(llama), host), qpeft.QPAGeneratorConfig(n_layers=2))
+    qpeft.save(model, tmp_path)
+    qpeft.load(copy.deepcopy(llama), tmp_path)
+    qpeft.load(copy.deepcopy(llama).bfloat16(), tmp_path)
+    with pytest.warns(BaseModelWarning):
+        qpeft.load(tuned(llama), tmp_path)
+
+
+def test_experts_count_as_weights(tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    base = MixtralForCausalLM(MixtralConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, num_local_experts=4)).eval()  # fmt: skip
+    host = LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.down_proj"])
+    made = get_peft_model(copy.deepcopy(base), host)
+    model = qpeft.attach(made, qpeft.QPAGeneratorConfig(n_layers=2))
+    qpeft.save(model, tmp_path)
+    qpeft.load(copy.deepcopy(base), tmp_path)
+    with torch.no_grad():
+        base.model.layers[0].mlp.experts.down_proj.mul_(1.01)
+    with pytest.warns(BaseModelWarning):
+        qpeft.load(base, tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["abc", 7, ["a"]])
+def test_damaged_digest_is_refused(saved, tmp_path, damage):
+    base, folder, loads = saved("sora")
+    (tmp_path / "adapter_model.safetensors").write_bytes((folder / "adapter_model.safetensors").read_bytes())
+    content = json.loads((folder / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**content, "base_digest": damage}))
+    for load in loads:
+        with pytest.raises(CheckpointError, match="base_digest"):
+            load(copy.deepcopy(base), tmp_path)
+
+
+def test_pool_warns_once_of_each_adapter_of_another_base(llama, tmp_path):
+    config = {"r": 2, "n_layers": 2, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM"}
+    for name, base in (("a", llama), ("b", tuned(llama)), ("c", tuned(llama)), ("d", llama)):
+        qpeft.save(get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(**config)), tmp_path / name)
+    pool = qpeft.AdapterPool(copy.deepcopy(llama).bfloat16(), tmp_path, capacity=1)
+    heard = []
+    for name in "abcdabcd":
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pool.activate(name)
+        heard += [name for one in caught if one.category is BaseModelWarning]
+    assert heard == ["b", "c"]
+    quiet = qpeft.AdapterPool(copy.deepcopy(llama), tmp_path, capacity=1, allow_other_base=True)
+    for name in "abcd":
+        quiet.activate(name)
+    with pytest.warns(BaseModelWarning) as caught:
+        first = qpeft.AdapterPool(tuned(llama), tmp_path)
+    assert [one.category for one in caught].count(BaseModelWarning) == 1
+    for name in "abc":
+        first.activate(name)  # of a it was said, and b and c are on their own base
+    qpeft.AdapterPool(tuned(llama), tmp_path, allow_other_base=True)
+
+
+def test_pool_refuses_frames_of_another_base(llama, tmp_path):
+    config = {"r": 2, "frame": "weights", "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM"}
+    for name, base in (("a", llama), ("b", tuned(llama))):
+        qpeft.save(get_peft_model(copy.deepcopy(base), qpeft.QuantumPeftConfig(**config)), tmp_path / name)
+    pool = qpeft.AdapterPool(llama, tmp_path, allow_other_base=True)
+    pool.activate("a")
+    with pytest.raises(CheckpointError, match="other weights"):
+        pool.activate("b")
+
+
+def test_fine_tuned_copy_of_a_real_base(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from qpeft.demo import base_path
+
+    base = AutoModelForCausalLM.from_pretrained(base_path(), dtype="float32")
+    qpeft.save(get_peft_model(copy.deepcopy(base), qpeft.QPAConfig(r=2, target_modules="all-linear")), tmp_path)
+    for dtype in ("float32", "bfloat16", "float16"):
+        qpeft.load(AutoModelForCausalLM.from_pretrained(base_path(), dtype=dtype), tmp_path)
+    optimizer = torch.optim.AdamW(base.parameters(), lr=1e-5)
+    ids = torch.arange(64)[None]
+    for _ in range(3):
+        base(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with pytest.warns(BaseModelWarning):
+        qpeft.load(base, tmp_path)
+
+
+# -- the digest itself
+
+
+def drawn(seed, size=2000):
+    """(size, 3) float32, of many magnitudes."""
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 3, generator=draw) * 10 ** torch.empty(size, 1).uniform_(-6, 1, generator=draw)
+
+
+def cast(weight, formats):
+    for one in formats:
+        weight = weight.to(one)
+    return weight
+
+
+def agree(one, other):
+    digests = [str(digest({"w": weight})) for weight in (one, other)]
+    assert is_same(*digests) == is_same(*reversed(digests))
+    return is_same(*digests)
+
+
+@given(SEEDS, SIZES, PRECISIONS, st.lists(PRECISIONS, max_size=4))
+def test_casts_one_after_the_other_keep_the_digest(seed, size, published, casts):
+    weight = drawn(seed, size).to(published)
+    assert agree(weight, cast(weight, casts))
+
+
+@given(SEEDS, SIZES, PRECISIONS, PRECISIONS, PRECISIONS, st.booleans())
+def test_base_agrees_with_itself_in_every_pair_of_precisions(seed, size, published, one, other, widens):
+    weight = drawn(seed, size).to(published)
+    assert agree(weight.to(one), weight.to(other).float() if widens else weight.to(other))
+
+
+@given(SEEDS, PRECISIONS, PRECISIONS)
+def test_change_by_a_thousandth_is_noticed(seed, one, other):
+    weight = drawn(seed)
+    factor = 1 + 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+    both = {torch.bfloat16, torch.float16}  # have no common values, only signs, which a factor does not change
+    assert agree(weight.to(one), (weight * factor).to(other)) == ({one, other} == both)
+
+
+@given(SEEDS)
+def test_added_change_is_noticed_by_signs(seed):
+    weight = 0.02 * torch.randn(2000, 3, generator=torch.Generator().manual_seed(seed))
+    tuned = weight + 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed + 1))
+    assert not agree(weight.bfloat16(), tuned.half())
+
+
+def test_names_and_shapes_count():
+    weight = torch.ones(4, 6)
+    found = {digest(weights) for weights in ({"w": weight}, {"v": weight}, {"w": weight.T}, {"w": weight, "v": weight})}
+    assert len(found) == 4
+
+
+def test_sample_is_not_confined_to_one_column():
+    weight = torch.ones(4096, 4096, dtype=torch.float16)
+    other = torch.where(torch.arange(4096) == 0, weight, -weight)  # equal in the first column only
+    assert digest({"w": weight}) != digest({"w": other})
+
+
+def test_layout_in_memory_does_not_count():
+    weight = drawn(0)
+    assert digest({"w": weight}) == digest({"w": weight.T.contiguous().T})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights_equal_themselves_only(dtype):
+    weight = 100 * torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
+    assert agree(weight.to(dtype), weight.to(dtype))
+    assert not agree(weight, weight.to(dtype))
+    assert not agree((weight + 7).to(dtype), weight.to(dtype))
