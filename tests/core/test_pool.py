@@ -16,12 +16,14 @@ import tiny_models
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2ForSequenceClassification
 from watched_lock import Watched
 
 import qpeft
+from qpeft.core.serving import compact_reader
+from qpeft.core.serving import pool as pool_module
 from qpeft.core.serving.pool import why_not_mixed
 from qpeft.demo import base_path
 from qpeft.errors import CheckpointError, ConfigError
@@ -253,6 +255,47 @@ def test_replacement_of_equal_size_time_and_inode_is_read_again(gpt2, users, ids
         os.utime(folder / name, ns=(old.st_atime_ns, old.st_mtime_ns))
     pool.activate("user-1")
     assert torch.equal(adapters.logits(pool.model, ids), adapters.logits(again, ids))
+
+
+def replaced_at(monkeypatch, module, function, folder, other):
+    """From now on, the first call of this function replaces `folder` by `other` after it has returned."""
+    real = getattr(module, function)
+
+    def replacing(*args, **options):
+        found = real(*args, **options)
+        if other.exists():
+            shutil.rmtree(folder)
+            other.rename(folder)
+        return found
+
+    monkeypatch.setattr(module, function, replacing)
+
+
+def test_request_during_a_replacement_is_answered_with_the_new_adapter(gpt2, users, ids, adapters, monkeypatch):
+    pool = qpeft.AdapterPool(copy.deepcopy(gpt2), users, capacity=1)
+    expected = adapters.logits(adapter(gpt2, users.parent / "new", seed=1), ids)
+    replaced_at(monkeypatch, compact_reader, "check_folder", users / "user-0", users.parent / "new")
+    pool.activate("user-0")
+    assert torch.equal(adapters.logits(pool.model, ids), expected)
+    assert len({held.slot for held in pool._resident.values()} | set(pool._free)) == 1
+
+
+@pytest.mark.parametrize("build", [qpeft.load, lambda base, folder: qpeft.AdapterPool(base, folder.parent)])
+def test_config_and_weights_of_different_versions_are_not_loaded(gpt2, users, monkeypatch, build):
+    """The new weights have the shapes and the initial values of the old ones, and another factor."""
+    folder, new = users / "user-0", users.parent / "new"
+    adapter(gpt2, new, lora_alpha=64)
+    replaced_at(monkeypatch, PeftConfig, "from_pretrained", folder, new)
+    with pytest.raises(CheckpointError, match="replaced while it was read"):
+        build(copy.deepcopy(gpt2), folder)
+
+
+def test_pool_is_not_made_from_two_versions_of_its_first_adapter(gpt2, users, monkeypatch):
+    folder, new = users / "user-0", users.parent / "new"
+    adapter(gpt2, new, lora_alpha=64)
+    replaced_at(monkeypatch, pool_module, "load", folder, new)
+    with pytest.raises(CheckpointError, match="replaced while it was read"):
+        qpeft.AdapterPool(copy.deepcopy(gpt2), users)
 
 
 # -- threads

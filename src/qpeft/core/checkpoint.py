@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,19 @@ def load(
         ConfigError: `base` is no model, there is no file `frames`, or the adapter refers to none.
     """
     check_model(base)
-    folder, name = Path(directory), options.get("adapter_name", "default")
+    with unchanged(Path(directory)):
+        return _load(base, Path(directory), is_trainable, frames, allow_other_base, options)
+
+
+def _load(
+    base: nn.Module,
+    folder: Path,
+    is_trainable: bool,
+    frames: str | Path | None,
+    allow_other_base: bool,
+    options: dict[str, Any],
+) -> PeftModel:
+    name = options.get("adapter_name", "default")
     try:
         content = check_folder(folder)
         if frames is not None:
@@ -129,6 +142,33 @@ def load(
         ) from error
     check_acts(model, folder, name)
     return model
+
+
+def stamp(folder: Path) -> tuple[int, ...]:
+    """Numbers that change when a file of the adapter is replaced. Raises OSError if one is missing."""
+    found = [(folder / name).stat() for name in (CONFIG, WEIGHTS)]
+    return tuple(n for one in found for n in (one.st_ctime_ns, one.st_mtime_ns, one.st_size, one.st_ino))
+
+
+@contextmanager
+def unchanged(folder: Path) -> Iterator[None]:
+    """Within: an adapter is read, whose config and weights belong together.
+
+    Raises CheckpointError, instead of any other error, if a file was replaced meanwhile.
+    """
+    before = _stamp_or_none(folder)
+    try:
+        yield
+    finally:
+        if _stamp_or_none(folder) != before:
+            raise CheckpointError(f"{folder} was replaced while it was read; load it again, on a new base model")
+
+
+def _stamp_or_none(folder: Path) -> tuple[int, ...] | None:
+    try:
+        return stamp(folder)
+    except (OSError, ValueError):  # ValueError: an invalid file name
+        return None
 
 
 def check_folder(folder: Path) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 
 from peft import PeftConfig, PeftModel, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
-from torch import nn
+from torch import Tensor, nn
 
-from qpeft.core.checkpoint import CONFIG, WEIGHTS, check_folder, load
+from qpeft.core.checkpoint import CONFIG, check_folder, load, stamp, unchanged
 from qpeft.core.meta_model import refuse_adapted
 from qpeft.core.serving.compact_reader import CompactReader
 from qpeft.core.serving.stock_slots import StockSlots, activate, adapted_modules, not_mixed
@@ -83,8 +83,9 @@ class AdapterPool:
         if (self.folder / BASE / CONFIG).is_file():
             raise ConfigError(f"'{BASE}' means no adapter and cannot be a name; rename {self.folder / BASE}")
         first = self.folder / self._first_whole()
-        loaded: Any = load(base, first, frames=frames, allow_other_base=allow_other_base)
-        self._reader = CompactReader(loaded, first, capacity, allow_other_base)
+        with unchanged(first):
+            loaded: Any = load(base, first, frames=frames, allow_other_base=allow_other_base)
+            self._reader = CompactReader(loaded, first, capacity, allow_other_base)
         config = loaded.base_model.generated_config("default")
         activate(adapted_modules(loaded), [])  # otherwise a module from modules_to_save would stay in the base
         self._slots = StockSlots(loaded.unload(), config, capacity)
@@ -210,22 +211,25 @@ class AdapterPool:
 
     def _slot_with(self, name: str, keep: set[str]) -> str:
         """The slot with the adapter in its current version."""
-        stamp = self._stamp(name)
+        found = self._stamp(name)
         held = self._resident.get(name)
-        if held is None or held.stamp != stamp:
-            held = self._read(name, stamp, keep)
+        if held is None or held.stamp != found:
+            tensors, found = self._read(name, found)
+            held = _Resident(self._slot_for(name, keep), found)
+            self._slots.fill(held.slot, tensors)
         self._resident.pop(name, None)
         self._resident[name] = held  # at the end: used last
         return held.slot
 
-    def _read(self, name: str, stamp: tuple[int, ...], keep: set[str]) -> _Resident:
+    def _read(self, name: str, found: tuple[int, ...]) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+        """The adapter's tensors and the stamp of its files; of the new files if they are replaced meanwhile."""
         try:
-            tensors = self._reader.read(self.folder / name)
+            with unchanged(self.folder / name):
+                return self._reader.read(self.folder / name), found
         except QpeftError as error:
+            if (now := self._stamp(name)) != found:
+                return self._read(name, now)
             raise type(error)(f"adapter '{name}' cannot be served: {error}") from error
-        slot = self._slot_for(name, keep)
-        self._slots.fill(slot, tensors)
-        return _Resident(slot, stamp)
 
     def _slot_for(self, name: str, keep: set[str]) -> str:
         """The adapter's own slot, or a free one, or that of the least recently used adapter."""
@@ -239,7 +243,7 @@ class AdapterPool:
         if not _is_name(name):
             raise self._unknown(name)
         try:
-            found = [(self.folder / name / file).stat() for file in (CONFIG, WEIGHTS)]
+            return stamp(self.folder / name)
         except (OSError, ValueError) as error:  # ValueError: an invalid file name
             if not isdir(self.folder / name):  # noqa: PTH112 Path.is_dir raises on names that are too long
                 raise self._unknown(name) from error
@@ -249,8 +253,6 @@ class AdapterPool:
                 ) from error
             check_folder(self.folder / name)
             raise
-        numbers = [(file.st_ctime_ns, file.st_mtime_ns, file.st_size, file.st_ino) for file in found]
-        return tuple(number for one in numbers for number in one)
 
     def _unknown(self, name: Any) -> ConfigError:
         return ConfigError(f"{self.folder} has no adapter {name!r}; it has {len(self.names)} others")
