@@ -142,7 +142,7 @@ def test_report_is_made_from_rows_alone(qpeft_cli, tmp_path):
     shown = qpeft_cli("compare", "report", folder, env={"COLUMNS": "120"})
     for word in ("Controls", "trainable parameters of qaa", "no difference shown", "4/5", "3/5"):
         assert word in shown.stdout
-    assert "quantum_peft: edge" in shown.stderr
+    assert "A learning rate outside those tried may be better for Quantum-PEFT." in shown.stderr
 
 
 def test_folder_without_a_study_exits_with_code_2(qpeft_cli, tmp_path):

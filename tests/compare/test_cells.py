@@ -88,7 +88,7 @@ def test_plan_counts_methods_and_writes_nothing(study, tmp_path):
     assert by_key["qpa"]["trainable"] <= 4 * by_key["lora"]["trainable"] / 2  # half of rank 8
     assert by_key["lora"]["rates"] == [0.003, 0.01, 0.03, 0.1]
     assert not (tmp_path / "out" / "rows.jsonl").exists()
-    assert len(plan.tuning_cells()) == 4 * (len(METHODS) - 1)
+    assert len(plan.tuning_cells({})) == 4 * (len(METHODS) - 1)
     cells = plan.final_cells({})
     assert len(cells) == 3 * (len(METHODS) - 1) + 1  # the base needs no second seed
     assert [cell.seed for cell in cells] == sorted(cell.seed for cell in cells)
@@ -140,8 +140,8 @@ def test_study_file_of_release_0_1_is_completed_from_the_table_of_methods(study,
 
 def test_learning_rate_with_the_lowest_loss_is_chosen(study, tmp_path):
     plan = make_plan(study(), tmp_path / "out")
-    rows = {cell.cell_id: failed_row(cell, RuntimeError("planted")) for cell in plan.tuning_cells()}
-    for cell in plan.tuning_cells():
+    rows = {cell.cell_id: failed_row(cell, RuntimeError("planted")) for cell in plan.tuning_cells({})}
+    for cell in plan.tuning_cells({}):
         if cell.method == "lora":
             rows[cell.cell_id] = started_row(cell).updated(status="success", quality=Quality(valid_loss=1 / cell.lr))
     finals = {cell.method: cell for cell in plan.final_cells(rows) if cell.seed == 0}
@@ -517,7 +517,7 @@ def test_each_seed_and_the_trials_have_their_own_random_projections(study, tmp_p
     plan = make_plan(study(methods=[*METHODS[:2], *used, fixed], reference="lora"), tmp_path / "out")
     names["fixed"] = "projection_prng_key"
     found = {key: set() for key in names}
-    for cell in (*plan.tuning_cells(), *plan.final_cells({})):
+    for cell in (*plan.tuning_cells({}), *plan.final_cells({})):
         if cell.method in names:
             config = untrained_model(changed(cell, impossible=None))[0].peft_config["default"]
             found[cell.method].add((cell.seed, getattr(config, names[cell.method])))

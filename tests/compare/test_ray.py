@@ -90,7 +90,7 @@ def test_machine_without_the_folder_gives_failed_rows(plan, cluster):
 def test_lost_worker_is_replaced_once(plan, cluster):
     from qpeft.compare.ray_executor import RayExecutor
 
-    cell = plan.tuning_cells()[0]
+    cell = plan.tuning_cells({})[0]
     with RayExecutor(plan.folder, cells.run_after_losing_a_worker, CompareProgress()) as executor:
         ((_, row),) = executor.run([cell])
     assert row.status == "success"

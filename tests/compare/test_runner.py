@@ -95,7 +95,7 @@ def test_phases_run_in_order_and_a_second_run_does_nothing(plan):
 def test_incomplete_files_of_a_killed_run_are_removed(plan):
     run(plan, run_cell=cells.run_cell)
     whole = sorted(plan.folder.rglob("*"))
-    work_folder(plan.tuning_cells()[0], plan.folder).mkdir(parents=True)
+    work_folder(plan.tuning_cells({})[0], plan.folder).mkdir(parents=True)
     (plan.folder / ".data.abcd_123.unfinished").mkdir()
     (plan.folder / ".study.json.abcd_123.unfinished").write_text("{")
     run(plan, run_cell=cells.run_cell)
@@ -137,7 +137,7 @@ def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
         assert plan.row(method, "seed0").status == "skipped"
         assert plan.row(method, "seed0").error_msg == "no trial ended well"
     assert {row.method for row in outcome.failures} == set(methods) - {"lora", "qpa"}
-    log = log_path(plan.folder, plan.tuning_cells()[2])
+    log = log_path(plan.folder, plan.tuning_cells({})[2])
     assert "a word of a library" in log.read_text()
 
 
@@ -200,7 +200,7 @@ def test_seeds_run_again_if_the_chosen_learning_rate_changes(plan):
     ids=["method", "settings", "seed", "weights", "tokenizer", "data"],
 )
 def test_row_of_other_work_is_not_taken_for_the_row_of_a_cell(plan, change):
-    cell = plan.tuning_cells()[0]
+    cell = plan.tuning_cells({})[0]
     row = cells.planted_row(cell, status="success", quality=Quality(valid_loss=1.0)).model_copy(deep=True)
     assert cell.owns(row)
     change(row)
@@ -282,7 +282,7 @@ def test_second_run_in_the_same_folder_is_rejected(plan):
 
 def test_cell_waits_for_the_process_of_a_killed_run(plan):
     """The first cell's folder is locked until the second cell ends."""
-    first = plan.tuning_cells()[0]
+    first = plan.tuning_cells({})[0]
     lock = waiting_for(work_folder(first, plan.folder) / ".lock", lambda: False)
     lock.__enter__()
 
@@ -299,7 +299,7 @@ def test_cell_waits_for_the_process_of_a_killed_run(plan):
 
 
 def test_cell_fails_if_the_process_of_a_killed_run_does_not_end(plan, monkeypatch):
-    first = plan.tuning_cells()[0]
+    first = plan.tuning_cells({})[0]
     monkeypatch.setattr(local_executor, "_PATIENCE", 0.0)
     with waiting_for(work_folder(first, plan.folder) / ".lock", lambda: False):
         outcome = run(plan, run_cell=cells.run_cell)
@@ -321,7 +321,7 @@ def full(_):
 
 
 def test_full_disk_is_reported_with_the_option_that_helps(plan, monkeypatch):
-    row = failed_row(plan.tuning_cells()[0], TrainingError(f"is full. Free some space and {RUN_AGAIN}"))
+    row = failed_row(plan.tuning_cells({})[0], TrainingError(f"is full. Free some space and {RUN_AGAIN}"))
     assert row.error_msg.endswith("Free some space and run the command again with --retry failed")
     monkeypatch.setattr(runner, "write_outputs", full)
     with pytest.raises(TrainingError, match=r"is full; .* run the command again with --retry failed"):

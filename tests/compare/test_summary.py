@@ -71,7 +71,8 @@ def test_sentences(study_folder):
     )
     assert sentences["quantum_peft"] == (
         "No difference from LoRA is shown: Quantum-PEFT ends 0.010 nats per token above "
-        "(95 % interval -0.058 to 0.078, 3 of 5 seeds worse) with 3.8 % as many trainable parameters."
+        "(95 % interval -0.058 to 0.078, 3 of 5 seeds worse) with 3.8 % as many trainable parameters. "
+        "Its learning rate 0.01 is the highest of those tried: another may be better."
     )
     assert sentences["none"].startswith("The base, untrained ends 0.400 nats per token above LoRA")
     assert sentences["none"].endswith("without training.")
@@ -189,12 +190,27 @@ def test_ranks_follow_the_mean(study_folder):
     assert [m.rank for m in ranked] == [1, 2, 2, 4, 5, 6, 7]
 
 
-def test_learning_rate_at_the_edge_of_its_grid_is_flagged(study_folder):
+def test_answer_names_methods_whose_learning_rate_is_at_an_edge(study_folder):
     summary = summary_of(study_folder)
     assert summary["quantum_peft"].lr_at_edge == "high"
-    assert summary["quantum_peft"].flags == ["edge: its best learning rate is the highest of its grid"]
-    assert any("edge of the grid for Quantum-PEFT" in limit for limit in summary.limits)
-    assert summary["qpa"].flags == []
+    assert summary.sentences["quantum_peft"].endswith("is the highest of those tried: another may be better.")
+    assert summary.headlines[-1].endswith("may be better for Quantum-PEFT.")
+    assert summary["quantum_peft"].flags == []
+    assert summary["qpa"].lr_at_edge is None
+    assert "of those tried" not in summary.sentences["qpa"]
+
+
+def test_trials_beyond_the_grid_count(study_folder):
+    """A best that was at an edge of the grid is inside with one more trial, and its seeds are those of the study."""
+    trial = stored_rows(study_folder, "quantum_peft", "lr0.01")[0]
+    further = {**trial, "cell_id": trial["cell_id"].replace("lr0.01", "lr0.03333")}
+    further |= {"train": {**trial["train"], "lr": 0.03333}, "quality": {**trial["quality"], "valid_loss": 9.0}}
+    with (study_folder / "rows.jsonl").open("a") as file:
+        file.write(json.dumps(further) + "\n")
+    summary = summary_of(study_folder)
+    assert summary["quantum_peft"].lr_at_edge is None
+    assert [rate for rate, _ in summary.rows["quantum_peft"].trials] == [3e-4, 1e-3, 3e-3, 1e-2, 0.03333]
+    assert summary.headlines[-1].startswith("QAA is better")
 
 
 def test_limits_name_what_would_make_a_comparison_unfair(study_folder):
@@ -213,9 +229,9 @@ def test_limits_name_controls_that_are_not_shown_to_differ(study_folder):
     assert limits[0].startswith("All quantum circuits are simulated")
     assert limits[1].startswith("A prefix changes")
     assert limits[2].startswith("The defaults of QAA")
-    assert headlines[-3].startswith("Of 2 controls, ")
-    assert headlines[-2].startswith("QPA is not shown to be better than its control: QPA with noise for its circuit (")
-    assert headlines[-1] == "QAA is better than its control, QAA with a random linear map."
+    assert headlines[-4].startswith("Of 2 controls, ")
+    assert headlines[-3].startswith("QPA is not shown to be better than its control: QPA with noise for its circuit (")
+    assert headlines[-2] == "QAA is better than its control, QAA with a random linear map."
     assert any(
         limit.startswith("QPA with noise for its circuit is not shown to differ from QPA here (diff")
         for limit in limits

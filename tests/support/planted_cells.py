@@ -4,6 +4,7 @@ Processes of cells import this module by its name, so it has no heavy imports.
 """
 
 import json
+import math
 import multiprocessing
 import multiprocessing.util
 import os
@@ -14,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from qpeft.compare.cell import Cell, Setup, SplitData, work_folder
+from qpeft.compare.cell import Cell, Setup, SplitData, started_row, work_folder
 from qpeft.compare.resolved import ResolvedMethod
 from qpeft.compare.rows import Base, Data, MethodConfig, Quality, Row, Train, cell_id, read_rows
 from qpeft.compare.study import Training
@@ -50,7 +51,10 @@ class PlantedPlan:
     def claim(self):
         """There is no study.json of planted cells."""
 
-    def tuning_cells(self):
+    def most_tuning_cells(self, rows):
+        return len(self.tuning_cells(rows))
+
+    def tuning_cells(self, rows):
         return [self.cell(method, "tuning", f"lr{lr:g}", 1000, lr) for method in self.methods for lr in (0.1, 0.2)]
 
     def final_cells(self, rows):
@@ -221,3 +225,10 @@ def crash_in_ia3(threads, cell, folder, on_step):
     if cell.method == "ia3":
         raise RuntimeError("planted")
     return run_in_threads(threads, cell, folder, on_step)
+
+
+def run_convex(cell, folder, on_step):
+    """A loss that is convex in the logarithm of the learning rate, with its minimum beyond the grids but for `lora`."""
+    minimum = {"lora": 0.015, "high": 9.0}.get(cell.method, 1e-9)
+    loss = 1 + abs(math.log10(cell.lr / minimum))
+    return started_row(cell).updated(status="success", quality=Quality(valid_loss=loss, test_loss=loss))

@@ -153,11 +153,18 @@ def plan(
     with working("Preparing the study"), tempfile.TemporaryDirectory() as folder:
         command = _command(study, overrides, Path(Path(study).stem))
         found = _plan(study, overrides, Path(folder) / "study", command, trust_remote_code, runs=False)
-        cells = {"tuning": found.tuning_cells(), "final": found.final_cells({}), "cost": found.cost_cells({})}
+        cells = {"tuning": found.tuning_cells({}), "final": found.final_cells({}), "cost": found.cost_cells({})}
         n_cells = {name: len(phase) for name, phase in cells.items()}
+        n_trials = found.most_tuning_cells({})
         hours, memory = found.estimate(examples_per_second), found.least_memory()
-    data = {"study": found.study.model_dump(), "cells": n_cells, "hours": hours, "least_memory": memory}
-    return Answer(data, lambda console: _show_plan(console, found.study, n_cells, hours, memory))
+    data = {
+        "study": found.study.model_dump(),
+        "cells": n_cells,
+        "most_trials": n_trials,
+        "hours": hours,
+        "least_memory": memory,
+    }
+    return Answer(data, lambda console: _show_plan(console, found.study, n_cells, n_trials, hours, memory))
 
 
 @command
@@ -263,6 +270,7 @@ def _method(method: MethodSummary) -> dict[str, Any]:
 def _show(console: Console, folder: Path, summary: Summary, failures: list[Row]) -> None:
     """The report's tables of results with fewer columns, and remarks on standard error."""
     from qpeft.compare.analysis.limits import left_out, noisy_costs
+    from qpeft.compare.analysis.sentences import edges
     from qpeft.compare.report import tables
 
     console.print(f"{summary.study.title}\n", style="bold")
@@ -275,10 +283,9 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
     for shown in (shown for shown in found if shown.rows):
         console.print(table(*tables.brief(shown), title=shown.caption))
     for method in summary.methods:
-        for flag in (flag for flag in method.flags if flag.startswith(("edge", "did not", "no improvement"))):
-            remedy = "; a wider grid may contain a better one" if flag.startswith("edge") else ""
-            say("Note:", f"{method.key}: {flag}{remedy}", "bold yellow")
-    for note in (*left_out(summary), noisy_costs(summary)):
+        for flag in (flag for flag in method.flags if flag.startswith(("did not", "no improvement"))):
+            say("Note:", f"{method.key}: {flag}", "bold yellow")
+    for note in (edges(summary), *left_out(summary), noisy_costs(summary)):
         if note:
             say("Note:", note, "bold yellow")
     say_failures(failures)
@@ -287,7 +294,7 @@ def _show(console: Console, folder: Path, summary: Summary, failures: list[Row])
 
 
 def _show_plan(
-    console: Console, study: ResolvedStudy, n_cells: dict[str, int], hours: dict[str, float], memory: int
+    console: Console, study: ResolvedStudy, n_cells: dict[str, int], n_trials: int, hours: dict[str, float], memory: int
 ) -> None:
     console.print(f"{study.title}\n{study.question}\n")
     members = {member.key: member for block in study.blocks for member in block.members}
@@ -305,10 +312,14 @@ def _show_plan(
     length, steps = study.training.epochs, count(study.training.steps)
     epochs = [] if length is None else [("epochs of the training data", f"{length:g}", f"{steps} steps")]
     what = {"tuning": "trials of learning rates", "final": "final runs", "cost": "measurements of time and memory"}
-    phases = [(what[name], str(n), f"about {_hours(hours[name])}") for name, n in n_cells.items() if n]
+    numbers, up_to = {name: str(n) for name, n in n_cells.items() if n}, ""
+    if n_trials > n_cells["tuning"]:  # grids extend themselves
+        numbers["tuning"], up_to = f"{n_cells['tuning']} to {n_trials}", "up to "
+    starts = {"tuning": f"{up_to}about"}
+    phases = [(what[name], n, f"{starts.get(name, 'about')} {_hours(hours[name])}") for name, n in numbers.items()]
     console.print(facts([*epochs, *phases, ("memory", size(memory), "or more: without activations")]))
     total, most = sum(hours.values()), study.max_hours
-    console.print(f"\nIn total about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
+    console.print(f"\nIn total {up_to}about {_hours(total)} with one worker; max_hours is {most:g}. To run it:\n")
     print_code(console, study.command)
 
 

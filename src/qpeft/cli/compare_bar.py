@@ -46,7 +46,7 @@ class CompareBar(CompareProgress):
         self._task = self._bar.add_task("Starting", total=None, cells="")
         self._running: dict[str, float] = {}  # by name: share of the cell that is done
         self._began: dict[str, float] = {}
-        self._n_cells = self._n_done = 0
+        self._n_cells = self._n_more = self._n_done = 0
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -59,6 +59,10 @@ class CompareBar(CompareProgress):
         self._n_cells, self._n_done = n_finished + len(cells), n_finished
         if n_finished:
             say("Note:", f"{n_finished} of {self._n_cells} cells are already done", "bold")
+        self._draw()
+
+    def on_total(self, n_cells: int, n_more: int) -> None:
+        self._n_cells, self._n_more = n_cells, n_more
         self._draw()
 
     def on_start(self, cell: Cell) -> None:
@@ -75,20 +79,22 @@ class CompareBar(CompareProgress):
         self._n_done += 1
         self._running.pop(name, None)
         took = f", {duration(time.monotonic() - self._began.pop(name))}" if name in self._began else ""
-        done = f"{self._n_done} of {self._n_cells}"
-        self._bar.console.print(f"{done}: {name}: {_outcome(row)}{took}", soft_wrap=True)
+        self._bar.console.print(f"{self._done()}: {name}: {_outcome(row)}{took}", soft_wrap=True)
         self._draw()
 
     def on_note(self, text: str) -> None:
         say("Note:", text, "bold")
 
+    def _done(self) -> str:
+        return f"{self._n_done} of {'up to ' * bool(self._n_more)}{self._n_cells + self._n_more}"
+
     def _draw(self) -> None:
         self._bar.update(
             self._task,
             description=", ".join(self._running) or "Starting",
-            total=self._n_cells,
+            total=self._n_cells + self._n_more,
             completed=self._n_done + sum(self._running.values()),
-            cells=f"{self._n_done} of {self._n_cells} cells",
+            cells=f"{self._done()} cells",
         )
 
 

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from qpeft.compare.rate_search import Edge
 from qpeft.compare.resolved import ResolvedMethod
 from qpeft.compare.rows import Base, Data, Environment, MethodConfig, Row, Train, cell_id
 from qpeft.compare.study import Generation, MethodSpec, Training
@@ -71,7 +71,8 @@ class Cell(_Frozen):
     name: str  # of the row: seed0, lr0.001, cost
     seed: int
     lr: float | None
-    lr_at_edge: Literal["low", "high"] | None = None
+    lr_grid: list[float] = []  # all learning rates that are tried, as far as rows determined them
+    lr_at_edge: Edge | None = None
     setup: Setup
     impossible: str | None = None  # why it cannot run
 
@@ -131,7 +132,7 @@ def started_row(cell: Cell) -> Row:
         data=Data(id=setup.data.id, sha256=setup.data.sha256),
         train=Train(
             lr=cell.lr,
-            lr_grid=spec.rates,
+            lr_grid=cell.lr_grid,
             lr_at_grid_edge=cell.lr_at_edge,
             optimizer="AdamW, betas 0.9 and 0.999",
             schedule=training.schedule,

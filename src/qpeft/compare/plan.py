@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from qpeft import methods
 from qpeft.compare.base_names import fill_names
 from qpeft.compare.budget import Counted, Host, count, fill_block
 from qpeft.compare.cell import Cell, Setup, SplitData
 from qpeft.compare.data import TEXT_PAIR, split_data
+from qpeft.compare.rate_search import RateSearch
 from qpeft.compare.resolved import (
     STUDY,
     ResolvedBlock,
@@ -69,19 +70,27 @@ class Plan:
         _check_results(self)
         self.study.write(self.folder)
 
-    def tuning_cells(self) -> list[Cell]:
-        """A trial of each learning rate, for methods that have several; small methods first."""
-        trials = [(method, rate) for method in self._by_size() if len(method.rates) > 1 for rate in method.rates]
-        return [self._cell(method, "tuning", f"lr{rate:g}", self.study.tuning.seed, rate) for method, rate in trials]
+    def tuning_cells(self, rows: Rows) -> list[Cell]:
+        """The trials of learning rates that `rows` make necessary, for methods with several; small methods first."""
+        return [
+            self._cell(method, "tuning", f"lr{rate:g}", self.study.tuning.seed, search, rate)
+            for method, search in self._searches(rows)
+            for rate in search.rates
+        ]
+
+    def most_tuning_cells(self, rows: Rows) -> int:
+        """How many trials of learning rates there are in the end, at most."""
+        return sum(search.n_possible for _, search in self._searches(rows))
 
     def final_cells(self, rows: Rows) -> list[Cell]:
         """Every method with every seed, seed by seed, at the learning rate with the lowest validation loss in `rows`.
 
         The cells of a method without a successful trial have the reason in `impossible`.
         """
-        chosen = {method.key: self._chosen(method, rows) for method in self.study.methods}
+        searches = {method.key: self.study.search(method, rows) for method in self.study.methods}
+        chosen = {method.key: self._chosen(method, searches[method.key], rows) for method in self.study.methods}
         return [
-            self._cell(method, method.role, f"seed{seed}", seed, *chosen[method.key])
+            self._cell(method, method.role, f"seed{seed}", seed, searches[method.key], *chosen[method.key])
             for seed in self.study.seeds
             for method in self._by_size()
             if seed in self.study.seeds_of(method)
@@ -91,18 +100,25 @@ class Plan:
         """A measurement of time and memory for every trained method; none if the study has `costs: false`."""
         seed = self.study.seeds[0]
         measured = [method for method in self._by_size() if self.study.costs and method.is_trained]
-        return [self._cell(method, "cost", "cost", seed, *self._chosen(method, rows)) for method in measured]
+        searches = [(method, self.study.search(method, rows)) for method in measured]
+        return [
+            self._cell(method, "cost", "cost", seed, search, *self._chosen(method, search, rows))
+            for method, search in searches
+        ]
 
     def estimate(self, examples_per_second: float | None = None) -> dict[str, float]:
-        """Hours of each phase (tuning, final, cost) with one worker, from a few timed steps of every method.
+        """Hours of each phase (tuning, final, cost) with one worker, at most, from a few timed steps of every method.
 
         With `examples_per_second`, the speed of training, nothing is timed.
         """
         from qpeft.compare.estimate import estimate_hours
 
         rows = read_rows(self.folder)
-        phases = self.tuning_cells(), self.final_cells(rows), self.cost_cells(rows)
-        return estimate_hours(*phases, self.folder, examples_per_second)
+        tuning = self.tuning_cells(rows)
+        share = self.most_tuning_cells(rows) / len(tuning) if tuning else 1.0
+        phases = tuning, self.final_cells(rows), self.cost_cells(rows)
+        hours = estimate_hours(*phases, self.folder, examples_per_second)
+        return hours | {"tuning": share * hours["tuning"]}
 
     def least_memory(self) -> int:
         """Bytes of the weights, and of gradients and Adam's states for the method with the most trainable parameters.
@@ -116,21 +132,30 @@ class Plan:
     def _by_size(self) -> list[ResolvedMethod]:
         return sorted(self.study.methods, key=lambda method: method.trainable)
 
-    def _chosen(self, method: ResolvedMethod, rows: Rows) -> tuple[float | None, str | None]:
+    def _searches(self, rows: Rows) -> list[tuple[ResolvedMethod, RateSearch]]:
+        """Of the methods that have several learning rates."""
+        return [(method, self.study.search(method, rows)) for method in self._by_size() if len(method.rates) > 1]
+
+    def _chosen(self, method: ResolvedMethod, search: RateSearch, rows: Rows) -> tuple[float | None, str | None]:
         """The learning rate of the method, or the reason why there is none."""
         if len(method.rates) < 2:
             return (method.rates[0] if method.is_trained else None), None
-        trials = {rate: rows.get(self.study.cell_id(method, f"lr{rate:g}")) for rate in method.rates}
-        losses = {rate: row.quality.valid_loss for rate, row in trials.items() if row and row.succeeded}
-        known = {rate: loss for rate, loss in losses.items() if loss is not None}
-        if not known:
-            failed = next((row for row in trials.values() if row and row.status not in ("success", "diverged")), None)
+        if search.best is None:
+            trials = [self.study.trial_of(method, rows, rate) for rate in search.rates]
+            failed = next((row for row in trials if row and row.status not in ("success", "diverged")), None)
             remedy = "give the method a lower lr" if failed is None else f"one {failed.status}: {failed.error_msg}"
             return None, f"no trial of a learning rate succeeded; {remedy}"
-        return min(known, key=lambda rate: known[rate]), None
+        return search.best, None
 
     def _cell(
-        self, method: ResolvedMethod, role: str, name: str, seed: int, lr: float | None, impossible: str | None = None
+        self,
+        method: ResolvedMethod,
+        role: str,
+        name: str,
+        seed: int,
+        search: RateSearch,
+        lr: float | None,
+        impossible: str | None = None,
     ) -> Cell:
         return Cell(
             study=self.study.name,
@@ -139,7 +164,8 @@ class Plan:
             name=name,
             seed=seed,
             lr=lr,
-            lr_at_edge=_edge(lr, method.rates) if role != "tuning" else None,
+            lr_grid=search.rates,
+            lr_at_edge=search.edge if role != "tuning" and lr is not None else None,
             setup=self.setup,
             impossible=impossible,
         )
@@ -394,9 +420,3 @@ def config_hash(study: Study, setup: Setup, spec: MethodSpec, rates: Sequence[fl
         **{f"{part}_sha256": sha for part, sha in files.items()},
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _edge(rate: float | None, rates: Sequence[float]) -> Literal["low", "high"] | None:
-    if rate is None or len(rates) < 2:
-        return None
-    return "low" if rate == rates[0] else "high" if rate == rates[-1] else None

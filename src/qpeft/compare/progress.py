@@ -19,6 +19,9 @@ class CompareProgress:
     def on_plan(self, cells: Sequence[Cell], n_finished: int, at_once: int) -> None:
         """`cells` will run, `at_once` at a time; `n_finished` further cells have rows already."""
 
+    def on_total(self, n_cells: int, n_more: int) -> None:
+        """The study has `n_cells`, and at most `n_more` further trials of learning rates."""
+
     def on_start(self, cell: Cell) -> None:
         """A cell starts or resumes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qpeft import methods
+from qpeft.compare.rate_search import RateSearch, search_rates
 from qpeft.compare.rows import SCHEMA, Base, MethodConfig, Row, cell_id
 from qpeft.compare.study import (
     MethodKey,
@@ -52,7 +54,7 @@ class ResolvedMethod(_Resolved):
     settings: dict[str, Any] = {}
     backend: dict[str, Any] = {}
     lr_base: float | None = None
-    rates: list[float] = []  # learning rates to try; none where nothing is trained
+    rates: list[float] = []  # the grid of learning rates, sorted; none where nothing is trained
     hash: str
     trainable: _Count
     deployed: _Count
@@ -170,6 +172,21 @@ class ResolvedStudy(_Resolved):
         if row is None or row.seed != seed or row.train.lr not in (None, *rates):
             return None
         return row if method.owns(row, self.base, self.data.sha256) else None
+
+    def trial_of(self, method: ResolvedMethod, rows: Mapping[str, Row], rate: float) -> Row | None:
+        """The row of the trial of a learning rate, or None."""
+        return self.row_of(method, rows, f"lr{rate:g}", self.tuning.seed, [rate])
+
+    def search(self, method: ResolvedMethod, rows: Mapping[str, Row]) -> RateSearch:
+        """The learning rates that the method tries, as far as `rows`, by cell_id, determine them."""
+
+        def loss_of(rate: float) -> float | None:
+            row = self.trial_of(method, rows, rate)
+            if row is None or row.status not in ("success", "diverged"):
+                return None
+            return row.quality.valid_loss if row.succeeded else math.inf
+
+        return search_rates(method.rates, loss_of)
 
     def write(self, folder: Path) -> None:
         """Write study.json."""

@@ -106,7 +106,7 @@ class _Run:
         self._file = RowFile(plan.folder)
         self._others = read_rows(reuse) if reuse is not None else {}
         self._next_refresh = time.monotonic() + _REFRESH_SECONDS
-        self._n_done = 0
+        self._ended: set[str] = set()  # cells of this call
 
     def tidy(self) -> None:
         """Remove incomplete files, and the files of cells that have rows; a killed run leaves both."""
@@ -117,11 +117,14 @@ class _Run:
 
     def run(self, pool: LocalExecutor | RayExecutor, at_once: int) -> None:
         """Run the phases in order; the rows of the first determine the learning rates of the others."""
-        left = [cell for number in range(3) for cell in self._left(self._phases()[number])]  # also copies rows to reuse
+        left, n_rows = list[Cell](), -1
+        while n_rows < len(self._file.rows):  # rows to reuse are copied, and determine further cells
+            n_rows = len(self._file.rows)
+            left = self._left(self._cells())
         self._progress.on_plan(left, len(self._cells()) - len(left), at_once)
         with StopRequest(pool.stop) as stop:
-            for number in range(3):
-                self._run_phase(self._left(self._phases()[number]), pool)
+            for cells in self._rounds():
+                self._run_round(cells, pool)
                 if stop.wanted:
                     raise KeyboardInterrupt(self._how_to_resume())
 
@@ -129,16 +132,24 @@ class _Run:
         """The outcome, after all phases."""
         cells, rows = self._cells(), self._file.rows
         failures = [row for cell in cells if (row := rows.get(cell.cell_id)) and is_failure(row)]
-        return RunOutcome(self._n_done, len(cells) - self._n_done, failures, summary)
-
-    def _phases(self) -> tuple[list[Cell], list[Cell], list[Cell]]:
-        rows = self._file.rows
-        return self._plan.tuning_cells(), self._plan.final_cells(rows), self._plan.cost_cells(rows)
+        return RunOutcome(len(self._ended), len(cells) - len(self._ended), failures, summary)
 
     def _cells(self) -> list[Cell]:
-        return [cell for phase in self._phases() for cell in phase]
+        plan, rows = self._plan, self._file.rows
+        return [*plan.tuning_cells(rows), *plan.final_cells(rows), *plan.cost_cells(rows)]
 
-    def _run_phase(self, left: list[Cell], pool: LocalExecutor | RayExecutor) -> None:
+    def _rounds(self) -> Iterator[list[Cell]]:
+        """The cells that are left: trials of learning rates, which may make further trials necessary, seeds, costs."""
+        plan, rows = self._plan, self._file.rows
+        while trials := self._left(plan.tuning_cells(rows)):
+            n_more = plan.most_tuning_cells(rows) - len(plan.tuning_cells(rows))
+            self._progress.on_total(len(self._cells()), n_more)
+            yield trials
+        self._progress.on_total(len(self._cells()), 0)
+        yield self._left(plan.final_cells(rows))
+        yield self._left(plan.cost_cells(rows))
+
+    def _run_round(self, left: list[Cell], pool: LocalExecutor | RayExecutor) -> None:
         for cell in (cell for cell in left if cell.impossible):
             self._keep(cell, lost_row(cell, "skipped", str(cell.impossible)))
         possible = [cell for cell in left if not cell.impossible]
@@ -149,7 +160,7 @@ class _Run:
         self._file.append(row)
         if row.succeeded:
             tidy(cell, self._plan.folder)
-        self._n_done += 1
+        self._ended.add(cell.cell_id)
         self._progress.on_row(cell, row)
         if cell.role not in ("tuning", "cost"):
             self._refresh_outputs()
@@ -171,6 +182,8 @@ class _Run:
 
     def _is_done(self, cell: Cell) -> bool:
         """Whether the cell has a row that is kept; a row of `reuse` is copied first."""
+        if cell.cell_id in self._ended:  # failed cells are retried once
+            return True
         row = self._file.rows.get(cell.cell_id) or self._adopt(cell)
         if row is None or row.status in self._retry or not cell.owns(row):
             return False

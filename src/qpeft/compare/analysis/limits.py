@@ -64,8 +64,6 @@ def _scope(summary: Summary) -> Iterator[str]:
 def _seeds(summary: Summary) -> Iterator[str]:
     """Methods with few, failed or missing seeds."""
     methods = summary.methods
-    if names := _names([m for m in methods if m.lr_at_edge is not None]):
-        yield f"The best learning rate is at an edge of the grid for {names}: a wider grid may do better."
     if names := _names([m for m in methods if not m.has_improved]):
         yield f"Training did {NOT_IMPROVED}: {names}. The values in the tables are those before training."
     if names := _names([m for m in methods if m.metric is not None and m.metric.n < MIN_SEEDS]):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from qpeft.compare.analysis.statistics import Stats, describe
+from qpeft.compare.rate_search import RateSearch
 from qpeft.compare.resolved import ResolvedMethod, ResolvedStudy
 from qpeft.compare.rows import Curve, Row
 
@@ -24,6 +25,7 @@ class MethodRows:
     seeds: Mapping[int, Row | None]
     trials: list[tuple[float, Row | None]]  # by learning rate, in the order of the grid
     cost: Row | None
+    search: RateSearch
 
     @property
     def present(self) -> list[Row]:
@@ -58,13 +60,15 @@ class MethodRows:
 def read_method(study: ResolvedStudy, method: ResolvedMethod, rows: Mapping[str, Row]) -> MethodRows:
     """The rows of `method` among `rows`, which are by cell_id. A deterministic result counts for every seed."""
     find = partial(study.row_of, method, rows)
-    seeds = {seed: find(f"seed{seed}", seed, method.rates) for seed in study.seeds}
+    search = study.search(method, rows)
+    seeds = {seed: find(f"seed{seed}", seed, search.rates) for seed in study.seeds}
     found = [row for row in seeds.values() if row is not None]
     if found and study.is_deterministic(method):
         seeds = dict.fromkeys(seeds, found[0])
-    tried = method.rates if len(method.rates) > 1 else []  # a single learning rate is not tuned
-    trials = [(rate, find(f"lr{rate:g}", study.tuning.seed, [rate])) for rate in tried]
-    return MethodRows(seeds, trials, find("cost", study.seeds[0], method.rates))
+    tried = search.rates if len(method.rates) > 1 else []  # a single learning rate is not tuned
+    trials = [(rate, study.trial_of(method, rows, rate)) for rate in tried]
+    trials = [(rate, row) for rate, row in trials if row is not None or rate in method.rates]
+    return MethodRows(seeds, trials, find("cost", study.seeds[0], search.rates), search)
 
 
 def measurements(row: Row) -> dict[str, float]:

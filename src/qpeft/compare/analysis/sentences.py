@@ -42,6 +42,8 @@ def sentence(method: MethodSummary, summary: Summary) -> str:
     lost = f" Of its {plural(len(method.statuses), 'seed')}: {_lost(method)}." if _lost(method) else ""
     if not method.has_improved:
         lost = f" It did {NOT_IMPROVED}, and its results are those before training.{lost}"
+    if method.lr_at_edge is not None:
+        lost += f" Its learning rate {method.lr:g} is the {method.lr_at_edge}est of those tried: another may be better."
     return capital(_result(method, summary)) + lost
 
 
@@ -60,7 +62,21 @@ def headlines_of(summary: Summary) -> list[str]:
     n_trained = sum(method.role == "main" and method.is_trained for method in summary.methods)
     n_controlled = len({method.against for method in summary.methods if method.role == "control"})
     is_about_controls = 2 * n_controlled > n_trained
-    return [text for text in ([*controls, *compared] if is_about_controls else [*compared, *controls]) if text]
+    answer = [*controls, *compared] if is_about_controls else [*compared, *controls]
+    return [text for text in (*answer, edges(summary)) if text]
+
+
+def edges(summary: Summary) -> str:
+    """The methods whose tuning ended at an edge; empty if there are none."""
+    found = [_in_list(method.label) for method in summary.methods if method.lr_at_edge is not None]
+    return f"A learning rate outside those tried may be better for {_named(found)}." if found else ""
+
+
+def _named(labels: Sequence[str]) -> str:
+    """ "A, B and C"; of many labels the first ones."""
+    if len(labels) > _MOST_NAMED:
+        labels = [*labels[:_FIRST_NAMED], f"{len(labels) - _FIRST_NAMED} others"]
+    return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
 
 
 def _rivals(summary: Summary) -> list[MethodSummary]:
@@ -105,10 +121,7 @@ def _verdicts(found: Sequence[tuple[MethodSummary, Difference | None]], to: str,
             continue
         labels = [f"{_in_list(m.label)} ({value(m)})" for m in chosen]
         verb = "is" if len(labels) == 1 else "are"
-        if len(labels) > _MOST_NAMED:
-            labels = [*labels[:_FIRST_NAMED], f"{len(labels) - _FIRST_NAMED} others"]
-        names = " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))
-        clause = f"{names} {verb} {relation}"
+        clause = f"{_named(labels)} {verb} {relation}"
         if not clauses:  # the other is named once
             clause += f" {preposition} {summary[to].label} ({value(summary[to])} {summary.metric.unit})"
         clauses.append(clause)
@@ -170,8 +183,6 @@ def flags_of(
         values = method.metric.values.values()
         if all(value > untrained if lower_is_better else value < untrained for value in values):
             flags.append("worse than the untrained base with every seed")
-    if method.lr_at_edge is not None:
-        flags.append(f"edge: its best learning rate is the {method.lr_at_edge}est of its grid")
     if method.metric is not None and method.metric.n < MIN_SEEDS:
         flags.append(f"preliminary: {plural(method.metric.n, 'seed')}")
     if _lost(method):

@@ -81,7 +81,7 @@ def _method(study: ResolvedStudy, method: ResolvedMethod, rows: MethodRows, diff
         generator=means.get("cost.params_generator"),
         bytes_stored=means.get("cost.bytes_stored"),
         lr=trained.lr if method.rates else None,
-        lr_at_edge=trained.lr_at_grid_edge if method.rates else None,
+        lr_at_edge=rows.search.edge if trained.lr is not None and trained.lr == rows.search.best else None,
         metric=found.get(f"quality.{study.metric}"),
         measurements=found,
         cost=Cost() if rows.cost is None else rows.cost.cost,

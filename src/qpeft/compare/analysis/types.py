@@ -9,6 +9,7 @@ from typing import Any
 from qpeft.compare.analysis.records import FAILURES, MethodRows
 from qpeft.compare.analysis.statistics import Difference, Stats
 from qpeft.compare.metrics import METRICS, Metric
+from qpeft.compare.rate_search import Edge
 from qpeft.compare.resolved import ResolvedStudy
 from qpeft.compare.rows import Cost, Row
 from qpeft.training.task_types import TASKS
@@ -66,7 +67,7 @@ class MethodSummary:
     generator: float | None  # parameters that regenerate the deployed ones
     bytes_stored: float | None
     lr: float | None
-    lr_at_edge: str | None  # "low" | "high"
+    lr_at_edge: Edge | None  # whether it is the lowest or highest of those tried
     metric: Stats | None
     measurements: dict[str, Stats]  # by dotted name: "quality.test_ppl"
     cost: Cost  # from the cost row, measured alone on the machine

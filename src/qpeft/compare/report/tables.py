@@ -205,7 +205,6 @@ def tuning(summary: Summary) -> Table:
         "Method": _name(summary),
         "Chosen": lambda m: "" if m.lr is None else f"{m.lr:g}",
         **{f"Trial {i + 1}": lambda m, i=i: _trial(m, i, summary) for i in range(n_trials)},
-        "Edge of the grid": lambda m: m.lr_at_edge or "",
     }
     return Table.of(
         "tuning", "Learning rates tried, and the lowest validation loss of each (✓: chosen)", found, columns

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qpeft.compare.analysis.limits import noisy_costs
 from qpeft.compare.analysis.sentences import plural
+from qpeft.compare.rate_search import MOST_EXTENSIONS
 from qpeft.compare.report.format import VERDICTS, count, kind_of
 
 if TYPE_CHECKING:
@@ -56,6 +57,11 @@ def rules(summary: Summary) -> list[str]:
             f"which is not one of the final seeds ({', '.join(map(str, study.seeds))}): its own middle learning rate "
             f"times {', '.join(f'{factor:g}' for factor in grid)}. The lowest validation loss decides."
         )
+        if not any(found.search.is_open for found in summary.rows.values()):  # earlier versions tried the grid alone
+            tried += (
+                " While the lowest or highest learning rate is the best, one more is tried beyond it, by the factor "
+                f"of the grid at this edge, at most {MOST_EXTENSIONS} times."
+            )
     return [
         "Every method starts from the same base and sees the same examples in the same order. The seed determines that "
         "order, dropout, and the adapter's initial values.",

@@ -1,0 +1,130 @@
+"""A grid of learning rates extends itself while its best is at an edge."""
+
+import math
+
+import planted_cells as cells
+import pytest
+
+from qpeft.compare import runner
+from qpeft.compare.progress import CompareProgress
+from qpeft.compare.rate_search import MOST_EXTENSIONS, search_rates
+from qpeft.compare.runner import run
+
+GRIDS = ([3e-4, 1e-3, 3e-3, 1e-2], [1e-3, 3e-3, 1e-2], [1e-3, 1e-2], [9.99, 10.0])
+
+
+def loss_around(minimum, diverges_from=math.inf):
+    """Convex in the logarithm of the learning rate; infinite where training diverges."""
+    return lambda rate: math.inf if rate >= diverges_from else math.log(rate / minimum) ** 2
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("decades", [-9, -2, -1, -0.3, 0, 0.3, 1, 2, 9])
+@pytest.mark.parametrize("limit", [0.01, 0.5, 2, 1e3, math.inf])
+def test_search_ends_with_the_best_of_its_rates_inside_or_after_all_extensions(grid, decades, limit):
+    middle = math.sqrt(grid[0] * grid[-1])
+    loss_of = loss_around(middle * 10**decades, limit * middle)
+    search = search_rates(grid, loss_of)
+    assert set(grid) <= set(search.rates)
+    assert search.rates == sorted(set(search.rates))
+    assert len(search.rates) - len(grid) <= MOST_EXTENSIONS
+    assert search.edge is None or len(search.rates) - len(grid) == MOST_EXTENSIONS
+    assert search.losses == {rate: loss_of(rate) for rate in search.rates}
+    succeeded = [rate for rate in search.rates if rate < limit * middle]
+    assert search.best == min(succeeded, key=loss_of, default=None)
+    assert (search.is_open, search.n_possible) == (False, len(search.rates))
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "rates", "best", "edge"),
+    [
+        (loss_around(1e-3), [3e-4, 1e-3, 3e-3, 1e-2], 1e-3, None),
+        (loss_around(1.2e-2), [3e-4, 1e-3, 3e-3, 1e-2, 0.03333], 1e-2, None),
+        (loss_around(9), [3e-4, 1e-3, 3e-3, 1e-2, 0.03333, 0.1111], 0.1111, "high"),
+        (loss_around(9, diverges_from=0.05), [3e-4, 1e-3, 3e-3, 1e-2, 0.03333, 0.1111], 0.03333, None),
+        (loss_around(1e-9), [2.7e-5, 9e-5, 3e-4, 1e-3, 3e-3, 1e-2], 2.7e-5, "low"),
+        (lambda rate: math.inf, [2.7e-5, 9e-5, 3e-4, 1e-3, 3e-3, 1e-2], None, "low"),  # all diverge
+        (loss_around(1e-3, diverges_from=1e-4), [2.7e-5, 9e-5, 3e-4, 1e-3, 3e-3, 1e-2], 9e-5, None),
+        (lambda rate: 5.0, [2.7e-5, 9e-5, 3e-4, 1e-3, 3e-3, 1e-2], 2.7e-5, "low"),  # the lowest of equal ones
+        (lambda rate: 5.0 if rate > 1e-2 else 6 - rate, [3e-4, 1e-3, 3e-3, 1e-2, 0.03333, 0.1111], 0.03333, None),
+        (lambda rate: None if rate == 1e-2 else rate, [3e-4, 1e-3, 3e-3, 1e-2], 3e-4, "low"),  # a trial failed
+        (lambda rate: None if rate > 1e-2 else 1 / rate, [3e-4, 1e-3, 3e-3, 1e-2, 0.03333], 1e-2, "high"),
+    ],
+)
+def test_rates_best_and_edge_of_a_search(loss_of, rates, best, edge):
+    search = search_rates(GRIDS[0], loss_of)
+    assert (search.rates, search.best, search.edge) == (rates, best, edge)
+
+
+def test_one_learning_rate_is_no_search():
+    search = search_rates([1e-3], loss_around(1.0))
+    assert (search.rates, search.edge, search.n_possible, search.is_open) == ([1e-3], None, 1, False)
+
+
+STUDY = """
+name: searches
+title: Grids that extend themselves
+question: Which learning rate?
+base: embedded
+data: {data}
+seeds: [0, 1]
+tuning: {{grid: [1.0, 3.0]}}
+training: {{steps: 12, batch_size: 2, seq_len: 32}}
+methods:
+  - {{key: lora, method: lora, settings: {{r: 2}}, lr: 0.01}}
+  - {{key: control, method: lora, settings: {{r: 2}}, role: control, against: lora, lr: 1.0}}
+  - {{key: high, method: lora, settings: {{r: 2}}, lr: 1.0e-5}}
+blocks:
+  - of: lora
+    methods: [{{key: sora, method: sora, settings: {{r: 2}}, lr: 1.0}}]
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "text.txt").write_text("The king went into the wood, and the golden bird sang. " * 60)
+    study = tmp_path / "searches.yaml"
+    study.write_text(STUDY.format(data=tmp_path / "text.txt"))
+    return lambda folder: cells.untimed_plan(tmp_path / folder, study)
+
+
+class Totals(CompareProgress):
+    def __init__(self):
+        self.totals = []
+
+    def on_total(self, n_cells, n_more):
+        self.totals.append((n_cells, n_more))
+
+
+def rows_by_name(folder):
+    rows = cells.timeless_rows(folder)
+    return {"/".join(name.split("/")[1::2]): row for name, row in rows.items()}
+
+
+@pytest.mark.xdist_group("comparison")
+def test_extension_of_every_kind_of_method_and_its_resumption(plan, monkeypatch):
+    monkeypatch.setattr(runner, "write_outputs", lambda folder: None)
+    progress = Totals()
+    folder = plan("whole").folder
+    run(plan("whole"), progress=progress, run_cell=cells.run_convex)
+    rows = rows_by_name(folder)
+    assert progress.totals == [(8 + 8, 8), (12 + 8, 4), (15 + 8, 0), (15 + 8, 0)]
+    tried = {
+        "lora": ([0.003333, 0.01, 0.03], 0.01, None),
+        "control": ([0.1111, 0.3333, 1.0, 3.0], 0.1111, "low"),
+        "sora@lora": ([0.1111, 0.3333, 1.0, 3.0], 0.1111, "low"),
+        "high": ([1e-5, 3e-5, 9e-5, 2.7e-4], 2.7e-4, "high"),
+    }
+    for method, expected in tried.items():
+        for seed in (0, 1):
+            train = rows[f"{method}/seed{seed}"]["train"]
+            assert (train["lr_grid"], train["lr"], train["lr_at_grid_edge"]) == expected
+        assert {name for name in rows if name.startswith(f"{method}/lr")} == {f"{method}/lr{r:g}" for r in expected[0]}
+
+    lines = (folder / "rows.jsonl").read_text().splitlines(keepends=True)
+    for n in (9, 13):  # killed in both rounds of extensions
+        study = plan(f"killed-{n}")
+        study.claim()
+        (study.folder / "rows.jsonl").write_text("".join(lines[:n]))
+        run(study, run_cell=cells.run_convex)
+        assert rows_by_name(study.folder) == rows
