@@ -141,6 +141,17 @@ def test_failed_cells_have_rows_and_the_others_succeed(tmp_path):
     assert "a word of a library" in log.read_text()
 
 
+def test_cell_that_is_killed_when_it_starts_has_a_row(plan):
+    outcome = run(plan, run_cell=cells.KilledWhenItStarts())
+    assert {row.status for row in outcome.failures if row.role == "tuning"} == {"failed"}
+    assert "killed while it started" in plan.row("lora", "lr0.1").error_msg
+    assert run(plan, retry=("failed",), run_cell=cells.run_cell).failures == []
+
+
+def test_killed_fork_server_is_replaced(plan):
+    assert run(plan, run_cell=cells.run_without_fork_server).failures == []
+
+
 def test_cell_that_hangs_is_ended_after_the_timeout(tmp_path):
     plan = cells.PlantedPlan(tmp_path, ("hangs",))
     run(plan, timeout=0.5, run_cell=cells.run_or_fail)

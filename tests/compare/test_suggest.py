@@ -67,7 +67,7 @@ def repository(tmp_path_factory, tiny_model):
         plan = make_plan(study, folder)
         plan.study.write(folder)
         rows = []
-        for cell in plan.tuning_cells():
+        for cell in plan.tuning_cells({}):
             is_lost = cell.lr == cell.spec.rates[-1]
             loss = LOSSES[cell.method][number] + 0.1 * cell.spec.rates.index(cell.lr)
             row = started_row(cell)

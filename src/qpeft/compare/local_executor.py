@@ -63,7 +63,7 @@ class LocalExecutor(AbstractContextManager):
             with measuring_time(self._progress.on_note, lambda: self._is_stopping) if is_timed else nullcontext():
                 while (waiting and not self._is_stopping) or self._running:
                     while waiting and not self._is_stopping and len(self._running) < workers:
-                        self._start(waiting.popleft())
+                        yield from self._start(waiting.popleft())
                     yield from self._ended()
         finally:
             for running in self._running:
@@ -77,7 +77,8 @@ class LocalExecutor(AbstractContextManager):
             with suppress(OSError):  # it has just ended
                 running.pipe.send(None)
 
-    def _start(self, cell: Cell) -> None:
+    def _start(self, cell: Cell) -> Iterator[tuple[Cell, Row]]:
+        """Start the cell's process. Yield the cell with its row if the process is killed before it runs."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["__main__", _PRELOAD])
         os.environ[FIRST_CELL] = cell.model_dump_json()
@@ -85,13 +86,18 @@ class LocalExecutor(AbstractContextManager):
         options: dict[str, Any] = {"name": cell.cell_id, "timeout": self._timeout, "context": context}
         process = concurrent.process(**options)(_run_here)
         self._progress.on_start(cell)
-        future = process(cell, self._folder, self._run_cell, log_path(self._folder, cell), theirs, _PATIENCE)
-        theirs.close()  # so that the pipe ends with the process
-        self._running.append(_Running(cell, future, ours))
+        try:
+            future = process(cell, self._folder, self._run_cell, log_path(self._folder, cell), theirs, _PATIENCE)
+            self._running.append(_Running(cell, future, ours))
+        except (ConnectionError, EOFError):  # it, or the process that forks it, no longer reads
+            if not self._is_stopping:
+                yield cell, lost_row(cell, "failed", "the process was killed while it started")
+        finally:
+            theirs.close()  # so that the pipe ends with the process
 
     def _ended(self) -> Iterator[tuple[Cell, Row]]:
         """Wait for the next messages, and yield the cells that have ended, with their rows."""
-        ready = wait([running.pipe for running in self._running])
+        ready = wait([running.pipe for running in self._running]) if self._running else []
         for running in [running for running in self._running if running.pipe in ready]:
             try:
                 self._progress.on_step(running.cell, *running.pipe.recv())
