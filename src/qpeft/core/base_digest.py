@@ -90,7 +90,8 @@ def name_of(base: nn.Module) -> str | None:
 def own_weights(base: nn.Module, adapter_name: str, changes_base: bool = False) -> dict[str, Tensor]:
     """The matrices of the base that the adapter adapts, by their names without any adapter.
 
-    If there are none, as with prefixes, or `changes_base`: the other matrices of the model without its heads.
+    If there are none, as with prefixes, or `changes_base`: the other matrices of the model without its heads, and
+    without its embeddings, which grow with the vocabulary.
     """
     adapted: dict[str, Tensor] = {}
     for name, layer in base.named_modules():
@@ -100,7 +101,8 @@ def own_weights(base: nn.Module, adapter_name: str, changes_base: bool = False) 
         return adapted
     body = getattr(base, "base_model", base)
     place = next(name for name, module in base.named_modules() if module is body)
-    others = {name: weight for name, weight in matrices(body, place).items() if name not in adapted}
+    adapted_or_grown = {*adapted, *(f"{n}.weight" for n, m in base.named_modules() if isinstance(m, nn.Embedding))}
+    others = {name: weight for name, weight in matrices(body, place).items() if name not in adapted_or_grown}
     return {name: weight for name, weight in others.items() if "pooler" not in name}  # can be random, like a head
 
 

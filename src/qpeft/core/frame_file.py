@@ -14,11 +14,12 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -147,14 +148,22 @@ def read_frame_file(path: str | Path) -> FrameFile:
     if not str(path):
         raise ConfigError(f"{setting('frames')} is empty; give the path of a frame file")
     path = Path(path).expanduser().absolute()
-    if not path.is_file():
+    if not isfile(path):  # noqa: PTH113 Path.is_file raises on names that are too long
         raise ConfigError(
-            f"{path} is a folder; give a file" if path.is_dir() else f"there is no frame file {path}; {_MAKE}"
+            f"{path} is a folder; give a file" if isdir(path) else f"there is no frame file {path}; {_MAKE}"  # noqa: PTH112
         )
     try:
+        with safe_open(path, framework="pt"):  # only its header: a large file of another kind would fill the memory
+            pass
         return _decoded(path, path.read_bytes())
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror}); copy it again") from error
+        raise CheckpointError(f"{path} cannot be read ({error.strerror or error}); copy it again") from error
+
+
+def _damaged(path: Path, reason: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is not a frame file, or damaged ({reason}); {_MAKE}, or copy it again")
 
 
 def _encoded(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
@@ -176,7 +185,7 @@ def _decoded(path: Path, data: bytes) -> FrameFile:
             _check_content(tensors, header)
         file = FrameFile(path, sha256, dict(header["settings"]), header["base"], shapes, tensors)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a frame file, or damaged ({error}); {_MAKE}, or copy it again") from error
+        raise _damaged(path, error) from error
     _KNOWN[sha256] = path
     return file
 
@@ -258,7 +267,7 @@ def find_frame_file(name: Any, sha256: Any, folder: Path) -> FrameFile:
     here = folder.absolute()
     paths = [*filter(None, [_KNOWN.get(sha256)]), *(place / name for place in (here, *here.parents[:FOUND_ABOVE]))]
     others = "it is missing"
-    for path in filter(Path.is_file, paths):
+    for path in filter(isfile, paths):
         if (file := read_frame_file(path)).sha256 == sha256:
             return file
         others = f"{path} has SHA-256 {file.sha256}"

@@ -366,6 +366,24 @@ def test_truncated_file_is_refused(frames, size):
         frame_file.read_frame_file(frames)
 
 
+def test_large_file_of_another_kind_is_not_read_into_memory(frames):
+    with frames.open("r+b") as file:
+        file.truncate(2**43)  # without content on the disk
+    with pytest.raises(CheckpointError, match="is not a frame file, or damaged"):
+        frame_file.read_frame_file(frames)
+
+
+def test_name_that_no_file_can_have_is_refused(llama, frames, tmp_path):
+    qpeft.save(referring(llama, frames), tmp_path / "a")
+    content = json.loads((tmp_path / "a" / CONFIG).read_text())
+    (tmp_path / "a" / CONFIG).write_text(json.dumps({**content, "frames": "x" * 300}))
+    forget()
+    with pytest.raises(CheckpointError, match="it is missing"):
+        PeftModel.from_pretrained(copy.deepcopy(llama), tmp_path / "a")
+    with pytest.raises(ConfigError, match="there is no frame file"):
+        referring(llama, tmp_path / ("x" * 300))
+
+
 def replace_in_place(path, data):
     """Other bytes, with the same size, inode and time of modification."""
     before = path.stat()
