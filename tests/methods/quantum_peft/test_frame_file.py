@@ -165,11 +165,12 @@ def test_missing_or_different_frame_file_is_refused(llama, batches, frames, adap
     assert torch.equal(adapters.logits(loaded, ids), adapters.logits(model, ids))
 
 
-def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path):
+@pytest.mark.parametrize("factor", [-1, 1.001])
+def test_frames_of_another_base_are_refused(llama, gpt2, frames, tmp_path, factor):
     qpeft.save(referring(llama, frames), tmp_path / "a")
     tuned = copy.deepcopy(llama)
     with torch.no_grad():
-        tuned.model.layers[0].mlp.up_proj.weight.mul_(-1)
+        tuned.model.layers[0].mlp.up_proj.weight.mul_(factor)
     with pytest.raises(CheckpointError, match="frames of another base model: the weights differ"):
         referring(tuned, frames)
     with pytest.raises(CheckpointError, match="frames of another base model: the weights differ"):
