@@ -6,7 +6,10 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
+import pytest
+
 from qpeft import methods
+from qpeft.methods import Method
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
@@ -29,3 +32,11 @@ def test_learning_rate_of_a_record_is_the_median_of_the_studies_medians():
     }
     assert len(medians) > 10
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"), [({}, "quantum"), ({"family": "pauli"}, "quantum"), ({"family": "core"}, "classical")]
+)
+def test_settings_without_a_circuit_are_classical(settings, kind):
+    assert methods.named("quantum_peft").kind_with(settings) == kind
+    assert Method(key="x", title="x", kind="quantum").kind_with(settings) == "quantum"

@@ -86,7 +86,7 @@ def test_values_of_other_types_are_refused(score, values):
 
 
 @pytest.mark.parametrize("score", [accuracy, f1, mcc])
-@pytest.mark.parametrize("value", [0.5, math.nan])
+@pytest.mark.parametrize("value", [0.5, math.nan, math.inf, 1e300])
 def test_classes_that_are_no_whole_numbers_are_refused(score, value):
     with pytest.raises(DataError, match="a class is not a whole number"):
         score([0, 1], [0, value])
@@ -99,3 +99,18 @@ def test_arrays_and_tensors_are_scored_as_lists(score):
     for make in (tuple, np.array, torch.tensor, lambda values: np.array(values, dtype=np.float32)):
         assert score(make(labels), make(predictions)) == expected
     assert score(torch.tensor(labels), torch.tensor([float(p) for p in predictions], requires_grad=True)) == expected
+
+
+@pytest.mark.parametrize("n_classes", [0, 2, 2.5, "3", True])
+def test_f1_of_fewer_classes_than_there_are_is_refused(n_classes):
+    with pytest.raises(DataError, match="n_classes must be a whole number of at least 3"):
+        f1([0, 1, 2], [0, 1, 1], n_classes=n_classes)
+
+
+@pytest.mark.parametrize("score", [accuracy, f1, mcc, pearson, spearman])
+def test_tensors_of_any_kind_count_by_their_values(score):
+    labels, predictions = [0, 1, 0, 1], [0, 1, 1, 1]
+    for make in (torch.tensor, lambda values: torch.tensor(values, dtype=torch.bfloat16, requires_grad=True)):
+        assert score(make(labels), make(predictions)) == score(labels, predictions)
+    with pytest.raises(DataError, match="labels must be a list or array"):
+        score(torch.empty(4, device="meta"), predictions)

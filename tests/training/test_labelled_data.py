@@ -79,6 +79,7 @@ def test_tsv_for_a_language_model_has_a_header(tmp_path):
         (["pos", "neg"], ("neg", "pos")),
         (["2", "10", "x"], ("10", "2", "x")),
         (["1", "01"], ("01", "1")),
+        (["9" * 5000, "1"], ("1", "9" * 5000)),
     ],
 )
 def test_classes_are_sorted_by_value_or_name(found, names):

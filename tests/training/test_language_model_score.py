@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import PromptTuningConfig, get_peft_model
 from published_qpa import published_perplexity
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
@@ -23,7 +24,7 @@ from transformers import (
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_pt_utils import LabelSmoother
 
-from qpeft.errors import DataError
+from qpeft.errors import ConfigError, DataError
 from qpeft.metrics import padded_perplexity, perplexity
 from qpeft.training.blocks import collate, cut
 from qpeft.training.encoding import Tokens, encode
@@ -189,6 +190,32 @@ def test_perplexity_of_nothing_is_refused(tokenizer, tiny_model, texts):
         perplexity(model, texts, tokenizer)
     with pytest.raises(DataError, match="no rows to score"):
         padded_perplexity(model, [], tokenizer)
+
+
+@pytest.mark.parametrize("score", [perplexity, padded_perplexity])
+def test_perplexity_takes_blocks_of_the_context_and_refuses_other_numbers(score, tokenizer, tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    context, texts = model.config.max_position_embeddings, ["the king went into the wood " * 100]
+    assert context < 512
+    assert score(model, texts, tokenizer) == score(model, texts, tokenizer, context)
+    for seq_len in (0, 1, -1, 2.5, "8", True, context + 1):
+        with pytest.raises(ConfigError, match="seq"):
+            score(model, texts, tokenizer, seq_len)
+    for batch_size in (0, -1, 2.5, "8", None):
+        with pytest.raises(ConfigError, match="batch_size"):
+            score(model, texts, tokenizer, 8, batch_size)
+    with pytest.raises(DataError, match="valid text"):
+        score(model, ["\ud800 the king"], tokenizer)
+
+
+def test_perplexity_leaves_room_for_virtual_tokens(tokenizer, tiny_model):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    context = base.config.max_position_embeddings
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    texts = ["the king went into the wood " * 100]
+    assert perplexity(model, texts, tokenizer) == perplexity(model, texts, tokenizer, context - 5)
+    with pytest.raises(ConfigError, match="minus 5 virtual tokens"):
+        perplexity(model, texts, tokenizer, context - 4)
 
 
 @pytest.mark.parametrize("virtual_tokens", [0, 3])

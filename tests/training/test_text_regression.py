@@ -94,6 +94,13 @@ def test_label_whose_square_overflows_is_refused_with_its_row(settings, tmp_path
         TextRegression(settings(data=str(tmp_path / "large.jsonl")))
 
 
+def test_text_that_no_tokenizer_can_encode_is_refused_with_its_row(settings, tmp_path):
+    rows = [{"text": "the king", "label": 1}, {"text": "a \ud800 fox", "label": 2}]
+    (tmp_path / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="row 2 is not valid text"):
+        TextRegression(settings(data=str(tmp_path / "bad.jsonl")))
+
+
 def test_every_twentieth_example_is_held_out(settings, tmp_path):
     task = TextRegression(settings(eval_data=None))
     assert [label for _, label in task.evaluation] == [row[1] for row in write(tmp_path / "x.jsonl", 96)[1][19::20]]

@@ -34,6 +34,8 @@ class Method:
     config: type | str | None = None  #: PEFT config class; None: there is no adapter
     tuner: type | str | None = None  #: PEFT tuner class; None: one of PEFT's own methods
     kind: Literal["quantum", "classical"] = "classical"
+    #: config fields of a quantum method, each with the values for which there is no circuit
+    classical_values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     trains: Trains = Trains.ADAPTER
     learning_rate: float = DEFAULT_LEARNING_RATE  #: what our studies chose; the factor 1 of its grid in a study
     defaults: Mapping[str, Any] = field(default_factory=dict)  #: config fields with other defaults than in the config
@@ -95,8 +97,9 @@ class Method:
         return self.save_frames is not None and is_framed
 
     def kind_with(self, settings: Mapping[str, Any]) -> Literal["quantum", "classical"]:
-        """`kind`; classical for settings without a circuit, which the families of Quantum-PEFT other than pauli are."""
-        return self.kind if settings.get("family", "pauli") == "pauli" else "classical"
+        """`kind`; classical for settings without a circuit."""
+        is_classical = any(settings.get(name) in values for name, values in self.classical_values.items())
+        return "classical" if is_classical else self.kind
 
     def leaves_out_frames(self, settings: Mapping[str, Any]) -> bool:
         """Whether an adapter with these settings is saved without its gradient frames, which a frame file can hold."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from qpeft.checks import MOST, is_count
 from qpeft.errors import DataError
 
 
@@ -61,7 +62,10 @@ def f1(labels: Sequence[int], predictions: Sequence[int], n_classes: int | None 
     from sklearn.metrics import f1_score
 
     pair = _classes(labels, predictions)
-    is_binary = (n_classes or 1 + max(values.max() for values in pair)) <= 2
+    least = 1 + int(max(values.max() for values in pair))
+    if n_classes is not None and not (is_count(n_classes) and n_classes >= least):
+        raise DataError(f"n_classes must be a whole number of at least {max(least, 1)}, got {n_classes!r}")
+    is_binary = (n_classes or least) <= 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a class that is never predicted
         return float(f1_score(*pair, labels=[1] if is_binary else None, average="macro"))
@@ -111,7 +115,7 @@ def _correlation(correlate: Callable[..., Any], labels: Sequence[float], predict
 def _classes(labels: Sequence[int], predictions: Sequence[int]) -> list[np.ndarray]:
     """The two as arrays (N,) of whole numbers."""
     pair = _pair(labels, predictions)
-    if not all((values == np.floor(values)).all() for values in pair):
+    if not all(((values == np.floor(values)) & (np.abs(values) <= MOST)).all() for values in pair):  # not infinity
         raise DataError("a class is not a whole number; give the indices of the classes")
     return [values.astype(np.int64) for values in pair]
 
@@ -129,8 +133,8 @@ def _pair(labels: Sequence[float], predictions: Sequence[float]) -> list[np.ndar
 
 def _numbers(values: Any, what: str) -> np.ndarray:
     try:
-        found = np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-    except ValueError:  # lists of different lengths
+        found = np.asarray(values.tolist() if hasattr(values, "tolist") else values)  # NumPy has no bfloat16
+    except (ValueError, TypeError, RuntimeError):  # lists of different lengths, tensors without values
         found = np.asarray(None)
     if found.ndim != 1 or found.dtype.kind not in "biuf":  # sets, dicts and generators have no dimension
         raise DataError(f"{what} must be a list or array with a number for each example, got {type(values).__name__}")

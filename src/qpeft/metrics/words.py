@@ -23,6 +23,10 @@ def check_strings(values: Sequence[str], what: str) -> None:
         raise DataError(f"{what} must be a list of texts, got {type(values).__name__}")
     if other := next((type(value).__name__ for value in values if not isinstance(value, str)), None):
         raise DataError(f"{what} must be a list of texts, got one with {other}")
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError as error:  # unpaired surrogates, which tokenizers cannot encode
+        raise DataError(f"{what} must be valid text ({error.reason}); correct it") from error
 
 
 def check_texts(hypotheses: Texts, references: References) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList, NoRepeatNGramLogitsProcessor
 
+from qpeft.core.base_model import virtual_tokens
 from qpeft.errors import DataError, setting
 from qpeft.training.decoding import Decoding
 from qpeft.training.metrics import evaluation_mode
@@ -56,9 +57,7 @@ def generate_texts(
 def has_room(model: Any, n_tokens: int) -> bool:
     """Whether the model's context has room for `n_tokens` tokens, next to the virtual tokens of an adapter."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    configs = getattr(model, "peft_config", {}).values()
-    virtual = max((getattr(config, "num_virtual_tokens", None) or 0 for config in configs), default=0)
-    return context is None or n_tokens + virtual <= context
+    return context is None or n_tokens + virtual_tokens(model) <= context
 
 
 class _NoRepetition(LogitsProcessor):

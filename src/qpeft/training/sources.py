@@ -364,14 +364,19 @@ def _renamed(where: str, row: Row, names: dict[str, str]) -> Row:
         if not isinstance(row.get(column), kind | None):
             raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a {kind.__name__}")
     renamed = {name: row.get(column) or kind() for column, name in names.items()}
-    try:
-        json.dumps(renamed, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:  # unpaired surrogates, which JSON allows and tokenizers cannot encode
-        raise DataError(f"{where} is not valid text ({error.reason}); correct the row") from error
+    check_text(where, renamed)
     for message in renamed.get("messages", ()):
         if not _is_message(message):
             raise DataError(f"{where}: the message {str(message)[:80]} lacks 'role' or 'content' as text")
     return renamed
+
+
+def check_text(where: str, content: Any) -> None:
+    """Raise DataError for unpaired surrogates, which JSON allows and tokenizers cannot encode."""
+    try:
+        json.dumps(content, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} is not valid text ({error.reason}); correct the row") from error
 
 
 def _is_message(message: Any) -> bool:

@@ -8,6 +8,7 @@ METHOD = Method(
     config="qpeft.methods.quantum_peft.config:QuantumPeftConfig",
     tuner="qpeft.methods.quantum_peft.model:QuantumPeftModel",
     kind="quantum",
+    classical_values={"family": ("lie", "kronecker", "core")},
     learning_rate=3e-3,
     defaults={"target_modules": "all-linear"},
     options="qpeft.methods.quantum_peft.settings:QuantumPeftGeneratorConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -61,7 +62,7 @@ def label_number(value: Any, where: str) -> float:
 
 
 def _is_integer(name: str) -> bool:
-    return name.removeprefix("-").isdecimal() and str(int(name)) == name
+    return re.fullmatch(r"0|-?[1-9][0-9]{0,17}", name) is not None
 
 
 def hold_out(rows: list[Labelled], source: str, has_classes: bool = True) -> tuple[list[Labelled], list[Labelled]]:

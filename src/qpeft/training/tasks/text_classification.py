@@ -16,7 +16,7 @@ from qpeft.errors import ConfigError, DataError, DataWarning, InputError, settin
 from qpeft.training.encoding import warn_of_unknown
 from qpeft.training.interrupt import interruptible
 from qpeft.training.settings import TrainSettings
-from qpeft.training.sources import Row, has_validation_split, load_rows
+from qpeft.training.sources import Row, check_text, has_validation_split, load_rows
 from qpeft.training.tasks.classification import Classification, Example
 from qpeft.training.tasks.labelled_data import Labelled
 
@@ -76,6 +76,7 @@ class TextClassification(Classification):
             for column in columns:
                 if not isinstance(row.get(column), str | None):
                     raise DataError(f"{where}: column {column!r} has a {type(row[column]).__name__}, not a str")
+            check_text(where, [row.get(column) for column in (*columns, label)])
             yield [row.get(column) or "" for column in columns], self.label(row.get(label), where)
 
     def _encode(self, texts: Sequence[Sequence[str]]) -> list[EncodedText]:
