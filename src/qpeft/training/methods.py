@@ -117,11 +117,14 @@ def build_adapter(
     from peft import get_peft_model
 
     import qpeft
+    from qpeft.core.config import GeneratedConfig
     from qpeft.core.config_limits import check_sizes_fit
     from qpeft.core.targets import check_target_modules
 
     config = build_config(settings)
     train_in_full(config, head)
+    if isinstance(config, GeneratedConfig):
+        config.read_files(base)  # which can name the target modules
     check_target_modules(base, config)
     check_sizes_fit(config, base)
     if batches is not None and (calibrate := settings.record.ask("calibrate", config)):
