@@ -8,7 +8,7 @@ import shutil
 import sys
 import threading
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 
 import pytest
@@ -465,6 +465,21 @@ def test_block_can_be_entered_after_an_error_in_one(stock):
             pass
         with pool.using("user-3") as arguments:
             assert_equal_to_stock(pool, ids, arguments, "user-3", stock)
+
+
+@pytest.mark.parametrize("after", ["user-1", "__base__", ["user-1", "user-2", "user-1", "__base__"]], ids=str)
+@pytest.mark.parametrize("places", [True, False])
+def test_request_after_a_failed_forward_pass_has_its_own_adapters(stock, places, after):
+    """PEFT would compute all later requests with the adapters of the failed rows."""
+    pool, ids = new_pool(capacity=3)
+    wrong = torch.full_like(ids, 1000)  # beyond the vocabulary
+    rows = ["user-0", "__base__", "user-3", "user-0"]
+    arguments = nullcontext({"adapter_names": pool.place(rows)}) if places else pool.using(rows)
+    with pytest.raises(IndexError), arguments as found:
+        pool.model(input_ids=wrong, **found)
+    assert_equal_to_stock(pool, ids, {}, "__base__", stock)
+    with pool.using(after) as arguments:
+        assert_equal_to_stock(pool, ids, arguments, after, stock)
 
 
 def test_coroutine_that_meets_the_block_of_another_is_refused(stock):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +35,22 @@ class StockSlots:
         self.model = _with_adapters(base, config, self.names)
         self._modules = adapted_modules(self.model)
         self._tensors = {name: _tensors(self.model, name) for name in self.names}
+        tuner: Any = self.model.base_model
+        tuner._enable_peft_forward_hooks = partial(self._selecting, tuner._enable_peft_forward_hooks)
         self.switch(None)
+
+    @contextmanager
+    def _selecting(self, select: Callable[..., Any], *args: Any, **options: Any) -> Iterator[None]:
+        """PEFT's selection by `adapter_names`, which PEFT does not end if the forward pass raises."""
+        before = [set(module._forward_pre_hooks) for module in self._modules]
+        try:
+            with select(*args, **options):
+                yield
+        finally:
+            for module, kept in zip(self._modules, before, strict=True):
+                for key in module._forward_pre_hooks.keys() - kept:
+                    del module._forward_pre_hooks[key]
+                    module._forward_pre_hooks_with_kwargs.pop(key, None)
 
     @torch.no_grad()
     def fill(self, slot: str, tensors: Mapping[str, Tensor]) -> None:
