@@ -2,6 +2,7 @@
 
 import json
 
+import moe
 import pytest
 from geometries import write_geometry
 
@@ -170,3 +171,13 @@ def test_values_that_peft_and_transformers_do_not_check_are_refused(qpeft_cli, b
     result = qpeft_cli("plan", "--model", base_folder, *options)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys")
+def test_experts_are_shown_by_their_names_or_refused(qpeft_cli, tmp_path):
+    moe.make("mixtral").config.save_pretrained(tmp_path)
+    result = qpeft_cli("plan", "--model", tmp_path, "--method", "qpa")
+    assert "q_proj, k_proj, v_proj, o_proj, gate, gate_up_proj, down_proj" in " ".join(result.stdout.split())
+    refused = qpeft_cli("plan", "--model", tmp_path, "--method", "quantum_peft")
+    assert refused.exit_code == 2
+    assert "--target-modules without them, such as" in " ".join(refused.stderr.split())

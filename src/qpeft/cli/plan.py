@@ -111,7 +111,7 @@ def _show(console: Console, settings: TrainSettings, found: Plan, suggestion: Su
     console.print(facts([*_sizes(found), *_circuit(found, settings.record.circuit_role), *_forecast(found)]))
     lines = [("note", note) for note in found.notes]
     if names := found.target_modules:
-        kinds = dict.fromkeys(name.rpartition(".")[2] for name in names)  # "24: c_attn, c_proj"
+        kinds = dict.fromkeys(name.removesuffix(".weight").rpartition(".")[2] for name in names)  # "24: c_attn, c_proj"
         lines.insert(0, ("modules", f"{len(names)}: {', '.join(kinds)}"))
     if lines:
         console.print()
