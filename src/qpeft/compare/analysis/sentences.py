@@ -68,8 +68,8 @@ def headlines_of(summary: Summary) -> list[str]:
 
 def edges(summary: Summary) -> str:
     """The methods whose tuning ended at an edge; empty if there are none."""
-    found = [_in_list(method.label) for method in summary.methods if method.lr_at_edge is not None]
-    return f"A learning rate outside those tried may be better for {_named(found)}." if found else ""
+    found = dict.fromkeys(_in_list(method.label) for method in summary.methods if method.lr_at_edge is not None)
+    return f"A learning rate outside those tried may be better for {_named([*found])}." if found else ""
 
 
 def _named(labels: Sequence[str]) -> str:
