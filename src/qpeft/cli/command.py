@@ -59,6 +59,8 @@ def command(function: Callable[..., console.Answer]) -> Callable[..., None]:
         except (typer.Exit, BrokenPipeError):  # Typer handles a closed pipe
             raise
         except BaseException as error:  # code of a user may call sys.exit, which would end as a success
+            if isinstance(error.__context__, BrokenPipeError):  # Rich's exit for a closed pipe
+                raise
             _report(error, failures.explain(error, options), as_json, debug)
             raise typer.Exit(failures.exit_code(error)) from None
 
