@@ -184,6 +184,8 @@ def _decoded(path: Path, data: bytes) -> FrameFile:
         if sha256 not in _KNOWN:
             _check_content(tensors, header)
         file = FrameFile(path, sha256, dict(header["settings"]), header["base"], shapes, tensors)
+    except CheckpointError:  # it is a ValueError
+        raise
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, error) from error
     _KNOWN[sha256] = path
